@@ -1,0 +1,36 @@
+# `make quickstart` and `make test` install all they need into .venv and then run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export HF_HUB_OFFLINE ?= 1
+export HF_DATASETS_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: quickstart test lint install lock clean
+
+install: $(STAMP)
+
+# The lock pins every package, torch's CPU build included.
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c requirements.lock -e '.[dev]'
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/python -m experiments.quickstart
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(STAMP)
+	$(BIN)/pip freeze --exclude-editable | sed '1i # Exact versions for development and CI; made by `make lock`.' | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) quickstart runs

@@ -1,0 +1,196 @@
+"""The command line. Each verb's work lives in `evomerge.commands`, imported only when the verb runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from evomerge import __version__
+
+app = typer.Typer(
+    name="evomerge",
+    help="Evolutionary search for language-model merge recipes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+OURS = ("evomerge", "search_spaces", "fitness")
+REPEATED = ("--models", "--tasks", "--include-path")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: space.weight.high=2.")
+]
+SearchFile = Annotated[Path, typer.Argument(help="The search file (YAML).", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+Tasks = Annotated[list[str], typer.Option(help="Names of lm-eval tasks; several may follow.", show_default=False)]
+IncludePath = Annotated[
+    list[Path] | None, typer.Option(help="Folders of lm-eval task files; several may follow.", show_default=False)
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"evomerge {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    models: Annotated[
+        list[str], typer.Option(help="The base model, then the experts; several follow.", show_default=False)
+    ],
+    tasks: Tasks,
+    include_path: IncludePath = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")] = Path("search.yaml"),
+) -> None:
+    """Write a commented search file after looking at the models."""
+    from evomerge.commands.init import init as run
+
+    run(models, tasks, include_path or [], output)
+
+
+@app.command()
+def plan(config: SearchFile, set_: Set = None, json: Json = False) -> None:
+    """Check a search file against its models and tasks; say what the search will cost."""
+    from evomerge.commands.plan import plan as run
+
+    run(config, set_ or [], json)
+
+
+@app.command()
+def search(
+    config: SearchFile,
+    set_: Set = None,
+    run_: Annotated[
+        Path | None, typer.Option("--run", help="The run directory to make; runs/NAME by default.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search, then score the result on held-out items."""
+    from evomerge.commands.search import search as run
+
+    run(config, set_ or [], run_, json)
+
+
+@app.command()
+def resume(run_: RunFolder, json: Json = False) -> None:
+    """Go on with a stopped search, exactly."""
+    from evomerge.commands.search import resume as run
+
+    run(run_, json)
+
+
+@app.command()
+def status(run_: RunFolder, json: Json = False) -> None:
+    """Say where a run stands, also while it runs."""
+    from evomerge.commands.status import status as run
+
+    run(run_, json)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds run directories.")] = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List the runs in a folder."""
+    from evomerge.commands.status import runs as run
+
+    run(folder, json)
+
+
+@app.command()
+def export(
+    run_: RunFolder,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; standard output by default.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="The candidate with this rank by search score instead.")
+    ] = None,
+    format_: Annotated[
+        Literal["evomerge", "mergekit"], typer.Option("--format", help="Refuse what mergekit cannot rebuild.")
+    ] = "evomerge",
+    round_: Annotated[bool, typer.Option("--round", help="With --format mergekit: give up what it cannot say.")] = False,
+) -> None:
+    """Write the best recipe as YAML."""
+    from evomerge.commands.export import export as run
+
+    run(run_, output, rank, format_, round_)
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of evomerge or mergekit (YAML).", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.", show_default=False)],
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+) -> None:
+    """Write a recipe's checkpoint: weights, tokenizer, config and model card."""
+    from evomerge.commands.merge import merge as run
+
+    run(recipe, out, device)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A folder, hub id or recipe.", show_default=False)
+    ],
+    tasks: Tasks,
+    include_path: IncludePath = None,
+    split: Annotated[
+        Literal["auto", "train", "validation", "test"],
+        typer.Option(help="Which items; auto: test if the task has one, else validation."),
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 64,
+    device: Annotated[str, typer.Option(help="A torch device; auto: a GPU if there is one.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Score a model, or a recipe's model, on whole tasks, with confidence intervals."""
+    from evomerge.commands.evaluate import evaluate as run
+
+    run(model, tasks, include_path or [], split, batch_size, device, json)
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
+    arguments = _repeat_options(sys.argv[1:])
+    debug = "--debug" in arguments
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    try:
+        app(args=arguments)
+    except Exception as error:
+        if debug or type(error).__module__.split(".")[0] not in OURS:
+            raise
+        print(f"evomerge: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+def _repeat_options(arguments: list[str]) -> list[str]:
+    """Let `--models A B` stand for `--models A --models B`."""
+    expanded: list[str] = []
+    option, taken = None, 0
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, taken = (argument, 0) if argument in REPEATED else (None, 0)
+        elif option is not None:
+            if taken:
+                expanded.append(option)
+            taken += 1
+        expanded.append(argument)
+    return expanded
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""`evomerge export`: a run's recipe as YAML. Needs neither the models nor torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from evomerge.config import load
+from evomerge.files import write_text
+from evomerge.ledger import Ledger
+from evomerge.run import Run, RunError
+from search_spaces.coefficients import CoefficientSpace
+from search_spaces.layout import ModelLayout
+from search_spaces.recipe import Recipe, RecipeError
+
+
+def export(path: Path, output: Path | None, rank: int | None, dialect: str, rounded: bool) -> None:
+    """Write the best recipe, or the candidate of a rank."""
+    with Run.read(path) as run:
+        ledger = Ledger(run.events())
+    recipe = _best(path) if rank is None else _ranked(path, ledger, rank)
+    if dialect == "mergekit":
+        recipe = _for_mergekit(recipe, rounded)
+    text = recipe.to_yaml(f"exported from {path.name} by evomerge")
+    if output is None:
+        print(text, end="")
+        return
+    write_text(output, text)
+    print(f"wrote {output}; next: evomerge merge {output} merged", file=sys.stderr)
+
+
+def _best(path: Path) -> Recipe:
+    file = path / "best.yaml"
+    if not file.is_file():
+        raise RunError(f"{path} has scored no candidate yet; wait, or go on with `evomerge resume {path}`")
+    return Recipe.from_file(file)
+
+
+def _ranked(path: Path, ledger: Ledger, rank: int) -> Recipe:
+    ranking = ledger.ranking()
+    if rank > len(ranking):
+        raise RunError(f"--rank {rank}: {path} has {len(ranking)} different scored candidates; give 1 to {len(ranking)}")
+    config = load(path / "config.yaml")
+    environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+    layout = TypeAdapter(ModelLayout).validate_python(environment["layout"])
+    space = CoefficientSpace(config.space, config.models, layout, out_dtype=config.out_dtype, seed=config.seed)
+    return space.decode(ledger.asked[ranking[rank - 1]].candidate.genotype)
+
+
+def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
+    obstacles = recipe.mergekit_obstacles()
+    if obstacles and not rounded:
+        raise RecipeError(
+            f"mergekit cannot rebuild this recipe exactly: {'; '.join(obstacles)}; add --round to give that up"
+        )
+    recipe, given_up = recipe.rounded_for_mergekit()
+    for sentence in given_up:
+        print(f"note: {sentence}", file=sys.stderr)
+    return recipe

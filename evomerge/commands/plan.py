@@ -1,0 +1,94 @@
+"""`evomerge plan`: everything a search checks before it starts, and what it will cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from evomerge.commands.output import console, duration, grid, size
+from evomerge.config import load
+from evomerge.problem import Problem
+from evomerge.search import SearchError
+
+TIMED = 2
+"""Candidates scored to estimate the time of one; the quicker counts."""
+GENERATIONS = 10
+"""Fewer generations than this are hardly a search."""
+SHOWN_GENES = 40
+
+
+def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Print genes, memory, bytes and estimated time per candidate, and whether the budget suffices."""
+    problem = Problem(load(config_file, overrides))
+    summary = _summary(problem)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    out = console()
+    genes = summary["genes"]
+    rows = [[g["name"], f"{g['low']:g}", f"{g['high']:g}", f"{g['start']:g}"] for g in genes[:SHOWN_GENES]]
+    out.print(grid(f"{len(genes)} genes", ["gene", "low", "high", "start"], rows))
+    if len(genes) > SHOWN_GENES:
+        out.print(f"... and {len(genes) - SHOWN_GENES} more")
+    footprint, items = summary["footprint"], summary["items"]
+    out.print(
+        f"\nmodels: {footprint['parameters']:,} parameters each; sources mapped {size(footprint['source_bytes'])}, "
+        f"prepared {size(footprint['prepared_bytes'])}, resident model {size(footprint['resident_bytes'])}"
+    )
+    out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {items['asked']} items asked")
+    out.print(
+        f"measured: merge {duration(summary['seconds']['merge'])}, scoring {duration(summary['seconds']['score'])}; "
+        f"{summary['evaluations']} evaluations take about {duration(summary['estimated_seconds'])}"
+    )
+    out.print(f"items: {items['search']} for searching, {items['held_out']} held out")
+    for sentence in summary["notes"] or ["the budget suffices"]:
+        out.print(f"note: {sentence}")
+
+
+def _summary(problem: Problem) -> dict[str, Any]:
+    config, space = problem.resolved(), problem.space
+    recipe = space.decode(space.start)
+    problem.pool()  # prepares what does not depend on the candidate
+    timed = []
+    for _ in range(TIMED):
+        started = time.perf_counter()
+        evaluation = problem.worker.evaluate(recipe, problem.subset)
+        timed.append((time.perf_counter() - started, evaluation))
+    total, evaluation = min(timed, key=lambda pair: pair[0])
+    if evaluation.status != "ok":
+        raise SearchError(f"the start point cannot be scored: {evaluation.reason}; mend that before a search")
+    evaluations = config.budget.evaluations
+    return {
+        "genes": [asdict(gene) for gene in space.genes],
+        "population": config.strategy.population,
+        "evaluations": evaluations,
+        "items": {
+            "asked": len(problem.subset),
+            "search": len(problem.search_items),
+            "held_out": len(problem.held_out_items),
+        },
+        "footprint": asdict(problem.worker.engine.footprint(recipe)),
+        "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
+        "estimated_seconds": total * evaluations,
+        "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_errors[0]},
+        "notes": [*problem.report.notes, *_budget_notes(config.strategy.population, problem, total)],
+    }
+
+
+def _budget_notes(population: int, problem: Problem, seconds: float) -> list[str]:
+    """Say where the budget is too small for the space, or for the hours."""
+    budget, notes = problem.config.budget, []
+    wanted = GENERATIONS * population
+    if budget.evaluations < wanted:
+        notes.append(
+            f"{budget.evaluations} evaluations are fewer than {GENERATIONS} generations of {population}; set "
+            f"budget.evaluations to {wanted} or more, or have fewer genes (space.layers_per_group, space.modules)"
+        )
+    if budget.hours is not None and seconds * budget.evaluations > budget.hours * 3600:
+        reached = int(budget.hours * 3600 / seconds)
+        notes.append(f"{budget.hours:g} hours end the search after about {reached} of {budget.evaluations} evaluations")
+    return notes

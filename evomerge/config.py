@@ -1,0 +1,233 @@
+"""The search file: what it may hold, read from YAML, with errors that name the key and what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from evomerge.strategies.cma_es import CmaEsConfig
+from evomerge.strategies.random import RandomConfig
+from fitness.config import FitnessConfig
+from search_spaces.coefficients import CoefficientConfig
+
+MAX_BYTES = 1_000_000
+
+
+class ConfigError(ValueError):
+    """A search file that cannot be used; one line that names the file, the key and what to type instead."""
+
+
+class BudgetConfig(BaseModel):
+    """When a search ends: at whichever limit is reached first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    evaluations: int = Field(300, ge=1)
+    """Candidates to score."""
+    hours: float | None = Field(None, gt=0)
+    """Hours of searching, summed over all sessions of a run; none by default."""
+
+
+class InlineConfig(BaseModel):
+    """One worker in the driver's own process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["inline"] = "inline"
+    device: str = "auto"
+    """A torch device (`cpu`, `cuda:0`); `auto`: a GPU if there is one."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What forward passes compute in; `auto`: float32 on a CPU, the merged model's own dtype elsewhere."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of torch; its own default when absent."""
+
+
+def _default_kind(kind: str) -> BeforeValidator:
+    """Let a section leave out `kind` where there is one obvious choice."""
+    return BeforeValidator(lambda value: {"kind": kind} | value if isinstance(value, dict) else value)
+
+
+StrategyConfig = Annotated[
+    Annotated[CmaEsConfig | RandomConfig, Field(discriminator="kind")], _default_kind("cma_es")
+]
+
+
+class SearchConfig(BaseModel):
+    """A whole search file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    models: dict[str, str] = Field(min_length=2)
+    """Short name: local folder (relative to the search file) or hub id; the first is the common base."""
+    space: CoefficientConfig = CoefficientConfig()
+    """What may be built."""
+    strategy: StrategyConfig = CmaEsConfig()
+    """How to search it."""
+    fitness: FitnessConfig
+    """What counts."""
+    budget: BudgetConfig = BudgetConfig()
+    """When to stop."""
+    workers: InlineConfig = InlineConfig()
+    """Where candidates are built and scored."""
+    out_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """What merged weights are stored in; the merging itself is done in float32."""
+    seed: int = Field(0, ge=0)
+    """Decides the search's random numbers, the random masks, the subset and the held-out split."""
+
+    @field_validator("models")
+    @classmethod
+    def _plain_names(cls, models: dict[str, str]) -> dict[str, str]:
+        for name in models:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"the model name {name!r} may hold letters, digits, - and _ only; rename it")
+        if len(set(models.values())) < len(models):
+            raise ValueError("two names stand for the same model; remove one of them")
+        return models
+
+    @property
+    def base(self) -> str:
+        """The base model's name."""
+        return next(iter(self.models))
+
+    def to_yaml(self) -> str:
+        """Return the resolved config as YAML that `load` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Read a search file.
+
+    Parameters
+    ----------
+    path
+        The YAML file; relative folders in it are relative to its own folder.
+    overrides
+        `key.path=value` strings, the value in YAML: `space.weight.high=2`.
+
+    Raises
+    ------
+    ConfigError
+        With one line per mistake: the file, the key and what to type instead.
+    """
+    values = _read(path)
+    for override in overrides:
+        _override(values, override)
+    _resolve_paths(values, path.resolve().parent)
+    try:
+        return SearchConfig.model_validate(values)
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(path, details) for details in error.errors(include_url=False))
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; is this a search file?")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror or error}; `evomerge init` writes a search file to start from"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys such as `models:` and `fitness:`; see `evomerge init`")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: write it as key.path=value, such as budget.evaluations=100")
+    *parents, last = key.split(".")
+    target: Any = values
+    for part in parents:
+        if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+            target = target[int(part)]
+        elif isinstance(target, dict):
+            if not isinstance(target.get(part), dict | list):
+                target[part] = {}
+            target = target[part]
+        else:
+            raise ConfigError(f"--set {override}: there is no `{part}` to set anything in")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {text!r} is no valid YAML value; quote it") from None
+    if isinstance(target, list):
+        if not last.isdigit() or int(last) >= len(target):
+            raise ConfigError(f"--set {override}: name a list entry from 0 to {len(target) - 1}")
+        target[int(last)] = value
+    else:
+        target[last] = value
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make local folders absolute, so that the run and its recipes do not depend on where they are used."""
+    models = values.get("models")
+    if isinstance(models, dict):
+        values["models"] = {name: _resolve(reference, folder) for name, reference in models.items()}
+    fitness = values.get("fitness")
+    if isinstance(fitness, dict) and isinstance(fitness.get("include_path"), list | str):
+        paths = fitness["include_path"]
+        fitness["include_path"] = [_resolve(p, folder) for p in ([paths] if isinstance(paths, str) else paths)]
+
+
+def _resolve(reference: Any, folder: Path) -> Any:
+    if not isinstance(reference, str) or not reference:
+        return reference
+    local = folder / Path(reference).expanduser()
+    is_local = local.exists() or reference.startswith((".", "/", "~")) or reference.count("/") != 1
+    return str(local.resolve()) if is_local else reference
+
+
+def _explain(path: Path, error: Any) -> str:
+    """Turn one pydantic error into a line that names the key and what to type."""
+    keys = [str(part) for part in error["loc"]]
+    models, shown = _walk(keys)
+    place = f"{path}: {'.'.join(shown) or 'top level'}"
+    if error["type"] == "extra_forbidden":
+        valid = sorted({name for model in models for name in model.model_fields})
+        near = difflib.get_close_matches(keys[-1], valid, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(valid)}"
+        return f"{place}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{place}: missing; add it (`evomerge init` writes an example)"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    tail = f" (got {given!r})" if isinstance(given, str | int | float) else ""
+    return f"{place}: {message[0].lower() + message[1:]}{tail}"
+
+
+def _walk(keys: Sequence[str]) -> tuple[list[type[BaseModel]], list[str]]:
+    """Follow a pydantic error's location to the models that own its last key; drop the union tags on the way."""
+    models: list[type[BaseModel]] = [SearchConfig]
+    shown: list[str] = []
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        tagged = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == key]
+        if tagged and not last:
+            models = tagged
+            continue
+        if re.fullmatch(r"(is-instance|literal|function|int|float|str|bool|dict|list|tuple|none)([[-].*)?", key) and shown:
+            continue  # pydantic's name for one branch of a union, not a key of the file
+        shown.append(key)
+        if not last:
+            fields = [m.model_fields[key].annotation for m in models if key in m.model_fields]
+            models = [model for annotation in fields for model in _models_in(annotation)] or models
+    return models, shown
+
+
+def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)

@@ -1,0 +1,94 @@
+"""The honest end of a search: which recipe is the result, and how good it is on items no search has seen.
+
+The best score seen during a search is the luckiest one. So the few best candidates and the strategy's own best
+guess are first scored on *all* search items (confirm), the best of those is the result (found), and it is scored
+on the held-out items beside every source and the standard baselines, with intervals and paired tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from evomerge.problem import Problem
+from evomerge.result import Entry, Result, table
+from evomerge.run import Final, Run
+from evomerge.search import Search, SearchError
+from evomerge.workers.base import Pool
+from fitness.evaluation import Evaluation
+
+CONFIRMED = 3
+"""Candidates, best by search score, that are scored on all search items."""
+
+
+class Conclusion:
+    """Scores the finalists of a finished search; each score is recorded at once and never repeated."""
+
+    def __init__(self, run: Run, problem: Problem, search: Search, pool: Pool) -> None:
+        self.run = run
+        self.problem = problem
+        self.ledger = search.ledger
+        self.strategy = search.strategy
+        self.pool = pool
+
+    def conclude(self) -> Result:
+        """Confirm, choose, score on the held-out items; write `best.yaml` and `result.json`.
+
+        Raises
+        ------
+        SearchError
+            If no candidate was scored, or a finalist cannot be.
+        """
+        found, mean, search_score = self._choose()
+        entries = [found, *([mean] if mean else []), *self.problem.baselines()]
+        scored = [(entry, self._score("held_out", entry, self.problem.held_out_items)) for entry in entries]
+        rows = table(scored, self.problem.suite.weights)
+        held_out = scored[0][1].fitness
+        result = Result(
+            held_out=rows,
+            best=found.recipe.hash,
+            evaluations=len(self.ledger.told),
+            item_evaluations=self.ledger.item_evaluations,
+            seconds=self.ledger.seconds,
+            search_score=search_score,
+            optimism=search_score - held_out,
+        )
+        score = f"held-out score {held_out:.4f} +- {scored[0][1].standard_errors[0]:.4f}"
+        self.run.write("best.yaml", found.recipe.to_yaml(f"found by evomerge, {score}"))
+        self.run.write("result.json", result.to_json())
+        return result
+
+    def _choose(self) -> tuple[Entry, Entry | None, float]:
+        """Return the found recipe, the mean's where there is one, and the found one's score on all search items."""
+        space, ledger = self.problem.space, self.ledger
+        candidates = [ledger.asked[identity].candidate for identity in ledger.ranking()[:CONFIRMED]]
+        if not candidates:
+            raise SearchError(f"{self.run.path}: no candidate was scored; see log.txt for the reasons")
+        entries = [Entry("found", "found", space.decode(candidate.genotype)) for candidate in candidates]
+        guess = self.strategy.recommend()
+        mean = Entry("distribution mean", "mean", space.decode(guess)) if guess is not None else None
+        if mean is not None:
+            entries.append(Entry("found", "found", mean.recipe))
+        confirmed = [self._score("confirm", entry, self.problem.search_items).fitness for entry in entries]
+        best = int(np.argmax(confirmed))
+        return entries[best], mean, confirmed[best]
+
+    def _score(self, stage: Literal["confirm", "held_out"], entry: Entry, items: Sequence[str]) -> Evaluation:
+        """Score a recipe on `items`, or take the recorded scores."""
+        recipe = entry.recipe
+        known = self.ledger.finals.get((stage, recipe.hash))
+        if known is None and stage == "confirm" and self.problem.subset == tuple(items):
+            known = self.ledger.by_recipe.get(recipe.hash)
+        if known is None:
+            self.pool.submit(0, recipe, items)
+            ((_, known),) = self.pool.wait()
+            if known.status != "ok":
+                raise SearchError(
+                    f"scoring {entry.name} failed: {known.reason}; mend the cause, then `evomerge resume {self.run.path}`"
+                )
+            event = Final(stage, recipe.hash, known)
+            self.run.record(event)
+            self.ledger.add(event)
+        return known

@@ -1,0 +1,79 @@
+"""What a run's events add up to: counts, times, the best so far, and scores by recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from evomerge.run import Asked, Event, Final, Told
+from fitness.evaluation import Evaluation
+
+
+class Ledger:
+    """Running totals over events, the same while searching, on resuming and for `evomerge status`."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.asked: dict[int, Asked] = {}
+        self.told: dict[int, Told] = {}
+        self.finals: dict[tuple[str, str], Evaluation] = {}
+        self.by_recipe: dict[str, Evaluation] = {}
+        self.best: int | None = None
+        self.failed = 0
+        self.cached = 0
+        self.item_evaluations = 0
+        self.elapsed = 0.0
+        self._seconds = {"merge": 0.0, "score": 0.0, "wait": 0.0}
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Event) -> None:
+        """Take one event into account."""
+        if isinstance(event, Asked):
+            self.asked[event.candidate.id] = event
+        elif isinstance(event, Told):
+            self._add_told(event)
+        else:
+            self._add_final(event)
+
+    @property
+    def open(self) -> list[Asked]:
+        """Candidates that were asked and not yet told, oldest first."""
+        return [asked for identity, asked in self.asked.items() if identity not in self.told]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of searching by what they went into; `overhead` is all but merging, scoring and waiting."""
+        overhead = max(0.0, self.elapsed - sum(self._seconds.values()))
+        return self._seconds | {"overhead": overhead}
+
+    def evaluation(self, candidate: int) -> Evaluation:
+        """Return the evaluation that was told for a candidate."""
+        return self.told[candidate].evaluation
+
+    def ranking(self) -> list[int]:
+        """Ids of scored candidates with distinct recipes, best first; the earlier one wins a tie."""
+        ok = (identity for identity, told in self.told.items() if told.evaluation.status == "ok")
+        distinct: dict[str, int] = {}
+        for identity in sorted(ok, key=lambda identity: (-self.evaluation(identity).fitness, identity)):
+            distinct.setdefault(self.asked[identity].recipe, identity)
+        return list(distinct.values())
+
+    def _add_told(self, event: Told) -> None:
+        evaluation = event.evaluation
+        self.told[event.candidate] = event
+        self.elapsed = event.elapsed
+        if evaluation.status == "failed":
+            self.failed += 1
+        if event.cached:
+            self.cached += 1
+        else:
+            self.item_evaluations += len(evaluation.items)
+            for name in self._seconds:
+                self._seconds[name] += evaluation.seconds[name]
+        if evaluation.status == "ok":
+            self.by_recipe.setdefault(self.asked[event.candidate].recipe, evaluation)
+            if self.best is None or evaluation.fitness > self.evaluation(self.best).fitness:
+                self.best = event.candidate
+
+    def _add_final(self, event: Final) -> None:
+        self.finals[event.stage, event.recipe] = event.evaluation
+        self.item_evaluations += len(event.evaluation.items)

@@ -1,0 +1,128 @@
+"""What a search file means once its models and tasks have been opened and checked against each other."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from importlib import metadata
+from typing import Any
+
+from evomerge import __version__
+from evomerge.config import SearchConfig
+from evomerge.merging import preflight
+from evomerge.merging.checkpoints import Checkpoint
+from evomerge.merging.engine import MergeEngine
+from evomerge.result import Entry
+from evomerge.strategies.base import Strategy
+from evomerge.workers.inline import InlinePool, Worker
+from fitness.items import task_of
+from fitness.scoring import Evaluator
+from fitness.tasks import TaskSuite
+from search_spaces.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
+from search_spaces.coefficients import CoefficientSpace
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
+TASK_ARITHMETIC_SCALE = 0.3
+
+
+class Problem:
+    """Opened sources, space and tasks of one search file.
+
+    Everything that can be checked before the first candidate is checked when this is built.
+    """
+
+    def __init__(self, config: SearchConfig, *, scan: bool = True) -> None:
+        self.config = config
+        self.checkpoints: Mapping[str, Checkpoint] = {
+            name: Checkpoint.open(reference) for name, reference in config.models.items()
+        }
+        self.report = preflight.check(self.checkpoints, config.base, scan=scan)
+        self.layout = self.checkpoints[config.base].layout
+        self.space = CoefficientSpace(
+            config.space, config.models, self.layout, out_dtype=config.out_dtype, seed=config.seed
+        )
+        self.suite = TaskSuite.load(config.fitness, config.seed)
+        self.search_items = self.suite.pool.subset("all", config.seed)
+        self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
+        self.held_out_items = tuple(
+            item.id for items in self.suite.pool.held_out.values() for item in items
+        )
+
+    @property
+    def noise(self) -> float:
+        """The largest standard error that one fitness value can have: that of a coin flipped per item."""
+        weights = self.suite.weights
+        total = sum(weights.values())
+        asked = Counter(task_of(item) for item in self.subset)
+        return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
+
+    def resolved(self) -> SearchConfig:
+        """Return the config with every `auto` of the strategy replaced by what it means here."""
+        strategy = self.config.strategy.resolved(
+            self.space.dimension, noise=self.noise, evaluations=self.config.budget.evaluations
+        )
+        return self.config.model_copy(update={"strategy": strategy})
+
+    def strategy(self) -> Strategy:
+        """Build the configured strategy, from the start."""
+        return self.resolved().strategy.build(self.space, self.config.seed)
+
+    @cached_property
+    def worker(self) -> Worker:
+        """The worker in this process."""
+        settings, fitness = self.config.workers, self.config.fitness
+        device = torch_device(settings.device)
+        engine = MergeEngine(
+            {checkpoint.reference: checkpoint for checkpoint in self.checkpoints.values()},
+            base=self.config.models[self.config.base],
+            device=device,
+            compute_dtype=settings.compute_dtype,
+        )
+        evaluator = Evaluator(
+            self.suite,
+            self.checkpoints[self.config.base].tokenizer(),
+            batch_size=fitness.batch_size,
+            max_length=fitness.max_length,
+            device=device,
+        )
+        return Worker(engine, evaluator)
+
+    def pool(self) -> InlinePool:
+        """Return the configured workers, ready to score: what does not depend on a candidate is done here."""
+        self.worker.prepare(self.space.decode(self.space.start), self.subset)
+        return InlinePool(self.worker, self.config.workers.threads)
+
+    def baselines(self) -> list[Entry]:
+        """Every source as it is, the uniform average of the experts, and task arithmetic 0.3."""
+        config = self.config
+        sources = [
+            Entry(name, "source", source_recipe(reference, self.layout, out_dtype=config.out_dtype)) for name, reference in config.models.items()
+        ]
+        uniform = uniform_recipe(config.models, self.layout, out_dtype=config.out_dtype)
+        arithmetic = task_arithmetic_recipe(config.models, TASK_ARITHMETIC_SCALE, out_dtype=config.out_dtype)
+        return [
+            *sources,
+            Entry("uniform average", "uniform", uniform),
+            Entry(f"task arithmetic {TASK_ARITHMETIC_SCALE}", "task_arithmetic", arithmetic.expanded(self.layout.num_layers)),
+        ]
+
+    def environment(self) -> dict[str, Any]:
+        """Versions of what decides the numbers, what the sources are, and the names of their tensors."""
+        return {
+            "evomerge": __version__,
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "sources": {name: checkpoint.fingerprint() for name, checkpoint in self.checkpoints.items()},
+            "layout": asdict(self.layout),
+        }
+
+
+def torch_device(name: str) -> str:
+    """Return the torch device that a setting names; `auto`: a GPU if there is one."""
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,311 @@
+"""A run: the directory that holds all a search knows, and the event log that is its checkpoint.
+
+Every proposed candidate and every told evaluation is one event, in order, each committed on its own, so a
+process killed at any instant loses at most the candidates in flight. Resuming replays the log through the
+strategy (`evomerge.search`); nothing is pickled and a run directory from a stranger cannot execute code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from evomerge.files import write_text
+from evomerge.strategies.base import Candidate, Genotype
+from fitness.evaluation import Evaluation
+
+SCHEMA_VERSION = 1
+_APPLICATION_ID = 0x45564F4D  # "EVOM"
+_SCHEMA = """
+CREATE TABLE item_sets (id INTEGER PRIMARY KEY, items TEXT NOT NULL UNIQUE);
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL CHECK (kind IN ('asked', 'told', 'final')),
+    candidate INTEGER,          -- id of the candidate; NULL for final scores
+    at REAL NOT NULL,           -- seconds since the epoch
+    data TEXT NOT NULL,         -- JSON
+    genotype BLOB,              -- asked: float64, little-endian
+    item_set INTEGER REFERENCES item_sets (id),
+    scores BLOB                 -- told, final: float32, little-endian, one per item of the set
+);
+"""
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used as asked; the message says what to do instead."""
+
+
+class LogError(RuntimeError):
+    """An event log that is damaged or cannot be written; the message says what is kept and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A candidate was proposed; `recipe` is the hash of what its genotype decodes to."""
+
+    candidate: Candidate
+    recipe: str
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """A candidate's evaluation was told to the strategy.
+
+    `cached` if an equal recipe had been scored before; `elapsed` is the seconds of searching up to here,
+    summed over all sessions.
+    """
+
+    candidate: int
+    evaluation: Evaluation
+    cached: bool
+    elapsed: float
+
+
+@dataclass(frozen=True, eq=False)
+class Final:
+    """A recipe's score after the search: on all search items (`confirm`) or on the held-out items."""
+
+    stage: Literal["confirm", "held_out"]
+    recipe: str
+    evaluation: Evaluation
+
+
+Event = Asked | Told | Final
+
+
+class Run:
+    """One run directory. `create` and `open` take the writer's lock; `read` does not and never writes."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, lock: FileLock | None) -> None:
+        self.path = path
+        self._db = connection
+        self._lock = lock
+        self._item_sets: dict[tuple[str, ...], int] = {}
+
+    @classmethod
+    def create(cls, path: Path, config_yaml: str, environment: Mapping[str, Any]) -> Run:
+        """Make a new run directory.
+
+        Raises
+        ------
+        RunError
+            If `path` exists and is not an empty folder, or cannot be made.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"{path} exists already; go on with `evomerge resume {path}`, or name another with --run")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _acquire(path)
+            write_text(path / "config.yaml", config_yaml)
+            write_text(path / "environment.json", json.dumps(environment, indent=1) + "\n")
+            connection = _connect(path / "events.sqlite")
+            connection.executescript(
+                f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; BEGIN; {_SCHEMA} COMMIT;"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise RunError(f"{path}: cannot make a run directory ({error}); name a writable place with --run") from error
+        return cls(path, connection, lock)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open an existing run for writing.
+
+        Raises
+        ------
+        RunError
+            If it is no run directory, is in use, or of another version.
+        LogError
+            If the log is damaged.
+        """
+        _require_run(path)
+        lock = _acquire(path)
+        try:
+            return cls(path, _checked(path, read_only=False), lock)
+        except (RunError, LogError):
+            lock.release()
+            raise
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Open an existing run for reading only, also while another process searches. Raises as `open` does."""
+        _require_run(path)
+        return cls(path, _checked(path, read_only=True), None)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._db.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def record(self, event: Event) -> None:
+        """Append one event, in a transaction of its own.
+
+        Raises
+        ------
+        LogError
+            If it cannot be written (disk full); what was recorded before is kept.
+        """
+        candidate, data, genotype, evaluation = _fields(event)
+        item_set = scores = None
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            if evaluation is not None:
+                item_set = self._item_set(evaluation.items)
+                scores = np.asarray(evaluation.scores, dtype="<f4").tobytes()
+            self._db.execute(
+                "INSERT INTO events (kind, candidate, at, data, genotype, item_set, scores) VALUES (?,?,?,?,?,?,?)",
+                (type(event).__name__.lower(), candidate, time.time(), json.dumps(data), genotype, item_set, scores),
+            )
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise LogError(
+                f"{self.path / 'events.sqlite'}: cannot write ({error}); all before is kept: "
+                f"make room, then `evomerge resume {self.path}`"
+            ) from error
+
+    def events(self) -> Iterator[Event]:
+        """Yield all events in the order in which they happened."""
+        try:
+            items = {
+                identity: tuple(json.loads(text))
+                for identity, text in self._db.execute("SELECT id, items FROM item_sets")
+            }
+            rows = self._db.execute(
+                "SELECT kind, candidate, data, genotype, item_set, scores FROM events ORDER BY seq"
+            )
+            for kind, candidate, data, genotype, item_set, scores in rows:
+                yield _event(kind, candidate, json.loads(data), genotype, items.get(item_set, ()), scores)
+        except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
+            raise _damaged(self.path, error) from error
+
+    def write(self, name: str, text: str) -> None:
+        """Replace one of the run's text files in one step."""
+        try:
+            write_text(self.path / name, text)
+        except OSError as error:
+            raise LogError(f"{self.path / name}: cannot write ({error}); make room, then resume the run") from error
+
+    def _item_set(self, items: tuple[str, ...]) -> int:
+        if items not in self._item_sets:
+            text = json.dumps(items)
+            self._db.execute("INSERT OR IGNORE INTO item_sets (items) VALUES (?)", (text,))
+            (identity,) = self._db.execute("SELECT id FROM item_sets WHERE items = ?", (text,)).fetchone()
+            self._item_sets[items] = identity
+        return self._item_sets[items]
+
+
+def is_run(path: Path) -> bool:
+    """Tell whether `path` looks like a run directory."""
+    return (path / "events.sqlite").is_file()
+
+
+def _require_run(path: Path) -> None:
+    if not is_run(path):
+        raise RunError(f"{path} is no run directory (no events.sqlite in it); `evomerge runs` lists those there are")
+
+
+def _acquire(path: Path) -> FileLock:
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"{path} is in use by another evomerge process; watch it with `evomerge status {path}`, or stop that one first"
+        ) from None
+    return lock
+
+
+def _connect(file: Path, read_only: bool = False) -> sqlite3.Connection:
+    mode = "ro" if read_only else "rwc"
+    connection = sqlite3.connect(f"{file.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10)
+    connection.execute("PRAGMA trusted_schema=OFF")
+    connection.execute("PRAGMA cell_size_check=ON")
+    if not read_only:
+        # WAL with NORMAL: a killed process loses nothing, a power cut at most the last events, never the file.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
+
+
+def _checked(path: Path, read_only: bool) -> sqlite3.Connection:
+    """Connect to an existing log and make sure that it is whole and of our version."""
+    file = path / "events.sqlite"
+    try:
+        connection = _connect(file, read_only)
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        raise _damaged(path, error) from error
+    if application != _APPLICATION_ID or verdict != "ok":
+        connection.close()
+        raise _damaged(path, verdict if verdict != "ok" else "not written by evomerge")
+    if version != SCHEMA_VERSION:
+        connection.close()
+        raise RunError(
+            f"{file} has format version {version}, this evomerge reads {SCHEMA_VERSION}; "
+            "use the evomerge version named in environment.json, or start a new run"
+        )
+    return connection
+
+
+def _damaged(path: Path, reason: object) -> LogError:
+    file = path / "events.sqlite"
+    return LogError(
+        f"{file} is damaged ({reason}); restore it from a backup, or save what is left with "
+        f"`sqlite3 {file} .recover`; best.yaml beside it is still good"
+    )
+
+
+def _fields(event: Event) -> tuple[int | None, dict[str, Any], bytes | None, Evaluation | None]:
+    if isinstance(event, Asked):
+        candidate = event.candidate
+        data = {"kind": candidate.kind, "generation": candidate.generation, "recipe": event.recipe}
+        return candidate.id, data, np.asarray(candidate.genotype, dtype="<f8").tobytes(), None
+    if isinstance(event, Told):
+        data = {"cached": event.cached, "elapsed": event.elapsed} | _evaluation_data(event.evaluation)
+        return event.candidate, data, None, event.evaluation
+    data = {"stage": event.stage, "recipe": event.recipe} | _evaluation_data(event.evaluation)
+    return None, data, None, event.evaluation
+
+
+def _evaluation_data(evaluation: Evaluation) -> dict[str, Any]:
+    data = asdict(evaluation)
+    del data["items"], data["scores"]
+    for key in ("objectives", "standard_errors"):  # JSON has no NaN
+        data[key] = [value if math.isfinite(value) else None for value in data[key]]
+    return {"evaluation": data}
+
+
+def _event(
+    kind: str, candidate: int, data: dict[str, Any], genotype: bytes, items: tuple[str, ...], scores: bytes
+) -> Event:
+    if kind == "asked":
+        genes: Genotype = np.frombuffer(genotype, dtype="<f8").astype(np.float64)
+        return Asked(Candidate(candidate, genes, data["kind"], data["generation"]), data["recipe"])
+    fields = data["evaluation"]
+    for key in ("objectives", "standard_errors"):
+        fields[key] = tuple(math.nan if value is None else value for value in fields[key])
+    evaluation = Evaluation(
+        items=items, scores=np.frombuffer(scores, dtype="<f4").astype(np.float32), **fields
+    )
+    if kind == "told":
+        return Told(candidate, evaluation, data["cached"], data["elapsed"])
+    return Final(data["stage"], data["recipe"], evaluation)

@@ -1,0 +1,173 @@
+"""The search driver: asks the strategy, has recipes scored, tells the results, and forgets nothing.
+
+Resuming is replay: the strategy is built anew and led through the recorded asks and tells; what it proposes
+must equal what is recorded. From there on the run continues exactly as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from evomerge.config import BudgetConfig
+from evomerge.ledger import Ledger
+from evomerge.run import Asked, Run, Told
+from evomerge.strategies.base import Candidate, Evaluated, Strategy
+from evomerge.workers.base import Pool
+from fitness.evaluation import Evaluation
+from search_spaces.recipe import Recipe
+from search_spaces.space import SearchSpace
+
+log = logging.getLogger("evomerge")
+
+# A library upgrade that only reorders float operations stays below this; another algorithm does not.
+REPLAY_TOLERANCE = 1e-9
+
+
+class SearchError(RuntimeError):
+    """A search that cannot go on; the message says why and what to do."""
+
+
+class Search:
+    """One search over one run's event log.
+
+    Parameters
+    ----------
+    run
+        Open for writing; its events are replayed first.
+    strategy
+        Freshly built; it is led through the recorded events.
+    items
+        The search items that every candidate is asked.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        space: SearchSpace,
+        strategy: Strategy,
+        budget: BudgetConfig,
+        items: Sequence[str],
+    ) -> None:
+        self.run = run
+        self.space = space
+        self.strategy = strategy
+        self.budget = budget
+        self.items = tuple(items)
+        self._notify: Callable[[Ledger], None] = lambda ledger: None
+        self.ledger = Ledger()
+        self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
+        self._failures: dict[int, list[str]] = {}  # generation -> reasons, of this session
+        self._succeeded: set[int] = set()
+        self._clock = 0.0
+        self._replay()
+
+    def search(self, pool: Pool, notify: Callable[[Ledger], None] = lambda ledger: None) -> None:
+        """Search until the budget is spent; `notify` is called with the ledger after every tell.
+
+        Raises
+        ------
+        SearchError
+            If every candidate of a generation failed.
+        LogError
+            If the log cannot be written.
+        """
+        self._notify = notify
+        self._clock = time.perf_counter() - self.ledger.elapsed
+        for asked in self.ledger.open:  # in flight when an earlier session ended
+            self._submit(pool, asked.candidate, self.space.decode(asked.candidate.genotype), asked.recipe)
+        while True:
+            self._fill(pool)
+            if not self._recipes:
+                return
+            for identity, evaluation in pool.wait():
+                self._tell(identity, evaluation, cached=False)
+
+    @property
+    def spent(self) -> bool:
+        """Whether the budget allows no further candidate."""
+        asked = len(self.ledger.asked)
+        hours = self.budget.hours
+        return asked >= self.budget.evaluations or (hours is not None and self._elapsed() >= hours * 3600)
+
+    def _fill(self, pool: Pool) -> None:
+        """Propose candidates until the workers are busy, the strategy waits, or the budget is spent."""
+        while pool.free > 0 and not self.spent:
+            candidates = self.strategy.ask(1)
+            if not candidates:
+                return
+            (candidate,) = candidates
+            self._stop_if_all_failed(candidate.generation - 1)
+            recipe = self.space.decode(candidate.genotype)
+            asked = Asked(candidate, recipe.hash)
+            self.run.record(asked)
+            self.ledger.add(asked)
+            self._submit(pool, candidate, recipe, asked.recipe)
+
+    def _submit(self, pool: Pool, candidate: Candidate, recipe: Recipe, recipe_hash: str) -> None:
+        """Have a candidate scored, or tell its known scores where an equal recipe has been scored before."""
+        self._recipes[candidate.id] = recipe
+        known = self.ledger.by_recipe.get(recipe_hash)
+        if known is not None:
+            free = {"merge": 0.0, "score": 0.0, "wait": 0.0}
+            self._tell(candidate.id, replace(known, seconds=free), cached=True)
+        else:
+            pool.submit(candidate.id, recipe, self.items)
+
+    def _tell(self, identity: int, evaluation: Evaluation, cached: bool) -> None:
+        told = Told(identity, evaluation, cached, self._elapsed())
+        self.run.record(told)
+        self.ledger.add(told)
+        self.strategy.tell([Evaluated(identity, evaluation)])
+        recipe = self._recipes.pop(identity)
+        generation = self.ledger.asked[identity].candidate.generation
+        if evaluation.status == "failed":
+            log.warning("candidate %d failed: %s", identity, evaluation.reason)
+            self._failures.setdefault(generation, []).append(evaluation.reason)
+        else:
+            self._succeeded.add(generation)
+        if self.ledger.best == identity:
+            score = f"{evaluation.fitness:.4f} +- {evaluation.standard_errors[0]:.4f}"
+            log.info("candidate %d is the best so far: %s", identity, score)
+            self.run.write("best.yaml", recipe.to_yaml(f"best of {len(self.ledger.told)} candidates: {score}"))
+        if self.spent and not self._recipes:
+            self._stop_if_all_failed(generation)
+        self._notify(self.ledger)
+
+    def _stop_if_all_failed(self, generation: int) -> None:
+        reasons = self._failures.get(generation)
+        if reasons and generation not in self._succeeded:
+            raise SearchError(
+                f"all {len(reasons)} candidates of generation {generation} failed, the last with: {reasons[-1]}; "
+                f"mend the cause, then `evomerge resume {self.run.path}`"
+            )
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._clock if self._clock else self.ledger.elapsed
+
+    def _replay(self) -> None:
+        for event in self.run.events():
+            if isinstance(event, Asked):
+                self._check_replayed(event)
+            elif isinstance(event, Told):
+                self.strategy.tell([Evaluated(event.candidate, event.evaluation)])
+            self.ledger.add(event)
+
+    def _check_replayed(self, event: Asked) -> None:
+        recorded = event.candidate
+        proposed = next(iter(self.strategy.ask(1)), None)
+        if (
+            proposed is None
+            or (proposed.id, proposed.kind, proposed.generation)
+            != (recorded.id, recorded.kind, recorded.generation)
+            or proposed.genotype.shape != recorded.genotype.shape
+            or not np.allclose(proposed.genotype, recorded.genotype, rtol=0, atol=REPLAY_TOLERANCE)
+        ):
+            raise SearchError(
+                f"{self.run.path}: the strategy no longer proposes candidate {recorded.id} as recorded, so this run "
+                "cannot go on exactly; install the package versions that environment.json names, or start a new run"
+            )

@@ -1,0 +1,50 @@
+"""Uniform random search: the baseline that every strategy has to beat at the same budget."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge.strategies.base import Candidate, Genotype, Strategy
+from fitness.evaluation import Evaluation
+from search_spaces.space import SearchSpace
+
+
+class RandomConfig(BaseModel):
+    """Independent samples of the space, after its start point."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["random"] = "random"
+    population: int = Field(16, ge=1)
+    """Candidates per generation: only the unit in which failures are counted; nothing is learnt."""
+
+    def resolved(self, genes: int, *, noise: float, evaluations: int) -> RandomConfig:
+        """Return the settings as they are: nothing here is `auto`."""
+        return self
+
+    def build(self, space: SearchSpace, seed: int) -> RandomSearch:
+        """Build the strategy."""
+        return RandomSearch(space, seed, self)
+
+
+class RandomSearch(Strategy):
+    """Samples the space; never waits, so no worker idles."""
+
+    def __init__(self, space: SearchSpace, seed: int, config: RandomConfig) -> None:
+        super().__init__(space, seed)
+        self.population = config.population
+
+    def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
+        return [
+            (
+                self.space.sample(self.rng) if identity else self.space.start.copy(),
+                "sample",
+                identity // self.population,
+            )
+            for identity in range(self._asked, self._asked + n)
+        ]
+
+    def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Learn nothing."""

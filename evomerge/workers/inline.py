@@ -1,0 +1,72 @@
+"""The worker: one merge engine and one evaluator, here in the driver's own process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from evomerge.merging.engine import MergeEngine
+from fitness.evaluation import Evaluation
+from fitness.objectives import aggregate
+from fitness.scoring import Evaluator
+from search_spaces.recipe import Recipe
+
+
+class Worker:
+    """Scores recipes, one at a time; holds nothing between candidates but what is prepared once."""
+
+    def __init__(self, engine: MergeEngine, evaluator: Evaluator) -> None:
+        self.engine = engine
+        self.evaluator = evaluator
+
+    def prepare(self, recipe: Recipe, items: Sequence[str]) -> None:
+        """Do all that does not depend on a candidate: prepared merge state, tokenised batches."""
+        self.engine.prepare(recipe)
+        self.evaluator.prepare(items)
+
+    def evaluate(self, recipe: Recipe, items: Sequence[str]) -> Evaluation:
+        """Build the recipe's model and score it; whatever goes wrong becomes a failed evaluation."""
+        seconds = {"merge": 0.0, "score": 0.0, "wait": 0.0}
+        try:
+            started = time.perf_counter()
+            model = self.engine.apply(recipe)
+            seconds["merge"] = time.perf_counter() - started
+            scored = self.evaluator.score(model, items)
+            seconds["score"] = scored.forward_seconds
+            value, error = aggregate(self.evaluator.suite.weights, scored)
+        except (ValueError, RuntimeError, ArithmeticError, MemoryError) as problem:  # torch's are RuntimeErrors
+            return Evaluation.failed(f"{type(problem).__name__}: {problem}", seconds)
+        return Evaluation(
+            status="ok",
+            objectives=(value,),
+            standard_errors=(error,),
+            items=scored.items,
+            scores=scored.scores,
+            seconds=seconds,
+        )
+
+
+class InlinePool:
+    """A pool of one worker that works when it is waited for."""
+
+    def __init__(self, worker: Worker, threads: int | None = None) -> None:
+        self.worker = worker
+        self._queue: list[tuple[int, Recipe, Sequence[str]]] = []
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    @property
+    def free(self) -> int:
+        """One recipe at a time."""
+        return 1 - len(self._queue)
+
+    def submit(self, tag: int, recipe: Recipe, items: Sequence[str]) -> None:
+        """Queue a recipe."""
+        self._queue.append((tag, recipe, items))
+
+    def wait(self) -> list[tuple[int, Evaluation]]:
+        """Score what is queued."""
+        queue, self._queue = self._queue, []
+        return [(tag, self.worker.evaluate(recipe, items)) for tag, recipe, items in queue]

@@ -1,0 +1,1 @@
+"""Experiments: the zoo of small models, the quickstart, and one folder per reproduced result."""

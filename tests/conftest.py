@@ -1,0 +1,51 @@
+"""Settings for the whole suite: no network, few threads, no writes into the repository."""
+
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+)
+
+import numpy as np
+import pytest
+
+from search_spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.layout import ModelLayout
+
+
+def make_layout(num_layers: int) -> ModelLayout:
+    """Return the layout of a small Llama."""
+    names = ("self_attn.q_proj.weight", "mlp.up_proj.weight", "input_layernorm.weight")
+    return ModelLayout(
+        embeddings=("model.embed_tokens.weight",),
+        layers=(names,) * num_layers,
+        layer_prefix="model.layers.{}.",
+        final=("model.norm.weight", "lm_head.weight"),
+        head="lm_head.weight",
+        attention="self_attn",
+        mlp="mlp",
+    )
+
+
+@pytest.fixture
+def make_space():
+    """Return a maker of coefficient spaces with so many genes (3 or more), over models that need not exist."""
+
+    def make(genes: int) -> CoefficientSpace:
+        models = {"base": "/models/base", "expert": "/models/expert"}
+        return CoefficientSpace(CoefficientConfig(), models, make_layout(genes - 2))
+
+    return make
+
+
+def sphere(genotype: np.ndarray) -> float:
+    """Return a fitness with its maximum, 0, at 0.8 in every gene."""
+    return -float(np.sum((np.asarray(genotype) - 0.8) ** 2))
+
+
+@pytest.fixture
+def fitness_of():
+    return sphere

@@ -1,0 +1,74 @@
+"""Arrows point one way, and what must start quickly imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "ray", "datasets", "lm_eval")
+
+
+def loaded_after(code: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter holds after `code`."""
+    script = f"import sys\n{code}\nprint(' '.join({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import evomerge",
+        "import evomerge.cli",
+        "import evomerge.strategies",
+        "import evomerge.config",
+        "import evomerge.run, evomerge.ledger, evomerge.search, evomerge.result",
+        "import evomerge.commands.status, evomerge.commands.export",
+        "import search_spaces, search_spaces.coefficients, search_spaces.baselines",
+        "import fitness, fitness.config, fitness.evaluation, fitness.statistics",
+    ],
+)
+def test_imports_are_light(code):
+    assert not loaded_after(code) & set(HEAVY)
+
+
+def test_strategies_do_not_import_torch_even_when_used():
+    code = (
+        "from evomerge.strategies import CmaEsConfig\n"
+        "from search_spaces.coefficients import CoefficientConfig, CoefficientSpace\n"
+        "from search_spaces.layout import ModelLayout\n"
+        "layout = ModelLayout(('e',), (('a',),) * 3, 'l.{}.', ('n',))\n"
+        "space = CoefficientSpace(CoefficientConfig(), {'b': 'b', 'x': 'x'}, layout)\n"
+        "CmaEsConfig(population=4).build(space, 0).ask(3)"
+    )
+    assert "torch" not in loaded_after(code)
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [("search_spaces", ("evomerge", "fitness", "experiments")), ("fitness", ("evomerge", "search_spaces", "experiments"))],
+)
+def test_the_two_lower_packages_import_neither_each_other_nor_evomerge(package, forbidden):
+    for file in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not [name for name in names if name.split(".")[0] in forbidden], file
+
+
+def test_help_answers_within_a_second():
+    command = [Path(sys.executable).parent / "evomerge", "--help"]
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - started)
+    assert "search" in done.stdout
+    assert min(times) < 1.0
