@@ -222,12 +222,13 @@ def _walk(keys: Sequence[str]) -> tuple[list[type[BaseModel]], list[str]]:
         shown.append(key)
         if not last:
             fields = [m.model_fields[key].annotation for m in models if key in m.model_fields]
-            models = [model for annotation in fields for model in _models_in(annotation)] or models
+            models = [model for annotation in fields for model in models_in(annotation)] or models
     return models, shown
 
 
-def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterable[type[BaseModel]]:
+    """Yield the config sections that a field's type mentions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in typing.get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)

@@ -10,6 +10,8 @@ from functools import cached_property
 from importlib import metadata
 from typing import Any
 
+import torch
+
 from evomerge import __version__
 from evomerge.config import SearchConfig
 from evomerge.merging import preflight
@@ -47,9 +49,7 @@ class Problem:
         self.suite = TaskSuite.load(config.fitness, config.seed)
         self.search_items = self.suite.pool.subset("all", config.seed)
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
-        self.held_out_items = tuple(
-            item.id for items in self.suite.pool.held_out.values() for item in items
-        )
+        self.held_out_items = self.suite.pool.held_out_ids()
 
     @property
     def noise(self) -> float:
@@ -75,6 +75,8 @@ class Problem:
         """The worker in this process."""
         settings, fitness = self.config.workers, self.config.fitness
         device = torch_device(settings.device)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
         engine = MergeEngine(
             {checkpoint.reference: checkpoint for checkpoint in self.checkpoints.values()},
             base=self.config.models[self.config.base],
@@ -93,7 +95,7 @@ class Problem:
     def pool(self) -> InlinePool:
         """Return the configured workers, ready to score: what does not depend on a candidate is done here."""
         self.worker.prepare(self.space.decode(self.space.start), self.subset)
-        return InlinePool(self.worker, self.config.workers.threads)
+        return InlinePool(self.worker)
 
     def baselines(self) -> list[Entry]:
         """Every source as it is, the uniform average of the experts, and task arithmetic 0.3."""
@@ -102,11 +104,13 @@ class Problem:
             Entry(name, "source", source_recipe(reference, self.layout, out_dtype=config.out_dtype)) for name, reference in config.models.items()
         ]
         uniform = uniform_recipe(config.models, self.layout, out_dtype=config.out_dtype)
-        arithmetic = task_arithmetic_recipe(config.models, TASK_ARITHMETIC_SCALE, out_dtype=config.out_dtype)
+        arithmetic = task_arithmetic_recipe(
+            config.models, self.layout, TASK_ARITHMETIC_SCALE, out_dtype=config.out_dtype
+        )
         return [
             *sources,
             Entry("uniform average", "uniform", uniform),
-            Entry(f"task arithmetic {TASK_ARITHMETIC_SCALE}", "task_arithmetic", arithmetic.expanded(self.layout.num_layers)),
+            Entry(f"task arithmetic {TASK_ARITHMETIC_SCALE}", "task_arithmetic", arithmetic),
         ]
 
     def environment(self) -> dict[str, Any]:
@@ -123,6 +127,4 @@ def torch_device(name: str) -> str:
     """Return the torch device that a setting names; `auto`: a GPU if there is one."""
     if name != "auto":
         return name
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -119,7 +119,7 @@ def test_every_key_is_documented():
     def walk(model):
         for name, field in model.model_fields.items():
             assert field.description or name == "kind", f"{model.__name__}.{name} has no docstring"
-    from evomerge.config import _models_in
+    from evomerge.config import models_in
 
     seen, queue = set(), [SearchConfig]
     while queue:
@@ -128,5 +128,5 @@ def test_every_key_is_documented():
             continue
         seen.add(model)
         walk(model)
-        queue += [m for field in model.model_fields.values() for m in _models_in(field.annotation)]
+        queue += [m for field in model.model_fields.values() for m in models_in(field.annotation)]
     assert len(seen) > 6

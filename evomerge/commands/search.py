@@ -30,6 +30,8 @@ def search(config_file: Path, overrides: Sequence[str], path: Path | None, as_js
     out = console(stderr=as_json)
     out.print(f"checking {len(config.models)} models and {len(config.fitness.tasks)} tasks")
     problem = Problem(config)
+    for warning in problem.report.warnings:
+        out.print(f"warning: {warning}")
     with Run.create(path, problem.resolved().to_yaml(), problem.environment()) as run:
         _go_on(run, problem, out, as_json)
 

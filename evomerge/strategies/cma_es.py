@@ -140,8 +140,6 @@ class CmaEs(Strategy):
         self._es = self._descent(self.space.sample(self.rng))
 
     def _descent(self, start: Genotype) -> Any:
-        import cma  # heavy, and only this strategy needs it
-
         unit = self._to_unit(start)
         diagonal = self.config.diagonal
         options = {
@@ -156,7 +154,9 @@ class CmaEs(Strategy):
             "signals_filename": None,  # else pycma looks for a file of options in the working directory
         }
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # that matplotlib is missing; that the seed is not used
+            import cma  # slow, and only this strategy needs it
+
             return cma.CMAEvolutionStrategy(unit, self.config.sigma, options)
 
     def _mean(self) -> Genotype:

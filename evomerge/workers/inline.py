@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import torch
-
 from evomerge.merging.engine import MergeEngine
 from fitness.evaluation import Evaluation
 from fitness.objectives import aggregate
@@ -51,11 +49,9 @@ class Worker:
 class InlinePool:
     """A pool of one worker that works when it is waited for."""
 
-    def __init__(self, worker: Worker, threads: int | None = None) -> None:
+    def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._queue: list[tuple[int, Recipe, Sequence[str]]] = []
-        if threads is not None:
-            torch.set_num_threads(threads)
 
     @property
     def free(self) -> int:

@@ -1,0 +1,99 @@
+"""The model card that goes with a merged checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from evomerge.merging.checkpoints import Checkpoint
+from search_spaces.recipe import Recipe
+
+
+def model_card(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Sequence[str] = ()) -> str:
+    """Write the README.md of a merged model, front matter of the hub included.
+
+    Parameters
+    ----------
+    recipe
+        What was merged; quoted in full.
+    checkpoints
+        Opened sources by the recipe's references.
+    notes
+        Paragraphs to put before the recipe: scores, where it was found.
+    """
+    sources = [checkpoints[reference] for reference in recipe.models]
+    licences = {source.reference: licence(source) for source in sources}
+    names = [public_name(source.reference) for source in sources]
+    known = set(licences.values())
+    front: dict[str, object] = {
+        "base_model": [source.reference for source in sources if _is_hub_id(source.reference)] or None,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "evomerge"],
+        "license": known.pop() if len(known) == 1 and None not in known else None,
+    }
+    front = {key: value for key, value in front.items() if value is not None}
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# Merge of {', '.join(names)}",
+        "",
+        f"Merged with evomerge, method `{recipe.merge_method}`: {recipe.spec.doc}",
+        "",
+        *(f"{note}\n" for note in notes),
+        *_licence_lines(licences),
+        "## Recipe",
+        "",
+        "Also in `recipe.yaml`; `evomerge merge recipe.yaml OUT` rebuilds the model.",
+        "",
+        "```yaml",
+        recipe.with_models({source.reference: public_name(source.reference) for source in sources}).to_yaml().strip(),
+        "```",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME", dtype="auto")',
+        'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def licence(source: Checkpoint) -> str | None:
+    """Return the licence that the source's own card names, None when it names none."""
+    try:
+        text = (source.path / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    match = re.match(r"---\r?\n(.*?)\r?\n---", text, flags=re.DOTALL)
+    try:
+        values = yaml.safe_load(match.group(1)) if match else None
+    except yaml.YAMLError:
+        return None
+    name = values.get("license") if isinstance(values, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def public_name(reference: str) -> str:
+    """Return a name that does not tell where on its author's disk a folder lies."""
+    return reference if _is_hub_id(reference) else Path(reference).name
+
+
+def _is_hub_id(reference: str) -> bool:
+    return reference.count("/") == 1 and not reference.startswith((".", "~", "/")) and not Path(reference).is_dir()
+
+
+def _licence_lines(licences: Mapping[str, str | None]) -> list[str]:
+    if len(set(licences.values())) == 1:
+        return []
+    rows = [f"- {public_name(reference)}: {name or 'not stated'}" for reference, name in licences.items()]
+    return ["## Licences of the sources", "", *rows, ""]

@@ -1,0 +1,286 @@
+"""The merge engine: recipes become weights, in place, in one resident model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evomerge.merging.blocks import Scratch
+from evomerge.merging.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.jobs import Job
+from evomerge.merging.layers import LayerOrder, layer_order, reordered
+from evomerge.merging.methods import implementation
+from evomerge.merging.methods.registry import MergeMethod, Prepared, SourceTensor
+from evomerge.merging.resident import Resident, build_resident
+from search_spaces.layout import ModelLayout
+from search_spaces.recipe import Recipe
+from search_spaces.resolve import Contribution, TensorPlan, resolve
+
+ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a recipe costs, in bytes, known without doing it.
+
+    Attributes
+    ----------
+    source_bytes
+        Distinct source tensors: memory-mapped, shared by processes, best kept in the page cache.
+    prepared_bytes
+        State prepared once, beyond the sources.
+    resident_bytes
+        The resident model's parameters.
+    touched_bytes
+        Read and written per candidate: every source once, the prepared state once, the parameters once.
+    parameters
+        Number of parameters of the merged model, tied ones counted once.
+    """
+
+    source_bytes: int
+    prepared_bytes: int
+    resident_bytes: int
+    touched_bytes: int
+    parameters: int
+
+
+class MergeEngine:
+    """Writes the model of one recipe after another into the same module.
+
+    Parameters
+    ----------
+    checkpoints
+        Opened sources, by the reference that recipes use.
+    base
+        The reference whose layout stands for all.
+    device
+        Where the resident model lies and the merging happens.
+    compute_dtype
+        Dtype of the resident parameters. ``auto``: float32 on a CPU, else the recipe's `out_dtype`. Weights are
+        rounded to `out_dtype` first in any case, so that they equal those of the saved checkpoint.
+    block
+        Entries per block; None chooses by device.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Checkpoint],
+        *,
+        base: str,
+        device: str | torch.device = "cpu",
+        compute_dtype: ComputeDtype = "auto",
+        block: int | None = None,
+    ) -> None:
+        self.checkpoints = dict(checkpoints)
+        self.base = base
+        self._device = torch.device(device)
+        self._compute_dtype = compute_dtype
+        self._scratch = Scratch(self._device, block)
+        self._sources: dict[tuple[str, str], Tensor] = {}
+        self._prepared: dict[tuple[object, ...], Prepared] = {}
+        self._resident: Resident | None = None
+        self._resident_key: tuple[object, ...] | None = None
+        self._shapes: dict[tuple[str, LayerOrder], str] = {}
+        self.checkpoint(base)
+
+    @property
+    def layout(self) -> ModelLayout:
+        """The base's layout."""
+        return self.checkpoints[self.base].layout
+
+    def checkpoint(self, reference: str) -> Checkpoint:
+        """Return an opened source.
+
+        Raises
+        ------
+        CheckpointError
+            If the engine was not given it.
+        """
+        try:
+            return self.checkpoints[reference]
+        except KeyError:
+            raise CheckpointError(
+                f"{reference}: the recipe names a model that is not opened; use one of {', '.join(self.checkpoints)}"
+            ) from None
+
+    def prepare(self, recipe: Recipe) -> None:
+        """Do for the recipe's structure all that does not depend on its coefficients."""
+        recipe, plans = self._plan(recipe)
+        resident = self._resident_for(recipe)
+        with torch.inference_mode():
+            for plan in plans:
+                self._job(resident, plan, recipe.seed or 0)
+
+    def apply(self, recipe: Recipe) -> PreTrainedModel:
+        """Return the resident model, filled with the recipe's weights.
+
+        The module is the same object from call to call while depth and configuration stay; its weights are those of the
+        last call.
+
+        Raises
+        ------
+        RecipeError
+            If the recipe does not fit the models.
+        CheckpointError
+            If it names a model that is not opened, or tensors of different shapes.
+        """
+        recipe, plans = self._plan(recipe)
+        resident = self._resident_for(recipe)
+        self._fill(resident, recipe, plans)
+        return resident.module
+
+    def load(self, reference: str) -> PreTrainedModel:
+        """Return the resident model, filled with one source's own weights in its own configuration."""
+        source = self.checkpoint(reference)
+        order = tuple((reference, layer) for layer in range(source.layout.num_layers))
+        resident = self._resident_of(reference, order, source.dtype)
+        with torch.inference_mode():
+            for name, target in resident.parameters.items():
+                target.copy_(self._source(reference, name))
+        return resident.module
+
+    def materialize(self, recipe: Recipe) -> PreTrainedModel:
+        """Return a new model of the recipe in its `out_dtype`, in the CPU's memory, for the writer."""
+        recipe, plans = self._plan(recipe)
+        config = self._config(recipe.donor, layer_order(recipe))
+        resident = build_resident(
+            config, self.checkpoint(recipe.donor), self.out_dtype(recipe), torch.device("cpu")
+        )
+        self._fill(resident, recipe, plans)
+        return resident.module
+
+    def footprint(self, recipe: Recipe) -> Footprint:
+        """Return what preparing and applying the recipe costs, without doing it."""
+        recipe, plans = self._plan(recipe)
+        sources: dict[tuple[str, str], int] = {}
+        prepared: dict[tuple[object, ...], int] = {}
+        read = parameters = 0
+        for plan in plans:
+            per_entry = implementation(plan.method).prepared_bytes
+            for part in _parts(plan):
+                values = self._source(part.model, part.tensor)
+                sources[part.model, part.tensor] = values.nbytes
+                read += values.nbytes
+            parameters += values.numel()
+            for part in plan.contributions:
+                prepared[self._prepared_key(plan, part, 0)] = per_entry * values.numel()
+                read += per_entry * values.numel()
+        resident = parameters * self._dtype_for(self.out_dtype(recipe)).itemsize
+        return Footprint(
+            source_bytes=sum(sources.values()),
+            prepared_bytes=sum(prepared.values()),
+            resident_bytes=resident,
+            touched_bytes=read + resident,
+            parameters=parameters,
+        )
+
+    def out_dtype(self, recipe: Recipe) -> torch.dtype:
+        """Return the dtype of the recipe's weights: its `out_dtype`, its `dtype`, or what holds all its sources."""
+        name = recipe.out_dtype or recipe.dtype
+        if name is not None:
+            dtype: torch.dtype = getattr(torch, name)
+            return dtype
+        result = self.checkpoint(recipe.models[0]).dtype
+        for reference in recipe.models[1:]:
+            result = torch.promote_types(result, self.checkpoint(reference).dtype)
+        return result
+
+    # --- from recipe to jobs ---
+
+    def _plan(self, recipe: Recipe) -> tuple[Recipe, tuple[TensorPlan, ...]]:
+        layout = self.checkpoint(recipe.donor).layout
+        sliced = recipe.expanded(layout.num_layers)
+        return sliced, resolve(sliced, layout)
+
+    def _fill(self, resident: Resident, recipe: Recipe, plans: tuple[TensorPlan, ...]) -> None:
+        out_dtype, seed = self.out_dtype(recipe), recipe.seed or 0
+        with torch.inference_mode():
+            for plan in plans:
+                self._job(resident, plan, seed).run(plan, out_dtype)
+
+    def _job(self, resident: Resident, plan: TensorPlan, seed: int) -> Job:
+        parts = _parts(plan)
+        key = (plan.method, plan.name, seed, *((part.model, part.tensor) for part in parts))
+        job = resident.jobs.get(key)
+        if job is None:
+            job = resident.jobs[key] = self._new_job(resident, plan, seed)
+        return job
+
+    def _new_job(self, resident: Resident, plan: TensorPlan, seed: int) -> Job:
+        method = implementation(plan.method)
+        target = resident.parameters[plan.name]
+        shape = resident.module.get_parameter(plan.name).shape
+        for part in _parts(plan):
+            own = self.checkpoint(part.model).shape(part.tensor)
+            if own != tuple(shape):
+                raise CheckpointError(
+                    f"{part.model}: {part.tensor} has shape {list(own)} where {plan.name} of the merged model has "
+                    f"{list(shape)}; merge models of one architecture and size"
+                )
+        base = None if plan.base is None else self._source(plan.base.model, plan.base.tensor)
+        models = [self._source(part.model, part.tensor) for part in plan.contributions]
+        prepared = [self._prepare(method, plan, part, seed) for part in plan.contributions] if method.prepare else []
+        return Job(method, target, base, models, prepared, self._scratch)
+
+    def _prepare(self, method: MergeMethod, plan: TensorPlan, part: Contribution, seed: int) -> Prepared:
+        key = self._prepared_key(plan, part, seed if method.spec.stochastic else 0)
+        state = self._prepared.get(key)
+        if state is None:
+            assert method.prepare is not None
+            values = self._source(part.model, part.tensor).to(self._device)
+            base = None if plan.base is None else self._source(plan.base.model, plan.base.tensor).to(self._device)
+            state = self._prepared[key] = method.prepare(SourceTensor(part.tensor, values, base, seed))
+        return state
+
+    @staticmethod
+    def _prepared_key(plan: TensorPlan, part: Contribution, seed: int) -> tuple[object, ...]:
+        base = None if plan.base is None else (plan.base.model, plan.base.tensor)
+        return plan.method, part.model, part.tensor, base, seed
+
+    def _source(self, reference: str, name: str) -> Tensor:
+        """Return a source tensor, flat and memory-mapped."""
+        key = (reference, name)
+        values = self._sources.get(key)
+        if values is None:
+            values = self._sources[key] = self.checkpoint(reference).tensor(name).reshape(-1)
+        return values
+
+    # --- the resident model ---
+
+    def _resident_for(self, recipe: Recipe) -> Resident:
+        return self._resident_of(recipe.donor, layer_order(recipe), self.out_dtype(recipe))
+
+    def _resident_of(self, donor: str, order: LayerOrder, out_dtype: torch.dtype) -> Resident:
+        """Return the resident model, built anew when depth, layer kinds or configuration are other than its own."""
+        dtype = self._dtype_for(out_dtype)
+        key = (self._architecture_key(donor, order), dtype)
+        if self._resident is None or self._resident_key != key:
+            self._resident = None  # let go of the old one first: two may not fit
+            self._resident = build_resident(self._config(donor, order), self.checkpoint(donor), dtype, self._device)
+            self._resident_key = key
+        return self._resident
+
+    def _dtype_for(self, out_dtype: torch.dtype) -> torch.dtype:
+        if self._compute_dtype != "auto":
+            dtype: torch.dtype = getattr(torch, self._compute_dtype)
+            return dtype
+        return torch.float32 if self._device.type == "cpu" else out_dtype
+
+    def _config(self, donor: str, order: LayerOrder):  # type: ignore[no-untyped-def]
+        configs = {reference: checkpoint.config for reference, checkpoint in self.checkpoints.items()}
+        return reordered(self.checkpoint(donor).config, order, configs)
+
+    def _architecture_key(self, donor: str, order: LayerOrder) -> str:
+        key = self._shapes.get((donor, order))
+        if key is None:
+            key = self._shapes[donor, order] = self.checkpoint(donor).architecture_key(self._config(donor, order))
+        return key
+
+
+def _parts(plan: TensorPlan) -> tuple[Contribution, ...]:
+    return plan.contributions if plan.base is None else (plan.base, *plan.contributions)

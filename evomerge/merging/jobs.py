@@ -1,0 +1,93 @@
+"""One output tensor of a merge: where its sources lie, how it is cut into blocks, where the result goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block, Scratch
+from evomerge.merging.methods.registry import MergeMethod, Prepared
+from search_spaces.resolve import TensorPlan
+
+
+class Job:
+    """Fills one parameter of the resident model, block by block.
+
+    Parameters
+    ----------
+    method
+        The merge method.
+    target
+        The parameter, flat, in any floating dtype.
+    base, models
+        Source tensors, flat, in the dtype they are stored in; `base` is None without a base.
+    prepared
+        The method's prepared state for each model.
+    scratch
+        Shared buffers.
+    """
+
+    def __init__(
+        self,
+        method: MergeMethod,
+        target: Tensor,
+        base: Tensor | None,
+        models: Sequence[Tensor],
+        prepared: Sequence[Prepared],
+        scratch: Scratch,
+    ) -> None:
+        self.method = method
+        self._target = target
+        self._base = base
+        self._models = models
+        self._prepared = prepared
+        self._scratch = scratch
+        self._whole: Block | None = None
+        if target.numel() <= scratch.block:
+            self._whole = self._cut(slice(0, target.numel()))
+        self._parameters = [
+            (parameter.name, method.arguments[parameter.name], parameter.per_model)
+            for parameter in method.spec.parameters
+            if not parameter.inert
+        ]
+
+    def run(self, plan: TensorPlan, out_dtype: torch.dtype) -> None:
+        """Merge with the coefficients of `plan`, rounding once to `out_dtype`."""
+        arguments = {
+            argument: (
+                [model.parameters.get(name) for model in plan.contributions] if per_model else plan.parameters[name]
+            )
+            for name, argument, per_model in self._parameters
+        }
+        apply = self.method.apply
+        for block, target in self._blocks():
+            apply(block, **arguments)
+            self._store(block.out, target, out_dtype)
+
+    def _blocks(self) -> Iterator[tuple[Block, Tensor]]:
+        if self._whole is not None:
+            yield self._whole, self._target
+            return
+        size = self._target.numel()
+        for start in range(0, size, self._scratch.block):
+            span = slice(start, min(start + self._scratch.block, size))
+            yield self._cut(span), self._target[span]
+
+    def _cut(self, span: slice) -> Block:
+        entries = span.stop - span.start
+        return Block(
+            out=self._scratch.vector("out", entries),
+            base=None if self._base is None else self._base[span],
+            models=[values[span] for values in self._models],
+            prepared=[state.cut(span) for state in self._prepared],
+            size=self._target.numel(),
+            scratch=self._scratch,
+        )
+
+    def _store(self, merged: Tensor, target: Tensor, out_dtype: torch.dtype) -> None:
+        """Round float32 results to `out_dtype` and leave them in the parameter, in its own dtype."""
+        if out_dtype not in (target.dtype, torch.float32, torch.float64):
+            merged = self._scratch.vector("rounded", merged.numel(), out_dtype).copy_(merged)
+        target.copy_(merged)

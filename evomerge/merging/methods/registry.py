@@ -1,0 +1,136 @@
+"""The registry of merge methods, and what a method sees of the engine.
+
+Legend: T source models (without the base where a method treats it apart), E entries of one block.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block
+from search_spaces.methods import MethodSpec, method_spec
+
+PerModel: TypeAlias = Sequence[float]
+"""A parameter with one value per model, in the order of the block's models."""
+
+OptionalPerModel: TypeAlias = Sequence[float | None]
+"""The same for a parameter that is off unless set: None where the recipe sets none."""
+
+
+class Prepared(Protocol):
+    """What a method works out once per source tensor, whatever the coefficients."""
+
+    def cut(self, span: slice) -> Prepared:
+        """Return the part that belongs to the entries `span` of the flattened tensor."""
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One source tensor, whole, as a method's `prepare` sees it.
+
+    Attributes
+    ----------
+    name
+        The tensor's name in its checkpoint's module.
+    values, base
+        Flattened, in the dtype and (memory-mapped) place they are stored in; `base` is None without a base.
+    seed
+        The recipe's seed; 0 unless it sets one.
+    """
+
+    name: str
+    values: Tensor
+    base: Tensor | None
+    seed: int
+
+
+Prepare: TypeAlias = Callable[[SourceTensor], Prepared]
+Apply: TypeAlias = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A registered method.
+
+    Attributes
+    ----------
+    spec
+        Its description in `search_spaces.methods`.
+    apply
+        Fills ``block.out`` from one block of the sources; called for every block of every tensor.
+    prepare
+        Run once per source tensor, or None when nothing can be known before the coefficients are.
+    prepared_bytes
+        Bytes that the prepared state holds per entry and model.
+    """
+
+    spec: MethodSpec
+    apply: Apply
+    prepare: Prepare | None
+    prepared_bytes: int
+    arguments: dict[str, str]
+    """Argument name by parameter name: ``lambda`` is a keyword of Python, the argument is ``lambda_``."""
+
+
+_METHODS: dict[str, MergeMethod] = {}
+
+
+def merge_method(
+    name: str, *, prepare: Prepare | None = None, prepared_bytes: int = 0
+) -> Callable[[Apply], Apply]:
+    """Register a function as the merge method called `name`.
+
+    Its keyword-only arguments must be the method's parameters in `search_spaces.methods` (those with an effect),
+    those with a value per model annotated as `PerModel`.
+
+    Raises
+    ------
+    TypeError
+        If the signature and the table disagree, at import.
+    """
+
+    def register(function: Apply) -> Apply:
+        spec = method_spec(name)
+        _METHODS[name] = MergeMethod(spec, function, prepare, prepared_bytes, _arguments(function, spec))
+        return function
+
+    return register
+
+
+def implementation(name: str) -> MergeMethod:
+    """Return the registered method called `name`.
+
+    Raises
+    ------
+    RecipeError
+        If no recipe can name it.
+    NotImplementedError
+        If recipes can name it but nothing computes it.
+    """
+    try:
+        return _METHODS[name]
+    except KeyError:
+        spec = method_spec(name)
+        raise NotImplementedError(
+            f"merge_method '{spec.name}' has no implementation; use one of {', '.join(sorted(_METHODS))}"
+        ) from None
+
+
+def _arguments(function: Apply, spec: MethodSpec) -> dict[str, str]:
+    hints: dict[str, Any] = typing.get_type_hints(function, localns={"Block": Block})
+    _block, *rest = inspect.signature(function).parameters.values()
+    found = {argument.name.rstrip("_"): hints[argument.name] in (PerModel, OptionalPerModel) for argument in rest}
+    expected = {parameter.name: parameter.per_model for parameter in spec.parameters if not parameter.inert}
+    if found != expected or any(argument.kind is not argument.KEYWORD_ONLY for argument in rest):
+        raise TypeError(
+            f"{spec.name}: keyword-only arguments (name: is per model) are {found}, search_spaces.methods says "
+            f"{expected}; make them equal"
+        )
+    return {argument.name.rstrip("_"): argument.name for argument in rest}

@@ -1,0 +1,58 @@
+"""The resident model: one transformers module whose parameters every candidate overwrites in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from evomerge.merging.architecture import empty_module, quiet
+from evomerge.merging.checkpoints import Checkpoint
+from evomerge.merging.jobs import Job
+
+
+@dataclass
+class Resident:
+    """A module, its parameters as flat views, and the jobs that have been set up to fill them.
+
+    Attributes
+    ----------
+    module
+        In eval mode, without gradients.
+    parameters
+        Flat views by name; a tied parameter appears once and fills both places.
+    dtype
+        Of all parameters.
+    jobs
+        By the structure of what fills a tensor, so that candidates which differ by coefficients share them.
+    """
+
+    module: PreTrainedModel
+    parameters: dict[str, Tensor]
+    dtype: torch.dtype
+    jobs: dict[Any, Job] = field(default_factory=dict)
+
+
+def build_resident(
+    config: PretrainedConfig, donor: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> Resident:
+    """Build an unfilled module of `config`; generation settings and stored buffers come from `donor`."""
+    module = empty_module(config, dtype, device)
+    generation = donor.generation_config()
+    if generation is not None:
+        module.generation_config = GenerationConfig.from_dict(generation)
+    _fill_buffers(module, donor)
+    parameters = {name: parameter.data.view(-1) for name, parameter in module.named_parameters()}
+    return Resident(module, parameters, dtype)
+
+
+def _fill_buffers(module: PreTrainedModel, donor: Checkpoint) -> None:
+    buffers = dict(module.named_buffers())
+    with quiet():
+        for name in donor.persistent_buffers:
+            stored = donor.stored(name)
+            if stored is not None and name in buffers and buffers[name].shape == stored.shape:
+                buffers[name].copy_(stored)

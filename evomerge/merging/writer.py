@@ -1,0 +1,149 @@
+"""Writing a merged model: everything into a temporary folder, then one rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from evomerge.merging.architecture import quiet
+from evomerge.merging.card import model_card
+from evomerge.merging.checkpoints import Checkpoint
+from evomerge.merging.engine import MergeEngine
+from search_spaces.recipe import Recipe
+
+MARGIN = 16 << 20  # bytes beside the weights: tokenizer, configuration, file system
+
+
+class WriteError(ValueError):
+    """A checkpoint that could not be written; one line that says what to do."""
+
+
+def write_checkpoint(
+    engine: MergeEngine,
+    recipe: Recipe,
+    out: Path,
+    *,
+    tokenizer_from: str | None = None,
+    card: str | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write the recipe's model as a transformers checkpoint: safetensors, config, tokenizer, recipe.yaml, model card.
+
+    The folder appears complete or not at all.
+
+    Parameters
+    ----------
+    engine
+        Holds the opened sources.
+    recipe
+        What to write, in its `out_dtype`.
+    out
+        A folder that does not exist yet, or is empty.
+    tokenizer_from
+        Reference of the model whose tokenizer is copied; None: the recipe's `tokenizer_source`, else its base.
+    card
+        Text of README.md; None writes one from the recipe.
+    notes
+        Paragraphs for that card.
+
+    Raises
+    ------
+    WriteError
+        If the folder exists and is not empty, the disk is too small or fails while writing, or the recipe asks for a
+        tokenizer that has to be built.
+    """
+    out = out.expanduser().absolute()
+    donor = _tokenizer_donor(engine, recipe, tokenizer_from)
+    template = _chat_template(recipe)
+    _check_place(out)
+    _check_space(out, engine.footprint(recipe).parameters * engine.out_dtype(recipe).itemsize)
+    module = engine.materialize(recipe)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        _write(module, recipe, temporary, donor, template, card or model_card(recipe, engine.checkpoints, notes))
+        if out.is_dir():
+            out.rmdir()  # empty, or it fails
+        os.replace(temporary, out)
+        _sync(out.parent)
+    except Exception as error:
+        # safetensors reports a full disk in an exception of its own
+        if isinstance(error, OSError) or "os error" in str(error).lower() or "No space left" in str(error):
+            raise WriteError(_failure(out, error)) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _write(
+    module: PreTrainedModel, recipe: Recipe, folder: Path, donor: Checkpoint, template: str | None, card: str
+) -> None:
+    folder.mkdir(parents=True)
+    with quiet():
+        module.save_pretrained(folder)
+    for path in donor.tokenizer_files:
+        shutil.copyfile(path, folder / path.name)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | None) -> Checkpoint:
+    wanted = tokenizer_from or recipe.tokenizer_source or "base"
+    if wanted == "union":
+        raise WriteError("tokenizer_source: a union of vocabularies is not built yet; write tokenizer_source: base")
+    return engine.checkpoint(recipe.donor if wanted == "base" else wanted)
+
+
+def _chat_template(recipe: Recipe) -> str | None:
+    """Return the Jinja text to write; named templates are mergekit's own."""
+    template = recipe.chat_template
+    if template is None or "{" in template:
+        return template
+    raise WriteError(
+        f"chat_template: '{template}' is a name, and only Jinja text is written; paste the template, or remove the key "
+        "to keep the base's"
+    )
+
+
+def _check_place(out: Path) -> None:
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise WriteError(f"{out}: the folder exists and is not empty; name a new one or remove it")
+    elif out.exists():
+        raise WriteError(f"{out}: a file of that name exists; name a new folder")
+
+
+def _check_space(out: Path, weights: int) -> None:
+    place = next(parent for parent in out.parents if parent.is_dir())
+    free, needed = shutil.disk_usage(place).free, weights + MARGIN
+    if free < needed:
+        raise WriteError(
+            f"{out}: the disk has {free / 1e9:.2f} GB free and the model needs {needed / 1e9:.2f} GB; "
+            "free some space or name a folder on another disk"
+        )
+
+
+def _failure(out: Path, error: Exception) -> str:
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    if full:
+        return f"{out}: the disk became full while writing; free some space or name a folder on another disk"
+    return f"{out}: cannot be written ({error}); check the folder's permissions and its disk"
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

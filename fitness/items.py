@@ -1,0 +1,155 @@
+"""The item pool: which items the search may see and which are kept for the end.
+
+All choices hash the item, so that they depend on the seed alone and not on the order of the items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fitness.evaluation import TaskError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a task.
+
+    Attributes
+    ----------
+    id
+        `task/split/index`, unique.
+    task, split, index
+        lm-eval's task name, `train`, `validation` or `test`, and the position within that split.
+    key
+        Hash of the question's text (see `prompt_key`): items that ask the same share it, across tasks too.
+    """
+
+    id: str
+    task: str
+    split: str
+    index: int
+    key: str
+
+    @classmethod
+    def of(cls, task: str, split: str, index: int, prompt: str) -> Item:
+        """The item at `index` of a task's split, which asks `prompt`."""
+        return cls(f"{task}/{split}/{index}", task, split, index, prompt_key(prompt))
+
+
+def task_of(item_id: str) -> str:
+    """Name of the task that an item id belongs to."""
+    return item_id.rsplit("/", 2)[0]
+
+
+def prompt_key(prompt: str) -> str:
+    """16 hex digits that equal prompts share, whatever their white space."""
+    return hashlib.sha256(" ".join(prompt.split()).encode()).hexdigest()[:16]
+
+
+def uniform_hash(seed: int, text: str) -> float:
+    """A number in [0, 1) that looks random and depends on `seed` and `text` only."""
+    digest = hashlib.sha256(f"{seed}/{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split_by_hash(
+    items: Iterable[Item], held_out: float, seed: int
+) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """Split items into search and held-out ones; equal prompts fall on the same side.
+
+    Parameters
+    ----------
+    held_out
+        Expected share of the held-out side, in (0, 1).
+    """
+    search: list[Item] = []
+    kept: list[Item] = []
+    for item in items:
+        (kept if uniform_hash(seed, f"held-out/{item.key}") < held_out else search).append(item)
+    return tuple(search), tuple(kept)
+
+
+@dataclass(frozen=True)
+class ItemPool:
+    """Search and held-out items of every task.
+
+    Attributes
+    ----------
+    search, held_out
+        Task name to its items, in the split's order; never empty.
+    dropped
+        Task name to the number of held-out items left out because their prompt is also among the search items
+        (of any task).
+    """
+
+    search: Mapping[str, tuple[Item, ...]]
+    held_out: Mapping[str, tuple[Item, ...]]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        search: Mapping[str, Sequence[Item]],
+        held_out: Mapping[str, Sequence[Item]] | float,
+        seed: int,
+    ) -> ItemPool:
+        """Split every task's items.
+
+        Parameters
+        ----------
+        search
+            Task name to the items that the search may see.
+        held_out
+            The share of them to hold out, or other items to hold out; those lose the items whose prompt
+            occurs among the search items of any task.
+
+        Raises
+        ------
+        TaskError
+            A task has no items left on one side.
+        """
+        if isinstance(held_out, float):
+            halves = {task: split_by_hash(items, held_out, seed) for task, items in search.items()}
+            seen = {task: half[0] for task, half in halves.items()}
+            kept = {task: half[1] for task, half in halves.items()}
+            remedy = "change fitness.held_out or use a task with more items"
+        else:
+            seen = {task: tuple(items) for task, items in search.items()}
+            keys = {item.key for items in seen.values() for item in items}
+            kept = {
+                task: tuple(item for item in items if item.key not in keys)
+                for task, items in held_out.items()
+            }
+            remedy = "set fitness.held_out to a fraction such as 0.5 or use a task with more items"
+        for side, pool in (("search", seen), ("held-out", kept)):
+            for task, items in pool.items():
+                if not items:
+                    raise TaskError(f"task {task!r} has no {side} items left after the split: {remedy}")
+        dropped = (
+            {}
+            if isinstance(held_out, float)
+            else {task: len(held_out[task]) - len(kept[task]) for task in kept}
+        )
+        return cls(seen, kept, dropped)
+
+    def subset(self, n: int | Literal["all"], seed: int) -> tuple[str, ...]:
+        """Ids of `n` random search items of each task, or all of them where a task has fewer.
+
+        The same for the same seed, and a smaller subset is part of a larger one; in the order of the pool.
+        """
+        chosen: list[str] = []
+        for items in self.search.values():
+            if n == "all" or n >= len(items):
+                chosen += [item.id for item in items]
+                continue
+            ranked = sorted(items, key=lambda item: uniform_hash(seed, f"subset/{item.id}"))
+            inside = {item.id for item in ranked[:n]}
+            chosen += [item.id for item in items if item.id in inside]
+        return tuple(chosen)
+
+    def held_out_ids(self) -> tuple[str, ...]:
+        """Ids of all held-out items, task by task."""
+        return tuple(item.id for items in self.held_out.values() for item in items)

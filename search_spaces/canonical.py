@@ -1,0 +1,165 @@
+"""The canonical form of a recipe, and the hash over it.
+
+Two recipes that give the same weights by mergekit's rules should have one form: the same merge is then
+never scored twice. The form writes every value where it applies: a head slice without layers for the
+embeddings, one slice per layer, a tail slice without layers for the final norm and the head; parameters at
+their sources (or at the slice when shared), nothing that equals its default, no gradients, the base last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from search_spaces.methods import MethodSpec, Parameter
+from search_spaces.recipe import Recipe, Slice, Source
+from search_spaces.settings import Condition, Parameters, Scalar, Setting, at, chain, constant, simplified
+
+
+def canonical_form(recipe: Recipe) -> Recipe:
+    """Return the canonical form of `recipe`; see the module's head."""
+    spec = recipe.spec
+    lowered = [_lowered(recipe, part) for part in recipe.slices]
+    if recipe.is_sliced:
+        depths = _depths(recipe)
+        layers = [_layer(part, index, spec) for part in lowered for index in range(part.num_layers)]
+        head, tail = _edge(lowered[0], dict.fromkeys(depths, 0), spec), _edge(lowered[-1], depths, spec)
+        slices = (head, *layers, tail)
+    else:
+        slices = tuple(_written(part, [None] * len(part.sources), None, spec) for part in lowered)
+    return replace(
+        recipe,
+        slices=slices,
+        base_model=recipe.donor,
+        parameters=(),
+        out_dtype=None if recipe.out_dtype == recipe.dtype else recipe.out_dtype,
+        seed=(recipe.seed or 0) if spec.stochastic else None,
+    )
+
+
+def canonical_json(canonical: Recipe) -> str:
+    """Return a canonical recipe as JSON without spaces: equal text, equal merge."""
+    slices = [
+        (
+            [(source.model, source.layer_range, source.parameters) for source in part.sources],
+            part.parameters,
+            part.base_model,
+        )
+        for part in canonical.slices
+    ]
+    rest = (
+        canonical.merge_method,
+        canonical.base_model,
+        canonical.dtype,
+        canonical.out_dtype,
+        canonical.tokenizer_source,
+        canonical.chat_template,
+        canonical.seed,
+    )
+    return json.dumps((slices, rest), separators=(",", ":"), default=_condition_json)
+
+
+def _condition_json(condition: Condition) -> list[object]:
+    return [condition.value, condition.filter]
+
+
+def digest(text: str) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of `text`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# --- positions ---
+
+
+def _depths(recipe: Recipe) -> dict[str, int]:
+    """Where each model's ranges end: the tail slice's empty range is written there, for readers only."""
+    depths = dict.fromkeys(recipe.models, 0)
+    for part in recipe.slices:
+        for source in part.sources:
+            if source.num_layers:
+                depths[source.model] = max(depths[source.model], source.start + source.num_layers)
+    return depths
+
+
+def _edge(part: Slice, positions: Mapping[str, int], spec: MethodSpec) -> Slice:
+    """Return what `part` says of the tensors outside of the layers, where gradients stand at their start."""
+    ranges = [(positions[source.model], positions[source.model]) for source in part.sources]
+    return _written(part, ranges, 0.0, spec)
+
+
+def _layer(part: Slice, index: int, spec: MethodSpec) -> Slice:
+    """Return layer `index` of `part` as a slice of its own; a single layer takes a gradient's last value."""
+    ranges = [(source.start + index, source.start + index + 1) for source in part.sources]
+    return _written(part, ranges, index / (part.num_layers - 1) if part.num_layers > 1 else 1.0, spec)
+
+
+# --- parameters ---
+
+
+def _lowered(recipe: Recipe, part: Slice) -> Slice:
+    """Return `part` with all that the recipe's scopes and the defaults say of it written into it."""
+    spec, base = recipe.spec, recipe.base_of(part)
+    treated_apart = base if spec.base != "none" else None
+    sources = [
+        replace(
+            source,
+            parameters=()
+            if source.model == treated_apart
+            else _joined(spec.per_model, (source.parameters, part.parameters, recipe.parameters)),
+        )
+        for source in recipe.with_base(part)
+    ]
+    if treated_apart is not None:
+        sources.sort(key=lambda source: source.model == treated_apart)  # stable: the others keep their order
+    return Slice(
+        sources=tuple(sources),
+        parameters=_joined(spec.shared, (part.parameters, recipe.parameters)),
+        base_model=treated_apart if treated_apart != recipe.base_model else None,
+    )
+
+
+def _joined(parameters: Iterable[Parameter], scopes: tuple[Parameters, ...]) -> Parameters:
+    settings = {p.name: chain(scopes, p.name, p.default) for p in parameters if not p.inert}
+    return tuple(sorted((name, setting) for name, setting in settings.items() if setting))
+
+
+def _written(
+    part: Slice, ranges: Iterable[tuple[int, int] | None], t: float | None, spec: MethodSpec
+) -> Slice:
+    """Return `part` with other layer ranges and its settings at `t` (None leaves gradients), shortened."""
+    return Slice(
+        sources=tuple(
+            Source(source.model, layer_range, _shortened(source.parameters, t, spec))
+            for source, layer_range in zip(part.sources, ranges, strict=True)
+        ),
+        parameters=_shortened(part.parameters, t, spec),
+        base_model=part.base_model,
+    )
+
+
+def _shortened(parameters: Parameters, t: float | None, spec: MethodSpec) -> Parameters:
+    written = []
+    for name, setting in parameters:
+        short = simplified(_plain(setting if t is None else at(setting, t)))
+        default = spec.parameter(name).default
+        if default is None or short != constant(default):
+            written.append((name, short))
+    return tuple(written)
+
+
+def _plain(setting: Setting) -> Setting:
+    """Spell equal numbers equally: 1 as 1.0, -0.0 as 0.0, a gradient of one value as that value."""
+    return tuple(Condition(_plain_value(condition.value), condition.filter) for condition in setting)
+
+
+def _plain_value(value: Scalar | tuple[Scalar, ...]) -> Scalar | tuple[Scalar, ...]:
+    if isinstance(value, tuple):
+        numbers = tuple(_plain_scalar(element) for element in value)
+        return numbers[0] if len(numbers) == 1 else numbers
+    return _plain_scalar(value)
+
+
+def _plain_scalar(value: Scalar) -> Scalar:
+    return value if isinstance(value, bool) else float(value) + 0.0  # -0.0 + 0.0 is 0.0

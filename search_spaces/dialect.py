@@ -1,0 +1,434 @@
+"""mergekit's YAML dialect: recipes in and out.
+
+Read: every spelling that mergekit 0.1.5 accepts for one decoder-only model, with unknown keys refused
+(mergekit passes over them, so that typing errors change the merge in silence). Written: the spellings that
+both mergekit 0.1.5 and its earlier releases understand. One key is ours: ``evomerge: {seed: N}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search_spaces.errors import RecipeError, did_you_mean
+from search_spaces.methods import MethodSpec, method_spec
+from search_spaces.recipe import Recipe, Slice, Source
+from search_spaces.references import format_reference, parse_reference
+from search_spaces.settings import Condition, Parameters, Scalar, Setting
+from search_spaces.validation import MAX_SLICES, MAX_SOURCES
+
+MAX_BYTES = 4_000_000  # a canonical recipe of 128 layers and 8 sources is about 200 kB
+MAX_NESTING = 32  # the grammar needs 8; parsers recurse
+MAX_VALUES = 1_000_000  # aliases counted where they are used
+
+_TOP_KEYS = (
+    "merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template",
+    "parameters", "models", "slices", "modules", "evomerge",
+)  # fmt: skip
+
+
+# --- reading: text ---
+
+
+def read(path: Path) -> Recipe:
+    """Read the recipe in the YAML file at `path`; see `Recipe.from_file`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); name a recipe's YAML file") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: is not text; name a recipe's YAML file in UTF-8") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, origin: str) -> Recipe:
+    """Read the recipe in `text`; see `Recipe.from_yaml`."""
+    if len(text) > MAX_BYTES:
+        raise RecipeError(f"{origin}: is larger than {MAX_BYTES} bytes; name a recipe's YAML file")
+    try:
+        _check_nesting(text)
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{origin}: {_yaml_message(error)}; correct the YAML there") from None
+    except (ValueError, TypeError) as error:  # dates that do not exist, mappings as keys, nesting
+        raise RecipeError(f"{origin}: {error}; write plain mappings, lists and numbers") from None
+    return build(data, origin)
+
+
+def build(data: Any, origin: str) -> Recipe:
+    """Read the recipe in plain `data`; see `Recipe.from_dict`."""
+    try:
+        _check_amount(data)
+        return _recipe(data)
+    except RecipeError as error:
+        raise RecipeError(f"{origin}: {error}") from None
+
+
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _Loader(_SafeLoader):
+    """The safe loader, except that a key given twice is an error instead of an overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key_node.value in seen:
+                problem = f"the key '{key_node.value}' is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _check_nesting(text: str) -> None:
+    """Stop deep nesting while reading events one by one, before a recursive constructor meets it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_NESTING:
+            raise ValueError(f"nested more than {MAX_NESTING} levels deep")
+
+
+def _yaml_message(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or "not valid YAML"
+    return f"line {mark.line + 1}: {problem}" if mark is not None else str(problem).splitlines()[0]
+
+
+def _check_amount(data: Any) -> None:
+    count, pending = 0, [data]
+    while pending:
+        value = pending.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise RecipeError(f"more than {MAX_VALUES} values; write a smaller recipe")
+        if isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+
+
+# --- reading: nouns; `place` is the path in the document ---
+
+
+def _recipe(data: Any) -> Recipe:
+    top = _mapping(data, "the document", _TOP_KEYS)
+    if top.get("merge_method") is None:
+        raise RecipeError("merge_method is missing; write one such as merge_method: linear")
+    spec = method_spec(_text(top["merge_method"], "merge_method"))
+    form, content, parameters = _content(top, spec)
+    return Recipe(
+        merge_method=spec.name,
+        slices=_models(content, spec) if form == "models" else _slices(content, spec),
+        base_model=_optional_reference(top, "base_model"),
+        parameters=parameters,
+        dtype=_dtype(top, "dtype"),
+        out_dtype=_dtype(top, "out_dtype"),
+        tokenizer_source=_tokenizer_source(top),
+        chat_template=_optional_text(top, "chat_template"),
+        seed=_seed(top),
+    )
+
+
+def _content(top: dict[str, Any], spec: MethodSpec) -> tuple[str, Any, Parameters]:
+    """Return which form the recipe has (`models` or `slices`), its list, and the outer parameters."""
+    parameters = _parameters(top, "parameters", spec)
+    forms = [key for key in ("models", "slices", "modules") if top.get(key)]
+    if len(forms) != 1:
+        found = " and ".join(forms) if forms else "none of them"
+        raise RecipeError(
+            f"exactly one of models, slices and modules is wanted, not {found}; write `slices:`"
+        )
+    if forms[0] != "modules":
+        return forms[0], top[forms[0]], parameters
+    modules = _mapping(top["modules"], "modules", ("default",), required=("default",))
+    module = _mapping(modules["default"], "modules.default", ("models", "slices", "parameters"))
+    forms = [key for key in ("models", "slices") if module.get(key)]
+    if len(forms) != 1:
+        raise RecipeError("modules.default: exactly one of models and slices is wanted; write `slices:`")
+    inner = dict(_parameters(module, "modules.default.parameters", spec))
+    for name, setting in parameters:  # the module's scope lies inside the recipe's
+        inner[name] = inner.get(name, ()) + setting
+    return forms[0], module[forms[0]], tuple(sorted(inner.items()))
+
+
+def _models(value: Any, spec: MethodSpec) -> tuple[Slice, ...]:
+    sources = []
+    for index, entry in enumerate(_list(value, "models", MAX_SOURCES)):
+        place = f"models[{index}]"
+        fields = _mapping(entry, place, ("model", "parameters"), required=("model",))
+        model = parse_reference(fields["model"], f"{place}.model")
+        sources.append(Source(model, None, _parameters(fields, f"{place}.parameters", spec)))
+    return (Slice(tuple(sources)),)
+
+
+def _slices(value: Any, spec: MethodSpec) -> tuple[Slice, ...]:
+    entries = _list(value, "slices", MAX_SLICES)
+    return tuple(_slice(entry, spec, f"slices[{i}]") for i, entry in enumerate(entries))
+
+
+def _slice(value: Any, spec: MethodSpec, place: str) -> Slice:
+    valid = ("sources", "parameters", "base_model", "residual_weight")  # the last: in the grammar, never used
+    fields = _mapping(value, place, valid, required=("sources",))
+    entries = _list(fields["sources"], f"{place}.sources", MAX_SOURCES)
+    return Slice(
+        sources=tuple(_source(entry, spec, f"{place}.sources[{i}]") for i, entry in enumerate(entries)),
+        parameters=_parameters(fields, f"{place}.parameters", spec),
+        base_model=_optional_reference(fields, "base_model", place),
+    )
+
+
+def _source(value: Any, spec: MethodSpec, place: str) -> Source:
+    fields = _mapping(value, place, ("model", "layer_range", "parameters"), required=("model", "layer_range"))
+    bounds = fields["layer_range"]
+    if not isinstance(bounds, list) or len(bounds) != 2 or not all(type(bound) is int for bound in bounds):
+        raise RecipeError(f"{place}.layer_range: {_shown(bounds)} is no range; write [start, end]")
+    return Source(
+        model=parse_reference(fields["model"], f"{place}.model"),
+        layer_range=(bounds[0], bounds[1]),
+        parameters=_parameters(fields, f"{place}.parameters", spec),
+    )
+
+
+def _optional_reference(fields: dict[str, Any], key: str, place: str = "") -> str | None:
+    value = fields.get(key)
+    return None if value is None else parse_reference(value, f"{place}.{key}" if place else key)
+
+
+def _optional_text(fields: dict[str, Any], key: str) -> str | None:
+    return None if fields.get(key) is None else _text(fields[key], key)
+
+
+def _dtype(top: dict[str, Any], key: str) -> str | None:
+    value = _optional_text(top, key)
+    return None if value is None else value.removeprefix("torch.")
+
+
+def _tokenizer_source(top: dict[str, Any]) -> str | None:
+    nested = top.get("tokenizer")
+    if nested is None:
+        return _optional_reference(top, "tokenizer_source")
+    if top.get("tokenizer_source") is not None:
+        raise RecipeError("tokenizer and tokenizer_source are both there; remove one")
+    fields = _mapping(nested, "tokenizer", ("source", "tokens", "pad_to_multiple_of"))
+    for key in ("tokens", "pad_to_multiple_of"):
+        if fields.get(key):
+            raise RecipeError(f"tokenizer.{key}: is not supported yet; remove it")
+    return _optional_reference(fields, "source", "tokenizer") or "union"
+
+
+def _seed(top: dict[str, Any]) -> int | None:
+    if top.get("evomerge") is None:
+        return None
+    seed = _mapping(top["evomerge"], "evomerge", ("seed",)).get("seed")
+    if seed is not None and type(seed) is not int:
+        raise RecipeError(f"evomerge.seed: {_shown(seed)} is not a whole number; write one such as 0")
+    return seed
+
+
+# --- reading: parameters ---
+
+
+def _parameters(fields: dict[str, Any], place: str, spec: MethodSpec) -> Parameters:
+    value = fields.get("parameters")
+    if value is None:
+        return ()
+    names = [parameter.name for parameter in spec.parameters]
+    entries = _mapping(value, place, names, owner=f"parameter of {spec.name}")
+    kinds = {name: spec.parameter(name).kind for name in sorted(entries)}
+    return tuple((name, _setting(entries[name], kind, f"{place}.{name}")) for name, kind in kinds.items())
+
+
+def _setting(value: Any, kind: type, place: str) -> Setting:
+    if isinstance(value, dict):
+        return (_condition(value, kind, place),)
+    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        return tuple(_condition(entry, kind, f"{place}[{index}]") for index, entry in enumerate(value))
+    return (Condition(_value(value, kind, place)),)
+
+
+def _condition(value: Any, kind: type, place: str) -> Condition:
+    fields = _mapping(value, place, ("value", "filter"), required=("value",))
+    pattern = fields.get("filter")
+    return Condition(
+        value=_value(fields["value"], kind, f"{place}.value"),
+        filter=None if pattern is None else _text(pattern, f"{place}.filter"),
+    )
+
+
+def _value(value: Any, kind: type, place: str) -> Scalar | tuple[Scalar, ...]:
+    if isinstance(value, list):
+        if not value:
+            raise RecipeError(f"{place}: the list is empty; write at least one value")
+        return tuple(_scalar(entry, kind, place) for entry in value)
+    return _scalar(value, kind, place)
+
+
+def _scalar(value: Any, kind: type, place: str) -> Scalar:
+    """Read a scalar as mergekit does: YAML 1.1 takes 1e-5 for text, and 0 and 1 are truth values."""
+    try:
+        if kind is bool:
+            if isinstance(value, (bool, int, float)) and value in (0, 1):
+                return bool(value)
+        elif isinstance(value, (bool, int, float, str)):
+            return float(value)
+    except (ValueError, OverflowError):
+        pass
+    expected = "truth value; write true or false" if kind is bool else "number; write one such as 0.5"
+    raise RecipeError(f"{place}: {_shown(value)} is not a {expected}")
+
+
+# --- reading: shapes ---
+
+
+def _mapping(
+    value: Any, place: str, valid: Sequence[str], *, required: Sequence[str] = (), owner: str = "key"
+) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{place}: {_shown(value)} is not a mapping; write pairs such as {valid[0]}: ...")
+    for key in value:
+        if key not in valid:
+            raise RecipeError(f"{place}: unknown {owner} '{key}'; {did_you_mean(key, valid)}")
+    for key in required:
+        if value.get(key) is None:
+            raise RecipeError(f"{place}: '{key}' is missing; write {key}: ...")
+    return value
+
+
+def _list(value: Any, place: str, limit: int) -> list[Any]:
+    if not isinstance(value, list):
+        raise RecipeError(f"{place}: {_shown(value)} is not a list; begin each entry with '- '")
+    if len(value) > limit:
+        raise RecipeError(f"{place}: {len(value)} entries are too many; write at most {limit}")
+    return value
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise RecipeError(f"{place}: {_shown(value)} is not text; put it in quotes")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# --- writing ---
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return `recipe` as plain data; see `Recipe.to_dict`."""
+    fields: dict[str, Any] = {
+        "merge_method": recipe.merge_method,
+        "base_model": _reference_data(recipe.base_model),
+        "dtype": recipe.dtype,
+        "out_dtype": recipe.out_dtype,
+        "tokenizer_source": _reference_data(recipe.tokenizer_source),
+        "chat_template": recipe.chat_template,
+        "parameters": _parameters_dict(recipe.parameters),
+    }
+    if recipe.is_sliced:
+        fields["slices"] = [_slice_dict(part) for part in recipe.slices]
+    else:
+        fields["models"] = [_source_dict(source) for source in recipe.slices[0].sources]
+    if recipe.seed is not None:
+        fields["evomerge"] = {"seed": recipe.seed}
+    return _without_empty(fields)
+
+
+def _slice_dict(part: Slice) -> dict[str, Any]:
+    return _without_empty(
+        {
+            "sources": [_source_dict(source) for source in part.sources],
+            "base_model": _reference_data(part.base_model),
+            "parameters": _parameters_dict(part.parameters),
+        }
+    )
+
+
+def _source_dict(source: Source) -> dict[str, Any]:
+    return _without_empty(
+        {
+            "model": format_reference(source.model),
+            "layer_range": None if source.layer_range is None else list(source.layer_range),
+            "parameters": _parameters_dict(source.parameters),
+        }
+    )
+
+
+def _reference_data(reference: str | None) -> Any:
+    return None if reference is None else format_reference(reference)
+
+
+def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None and value != {}}
+
+
+def _parameters_dict(parameters: Parameters) -> dict[str, Any]:
+    return {name: _setting_data(setting) for name, setting in parameters}
+
+
+def _setting_data(setting: Setting) -> Any:
+    """A catch-all alone as its value, all else as a list (earlier releases refuse a bare mapping)."""
+    if len(setting) == 1 and setting[0].is_catch_all:
+        return _value_data(setting[0])
+    return [
+        {"value": _value_data(condition)}
+        if condition.filter is None
+        else {"filter": condition.filter, "value": _value_data(condition)}
+        for condition in setting
+    ]
+
+
+def _value_data(condition: Condition) -> Any:
+    return list(condition.value) if isinstance(condition.value, tuple) else condition.value
+
+
+class _Line(dict[str, Any]):
+    """A mapping that is written on one line."""
+
+
+class _Dumper(_SafeDumper):
+    """The safe dumper, with `_Line` in flow style and no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_line(dumper: Any, line: _Line) -> Any:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", line, flow_style=True)
+
+
+_Dumper.add_representer(_Line, _represent_line)
+
+
+def dump(recipe: Recipe, header: str) -> str:
+    """Return `recipe` as YAML below `header`; see `Recipe.to_yaml`."""
+    fields = as_dict(recipe)
+    for part in fields.get("slices", ()):
+        part["sources"] = [_Line(source) for source in part["sources"]]
+        _put_on_line(part)
+    if "models" in fields:
+        fields["models"] = [_Line(source) for source in fields["models"]]
+    _put_on_line(fields)
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
+    text: str = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000)
+    return comment + text
+
+
+def _put_on_line(fields: dict[str, Any]) -> None:
+    for key in ("parameters", "evomerge"):
+        if key in fields:
+            fields[key] = _Line(fields[key])

@@ -1,0 +1,174 @@
+"""What a recipe must satisfy to be one, checked at construction.
+
+One function per noun. `place` is the path in the YAML document, which every error begins with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from search_spaces.errors import RecipeError, did_you_mean
+from search_spaces.methods import MethodSpec, Parameter, method_spec
+from search_spaces.settings import Condition, Parameters
+
+if TYPE_CHECKING:
+    from search_spaces.recipe import Recipe, Slice, Source
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+# Bounds on what a recipe may ask for, checked before anything is allocated. The canonical form writes every
+# condition of every source for every layer: their product must stay small.
+MAX_LAYERS = 1024
+MAX_SLICES = MAX_LAYERS + 2
+MAX_SOURCES = 64
+MAX_GRADIENT = MAX_LAYERS
+MAX_CONDITIONS = 64
+
+
+def validate(recipe: Recipe) -> None:
+    """Raise a `RecipeError` unless `recipe` could be merged, given fitting models; see `Recipe`."""
+    spec = method_spec(recipe.merge_method)
+    _validate_dtypes(recipe)
+    if recipe.seed is not None and (type(recipe.seed) is not int or not 0 <= recipe.seed < 2**63):
+        raise RecipeError(
+            f"evomerge.seed: {recipe.seed} is not a seed; write a whole number from 0 to 2**63 - 1"
+        )
+    if not recipe.slices:
+        raise RecipeError("slices: the recipe has none; write a `models:` or a `slices:` list")
+    if len(recipe.slices) > MAX_SLICES:
+        raise RecipeError(f"slices: {len(recipe.slices)} are too many; write at most {MAX_SLICES}")
+    _validate_parameters(recipe.parameters, spec, "parameters")
+    for index, part in enumerate(recipe.slices):
+        _validate_slice(recipe, part, spec, f"slices[{index}]")
+    _validate_depth(recipe)
+    _validate_tail(recipe)
+
+
+def _validate_dtypes(recipe: Recipe) -> None:
+    for key, dtype in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
+        if dtype is not None and dtype not in DTYPES:
+            raise RecipeError(f"{key}: '{dtype}' is not a precision; {did_you_mean(dtype, DTYPES)}")
+
+
+def _validate_slice(recipe: Recipe, part: Slice, spec: MethodSpec, place: str) -> None:
+    if not part.sources:
+        raise RecipeError(f"{place}: the slice has no sources; name at least {spec.min_models}")
+    if len(part.sources) > MAX_SOURCES:
+        raise RecipeError(f"{place}: {len(part.sources)} sources are too many; write at most {MAX_SOURCES}")
+    _validate_parameters(part.parameters, spec, f"{place}.parameters")
+    sources = f"{place}.sources"
+    if part.sources[0].layer_range is None:
+        place = sources = "models"  # the form that the user wrote
+    for index, source in enumerate(part.sources):
+        _validate_source(source, spec, f"{sources}[{index}]")
+    ranges = {source.num_layers for source in part.sources}
+    if len(ranges) > 1:
+        raise RecipeError(
+            f"{place}: its sources differ in length ({sorted(ranges)} layers); give all the same length"
+        )
+    _validate_models(recipe, part, spec, place)
+
+
+def _validate_source(source: Source, spec: MethodSpec, place: str) -> None:
+    if not source.model:
+        raise RecipeError(f"{place}.model: the name is empty; write a folder or a hub id such as org/name")
+    if source.layer_range is not None:
+        start, end = source.layer_range
+        if not 0 <= start <= end:
+            raise RecipeError(f"{place}.layer_range: [{start}, {end}] is no range; write 0 <= start <= end")
+        if end > MAX_LAYERS:
+            raise RecipeError(
+                f"{place}.layer_range: [{start}, {end}] ends beyond {MAX_LAYERS} layers; write a smaller end"
+            )
+    _validate_parameters(source.parameters, spec, f"{place}.parameters", of_source=True)
+
+
+def _validate_models(recipe: Recipe, part: Slice, spec: MethodSpec, place: str) -> None:
+    """Check which models a slice merges against what the method asks for."""
+    names = [source.model for source in part.sources]
+    base = recipe.base_of(part)
+    if base is not None and base not in names and part.sources[0].layer_range is None:
+        names.append(base)  # as `expanded` will
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"{place}: '{name}' occurs twice among the sources; use it once per slice")
+    if spec.base == "required" and base is None:
+        raise RecipeError(f"base_model: {spec.name} needs a base; write base_model: ONE_OF_THE_MODELS")
+    count = len(names)
+    if spec.base == "required":
+        if base not in names:
+            raise RecipeError(
+                f"{place}: the base is not among the sources; add {{model: {base}, layer_range: ...}}"
+            )
+        count -= 1
+    if count < spec.min_models or (spec.max_models is not None and count > spec.max_models):
+        wanted = f"{spec.min_models}" if spec.min_models == spec.max_models else f"at least {spec.min_models}"
+        beside = " beside the base" if spec.base == "required" else ""
+        raise RecipeError(
+            f"{place}: {spec.name} takes {wanted} model(s){beside}, not {count}; change its sources"
+        )
+
+
+def _validate_depth(recipe: Recipe) -> None:
+    unsliced = [source.layer_range is None for part in recipe.slices for source in part.sources]
+    if any(unsliced) and (len(recipe.slices) > 1 or not all(unsliced)):
+        raise RecipeError("slices: a source has no layer_range; give every source layer_range: [start, end]")
+    if not any(unsliced) and not 0 < (total := sum(part.num_layers for part in recipe.slices)) <= MAX_LAYERS:
+        raise RecipeError(f"slices: together they have {total} layers; ask for 1 to {MAX_LAYERS}")
+
+
+def _validate_tail(recipe: Recipe) -> None:
+    """Refuse what mergekit gets wrong in silence: sources of the last slice beyond the first's number."""
+    first, last = len(recipe.slices[0].sources), len(recipe.slices[-1].sources)
+    if last > first:
+        raise RecipeError(
+            f"slices[{len(recipe.slices) - 1}]: the last slice has {last} sources, the first {first}, and "
+            "mergekit drops the rest from the final norm and the head; give both the same number of sources"
+        )
+
+
+def _validate_parameters(
+    parameters: Parameters, spec: MethodSpec, place: str, *, of_source: bool = False
+) -> None:
+    previous = ""
+    for name, setting in parameters:
+        parameter = _parameter(spec, name, place)
+        if of_source and not parameter.per_model:
+            # mergekit would pass over it without a word
+            raise RecipeError(f"{place}: '{name}' is not per model; write it in the slice's parameters")
+        if name <= previous:
+            raise RecipeError(
+                f"{place}: parameters must be sorted and unique; put '{name}' before '{previous}'"
+            )
+        previous = name
+        if not setting:
+            raise RecipeError(f"{place}.{name}: no value; write a number or a list of {{filter, value}}")
+        if len(setting) > MAX_CONDITIONS:
+            raise RecipeError(f"{place}.{name}: {len(setting)} conditions; write at most {MAX_CONDITIONS}")
+        for condition in setting:
+            _validate_condition(condition, parameter.kind, f"{place}.{name}")
+
+
+def _parameter(spec: MethodSpec, name: str, place: str) -> Parameter:
+    try:
+        return spec.parameter(name)
+    except RecipeError as error:
+        raise RecipeError(f"{place}: {error}") from None
+
+
+def _validate_condition(condition: Condition, kind: type, place: str) -> None:
+    values = condition.value if isinstance(condition.value, tuple) else (condition.value,)
+    if not 0 < len(values) <= MAX_GRADIENT:
+        raise RecipeError(f"{place}: a gradient of {len(values)} values; write 1 to {MAX_GRADIENT}")
+    for value in values:
+        if kind is bool and not isinstance(value, bool):
+            raise RecipeError(f"{place}: {value!r} is not a truth value; write true or false")
+        if kind is float and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise RecipeError(f"{place}: {value!r} is not a number; write one such as 0.5")
+        if kind is float and not math.isfinite(value):
+            raise RecipeError(f"{place}: {value!r} is not finite; write a number such as 0.5")
+    if condition.filter is not None and not isinstance(condition.filter, str):
+        raise RecipeError(
+            f"{place}: the filter {condition.filter!r} is not text; write a part of a tensor's name"
+        )

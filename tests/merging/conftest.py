@@ -1,0 +1,171 @@
+"""Tiny random models of many architectures: a base and fine-tunes of it, saved once per session."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from evomerge.merging.checkpoints import Checkpoint
+from evomerge.merging.engine import MergeEngine
+
+COMMON = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+HEADS = {"head_dim": 8}
+
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**COMMON),
+    "llama_tied": lambda: LlamaConfig(**COMMON, tie_word_embeddings=True),
+    "qwen2": lambda: Qwen2Config(**COMMON),
+    "qwen3": lambda: Qwen3Config(
+        **COMMON, **HEADS, use_sliding_window=True, sliding_window=3, max_window_layers=2
+    ),
+    "mistral": lambda: MistralConfig(**COMMON, **HEADS),
+    "gemma": lambda: GemmaConfig(**COMMON, **HEADS),
+    "gemma2": lambda: Gemma2Config(**COMMON, **HEADS, sliding_window=3, query_pre_attn_scalar=8),
+    "gemma3": lambda: Gemma3TextConfig(
+        **COMMON,
+        **HEADS,
+        sliding_window=3,
+        query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    ),
+    "gpt_neox": lambda: GPTNeoXConfig(
+        **{key: value for key, value in COMMON.items() if key != "num_key_value_heads"}
+    ),
+    "gpt2": lambda: GPT2Config(
+        n_embd=32, n_layer=4, n_head=4, vocab_size=64, n_positions=32, bos_token_id=1, eos_token_id=2
+    ),
+}
+FAMILIES = tuple(CONFIGS)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A base and its fine-tunes on disk, opened."""
+
+    name: str
+    references: tuple[str, ...]
+    checkpoints: dict[str, Checkpoint]
+
+    @property
+    def base(self) -> str:
+        return self.references[0]
+
+    @property
+    def layers(self) -> int:
+        return self.checkpoints[self.base].layout.num_layers
+
+    def engine(self, **options: object) -> MergeEngine:
+        return MergeEngine(self.checkpoints, base=self.base, **options)  # type: ignore[arg-type]
+
+    def tensors(self, index: int) -> dict[str, torch.Tensor]:
+        """One model's weights, read by transformers."""
+        return parameters_of(load(self.references[index]))
+
+
+def load(path: str | Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+
+
+def parameters_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.data for name, parameter in module.named_parameters()}
+
+
+def save_models(
+    folder: Path, config: PretrainedConfig, count: int, *, dtype: torch.dtype = torch.bfloat16
+) -> tuple[str, ...]:
+    """Save a random base and fine-tunes of it; the deltas are small beside the weights."""
+    torch.manual_seed(0)
+    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    base = {name: parameter.data.clone() for name, parameter in module.named_parameters()}
+    paths = []
+    for index in range(count):
+        generator = torch.Generator().manual_seed(index)
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.01
+            # norms and biases start at exact ones and zeros: move the base as well
+            parameter.data.copy_(base[name] + (noise if index else noise * 5))
+        if index == 0:
+            base = {name: parameter.data.clone() for name, parameter in module.named_parameters()}
+        path = folder / ("base" if index == 0 else f"expert{index}")
+        module.to(dtype).save_pretrained(path)
+        module.to(torch.float32)
+        paths.append(str(path))
+    return tuple(paths)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
+    """Give the family of a name, built at first use."""
+    built: dict[str, Family] = {}
+
+    def get(name: str) -> Family:
+        if name not in built:
+            with contextlib.redirect_stderr(None):
+                references = save_models(tmp_path_factory.mktemp(name), CONFIGS[name](), 3)
+            built[name] = Family(name, references, {path: Checkpoint.open(path) for path in references})
+        return built[name]
+
+    return get
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest, families: Callable[[str], Family]) -> Family:
+    """Every architecture in turn."""
+    return families(request.param)
+
+
+@pytest.fixture
+def llama(families: Callable[[str], Family]) -> Family:
+    """One untied architecture, where one is enough."""
+    return families("llama")
+
+
+@pytest.fixture
+def read() -> Callable[[str | Path], dict[str, torch.Tensor]]:
+    """Read a checkpoint's parameters with transformers."""
+    return lambda path: parameters_of(load(path))
+
+
+@pytest.fixture(scope="session")
+def make_models() -> Callable[..., tuple[str, ...]]:
+    """Save a base and fine-tunes of a configuration: ``make_models(folder, config, count)``."""
+    return save_models
+
+
+@pytest.fixture(scope="session")
+def configs() -> dict[str, Callable[[], PretrainedConfig]]:
+    """Configurations by family name."""
+    return CONFIGS

@@ -1,0 +1,373 @@
+"""The installed command, as a user drives it: whole searches on the zoo, and every kind of bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+ZOO = Path(__file__).parent.parent / "experiments" / "zoo"
+COMMAND = Path(sys.executable).parent / "evomerge"
+
+
+def evomerge(*arguments, cwd, code=0):
+    """Run the command; return its standard output, after checking the exit code."""
+    done = subprocess.run(
+        [COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def config(**changes):
+    """Return a small search of the zoo as a mapping."""
+    return {
+        "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")},
+        "space": {"layers_per_group": 3, "weight": {"low": 0.0, "high": 1.5, "start": 0.8}},
+        "strategy": {"kind": "cma_es", "population": 5, "mean_every": 2},
+        "fitness": {
+            "tasks": [{"task": "zoo_target_gen"}],
+            "include_path": [str(ZOO / "tasks")],
+            "subset": {"items": 16},
+            "held_out": "test",
+        },
+        "budget": {"evaluations": 12},
+        "workers": {"threads": 1},
+    } | changes
+
+
+def write(folder, **changes):
+    path = folder / "search.yaml"
+    path.write_text(yaml.safe_dump(config(**changes), sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return a folder in which `evomerge search` has run, with its output."""
+    folder = tmp_path_factory.mktemp("finished")
+    write(folder)
+    output = evomerge("search", "search.yaml", "--run", "run", cwd=folder)
+    return folder, output
+
+
+def test_a_search_ends_with_the_held_out_table_and_the_next_commands(finished):
+    folder, output = finished
+    for name in ("found", "distribution mean", "base", "ops", "ja", "eo", "uniform average", "task arithmetic 0.3"):
+        assert name in output
+    assert "evomerge export run -o recipe.yaml" in output
+    assert {path.name for path in (folder / "run").iterdir()} >= {
+        "config.yaml",
+        "environment.json",
+        "events.sqlite",
+        "best.yaml",
+        "result.json",
+        "log.txt",
+    }
+
+
+def test_the_result_is_machine_readable(finished):
+    folder, _ = finished
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert [row["kind"] for row in result["held_out"]] == [
+        "found",
+        "mean",
+        *["source"] * 4,
+        "uniform",
+        "task_arithmetic",
+    ]
+    for row in result["held_out"]:
+        assert set(row) == {"name", "kind", "task", "score", "low", "high", "items", "p_value"}
+        assert row["task"] == "zoo_target_gen"
+        assert row["low"] <= row["score"] <= row["high"]
+        assert row["items"] >= 400
+        assert 0 < row["p_value"] <= 1
+    assert result["evaluations"] == 12
+    assert result["item_evaluations"] > 12 * 16
+    assert set(result["seconds"]) == {"merge", "score", "wait", "overhead"}
+    from search_spaces.recipe import Recipe
+
+    assert Recipe.from_file(folder / "run" / "best.yaml").hash == result["best"]
+
+
+def test_status_reads_a_run(finished):
+    folder, _ = finished
+    summary = json.loads(evomerge("status", "run", "--json", cwd=folder))
+    assert (summary["state"], summary["evaluations"], summary["budget"]) == ("finished", 12, 12)
+    assert summary["best"]["score"] >= 0
+    assert 0 <= summary["overhead_share"] < 1
+    text = evomerge("status", "run", cwd=folder)
+    assert "12/12 evaluations" in text and "overhead" in text and "optimism" in text
+
+
+def test_runs_lists_it(finished):
+    folder, _ = finished
+    assert "run" in evomerge("runs", ".", cwd=folder)
+    (summary,) = json.loads(evomerge("runs", ".", "--json", cwd=folder))
+    assert summary["state"] == "finished"
+    assert json.loads(evomerge("runs", "nowhere", "--json", cwd=folder)) == []
+
+
+def test_resuming_a_finished_run_repeats_its_table_and_changes_nothing(finished):
+    folder, output = finished
+    before = (folder / "run" / "result.json").read_text()
+    again = evomerge("resume", "run", cwd=folder)
+    assert again.split("held-out scores")[1] == output.split("held-out scores")[1]
+    assert (folder / "run" / "result.json").read_text() == before
+
+
+def test_export_merge_load_evaluate(finished):
+    """The exported checkpoint loads with transformers and scores item for item as the candidate did in memory."""
+    folder, _ = finished
+    evomerge("export", "run", "-o", "recipe.yaml", cwd=folder)
+    assert evomerge("export", "run", cwd=folder).splitlines()[1:] == (folder / "recipe.yaml").read_text().splitlines()[1:]
+    evomerge("merge", "recipe.yaml", "merged", cwd=folder)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "merged")
+    assert model.num_parameters() > 100_000
+    assert AutoTokenizer.from_pretrained(folder / "merged").vocab_size > 10
+
+    arguments = ("--tasks", "zoo_target_gen", "--include-path", ZOO / "tasks", "--json")
+    saved = json.loads(evomerge("evaluate", "merged", *arguments, cwd=folder))
+    from evomerge.ledger import Ledger
+    from evomerge.run import Run
+
+    with Run.read(folder / "run") as run:
+        ledger = Ledger(run.events())
+    best = json.loads((folder / "run" / "result.json").read_text())["best"]
+    in_memory = ledger.finals["held_out", best]
+    assert saved["scores"] == dict(zip(in_memory.items, in_memory.scores.tolist(), strict=True))
+    assert saved["tasks"][0]["score"] == pytest.approx(in_memory.fitness)
+
+    from_recipe = json.loads(evomerge("evaluate", "recipe.yaml", *arguments, cwd=folder))
+    assert from_recipe["scores"] == saved["scores"]
+
+
+def test_export_by_rank_needs_no_models(finished):
+    folder, _ = finished
+    from search_spaces.recipe import Recipe
+
+    hashes = []
+    for rank in (1, 2):
+        evomerge("export", "run", "--rank", rank, "-o", f"rank{rank}.yaml", cwd=folder)
+        hashes.append(Recipe.from_file(folder / f"rank{rank}.yaml").hash)
+    assert hashes[0] != hashes[1]
+    message = evomerge("export", "run", "--rank", 99, cwd=folder, code=2)
+    assert "give 1 to 12" in message
+
+
+def test_plan_says_what_a_search_costs(tmp_path):
+    write(tmp_path)
+    text = evomerge("plan", "search.yaml", cwd=tmp_path)
+    for words in ("genes", "ops.weight[embeddings]", "sources mapped", "per candidate", "evaluations take about", "note:"):
+        assert words in text
+    plan = json.loads(evomerge("plan", "search.yaml", "--json", "--set", "budget.evaluations=500", cwd=tmp_path))
+    assert len(plan["genes"]) == 3 * (2 + 2)
+    assert plan["footprint"]["touched_bytes"] > plan["footprint"]["resident_bytes"]
+    assert plan["estimated_seconds"] > 0
+    assert plan["notes"] == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_init_writes_a_file_that_plan_accepts(tmp_path):
+    models = [ZOO / "models" / name for name in ("base", "ops", "ja")]
+    evomerge("init", "--models", *models, "--tasks", "zoo_target_mc", "--include-path", ZOO / "tasks", cwd=tmp_path)
+    text = (tmp_path / "search.yaml").read_text()
+    assert "# " in text
+    plan = json.loads(evomerge("plan", "search.yaml", "--json", cwd=tmp_path))
+    assert len(plan["genes"]) <= 60
+    assert plan["notes"] == []
+    again = evomerge("init", "--models", *models, "--tasks", "t", cwd=tmp_path, code=2)
+    assert "search.yaml exists already" in again
+
+
+def test_a_search_of_several_tasks_has_a_row_for_all(tmp_path):
+    fitness = config()["fitness"] | {"tasks": [{"task": "zoo_target_gen"}, {"task": "zoo_target_mc", "weight": 0.5}]}
+    write(tmp_path, fitness=fitness, budget={"evaluations": 2})
+    result = json.loads(evomerge("search", "search.yaml", "--json", cwd=tmp_path))
+    rows = [row for row in result["held_out"] if row["kind"] == "found"]
+    assert [row["task"] for row in rows] == ["zoo_target_gen", "zoo_target_mc", "all"]
+    expected = (rows[0]["score"] + 0.5 * rows[1]["score"]) / 1.5
+    assert rows[2]["score"] == pytest.approx(expected)
+    assert (tmp_path / "runs" / "search").is_dir()
+
+
+# --- bad input: one line that names the place and what to do ---
+
+
+def refused(folder, *, code=2, match, **changes):
+    write(folder, **changes)
+    message = evomerge("search", "search.yaml", "--run", "run", cwd=folder, code=code).strip()
+    assert len(message.splitlines()) == 1, message
+    for words in (match,) if isinstance(match, str) else match:
+        assert words in message
+    assert not (folder / "run").exists()
+
+
+def broken_expert(tmp_path, change):
+    """Return models whose expert is a copy of the zoo's that `change` has altered."""
+    folder = tmp_path / "expert"
+    shutil.copytree(ZOO / "models" / "ops", folder)
+    change(folder)
+    return {"base": str(ZOO / "models" / "base"), "ops": str(folder)}
+
+
+def alter_weights(change):
+    def alter(folder):
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    return alter
+
+
+def test_an_unknown_key(tmp_path):
+    refused(tmp_path, budgte={}, match=["search.yaml: budgte: unknown key; did you mean `budget`?"])
+
+
+def test_a_missing_model_folder(tmp_path):
+    models = config()["models"] | {"ops": "./nowhere"}
+    refused(tmp_path, models=models, match="nowhere")
+
+
+def test_a_folder_with_pickles_only(tmp_path):
+    def only_pickles(folder):
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    refused(tmp_path, models=broken_expert(tmp_path, only_pickles), match=["expert", "safetensors"])
+
+
+def test_other_shapes(tmp_path):
+    def widen(folder):
+        data = json.loads((folder / "config.json").read_text())
+        data["intermediate_size"] *= 2
+        (folder / "config.json").write_text(json.dumps(data))
+
+    refused(tmp_path, models=broken_expert(tmp_path, widen), match="expert")
+
+
+def test_other_vocabulary(tmp_path):
+    def extend(folder):
+        data = json.loads((folder / "config.json").read_text())
+        data["vocab_size"] += 8
+        (folder / "config.json").write_text(json.dumps(data))
+
+    refused(tmp_path, models=broken_expert(tmp_path, extend), match="expert")
+
+
+def test_not_a_number_in_the_weights(tmp_path):
+    def poison(tensors):
+        tensors["model.layers.2.mlp.up_proj.weight"][3, 4] = float("nan")
+
+    refused(
+        tmp_path,
+        models=broken_expert(tmp_path, alter_weights(poison)),
+        match=["model.layers.2.mlp.up_proj.weight", "NaN"],
+    )
+
+
+def test_a_truncated_weight_file(tmp_path):
+    def cut(folder):
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1000])
+
+    refused(tmp_path, models=broken_expert(tmp_path, cut), match="model.safetensors")
+
+
+def test_a_task_that_does_not_exist(tmp_path):
+    fitness = config()["fitness"] | {"tasks": [{"task": "zoo_target_gne"}]}
+    refused(tmp_path, fitness=fitness, match=["zoo_target_gne", "zoo_target_gen"])
+
+
+def test_a_test_split_must_be_acknowledged(tmp_path):
+    fitness = config()["fitness"] | {"tasks": [{"task": "zoo_target_gen", "search_split": "test"}], "held_out": 0.5}
+    refused(tmp_path, fitness=fitness, match="allow_test_split: true")
+
+
+def test_a_run_in_use(tmp_path):
+    write(tmp_path, budget={"evaluations": 100_000})
+    process = subprocess.Popen([COMMAND, "search", "search.yaml", "--run", "run"], cwd=tmp_path, stdout=subprocess.PIPE)
+    try:
+        wait_for_events(tmp_path / "run", 6)
+        assert "is in use by another evomerge process" in evomerge("resume", "run", cwd=tmp_path, code=2)
+        assert json.loads(evomerge("status", "run", "--json", cwd=tmp_path))["state"] == "searching"
+        process.send_signal(2)  # Ctrl-C
+        output = process.communicate(timeout=60)[0].decode()
+        assert process.returncode == 130
+        assert "evomerge resume run" in output
+    finally:
+        process.kill()
+        process.wait()
+    assert json.loads(evomerge("status", "run", "--json", cwd=tmp_path))["state"] == "stopped"
+
+
+def test_a_changed_source_is_noticed_on_resume(tmp_path):
+    models = broken_expert(tmp_path, lambda folder: None)
+    write(tmp_path, models=models, budget={"evaluations": 2})
+    evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
+    alter_weights(lambda tensors: tensors["model.norm.weight"].add_(1.0))(tmp_path / "expert")
+    message = evomerge("resume", "run", cwd=tmp_path, code=2)
+    assert "models.ops" in message and "has changed since the run began" in message
+
+
+def test_a_damaged_log(finished, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    file = tmp_path / "run" / "events.sqlite"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for verb in ("status", "resume", "export"):
+        assert "events.sqlite is damaged" in evomerge(verb, "run", cwd=tmp_path, code=1)
+    assert "best.yaml beside it is still good" in evomerge("status", "run", cwd=tmp_path, code=1)
+
+
+def test_no_run(tmp_path):
+    assert "is no run directory" in evomerge("status", "nothing", cwd=tmp_path, code=2)
+
+
+def test_a_full_disk_while_merging_leaves_nothing_behind(finished, tmp_path):
+    """The limit on file sizes stands for a full disk: writing fails half-way."""
+    folder, _ = finished
+    command = f"ulimit -f 200; exec '{COMMAND}' merge '{folder / 'run' / 'best.yaml'}' out"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "out" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_a_traceback(tmp_path):
+    done = subprocess.run(
+        [COMMAND, "--debug", "status", "nothing"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" in done.stderr
+
+
+def wait_for_events(run, count, timeout=120):
+    """Wait until a run's log holds so many events."""
+    import time
+
+    from evomerge.run import LogError, Run, RunError
+
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        try:
+            with Run.read(run) as reader:
+                if len(list(reader.events())) >= count:
+                    return
+        except (RunError, LogError):
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"{run} did not reach {count} events in {timeout} s")

@@ -1,0 +1,206 @@
+"""The driver: order of events, cache, budgets, failures, and resuming by replay."""
+
+import time
+
+import numpy as np
+import pytest
+
+from evomerge.config import BudgetConfig
+from evomerge.ledger import Ledger
+from evomerge.run import Asked, Run, Told
+from evomerge.search import Search, SearchError
+from evomerge.strategies import CmaEsConfig, RandomConfig
+from fitness.evaluation import Evaluation
+
+ITEMS = ("t/test/0", "t/test/1")
+CONFIGS = {"cma_es": CmaEsConfig(population=6, mean_every=2), "random": RandomConfig(population=6)}
+
+
+class SyntheticPool:
+    """Scores a recipe by its genotype; `fails(n)` says whether its n-th evaluation fails."""
+
+    def __init__(self, space, fitness_of, *, capacity=1, fails=lambda count: False, dies_at=None):
+        self.space, self.fitness_of = space, fitness_of
+        self.capacity, self.fails, self.dies_at = capacity, fails, dies_at
+        self.queue, self.count = [], 0
+
+    @property
+    def free(self):
+        return self.capacity - len(self.queue)
+
+    def submit(self, tag, recipe, items):
+        self.queue.append((tag, recipe, tuple(items)))
+
+    def wait(self):
+        queue, self.queue = self.queue, []
+        return [(tag, self.evaluate(recipe, items)) for tag, recipe, items in queue]
+
+    def evaluate(self, recipe, items):
+        self.count += 1
+        if self.count == self.dies_at:
+            raise KeyboardInterrupt
+        seconds = {"merge": 0.001, "score": 0.002, "wait": 0.0}
+        if self.fails(self.count):
+            return Evaluation.failed("OutOfMemoryError: injected", seconds)
+        value = self.fitness_of(self.space.encode(recipe))
+        return Evaluation("ok", (value,), (0.1,), items, np.full(len(items), value, np.float32), seconds)
+
+
+@pytest.fixture
+def space(make_space):
+    return make_space(5)
+
+
+@pytest.fixture
+def create(tmp_path):
+    runs = []
+
+    def create(name="run"):
+        runs.append(Run.create(tmp_path / name, "seed: 0\n", {}))
+        return runs[-1]
+
+    yield create
+    for run in runs:
+        run.close()
+
+
+def search(run, space, config=CONFIGS["cma_es"], evaluations=40, hours=None):
+    budget = BudgetConfig(evaluations=evaluations, hours=hours)
+    return Search(run, space, config.build(space, 0), budget, ITEMS)
+
+
+def signature(run):
+    """Return all of a run's events but the times."""
+    events = []
+    for event in run.events():
+        if isinstance(event, Asked):
+            candidate = event.candidate
+            key = (candidate.id, candidate.kind, candidate.generation, candidate.genotype.tobytes(), event.recipe)
+        else:
+            evaluation = event.evaluation
+            key = (event.candidate, evaluation.status, evaluation.objectives, evaluation.scores.tobytes(), event.cached)
+        events.append((type(event).__name__, key))
+    return events
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_candidate_is_asked_then_told(create, space, fitness_of, name):
+    run = create()
+    search(run, space, CONFIGS[name]).search(SyntheticPool(space, fitness_of))
+    events = list(run.events())
+    assert [type(event) for event in events] == [Asked, Told] * 40
+    assert [event.candidate for event in events[1::2]] == list(range(40))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dies_at", [1, 2, 7, 20, 39])
+def test_a_stopped_search_goes_on_exactly(create, space, fitness_of, name, dies_at):
+    whole = create("whole")
+    search(whole, space, CONFIGS[name]).search(SyntheticPool(space, fitness_of))
+    run = create()
+    with pytest.raises(KeyboardInterrupt):
+        search(run, space, CONFIGS[name]).search(SyntheticPool(space, fitness_of, dies_at=dies_at))
+    search(run, space, CONFIGS[name]).search(SyntheticPool(space, fitness_of))
+    assert signature(run) == signature(whole)
+
+
+def test_several_workers_score_the_same_candidates(create, space, fitness_of):
+    one, three = create("one"), create("three")
+    search(one, space).search(SyntheticPool(space, fitness_of))
+    search(three, space).search(SyntheticPool(space, fitness_of, capacity=3))
+    asked = [[key for kind, key in signature(run) if kind == "Asked"] for run in (one, three)]
+    assert asked[0] == asked[1]
+
+
+def test_a_changed_algorithm_is_noticed(create, space, fitness_of):
+    run = create()
+    search(run, space, evaluations=20).search(SyntheticPool(space, fitness_of))
+    with pytest.raises(SearchError, match=r"no longer proposes candidate 0 as recorded.*start a new run"):
+        search(run, space, RandomConfig())
+    other = CmaEsConfig(population=6, mean_every=2, sigma=0.3)
+    with pytest.raises(SearchError, match="no longer proposes candidate"):
+        search(run, space, other)
+
+
+def test_an_equal_recipe_is_not_scored_twice(create, space, fitness_of):
+    run, pool = create(), SyntheticPool(space, fitness_of)
+    config = CmaEsConfig(population=4, mean_every=1)
+    start = space.start.copy()
+
+    class Stuck(type(config.build(space, 0))):
+        """Proposes the start point again and again."""
+
+        def _propose(self, n):
+            return [(start.copy(), "sample", 0)]
+
+        def _learn(self, candidate, evaluation):
+            pass
+
+    Search(run, space, Stuck(space, 0, config), BudgetConfig(evaluations=10), ITEMS).search(pool)
+    ledger = Ledger(run.events())
+    assert pool.count == 1
+    assert (ledger.cached, len(ledger.told), ledger.item_evaluations) == (9, 10, len(ITEMS))
+    assert ledger.evaluation(9).fitness == ledger.evaluation(0).fitness
+
+
+def test_a_failed_candidate_is_recorded_and_the_search_goes_on(create, space, fitness_of):
+    run = create()
+    search(run, space).search(SyntheticPool(space, fitness_of, fails=lambda count: count % 3 == 0))
+    ledger = Ledger(run.events())
+    assert ledger.failed == 13
+    assert len(ledger.told) == 40
+    assert "injected" in ledger.evaluation(2).reason
+    assert 2 not in ledger.ranking()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_when_a_whole_generation_fails_the_search_stops_and_says_so(create, space, fitness_of, name):
+    run = create()
+    pool = SyntheticPool(space, fitness_of, fails=lambda count: count > 9)
+    with pytest.raises(SearchError, match=r"candidates of generation \d failed.*injected.*evomerge resume"):
+        search(run, space, CONFIGS[name], evaluations=60).search(pool)
+    told = len(Ledger(run.events()).told)
+    assert 14 <= told <= 24
+    # With the cause mended, it goes on from there.
+    search(run, space, CONFIGS[name], evaluations=60).search(SyntheticPool(space, fitness_of))
+    assert len(Ledger(run.events()).told) == 60
+
+
+def test_when_all_of_a_short_budget_fails_that_is_said_too(create, space, fitness_of):
+    with pytest.raises(SearchError, match="all 3 candidates of generation 0 failed"):
+        search(create(), space, evaluations=3).search(SyntheticPool(space, fitness_of, fails=lambda count: True))
+
+
+def test_hours_end_a_search_and_count_over_sessions(create, space, fitness_of):
+    def slow(genotype):
+        time.sleep(0.02)
+        return fitness_of(genotype)
+
+    run = create()
+    search(run, space, evaluations=1000, hours=0.2 / 3600).search(SyntheticPool(space, slow))
+    told = len(Ledger(run.events()).told)
+    assert 2 <= told <= 15
+    search(run, space, evaluations=1000, hours=0.2 / 3600).search(SyntheticPool(space, slow))
+    assert len(Ledger(run.events()).told) == told
+
+
+def test_the_best_recipe_is_on_disk_while_the_search_runs(create, space, fitness_of):
+    run = create()
+    with pytest.raises(KeyboardInterrupt):
+        search(run, space).search(SyntheticPool(space, fitness_of, dies_at=12))
+    ledger = Ledger(run.events())
+    from search_spaces.recipe import Recipe
+
+    assert Recipe.from_file(run.path / "best.yaml").hash == ledger.asked[ledger.best].recipe
+
+
+def test_the_ledger_is_the_same_live_and_from_the_log(create, space, fitness_of):
+    run = create()
+    live = search(run, space)
+    live.search(SyntheticPool(space, fitness_of, fails=lambda count: count == 4))
+    read = Ledger(run.events())
+    for name in ("best", "failed", "cached", "item_evaluations", "elapsed", "seconds"):
+        assert getattr(live.ledger, name) == getattr(read, name)
+    assert live.ledger.ranking() == read.ranking()
+    assert read.seconds["merge"] == pytest.approx(0.04)
+    assert sum(read.seconds.values()) == pytest.approx(read.elapsed)
