@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EVOMERGE := $(BIN)/evomerge
+OUT ?= quickstart
 
 export HF_HUB_OFFLINE ?= 1
 export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test lint install lock clean
+.PHONY: quickstart test test-slow lint install lock clean
 
 install: $(STAMP)
 
@@ -18,11 +20,19 @@ $(STAMP): pyproject.toml requirements.lock
 	$(BIN)/pip install -q -c requirements.lock -e '.[dev]'
 	touch $@
 
+# Goes on where an earlier one was stopped; `make clean` forgets it.
 quickstart: $(STAMP)
-	$(BIN)/python -m experiments.quickstart
+	@if [ -e $(OUT)/run ]; then $(EVOMERGE) resume $(OUT)/run; \
+	else $(EVOMERGE) search experiments/quickstart/search.yaml --run $(OUT)/run; fi
+	$(EVOMERGE) export $(OUT)/run -o $(OUT)/recipe.yaml
+	@rm -rf $(OUT)/merged
+	$(EVOMERGE) merge $(OUT)/recipe.yaml $(OUT)/merged
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

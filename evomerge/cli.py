@@ -72,9 +72,7 @@ def plan(config: SearchFile, set_: Set = None, json: Json = False) -> None:
 def search(
     config: SearchFile,
     set_: Set = None,
-    run_: Annotated[
-        Path | None, typer.Option("--run", help="The run directory to make; runs/NAME by default.")
-    ] = None,
+    run_: Annotated[Path | None, typer.Option("--run", help="The run directory to make; runs/NAME by default.")] = None,
     json: Json = False,
 ) -> None:
     """Search, then score the result on held-out items."""
@@ -122,7 +120,7 @@ def export(
     format_: Annotated[
         Literal["evomerge", "mergekit"], typer.Option("--format", help="Refuse what mergekit cannot rebuild.")
     ] = "evomerge",
-    round_: Annotated[bool, typer.Option("--round", help="With --format mergekit: give up what it cannot say.")] = False,
+    round_: Annotated[bool, typer.Option("--round", help="With --format mergekit: give that up.")] = False,
 ) -> None:
     """Write the best recipe as YAML."""
     from evomerge.commands.export import export as run

@@ -19,6 +19,9 @@ from search_spaces.coefficients import CoefficientConfig
 
 MAX_BYTES = 1_000_000
 
+# pydantic's names for the branches of a union in an error's location: no keys of the file.
+_UNION_BRANCH = re.compile(r"(is-instance|literal|function|int|float|str|bool|dict|list|tuple|none)([[-].*)?")
+
 
 class ConfigError(ValueError):
     """A search file that cannot be used; one line that names the file, the key and what to type instead."""
@@ -29,9 +32,9 @@ class BudgetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    evaluations: int = Field(300, ge=1)
+    evaluations: int = Field(default=300, ge=1)
     """Candidates to score."""
-    hours: float | None = Field(None, gt=0)
+    hours: float | None = Field(default=None, gt=0)
     """Hours of searching, summed over all sessions of a run; none by default."""
 
 
@@ -45,7 +48,7 @@ class InlineConfig(BaseModel):
     """A torch device (`cpu`, `cuda:0`); `auto`: a GPU if there is one."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What forward passes compute in; `auto`: float32 on a CPU, the merged model's own dtype elsewhere."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; its own default when absent."""
 
 
@@ -54,9 +57,7 @@ def _default_kind(kind: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {"kind": kind} | value if isinstance(value, dict) else value)
 
 
-StrategyConfig = Annotated[
-    Annotated[CmaEsConfig | RandomConfig, Field(discriminator="kind")], _default_kind("cma_es")
-]
+StrategyConfig = Annotated[Annotated[CmaEsConfig | RandomConfig, Field(discriminator="kind")], _default_kind("cma_es")]
 
 
 class SearchConfig(BaseModel):
@@ -78,7 +79,7 @@ class SearchConfig(BaseModel):
     """Where candidates are built and scored."""
     out_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What merged weights are stored in; the merging itself is done in float32."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Decides the search's random numbers, the random masks, the subset and the held-out split."""
 
     @field_validator("models")
@@ -217,8 +218,8 @@ def _walk(keys: Sequence[str]) -> tuple[list[type[BaseModel]], list[str]]:
         if tagged and not last:
             models = tagged
             continue
-        if re.fullmatch(r"(is-instance|literal|function|int|float|str|bool|dict|list|tuple|none)([[-].*)?", key) and shown:
-            continue  # pydantic's name for one branch of a union, not a key of the file
+        if shown and _UNION_BRANCH.fullmatch(key):
+            continue
         shown.append(key)
         if not last:
             fields = [m.model_fields[key].annotation for m in models if key in m.model_fields]

@@ -86,7 +86,8 @@ class Conclusion:
             ((_, known),) = self.pool.wait()
             if known.status != "ok":
                 raise SearchError(
-                    f"scoring {entry.name} failed: {known.reason}; mend the cause, then `evomerge resume {self.run.path}`"
+                    f"scoring {entry.name} failed: {known.reason}; mend the cause, "
+                    f"then `evomerge resume {self.run.path}`"
                 )
             event = Final(stage, recipe.hash, known)
             self.run.record(event)

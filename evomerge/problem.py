@@ -99,14 +99,13 @@ class Problem:
 
     def baselines(self) -> list[Entry]:
         """Every source as it is, the uniform average of the experts, and task arithmetic 0.3."""
-        config = self.config
+        models, layout, dtype = self.config.models, self.layout, self.config.out_dtype
         sources = [
-            Entry(name, "source", source_recipe(reference, self.layout, out_dtype=config.out_dtype)) for name, reference in config.models.items()
+            Entry(name, "source", source_recipe(reference, layout, out_dtype=dtype))
+            for name, reference in models.items()
         ]
-        uniform = uniform_recipe(config.models, self.layout, out_dtype=config.out_dtype)
-        arithmetic = task_arithmetic_recipe(
-            config.models, self.layout, TASK_ARITHMETIC_SCALE, out_dtype=config.out_dtype
-        )
+        uniform = uniform_recipe(models, layout, out_dtype=dtype)
+        arithmetic = task_arithmetic_recipe(models, layout, TASK_ARITHMETIC_SCALE, out_dtype=dtype)
         return [
             *sources,
             Entry("uniform average", "uniform", uniform),

@@ -25,7 +25,9 @@ from fitness.evaluation import Evaluation
 
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x45564F4D  # "EVOM"
-_SCHEMA = """
+_SCHEMA = f"""
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
 CREATE TABLE item_sets (id INTEGER PRIMARY KEY, items TEXT NOT NULL UNIQUE);
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY,
@@ -108,11 +110,9 @@ class Run:
             write_text(path / "config.yaml", config_yaml)
             write_text(path / "environment.json", json.dumps(environment, indent=1) + "\n")
             connection = _connect(path / "events.sqlite")
-            connection.executescript(
-                f"PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; BEGIN; {_SCHEMA} COMMIT;"
-            )
+            connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         except (OSError, sqlite3.Error) as error:
-            raise RunError(f"{path}: cannot make a run directory ({error}); name a writable place with --run") from error
+            raise RunError(f"{path}: cannot make a run here ({error}); name a writable place with --run") from error
         return cls(path, connection, lock)
 
     @classmethod
@@ -187,9 +187,7 @@ class Run:
                 identity: tuple(json.loads(text))
                 for identity, text in self._db.execute("SELECT id, items FROM item_sets")
             }
-            rows = self._db.execute(
-                "SELECT kind, candidate, data, genotype, item_set, scores FROM events ORDER BY seq"
-            )
+            rows = self._db.execute("SELECT kind, candidate, data, genotype, item_set, scores FROM events ORDER BY seq")
             for kind, candidate, data, genotype, item_set, scores in rows:
                 yield _event(kind, candidate, json.loads(data), genotype, items.get(item_set, ()), scores)
         except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
@@ -227,7 +225,8 @@ def _acquire(path: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(
-            f"{path} is in use by another evomerge process; watch it with `evomerge status {path}`, or stop that one first"
+            f"{path} is in use by another evomerge process; watch it with `evomerge status {path}`, "
+            "or stop that one first"
         ) from None
     return lock
 
@@ -303,9 +302,7 @@ def _event(
     fields = data["evaluation"]
     for key in ("objectives", "standard_errors"):
         fields[key] = tuple(math.nan if value is None else value for value in fields[key])
-    evaluation = Evaluation(
-        items=items, scores=np.frombuffer(scores, dtype="<f4").astype(np.float32), **fields
-    )
+    evaluation = Evaluation(items=items, scores=np.frombuffer(scores, dtype="<f4").astype(np.float32), **fields)
     if kind == "told":
         return Told(candidate, evaluation, data["cached"], data["elapsed"])
     return Final(data["stage"], data["recipe"], evaluation)

@@ -162,8 +162,7 @@ class Search:
         proposed = next(iter(self.strategy.ask(1)), None)
         if (
             proposed is None
-            or (proposed.id, proposed.kind, proposed.generation)
-            != (recorded.id, recorded.kind, recorded.generation)
+            or (proposed.id, proposed.kind, proposed.generation) != (recorded.id, recorded.kind, recorded.generation)
             or proposed.genotype.shape != recorded.genotype.shape
             or not np.allclose(proposed.genotype, recorded.genotype, rtol=0, atol=REPLAY_TOLERANCE)
         ):

@@ -59,7 +59,10 @@ class Encoder:
         """Tokens of a text to continue, with special tokens unless it starts with the bos token."""
         bos = self.tokenizer.bos_token
         has_bos = bos is not None and text.startswith(bos)
-        return tuple(self.tokenizer(text, **({"add_special_tokens": False} if has_bos else {}))["input_ids"])
+        tokens = tuple(self.tokenizer(text, **({"add_special_tokens": False} if has_bos else {}))["input_ids"])
+        if not tokens:
+            raise TaskError(f"the prompt {text[:40]!r} has no tokens to continue: give the task a doc_to_text")
+        return tokens
 
     def _encode(self, text: str) -> list[int]:
         has_prefix = self._prefix_text is not None and text.startswith(self._prefix_text)

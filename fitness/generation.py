@@ -43,7 +43,8 @@ SHRINK_AT = 0.75  # leave finished rows out when at most this share is left: cop
 
 @dataclass(frozen=True)
 class _Batch:
-    prompts: tuple[tuple[int, ...], ...]
+    input_BS: torch.Tensor  # prompts, padded on the left with 0
+    mask_BS: torch.Tensor  # 1 for tokens, 0 for padding
     requests: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...]
@@ -82,7 +83,6 @@ class GenerationPlan:
     ) -> None:
         self.size = len(prompts)
         self.tokenizer = tokenizer
-        self.device = device
         groups: dict[str, list[int]] = {}
         for request, setting in enumerate(settings):
             groups.setdefault(repr(sorted(setting.items())), []).append(request)
@@ -98,8 +98,8 @@ class GenerationPlan:
             ordered = sorted(requests, key=lambda r: (-len(prompts[r]), prompts[r]))
             for at in range(0, len(ordered), batch_size):
                 part = tuple(ordered[at : at + batch_size])
-                cut = tuple(prompts[r][-room:] for r in part)
-                self._batches.append(_Batch(cut, part, count, stop, extra))
+                input_BS, mask_BS = _pad_left([prompts[r][-room:] for r in part], device)
+                self._batches.append(_Batch(input_BS, mask_BS, part, count, stop, extra))
 
     @torch.inference_mode()
     def run(self, model: Any) -> tuple[list[str], float]:
@@ -122,7 +122,7 @@ class GenerationPlan:
         for batch in self._batches:
             ends = _Ends(self.tokenizer, batch, _eos_tokens(model, self.tokenizer))
             decode = _greedy if _loop_applies(model, batch) else _generate
-            rows = decode(model, batch, ends, self.device)
+            rows = decode(model, batch, ends)
             for request, tokens in zip(batch.requests, rows, strict=True):
                 text = self.tokenizer.decode(tokens, skip_special_tokens=True)
                 texts[request] = postprocess_generated_text(text, list(batch.stop), None)
@@ -157,9 +157,9 @@ class _Ends:
     def __init__(self, tokenizer: Any, batch: _Batch, eos: frozenset[int]) -> None:
         self.eos = eos
         self.limit = batch.max_new_tokens
-        self.rows: list[list[int]] = [[] for _ in batch.prompts]
+        self.rows: list[list[int]] = [[] for _ in batch.requests]
         self._stop = batch.stop
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._may_complete = _completing_tokens(tokenizer, batch.stop)
 
     def done(self, row: int, token: int) -> bool:
@@ -170,7 +170,7 @@ class _Ends:
             return True
         if not self._may_complete(token):
             return False
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return any(stop in text for stop in self._stop)
 
 
@@ -234,15 +234,15 @@ def _pad_left(prompts: Sequence[Sequence[int]], device: str) -> tuple[torch.Tens
     return input_BS.to(device), mask_BS.to(device)
 
 
-def _greedy(model: Any, batch: _Batch, ends: _Ends, device: str) -> list[list[int]]:
+def _greedy(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
     """Most likely token after most likely token, with a key-value cache; finished rows leave the batch."""
-    input_BS, prompt_mask = _pad_left(batch.prompts, device)
-    ones = prompt_mask.new_ones(len(batch.prompts), batch.max_new_tokens)
-    mask = None if bool(prompt_mask.all()) else torch.cat([prompt_mask, ones], dim=1)
-    position = (prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
+    input_BS = batch.input_BS
+    ones = batch.mask_BS.new_ones(len(batch.requests), batch.max_new_tokens)
+    mask = None if bool(batch.mask_BS.all()) else torch.cat([batch.mask_BS, ones], dim=1)
+    position = (batch.mask_BS.cumsum(dim=1) - 1).clamp(min=0)
     options = {"logits_to_keep": 1} if "logits_to_keep" in _forward_parameters(model) else {}
     cache, width = _new_cache(model), input_BS.shape[1]
-    alive = list(range(len(batch.prompts)))  # the cache's rows
+    alive = list(range(len(batch.requests)))  # the cache's rows
     pending = set(alive)
     for step in range(batch.max_new_tokens):
         logits = model(
@@ -261,7 +261,8 @@ def _greedy(model: Any, batch: _Batch, ends: _Ends, device: str) -> list[list[in
             break
         position = position[:, -1:] + 1
         if len(pending) <= SHRINK_AT * len(alive):
-            left = torch.tensor([at for at, row in enumerate(alive) if row in pending], device=device)
+            left = torch.tensor([at for at, row in enumerate(alive) if row in pending])
+            left = left.to(input_BS.device)
             cache.batch_select_indices(left)
             token_B, position = token_B[left], position[left]
             mask = None if mask is None else mask[left]
@@ -278,15 +279,14 @@ def _most_likely(logits_BV: torch.Tensor) -> torch.Tensor:
     return token_B
 
 
-def _generate(model: Any, batch: _Batch, ends: _Ends, device: str) -> list[list[int]]:
+def _generate(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
     """The same by `model.generate`."""
-    input_BS, mask_BS = _pad_left(batch.prompts, device)
-    tokenizer, width = ends._tokenizer, input_BS.shape[1]
+    tokenizer = ends.tokenizer
     candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
     model.generate(
-        input_ids=input_BS,
-        attention_mask=mask_BS,
-        max_length=width + batch.max_new_tokens,
+        input_ids=batch.input_BS,
+        attention_mask=batch.mask_BS,
+        max_length=batch.input_BS.shape[1] + batch.max_new_tokens,
         pad_token_id=next(token for token in candidates if token is not None),
         do_sample=False,
         use_cache=True,

@@ -55,9 +55,7 @@ def uniform_hash(seed: int, text: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split_by_hash(
-    items: Iterable[Item], held_out: float, seed: int
-) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+def split_by_hash(items: Iterable[Item], held_out: float, seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     """Split items into search and held-out ones; equal prompts fall on the same side.
 
     Parameters
@@ -119,20 +117,13 @@ class ItemPool:
         else:
             seen = {task: tuple(items) for task, items in search.items()}
             keys = {item.key for items in seen.values() for item in items}
-            kept = {
-                task: tuple(item for item in items if item.key not in keys)
-                for task, items in held_out.items()
-            }
+            kept = {task: tuple(item for item in items if item.key not in keys) for task, items in held_out.items()}
             remedy = "set fitness.held_out to a fraction such as 0.5 or use a task with more items"
         for side, pool in (("search", seen), ("held-out", kept)):
             for task, items in pool.items():
                 if not items:
                     raise TaskError(f"task {task!r} has no {side} items left after the split: {remedy}")
-        dropped = (
-            {}
-            if isinstance(held_out, float)
-            else {task: len(held_out[task]) - len(kept[task]) for task in kept}
-        )
+        dropped = {} if isinstance(held_out, float) else {task: len(held_out[task]) - len(kept[task]) for task in kept}
         return cls(seen, kept, dropped)
 
     def subset(self, n: int | Literal["all"], seed: int) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from fitness.estimators import Estimate, mean
-from fitness.evaluation import ItemScores, TaskError
+from fitness.evaluation import Evaluation, ItemScores, TaskError
 from fitness.items import task_of
 
 
-def by_task(scores: ItemScores) -> dict[str, np.ndarray]:
+def by_task(scores: ItemScores | Evaluation) -> dict[str, np.ndarray]:
     """Task name to its items' scores, in the order of the items."""
     groups: dict[str, list[float]] = {}
     for item, score in zip(scores.items, scores.scores, strict=True):
@@ -43,9 +43,7 @@ def aggregate(weights: Mapping[str, float], scores: ItemScores) -> tuple[float, 
     groups = by_task(scores)
     if groups.keys() != weights.keys():
         odd = sorted(groups.keys() ^ weights.keys())
-        raise TaskError(
-            f"scores and weights differ in their tasks ({', '.join(odd)}): score items of each one"
-        )
+        raise TaskError(f"scores and weights differ in their tasks ({', '.join(odd)}): score items of each one")
     total = sum(weights.values())
     estimates: dict[str, Estimate] = {task: mean(values) for task, values in groups.items()}
     value = sum(weights[task] / total * estimate.value for task, estimate in estimates.items())

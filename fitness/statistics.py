@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from fitness.estimators import mean
 
@@ -42,6 +41,8 @@ def interval(scores: npt.ArrayLike, level: float = 0.95) -> tuple[float, float]:
     score_I = np.asarray(scores, np.float64).ravel()
     estimate = mean(score_I)  # checks the scores, too
     count = score_I.size
+    from scipy import stats  # seconds to import: not for those who only read results
+
     if _is_binary(score_I):
         test = stats.binomtest(int(score_I.sum()), count)
         bounds = test.proportion_ci(confidence_level=level, method="wilson")
@@ -79,22 +80,20 @@ def paired_test(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """
     a_I, b_I = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     if a_I.size != b_I.size or a_I.size == 0:
-        raise ValueError(
-            f"a has {a_I.size} scores and b {b_I.size}: give both for the same items, in one order"
-        )
+        raise ValueError(f"a has {a_I.size} scores and b {b_I.size}: give both for the same items, in one order")
     if not (np.isfinite(a_I).all() and np.isfinite(b_I).all()):
         raise ValueError("scores contain NaN or infinity: leave these items out of both")
     difference = (a_I - b_I)[a_I != b_I]
     if difference.size == 0:
         return 1.0
     if _is_binary(a_I, b_I):
+        from scipy import stats
+
         return float(stats.binomtest(int((difference > 0).sum()), difference.size, 0.5).pvalue)
     return _sign_flip_p_value(difference)
 
 
-def weighted_interval(
-    tasks: Sequence[tuple[npt.ArrayLike, float]], level: float = 0.95
-) -> tuple[float, float]:
+def weighted_interval(tasks: Sequence[tuple[npt.ArrayLike, float]], level: float = 0.95) -> tuple[float, float]:
     """Confidence interval of the weighted mean of several tasks' mean scores (normal approximation).
 
     Parameters
@@ -113,6 +112,8 @@ def weighted_interval(
     estimates = [(mean(scores), weight / total) for scores, weight in tasks]
     value = sum(share * estimate.value for estimate, share in estimates)
     error = math.sqrt(sum((share * estimate.standard_error) ** 2 for estimate, share in estimates))
+    from scipy import stats
+
     margin = float(stats.norm.ppf((1 + level) / 2)) * error
     return value - margin, value + margin
 
@@ -120,8 +121,8 @@ def weighted_interval(
 def weighted_paired_test(tasks: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, float]]) -> float:
     """Two-sided p-value of "a and b are equally good" on the weighted mean of several tasks.
 
-    The sign-flip permutation test of `paired_test`, each item's difference counting with its task's weight over
-    the task's number of items.
+    The sign-flip permutation test of `paired_test`, each item's difference counting with its task's weight
+    over the task's number of items.
 
     Parameters
     ----------
@@ -129,8 +130,7 @@ def weighted_paired_test(tasks: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, flo
         (float[I] scores of a, float[I] of b, weight) of each task.
     """
     contributions = [
-        weight / np.size(a) * (np.asarray(a, np.float64) - np.asarray(b, np.float64))
-        for a, b, weight in tasks
+        weight / np.size(a) * (np.asarray(a, np.float64) - np.asarray(b, np.float64)) for a, b, weight in tasks
     ]
     difference = np.concatenate(contributions)
     difference = difference[difference != 0]

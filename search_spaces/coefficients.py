@@ -8,7 +8,6 @@ per-model parameter, or per shared parameter (slerp's ``t``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -38,7 +37,7 @@ _SHARE = 1e-12
 class Range(BaseModel):
     """The interval in which a parameter is searched."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     low: float = Field(allow_inf_nan=False)
     """Smallest value."""
@@ -59,7 +58,7 @@ class Range(BaseModel):
 class CoefficientConfig(BaseModel):
     """The `space` part of a search's config, for ``kind: layer_coefficients``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["layer_coefficients"] = "layer_coefficients"
     """Which space this is."""
@@ -168,14 +167,6 @@ def _check_bounds(config: CoefficientConfig) -> None:
         raise ValueError("t: it is a position between two models; write numbers from 0 to 1")
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Tensors that share their coefficients: what genes' names say of it, and its first gene's index."""
-
-    label: str
-    first: int
-
-
 class CoefficientSpace(SearchSpace):
     """Recipes of one merge method whose coefficients vary by layer group, module group and model.
 
@@ -226,15 +217,15 @@ class CoefficientSpace(SearchSpace):
         self._build_groups()
 
     def _build_groups(self) -> None:
-        """Lay out groups and genes, in the order of the module's head."""
+        """Lay out groups and genes, in the order of the module's head; a group is its first gene's index."""
         genes: list[Real] = []
 
-        def group(label: str) -> _Group:
+        def group(label: str) -> int:
             first = len(genes)
             for owner, parameter in self._columns:
                 low, high, start = self.config.range_of(parameter)
                 genes.append(Real(f"{owner}{parameter.name}[{label}]", low, high, start))
-            return _Group(label, first)
+            return first
 
         size, depth = self.config.layers_per_group, self.layout.num_layers
         self._embeddings = group("embeddings")
@@ -301,13 +292,13 @@ class CoefficientSpace(SearchSpace):
         return self._slice((layer, layer + 1), list(zip(filters, groups, strict=True)), values)
 
     def _slice(
-        self, layers: tuple[int, int], groups: Sequence[tuple[str | None, _Group]], values: Genotype
+        self, layers: tuple[int, int], groups: Sequence[tuple[str | None, int]], values: Genotype
     ) -> Slice:
         """Write one slice; `groups` are its module groups with their filters, the catch-all last."""
         settings: dict[str, dict[str, list[Condition]]] = {}
         for pattern, group in groups:
             for column, (owner, parameter) in enumerate(self._columns):
-                condition = Condition(float(values[group.first + column]), pattern)
+                condition = Condition(float(values[group + column]), pattern)
                 settings.setdefault(owner, {}).setdefault(parameter.name, []).append(condition)
 
         def written(owner: str) -> Parameters:
@@ -339,16 +330,16 @@ class CoefficientSpace(SearchSpace):
             self._encode_group(point, group, [plans[name] for name in tensors])
         return np.clip(point, self.low, self.high)
 
-    def _encode_group(self, point: Genotype, group: _Group, plans: Sequence[TensorPlan]) -> None:
+    def _encode_group(self, point: Genotype, group: int, plans: Sequence[TensorPlan]) -> None:
         if not plans:
             return
         for column, (owner, parameter) in enumerate(self._columns):
             values = [_value_in(plan, self.models.get(owner[:-1]), parameter) for plan in plans]
             known = [value for value in values if value is not None]
             if known:
-                point[group.first + column] = _mean(known)
+                point[group + column] = _mean(known)
         if self.spec.name == "linear":
-            genes = slice(group.first, group.first + len(self._columns))
+            genes = slice(group, group + len(self._columns))
             point[genes] = self._scaled_shares(point[genes], self.start[genes])
 
     def _scaled_shares(self, shares: Genotype, start: Genotype) -> Genotype:
@@ -400,7 +391,7 @@ class CoefficientSpace(SearchSpace):
                         f"write {name}: {expected}, or space.fixed.{name}: {found}"
                     )
 
-    def _tensors_of_groups(self) -> Iterable[tuple[_Group, list[str]]]:
+    def _tensors_of_groups(self) -> Iterable[tuple[int, list[str]]]:
         yield self._embeddings, list(self.layout.embeddings)
         for index, groups in enumerate(self._layer_groups):
             first = index * self.config.layers_per_group

@@ -100,7 +100,7 @@ def test_files_that_are_no_search_file(write, text, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match="No such file.*evomerge init"):
+    with pytest.raises(ConfigError, match=r"No such file.*evomerge init"):
         load(tmp_path / "none.yaml")
 
 
@@ -119,6 +119,7 @@ def test_every_key_is_documented():
     def walk(model):
         for name, field in model.model_fields.items():
             assert field.description or name == "kind", f"{model.__name__}.{name} has no docstring"
+
     from evomerge.config import models_in
 
     seen, queue = set(), [SearchConfig]

@@ -50,7 +50,10 @@ def test_strategies_do_not_import_torch_even_when_used():
 
 @pytest.mark.parametrize(
     ("package", "forbidden"),
-    [("search_spaces", ("evomerge", "fitness", "experiments")), ("fitness", ("evomerge", "search_spaces", "experiments"))],
+    [
+        ("search_spaces", ("evomerge", "fitness", "experiments")),
+        ("fitness", ("evomerge", "search_spaces", "experiments")),
+    ],
 )
 def test_the_two_lower_packages_import_neither_each_other_nor_evomerge(package, forbidden):
     for file in (ROOT / package).rglob("*.py"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.commands.merge import open_recipe
 from evomerge.commands.output import console, grid
@@ -25,7 +25,7 @@ def evaluate(
     model: str,
     tasks: Sequence[str],
     include_path: Sequence[Path],
-    split: str,
+    split: Literal["auto", "train", "validation", "test"],
     batch_size: int,
     device: str,
     as_json: bool,
@@ -36,11 +36,11 @@ def evaluate(
         include_path=tuple(str(path.resolve()) for path in include_path),
         batch_size=batch_size,
     )
-    suite, items = TaskSuite.whole(config, split)
+    suite = TaskSuite.whole(config, split)
     engine, recipe = _open(model, torch_device(device))
     base = engine.checkpoints[recipe.base_model or recipe.models[0]]
     evaluator = Evaluator(suite, base.tokenizer(), batch_size=batch_size, device=torch_device(device))
-    scored = evaluator.score(engine.apply(recipe), items)
+    scored = evaluator.score(engine.apply(recipe), suite.pool.subset("all", seed=0))
     rows = []
     for task, scores in by_task(scored).items():
         low, high = interval(scores)
@@ -49,7 +49,8 @@ def evaluate(
         per_item = {item: float(score) for item, score in zip(scored.items, scored.scores, strict=True)}
         print(json.dumps({"model": model, "tasks": rows, "scores": per_item}, indent=1))
     else:
-        console().print(grid(f"scores of {model}", ["task", "score", "95 % interval", "items"], [_cells(r) for r in rows]))
+        columns = ["task", "score", "95 % interval", "items"]
+        console().print(grid(f"scores of {model}", columns, [_cells(row) for row in rows]))
 
 
 def _open(model: str, device: str) -> tuple[MergeEngine, Recipe]:
@@ -57,7 +58,8 @@ def _open(model: str, device: str) -> tuple[MergeEngine, Recipe]:
         return open_recipe(Path(model), device)
     checkpoint = Checkpoint.open(model)
     engine = MergeEngine({checkpoint.reference: checkpoint}, base=checkpoint.reference, device=device)
-    return engine, source_recipe(checkpoint.reference, checkpoint.layout, out_dtype=checkpoint.dtype)
+    dtype = str(checkpoint.dtype).removeprefix("torch.")
+    return engine, source_recipe(checkpoint.reference, checkpoint.layout, out_dtype=dtype)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -42,7 +42,7 @@ def _best(path: Path) -> Recipe:
 def _ranked(path: Path, ledger: Ledger, rank: int) -> Recipe:
     ranking = ledger.ranking()
     if rank > len(ranking):
-        raise RunError(f"--rank {rank}: {path} has {len(ranking)} different scored candidates; give 1 to {len(ranking)}")
+        raise RunError(f"--rank {rank}: {path} has {len(ranking)} distinct scored recipes; give 1 to {len(ranking)}")
     config = load(path / "config.yaml")
     environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
     layout = TypeAdapter(ModelLayout).validate_python(environment["layout"])

@@ -18,12 +18,12 @@ def merge(file: Path, out: Path, device: str) -> None:
     print(f"wrote {out}")
 
 
-def open_recipe(file: Path, device: str, compute_dtype: str = "auto") -> tuple[MergeEngine, Recipe]:
+def open_recipe(file: Path, device: str) -> tuple[MergeEngine, Recipe]:
     """Read a recipe, open and check its models, and return an engine that can build it."""
     recipe = Recipe.from_file(file)
     checkpoints = {reference: Checkpoint.open(reference) for reference in recipe.models}
     base = recipe.base_model or recipe.models[0]
     if len(checkpoints) > 1:
         preflight.check(checkpoints, base)
-    engine = MergeEngine(checkpoints, base=base, device=device, compute_dtype=compute_dtype)
+    engine = MergeEngine(checkpoints, base=base, device=device)
     return engine, recipe.expanded(checkpoints[base].layout.num_layers)

@@ -50,7 +50,8 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
 
 
 def _summary(problem: Problem) -> dict[str, Any]:
-    config, space = problem.resolved(), problem.space
+    config, space = problem.config, problem.space
+    population = problem.strategy().population
     recipe = space.decode(space.start)
     problem.pool()  # prepares what does not depend on the candidate
     timed = []
@@ -64,7 +65,7 @@ def _summary(problem: Problem) -> dict[str, Any]:
     evaluations = config.budget.evaluations
     return {
         "genes": [asdict(gene) for gene in space.genes],
-        "population": config.strategy.population,
+        "population": population,
         "evaluations": evaluations,
         "items": {
             "asked": len(problem.subset),
@@ -75,7 +76,7 @@ def _summary(problem: Problem) -> dict[str, Any]:
         "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
         "estimated_seconds": total * evaluations,
         "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_errors[0]},
-        "notes": [*problem.report.warnings, *_budget_notes(config.strategy.population, problem, total)],
+        "notes": [*problem.report.warnings, *_budget_notes(population, problem, total)],
     }
 
 

@@ -82,8 +82,7 @@ def _search_and_conclude(run: Run, problem: Problem, out: Console) -> Result:
 def _print_end(run: Run, result: Result, config: SearchConfig, out: Console) -> None:
     out.print(held_out_table(result.held_out))
     out.print(
-        f"search score of the found recipe {result.search_score:.3f}, "
-        f"{result.optimism:+.3f} above its held-out score"
+        f"search score of the found recipe {result.search_score:.3f}, {result.optimism:+.3f} above its held-out score"
     )
     tasks = " ".join(task.task for task in config.fitness.tasks)
     include = " ".join(_relative(path) for path in config.fitness.include_path)

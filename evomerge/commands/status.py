@@ -47,7 +47,7 @@ def runs(folder: Path, as_json: bool) -> None:
         print(json.dumps(summaries, indent=1))
         return
     rows = [
-        [s["run"], s["state"], f"{s['evaluations']}/{s['budget']}", "-" if s["best"] is None else f"{s['best']['score']:.3f}"]
+        [s["run"], s["state"], f"{s['evaluations']}/{s['budget']}", f"{s['best']['score']:.3f}" if s["best"] else "-"]
         for s in summaries
     ]
     console().print(grid(f"runs in {folder}", ["run", "state", "evaluations", "best"], rows))

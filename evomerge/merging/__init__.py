@@ -1,1 +1,1 @@
-"""From recipe to weights: sources opened once, merged block by block into one resident model, and written out."""
+"""From recipe to weights: sources opened once, merged block by block into one resident model, written out."""

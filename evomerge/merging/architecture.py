@@ -1,4 +1,4 @@
-"""What a transformers architecture looks like from outside: its tensors by position, and an empty module of it.
+"""A transformers architecture seen from outside: its tensors by position, and an empty module of it.
 
 Everything here is read from the module itself, built on the meta device (no memory, no weights), so that any
 decoder-only architecture that transformers loads works without a table of names.
@@ -39,18 +39,19 @@ def layout_of(config: PretrainedConfig) -> ModelLayout:
     Raises
     ------
     ArchitectureError
-        If transformers has no causal language model for it, or no list of ``num_hidden_layers`` blocks is found.
+        If transformers has no causal language model for it, or no list of ``num_hidden_layers`` blocks is
+        found.
     """
     return layout_of_module(meta_module(config))
 
 
-def meta_module(config: PretrainedConfig) -> PreTrainedModel:
+def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model of `config` without storage, its tied parameters tied."""
     # a copy: building a module writes its dtype into the configuration
     own = type(config).from_dict(config.to_dict())
     try:
         with quiet(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(own)
+            return AutoModelForCausalLM.from_config(own, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError) as error:
         raise ArchitectureError(
             f"{config.model_type}: transformers has no causal language model for this configuration "
@@ -86,14 +87,20 @@ def layout_of_module(module: PreTrainedModel) -> ModelLayout:
     )
 
 
-def empty_module(config: PretrainedConfig, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+def empty_module(
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
     """A module of `config` in eval mode whose parameters hold whatever was in memory; buffers are right.
 
     The global random generator is left as it was.
     """
     own = type(config).from_dict(config.to_dict())
     with quiet(), no_init_weights(), torch.random.fork_rng(devices=[]), torch.device(device):
-        module = AutoModelForCausalLM.from_config(own, dtype=dtype)
+        module = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=trust_remote_code)
     module.tie_weights()
     module.requires_grad_(False)
     return module.eval()
@@ -119,7 +126,7 @@ def _layer_list(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
     ]
     if not found:
         raise ArchitectureError(
-            f"{type(module).__name__}: no list of {count} layers found; name a decoder-only text model instead"
+            f"{type(module).__name__}: no list of {count} layers found; name a decoder-only text model"
         )
     return min(found, key=lambda entry: entry[0].count("."))
 

@@ -67,12 +67,14 @@ class Checkpoint:
         Its tensors by position.
     tied
         Whether the output projection is the embedding matrix.
+    trust_remote_code
+        Whether code from the checkpoint's folder may run; off unless asked for.
     """
 
     def __init__(self, reference: str, path: Path, *, trust_remote_code: bool = False) -> None:
         self.reference = reference
         self.path = path
-        self._trust_remote_code = trust_remote_code
+        self.trust_remote_code = trust_remote_code
         self.config = self._read_config()
         self._module = self._build()
         self.layout: ModelLayout = layout_of_module(self._module)
@@ -164,11 +166,11 @@ class Checkpoint:
         """
         if not self.tokenizer_files:
             raise CheckpointError(
-                f"{self.reference}: no tokenizer in the folder; save one there with tokenizer.save_pretrained()"
+                f"{self.reference}: no tokenizer in the folder; save one with tokenizer.save_pretrained()"
             )
         try:
             with quiet():
-                return AutoTokenizer.from_pretrained(self.path, trust_remote_code=self._trust_remote_code)
+                return AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # whatever a damaged tokenizer raises, the user sees one line
             raise CheckpointError(
                 f"{self.reference}: its tokenizer cannot be loaded ({first_line(error)}); save it again"
@@ -183,7 +185,7 @@ class Checkpoint:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(
-                f"{self.reference}: generation_config.json is damaged ({first_line(error)}); remove or repair it"
+                f"{self.reference}: generation_config.json is damaged ({first_line(error)}); remove it"
             ) from error
         return values
 
@@ -198,8 +200,9 @@ class Checkpoint:
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the weights: file sizes and hashes, and the hub revision where there is one.
 
-        A file is hashed whole when the checkpoint is smaller than 1 GiB (``covers: contents``); else its header and 64
-        samples of 1 MiB are (``covers: samples``), which tells two fine-tunes apart but not a single changed entry.
+        A file is hashed whole when the checkpoint is smaller than 1 GiB (``covers: contents``); else its
+        header and 64 samples of 1 MiB are (``covers: samples``), which tells two fine-tunes apart but not a
+        single changed entry.
         """
         whole = sum(path.stat().st_size for path in self.weight_files) <= CONTENT_LIMIT
         files = {
@@ -217,10 +220,12 @@ class Checkpoint:
 
     def _read_config(self) -> PretrainedConfig:
         if not (self.path / "config.json").is_file():
-            raise CheckpointError(f"{self.reference}: no config.json in the folder; name a transformers checkpoint")
+            raise CheckpointError(
+                f"{self.reference}: no config.json in the folder; name a transformers checkpoint"
+            )
         try:
             with quiet():
-                return AutoConfig.from_pretrained(self.path, trust_remote_code=self._trust_remote_code)
+                return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # ValueError, KeyError, OSError, validation errors of the config classes
             raise CheckpointError(
                 f"{self.reference}: config.json cannot be read ({first_line(error)}); "
@@ -234,12 +239,12 @@ class Checkpoint:
                 "name a decoder-only text model instead"
             )
         try:
-            return meta_module(self.config)
+            return meta_module(self.config, trust_remote_code=self.trust_remote_code)
         except ArchitectureError as error:
             raise CheckpointError(f"{self.reference}: {error}") from error
 
     def _open_files(self) -> dict[str, Any]:
-        """Map every key in the checkpoint to the open file that holds it; headers are read, weights are not."""
+        """Map every key to the open file that holds it; headers are read, weights are not."""
         self._paths: dict[str, Path] = {}
         files: dict[str, Any] = {}
         for path in self._shards():
@@ -261,9 +266,13 @@ class Checkpoint:
         if index.is_file():
             try:
                 named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
-                raise CheckpointError(f"{self.reference}: {INDEX} is damaged; save the model again") from error
-            paths = [self.path / Path(name).name for name in named]  # names only: an index cannot leave its folder
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{self.reference}: {INDEX} is damaged; save the model again"
+                ) from error
+            paths = [
+                self.path / Path(name).name for name in named
+            ]  # names only: an index cannot leave its folder
             missing = [path.name for path in paths if not path.is_file()]
             if missing:
                 raise CheckpointError(
@@ -277,16 +286,18 @@ class Checkpoint:
             return paths
         if any(next(self.path.glob(pattern), None) for pattern in PICKLES):
             raise CheckpointError(
-                f"{self.reference}: only pickled weights, which can run code when they are read; convert them with "
+                f"{self.reference}: only pickled weights, which can run code when read; convert them with "
                 'AutoModelForCausalLM.from_pretrained("...").save_pretrained("NEW", safe_serialization=True)'
             )
-        raise CheckpointError(f"{self.reference}: no safetensors file in the folder; name a transformers checkpoint")
+        raise CheckpointError(
+            f"{self.reference}: no safetensors file in the folder; name a transformers checkpoint"
+        )
 
     def _match_names(self) -> dict[str, str]:
         """Map the module's names to the checkpoint's keys, as transformers does when it loads.
 
-        Where the weights themselves must be rearranged (experts to fuse, rows to split), the model is loaded through
-        transformers and kept in memory.
+        Where the weights themselves must be rearranged (experts to fuse, rows to split), the model is loaded
+        through transformers and kept in memory.
         """
         self._loaded: Mapping[str, Tensor] | None = None
         prefix = self._module.base_model_prefix
@@ -312,7 +323,7 @@ class Checkpoint:
     def _load(self, missing: str) -> Mapping[str, Tensor]:
         with quiet():
             module, info = AutoModelForCausalLM.from_pretrained(
-                self.path, dtype="auto", output_loading_info=True, trust_remote_code=self._trust_remote_code
+                self.path, dtype="auto", output_loading_info=True, trust_remote_code=self.trust_remote_code
             )
         if info["missing_keys"] or info["mismatched_keys"]:
             raise CheckpointError(
@@ -374,7 +385,7 @@ def _download(reference: str) -> Path:
 
 
 def _renamed(module: PreTrainedModel, key: str) -> str:
-    """Return the module's name for a checkpoint key that transformers renames when it loads (GPT-NeoX's embed_out)."""
+    """Return the module's name for a key that transformers renames when it loads (GPT-NeoX's embed_out)."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, rename_source_key

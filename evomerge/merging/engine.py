@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.merging.blocks import Scratch
 from evomerge.merging.checkpoints import Checkpoint, CheckpointError
@@ -61,8 +61,8 @@ class MergeEngine:
     device
         Where the resident model lies and the merging happens.
     compute_dtype
-        Dtype of the resident parameters. ``auto``: float32 on a CPU, else the recipe's `out_dtype`. Weights are
-        rounded to `out_dtype` first in any case, so that they equal those of the saved checkpoint.
+        Dtype of the resident parameters. ``auto``: float32 on a CPU, else the recipe's `out_dtype`. Weights
+        are rounded to `out_dtype` first in any case, so that they equal those of the saved checkpoint.
     block
         Entries per block; None chooses by device.
     """
@@ -85,7 +85,7 @@ class MergeEngine:
         self._prepared: dict[tuple[object, ...], Prepared] = {}
         self._resident: Resident | None = None
         self._resident_key: tuple[object, ...] | None = None
-        self._shapes: dict[tuple[str, LayerOrder], str] = {}
+        self._architectures: dict[tuple[str, LayerOrder], str] = {}
         self.checkpoint(base)
 
     @property
@@ -105,7 +105,8 @@ class MergeEngine:
             return self.checkpoints[reference]
         except KeyError:
             raise CheckpointError(
-                f"{reference}: the recipe names a model that is not opened; use one of {', '.join(self.checkpoints)}"
+                f"{reference}: the recipe names a model that is not opened; "
+                f"use one of {', '.join(self.checkpoints)}"
             ) from None
 
     def prepare(self, recipe: Recipe) -> None:
@@ -119,8 +120,8 @@ class MergeEngine:
     def apply(self, recipe: Recipe) -> PreTrainedModel:
         """Return the resident model, filled with the recipe's weights.
 
-        The module is the same object from call to call while depth and configuration stay; its weights are those of the
-        last call.
+        The module is the same object from call to call while depth and configuration stay; its weights are
+        those of the last call.
 
         Raises
         ------
@@ -180,7 +181,7 @@ class MergeEngine:
         )
 
     def out_dtype(self, recipe: Recipe) -> torch.dtype:
-        """Return the dtype of the recipe's weights: its `out_dtype`, its `dtype`, or what holds all its sources."""
+        """Return the dtype of the recipe's weights: its `out_dtype`, its `dtype`, or the sources'."""
         name = recipe.out_dtype or recipe.dtype
         if name is not None:
             dtype: torch.dtype = getattr(torch, name)
@@ -219,13 +220,15 @@ class MergeEngine:
             own = self.checkpoint(part.model).shape(part.tensor)
             if own != tuple(shape):
                 raise CheckpointError(
-                    f"{part.model}: {part.tensor} has shape {list(own)} where {plan.name} of the merged model has "
+                    f"{part.model}: {part.tensor} has shape {list(own)} where the merged {plan.name} has "
                     f"{list(shape)}; merge models of one architecture and size"
                 )
         base = None if plan.base is None else self._source(plan.base.model, plan.base.tensor)
         models = [self._source(part.model, part.tensor) for part in plan.contributions]
-        prepared = [self._prepare(method, plan, part, seed) for part in plan.contributions] if method.prepare else []
-        return Job(method, target, base, models, prepared, self._scratch)
+        prepared = (
+            [self._prepare(method, plan, part, seed) for part in plan.contributions] if method.prepare else []
+        )
+        return Job(method, target, base=base, models=models, prepared=prepared, scratch=self._scratch)
 
     def _prepare(self, method: MergeMethod, plan: TensorPlan, part: Contribution, seed: int) -> Prepared:
         key = self._prepared_key(plan, part, seed if method.spec.stochastic else 0)
@@ -233,7 +236,11 @@ class MergeEngine:
         if state is None:
             assert method.prepare is not None
             values = self._source(part.model, part.tensor).to(self._device)
-            base = None if plan.base is None else self._source(plan.base.model, plan.base.tensor).to(self._device)
+            base = (
+                None
+                if plan.base is None
+                else self._source(plan.base.model, plan.base.tensor).to(self._device)
+            )
             state = self._prepared[key] = method.prepare(SourceTensor(part.tensor, values, base, seed))
         return state
 
@@ -256,12 +263,14 @@ class MergeEngine:
         return self._resident_of(recipe.donor, layer_order(recipe), self.out_dtype(recipe))
 
     def _resident_of(self, donor: str, order: LayerOrder, out_dtype: torch.dtype) -> Resident:
-        """Return the resident model, built anew when depth, layer kinds or configuration are other than its own."""
+        """Return the resident model, built anew when depth, layer kinds or configuration change."""
         dtype = self._dtype_for(out_dtype)
         key = (self._architecture_key(donor, order), dtype)
         if self._resident is None or self._resident_key != key:
             self._resident = None  # let go of the old one first: two may not fit
-            self._resident = build_resident(self._config(donor, order), self.checkpoint(donor), dtype, self._device)
+            self._resident = build_resident(
+                self._config(donor, order), self.checkpoint(donor), dtype, self._device
+            )
             self._resident_key = key
         return self._resident
 
@@ -271,14 +280,16 @@ class MergeEngine:
             return dtype
         return torch.float32 if self._device.type == "cpu" else out_dtype
 
-    def _config(self, donor: str, order: LayerOrder):  # type: ignore[no-untyped-def]
+    def _config(self, donor: str, order: LayerOrder) -> PretrainedConfig:
         configs = {reference: checkpoint.config for reference, checkpoint in self.checkpoints.items()}
         return reordered(self.checkpoint(donor).config, order, configs)
 
     def _architecture_key(self, donor: str, order: LayerOrder) -> str:
-        key = self._shapes.get((donor, order))
+        key = self._architectures.get((donor, order))
         if key is None:
-            key = self._shapes[donor, order] = self.checkpoint(donor).architecture_key(self._config(donor, order))
+            key = self._architectures[donor, order] = self.checkpoint(donor).architecture_key(
+                self._config(donor, order)
+            )
         return key
 
 

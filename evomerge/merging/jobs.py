@@ -33,6 +33,7 @@ class Job:
         self,
         method: MergeMethod,
         target: Tensor,
+        *,
         base: Tensor | None,
         models: Sequence[Tensor],
         prepared: Sequence[Prepared],
@@ -45,7 +46,7 @@ class Job:
         self._prepared = prepared
         self._scratch = scratch
         self._whole: Block | None = None
-        if target.numel() <= scratch.block:
+        if target.numel() <= scratch.block_for(target.numel()):
             self._whole = self._cut(slice(0, target.numel()))
         self._parameters = [
             (parameter.name, method.arguments[parameter.name], parameter.per_model)
@@ -57,7 +58,9 @@ class Job:
         """Merge with the coefficients of `plan`, rounding once to `out_dtype`."""
         arguments = {
             argument: (
-                [model.parameters.get(name) for model in plan.contributions] if per_model else plan.parameters[name]
+                [model.parameters.get(name) for model in plan.contributions]
+                if per_model
+                else plan.parameters[name]
             )
             for name, argument, per_model in self._parameters
         }
@@ -71,8 +74,9 @@ class Job:
             yield self._whole, self._target
             return
         size = self._target.numel()
-        for start in range(0, size, self._scratch.block):
-            span = slice(start, min(start + self._scratch.block, size))
+        step = self._scratch.block_for(size)
+        for start in range(0, size, step):
+            span = slice(start, min(start + step, size))
             yield self._cut(span), self._target[span]
 
     def _cut(self, span: slice) -> Block:

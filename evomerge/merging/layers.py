@@ -1,8 +1,8 @@
 """Which source layer each output layer comes from, and the configuration that says so.
 
-Some architectures list a property per layer in their configuration (Qwen3 and Gemma: full or sliding attention). A
-merge that reorders, repeats or drops layers must carry these along: mergekit 0.1.5 keeps them positional, which gives a
-moved layer another layer's attention, and fails to save when the depth changes.
+Some architectures list a property per layer in their configuration (Qwen3 and Gemma: full or sliding
+attention). A merge that reorders, repeats or drops layers must carry these along: mergekit 0.1.5 keeps them
+positional, which gives a moved layer another layer's attention, and fails to save when the depth changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LayerOrder: TypeAlias = tuple[tuple[str, int], ...]
 
 
 def layer_order(recipe: Recipe) -> LayerOrder:
-    """Return where the layers of a sliced recipe come from: the base's where it is a source, else the first's."""
+    """Return where the layers come from: the base where it is a source, else the first source."""
     order: list[tuple[str, int]] = []
     for part in recipe.slices:
         base = recipe.base_of(part)
@@ -50,7 +50,7 @@ def reordered(
 
 
 def per_layer_lists(config: PretrainedConfig) -> tuple[str, ...]:
-    """Return the names of the configuration's lists with an entry per layer (``layer_types``, ``no_rope_layers``)."""
+    """Return the names of lists with an entry per layer: ``layer_types``, ``no_rope_layers``."""
     return tuple(
         name
         for name, value in config.to_dict().items()

@@ -1,4 +1,4 @@
-"""What can be checked about the sources before the first candidate is."""
+"""Checks of the sources against each other, before the first candidate."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from evomerge.merging.checkpoints import Checkpoint, CheckpointError
 
 STRETCH = 1 << 22  # entries looked at together when scanning for NaN
 
-# Settings that change what a model computes with the same weights. Where sources differ in one, a merge runs with the
-# base's, and so may a source behave otherwise than alone.
+# Settings that change what a model computes with the same weights. Where sources differ in one, a merge runs
+# with the base's, and so may a source behave otherwise than alone.
 BEHAVIOUR = ("rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "layer_types", "hidden_act")
 
 
@@ -88,7 +88,9 @@ def check(checkpoints: Mapping[str, Checkpoint], base: str, *, scan: bool = True
 def _check_architecture(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
     own, wanted = checkpoint.architecture, reference.architecture
     if own != wanted:
-        raise CheckpointError(f"{name}: it is a {own} and {base} a {wanted}; merge models of one architecture")
+        raise CheckpointError(
+            f"{name}: it is a {own} and {base} a {wanted}; merge models of one architecture"
+        )
     if checkpoint.tied != reference.tied:
         tied, untied = (name, base) if checkpoint.tied else (base, name)
         raise CheckpointError(
@@ -107,21 +109,25 @@ def _check_shapes(name: str, checkpoint: Checkpoint, base: str, reference: Check
     if different:
         tensor = min(different)
         holder, other = (name, base) if tensor in checkpoint.names else (base, name)
-        raise CheckpointError(f"{name}: {tensor} is in {holder} and not in {other}; merge models of one architecture")
+        raise CheckpointError(
+            f"{name}: {tensor} is in {holder} and not in {other}; merge models of one architecture"
+        )
     for tensor in reference.names:
         own, wanted = checkpoint.shape(tensor), reference.shape(tensor)
         if own != wanted:
-            raise CheckpointError(_shape_message(name, base, reference, tensor, own, wanted))
+            raise CheckpointError(
+                f"{name}: {tensor} has shape {list(own)} and in {base} {list(wanted)}"
+                + _shape_advice(reference, tensor, own, wanted)
+            )
 
 
-def _shape_message(
-    name: str, base: str, reference: Checkpoint, tensor: str, own: tuple[int, ...], wanted: tuple[int, ...]
-) -> str:
-    shapes = f"{name}: {tensor} has shape {list(own)} and in {base} {list(wanted)}"
-    vocabulary = tensor in reference.layout.embeddings or tensor == reference.layout.head
-    if vocabulary and own[1:] == wanted[1:]:
-        return f"{shapes}: the vocabularies differ in size; resize one with model.resize_token_embeddings() and save it"
-    return f"{shapes}; merge models of one size"
+def _shape_advice(reference: Checkpoint, tensor: str, own: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    by_token = tensor in reference.layout.embeddings or tensor == reference.layout.head
+    if by_token and own[1:] == wanted[1:]:
+        return (
+            ": the vocabularies differ in size; resize one with model.resize_token_embeddings() and save it"
+        )
+    return "; merge models of one size"
 
 
 def _check_tokenizers(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
@@ -132,7 +138,8 @@ def _check_tokenizers(name: str, checkpoint: Checkpoint, base: str, reference: C
     if own != wanted:
         token = min(token for token in own.keys() | wanted.keys() if own.get(token) != wanted.get(token))
         raise CheckpointError(
-            f"{name}: its tokenizer gives {token!r} the id {own.get(token)} and that of {base} {wanted.get(token)}; "
+            f"{name}: its tokenizer gives {token!r} the id {own.get(token)} and that of {base} "
+            f"{wanted.get(token)}; "
             "merge models that share a tokenizer, or align one with mergekit-tokensurgeon"
         )
 
@@ -153,5 +160,5 @@ def _check_finite(name: str, checkpoint: Checkpoint) -> None:
                 bad = int((~torch.isfinite(part)).sum())
                 if bad:
                     raise CheckpointError(
-                        f"{name}: {tensor} holds NaN or infinite values ({bad} found); use another checkpoint of it"
+                        f"{name}: {tensor} holds NaN or infinite values ({bad} found); use another checkpoint"
                     )

@@ -40,7 +40,7 @@ def build_resident(
     config: PretrainedConfig, donor: Checkpoint, dtype: torch.dtype, device: torch.device
 ) -> Resident:
     """Build an unfilled module of `config`; generation settings and stored buffers come from `donor`."""
-    module = empty_module(config, dtype, device)
+    module = empty_module(config, dtype, device, trust_remote_code=donor.trust_remote_code)
     generation = donor.generation_config()
     if generation is not None:
         module.generation_config = GenerationConfig.from_dict(generation)

@@ -32,7 +32,7 @@ def write_checkpoint(
     card: str | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Write the recipe's model as a transformers checkpoint: safetensors, config, tokenizer, recipe.yaml, model card.
+    """Write the recipe's model: safetensors, config, tokenizer, recipe.yaml, model card.
 
     The folder appears complete or not at all.
 
@@ -45,7 +45,8 @@ def write_checkpoint(
     out
         A folder that does not exist yet, or is empty.
     tokenizer_from
-        Reference of the model whose tokenizer is copied; None: the recipe's `tokenizer_source`, else its base.
+        Reference of the model whose tokenizer is copied; None: the recipe's `tokenizer_source`, else its
+        base.
     card
         Text of README.md; None writes one from the recipe.
     notes
@@ -54,8 +55,8 @@ def write_checkpoint(
     Raises
     ------
     WriteError
-        If the folder exists and is not empty, the disk is too small or fails while writing, or the recipe asks for a
-        tokenizer that has to be built.
+        If the folder exists and is not empty, the disk is too small or fails while writing, or the recipe
+        asks for a tokenizer that has to be built.
     """
     out = out.expanduser().absolute()
     donor = _tokenizer_donor(engine, recipe, tokenizer_from)
@@ -65,7 +66,14 @@ def write_checkpoint(
     module = engine.materialize(recipe)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        _write(module, recipe, temporary, donor, template, card or model_card(recipe, engine.checkpoints, notes))
+        _write(
+            module,
+            recipe,
+            temporary,
+            donor=donor,
+            template=template,
+            card=card or model_card(recipe, engine.checkpoints, notes),
+        )
         if out.is_dir():
             out.rmdir()  # empty, or it fails
         os.replace(temporary, out)
@@ -81,7 +89,13 @@ def write_checkpoint(
 
 
 def _write(
-    module: PreTrainedModel, recipe: Recipe, folder: Path, donor: Checkpoint, template: str | None, card: str
+    module: PreTrainedModel,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    donor: Checkpoint,
+    template: str | None,
+    card: str,
 ) -> None:
     folder.mkdir(parents=True)
     with quiet():
@@ -100,7 +114,9 @@ def _write(
 def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | None) -> Checkpoint:
     wanted = tokenizer_from or recipe.tokenizer_source or "base"
     if wanted == "union":
-        raise WriteError("tokenizer_source: a union of vocabularies is not built yet; write tokenizer_source: base")
+        raise WriteError(
+            "tokenizer_source: a union of vocabularies is not built yet; write tokenizer_source: base"
+        )
     return engine.checkpoint(recipe.donor if wanted == "base" else wanted)
 
 
@@ -110,8 +126,8 @@ def _chat_template(recipe: Recipe) -> str | None:
     if template is None or "{" in template:
         return template
     raise WriteError(
-        f"chat_template: '{template}' is a name, and only Jinja text is written; paste the template, or remove the key "
-        "to keep the base's"
+        f"chat_template: '{template}' is a name, and only Jinja text is written; paste the template, "
+        "or remove the key to keep the base's"
     )
 
 

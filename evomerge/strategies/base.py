@@ -60,7 +60,14 @@ class Strategy(ABC):
 
     Subclasses implement `_propose` and `_learn`; the state machine of ids lives here, once. All randomness
     comes from `self.rng`.
+
+    Attributes
+    ----------
+    population
+        Candidates per generation.
     """
+
+    population: int
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self.space = space

@@ -40,9 +40,9 @@ class CmaEsConfig(BaseModel):
     kind: Literal["cma_es"] = "cma_es"
     population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
     """Candidates per generation, at least 4; `auto` follows the number of genes, the noise and the budget."""
-    sigma: float = Field(0.2, gt=0, le=1)
+    sigma: float = Field(default=0.2, gt=0, le=1)
     """First step size, as a fraction of each gene's range."""
-    mean_every: int = Field(5, ge=1)
+    mean_every: int = Field(default=5, ge=1)
     """The distribution's mean is scored each so many generations."""
     diagonal: bool | Literal["auto"] = "auto"
     """Separable mode; `auto`: above 200 genes."""

@@ -17,7 +17,7 @@ class RandomConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["random"] = "random"
-    population: int = Field(16, ge=1)
+    population: int = Field(default=16, ge=1)
     """Candidates per generation: only the unit in which failures are counted; nothing is learnt."""
 
     def resolved(self, genes: int, *, noise: float, evaluations: int) -> RandomConfig:

@@ -188,9 +188,7 @@ class Toys:
         self.llama = llama
         (folder / "toy_metrics.py").write_text(METRICS)
 
-    def write(
-        self, name: str, kind: str, *, docs: dict[str, list[dict[str, Any]]] | None = None, **keys: Any
-    ) -> None:
+    def write(self, name: str, kind: str, *, docs: dict[str, list[dict[str, Any]]] | None = None, **keys: Any) -> None:
         """One task: `write("toy", "mc", validation=40, test=30, yaml_key=...)`."""
         counts = {split: keys.pop(split) for split in _SEEDS if split in keys}
         splits = docs or {split: _documents(_SEEDS[split], n) for split, n in counts.items()}

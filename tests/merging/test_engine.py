@@ -45,7 +45,9 @@ def per_layer(family: Any, method: str, value: float = 0.3, *, out_dtype: str = 
 def whole(family: Any, index: int) -> Recipe:
     """One model as it is."""
     reference = family.references[index]
-    return Recipe("passthrough", (Slice((Source(reference, None),)),), base_model=reference, out_dtype="bfloat16")
+    return Recipe(
+        "passthrough", (Slice((Source(reference, None),)),), base_model=reference, out_dtype="bfloat16"
+    )
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -85,15 +87,12 @@ def test_task_arithmetic_equals_a_plain_reference(family: Any) -> None:
     for layer in range(family.layers):
         place_of |= {layout.layer_tensor(layer, name): layer + 1 for name in layout.layers[layer]}
     for name, start in base.items():
-        merged = start.double()
+        total = torch.zeros(start.shape)
         for index, expert in enumerate(experts):
             place = place_of[name]
             weight = 0.3 + 0.05 * place if "mlp" in name else 0.3 - 0.07 * index - 0.02 * place
-            merged = merged + weight * (expert[name].double() - start.double())
-        # float32 arithmetic may fall on the other side of a rounding boundary: one unit of bf16 at most
-        torch.testing.assert_close(found[name].double(), merged, rtol=2**-7, atol=1e-7, msg=name)
-        exact = found[name] == merged.float().bfloat16().float()
-        assert exact.float().mean() > 0.999, name
+            total = total + weight * (expert[name].float() - start.float())
+        assert torch.equal(found[name], (start.float() + total).bfloat16().float()), name
 
 
 def test_nothing_of_a_recipe_is_left_after_the_next(family: Any) -> None:
@@ -198,16 +197,17 @@ def test_sources_are_not_written_to(llama: Any, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_apply_allocates_nothing_of_the_models_size(llama: Any, method: str) -> None:
-    """With blocks of 64 entries, no tensor above a few blocks may be asked for."""
+    """With blocks of 256 entries no allocation is larger than one, though the tensors have up to 2048."""
     from torch.profiler import ProfilerActivity, profile
 
-    engine = llama.engine(block=64)
+    engine = llama.engine(block=256)
     recipe = per_layer(llama, method)
     engine.apply(recipe)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        torch.empty(3)  # so that something is seen to be allocated
         engine.apply(recipe)
-    largest = max((event.cpu_memory_usage for event in run.events() if not event.cpu_children), default=0)
-    assert largest <= 4 * 64 * 4
+    largest = max(event.self_cpu_memory_usage for event in run.events())
+    assert 12 <= largest <= 256 * 4
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -292,13 +292,15 @@ def test_footprint_counts_bytes(llama: Any) -> None:
 
 def test_unopened_model_is_named(llama: Any) -> None:
     recipe = per_layer(llama, "linear").with_models({llama.references[1]: "org/other"})
-    with pytest.raises(CheckpointError, match="org/other: the recipe names a model that is not opened; use one of"):
+    with pytest.raises(
+        CheckpointError, match=r"org/other: the recipe names a model that is not opened; use one of"
+    ):
         llama.engine().apply(recipe)
 
 
 def test_layers_beyond_the_model_are_refused(llama: Any) -> None:
     recipe = Recipe("passthrough", (Slice((Source(llama.base, (0, 9)),)),), base_model=llama.base)
-    with pytest.raises(RecipeError, match="layer_range"):
+    with pytest.raises(RecipeError, match=r"layer_range"):
         llama.engine().apply(recipe)
 
 
@@ -313,7 +315,9 @@ def test_shapes_are_compared_without_preflight(
     (wide,) = make_models(tmp_path, config, 1)
     engine = MergeEngine({**llama.checkpoints, wide: Checkpoint.open(wide)}, base=llama.base)
     recipe = per_layer(llama, "linear").with_models({llama.references[1]: wide})
-    with pytest.raises(CheckpointError, match=r"gate_proj.weight has shape \[64, 32\].*\[48, 32\]; merge models"):
+    with pytest.raises(
+        CheckpointError, match=r"gate_proj.weight has shape \[64, 32\].*\[48, 32\]; merge models"
+    ):
         engine.apply(recipe)
 
 
@@ -323,5 +327,5 @@ def test_linear_weights_that_sum_to_zero_fail(llama: Any) -> None:
         for path, weight in zip(llama.references, (1.0, -1.0, 0.0), strict=True)
     )
     recipe = Recipe("linear", (Slice(sources),), base_model=llama.base)
-    with pytest.raises(ValueError, match="sum to 0.*set normalize: false"):
+    with pytest.raises(ValueError, match=r"sum to 0.*set normalize: false"):
         llama.engine().apply(recipe)

@@ -49,7 +49,9 @@ def test_entries_are_consistent(spec):
 
 
 def test_unknown_method_names_the_nearest():
-    with pytest.raises(RecipeError, match="merge_method 'task_aritmetic' is unknown; did you mean 'task_arithmetic'"):
+    with pytest.raises(
+        RecipeError, match="merge_method 'task_aritmetic' is unknown; did you mean 'task_arithmetic'"
+    ):
         method_spec("task_aritmetic")
     with pytest.raises(RecipeError, match="use one of dare_ties, linear"):
         method_spec("zzz")

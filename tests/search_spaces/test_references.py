@@ -26,14 +26,20 @@ def test_revision_survives_both_forms():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("a+b", r"m: LoRA references \('a\+b'\) are not supported yet; merge the adapter into its model first"),
+        (
+            "a+b",
+            r"m: LoRA references \('a\+b'\) are not supported yet; merge the adapter into its model first",
+        ),
         ({"model": "a", "lora": "b"}, "m: 'lora' is not supported yet; merge the adapter"),
         ("a@b@c", "m: 'a@b@c' has more than one '@'; write org/name@revision"),
         ("", "m: the model's name is empty; write a folder or a hub id"),
         (3, "m: 3 is not a model; write a folder or a hub id"),
         ({"modle": "a"}, "m: unknown key 'modle'; did you mean 'model'"),
         ({"model": {"revision": "x"}}, "m: the model has no path; write {model: {path: FOLDER}}"),
-        ({"model": {"path": "/a", "revision": "x"}}, "m: a local folder has no revision; remove 'revision: x'"),
+        (
+            {"model": {"path": "/a", "revision": "x"}},
+            "m: a local folder has no revision; remove 'revision: x'",
+        ),
         ({"model": {"path": "a", "rev": "x"}}, "m: unknown key 'rev'; did you mean 'revision'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""mergekit 0.1.5's semantics. The numbers were measured with it, on models whose weights are all 0 or all 1."""
+"""mergekit 0.1.5's semantics; numbers measured with it, on models whose weights are all 0 or all 1."""
 
 import pytest
 
@@ -100,7 +100,9 @@ def test_the_narrowest_scope_with_a_match_decides(layout):
     )
     a, b = weights(recipe, layout, "a"), weights(recipe, layout, "b")
     layer = "model.layers.2."
-    assert [a[layer + n] for n in ("mlp.up_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight")] == [
+    assert [
+        a[layer + n] for n in ("mlp.up_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight")
+    ] == [
         0.3,
         0.2,
         0.1,
@@ -227,7 +229,7 @@ def test_output_order_and_names(layout):
     ("recipe", "message"),
     [
         (sliced((1.0, 2, 5)), r"layer_range: \[2, 5\] lies outside of a; end it at 4"),
-        (sliced(([{"filter": "mlp", "value": 1.0}], 0, 4)), "weight: model.embed_tokens.weight of a has no value"),
+        (sliced(([{"filter": "mlp", "value": 1.0}], 0, 4)), "weight: model.embed_tokens.weight of a has"),
         (
             Recipe.from_dict({"merge_method": "linear", "base_model": "base", "models": [
                 {"model": "a", "parameters": {"weight": 1.0}}
@@ -251,7 +253,9 @@ def test_layers_of_different_kinds_do_not_mix(layout):
     hybrid = replace(layout, layers=(layout.layers[0][:3], *layout.layers[1:]))
     recipe = task_arithmetic(
         parameters={"weight": 1.0},
-        slices=[{"sources": [{"model": "a", "layer_range": [0, 1]}, {"model": "base", "layer_range": [1, 2]}]}],
+        slices=[
+            {"sources": [{"model": "a", "layer_range": [0, 1]}, {"model": "base", "layer_range": [1, 2]}]}
+        ],
     )
     with pytest.raises(RecipeError, match="layers 0 and 1 have different tensors; merge layers of one kind"):
         resolve(recipe, hybrid)

@@ -1,7 +1,7 @@
 """Merge methods: one file per family, each method registered by one decorator.
 
-To add a method: describe it in `search_spaces.methods`, write a function ``(block, *, parameters) -> None`` that
-fills ``block.out``, and decorate it with `merge_method`. Importing the family here makes it known.
+To add a method: describe it in `search_spaces.methods`, write a function ``(block, *, parameters) -> None``
+that fills ``block.out``, and decorate it with `merge_method`. Importing the family here makes it known.
 """
 
 from evomerge.merging.methods import linear, slerp, sparse

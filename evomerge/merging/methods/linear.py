@@ -1,9 +1,9 @@
 """Weighted sums: linear (model soups), task arithmetic, passthrough.
 
 Model soups: Wortsman et al. 2022, arXiv:2203.05482. Task arithmetic: Ilharco et al. 2023, arXiv:2212.04089.
-The order of operations is mergekit 0.1.5's at ``dtype: float32``, so that results agree to the last bit. Unlike
-mergekit, whatever the recipe's `dtype`, we compute in float32: a difference of bf16 tensors taken in bf16 loses
-the small task vectors that the methods are about.
+The order of operations is mergekit 0.1.5's at ``dtype: float32``, so that results agree to the last bit.
+Unlike mergekit, whatever the recipe's `dtype`, we compute in float32: a difference of bf16 tensors taken in
+bf16 loses the small task vectors that the methods are about.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from evomerge.merging.blocks import Block
 from evomerge.merging.methods.registry import OptionalPerModel, PerModel, merge_method
-
 
 SMALLEST_SUM = 1e-8  # of weights, to divide by
 

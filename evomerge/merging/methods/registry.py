@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
 from evomerge.merging.blocks import Block
@@ -87,8 +86,8 @@ def merge_method(
 ) -> Callable[[Apply], Apply]:
     """Register a function as the merge method called `name`.
 
-    Its keyword-only arguments must be the method's parameters in `search_spaces.methods` (those with an effect),
-    those with a value per model annotated as `PerModel`.
+    Its keyword-only arguments must be the method's parameters in `search_spaces.methods` (those with an
+    effect), those with a value per model annotated as `PerModel`.
 
     Raises
     ------
@@ -126,11 +125,13 @@ def implementation(name: str) -> MergeMethod:
 def _arguments(function: Apply, spec: MethodSpec) -> dict[str, str]:
     hints: dict[str, Any] = typing.get_type_hints(function, localns={"Block": Block})
     _block, *rest = inspect.signature(function).parameters.values()
-    found = {argument.name.rstrip("_"): hints[argument.name] in (PerModel, OptionalPerModel) for argument in rest}
+    found = {
+        argument.name.rstrip("_"): hints[argument.name] in (PerModel, OptionalPerModel) for argument in rest
+    }
     expected = {parameter.name: parameter.per_model for parameter in spec.parameters if not parameter.inert}
     if found != expected or any(argument.kind is not argument.KEYWORD_ONLY for argument in rest):
         raise TypeError(
-            f"{spec.name}: keyword-only arguments (name: is per model) are {found}, search_spaces.methods says "
-            f"{expected}; make them equal"
+            f"{spec.name}: keyword-only arguments (name: is per model) are {found}, "
+            f"search_spaces.methods says {expected}; make them equal"
         )
     return {argument.name.rstrip("_"): argument.name for argument in rest}

@@ -1,9 +1,9 @@
 """Spherical linear interpolation of two models, per flattened tensor (Shoemake 1985).
 
 θ = sin((1−t)Ω)/sin Ω · θ_0 + sin(tΩ)/sin Ω · θ_1 with Ω the angle between the tensors, both keeping their
-magnitudes; linear interpolation when they are nearly parallel or opposite (|cos Ω| > 0.9995). The angle does not
-depend on t and is prepared once. Its sums run in stretches of 2^20 entries, as mergekit 0.1.5's do, so that the
-last bits agree.
+magnitudes; linear interpolation when they are nearly parallel or opposite (|cos Ω| > 0.9995). The angle does
+not depend on t and is prepared once. Its sums run in stretches of 2^20 entries, as mergekit 0.1.5's do, so
+that the last bits agree.
 """
 
 from __future__ import annotations

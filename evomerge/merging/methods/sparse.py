@@ -8,10 +8,11 @@ TIES: Yadav et al. 2023, arXiv:2306.01708. DARE: Yu et al. 2024, arXiv:2311.0309
 The order of operations is mergekit 0.1.5's at ``dtype: float32``. Deviations:
 
 * we compute in float32 whatever the recipe's `dtype` (see `linear`);
-* DARE's `rescale` multiplies by 1/density as in the paper. mergekit multiplies by the ratio of the L1 norms before and
-  after, which on a short tensor at density 0.1 was measured between 4 and 287 instead of 10;
-* DARE's masks are a function of (seed, weights, tensor name), not of the order in which tensors are merged, so that
-  candidates of one search differ by their coefficients only and a recipe rebuilds the very same weights anywhere.
+* DARE's `rescale` multiplies by 1/density as in the paper. mergekit multiplies by the ratio of the L1 norms
+  before and after, which on a short tensor at density 0.1 was measured between 4 and 287 instead of 10;
+* DARE's masks are a function of (seed, weights, tensor name), not of the order in which tensors are merged,
+  so that candidates of one search differ by their coefficients only and a recipe rebuilds the very same
+  weights anywhere.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def draws(source: SourceTensor) -> Draws:
     digest = hashlib.sha256(f"{source.seed}\0{source.name}\0".encode())
     digest.update(source.values.cpu().contiguous().view(torch.uint8).numpy().data)
     generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()[:8], "little", signed=True))
-    draw = torch.randint(-LEVELS // 2, LEVELS // 2, source.values.shape, dtype=torch.int16, generator=generator)
+    draw = torch.randint(
+        -LEVELS // 2, LEVELS // 2, source.values.shape, dtype=torch.int16, generator=generator
+    )
     return Draws(draw.to(source.values.device))
 
 
@@ -108,7 +111,7 @@ def ties(
             delta_E.mul_(torch.lt(ranked.rank, kept, out=block.spare("mask")))
             if rescale and kept:
                 delta_E.mul_(ranked.mass.ratio(kept))
-    _elect_and_merge(block, base_E, deltas, weight, normalize, lambda_)
+    _elect_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
 
 
 @merge_method("dare_ties", prepare=draws, prepared_bytes=2)
@@ -123,11 +126,17 @@ def dare_ties(
             delta_E.mul_(torch.lt(drawn.draw, levels - LEVELS // 2, out=block.spare("mask")))
             if rescale and levels:
                 delta_E.mul_(LEVELS / levels)  # 1/density, for exactly the probability used
-    _elect_and_merge(block, base_E, deltas, weight, normalize, lambda_)
+    _elect_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
 
 
 def _elect_and_merge(
-    block: Block, base_E: Tensor, deltas: Sequence[Tensor], weight: PerModel, normalize: bool, lambda_: float
+    block: Block,
+    base_E: Tensor,
+    deltas: Sequence[Tensor],
+    *,
+    weight: PerModel,
+    normalize: bool,
+    lambda_: float,
 ) -> None:
     """Elect a sign per entry, sum the deltas that have it, add the base; overwrites the deltas."""
     for delta_E, w in zip(deltas, weight, strict=True):

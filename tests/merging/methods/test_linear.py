@@ -1,0 +1,100 @@
+"""Linear, task arithmetic and passthrough against plain formulas and their properties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+Merge = Callable[..., Tensor]
+relaxed = settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+weights = st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=5)
+
+
+def tensors(count: int, size: int = 97) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    return [torch.randn(size, generator=generator) for _ in range(count)]
+
+
+@relaxed
+@given(weights)
+def test_linear_is_the_weighted_sum(merge: Merge, weight: list[float]) -> None:
+    models = tensors(len(weight))
+    expected = sum(w * model.double() for w, model in zip(weight, models, strict=True))
+    torch.testing.assert_close(
+        merge("linear", None, models, weight=weight, normalize=False).double(), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+@relaxed
+@given(weights.filter(lambda w: abs(sum(w)) > 0.1))
+def test_linear_normalized_divides_by_the_sum(merge: Merge, weight: list[float]) -> None:
+    models = tensors(len(weight))
+    plain = merge("linear", None, models, weight=weight, normalize=False)
+    torch.testing.assert_close(
+        merge("linear", None, models, weight=weight), plain / sum(weight), rtol=1e-4, atol=1e-5
+    )
+
+
+@relaxed
+@given(weights, st.floats(0.125, 2, width=32))
+def test_task_arithmetic_adds_scaled_task_vectors(merge: Merge, weight: list[float], scale: float) -> None:
+    base, *models = tensors(len(weight) + 1)
+    deltas = sum(w * (model.double() - base.double()) for w, model in zip(weight, models, strict=True))
+    found = merge("task_arithmetic", base, models, weight=weight, lambda_=scale)
+    torch.testing.assert_close(found.double(), base.double() + scale * deltas, rtol=1e-5, atol=1e-5)
+
+
+@relaxed
+@given(weights)
+def test_task_arithmetic_without_deltas_is_the_base(merge: Merge, weight: list[float]) -> None:
+    (base,) = tensors(1)
+    assert torch.equal(merge("task_arithmetic", base, [base] * len(weight), weight=weight), base)
+
+
+def test_task_arithmetic_normalized_divides_by_the_sum(merge: Merge) -> None:
+    base, *models = tensors(3)
+    found = merge("task_arithmetic", base, models, weight=[0.5, 1.5], normalize=True)
+    halves = merge("task_arithmetic", base, models, weight=[0.25, 0.75])
+    torch.testing.assert_close(found, halves)
+
+
+def test_task_arithmetic_with_a_vanishing_sum_divides_by_one(merge: Merge) -> None:
+    base, *models = tensors(3)
+    found = merge("task_arithmetic", base, models, weight=[1.0, -1.0], normalize=True)
+    assert torch.equal(found, merge("task_arithmetic", base, models, weight=[1.0, -1.0]))
+
+
+def test_linear_refuses_a_vanishing_sum(merge: Merge) -> None:
+    with pytest.raises(ValueError, match=r"sum to 0, so they cannot be normalised; set normalize: false"):
+        merge("linear", None, tensors(2), weight=[1.0, -1.0])
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+def test_order_of_two_models_does_not_matter(merge: Merge, method: str) -> None:
+    base, *models = tensors(3)
+    found = merge(method, base, models, weight=[0.3, 0.9])
+    swapped = merge(method, base, models[::-1], weight=[0.9, 0.3])
+    torch.testing.assert_close(found, swapped)
+
+
+def test_passthrough_copies_and_scales(merge: Merge) -> None:
+    (model,) = tensors(1)
+    assert torch.equal(merge("passthrough", None, [model]), model)
+    assert torch.equal(merge("passthrough", None, [model], scale=0.25), model * 0.25)
+    assert torch.equal(merge("passthrough", None, [model], scale=0.0), torch.zeros_like(model))
+
+
+def test_result_is_rounded_once(merge: Merge) -> None:
+    """Float32 inside, bf16 outside: 1 + 2^-8 + 2^-9 rounds up, though each step in bf16 would stay at 1."""
+    one, small, smaller = (torch.tensor([value]) for value in (1.0, 2.0**-8, 2.0**-9))
+    found = merge(
+        "linear", None, [one, small, smaller], weight=[1.0] * 3, normalize=False, out_dtype=torch.bfloat16
+    )
+    assert found.item() == 1 + 2**-7
