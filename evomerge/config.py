@@ -20,7 +20,7 @@ from search_spaces.coefficients import CoefficientConfig
 MAX_BYTES = 1_000_000
 
 # pydantic's names for the branches of a union in an error's location: no keys of the file.
-_UNION_BRANCH = re.compile(r"(is-instance|literal|function|int|float|str|bool|dict|list|tuple|none)([[-].*)?")
+_UNION_BRANCH = re.compile(r"(is-instance|literal|function|int|float|str|bool|dict|list|tuple|none)([\[-].*)?")
 
 
 class ConfigError(ValueError):

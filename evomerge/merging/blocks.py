@@ -11,39 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Entries per block and thread. On a CPU the float32 scratch of a few models (128 KiB each) stays in the
-# second-level cache. torch runs operations of this size in the calling thread, which is what small tensors want:
-# thousands of short parallel regions per candidate cost more than they gain, and a hundredfold when other
-# processes want the cores. Large tensors are cut for all threads. A GPU wants long kernels instead.
+# Entries per block. On a CPU the float32 scratch of a few models (128 KiB each) stays in the second-level cache,
+# and torch runs operations of this size in the calling thread alone. That is meant: a merge is thousands of short
+# operations, for which waking other threads gained nothing when idle and cost a factor of 10 to 20 (measured)
+# when other processes wanted the cores; a forward pass costs far more than a merge. A GPU wants long kernels.
 CPU_BLOCK = 1 << 15
 GPU_BLOCK = 1 << 24
-LARGE = 1 << 20  # entries
 
 
 class Scratch:
-    """Float32 buffers shared by all blocks: each grows to the largest block, and stays."""
+    """Float32 buffers shared by all blocks: each allocated once, at the size of a block."""
 
     def __init__(self, device: torch.device, block: int | None = None) -> None:
         self.device = device
-        self._block = block
+        self.block = block or (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK)
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._views: dict[tuple[str, int, torch.dtype], Tensor] = {}
         self._rows: dict[tuple[int, int], tuple[Tensor, ...]] = {}
-
-    def block_for(self, size: int) -> int:
-        """Return how many entries of a tensor of `size` are merged together."""
-        if self._block is not None:
-            return self._block
-        if self.device.type != "cpu":
-            return GPU_BLOCK
-        return CPU_BLOCK if size < LARGE else CPU_BLOCK * torch.get_num_threads()
 
     def vector(self, name: str, entries: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the buffer called `name` as [entries]; its contents are whatever was written last."""
         key = (name, entries, dtype)
         view = self._views.get(key)
         if view is None:
-            view = self._views[key] = self._buffer(name, entries, dtype)[:entries]
+            view = self._views[key] = self._buffer(name, dtype)[:entries]
         return view
 
     def rows(self, count: int, entries: int) -> tuple[Tensor, ...]:
@@ -54,10 +45,10 @@ class Scratch:
             rows = self._rows[key] = tuple(self.vector(f"model {index}", entries) for index in range(count))
         return rows
 
-    def _buffer(self, name: str, entries: int, dtype: torch.dtype) -> Tensor:
+    def _buffer(self, name: str, dtype: torch.dtype) -> Tensor:
         buffer = self._buffers.get((name, dtype))
-        if buffer is None or buffer.numel() < entries:
-            buffer = self._buffers[name, dtype] = torch.empty(entries, dtype=dtype, device=self.device)
+        if buffer is None:
+            buffer = self._buffers[name, dtype] = torch.empty(self.block, dtype=dtype, device=self.device)
         return buffer
 
 

@@ -52,9 +52,7 @@ def model_card(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Seq
         "Also in `recipe.yaml`; `evomerge merge recipe.yaml OUT` rebuilds the model.",
         "",
         "```yaml",
-        recipe.with_models({source.reference: public_name(source.reference) for source in sources})
-        .to_yaml()
-        .strip(),
+        recipe.with_models({source.reference: public_name(source.reference) for source in sources}).to_yaml().strip(),
         "```",
         "",
         "## Use",
@@ -91,11 +89,7 @@ def public_name(reference: str) -> str:
 
 
 def _is_hub_id(reference: str) -> bool:
-    return (
-        reference.count("/") == 1
-        and not reference.startswith((".", "~", "/"))
-        and not Path(reference).is_dir()
-    )
+    return reference.count("/") == 1 and not reference.startswith((".", "~", "/")) and not Path(reference).is_dir()
 
 
 def _licence_lines(licences: Mapping[str, str | None]) -> list[str]:

@@ -220,9 +220,7 @@ class Checkpoint:
 
     def _read_config(self) -> PretrainedConfig:
         if not (self.path / "config.json").is_file():
-            raise CheckpointError(
-                f"{self.reference}: no config.json in the folder; name a transformers checkpoint"
-            )
+            raise CheckpointError(f"{self.reference}: no config.json in the folder; name a transformers checkpoint")
         try:
             with quiet():
                 return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
@@ -267,12 +265,8 @@ class Checkpoint:
             try:
                 named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(
-                    f"{self.reference}: {INDEX} is damaged; save the model again"
-                ) from error
-            paths = [
-                self.path / Path(name).name for name in named
-            ]  # names only: an index cannot leave its folder
+                raise CheckpointError(f"{self.reference}: {INDEX} is damaged; save the model again") from error
+            paths = [self.path / Path(name).name for name in named]  # names only: an index cannot leave its folder
             missing = [path.name for path in paths if not path.is_file()]
             if missing:
                 raise CheckpointError(
@@ -289,9 +283,7 @@ class Checkpoint:
                 f"{self.reference}: only pickled weights, which can run code when read; convert them with "
                 'AutoModelForCausalLM.from_pretrained("...").save_pretrained("NEW", safe_serialization=True)'
             )
-        raise CheckpointError(
-            f"{self.reference}: no safetensors file in the folder; name a transformers checkpoint"
-        )
+        raise CheckpointError(f"{self.reference}: no safetensors file in the folder; name a transformers checkpoint")
 
     def _match_names(self) -> dict[str, str]:
         """Map the module's names to the checkpoint's keys, as transformers does when it loads.
@@ -350,9 +342,7 @@ class Checkpoint:
         try:
             return self._keys[name]
         except KeyError:
-            raise CheckpointError(
-                f"{self.reference}: no tensor {name}; its names are like {self.names[0]}"
-            ) from None
+            raise CheckpointError(f"{self.reference}: no tensor {name}; its names are like {self.names[0]}") from None
 
     def stored(self, name: str) -> Tensor | None:
         """Return a tensor or persistent buffer by name, None when the checkpoint does not hold it."""

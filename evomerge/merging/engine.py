@@ -105,8 +105,7 @@ class MergeEngine:
             return self.checkpoints[reference]
         except KeyError:
             raise CheckpointError(
-                f"{reference}: the recipe names a model that is not opened; "
-                f"use one of {', '.join(self.checkpoints)}"
+                f"{reference}: the recipe names a model that is not opened; use one of {', '.join(self.checkpoints)}"
             ) from None
 
     def prepare(self, recipe: Recipe) -> None:
@@ -149,9 +148,7 @@ class MergeEngine:
         """Return a new model of the recipe in its `out_dtype`, in the CPU's memory, for the writer."""
         recipe, plans = self._plan(recipe)
         config = self._config(recipe.donor, layer_order(recipe))
-        resident = build_resident(
-            config, self.checkpoint(recipe.donor), self.out_dtype(recipe), torch.device("cpu")
-        )
+        resident = build_resident(config, self.checkpoint(recipe.donor), self.out_dtype(recipe), torch.device("cpu"))
         self._fill(resident, recipe, plans)
         return resident.module
 
@@ -225,9 +222,7 @@ class MergeEngine:
                 )
         base = None if plan.base is None else self._source(plan.base.model, plan.base.tensor)
         models = [self._source(part.model, part.tensor) for part in plan.contributions]
-        prepared = (
-            [self._prepare(method, plan, part, seed) for part in plan.contributions] if method.prepare else []
-        )
+        prepared = [self._prepare(method, plan, part, seed) for part in plan.contributions] if method.prepare else []
         return Job(method, target, base=base, models=models, prepared=prepared, scratch=self._scratch)
 
     def _prepare(self, method: MergeMethod, plan: TensorPlan, part: Contribution, seed: int) -> Prepared:
@@ -236,11 +231,7 @@ class MergeEngine:
         if state is None:
             assert method.prepare is not None
             values = self._source(part.model, part.tensor).to(self._device)
-            base = (
-                None
-                if plan.base is None
-                else self._source(plan.base.model, plan.base.tensor).to(self._device)
-            )
+            base = None if plan.base is None else self._source(plan.base.model, plan.base.tensor).to(self._device)
             state = self._prepared[key] = method.prepare(SourceTensor(part.tensor, values, base, seed))
         return state
 
@@ -268,9 +259,7 @@ class MergeEngine:
         key = (self._architecture_key(donor, order), dtype)
         if self._resident is None or self._resident_key != key:
             self._resident = None  # let go of the old one first: two may not fit
-            self._resident = build_resident(
-                self._config(donor, order), self.checkpoint(donor), dtype, self._device
-            )
+            self._resident = build_resident(self._config(donor, order), self.checkpoint(donor), dtype, self._device)
             self._resident_key = key
         return self._resident
 

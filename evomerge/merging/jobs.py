@@ -46,7 +46,7 @@ class Job:
         self._prepared = prepared
         self._scratch = scratch
         self._whole: Block | None = None
-        if target.numel() <= scratch.block_for(target.numel()):
+        if target.numel() <= scratch.block:
             self._whole = self._cut(slice(0, target.numel()))
         self._parameters = [
             (parameter.name, method.arguments[parameter.name], parameter.per_model)
@@ -58,9 +58,7 @@ class Job:
         """Merge with the coefficients of `plan`, rounding once to `out_dtype`."""
         arguments = {
             argument: (
-                [model.parameters.get(name) for model in plan.contributions]
-                if per_model
-                else plan.parameters[name]
+                [model.parameters.get(name) for model in plan.contributions] if per_model else plan.parameters[name]
             )
             for name, argument, per_model in self._parameters
         }
@@ -74,7 +72,7 @@ class Job:
             yield self._whole, self._target
             return
         size = self._target.numel()
-        step = self._scratch.block_for(size)
+        step = self._scratch.block
         for start in range(0, size, step):
             span = slice(start, min(start + step, size))
             yield self._cut(span), self._target[span]

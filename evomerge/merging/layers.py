@@ -28,9 +28,7 @@ def layer_order(recipe: Recipe) -> LayerOrder:
     return tuple(order)
 
 
-def reordered(
-    config: PretrainedConfig, order: LayerOrder, configs: Mapping[str, PretrainedConfig]
-) -> PretrainedConfig:
+def reordered(config: PretrainedConfig, order: LayerOrder, configs: Mapping[str, PretrainedConfig]) -> PretrainedConfig:
     """Return `config` for the layers of `order`: their number, and every list that has an entry per layer.
 
     Parameters

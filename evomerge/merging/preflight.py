@@ -88,9 +88,7 @@ def check(checkpoints: Mapping[str, Checkpoint], base: str, *, scan: bool = True
 def _check_architecture(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
     own, wanted = checkpoint.architecture, reference.architecture
     if own != wanted:
-        raise CheckpointError(
-            f"{name}: it is a {own} and {base} a {wanted}; merge models of one architecture"
-        )
+        raise CheckpointError(f"{name}: it is a {own} and {base} a {wanted}; merge models of one architecture")
     if checkpoint.tied != reference.tied:
         tied, untied = (name, base) if checkpoint.tied else (base, name)
         raise CheckpointError(
@@ -109,9 +107,7 @@ def _check_shapes(name: str, checkpoint: Checkpoint, base: str, reference: Check
     if different:
         tensor = min(different)
         holder, other = (name, base) if tensor in checkpoint.names else (base, name)
-        raise CheckpointError(
-            f"{name}: {tensor} is in {holder} and not in {other}; merge models of one architecture"
-        )
+        raise CheckpointError(f"{name}: {tensor} is in {holder} and not in {other}; merge models of one architecture")
     for tensor in reference.names:
         own, wanted = checkpoint.shape(tensor), reference.shape(tensor)
         if own != wanted:
@@ -124,9 +120,7 @@ def _check_shapes(name: str, checkpoint: Checkpoint, base: str, reference: Check
 def _shape_advice(reference: Checkpoint, tensor: str, own: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     by_token = tensor in reference.layout.embeddings or tensor == reference.layout.head
     if by_token and own[1:] == wanted[1:]:
-        return (
-            ": the vocabularies differ in size; resize one with model.resize_token_embeddings() and save it"
-        )
+        return ": the vocabularies differ in size; resize one with model.resize_token_embeddings() and save it"
     return "; merge models of one size"
 
 

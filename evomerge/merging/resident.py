@@ -36,9 +36,7 @@ class Resident:
     jobs: dict[Any, Job] = field(default_factory=dict)
 
 
-def build_resident(
-    config: PretrainedConfig, donor: Checkpoint, dtype: torch.dtype, device: torch.device
-) -> Resident:
+def build_resident(config: PretrainedConfig, donor: Checkpoint, dtype: torch.dtype, device: torch.device) -> Resident:
     """Build an unfilled module of `config`; generation settings and stored buffers come from `donor`."""
     module = empty_module(config, dtype, device, trust_remote_code=donor.trust_remote_code)
     generation = donor.generation_config()

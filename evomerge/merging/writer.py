@@ -114,9 +114,7 @@ def _write(
 def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | None) -> Checkpoint:
     wanted = tokenizer_from or recipe.tokenizer_source or "base"
     if wanted == "union":
-        raise WriteError(
-            "tokenizer_source: a union of vocabularies is not built yet; write tokenizer_source: base"
-        )
+        raise WriteError("tokenizer_source: a union of vocabularies is not built yet; write tokenizer_source: base")
     return engine.checkpoint(recipe.donor if wanted == "base" else wanted)
 
 

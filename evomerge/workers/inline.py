@@ -21,8 +21,7 @@ class Worker:
 
     def prepare(self, recipe: Recipe, items: Sequence[str]) -> None:
         """Do all that does not depend on a candidate: prepared merge state, tokenised batches."""
-        self.engine.prepare(recipe)
-        self.evaluator.prepare(items)
+        self.evaluator.prepare(items, self.engine.apply(recipe))
 
     def evaluate(self, recipe: Recipe, items: Sequence[str]) -> Evaluation:
         """Build the recipe's model and score it; whatever goes wrong becomes a failed evaluation."""

@@ -43,9 +43,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**COMMON),
     "llama_tied": lambda: LlamaConfig(**COMMON, tie_word_embeddings=True),
     "qwen2": lambda: Qwen2Config(**COMMON),
-    "qwen3": lambda: Qwen3Config(
-        **COMMON, **HEADS, use_sliding_window=True, sliding_window=3, max_window_layers=2
-    ),
+    "qwen3": lambda: Qwen3Config(**COMMON, **HEADS, use_sliding_window=True, sliding_window=3, max_window_layers=2),
     "mistral": lambda: MistralConfig(**COMMON, **HEADS),
     "gemma": lambda: GemmaConfig(**COMMON, **HEADS),
     "gemma2": lambda: Gemma2Config(**COMMON, **HEADS, sliding_window=3, query_pre_attn_scalar=8),
@@ -56,9 +54,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
         query_pre_attn_scalar=8,
         layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     ),
-    "gpt_neox": lambda: GPTNeoXConfig(
-        **{key: value for key, value in COMMON.items() if key != "num_key_value_heads"}
-    ),
+    "gpt_neox": lambda: GPTNeoXConfig(**{key: value for key, value in COMMON.items() if key != "num_key_value_heads"}),
     "gpt2": lambda: GPT2Config(
         n_embd=32, n_layer=4, n_head=4, vocab_size=64, n_positions=32, bos_token_id=1, eos_token_id=2
     ),

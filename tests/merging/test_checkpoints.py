@@ -136,9 +136,7 @@ def test_weights_that_transformers_converts_are_loaded_through_it(tmp_path: Path
 
 
 def test_unknown_tensor_is_named(llama: Any) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"no tensor model.nothing; its names are like model.embed_tokens.weight"
-    ):
+    with pytest.raises(CheckpointError, match=r"no tensor model.nothing; its names are like model.embed_tokens.weight"):
         llama.checkpoints[llama.base].tensor("model.nothing")
 
 
@@ -169,25 +167,19 @@ def one_line(error: pytest.ExceptionInfo[CheckpointError]) -> str:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"no such folder; name a model folder or a hub id like org/name"
-    ):
+    with pytest.raises(CheckpointError, match=r"no such folder; name a model folder or a hub id like org/name"):
         Checkpoint.open(str(tmp_path / "nothing"))
 
 
 def test_unknown_hub_model_offline() -> None:
-    with pytest.raises(
-        CheckpointError, match=r"org/does-not-exist: no such folder, and the hub gave no such"
-    ) as error:
+    with pytest.raises(CheckpointError, match=r"org/does-not-exist: no such folder, and the hub gave no such") as error:
         Checkpoint.open("org/does-not-exist")
     assert one_line(error).endswith("check the name and the connection, or download it first")
 
 
 def test_no_config(copy: Path) -> None:
     (copy / "config.json").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"no config.json in the folder; name a transformers checkpoint"
-    ):
+    with pytest.raises(CheckpointError, match=r"no config.json in the folder; name a transformers checkpoint"):
         Checkpoint.open(str(copy))
 
 
@@ -234,9 +226,7 @@ def test_missing_shard(llama: Any, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(llama.base).save_pretrained(tmp_path, max_shard_size="20KB")
     first = min(tmp_path.glob("*.safetensors"))
     first.unlink()
-    with pytest.raises(
-        CheckpointError, match=f"shard {first.name} is missing .*; download the rest of the model"
-    ):
+    with pytest.raises(CheckpointError, match=f"shard {first.name} is missing .*; download the rest of the model"):
         Checkpoint.open(str(tmp_path))
 
 
@@ -261,18 +251,14 @@ def test_missing_tensor(copy: Path) -> None:
     stored = load_file(path)
     del stored["model.layers.1.mlp.up_proj.weight"]
     save_file(stored, path, metadata={"format": "pt"})
-    with pytest.raises(
-        CheckpointError, match=r"no tensor for model.layers.1.mlp.up_proj.weight in the weight files"
-    ):
+    with pytest.raises(CheckpointError, match=r"no tensor for model.layers.1.mlp.up_proj.weight in the weight files"):
         Checkpoint.open(str(copy))
 
 
 def test_tied_by_config_and_untied_in_the_file(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    with pytest.raises(
-        CheckpointError, match=r"lm_head.weight differs from .*; set tie_word_embeddings to false"
-    ):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight differs from .*; set tie_word_embeddings to false"):
         Checkpoint.open(str(copy))
 
 

@@ -45,9 +45,7 @@ def per_layer(family: Any, method: str, value: float = 0.3, *, out_dtype: str = 
 def whole(family: Any, index: int) -> Recipe:
     """One model as it is."""
     reference = family.references[index]
-    return Recipe(
-        "passthrough", (Slice((Source(reference, None),)),), base_model=reference, out_dtype="bfloat16"
-    )
+    return Recipe("passthrough", (Slice((Source(reference, None),)),), base_model=reference, out_dtype="bfloat16")
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -292,9 +290,7 @@ def test_footprint_counts_bytes(llama: Any) -> None:
 
 def test_unopened_model_is_named(llama: Any) -> None:
     recipe = per_layer(llama, "linear").with_models({llama.references[1]: "org/other"})
-    with pytest.raises(
-        CheckpointError, match=r"org/other: the recipe names a model that is not opened; use one of"
-    ):
+    with pytest.raises(CheckpointError, match=r"org/other: the recipe names a model that is not opened; use one of"):
         llama.engine().apply(recipe)
 
 
@@ -315,9 +311,7 @@ def test_shapes_are_compared_without_preflight(
     (wide,) = make_models(tmp_path, config, 1)
     engine = MergeEngine({**llama.checkpoints, wide: Checkpoint.open(wide)}, base=llama.base)
     recipe = per_layer(llama, "linear").with_models({llama.references[1]: wide})
-    with pytest.raises(
-        CheckpointError, match=r"gate_proj.weight has shape \[64, 32\].*\[48, 32\]; merge models"
-    ):
+    with pytest.raises(CheckpointError, match=r"gate_proj.weight has shape \[64, 32\].*\[48, 32\]; merge models"):
         engine.apply(recipe)
 
 

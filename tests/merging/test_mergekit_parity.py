@@ -37,9 +37,7 @@ LAYERS = 12  # two digits, so that an order by name is not the order by number
 
 
 @pytest.fixture(scope="module")
-def sources(
-    tmp_path_factory: pytest.TempPathFactory, make_models: Callable[..., tuple[str, ...]]
-) -> tuple[str, ...]:
+def sources(tmp_path_factory: pytest.TempPathFactory, make_models: Callable[..., tuple[str, ...]]) -> tuple[str, ...]:
     config = LlamaConfig(
         hidden_size=64,
         intermediate_size=160,

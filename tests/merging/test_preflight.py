@@ -18,9 +18,7 @@ from evomerge.merging.preflight import Report, check
 
 
 @pytest.fixture
-def other(
-    make_models: Callable[..., tuple[str, ...]], configs: dict[str, Callable[[], Any]], tmp_path: Path
-) -> Any:
+def other(make_models: Callable[..., tuple[str, ...]], configs: dict[str, Callable[[], Any]], tmp_path: Path) -> Any:
     """Open a model of another configuration: ``other("llama", vocab_size=80)``."""
 
     def build(name: str, **changes: Any) -> Checkpoint:
@@ -49,38 +47,28 @@ def test_report(family: Any) -> None:
 
 def test_architectures_differ(llama: Any, families: Any) -> None:
     mistral = families("mistral")
-    with pytest.raises(
-        CheckpointError, match=r"expert: it is a MistralForCausalLM and base a LlamaForCausalLM; merge"
-    ):
+    with pytest.raises(CheckpointError, match=r"expert: it is a MistralForCausalLM and base a LlamaForCausalLM; merge"):
         compare(llama, mistral.checkpoints[mistral.base])
 
 
 def test_tied_against_untied(llama: Any, families: Any) -> None:
     tied = families("llama_tied")
-    with pytest.raises(
-        CheckpointError, match=r"head of expert is tied.*and that of base is not; save expert with"
-    ):
+    with pytest.raises(CheckpointError, match=r"head of expert is tied.*and that of base is not; save expert with"):
         compare(llama, tied.checkpoints[tied.base])
 
 
 def test_depth_differs(llama: Any, other: Any) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"expert: it has 3 layers and base 4; name models of the same depth"
-    ):
+    with pytest.raises(CheckpointError, match=r"expert: it has 3 layers and base 4; name models of the same depth"):
         compare(llama, other("llama", num_hidden_layers=3))
 
 
 def test_shapes_differ(llama: Any, other: Any) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"expert: .*mlp.gate_proj.weight has shape \[64, 32\] and in base \[48"
-    ):
+    with pytest.raises(CheckpointError, match=r"expert: .*mlp.gate_proj.weight has shape \[64, 32\] and in base \[48"):
         compare(llama, other("llama", intermediate_size=64))
 
 
 def test_vocabulary_sizes_differ(llama: Any, other: Any) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"vocabularies differ in size; resize one with model.resize_token"
-    ):
+    with pytest.raises(CheckpointError, match=r"vocabularies differ in size; resize one with model.resize_token"):
         compare(llama, other("llama", vocab_size=80))
 
 
@@ -96,9 +84,7 @@ def test_weights_that_are_not_finite(llama: Any, tmp_path: Path, bad: float) -> 
     stored["model.layers.2.mlp.up_proj.weight"][3, 4] = bad
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     expert = Checkpoint.open(str(tmp_path))
-    with pytest.raises(
-        CheckpointError, match=r"expert: model.layers.2.mlp.up_proj.weight holds NaN.*\(1 found\); use"
-    ):
+    with pytest.raises(CheckpointError, match=r"expert: model.layers.2.mlp.up_proj.weight holds NaN.*\(1 found\); use"):
         compare(llama, expert)
     check({"base": llama.checkpoints[llama.base], "expert": expert}, "base", scan=False)
 
@@ -115,9 +101,7 @@ def test_tokenizers_are_compared(llama: Any, tmp_path: Path) -> None:
     same = with_tokenizer(llama.references[1], tmp_path / "same", ["a", "b", "c"])
     check({"base": base, "expert": same}, "base")
     swapped = with_tokenizer(llama.references[1], tmp_path / "swapped", ["a", "c", "b"])
-    with pytest.raises(
-        CheckpointError, match=r"expert: its tokenizer gives 'b' the id 2 and that of base 1; merge"
-    ):
+    with pytest.raises(CheckpointError, match=r"expert: its tokenizer gives 'b' the id 2 and that of base 1; merge"):
         check({"base": base, "expert": swapped}, "base")
 
 

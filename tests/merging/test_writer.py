@@ -19,12 +19,8 @@ from search_spaces.settings import constant
 
 
 def average(family: Any, **changes: Any) -> Recipe:
-    sources = tuple(
-        Source(path, (0, family.layers), (("weight", constant(1.0)),)) for path in family.references[1:]
-    )
-    return Recipe(
-        "linear", (Slice(sources),), **{"base_model": family.base, "out_dtype": "bfloat16", **changes}
-    )
+    sources = tuple(Source(path, (0, family.layers), (("weight", constant(1.0)),)) for path in family.references[1:])
+    return Recipe("linear", (Slice(sources),), **{"base_model": family.base, "out_dtype": "bfloat16", **changes})
 
 
 def left_over(folder: Path) -> list[str]:
@@ -109,14 +105,10 @@ def test_existing_file_is_kept(llama: Any, tmp_path: Path) -> None:
         write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
 
 
-def test_full_disk_is_noticed_before_writing(
-    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_noticed_before_writing(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
-    with pytest.raises(
-        WriteError, match=r"the disk has 0.00 GB free and the model needs .*; free some space or name"
-    ):
+    with pytest.raises(WriteError, match=r"the disk has 0.00 GB free and the model needs .*; free some space or name"):
         write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
     assert left_over(tmp_path) == []
 
@@ -160,16 +152,12 @@ def test_failing_disk_leaves_nothing(
     assert left_over(tmp_path) == []
 
 
-def test_safetensors_own_error_for_a_full_disk(
-    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_safetensors_own_error_for_a_full_disk(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
     from transformers import PreTrainedModel
 
     def fail(*_: Any, **__: Any) -> None:
-        raise SafetensorError(
-            'Error while serializing: I/O error: Os { code: 28, message: "No space left on device" }'
-        )
+        raise SafetensorError('Error while serializing: I/O error: Os { code: 28, message: "No space left on device" }')
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
     with pytest.raises(WriteError, match=r"the disk became full while writing"):

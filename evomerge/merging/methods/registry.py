@@ -81,9 +81,7 @@ class MergeMethod:
 _METHODS: dict[str, MergeMethod] = {}
 
 
-def merge_method(
-    name: str, *, prepare: Prepare | None = None, prepared_bytes: int = 0
-) -> Callable[[Apply], Apply]:
+def merge_method(name: str, *, prepare: Prepare | None = None, prepared_bytes: int = 0) -> Callable[[Apply], Apply]:
     """Register a function as the merge method called `name`.
 
     Its keyword-only arguments must be the method's parameters in `search_spaces.methods` (those with an
@@ -125,9 +123,7 @@ def implementation(name: str) -> MergeMethod:
 def _arguments(function: Apply, spec: MethodSpec) -> dict[str, str]:
     hints: dict[str, Any] = typing.get_type_hints(function, localns={"Block": Block})
     _block, *rest = inspect.signature(function).parameters.values()
-    found = {
-        argument.name.rstrip("_"): hints[argument.name] in (PerModel, OptionalPerModel) for argument in rest
-    }
+    found = {argument.name.rstrip("_"): hints[argument.name] in (PerModel, OptionalPerModel) for argument in rest}
     expected = {parameter.name: parameter.per_model for parameter in spec.parameters if not parameter.inert}
     if found != expected or any(argument.kind is not argument.KEYWORD_ONLY for argument in rest):
         raise TypeError(

@@ -93,16 +93,12 @@ def draws(source: SourceTensor) -> Draws:
     digest = hashlib.sha256(f"{source.seed}\0{source.name}\0".encode())
     digest.update(source.values.cpu().contiguous().view(torch.uint8).numpy().data)
     generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()[:8], "little", signed=True))
-    draw = torch.randint(
-        -LEVELS // 2, LEVELS // 2, source.values.shape, dtype=torch.int16, generator=generator
-    )
+    draw = torch.randint(-LEVELS // 2, LEVELS // 2, source.values.shape, dtype=torch.int16, generator=generator)
     return Draws(draw.to(source.values.device))
 
 
 @merge_method("ties", prepare=ranks, prepared_bytes=4)
-def ties(
-    block: Block, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
-) -> None:
+def ties(block: Block, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool) -> None:
     """Keep the ⌊density·n⌋ largest entries (at least one) of each task vector, elect signs, merge."""
     base_E, deltas = block.deltas()
     for delta_E, ranked, d in zip(deltas, block.prepared, density, strict=True):

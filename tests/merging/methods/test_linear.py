@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 Merge = Callable[..., Tensor]
-relaxed = settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 weights = st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=5)
 
 
@@ -37,9 +35,7 @@ def test_linear_is_the_weighted_sum(merge: Merge, weight: list[float]) -> None:
 def test_linear_normalized_divides_by_the_sum(merge: Merge, weight: list[float]) -> None:
     models = tensors(len(weight))
     plain = merge("linear", None, models, weight=weight, normalize=False)
-    torch.testing.assert_close(
-        merge("linear", None, models, weight=weight), plain / sum(weight), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(merge("linear", None, models, weight=weight), plain / sum(weight), rtol=1e-4, atol=1e-5)
 
 
 @relaxed
@@ -94,7 +90,5 @@ def test_passthrough_copies_and_scales(merge: Merge) -> None:
 def test_result_is_rounded_once(merge: Merge) -> None:
     """Float32 inside, bf16 outside: 1 + 2^-8 + 2^-9 rounds up, though each step in bf16 would stay at 1."""
     one, small, smaller = (torch.tensor([value]) for value in (1.0, 2.0**-8, 2.0**-9))
-    found = merge(
-        "linear", None, [one, small, smaller], weight=[1.0] * 3, normalize=False, out_dtype=torch.bfloat16
-    )
+    found = merge("linear", None, [one, small, smaller], weight=[1.0] * 3, normalize=False, out_dtype=torch.bfloat16)
     assert found.item() == 1 + 2**-7

@@ -14,9 +14,7 @@ from torch import Tensor
 
 Merge = Callable[..., Tensor]
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "merge_methods.json").read_text())
-relaxed = settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def tensors(count: int, size: int = 211) -> list[Tensor]:
@@ -140,9 +138,7 @@ def test_dare_masks_are_decided_by_the_seed(merge: Merge) -> None:
 
 def test_dare_masks_are_nested(merge: Merge) -> None:
     base, model = tensors(2)
-    masks = [
-        merge("dare_ties", base, [model], weight=1.0, density=density) != base for density in (0.2, 0.5, 0.8)
-    ]
+    masks = [merge("dare_ties", base, [model], weight=1.0, density=density) != base for density in (0.2, 0.5, 0.8)]
     assert masks[0].sum() < masks[1].sum() < masks[2].sum()
     assert not bool((masks[0] & ~masks[1]).any())
     assert not bool((masks[1] & ~masks[2]).any())
