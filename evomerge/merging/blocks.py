@@ -13,8 +13,8 @@ from torch import Tensor
 
 # Entries per block. On a CPU the float32 scratch of a few models (128 KiB each) stays in the second-level cache,
 # and torch runs operations of this size in the calling thread alone. That is meant: a merge is thousands of short
-# operations, for which waking other threads gained nothing when idle and cost a factor of 10 to 20 (measured)
-# when other processes wanted the cores; a forward pass costs far more than a merge. A GPU wants long kernels.
+# operations, and sharing each with a second thread made it about ten times slower (measured) while other
+# processes wanted the cores; a forward pass costs far more than a merge. A GPU wants long kernels.
 CPU_BLOCK = 1 << 15
 GPU_BLOCK = 1 << 24
 

@@ -24,12 +24,11 @@ def model_card(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Seq
     notes
         Paragraphs to put before the recipe: scores, where it was found.
     """
-    sources = [checkpoints[reference] for reference in recipe.models]
-    licences = {source.reference: licence(source) for source in sources}
-    names = [public_name(source.reference) for source in sources]
+    licences = {reference: licence(checkpoints[reference]) for reference in recipe.models}
+    names = public_names(recipe.models)
     known = set(licences.values())
     front: dict[str, object] = {
-        "base_model": [source.reference for source in sources if _is_hub_id(source.reference)] or None,
+        "base_model": [reference for reference in recipe.models if _is_hub_id(reference)] or None,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["merge", "evomerge"],
@@ -41,18 +40,18 @@ def model_card(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Seq
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "---",
         "",
-        f"# Merge of {', '.join(names)}",
+        f"# Merge of {', '.join(names.values())}",
         "",
         f"Merged with evomerge, method `{recipe.merge_method}`: {recipe.spec.doc}",
         "",
         *(f"{note}\n" for note in notes),
-        *_licence_lines(licences),
+        *_licence_lines({names[reference]: value for reference, value in licences.items()}),
         "## Recipe",
         "",
         "Also in `recipe.yaml`; `evomerge merge recipe.yaml OUT` rebuilds the model.",
         "",
         "```yaml",
-        recipe.with_models({source.reference: public_name(source.reference) for source in sources}).to_yaml().strip(),
+        recipe.with_models(names).to_yaml().strip(),
         "```",
         "",
         "## Use",
@@ -83,9 +82,13 @@ def licence(source: Checkpoint) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def public_name(reference: str) -> str:
-    """Return a name that does not tell where on its author's disk a folder lies."""
-    return reference if _is_hub_id(reference) else Path(reference).name
+def public_names(references: Sequence[str]) -> dict[str, str]:
+    """Return a name for each that does not tell where on its author's disk a folder lies; no two are equal."""
+    names: dict[str, str] = {}
+    for reference in references:
+        name = reference if _is_hub_id(reference) else Path(reference).name
+        names[reference] = f"{name}-{len(names)}" if name in names.values() else name
+    return names
 
 
 def _is_hub_id(reference: str) -> bool:
@@ -95,5 +98,5 @@ def _is_hub_id(reference: str) -> bool:
 def _licence_lines(licences: Mapping[str, str | None]) -> list[str]:
     if len(set(licences.values())) == 1:
         return []
-    rows = [f"- {public_name(reference)}: {name or 'not stated'}" for reference, name in licences.items()]
+    rows = [f"- {model}: {name or 'not stated'}" for model, name in licences.items()]
     return ["## Licences of the sources", "", *rows, ""]

@@ -177,6 +177,13 @@ def test_card_says_what_was_merged_and_not_where_it_lay(llama: Any) -> None:
     assert str(Path(llama.base).parent) not in card
 
 
+def test_card_keeps_folders_of_one_name_apart(llama: Any) -> None:
+    moved = {path: f"/models/{index}/final" for index, path in enumerate(llama.references)}
+    checkpoints = {moved[path]: checkpoint for path, checkpoint in llama.checkpoints.items()}
+    card = model_card(average(llama).with_models(moved), checkpoints)
+    assert "# Merge of final, final-1, final-2" in card
+
+
 def test_card_takes_the_licence_on_which_all_sources_agree(llama: Any, tmp_path: Path) -> None:
     import yaml
 
