@@ -81,6 +81,7 @@ class Checkpoint:
         self.tied = bool(tied_names(self._module))
         self._files = self._open_files()
         self._keys = self._match_names()
+        self._check_shapes()
         self._check_tied()
 
     @classmethod
@@ -280,8 +281,8 @@ class Checkpoint:
             return paths
         if any(next(self.path.glob(pattern), None) for pattern in PICKLES):
             raise CheckpointError(
-                f"{self.reference}: only pickled weights, which can run code when read; convert them with "
-                'AutoModelForCausalLM.from_pretrained("...").save_pretrained("NEW", safe_serialization=True)'
+                f"{self.reference}: only pickled weights, which can run code when read; convert them to safetensors with "
+                'AutoModelForCausalLM.from_pretrained("...").save_pretrained("NEW")'
             )
         raise CheckpointError(f"{self.reference}: no safetensors file in the folder; name a transformers checkpoint")
 
@@ -322,6 +323,16 @@ class Checkpoint:
                 f"{self.reference}: no tensor for {missing} in the weight files; download the model again"
             )
         return module.state_dict()
+
+    def _check_shapes(self) -> None:
+        """Refuse weights that are not of the model that config.json describes."""
+        wanted = self._module.state_dict()
+        for name in self.names:
+            if self.shape(name) != tuple(wanted[name].shape):
+                raise CheckpointError(
+                    f"{self.reference}: {name} has shape {list(self.shape(name))} and config.json makes it "
+                    f"{list(wanted[name].shape)}; put the config.json there that the weights were saved with"
+                )
 
     def _check_tied(self) -> None:
         """Refuse a head that the configuration says is tied and the file says is not.

@@ -19,8 +19,12 @@ from search_spaces.recipe import Recipe
 MARGIN = 16 << 20  # bytes beside the weights: tokenizer, configuration, file system
 
 
-class WriteError(ValueError):
-    """A checkpoint that could not be written; one line that says what to do."""
+class OutputError(ValueError):
+    """Something that cannot be written as asked; one line that says what to ask for instead."""
+
+
+class WriteError(RuntimeError):
+    """A checkpoint that the disk could not take; nothing of it is left. One line that says what to do."""
 
 
 def write_checkpoint(
@@ -106,7 +110,9 @@ def _write(
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
+    mode = (folder / "config.json").stat().st_mode  # the user's own; safetensors makes its files private
     for path in folder.iterdir():
+        path.chmod(mode)
         _sync(path)
     _sync(folder)
 
@@ -114,7 +120,7 @@ def _write(
 def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | None) -> Checkpoint:
     wanted = tokenizer_from or recipe.tokenizer_source or "base"
     if wanted == "union":
-        raise WriteError("tokenizer_source: a union of vocabularies is not built yet; write tokenizer_source: base")
+        raise OutputError("tokenizer_source: a union of vocabularies is not built yet; write tokenizer_source: base")
     return engine.checkpoint(recipe.donor if wanted == "base" else wanted)
 
 
@@ -123,7 +129,7 @@ def _chat_template(recipe: Recipe) -> str | None:
     template = recipe.chat_template
     if template is None or "{" in template:
         return template
-    raise WriteError(
+    raise OutputError(
         f"chat_template: '{template}' is a name, and only Jinja text is written; paste the template, "
         "or remove the key to keep the base's"
     )
@@ -132,9 +138,9 @@ def _chat_template(recipe: Recipe) -> str | None:
 def _check_place(out: Path) -> None:
     if out.is_dir():
         if any(out.iterdir()):
-            raise WriteError(f"{out}: the folder exists and is not empty; name a new one or remove it")
+            raise OutputError(f"{out}: the folder exists and is not empty; name a new one or remove it")
     elif out.exists():
-        raise WriteError(f"{out}: a file of that name exists; name a new folder")
+        raise OutputError(f"{out}: a file of that name exists; name a new folder")
 
 
 def _check_space(out: Path, weights: int) -> None:

@@ -1,9 +1,9 @@
 """Measure the zoo: ``python -m experiments.zoo.evaluate`` writes ``results.json``, the README's numbers.
 
-Sources, the uniform average, task arithmetic over a grid of scales and one per-layer recipe that a search
-found (``found_weights.json``) are scored on the held-out items of every task. A greedy decode gives the
-answer exactly when each of its tokens is the most likely one after the tokens before it, so one forward pass
-per item suffices.
+Sources, the uniform average, task arithmetic over a grid of scales, and two recipes that a search found
+(``found_weights.json``: one weight per expert; one per expert and layer) are scored on the held-out items of
+every task. A greedy decode gives the answer exactly when each of its tokens is the most likely one after the
+tokens before it, so one forward pass per item suffices.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def candidates() -> dict[str, Weights]:
     for scale in SCALES:
         tables[f"task arithmetic {scale}"] = np.full(shape, scale)
     found = json.loads((FOLDER / "found_weights.json").read_text(encoding="utf-8"))
-    tables["found per layer"] = np.array([found["weights"][group] for group in GROUPS])
+    tables["found per expert"] = np.array([found["per expert"]] * len(GROUPS))
+    tables["found per layer"] = np.array([found["per layer"][group] for group in GROUPS])
     return tables
 
 
@@ -143,13 +144,16 @@ def measure(models: Path, split: str = "test") -> dict[str, Any]:
             rows.append({"name": name, "task": task, **_summary(right), **_by_operation(right, documents)})
             if task == "zoo_target_gen":
                 on_target[name] = right
-    others = [name for name in on_target if name != "found per layer"]
-    best = max(others, key=lambda name: on_target[name].mean())
+    fixed = [name for name in on_target if not name.startswith("found")]
+    best = max(fixed, key=lambda name: on_target[name].mean())
     return {
         "split": split,
         "parameters": sum(parameter.numel() for parameter in merger.model.parameters()),
-        "best_other": best,
-        "paired_p_value": sign_test(on_target["found per layer"], on_target[best]),
+        "best_fixed": best,
+        "paired_p_value": {
+            other: sign_test(on_target["found per layer"], on_target[other])
+            for other in (best, "found per expert")
+        },
         "rows": rows,
     }
 

@@ -13,7 +13,7 @@ import torch
 
 from evomerge.merging import writer
 from evomerge.merging.card import model_card
-from evomerge.merging.writer import WriteError, write_checkpoint
+from evomerge.merging.writer import OutputError, WriteError, write_checkpoint
 from search_spaces.recipe import Recipe, Slice, Source
 from search_spaces.settings import constant
 
@@ -79,12 +79,12 @@ def test_chat_template_of_the_recipe(llama: Any, tmp_path: Path) -> None:
     recipe = average(llama, chat_template="{{ messages }}")
     out = write_checkpoint(llama.engine(), recipe, tmp_path / "out")
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
-    with pytest.raises(WriteError, match=r"'chatml' is a name.*paste the template, or remove the key"):
+    with pytest.raises(OutputError, match=r"'chatml' is a name.*paste the template, or remove the key"):
         write_checkpoint(llama.engine(), average(llama, chat_template="chatml"), tmp_path / "other")
 
 
 def test_union_of_vocabularies_is_refused(llama: Any, tmp_path: Path) -> None:
-    with pytest.raises(WriteError, match=r"not built yet; write tokenizer_source: base"):
+    with pytest.raises(OutputError, match=r"not built yet; write tokenizer_source: base"):
         write_checkpoint(llama.engine(), average(llama, tokenizer_source="union"), tmp_path / "out")
 
 
@@ -94,14 +94,14 @@ def test_union_of_vocabularies_is_refused(llama: Any, tmp_path: Path) -> None:
 def test_existing_folder_is_kept(llama: Any, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(WriteError, match=r"the folder exists and is not empty; name a new one or remove it"):
+    with pytest.raises(OutputError, match=r"the folder exists and is not empty; name a new one or remove it"):
         write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
     assert left_over(tmp_path / "out") == ["precious"]
 
 
 def test_existing_file_is_kept(llama: Any, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
-    with pytest.raises(WriteError, match=r"a file of that name exists; name a new folder"):
+    with pytest.raises(OutputError, match=r"a file of that name exists; name a new folder"):
         write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
 
 
