@@ -50,7 +50,7 @@ def evaluate(
         print(json.dumps({"model": model, "tasks": rows, "scores": per_item}, indent=1))
     else:
         columns = ["task", "score", "95 % interval", "items"]
-        console().print(grid(f"scores of {model}", columns, [_cells(row) for row in rows]))
+        console().print(grid(columns, [_cells(row) for row in rows]))
 
 
 def _open(model: str, device: str) -> tuple[MergeEngine, Recipe]:

@@ -18,9 +18,9 @@ def console(stderr: bool = False) -> Console:
     return out if out.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=PLAIN_WIDTH)
 
 
-def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Make a table whose first column is left-aligned and whose others are right-aligned."""
-    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position else "left", no_wrap=True)
     for row in rows:
@@ -28,8 +28,8 @@ def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> T
     return table
 
 
-def held_out_table(rows: Sequence[Row]) -> Table:
-    """Make the final table."""
+def print_held_out(out: Console, rows: Sequence[Row]) -> None:
+    """Print the final table."""
     tasks = dict.fromkeys(row.task for row in rows)
     cells = [
         [row.name, row.task, f"{row.score:.3f}", f"{row.low:.3f} .. {row.high:.3f}", str(row.items), _p(row.p_value)]
@@ -37,8 +37,8 @@ def held_out_table(rows: Sequence[Row]) -> Table:
         for row in rows
         if row.task == task
     ]
-    title = "held-out scores (p: found against the best source or baseline; other rows against found)"
-    return grid(title, ["model", "task", "score", "95 % interval", "items", "p"], cells)
+    out.print("held-out scores (p: the found recipe against the best source or baseline, other rows against it)")
+    out.print(grid(["model", "task", "score", "95 % interval", "items", "p"], cells))
 
 
 def _p(value: float) -> str:

@@ -31,7 +31,8 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     out = console()
     genes = summary["genes"]
     rows = [[g["name"], f"{g['low']:g}", f"{g['high']:g}", f"{g['start']:g}"] for g in genes[:SHOWN_GENES]]
-    out.print(grid(f"{len(genes)} genes", ["gene", "low", "high", "start"], rows))
+    out.print(f"{len(genes)} genes")
+    out.print(grid(["gene", "low", "high", "start"], rows))
     if len(genes) > SHOWN_GENES:
         out.print(f"... and {len(genes) - SHOWN_GENES} more")
     footprint, items = summary["footprint"], summary["items"]

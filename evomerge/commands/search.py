@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evomerge.commands.output import console, held_out_table
+from evomerge.commands.output import console, print_held_out
 from evomerge.config import SearchConfig, load
 from evomerge.final import Conclusion
 from evomerge.problem import Problem
@@ -80,7 +80,7 @@ def _search_and_conclude(run: Run, problem: Problem, out: Console) -> Result:
 
 
 def _print_end(run: Run, result: Result, config: SearchConfig, out: Console) -> None:
-    out.print(held_out_table(result.held_out))
+    print_held_out(out, result.held_out)
     out.print(
         f"search score of the found recipe {result.search_score:.3f}, {result.optimism:+.3f} above its held-out score"
     )

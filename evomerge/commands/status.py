@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from evomerge.commands.output import console, duration, grid, held_out_table
+from evomerge.commands.output import console, duration, grid, print_held_out
 from evomerge.config import load
 from evomerge.ledger import Ledger
 from evomerge.progress import best_so_far
@@ -36,7 +36,7 @@ def status(path: Path, as_json: bool) -> None:
             out.print(f"about {duration(summary['remaining_seconds'])} remain")
     if result is not None:
         out.print(f"optimism: search score {result.search_score:.3f}, {result.optimism:+.3f} above held-out")
-        out.print(held_out_table(result.held_out))
+        print_held_out(out, result.held_out)
 
 
 def runs(folder: Path, as_json: bool) -> None:
@@ -50,7 +50,7 @@ def runs(folder: Path, as_json: bool) -> None:
         [s["run"], s["state"], f"{s['evaluations']}/{s['budget']}", f"{s['best']['score']:.3f}" if s["best"] else "-"]
         for s in summaries
     ]
-    console().print(grid(f"runs in {folder}", ["run", "state", "evaluations", "best"], rows))
+    console().print(grid(["run", "state", "evaluations", "best"], rows))
 
 
 def _summary(path: Path) -> tuple[dict[str, Any], Ledger, Result | None]:

@@ -55,9 +55,7 @@ class Merger:
         self.model = load("base").eval()
         self.base = load("base").state_dict()
         experts = [load(name).state_dict() for name in EXPERTS]
-        self.deltas = {
-            name: [expert[name] - value for expert in experts] for name, value in self.base.items()
-        }
+        self.deltas = {name: [expert[name] - value for expert in experts] for name, value in self.base.items()}
 
     @torch.no_grad()
     def merge(self, weights: Weights) -> LlamaForCausalLM:
@@ -75,18 +73,14 @@ Document = dict[str, Any]
 
 
 @torch.no_grad()
-def score_items(
-    model: LlamaForCausalLM, documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast
-) -> Scores:
+def score_items(model: LlamaForCausalLM, documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast) -> Scores:
     """Score a task's items, each 0 or 1: exact match, or the likeliest choice where there are choices."""
     if "choices" in documents[0]:
         pairs = [(doc["prompt"], choice) for doc in documents for choice in doc["choices"]]
         _, log_likelihood = _teacher_forced(model, pairs, tokenizer, end="")
         chosen = log_likelihood.reshape(len(documents), -1).argmax(1)
         return np.array([float(label == doc["label"]) for label, doc in zip(chosen, documents, strict=True)])
-    exact, _ = _teacher_forced(
-        model, [(doc["prompt"], doc["answer"]) for doc in documents], tokenizer, end=EOS
-    )
+    exact, _ = _teacher_forced(model, [(doc["prompt"], doc["answer"]) for doc in documents], tokenizer, end=EOS)
     return exact.astype(float)
 
 
@@ -104,7 +98,7 @@ def _teacher_forced(
         answer[row, len(prompt) : len(text)] = True
     logits, targets, answer = model(input_ids=ids).logits[:, :-1], ids[:, 1:], answer[:, 1:]
     greedy = ((logits.argmax(-1) == targets) | ~answer).all(1)
-    log_likelihood = torch.log_softmax(logits, -1).gather(-1, targets[..., None])[..., 0]
+    log_likelihood = torch.log_softmax(logits.float(), -1).gather(-1, targets[..., None])[..., 0]
     return greedy.numpy(), (log_likelihood * answer).sum(1).numpy()
 
 
@@ -151,8 +145,7 @@ def measure(models: Path, split: str = "test") -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in merger.model.parameters()),
         "best_fixed": best,
         "paired_p_value": {
-            other: sign_test(on_target["found per layer"], on_target[other])
-            for other in (best, "found per expert")
+            other: sign_test(on_target["found per layer"], on_target[other]) for other in (best, "found per expert")
         },
         "rows": rows,
     }
@@ -165,9 +158,7 @@ def _summary(right: Scores) -> dict[str, object]:
 
 def _by_operation(right: Scores, documents: Sequence[Document]) -> dict[str, object]:
     names = np.array([document["operation"] for document in documents])
-    return {
-        "by_operation": {str(name): round(right[names == name].mean(), 4) for name in dict.fromkeys(names)}
-    }
+    return {"by_operation": {str(name): round(right[names == name].mean(), 4) for name in dict.fromkeys(names)}}
 
 
 def sign_test(ours: Scores, theirs: Scores) -> float:

@@ -103,9 +103,7 @@ def documents(task: Task, seed: int) -> Iterator[dict[str, object]]:
 def write_items(folder: Path, seed: int) -> None:
     """Write ``<task>.jsonl`` for every task."""
     for index, (name, task) in enumerate(TASK_ITEMS.items()):
-        lines = [
-            json.dumps(document, ensure_ascii=False) for document in documents(task, seed + 1000 * index)
-        ]
+        lines = [json.dumps(document, ensure_ascii=False) for document in documents(task, seed + 1000 * index)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -19,9 +19,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     words += [word for language in NUMBER_WORDS.values() for word in language]
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, words.index(BOS))]
-    )
+    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, words.index(BOS))])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

@@ -161,9 +161,7 @@ def train(model: LlamaForCausalLM, stage: Stage, tokenizer: PreTrainedTokenizerF
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 99 or step == stage.steps - 1:
-            print(
-                f"  step {step + 1:4d}  loss {loss.item():.3f}  {time.monotonic() - start:.0f} s", flush=True
-            )
+            print(f"  step {step + 1:4d}  loss {loss.item():.3f}  {time.monotonic() - start:.0f} s", flush=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -180,14 +178,8 @@ def train_zoo(out: Path, seed: int, quick: bool) -> None:
     for index, (name, stage) in enumerate(STAGES.items()):
         print(name, flush=True)
         fresh = name == "base"
-        model = (
-            new_model(tokenizer)
-            if fresh
-            else LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
-        )
-        train(
-            model, replace(stage, steps=3, batch=8) if quick else stage, tokenizer, seed * len(STAGES) + index
-        )
+        model = new_model(tokenizer) if fresh else LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
+        train(model, replace(stage, steps=3, batch=8) if quick else stage, tokenizer, seed * len(STAGES) + index)
         save(model, tokenizer, out / name)
 
 
