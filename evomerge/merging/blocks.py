@@ -6,6 +6,7 @@ Legend: T source models, E entries of one block.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +20,34 @@ CPU_BLOCK = 1 << 15
 GPU_BLOCK = 1 << 24
 
 
+@dataclass(frozen=True)
+class Form:
+    """What a method may know of an output tensor besides its values.
+
+    Attributes
+    ----------
+    shape
+        Of the tensor; blocks are cut from it flattened.
+    by_token
+        Whether it has a row per token or position: embeddings, the output projection.
+    """
+
+    shape: tuple[int, ...]
+    by_token: bool = False
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a linear map, [M, N] (out, in): what spectral methods decompose."""
+        return len(self.shape) == 2 and not self.by_token
+
+    @property
+    def row(self) -> int:
+        """Entries of a row: the last dimension, the whole of a vector."""
+        return self.shape[-1]
+
+
 class Scratch:
-    """Float32 buffers shared by all blocks: each allocated once, at the size of a block."""
+    """Float32 buffers shared by all blocks: each allocated once, at the size of a block or of the largest tensor."""
 
     def __init__(self, device: torch.device, block: int | None = None) -> None:
         self.device = device
@@ -34,7 +61,7 @@ class Scratch:
         key = (name, entries, dtype)
         view = self._views.get(key)
         if view is None:
-            view = self._views[key] = self._buffer(name, dtype)[:entries]
+            view = self._views[key] = self._buffer(name, dtype, entries)[:entries]
         return view
 
     def rows(self, count: int, entries: int) -> tuple[Tensor, ...]:
@@ -45,11 +72,19 @@ class Scratch:
             rows = self._rows[key] = tuple(self.vector(f"model {index}", entries) for index in range(count))
         return rows
 
-    def _buffer(self, name: str, dtype: torch.dtype) -> Tensor:
+    def _buffer(self, name: str, dtype: torch.dtype, entries: int) -> Tensor:
         buffer = self._buffers.get((name, dtype))
-        if buffer is None:
-            buffer = self._buffers[name, dtype] = torch.empty(self.block, dtype=dtype, device=self.device)
+        if buffer is None or buffer.numel() < entries:
+            self._forget(name, dtype)
+            buffer = torch.empty(max(entries, self.block), dtype=dtype, device=self.device)
+            self._buffers[name, dtype] = buffer
         return buffer
+
+    def _forget(self, name: str, dtype: torch.dtype) -> None:
+        """Drop the views of a buffer that is too small, so that nothing keeps it alive."""
+        self._buffers.pop((name, dtype), None)
+        self._views = {key: view for key, view in self._views.items() if (key[0], key[2]) != (name, dtype)}
+        self._rows.clear()
 
 
 class Block:
@@ -59,13 +94,19 @@ class Block:
     ----------
     out
         float32[E], to be filled.
+    start
+        Index of the block's first entry in the flattened tensor.
     size
         Entries of the whole tensor that the block is cut from.
+    form
+        Shape and role of that tensor.
     prepared
         What the method prepared for each model, cut to the block.
+    shared
+        What it prepared for all models together, cut to the block; None when it prepares nothing such.
     """
 
-    __slots__ = ("_base", "_models", "_scratch", "entries", "out", "prepared", "size")
+    __slots__ = ("_base", "_models", "_scratch", "entries", "form", "out", "prepared", "shared", "size", "start")
 
     def __init__(
         self,
@@ -74,16 +115,32 @@ class Block:
         base: Tensor | None,
         models: Sequence[Tensor],
         prepared: Sequence[Any],
+        shared: Any,
+        start: int,
         size: int,
+        form: Form,
         scratch: Scratch,
     ) -> None:
         self.out = out
+        self.start = start
         self.size = size
+        self.form = form
         self.prepared = prepared
+        self.shared = shared
         self.entries = out.numel()
         self._base = base
         self._models = models
         self._scratch = scratch
+
+    @property
+    def is_whole_matrix(self) -> bool:
+        """Whether the block is a linear map in full; of other tensors, a method with matrix scope sees blocks."""
+        return self.form.is_matrix and self.entries == self.size
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the merge has a base, for methods that can do without."""
+        return self._base is not None
 
     def base(self) -> Tensor:
         """Return the base's values as float32[E], in scratch."""
@@ -111,3 +168,17 @@ class Block:
     def spare(self, name: str) -> Tensor:
         """Return a further float32[E] of scratch; equal names share it."""
         return self._scratch.vector(name, self.entries)
+
+    def by_row(self, values_M: Tensor) -> Tensor:
+        """Return [E]: for each entry of the block, the value of the row that it lies in."""
+        row = self.form.row
+        first, last = self.start // row, (self.start + self.entries - 1) // row
+        spread = values_M[first : last + 1].repeat_interleave(row)
+        return spread[self.start - first * row :][: self.entries]
+
+    def by_column(self, values_N: Tensor) -> Tensor:
+        """Return [E]: for each entry of the block, the value of the column that it lies in."""
+        row = self.form.row
+        offset = self.start % row
+        repeats = -(-(offset + self.entries) // row)
+        return values_N.repeat(repeats)[offset:][: self.entries]

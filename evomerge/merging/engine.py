@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from evomerge.merging.blocks import Scratch
+from evomerge.merging.blocks import Form, Scratch
 from evomerge.merging.checkpoints import Checkpoint, CheckpointError
 from evomerge.merging.jobs import Job
 from evomerge.merging.layers import LayerOrder, layer_order, reordered
 from evomerge.merging.methods import implementation
-from evomerge.merging.methods.registry import MergeMethod, Prepared, SourceTensor
+from evomerge.merging.methods.registry import MergeMethod, Prepared, SourceGroup, SourceTensor
 from evomerge.merging.resident import Resident, build_resident
 from search_spaces.layout import ModelLayout
 from search_spaces.recipe import Recipe
@@ -81,12 +81,14 @@ class MergeEngine:
         self._device = torch.device(device)
         self._compute_dtype = compute_dtype
         self._scratch = Scratch(self._device, block)
+        self._matrix_scratch = Scratch(self._device, block)
         self._sources: dict[tuple[str, str], Tensor] = {}
         self._prepared: dict[tuple[object, ...], Prepared] = {}
         self._resident: Resident | None = None
         self._resident_key: tuple[object, ...] | None = None
         self._architectures: dict[tuple[str, LayerOrder], str] = {}
-        self.checkpoint(base)
+        layout = self.checkpoint(base).layout
+        self._by_token = {*layout.embeddings, layout.head}
 
     @property
     def layout(self) -> ModelLayout:
@@ -159,15 +161,19 @@ class MergeEngine:
         prepared: dict[tuple[object, ...], int] = {}
         read = parameters = 0
         for plan in plans:
-            per_entry = implementation(plan.method).prepared_bytes
+            method = implementation(plan.method)
             for part in _parts(plan):
                 values = self._source(part.model, part.tensor)
                 sources[part.model, part.tensor] = values.nbytes
                 read += values.nbytes
             parameters += values.numel()
             for part in plan.contributions:
-                prepared[self._prepared_key(plan, part, 0)] = per_entry * values.numel()
-                read += per_entry * values.numel()
+                held = method.prepared_bytes * values.numel()
+                prepared[self._prepared_key(method.prepare or method.prepare_all, plan, (part,), 0)] = held
+                read += held
+            held = method.shared_bytes * values.numel()
+            prepared[self._prepared_key(method.prepare_all, plan, plan.contributions, 0)] = held
+            read += held
         resident = parameters * self._dtype_for(self.out_dtype(recipe)).itemsize
         return Footprint(
             source_bytes=sum(sources.values()),
@@ -220,25 +226,52 @@ class MergeEngine:
                     f"{part.model}: {part.tensor} has shape {list(own)} where the merged {plan.name} has "
                     f"{list(shape)}; merge models of one architecture and size"
                 )
+        form = Form(tuple(shape), by_token=plan.name in self._by_token)
         base = None if plan.base is None else self._source(plan.base.model, plan.base.tensor)
-        models = [self._source(part.model, part.tensor) for part in plan.contributions]
-        prepared = [self._prepare(method, plan, part, seed) for part in plan.contributions] if method.prepare else []
-        return Job(method, target, base=base, models=models, prepared=prepared, scratch=self._scratch)
+        return Job(
+            method,
+            target,
+            base=base,
+            models=[self._source(part.model, part.tensor) for part in plan.contributions],
+            form=form,
+            prepared=[self._prepare(method, plan, part, seed, form) for part in plan.contributions]
+            if method.prepare
+            else [],
+            shared=self._prepare_all(method, plan, form) if method.prepare_all else None,
+            scratch=self._scratch if method.scope == "block" else self._matrix_scratch,
+        )
 
-    def _prepare(self, method: MergeMethod, plan: TensorPlan, part: Contribution, seed: int) -> Prepared:
-        key = self._prepared_key(plan, part, seed if method.spec.stochastic else 0)
+    def _prepare(self, method: MergeMethod, plan: TensorPlan, part: Contribution, seed: int, form: Form) -> Prepared:
+        assert method.prepare is not None
+        key = self._prepared_key(method.prepare, plan, (part,), seed if method.spec.stochastic else 0)
         state = self._prepared.get(key)
         if state is None:
-            assert method.prepare is not None
-            values = self._source(part.model, part.tensor).to(self._device)
-            base = None if plan.base is None else self._source(plan.base.model, plan.base.tensor).to(self._device)
-            state = self._prepared[key] = method.prepare(SourceTensor(part.tensor, values, base, seed))
+            source = SourceTensor(part.tensor, self._on_device(part), self._base_on_device(plan), seed, form)
+            state = self._prepared[key] = method.prepare(source)
+        return state
+
+    def _prepare_all(self, method: MergeMethod, plan: TensorPlan, form: Form) -> Prepared:
+        assert method.prepare_all is not None
+        key = self._prepared_key(method.prepare_all, plan, plan.contributions, 0)
+        state = self._prepared.get(key)
+        if state is None:
+            models = tuple(self._on_device(part) for part in plan.contributions)
+            state = self._prepared[key] = method.prepare_all(SourceGroup(models, self._base_on_device(plan), form))
         return state
 
     @staticmethod
-    def _prepared_key(plan: TensorPlan, part: Contribution, seed: int) -> tuple[object, ...]:
+    def _prepared_key(
+        prepare: object, plan: TensorPlan, parts: tuple[Contribution, ...], seed: int
+    ) -> tuple[object, ...]:
+        """Return what prepared state depends on: methods that prepare alike share it."""
         base = None if plan.base is None else (plan.base.model, plan.base.tensor)
-        return plan.method, part.model, part.tensor, base, seed
+        return prepare, base, seed, *((part.model, part.tensor) for part in parts)
+
+    def _on_device(self, part: Contribution) -> Tensor:
+        return self._source(part.model, part.tensor).to(self._device)
+
+    def _base_on_device(self, plan: TensorPlan) -> Tensor | None:
+        return None if plan.base is None else self._on_device(plan.base)
 
     def _source(self, reference: str, name: str) -> Tensor:
         """Return a source tensor, flat and memory-mapped."""

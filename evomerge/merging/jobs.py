@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block, Scratch
+from evomerge.merging.blocks import Block, Form, Scratch
 from evomerge.merging.methods.registry import MergeMethod, Prepared
 from search_spaces.resolve import TensorPlan
 
@@ -23,8 +23,12 @@ class Job:
         The parameter, flat, in any floating dtype.
     base, models
         Source tensors, flat, in the dtype they are stored in; `base` is None without a base.
+    form
+        Shape and role of the tensor.
     prepared
         The method's prepared state for each model.
+    shared
+        Its prepared state for all of them together, or None.
     scratch
         Shared buffers.
     """
@@ -36,15 +40,20 @@ class Job:
         *,
         base: Tensor | None,
         models: Sequence[Tensor],
+        form: Form,
         prepared: Sequence[Prepared],
+        shared: Prepared | None = None,
         scratch: Scratch,
     ) -> None:
         self.method = method
         self._target = target
         self._base = base
         self._models = models
+        self._form = form
         self._prepared = prepared
+        self._shared = shared
         self._scratch = scratch
+        self._step = target.numel() if method.scope == "matrix" and form.is_matrix else scratch.block
         self._whole: Block | None = None
         if target.numel() <= scratch.block:
             self._whole = self._cut(slice(0, target.numel()))
@@ -72,9 +81,8 @@ class Job:
             yield self._whole, self._target
             return
         size = self._target.numel()
-        step = self._scratch.block
-        for start in range(0, size, step):
-            span = slice(start, min(start + step, size))
+        for start in range(0, size, self._step):
+            span = slice(start, min(start + self._step, size))
             yield self._cut(span), self._target[span]
 
     def _cut(self, span: slice) -> Block:
@@ -84,7 +92,10 @@ class Job:
             base=None if self._base is None else self._base[span],
             models=[values[span] for values in self._models],
             prepared=[state.cut(span) for state in self._prepared],
+            shared=None if self._shared is None else self._shared.cut(span),
+            start=span.start,
             size=self._target.numel(),
+            form=self._form,
             scratch=self._scratch,
         )
 

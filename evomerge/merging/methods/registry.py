@@ -9,11 +9,11 @@ import inspect
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.blocks import Block, Form
 from search_spaces.methods import MethodSpec, method_spec
 
 PerModel: TypeAlias = Sequence[float]
@@ -24,7 +24,7 @@ OptionalPerModel: TypeAlias = Sequence[float | None]
 
 
 class Prepared(Protocol):
-    """What a method works out once per source tensor, whatever the coefficients."""
+    """What a method works out once per tensor, whatever the coefficients."""
 
     def cut(self, span: slice) -> Prepared:
         """Return the part that belongs to the entries `span` of the flattened tensor."""
@@ -42,16 +42,49 @@ class SourceTensor:
         Flattened, in the dtype and (memory-mapped) place they are stored in; `base` is None without a base.
     seed
         The recipe's seed; 0 unless it sets one.
+    form
+        Shape and role.
     """
 
     name: str
     values: Tensor
     base: Tensor | None
     seed: int
+    form: Form
+
+    def delta(self) -> Tensor:
+        """Return the task vector, float32, flat."""
+        assert self.base is not None, "a method that asks for the base says base='required'"
+        return self.values.float() - self.base.float()
+
+
+@dataclass(frozen=True)
+class SourceGroup:
+    """All sources of one output tensor, whole, as a method's `prepare_all` sees them.
+
+    Attributes
+    ----------
+    models, base
+        Flattened, in the dtype and (memory-mapped) place they are stored in; `base` is None without a base.
+    form
+        Shape and role of the tensor.
+    """
+
+    models: tuple[Tensor, ...]
+    base: Tensor | None
+    form: Form
+
+    def deltas(self) -> tuple[Tensor, ...]:
+        """Return each model minus the base, float32, flat."""
+        assert self.base is not None, "a method that asks for the base says base='required'"
+        base = self.base.float()
+        return tuple(values.float() - base for values in self.models)
 
 
 Prepare: TypeAlias = Callable[[SourceTensor], Prepared]
+PrepareAll: TypeAlias = Callable[[SourceGroup], Prepared]
 Apply: TypeAlias = Callable[..., None]
+Scope: TypeAlias = Literal["block", "matrix"]
 
 
 @dataclass(frozen=True)
@@ -64,25 +97,43 @@ class MergeMethod:
         Its description in `search_spaces.methods`.
     apply
         Fills ``block.out`` from one block of the sources; called for every block of every tensor.
+    arguments
+        Argument name by parameter name: ``lambda`` is a keyword of Python, the argument is ``lambda_``.
     prepare
-        Run once per source tensor, or None when nothing can be known before the coefficients are.
+        Run once per source tensor, or None when nothing can be known of one before the coefficients are.
     prepared_bytes
         Bytes that the prepared state holds per entry and model.
+    prepare_all
+        Run once per output tensor, on all its sources together, or None.
+    shared_bytes
+        Bytes that its result holds per entry of the output tensor, beyond `prepared_bytes` per model.
+    scope
+        ``matrix``: a tensor that is a linear map comes as a single block, whatever its size.
     """
 
     spec: MethodSpec
     apply: Apply
-    prepare: Prepare | None
-    prepared_bytes: int
     arguments: dict[str, str]
-    """Argument name by parameter name: ``lambda`` is a keyword of Python, the argument is ``lambda_``."""
+    prepare: Prepare | None = None
+    prepared_bytes: int = 0
+    prepare_all: PrepareAll | None = None
+    shared_bytes: int = 0
+    scope: Scope = "block"
 
 
 _METHODS: dict[str, MergeMethod] = {}
 
 
-def merge_method(name: str, *, prepare: Prepare | None = None, prepared_bytes: int = 0) -> Callable[[Apply], Apply]:
-    """Register a function as the merge method called `name`.
+def merge_method(
+    name: str,
+    *,
+    prepare: Prepare | None = None,
+    prepared_bytes: int = 0,
+    prepare_all: PrepareAll | None = None,
+    shared_bytes: int = 0,
+    scope: Scope = "block",
+) -> Callable[[Apply], Apply]:
+    """Register a function as the merge method called `name`; see `MergeMethod` for the rest.
 
     Its keyword-only arguments must be the method's parameters in `search_spaces.methods` (those with an
     effect), those with a value per model annotated as `PerModel`.
@@ -95,7 +146,16 @@ def merge_method(name: str, *, prepare: Prepare | None = None, prepared_bytes: i
 
     def register(function: Apply) -> Apply:
         spec = method_spec(name)
-        _METHODS[name] = MergeMethod(spec, function, prepare, prepared_bytes, _arguments(function, spec))
+        _METHODS[name] = MergeMethod(
+            spec,
+            function,
+            _arguments(function, spec),
+            prepare=prepare,
+            prepared_bytes=prepared_bytes,
+            prepare_all=prepare_all,
+            shared_bytes=shared_bytes,
+            scope=scope,
+        )
         return function
 
     return register

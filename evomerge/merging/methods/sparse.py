@@ -43,7 +43,7 @@ class Mass:
     def ratio(self, kept: int) -> float:
         """Return Σ|δ| / Σ|δ kept| over the whole tensor, 1 when either vanishes."""
         if self._last is None or self._last[0] != kept:
-            magnitude = _delta(self.source).abs_()
+            magnitude = self.source.delta().abs_()
             before = magnitude.sum()
             after = magnitude.masked_fill_(self.rank >= kept, 0).sum()
             vanishes = before < SMALLEST_NORM or after < SMALLEST_NORM
@@ -68,7 +68,7 @@ def ranks(source: SourceTensor) -> Ranks:
 
     Ties at the threshold fall as in mergekit, which makes this very call: the default (unstable) argsort.
     """
-    order = torch.argsort(_delta(source).abs_(), descending=True)
+    order = torch.argsort(source.delta().abs_(), descending=True)
     rank = torch.empty(order.numel(), dtype=torch.int32, device=order.device)
     rank[order] = torch.arange(order.numel(), dtype=torch.int32, device=order.device)
     return Ranks(rank, Mass(rank, source))
@@ -164,7 +164,3 @@ def _kept(density: float, size: int) -> int:
         return size
     return max(1, int(density * size)) if density > 0 else 0
 
-
-def _delta(source: SourceTensor) -> Tensor:
-    assert source.base is not None, "the method says base='required'"
-    return source.values.float() - source.base.float()
