@@ -14,10 +14,11 @@ export TOKENIZERS_PARALLELISM ?= false
 
 install: $(STAMP)
 
-# The lock pins every package, torch's CPU build included.
+# The lock's versions need Python 3.11; on 3.10 the ranges of pyproject.toml decide.
+LOCK := $(shell $(PYTHON) -c "import sys; print('-c requirements.lock' if sys.version_info >= (3, 11) else '')")
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c requirements.lock -e '.[dev]'
+	$(BIN)/pip install -q $(LOCK) -e '.[dev]'
 	touch $@
 
 # Goes on where an earlier one was stopped; `make clean` forgets it.
@@ -43,4 +44,4 @@ lock: $(STAMP)
 	$(BIN)/pip freeze --exclude-editable | sed '1i # Exact versions for development and CI; made by `make lock`.' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(VENV) quickstart runs
+	rm -rf $(VENV) $(OUT)

@@ -145,20 +145,28 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A folder, hub id or recipe.", show_default=False)
     ],
-    tasks: Tasks,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="Names of lm-eval tasks; several may follow.", show_default=False)
+    ] = None,
     include_path: IncludePath = None,
     split: Annotated[
-        Literal["auto", "train", "validation", "test"],
-        typer.Option(help="Which items; auto: test if the task has one, else validation."),
-    ] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 64,
-    device: Annotated[str, typer.Option(help="A torch device; auto: a GPU if there is one.")] = "auto",
+        Literal["train", "validation", "test"] | None,
+        typer.Option(help="Which items; by default test if the task has one, else validation."),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Ask a run's held-out items just as the run did, instead of --tasks."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="A torch device; by default a GPU if there is one, or the run's.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score a model, or a recipe's model, on whole tasks, with confidence intervals."""
     from evomerge.commands.evaluate import evaluate as run
+    from evomerge.commands.evaluate import of_run, of_tasks
 
-    run(model, tasks, include_path or [], split, batch_size, device, json)
+    run(model, of_run(like) if like else of_tasks(tasks or [], include_path or [], split), device, json)
 
 
 def main() -> None:
@@ -169,10 +177,14 @@ def main() -> None:
     try:
         app(args=arguments)
     except Exception as error:
-        if debug or type(error).__module__.split(".")[0] not in OURS:
+        if debug:
             raise
-        print(f"evomerge: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        if type(error).__module__.split(".")[0] in OURS:
+            print(f"evomerge: {error}", file=sys.stderr)
+            sys.exit(2 if isinstance(error, ValueError) else 1)
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"evomerge: unexpected {line}; `evomerge --debug ...` shows where", file=sys.stderr)
+        sys.exit(1)
 
 
 def _repeat_options(arguments: list[str]) -> list[str]:

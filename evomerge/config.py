@@ -16,6 +16,7 @@ from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.random import RandomConfig
 from fitness.config import FitnessConfig
 from search_spaces.coefficients import CoefficientConfig
+from search_spaces.dialect import StrictLoader
 
 MAX_BYTES = 1_000_000
 
@@ -97,6 +98,13 @@ class SearchConfig(BaseModel):
         """The base model's name."""
         return next(iter(self.models))
 
+    def identity(self) -> dict[str, Any]:
+        """Return what makes two searches the same: all but the budget, the workers and where files lie."""
+        values = self.model_dump(mode="json", exclude={"budget", "workers"})
+        values["models"] = list(self.models)
+        del values["fitness"]["include_path"]
+        return values
+
     def to_yaml(self) -> str:
         """Return the resolved config as YAML that `load` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -124,7 +132,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     try:
         return SearchConfig.model_validate(values)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(path, details) for details in error.errors(include_url=False))
+        errors = error.errors(include_url=False)
+        # A list that lost a wrong entry is called too short, too: only the innermost mistake is one.
+        places = [details["loc"] for details in errors]
+        inner = [e for e in errors if not any(place[: len(e["loc"])] == e["loc"] != place for place in places)]
+        lines = dict.fromkeys(_explain(path, details) for details in inner)
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -132,7 +144,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; is this a search file?")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror or error}; `evomerge init` writes a search file to start from"

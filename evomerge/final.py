@@ -8,6 +8,7 @@ on the held-out items beside every source and the standard baselines, with inter
 from __future__ import annotations
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import Literal
 
 import numpy as np
@@ -87,7 +88,7 @@ class Conclusion:
             if known.status != "ok":
                 raise SearchError(
                     f"scoring {entry.name} failed: {known.reason}; mend the cause, "
-                    f"then `evomerge resume {self.run.path}`"
+                    f"then `evomerge resume {quote(str(self.run.path))}`"
                 )
             event = Final(stage, recipe.hash, known)
             self.run.record(event)

@@ -57,6 +57,18 @@ class Ledger:
             distinct.setdefault(self.asked[identity].recipe, identity)
         return list(distinct.values())
 
+    def in_flight(self, generation: int) -> bool:
+        """Tell whether a generation has candidates that are asked and not told."""
+        return any(asked.candidate.generation == generation for asked in self.open)
+
+    def results(self, generation: int) -> list[Told]:
+        """Return what has been told of a generation, by candidate id."""
+        return [
+            self.told[identity]
+            for identity, asked in self.asked.items()
+            if asked.candidate.generation == generation and identity in self.told
+        ]
+
     def _add_told(self, event: Told) -> None:
         evaluation = event.evaluation
         self.told[event.candidate] = event

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from evomerge import __version__
-from evomerge.config import SearchConfig
+from evomerge.config import ConfigError, InlineConfig, SearchConfig
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.result import Entry
 from evomerge.strategies.base import Strategy
 from evomerge.workers.inline import InlinePool, Worker
+from fitness.config import FitnessConfig
 from fitness.items import task_of
 from fitness.scoring import Evaluator
 from fitness.tasks import TaskSuite
@@ -50,6 +51,14 @@ class Problem:
         self.search_items = self.suite.pool.subset("all", config.seed)
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
         self.held_out_items = self.suite.pool.held_out_ids()
+        self.warnings = [
+            *self.report.warnings,
+            *(
+                f"{task}: {count} held-out items are left out, since search items ask the same"
+                for task, count in self.suite.pool.dropped.items()
+                if count
+            ),
+        ]
 
     @property
     def noise(self) -> float:
@@ -73,24 +82,13 @@ class Problem:
     @cached_property
     def worker(self) -> Worker:
         """The worker in this process."""
-        settings, fitness = self.config.workers, self.config.fitness
-        device = torch_device(settings.device)
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-        engine = MergeEngine(
+        return build_worker(
             {checkpoint.reference: checkpoint for checkpoint in self.checkpoints.values()},
-            base=self.config.models[self.config.base],
-            device=device,
-            compute_dtype=settings.compute_dtype,
-        )
-        evaluator = Evaluator(
+            self.config.models[self.config.base],
             self.suite,
-            self.checkpoints[self.config.base].tokenizer(),
-            batch_size=fitness.batch_size,
-            max_length=fitness.max_length,
-            device=device,
+            self.config.fitness,
+            self.config.workers,
         )
-        return Worker(engine, evaluator)
 
     def pool(self) -> InlinePool:
         """Return the configured workers, ready to score: what does not depend on a candidate is done here."""
@@ -113,17 +111,52 @@ class Problem:
         ]
 
     def environment(self) -> dict[str, Any]:
-        """Versions of what decides the numbers, what the sources are, and the names of their tensors."""
+        """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""
         return {
             "evomerge": __version__,
             "packages": {name: metadata.version(name) for name in PACKAGES},
-            "sources": {name: checkpoint.fingerprint() for name, checkpoint in self.checkpoints.items()},
+            "config": self.resolved().identity(),
+            "items": self.suite.digest(),
+            "sources": {name: checkpoint.fingerprint()["files"] for name, checkpoint in self.checkpoints.items()},
             "layout": asdict(self.layout),
         }
 
 
+def build_worker(
+    checkpoints: Mapping[str, Checkpoint],
+    base: str,
+    suite: TaskSuite,
+    fitness: FitnessConfig,
+    settings: InlineConfig,
+) -> Worker:
+    """Return a worker for these opened models (by reference), with the base's tokenizer, in this process."""
+    device = torch_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    engine = MergeEngine(checkpoints, base=base, device=device, compute_dtype=settings.compute_dtype)
+    evaluator = Evaluator(
+        suite,
+        checkpoints[base].tokenizer(),
+        batch_size=fitness.batch_size,
+        max_length=fitness.max_length,
+        device=device,
+    )
+    return Worker(engine, evaluator)
+
+
 def torch_device(name: str) -> str:
-    """Return the torch device that a setting names; `auto`: a GPU if there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return the torch device that a setting names; `auto`: a GPU if there is one.
+
+    Raises
+    ------
+    ConfigError
+        If torch knows no such device, or the machine has none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}); write cpu, or auto") from None
+    return name

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from evomerge.run import LogError
 from fitness.evaluation import Evaluation
 from fitness.objectives import by_task
 from fitness.statistics import interval, paired_test, weighted_interval, weighted_paired_test
@@ -67,10 +69,19 @@ class Result:
         return f'{{\n "held_out": [\n  {lines}\n ],{head}\n'
 
     @classmethod
-    def from_json(cls, text: str) -> Result:
-        """Read what `to_json` wrote."""
-        data = json.loads(text)
-        return cls(held_out=[Row(**row) for row in data.pop("held_out")], **data)
+    def read(cls, file: Path) -> Result:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        LogError
+            If the file is damaged.
+        """
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            return cls(held_out=[Row(**row) for row in data.pop("held_out")], **data)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LogError(f"{file} cannot be read ({error}); remove it, and resume the run to write it anew") from None
 
 
 def table(scored: Sequence[tuple[Entry, Evaluation]], weights: Mapping[str, float]) -> list[Row]:

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from evomerge.files import write_text
+from evomerge.files import FileError, write_text
 from evomerge.strategies.base import Candidate, Genotype
 from fitness.evaluation import Evaluation
 
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x45564F4D  # "EVOM"
 _SCHEMA = f"""
+BEGIN;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 CREATE TABLE item_sets (id INTEGER PRIMARY KEY, items TEXT NOT NULL UNIQUE);
@@ -39,6 +43,7 @@ CREATE TABLE events (
     item_set INTEGER REFERENCES item_sets (id),
     scores BLOB                 -- told, final: float32, little-endian, one per item of the set
 );
+COMMIT;
 """
 
 
@@ -103,17 +108,22 @@ class Run:
             If `path` exists and is not an empty folder, or cannot be made.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(f"{path} exists already; go on with `evomerge resume {path}`, or name another with --run")
+            raise _exists(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = _acquire(path)
-            write_text(path / "config.yaml", config_yaml)
-            write_text(path / "environment.json", json.dumps(environment, indent=1) + "\n")
-            connection = _connect(path / "events.sqlite")
-            connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        except (OSError, sqlite3.Error) as error:
+            temporary.mkdir(parents=True)
+            write_text(temporary / "config.yaml", config_yaml)
+            write_text(temporary / "environment.json", json.dumps(environment, indent=1) + "\n")
+            connection = _connect(temporary / "events.sqlite")
+            connection.executescript(_SCHEMA)
+            connection.close()
+            os.replace(temporary, path)  # whole or not at all: a run killed here leaves the name free
+        except (OSError, FileError, sqlite3.Error) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if is_run(path):  # another process was quicker
+                raise _exists(path) from None
             raise RunError(f"{path}: cannot make a run here ({error}); name a writable place with --run") from error
-        return cls(path, connection, lock)
+        return cls.open(path)
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -126,7 +136,7 @@ class Run:
         LogError
             If the log is damaged.
         """
-        _require_run(path)
+        require_run(path)
         lock = _acquire(path)
         try:
             return cls(path, _checked(path, read_only=False), lock)
@@ -137,7 +147,7 @@ class Run:
     @classmethod
     def read(cls, path: Path) -> Run:
         """Open an existing run for reading only, also while another process searches. Raises as `open` does."""
-        _require_run(path)
+        require_run(path)
         return cls(path, _checked(path, read_only=True), None)
 
     def close(self) -> None:
@@ -145,6 +155,21 @@ class Run:
         self._db.close()
         if self._lock is not None:
             self._lock.release()
+
+    def environment(self) -> dict[str, Any]:
+        """Return what `environment.json` holds.
+
+        Raises
+        ------
+        LogError
+            If it is missing or damaged.
+        """
+        file = self.path / "environment.json"
+        try:
+            environment: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return environment
+        except (OSError, ValueError) as error:
+            raise LogError(f"{file} cannot be read ({error}); restore it from a backup, or start a new run") from None
 
     def __enter__(self) -> Run:
         return self
@@ -177,7 +202,7 @@ class Run:
                 self._db.execute("ROLLBACK")
             raise LogError(
                 f"{self.path / 'events.sqlite'}: cannot write ({error}); all before is kept: "
-                f"make room, then `evomerge resume {self.path}`"
+                f"make room, then `evomerge resume {quote(str(self.path))}`"
             ) from error
 
     def events(self) -> Iterator[Event]:
@@ -195,10 +220,7 @@ class Run:
 
     def write(self, name: str, text: str) -> None:
         """Replace one of the run's text files in one step."""
-        try:
-            write_text(self.path / name, text)
-        except OSError as error:
-            raise LogError(f"{self.path / name}: cannot write ({error}); make room, then resume the run") from error
+        write_text(self.path / name, text)
 
     def _item_set(self, items: tuple[str, ...]) -> int:
         if items not in self._item_sets:
@@ -209,12 +231,18 @@ class Run:
         return self._item_sets[items]
 
 
+def _exists(path: Path) -> RunError:
+    name = quote(str(path))
+    return RunError(f"{path} exists already; go on with `evomerge resume {name}`, or name another with --run")
+
+
 def is_run(path: Path) -> bool:
     """Tell whether `path` looks like a run directory."""
     return (path / "events.sqlite").is_file()
 
 
-def _require_run(path: Path) -> None:
+def require_run(path: Path) -> None:
+    """Raise RunError unless `path` is a run directory."""
     if not is_run(path):
         raise RunError(f"{path} is no run directory (no events.sqlite in it); `evomerge runs` lists those there are")
 
@@ -222,18 +250,34 @@ def _require_run(path: Path) -> None:
 def _acquire(path: Path) -> FileLock:
     lock = FileLock(path / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # `status` holds it for an instant
     except Timeout:
         raise RunError(
-            f"{path} is in use by another evomerge process; watch it with `evomerge status {path}`, "
+            f"{path} is in use by another evomerge process; watch it with `evomerge status {quote(str(path))}`, "
             "or stop that one first"
         ) from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written to ({error.strerror}); copy the run to a writable place") from None
     return lock
 
 
+def in_use(path: Path) -> bool:
+    """Tell whether another process has a run open for writing."""
+    lock = FileLock(path / ".lock")
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that nobody can write to
+        return False
+
+
 def _connect(file: Path, read_only: bool = False) -> sqlite3.Connection:
-    mode = "ro" if read_only else "rwc"
-    connection = sqlite3.connect(f"{file.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10)
+    mode = "mode=ro" if read_only else "mode=rwc"
+    if read_only and not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists():
+        mode = "immutable=1"  # reading a log in WAL mode otherwise makes files beside it
+    connection = sqlite3.connect(f"{file.resolve().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=10)
     connection.execute("PRAGMA trusted_schema=OFF")
     connection.execute("PRAGMA cell_size_check=ON")
     if not read_only:

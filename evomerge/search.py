@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from shlex import quote
 
 import numpy as np
 
@@ -61,10 +62,10 @@ class Search:
         self._notify: Callable[[Ledger], None] = lambda ledger: None
         self.ledger = Ledger()
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
-        self._failures: dict[int, list[str]] = {}  # generation -> reasons, of this session
-        self._succeeded: set[int] = set()
         self._clock = 0.0
         self._replay()
+        # The first generation to be judged: one that failed whole in an earlier session has been reported.
+        self._generation = self._first_unjudged()
 
     def search(self, pool: Pool, notify: Callable[[Ledger], None] = lambda ledger: None) -> None:
         """Search until the budget is spent; `notify` is called with the ledger after every tell.
@@ -72,17 +73,20 @@ class Search:
         Raises
         ------
         SearchError
-            If every candidate of a generation failed.
+            If every candidate of a generation failed, or every candidate of all.
         LogError
             If the log cannot be written.
         """
         self._notify = notify
         self._clock = time.perf_counter() - self.ledger.elapsed
+        if self.ledger.best is not None and not self.spent:  # an earlier session may have been killed before it could
+            self._write_best(self.space.decode(self.ledger.asked[self.ledger.best].candidate.genotype))
         for asked in self.ledger.open:  # in flight when an earlier session ended
             self._submit(pool, asked.candidate, self.space.decode(asked.candidate.genotype), asked.recipe)
         while True:
             self._fill(pool)
             if not self._recipes:
+                self._stop_if_nothing_succeeded()
                 return
             for identity, evaluation in pool.wait():
                 self._tell(identity, evaluation, cached=False)
@@ -101,7 +105,7 @@ class Search:
             if not candidates:
                 return
             (candidate,) = candidates
-            self._stop_if_all_failed(candidate.generation - 1)
+            self._stop_if_a_generation_failed(candidate.generation)
             recipe = self.space.decode(candidate.genotype)
             asked = Asked(candidate, recipe.hash)
             self.run.record(asked)
@@ -124,27 +128,44 @@ class Search:
         self.ledger.add(told)
         self.strategy.tell([Evaluated(identity, evaluation)])
         recipe = self._recipes.pop(identity)
-        generation = self.ledger.asked[identity].candidate.generation
         if evaluation.status == "failed":
             log.warning("candidate %d failed: %s", identity, evaluation.reason)
-            self._failures.setdefault(generation, []).append(evaluation.reason)
-        else:
-            self._succeeded.add(generation)
         if self.ledger.best == identity:
-            score = f"{evaluation.fitness:.4f} +- {evaluation.standard_errors[0]:.4f}"
-            log.info("candidate %d is the best so far: %s", identity, score)
-            self.run.write("best.yaml", recipe.to_yaml(f"best of {len(self.ledger.told)} candidates: {score}"))
-        if self.spent and not self._recipes:
-            self._stop_if_all_failed(generation)
+            self._write_best(recipe)
         self._notify(self.ledger)
 
-    def _stop_if_all_failed(self, generation: int) -> None:
-        reasons = self._failures.get(generation)
-        if reasons and generation not in self._succeeded:
-            raise SearchError(
-                f"all {len(reasons)} candidates of generation {generation} failed, the last with: {reasons[-1]}; "
-                f"mend the cause, then `evomerge resume {self.run.path}`"
-            )
+    def _write_best(self, recipe: Recipe) -> None:
+        identity = self.ledger.best
+        assert identity is not None
+        evaluation = self.ledger.evaluation(identity)
+        score = f"{evaluation.fitness:.4f} +- {evaluation.standard_errors[0]:.4f}"
+        log.info("candidate %d is the best so far: %s", identity, score)
+        self.run.write("best.yaml", recipe.to_yaml(f"best of {len(self.ledger.told)} candidates: {score}"))
+
+    def _first_unjudged(self) -> int:
+        last = max((asked.candidate.generation for asked in self.ledger.asked.values()), default=0)
+        results = self.ledger.results(last)
+        failed = bool(results) and all(told.evaluation.status == "failed" for told in results)
+        return last + 1 if failed else last
+
+    def _stop_if_a_generation_failed(self, new: int) -> None:
+        """Look at the generations before `new` that this session has worked on, as far as they are complete."""
+        while self._generation < new and not self.ledger.in_flight(self._generation):
+            results = self.ledger.results(self._generation)
+            if results and all(told.evaluation.status == "failed" for told in results):
+                raise self._failed(f"all {len(results)} candidates of generation {self._generation}", results[-1])
+            self._generation += 1
+
+    def _stop_if_nothing_succeeded(self) -> None:
+        if self.ledger.best is None and self.ledger.told:
+            last = self.ledger.told[max(self.ledger.told)]
+            raise self._failed(f"all {len(self.ledger.told)} candidates", last)
+
+    def _failed(self, which: str, last: Told) -> SearchError:
+        return SearchError(
+            f"{which} failed, the last with: {last.evaluation.reason}; "
+            f"mend the cause, then `evomerge resume {quote(str(self.run.path))}`"
+        )
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._clock if self._clock else self.ledger.elapsed

@@ -14,6 +14,8 @@ own filters and metrics say, one number per item. Deviations from lm-eval, each 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,6 +154,13 @@ class TaskSuite:
                 config,
             )
 
+    def digest(self) -> str:
+        """Hash of the tasks' items, answers included, and of what is asked and scored: equal where scores compare."""
+        hashed = hashlib.sha256()
+        for task in self._tasks.values():
+            hashed.update(task.description().encode())
+        return hashed.hexdigest()
+
     def item(self, item_id: str) -> Item:
         """The item with this id; TaskError when there is none."""
         try:
@@ -179,6 +188,11 @@ class LoadedTask:
         self._instances: dict[tuple[str, int], list[Any]] = {}
         self._scores: dict[tuple[str, int, tuple[Response, ...]], float] = {}
         self.metric, self.filter = self._choose_metric(entry.metric)
+
+    def description(self) -> str:
+        """Everything that the scores of this task follow from, besides the model, as JSON text."""
+        described = [self.name, self.kind, self.metric, self.filter, self.shots, self._docs]
+        return json.dumps(described, sort_keys=True, default=str)
 
     # --- items ---
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -26,8 +26,14 @@ from search_spaces.space import Genotype, SearchSpace
 Module = Literal["attention", "mlp", "other"]
 Modules: TypeAlias = tuple[Module, ...] | Literal["all"]
 
-_METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_ties")
 _SEARCHED = ("weight", "density", "t")
+"""Parameters searched by default, each with a field of its own in the config."""
+
+_METHODS = tuple(
+    name
+    for name, spec in METHODS.items()
+    if name != "passthrough" and any(parameter.search is not None for parameter in spec.parameters)
+)
 
 # Linear weights are written as multiples of this which sum to one: dividing them by their sum once more
 # leaves them as they are, so that encode inverts decode. Far below float32's resolution.
@@ -63,7 +69,7 @@ class CoefficientConfig(BaseModel):
     kind: Literal["layer_coefficients"] = "layer_coefficients"
     """Which space this is."""
     method: str = "task_arithmetic"
-    """Merge method: linear, slerp, task_arithmetic, ties or dare_ties."""
+    """Merge method: any but passthrough and model_stock, which have nothing to search."""
     layers_per_group: int = Field(default=1, ge=1)
     """Neighbouring layers that share their coefficients; at least 1. The last group may be smaller."""
     modules: Modules = "all"
@@ -75,8 +81,24 @@ class CoefficientConfig(BaseModel):
     """Range of the kept fraction of each task vector, within (0, 1]; None: the method's own."""
     t: Range | None = None
     """Range of slerp's position between the base (0) and the other model (1); None: the method's own."""
+    ranges: dict[str, Range] = Field(default_factory=dict)
+    """Further parameters of the method to search, by name: `gamma: {low: 0.0, high: 0.05}`, `lambda: {low: 0.5,
+    high: 1.5}`. Where a method has none of weight, density and t, all its parameters are searched as they are."""
     fixed: dict[str, float | bool] = Field(default_factory=dict)
     """Parameters held at one value for the whole merge and not searched: `lambda: 0.8`, `normalize: true`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_ranges(cls, values: Any) -> Any:
+        """Let a range name one bound only: the other is the method's own."""
+        if not isinstance(values, dict) or values.get("method", "task_arithmetic") not in _METHODS:
+            return values
+        completed = dict(values)
+        for parameter in METHODS[values.get("method", "task_arithmetic")].parameters:
+            given = values.get(parameter.name)
+            if parameter.name in _SEARCHED and isinstance(given, dict):
+                completed[parameter.name] = {"low": parameter.low, "high": parameter.high} | given
+        return completed
 
     @field_validator("method")
     @classmethod
@@ -106,6 +128,8 @@ class CoefficientConfig(BaseModel):
                 _require_effect(spec, name, name)
                 if name in self.fixed:
                     raise ValueError(f"{name} is both searched and fixed; remove one of the two")
+        for name in self.ranges:
+            _check_range(self, name)
         for name, value in self.fixed.items():
             _check_fixed(spec, name, value)
         _check_bounds(self)
@@ -117,20 +141,20 @@ class CoefficientConfig(BaseModel):
         return METHODS[self.method]
 
     def searched(self) -> tuple[Parameter, ...]:
-        """Return the parameters that get genes: per-model ones, and slerp's ``t``."""
+        """Return the parameters that get genes: weight, density, ``t``, and those in `ranges`."""
+        able = [parameter for parameter in self.spec.parameters if parameter.search is not None]
+        usual = [parameter for parameter in able if parameter.name in _SEARCHED] or able
         return tuple(
             parameter
-            for parameter in self.spec.parameters
-            if parameter.name in _SEARCHED and not parameter.inert and parameter.name not in self.fixed
+            for parameter in able
+            if (parameter in usual or parameter.name in self.ranges) and parameter.name not in self.fixed
         )
 
     def range_of(self, parameter: Parameter) -> tuple[float, float, float]:
         """Return low, high and start of a searched parameter."""
-        asked: Range | None = getattr(self, parameter.name)
+        asked: Range | None = self.ranges.get(parameter.name) or getattr(self, parameter.name, None)
         if parameter.search is None:
-            raise RecipeError(
-                f"space: {parameter.name} cannot be searched; use one of {', '.join(_SEARCHED)}"
-            )
+            raise RecipeError(f"space: {parameter.name} cannot be searched; use one of {', '.join(_SEARCHED)}")
         low, high, start = parameter.search
         if asked is None:
             return low, high, start
@@ -145,6 +169,18 @@ def _require_effect(spec: MethodSpec, name: str, place: str) -> None:
     if name not in effective:
         valid = ", ".join(effective)
         raise ValueError(f"{place}: {spec.name} has no parameter '{name}'; remove it (valid: {valid})")
+
+
+def _check_range(config: CoefficientConfig, name: str) -> None:
+    place = f"ranges.{name}"
+    if name in _SEARCHED:
+        raise ValueError(f"{place}: it has a place of its own; write {name}: {{low: ..., high: ...}} beside ranges")
+    _require_effect(config.spec, name, place)
+    if config.spec.parameter(name).search is None:
+        able = [parameter.name for parameter in config.spec.parameters if parameter.search is not None]
+        raise ValueError(f"{place}: it cannot be searched; use {' or '.join(able)}, or write it in fixed")
+    if name in config.fixed:
+        raise ValueError(f"{name} is both searched and fixed; remove one of the two")
 
 
 def _check_fixed(spec: MethodSpec, name: str, value: Scalar) -> None:
@@ -291,9 +327,7 @@ class CoefficientSpace(SearchSpace):
         filters = [pattern for _, pattern in self._modules]
         return self._slice((layer, layer + 1), list(zip(filters, groups, strict=True)), values)
 
-    def _slice(
-        self, layers: tuple[int, int], groups: Sequence[tuple[str | None, int]], values: Genotype
-    ) -> Slice:
+    def _slice(self, layers: tuple[int, int], groups: Sequence[tuple[str | None, int]], values: Genotype) -> Slice:
         """Write one slice; `groups` are its module groups with their filters, the catch-all last."""
         settings: dict[str, dict[str, list[Condition]]] = {}
         for pattern, group in groups:
@@ -306,7 +340,7 @@ class CoefficientSpace(SearchSpace):
             return tuple((name, simplified(tuple(conditions))) for name, conditions in entries)
 
         sources = [Source(reference, layers, written(f"{name}.")) for name, reference in self._merged]
-        if self.spec.base == "required":
+        if self.spec.base != "none":
             sources.append(Source(self._base, layers))
         return Slice(tuple(sources), written(""))
 
@@ -361,7 +395,7 @@ class CoefficientSpace(SearchSpace):
             known = ", ".join(self.models.values())
             raise RecipeError(f"the recipe's model '{foreign[0]}' is not in the space; use only {known}")
         for part in recipe.slices:
-            if self.spec.base == "required" and recipe.base_of(part) != self._base:
+            if self.spec.base != "none" and recipe.base_of(part) != self._base:
                 found = recipe.base_of(part)
                 raise RecipeError(f"the recipe's base is {found}; write base_model: {self._base}")
 
@@ -406,7 +440,7 @@ class CoefficientSpace(SearchSpace):
 
 
 def _check_models(spec: MethodSpec, models: Mapping[str, str]) -> None:
-    merged = len(models) - (spec.base == "required")
+    merged = len(models) - (spec.base != "none")
     if merged < spec.min_models:
         raise RecipeError(f"models: {spec.name} needs a base and at least {spec.min_models} more; add models")
     if spec.max_models is not None and merged > spec.max_models:

@@ -52,7 +52,7 @@ def parse(text: str, origin: str) -> Recipe:
         raise RecipeError(f"{origin}: is larger than {MAX_BYTES} bytes; name a recipe's YAML file")
     try:
         _check_nesting(text)
-        data = yaml.load(text, Loader=_Loader)
+        data = yaml.load(text, Loader=StrictLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{origin}: {_yaml_message(error)}; correct the YAML there") from None
     except (ValueError, TypeError) as error:  # dates that do not exist, mappings as keys, nesting
@@ -73,7 +73,7 @@ _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-class _Loader(_SafeLoader):
+class StrictLoader(_SafeLoader):
     """The safe loader, except that a key given twice is an error instead of an overwrite."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

@@ -104,6 +104,7 @@ def test_a_search_ends_with_the_held_out_table_and_the_next_commands(finished):
     for name in ("found", "distribution mean", "base", "ops", "ja", "eo", "uniform average", "task arithmetic 0.3"):
         assert name in output
     assert "evomerge export run -o recipe.yaml" in output
+    assert "evomerge evaluate merged --like run" in output
     assert {path.name for path in (folder / "run").iterdir()} >= {
         "config.yaml",
         "environment.json",
@@ -153,7 +154,6 @@ def test_runs_lists_it(finished):
     assert "run" in evomerge("runs", ".", cwd=folder)
     (summary,) = json.loads(evomerge("runs", ".", "--json", cwd=folder))
     assert summary["state"] == "finished"
-    assert json.loads(evomerge("runs", "nowhere", "--json", cwd=folder)) == []
 
 
 def test_resuming_a_finished_run_repeats_its_table_and_changes_nothing(finished):
@@ -188,7 +188,7 @@ def test_export_merge_load_evaluate(finished):
     assert saved["scores"] == dict(zip(in_memory.items, in_memory.scores.tolist(), strict=True))
     assert saved["tasks"][0]["score"] == pytest.approx(in_memory.fitness)
 
-    from_recipe = json.loads(evomerge("evaluate", "recipe.yaml", *arguments, cwd=folder))
+    from_recipe = json.loads(evomerge("evaluate", "recipe.yaml", "--like", "run", "--json", cwd=folder))
     assert from_recipe["scores"] == saved["scores"]
 
 
@@ -226,6 +226,7 @@ def test_init_writes_a_file_that_plan_accepts(tmp_path, refuse):
     assert len(plan["genes"]) <= 60
     assert plan["notes"] == []
     refuse("init", "--models", *models, "--tasks", "t", words=["search.yaml exists already"])
+    refuse("init", "--models", *models[:2], models[1], "--tasks", "t", "-o", "b.yaml", words=["is named twice"])
 
 
 def test_a_search_of_several_tasks_has_a_row_for_all(tmp_path):
@@ -347,6 +348,77 @@ def test_a_changed_source_is_noticed_on_resume(tmp_path, refuse):
     evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
     alter_weights(lambda tensors: tensors["model.norm.weight"].add_(1.0))(tmp_path / "expert")
     refuse("resume", "run", words=["models.ops", "has changed since the run began"])
+
+
+def test_an_edited_config_is_noticed_on_resume(finished, tmp_path, refuse):
+    folder, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("held_out: test", "held_out: 0.5"))
+    refuse("resume", "run", words=["config.yaml: fitness was edited since the run began", "put it back"])
+    file.write_text(text.replace("population: 5", "population: 6"))
+    refuse("resume", "run", words=["config.yaml: strategy was edited"])
+
+
+def test_models_may_move_between_stop_and_resume(tmp_path):
+    models = broken_expert(tmp_path, lambda folder: None)
+    write(tmp_path, models=models, budget={"evaluations": 3})
+    evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
+    (tmp_path / "expert").rename(tmp_path / "elsewhere")
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace(str(tmp_path / "expert"), str(tmp_path / "elsewhere")))
+    assert "held-out scores" in evomerge("resume", "run", cwd=tmp_path)
+
+
+def test_what_is_wrong_with_a_worker_shows_before_the_run_exists(refuse_search):
+    refuse_search("device 'foo' cannot be used", "write cpu", workers={"device": "foo"})
+    refuse_search("max_length", fitness=config()["fitness"] | {"max_length": 4})
+
+
+def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path, monkeypatch, capsys):
+    folder, _ = finished
+    for name in ("good", "torn"):
+        shutil.copytree(folder / "run", tmp_path / name)
+    (tmp_path / "torn" / "events.sqlite").write_bytes(b"SQLite format 3")
+    monkeypatch.setattr(sys, "argv", ["evomerge", "runs", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "good" in text and "held out" in text and "damaged" in text
+
+
+def test_a_folder_without_runs(refuse):
+    refuse("runs", "nowhere", words=["there is no such folder"])
+
+
+def test_weights_with_nan_are_not_merged_alone(tmp_path, refuse):
+    broken_expert(tmp_path, alter_weights(lambda tensors: tensors["model.norm.weight"].fill_(float("inf"))))
+    (tmp_path / "one.yaml").write_text("merge_method: linear\nmodels: [{model: expert, parameters: {weight: 1.0}}]\n")
+    refuse("merge", "one.yaml", "out", words=["model.norm.weight", "NaN or infinite"])
+    refuse("evaluate", "expert", "--tasks", "zoo_read_ja", "--include-path", ZOO / "tasks", words=["model.norm.weight"])
+
+
+def test_evaluating_nothing(refuse):
+    refuse("evaluate", ZOO / "models" / "base", words=["--tasks: name at least one"])
+    refuse("evaluate", ZOO / "models" / "base", "--tasks", "t", "t", words=["--tasks:", "listed twice"])
+
+
+def test_exporting_to_a_place_that_is_none(finished, refuse):
+    folder, _ = finished
+    refuse("export", folder / "run", "-o", "no/such/folder.yaml", words=["cannot be written"], code=1)
+
+
+def test_an_unexpected_error_is_one_line_too(finished, refuse, monkeypatch):
+    folder, _ = finished
+    from evomerge.commands import status
+
+    def fail(path):
+        raise KeyError("something")
+
+    monkeypatch.setattr(status, "_summary", fail)
+    refuse("status", folder / "run", words=["unexpected KeyError", "--debug"], code=1)
 
 
 def test_a_damaged_log(finished, tmp_path, refuse):

@@ -43,6 +43,16 @@ def test_local_folders_become_absolute_and_hub_ids_stay(write, tmp_path):
     assert config.fitness.include_path == (str(tmp_path / "tasks"),)
 
 
+def test_one_bound_of_a_range_may_be_set_alone(write):
+    weight = load(write(MINIMAL), ["space.weight.high=3"]).space.weight
+    assert (weight.low, weight.high) == (-0.5, 3.0)
+
+
+def test_a_key_given_twice_is_refused(write):
+    with pytest.raises(ConfigError, match="'expert' is given twice"):
+        load(write("models: {base: a/b, expert: a/c, expert: a/d}\nfitness: {tasks: [{task: t}]}"))
+
+
 @pytest.mark.parametrize(
     ("override", "get", "value"),
     [
@@ -67,6 +77,7 @@ BAD = [
     ("budget: {evaluations: many}", r"budget\.evaluations: .*valid integer.*\(got 'many'\)"),
     ("fitness: {tasks: [{task: a}], subset: {itms: 3}}", r"fitness\.subset\.itms: unknown key; did you mean `items`\?"),
     ("fitness: {tasks: []}", r"fitness\.tasks: "),
+    ("fitness: {tasks: [{task: a, weight: 0}]}", r"fitness\.tasks\.0\.weight: input should be greater than 0 .got 0.$"),
     ("fitness: {tasks: [{weight: 1}]}", r"fitness\.tasks\.0\.task: missing"),
     ("fitness: {tasks: [{task: a}], held_out: 1.5}", r"fitness\.held_out: "),
     ("models: {base: org/base}", r"models: .*at least 2"),

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from evomerge.result import ALL_TASKS, Entry, Result, table
+from evomerge.run import LogError
 from fitness.evaluation import Evaluation
 from search_spaces.baselines import source_recipe
 
@@ -65,7 +66,12 @@ def test_a_found_recipe_equal_to_a_rival_is_not_significant():
     assert [row.p_value for row in rows] == [1.0, 1.0]
 
 
-def test_the_json_reads_back():
+def test_the_json_reads_back(tmp_path):
+    file = tmp_path / "result.json"
     rows = table([scored("found", "found", a=right(50)), scored("x", "source", a=right(40))], {"a": 1.0})
     result = Result(rows, "abc", 10, 200, {"merge": 1.0, "overhead": 0.5}, 0.6, 0.1)
-    assert Result.from_json(result.to_json()) == result
+    file.write_text(result.to_json(), encoding="utf-8")
+    assert Result.read(file) == result
+    file.write_text(result.to_json()[:-20], encoding="utf-8")
+    with pytest.raises(LogError, match=r"result\.json cannot be read .*; remove it"):
+        Result.read(file)

@@ -166,8 +166,17 @@ def test_when_a_whole_generation_fails_the_search_stops_and_says_so(create, spac
     assert len(Ledger(run.events()).told) == 60
 
 
+def test_one_failure_after_a_resume_is_no_failed_generation(create, space, fitness_of):
+    run = create()
+    with pytest.raises(KeyboardInterrupt):
+        search(run, space).search(SyntheticPool(space, fitness_of, dies_at=7))
+    search(run, space).search(SyntheticPool(space, fitness_of, fails=lambda count: count == 1))
+    ledger = Ledger(run.events())
+    assert (len(ledger.told), ledger.failed) == (40, 1)
+
+
 def test_when_all_of_a_short_budget_fails_that_is_said_too(create, space, fitness_of):
-    with pytest.raises(SearchError, match="all 3 candidates of generation 0 failed"):
+    with pytest.raises(SearchError, match=r"all 3 candidates failed, the last with.*injected"):
         search(create(), space, evaluations=3).search(SyntheticPool(space, fitness_of, fails=lambda count: True))
 
 

@@ -4,43 +4,66 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from pydantic import ValidationError
 
 from evomerge.commands.merge import open_recipe
 from evomerge.commands.output import console, grid
+from evomerge.config import ConfigError, InlineConfig, load
+from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
-from evomerge.merging.engine import MergeEngine
-from evomerge.problem import torch_device
-from fitness.config import FitnessConfig, TaskConfig
+from evomerge.problem import build_worker
+from evomerge.run import require_run
+from fitness.config import FitnessConfig, Split, TaskConfig
 from fitness.objectives import by_task
-from fitness.scoring import Evaluator
 from fitness.statistics import interval
 from fitness.tasks import TaskSuite
 from search_spaces.baselines import source_recipe
 from search_spaces.recipe import Recipe
 
 
-def evaluate(
-    model: str,
-    tasks: Sequence[str],
-    include_path: Sequence[Path],
-    split: Literal["auto", "train", "validation", "test"],
-    batch_size: int,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Score a model on all items of a split of each task."""
-    config = FitnessConfig(
-        tasks=tuple(TaskConfig(task=task) for task in tasks),
-        include_path=tuple(str(path.resolve()) for path in include_path),
-        batch_size=batch_size,
-    )
-    suite = TaskSuite.whole(config, split)
-    engine, recipe = _open(model, torch_device(device))
-    base = engine.checkpoints[recipe.base_model or recipe.models[0]]
-    evaluator = Evaluator(suite, base.tokenizer(), batch_size=batch_size, device=torch_device(device))
-    scored = evaluator.score(engine.apply(recipe), suite.pool.subset("all", seed=0))
+@dataclass(frozen=True)
+class Questions:
+    """What a model is asked, and how it is run."""
+
+    suite: TaskSuite
+    items: tuple[str, ...]
+    fitness: FitnessConfig
+    workers: InlineConfig
+
+
+def of_tasks(tasks: Sequence[str], include_path: Sequence[Path], split: Split | None) -> Questions:
+    """Return all items of a split of each task, asked as the tasks say."""
+    if not tasks:
+        raise ConfigError("--tasks: name at least one lm-eval task, or a run with --like")
+    try:
+        fitness = FitnessConfig(
+            tasks=tuple(TaskConfig(task=task) for task in tasks),
+            include_path=tuple(str(path.resolve()) for path in include_path),
+        )
+    except ValidationError as error:
+        raise ConfigError(f"--tasks: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    suite = TaskSuite.whole(fitness, split or "auto")
+    return Questions(suite, suite.pool.subset("all", seed=0), fitness, InlineConfig())
+
+
+def of_run(run: Path) -> Questions:
+    """Return a run's held-out items, asked as the run asked them."""
+    require_run(run)
+    config = load(run / "config.yaml")
+    suite = TaskSuite.load(config.fitness, config.seed)
+    return Questions(suite, suite.pool.held_out_ids(), config.fitness, config.workers)
+
+
+def evaluate(model: str, questions: Questions, device: str | None, as_json: bool) -> None:
+    """Score a model."""
+    checkpoints, base, recipe = _open(model)
+    workers = questions.workers if device is None else questions.workers.model_copy(update={"device": device})
+    worker = build_worker(checkpoints, base, questions.suite, questions.fitness, workers)
+    scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items)
     rows = []
     for task, scores in by_task(scored).items():
         low, high = interval(scores)
@@ -53,13 +76,14 @@ def evaluate(
         console().print(grid(columns, [_cells(row) for row in rows]))
 
 
-def _open(model: str, device: str) -> tuple[MergeEngine, Recipe]:
+def _open(model: str) -> tuple[dict[str, Checkpoint], str, Recipe]:
     if Path(model).suffix in (".yaml", ".yml"):
-        return open_recipe(Path(model), device)
+        return open_recipe(Path(model))
     checkpoint = Checkpoint.open(model)
-    engine = MergeEngine({checkpoint.reference: checkpoint}, base=checkpoint.reference, device=device)
+    preflight.check({model: checkpoint}, model)
     dtype = str(checkpoint.dtype).removeprefix("torch.")
-    return engine, source_recipe(checkpoint.reference, checkpoint.layout, out_dtype=dtype)
+    recipe = source_recipe(checkpoint.reference, checkpoint.layout, out_dtype=dtype)
+    return {checkpoint.reference: checkpoint}, checkpoint.reference, recipe
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
+from shlex import quote
 
 from pydantic import TypeAdapter
 
@@ -29,13 +29,13 @@ def export(path: Path, output: Path | None, rank: int | None, dialect: str, roun
         print(text, end="")
         return
     write_text(output, text)
-    print(f"wrote {output}; next: evomerge merge {output} merged", file=sys.stderr)
+    print(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", file=sys.stderr)
 
 
 def _best(path: Path) -> Recipe:
     file = path / "best.yaml"
     if not file.is_file():
-        raise RunError(f"{path} has scored no candidate yet; wait, or go on with `evomerge resume {path}`")
+        raise RunError(f"{path} has scored no candidate yet; wait, or go on with `evomerge resume {quote(str(path))}`")
     return Recipe.from_file(file)
 
 
@@ -44,8 +44,8 @@ def _ranked(path: Path, ledger: Ledger, rank: int) -> Recipe:
     if rank > len(ranking):
         raise RunError(f"--rank {rank}: {path} has {len(ranking)} distinct scored recipes; give 1 to {len(ranking)}")
     config = load(path / "config.yaml")
-    environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
-    layout = TypeAdapter(ModelLayout).validate_python(environment["layout"])
+    with Run.read(path) as run:
+        layout = TypeAdapter(ModelLayout).validate_python(run.environment()["layout"])
     space = CoefficientSpace(config.space, config.models, layout, out_dtype=config.out_dtype, seed=config.seed)
     return space.decode(ledger.asked[ranking[rank - 1]].candidate.genotype)
 

@@ -6,9 +6,11 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import yaml
 
+from evomerge.commands.evaluate import of_tasks
 from evomerge.config import ConfigError
 from evomerge.files import write_text
 from evomerge.merging import preflight
@@ -48,16 +50,21 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
         raise ConfigError("--models: name the base and at least one expert: --models BASE EXPERT")
     if output.exists():
         raise ConfigError(f"{output} exists already; name another file with -o")
+    references = [_reference(model) for model in models]
+    for reference in references:
+        if references.count(reference) > 1:
+            raise ConfigError(f"--models: {reference} is named twice; name each model once")
     names = _names(models)
     checkpoints = {name: Checkpoint.open(model) for name, model in zip(names, models, strict=True)}
     preflight.check(checkpoints, names[0], scan=False)
+    of_tasks(tasks, include_path, split=None)  # that they exist
     num_layers, experts = checkpoints[names[0]].layout.num_layers, len(models) - 1
     groups = max(1, min(num_layers, GENES // experts - 2))  # embeddings and head are groups of their own
     layers_per_group = math.ceil(num_layers / groups)
     genes = experts * (math.ceil(num_layers / layers_per_group) + 2)
     text = TEMPLATE.format(
         file=output,
-        models="\n".join(f"  {name}: {_text(_reference(m))}" for name, m in zip(names, models, strict=True)),
+        models="\n".join(f"  {_text(name)}: {_text(path)}" for name, path in zip(names, references, strict=True)),
         method="task_arithmetic",
         layers_per_group=layers_per_group,
         num_layers=num_layers,
@@ -66,7 +73,7 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
         evaluations=max(200, 10 * genes),
     )
     write_text(output, text)
-    print(f"wrote {output}: {genes} genes; next: evomerge plan {output}")
+    print(f"wrote {output}: {genes} genes; next: evomerge plan {quote(str(output))}")
 
 
 def _names(models: Sequence[str]) -> list[str]:

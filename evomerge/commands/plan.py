@@ -77,7 +77,7 @@ def _summary(problem: Problem) -> dict[str, Any]:
         "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
         "estimated_seconds": total * evaluations,
         "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_errors[0]},
-        "notes": [*problem.report.warnings, *_budget_notes(population, problem, total)],
+        "notes": [*problem.warnings, *_budget_notes(population, problem, total)],
     }
 
 

@@ -4,116 +4,148 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 
 from evomerge.commands.output import console, print_held_out
-from evomerge.config import SearchConfig, load
+from evomerge.config import load
 from evomerge.final import Conclusion
 from evomerge.problem import Problem
 from evomerge.progress import SearchProgress
 from evomerge.result import Result
 from evomerge.run import Run, RunError
 from evomerge.search import Search
+from evomerge.workers.base import Pool
 
 log = logging.getLogger("evomerge")
 
 
 def search(config_file: Path, overrides: Sequence[str], path: Path | None, as_json: bool) -> None:
     """Make a new run and search."""
-    config = load(config_file, overrides)
-    path = path or _free_name(Path("runs") / config_file.stem)
     out = console(stderr=as_json)
-    out.print(f"checking {len(config.models)} models and {len(config.fitness.tasks)} tasks")
-    problem = Problem(config)
-    for warning in problem.report.warnings:
-        out.print(f"warning: {warning}")
-    with Run.create(path, problem.resolved().to_yaml(), problem.environment()) as run:
-        _go_on(run, problem, out, as_json)
+    path = path or _free_name(Path("runs") / config_file.stem)
+    with _interruptible(out, "stopped before the search began; nothing is kept"):
+        problem, environment = _open(config_file, overrides, out)
+        pool = problem.pool()  # before the run exists: what is wrong with a device or a tokenizer shows here
+        run = Run.create(path, problem.resolved().to_yaml(), environment)
+    with run:
+        _go_on(run, problem, pool, out, as_json)
 
 
 def resume(path: Path, as_json: bool) -> None:
     """Go on with a run."""
+    out = console(stderr=as_json)
     with Run.open(path) as run:
-        problem = Problem(load(path / "config.yaml"))
-        _check_sources(run, problem)
-        _go_on(run, problem, console(stderr=as_json), as_json)
+        with _interruptible(out, _how_to_go_on(run)):
+            problem, environment = _open(path / "config.yaml", [], out)
+            _check_same(run, environment)
+            pool = problem.pool()
+        _go_on(run, problem, pool, out, as_json)
 
 
-def _go_on(run: Run, problem: Problem, out: Console, as_json: bool) -> None:
+def _open(config_file: Path, overrides: Sequence[str], out: Console) -> tuple[Problem, dict]:
+    config = load(config_file, overrides)
+    out.print(f"checking {len(config.models)} models and {len(config.fitness.tasks)} tasks")
+    problem = Problem(config)
+    for warning in problem.warnings:
+        out.print(f"warning: {warning}")
+    return problem, problem.environment()
+
+
+def _go_on(run: Run, problem: Problem, pool: Pool, out: Console, as_json: bool) -> None:
     """Search until the budget is spent, then score the finalists; a stop in between loses nothing."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    handler = _log_to(run.path / "log.txt")
-    try:
-        result = _search_and_conclude(run, problem, out)
-    except KeyboardInterrupt:
-        log.info("stopped")
-        out.print(f"stopped; nothing scored is lost. Go on with: evomerge resume {run.path}")
-        raise SystemExit(130) from None
-    finally:
-        log.removeHandler(handler)
-        handler.close()
+    with _logged(run.path / "log.txt"), _interruptible(out, _how_to_go_on(run)):
+        result = _search_and_conclude(run, problem, pool, out)
     if as_json:
         print(result.to_json())
     else:
-        _print_end(run, result, problem.config, out)
+        _print_end(run, result, out)
 
 
-def _search_and_conclude(run: Run, problem: Problem, out: Console) -> Result:
-    config = problem.config
-    state = Search(run, problem.space, problem.strategy(), config.budget, problem.subset)
+def _search_and_conclude(run: Run, problem: Problem, pool: Pool, out: Console) -> Result:
+    budget = problem.config.budget
+    state = Search(run, problem.space, problem.strategy(), budget, problem.subset)
     done = len(state.ledger.told)
     out.print(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
-        f"{config.budget.evaluations} evaluations" + (f", {done} of them done" if done else "")
+        f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")
     )
     log.info("searching from evaluation %d", done)
-    pool = problem.pool()
-    with SearchProgress(out, config.budget, done) as progress:
+    with SearchProgress(out, budget, done) as progress:
         state.search(pool, progress)
     out.print(f"scoring the finalists on {len(problem.held_out_items)} held-out items")
     return Conclusion(run, problem, state, pool).conclude()
 
 
-def _print_end(run: Run, result: Result, config: SearchConfig, out: Console) -> None:
+def _print_end(run: Run, result: Result, out: Console) -> None:
     print_held_out(out, result.held_out)
     out.print(
         f"search score of the found recipe {result.search_score:.3f}, {result.optimism:+.3f} above its held-out score"
     )
-    tasks = " ".join(task.task for task in config.fitness.tasks)
-    include = " ".join(_relative(path) for path in config.fitness.include_path)
+    name = quote(str(run.path))
     out.print("next:")
     for command in (
-        f"evomerge export {run.path} -o recipe.yaml",
+        f"evomerge export {name} -o recipe.yaml",
         "evomerge merge recipe.yaml merged",
-        f"evomerge evaluate merged --tasks {tasks}" + (f" --include-path {include}" if include else ""),
+        f"evomerge evaluate merged --like {name}",
     ):
         out.print(f"  {command}", soft_wrap=True)
 
 
-def _check_sources(run: Run, problem: Problem) -> None:
-    recorded = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["sources"]
-    # Through JSON, so that tuples and lists compare alike.
-    current = json.loads(json.dumps(problem.environment()["sources"]))
-    for name, fingerprint in current.items():
-        if recorded.get(name) != fingerprint:
+def _check_same(run: Run, environment: dict) -> None:
+    """Refuse to go on with other sources, items or settings: the scores would not compare."""
+    recorded = run.environment()
+    current = json.loads(json.dumps(environment))  # tuples become lists, as in the file
+    for name, files in current["sources"].items():
+        if recorded["sources"].get(name) != files:
+            raise RunError(f"models.{name}: it has changed since the run began; put the old files back, or {_ANEW}")
+    for key, value in current["config"].items():
+        if recorded["config"].get(key) != value:
             raise RunError(
-                f"models.{name}: {problem.config.models[name]} has changed since the run began, so scores would not "
-                "compare; put the old files back, or start a new run"
+                f"{run.path / 'config.yaml'}: {key} was edited since the run began, and only the budget, the workers "
+                f"and places of files may be; put it back, or {_ANEW}"
             )
+    if recorded["items"] != current["items"]:
+        raise RunError(f"fitness.tasks: a task's items have changed since the run began; put them back, or {_ANEW}")
 
 
-def _log_to(path: Path) -> logging.Handler:
+_ANEW = "start a new run"
+
+
+def _how_to_go_on(run: Run) -> str:
+    return f"stopped; nothing scored is lost. Go on with: evomerge resume {quote(str(run.path))}"
+
+
+@contextmanager
+def _interruptible(out: Console, message: str) -> Iterator[None]:
+    """End with a sentence and exit code 130 on Ctrl-C (or, while searching, on SIGTERM)."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.info("stopped")
+        out.print(message, soft_wrap=True)
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Write what the search logs to a file, and not to the terminal."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(handler)
-    return handler
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def _free_name(path: Path) -> Path:
@@ -123,8 +155,3 @@ def _free_name(path: Path) -> Path:
         count += 1
         name = path.with_name(f"{path.name}-{count}")
     return name
-
-
-def _relative(path: str) -> str:
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative

@@ -33,8 +33,9 @@ class Worker:
             scored = self.evaluator.score(model, items)
             seconds["score"] = scored.forward_seconds
             value, error = aggregate(self.evaluator.suite.weights, scored)
-        except (ValueError, RuntimeError, ArithmeticError, MemoryError) as problem:  # torch's are RuntimeErrors
-            return Evaluation.failed(f"{type(problem).__name__}: {problem}", seconds)
+        except Exception as problem:  # whatever torch, the tasks' own metrics or their templates raise
+            reason = " ".join(f"{type(problem).__name__}: {problem}".split())
+            return Evaluation.failed(reason, seconds)
         return Evaluation(
             status="ok",
             objectives=(value,),
