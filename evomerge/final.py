@@ -7,18 +7,14 @@ on the held-out items beside every source and the standard baselines, with inter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from shlex import quote
-from typing import Literal
-
 import numpy as np
 
+from evomerge.bench import Bench
 from evomerge.problem import Problem
 from evomerge.result import Entry, Result, table
-from evomerge.run import Final, Run
+from evomerge.run import Run
 from evomerge.search import Search, SearchError
 from evomerge.workers.base import Pool
-from fitness.evaluation import Evaluation
 
 CONFIRMED = 3
 """Candidates, best by search score, that are scored on all search items."""
@@ -32,7 +28,7 @@ class Conclusion:
         self.problem = problem
         self.ledger = search.ledger
         self.strategy = search.strategy
-        self.pool = pool
+        self.bench = Bench(run, search.ledger, pool)
 
     def conclude(self) -> Result:
         """Confirm, choose, score on the held-out items; write `best.yaml` and `result.json`.
@@ -44,7 +40,7 @@ class Conclusion:
         """
         found, mean, search_score = self._choose()
         entries = [found, *([mean] if mean else []), *self.problem.baselines()]
-        scored = [(entry, self._score("held_out", entry, self.problem.held_out_items)) for entry in entries]
+        scored = [(entry, self.bench.score("held_out", entry, self.problem.held_out_items)) for entry in entries]
         rows = table(scored, self.problem.suite.weights)
         held_out = scored[0][1].fitness
         result = Result(
@@ -72,25 +68,7 @@ class Conclusion:
         mean = Entry("distribution mean", "mean", space.decode(guess)) if guess is not None else None
         if mean is not None:
             entries.append(Entry("found", "found", mean.recipe))
-        confirmed = [self._score("confirm", entry, self.problem.search_items).fitness for entry in entries]
+        items = self.problem.search_items
+        confirmed = [self.bench.score("confirm", entry, items).fitness for entry in entries]
         best = int(np.argmax(confirmed))
         return entries[best], mean, confirmed[best]
-
-    def _score(self, stage: Literal["confirm", "held_out"], entry: Entry, items: Sequence[str]) -> Evaluation:
-        """Score a recipe on `items`, or take the recorded scores."""
-        recipe = entry.recipe
-        known = self.ledger.finals.get((stage, recipe.hash))
-        if known is None and stage == "confirm" and self.problem.subset == tuple(items):
-            known = self.ledger.by_recipe.get(recipe.hash)
-        if known is None:
-            self.pool.submit(0, recipe, items)
-            ((_, known),) = self.pool.wait()
-            if known.status != "ok":
-                raise SearchError(
-                    f"scoring {entry.name} failed: {known.reason}; mend the cause, "
-                    f"then `evomerge resume {quote(str(self.run.path))}`"
-                )
-            event = Final(stage, recipe.hash, known)
-            self.run.record(event)
-            self.ledger.add(event)
-        return known

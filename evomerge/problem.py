@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from evomerge import __version__
+from evomerge.bench import Bench
 from evomerge.config import ConfigError, InlineConfig, SearchConfig
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
@@ -21,7 +22,9 @@ from evomerge.result import Entry
 from evomerge.strategies.base import Strategy
 from evomerge.workers.inline import InlinePool, Worker
 from fitness.config import FitnessConfig
+from fitness.evaluation import ItemScores, TaskError
 from fitness.items import task_of
+from fitness.measure import InheritedMeasure, Measure, PlainMeasure
 from fitness.scoring import Evaluator
 from fitness.tasks import TaskSuite
 from search_spaces.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
@@ -61,6 +64,34 @@ class Problem:
         ]
 
     @property
+    def inherits(self) -> bool:
+        """Whether full scores are estimated from the experts' answers."""
+        return self.config.fitness.subset.estimator == "inherited"
+
+    def measure(self, bench: Bench) -> Measure:
+        """Return how candidates are measured; the experts are scored on all search items where that is needed.
+
+        Raises
+        ------
+        TaskError
+            If the experts' scores are outside of [0, 1].
+        """
+        if not self.inherits:
+            return PlainMeasure(self.subset)
+        experts = [entry for entry in self.sources() if entry.name != self.config.base]
+        answers = [bench.score("parent", entry, self.search_items) for entry in experts]
+        count = self.config.fitness.subset.items
+        try:
+            return InheritedMeasure(
+                [ItemScores(answer.items, answer.scores, 0.0) for answer in answers],
+                self.suite.weights,
+                len(self.search_items) if count == "all" else count,
+                self.config.seed,
+            )
+        except ValueError as error:
+            raise TaskError(f"{error}; set fitness.subset.estimator: mean") from None
+
+    @property
     def noise(self) -> float:
         """The largest standard error that one fitness value can have: that of a coin flipped per item."""
         weights = self.suite.weights
@@ -95,17 +126,21 @@ class Problem:
         self.worker.prepare(self.space.decode(self.space.start), self.subset)
         return InlinePool(self.worker)
 
+    def sources(self) -> list[Entry]:
+        """Every source as it is."""
+        layout, dtype = self.layout, self.config.out_dtype
+        return [
+            Entry(name, "source", source_recipe(reference, layout, out_dtype=dtype))
+            for name, reference in self.config.models.items()
+        ]
+
     def baselines(self) -> list[Entry]:
         """Every source as it is, the uniform average of the experts, and task arithmetic 0.3."""
         models, layout, dtype = self.config.models, self.layout, self.config.out_dtype
-        sources = [
-            Entry(name, "source", source_recipe(reference, layout, out_dtype=dtype))
-            for name, reference in models.items()
-        ]
         uniform = uniform_recipe(models, layout, out_dtype=dtype)
         arithmetic = task_arithmetic_recipe(models, layout, TASK_ARITHMETIC_SCALE, out_dtype=dtype)
         return [
-            *sources,
+            *self.sources(),
             Entry("uniform average", "uniform", uniform),
             Entry(f"task arithmetic {TASK_ARITHMETIC_SCALE}", "task_arithmetic", arithmetic),
         ]

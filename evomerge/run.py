@@ -55,6 +55,9 @@ class LogError(RuntimeError):
     """An event log that is damaged or cannot be written; the message says what is kept and what to do."""
 
 
+Stage = Literal["parent", "confirm", "held_out"]
+
+
 @dataclass(frozen=True, eq=False)
 class Asked:
     """A candidate was proposed; `recipe` is the hash of what its genotype decodes to."""
@@ -79,9 +82,13 @@ class Told:
 
 @dataclass(frozen=True, eq=False)
 class Final:
-    """A recipe's score after the search: on all search items (`confirm`) or on the held-out items."""
+    """A recipe scored beside the search.
 
-    stage: Literal["confirm", "held_out"]
+    `stage`: an expert on all search items before it (`parent`), a finalist on all search items after it (`confirm`),
+    or any row of the final table on the held-out items (`held_out`).
+    """
+
+    stage: Stage
     recipe: str
     evaluation: Evaluation
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from shlex import quote
 
@@ -20,6 +20,7 @@ from evomerge.run import Asked, Run, Told
 from evomerge.strategies.base import Candidate, Evaluated, Strategy
 from evomerge.workers.base import Pool
 from fitness.evaluation import Evaluation
+from fitness.measure import Measure
 from search_spaces.recipe import Recipe
 from search_spaces.space import SearchSpace
 
@@ -42,8 +43,8 @@ class Search:
         Open for writing; its events are replayed first.
     strategy
         Freshly built; it is led through the recorded events.
-    items
-        The search items that every candidate is asked.
+    measure
+        Which items candidates are asked, and what their answers say; freshly built, it is led through the events.
     """
 
     def __init__(
@@ -52,13 +53,13 @@ class Search:
         space: SearchSpace,
         strategy: Strategy,
         budget: BudgetConfig,
-        items: Sequence[str],
+        measure: Measure,
     ) -> None:
         self.run = run
         self.space = space
         self.strategy = strategy
         self.budget = budget
-        self.items = tuple(items)
+        self.measure = measure
         self._notify: Callable[[Ledger], None] = lambda ledger: None
         self.ledger = Ledger()
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
@@ -89,7 +90,7 @@ class Search:
                 self._stop_if_nothing_succeeded()
                 return
             for identity, evaluation in pool.wait():
-                self._tell(identity, evaluation, cached=False)
+                self._tell(identity, self.measure.judge(evaluation), cached=False)
 
     @property
     def spent(self) -> bool:
@@ -120,13 +121,12 @@ class Search:
             free = {"merge": 0.0, "score": 0.0, "wait": 0.0}
             self._tell(candidate.id, replace(known, seconds=free), cached=True)
         else:
-            pool.submit(candidate.id, recipe, self.items)
+            pool.submit(candidate.id, recipe, self.measure.items(candidate.generation))
 
     def _tell(self, identity: int, evaluation: Evaluation, cached: bool) -> None:
         told = Told(identity, evaluation, cached, self._elapsed())
         self.run.record(told)
-        self.ledger.add(told)
-        self.strategy.tell([Evaluated(identity, evaluation)])
+        self._take(told)
         recipe = self._recipes.pop(identity)
         if evaluation.status == "failed":
             log.warning("candidate %d failed: %s", identity, evaluation.reason)
@@ -170,12 +170,21 @@ class Search:
     def _elapsed(self) -> float:
         return time.perf_counter() - self._clock if self._clock else self.ledger.elapsed
 
+    def _take(self, told: Told) -> None:
+        """Let everything that learns know a result, the same whether it is new or replayed."""
+        self.ledger.add(told)
+        self.strategy.tell([Evaluated(told.candidate, told.evaluation)])
+        if not told.cached:
+            self.measure.learn(told.evaluation)
+
     def _replay(self) -> None:
         for event in self.run.events():
+            if isinstance(event, Told):
+                self._take(event)
+                continue
             if isinstance(event, Asked):
                 self._check_replayed(event)
-            elif isinstance(event, Told):
-                self.strategy.tell([Evaluated(event.candidate, event.evaluation)])
+                self.measure.items(event.candidate.generation)
             self.ledger.add(event)
 
     def _check_replayed(self, event: Asked) -> None:

@@ -32,7 +32,7 @@ def canonical_form(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         slices=slices,
-        base_model=recipe.donor,
+        base_model=recipe.base_model if spec.base == "optional" else recipe.donor,
         parameters=(),
         out_dtype=None if recipe.out_dtype == recipe.dtype else recipe.out_dtype,
         seed=(recipe.seed or 0) if spec.stochastic else None,

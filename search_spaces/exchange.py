@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from search_spaces.recipe import Recipe
-from search_spaces.settings import find
+from search_spaces.errors import RecipeError
+from search_spaces.methods import METHODS
+from search_spaces.recipe import Recipe, Slice
+from search_spaces.settings import Parameters, find
 
-# mergekit rounds to `dtype` after every step of these; evomerge accumulates in float32 and rounds once.
-_ROUNDED_AT_EVERY_STEP = ("task_arithmetic", "ties", "dare_ties")
+# These mergekit computes in float32 at least, whatever `dtype`. With the others it rounds to `dtype` after every
+# step, where evomerge accumulates in float32 and rounds once.
+_NOT_ROUNDED_BETWEEN = ("linear", "slerp", "passthrough")
 _EXACT_DTYPES = ("float32", "float64")
-
-_MASKS = (
-    "dare_ties masks: evomerge draws each from the seed, the model and the tensor's name and rescales by "
-    "1/density; mergekit draws them from one generator and rescales by the sum of magnitudes"
-)
 
 
 def obstacles(recipe: Recipe) -> tuple[str, ...]:
     """Return a sentence for each reason why mergekit would give other weights; nothing when it would not."""
-    found = []
-    if _draws_masks(recipe):
-        found.append(_MASKS)
+    spec = recipe.spec
+    if not spec.in_mergekit:
+        return (f"mergekit 0.1.5 has no merge_method '{spec.name}'",)
+    found = [f"{name}: mergekit has no such parameter of {spec.name}" for name in _extensions(recipe)]
+    if _deviates(recipe):
+        found.append(f"{_subject(recipe)}: {spec.deviation}")
     if _loses_precision(recipe):
         found.append(
             f"dtype {recipe.dtype or 'of the sources'}: mergekit rounds to it after every step of "
@@ -31,30 +33,78 @@ def obstacles(recipe: Recipe) -> tuple[str, ...]:
 
 
 def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
-    """Return the nearest recipe that mergekit reads in full, and a sentence for each thing given up."""
-    notes = []
-    if _draws_masks(recipe):
+    """Return the nearest recipe that mergekit reads in full, and a sentence for each thing given up.
+
+    Raises
+    ------
+    RecipeError
+        If mergekit has no such method.
+    """
+    if not recipe.spec.in_mergekit:
+        known = ", ".join(sorted(name for name, spec in METHODS.items() if spec.in_mergekit))
+        raise RecipeError(
+            f"merge_method: mergekit 0.1.5 has no '{recipe.merge_method}'; build the model with evomerge merge, or "
+            f"search one of {known}"
+        )
+    notes = [f"{name} is dropped; mergekit has no such parameter" for name in _extensions(recipe)]
+    recipe = _without(recipe, _extensions(recipe))
+    if _deviates(recipe):
         notes.append(
-            "dare_ties masks: the seed is dropped; mergekit draws masks of its own (give it --random-seed)"
+            f"{_subject(recipe)}: the seed is dropped; mergekit draws masks of its own (give it --random-seed)"
+            if recipe.spec.stochastic
+            else f"{_subject(recipe)}: {recipe.spec.deviation}"
         )
     if _loses_precision(recipe):
         out_dtype = recipe.out_dtype or recipe.dtype
         recipe = replace(recipe, dtype="float32", out_dtype=out_dtype)
-        saved = (
-            f"out_dtype {out_dtype} keeps the result's" if out_dtype else "the result is saved in it as well"
-        )
+        saved = f"out_dtype {out_dtype} keeps the result's" if out_dtype else "the result is saved in it as well"
         notes.append(f"dtype: float32 is written for the arithmetic; {saved}")
     return replace(recipe, seed=None), tuple(notes)
 
 
-def _draws_masks(recipe: Recipe) -> bool:
-    """Whether any density is below 1: only then is something drawn."""
+def _subject(recipe: Recipe) -> str:
+    return f"{recipe.merge_method} masks" if recipe.spec.stochastic else recipe.merge_method
+
+
+def _deviates(recipe: Recipe) -> bool:
+    """Whether the method's deviation shows: random masks do only where a density is below 1."""
     if not recipe.spec.stochastic:
-        return False
+        return bool(recipe.spec.deviation)
     scopes = [source.parameters for part in recipe.canonical().slices for source in part.sources]
     values = [condition.value for scope in scopes for condition in find(scope, "density")]
     return any(min(value) < 1 if isinstance(value, tuple) else value < 1 for value in values)
 
 
+def _extensions(recipe: Recipe) -> tuple[str, ...]:
+    """Return our own parameters that the recipe sets to other than their defaults."""
+    ours = {parameter.name for parameter in recipe.spec.parameters if parameter.extension}
+    return tuple(sorted(ours & set(_parameters(recipe.canonical())))) if ours else ()
+
+
+def _parameters(recipe: Recipe) -> Iterator[str]:
+    for part in recipe.slices:
+        for scope in (part.parameters, *(source.parameters for source in part.sources)):
+            yield from (name for name, _ in scope)
+
+
+def _without(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
+    """Return the recipe with no mention of the parameters `names`."""
+    if not names:
+        return recipe
+
+    def kept(parameters: Parameters) -> Parameters:
+        return tuple((name, setting) for name, setting in parameters if name not in names)
+
+    slices = tuple(
+        Slice(
+            tuple(replace(source, parameters=kept(source.parameters)) for source in part.sources),
+            kept(part.parameters),
+            part.base_model,
+        )
+        for part in recipe.slices
+    )
+    return replace(recipe, slices=slices, parameters=kept(recipe.parameters))
+
+
 def _loses_precision(recipe: Recipe) -> bool:
-    return recipe.merge_method in _ROUNDED_AT_EVERY_STEP and recipe.dtype not in _EXACT_DTYPES
+    return recipe.merge_method not in _NOT_ROUNDED_BETWEEN and recipe.dtype not in _EXACT_DTYPES

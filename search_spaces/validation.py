@@ -96,6 +96,8 @@ def _validate_models(recipe: Recipe, part: Slice, spec: MethodSpec, place: str) 
     if spec.base == "required" and base is None:
         raise RecipeError(f"base_model: {spec.name} needs a base; write base_model: ONE_OF_THE_MODELS")
     count = len(names)
+    if spec.base == "optional":
+        count -= base in names
     if spec.base == "required":
         if base not in names:
             raise RecipeError(
@@ -104,7 +106,7 @@ def _validate_models(recipe: Recipe, part: Slice, spec: MethodSpec, place: str) 
         count -= 1
     if count < spec.min_models or (spec.max_models is not None and count > spec.max_models):
         wanted = f"{spec.min_models}" if spec.min_models == spec.max_models else f"at least {spec.min_models}"
-        beside = " beside the base" if spec.base == "required" else ""
+        beside = "" if spec.base == "none" else " beside the base"
         raise RecipeError(
             f"{place}: {spec.name} takes {wanted} model(s){beside}, not {count}; change its sources"
         )

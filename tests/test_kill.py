@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge.run import Asked, Final, LogError, Run, RunError
+from evomerge.run import Asked, Final, LogError, Run, RunError, is_run
 
 ZOO = Path(__file__).parent.parent / "experiments" / "zoo"
 COMMAND = Path(sys.executable).parent / "evomerge"
@@ -65,6 +65,20 @@ def count(run):
         return 0
 
 
+def go_on(folder):
+    """Do what a user would: resume the run, or search again where it was killed before there was one."""
+    if is_run(folder / "killed"):
+        return start(folder, "resume", "killed")
+    return start(folder, "search", "search.yaml", "--run", "killed")
+
+
+def kill_while_it_starts(process, rng):
+    """SIGKILL at a random moment of the seconds that imports and checks take."""
+    time.sleep(rng.uniform(0, 5))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
 def kill_after_some_events(process, run, more, rng):
     """Wait for `more` new events and a random moment longer, then SIGKILL; False if the process ended by itself."""
     target = count(run) + more
@@ -87,11 +101,14 @@ def test_killed_and_resumed(tmp_path, kills):
     rng = random.Random(kills)
     run = tmp_path / "killed"
     killed = 0
-    process = start(tmp_path, "search", "search.yaml", "--run", "killed")
-    for _ in range(kills):
+    process = go_on(tmp_path)
+    for number in range(kills):
+        if number % 4 == 0:
+            kill_while_it_starts(process, rng)
+            process = go_on(tmp_path)
         killed += kill_after_some_events(process, run, rng.randint(1, max(1, 2 * len(expected) // (3 * kills))), rng)
         assert expected[: count(run)] == events(run)
-        process = start(tmp_path, "resume", "killed")
+        process = go_on(tmp_path)
     assert process.wait() == 0, process.stderr.read()
     assert killed == kills
     assert events(run) == expected

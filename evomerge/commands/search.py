@@ -12,9 +12,11 @@ from shlex import quote
 
 from rich.console import Console
 
+from evomerge.bench import Bench
 from evomerge.commands.output import console, print_held_out
 from evomerge.config import load
 from evomerge.final import Conclusion
+from evomerge.ledger import Ledger
 from evomerge.problem import Problem
 from evomerge.progress import SearchProgress
 from evomerge.result import Result
@@ -70,7 +72,10 @@ def _go_on(run: Run, problem: Problem, pool: Pool, out: Console, as_json: bool) 
 
 def _search_and_conclude(run: Run, problem: Problem, pool: Pool, out: Console) -> Result:
     budget = problem.config.budget
-    state = Search(run, problem.space, problem.strategy(), budget, problem.subset)
+    if problem.inherits:
+        out.print(f"scoring the experts on {len(problem.search_items)} search items")
+    measure = problem.measure(Bench(run, Ledger(run.events()), pool))
+    state = Search(run, problem.space, problem.strategy(), budget, measure)
     done = len(state.ledger.told)
     out.print(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "

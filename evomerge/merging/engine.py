@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from evomerge.merging.checkpoints import Checkpoint, CheckpointError
 from evomerge.merging.jobs import Job
 from evomerge.merging.layers import LayerOrder, layer_order, reordered
 from evomerge.merging.methods import implementation
-from evomerge.merging.methods.registry import MergeMethod, Prepared, SourceGroup, SourceTensor
+from evomerge.merging.methods.registry import MergeMethod, Prepared, SourceGroup, SourceModel, SourceTensor
 from evomerge.merging.resident import Resident, build_resident
 from search_spaces.layout import ModelLayout
 from search_spaces.recipe import Recipe
@@ -84,6 +84,7 @@ class MergeEngine:
         self._matrix_scratch = Scratch(self._device, block)
         self._sources: dict[tuple[str, str], Tensor] = {}
         self._prepared: dict[tuple[object, ...], Prepared] = {}
+        self._models: dict[tuple[str, str | None], SourceModel] = {}
         self._resident: Resident | None = None
         self._resident_key: tuple[object, ...] | None = None
         self._architectures: dict[tuple[str, LayerOrder], str] = {}
@@ -167,13 +168,14 @@ class MergeEngine:
                 sources[part.model, part.tensor] = values.nbytes
                 read += values.nbytes
             parameters += values.numel()
+            form = self._form(plan, self.checkpoint(part.model).shape(part.tensor))
             for part in plan.contributions:
-                held = method.prepared_bytes * values.numel()
+                held = method.prepared_size(form)
                 prepared[self._prepared_key(method.prepare or method.prepare_all, plan, (part,), 0)] = held
                 read += held
-            held = method.shared_bytes * values.numel()
-            prepared[self._prepared_key(method.prepare_all, plan, plan.contributions, 0)] = held
-            read += held
+            shared = method.shared_size(form)
+            prepared["shared", self._prepared_key(method.prepare_all, plan, plan.contributions, 0)] = shared
+            read += shared
         resident = parameters * self._dtype_for(self.out_dtype(recipe)).itemsize
         return Footprint(
             source_bytes=sum(sources.values()),
@@ -226,7 +228,7 @@ class MergeEngine:
                     f"{part.model}: {part.tensor} has shape {list(own)} where the merged {plan.name} has "
                     f"{list(shape)}; merge models of one architecture and size"
                 )
-        form = Form(tuple(shape), by_token=plan.name in self._by_token)
+        form = self._form(plan, tuple(shape))
         base = None if plan.base is None else self._source(plan.base.model, plan.base.tensor)
         return Job(
             method,
@@ -246,9 +248,23 @@ class MergeEngine:
         key = self._prepared_key(method.prepare, plan, (part,), seed if method.spec.stochastic else 0)
         state = self._prepared.get(key)
         if state is None:
-            source = SourceTensor(part.tensor, self._on_device(part), self._base_on_device(plan), seed, form)
+            source = SourceTensor(
+                part.tensor, self._on_device(part), self._base_on_device(plan), seed, form, self._model(plan, part)
+            )
             state = self._prepared[key] = method.prepare(source)
         return state
+
+    def _model(self, plan: TensorPlan, part: Contribution) -> SourceModel:
+        base = None if plan.base is None else plan.base.model
+        model = self._models.get((part.model, base))
+        if model is None:
+            model = self._models[part.model, base] = SourceModel(lambda: self._pairs(part.model, base))
+        return model
+
+    def _pairs(self, reference: str, base: str | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for name in self.checkpoint(reference).names:
+            other = None if base is None else self._source(base, name).to(self._device)
+            yield self._source(reference, name).to(self._device), other
 
     def _prepare_all(self, method: MergeMethod, plan: TensorPlan, form: Form) -> Prepared:
         assert method.prepare_all is not None
@@ -266,6 +282,9 @@ class MergeEngine:
         """Return what prepared state depends on: methods that prepare alike share it."""
         base = None if plan.base is None else (plan.base.model, plan.base.tensor)
         return prepare, base, seed, *((part.model, part.tensor) for part in parts)
+
+    def _form(self, plan: TensorPlan, shape: tuple[int, ...]) -> Form:
+        return Form(shape, by_token=plan.name in self._by_token)
 
     def _on_device(self, part: Contribution) -> Tensor:
         return self._source(part.model, part.tensor).to(self._device)

@@ -7,15 +7,16 @@ from pydantic import ValidationError
 from search_spaces.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.coefficients import CoefficientConfig, CoefficientSpace, Range
 from search_spaces.errors import RecipeError
+from search_spaces.methods import METHODS as METHOD_TABLE
 from search_spaces.recipe import Recipe
 from search_spaces.resolve import resolve
 
-METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_ties")
+METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_ties", "breadcrumbs", "nuslerp", "sce", "tsv_m")
 PARTS = ("attention", "mlp", "other")
 
 
 def make(layout, models, method="task_arithmetic", **config):
-    used = dict(list(models.items())[:2]) if method == "slerp" else models
+    used = dict(list(models.items())[: {"slerp": 2, "nuslerp": 3}.get(method)])
     return CoefficientSpace(CoefficientConfig(method=method, **config), used, layout, seed=5)
 
 
@@ -33,9 +34,7 @@ def spaces(layout, models):
 def spaces_and_points(draw, spaces, count=1):
     """Draw a space and points of it; coordinates on the bounds are as likely as others."""
     space = spaces[draw(st.sampled_from(sorted(spaces, key=str)))]
-    unit = st.lists(
-        st.sampled_from([0.0, 1.0]) | st.floats(0, 1), min_size=space.dimension, max_size=space.dimension
-    )
+    unit = st.lists(st.sampled_from([0.0, 1.0]) | st.floats(0, 1), min_size=space.dimension, max_size=space.dimension)
     points = [space.low + np.array(draw(unit)) * (space.high - space.low) for _ in range(count)]
     return space, [np.clip(point, space.low, space.high) for point in points]
 
@@ -187,17 +186,13 @@ def test_baselines_can_be_encoded(layout, models):
     uniform = uniform_recipe(models, layout)
     linear = make(layout, models, "linear")
     decoded = resolve(linear.decode(linear.encode(uniform)), layout)
-    assert [c.parameters["weight"] for c in decoded[0].contributions] == pytest.approx(
-        [0, 1 / 3, 1 / 3, 1 / 3]
-    )
+    assert [c.parameters["weight"] for c in decoded[0].contributions] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
 
 
 def test_models_that_are_absent_have_weight_zero(layout, models):
     two = {name: models[name] for name in ("base", "x")}
     space = make(layout, models)
-    point = dict(
-        zip((g.name for g in space.genes), space.encode(task_arithmetic_recipe(two, layout)), strict=True)
-    )
+    point = dict(zip((g.name for g in space.genes), space.encode(task_arithmetic_recipe(two, layout)), strict=True))
     assert point["x.weight[layers 2]"] == 0.3
     assert point["ops.weight[layers 2]"] == 0.0
 
@@ -397,3 +392,67 @@ def test_two_names_for_one_model(layout):
 def test_passthrough_source_is_no_point_of_the_space(layout, models):
     with pytest.raises(RecipeError, match="merge_method is passthrough"):
         make(layout, models).encode(source_recipe("/m/x", layout))
+
+
+# --- every method ---
+
+
+def test_all_methods_with_a_coefficient_can_be_searched(layout, models):
+    for name in set(METHOD_TABLE) - {"passthrough", "model_stock"}:
+        space = make(layout, models, name)
+        recipe = space.decode((space.low + space.high) / 2)
+        assert resolve(recipe, layout)
+        assert np.array_equal(space.encode(recipe), (space.low + space.high) / 2) or name == "linear"
+    for name in ("passthrough", "model_stock"):
+        with pytest.raises(ValidationError, match=f"{name} has no coefficients to search; use one of linear, slerp"):
+            CoefficientConfig(method=name)
+
+
+def test_what_is_searched_by_default(layout, models):
+    searched = {
+        name: {p.name for p in CoefficientConfig(method=name).searched()}
+        for name in ("ties", "breadcrumbs", "sce", "metagpt", "widen", "nuslerp")
+    }
+    assert searched == {
+        "ties": {"weight", "density"},
+        "breadcrumbs": {"weight", "density"},
+        "sce": {"select_topk"},
+        "metagpt": {"lambda"},
+        "widen": {"ratio", "calibration"},
+        "nuslerp": {"weight"},
+    }
+
+
+def test_optional_base_is_the_first_model(layout, models):
+    space = make(layout, models, "nuslerp")
+    plan = resolve(space.decode(space.start), layout)[0]
+    assert plan.base.model == models["base"]
+    assert [c.model for c in plan.contributions] == [models["ops"], models["x"]]
+
+
+def test_ranges_add_parameters(layout, models):
+    config = {"gamma": {"low": 0.0, "high": 0.1}, "lambda": {"low": 0.5, "high": 1.5, "start": 0.75}}
+    space = make(layout, models, "breadcrumbs", ranges=config)
+    names = [gene.name for gene in space.genes[:10]]
+    assert names[:3] == ["ops.weight[embeddings]", "ops.density[embeddings]", "ops.gamma[embeddings]"]
+    assert names[9] == "lambda[embeddings]"
+    assert (space.low[9], space.high[9], space.start[9]) == (0.5, 1.5, 0.75)
+    point = space.sample(np.random.default_rng(0))
+    assert np.array_equal(space.encode(space.decode(point)), point)
+    plan = resolve(space.decode(point), layout)[0]
+    assert plan.contributions[0].parameters["gamma"] == point[2]
+    assert plan.parameters["lambda"] == point[9]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "fixed", "message"),
+    [
+        ({"weight": {"low": 0, "high": 1}}, {}, r"ranges.weight: it has a place of its own; write weight: \{low"),
+        ({"gama": {"low": 0, "high": 1}}, {}, r"ranges.gama: breadcrumbs has no parameter 'gama'"),
+        ({"rescale": {"low": 0, "high": 1}}, {}, r"ranges.rescale: it cannot be searched; use .*gamma"),
+        ({"gamma": {"low": 0, "high": 1}}, {"gamma": 0.5}, "gamma is both searched and fixed; remove one"),
+    ],
+)
+def test_ranges_are_checked(ranges, fixed, message):
+    with pytest.raises(ValidationError, match=message):
+        CoefficientConfig(method="breadcrumbs", ranges=ranges, fixed=fixed)

@@ -1,3 +1,6 @@
+import pytest
+
+from search_spaces.errors import RecipeError
 from search_spaces.recipe import Recipe
 
 
@@ -48,3 +51,34 @@ def test_low_precision_is_an_obstacle():
     unknown, (note,) = recipe(dtype=None).rounded_for_mergekit()
     assert (unknown.dtype, unknown.out_dtype) == ("float32", None)
     assert note.endswith("the result is saved in it as well")
+
+
+def test_methods_that_mergekit_lacks():
+    magmax = recipe("magmax", parameters={"lambda": 0.5})
+    assert magmax.mergekit_obstacles() == ("mergekit 0.1.5 has no merge_method 'magmax'",)
+    with pytest.raises(RecipeError, match=r"mergekit 0\.1\.5 has no 'magmax'; build the model with evomerge merge, or"):
+        magmax.rounded_for_mergekit()
+
+
+def test_parameters_that_mergekit_lacks():
+    def karcher(weight):
+        return recipe("karcher", parameters={"weight": weight})
+
+    assert karcher(1.0).mergekit_obstacles() == ()  # the default: equal weights
+    assert karcher(0.5).mergekit_obstacles() == ("weight: mergekit has no such parameter of karcher",)
+    rounded, (note,) = karcher(0.5).rounded_for_mergekit()
+    assert note == "weight is dropped; mergekit has no such parameter"
+    assert rounded == karcher(1.0)
+
+
+def test_methods_that_deviate():
+    models = [{"model": "a"}, {"model": "b"}, {"model": "base"}]
+    stock = recipe("model_stock", parameters={}, models=models)
+    (obstacle,) = stock.mergekit_obstacles()
+    assert obstacle.startswith("model_stock: its ratio is kept within [0, 1]")
+    assert stock.rounded_for_mergekit() == (stock, (obstacle,))
+
+
+def test_masks_of_every_random_method_are_obstacles():
+    for method in ("dare_linear", "dare_ties", "della_linear", "della"):
+        assert recipe(method).mergekit_obstacles()[0].startswith(f"{method} masks: evomerge draws each")

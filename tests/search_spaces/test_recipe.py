@@ -12,9 +12,7 @@ from search_spaces.resolve import resolve
 FILTERS = ("self_attn", "mlp", "mlp.up", "norm", "layers.1.", "embed", "lm_head", "*")
 numbers = st.floats(-2, 2).map(lambda x: round(x, 3))
 gradients = st.lists(numbers, min_size=1, max_size=5)
-conditions = st.fixed_dictionaries(
-    {"value": numbers | gradients}, optional={"filter": st.sampled_from(FILTERS)}
-)
+conditions = st.fixed_dictionaries({"value": numbers | gradients}, optional={"filter": st.sampled_from(FILTERS)})
 a_setting = numbers | gradients | st.lists(conditions, min_size=1, max_size=3)
 
 
@@ -279,3 +277,33 @@ def test_parameters_are_sorted_and_unique():
     for parameters in ((weight, normalize), (weight, weight)):
         with pytest.raises(RecipeError, match="parameters must be sorted and unique; put"):
             Recipe("linear", part, parameters=parameters)
+
+
+# --- a base that may be left out ---
+
+
+def optional(base=True, models=("a", "b"), **parameters):
+    data = {
+        "merge_method": "nuslerp",
+        "models": [{"model": name, "parameters": {"weight": 0.5}} for name in models],
+        "parameters": parameters,
+    }
+    return Recipe.from_dict(data | ({"base_model": "base"} if base else {}))
+
+
+def test_optional_base_is_treated_apart_when_there_is_one(layout):
+    with_base, without = optional().expanded(4), optional(base=False).expanded(4)
+    assert {plan.base.model for plan in resolve(with_base, layout)} == {"base"}
+    assert {plan.base for plan in resolve(without, layout)} == {None}
+    for recipe in (with_base, without):
+        for plan in resolve(recipe, layout):
+            assert [c.model for c in plan.contributions] == ["a", "b"]
+        again = Recipe.from_yaml(recipe.canonical().to_yaml())
+        assert again.hash == recipe.hash
+        assert [plan.base for plan in resolve(again, layout)] == [plan.base for plan in resolve(recipe, layout)]
+    assert with_base.hash != without.hash
+
+
+def test_optional_base_does_not_count_as_a_model():
+    with pytest.raises(RecipeError, match=r"nuslerp takes 2 model\(s\) beside the base, not 1"):
+        optional(models=("a", "base"))

@@ -135,7 +135,7 @@ def test_defaults_and_parameters_without_effect(layout):
         }
     )
     plan = resolve(recipe, layout)[0]
-    assert plan.parameters == {"normalize": True, "lambda": 1.0, "rescale": False}
+    assert plan.parameters == {"normalize": True, "lambda": 1.0, "rescale": False, "whole_model": False}
     assert plan.contributions[0].parameters == {"weight": 1.0, "density": 1.0}
 
 

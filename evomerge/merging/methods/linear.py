@@ -36,15 +36,7 @@ def linear(block: Block, *, weight: PerModel, normalize: bool) -> None:
 def task_arithmetic(block: Block, *, weight: PerModel, normalize: bool, lambda_: float) -> None:
     """θ = θ_0 + λ Σ w_t (θ_t − θ_0), the sum divided by Σ w_t when `normalize`."""
     base_E, deltas = block.deltas()
-    for delta_E, w in zip(deltas, weight, strict=True):
-        delta_E.mul_(w)
-    out_E = total_of(deltas, block.out)
-    if normalize:
-        total = _sum(weight)
-        out_E.div_(total if abs(total) >= SMALLEST_SUM else 1.0)
-    if lambda_ != 1:
-        out_E.mul_(lambda_)
-    out_E.add_(base_E)
+    add_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
 
 
 @merge_method("passthrough")
@@ -54,6 +46,27 @@ def passthrough(block: Block, *, scale: OptionalPerModel) -> None:
     (factor,) = scale
     if factor is not None and factor != 1:
         block.out.mul_(factor)
+
+
+def add_and_merge(
+    block: Block,
+    base_E: Tensor,
+    deltas: Sequence[Tensor],
+    *,
+    weight: PerModel,
+    normalize: bool,
+    lambda_: float,
+) -> None:
+    """Add weighted task vectors to the base as `task_arithmetic` says; overwrites them."""
+    for delta_E, w in zip(deltas, weight, strict=True):
+        delta_E.mul_(w)
+    out_E = total_of(deltas, block.out)
+    if normalize:
+        total = _sum(weight)
+        out_E.div_(total if abs(total) >= SMALLEST_SUM else 1.0)
+    if lambda_ != 1:
+        out_E.mul_(lambda_)
+    out_E.add_(base_E)
 
 
 def total_of(values: Sequence[Tensor], out_E: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ Legend: T source models (without the base where a method treats it apart), E ent
 from __future__ import annotations
 
 import inspect
+import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -30,6 +31,26 @@ class Prepared(Protocol):
         """Return the part that belongs to the entries `span` of the flattened tensor."""
 
 
+class SourceModel:
+    """A source and the base in full, for what a method measures over the whole model: lazily, and once.
+
+    Parameters
+    ----------
+    pairs
+        Gives the tensors, flat, each with the base's of the same name (None without a base), as often as asked.
+    """
+
+    def __init__(self, pairs: Callable[[], Iterator[tuple[Tensor, Tensor | None]]]) -> None:
+        self.pairs = pairs
+        self._measured: dict[object, Any] = {}
+
+    def once(self, key: object, measure: Callable[[], Any]) -> Any:
+        """Return what `measure` gave when first called with `key`."""
+        if key not in self._measured:
+            self._measured[key] = measure()
+        return self._measured[key]
+
+
 @dataclass(frozen=True)
 class SourceTensor:
     """One source tensor, whole, as a method's `prepare` sees it.
@@ -44,6 +65,8 @@ class SourceTensor:
         The recipe's seed; 0 unless it sets one.
     form
         Shape and role.
+    model
+        The model that the tensor belongs to.
     """
 
     name: str
@@ -51,6 +74,7 @@ class SourceTensor:
     base: Tensor | None
     seed: int
     form: Form
+    model: SourceModel
 
     def delta(self) -> Tensor:
         """Return the task vector, float32, flat."""
@@ -85,6 +109,8 @@ Prepare: TypeAlias = Callable[[SourceTensor], Prepared]
 PrepareAll: TypeAlias = Callable[[SourceGroup], Prepared]
 Apply: TypeAlias = Callable[..., None]
 Scope: TypeAlias = Literal["block", "matrix"]
+Bytes: TypeAlias = float | Callable[[Form], float]
+"""Bytes per entry, the same for all tensors or by form."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +141,18 @@ class MergeMethod:
     apply: Apply
     arguments: dict[str, str]
     prepare: Prepare | None = None
-    prepared_bytes: int = 0
+    prepared_bytes: Bytes = 0
     prepare_all: PrepareAll | None = None
-    shared_bytes: int = 0
+    shared_bytes: Bytes = 0
     scope: Scope = "block"
+
+    def prepared_size(self, form: Form) -> int:
+        """Return the bytes held for each model of a tensor of that form."""
+        return _size(self.prepared_bytes, form)
+
+    def shared_size(self, form: Form) -> int:
+        """Return the bytes held for all models of a tensor of that form, beyond those for each."""
+        return _size(self.shared_bytes, form)
 
 
 _METHODS: dict[str, MergeMethod] = {}
@@ -128,9 +162,9 @@ def merge_method(
     name: str,
     *,
     prepare: Prepare | None = None,
-    prepared_bytes: int = 0,
+    prepared_bytes: Bytes = 0,
     prepare_all: PrepareAll | None = None,
-    shared_bytes: int = 0,
+    shared_bytes: Bytes = 0,
     scope: Scope = "block",
 ) -> Callable[[Apply], Apply]:
     """Register a function as the merge method called `name`; see `MergeMethod` for the rest.
@@ -178,6 +212,10 @@ def implementation(name: str) -> MergeMethod:
         raise NotImplementedError(
             f"merge_method '{spec.name}' has no implementation; use one of {', '.join(sorted(_METHODS))}"
         ) from None
+
+
+def _size(per_entry: Bytes, form: Form) -> int:
+    return int((per_entry(form) if callable(per_entry) else per_entry) * math.prod(form.shape))
 
 
 def _arguments(function: Apply, spec: MethodSpec) -> dict[str, str]:

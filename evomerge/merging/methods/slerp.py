@@ -4,6 +4,8 @@
 magnitudes; linear interpolation when they are nearly parallel or opposite (|cos Ω| > 0.9995). The angle does
 not depend on t and is prepared once. Its sums run in stretches of 2^20 entries, as mergekit 0.1.5's do, so
 that the last bits agree.
+
+`whole_model`, which mergekit lacks, takes all tensors of a model together as one vector: one angle for all.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.blocks import Block
-from evomerge.merging.methods.registry import SourceTensor, merge_method
+from evomerge.merging.methods.registry import SourceModel, SourceTensor, merge_method
 
 STRETCH = 1 << 20
 PARALLEL = 0.9995
@@ -27,6 +29,15 @@ class Angle:
 
     omega: Tensor | None
     sine: Tensor | None
+    model: SourceModel | None = None
+    """The model that the tensor belongs to, to ask for the angle of the whole."""
+
+    def of_model(self) -> Angle:
+        """Return the angle between the whole models."""
+        model = self.model
+        assert model is not None, "angles of tensors know their model"
+        whole: Angle = model.once("angle", lambda: _angle_of_model(model))
+        return whole
 
     def cut(self, span: slice) -> Angle:
         """Return itself: the angle is the whole tensor's."""
@@ -52,16 +63,33 @@ def angle(source: SourceTensor) -> Angle:
     # normalised before multiplying, so that the product cannot overflow
     parts = [((x.float() / base_norm) * (y.float() / norm)).unsqueeze(0).sum(dim=1) for x, y in pairs]
     cosine = torch.stack(parts).sum(dim=0).clamp(-1, 1).squeeze(0).cpu()
+    return _angle(cosine, source.model)
+
+
+def _angle(cosine: Tensor, model: SourceModel | None = None) -> Angle:
     if bool(cosine.abs() > PARALLEL):
-        return Angle(None, None)
+        return Angle(None, None, model)
     omega = torch.acos(cosine)
-    return Angle(omega, torch.sin(omega))
+    return Angle(omega, torch.sin(omega), model)
+
+
+def _angle_of_model(model: SourceModel) -> Angle:
+    """Measure the angle between all tensors of a model and of the base, each as one vector."""
+    products = torch.zeros(3, dtype=torch.float64)  # ⟨x, y⟩, ⟨x, x⟩, ⟨y, y⟩
+    for values, base in model.pairs():
+        assert base is not None, "slerp says base='required'"
+        for x, y in zip(base.split(STRETCH), values.split(STRETCH), strict=True):
+            pair = torch.stack([x.double(), y.double()])
+            products += (pair @ pair.T).flatten()[[1, 0, 3]].cpu()
+    norm = (products[1] * products[2]).sqrt()
+    return _angle((products[0] / norm if norm > 0 else products[0]).clamp(-1, 1).float())
 
 
 @merge_method("slerp", prepare=angle)
-def slerp(block: Block, *, t: float) -> None:
+def slerp(block: Block, *, t: float, whole_model: bool) -> None:
     """Interpolate between the base (t = 0) and the other model (t = 1)."""
-    to_base, to_model = block.prepared[0].coefficients(t)
+    own: Angle = block.prepared[0]
+    to_base, to_model = (own.of_model() if whole_model else own).coefficients(t)
     torch.mul(block.base(), to_base, out=block.out)
     block.out.add_(block.models()[0].mul_(to_model))
 

@@ -1,66 +1,64 @@
-"""Run one merge method on bare tensors."""
+"""Run one merge method on bare tensors; published values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Scratch
-from evomerge.merging.jobs import Job
-from evomerge.merging.methods import implementation
-from evomerge.merging.methods.registry import SourceTensor
-from search_spaces.resolve import Contribution, TensorPlan
+from evomerge.testing.merge_methods import merge_tensors
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "operators.json").read_text())
 
 
 @pytest.fixture
 def merge() -> Callable[..., Tensor]:
     """``merge("ties", base, [x, y], weight=[1, 1], density=.5)``: a list is a value per model."""
+    return merge_tensors
 
-    def run(
-        name: str,
-        base: Tensor | None,
-        models: Sequence[Tensor],
-        *,
-        seed: int = 0,
-        block: int = 1 << 15,
-        out_dtype: torch.dtype = torch.float32,
-        **parameters: Any,
-    ) -> Tensor:
-        method = implementation(name)
-        values: dict[str, Any] = {p.name: p.default for p in method.spec.parameters if p.default is not None}
-        values |= {key.rstrip("_"): value for key, value in parameters.items()}
-        contributions = tuple(
-            Contribution(
-                f"model{index}",
-                "tensor",
-                {
-                    p.name: values[p.name][index] if isinstance(values[p.name], list) else values[p.name]
-                    for p in method.spec.per_model
-                    if p.name in values
-                },
-            )
-            for index in range(len(models))
-        )
-        shared = {p.name: values[p.name] for p in method.spec.shared if p.name in values}
-        plan = TensorPlan("tensor", name, contributions, None, shared)
-        out = torch.full(models[0].shape, float("nan"), dtype=out_dtype)
-        prepared = []
-        if method.prepare is not None:
-            prepared = [method.prepare(SourceTensor("tensor", model, base, seed)) for model in models]
-        job = Job(
-            method,
-            out,
-            base=base,
-            models=models,
-            prepared=prepared,
-            scratch=Scratch(torch.device("cpu"), block),
-        )
-        with torch.inference_mode():
-            job.run(plan, out_dtype)
-        return out
 
-    return run
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    """All published values."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def published() -> Callable[[str], Tensor]:
+    """The published result called `name`."""
+    return lambda name: torch.tensor(GOLDEN["cases"][name], dtype=torch.float32)
+
+
+@pytest.fixture
+def tau() -> list[Tensor]:
+    """The three task vectors that most published values are for; the base is zero."""
+    return [torch.tensor(values, dtype=torch.float32) for values in GOLDEN["tau"]]
+
+
+@pytest.fixture
+def stable_tau(tau: list[Tensor]) -> list[Tensor]:
+    """The same without an entry whose sum is zero but for rounding."""
+    tau[2][2] = 0.25
+    return tau
+
+
+@pytest.fixture
+def near() -> Callable[[Tensor, Tensor], None]:
+    """Compare with published values, which have six decimals."""
+    return lambda found, expected: torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.fixture
+def tensors() -> Callable[..., list[Tensor]]:
+    """Random tensors: ``tensors(count, *shape)``."""
+
+    def make(count: int, *shape: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(count)
+        return [torch.randn(shape or (211,), generator=generator) for _ in range(count)]
+
+    return make

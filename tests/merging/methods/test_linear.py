@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from evomerge.testing.merge_methods import MergeMethodSuite, coefficients
+
 Merge = Callable[..., Tensor]
 relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 weights = st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=5)
@@ -18,6 +20,27 @@ weights = st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=5)
 def tensors(count: int, size: int = 97) -> list[Tensor]:
     generator = torch.Generator().manual_seed(count)
     return [torch.randn(size, generator=generator) for _ in range(count)]
+
+
+class TestLinear(MergeMethodSuite):
+    method = "linear"
+    parameters = coefficients(weight=[0.4, 0.9, 0.2])
+    others = coefficients(weight=[0.4, 0.9, 0.2], normalize=False)
+    one_model = coefficients(weight=1.0)
+
+
+class TestTaskArithmetic(MergeMethodSuite):
+    method = "task_arithmetic"
+    parameters = coefficients(weight=[0.4, -0.9, 0.2])
+    others = coefficients(weight=[0.4, 0.9, 0.2], normalize=True, lambda_=0.5)
+    one_model = coefficients(weight=1.0)
+
+
+class TestPassthrough(MergeMethodSuite):
+    method = "passthrough"
+    models = 1
+    parameters = coefficients(scale=0.7)
+    others = coefficients()
 
 
 @relaxed

@@ -14,9 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evomerge.merging.methods import slerp as module
+from evomerge.testing.merge_methods import MergeMethodSuite, coefficients
 
 Merge = Callable[..., Tensor]
-GOLDEN = Path(__file__).parents[2] / "golden" / "merge_methods.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "operators.json"
+
+
+class TestSlerp(MergeMethodSuite):
+    method = "slerp"
+    models = 1
+    parameters = coefficients(t=0.3)
+    others = coefficients(t=0.8)
+    one_model = coefficients(t=1.0)
 
 
 def pair(size: int = 50) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,52 @@
+"""Scoring recipes beside the search: each once, recorded at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from shlex import quote
+
+from evomerge.ledger import Ledger
+from evomerge.result import Entry
+from evomerge.run import Final, Run, Stage
+from evomerge.search import SearchError
+from evomerge.workers.base import Pool
+from fitness.evaluation import Evaluation
+
+
+class Bench:
+    """Scores experts, finalists and baselines on fixed items, or takes the scores that the run has of them."""
+
+    def __init__(self, run: Run, ledger: Ledger, pool: Pool) -> None:
+        self.run = run
+        self.ledger = ledger
+        self.pool = pool
+
+    def score(self, stage: Stage, entry: Entry, items: Sequence[str]) -> Evaluation:
+        """Return the recipe's mean score on `items`, with its per-item scores.
+
+        Raises
+        ------
+        SearchError
+            If it cannot be built or scored.
+        """
+        asked = tuple(items)
+        for known in (
+            self.ledger.finals.get((stage, entry.recipe.hash)),
+            self.ledger.by_recipe.get(entry.recipe.hash),  # the search itself, where it asked the very same items
+        ):
+            if known is not None and known.items == asked:
+                return known
+        return self._new(stage, entry, asked)
+
+    def _new(self, stage: Stage, entry: Entry, items: tuple[str, ...]) -> Evaluation:
+        self.pool.submit(0, entry.recipe, items)
+        ((_, evaluation),) = self.pool.wait()
+        if evaluation.status != "ok":
+            raise SearchError(
+                f"scoring {entry.name} failed: {evaluation.reason}; mend the cause, "
+                f"then `evomerge resume {quote(str(self.run.path))}`"
+            )
+        event = Final(stage, entry.recipe.hash, evaluation)
+        self.run.record(event)
+        self.ledger.add(event)
+        return evaluation

@@ -1,0 +1,75 @@
+"""CABS: conflict-aware and balanced sparsification (2025, arXiv:2503.01874).
+
+The models take turns, in the recipe's order: of every `group` consecutive entries, each keeps the `keep` largest of
+its task vector among those that no earlier model took. θ = θ_0 + λ Σ w_t τ̃_t; the masks do not overlap.
+
+Deviations: where keep/group > 1/T, the last models find too few free entries and keep what is left, while the authors'
+code lets them overlap; at the end of a tensor, an incomplete group keeps its share, where their code asks for a
+multiple of `group`.
+
+Other values of `keep` and `group` cost a pass over the tensor for the masks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block
+from evomerge.merging.methods.linear import total_of
+from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
+
+
+class Turns:
+    """What each model keeps, bool[n], for the pattern asked for last."""
+
+    def __init__(self, group: SourceGroup) -> None:
+        self._group = group
+        self._masks: Memo[list[Tensor]] = Memo()
+
+    def cut(self, span: slice) -> Turns:
+        """Return itself: a block looks its entries up."""
+        return self
+
+    def masks(self, keep: int, group: int) -> list[Tensor]:
+        """Return the models' masks, which are disjoint."""
+        return self._masks.get((keep, group), lambda: take_turns(self._group.deltas(), keep, group))
+
+
+@merge_method("cabs", prepare_all=Turns, prepared_bytes=1)
+def cabs(block: Block, *, weight: PerModel, keep: float, group: float, lambda_: float) -> None:
+    """Add the task vectors, each thinned to `keep` of every `group` entries that no earlier one took."""
+    turns: Turns = block.shared
+    size = max(round(group), 1)
+    masks = turns.masks(min(max(round(keep), 0), size), size)
+    base_E, deltas = block.deltas()
+    for delta_E, mask, w in zip(deltas, masks, weight, strict=True):
+        delta_E.mul_(mask[block.start :][: block.entries]).mul_(w)
+    total_of(deltas, block.out).mul_(lambda_).add_(base_E)
+
+
+def take_turns(deltas: tuple[Tensor, ...], keep: int, group: int) -> list[Tensor]:
+    """Return the mask of each task vector [n], in turn."""
+    size = deltas[0].numel()
+    whole = size // group * group
+    free = torch.ones(size, dtype=torch.bool, device=deltas[0].device)
+    masks = []
+    for delta in deltas:
+        magnitude = delta.abs() * free
+        parts = [_largest(magnitude[:whole].view(-1, group), keep)]
+        if whole < size:
+            parts.append(_largest(magnitude[None, whole:], math.ceil(keep * (size - whole) / group)))
+        mask = torch.cat([part.view(-1) for part in parts])
+        free &= ~mask
+        masks.append(mask)
+    return masks
+
+
+def _largest(magnitude: Tensor, keep: int) -> Tensor:
+    """Return where the `keep` largest of each row are, zeros not counted."""
+    mask = torch.zeros_like(magnitude, dtype=torch.bool)
+    mask.scatter_(1, magnitude.topk(keep, dim=1).indices, True)
+    return mask & (magnitude > 0)

@@ -1,0 +1,56 @@
+"""The last step of TIES (Yadav et al. 2023, arXiv:2306.01708), which many methods share: elect a sign, then merge.
+
+γ = sign(Σ δ_t), +1 at 0;  A = {t : sign δ_t = γ};  θ = θ_0 + λ Σ_A δ_t, divided by Σ_A w_t when `normalize` (by 1
+where that is 0), for weighted task vectors δ_t. The order of operations is mergekit 0.1.5's at ``dtype: float32``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block
+from evomerge.merging.methods.linear import total_of
+from evomerge.merging.methods.registry import PerModel
+
+
+def elect_and_merge(
+    block: Block,
+    base_E: Tensor,
+    deltas: Sequence[Tensor],
+    *,
+    weight: PerModel,
+    normalize: bool,
+    lambda_: float,
+) -> None:
+    """Elect a sign per entry, sum the deltas that have it, add the base; overwrites the deltas."""
+    for delta_E, w in zip(deltas, weight, strict=True):
+        delta_E.mul_(w)
+    sign_E = elect(block, deltas)
+    out_E = total_of(deltas, block.out)
+    if normalize:
+        out_E.div_(_agreeing_weight(block, deltas, weight))
+    out_E.mul_(sign_E)
+    if lambda_ != 1:
+        out_E.mul_(lambda_)
+    out_E.add_(base_E)
+
+
+def elect(block: Block, deltas: Sequence[Tensor]) -> Tensor:
+    """Return the elected signs, and leave in each delta the size of the entries that have it, 0 elsewhere."""
+    sign_E = total_of(deltas, block.spare("sign"))
+    torch.ge(sign_E, 0, out=sign_E).mul_(2).sub_(1)
+    for delta_E in deltas:
+        # times the elected sign, a delta is positive exactly when it agrees; flipping signs rounds nothing
+        delta_E.mul_(sign_E).clamp_(min=0)
+    return sign_E
+
+
+def _agreeing_weight(block: Block, agreeing: Sequence[Tensor], weight: PerModel) -> Tensor:
+    """Sum, per entry, the weights of the models whose delta is above 0; 1 where the sum is 0."""
+    total_E, mask_E = block.spare("total").zero_(), block.spare("mask")
+    for delta_E, w in zip(agreeing, weight, strict=True):
+        total_E.add_(torch.gt(delta_E, 0, out=mask_E), alpha=w)
+    return total_E.add_(torch.eq(total_E, 0, out=mask_E))

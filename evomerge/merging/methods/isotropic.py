@@ -1,0 +1,120 @@
+"""Isotropic merging: Iso-C and Iso-CTS (Marczak et al. 2025, arXiv:2502.04959).
+
+Iso-C: per linear map, Σ w_t τ_t = U S Vᵀ; θ = θ_0 + λ s̄ U Vᵀ with s̄ the mean singular value: a flat spectrum, so that
+no direction of one task drowns those of another.
+Iso-CTS: of those components, only the k = f·K largest stay as common ones. Each model adds the R = (K − k)/T largest
+components of w_t τ_t − U_k U_kᵀ w_t τ_t, what the common ones miss. Left and right vectors of all K are then made
+orthogonal (polar factors) and given s̄, the mean of all singular values taken.
+
+Weights are 1 in the papers. The spectrum depends on their ratios: for weights that are all equal everything but
+λ is prepared, others cost one decomposition (Iso-CTS: T + 3) per linear map and candidate. Deviation: k is rounded
+so that R is whole, to the nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block, Form
+from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, polar, singular
+from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.registry import PerModel, Prepared, SourceGroup, merge_method
+
+
+class Flattened:
+    """The merged task vector [M, N] for the ratios of weights asked for last."""
+
+    def __init__(self, group: SourceGroup) -> None:
+        self._group = group
+        self._merged: Memo[Tensor] = Memo()
+
+    def cut(self, span: slice) -> Flattened:
+        """Return itself: the spectrum is the whole matrix's."""
+        return self
+
+    def merged(self, weight: PerModel, key: object, merge: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor, float]:
+        """Return ``merge(weighted task vectors)`` as a matrix and a factor: it is homogeneous in the weights."""
+        scale = max(weight, key=abs)
+        if scale == 0:
+            scale = 1.0
+        ratios = tuple(w / scale for w in weight)
+
+        def make() -> Tensor:
+            deltas = delta_matrices(self._group)
+            return merge([delta_MN.mul_(ratio) for delta_MN, ratio in zip(deltas, ratios, strict=True)]).float()
+
+        return self._merged.get((ratios, key), make), scale
+
+
+def flattened(group: SourceGroup) -> Prepared:
+    """Prepare Iso-C with equal weights."""
+    if not group.form.is_matrix:
+        return Nothing()
+    state = Flattened(group)
+    state.merged([1.0] * len(group.models), None, common)
+    return state
+
+
+def flattened_with_tasks(group: SourceGroup) -> Prepared:
+    """Prepare Iso-CTS; its first call does the work, for the fraction it is given."""
+    return Flattened(group) if group.form.is_matrix else Nothing()
+
+
+def _bytes(form: Form) -> float:
+    return 4 if form.is_matrix else 0
+
+
+@merge_method("iso_c", prepare_all=flattened, shared_bytes=_bytes, scope="matrix")
+def iso_c(block: Block, *, weight: PerModel, lambda_: float) -> None:
+    """Give the sum of the task vectors a flat spectrum."""
+    if not block.is_whole_matrix:
+        average_others(block, weight, lambda_)
+        return
+    merged_MN, scale = block.shared.merged(weight, None, common)
+    add_to_base(block, merged_MN, lambda_ * scale)
+
+
+@merge_method("iso_cts", prepare_all=flattened_with_tasks, shared_bytes=_bytes, scope="matrix")
+def iso_cts(block: Block, *, weight: PerModel, common_fraction: float, lambda_: float) -> None:
+    """Give common and task-specific directions one flat spectrum."""
+    if not block.is_whole_matrix:
+        average_others(block, weight, lambda_)
+        return
+    merged_MN, scale = block.shared.merged(
+        weight, common_fraction, lambda deltas: common_and_specific(deltas, common_fraction)
+    )
+    add_to_base(block, merged_MN, lambda_ * scale)
+
+
+def common(deltas: list[Tensor]) -> Tensor:
+    """Return s̄ U Vᵀ of the sum [M, N]."""
+    left_MK, values_K, right_KN = singular(_total(deltas))
+    return (left_MK * values_K.mean()) @ right_KN
+
+
+def common_and_specific(deltas: list[Tensor], fraction: float) -> Tensor:
+    """Return s̄ P([U_1 … U_T U_c]) P([V_1 … V_T V_c])ᵀ [M, N]."""
+    components = min(deltas[0].shape)
+    specific = _specific_rank(components, len(deltas), fraction)
+    shared = singular(_total(deltas)).top(components - specific * len(deltas))
+    parts = []
+    for delta_MN in deltas:
+        missed_MN = delta_MN - shared.left_MK @ (shared.left_MK.T @ delta_MN)
+        parts.append(singular(missed_MN).top(specific))
+    parts.append(shared)
+    left = polar(torch.cat([part.left_MK for part in parts], dim=1))
+    right = polar(torch.cat([part.right_KN for part in parts]))
+    return (left * torch.cat([part.values_K for part in parts]).mean()) @ right
+
+
+def _specific_rank(components: int, models: int, fraction: float) -> int:
+    """Return R, the components of each model, so that the common ones are about `fraction` of all."""
+    wanted = (components - int(min(max(fraction, 0.0), 1.0) * components)) / models
+    return min(round(wanted), components // models)
+
+
+def _total(deltas: list[Tensor]) -> Tensor:
+    return torch.stack(deltas).sum(0)

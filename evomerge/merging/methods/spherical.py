@@ -1,0 +1,250 @@
+"""Interpolation on the sphere for several models, and averages that depend on angles.
+
+* NuSLERP and multi-SLERP: mergekit 0.1.5's methods of these names.
+* Karcher mean: the point of the sphere with the least squared angles to all models (Karcher 1977).
+* Model stock: Jang et al. 2024, arXiv:2403.19522.
+* MetaGPT: Zhou et al. 2024, arXiv:2406.11385.
+
+Each result lies in the span of the models (or of their task vectors τ_t = θ_t − θ_0, when there is a base):
+θ = θ_0 + Σ c_t τ_t, with coefficients c that depend on the tensors only through their Gram matrix
+G = [⟨τ_s, τ_t⟩]. So G is prepared once, in float64 (nearly parallel vectors need it), all iteration happens on
+T numbers, and apply is a weighted sum.
+
+Deviations from mergekit 0.1.5: arithmetic in float32 and G in float64 whatever the recipe's `dtype`; the
+Karcher mean takes weights; model stock's ratio is clamped to [0, 1], since for task vectors that disagree it
+is negative and diverges at cos = −1/(T−1).
+
+Legend: T models, E entries of one block, K rows (or columns) that are treated apart, K = 1 for a whole tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block
+from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
+
+Parts: TypeAlias = Literal["whole", "rows", "columns"]
+
+STRETCH = 1 << 20
+SMALLEST_NORM = 1e-7  # to divide by
+SMALLEST_SUM = 1e-6  # of weights, to divide by
+COLINEAR = 1e-16  # of sin² of the angle
+SMALLEST_PRODUCT = 1e-6  # of two norms, in model stock
+
+
+class Grams:
+    """Inner products of a tensor's models (of their task vectors when there is a base), and what follows."""
+
+    def __init__(self, group: SourceGroup) -> None:
+        self._group = group
+        self.coefficients: Memo[Tensor] = Memo()
+        """float64[K, T], remembered for the parameters of the last call: the same for all blocks of a tensor."""
+        self._grams: dict[Parts, Tensor] = {"whole": self._measure("whole")}
+
+    def cut(self, span: slice) -> Grams:
+        """Return itself: angles are the whole tensor's."""
+        return self
+
+    def gram(self, parts: Parts = "whole") -> Tensor:
+        """Return float64[K, T, T] for the parts that are treated as vectors of their own."""
+        if parts not in self._grams:
+            self._grams[parts] = self._measure(parts)
+        return self._grams[parts]
+
+    def _measure(self, parts: Parts) -> Tensor:
+        base, models = self._group.base, self._group.models
+        shape = (-1, self._group.form.row)
+        stretch = STRETCH if parts == "whole" else max(1, STRETCH // shape[1]) * shape[1]  # whole rows
+        total: list[Tensor] = []
+        for start in range(0, models[0].numel(), stretch):
+            span = slice(start, start + stretch)
+            vectors_TS = torch.stack([values[span].double() for values in models])
+            if base is not None:
+                vectors_TS -= base[span].double()
+            if parts == "whole":
+                total.append(torch.einsum("se,te->st", vectors_TS, vectors_TS)[None])
+            else:
+                subscripts = "sij,tij->ist" if parts == "rows" else "sij,tij->jst"
+                vectors_TIJ = vectors_TS.view(len(models), *shape)
+                total.append(torch.einsum(subscripts, vectors_TIJ, vectors_TIJ))
+        gram = torch.cat(total) if parts == "rows" else torch.stack(total).sum(0)
+        return gram.cpu()
+
+
+@merge_method("nuslerp", prepare_all=Grams)
+def nuslerp(block: Block, *, weight: PerModel, nuslerp_flatten: bool, nuslerp_row_wise: bool) -> None:
+    """C = (sin((1−t)Ω), sin(tΩ)) / sin Ω with t = w_2/(w_1+w_2); linear where the vectors are colinear."""
+    parts: Parts = "whole" if nuslerp_flatten else "columns" if nuslerp_row_wise else "rows"
+    if len(block.form.shape) == 1 and nuslerp_row_wise:
+        parts = "whole"  # a vector's only column
+    total = sum(weight)
+    t = 0.5 if abs(total) < SMALLEST_SUM else weight[1] / total
+    _combine(block, parts, ("nuslerp", t, parts), lambda gram: _slerp_coefficients(gram, t))
+
+
+def _slerp_coefficients(gram: Tensor, t: float) -> Tensor:
+    norms = _norms(gram).clamp(min=SMALLEST_NORM)
+    cosine = (gram[:, 0, 1] / (norms[:, 0] * norms[:, 1])).clamp(-1, 1)
+    colinear = 1 - cosine.square() <= COLINEAR
+    omega = torch.acos(torch.where(colinear, 0.0, cosine))
+    to_both = torch.stack([torch.sin((1 - t) * omega), torch.sin(t * omega)], dim=1) / torch.sin(omega)[:, None]
+    return torch.where(colinear[:, None], torch.tensor([1 - t, t], dtype=gram.dtype), to_both)
+
+
+@merge_method("multislerp", prepare_all=Grams)
+def multislerp(block: Block, *, weight: PerModel, normalize_weights: bool, eps: float) -> None:
+    """Exp_m(Σ w_t (u_t − ⟨u_t, m⟩ m)) · Σ w_t ‖v_t‖ with u_t = v_t/‖v_t‖ and m = Σ w_t u_t, normalised."""
+    _combine(
+        block,
+        "whole",
+        ("multislerp", *weight, normalize_weights, eps),
+        lambda gram: _multislerp_coefficients(gram[0], _shares(weight) if normalize_weights else _vector(weight), eps),
+    )
+
+
+def _multislerp_coefficients(gram: Tensor, w_T: Tensor, eps: float) -> Tensor:
+    if len(w_T) == 1:
+        return torch.ones(1, 1, dtype=gram.dtype)
+    norms_T = _norms(gram[None])[0]
+    unit_T = 1 / (norms_T + eps)  # u_t = unit_t v_t
+    mean_T = w_T * unit_T
+    mean_norm = _length(gram, mean_T)
+    if mean_norm < eps:
+        if len(w_T) > 2 and bool((norms_T > eps).any()):
+            raise ValueError(
+                "multislerp: the weighted directions sum to zero, so they have no mean; use other weights, or linear"
+            )
+        return w_T[None]
+    mean_T = mean_T / mean_norm
+    cosines_T = unit_T * (gram @ mean_T)  # ⟨u_t, m⟩
+    tangent_T = w_T * unit_T - (w_T @ cosines_T) * mean_T
+    angle = _length(gram, tangent_T) + eps
+    return ((mean_T * torch.cos(angle) + tangent_T * (torch.sin(angle) / angle)) * (w_T @ norms_T))[None]
+
+
+@merge_method("karcher", prepare_all=Grams)
+def karcher(block: Block, *, weight: PerModel, max_iter: float, tol: float) -> None:
+    """U ← Exp_u(Σ α_t Log_u(u_t)) until the step is below `tol`; θ = (Σ α_t ‖θ_t‖) u, α = w/Σw."""
+    _combine(
+        block,
+        "whole",
+        ("karcher", *weight, max_iter, tol),
+        lambda gram: _karcher_coefficients(gram[0], _shares(weight), int(max_iter), tol),
+    )
+
+
+def _karcher_coefficients(gram: Tensor, share_T: Tensor, max_iter: int, tol: float) -> Tensor:
+    if len(share_T) == 1:
+        return torch.ones(1, 1, dtype=gram.dtype)
+    norms_T = _norms(gram[None])[0]
+    valid_T = norms_T > tol  # a zero vector has no direction
+    if not bool(valid_T.any()):
+        return torch.zeros(1, len(share_T), dtype=gram.dtype)
+    unit_T = torch.where(valid_T, 1 / norms_T, 0.0)
+    alpha_T = _shares((share_T * valid_T).tolist()) * valid_T
+    mean_T = alpha_T * unit_T
+    length = _length(gram, mean_T)
+    first_T = torch.zeros_like(mean_T)
+    first_T[int(valid_T.nonzero()[0])] = unit_T[valid_T][0]
+    mean_T = first_T if length < tol else mean_T / length
+    for _ in range(max_iter):
+        cosine_T = (unit_T * (gram @ mean_T)).clamp(-1, 1)
+        angle_T = torch.arccos(cosine_T)
+        log_T = torch.where(angle_T < tol, 0.0, alpha_T * angle_T / torch.sin(angle_T).clamp(min=tol))
+        step_T = log_T * unit_T - (log_T @ cosine_T) * mean_T
+        step = _length(gram, step_T)
+        if step < tol:
+            break
+        mean_T = torch.cos(step) * mean_T + torch.sin(step) * step_T / step
+        mean_T = mean_T / _length(gram, mean_T)
+    return (mean_T * (share_T @ norms_T))[None]
+
+
+@merge_method("model_stock", prepare_all=Grams)
+def model_stock(block: Block, *, filter_wise: bool) -> None:
+    """θ = r θ̄ + (1−r) θ_0, r = T cos/(1+(T−1) cos) in [0, 1], cos the mean cosine of pairs of task vectors."""
+    parts: Parts = "rows" if filter_wise else "whole"
+    _combine(block, parts, ("model_stock", parts), _stock_coefficients)
+
+
+def _stock_coefficients(gram: Tensor) -> Tensor:
+    ratio_K = stock_ratio(gram).clamp(0, 1)
+    count = gram.shape[-1]
+    return (ratio_K / count)[:, None].expand(-1, count)
+
+
+def stock_ratio(gram: Tensor) -> Tensor:
+    """Return r [K] of a Gram matrix [K, T, T], not clamped."""
+    count = gram.shape[-1]
+    if count == 1:
+        return torch.ones(len(gram), dtype=gram.dtype)
+    norms = _norms(gram)
+    products = (norms[:, :, None] * norms[:, None, :]).clamp(min=SMALLEST_PRODUCT)
+    first, second = torch.triu_indices(count, count, offset=1)
+    cosine_K = (gram / products).clamp(-1, 1)[:, first, second].mean(-1)
+    denominator_K = 1 + (count - 1) * cosine_K
+    return torch.where(denominator_K.abs() < SMALLEST_SUM, 0.0, count * cosine_K / denominator_K)
+
+
+@merge_method("metagpt", prepare_all=Grams)
+def metagpt(block: Block, *, lambda_: float) -> None:
+    """c_t = λ ‖τ_t‖² / Σ ‖τ_s‖²."""
+    _combine(block, "whole", ("metagpt", lambda_), lambda gram: lambda_ * squared_shares(gram))
+
+
+def squared_shares(gram: Tensor) -> Tensor:
+    """Return each vector's part [K, T] of the sum of squared norms; equal parts of nothing."""
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    total = squares.sum(-1, keepdim=True)
+    return torch.where(total > 0, squares / total, 1 / squares.shape[-1])
+
+
+# --- coefficients into weights ---
+
+
+def _combine(block: Block, parts: Parts, key: tuple[object, ...], solve: Callable[[Tensor], Tensor]) -> None:
+    """Fill the block with Σ c_t v_t (plus the base), the coefficients as `solve` gives them for the Gram matrix.
+
+    `key` tells apart all that the coefficients depend on: methods share the prepared state.
+    """
+    grams: Grams = block.shared
+    c_KT = grams.coefficients.get(key, lambda: solve(grams.gram(parts)))
+    if block.has_base:
+        base_E, vectors = block.deltas()
+    else:
+        base_E, vectors = None, block.models()
+    out_E = block.out.zero_()
+    for values_E, c_K in zip(vectors, c_KT.unbind(1), strict=True):
+        if parts == "whole":
+            out_E.add_(values_E, alpha=float(c_K))
+        else:
+            spread = block.by_row if parts == "rows" else block.by_column
+            out_E.addcmul_(values_E, spread(c_K.to(out_E)))
+    if base_E is not None:
+        out_E.add_(base_E)
+
+
+def _norms(gram: Tensor) -> Tensor:
+    return gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+
+
+def _length(gram: Tensor, c_T: Tensor) -> Tensor:
+    """Return ‖Σ c_t v_t‖."""
+    return (c_T @ gram @ c_T).clamp(min=0).sqrt()
+
+
+def _vector(weight: PerModel) -> Tensor:
+    return torch.tensor(list(weight), dtype=torch.float64)
+
+
+def _shares(weight: PerModel) -> Tensor:
+    w_T = _vector(weight)
+    if abs(float(w_T.sum())) < SMALLEST_SUM:
+        raise ValueError("the weights sum to 0, so they cannot be normalised; use weights above 0")
+    return w_T / w_T.sum()

@@ -1,0 +1,67 @@
+"""STAR: spectral truncation and rescaling (Lee et al. 2025, arXiv:2502.10339).
+
+Per linear map, τ_t = U S Vᵀ; keep the r largest components with Σ_{i≤r} s_i ≥ η % of Σ s_i, and restore the sum:
+τ̃_t = (Σ s_i / Σ_{i≤r} s_i) U_r S_r V_rᵀ. θ = θ_0 + λ Σ w_t τ̃_t / Σ w_t.
+
+The decompositions are prepared; a candidate is a product per model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from evomerge.merging.blocks import Block, Form
+from evomerge.merging.methods.linear import add_and_merge
+from evomerge.merging.methods.matrices import Nothing, Singular, precise, singular
+from evomerge.merging.methods.registry import PerModel, Prepared, SourceTensor, merge_method
+
+
+@dataclass(frozen=True)
+class Components:
+    """Singular components of one task vector."""
+
+    singular: Singular
+
+    def cut(self, span: slice) -> Components:
+        """Return itself: they are the whole matrix's."""
+        return self
+
+
+def components(source: SourceTensor) -> Prepared:
+    """Decompose the task vector of a linear map."""
+    if not source.form.is_matrix:
+        return Nothing()
+    return Components(singular(precise(source.delta()).view(source.form.shape)).stored())
+
+
+def _bytes(form: Form) -> float:
+    """U and V in float32, per entry."""
+    return 4 * min(form.shape) * sum(form.shape) / (form.shape[0] * form.shape[1]) if form.is_matrix else 0
+
+
+@merge_method("star", prepare=components, prepared_bytes=_bytes, scope="matrix")
+def star(block: Block, *, weight: PerModel, eta: float, normalize: bool, lambda_: float) -> None:
+    """Average the task vectors, each of them truncated to `eta` percent of its nuclear norm and rescaled to all."""
+    if not block.is_whole_matrix:
+        base_E, deltas = block.deltas()
+        add_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+        return
+    total = sum(weight) if normalize else 1.0
+    out_MN = block.out.copy_(block.base()).view(block.form.shape)
+    for prepared, w in zip(block.prepared, weight, strict=True):
+        left_MR, values_R, right_RN = truncated(prepared.singular, eta)
+        out_MN.addmm_(left_MR * values_R, right_RN, alpha=lambda_ * w / (total or 1.0))
+
+
+def truncated(whole: Singular, eta: float) -> Singular:
+    """Return the largest components that make up `eta` percent of the sum, rescaled to the whole sum."""
+    cumulated_K = torch.cumsum(whole.values_K, 0)
+    total = cumulated_K[-1]
+    rank = len(cumulated_K)
+    if eta < 100:
+        rank = min(int(torch.searchsorted(cumulated_K, total * (eta / 100))) + 1, rank)
+    left_MR, values_R, right_RN = whole.top(rank)
+    kept = cumulated_K[rank - 1]
+    return Singular(left_MR, values_R * torch.where(kept > 0, total / kept, 1.0), right_RN)

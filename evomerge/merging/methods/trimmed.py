@@ -1,0 +1,191 @@
+"""Task vectors trimmed by magnitude: TIES and Model Breadcrumbs.
+
+TIES: Yadav et al. 2023, arXiv:2306.01708. Keeps the ⌊d·n⌋ largest entries of |θ_t − θ_0|, at least one.
+Breadcrumbs: Davari and Belilovsky 2023, arXiv:2312.06795. Cuts off the ⌊γ·n⌋ largest as well, as outliers, and keeps
+the ⌊d·n⌋ next. Both then add up (`breadcrumbs`) or elect signs (`ties`, `breadcrumbs_ties`).
+
+The order of operations is mergekit 0.1.5's at ``dtype: float32``. Deviations:
+
+* we compute in float32 whatever the recipe's `dtype` (see `linear`);
+* `whole_model` trims over the whole model, as the TIES authors do and mergekit cannot: the ⌊d·n⌋ largest entries of
+  all the model's tensors are kept, to within 1/4096 of the threshold's size;
+* breadcrumbs sorts equal magnitudes in another order than mergekit: entries tied at a threshold may differ.
+
+Where d·n + γ·n > n, fewer outliers are cut, so that d decides how many are kept, on tensors of any size; at d = 1
+all are. (mergekit before 0.1.5 kept nothing of tensors with γ·n < 1.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block
+from evomerge.merging.methods.election import elect_and_merge
+from evomerge.merging.methods.linear import add_and_merge
+from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.registry import PerModel, SourceModel, SourceTensor, merge_method
+
+STRETCH = 1 << 22  # entries looked at together
+MANTISSA_BITS_DROPPED = 11
+BINS = 1 << (31 - MANTISSA_BITS_DROPPED)
+SMALLEST_NORM = 1e-7  # below it, mergekit's rescaling is left out
+
+
+class Magnitudes:
+    """What trimming needs of a whole task vector, beyond the ranks; remembers the last answers."""
+
+    def __init__(self, rank: Tensor, source: SourceTensor) -> None:
+        self.rank = rank
+        self.source = source
+        self._ratio: Memo[float] = Memo()
+        self._kept: Memo[int] = Memo()
+
+    def ratio(self, first: int, end: int) -> float:
+        """Return Σ|δ| / Σ|δ kept| over the whole tensor when ranks first … end−1 are, 1 when either vanishes."""
+        return self._ratio.get((first, end), lambda: self._measure(first, end))
+
+    def kept_of_model(self, density: float) -> int:
+        """Return how many entries of this tensor are among the largest ⌊density·n⌋ of the whole model."""
+        return self._kept.get(density, lambda: self._count(density))
+
+    def _count(self, density: float) -> int:
+        at_least: Tensor = self.source.model.once("magnitudes", lambda: _counts_from_the_top(self.source.model))
+        kept = number_kept(density, int(at_least[-1]))
+        if kept == 0:
+            return 0
+        threshold = BINS - 1 - int(torch.searchsorted(at_least, kept))
+        return int((_bins(self.source.delta()) >= threshold).sum())
+
+    def _measure(self, first: int, end: int) -> float:
+        magnitude = self.source.delta().abs_()
+        before = magnitude.sum()
+        after = magnitude.masked_fill_((self.rank < first) | (self.rank >= end), 0).sum()
+        vanishes = before < SMALLEST_NORM or after < SMALLEST_NORM
+        return 1.0 if vanishes else float(before / after)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Rank of each entry by magnitude of its delta, int32[n], 0 for the largest."""
+
+    rank: Tensor
+    magnitudes: Magnitudes
+
+    def cut(self, span: slice) -> Ranks:
+        """Return the ranks of some of the entries."""
+        return Ranks(self.rank[span], self.magnitudes)
+
+
+def ranks(source: SourceTensor) -> Ranks:
+    """Rank a task vector's entries by magnitude.
+
+    Ties at the threshold fall as in mergekit's `ties`, which makes this very call: the default (unstable) argsort.
+    """
+    rank = descending_ranks(source.delta().abs_())
+    return Ranks(rank, Magnitudes(rank, source))
+
+
+def descending_ranks(values: Tensor) -> Tensor:
+    """Return int32[n]: how many entries come before each when the largest is first."""
+    order = torch.argsort(values, descending=True)
+    rank = torch.empty(order.numel(), dtype=torch.int32, device=order.device)
+    rank[order] = torch.arange(order.numel(), dtype=torch.int32, device=order.device)
+    return rank
+
+
+@merge_method("ties", prepare=ranks, prepared_bytes=4)
+def ties(
+    block: Block,
+    *,
+    weight: PerModel,
+    density: PerModel,
+    normalize: bool,
+    lambda_: float,
+    rescale: bool,
+    whole_model: bool,
+) -> None:
+    """Keep the ⌊density·n⌋ largest entries (at least one) of each task vector, elect signs, merge."""
+    base_E, deltas = block.deltas()
+    for delta_E, ranked, d in zip(deltas, block.prepared, density, strict=True):
+        kept = ranked.magnitudes.kept_of_model(d) if whole_model and d < 1 else number_kept(d, block.size)
+        if kept < block.size:
+            delta_E.mul_(torch.lt(ranked.rank, kept, out=block.spare("mask")))
+            if rescale and kept:
+                delta_E.mul_(ranked.magnitudes.ratio(0, kept))
+    elect_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+
+
+@merge_method("breadcrumbs", prepare=ranks, prepared_bytes=4)
+def breadcrumbs(
+    block: Block,
+    *,
+    weight: PerModel,
+    density: PerModel,
+    gamma: PerModel,
+    normalize: bool,
+    lambda_: float,
+    rescale: bool,
+) -> None:
+    """Cut off the ⌊γ·n⌋ largest entries, keep the ⌊density·n⌋ next of each task vector, add up."""
+    base_E, deltas = _crumbs(block, density, gamma, rescale)
+    add_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+
+
+@merge_method("breadcrumbs_ties", prepare=ranks, prepared_bytes=4)
+def breadcrumbs_ties(
+    block: Block,
+    *,
+    weight: PerModel,
+    density: PerModel,
+    gamma: PerModel,
+    normalize: bool,
+    lambda_: float,
+    rescale: bool,
+) -> None:
+    """Trim as `breadcrumbs` does, elect signs, merge."""
+    base_E, deltas = _crumbs(block, density, gamma, rescale)
+    elect_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+
+
+def _crumbs(block: Block, density: PerModel, gamma: PerModel, rescale: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    base_E, deltas = block.deltas()
+    for delta_E, ranked, d, g in zip(deltas, block.prepared, density, gamma, strict=True):
+        first, end = crumbs(d, g, block.size)
+        if end - first < block.size:
+            delta_E.mul_(torch.lt(ranked.rank, end, out=block.spare("mask")))
+            delta_E.mul_(torch.ge(ranked.rank, first, out=block.spare("mask")))
+            if rescale:
+                delta_E.mul_(ranked.magnitudes.ratio(first, end))
+    return base_E, deltas
+
+
+def crumbs(density: float, gamma: float, size: int) -> tuple[int, int]:
+    """Return the first rank kept and the one after the last."""
+    kept = min(max(int(density * size), 0), size)
+    first = min(int(gamma * size), size - kept)
+    return first, first + kept
+
+
+def _counts_from_the_top(model: SourceModel) -> Tensor:
+    """Count the entries of all the model's task vectors in the bins of largest magnitude, int64[BINS], cumulated."""
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    for values, base in model.pairs():
+        assert base is not None, "ties says base='required'"
+        for part, base_part in zip(values.split(STRETCH), base.split(STRETCH), strict=True):
+            counts += torch.bincount(_bins(part.float() - base_part.float()), minlength=BINS).cpu()
+    return counts.flip(0).cumsum(0)
+
+
+def _bins(delta: Tensor) -> Tensor:
+    """Return each entry's bin: the exponent and 12 bits of the mantissa of its magnitude, which grow with it."""
+    return delta.abs().view(torch.int32) >> MANTISSA_BITS_DROPPED
+
+
+def number_kept(density: float, size: int) -> int:
+    """Return ⌊density·size⌋, at least one unless the density is 0."""
+    if density >= 1:
+        return size
+    return max(1, int(density * size)) if density > 0 else 0

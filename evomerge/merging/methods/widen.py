@@ -1,0 +1,102 @@
+"""WIDEN: weight disentanglement (Yu et al. 2024, arXiv:2408.03092).
+
+A matrix is taken apart into the norms and the directions of its columns. Each model's columns are ranked by how far
+its fine-tuning moved them, Δν = |ν_t − ν_0| and Δd = 1 − cos(d_t, d_0), in [0, 1) within the model. The scores are the
+softmax of the ranks over the models; columns with a rank above `ratio` times the mean rank score `calibration` instead.
+θ = θ_0 + Σ w_t ⊙ τ_t, with w_t the mean of a column's two scores. Vectors are ranked entry by entry, by |τ_t|.
+
+Embeddings are taken transposed, a vector per token; deviation: so is the output projection, and stacks of matrices
+count as one matrix with their columns joined. What a fine-tune has not moved ranks in the order of the columns.
+
+The ranks are prepared; other parameters cost a softmax over the columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block, Form
+from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.registry import SourceGroup, merge_method
+
+SMALLEST_NORM = 1e-12  # to divide by
+
+
+class Importance:
+    """Ranks of each model's columns by what fine-tuning changed: two kinds for matrices, one for vectors."""
+
+    def __init__(self, group: SourceGroup) -> None:
+        assert group.base is not None, "widen says base='required'"
+        if len(group.form.shape) == 1:
+            self.ranks = [torch.stack([_rank(delta.abs_()) for delta in group.deltas()])]
+        else:
+            base = _columns(group.base, group.form)
+            changes = [_changes(_columns(values, group.form), base) for values in group.models]
+            self.ranks = [torch.stack([_rank(change) for change in kind]) for kind in zip(*changes, strict=True)]
+        self._weights: Memo[Tensor] = Memo()
+
+    def cut(self, span: slice) -> Importance:
+        """Return itself: a block looks its columns up."""
+        return self
+
+    def weights(self, ratio: float, calibration: float) -> Tensor:
+        """Return w [T, columns]."""
+
+        def make() -> Tensor:
+            return torch.stack([_scores(rank, ratio, calibration) for rank in self.ranks]).mean(0)
+
+        return self._weights.get((ratio, calibration), make)
+
+
+def _bytes(form: Form) -> float:
+    """Two ranks and a weight per column in float32, or a rank and a weight per entry of a vector."""
+    if len(form.shape) == 1:
+        return 8
+    return 12 / (form.row if form.by_token else _rows(form))
+
+
+@merge_method("widen", prepare_all=Importance, prepared_bytes=_bytes)
+def widen(block: Block, *, ratio: float, calibration: float) -> None:
+    """Weigh the columns of the task vectors by how much fine-tuning changed them."""
+    weights = block.shared.weights(ratio, calibration)
+    base_E, deltas = block.deltas()
+    spread = block.by_row if block.form.by_token and len(block.form.shape) > 1 else block.by_column
+    out_E = block.out.zero_()
+    for delta_E, weight in zip(deltas, weights, strict=True):
+        out_E.addcmul_(delta_E, spread(weight))
+    out_E.add_(base_E)
+
+
+def _columns(values: Tensor, form: Form) -> Tensor:
+    """Return [columns, entries of a column]."""
+    matrix = values.float().view(-1, form.row)
+    return matrix if form.by_token else matrix.T
+
+
+def _changes(columns: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Δν and Δd."""
+    norms, base_norms = columns.norm(dim=1), base.norm(dim=1)
+    cosines = (columns * base).sum(1) / (norms * base_norms).clamp(min=SMALLEST_NORM)
+    return (norms - base_norms).abs(), 1 - cosines
+
+
+def _rank(values: Tensor) -> Tensor:
+    """Return each entry's place by size, in [0, 1)."""
+    order = torch.argsort(values, stable=True)
+    rank = torch.empty(order.shape, device=order.device)
+    rank[order] = torch.arange(len(order), device=order.device) / len(order)
+    return rank
+
+
+def _scores(rank: Tensor, ratio: float, calibration: float) -> Tensor:
+    """Return the scores [T, columns] of one kind of change."""
+    important = rank > ratio * rank.mean(dim=1, keepdim=True)
+    return torch.softmax(rank, dim=0).masked_fill_(important, calibration)
+
+
+def _rows(form: Form) -> int:
+    rows = 1
+    for size in form.shape[:-1]:
+        rows *= size
+    return rows

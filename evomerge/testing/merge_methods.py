@@ -1,0 +1,335 @@
+"""What every merge method must satisfy, as a suite of tests to subclass.
+
+::
+
+    from evomerge.testing.merge_methods import MergeMethodSuite, coefficients
+
+    class TestMine(MergeMethodSuite):
+        method = "mine"
+        parameters = coefficients(weight=[0.4, 0.7, 0.2])
+        one_model = coefficients(weight=1.0)
+
+pytest then runs the suite on small random tensors of several shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import CPU_BLOCK, Form, Scratch
+from evomerge.merging.jobs import Job
+from evomerge.merging.methods import implementation
+from evomerge.merging.methods.registry import MergeMethod, SourceGroup, SourceModel, SourceTensor
+from search_spaces.methods import MethodSpec
+from search_spaces.resolve import Contribution, TensorPlan
+
+SLACK = 1 << 15  # bytes of scalars and of values per row, beside state per entry
+
+FORMS = {
+    "matrix": Form((12, 20)),
+    "tall matrix": Form((31, 7)),
+    "vector": Form((37,)),
+    "embeddings": Form((24, 8), by_token=True),
+    "stack of matrices": Form((3, 6, 8)),
+}
+
+
+def merge_tensors(
+    method: str,
+    base: Tensor | None,
+    models: Sequence[Tensor],
+    *,
+    seed: int = 0,
+    block: int = CPU_BLOCK,
+    out_dtype: torch.dtype = torch.float32,
+    by_token: bool = False,
+    name: str = "tensor",
+    **parameters: Any,
+) -> Tensor:
+    """Merge bare tensors of any one shape with a registered method.
+
+    Parameters
+    ----------
+    method
+        Its name.
+    base, models
+        The sources; without a base None.
+    seed, block, out_dtype
+        The recipe's seed, entries per block, dtype of the result.
+    by_token
+        Whether the tensor is an embedding or the output projection.
+    name
+        The tensor's, which random masks depend on.
+    parameters
+        By the method's names (``lambda_`` for ``lambda``); a list is a value per model, one value is all models'.
+        Those left out take their defaults.
+    """
+    merge = Merge(method, base, models, seed=seed, by_token=by_token, name=name)
+    return merge.run(block=block, out_dtype=out_dtype, **parameters)
+
+
+class Merge:
+    """One method prepared for one tensor, to be run with several coefficients."""
+
+    def __init__(
+        self,
+        method: str,
+        base: Tensor | None,
+        models: Sequence[Tensor],
+        *,
+        seed: int = 0,
+        by_token: bool = False,
+        name: str = "tensor",
+    ) -> None:
+        self.method: MergeMethod = implementation(method)
+        self._shape = models[0].shape
+        self._form = Form(tuple(self._shape), by_token=by_token)
+        self._base = None if base is None else base.reshape(-1)
+        self._models = [values.reshape(-1) for values in models]
+        self._prepared, self._shared = [], None
+        with torch.inference_mode():
+            if self.method.prepare is not None:
+                self._prepared = [self.method.prepare(self._source(name, values, seed)) for values in self._models]
+            if self.method.prepare_all is not None:
+                self._shared = self.method.prepare_all(SourceGroup(tuple(self._models), self._base, self._form))
+
+    def _source(self, name: str, values: Tensor, seed: int) -> SourceTensor:
+        """Return a tensor that is all of its model."""
+        model = SourceModel(lambda: iter([(values, self._base)]))
+        return SourceTensor(name, values, self._base, seed, self._form, model)
+
+    def run(self, *, block: int = CPU_BLOCK, out_dtype: torch.dtype = torch.float32, **parameters: Any) -> Tensor:
+        """Return the merged tensor."""
+        device = self._models[0].device
+        out = torch.full((self._models[0].numel(),), float("nan"), dtype=out_dtype, device=device)
+        job = Job(
+            self.method,
+            out,
+            base=self._base,
+            models=self._models,
+            form=self._form,
+            prepared=self._prepared,
+            shared=self._shared,
+            scratch=Scratch(device, block),
+        )
+        with torch.inference_mode():
+            job.run(_plan(self.method.spec, len(self._models), parameters), out_dtype)
+        return out.reshape(self._shape)
+
+    @property
+    def state(self) -> object:
+        """All that was prepared."""
+        return self._prepared, self._shared
+
+
+def _plan(spec: MethodSpec, count: int, parameters: Mapping[str, Any]) -> TensorPlan:
+    values: dict[str, Any] = {p.name: p.default for p in spec.parameters if p.default is not None}
+    values |= {key.rstrip("_"): value for key, value in parameters.items()}
+    unknown = set(values) - {p.name for p in spec.parameters}
+    if unknown:
+        raise ValueError(f"{spec.name} has no parameter '{min(unknown)}'; use those of search_spaces.methods")
+
+    def of_model(index: int) -> dict[str, Any]:
+        own = {p.name: values[p.name] for p in spec.per_model if p.name in values}
+        return {name: value[index] if isinstance(value, list) else value for name, value in own.items()}
+
+    contributions = tuple(Contribution(f"model{index}", "tensor", of_model(index)) for index in range(count))
+    shared = {p.name: values[p.name] for p in spec.shared if p.name in values}
+    return TensorPlan("tensor", spec.name, contributions, None, shared)
+
+
+def coefficients(**values: Any) -> Mapping[str, Any]:
+    """Return coefficients for a suite: by the method's names, a list for a value per model."""
+    return MappingProxyType(values)
+
+
+class MergeMethodSuite:
+    """Tests that every merge method passes; subclass it as ``Test...`` and name the method.
+
+    Attributes
+    ----------
+    method
+        Its name.
+    parameters
+        Some ordinary coefficients; a list holds a value per model, for as many models as the suite merges.
+    others
+        Further coefficients, to see that one `prepare` serves all: they must give another result.
+    one_model
+        Coefficients with which a single model (with `min_models` 2: two copies of it) comes back unchanged;
+        None when there are none.
+    models
+        How many models are merged.
+    ordered
+        Whether the order of the models matters.
+    tolerance
+        Absolute and relative error that rounding may cause, float32.
+    """
+
+    method: ClassVar[str]
+    parameters: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    others: ClassVar[Mapping[str, Any] | None] = None
+    one_model: ClassVar[Mapping[str, Any] | None] = MappingProxyType({})
+    models: ClassVar[int] = 3
+    ordered: ClassVar[bool] = False
+    tolerance: ClassVar[float] = 2e-6
+
+    @property
+    def spec(self) -> MethodSpec:
+        """The method's entry in the table."""
+        return implementation(self.method).spec
+
+    @pytest.fixture(params=list(FORMS.values()), ids=list(FORMS))
+    def form(self, request: pytest.FixtureRequest) -> Form:
+        """Shapes and roles a tensor can have."""
+        form: Form = request.param
+        return form
+
+    @staticmethod
+    def tensors(form: Form, count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Return a base and models near it, as fine-tunes are."""
+        generator = torch.Generator().manual_seed(len(form.shape) * 1000 + form.shape[0])
+        base = torch.randn(form.shape, generator=generator)
+        deltas = [torch.randn(form.shape, generator=generator) * 0.1 for _ in range(count)]
+        return [base.to(dtype), *((base + delta).to(dtype) for delta in deltas)]
+
+    def sources(self, form: Form, dtype: torch.dtype = torch.float32) -> tuple[Tensor | None, list[Tensor]]:
+        """Return a base, None for methods without, and the models."""
+        base, *models = self.tensors(form, self.models, dtype)
+        return (None if self.spec.base == "none" else base), models
+
+    def run(self, base: Tensor | None, models: Sequence[Tensor], form: Form, **options: Any) -> Tensor:
+        """Merge with the suite's coefficients, unless `options` say otherwise."""
+        return merge_tensors(self.method, base, models, by_token=form.by_token, **{**self.parameters, **options})
+
+    def close(self, found: Tensor, expected: Tensor) -> None:
+        """Compare up to rounding."""
+        torch.testing.assert_close(found, expected, rtol=self.tolerance, atol=self.tolerance)
+
+    def test_one_model_gives_that_model(self, form: Form) -> None:
+        """With weight 1 and nothing dropped."""
+        if self.one_model is None:
+            pytest.skip("no coefficients of this method leave a model as it is")
+        base, model = self.tensors(form, 1)
+        models = [model] * self.spec.min_models
+        merged_base = None if self.spec.base == "none" else base
+        found = merge_tensors(self.method, merged_base, models, by_token=form.by_token, **self.one_model)
+        self.close(found, model)
+
+    def test_zero_deltas_give_the_base(self, form: Form) -> None:
+        """Whatever the coefficients."""
+        if self.spec.base == "none":
+            pytest.skip("the method knows no base")
+        base, *_ = self.tensors(form, 0)
+        self.close(self.run(base, [base] * self.models, form), base)
+
+    def test_order_of_models(self, form: Form) -> None:
+        """Models and their coefficients reversed together change nothing, or something if order matters."""
+        base, models = self.sources(form)
+        reversed_ = {name: value[::-1] if isinstance(value, list) else value for name, value in self.parameters.items()}
+        found = self.run(base, models[::-1], form, **reversed_)
+        expected = self.run(base, models, form)
+        if not self.ordered:
+            self.close(found, expected)
+        elif form.is_matrix:
+            assert not torch.allclose(found, expected)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_dtype_is_kept_and_rounded_to_once(self, form: Form, dtype: torch.dtype) -> None:
+        """Half-precision sources are merged in float32: the result is that of float32 sources, rounded."""
+        base, models = self.sources(form, dtype)
+        found = self.run(base, models, form, out_dtype=dtype)
+        wide = self.run(None if base is None else base.float(), [model.float() for model in models], form)
+        assert found.dtype == dtype
+        assert found.device == models[0].device
+        if not self.spec.stochastic:  # masks are drawn from the stored bytes
+            assert torch.equal(found, wide.to(dtype))
+
+    def test_inputs_stay_as_they_are(self, form: Form) -> None:
+        """Sources are memory-mapped files."""
+        base, models = self.sources(form)
+        before = [values.clone() for values in (base, *models) if values is not None]
+        self.run(base, models, form)
+        assert all(
+            torch.equal(a, b) for a, b in zip(before, (v for v in (base, *models) if v is not None), strict=True)
+        )
+
+    def test_seed_decides(self, form: Form) -> None:
+        """Equal seeds, equal weights; another seed counts for stochastic methods only."""
+        base, models = self.sources(form)
+        first, again, other = (self.run(base, models, form, seed=seed) for seed in (3, 3, 4))
+        assert torch.equal(first, again)
+        assert torch.equal(first, other) != self.spec.stochastic
+
+    @pytest.mark.parametrize("block", [1, 7, 64])
+    def test_blockwise_equals_whole(self, form: Form, block: int) -> None:
+        """However the tensor is cut."""
+        base, models = self.sources(form)
+        assert torch.equal(self.run(base, models, form, block=block), self.run(base, models, form))
+
+    def test_prepared_once_serves_all_coefficients(self, form: Form) -> None:
+        """Prepare once and apply twice gives what preparing for each gives; nothing of the first call is left."""
+        base, models = self.sources(form)
+        merge = Merge(self.method, base, models, by_token=form.by_token)
+        expected = self.run(base, models, form)
+        assert torch.equal(merge.run(**self.parameters), expected)
+        if self.others is not None:
+            found = merge.run(**self.others)
+            assert torch.equal(found, merge_tensors(self.method, base, models, by_token=form.by_token, **self.others))
+            assert torch.equal(merge.run(**self.parameters), expected)
+
+    def test_result_is_finite_for_degenerate_tensors(self, form: Form) -> None:
+        """A zero tensor, a model equal to the base, two equal models: no NaN."""
+        base, models = self.sources(form)
+        zero = torch.zeros(form.shape)
+        for changed in ([zero] * self.models, [models[-1]] * self.models, [zero, *models[1:]]):
+            for start in {id(value): value for value in (base, zero if base is not None else None)}.values():
+                assert bool(torch.isfinite(self.run(start, changed, form)).all())
+        if base is not None:
+            assert bool(torch.isfinite(self.run(base, [base, *models[1:]], form)).all())
+
+    def test_prepared_state_is_no_larger_than_said(self) -> None:
+        """`prepared_bytes` and `shared_bytes` are what the footprint adds up."""
+        form = Form((128, 192))
+        base, models = self.sources(form)
+        merge = Merge(self.method, base, models)
+        merge.run(**self.parameters)
+        method = implementation(self.method)
+        sources = {values.untyped_storage().data_ptr() for values in (base, *models) if values is not None}
+        held = sum(bytes_ for place, bytes_ in _storages(merge.state).items() if place not in sources)
+        said = method.prepared_size(form) * len(models) + method.shared_size(form)
+        assert held <= said + SLACK
+        assert said == 0 or held > said / 4  # and it says no more than needed, within reason
+
+    def test_names_its_parameters(self) -> None:
+        """The suite's coefficients are the method's, and every one that has an effect is searched or flagged."""
+        names = {parameter.name for parameter in self.spec.parameters}
+        used = set(self.parameters) | set(self.others or {}) | set(self.one_model or {})
+        assert {name.rstrip("_") for name in used} <= names
+
+
+def _storages(state: object, seen: set[int] | None = None) -> dict[int, int]:
+    """Return the bytes of every tensor storage that can be reached from `state`, by address."""
+    seen = set() if seen is None else seen
+    if id(state) in seen:
+        return {}
+    seen.add(id(state))
+    if isinstance(state, Tensor):
+        storage = state.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()}
+    children: list[object] = []
+    if isinstance(state, Mapping):
+        children = list(state.values())
+    elif isinstance(state, (list, tuple)):
+        children = list(state)
+    elif type(state).__module__.startswith("evomerge") or hasattr(state, "__dataclass_fields__"):
+        children = list(vars(state).values())
+    found: dict[int, int] = {}
+    for child in children:
+        found |= _storages(child, seen)
+    return found
