@@ -1,16 +1,17 @@
 """Greedy generation, planned once per item set and run once per candidate.
 
 `model.generate` is general and slow for tiny models: much of its time goes into bookkeeping, and it goes on
-until the last sequence of the batch is done. The loop below keeps a key-value cache, leaves finished rows
-out, and looks at the text of a row only when a token could have completed a stop string. Where a model or a
-task needs more (processed logits, another kind of cache, no position ids), `model.generate` does the work.
+until the last sequence of the batch is done. The loop below keeps a key-value cache, reads what the prompts of
+a batch begin with (few-shot examples) once, leaves finished rows out, and looks at the text of a row only when a
+token could have completed a stop string. Where a model or a task needs more (processed logits, another kind of
+cache, no position ids), `model.generate` does the work.
 
 A text ends before the first stop string, at an end-of-sequence token, or after the task's number of tokens.
 That is what lm-eval's `HFLM` gives with a batch of one. In larger batches HFLM goes on after an
 end-of-sequence token that the model's generation config does not name, and the text then depends on its
 neighbours.
 
-Shapes: B rows, S tokens, V vocabulary.
+Shapes: B rows, S tokens, F tokens of a common beginning, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMixin, LogitsProcessor
 
 from fitness.evaluation import TaskError
+from fitness.prefix_tree import PASS_COST, PREFIX_COST, common_beginning
+from fitness.shared_prefix import obstacle
 
 # Settings of a generation config that leave greedy decoding as it is. Anything else: `model.generate`.
 HARMLESS = {
@@ -45,6 +48,7 @@ SHRINK_AT = 0.75  # leave finished rows out when at most this share is left: cop
 class _Batch:
     input_BS: torch.Tensor  # prompts, padded on the left with 0
     mask_BS: torch.Tensor  # 1 for tokens, 0 for padding
+    beginning: int  # F: that many first tokens of all prompts agree, and reading them once pays; or 0
     requests: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...]
@@ -98,8 +102,9 @@ class GenerationPlan:
             ordered = sorted(requests, key=lambda r: (-len(prompts[r]), prompts[r]))
             for at in range(0, len(ordered), batch_size):
                 part = tuple(ordered[at : at + batch_size])
-                input_BS, mask_BS = _pad_left([prompts[r][-room:] for r in part], device)
-                self._batches.append(_Batch(input_BS, mask_BS, part, count, stop, extra))
+                cut = [prompts[r][-room:] for r in part]
+                input_BS, mask_BS = _pad_left(cut, device)
+                self._batches.append(_Batch(input_BS, mask_BS, _beginning(cut), part, count, stop, extra))
 
     @torch.inference_mode()
     def run(self, model: Any) -> tuple[list[str], float]:
@@ -234,14 +239,59 @@ def _pad_left(prompts: Sequence[Sequence[int]], device: str) -> tuple[torch.Tens
     return input_BS.to(device), mask_BS.to(device)
 
 
+def _beginning(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many first tokens to read once for all prompts; each keeps one token of its own."""
+    first, last = min(prompts), max(prompts)  # in sorted order; all others lie between them
+    shared = min(common_beginning(first, last), min(len(prompt) for prompt in prompts) - 1)
+    tokens = sum(len(prompt) for prompt in prompts)
+    cost = PASS_COST + tokens - shared * (len(prompts) - 1)
+    return shared if cost <= PREFIX_COST * tokens else 0
+
+
+def _reads_apart(model: Any, cache: DynamicCache) -> bool:
+    """Whether a beginning may be read before the rest, with padding between them.
+
+    Sliding windows of a cache count the padding.
+    """
+    return obstacle(model) is None and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def _read_beginning(model: Any, batch: _Batch, cache: DynamicCache) -> None:
+    """Put keys and values of what all prompts begin with into the cache, for each row."""
+    longest = int(batch.mask_BS.sum(dim=1).argmax())  # has no padding
+    common_1F = batch.input_BS[longest : longest + 1, : batch.beginning]
+    position_1F = torch.arange(batch.beginning, device=common_1F.device)[None]
+    model(input_ids=common_1F, position_ids=position_1F, past_key_values=cache, use_cache=True, **_last_only(model))
+    cache.batch_repeat_interleave(len(batch.requests))
+
+
+def _mask_without_beginning(batch: _Batch) -> torch.Tensor:
+    """Mask [B, S] of the beginning and, behind it, of the input without its first F columns.
+
+    A row with p places of padding still has p tokens of the beginning in front of its own there: they are hidden.
+    """
+    width = batch.input_BS.shape[1]
+    padding_B1 = width - batch.mask_BS.sum(dim=1, keepdim=True)
+    own_BS = torch.arange(width - batch.beginning, device=padding_B1.device) >= padding_B1
+    return torch.cat([torch.ones_like(batch.mask_BS[:, : batch.beginning]), own_BS.to(batch.mask_BS.dtype)], dim=1)
+
+
+def _last_only(model: Any) -> dict[str, int]:
+    return {"logits_to_keep": 1} if "logits_to_keep" in _forward_parameters(model) else {}
+
+
 def _greedy(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
     """Most likely token after most likely token, with a key-value cache; finished rows leave the batch."""
-    input_BS = batch.input_BS
-    ones = batch.mask_BS.new_ones(len(batch.requests), batch.max_new_tokens)
-    mask = None if bool(batch.mask_BS.all()) else torch.cat([batch.mask_BS, ones], dim=1)
-    position = (batch.mask_BS.cumsum(dim=1) - 1).clamp(min=0)
-    options = {"logits_to_keep": 1} if "logits_to_keep" in _forward_parameters(model) else {}
+    input_BS, mask_BS = batch.input_BS, batch.mask_BS
+    options = _last_only(model)
     cache, width = _new_cache(model), input_BS.shape[1]
+    position = (mask_BS.cumsum(dim=1) - 1).clamp(min=0)
+    if batch.beginning and _reads_apart(model, cache):
+        _read_beginning(model, batch, cache)
+        input_BS, position = input_BS[:, batch.beginning :], position[:, batch.beginning :]
+        mask_BS = _mask_without_beginning(batch)
+    ones = mask_BS.new_ones(len(batch.requests), batch.max_new_tokens)
+    mask = None if bool(mask_BS.all()) else torch.cat([mask_BS, ones], dim=1)
     alive = list(range(len(batch.requests)))  # the cache's rows
     pending = set(alive)
     for step in range(batch.max_new_tokens):

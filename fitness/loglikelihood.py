@@ -1,22 +1,30 @@
-"""Log-likelihoods of continuations, with as few forward passes and logits as possible.
+"""Log-likelihoods of continuations, with as few tokens read and logits computed as possible.
 
 Planned once per item set, run once per candidate:
 
 - Requests whose input tokens agree share one row (choices of one token after the same question), and so do
   requests whose input is the beginning of another's: a causal model sees the same tokens there.
-- Rows are sorted by length and padded on the right, without an attention mask: padding comes after everything
-  that is read.
-- The output projection runs on the positions that are read only. A hook on it cuts the hidden states, so that
-  whatever an architecture does to its logits afterwards (scaling, soft caps) still happens.
+- Shared prefixes are read once: the choices of a question, and questions on one passage, are packed into a row
+  with a tree mask; few-shot examples that many rows begin with are read once, and their keys and values serve
+  all (`prefix_tree`, `shared_prefix`).
+- Rows are sorted by length and padded on the right. Rows without branches need no mask: padding comes after
+  everything that is read.
 
-Shapes: B rows, S tokens, P positions read, N scored tokens, R requests, V vocabulary.
+Whether a model reads packed rows correctly is decided in two steps. `shared_prefix.obstacle` rules out what is
+known not to work. Then the first model of each kind (class, config, data type) answers some requests once more in
+plain rows: those of the rows with the most slots and of the longest sequences, without a prefix and behind one. If
+a log-likelihood differs by more than rounding, or the packed pass fails, all models of that kind get plain rows.
+
+Shapes: B rows, S slots, P slots read, N scored tokens, R requests, V vocabulary.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,19 +32,39 @@ import numpy.typing as npt
 import torch
 
 from fitness.evaluation import TaskError
+from fitness.prefix_tree import Group, Row, Tokens, owners, separate, share
+from fitness.shared_prefix import Packed, obstacle, read_prefix, read_rows
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of the context and of the continuation
+
+MASK_SIZE = 1 << 25  # elements of one batch's mask; 128 MB in float32
+TOLERANCE = {torch.float32: (5e-5, 1e-6), torch.float64: (5e-5, 1e-6)}  # absolute and relative, in nats
+HALF_TOLERANCE = (0.5, 0.05)  # a wrong mask changes a choice by nats; rounding to bfloat16, by tenths
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    input_BS: torch.Tensor
+    packed: Packed
     row_P: torch.Tensor
-    column_P: torch.Tensor
-    position_N: torch.Tensor  # index into P
+    slot_P: torch.Tensor
+    place_N: torch.Tensor  # index into P
     token_N: torch.Tensor
     request_N: torch.Tensor  # index into `requests`
     requests: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Per request: summed log-likelihood, and how many tokens are not the most likely ones."""
+
+    total_R: npt.NDArray[np.float64]
+    misses_R: npt.NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, size: int) -> _Sum:
+        return cls(np.zeros(size), np.zeros(size, np.int64))
 
 
 class LoglikelihoodPlan:
@@ -51,6 +79,15 @@ class LoglikelihoodPlan:
     batch_size
         Rows per forward pass.
 
+    Attributes
+    ----------
+    rows
+        Rows when each sequence has one of its own.
+    tokens
+        Tokens read when prefixes are shared, without padding.
+    plain_because
+        Why the last run did not share prefixes; None if it did, or if there was nothing to share.
+
     Raises
     ------
     TaskError
@@ -59,17 +96,19 @@ class LoglikelihoodPlan:
 
     def __init__(self, pairs: Sequence[Pair], *, max_length: int, batch_size: int, device: str) -> None:
         self.size = len(pairs)
-        inputs = [_input(pair, max_length) for pair in pairs]
-        owner = _owners(inputs)
-        rows: dict[tuple[int, ...], list[int]] = {}
-        for request, tokens in enumerate(inputs):
-            rows.setdefault(owner[tokens], []).append(request)
-        ordered = sorted(rows, key=lambda row: (-len(row), row))
-        self._batches = [
-            _batch(ordered[at : at + batch_size], rows, inputs, pairs, device)
-            for at in range(0, len(ordered), batch_size)
-        ]
-        self.rows = len(ordered)
+        self.plain_because: str | None = None
+        self._pairs, self._batch_size, self._device = pairs, batch_size, device
+        self._inputs = [_input(pair, max_length) for pair in pairs]
+        owner = owners(self._inputs)
+        self._requests_of: dict[Tokens, list[int]] = {}
+        for request, tokens in enumerate(self._inputs):
+            self._requests_of.setdefault(owner[tokens], []).append(request)
+        self.rows = len(self._requests_of)
+        self._shared = share({tokens: self._first_read(tokens) for tokens in self._requests_of})
+        self._shares = any(group.prefix or any(row.branches for row in group.rows) for group in self._shared)
+        self.tokens = sum(len(group.prefix) + sum(len(row.tokens) for row in group.rows) for group in self._shared)
+        self._verdicts: dict[Any, str | None] = {}  # kind of model to `plain_because`
+        _ = self._shared_batches if self._shares else self._plain_batches  # before the first candidate
 
     @torch.inference_mode()
     def run(self, model: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], float]:
@@ -90,20 +129,148 @@ class LoglikelihoodPlan:
         ValueError
             The model gave NaN.
         """
-        loglikelihood_R = np.zeros(self.size)
-        greedy_R = np.zeros(self.size, np.bool_)
         start = time.perf_counter()
-        for batch in self._batches:
-            total, misses = _score(model, batch)
-            loglikelihood_R[batch.requests] = total
-            greedy_R[batch.requests] = misses == 0
+        found = self._sharing(model) if self._shares else None
+        if found is None:
+            found = self._score(model, self._plain_batches)
         seconds = time.perf_counter() - start
-        if np.isnan(loglikelihood_R).any():
-            raise ValueError("the model produced NaN instead of log-likelihoods: its weights are not usable")
-        return loglikelihood_R, greedy_R, seconds
+        _refuse_nan(found.total_R)
+        return found.total_R, found.misses_R == 0, seconds
+
+    # --- sharing, and whether it is right ---
+
+    def _sharing(self, model: Any) -> _Sum | None:
+        """Scores by shared prefixes; None when they cannot be trusted."""
+        config = model.config
+        kind = type(model), model.dtype, config._attn_implementation, config.to_json_string(use_diff=False)
+        known = kind in self._verdicts
+        self.plain_because = self._verdicts[kind] if known else obstacle(model)
+        found = None
+        if self.plain_because is None:
+            found = self._score(model, self._shared_batches) if known else self._checked(model)
+        if not known:
+            self._verdicts[kind] = self.plain_because
+            if self.plain_because:
+                logger.info("prefixes are not shared for %s: %s", type(model).__name__, self.plain_because)
+        return found
+
+    def _checked(self, model: Any) -> _Sum | None:
+        """The same for the first model of a kind; sets `plain_because`."""
+        sample = self._sample()
+        plain = self._score(model, self._batches(separate(sample)))
+        asked = np.array([request for tokens in sample for request in self._requests_of[tokens]])
+        _refuse_nan(plain.total_R[asked])  # before there is a verdict: the next model of the kind is checked
+        try:
+            found = self._score(model, self._shared_batches)
+        except Exception as error:  # whatever a model's own code says to masks and caches it does not know
+            self.plain_because = f"it fails on packed rows ({type(error).__name__})"
+            return None
+        absolute, relative = TOLERANCE.get(model.dtype, HALF_TOLERANCE)
+        if np.allclose(found.total_R[asked], plain.total_R[asked], atol=absolute, rtol=relative):
+            return found
+        self.plain_because = "its log-likelihoods of packed rows differ from those of plain rows"
+        return None
+
+    def _sample(self) -> list[Tokens]:
+        """Sequences whose requests tell whether sharing is right: where slots, paths and prefixes are longest."""
+        rows = [row for group in self._shared if not group.prefix for row in group.rows if row.branches]
+        behind = [row for group in self._shared if group.prefix for row in group.rows]
+        chosen: dict[Tokens, None] = {}
+        for candidates in (rows, behind):
+            for size in (_slots, _longest):
+                if candidates:
+                    chosen.update(dict.fromkeys(max(candidates, key=size).paths))
+        return list(chosen)
+
+    # --- batches ---
+
+    @cached_property
+    def _shared_batches(self) -> list[tuple[Tokens, list[_Batch]]]:
+        return self._batches(self._shared)
+
+    @cached_property
+    def _plain_batches(self) -> list[tuple[Tokens, list[_Batch]]]:
+        return self._batches(separate(list(self._requests_of)))
+
+    def _batches(self, groups: Iterable[Group]) -> list[tuple[Tokens, list[_Batch]]]:
+        """For each group its prefix and the batches behind it."""
+        return [
+            (group.prefix, [self._batch(rows, len(group.prefix)) for rows in self._split(group)]) for group in groups
+        ]
+
+    def _split(self, group: Group) -> list[Sequence[Row]]:
+        """Rows of a group by length, in batches; those that need no mask apart."""
+        prefix = len(group.prefix)
+        plain = [row for row in group.rows if not (prefix or row.branches)]
+        masked = [row for row in group.rows if prefix or row.branches]
+        found: list[Sequence[Row]] = []
+        for rows in (plain, masked):
+            ordered = sorted(rows, key=lambda row: (-len(row.tokens), row.tokens))
+            while ordered:
+                width = len(ordered[0].tokens)
+                fitting = self._batch_size if rows is plain else MASK_SIZE // (width * (prefix + width))
+                count = max(1, min(self._batch_size, fitting))
+                found.append(ordered[:count])
+                ordered = ordered[count:]
+        return found
+
+    def _first_read(self, tokens: Tokens) -> int:
+        return min(self._span(request)[0] for request in self._requests_of[tokens])
+
+    def _span(self, request: int) -> tuple[int, int]:
+        """First position whose logits a request needs, and the one after the last."""
+        end = len(self._inputs[request])
+        return end - len(self._pairs[request][1]), end
+
+    def _batch(self, rows: Sequence[Row], prefix: int) -> _Batch:
+        places: dict[tuple[int, int], int] = {}
+        place_N: list[int] = []
+        token_N: list[int] = []
+        request_N: list[int] = []
+        requests: list[int] = []
+        for at, row in enumerate(rows):
+            for tokens, path in row.paths.items():
+                for request in self._requests_of[tokens]:
+                    slots = path[slice(*(position - prefix for position in self._span(request)))]
+                    place_N += [places.setdefault((at, slot), len(places)) for slot in slots]
+                    token_N += self._pairs[request][1]
+                    request_N += [len(requests)] * len(slots)
+                    requests.append(request)
+        place = torch.tensor(list(places), device=self._device)
+        return _Batch(
+            packed=Packed.of(rows, prefix, self._device),
+            row_P=place[:, 0],
+            slot_P=place[:, 1],
+            place_N=torch.tensor(place_N, device=self._device),
+            token_N=torch.tensor(token_N, device=self._device),
+            request_N=torch.tensor(request_N, device=self._device),
+            requests=np.array(requests, np.int64),
+        )
+
+    def _score(self, model: Any, groups: Iterable[tuple[Tokens, list[_Batch]]]) -> _Sum:
+        found = _Sum.empty(self.size)
+        for prefix, batches in groups:
+            cache = read_prefix(model, prefix, self._device) if prefix else None
+            for batch in batches:
+                logits_PV = read_rows(model, batch.packed, batch.row_P, batch.slot_P, cache)
+                found.total_R[batch.requests], found.misses_R[batch.requests] = _sums(logits_PV, batch)
+        return found
 
 
-def _input(pair: Pair, max_length: int) -> tuple[int, ...]:
+def _refuse_nan(loglikelihood: npt.NDArray[np.float64]) -> None:
+    if np.isnan(loglikelihood).any():
+        raise ValueError("the model produced NaN instead of log-likelihoods: its weights are not usable")
+
+
+def _slots(row: Row) -> int:
+    return len(row.tokens)
+
+
+def _longest(row: Row) -> int:
+    return max(row.position)
+
+
+def _input(pair: Pair, max_length: int) -> Tokens:
     """What the model reads: all but the last token, cut from the left."""
     context, continuation = pair
     if len(continuation) > max_length:
@@ -114,83 +281,15 @@ def _input(pair: Pair, max_length: int) -> tuple[int, ...]:
     return (context + continuation)[-(max_length + 1) :][:-1]
 
 
-def _owners(inputs: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Each input to the longest input that begins with it; in sorted order, candidates follow directly."""
-    ordered = sorted(set(inputs))
-    owner = {tokens: tokens for tokens in ordered}
-    for tokens, longer in zip(reversed(ordered[:-1]), reversed(ordered[1:]), strict=True):
-        if longer[: len(tokens)] == tokens:
-            owner[tokens] = owner[longer]
-    return owner
-
-
-def _batch(
-    rows: Sequence[tuple[int, ...]],
-    requests_of: dict[tuple[int, ...], list[int]],
-    inputs: Sequence[tuple[int, ...]],
-    pairs: Sequence[Pair],
-    device: str,
-) -> _Batch:
-    positions: dict[tuple[int, int], int] = {}
-    position_N: list[int] = []
-    token_N: list[int] = []
-    request_N: list[int] = []
-    requests: list[int] = []
-    for row, tokens in enumerate(rows):
-        for request in requests_of[tokens]:
-            continuation = pairs[request][1]
-            first = len(inputs[request]) - len(continuation)
-            for offset, token in enumerate(continuation):
-                position_N.append(positions.setdefault((row, first + offset), len(positions)))
-                token_N.append(token)
-                request_N.append(len(requests))
-            requests.append(request)
-    input_BS = torch.zeros(len(rows), max(len(tokens) for tokens in rows), dtype=torch.long)
-    for row, tokens in enumerate(rows):
-        input_BS[row, : len(tokens)] = torch.tensor(tokens)
-    place = torch.tensor(list(positions))
-    return _Batch(
-        input_BS=input_BS.to(device),
-        row_P=place[:, 0].to(device),
-        column_P=place[:, 1].to(device),
-        position_N=torch.tensor(position_N, device=device),
-        token_N=torch.tensor(token_N, device=device),
-        request_N=torch.tensor(request_N, device=device),
-        requests=np.array(requests, np.int64),
-    )
-
-
-def _score(model: Any, batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Per request of the batch: summed log-likelihood, and how many tokens are not the most likely ones."""
-    logp_PV = torch.log_softmax(_logits(model, batch), dim=-1)
+def _sums(logits_PV: torch.Tensor, batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Log-likelihoods and misses of a batch's requests, in its order."""
+    logp_PV = torch.log_softmax(logits_PV, dim=-1)
     best_P = logp_PV.argmax(dim=-1)
-    logp_N = logp_PV[batch.position_N, batch.token_N]
+    logp_N = logp_PV[batch.place_N, batch.token_N]
     count = len(batch.requests)
     total = torch.zeros(count, dtype=torch.float32, device=logp_N.device)
     total.index_add_(0, batch.request_N, logp_N.float())
     misses = torch.zeros(count, dtype=torch.long, device=logp_N.device)
-    misses.index_add_(0, batch.request_N, (best_P[batch.position_N] != batch.token_N).long())
+    misses.index_add_(0, batch.request_N, (best_P[batch.place_N] != batch.token_N).long())
     rounded = total.to(logp_N.dtype)  # once, like tensor.sum()
     return rounded.double().cpu().numpy(), misses.cpu().numpy()
-
-
-def _logits(model: Any, batch: _Batch) -> torch.Tensor:
-    """Logits [P, V] at the positions that are read."""
-    shape = batch.input_BS.shape
-    cut = False
-
-    def keep_read_positions(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        nonlocal cut
-        if not args or args[0].shape[:2] != shape:
-            return None
-        cut = True
-        return (args[0][batch.row_P, batch.column_P].unsqueeze(0), *args[1:])
-
-    head = model.get_output_embeddings()
-    handle = None if head is None else head.register_forward_pre_hook(keep_read_positions)
-    try:
-        logits: torch.Tensor = model(input_ids=batch.input_BS, use_cache=False).logits
-    finally:
-        if handle is not None:
-            handle.remove()
-    return logits[0] if cut else logits[batch.row_P, batch.column_P]

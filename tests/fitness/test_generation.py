@@ -68,6 +68,49 @@ def test_batches_do_not_change_the_texts(batch_size: int, tokenizer: Any, llama:
     assert texts(llama, tokenizer, SETTINGS, batch_size) == texts(llama, tokenizer, SETTINGS)
 
 
+SHOTS = (12, 7, 20, 9, 8, 25, 13, 30, 11, 6, 14, 22, 28, 10, 17, 19, 23, 5, 29, 18, 16, 21, 26, 27, 15, 24, 12, 9, 8, 7)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_few_shot_examples_are_read_once(
+    architecture: str, tokenizer: Any, make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of different lengths behind 30 common tokens: padding comes between the two."""
+    monkeypatch.setattr(generation, "PASS_COST", 0)
+    monkeypatch.setattr(f"{__name__}.PROMPTS", [SHOTS + prompt for prompt in PROMPTS])
+    model, read = make_model(architecture), []
+    expected = one_by_one(model, tokenizer, 14, ".")
+    before = model.register_forward_pre_hook(
+        lambda _, args, given: read.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        assert texts(model, tokenizer, SETTINGS) == expected
+    finally:
+        before.remove()
+    sliding = architecture == "mistral"  # its default window; the cache counts padding
+    assert read[:2] == ([(5, 36), (5, 1)] if sliding else [(1, 30), (5, 6)])
+
+
+def test_a_prompt_that_is_the_common_beginning(tokenizer: Any, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "PASS_COST", 0)
+    monkeypatch.setattr(f"{__name__}.PROMPTS", [SHOTS, *(SHOTS + prompt for prompt in PROMPTS)])
+    assert texts(llama, tokenizer, SETTINGS) == one_by_one(llama, tokenizer, 14, ".")
+
+
+def test_a_short_beginning_is_not_worth_a_pass(tokenizer: Any) -> None:
+    prompts = [SHOTS + prompt for prompt in PROMPTS]
+    for count, expected in ((5, 0), (60, 30)):
+        plan = GenerationPlan(
+            prompts[:1] * (count - 1) + prompts[1:2],
+            [SETTINGS] * count,
+            tokenizer,
+            max_length=64,
+            batch_size=64,
+            device="cpu",
+        )
+        assert plan._batches[0].beginning == expected
+
+
 def test_sliding_window(tokenizer: Any, make_model: Callable) -> None:
     model = make_model("mistral", sliding_window=4)
     assert texts(model, tokenizer, SETTINGS, 1) == one_by_one(model, tokenizer, 14, ".")

@@ -1,0 +1,239 @@
+"""``python -m experiments.fitness_speed`` measures; ``--quick`` runs the same on tiny sizes.
+
+Three ways to score the same items with the same model, in one process, taking turns:
+
+- *simple_evaluate*: `lm_eval.simple_evaluate` on an `HFLM` that is already loaded, as a search would call it for
+  each candidate; without bootstrapping and without the report on the machine, which take seconds.
+- *HFLM*: only its model calls, on requests built (and, for choices, tokenised) beforehand: its fair best.
+- *ours*: `Evaluator.score`, from the model to the items' scores. Batches are made once, at the first call, which
+  is not among the repetitions and is reported apart; it is measured after each of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from experiments.fitness_speed.cases import CASES, Case, model_and_tokenizer, quick, task_folder
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table; times are medians in seconds for all items."""
+
+    case: str
+    items: int
+    requests: int
+    batch_size: int
+    repetitions: int
+    simple_evaluate: float
+    hflm: float
+    ours: float
+    first_call: float
+    """Ours, with prompts, tokens and batches to make."""
+    spread: dict[str, tuple[float, float]]
+    """Shortest and longest time of each way."""
+    largest_difference: float | None
+    """Between the log-likelihoods of HFLM and ours, nats; None when texts are generated."""
+    equal_scores: int
+    """Items whose score is the same by simple_evaluate and by ours."""
+
+    @property
+    def speedup(self) -> float:
+        """Over HFLM."""
+        return self.hflm / self.ours
+
+
+class _Ways:
+    """The three ways for one case, ready to be called."""
+
+    def __init__(self, case: Case, folder: Path, seed: int, *, small: bool) -> None:
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        from fitness.config import FitnessConfig
+        from fitness.scoring import Evaluator
+        from fitness.tasks import TaskSuite
+
+        self.case = case
+        self.model, tokenizer = model_and_tokenizer(case, seed, small=small)
+        path = str(task_folder(case, folder, seed))
+        self._manager = TaskManager(include_path=path, include_defaults=False)
+        self._hflm = HFLM(pretrained=self.model, tokenizer=tokenizer, batch_size=case.batch_size)
+        task = self._manager.load([case.task])["tasks"][case.task]
+        task.set_fewshot_seed(1234)  # as simple_evaluate does
+        task.build_all_requests(limit=case.items)
+        self.instances = task.instances
+        self.generates = self.instances[0].request_type == "generate_until"
+        if not self.generates:
+            pairs = [instance.args for instance in self.instances]
+            self._tokens = [(pair, *self._hflm._encode_pair(*pair)) for pair in pairs]
+        config = FitnessConfig.model_validate(
+            {"tasks": [{"task": case.task}], "include_path": [path], "allow_test_split": True}
+        )
+        suite = TaskSuite.whole(config, "test")
+        self._items = tuple(item.id for item in suite.pool.search[case.task][: case.items])
+        self._evaluator = Evaluator(suite, tokenizer, batch_size=case.batch_size)
+        self.metric = suite.metrics[case.task]
+
+    def simple_evaluate(self) -> list[float]:
+        """Scores of the items."""
+        import lm_eval
+
+        with mock.patch("lm_eval.evaluator.add_env_info"):
+            found = lm_eval.simple_evaluate(
+                self._hflm,
+                tasks=[self.case.task],
+                task_manager=self._manager,
+                limit=self.case.items,
+                bootstrap_iters=0,
+            )
+        samples = sorted(found["samples"][self.case.task], key=lambda sample: sample["doc_id"])
+        return [float(sample[self.metric.split(",")[0]]) for sample in samples]
+
+    def hflm(self) -> list[Any]:
+        """Texts, or log-likelihoods with whether they are greedy."""
+        if self.generates:
+            return self._hflm.generate_until(self.instances, disable_tqdm=True)
+        return self._hflm._loglikelihood_tokens(self._tokens, disable_tqdm=True)
+
+    def ours(self) -> list[float]:
+        """Scores of the items."""
+        return self._evaluator.score(self.model, self._items).scores.tolist()
+
+    def loglikelihoods(self) -> list[float]:
+        """Ours, for the comparison."""
+        plan = self._evaluator._plan(self._items, self._evaluator._limit(self.model))._loglikelihood
+        found: list[float] = plan.run(self.model)[0].tolist()
+        return found
+
+
+def measure(case: Case, folder: Path, seed: int, *, small: bool = False) -> Result:
+    """Take turns, as often as the case says."""
+    ways = _Ways(case, folder, seed, small=small)
+    first_call, scores = _timed(ways.ours)
+    seconds: dict[str, list[float]] = {"simple_evaluate": [], "hflm": [], "ours": []}
+    expected: list[float] = []
+    responses: list[Any] = []
+    for _ in range(case.repetitions):
+        taken, responses = _timed(ways.hflm)
+        seconds["hflm"].append(taken)
+        seconds["ours"].append(_timed(ways.ours)[0])
+        taken, expected = _timed(ways.simple_evaluate)
+        seconds["simple_evaluate"].append(taken)
+        seconds["ours"].append(_timed(ways.ours)[0])
+    difference = None
+    if not ways.generates:
+        pairs = zip(responses, ways.loglikelihoods(), strict=True)
+        difference = max(abs(value - own) for (value, _), own in pairs)
+    return Result(
+        case=case.name,
+        items=len(scores),
+        requests=len(ways.instances),
+        batch_size=case.batch_size,
+        repetitions=case.repetitions,
+        first_call=round(first_call, 4),
+        largest_difference=difference,
+        equal_scores=sum(a == b for a, b in zip(scores, expected, strict=True)),
+        spread={way: (round(min(taken), 4), round(max(taken), 4)) for way, taken in seconds.items()},
+        **{way: round(statistics.median(taken), 4) for way, taken in seconds.items()},
+    )
+
+
+def _timed(way: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
+    start = time.perf_counter()
+    found = way()
+    return time.perf_counter() - start, found
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The README's table: items per second."""
+    lines = [
+        "| case | items | simple_evaluate | HFLM | ours | ours / HFLM | largest difference, nats | equal scores |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        rates = " | ".join(_rate(result.items / taken) for taken in (result.simple_evaluate, result.hflm, result.ours))
+        difference = "" if result.largest_difference is None else f"{result.largest_difference:.0e}"
+        lines.append(
+            f"| {result.case} | {result.items} | {rates} "
+            f"| {result.speedup:.1f} | {difference} | {result.equal_scores} of {result.items} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:#.3g}" if rate < 100 else f"{rate:.0f}"
+
+
+def machine() -> dict[str, str | int]:
+    """What the numbers depend on."""
+    import lm_eval
+    import torch
+    import transformers
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(names),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "lm_eval": lm_eval.__version__,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table and write `results.json`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.fitness_speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="a tiny model, few items, one repetition")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the made-up items")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for all ways")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="folder for results.json; by default this one, none with --quick"
+    )
+    given = parser.parse_args(arguments)
+    import datasets
+    import torch
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    torch.set_num_threads(given.threads)
+    results = []
+    for case in map(quick, CASES) if given.quick else CASES:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(folder) / "cache"),
+        ):
+            results.append(measure(case, Path(folder), given.seed, small=given.quick))
+        print(markdown(results[-1:]).splitlines()[-1], flush=True)
+    print("\n" + markdown(results), end="")
+    out = given.out or (None if given.quick else FOLDER)
+    if out is not None:
+        found = {"seed": given.seed, "machine": machine(), "results": [asdict(result) for result in results]}
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+        (out / "results.json").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What is measured: made-up reading questions for a random Llama, and two tasks of the zoo."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ZOO = Path(__file__).parent.parent / "zoo"
+VOCABULARY = 16_384  # small for a language model: of the time per token, the output projection takes little
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+CONTEXT = (100, 140)  # words before the answer; a question with a paragraph
+CHOICE = (4, 8)  # words of an answer
+EXAMPLE = (30, 40)  # words of the context of a few-shot example
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task and one model.
+
+    Attributes
+    ----------
+    name
+        What the table calls it.
+    task
+        Name of the task's YAML.
+    items
+        How many items are scored; of the zoo's 600, the first ones.
+    repetitions
+        Measurements of each way, of which the medians count.
+    batch_size
+        Rows per forward pass, for all ways.
+    zoo
+        Model of the zoo; None: the random Llama and a made-up task.
+    shots
+        Examples before each question of the made-up task.
+    drawn
+        Whether each item has examples of its own, as is lm-eval's default, and not the same for all.
+    """
+
+    name: str
+    task: str
+    items: int
+    repetitions: int
+    batch_size: int
+    zoo: str | None = None
+    shots: int = 0
+    drawn: bool = False
+
+
+CASES = (
+    Case("4 choices, zero-shot", "reading", 12, 3, 8),
+    Case("4 choices, 5 shots, the same for all", "reading_same", 12, 3, 8, shots=5),
+    Case("4 choices, 5 shots, drawn per item", "reading_drawn", 12, 3, 8, shots=5, drawn=True),
+    Case("`zoo_target_mc`", "zoo_target_mc", 600, 5, 64, zoo="ja"),
+    Case("`zoo_target_gen`", "zoo_target_gen", 600, 5, 64, zoo="ja"),
+)
+
+
+def quick(case: Case) -> Case:
+    """A few items and one repetition, to see that it runs."""
+    return replace(case, items=min(case.items, 4 if case.zoo is None else 24), repetitions=1)
+
+
+def model_and_tokenizer(case: Case, seed: int, *, small: bool) -> tuple[Any, Any]:
+    """A model in float32 and its tokenizer; `small`: a tiny stand-in for the random Llama."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    if case.zoo is not None:
+        folder = ZOO / "models" / case.zoo
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return model.eval(), AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32 if small else 512,
+        intermediate_size=64 if small else 1408,
+        num_hidden_layers=2 if small else 8,
+        num_attention_heads=4 if small else 8,
+        num_key_value_heads=2 if small else 4,
+        max_position_embeddings=2048,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).eval(), _tokenizer()
+
+
+def _tokenizer() -> Any:
+    """One token per word, so that the lengths below are lengths in tokens."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*SPECIAL, *(f"w{n}" for n in range(VOCABULARY - len(SPECIAL)))]
+    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def task_folder(case: Case, folder: Path, seed: int) -> Path:
+    """The folder with the task's YAML: the zoo's, or `folder`, where the task is made."""
+    if case.zoo is not None:
+        return ZOO / "tasks"
+    rng = random.Random(seed)
+    files = {"test": folder / "test.jsonl", "train": folder / "train.jsonl"}
+    for (_, file), count, context in zip(files.items(), (case.items, 20), (CONTEXT, EXAMPLE), strict=True):
+        documents = _documents(rng, count, context)
+        file.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
+    config = {
+        "task": case.task,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {split: str(file) for split, file in files.items()}},
+        "training_split": "train",
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "label",
+        "num_fewshot": case.shots,
+        "fewshot_config": {"sampler": "default" if case.drawn else "first_n"},
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / f"{case.task}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return folder
+
+
+def _documents(rng: random.Random, count: int, context: tuple[int, int]) -> list[dict[str, Any]]:
+    def words(size: tuple[int, int]) -> str:
+        return " ".join(f"w{rng.randrange(VOCABULARY - len(SPECIAL))}" for _ in range(rng.randint(*size)))
+
+    return [
+        {"prompt": words(context), "choices": [words(CHOICE) for _ in range(4)], "label": rng.randrange(4)}
+        for _ in range(count)
+    ]

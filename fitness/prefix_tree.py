@@ -1,0 +1,205 @@
+"""What token sequences have in common: which rows to send to a model so that shared beginnings are read once.
+
+Two ways to share, chosen by the number of tokens read:
+
+- *Packing*: sequences that branch late (the choices of a question, the questions on a passage) become one row,
+  the depth-first order of their tree. Slot j is an ancestor of slot i exactly if ``j <= i < end[j]``.
+- *A common prefix*: rows that begin alike (few-shot examples) form a group; the prefix is read once, and its
+  keys and values serve all rows.
+
+Plain Python on tuples: nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+Tokens = tuple[int, ...]
+
+PASS_COST = 128  # what one more forward pass costs, in tokens
+PREFIX_COST = 0.8  # a prefix is used when it leaves at most this part of the tokens: it is copied for each row
+PACK_SHARE = 0.25  # sequences are packed when they share at least this part of the longest one, ...
+PACK_SHARED = 4  # ... at least so many tokens, ...
+PACK_SLOTS = 512  # ... and the row stays this short (or twice the longest sequence): attention is quadratic
+DEEPEST = 64  # branchings above each other that are looked at; far more than prompts have
+
+
+@dataclass(frozen=True)
+class Row:
+    """Sequences that branch from each other, as one list of S slots; the group's prefix is left out.
+
+    Attributes
+    ----------
+    tokens
+        Token of each slot.
+    position
+        Place of each slot in its sequence, the prefix counted.
+    end
+        The slot after the last descendant of each slot.
+    paths
+        For each sequence of the row, its slots.
+    """
+
+    tokens: Tokens
+    position: tuple[int, ...]
+    end: tuple[int, ...]
+    paths: dict[Tokens, tuple[int, ...]]
+
+    @property
+    def branches(self) -> bool:
+        """Whether there is more than one sequence."""
+        return len(self.paths) > 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that continue the same prefix, which may be empty."""
+
+    prefix: Tokens
+    rows: tuple[Row, ...]
+
+
+def owners(sequences: Sequence[Tokens]) -> dict[Tokens, Tokens]:
+    """Each sequence to the longest one that begins with it; in sorted order, candidates follow directly."""
+    ordered = sorted(set(sequences))
+    owner = {tokens: tokens for tokens in ordered}
+    for tokens, longer in zip(reversed(ordered[:-1]), reversed(ordered[1:]), strict=True):
+        if longer[: len(tokens)] == tokens:
+            owner[tokens] = owner[longer]
+    return owner
+
+
+def separate(sequences: Sequence[Tokens]) -> list[Group]:
+    """Every sequence a row of its own."""
+    return [Group((), tuple(_row([tokens], [0], 0) for tokens in sorted(set(sequences))))]
+
+
+def share(first_read: dict[Tokens, int]) -> list[Group]:
+    """Group sequences so that few tokens are read.
+
+    Parameters
+    ----------
+    first_read
+        Sequences, none of which begins another, with the first position at which each one's logits are read.
+        It never falls into a prefix.
+
+    Returns
+    -------
+    groups
+        Each sequence is in one row of one group. At most one group, the first, has no prefix.
+    """
+    return _Tree(first_read).groups() if first_read else []
+
+
+Range = tuple[int, int]  # of sorted sequences
+
+
+class _Tree:
+    """Sorted sequences with the lengths of the beginnings that neighbours share: a radix tree, in ranges."""
+
+    def __init__(self, first_read: dict[Tokens, int]) -> None:
+        self.leaves = sorted(first_read)
+        self.first_read = [first_read[leaf] for leaf in self.leaves]
+        self.lengths = [len(leaf) for leaf in self.leaves]
+        self.common = [0, *(common_beginning(*pair) for pair in pairwise(self.leaves))]  # with the leaf before
+        self.new = [0]  # tokens that leaves before this one add to those before them
+        for length, common in zip(self.lengths, self.common, strict=True):
+            self.new.append(self.new[-1] + length - common)
+
+    def groups(self) -> list[Group]:
+        alone: list[Range] = []
+        groups = []
+        for prefix, rows in self._groups((0, len(self.leaves)), DEEPEST)[1]:
+            if prefix:
+                groups.append(self._group(prefix, rows))
+            else:
+                alone.extend(rows)
+        return [self._group(0, alone), *groups] if alone else groups
+
+    def _group(self, prefix: int, rows: Sequence[Range]) -> Group:
+        built = (_row(self.leaves[lo:hi], [prefix, *self.common[lo + 1 : hi]], prefix) for lo, hi in rows)
+        return Group(self.leaves[rows[0][0]][:prefix], tuple(built))
+
+    def _groups(self, leaves: Range, depth: int) -> tuple[int, list[tuple[int, list[Range]]]]:
+        """The cheaper of one prefix for all these leaves and of what is best below; with its cost in tokens."""
+        if self._packs(leaves, 0) or depth == 0:
+            rows = self._rows(leaves, 0, depth)
+            return self._cost(rows, 0), [(0, rows)]
+        below, groups = 0, []
+        for child in self._children(leaves):
+            cost, best = self._groups(child, depth - 1)
+            below += cost
+            groups += best
+        prefix = min(self._branching(leaves), *self.first_read[slice(*leaves)])
+        if prefix * (leaves[1] - leaves[0] - 1) > PASS_COST:  # else it cannot save its own forward pass
+            rows = self._rows(leaves, prefix, depth)
+            cost = PASS_COST + prefix + self._cost(rows, prefix)
+            if cost <= PREFIX_COST * below:
+                return cost, [(prefix, rows)]
+        return below, groups
+
+    def _rows(self, leaves: Range, prefix: int, depth: int) -> list[Range]:
+        if self._packs(leaves, prefix):
+            return [leaves]
+        if depth == 0:
+            return [(at, at + 1) for at in range(*leaves)]
+        return [row for child in self._children(leaves) for row in self._rows(child, prefix, depth - 1)]
+
+    def _packs(self, leaves: Range, prefix: int) -> bool:
+        if leaves[1] - leaves[0] == 1:
+            return True
+        shared = self._branching(leaves) - prefix
+        longest = max(self.lengths[slice(*leaves)]) - prefix
+        if shared < max(PACK_SHARED, PACK_SHARE * longest):
+            return False
+        return self._slots(leaves) - prefix <= max(PACK_SLOTS, 2 * longest)
+
+    def _branching(self, leaves: Range) -> int:
+        """Length of the beginning that the leaves share; at least two leaves."""
+        return min(self.common[leaves[0] + 1 : leaves[1]])
+
+    def _children(self, leaves: Range) -> Iterator[Range]:
+        depth, start = self._branching(leaves), leaves[0]
+        for at in range(leaves[0] + 1, leaves[1]):
+            if self.common[at] == depth:
+                yield start, at
+                start = at
+        yield start, leaves[1]
+
+    def _slots(self, leaves: Range) -> int:
+        return self.lengths[leaves[0]] + self.new[leaves[1]] - self.new[leaves[0] + 1]
+
+    def _cost(self, rows: Sequence[Range], prefix: int) -> int:
+        return sum(self._slots(row) - prefix for row in rows)
+
+
+def common_beginning(one: Tokens, other: Tokens) -> int:
+    """Length of the beginning that two sequences share."""
+    for at, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return at
+    return min(len(one), len(other))
+
+
+def _row(leaves: Sequence[Tokens], common: Sequence[int], prefix: int) -> Row:
+    """Depth-first order of sorted leaves that share `common` tokens with the one before."""
+    tokens: list[int] = []
+    position: list[int] = []
+    end: list[int] = []
+    path: list[int] = []
+    paths: dict[Tokens, tuple[int, ...]] = {}
+    for leaf, shared in zip(leaves, common, strict=True):
+        for slot in path[shared - prefix :]:
+            end[slot] = len(tokens)
+        del path[shared - prefix :]
+        for at in range(shared, len(leaf)):
+            path.append(len(tokens))
+            tokens.append(leaf[at])
+            position.append(at)
+            end.append(0)
+        paths[leaf] = tuple(path)
+    for slot in path:
+        end[slot] = len(tokens)
+    return Row(tuple(tokens), tuple(position), tuple(end), paths)
