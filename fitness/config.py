@@ -30,7 +30,11 @@ class SubsetConfig(_Frozen):
     """Which of the search items a candidate is asked."""
 
     items: Annotated[int, Field(ge=1, strict=True)] | Literal["all"] = "all"
-    """Search items per task and candidate; >= 1. A random subset, the same for the whole search."""
+    """Search items per task and candidate; >= 1."""
+    estimator: Literal["mean", "inherited"] = "mean"
+    """How the score on all search items follows from those asked. mean: all candidates are asked the same random
+    items, and their mean counts. inherited: each generation is asked other items, those that tell most; the experts'
+    answers to all search items (they are scored once) and those of earlier candidates fill in the rest."""
 
 
 class FitnessConfig(_Frozen):

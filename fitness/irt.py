@@ -18,9 +18,11 @@ import itertools
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ Array = npt.NDArray[np.float64]
 LOGIT_BOUND = 30.0  # as tinyBenchmarks' item_curve; σ(30) = 1 − 1e-13
 MAX_EAP_DIMENSIONS = 5  # 5 nodes per axis: 3,125 points
 FORMAT = "evomerge item bank 1"
+ARRAYS = ("discrimination", "difficulty", "abilities")
 
 
 @dataclass(frozen=True)
@@ -125,48 +128,61 @@ class ItemBank:
             tuple(items), self.discrimination[index], self.difficulty[index], self.abilities, dict(self.facts)
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the bank as `.npz` (arrays, and the rest as JSON), whole or not at all."""
-        path = Path(path)
-        header = {"format": FORMAT, "items": list(self.items), "facts": dict(self.facts)}
-        arrays = {
-            "discrimination": self.discrimination,
-            "difficulty": self.difficulty,
-            "abilities": self.abilities,
-            "header": np.frombuffer(json.dumps(header, ensure_ascii=False).encode(), np.uint8),
-        }
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ItemBank:
-        """Read what `save` wrote.
+def save_banks(path: str | os.PathLike[str], banks: Sequence[ItemBank]) -> None:
+    """Write banks as one `.npz` (arrays, and the rest as JSON), whole or not at all.
 
-        Raises
-        ------
-        ValueError
-            The file is something else. It is never unpickled.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                header = json.loads(arrays["header"].tobytes().decode())
-                parameters = [arrays[name].astype(np.float64) for name in ("discrimination", "difficulty", "abilities")]
+    Parameters
+    ----------
+    banks
+        At least one; usually the 2PL and the multidimensional model of the same items.
+    """
+    path = Path(path)
+    header = {
+        "format": FORMAT,
+        "banks": [{"items": list(bank.items), "facts": dict(bank.facts)} for bank in banks],
+    }
+    arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(header, ensure_ascii=False).encode(), np.uint8)}
+    for index, bank in enumerate(banks):
+        for name in ARRAYS:
+            arrays[f"{index}.{name}"] = getattr(bank, name)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_banks(path: str | os.PathLike[str]) -> tuple[ItemBank, ...]:
+    """Read what `save_banks` wrote; nothing is ever unpickled.
+
+    Raises
+    ------
+    ValueError
+        The file is something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            header = json.loads(arrays["header"].tobytes().decode())
             if header["format"] != FORMAT:
                 raise KeyError(header["format"])
-            items = tuple(str(item) for item in header["items"])
-            return cls(items, *parameters, facts=dict(header["facts"]))
-        except FileNotFoundError:
-            raise
-        except (OSError, KeyError, TypeError, UnicodeDecodeError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: not an item bank ({error}): write one with `evomerge calibrate`") from error
+            return tuple(
+                ItemBank(
+                    items=tuple(str(item) for item in part["items"]),
+                    facts=dict(part["facts"]),
+                    **{name: arrays[f"{index}.{name}"].astype(np.float64) for name in ARRAYS},
+                )
+                for index, part in enumerate(header["banks"])
+            )
+    except FileNotFoundError:
+        raise
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not an item bank ({error}): write one with `evomerge calibrate`") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,9 +125,7 @@ def _joined(parameters: Iterable[Parameter], scopes: tuple[Parameters, ...]) -> 
     return tuple(sorted((name, setting) for name, setting in settings.items() if setting))
 
 
-def _written(
-    part: Slice, ranges: Iterable[tuple[int, int] | None], t: float | None, spec: MethodSpec
-) -> Slice:
+def _written(part: Slice, ranges: Iterable[tuple[int, int] | None], t: float | None, spec: MethodSpec) -> Slice:
     """Return `part` with other layer ranges and its settings at `t` (None leaves gradients), shortened."""
     return Slice(
         sources=tuple(

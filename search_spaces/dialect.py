@@ -77,6 +77,7 @@ class StrictLoader(_SafeLoader):
     """The safe loader, except that a key given twice is an error instead of an overwrite."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a mapping, unless a key is there twice."""
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
@@ -147,9 +148,7 @@ def _content(top: dict[str, Any], spec: MethodSpec) -> tuple[str, Any, Parameter
     forms = [key for key in ("models", "slices", "modules") if top.get(key)]
     if len(forms) != 1:
         found = " and ".join(forms) if forms else "none of them"
-        raise RecipeError(
-            f"exactly one of models, slices and modules is wanted, not {found}; write `slices:`"
-        )
+        raise RecipeError(f"exactly one of models, slices and modules is wanted, not {found}; write `slices:`")
     if forms[0] != "modules":
         return forms[0], top[forms[0]], parameters
     modules = _mapping(top["modules"], "modules", ("default",), required=("default",))

@@ -62,7 +62,5 @@ class ModelLayout:
         """
         child = self.attention if module == "attention" else self.mlp
         if child is None:
-            raise RecipeError(
-                f"the model's layers have no {module} module that is known by name; use modules: all"
-            )
+            raise RecipeError(f"the model's layers have no {module} module that is known by name; use modules: all")
         return f".{child}."

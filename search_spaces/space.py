@@ -110,9 +110,7 @@ class SearchSpace(ABC):
         """Return `genotype` as float64[G] inside the box; see `decode` for what is refused."""
         point = np.asarray(genotype, dtype=np.float64)
         if point.shape != (self.dimension,):
-            raise RecipeError(
-                f"genotype: its shape is {point.shape}; pass an array of shape ({self.dimension},)"
-            )
+            raise RecipeError(f"genotype: its shape is {point.shape}; pass an array of shape ({self.dimension},)")
         margin = _TOLERANCE * (self.high - self.low)
         outside = ~((point >= self.low - margin) & (point <= self.high + margin))  # true for NaN
         if outside.any():

@@ -31,9 +31,7 @@ def validate(recipe: Recipe) -> None:
     spec = method_spec(recipe.merge_method)
     _validate_dtypes(recipe)
     if recipe.seed is not None and (type(recipe.seed) is not int or not 0 <= recipe.seed < 2**63):
-        raise RecipeError(
-            f"evomerge.seed: {recipe.seed} is not a seed; write a whole number from 0 to 2**63 - 1"
-        )
+        raise RecipeError(f"evomerge.seed: {recipe.seed} is not a seed; write a whole number from 0 to 2**63 - 1")
     if not recipe.slices:
         raise RecipeError("slices: the recipe has none; write a `models:` or a `slices:` list")
     if len(recipe.slices) > MAX_SLICES:
@@ -64,9 +62,7 @@ def _validate_slice(recipe: Recipe, part: Slice, spec: MethodSpec, place: str) -
         _validate_source(source, spec, f"{sources}[{index}]")
     ranges = {source.num_layers for source in part.sources}
     if len(ranges) > 1:
-        raise RecipeError(
-            f"{place}: its sources differ in length ({sorted(ranges)} layers); give all the same length"
-        )
+        raise RecipeError(f"{place}: its sources differ in length ({sorted(ranges)} layers); give all the same length")
     _validate_models(recipe, part, spec, place)
 
 
@@ -100,16 +96,12 @@ def _validate_models(recipe: Recipe, part: Slice, spec: MethodSpec, place: str) 
         count -= base in names
     if spec.base == "required":
         if base not in names:
-            raise RecipeError(
-                f"{place}: the base is not among the sources; add {{model: {base}, layer_range: ...}}"
-            )
+            raise RecipeError(f"{place}: the base is not among the sources; add {{model: {base}, layer_range: ...}}")
         count -= 1
     if count < spec.min_models or (spec.max_models is not None and count > spec.max_models):
         wanted = f"{spec.min_models}" if spec.min_models == spec.max_models else f"at least {spec.min_models}"
         beside = "" if spec.base == "none" else " beside the base"
-        raise RecipeError(
-            f"{place}: {spec.name} takes {wanted} model(s){beside}, not {count}; change its sources"
-        )
+        raise RecipeError(f"{place}: {spec.name} takes {wanted} model(s){beside}, not {count}; change its sources")
 
 
 def _validate_depth(recipe: Recipe) -> None:
@@ -130,9 +122,7 @@ def _validate_tail(recipe: Recipe) -> None:
         )
 
 
-def _validate_parameters(
-    parameters: Parameters, spec: MethodSpec, place: str, *, of_source: bool = False
-) -> None:
+def _validate_parameters(parameters: Parameters, spec: MethodSpec, place: str, *, of_source: bool = False) -> None:
     previous = ""
     for name, setting in parameters:
         parameter = _parameter(spec, name, place)
@@ -140,9 +130,7 @@ def _validate_parameters(
             # mergekit would pass over it without a word
             raise RecipeError(f"{place}: '{name}' is not per model; write it in the slice's parameters")
         if name <= previous:
-            raise RecipeError(
-                f"{place}: parameters must be sorted and unique; put '{name}' before '{previous}'"
-            )
+            raise RecipeError(f"{place}: parameters must be sorted and unique; put '{name}' before '{previous}'")
         previous = name
         if not setting:
             raise RecipeError(f"{place}.{name}: no value; write a number or a list of {{filter, value}}")
@@ -171,6 +159,4 @@ def _validate_condition(condition: Condition, kind: type, place: str) -> None:
         if kind is float and not math.isfinite(value):
             raise RecipeError(f"{place}: {value!r} is not finite; write a number such as 0.5")
     if condition.filter is not None and not isinstance(condition.filter, str):
-        raise RecipeError(
-            f"{place}: the filter {condition.filter!r} is not text; write a part of a tensor's name"
-        )
+        raise RecipeError(f"{place}: the filter {condition.filter!r} is not text; write a part of a tensor's name")

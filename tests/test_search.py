@@ -10,7 +10,8 @@ from evomerge.ledger import Ledger
 from evomerge.run import Asked, Run, Told
 from evomerge.search import Search, SearchError
 from evomerge.strategies import CmaEsConfig, RandomConfig
-from fitness.evaluation import Evaluation
+from fitness.evaluation import Evaluation, ItemScores
+from fitness.measure import InheritedMeasure, PlainMeasure
 
 ITEMS = ("t/test/0", "t/test/1")
 CONFIGS = {"cma_es": CmaEsConfig(population=6, mean_every=2), "random": RandomConfig(population=6)}
@@ -66,7 +67,7 @@ def create(tmp_path):
 
 def search(run, space, config=CONFIGS["cma_es"], evaluations=40, hours=None):
     budget = BudgetConfig(evaluations=evaluations, hours=hours)
-    return Search(run, space, config.build(space, 0), budget, ITEMS)
+    return Search(run, space, config.build(space, 0), budget, PlainMeasure(ITEMS))
 
 
 def signature(run):
@@ -104,6 +105,30 @@ def test_a_stopped_search_goes_on_exactly(create, space, fitness_of, name, dies_
     assert signature(run) == signature(whole)
 
 
+def inherited():
+    """Return a measure that learns from every candidate, over 30 items."""
+    items = tuple(f"t/test/{index}" for index in range(30))
+    experts = [ItemScores(items, np.arange(30, dtype=np.float32) % modulus == 0, 0.0) for modulus in (2, 3)]
+    return InheritedMeasure(experts, {"t": 1.0}, 8, seed=0)
+
+
+@pytest.mark.parametrize("dies_at", [3, 18, 31])
+def test_a_measure_that_learns_goes_on_exactly_too(create, space, dies_at):
+    def share(genotype):
+        return float(np.clip(np.mean(genotype), 0, 1))
+
+    def start(run):
+        return Search(run, space, CONFIGS["cma_es"].build(space, 0), BudgetConfig(evaluations=36), inherited())
+
+    whole, run = create("whole"), create()
+    start(whole).search(SyntheticPool(space, share))
+    with pytest.raises(KeyboardInterrupt):
+        start(run).search(SyntheticPool(space, share, dies_at=dies_at))
+    start(run).search(SyntheticPool(space, share))
+    assert signature(run) == signature(whole)
+    assert len({event.evaluation.items for event in run.events() if isinstance(event, Told)}) > 3
+
+
 def test_several_workers_score_the_same_candidates(create, space, fitness_of):
     one, three = create("one"), create("three")
     search(one, space).search(SyntheticPool(space, fitness_of))
@@ -136,7 +161,7 @@ def test_an_equal_recipe_is_not_scored_twice(create, space, fitness_of):
         def _learn(self, candidate, evaluation):
             pass
 
-    Search(run, space, Stuck(space, 0, config), BudgetConfig(evaluations=10), ITEMS).search(pool)
+    Search(run, space, Stuck(space, 0, config), BudgetConfig(evaluations=10), PlainMeasure(ITEMS)).search(pool)
     ledger = Ledger(run.events())
     assert pool.count == 1
     assert (ledger.cached, len(ledger.told), ledger.item_evaluations) == (9, 10, len(ITEMS))

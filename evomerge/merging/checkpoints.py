@@ -281,7 +281,8 @@ class Checkpoint:
             return paths
         if any(next(self.path.glob(pattern), None) for pattern in PICKLES):
             raise CheckpointError(
-                f"{self.reference}: only pickled weights, which can run code when read; convert them to safetensors with "
+                f"{self.reference}: only pickled weights, which can run code when read; convert them to "
+                "safetensors with "
                 'AutoModelForCausalLM.from_pretrained("...").save_pretrained("NEW")'
             )
         raise CheckpointError(f"{self.reference}: no safetensors file in the folder; name a transformers checkpoint")

@@ -201,7 +201,7 @@ def test_not_a_decoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
 def test_only_pickles(copy: Path, name: str) -> None:
     (copy / "model.safetensors").rename(copy / name)
-    with pytest.raises(CheckpointError, match=r"only pickled weights.*convert them to safetensors with.*save_pretrained"):
+    with pytest.raises(CheckpointError, match=r"only pickled weights.*convert them to safetensors with.*save"):
         Checkpoint.open(str(copy))
 
 

@@ -100,9 +100,7 @@ def test_the_narrowest_scope_with_a_match_decides(layout):
     )
     a, b = weights(recipe, layout, "a"), weights(recipe, layout, "b")
     layer = "model.layers.2."
-    assert [
-        a[layer + n] for n in ("mlp.up_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight")
-    ] == [
+    assert [a[layer + n] for n in ("mlp.up_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight")] == [
         0.3,
         0.2,
         0.1,
@@ -140,9 +138,7 @@ def test_defaults_and_parameters_without_effect(layout):
 
 
 def test_the_base_is_apart_and_sources_keep_their_order(layout):
-    recipe = task_arithmetic(
-        parameters={"weight": 1.0}, models=[{"model": "b"}, {"model": "base"}, {"model": "a"}]
-    )
+    recipe = task_arithmetic(parameters={"weight": 1.0}, models=[{"model": "b"}, {"model": "base"}, {"model": "a"}])
     for plan in resolve(recipe, layout):
         assert [c.model for c in plan.contributions] == ["b", "a"]
         assert plan.base.model == "base"
@@ -253,9 +249,7 @@ def test_layers_of_different_kinds_do_not_mix(layout):
     hybrid = replace(layout, layers=(layout.layers[0][:3], *layout.layers[1:]))
     recipe = task_arithmetic(
         parameters={"weight": 1.0},
-        slices=[
-            {"sources": [{"model": "a", "layer_range": [0, 1]}, {"model": "base", "layer_range": [1, 2]}]}
-        ],
+        slices=[{"sources": [{"model": "a", "layer_range": [0, 1]}, {"model": "base", "layer_range": [1, 2]}]}],
     )
     with pytest.raises(RecipeError, match="layers 0 and 1 have different tensors; merge layers of one kind"):
         resolve(recipe, hybrid)

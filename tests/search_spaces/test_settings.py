@@ -12,9 +12,7 @@ NAMES = (
 )
 values = st.floats(-2, 2)
 filters = st.sampled_from([None, "*", "", "mlp", "mlp.up", "self_attn", "norm", "layers.1", "weight"])
-some_settings = st.lists(st.builds(Condition, st.sampled_from([0.0, 0.5, 1.0]), filters), max_size=6).map(
-    tuple
-)
+some_settings = st.lists(st.builds(Condition, st.sampled_from([0.0, 0.5, 1.0]), filters), max_size=6).map(tuple)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""How far estimates from few answers are from the full score."""
