@@ -7,6 +7,8 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_DISABLE_PROGRESS_BARS="1",
+    # The models are tiny: a second thread gains nothing, and costs much when other processes want the cores.
+    OMP_NUM_THREADS="1",
 )
 
 import numpy as np
