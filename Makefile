@@ -30,10 +30,10 @@ quickstart: $(STAMP)
 	$(EVOMERGE) merge $(OUT)/recipe.yaml $(OUT)/merged
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
