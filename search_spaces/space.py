@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import RecipeError
-from search_spaces.genes import Gene
+from search_spaces.genes import Gene, Integer, Real
 from search_spaces.recipe import Recipe
 
 Genotype = npt.NDArray[np.float64]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 # Numerical dust that a strategy's transformations may leave outside of the box, relative to its width.
 _TOLERANCE = 1e-9
@@ -24,12 +26,13 @@ _TOLERANCE = 1e-9
 class SearchSpace(ABC):
     """A box of genotypes and the recipes they stand for.
 
-    Subclasses set `genes` and say what a genotype means. The operators here serve every space of real genes.
+    Subclasses set `genes` and say what a genotype means. The operators here respect the kinds of genes and their
+    priors; a space with conditional genes overrides `active`.
 
     Attributes
     ----------
     genes
-        Name and range of each coordinate, G of them.
+        Name, kind and range of each coordinate, G of them.
     """
 
     genes: tuple[Gene, ...]
@@ -74,31 +77,67 @@ class SearchSpace(ABC):
         """Where a search begins, float64[G], read-only."""
         return _frozen([gene.start for gene in self.genes])
 
+    @cached_property
+    def discrete(self) -> npt.NDArray[np.bool_]:
+        """Which genes are whole numbers or choices, bool[G], read-only."""
+        return _read_only(np.array([gene.discrete for gene in self.genes], dtype=np.bool_))
+
+    def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
+        """Return which genes take part in the recipe of `genotype`, bool[G].
+
+        A conditional gene is inactive where another gene's value gives it no meaning (a density, when the method
+        has none): `decode` ignores it, so genotypes that differ only there have one recipe. At least one gene is
+        active.
+        """
+        return np.ones(self.dimension, dtype=np.bool_)
+
+    def settled(self, points: Genotype) -> Genotype:
+        """Return `points` (float64[..., G]) inside the box, each discrete gene at the middle of its cell."""
+        settled = np.clip(points, self.low, self.high)
+        # Cells are counted from the box's lower bound; the upper bound belongs to the last.
+        cells = np.minimum(np.floor(settled - self.low), self.high - self.low - 1)
+        return np.where(self.discrete, self.low + cells + 0.5, settled)
+
     def sample(self, rng: np.random.Generator) -> Genotype:
-        """Draw a genotype float64[G] uniformly from the box."""
-        return rng.uniform(self.low, self.high)
+        """Draw a genotype float64[G] from the genes' priors: without one, uniformly from the box."""
+        point = self.settled(rng.uniform(self.low, self.high))
+        for index, gene in enumerate(self.genes):
+            if not isinstance(gene, Integer) and gene.prior is not None:
+                point[index] = gene.sample(rng)
+        return point
 
     def crossover(self, a: Genotype, b: Genotype, rng: np.random.Generator) -> Genotype:
         """Return a child of `a` and `b`, float64[G].
 
-        Blend crossover BLX-0.5 (Eshelman and Schaffer 1993): each gene is uniform on the parents' interval,
+        Blend crossover BLX-0.5 (Eshelman and Schaffer 1993): each real gene is uniform on the parents' interval,
         widened by half its length on both sides, so that children are not drawn to the middle. What falls
-        outside of the box is put on its boundary.
+        outside of the box is put on its boundary. A discrete gene is that of either parent, as likely as not.
         """
         low, high = np.minimum(a, b), np.maximum(a, b)
         margin = 0.5 * (high - low)
-        return np.clip(rng.uniform(low - margin, high + margin), self.low, self.high)
+        child = np.clip(rng.uniform(low - margin, high + margin), self.low, self.high)
+        if self.discrete.any():
+            either = np.where(rng.random(self.dimension) < 0.5, a, b)
+            child = np.where(self.discrete, either, child)
+        return child
 
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
         """Return `a` with some genes moved, float64[G].
 
-        Each gene moves with probability 1/G, and one always does: by a normal step of a tenth of its range,
-        reflected at the bounds, so that the boundary does not collect mass.
+        Each gene moves with probability one over the number of active genes, and an active one always does: a real
+        gene by a normal step of a tenth of its range, reflected at the bounds, so that the boundary does not
+        collect mass; a discrete gene to another value. Inactive genes drift unseen.
         """
-        moved = rng.random(self.dimension) < 1.0 / self.dimension
-        moved[rng.integers(self.dimension)] = True
+        active = np.flatnonzero(self.active(a))
+        moved = rng.random(self.dimension) < 1.0 / len(active)
+        moved[active[rng.integers(len(active))]] = True
         step = rng.normal(0.0, 0.1 * (self.high - self.low))  # ~ N(0, (range / 10)²)
-        return np.where(moved, self._reflected(a + step), a)
+        child = np.where(moved & ~self.discrete, self._reflected(a + step), a)
+        for index in np.flatnonzero(moved & self.discrete):
+            gene = self.genes[index]
+            if not isinstance(gene, Real):
+                child[index] = gene.another(a[index], rng)
+        return child
 
     def _reflected(self, points: Genotype) -> Genotype:
         """Fold `points` back into the box at its bounds, as often as needed."""
@@ -124,6 +163,9 @@ class SearchSpace(ABC):
 
 
 def _frozen(values: list[float]) -> Genotype:
-    array = np.array(values, dtype=np.float64)
+    return _read_only(np.array(values, dtype=np.float64))
+
+
+def _read_only(array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
     array.flags.writeable = False
     return array
