@@ -15,6 +15,7 @@ from evomerge.result import Entry, Result, table
 from evomerge.run import Run
 from evomerge.search import Search, SearchError
 from evomerge.workers.base import Pool
+from fitness.objectives import means
 
 CONFIRMED = 3
 """Candidates, best by search score, that are scored on all search items."""
@@ -27,6 +28,7 @@ class Conclusion:
         self.run = run
         self.problem = problem
         self.ledger = search.ledger
+        self.objectives = search.measure.objectives
         self.strategy = search.strategy
         self.bench = Bench(run, search.ledger, pool)
 
@@ -52,7 +54,7 @@ class Conclusion:
             search_score=search_score,
             optimism=search_score - held_out,
         )
-        score = f"held-out score {held_out:.4f} +- {scored[0][1].standard_errors[0]:.4f}"
+        score = f"held-out score {held_out:.4f} +- {scored[0][1].standard_error:.4f}"
         self.run.write("best.yaml", found.recipe.to_yaml(f"found by evomerge, {score}"))
         self.run.write("result.json", result.to_json())
         return result
@@ -69,6 +71,6 @@ class Conclusion:
         if mean is not None:
             entries.append(Entry("found", "found", mean.recipe))
         items = self.problem.search_items
-        confirmed = [self.bench.score("confirm", entry, items).fitness for entry in entries]
-        best = int(np.argmax(confirmed))
-        return entries[best], mean, confirmed[best]
+        confirmed = [self.bench.score("confirm", entry, items) for entry in entries]
+        best = int(np.argmax([self.objectives.judge(scored, means(scored)).fitness for scored in confirmed]))
+        return entries[best], mean, confirmed[best].fitness

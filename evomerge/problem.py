@@ -25,6 +25,7 @@ from fitness.config import FitnessConfig
 from fitness.evaluation import ItemScores, TaskError
 from fitness.items import task_of
 from fitness.measure import InheritedMeasure, Measure, PlainMeasure
+from fitness.objectives import Objectives, relative_to_sources
 from fitness.scoring import Evaluator
 from fitness.tasks import TaskSuite
 from search_spaces.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
@@ -68,23 +69,38 @@ class Problem:
         """Whether full scores are estimated from the experts' answers."""
         return self.config.fitness.subset.estimator == "inherited"
 
+    @property
+    def needs_sources(self) -> bool:
+        """Whether sources are scored on all search items before the search."""
+        return self.inherits or relative_to_sources(self.config.fitness)
+
     def measure(self, bench: Bench) -> Measure:
-        """Return how candidates are measured; the experts are scored on all search items where that is needed.
+        """Return how candidates are measured; sources are scored on all search items where that is needed.
 
         Raises
         ------
         TaskError
-            If the experts' scores are outside of [0, 1].
+            If the experts' scores are outside of [0, 1], or no source does what a floor is relative to.
         """
+        fitness = self.config.fitness
+        relative = relative_to_sources(fitness)
+        answers = {
+            entry.name: bench.score("parent", entry, self.search_items)
+            for entry in self.sources()
+            if relative or (self.inherits and entry.name != self.config.base)
+        }
+        objectives = Objectives.of(fitness, list(answers.values()))
         if not self.inherits:
-            return PlainMeasure(self.subset)
-        experts = [entry for entry in self.sources() if entry.name != self.config.base]
-        answers = [bench.score("parent", entry, self.search_items) for entry in experts]
-        count = self.config.fitness.subset.items
+            return PlainMeasure(self.subset, objectives)
+        count = fitness.subset.items
         try:
             return InheritedMeasure(
-                [ItemScores(answer.items, answer.scores, 0.0) for answer in answers],
-                self.suite.weights,
+                [
+                    ItemScores(answer.items, answer.scores, 0.0)
+                    for name, answer in answers.items()
+                    if name != self.config.base
+                ],
+                objectives,
                 len(self.search_items) if count == "all" else count,
                 self.config.seed,
             )

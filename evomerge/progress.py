@@ -68,4 +68,5 @@ def best_so_far(ledger: Ledger) -> str:
     if ledger.best is None:
         return "-"
     evaluation = ledger.evaluation(ledger.best)
-    return f"{evaluation.fitness:.3f} +- {evaluation.standard_errors[0]:.3f}"
+    below = ", below a floor" if evaluation.violation else ""
+    return f"{evaluation.value:.3f} +- {evaluation.standard_error:.3f}{below}"

@@ -353,6 +353,7 @@ def _event(
     fields = data["evaluation"]
     for key in ("objectives", "standard_errors"):
         fields[key] = tuple(math.nan if value is None else value for value in fields[key])
+    fields["shares"] = tuple(fields.get("shares", ()))
     evaluation = Evaluation(items=items, scores=np.frombuffer(scores, dtype="<f4").astype(np.float32), **fields)
     if kind == "told":
         return Told(candidate, evaluation, data["cached"], data["elapsed"])

@@ -138,7 +138,7 @@ class Search:
         identity = self.ledger.best
         assert identity is not None
         evaluation = self.ledger.evaluation(identity)
-        score = f"{evaluation.fitness:.4f} +- {evaluation.standard_errors[0]:.4f}"
+        score = f"{evaluation.value:.4f} +- {evaluation.standard_error:.4f}"
         log.info("candidate %d is the best so far: %s", identity, score)
         self.run.write("best.yaml", recipe.to_yaml(f"best of {len(self.ledger.told)} candidates: {score}"))
 

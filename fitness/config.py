@@ -18,6 +18,9 @@ class TaskConfig(_Frozen):
     """Name of an lm-eval task, as in its YAML file's `task:` key; not of a group or a tag."""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Share of this task in the objective, relative to the other tasks' weights; > 0, no unit."""
+    floor: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Lowest score that is good enough, as a share of the best source's: 0.9 keeps 90 % of it. A candidate that misses
+    a floor is worse than any that misses none. None: no floor."""
     metric: str | None = None
     """Metric to maximise, `name` or lm-eval's `name,filter`. None: the first of the task's metrics that has a
     value for each single item, after the task's first filter."""
@@ -46,6 +49,11 @@ class FitnessConfig(_Frozen):
     """Folders with lm-eval task YAMLs, searched before lm-eval's own tasks."""
     subset: SubsetConfig = SubsetConfig()
     """Which of the search items a candidate is asked."""
+    objectives: Literal["weighted_sum", "per_task"] = "weighted_sum"
+    """What strategies are told. weighted_sum: one number. per_task: one objective per task, for strategies that look
+    for a front; the others go by the weighted sum."""
+    normalize: Literal["none", "best_source"] = "none"
+    """best_source: each task's score is divided by that of the source that is best at it, before weighting."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | Split = 0.5
     """Items kept for the final table: a fraction of the search split's items, in (0, 1), or the name of
     another split, which is then used whole."""

@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+INFEASIBLE = -1e6  # fitness of a candidate that hardly misses a floor: below that of all that keep theirs
+
 
 class TaskError(ValueError):
     """A task cannot be used as asked; the message says what to change."""
@@ -54,6 +56,10 @@ class Evaluation:
         `ok`; `failed` (see `reason`); `stopped` early, with the items answered until then.
     objectives, standard_errors
         One value per objective, all maximised, in the unit of the metrics; empty when failed.
+    shares
+        What each of several objectives counts for in `fitness`, summing to 1; empty when there is one.
+    violation
+        By how much it misses the floors, summed; 0 if it keeps them all.
     items, scores
         Item ids and float32[I] scores.
     seconds
@@ -67,11 +73,32 @@ class Evaluation:
     scores: npt.NDArray[np.float32] = field(default_factory=_no_scores)
     seconds: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    shares: tuple[float, ...] = ()
+    violation: float = 0.0
 
     @property
     def fitness(self) -> float:
-        """The first objective; nan when the evaluation failed."""
-        return self.objectives[0] if self.status != "failed" and self.objectives else math.nan
+        """One number to rank by: larger is better, nan when the evaluation failed.
+
+        The objective, or the weighted sum of several; below `INFEASIBLE` where a floor is missed.
+        """
+        if self.status == "failed" or not self.objectives:
+            return math.nan
+        return INFEASIBLE - self.violation if self.violation > 0 else self.value
+
+    @property
+    def value(self) -> float:
+        """The objective, or the weighted sum of several, whatever the floors say; there must be one."""
+        if not self.shares:
+            return self.objectives[0]
+        return math.fsum(share * value for share, value in zip(self.shares, self.objectives, strict=True))
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of `value`; the objectives' errors count as independent."""
+        if not self.shares:
+            return self.standard_errors[0]
+        return math.hypot(*(share * error for share, error in zip(self.shares, self.standard_errors, strict=True)))
 
     @classmethod
     def failed(cls, reason: str, seconds: Mapping[str, float] | None = None) -> Evaluation:

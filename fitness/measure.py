@@ -6,22 +6,27 @@ before, in order, so that a replayed search measures alike.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fitness.estimators import Estimate
 from fitness.evaluation import Evaluation, ItemScores
 from fitness.inheritance import Prior, learn, posterior, prior
 from fitness.items import task_of
+from fitness.objectives import Objectives, means
 from fitness.subset import default_subset
 
 
 class Measure(Protocol):
     """What the search driver asks of a measure."""
+
+    @property
+    def objectives(self) -> Objectives:
+        """What the tasks' scores add up to."""
 
     def items(self, generation: int) -> tuple[str, ...]:
         """Return the items that candidates of this generation are asked; the first call for it decides."""
@@ -34,18 +39,19 @@ class Measure(Protocol):
 
 
 class PlainMeasure:
-    """The same items for all, and the mean of their scores, as the worker has computed it."""
+    """The same items for all, and the mean of their scores."""
 
-    def __init__(self, items: Sequence[str]) -> None:
+    def __init__(self, items: Sequence[str], objectives: Objectives) -> None:
         self._items = tuple(items)
+        self.objectives = objectives
 
     def items(self, generation: int) -> tuple[str, ...]:
         """Return the items; they are the same for every generation."""
         return self._items
 
     def judge(self, evaluation: Evaluation) -> Evaluation:
-        """Return the evaluation as it is."""
-        return evaluation
+        """Return the evaluation with its tasks' means as the search's objectives."""
+        return evaluation if evaluation.status == "failed" else self.objectives.judge(evaluation, means(evaluation))
 
     def learn(self, evaluation: Evaluation) -> None:
         """Learn nothing."""
@@ -57,7 +63,6 @@ class _Task:
 
     items: tuple[str, ...]
     position: dict[str, int]
-    weight: float
     given: Prior
     expected: Prior
     answers: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]
@@ -70,20 +75,20 @@ class InheritedMeasure:
     ----------
     parents
         Scores of each parent on all search items of all tasks, in [0, 1].
-    weights
-        Task name to weight.
+    objectives
+        What the tasks' scores add up to.
     count
         Items per task and candidate.
     seed
         Decides the subsets.
     """
 
-    def __init__(self, parents: Sequence[ItemScores], weights: Mapping[str, float], count: int, seed: int) -> None:
+    def __init__(self, parents: Sequence[ItemScores], objectives: Objectives, count: int, seed: int) -> None:
+        self.objectives = objectives
         self._count = count
         self._seed = seed
         self._subsets: dict[int, tuple[str, ...]] = {}
-        total = sum(weights.values())
-        self._tasks = {task: _new_task(task, weight / total, parents) for task, weight in weights.items()}
+        self._tasks = {task: _new_task(task, parents) for task in objectives.weights}
 
     def items(self, generation: int) -> tuple[str, ...]:
         """Choose a generation's items by what all earlier candidates were like."""
@@ -98,19 +103,17 @@ class InheritedMeasure:
 
     def judge(self, evaluation: Evaluation) -> Evaluation:
         """Estimate the full score from the answers, the parents' and the earlier candidates'."""
-        if evaluation.status != "ok":
+        if evaluation.status == "failed":
             return evaluation
-        value = variance = 0.0
+        estimates = {}
         for task, (scores, positions) in self._answers(evaluation).items():
-            known = self._tasks[task]
-            found = posterior(known.expected, scores, positions)
-            value += known.weight * found.value
-            variance += (known.weight * found.standard_error) ** 2
-        return replace(evaluation, objectives=(value,), standard_errors=(math.sqrt(variance),))
+            found = posterior(self._tasks[task].expected, scores, positions)
+            estimates[task] = Estimate(found.value, found.standard_error)
+        return self.objectives.judge(evaluation, estimates)
 
     def learn(self, evaluation: Evaluation) -> None:
         """Remember a candidate's answers."""
-        if evaluation.status == "ok":
+        if evaluation.status != "failed":
             for task, answers in self._answers(evaluation).items():
                 self._tasks[task].answers.append(answers)
 
@@ -123,11 +126,11 @@ class InheritedMeasure:
         return {task: (np.array(scores), np.array(positions, np.int64)) for task, (scores, positions) in groups.items()}
 
 
-def _new_task(name: str, weight: float, parents: Sequence[ItemScores]) -> _Task:
+def _new_task(name: str, parents: Sequence[ItemScores]) -> _Task:
     items = tuple(item for item in parents[0].items if task_of(item) == name)
     rows = []
     for scored in parents:
         by_item = dict(zip(scored.items, scored.scores.tolist(), strict=True))
         rows.append([by_item[item] for item in items])
     given = prior(len(items), np.array(rows, np.float64))
-    return _Task(items, {item: at for at, item in enumerate(items)}, weight, given, given, [])
+    return _Task(items, {item: at for at, item in enumerate(items)}, given, given, [])

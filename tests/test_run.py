@@ -1,5 +1,6 @@
 import math
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ def some_events():
         Told(0, evaluation(), False, 1.5),
         Asked(Candidate(1, genotype + 1, "mean", 2), "bbbb"),
         Told(1, Evaluation.failed("out of memory", SECONDS), False, 2.0),
+        Asked(Candidate(2, genotype, "sample", 2), "cccc"),
+        Told(2, replace(evaluation(), shares=(0.25, 0.75), violation=0.125, objectives=(0.5, 0.25)), False, 2.5),
         Final("held_out", "aaaa", evaluation(items=("t/test/7", "t/test/9"))),
     ]
 
@@ -35,6 +38,7 @@ def run(tmp_path):
 
 def assert_same_evaluation(a, b):
     assert (a.status, a.items, a.reason, dict(a.seconds)) == (b.status, b.items, b.reason, dict(b.seconds))
+    assert (a.shares, a.violation) == (b.shares, b.violation)
     np.testing.assert_array_equal(a.objectives, b.objectives)
     np.testing.assert_array_equal(a.standard_errors, b.standard_errors)
     assert a.scores.dtype == np.float32 and np.array_equal(a.scores, b.scores)

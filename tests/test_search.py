@@ -12,7 +12,9 @@ from evomerge.search import Search, SearchError
 from evomerge.strategies import CmaEsConfig, RandomConfig
 from fitness.evaluation import Evaluation, ItemScores
 from fitness.measure import InheritedMeasure, PlainMeasure
+from fitness.objectives import Objectives
 
+ONE_TASK = Objectives({"t": 1.0})
 ITEMS = ("t/test/0", "t/test/1")
 CONFIGS = {"cma_es": CmaEsConfig(population=6, mean_every=2), "random": RandomConfig(population=6)}
 
@@ -67,7 +69,7 @@ def create(tmp_path):
 
 def search(run, space, config=CONFIGS["cma_es"], evaluations=40, hours=None):
     budget = BudgetConfig(evaluations=evaluations, hours=hours)
-    return Search(run, space, config.build(space, 0), budget, PlainMeasure(ITEMS))
+    return Search(run, space, config.build(space, 0), budget, PlainMeasure(ITEMS, ONE_TASK))
 
 
 def signature(run):
@@ -109,7 +111,7 @@ def inherited():
     """Return a measure that learns from every candidate, over 30 items."""
     items = tuple(f"t/test/{index}" for index in range(30))
     experts = [ItemScores(items, np.arange(30, dtype=np.float32) % modulus == 0, 0.0) for modulus in (2, 3)]
-    return InheritedMeasure(experts, {"t": 1.0}, 8, seed=0)
+    return InheritedMeasure(experts, ONE_TASK, 8, seed=0)
 
 
 @pytest.mark.parametrize("dies_at", [3, 18, 31])
@@ -161,7 +163,8 @@ def test_an_equal_recipe_is_not_scored_twice(create, space, fitness_of):
         def _learn(self, candidate, evaluation):
             pass
 
-    Search(run, space, Stuck(space, 0, config), BudgetConfig(evaluations=10), PlainMeasure(ITEMS)).search(pool)
+    measure = PlainMeasure(ITEMS, ONE_TASK)
+    Search(run, space, Stuck(space, 0, config), BudgetConfig(evaluations=10), measure).search(pool)
     ledger = Ledger(run.events())
     assert pool.count == 1
     assert (ledger.cached, len(ledger.told), ledger.item_evaluations) == (9, 10, len(ITEMS))

@@ -76,7 +76,7 @@ def _summary(problem: Problem) -> dict[str, Any]:
         "footprint": asdict(problem.worker.engine.footprint(recipe)),
         "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
         "estimated_seconds": total * evaluations,
-        "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_errors[0]},
+        "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_error},
         "notes": [*problem.warnings, *_budget_notes(population, problem, total)],
     }
 

@@ -72,8 +72,8 @@ def _go_on(run: Run, problem: Problem, pool: Pool, out: Console, as_json: bool) 
 
 def _search_and_conclude(run: Run, problem: Problem, pool: Pool, out: Console) -> Result:
     budget = problem.config.budget
-    if problem.inherits:
-        out.print(f"scoring the experts on {len(problem.search_items)} search items")
+    if problem.needs_sources:
+        out.print(f"scoring the sources on {len(problem.search_items)} search items")
     measure = problem.measure(Bench(run, Ledger(run.events()), pool))
     state = Search(run, problem.space, problem.strategy(), budget, measure)
     done = len(state.ledger.told)

@@ -82,8 +82,8 @@ def _summary(path: Path) -> tuple[dict[str, Any], Ledger, Result | None]:
         best = {
             "candidate": ledger.best,
             "recipe": ledger.asked[ledger.best].recipe,
-            "score": evaluation.fitness,
-            "standard_error": evaluation.standard_errors[0],
+            "score": evaluation.value,
+            "standard_error": evaluation.standard_error,
         }
     summary = {
         "run": str(path),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from evomerge.merging.engine import MergeEngine
 from fitness.evaluation import Evaluation
-from fitness.objectives import aggregate
+from fitness.objectives import Objectives, means
 from fitness.scoring import Evaluator
 from search_spaces.recipe import Recipe
 
@@ -32,18 +32,11 @@ class Worker:
             seconds["merge"] = time.perf_counter() - started
             scored = self.evaluator.score(model, items)
             seconds["score"] = scored.forward_seconds
-            value, error = aggregate(self.evaluator.suite.weights, scored)
+            answered = Evaluation("ok", items=scored.items, scores=scored.scores, seconds=seconds)
+            return Objectives(self.evaluator.suite.weights).judge(answered, means(scored))
         except Exception as problem:  # whatever torch, the tasks' own metrics or their templates raise
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())
             return Evaluation.failed(reason, seconds)
-        return Evaluation(
-            status="ok",
-            objectives=(value,),
-            standard_errors=(error,),
-            items=scored.items,
-            scores=scored.scores,
-            seconds=seconds,
-        )
 
 
 class InlinePool:

@@ -3,8 +3,10 @@ import pytest
 
 from fitness.evaluation import Evaluation, ItemScores
 from fitness.measure import InheritedMeasure, PlainMeasure
+from fitness.objectives import Objectives
 
 ITEMS = {"a": tuple(f"a/validation/{i}" for i in range(60)), "b": tuple(f"b/validation/{i}" for i in range(40))}
+OBJECTIVES = Objectives({"a": 1.0, "b": 3.0})
 ALL = ITEMS["a"] + ITEMS["b"]
 
 
@@ -24,7 +26,7 @@ def parents():
 
 
 def measure(count=10, seed=0):
-    return InheritedMeasure(parents(), {"a": 1.0, "b": 3.0}, count, seed)
+    return InheritedMeasure(parents(), OBJECTIVES, count, seed)
 
 
 def answer(model, items):
@@ -32,11 +34,13 @@ def answer(model, items):
     return Evaluation("ok", (float(scores.mean()),), (0.1,), tuple(items), scores)
 
 
-def test_the_plain_measure_changes_nothing():
-    plain = PlainMeasure(ALL[:5])
-    evaluation = answer(truth(3, 0.5), ALL[:5])
-    assert plain.items(0) == plain.items(7) == ALL[:5]
-    assert plain.judge(evaluation) is evaluation
+def test_the_plain_measure_asks_the_same_items_and_takes_their_means():
+    items = ALL[:5] + ALL[-3:]
+    plain = PlainMeasure(items, OBJECTIVES)
+    evaluation = answer(truth(3, 0.5), items)
+    assert plain.items(0) == plain.items(7) == items
+    expected = evaluation.scores[:5].mean() / 4 + 3 * evaluation.scores[5:].mean() / 4
+    assert plain.judge(evaluation).fitness == pytest.approx(expected)
 
 
 def test_each_generation_is_asked_other_items_and_so_many_of_each_task():
