@@ -12,7 +12,7 @@ gives the prior heavy tails: a broken merge, or one that composes its parents' s
 
 The prior, fixed before any answer; h is the share of right parents, d the parents' disagreement:
 
-- intercept: such that the expected score is the parents' mean score, + d; sd √(0.35² + (2.5 d)²). Merges of
+- intercept: such that the expected score is the parents' mean score, + d; sd √(0.25² + (2 d)²). Merges of
   parents that disagree tend to be better than their mean, and vary more;
 - 2h − 1: logit(1 − d) ± 0.5. A merge leaves its parents' common answer about as often as they leave each other;
 - yₜ − h of each parent t: 0 ± 0.6. A merge may be closer to one parent;
@@ -42,8 +42,8 @@ Array = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 
 SCALES = (1.0, 4.0, 16.0, 64.0)  # κ in (1)
-SHARES = (0.7, 0.2, 0.08, 0.02)
-INTERCEPT_SD, INTERCEPT_PER_DISAGREEMENT, INTERCEPT_SD_PER_DISAGREEMENT = 0.35, 1.0, 2.5
+SHARES = (0.85, 0.1, 0.04, 0.01)
+INTERCEPT_SD, INTERCEPT_PER_DISAGREEMENT, INTERCEPT_SD_PER_DISAGREEMENT = 0.25, 1.0, 2.0
 AGREEMENT_SD, AGREEMENT_RANGE = 0.5, (0.5, 4.5)
 PARENT_SD, MIXED_SD = 0.6, 0.7
 LOGIT_SCALE, LOGIT_MEAN, LOGIT_SD, BANKS_DIFFER_SD = 1.7, 1.0, 0.3, 0.7
@@ -207,51 +207,76 @@ def _marginal_probability(given: Prior, mean: Array, covariance: Array) -> Array
 
 
 @dataclass(frozen=True, eq=False)
+class _Answers:
+    """The answers of C candidates, side by side; where one has fewer than S, `asked` is 0."""
+
+    design: Array  # [C, S, F]
+    offset: Array  # [C, S]
+    score: Array  # [C, S]
+    asked: Array  # [C, S]
+
+    @classmethod
+    def of(cls, given: Prior, answers: Sequence[tuple[Array, Positions]]) -> _Answers:
+        asked_CS = np.zeros((len(answers), max(score_S.size for score_S, _ in answers)))
+        score_CS, position_CS = np.zeros_like(asked_CS), np.zeros(asked_CS.shape, np.int64)
+        for row, (score_S, position_S) in enumerate(answers):
+            asked_CS[row, : score_S.size] = 1.0
+            score_CS[row, : score_S.size], position_CS[row, : score_S.size] = score_S, position_S
+        return cls(given.design[position_CS], given.offset[position_CS], score_CS, asked_CS)
+
+
+@dataclass(frozen=True, eq=False)
 class _Laplace:
-    """Normal approximation for one κ, with its log evidence (up to a constant)."""
+    """Normal approximations of u for each of C candidates and K scales, and the posterior shares of the scales."""
 
-    mean: Array
-    covariance: Array
-    log_evidence: float
+    mean: Array  # [C, K, F]
+    covariance: Array  # [C, K, F, F]
+    share: Array  # [C, K]
 
 
-def _laplace(given: Prior, score_S: Array, position_S: Positions, scale: float) -> _Laplace:
-    design_SF, offset_S = given.design[position_S], given.offset[position_S]
-    covariance_FF = scale * given.covariance
-    precision_FF = np.linalg.inv(covariance_FF)
+def _laplace(given: Prior, answers: _Answers, start_CKF: Array | None = None) -> _Laplace:
+    """All candidates and scales at once: concave problems, by Newton's method with step halving."""
+    score_CKS, asked_CKS = answers.score[:, None], answers.asked[:, None]
+    design_CKSF = answers.design[:, None]
+    scale_K = np.array(SCALES)
+    precision_KFF = np.linalg.inv(given.covariance) / scale_K[:, None, None]
 
-    def objective(u_F: Array) -> float:
-        logit_S, off_F = offset_S + design_SF @ u_F, u_F - given.mean
-        likelihood = float(score_S @ logit_S - np.logaddexp(0, logit_S).sum()) / given.dispersion
-        return likelihood - 0.5 * float(off_F @ precision_FF @ off_F)
+    def at(u_CKF: Array) -> tuple[Array, Array, Array]:
+        """The objective, its gradient and its negative Hessian."""
+        logit_CKS = answers.offset[:, None] + (design_CKSF @ u_CKF[..., None])[..., 0]
+        off_CKF = u_CKF - given.mean
+        pull_CKF = (precision_KFF @ off_CKF[..., None])[..., 0]
+        log_likelihood_CKS = score_CKS * logit_CKS - np.logaddexp(0, logit_CKS)
+        value_CK = (asked_CKS * log_likelihood_CKS).sum(-1) / given.dispersion - 0.5 * (off_CKF * pull_CKF).sum(-1)
+        p_CKS = sigmoid(logit_CKS)
+        residual_CKS = asked_CKS * (score_CKS - p_CKS) / given.dispersion
+        gradient_CKF = (residual_CKS[..., None, :] @ design_CKSF)[..., 0, :] - pull_CKF
+        weight_CKS = asked_CKS * p_CKS * (1 - p_CKS) / given.dispersion
+        information_CKFF = (design_CKSF * weight_CKS[..., None]).swapaxes(-1, -2) @ design_CKSF + precision_KFF
+        return value_CK, gradient_CKF, information_CKFF
 
-    u_F, value = given.mean.copy(), objective(given.mean)
-    for _ in range(50):  # concave: Newton with step halving
-        p_S = sigmoid(offset_S + design_SF @ u_F)
-        gradient_F = design_SF.T @ (score_S - p_S) / given.dispersion - precision_FF @ (u_F - given.mean)
-        information_FF = (design_SF * (p_S * (1 - p_S) / given.dispersion)[:, None]).T @ design_SF + precision_FF
-        step_F = np.linalg.solve(information_FF, gradient_F)
-        size = 1.0
-        while (trial := objective(u_F + size * step_F)) < value and size > 1e-4:
-            size /= 2
-        if size <= 1e-4:
+    shape = (len(answers.score), len(scale_K), given.mean.size)
+    u_CKF: Array = np.broadcast_to(given.mean if start_CKF is None else start_CKF, shape)
+    value_CK, gradient_CKF, information_CKFF = at(u_CKF)
+    for _ in range(50):
+        step_CKF = np.linalg.solve(information_CKFF, gradient_CKF[..., None])[..., 0]
+        size_CK = np.ones(shape[:2])
+        while True:
+            trial_CKF = u_CKF + size_CK[..., None] * step_CKF
+            new = at(trial_CKF)
+            worse_CK = (new[0] < value_CK) & (size_CK > 0)
+            if not worse_CK.any():
+                break
+            size_CK = np.where(worse_CK, np.where(size_CK > 1e-4, size_CK / 2, 0.0), size_CK)
+        u_CKF, (value_CK, gradient_CKF, information_CKFF) = trial_CKF, new
+        if np.abs(size_CK[..., None] * step_CKF).max() < 1e-6:
             break
-        u_F, value = u_F + size * step_F, trial
-        if np.abs(step_F).max() < 1e-6:
-            break
-    p_S = sigmoid(offset_S + design_SF @ u_F)
-    information_FF = (design_SF * (p_S * (1 - p_S) / given.dispersion)[:, None]).T @ design_SF + precision_FF
-    posterior_FF = np.linalg.inv(information_FF)
-    gain = np.linalg.slogdet(posterior_FF)[1] - np.linalg.slogdet(covariance_FF)[1]
-    return _Laplace(u_F, posterior_FF, value + 0.5 * float(gain))
-
-
-def _mixture(given: Prior, score_S: Array, position_S: Positions) -> tuple[list[_Laplace], Array]:
-    """The approximations for all κ, and the posterior shares of these."""
-    parts = [_laplace(given, score_S, position_S, scale) for scale in SCALES]
-    log_share = np.log(SHARES) + np.array([part.log_evidence for part in parts])
-    share = np.exp(log_share - log_share.max())
-    return parts, share / share.sum()
+    covariance_CKFF: Array = np.linalg.inv(information_CKFF).astype(np.float64)
+    prior_logdet_K = float(np.linalg.slogdet(given.covariance)[1]) + given.mean.size * np.log(scale_K)
+    evidence_CK = value_CK + 0.5 * (np.linalg.slogdet(covariance_CKFF)[1] - prior_logdet_K)
+    log_share_CK: Array = np.log(SHARES) + evidence_CK
+    share_CK: Array = np.exp(log_share_CK - log_share_CK.max(-1, keepdims=True))
+    return _Laplace(u_CKF, covariance_CKFF, share_CK / share_CK.sum(-1, keepdims=True))
 
 
 def _check_answers(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike) -> tuple[Array, Positions]:
@@ -287,13 +312,14 @@ def posterior(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike) -> 
     unasked_I = np.ones(items, bool)
     unasked_I[position_S] = False
     design_UF = given.design[unasked_I]
-    parts, share = _mixture(given, score_S, position_S)
+    found = _laplace(given, _Answers.of(given, [(score_S, position_S)]))
+    share = found.share[0]
     sums, variances, probability_U = [], [], np.zeros(len(design_UF))
-    for part, weight in zip(parts, share, strict=True):
-        p_U = _marginal_probability(given, part.mean, part.covariance)[unasked_I]
+    for mean_F, covariance_FF, weight in zip(found.mean[0], found.covariance[0], share, strict=True):
+        p_U = _marginal_probability(given, mean_F, covariance_FF)[unasked_I]
         slope_F = design_UF.T @ (p_U * (1 - p_U))  # ∂ Σp / ∂u
         expected = float(p_U.sum())
-        variance = float(slope_F @ part.covariance @ slope_F) + given.dispersion * float((p_U * (1 - p_U)).sum())
+        variance = float(slope_F @ covariance_FF @ slope_F) + given.dispersion * float((p_U * (1 - p_U)).sum())
         sums.append(expected)
         # the delta method overshoots for wide posteriors: a sum within [0, U] has at most this variance
         variances.append(min(variance, expected * (p_U.size - expected)))
@@ -320,22 +346,20 @@ def learn(given: Prior, evaluated: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]
     answers = [(score_S, position_S) for score_S, position_S in answers if position_S.size]
     if not answers:
         return given
-    count, current = len(answers), given
+    side_by_side = _Answers.of(given, answers)
+    scale_K = np.array(SCALES)
+    current, start_CKF = given, None
     for _ in range(iterations):
-        weighted_mean_F, weight = MEAN_STRENGTH * given.mean, MEAN_STRENGTH
-        mixtures = [_mixture(current, score_S, position_S) for score_S, position_S in answers]
-        for parts, share in mixtures:
-            for part, part_share, scale in zip(parts, share, SCALES, strict=True):
-                weighted_mean_F = weighted_mean_F + part_share / scale * part.mean
-                weight += part_share / scale
-        mean_F = weighted_mean_F / weight
-        moved_F = mean_F - given.mean
+        found = _laplace(current, side_by_side, start_CKF)
+        start_CKF = found.mean
+        weight_CK = found.share / scale_K
+        total = MEAN_STRENGTH + weight_CK.sum()
+        mean_F = (MEAN_STRENGTH * given.mean + np.einsum("ck,ckf->f", weight_CK, found.mean)) / total
+        moved_F, off_CKF = mean_F - given.mean, found.mean - mean_F
         scatter_FF = COVARIANCE_STRENGTH * given.covariance + MEAN_STRENGTH * np.outer(moved_F, moved_F)
-        for parts, share in mixtures:
-            for part, part_share, scale in zip(parts, share, SCALES, strict=True):
-                off_F = part.mean - mean_F
-                scatter_FF = scatter_FF + part_share / scale * (np.outer(off_F, off_F) + part.covariance)
-        covariance_FF = scatter_FF / (COVARIANCE_STRENGTH + count)
+        scatter_FF = scatter_FF + np.einsum("ck,ckf,ckg->fg", weight_CK, off_CKF, off_CKF)
+        scatter_FF = scatter_FF + np.einsum("ck,ckfg->fg", weight_CK, found.covariance)
+        covariance_FF = scatter_FF / (COVARIANCE_STRENGTH + len(answers))
         change = np.abs(mean_F - current.mean).max()
         current = replace(given, mean=mean_F, covariance=0.5 * (covariance_FF + covariance_FF.T))
         if change < 1e-3:

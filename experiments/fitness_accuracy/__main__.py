@@ -65,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in given.tables:
         table = summarise(list(measure(name, benchmarks, plan)))
         if not table:
-            print(f"### {TABLES[name][0]}: nothing to measure", flush=True)
+            print(f"### {TABLES[name].title}: nothing to measure", flush=True)
             continue
         sizes = sorted({size for rows in table.values() for size in rows})
         results[name] = {label: {size: asdict(row) for size, row in rows.items()} for label, rows in table.items()}
-        text.append(markdown(TABLES[name][0], table, sizes))
+        text.append(markdown(TABLES[name].title, table, sizes))
         print(text[-1], flush=True)
     out = given.out or (None if given.quick else FOLDER)
     if out is not None:

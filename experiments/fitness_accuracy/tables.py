@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ class Plan:
     sizes
         Items asked.
     draws
-        Repetitions, each with its own calibration models and subsets; half as many where no merges are tested.
+        Repetitions, each with its own calibration models and subsets.
     calibration, few
         Calibration models; of the table with few.
     tested
@@ -84,6 +85,8 @@ MERGES = (
     Method("**default**", "inherited", "default"),
 )
 
+PUBLISHED = tuple(method for method in MERGES if "(published)" in method.label)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -139,26 +142,36 @@ def _merges_below(benchmark: Benchmark, plan: Plan, rng: np.random.Generator):
     return _draw(rows[below], plan.calibration, rng), list(benchmark.merges)
 
 
-TABLES: Mapping[str, tuple[str, Choice, tuple[Method, ...]]] = {
-    "merges": ("real merges with known parents, calibration on random models", _merges, MERGES),
-    "merges_below": ("the same, calibration on models below the median", _merges_below, MERGES),
-    "arbitrary": ("arbitrary models", _arbitrary, ARBITRARY),
-    "upward": ("the best quarter, calibration on the other three", _upward, ARBITRARY),
-    "few": ("arbitrary models, few calibration models", _few, ARBITRARY),
+@dataclass(frozen=True)
+class Table:
+    """Which methods on which models; `repeats` times as many draws as the plan says."""
+
+    title: str
+    choose: Choice
+    methods: tuple[Method, ...]
+    repeats: float = 1.0
+
+
+TABLES: Mapping[str, Table] = {
+    "merges": Table("real merges with known parents, calibration on random models", _merges, MERGES),
+    "merges_below": Table("the same, calibration on models below the median", _merges_below, MERGES),
+    "published": Table("the published estimators on the merges, four times as many draws", _merges, PUBLISHED, 4.0),
+    "arbitrary": Table("arbitrary models", _arbitrary, ARBITRARY, 0.5),
+    "upward": Table("the best quarter, calibration on the other three", _upward, ARBITRARY, 0.5),
+    "few": Table("arbitrary models, few calibration models", _few, ARBITRARY, 0.5),
 }
 
 
 def measure(table: str, benchmarks: Sequence[Benchmark], plan: Plan) -> Iterator[Record]:
     """All estimates of one table."""
-    _, choose, methods = TABLES[table]
+    found = TABLES[table]
     for benchmark in benchmarks:
-        draws = plan.draws if methods is MERGES else -(-plan.draws // 2)
-        for draw in range(draws):
+        for draw in range(math.ceil(plan.draws * found.repeats)):
             # crc32: the same numbers whatever other benchmarks are in the folder
             rng = np.random.default_rng([plan.seed, draw, zlib.crc32(f"{table}/{benchmark.name}".encode())])
-            calibration, tested = choose(benchmark, plan, rng)
+            calibration, tested = found.choose(benchmark, plan, rng)
             if len(calibration) >= 2:
-                yield from _one_draw(table, benchmark, plan, draw, calibration, tested, methods)
+                yield from _one_draw(table, benchmark, plan, draw, calibration, tested, found.methods)
 
 
 def _one_draw(

@@ -18,7 +18,7 @@ SMALL = Plan(sizes=(20,), draws=1, calibration=60, few=12, tested=5)
 @pytest.mark.parametrize("table", TABLES)
 def test_every_table_has_finite_figures_for_every_method(table: str) -> None:
     summary = summarise(list(measure(table, simulate()[:1], SMALL)))
-    assert set(summary) == {method.label for method in TABLES[table][2]}
+    assert set(summary) == {method.label for method in TABLES[table].methods}
     for rows in summary.values():
         row = rows[20]
         assert np.isfinite([row.error, row.rank, row.regret, row.optimism, row.coverage]).all()
