@@ -98,6 +98,10 @@ class SearchSpace(ABC):
         cells = np.minimum(np.floor(settled - self.low), self.high - self.low - 1)
         return np.where(self.discrete, self.low + cells + 0.5, settled)
 
+    def founders(self) -> tuple[Genotype, ...]:
+        """Return the genotypes that a population begins with, float64[G] each; here `start` alone."""
+        return (self.start.copy(),)
+
     def sample(self, rng: np.random.Generator) -> Genotype:
         """Draw a genotype float64[G] from the genes' priors: without one, uniformly from the box."""
         point = self.settled(rng.uniform(self.low, self.high))

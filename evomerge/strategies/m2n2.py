@@ -1,0 +1,258 @@
+"""M2N2: an archive whose members compete for items, and mate where they complement each other.
+
+"Competition and Attraction Improve Model Fusion" (GECCO 2025), arXiv 2508.16204. Steady state: one child at a
+time. P members, I items; s_ij is member i's score on item j.
+
+- Competition (eq. 3, 5): an item has a capacity c_j that the members share in proportion to their scores,
+
+      f_i = sum_j s_ij c_j / z_j^alpha,   z_j = sum_k s_kj,   c_j = max_i s_ij,
+
+  so that an item that few can solve is worth much to them. c_j = 1 for right and wrong answers.
+- The first parent is drawn in proportion to f.
+- Attraction (eq. 4): the second one in proportion to what it could add where the first is weak,
+
+      g(a, b) = sum_j max(0, s_bj - s_aj) c_j / z_j^alpha.
+
+- The child is crossed by the space: split points, SLERP and chromosome groups are settings of the space. So is
+  mutation, which the paper uses from scratch only.
+- The archive takes the child in, all compete anew, and the least fit leaves: perhaps the child. Ties: the member
+  with the lowest index leaves, so that the child stays.
+
+Deviations:
+
+- (4) as in the authors' program, with the exponent alpha, which the paper's formula leaves out; the same for alpha = 1.
+- If nobody beats the first parent anywhere, the second one is drawn by f (the program divides zero by zero).
+- Empty places are filled before anyone is dropped. The program holds them as zero vectors with no item right, and
+  a member that has nothing right could be dropped for them.
+- Scores may be negative (log-likelihoods): then every item is counted from its worst member up. `relative` does so
+  always, as in the paper's experiment with images.
+- An item that a member was not asked counts as the mean of those that it was asked.
+- A failed candidate does not enter the archive. One that misses a floor is weaker than all that keep theirs.
+
+With several candidates in flight, the order of the tells decides.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.selection import roulette
+from fitness.evaluation import Evaluation
+from search_spaces.space import SearchSpace
+
+Scores = NDArray[np.float64]
+
+# Of the budget, what `warm_up: auto` may spend on random merges: as in the paper's experiments with language models.
+WARM_UP_SHARE = 20
+
+
+class M2n2Config(BaseModel):
+    """Niches: members of an archive compete for items and mate with those that are strong where they are weak."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["m2n2"] = "m2n2"
+    archive: int = Field(default=20, ge=2)
+    """Members, at least 2; more keep diversity longer and begin slower."""
+    alpha: float = Field(default=1.0, ge=0)
+    """How strongly members compete for an item; 0: not at all, every right answer counts in full."""
+    attraction: bool = True
+    """Whether the second parent is one that complements the first; else both are drawn alike."""
+    crossover: bool = True
+    """Whether a child has two parents; else it is its only parent, mutated."""
+    mutation: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a child is mutated: 0 for merges, 1 where weights evolve from scratch."""
+    warm_up: int | Literal["auto"] = "auto"
+    """Random merges proposed after the founders, to fill the archive; `auto`: up to its size, and at most a twentieth
+    of the budget."""
+    relative: bool = False
+    """Whether scores count from the archive's worst member up, item by item; where one is negative they always do."""
+
+    def resolved(self, genes: int, *, noise: float, evaluations: int) -> M2n2Config:
+        """Return the settings with `auto` replaced by what it means for this budget."""
+        if self.warm_up != "auto":
+            return self
+        return self.model_copy(update={"warm_up": min(self.archive, evaluations // WARM_UP_SHARE)})
+
+    def build(self, space: SearchSpace, seed: int) -> M2n2:
+        """Build the strategy; the settings must be resolved."""
+        return M2n2(space, seed, self)
+
+
+class M2n2(Strategy):
+    """Competition and attraction over an archive; never waits, so no worker idles."""
+
+    def __init__(self, space: SearchSpace, seed: int, config: M2n2Config) -> None:
+        super().__init__(space, seed)
+        if config.warm_up == "auto":
+            raise ValueError("warm_up is `auto`: call config.resolved(...) first, or give a number")
+        self.config = config
+        self.population = config.archive
+        self.archive = Archive(config.archive, space.dimension, config.alpha, config.relative)
+        self._founders = space.founders()
+        self._opening = len(self._founders) + config.warm_up  # candidates before the first that is bred
+
+    def recommend(self) -> Genotype | None:
+        """Return the member with the best search score (not shared fitness); None while there is no member."""
+        return self.archive.best()
+
+    def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
+        return [
+            (self._next(identity), "sample", identity // self.population)
+            for identity in range(self._asked, self._asked + n)
+        ]
+
+    def _next(self, identity: int) -> Genotype:
+        if identity < len(self._founders):
+            return self._founders[identity].copy()
+        if identity < self._opening or self.archive.size < 2:
+            return self._random_merge()
+        return self._child()
+
+    def _random_merge(self) -> Genotype:
+        if len(self._founders) < 2:
+            return self.space.sample(self.rng)
+        first, second = self.rng.choice(len(self._founders), size=2, replace=False)
+        return self.space.crossover(self._founders[first], self._founders[second], self.rng)
+
+    def _child(self) -> Genotype:
+        shares = self.archive.shares()
+        first = roulette(self._weights(shares), self.rng)
+        members = self.archive.genotypes
+        child = members[first].copy()
+        if self.config.crossover:
+            child = self.space.crossover(child, members[self._partner(shares, first)], self.rng)
+        if self.rng.random() < self.config.mutation:
+            child = self.space.mutate(child, self.rng)
+        return child
+
+    def _partner(self, shares: Scores, first: int) -> int:
+        """Draw the second parent, given what each member gets of each item, float64[P, I]."""
+        if self.config.attraction:
+            attraction = np.maximum(shares - shares[first], 0.0).sum(axis=1)  # (eq. 4)
+            if attraction.any():
+                return roulette(attraction, self.rng)
+        return roulette(self._weights(shares), self.rng)
+
+    def _weights(self, shares: Scores) -> Scores:
+        """Return what the members are drawn by as first parents, float64[P]: fitness, 0 below a floor."""
+        return np.where(self.archive.violations > 0.0, 0.0, shares.sum(axis=1))
+
+    def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        if math.isfinite(evaluation.fitness) and np.isfinite(evaluation.scores).all():
+            self.archive.take(candidate.genotype, evaluation)
+
+
+class Archive:
+    """Up to `places` members with their scores item by item.
+
+    Attributes
+    ----------
+    size
+        Members so far.
+    """
+
+    def __init__(self, places: int, genes: int, alpha: float, relative: bool) -> None:
+        self.places = places
+        self.alpha = alpha
+        self.relative = relative
+        self.size = 0
+        self._genotypes = np.zeros((places, genes))
+        self._fitness = np.zeros(places)
+        self._violations = np.zeros(places + 1)
+        self._scores = np.zeros((places + 1, 0))  # the last place is the child's while it competes
+        self._items: tuple[str, ...] = ()
+        self._column: dict[str, int] = {}
+
+    @property
+    def genotypes(self) -> Genotype:
+        """Members, float64[P, G]; a view."""
+        return self._genotypes[: self.size]
+
+    @property
+    def scores(self) -> Scores:
+        """Their scores, float64[P, I]; a view."""
+        return self._scores[: self.size]
+
+    @property
+    def violations(self) -> Scores:
+        """By how much they miss the floors, float64[P]; a view."""
+        return self._violations[: self.size]
+
+    def best(self) -> Genotype | None:
+        """Return a copy of the member with the highest fitness, the first on ties; None without members."""
+        return self.genotypes[np.argmax(self._fitness[: self.size])].copy() if self.size else None
+
+    def shares(self) -> Scores:
+        """Return what each member gets of each item, float64[P, I]: its row's sum is its fitness (eq. 3)."""
+        return shares(self.scores, self.alpha, self.relative)
+
+    def take(self, genotype: Genotype, evaluation: Evaluation) -> None:
+        """Let a child compete with the members for its place."""
+        row = self._row(evaluation)
+        place = self.size
+        self._scores[place], self._violations[place] = row, evaluation.violation
+        if self.size < self.places:
+            self.size += 1
+        else:
+            place = self._weakest()
+            if place == self.places:
+                return
+            self._scores[place], self._violations[place] = row, evaluation.violation
+        self._genotypes[place] = genotype
+        self._fitness[place] = evaluation.fitness
+
+    def _weakest(self) -> int:
+        """Return the place of the least fit among the members and the child, the first on ties."""
+        fitness = shares(self._scores, self.alpha, self.relative).sum(axis=1)
+        return int(np.argmin(np.where(self._violations > 0.0, -self._violations, fitness)))
+
+    def _row(self, evaluation: Evaluation) -> Scores:
+        """Return a child's scores, float64[I], in the order of the archive's items, which may become more."""
+        items, scores = evaluation.items, np.asarray(evaluation.scores, dtype=np.float64)
+        if not items:  # scored as a whole: one item
+            items, scores = ("",), np.array([evaluation.fitness])
+        if items is self._items or items == self._items:
+            return scores
+        self._add_columns(items)
+        row = np.full(len(self._items), scores.mean())
+        row[[self._column[item] for item in items]] = scores
+        return row
+
+    def _add_columns(self, items: tuple[str, ...]) -> None:
+        new = tuple(item for item in items if item not in self._column)
+        if not new:
+            return
+        first = len(self._items)
+        means = self._scores.mean(axis=1, keepdims=True) if first else np.zeros((self.places + 1, 1))
+        self._scores = np.hstack([self._scores, np.repeat(means, len(new), axis=1)])
+        self._column.update((item, first + offset) for offset, item in enumerate(new))
+        self._items += new
+
+
+def shares(scores: Scores, alpha: float, relative: bool = False) -> Scores:
+    """Return what each member gets of each item under competition, float64[P, I] (the terms of eq. 3 and 5).
+
+    Parameters
+    ----------
+    scores
+        float64[P, I].
+    alpha
+        Strength of competition.
+    relative
+        Whether scores are counted from the worst member up; those of items with a negative score always are.
+    """
+    worst = scores.min(axis=0)
+    if relative or worst.min() < 0.0:
+        scores = scores - (worst if relative else np.minimum(worst, 0.0))
+    taken = scores.sum(axis=0)  # z_j
+    capacity = scores.max(axis=0)  # c_j
+    divisor = taken**alpha
+    worth = np.divide(capacity, divisor, out=np.zeros_like(taken), where=divisor > 0.0)
+    return scores * worth

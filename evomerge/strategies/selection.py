@@ -1,0 +1,37 @@
+"""Choosing parents: fitness-proportional (roulette) and tournament selection. N individuals."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def roulette(weights: NDArray[np.float64], rng: np.random.Generator) -> int:
+    """Draw an index with probability proportional to `weights` (float64[N], none negative); any if all are zero."""
+    cumulative = np.cumsum(weights)
+    total = cumulative[-1]
+    if not total > 0.0:
+        return int(rng.integers(len(weights)))
+    # side="right": an index of weight zero owns an empty interval and is never drawn.
+    return min(int(np.searchsorted(cumulative, rng.random() * total, side="right")), int(np.argmax(cumulative)))
+
+
+def couple(weights: NDArray[np.float64], rng: np.random.Generator) -> tuple[int, int]:
+    """Draw two indices by `roulette` without replacement; the same one twice where there is only one."""
+    first = roulette(weights, rng)
+    if len(weights) == 1:
+        return first, first
+    others = np.delete(weights, first)
+    second = roulette(others, rng)
+    return first, second + (second >= first)
+
+
+def above_worst(fitness: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return weights for `roulette` from fitness of either sign: fitness itself where none of it is negative."""
+    return fitness - min(0.0, float(fitness.min()))
+
+
+def tournament(fitness: NDArray[np.float64], size: int, rng: np.random.Generator) -> int:
+    """Draw `size` indices with replacement and return the fittest of them, the first drawn on ties."""
+    drawn = rng.integers(len(fitness), size=size)
+    return int(drawn[np.argmax(fitness[drawn])])
