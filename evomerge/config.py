@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.random import RandomConfig
 from fitness.config import FitnessConfig
+from search_spaces.building import STARTS
 from search_spaces.coefficients import CoefficientConfig
 from search_spaces.dialect import StrictLoader
 
@@ -188,6 +189,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     models = values.get("models")
     if isinstance(models, dict):
         values["models"] = {name: _resolve(reference, folder) for name, reference in models.items()}
+    space = values.get("space")
+    if isinstance(space, dict) and isinstance(space.get("start"), str) and space["start"] not in STARTS:
+        space["start"] = str((folder / Path(space["start"]).expanduser()).resolve())
     fitness = values.get("fitness")
     if isinstance(fitness, dict) and isinstance(fitness.get("include_path"), list | str):
         paths = fitness["include_path"]

@@ -18,6 +18,7 @@ from evomerge.config import ConfigError, InlineConfig, SearchConfig
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import MergeEngine
+from evomerge.merging.task_vectors import squared_norms
 from evomerge.result import Entry
 from evomerge.strategies.base import Strategy
 from evomerge.workers.inline import InlinePool, Worker
@@ -29,7 +30,7 @@ from fitness.objectives import Objectives, relative_to_sources
 from fitness.scoring import Evaluator
 from fitness.tasks import TaskSuite
 from search_spaces.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
-from search_spaces.coefficients import CoefficientSpace
+from search_spaces.building import coefficient_space
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
 TASK_ARITHMETIC_SCALE = 0.3
@@ -48,8 +49,13 @@ class Problem:
         }
         self.report = preflight.check(self.checkpoints, config.base, scan=scan)
         self.layout = self.checkpoints[config.base].layout
-        self.space = CoefficientSpace(
-            config.space, config.models, self.layout, out_dtype=config.out_dtype, seed=config.seed
+        self.space = coefficient_space(
+            config.space,
+            config.models,
+            self.layout,
+            out_dtype=config.out_dtype,
+            seed=config.seed,
+            squared_norms=lambda: squared_norms(self.checkpoints, config.base),
         )
         self.suite = TaskSuite.load(config.fitness, config.seed)
         self.search_items = self.suite.pool.subset("all", config.seed)
@@ -139,6 +145,8 @@ class Problem:
 
     def pool(self) -> InlinePool:
         """Return the configured workers, ready to score: what does not depend on a candidate is done here."""
+        for structure in self.space.structures():
+            self.worker.engine.prepare(structure)
         self.worker.prepare(self.space.decode(self.space.start), self.subset)
         return InlinePool(self.worker)
 

@@ -9,198 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from search_spaces.errors import RecipeError, did_you_mean
+from search_spaces.coefficient_config import CoefficientConfig, Range
+from search_spaces.errors import RecipeError
 from search_spaces.genes import Real
 from search_spaces.layout import ModelLayout
-from search_spaces.methods import METHODS, MethodSpec, Parameter
+from search_spaces.methods import MethodSpec, Parameter
 from search_spaces.recipe import Recipe, Slice, Source
 from search_spaces.resolve import TensorPlan, resolve
 from search_spaces.settings import Condition, Parameters, Scalar, constant, simplified
 from search_spaces.space import Genotype, SearchSpace
 
-Module = Literal["attention", "mlp", "other"]
-Modules: TypeAlias = tuple[Module, ...] | Literal["all"]
-
-_SEARCHED = ("weight", "density", "t")
-"""Parameters searched by default, each with a field of its own in the config."""
-
-_METHODS = tuple(
-    name
-    for name, spec in METHODS.items()
-    if name != "passthrough" and any(parameter.search is not None for parameter in spec.parameters)
-)
+__all__ = ["CoefficientConfig", "CoefficientSpace", "Range"]
 
 # Linear weights are written as multiples of this which sum to one: dividing them by their sum once more
 # leaves them as they are, so that encode inverts decode. Far below float32's resolution.
 _SHARE = 1e-12
-
-
-class Range(BaseModel):
-    """The interval in which a parameter is searched."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    low: float = Field(allow_inf_nan=False)
-    """Smallest value."""
-    high: float = Field(allow_inf_nan=False)
-    """Largest value, above `low`."""
-    start: float | None = Field(default=None, allow_inf_nan=False)
-    """Where the search begins, in [low, high]; None: the method's own start, or the middle if outside."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Range:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}; write low < high")
-        if self.start is not None and not self.low <= self.start <= self.high:
-            raise ValueError(f"start {self.start} is not in [{self.low}, {self.high}]; write one inside")
-        return self
-
-
-class CoefficientConfig(BaseModel):
-    """The `space` part of a search's config, for ``kind: layer_coefficients``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    kind: Literal["layer_coefficients"] = "layer_coefficients"
-    """Which space this is."""
-    method: str = "task_arithmetic"
-    """Merge method: any but passthrough and model_stock, which have nothing to search."""
-    layers_per_group: int = Field(default=1, ge=1)
-    """Neighbouring layers that share their coefficients; at least 1. The last group may be smaller."""
-    modules: Modules = "all"
-    """Parts of a layer with coefficients of their own: a list of attention, mlp and other (all that is not
-    named; it must be there), or `all` for one coefficient per layer."""
-    weight: Range | None = None
-    """Range of the models' weights (a factor); None: the method's own."""
-    density: Range | None = None
-    """Range of the kept fraction of each task vector, within (0, 1]; None: the method's own."""
-    t: Range | None = None
-    """Range of slerp's position between the base (0) and the other model (1); None: the method's own."""
-    ranges: dict[str, Range] = Field(default_factory=dict)
-    """Further parameters of the method to search, by name: `gamma: {low: 0.0, high: 0.05}`, `lambda: {low: 0.5,
-    high: 1.5}`. Where a method has none of weight, density and t, all its parameters are searched as they are."""
-    fixed: dict[str, float | bool] = Field(default_factory=dict)
-    """Parameters held at one value for the whole merge and not searched: `lambda: 0.8`, `normalize: true`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete_ranges(cls, values: Any) -> Any:
-        """Let a range name one bound only: the other is the method's own."""
-        if not isinstance(values, dict) or values.get("method", "task_arithmetic") not in _METHODS:
-            return values
-        completed = dict(values)
-        for parameter in METHODS[values.get("method", "task_arithmetic")].parameters:
-            given = values.get(parameter.name)
-            if parameter.name in _SEARCHED and isinstance(given, dict):
-                completed[parameter.name] = {"low": parameter.low, "high": parameter.high} | given
-        return completed
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, name: str) -> str:
-        if name in METHODS and name not in _METHODS:
-            raise ValueError(f"{name} has no coefficients to search; use one of {', '.join(_METHODS)}")
-        if name not in _METHODS:
-            raise ValueError(f"'{name}' is not a merge method; {did_you_mean(name, _METHODS)}")
-        return name
-
-    @field_validator("modules")
-    @classmethod
-    def _whole_layer(cls, modules: Modules) -> Modules:
-        if modules == "all":
-            return modules
-        if len(set(modules)) != len(modules):
-            raise ValueError(f"{list(modules)} names a module twice; name each once")
-        if "other" not in modules:
-            raise ValueError(f"{list(modules)} leaves out the rest of a layer; add other")
-        return modules
-
-    @model_validator(mode="after")
-    def _parameters_of_method(self) -> CoefficientConfig:
-        spec = METHODS[self.method]
-        for name in _SEARCHED:
-            if getattr(self, name) is not None:
-                _require_effect(spec, name, name)
-                if name in self.fixed:
-                    raise ValueError(f"{name} is both searched and fixed; remove one of the two")
-        for name in self.ranges:
-            _check_range(self, name)
-        for name, value in self.fixed.items():
-            _check_fixed(spec, name, value)
-        _check_bounds(self)
-        return self
-
-    @property
-    def spec(self) -> MethodSpec:
-        """What the merge method takes."""
-        return METHODS[self.method]
-
-    def searched(self) -> tuple[Parameter, ...]:
-        """Return the parameters that get genes: weight, density, ``t``, and those in `ranges`."""
-        able = [parameter for parameter in self.spec.parameters if parameter.search is not None]
-        usual = [parameter for parameter in able if parameter.name in _SEARCHED] or able
-        return tuple(
-            parameter
-            for parameter in able
-            if (parameter in usual or parameter.name in self.ranges) and parameter.name not in self.fixed
-        )
-
-    def range_of(self, parameter: Parameter) -> tuple[float, float, float]:
-        """Return low, high and start of a searched parameter."""
-        asked: Range | None = self.ranges.get(parameter.name) or getattr(self, parameter.name, None)
-        if parameter.search is None:
-            raise RecipeError(f"space: {parameter.name} cannot be searched; use one of {', '.join(_SEARCHED)}")
-        low, high, start = parameter.search
-        if asked is None:
-            return low, high, start
-        if asked.start is not None:
-            start = asked.start
-        inside = asked.low <= start <= asked.high
-        return asked.low, asked.high, start if inside else (asked.low + asked.high) / 2
-
-
-def _require_effect(spec: MethodSpec, name: str, place: str) -> None:
-    effective = [parameter.name for parameter in spec.parameters if not parameter.inert]
-    if name not in effective:
-        valid = ", ".join(effective)
-        raise ValueError(f"{place}: {spec.name} has no parameter '{name}'; remove it (valid: {valid})")
-
-
-def _check_range(config: CoefficientConfig, name: str) -> None:
-    place = f"ranges.{name}"
-    if name in _SEARCHED:
-        raise ValueError(f"{place}: it has a place of its own; write {name}: {{low: ..., high: ...}} beside ranges")
-    _require_effect(config.spec, name, place)
-    if config.spec.parameter(name).search is None:
-        able = [parameter.name for parameter in config.spec.parameters if parameter.search is not None]
-        raise ValueError(f"{place}: it cannot be searched; use {' or '.join(able)}, or write it in fixed")
-    if name in config.fixed:
-        raise ValueError(f"{name} is both searched and fixed; remove one of the two")
-
-
-def _check_fixed(spec: MethodSpec, name: str, value: Scalar) -> None:
-    _require_effect(spec, name, "fixed")
-    if spec.name == "linear":
-        raise ValueError(f"fixed: linear weights are searched and divided by their sum; remove '{name}'")
-    if spec.parameter(name).kind is not type(value):
-        example = "true or false" if spec.parameter(name).kind is bool else "a number such as 0.5"
-        raise ValueError(f"fixed.{name}: {value!r} does not fit; write {example}")
-
-
-def _check_bounds(config: CoefficientConfig) -> None:
-    if config.method == "linear" and config.weight is not None and config.weight.low != 0:
-        raise ValueError("weight: linear weights are divided by their sum and begin at zero; write low: 0")
-    densities = [config.fixed["density"]] if "density" in config.fixed else []
-    densities += [config.density.low, config.density.high] if config.density is not None else []
-    if any(not 0 < density <= 1 for density in densities):
-        raise ValueError("density: it is a fraction; write numbers above 0 and up to 1")
-    if config.t is not None and not (config.t.low >= 0 and config.t.high <= 1):
-        raise ValueError("t: it is a position between two models; write numbers from 0 to 1")
 
 
 class CoefficientSpace(SearchSpace):
@@ -209,7 +35,7 @@ class CoefficientSpace(SearchSpace):
     Parameters
     ----------
     config
-        Method, grouping and ranges.
+        Method (one), grouping and ranges; `method_choice` has the space of several methods.
     models
         Name to reference of each model, the base first (T of them). For linear every model is weighed, the
         base included; the other methods weigh the experts.
@@ -226,6 +52,8 @@ class CoefficientSpace(SearchSpace):
         If there are too few or too many models for the method, two have the same reference, a module group
         has no tensors that are known by name, or nothing is left to search.
     """
+
+    genes: tuple[Real, ...]
 
     def __init__(
         self,
@@ -259,8 +87,7 @@ class CoefficientSpace(SearchSpace):
         def group(label: str) -> int:
             first = len(genes)
             for owner, parameter in self._columns:
-                low, high, start = self.config.range_of(parameter)
-                genes.append(Real(f"{owner}{parameter.name}[{label}]", low, high, start))
+                genes.append(self.config.gene(parameter, f"{owner}{parameter.name}[{label}]"))
             return first
 
         size, depth = self.config.layers_per_group, self.layout.num_layers
@@ -278,11 +105,33 @@ class CoefficientSpace(SearchSpace):
         columns = [(f"{name}.", p) for name, _ in self._merged for p in self._searched if p.per_model]
         return columns + [("", p) for p in self._searched if not p.per_model]
 
+    def weighted(self, weights: Mapping[str, float]) -> Genotype:
+        """Return the start with other weights, float64[G]: everywhere the same, by the expert's name.
+
+        Where weights are shares (linear), the base has what the experts leave of 1. Weights outside of the box go to
+        its boundary.
+
+        Raises
+        ------
+        RecipeError
+            If no weight is searched.
+        """
+        if not any(parameter.name == "weight" for parameter in self._searched):
+            raise RecipeError(
+                f"space.start: no weight of {self.spec.name} is searched; give a recipe's file, or remove it"
+            )
+        point = np.array(self.start).reshape(-1, len(self._columns))
+        left = max(0.0, 1.0 - sum(weights.values()))
+        for column, (owner, parameter) in enumerate(self._columns):
+            if parameter.name == "weight":
+                point[:, column] = weights.get(owner[:-1], left)
+        return np.clip(point.reshape(-1), self.low, self.high)
+
     @cached_property
     def _held(self) -> dict[str, Scalar | None]:
         """Parameters that no gene decides, and their value in the space; decode divides for linear."""
         return {
-            p.name: self.config.fixed.get(p.name, p.default)
+            p.name: self.config.fixed_parameters.get(p.name, p.default)
             for p in self.spec.parameters
             if not p.inert and p not in self._searched and (self.spec.name, p.name) != ("linear", "normalize")
         }
@@ -310,7 +159,7 @@ class CoefficientSpace(SearchSpace):
         return recipe.canonical()
 
     def _shared_parameters(self) -> Parameters:
-        fixed = dict(self.config.fixed)
+        fixed: dict[str, Scalar] = dict(self.config.fixed_parameters)
         if self.spec.name == "linear":
             fixed["normalize"] = False  # divided already
         return tuple((name, constant(value)) for name, value in sorted(fixed.items()))

@@ -9,7 +9,7 @@ of values.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import ClassVar, TypeAlias
 
@@ -68,6 +68,10 @@ class Real:
         """Return the coordinate of `value`, which is moved into the range."""
         return min(max(float(value), self.low), self.high)
 
+    def starting_at(self, x: float) -> Real:
+        """Return the gene with another start, and the prior's mean there."""
+        return replace(self, start=x, prior=None if self.prior is None else (x, self.prior[1]))
+
     def sample(self, rng: np.random.Generator) -> float:
         """Draw a coordinate from the prior."""
         if self.prior is None:
@@ -121,6 +125,10 @@ class Integer:
     def coordinate(self, value: int) -> float:
         """Return the coordinate of `value`, which is moved into the range."""
         return float(min(max(value, self.smallest), self.largest))
+
+    def starting_at(self, x: float) -> Integer:
+        """Return the gene with another start."""
+        return replace(self, start=self.value(x))
 
     def sample(self, rng: np.random.Generator) -> float:
         """Draw the coordinate of a number, all equally likely."""
@@ -206,6 +214,10 @@ class Choice:
         if value not in self.options:
             raise RecipeError(f"gene {self.name}: '{value}' is no option; {did_you_mean(value, self.options)}")
         return self.options.index(value) + 0.5
+
+    def starting_at(self, x: float) -> Choice:
+        """Return the gene with another start."""
+        return replace(self, initial=self.value(x))
 
     @property
     def probabilities(self) -> np.ndarray:

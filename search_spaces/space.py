@@ -6,11 +6,13 @@ A space owns the genotype and its variation operators; selection is the strategi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 from search_spaces.errors import RecipeError
 from search_spaces.genes import Gene, Integer, Real
@@ -81,6 +83,18 @@ class SearchSpace(ABC):
     def discrete(self) -> npt.NDArray[np.bool_]:
         """Which genes are whole numbers or choices, bool[G], read-only."""
         return _read_only(np.array([gene.discrete for gene in self.genes], dtype=np.bool_))
+
+    def starting_at(self, genotype: Genotype) -> Self:
+        """Return the same space with its searches beginning at `genotype` (float64[G], inside the box)."""
+        moved = copy(self)
+        moved.__dict__.pop("start", None)  # kept from before
+        point = self._checked(genotype)
+        moved.genes = tuple(gene.starting_at(x) for gene, x in zip(self.genes, point.tolist(), strict=True))
+        return moved
+
+    def structures(self) -> tuple[Recipe, ...]:
+        """Return recipes that between them need all that is worth preparing before the first candidate."""
+        return (self.decode(self.start),)
 
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
         """Return which genes take part in the recipe of `genotype`, bool[G].

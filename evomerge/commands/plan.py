@@ -65,7 +65,7 @@ def _summary(problem: Problem) -> dict[str, Any]:
         raise SearchError(f"the start point cannot be scored: {evaluation.reason}; mend that before a search")
     evaluations = config.budget.evaluations
     return {
-        "genes": [asdict(gene) for gene in space.genes],
+        "genes": [{"name": gene.name, "low": gene.low, "high": gene.high, "start": gene.start} for gene in space.genes],
         "population": population,
         "evaluations": evaluations,
         "items": {
@@ -73,12 +73,19 @@ def _summary(problem: Problem) -> dict[str, Any]:
             "search": len(problem.search_items),
             "held_out": len(problem.held_out_items),
         },
-        "footprint": asdict(problem.worker.engine.footprint(recipe)),
+        "footprint": _footprint(problem),
         "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
         "estimated_seconds": total * evaluations,
         "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_error},
         "notes": [*problem.warnings, *_budget_notes(population, problem, total)],
     }
+
+
+def _footprint(problem: Problem) -> dict[str, int]:
+    """What the costliest candidate maps and touches, and what the search prepares: for all its methods together."""
+    footprints = [asdict(problem.worker.engine.footprint(recipe)) for recipe in problem.space.structures()]
+    costs = {key: max(footprint[key] for footprint in footprints) for key in footprints[0]}
+    return costs | {"prepared_bytes": sum(footprint["prepared_bytes"] for footprint in footprints)}
 
 
 def _budget_notes(population: int, problem: Problem, seconds: float) -> list[str]:

@@ -1,0 +1,81 @@
+"""From settings to the space over coefficients that they describe: one method or several, start, what is held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from search_spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.errors import RecipeError
+from search_spaces.held import HeldSpace
+from search_spaces.layout import ModelLayout
+from search_spaces.method_choice import MethodChoiceSpace
+from search_spaces.recipe import Recipe
+from search_spaces.space import Genotype, SearchSpace
+
+STARTS = ("uniform", "task_arithmetic", "metagpt")
+"""Starts that have a name; any other is a recipe's file."""
+
+TASK_ARITHMETIC_SCALE = 0.3  # the choice of arXiv:2212.04089 without tuning
+
+
+def coefficient_space(
+    config: CoefficientConfig,
+    models: Mapping[str, str],
+    layout: ModelLayout,
+    *,
+    dtype: str | None = "float32",
+    out_dtype: str | None = "bfloat16",
+    seed: int = 0,
+    squared_norms: Callable[[], Mapping[str, float]] | None = None,
+) -> SearchSpace:
+    """Return the space that `config` describes.
+
+    Parameters
+    ----------
+    config, models, layout, dtype, out_dtype, seed
+        See `CoefficientSpace`.
+    squared_norms
+        Gives the squared norm of each expert's task vector by its name; only asked for ``start: metagpt``.
+
+    Raises
+    ------
+    RecipeError
+        If models or what is held do not fit, or the start cannot be read or is no point of the space.
+    """
+    kind = CoefficientSpace if isinstance(config.method, str) else MethodChoiceSpace
+    space = kind(config, models, layout, dtype=dtype, out_dtype=out_dtype, seed=seed)
+    if config.start is not None:
+        space = space.starting_at(_start(config.start, space, models, squared_norms))
+    return HeldSpace(space, config.fixed_genes) if config.fixed_genes else space
+
+
+def _start(
+    start: str,
+    space: CoefficientSpace | MethodChoiceSpace,
+    models: Mapping[str, str],
+    squared_norms: Callable[[], Mapping[str, float]] | None,
+) -> Genotype:
+    _, *experts = models
+    if start == "uniform":
+        return space.weighted(dict.fromkeys(experts, 1 / len(experts)))
+    if start == "task_arithmetic":
+        return space.weighted(dict.fromkeys(experts, TASK_ARITHMETIC_SCALE))
+    if start == "metagpt":
+        if squared_norms is None:
+            raise RecipeError("space.start: metagpt needs the models' weights; write uniform or task_arithmetic")
+        return space.weighted(metagpt_weights(squared_norms()))
+    if not Path(start).is_file():
+        raise RecipeError(f"space.start: there is no file {start}; write one, or {', '.join(STARTS)}")
+    try:
+        return space.encode(Recipe.from_file(start))
+    except RecipeError as error:
+        raise RecipeError(f"space.start: {error}") from None
+
+
+def metagpt_weights(squared_norms: Mapping[str, float]) -> dict[str, float]:
+    """Return each expert's share of the squared norms of the task vectors (arXiv:2406.11385)."""
+    total = sum(squared_norms.values())
+    if not total:
+        return dict.fromkeys(squared_norms, 1 / len(squared_norms))  # experts that equal the base
+    return {name: norm / total for name, norm in squared_norms.items()}
