@@ -1,17 +1,52 @@
-"""Search strategies with an ask/tell interface: numpy only, no torch, no I/O, resumable by replay."""
+"""Search strategies with an ask/tell interface: numpy only, no torch, no I/O, resumable by replay.
+
+A strategy is one file with a config (`kind`, `objectives`, `resolved`, `build`) and a `Strategy`; to add one, write
+the file, add its config to `AnyStrategyConfig`, and let `evomerge.testing.StrategySuite` test it.
+"""
+
+from typing import TypeAlias
 
 from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy
+from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
+from evomerge.strategies.eda import Eda, EdaConfig
+from evomerge.strategies.grid import GridConfig, GridSearch
+from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
+from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
 from evomerge.strategies.random import RandomConfig, RandomSearch
+from evomerge.strategies.warm_start import WarmStart
+
+AnyStrategyConfig: TypeAlias = (
+    CmaEsConfig  # the default
+    | EdaConfig
+    | CatCmaConfig
+    | Nsga2Config
+    | NevergradConfig
+    | RandomConfig
+    | GridConfig
+)
+"""Every strategy that a search file can name by its `kind`."""
 
 __all__ = [
+    "AnyStrategyConfig",
     "AskTellError",
     "Candidate",
+    "CatCma",
+    "CatCmaConfig",
     "CmaEs",
     "CmaEsConfig",
+    "Eda",
+    "EdaConfig",
     "Evaluated",
     "Genotype",
+    "GridConfig",
+    "GridSearch",
+    "Nevergrad",
+    "NevergradConfig",
+    "Nsga2",
+    "Nsga2Config",
     "RandomConfig",
     "RandomSearch",
     "Strategy",
+    "WarmStart",
 ]

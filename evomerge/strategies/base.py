@@ -76,12 +76,12 @@ class Strategy(ABC):
         self._open: dict[int, Candidate] = {}
 
     def ask(self, n: int = 1) -> list[Candidate]:
-        """Propose up to `n` candidates; fewer, or none, while a generation waits for its results.
+        """Propose up to `n` candidates; fewer, or none, while a generation waits for its results or at the end.
 
         Raises
         ------
         AskTellError
-            If nothing can be proposed although no candidate is open.
+            If nothing can be proposed although no candidate is open and the strategy has not finished.
         """
         if n < 1:
             raise AskTellError(f"ask({n}): ask for at least one candidate")
@@ -91,7 +91,7 @@ class Strategy(ABC):
         ]
         self._asked += len(candidates)
         self._open.update((candidate.id, candidate) for candidate in candidates)
-        if not self._open:
+        if not self._open and not self.finished:
             raise AskTellError(f"{type(self).__name__} proposes nothing and waits for nothing")
         return candidates
 
@@ -111,6 +111,11 @@ class Strategy(ABC):
                     f"candidate {result.id} {known}; tell each candidate once, with the id that ask() returned"
                 )
             self._learn(candidate, result.evaluation)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it will never propose anything again; most strategies go on for as long as they are asked."""
+        return False
 
     def recommend(self) -> Genotype | None:
         """Return the strategy's own best guess where it has one (a distribution's mean), else None."""

@@ -1,4 +1,4 @@
-"""CMA-ES on pycma, for noisy fitness and a box.
+"""CMA-ES over ask and tell, for noisy fitness and a box.
 
 N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772; implementation: the package `cma`.
 Deviations from pycma's defaults, each for noisy fitness:
@@ -9,33 +9,39 @@ Deviations from pycma's defaults, each for noisy fitness:
 - Every `mean_every` generations the distribution's mean is offered as a candidate of its own. With noisy
   fitness the best sample ever seen is mostly the luckiest one; the mean has no luck in it. The mean is
   scored and never told to pycma.
-- Above `DIAGONAL_ABOVE` genes the covariance matrix is diagonal (separable CMA-ES: O(G) instead of O(G^2)).
-- When pycma reports a stall, a new descent starts from a random point with twice the population (IPOP,
-  Auger and Hansen 2005).
+- When a descent has stalled, a new one starts from a random point: with twice the population (IPOP, Auger and
+  Hansen 2005), or by turns with a growing population and with a small one (BIPOP, see `restarts`).
+- A warm start takes mean and deviations from a former run's best tenth (see `warm_start`).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.descents import DIAGONAL_ABOVE, AdaptedDescent, Descent, DescentStart, PycmaDescent
+from evomerge.strategies.generation import Generation, Proposal, failures_last
+from evomerge.strategies.restarts import Bipop, Ipop, Restarts
+from evomerge.strategies.unit_box import UnitBox
+from evomerge.strategies.warm_start import WarmStart
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 
 NOISY = 0.01
-DIAGONAL_ABOVE = 200
 MIN_GENERATIONS = 12
+ADAPTED_UP_TO = 64
 
 
 class CmaEsConfig(BaseModel):
     """Covariance matrix adaptation: the default for up to a few hundred genes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    objectives: ClassVar[Literal["one", "several"]] = "one"
 
     kind: Literal["cma_es"] = "cma_es"
     population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
@@ -46,8 +52,14 @@ class CmaEsConfig(BaseModel):
     """The distribution's mean is scored each so many generations."""
     diagonal: bool | Literal["auto"] = "auto"
     """Separable mode; `auto`: above 200 genes."""
-    restarts: bool = True
-    """Start again from a random point, with twice the population, when the search has stalled."""
+    learning_rate: Literal["fixed", "adapted"] = "fixed"
+    """adapted: learning rates that follow the noise (the extra `strategies`; up to 64 genes): slower at first, surer
+    in the end."""
+    restarts: bool | Literal["ipop", "bipop"] = True
+    """Start again from a random point when the search has stalled. ipop (or true): with twice the population each
+    time; bipop: by turns so and with a small population and small steps."""
+    warm_start: WarmStart | None = None
+    """Begin where a former search of the same space has ended; none by default."""
 
     def resolved(self, genes: int, *, noise: float, evaluations: int) -> CmaEsConfig:
         """Return the settings with `auto` replaced by what it means for this problem.
@@ -60,7 +72,17 @@ class CmaEsConfig(BaseModel):
             Standard error to expect of one fitness value.
         evaluations
             The budget.
+
+        Raises
+        ------
+        ValueError
+            If there are too many genes for an adapted learning rate.
         """
+        if self.learning_rate == "adapted" and genes > ADAPTED_UP_TO:
+            raise ValueError(
+                f"strategy.learning_rate: adapted is for up to {ADAPTED_UP_TO} genes and the space has {genes}; "
+                "write fixed, or have fewer genes (space.layers_per_group, space.modules)"
+            )
         if self.population != "auto":
             return self
         default = 4 + math.floor(3 * math.log(max(genes, 1)))
@@ -82,16 +104,17 @@ class CmaEs(Strategy):
             raise ValueError("population is `auto`: call config.resolved(...) first, or give a number")
         self.config = config
         self.population = config.population
-        self.generation = -1
-        self.restarted = 0
-        self._samples: list[np.ndarray] = []  # pycma's own arrays, which it must get back
-        self._fitness: list[float] = []  # one per sample
-        self._first = 0  # id of the generation's first sample; the samples come first, a mean is the last
-        self._queue: list[tuple[Genotype, Literal["sample", "mean"], int]] = []  # not yet handed out
-        self._missing = 0  # results of this generation still to come, the queue's included
+        self._box = UnitBox(space)
+        self._restarts: Restarts = (Bipop if config.restarts == "bipop" else Ipop)(config.population, config.sigma)
+        self._generation = Generation.none()
         self._best_mean: tuple[float, Genotype] = (-math.inf, space.start.copy())
         self._best_mean_of_descent = -math.inf
-        self._es = self._descent(space.start)
+        self._descent = self._begin(self._first_start())
+
+    @property
+    def restarted(self) -> int:
+        """How often it has begun anew."""
+        return self._restarts.count
 
     def recommend(self) -> Genotype:
         """Return the distribution's mean, or an earlier descent's where that one scored better."""
@@ -99,81 +122,57 @@ class CmaEs(Strategy):
             return self._best_mean[1].copy()
         return self._mean()
 
-    def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
-        if self._missing == 0:
-            self._new_generation()
-        taken, self._queue = self._queue[:n], self._queue[n:]
-        return taken
+    def _propose(self, n: int) -> list[Proposal]:
+        if self._generation.complete:
+            number = self._generation.number + 1
+            samples = self._box.to_genes(self._descent.ask())
+            mean = self._mean() if number % self.config.mean_every == 0 else None
+            self._generation = Generation(number, self._asked, list(samples), mean)
+        return self._generation.take(n)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        if candidate.kind == "mean":
-            self._note_mean(candidate.genotype, evaluation.fitness)
-        else:
-            self._fitness[candidate.id - self._first] = evaluation.fitness
-        self._missing -= 1
-        if self._missing == 0:
+        if self._generation.put(candidate, evaluation):
             self._end_generation()
 
-    def _new_generation(self) -> None:
-        self.generation += 1
-        self._first = self._asked
-        self._samples = self._es.ask()
-        self._fitness = [math.nan] * len(self._samples)
-        self._queue = [(self._to_genes(z), "sample", self.generation) for z in self._samples]
-        if self.generation % self.config.mean_every == 0:
-            self._queue.append((self._mean(), "mean", self.generation))
-        self._missing = len(self._queue)
-
     def _end_generation(self) -> None:
-        fitness = np.array(self._fitness)
-        if np.isfinite(fitness).any():
-            # A failed candidate ranks behind every other one; pycma minimises.
-            fitness[~np.isfinite(fitness)] = np.nanmin(fitness[np.isfinite(fitness)]) - 1.0
-            self._es.tell(self._samples, list(-fitness))
-        if self.config.restarts and self._es.stop():
+        generation = self._generation
+        if generation.mean is not None and generation.mean_evaluation is not None:
+            self._note_mean(generation.mean, generation.mean_evaluation.fitness)
+        fitness = failures_last(generation.fitness)
+        if fitness is not None:
+            self._descent.tell(fitness)
+        self._restarts.spent(len(generation.samples))
+        if self.config.restarts and self._descent.stalled:
             self._restart()
 
     def _restart(self) -> None:
-        self.restarted += 1
-        self.population *= 2
+        self.population, sigma = self._restarts.next(self.rng)
         self._best_mean_of_descent = -math.inf
-        self._es = self._descent(self.space.sample(self.rng))
+        start = self._box.to_unit(self.space.sample(self.rng))
+        self._descent = self._begin(DescentStart(start, sigma, np.ones(len(start)), self.population))
 
-    def _descent(self, start: Genotype) -> Any:
-        unit = self._to_unit(start)
+    def _first_start(self) -> DescentStart:
+        warm = self.config.warm_start
+        if warm is not None:
+            mean, deviations = warm.distribution()
+            sigma = math.sqrt(np.mean(deviations**2))
+            return DescentStart(mean, sigma, deviations / sigma, self.population)
+        start = self._box.to_unit(self.space.start)
+        return DescentStart(start, self.config.sigma, np.ones(len(start)), self.population)
+
+    def _begin(self, start: DescentStart) -> Descent:
+        if self.config.learning_rate == "adapted":
+            return AdaptedDescent(start, self.rng)
         diagonal = self.config.diagonal
-        options = {
-            "bounds": [0, 1],
-            "popsize": self.population,
-            # Its own generator, and none of numpy's global one.
-            "randn": lambda rows, columns: self.rng.standard_normal((rows, columns)),
-            "seed": math.nan,
-            "CMA_diagonal": self.space.dimension > DIAGONAL_ABOVE if diagonal == "auto" else diagonal,
-            "verbose": -9,
-            "verb_log": 0,
-            "signals_filename": None,  # else pycma looks for a file of options in the working directory
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that matplotlib is missing; that the seed is not used
-            import cma  # slow, and only this strategy needs it
-
-            return cma.CMAEvolutionStrategy(unit, self.config.sigma, options)
+        return PycmaDescent(
+            start, self.rng, diagonal=self.space.dimension > DIAGONAL_ABOVE if diagonal == "auto" else diagonal
+        )
 
     def _mean(self) -> Genotype:
-        return self._to_genes(self._es.result.xfavorite)
+        return self._box.to_genes(self._descent.mean)
 
     def _note_mean(self, genotype: Genotype, fitness: float) -> None:
         if math.isfinite(fitness):
             self._best_mean_of_descent = max(self._best_mean_of_descent, fitness)
             if fitness > self._best_mean[0]:
                 self._best_mean = (fitness, genotype.copy())
-
-    def _to_unit(self, genotype: Genotype) -> np.ndarray:
-        unit = (genotype - self.space.low) / (self.space.high - self.space.low)
-        # pycma wants two dimensions; with one gene the second is a dummy that nothing reads.
-        return np.append(unit, 0.5) if self.space.dimension == 1 else unit
-
-    def _to_genes(self, unit: np.ndarray) -> Genotype:
-        unit = np.clip(np.asarray(unit, dtype=np.float64)[: self.space.dimension], 0.0, 1.0)
-        genes = self.space.low + unit * (self.space.high - self.space.low)
-        return np.clip(genes, self.space.low, self.space.high)

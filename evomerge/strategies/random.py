@@ -1,12 +1,13 @@
-"""Uniform random search: the baseline that every strategy has to beat at the same budget."""
+"""Random search: the baseline that every strategy has to beat at the same budget."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.base import Candidate, Strategy
+from evomerge.strategies.generation import Proposal
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 
@@ -15,6 +16,8 @@ class RandomConfig(BaseModel):
     """Independent samples of the space, after its start point."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    objectives: ClassVar[Literal["any"]] = "any"
 
     kind: Literal["random"] = "random"
     population: int = Field(default=16, ge=1)
@@ -36,7 +39,7 @@ class RandomSearch(Strategy):
         super().__init__(space, seed)
         self.population = config.population
 
-    def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
+    def _propose(self, n: int) -> list[Proposal]:
         return [
             (
                 self.space.sample(self.rng) if identity else self.space.start.copy(),

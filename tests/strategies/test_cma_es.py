@@ -131,5 +131,5 @@ def test_bad_settings_are_refused(bad):
 
 def test_above_two_hundred_genes_the_covariance_is_diagonal(make_space):
     few, many = (CmaEsConfig(population=8).build(make_space(genes), 0) for genes in (200, 201))
-    assert not few._es.opts["CMA_diagonal"]
-    assert many._es.opts["CMA_diagonal"]
+    assert not few._descent._es.opts["CMA_diagonal"]
+    assert many._descent._es.opts["CMA_diagonal"]

@@ -1,0 +1,97 @@
+"""Fronts of several objectives: who dominates whom, who stands alone, and how much a front covers.
+
+All objectives are maximised. Letters: N points, M objectives.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def dominates(points: ArrayLike) -> NDArray[np.bool_]:
+    """Return who dominates whom, bool[N, N]: no objective worse and one better.
+
+    Parameters
+    ----------
+    points
+        float[N, M].
+    """
+    point_NM = np.asarray(points, dtype=np.float64)
+    a, b = point_NM[:, None], point_NM[None]
+    return np.asarray((a >= b).all(-1) & (a > b).any(-1))
+
+
+def ranks(points: ArrayLike, violation: ArrayLike | None = None) -> NDArray[np.int64]:
+    """Return the front that each point is on, int[N]: 0 for those that none dominates, then those only behind these.
+
+    Parameters
+    ----------
+    points
+        float[N, M].
+    violation
+        float[N]: by how much a point misses its constraints. One that misses less dominates one that misses more
+        (Deb 2000); None: nobody misses any.
+    """
+    better = dominates(points)
+    if violation is not None:
+        missed = np.asarray(violation, dtype=np.float64)
+        better = np.where(missed[:, None] == missed[None], better, missed[:, None] < missed[None])
+    rank = np.full(len(better), -1, dtype=np.int64)
+    front = 0
+    while (rank < 0).any():
+        left = rank < 0
+        rank[left & ~(better & left[:, None]).any(axis=0)] = front
+        front += 1
+    return rank
+
+
+def crowding(points: ArrayLike) -> Array:
+    """Return each point's crowding distance on its front, float64[N]; infinite at the ends (Deb et al. 2002, III.B).
+
+    Parameters
+    ----------
+    points
+        float[N, M], all of one front.
+    """
+    point_NM = np.asarray(points, dtype=np.float64)
+    count, objectives = point_NM.shape
+    distance = np.zeros(count)
+    for values in point_NM.T:
+        order = np.argsort(values, kind="stable")
+        spread = values[order[-1]] - values[order[0]]
+        distance[order[[0, -1]]] = np.inf
+        if spread > 0 and count > 2:
+            distance[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / spread
+    return distance / objectives
+
+
+def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
+    """Return the volume that lies between a reference point and the front.
+
+    Sliced along the last objective (While et al. 2006): fine for fronts of tens of points and few objectives.
+
+    Parameters
+    ----------
+    points
+        float[N, M].
+    reference
+        float[M]; points that are not better in every objective count for nothing.
+    """
+    corner = np.asarray(reference, dtype=np.float64)
+    point_NM = np.asarray(points, dtype=np.float64).reshape(-1, len(corner))
+    inside = point_NM[(point_NM > corner).all(axis=1)]
+    if not len(inside):
+        return 0.0
+    if len(corner) == 1:
+        return float(inside.max() - corner[0])
+    levels = np.unique(inside[:, -1])[::-1]
+    below = np.append(levels[1:], corner[-1])
+    return float(
+        sum(
+            (top - bottom) * hypervolume(inside[inside[:, -1] >= top, :-1], corner[:-1])
+            for top, bottom in zip(levels, below, strict=True)
+        )
+    )

@@ -1,0 +1,138 @@
+"""CatCMA with margin: one joint Gaussian over real and whole numbers, and a categorical distribution per choice.
+
+R. Hamano et al., "CatCMA: Stochastic Optimization for Mixed-Category Problems", arXiv 2405.09962, and "CatCMA with
+Margin", arXiv 2504.07884; implementation: `CatCMAwM` of the package `cmaes`. The search runs in the unit box. A
+choice begins at its prior, or with half of its probability on the space's start and the rest even.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.discrete import first_probabilities
+from evomerge.strategies.extras import require
+from evomerge.strategies.generation import Generation, Proposal, failures_last
+from evomerge.strategies.unit_box import UnitBox
+from fitness.evaluation import Evaluation
+from search_spaces.genes import Choice
+from search_spaces.space import SearchSpace
+
+MIN_GENERATIONS = 12
+TRUST = 0.5
+
+
+class CatCmaConfig(BaseModel):
+    """Mixed spaces: reals, whole numbers and choices that depend on each other (the extra `strategies`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    objectives: ClassVar[Literal["one"]] = "one"
+
+    kind: Literal["catcma"] = "catcma"
+    population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
+    """Candidates per generation, at least 4; `auto` follows the number of genes, the noise and the budget."""
+    sigma: float = Field(default=0.2, gt=0, le=1)
+    """First step size, as a fraction of each gene's range."""
+    mean_every: int = Field(default=5, ge=1)
+    """The distribution's mode is scored each so many generations."""
+
+    def resolved(self, genes: int, *, noise: float, evaluations: int) -> CatCmaConfig:
+        """Return the settings with `auto` replaced by what it means for this problem."""
+        if self.population != "auto":
+            return self
+        default = 4 + math.floor(3 * math.log(max(genes, 1)))
+        population = max(default, min(2 * default, evaluations // MIN_GENERATIONS))
+        return self.model_copy(update={"population": population})
+
+    def build(self, space: SearchSpace, seed: int) -> CatCma:
+        """Build the strategy; the settings must be resolved."""
+        return CatCma(space, seed, self)
+
+
+class CatCma(Strategy):
+    """Synchronous: a generation is learnt from when all its results are in."""
+
+    def __init__(self, space: SearchSpace, seed: int, config: CatCmaConfig) -> None:
+        super().__init__(space, seed)
+        if config.population == "auto":
+            raise ValueError("population is `auto`: call config.resolved(...) first, or give a number")
+        self.config = config
+        self.population = config.population
+        self._box = UnitBox(space)
+        choices = np.array([isinstance(gene, Choice) for gene in space.genes])
+        self._choices = np.flatnonzero(choices)
+        self._reals = np.flatnonzero(~space.discrete)
+        self._whole = np.flatnonzero(space.discrete & ~choices)
+        self._solutions: list[Any] = []
+        self._generation = Generation.none()
+        self._es = self._begin()
+
+    def recommend(self) -> Genotype:
+        """Return the mode: means of real and whole numbers, likeliest options of choices."""
+        point = self.space.start.copy()
+        if len(self._reals) + len(self._whole):
+            numbers = np.concatenate((self._reals, self._whole))
+            unit = self._box.to_unit(point)
+            unit[numbers] = self._es._mean
+            point = self._box.to_genes(unit)
+        if len(self._choices):
+            point[self._choices] = np.argmax(self._es._q, axis=1) + 0.5
+        return self.space.settled(point)
+
+    def _propose(self, n: int) -> list[Proposal]:
+        if self._generation.complete:
+            number = self._generation.number + 1
+            self._solutions = [self._es.ask() for _ in range(self.population)]
+            mode = self.recommend() if number % self.config.mean_every == 0 else None
+            samples = [self._genotype(solution) for solution in self._solutions]
+            self._generation = Generation(number, self._asked, samples, mode)
+        return self._generation.take(n)
+
+    def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        if not self._generation.put(candidate, evaluation):
+            return
+        fitness = failures_last(self._generation.fitness)
+        if fitness is not None and np.ptp(fitness) > 0:  # equal ones say nothing; it minimises
+            self._es.tell(list(zip(self._solutions, (-fitness).tolist(), strict=True)))
+
+    def _genotype(self, solution: Any) -> Genotype:
+        unit = np.zeros(self.space.dimension)
+        if len(self._reals):
+            unit[self._reals] = solution.x
+        if len(self._whole):
+            unit[self._whole] = solution.z
+        point = self._box.to_genes(unit)
+        if len(self._choices):
+            point[self._choices] = np.argmax(solution.c, axis=1) + 0.5
+        return self.space.settled(point)
+
+    def _begin(self) -> Any:
+        cmaes = require("cmaes", "strategy.kind: catcma")
+        space = self.space
+        options: dict[str, Any] = {}
+        if len(self._reals):
+            options["x_space"] = [[0.0, 1.0]] * len(self._reals)
+        if len(self._whole):
+            options["z_space"] = [self._cells(gene) for gene in self._whole]
+        if len(self._reals) + len(self._whole):
+            start = self._box.to_unit(space.start)
+            options["mean"] = start[np.concatenate((self._reals, self._whole))]
+            options["sigma"] = self.config.sigma
+            options["cov"] = np.eye(len(options["mean"]))
+        if len(self._choices):
+            first = [first_probabilities(space.genes[gene], TRUST) for gene in self._choices]
+            options["c_space"] = [len(probabilities) for probabilities in first]
+            longest = max(options["c_space"])
+            options["cat_param"] = np.array([np.pad(p, (0, longest - len(p))) for p in first])
+        seed = int(self.rng.integers(2**32))
+        return cmaes.CatCMAwM(population_size=self.population, seed=seed, **options)
+
+    def _cells(self, gene: int) -> list[float]:
+        """Return the middles of a whole number's cells, in the unit box."""
+        count = round(self._box.width[gene])
+        return ((np.arange(count) + 0.5) / count).tolist()

@@ -1,0 +1,21 @@
+"""Where a distribution over a discrete gene's values begins."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.genes import Choice, Gene
+
+
+def first_probabilities(gene: Gene, trust: float) -> NDArray[np.float64]:
+    """Return the first distribution over a discrete gene's values, float64[n].
+
+    The gene's prior where it has one; else an even share of 1 - `trust` each, and `trust` for the start.
+    """
+    if isinstance(gene, Choice) and gene.prior is not None:
+        return gene.probabilities
+    cells = round(gene.high - gene.low)
+    probabilities = np.full(cells, (1 - trust) / cells)
+    probabilities[min(int(gene.start - gene.low), cells - 1)] += trust
+    return probabilities

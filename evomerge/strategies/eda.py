@@ -1,0 +1,147 @@
+"""EDA: a categorical distribution per discrete gene, and conditional normal distributions for the real ones.
+
+Estimation of distribution, univariate: PBIL (S. Baluja, CMU-CS-94-163) for the discrete genes, and for real genes the
+rank-weighted update of a separable CMA-ES's variance, around the old mean, so that the spread follows the step.
+In data-flow spaces most real genes are conditional: a scale counts only where its slot is switched on. So a real
+gene learns only from those of the better candidates in which it was active (`SearchSpace.active`), and in
+proportion to their weight; where it was off, selection says nothing about it.
+
+Per generation, with the better half's weights w (log-ranks, as in CMA-ES) and a learning rate η:
+
+    p ← (1 - η) p + η Σ w 1[value]              every discrete gene, then not below its margin
+    m' = Σ w x / Σ w,  s² ← (1 - ηa) s² + ηa Σ w (x - m)² / Σ w,  m ← (1 - a) m + a m'     sums over active ones
+
+with a = the active ones' share of the weight. The margin, 1/(2 D (n - 1)) for a gene with n values among D discrete
+ones, leaves half a flip per candidate when all else is settled.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.discrete import first_probabilities
+from evomerge.strategies.generation import Generation, Proposal, failures_last
+from evomerge.strategies.unit_box import UnitBox
+from fitness.evaluation import Evaluation
+from search_spaces.space import SearchSpace
+
+Array = NDArray[np.float64]
+
+MIN_GENERATIONS = 20
+SMALLEST_DEVIATION = 1e-4  # of a gene's range
+
+
+class EdaConfig(BaseModel):
+    """Univariate distributions: for switches and choices with scales that only count where a switch is on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    objectives: ClassVar[Literal["one"]] = "one"
+
+    kind: Literal["eda"] = "eda"
+    population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
+    """Candidates per generation, at least 4; `auto` follows the number of genes and the budget."""
+    sigma: float = Field(default=0.2, gt=0, le=1)
+    """First standard deviation of real genes, as a fraction of each gene's range."""
+    learning_rate: float = Field(default=0.3, gt=0, le=1)
+    """How far probabilities and variances move to those of the better half, per generation."""
+    trust: float = Field(default=0.5, ge=0, lt=1)
+    """First probability of a discrete gene's start, beyond an even share of the rest; a prior replaces it."""
+    mean_every: int = Field(default=5, ge=1)
+    """The distribution's mode is scored each so many generations."""
+
+    def resolved(self, genes: int, *, noise: float, evaluations: int) -> EdaConfig:
+        """Return the settings with `auto` replaced by what it means for this problem."""
+        if self.population != "auto":
+            return self
+        wanted = 2 * (4 + math.floor(3 * math.log(max(genes, 1))))
+        return self.model_copy(update={"population": max(8, min(wanted, evaluations // MIN_GENERATIONS))})
+
+    def build(self, space: SearchSpace, seed: int) -> Eda:
+        """Build the strategy; the settings must be resolved."""
+        return Eda(space, seed, self)
+
+
+class Eda(Strategy):
+    """Synchronous: a generation is learnt from when all its results are in."""
+
+    def __init__(self, space: SearchSpace, seed: int, config: EdaConfig) -> None:
+        super().__init__(space, seed)
+        if config.population == "auto":
+            raise ValueError("population is `auto`: call config.resolved(...) first, or give a number")
+        self.config = config
+        self.population = config.population
+        self._box = UnitBox(space)
+        self._discrete = space.discrete
+        self._mean = self._box.to_unit(space.start)
+        self._deviation = np.full(space.dimension, config.sigma)
+        self._probabilities = {
+            int(gene): first_probabilities(space.genes[gene], config.trust) for gene in np.flatnonzero(self._discrete)
+        }
+        self._generation = Generation.none()
+
+    def recommend(self) -> Genotype:
+        """Return the mode: means of the real genes, likeliest values of the discrete ones."""
+        point = self._box.to_genes(self._mean)
+        for gene, probability in self._probabilities.items():
+            point[gene] = self.space.low[gene] + np.argmax(probability) + 0.5
+        return point
+
+    def _propose(self, n: int) -> list[Proposal]:
+        if self._generation.complete:
+            number = self._generation.number + 1
+            samples = [self._sample() for _ in range(self.population)]
+            mode = self.recommend() if number % self.config.mean_every == 0 else None
+            self._generation = Generation(number, self._asked, samples, mode)
+        return self._generation.take(n)
+
+    def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        if not self._generation.put(candidate, evaluation):
+            return
+        fitness = failures_last(self._generation.fitness)
+        if fitness is not None and np.ptp(fitness) > 0:  # equal ones say nothing
+            self._update(np.array(self._generation.samples), fitness)
+
+    def _sample(self) -> Genotype:
+        point = self._box.to_genes(self.rng.normal(self._mean, self._deviation))  # ~ N(m, s²)
+        for gene, probability in self._probabilities.items():
+            point[gene] = self.space.low[gene] + self.rng.choice(len(probability), p=probability) + 0.5
+        return point
+
+    def _update(self, samples: Array, fitness: Array) -> None:
+        """Learn from P samples, float64[P, G]."""
+        kept = len(samples) // 2
+        best = samples[np.argsort(-fitness, kind="stable")[:kept]]
+        weights = math.log(kept + 0.5) - np.log(np.arange(1, kept + 1))
+        weights /= weights.sum()
+        self._update_discrete(best, weights)
+        self._update_real(best, weights)
+
+    def _update_discrete(self, best: Array, weights: Array) -> None:
+        rate, count = self.config.learning_rate, len(self._probabilities)
+        for gene, probability in self._probabilities.items():
+            cells = (best[:, gene] - self.space.low[gene]).astype(int)
+            seen = np.bincount(cells, weights, len(probability))
+            moved = (1 - rate) * probability + rate * seen
+            margin = 1 / (2 * count * (len(probability) - 1))
+            moved = np.maximum(moved, min(margin, 0.5 / len(probability)))
+            self._probabilities[gene] = moved / moved.sum()
+
+    def _update_real(self, best: Array, weights: Array) -> None:
+        unit = self._box.to_unit(best)
+        active = np.array([self.space.active(genotype) for genotype in best])
+        weight = active * weights[:, None]
+        share = weight.sum(axis=0)  # a, float64[G]
+        total = np.where(share > 0, share, 1.0)
+        mean = (weight * unit).sum(axis=0) / total
+        variance = (weight * (unit - self._mean) ** 2).sum(axis=0) / total
+        rate = self.config.learning_rate * share
+        self._deviation = np.sqrt((1 - rate) * self._deviation**2 + rate * variance)
+        self._deviation = np.maximum(self._deviation, SMALLEST_DEVIATION)
+        self._mean = np.where(self._discrete, self._mean, (1 - share) * self._mean + share * mean)

@@ -1,0 +1,85 @@
+"""One generation of a synchronous strategy: handed out proposal by proposal, learnt from when all results are in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.strategies.base import Candidate, Genotype
+from fitness.evaluation import Evaluation
+
+Proposal = tuple[Genotype, Literal["sample", "mean"], int]
+"""Genotype, kind, and number of the generation."""
+
+
+class Generation:
+    """Proposals with consecutive ids, and what has become of them, whatever the order of the tells.
+
+    Parameters
+    ----------
+    number
+        Which generation it is, from 0.
+    first
+        Id of the first proposal.
+    samples
+        Genotypes to learn from.
+    mean
+        The strategy's own best guess, scored beside them and not learnt from; None: it is not offered.
+    """
+
+    def __init__(self, number: int, first: int, samples: Sequence[Genotype], mean: Genotype | None = None) -> None:
+        self.number = number
+        self.samples = [np.array(sample, dtype=np.float64) for sample in samples]
+        self.mean = None if mean is None else np.array(mean, dtype=np.float64)
+        self.mean_evaluation: Evaluation | None = None
+        self._first = first
+        self._results: dict[int, Evaluation] = {}  # by position among the samples
+        self._queue: list[Proposal] = [(sample.copy(), "sample", number) for sample in self.samples]
+        if self.mean is not None:
+            self._queue.append((self.mean.copy(), "mean", number))
+        self._missing = len(self._queue)
+
+    @classmethod
+    def none(cls) -> Generation:
+        """Return the one before the first: nothing in it is missing."""
+        return cls(-1, 0, [])
+
+    @property
+    def complete(self) -> bool:
+        """Whether every proposal has been told."""
+        return self._missing == 0
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """What became of the samples, in their order; all must have been told."""
+        return [self._results[position] for position in range(len(self.samples))]
+
+    @property
+    def fitness(self) -> NDArray[np.float64]:
+        """Fitness of the samples in their order, float64[P]; NaN for failed ones."""
+        return np.array([evaluation.fitness for evaluation in self.evaluations])
+
+    def take(self, n: int) -> list[Proposal]:
+        """Return up to `n` proposals that were not handed out yet."""
+        taken, self._queue = self._queue[:n], self._queue[n:]
+        return taken
+
+    def put(self, candidate: Candidate, evaluation: Evaluation) -> bool:
+        """Take a result; return whether it was the last one."""
+        if candidate.kind == "mean":
+            self.mean_evaluation = evaluation
+        else:
+            self._results[candidate.id - self._first] = evaluation
+        self._missing -= 1
+        return self.complete
+
+
+def failures_last(fitness: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return the fitness with failed candidates (NaN) below all others; None when all have failed."""
+    good = np.isfinite(fitness)
+    if not good.any():
+        return None
+    return np.where(good, fitness, fitness[good].min() - 1.0)

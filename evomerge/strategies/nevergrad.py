@@ -1,0 +1,188 @@
+"""Any optimiser of nevergrad, by its name: `kind: nevergrad:TwoPointsDE`.
+
+The optimiser sees the unit box as one bounded array; discrete genes are cells of it. nevergrad minimises, and is told
+the fitness's negative; failed candidates get a value beyond the worst one so far.
+
+Some optimisers draw from Python's and numpy's global generators. So that a search can be replayed, and the caller's
+generators stay as they are, every call runs with global states of the strategy's own, seeded by its generator.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.extras import require
+from evomerge.strategies.generation import Proposal
+from evomerge.strategies.unit_box import UnitBox
+from fitness.evaluation import Evaluation
+from search_spaces.space import SearchSpace
+
+Array = NDArray[np.float64]
+
+PREFIX = "nevergrad:"
+REHEARSED = 60
+"""Evaluations of a quadratic that an optimiser must survive before a search begins."""
+
+
+class OptimizerError(ValueError):
+    """An optimiser of nevergrad broke; the message says which to use instead."""
+
+
+class NevergradConfig(BaseModel):
+    """Any optimiser of nevergrad, written `kind: nevergrad:NAME` (the extra `strategies`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    objectives: ClassVar[Literal["one"]] = "one"
+
+    kind: Literal["nevergrad"] = "nevergrad"
+    optimizer: str = "NGOpt"
+    """Its name in nevergrad's registry; `kind: nevergrad:TBPSA` says it, too."""
+    budget: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Evaluations that the optimiser plans for; `auto`: the search's budget."""
+    parallel: int = Field(default=1, ge=1)
+    """Candidates proposed before results are in; several workers need as many."""
+    sigma: float = Field(default=0.2, gt=0, le=1)
+    """First step size, as a fraction of each gene's range."""
+    population: int = Field(default=16, ge=1)
+    """Candidates per generation: only the unit in which failures are counted."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_in_kind(cls, values: Any) -> Any:
+        """Let `kind: nevergrad:NAME` name the optimiser."""
+        if not isinstance(values, dict) or not str(values.get("kind", "")).startswith(PREFIX):
+            return values
+        name = values["kind"].removeprefix(PREFIX)
+        return values | {"kind": "nevergrad", "optimizer": name}
+
+    def resolved(self, genes: int, *, noise: float, evaluations: int) -> NevergradConfig:
+        """Return the settings with `auto` replaced by the search's budget.
+
+        Raises
+        ------
+        ValueError
+            If nevergrad is not installed, has no such optimiser, or that one breaks with the packages that are
+            installed, as NGOpt does with numpy 2.4 in few dimensions.
+        """
+        budget = evaluations if self.budget == "auto" else self.budget
+        settled = self.model_copy(update={"budget": budget})
+        rehearsed = _Optimizer(settled, np.full(genes, 0.5), 0)
+        for _ in range(min(REHEARSED, budget)):
+            parameter = rehearsed.ask()
+            rehearsed.tell(parameter, float(np.sum((parameter.value - 0.6) ** 2)))
+        return settled
+
+    def build(self, space: SearchSpace, seed: int) -> Nevergrad:
+        """Build the strategy; the settings must be resolved."""
+        return Nevergrad(space, seed, self)
+
+
+class Nevergrad(Strategy):
+    """Steady-state: accepts results one by one, with up to `parallel` candidates out."""
+
+    def __init__(self, space: SearchSpace, seed: int, config: NevergradConfig) -> None:
+        super().__init__(space, seed)
+        self.config = config
+        self.population = config.population
+        self._box = UnitBox(space)
+        self._worst = -math.inf  # of the losses, so far
+        self._parameters: dict[int, Any] = {}  # nevergrad's own objects, which it must get back
+        self._optimizer = _Optimizer(config, self._box.to_unit(space.start), int(self.rng.integers(2**32)))
+
+    def recommend(self) -> Genotype | None:
+        """Return the optimiser's recommendation; None before the first result."""
+        return self._box.to_genes(self._optimizer.recommend()) if math.isfinite(self._worst) else None
+
+    def _propose(self, n: int) -> list[Proposal]:
+        proposals: list[Proposal] = []
+        for identity in range(self._asked, self._asked + min(n, self.config.parallel - len(self._open))):
+            parameter = self._optimizer.ask()
+            self._parameters[identity] = parameter
+            proposals.append((self._box.to_genes(parameter.value), "sample", identity // self.population))
+        return proposals
+
+    def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        loss = -evaluation.fitness
+        if math.isfinite(loss):
+            self._worst = max(self._worst, loss)
+        else:
+            loss = self._worst + 1.0 if math.isfinite(self._worst) else 1.0
+        self._optimizer.tell(self._parameters.pop(candidate.id), loss)
+
+
+class _Optimizer:
+    """One of nevergrad's optimisers in the unit cube, with global random states of its own.
+
+    Parameters
+    ----------
+    config
+        Resolved settings.
+    start
+        float64[G], in the unit cube.
+    seed
+        Decides all that it draws.
+    """
+
+    def __init__(self, config: NevergradConfig, start: Array, seed: int) -> None:
+        if config.budget == "auto":
+            raise ValueError("budget is `auto`: call config.resolved(...) first, or give a number")
+        self._name = config.optimizer
+        self._python = random.Random(seed).getstate()
+        self._numpy: Any = np.random.RandomState(seed).get_state()
+        ng = require("nevergrad", f"strategy.kind: {PREFIX}{self._name}")
+        if self._name not in ng.optimizers.registry:
+            near = difflib.get_close_matches(self._name, list(ng.optimizers.registry), n=1)
+            hint = near[0] if near else "NGOpt"
+            raise ValueError(f"strategy.kind: nevergrad has no optimiser {self._name!r}; write {PREFIX}{hint}")
+        with self._own_state():
+            array = ng.p.Array(init=start).set_bounds(0.0, 1.0).set_mutation(sigma=config.sigma)
+            array.random_state = np.random.RandomState(seed)
+            optimizer = ng.optimizers.registry[self._name]
+            self._optimizer = optimizer(array, budget=config.budget, num_workers=config.parallel)
+
+    def ask(self) -> Any:
+        """Return nevergrad's parameter; its `value` is a point float64[G] of the cube."""
+        with self._own_state():
+            return self._optimizer.ask()
+
+    def tell(self, parameter: Any, loss: float) -> None:
+        """Take a result."""
+        with self._own_state():
+            self._optimizer.tell(parameter, loss)
+
+    def recommend(self) -> Array:
+        """Return its recommendation, float64[G]."""
+        with self._own_state():
+            return np.asarray(self._optimizer.provide_recommendation().value)
+
+    @contextmanager
+    def _own_state(self) -> Iterator[None]:
+        """Swap the global states for a while; keep nevergrad's warnings to itself, and explain what breaks."""
+        python, numpy = random.getstate(), np.random.get_state()
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except Exception as error:  # whatever the optimiser, or a package that it is built on, raises
+            raise OptimizerError(
+                f"strategy.kind: {PREFIX}{self._name} breaks with the packages that are installed "
+                f"({type(error).__name__}: {error}); write {PREFIX}TwoPointsDE, {PREFIX}TBPSA or cma_es"
+            ) from error
+        finally:
+            self._python, self._numpy = random.getstate(), np.random.get_state()
+            random.setstate(python)
+            np.random.set_state(numpy)

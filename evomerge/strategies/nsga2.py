@@ -1,0 +1,121 @@
+"""NSGA-II: several objectives at once, towards the whole front of trade-offs.
+
+K. Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", IEEE Trans. Evol. Comp. 6(2), 2002.
+Parents by binary tournament on front, then crowding distance; children by the space's own crossover and mutation (so
+conditional and discrete genes are varied as the space knows best); survivors are the best fronts of parents and
+children, the last one thinned by crowding. A floor that is missed counts as a violated constraint.
+
+pymoo's NSGA-II can be replayed as well (0.6.2 draws from one generator of its own, 0.6.1 from numpy's global one), but
+varies boxes of reals only; the tests compare fronts and crowding distances with pymoo's.
+
+Deviations: crowding is divided by the number of objectives, as pymoo does (the order is the same); failed candidates
+never become parents.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge.pareto import crowding, ranks
+from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.generation import Generation, Proposal
+from fitness.evaluation import Evaluation
+from search_spaces.space import SearchSpace
+
+
+class Nsga2Config(BaseModel):
+    """Several objectives (`fitness.objectives: per_task`): a front of trade-offs instead of one best recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    objectives: ClassVar[Literal["several"]] = "several"
+
+    kind: Literal["nsga2"] = "nsga2"
+    population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
+    """Candidates per generation, at least 4; `auto` follows the budget."""
+    crossover: float = Field(default=0.9, ge=0, le=1)
+    """Share of children with two parents; the others are mutated copies of one."""
+
+    def resolved(self, genes: int, *, noise: float, evaluations: int) -> Nsga2Config:
+        """Return the settings with `auto` replaced by what it means for this problem."""
+        if self.population != "auto":
+            return self
+        return self.model_copy(update={"population": int(np.clip(evaluations // 15, 12, 100))})
+
+    def build(self, space: SearchSpace, seed: int) -> Nsga2:
+        """Build the strategy; the settings must be resolved."""
+        return Nsga2(space, seed, self)
+
+
+class Nsga2(Strategy):
+    """Synchronous: a generation is learnt from when all its results are in."""
+
+    def __init__(self, space: SearchSpace, seed: int, config: Nsga2Config) -> None:
+        super().__init__(space, seed)
+        if config.population == "auto":
+            raise ValueError("population is `auto`: call config.resolved(...) first, or give a number")
+        self.config = config
+        self.population = config.population
+        self._generation = Generation.none()
+        self._parents: list[Genotype] = []
+        self._results: list[Evaluation] = []  # of the parents
+        self._rank = np.zeros(0, np.int64)
+        self._crowding = np.zeros(0)
+
+    def front(self) -> list[tuple[Genotype, Evaluation]]:
+        """Return the parents that none of the others dominates."""
+        return [(self._parents[at].copy(), self._results[at]) for at in np.flatnonzero(self._rank == 0)]
+
+    def _propose(self, n: int) -> list[Proposal]:
+        if self._generation.complete:
+            children = self._first() if not self._parents else [self._child() for _ in range(self.population)]
+            self._generation = Generation(self._generation.number + 1, self._asked, children)
+        return self._generation.take(n)
+
+    def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        if self._generation.put(candidate, evaluation):
+            self._survive()
+
+    def _first(self) -> list[Genotype]:
+        """Return the space's start and samples around which nothing is known yet."""
+        return [self.space.start.copy(), *(self.space.sample(self.rng) for _ in range(self.population - 1))]
+
+    def _child(self) -> Genotype:
+        a = self._parents[self._tournament()]
+        if self.rng.random() < self.config.crossover:
+            a = self.space.crossover(a, self._parents[self._tournament()], self.rng)
+        return self.space.mutate(a, self.rng)
+
+    def _tournament(self) -> int:
+        """Return the better one of two parents: nearer to the front, then less crowded."""
+        first, second = (int(self.rng.integers(len(self._parents))) for _ in range(2))
+        keys = [(-self._rank[at], self._crowding[at]) for at in (first, second)]
+        return first if keys[0] >= keys[1] else second
+
+    def _survive(self) -> None:
+        """Keep the best fronts of parents and children."""
+        parents, results = list(self._parents), list(self._results)
+        for child, result in zip(self._generation.samples, self._generation.evaluations, strict=True):
+            if result.status != "failed" and np.isfinite(result.objectives).all():
+                parents.append(child)
+                results.append(result)
+        if not parents:
+            return
+        points = np.array([result.objectives for result in results])
+        rank = ranks(points, [getattr(result, "violation", 0.0) for result in results])
+        distance = _crowding_by_front(points, rank)
+        kept = np.lexsort((-distance, rank))[: self.population]  # front first, then the less crowded
+        self._parents = [parents[at] for at in kept]
+        self._results = [results[at] for at in kept]
+        self._rank, self._crowding = rank[kept], distance[kept]
+
+
+def _crowding_by_front(points: NDArray[np.float64], rank: NDArray[np.int64]) -> NDArray[np.float64]:
+    distance = np.zeros(len(points))
+    for front in range(rank.max() + 1):
+        distance[rank == front] = crowding(points[rank == front])
+    return distance

@@ -1,0 +1,26 @@
+"""The unit cube over a space's box: one step size then suits every gene."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from evomerge.strategies.base import Genotype
+from search_spaces.space import SearchSpace
+
+
+class UnitBox:
+    """Maps genotypes, float64[..., G], to z = (x - low) / (high - low) in [0, 1] and back."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.low, self.high = space.low, space.high
+        self.width = space.high - space.low
+
+    def to_unit(self, genotype: ArrayLike) -> NDArray[np.float64]:
+        """Return the point of the cube."""
+        return (np.asarray(genotype, dtype=np.float64) - self.low) / self.width
+
+    def to_genes(self, unit: ArrayLike) -> Genotype:
+        """Return the genotype; what lies outside of the cube is put on its boundary."""
+        genes = self.low + np.clip(np.asarray(unit, dtype=np.float64), 0.0, 1.0) * self.width
+        return np.clip(genes, self.low, self.high)
