@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from evomerge.strategies.cma_es import CmaEsConfig
-from evomerge.strategies.random import RandomConfig
+from evomerge.strategies import AnyStrategyConfig, CmaEsConfig
+from evomerge.strategies.nevergrad import name_from_kind
 from fitness.config import FitnessConfig
 from search_spaces.building import STARTS
 from search_spaces.coefficients import CoefficientConfig
@@ -59,7 +67,11 @@ def _default_kind(kind: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {"kind": kind} | value if isinstance(value, dict) else value)
 
 
-StrategyConfig = Annotated[Annotated[CmaEsConfig | RandomConfig, Field(discriminator="kind")], _default_kind("cma_es")]
+StrategyConfig = Annotated[
+    Annotated[AnyStrategyConfig, Field(discriminator="kind")],
+    BeforeValidator(name_from_kind),
+    _default_kind("cma_es"),
+]
 
 
 class SearchConfig(BaseModel):
@@ -93,6 +105,22 @@ class SearchConfig(BaseModel):
         if len(set(models.values())) < len(models):
             raise ValueError("two names stand for the same model; remove one of them")
         return models
+
+    @model_validator(mode="after")
+    def _as_many_objectives_as_the_strategy_takes(self) -> SearchConfig:
+        kind, wanted = self.strategy.kind, self.strategy.objectives
+        several = self.fitness.objectives == "per_task" and len(self.fitness.tasks) > 1
+        if wanted == "several" and not several:
+            raise ValueError(
+                f"strategy.kind {kind} looks for a front of several objectives and there is one; write "
+                "fitness.objectives: per_task with two tasks or more, or strategy.kind: cma_es"
+            )
+        if wanted == "one" and several:
+            raise ValueError(
+                f"strategy.kind {kind} takes one objective and fitness.objectives is per_task; write "
+                "strategy.kind: nsga2, or fitness.objectives: weighted_sum"
+            )
+        return self
 
     @property
     def base(self) -> str:
@@ -192,10 +220,19 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     space = values.get("space")
     if isinstance(space, dict) and isinstance(space.get("start"), str) and space["start"] not in STARTS:
         space["start"] = str((folder / Path(space["start"]).expanduser()).resolve())
+    strategy = values.get("strategy")
+    if isinstance(strategy, dict) and "warm_start" in strategy:
+        strategy["warm_start"] = _former_run(strategy["warm_start"], folder)
     fitness = values.get("fitness")
     if isinstance(fitness, dict) and isinstance(fitness.get("include_path"), list | str):
         paths = fitness["include_path"]
         fitness["include_path"] = [_resolve(p, folder) for p in ([paths] if isinstance(paths, str) else paths)]
+
+
+def _former_run(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict) and isinstance(value.get("run"), str):
+        return value | {"run": str((folder / value["run"]).resolve())}
+    return str((folder / value).resolve()) if isinstance(value, str) else value
 
 
 def _resolve(reference: Any, folder: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from importlib import metadata
@@ -15,6 +15,7 @@ import torch
 from evomerge import __version__
 from evomerge.bench import Bench
 from evomerge.config import ConfigError, InlineConfig, SearchConfig
+from evomerge.former_run import warmed
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import MergeEngine
@@ -33,6 +34,7 @@ from search_spaces.baselines import source_recipe, task_arithmetic_recipe, unifo
 from search_spaces.building import coefficient_space
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
+OPTIONAL_PACKAGES = ("cmaes", "nevergrad")
 TASK_ARITHMETIC_SCALE = 0.3
 
 
@@ -122,10 +124,20 @@ class Problem:
         return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
 
     def resolved(self) -> SearchConfig:
-        """Return the config with every `auto` of the strategy replaced by what it means here."""
-        strategy = self.config.strategy.resolved(
-            self.space.dimension, noise=self.noise, evaluations=self.config.budget.evaluations
-        )
+        """Return the config with every `auto` of the strategy replaced by what it means here.
+
+        Raises
+        ------
+        ConfigError
+            If the strategy is not for this space or budget, a package of its is missing, or the run that it is to be
+            warmed by does not fit.
+        """
+        try:
+            strategy = warmed(self.config.strategy, self.config, self.space).resolved(
+                self.space.dimension, noise=self.noise, evaluations=self.config.budget.evaluations
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         return self.config.model_copy(update={"strategy": strategy})
 
     def strategy(self) -> Strategy:
@@ -173,12 +185,17 @@ class Problem:
         """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""
         return {
             "evomerge": __version__,
-            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "packages": {name: metadata.version(name) for name in (*PACKAGES, *_installed(OPTIONAL_PACKAGES))},
             "config": self.resolved().identity(),
             "items": self.suite.digest(),
             "sources": {name: checkpoint.fingerprint()["files"] for name, checkpoint in self.checkpoints.items()},
             "layout": asdict(self.layout),
         }
+
+
+def _installed(packages: Sequence[str]) -> list[str]:
+    found = {str(distribution.name).lower() for distribution in metadata.distributions()}
+    return [package for package in packages if package in found]
 
 
 def build_worker(

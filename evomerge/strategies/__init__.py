@@ -11,6 +11,7 @@ from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
 from evomerge.strategies.eda import Eda, EdaConfig
 from evomerge.strategies.grid import GridConfig, GridSearch
+from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
 from evomerge.strategies.random import RandomConfig, RandomSearch
@@ -20,6 +21,7 @@ AnyStrategyConfig: TypeAlias = (
     CmaEsConfig  # the default
     | EdaConfig
     | CatCmaConfig
+    | M2n2Config
     | Nsga2Config
     | NevergradConfig
     | RandomConfig
@@ -41,6 +43,8 @@ __all__ = [
     "Genotype",
     "GridConfig",
     "GridSearch",
+    "M2n2",
+    "M2n2Config",
     "Nevergrad",
     "NevergradConfig",
     "Nsga2",

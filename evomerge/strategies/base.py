@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -90,7 +90,8 @@ class Strategy(ABC):
             for offset, (genotype, kind, generation) in enumerate(self._propose(n))
         ]
         self._asked += len(candidates)
-        self._open.update((candidate.id, candidate) for candidate in candidates)
+        # What it learns from later is a copy of its own: the caller may do with the genotype as they like.
+        self._open.update((one.id, replace(one, genotype=one.genotype.copy())) for one in candidates)
         if not self._open and not self.finished:
             raise AskTellError(f"{type(self).__name__} proposes nothing and waits for nothing")
         return candidates

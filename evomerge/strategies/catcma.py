@@ -118,7 +118,7 @@ class CatCma(Strategy):
         if len(self._reals):
             options["x_space"] = [[0.0, 1.0]] * len(self._reals)
         if len(self._whole):
-            options["z_space"] = [self._cells(gene) for gene in self._whole]
+            options["z_space"] = [self._cells(int(gene)) for gene in self._whole]
         if len(self._reals) + len(self._whole):
             start = self._box.to_unit(space.start)
             options["mean"] = start[np.concatenate((self._reals, self._whole))]

@@ -91,7 +91,7 @@ def _axis(gene: Gene, points: int) -> NDArray[np.float64]:
         return np.linspace(gene.low, gene.high, points)
     cells = np.arange(round(gene.high - gene.low))  # of width one; the middle stands for the value
     few = cells if hasattr(gene, "options") or len(cells) <= points else np.linspace(0, cells[-1], points).round()
-    return gene.low + few + 0.5
+    return np.asarray(gene.low + few + 0.5, dtype=np.float64)
 
 
 def _product(axes: list[NDArray[np.float64]]) -> Iterator[tuple[float, ...]]:

@@ -35,7 +35,7 @@ With several candidates in flight, the order of the tells decides.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,8 @@ class M2n2Config(BaseModel):
     """Niches: members of an archive compete for items and mate with those that are strong where they are weak."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    objectives: ClassVar[Literal["one"]] = "one"
 
     kind: Literal["m2n2"] = "m2n2"
     archive: int = Field(default=20, ge=2)

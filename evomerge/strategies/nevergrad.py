@@ -39,6 +39,13 @@ class OptimizerError(ValueError):
     """An optimiser of nevergrad broke; the message says which to use instead."""
 
 
+def name_from_kind(values: Any) -> Any:
+    """Let `kind: nevergrad:NAME` stand for `{kind: nevergrad, optimizer: NAME}`; leave all else as it is."""
+    if not isinstance(values, dict) or not str(values.get("kind", "")).startswith(PREFIX):
+        return values
+    return values | {"kind": "nevergrad", "optimizer": values["kind"].removeprefix(PREFIX)}
+
+
 class NevergradConfig(BaseModel):
     """Any optimiser of nevergrad, written `kind: nevergrad:NAME` (the extra `strategies`)."""
 
@@ -61,11 +68,7 @@ class NevergradConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _name_in_kind(cls, values: Any) -> Any:
-        """Let `kind: nevergrad:NAME` name the optimiser."""
-        if not isinstance(values, dict) or not str(values.get("kind", "")).startswith(PREFIX):
-            return values
-        name = values["kind"].removeprefix(PREFIX)
-        return values | {"kind": "nevergrad", "optimizer": name}
+        return name_from_kind(values)
 
     def resolved(self, genes: int, *, noise: float, evaluations: int) -> NevergradConfig:
         """Return the settings with `auto` replaced by the search's budget.

@@ -7,6 +7,7 @@ gene, with the gene's coordinate as its weight: enough to tell two genotypes apa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +53,8 @@ class PlantedSpace(SearchSpace):
     def encode(self, recipe: Recipe) -> Genotype:
         """Return the coordinates that `decode` has written down."""
         sources = recipe.slices[0].sources[:-1]
-        weights = [dict(source.parameters)["weight"] for source in sources]
-        return np.array([float(weight[0].values[0]) for weight in weights])
+        weights: list[Any] = [dict(source.parameters)["weight"][0].value for source in sources]
+        return np.array(weights, dtype=np.float64)
 
 
 def reals(count: int) -> PlantedSpace:

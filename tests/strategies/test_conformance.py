@@ -5,6 +5,7 @@ from evomerge.strategies import (
     CmaEsConfig,
     EdaConfig,
     GridConfig,
+    M2n2Config,
     NevergradConfig,
     Nsga2Config,
     RandomConfig,
@@ -31,6 +32,16 @@ class TestEda(StrategySuite):
 
 class TestCatCma(StrategySuite):
     config = CatCmaConfig(population=6, mean_every=2)
+
+
+class TestM2n2(StrategySuite):
+    config = M2n2Config(archive=6, warm_up=4)
+    steady_state = True
+
+
+class TestM2n2FromScratch(StrategySuite):
+    config = M2n2Config(archive=6, warm_up=0, mutation=1.0)
+    steady_state = True
 
 
 class TestNsga2(StrategySuite):
