@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from evomerge.merging.architecture import (
     quiet,
     tied_names,
 )
+from evomerge.merging.limits import LimitError, check_counts, check_header, read_json
 from search_spaces.layout import ModelLayout
 
 __all__ = ["Checkpoint", "CheckpointError", "layout_of"]
@@ -183,7 +184,7 @@ class Checkpoint:
         if not path.is_file():
             return None
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            values: dict[str, Any] = read_json(path)
         except ValueError as error:
             raise CheckpointError(
                 f"{self.reference}: generation_config.json is damaged ({first_line(error)}); remove it"
@@ -223,6 +224,7 @@ class Checkpoint:
         if not (self.path / "config.json").is_file():
             raise CheckpointError(f"{self.reference}: no config.json in the folder; name a transformers checkpoint")
         try:
+            check_counts(read_json(self.path / "config.json"))
             with quiet():
                 return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # ValueError, KeyError, OSError, validation errors of the config classes
@@ -248,9 +250,10 @@ class Checkpoint:
         files: dict[str, Any] = {}
         for path in self._shards():
             try:
+                check_header(path)
                 file = safe_open(path, framework="pt")
                 keys = list(file.keys())
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, LimitError, OSError) as error:
                 raise CheckpointError(
                     f"{self.reference}: {path.name} is damaged or cut short ({first_line(error)}); "
                     "download or save it again"
@@ -264,7 +267,7 @@ class Checkpoint:
         index = self.path / INDEX
         if index.is_file():
             try:
-                named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+                named = sorted(set(read_json(index)["weight_map"].values()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{self.reference}: {INDEX} is damaged; save the model again") from error
             paths = [self.path / Path(name).name for name in named]  # names only: an index cannot leave its folder
@@ -302,8 +305,9 @@ class Checkpoint:
                 if name in wanted:
                     keys[name] = key
                     break
+        renamed = _renamer(self._module)
         for key in set(self._files) - set(keys.values()):
-            name = _renamed(self._module, key)
+            name = renamed(key)
             if name in wanted:
                 keys.setdefault(name, key)
         for other, canonical in tied_names(self._module).items():
@@ -386,16 +390,16 @@ def _download(reference: str) -> Path:
         ) from error
 
 
-def _renamed(module: PreTrainedModel, key: str) -> str:
-    """Return the module's name for a key that transformers renames when it loads (GPT-NeoX's embed_out)."""
+def _renamer(module: PreTrainedModel) -> Callable[[str], str]:
+    """Return what gives the module's name for a key that transformers renames when it loads (GPT-NeoX's embed_out)."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, rename_source_key
     except ImportError:  # not every transformers 5 has these
-        return key
+        return lambda key: key
     renamings = [rule for rule in get_model_conversion_mapping(module) if isinstance(rule, WeightRenaming)]
-    name: str = rename_source_key(key, renamings, [], module.base_model_prefix, module.state_dict())[0]
-    return name
+    prefix, names = module.base_model_prefix, module.state_dict()
+    return lambda key: str(rename_source_key(key, renamings, [], prefix, names)[0])
 
 
 def _sha256(path: Path, whole: bool) -> str:

@@ -1,0 +1,83 @@
+"""Bounds on what a stranger's model folder may make us allocate, checked before anything is built from it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 16_000_000  # config.json is some kB, an index of a thousand shards some MB
+MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors format itself
+MAX_LAYERS = 1_024  # each becomes a module of its own; the deepest published models have some 130
+MAX_COUNT = 65_536  # heads, experts, labels
+
+
+class LimitError(ValueError):
+    """A file that asks for more than any model needs; the message says which value, without the file's name."""
+
+
+def read_json(path: Path) -> Any:
+    """Return the values of a model folder's JSON file.
+
+    Raises
+    ------
+    LimitError
+        If the file is too large or nested too deeply.
+    ValueError
+        If it is no JSON.
+    OSError
+        If it cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise LimitError(f"it is larger than {MAX_JSON_BYTES:,} bytes")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise LimitError("it is nested too deeply") from None
+
+
+def check_counts(values: Any) -> None:
+    """Refuse counts of layers, heads or experts in a model's configuration that no model has.
+
+    Raises
+    ------
+    LimitError
+        If one is above `MAX_LAYERS` or `MAX_COUNT`; it names the key.
+    """
+    for key, value in _pairs(values):
+        layers = key.endswith("_layers") or key == "n_layer"
+        if not layers and not key.startswith(("num_", "n_")):
+            continue
+        limit = MAX_LAYERS if layers else MAX_COUNT
+        if isinstance(value, int | float) and not abs(value) <= limit:
+            raise LimitError(f"{key} is {value:g}, and a model may have {limit:,}")
+
+
+def check_header(path: Path) -> None:
+    """Refuse a safetensors file whose first eight bytes claim a header that cannot be in it.
+
+    Raises
+    ------
+    LimitError
+        If it is shorter than its header says, or the header is beyond the format's own bound.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+    size = path.stat().st_size
+    claimed = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if claimed > min(MAX_HEADER_BYTES, size - 8) or size < 8:
+        raise LimitError(f"its header claims {claimed:,} bytes, the file has {size:,}")
+
+
+def _pairs(values: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield key, value
+            yield from _pairs(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _pairs(value)
