@@ -109,6 +109,17 @@ def runs(
 
 
 @app.command()
+def report(
+    run_: RunFolder,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write it; RUN/report.html.")] = None,
+) -> None:
+    """Write a run as one self-contained HTML page."""
+    from evomerge.commands.report import report as run
+
+    run(run_, output)
+
+
+@app.command()
 def export(
     run_: RunFolder,
     output: Annotated[
@@ -133,11 +144,14 @@ def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe of evomerge or mergekit (YAML).", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.", show_default=False)],
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    within: Annotated[
+        Path | None, typer.Option(help="Refuse local models outside of this folder: for recipes of strangers.")
+    ] = None,
 ) -> None:
     """Write a recipe's checkpoint: weights, tokenizer, config and model card."""
     from evomerge.commands.merge import merge as run
 
-    run(recipe, out, device)
+    run(recipe, out, device, within)
 
 
 @app.command()

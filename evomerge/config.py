@@ -169,6 +169,27 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
         raise ConfigError("\n".join(lines)) from None
 
 
+def load_recorded(run: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Read the resolved search file of a run directory, which may come from a stranger.
+
+    lm-eval's task files can hold Python code. Those of a search file are named by its author; a run directory is
+    data, so it must not bring any of its own.
+
+    Raises
+    ------
+    ConfigError
+        As `load`; or if a folder of tasks lies inside of the run directory.
+    """
+    config = load(run / "config.yaml", overrides)
+    for folder in config.fitness.include_path:
+        if Path(folder).resolve().is_relative_to(run.resolve()):
+            raise ConfigError(
+                f"{run / 'config.yaml'}: fitness.include_path: {folder} lies inside of the run directory, and task files "
+                "can hold code; look at them, and move them elsewhere if you trust them"
+            )
+    return config
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from evomerge.commands.merge import open_recipe
 from evomerge.commands.output import console, grid
-from evomerge.config import ConfigError, InlineConfig, load
+from evomerge.config import ConfigError, InlineConfig, load_recorded
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.problem import build_worker
@@ -53,7 +53,7 @@ def of_tasks(tasks: Sequence[str], include_path: Sequence[Path], split: Split | 
 def of_run(run: Path) -> Questions:
     """Return a run's held-out items, asked as the run asked them."""
     require_run(run)
-    config = load(run / "config.yaml")
+    config = load_recorded(run)
     suite = TaskSuite.load(config.fitness, config.seed)
     return Questions(suite, suite.pool.held_out_ids(), config.fitness, config.workers)
 

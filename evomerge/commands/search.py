@@ -14,11 +14,12 @@ from rich.console import Console
 
 from evomerge.bench import Bench
 from evomerge.commands.output import console, print_held_out
-from evomerge.config import load
+from evomerge.config import SearchConfig, load, load_recorded
 from evomerge.final import Conclusion
 from evomerge.ledger import Ledger
 from evomerge.problem import Problem
 from evomerge.progress import SearchProgress
+from evomerge.report.html import render
 from evomerge.result import Result
 from evomerge.run import Run, RunError
 from evomerge.search import Search
@@ -32,7 +33,7 @@ def search(config_file: Path, overrides: Sequence[str], path: Path | None, as_js
     out = console(stderr=as_json)
     path = path or _free_name(Path("runs") / config_file.stem)
     with _interruptible(out, "stopped before the search began; nothing is kept"):
-        problem, environment = _open(config_file, overrides, out)
+        problem, environment = _open(load(config_file, overrides), out)
         pool = problem.pool()  # before the run exists: what is wrong with a device or a tokenizer shows here
         run = Run.create(path, problem.resolved().to_yaml(), environment)
     with run:
@@ -44,14 +45,13 @@ def resume(path: Path, as_json: bool) -> None:
     out = console(stderr=as_json)
     with Run.open(path) as run:
         with _interruptible(out, _how_to_go_on(run)):
-            problem, environment = _open(path / "config.yaml", [], out)
+            problem, environment = _open(load_recorded(path), out)
             _check_same(run, environment)
             pool = problem.pool()
         _go_on(run, problem, pool, out, as_json)
 
 
-def _open(config_file: Path, overrides: Sequence[str], out: Console) -> tuple[Problem, dict]:
-    config = load(config_file, overrides)
+def _open(config: SearchConfig, out: Console) -> tuple[Problem, dict]:
     out.print(f"checking {len(config.models)} models and {len(config.fitness.tasks)} tasks")
     problem = Problem(config)
     for warning in problem.warnings:
@@ -85,7 +85,9 @@ def _search_and_conclude(run: Run, problem: Problem, pool: Pool, out: Console) -
     with SearchProgress(out, budget, done) as progress:
         state.search(pool, progress)
     out.print(f"scoring the finalists on {len(problem.held_out_items)} held-out items")
-    return Conclusion(run, problem, state, pool).conclude()
+    result = Conclusion(run, problem, state, pool).conclude()
+    run.write("report.html", render(run.path))
+    return result
 
 
 def _print_end(run: Run, result: Result, out: Console) -> None:
