@@ -25,7 +25,7 @@ from evomerge.strategies.nevergrad import name_from_kind
 from fitness.config import FitnessConfig
 from search_spaces.building import STARTS
 from search_spaces.coefficients import CoefficientConfig
-from search_spaces.dialect import StrictLoader
+from search_spaces.dialect import load_yaml
 
 MAX_BYTES = 1_000_000
 
@@ -184,8 +184,8 @@ def load_recorded(run: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     for folder in config.fitness.include_path:
         if Path(folder).resolve().is_relative_to(run.resolve()):
             raise ConfigError(
-                f"{run / 'config.yaml'}: fitness.include_path: {folder} lies inside of the run directory, and task files "
-                "can hold code; look at them, and move them elsewhere if you trust them"
+                f"{run / 'config.yaml'}: fitness.include_path: {folder} lies inside of the run directory, and task "
+                "files can hold code; look at them, and move them elsewhere if you trust them"
             )
     return config
 
@@ -194,12 +194,12 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; is this a search file?")
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror or error}; `evomerge init` writes a search file to start from"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys such as `models:` and `fitness:`; see `evomerge init`")

@@ -46,6 +46,18 @@ CREATE TABLE events (
 COMMIT;
 """
 
+MAX_CELL = 20_000_000  # bytes; a network of two million weights evolved from scratch is below
+# What a log from a stranger may not bring: other tables, views or triggers, and cells that would fill the memory.
+_FOREIGN = f"""
+SELECT 'the ' || type || ' ' || name FROM sqlite_master
+WHERE type NOT IN ('table', 'index') OR tbl_name NOT IN ('events', 'item_sets')
+UNION ALL
+SELECT 'more than {MAX_CELL} bytes in one event' FROM events
+WHERE max(length(data), coalesce(length(genotype), 0), coalesce(length(scores), 0)) > {MAX_CELL}
+UNION ALL
+SELECT 'more than {MAX_CELL} bytes in one item set' FROM item_sets WHERE length(items) > {MAX_CELL}
+"""
+
 
 class RunError(ValueError):
     """A run directory that cannot be used as asked; the message says what to do instead."""
@@ -173,9 +185,11 @@ class Run:
         """
         file = self.path / "environment.json"
         try:
+            if file.stat().st_size > MAX_CELL:
+                raise ValueError(f"it is larger than {MAX_CELL:,} bytes")
             environment: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return environment
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise LogError(f"{file} cannot be read ({error}); restore it from a backup, or start a new run") from None
 
     def __enter__(self) -> Run:
@@ -220,9 +234,15 @@ class Run:
                 for identity, text in self._db.execute("SELECT id, items FROM item_sets")
             }
             rows = self._db.execute("SELECT kind, candidate, data, genotype, item_set, scores FROM events ORDER BY seq")
+            asked: set[int] = set()
             for kind, candidate, data, genotype, item_set, scores in rows:
-                yield _event(kind, candidate, json.loads(data), genotype, items.get(item_set, ()), scores)
-        except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
+                event = _event(kind, candidate, json.loads(data), genotype, items.get(item_set, ()), scores)
+                if isinstance(event, Asked):
+                    asked.add(candidate)
+                elif isinstance(event, Told) and candidate not in asked:
+                    raise ValueError(f"candidate {candidate} was told and never asked")
+                yield event
+        except (sqlite3.Error, KeyError, TypeError, ValueError, RecursionError) as error:
             raise _damaged(self.path, error) from error
 
     def write(self, name: str, text: str) -> None:
@@ -302,11 +322,15 @@ def _checked(path: Path, read_only: bool) -> sqlite3.Connection:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        foreign = connection.execute(_FOREIGN).fetchone() if application == _APPLICATION_ID else None
     except sqlite3.Error as error:
         raise _damaged(path, error) from error
     if application != _APPLICATION_ID or verdict != "ok":
         connection.close()
         raise _damaged(path, verdict if verdict != "ok" else "not written by evomerge")
+    if foreign is not None:
+        connection.close()
+        raise _damaged(path, f"it holds {foreign[0]}, which evomerge does not write")
     if version != SCHEMA_VERSION:
         connection.close()
         raise RunError(
@@ -351,6 +375,8 @@ def _event(
         genes: Genotype = np.frombuffer(genotype, dtype="<f8").astype(np.float64)
         return Asked(Candidate(candidate, genes, data["kind"], data["generation"]), data["recipe"])
     fields = data["evaluation"]
+    if len(scores) != 4 * len(items):
+        raise ValueError(f"candidate {candidate} has scores for other items than it was asked")
     for key in ("objectives", "standard_errors"):
         fields[key] = tuple(math.nan if value is None else value for value in fields[key])
     fields["shares"] = tuple(fields.get("shares", ()))

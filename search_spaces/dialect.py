@@ -22,7 +22,7 @@ from search_spaces.validation import MAX_SLICES, MAX_SOURCES
 
 MAX_BYTES = 4_000_000  # a canonical recipe of 128 layers and 8 sources is about 200 kB
 MAX_NESTING = 32  # the grammar needs 8; parsers recurse
-MAX_VALUES = 1_000_000  # aliases counted where they are used
+MAX_VALUES = 200_000  # aliases counted where they are used
 
 _TOP_KEYS = (
     "merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template",
@@ -51,8 +51,7 @@ def parse(text: str, origin: str) -> Recipe:
     if len(text) > MAX_BYTES:
         raise RecipeError(f"{origin}: is larger than {MAX_BYTES} bytes; name a recipe's YAML file")
     try:
-        _check_nesting(text)
-        data = yaml.load(text, Loader=StrictLoader)
+        data = load_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{origin}: {_yaml_message(error)}; correct the YAML there") from None
     except (ValueError, TypeError) as error:  # dates that do not exist, mappings as keys, nesting
@@ -89,16 +88,36 @@ class StrictLoader(_SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _check_nesting(text: str) -> None:
-    """Stop deep nesting while reading events one by one, before a recursive constructor meets it."""
-    depth = 0
+def load_yaml(text: str) -> Any:
+    """Return the plain data of a YAML text that may come from anywhere.
+
+    Raises
+    ------
+    yaml.YAMLError
+        If it is no YAML, names a type of its own, or gives a key twice.
+    ValueError
+        If it is nested too deeply, holds too many values, or one that is none (a date that does not exist).
+    """
+    _check_events(text)
+    data = yaml.load(text, Loader=StrictLoader)
+    _check_amount(data)
+    return data
+
+
+def _check_events(text: str) -> None:
+    """Stop deep nesting and masses of values while reading events one by one, before anything is built of them."""
+    depth = values = 0
     for event in yaml.parse(text, Loader=_SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        else:
+            values += 1
         if depth > MAX_NESTING:
             raise ValueError(f"nested more than {MAX_NESTING} levels deep")
+        if values > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES} values")
 
 
 def _yaml_message(error: yaml.YAMLError) -> str:
@@ -113,7 +132,7 @@ def _check_amount(data: Any) -> None:
         value = pending.pop()
         count += 1
         if count > MAX_VALUES:
-            raise RecipeError(f"more than {MAX_VALUES} values; write a smaller recipe")
+            raise RecipeError(f"more than {MAX_VALUES} values; write a smaller file")
         if isinstance(value, dict):
             pending.extend(value.values())
         elif isinstance(value, list):

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from evomerge.cli import main
-from evomerge.commands.merge import open_recipe
+from evomerge.commands.merge import merge, open_recipe
 from search_spaces.errors import RecipeError
 from search_spaces.recipe import Recipe
 
@@ -44,7 +44,7 @@ def test_asks_for_too_much(text, refused):
 def test_more_layers_than_the_model_has(model, tmp_path, refused):
     (tmp_path / "recipe.yaml").write_text(sliced(0, 1000, model=model))
     with refused(RecipeError, "layer"):
-        open_recipe(tmp_path / "recipe.yaml")
+        merge(tmp_path / "recipe.yaml", tmp_path / "out", "cpu")
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{}/../outside/model", "linked"])
