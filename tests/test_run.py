@@ -67,8 +67,9 @@ def test_events_come_back_as_they_were(run):
 
 
 def test_not_a_number_survives(run):
+    run.record(Asked(Candidate(0, np.zeros(1), "sample", 0), "aaaa"))
     run.record(Told(0, evaluation(value=math.nan), False, 0.0))
-    (event,) = run.events()
+    _, event = run.events()
     assert math.isnan(event.evaluation.objectives[0])
 
 

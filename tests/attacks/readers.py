@@ -1,0 +1,63 @@
+"""What reads data of strangers, each as a function of bytes: for the fuzz tests here and for long runs.
+
+python -m tests.attacks.readers recipe CORPUS_FOLDER      # needs `pip install atheris`; Ctrl-C ends it
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from evomerge.config import ConfigError, load
+from evomerge.ledger import Ledger
+from evomerge.merging.limits import LimitError, check_counts, check_header, read_json
+from evomerge.run import LogError, Run, RunError
+from search_spaces.errors import RecipeError
+from search_spaces.recipe import Recipe
+
+
+def recipe(data: bytes) -> None:
+    """Read a recipe; what is accepted must survive its own canonical form."""
+    with suppress(RecipeError, UnicodeDecodeError):
+        found = Recipe.from_yaml(data.decode())
+        assert Recipe.from_yaml(found.to_yaml()).hash == found.hash
+
+
+def search_file(data: bytes) -> None:
+    """Read a search file."""
+    with tempfile.TemporaryDirectory() as folder, suppress(ConfigError):
+        file = Path(folder, "search.yaml")
+        file.write_bytes(data)
+        load(file)
+
+
+def event_log(data: bytes) -> None:
+    """Read a run's events."""
+    with tempfile.TemporaryDirectory() as folder, suppress(LogError, RunError):
+        Path(folder, "events.sqlite").write_bytes(data)
+        with Run.read(Path(folder)) as run:
+            Ledger(run.events())
+
+
+def model_files(data: bytes) -> None:
+    """Check a config and a safetensors header before anything is built of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "file")
+        file.write_bytes(data)
+        with suppress(LimitError, ValueError):
+            check_counts(read_json(file))
+        with suppress(LimitError):
+            check_header(file)
+
+
+READERS = {reader.__name__: reader for reader in (recipe, search_file, event_log, model_files)}
+
+if __name__ == "__main__":
+    import atheris
+
+    name = sys.argv.pop(1)
+    atheris.instrument_all()
+    atheris.Setup(sys.argv, READERS[name])
+    atheris.Fuzz()
