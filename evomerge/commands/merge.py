@@ -31,8 +31,9 @@ def open_recipe(file: Path, within: Path | None = None) -> tuple[dict[str, Check
         If `within` is given and the recipe names a local folder that does not lie in it, links followed.
     """
     recipe = Recipe.from_file(file)
-    for model in recipe.models if within is not None else ():
-        _check_confined(model, within, file)
+    if within is not None:
+        for model in recipe.models:
+            _check_confined(model, within, file)
     local = {model: str(Path(model).resolve()) for model in recipe.models if Path(model).is_dir()}
     recipe = recipe.with_models(local)
     checkpoints = {reference: Checkpoint.open(reference) for reference in recipe.models}
