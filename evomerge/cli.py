@@ -128,15 +128,21 @@ def export(
     rank: Annotated[
         int | None, typer.Option(min=1, help="The candidate with this rank by search score instead.")
     ] = None,
+    pareto: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write all recipes that none dominates to this folder instead.")
+    ] = None,
     format_: Annotated[
         Literal["evomerge", "mergekit"], typer.Option("--format", help="Refuse what mergekit cannot rebuild.")
     ] = "evomerge",
     round_: Annotated[bool, typer.Option("--round", help="With --format mergekit: give that up.")] = False,
 ) -> None:
-    """Write the best recipe as YAML."""
-    from evomerge.commands.export import export as run
+    """Write the best recipe as YAML, or the front of several objectives."""
+    from evomerge.commands.export import export, export_front
 
-    run(run_, output, rank, format_, round_)
+    if pareto is not None:
+        export_front(run_, pareto, format_, round_)
+    else:
+        export(run_, output, rank, format_, round_)
 
 
 @app.command()

@@ -3,6 +3,9 @@
 The best score seen during a search is the luckiest one. So the few best candidates and the strategy's own best
 guess are first scored on *all* search items (confirm), the best of those is the result (found), and it is scored
 on the held-out items beside every source and the standard baselines, with intervals and paired tests.
+
+With several objectives the result is the one of these with the best weighted sum; beside it stand members of the
+front, spread over it, that none dominates on all search items either.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.bench import Bench
+from evomerge.pareto import crowding, ranks
 from evomerge.problem import Problem
 from evomerge.result import Entry, Result, table
 from evomerge.run import Run
@@ -19,6 +23,8 @@ from fitness.objectives import means
 
 CONFIRMED = 3
 """Candidates, best by search score, that are scored on all search items."""
+FRONT = 8
+"""Members of the front of several objectives that are scored on all search items."""
 
 
 class Conclusion:
@@ -41,7 +47,7 @@ class Conclusion:
             If no candidate was scored, or a finalist cannot be.
         """
         found, mean, search_score = self._choose()
-        entries = [found, *([mean] if mean else []), *self.problem.baselines()]
+        entries = [found, *([mean] if mean else []), *self._front(), *self.problem.baselines()]
         scored = [(entry, self.bench.score("held_out", entry, self.problem.held_out_items)) for entry in entries]
         rows = table(scored, self.problem.suite.weights)
         held_out = scored[0][1].fitness
@@ -74,3 +80,22 @@ class Conclusion:
         confirmed = [self.bench.score("confirm", entry, items) for entry in entries]
         best = int(np.argmax([self.objectives.judge(scored, means(scored)).fitness for scored in confirmed]))
         return entries[best], mean, confirmed[best].fitness
+
+    def _front(self) -> list[Entry]:
+        """Return members of the front as the search items see it, by their first objective; none for one objective."""
+        if not self.objectives.apart:
+            return []
+        ledger = self.ledger
+        seen = ledger.front()
+        spread = crowding([ledger.evaluation(identity).objectives for identity in seen])
+        chosen = [seen[at] for at in sorted(np.argsort(-spread, kind="stable")[:FRONT].tolist())]
+        recipes = [self.problem.space.decode(ledger.asked[identity].candidate.genotype) for identity in chosen]
+        scored = [
+            self.bench.score("confirm", Entry(f"candidate {identity}", "front", recipe), self.problem.search_items)
+            for identity, recipe in zip(chosen, recipes, strict=True)
+        ]
+        judged = [self.objectives.judge(one, means(one)) for one in scored]
+        rank = ranks([one.objectives for one in judged], [one.violation for one in judged])
+        left = [(one.objectives, recipe) for one, recipe, on in zip(judged, recipes, rank == 0, strict=True) if on]
+        left.sort(key=lambda pair: pair[0], reverse=True)
+        return [Entry(f"front {number}", "front", recipe) for number, (_, recipe) in enumerate(left, start=1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from evomerge.pareto import ranks
 from evomerge.run import Asked, Event, Final, Told
 from fitness.evaluation import Evaluation
 
@@ -56,6 +57,19 @@ class Ledger:
         for identity in sorted(ok, key=lambda identity: (-self.evaluation(identity).fitness, identity)):
             distinct.setdefault(self.asked[identity].recipe, identity)
         return list(distinct.values())
+
+    def front(self) -> list[int]:
+        """Ids of scored candidates that none dominates, by their first objective; one per recipe.
+
+        With one objective it is the best alone. Those that miss a floor are on the front only if all do.
+        """
+        candidates = self.ranking()
+        if not candidates:
+            return []
+        evaluations = [self.evaluation(identity) for identity in candidates]
+        rank = ranks([one.objectives for one in evaluations], [one.violation for one in evaluations])
+        front = [identity for identity, on in zip(candidates, rank == 0, strict=True) if on]
+        return sorted(front, key=lambda identity: self.evaluation(identity).objectives, reverse=True)
 
     def in_flight(self, generation: int) -> bool:
         """Tell whether a generation has candidates that are asked and not told."""

@@ -20,7 +20,7 @@ ALL_TASKS = "all"
 
 @dataclass(frozen=True)
 class Entry:
-    """A recipe that the final table has rows for; `kind`: found, mean, source, uniform or task_arithmetic."""
+    """A recipe that the final table has rows for; `kind`: found, mean, front, source, uniform or task_arithmetic."""
 
     name: str
     kind: str
@@ -88,7 +88,7 @@ def table(scored: Sequence[tuple[Entry, Evaluation]], weights: Mapping[str, floa
     """Make the held-out table: the found recipe (first in `scored`), then the others, task by task."""
     entries = [(entry, by_task(evaluation)) for entry, evaluation in scored]
     found = entries[0][1]
-    rivals = [scores for entry, scores in entries if entry.kind not in ("found", "mean")]
+    rivals = [scores for entry, scores in entries if entry.kind not in ("found", "mean", "front")]
     rows = []
     for task in [*weights, ALL_TASKS] if len(weights) > 1 else list(weights):
         use = weights if task == ALL_TASKS else {task: 1.0}

@@ -12,9 +12,10 @@ from evomerge.config import load
 from evomerge.files import write_text
 from evomerge.ledger import Ledger
 from evomerge.run import Run, RunError
-from search_spaces.coefficients import CoefficientSpace
+from search_spaces.building import coefficient_space
 from search_spaces.layout import ModelLayout
 from search_spaces.recipe import Recipe, RecipeError
+from search_spaces.space import SearchSpace
 
 
 def export(path: Path, output: Path | None, rank: int | None, dialect: str, rounded: bool) -> None:
@@ -32,10 +33,35 @@ def export(path: Path, output: Path | None, rank: int | None, dialect: str, roun
     print(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", file=sys.stderr)
 
 
+def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
+    """Write every recipe of the front that the search has seen, 1.yaml, 2.yaml, ..., by the first objective."""
+    with Run.read(path) as run:
+        ledger = Ledger(run.events())
+    front = ledger.front()
+    if not front:
+        raise _nothing_yet(path)
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"--pareto {folder}: the folder is not empty; name another one")
+    space = _space(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, identity in enumerate(front, start=1):
+        recipe = space.decode(ledger.asked[identity].candidate.genotype)
+        if dialect == "mergekit":
+            recipe = _for_mergekit(recipe, rounded)
+        values = ", ".join(f"{value:.4f}" for value in ledger.evaluation(identity).objectives)
+        header = f"candidate {identity} of {path.name}, search objectives {values}"
+        write_text(folder / f"{number}.yaml", recipe.to_yaml(header))
+    print(f"wrote {len(front)} recipes to {folder}", file=sys.stderr)
+
+
+def _nothing_yet(path: Path) -> RunError:
+    return RunError(f"{path} has scored no candidate yet; wait, or go on with `evomerge resume {quote(str(path))}`")
+
+
 def _best(path: Path) -> Recipe:
     file = path / "best.yaml"
     if not file.is_file():
-        raise RunError(f"{path} has scored no candidate yet; wait, or go on with `evomerge resume {quote(str(path))}`")
+        raise _nothing_yet(path)
     return Recipe.from_file(file)
 
 
@@ -43,11 +69,16 @@ def _ranked(path: Path, ledger: Ledger, rank: int) -> Recipe:
     ranking = ledger.ranking()
     if rank > len(ranking):
         raise RunError(f"--rank {rank}: {path} has {len(ranking)} distinct scored recipes; give 1 to {len(ranking)}")
+    return _space(path).decode(ledger.asked[ranking[rank - 1]].candidate.genotype)
+
+
+def _space(path: Path) -> SearchSpace:
+    """Return the space that a run searches, without looking at its models."""
     config = load(path / "config.yaml")
     with Run.read(path) as run:
         layout = TypeAdapter(ModelLayout).validate_python(run.environment()["layout"])
-    space = CoefficientSpace(config.space, config.models, layout, out_dtype=config.out_dtype, seed=config.seed)
-    return space.decode(ledger.asked[ranking[rank - 1]].candidate.genotype)
+    settings = config.space.model_copy(update={"start": None})  # decoding does not depend on it
+    return coefficient_space(settings, config.models, layout, out_dtype=config.out_dtype, seed=config.seed)
 
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:

@@ -33,6 +33,7 @@ from search_spaces.space import SearchSpace
 
 Array = NDArray[np.float64]
 
+NOISY = 0.01  # standard error of the fitness above which generations are larger
 MIN_GENERATIONS = 20
 SMALLEST_DEVIATION = 1e-4  # of a gene's range
 
@@ -46,10 +47,10 @@ class EdaConfig(BaseModel):
 
     kind: Literal["eda"] = "eda"
     population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
-    """Candidates per generation, at least 4; `auto` follows the number of genes and the budget."""
+    """Candidates per generation, at least 4; `auto` follows the number of genes, the noise and the budget."""
     sigma: float = Field(default=0.2, gt=0, le=1)
     """First standard deviation of real genes, as a fraction of each gene's range."""
-    learning_rate: float = Field(default=0.3, gt=0, le=1)
+    learning_rate: float = Field(default=0.5, gt=0, le=1)
     """How far probabilities and variances move to those of the better half, per generation."""
     trust: float = Field(default=0.5, ge=0, lt=1)
     """First probability of a discrete gene's start, beyond an even share of the rest; a prior replaces it."""
@@ -60,7 +61,8 @@ class EdaConfig(BaseModel):
         """Return the settings with `auto` replaced by what it means for this problem."""
         if self.population != "auto":
             return self
-        wanted = 2 * (4 + math.floor(3 * math.log(max(genes, 1))))
+        default = 4 + math.floor(3 * math.log(max(genes, 1)))
+        wanted = 4 * default if noise > NOISY else 2 * default
         return self.model_copy(update={"population": max(8, min(wanted, evaluations // MIN_GENERATIONS))})
 
     def build(self, space: SearchSpace, seed: int) -> Eda:

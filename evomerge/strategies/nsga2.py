@@ -106,7 +106,7 @@ class Nsga2(Strategy):
         if not parents:
             return
         points = np.array([result.objectives for result in results])
-        rank = ranks(points, [getattr(result, "violation", 0.0) for result in results])
+        rank = ranks(points, [result.violation for result in results])
         distance = _crowding_by_front(points, rank)
         kept = np.lexsort((-distance, rank))[: self.population]  # front first, then the less crowded
         self._parents = [parents[at] for at in kept]

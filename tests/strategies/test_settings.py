@@ -1,0 +1,122 @@
+"""What `auto` means, and which settings are refused, with what to write instead."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from evomerge.strategies import (
+    CatCmaConfig,
+    CmaEsConfig,
+    EdaConfig,
+    GridConfig,
+    NevergradConfig,
+    Nsga2Config,
+    WarmStart,
+)
+from evomerge.strategies.extras import MissingExtraError
+from evomerge.strategies.restarts import Bipop, Ipop
+from evomerge.testing.planted import mixed, reals
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CmaEsConfig(), EdaConfig(), CatCmaConfig(), Nsga2Config(), GridConfig(), NevergradConfig(optimizer="PSO")],
+)
+def test_auto_must_be_resolved_first(config):
+    with pytest.raises(ValueError, match=r"call config\.resolved"):
+        config.build(reals(3), 0)
+    resolved = config.resolved(3, noise=0.1, evaluations=300)
+    resolved.build(reals(3), 0)
+    assert resolved.resolved(3, noise=0.5, evaluations=3000) == resolved
+
+
+def test_a_grid_that_the_budget_does_not_hold_is_refused():
+    with pytest.raises(ValueError, match=r"2 values for each of 24 genes has more points .* \(300\); write random or"):
+        GridConfig().resolved(24, noise=0.0, evaluations=300)
+    with pytest.raises(ValueError, match=r"a grid of 5 values for each of 3 genes"):
+        GridConfig(points=5).resolved(3, noise=0.0, evaluations=100)
+    assert GridConfig().resolved(3, noise=0.0, evaluations=130).points == 5
+
+
+def test_a_grid_has_every_option_and_few_of_many_numbers():
+    axes = GridConfig(points=2).build(mixed(3), 0)._axes
+    assert [len(axis) for axis in axes] == [2, 3, 2]
+    assert axes[0].tolist() == [-0.5, 1.5]
+    assert axes[2].tolist() == [0.0, 6.0]
+
+
+def test_an_adapted_rate_is_for_few_genes():
+    adapted = CmaEsConfig(learning_rate="adapted")
+    assert adapted.resolved(64, noise=0.1, evaluations=100).population
+    with pytest.raises(ValueError, match=r"up to 64 genes and the space has 65; write fixed"):
+        adapted.resolved(65, noise=0.1, evaluations=100)
+
+
+def test_nevergrad_names():
+    config = NevergradConfig.model_validate({"kind": "nevergrad:TBPSA"})
+    assert config.optimizer == "TBPSA"
+    with pytest.raises(ValueError, match=r"no optimiser 'TwoPointDE'; write nevergrad:TwoPointsDE"):
+        NevergradConfig(optimizer="TwoPointDE").resolved(4, noise=0.0, evaluations=10)
+
+
+def test_an_optimiser_that_breaks_is_found_before_the_search(monkeypatch):
+    import nevergrad
+
+    def breaks(*_, **__):
+        raise TypeError("only 0-dimensional arrays")
+
+    monkeypatch.setattr(nevergrad.optimizers.base.Optimizer, "ask", breaks)
+    with pytest.raises(ValueError, match=r"nevergrad:PSO breaks .* \(TypeError: only 0-.*; write nevergrad:TwoPoints"):
+        NevergradConfig(optimizer="PSO").resolved(4, noise=0.0, evaluations=10)
+
+
+@pytest.mark.parametrize(
+    ("package", "config"),
+    [
+        ("cmaes", CatCmaConfig(population=6)),
+        ("cmaes", CmaEsConfig(population=6, learning_rate="adapted")),
+        ("nevergrad", NevergradConfig(budget=10)),
+    ],
+)
+def test_a_missing_package_names_the_extra(monkeypatch, package, config):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"needs the package {package}; .*evomerge\[strategies\]"):
+        config.build(reals(3), 0)
+
+
+def test_ipop_doubles():
+    schedule = Ipop(10, 0.2)
+    assert [schedule.next(np.random.default_rng(0)) for _ in range(3)] == [(20, 0.2), (40, 0.2), (80, 0.2)]
+
+
+def test_bipop_shares_the_evaluations_between_its_regimes():
+    schedule, rng = Bipop(10, 0.2), np.random.default_rng(0)
+    schedule.spent(500)  # the first descent: counts for neither
+    used, populations = {"large": 0, "small": 0}, []
+    for _ in range(60):
+        regime = "large" if used["large"] <= used["small"] else "small"
+        population, sigma = schedule.next(rng)
+        if regime == "large":
+            populations.append(population)
+            assert sigma == 0.2
+        else:
+            assert 10 <= population <= max(10, populations[-1] // 2)
+            assert 0.002 <= sigma <= 0.2
+        schedule.spent(population)
+        used[regime] += population
+    assert populations == [10 * 2**k for k in range(1, len(populations) + 1)]
+    assert used["small"] >= used["large"] - populations[-1]
+
+
+def test_a_warm_start_is_the_best_tenth():
+    unit = [np.full(3, index / 40) for index in range(40)]
+    learnt = WarmStart(run="runs/a").learnt(unit, list(range(40)))
+    assert learnt.known
+    assert learnt.mean == pytest.approx((37.5 / 40,) * 3)
+    assert learnt.deviations == pytest.approx((np.sqrt(0.01 + np.var([36, 37, 38, 39]) / 1600),) * 3)
+    assert WarmStart.model_validate("runs/a") == WarmStart(run="runs/a")
+    with pytest.raises(ValueError, match="has scored no candidate; name another run"):
+        WarmStart(run="runs/a").learnt([], [])
+    with pytest.raises(ValueError, match="was not read"):
+        CmaEsConfig(population=6, warm_start=WarmStart(run="runs/a")).build(reals(3), 0)

@@ -1,0 +1,147 @@
+"""Every strategy searches the zoo from a config, through the command line, to the end; and resumes.
+
+The first of them runs the installed command in a process of its own; the others call its entry point in this one,
+since starting Python with torch takes as long as the search.
+"""
+
+import io
+import json
+import subprocess
+import sys
+import typing
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge.cli import main
+from evomerge.strategies import AnyStrategyConfig
+
+ZOO = Path(__file__).parent.parent / "experiments" / "zoo"
+BUDGET = 8
+
+STRATEGIES = {
+    "cma_es": {"kind": "cma_es", "population": 4, "mean_every": 1},
+    "cma_es with bipop": {"kind": "cma_es", "population": 4, "restarts": "bipop"},
+    "cma_es, adapted": {"kind": "cma_es", "population": 4, "learning_rate": "adapted"},
+    "eda": {"kind": "eda", "population": 4},
+    "catcma": {"kind": "catcma", "population": 4},
+    "m2n2": {"kind": "m2n2", "archive": 3, "mutation": 1.0},
+    "genetic": {"kind": "genetic"},
+    "map_elites": {"kind": "map_elites"},
+    "nsga2": {"kind": "nsga2", "population": 4},
+    "nevergrad": {"kind": "nevergrad:TwoPointsDE"},
+    "random": {"kind": "random"},
+    "grid": {"kind": "grid"},
+}
+KINDS = {typing.get_args(config.model_fields["kind"].annotation)[0] for config in typing.get_args(AnyStrategyConfig)}
+
+
+def write(folder, strategy, **changes):
+    """Write a search file of seconds: three genes, six items per task."""
+    several = strategy["kind"] == "nsga2"
+    config = {
+        "models": {name: str(ZOO / "models" / name) for name in ("base", "ops")},
+        "space": {"kind": "layer_coefficients", "layers_per_group": 6},
+        "strategy": strategy,
+        "fitness": {
+            "tasks": [{"task": "zoo_ops_en"}, {"task": "zoo_short_en"}],
+            "include_path": [str(ZOO / "tasks")],
+            "subset": {"items": 6, "estimator": "mean"},
+            "objectives": "per_task" if several else "weighted_sum",
+        },
+        "budget": {"evaluations": BUDGET},
+        "workers": {"threads": 1},
+    }
+    path = folder / "search.yaml"
+    path.write_text(yaml.safe_dump(config | changes), encoding="utf-8")
+    return path
+
+
+def run(monkeypatch, *arguments):
+    """Call the command's entry point; return its exit code and what it printed."""
+    monkeypatch.setattr(sys, "argv", ["evomerge", *map(str, arguments)])
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+    return code, out.getvalue() + err.getvalue()
+
+
+def test_none_is_left_out():
+    assert {strategy["kind"].split(":")[0] for strategy in STRATEGIES.values()} >= KINDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
+    kind = STRATEGIES[name]["kind"].split(":")[0]
+    if kind not in KINDS:
+        pytest.skip(f"{kind} is not there yet")
+    path, folder = write(tmp_path, STRATEGIES[name]), tmp_path / "run"
+    if name == "cma_es":
+        command = [Path(sys.executable).parent / "evomerge", "search", path, "--run", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        code, printed = done.returncode, done.stdout + done.stderr
+    else:
+        code, printed = run(monkeypatch, "search", path, "--run", folder)
+    assert code == 0, printed
+    assert "held-out scores" in printed
+    result = json.loads((folder / "result.json").read_text())
+    assert result["evaluations"] == BUDGET
+    kinds = {row["kind"] for row in result["held_out"]}
+    assert {"found", "source", "uniform", "task_arithmetic"} <= kinds
+    assert ("front" in kinds) == (kind == "nsga2")
+
+    # Resuming replays the log through the strategy, and asks for more of it.
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(f"evaluations: {BUDGET}", f"evaluations: {BUDGET + 2}"))
+    (folder / "result.json").unlink()
+    code, printed = run(monkeypatch, "resume", folder)
+    assert code == 0, printed
+    again = json.loads((folder / "result.json").read_text())["evaluations"]
+    assert again == BUDGET if kind == "grid" else again == BUDGET + 2
+
+    code, printed = run(monkeypatch, "export", folder, "--pareto", tmp_path / "front")
+    assert code == 0, printed
+    assert (tmp_path / "front" / "1.yaml").read_text().startswith("# candidate")
+
+
+@pytest.mark.slow
+def test_a_warm_start_reads_a_former_run(tmp_path, monkeypatch):
+    path, former = write(tmp_path, STRATEGIES["cma_es"]), tmp_path / "former"
+    assert run(monkeypatch, "search", path, "--run", former)[0] == 0
+    path = write(tmp_path, STRATEGIES["cma_es"] | {"warm_start": "former"})
+    code, printed = run(monkeypatch, "search", path, "--run", tmp_path / "warm")
+    assert code == 0, printed
+    kept = yaml.safe_load((tmp_path / "warm" / "config.yaml").read_text())["strategy"]["warm_start"]
+    assert len(kept["mean"]) == len(kept["deviations"]) == 3
+    (former / "events.sqlite").unlink()  # resuming needs the former run no more
+    assert run(monkeypatch, "resume", tmp_path / "warm")[0] == 0
+
+    path = write(tmp_path, STRATEGIES["cma_es"] | {"warm_start": "warm"}, space={"layers_per_group": 3})
+    code, printed = run(monkeypatch, "search", path, "--run", tmp_path / "other")
+    assert code == 2
+    assert "searched another space or other models; name a run with the same" in printed
+
+
+REFUSED = {
+    "one objective": ({"kind": "nsga2"}, "weighted_sum", "looks for a front of several objectives and there is one"),
+    "several objectives": ({"kind": "eda"}, "per_task", "takes one objective and fitness.objectives is per_task"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_as_many_objectives_as_the_strategy_takes(name, tmp_path, monkeypatch):
+    strategy, objectives, message = REFUSED[name]
+    fitness = {"tasks": [{"task": "zoo_ops_en"}, {"task": "zoo_short_en"}], "objectives": objectives}
+    path = write(tmp_path, strategy, fitness=fitness)
+    code, printed = run(monkeypatch, "search", path, "--run", tmp_path / "run")
+    assert code == 2
+    assert message in printed
+    assert "strategy.kind: " in printed
+    assert not (tmp_path / "run").exists()
