@@ -6,6 +6,7 @@ since starting Python with torch takes as long as the search.
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import typing
@@ -19,6 +20,7 @@ from evomerge.cli import main
 from evomerge.strategies import AnyStrategyConfig
 
 ZOO = Path(__file__).parent.parent / "experiments" / "zoo"
+TASKS = ("zoo_ops_en", "zoo_short_en")
 BUDGET = 8
 
 STRATEGIES = {
@@ -38,6 +40,20 @@ STRATEGIES = {
 KINDS = {typing.get_args(config.model_fields["kind"].annotation)[0] for config in typing.get_args(AnyStrategyConfig)}
 
 
+def tasks(folder):
+    """Write the first thirty items of each split of two of the zoo's tasks; return where."""
+    folder.mkdir(exist_ok=True)
+    for name in ("_generate.template", "documents.py", *(f"{task}.yaml" for task in TASKS)):
+        shutil.copy(ZOO / "tasks" / name, folder)
+    for task in TASKS:
+        lines = (ZOO / "tasks" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+        kept = []
+        for split in ("validation", "test"):
+            kept += [line for line in lines if json.loads(line)["split"] == split][:30]
+        (folder / f"{task}.jsonl").write_text("\n".join(kept), encoding="utf-8")
+    return folder
+
+
 def write(folder, strategy, **changes):
     """Write a search file of seconds: three genes, six items per task."""
     several = strategy["kind"] == "nsga2"
@@ -46,8 +62,8 @@ def write(folder, strategy, **changes):
         "space": {"kind": "layer_coefficients", "layers_per_group": 6},
         "strategy": strategy,
         "fitness": {
-            "tasks": [{"task": "zoo_ops_en"}, {"task": "zoo_short_en"}],
-            "include_path": [str(ZOO / "tasks")],
+            "tasks": [{"task": task} for task in TASKS],
+            "include_path": [str(tasks(folder / "tasks"))],
             "subset": {"items": 6, "estimator": "mean"},
             "objectives": "per_task" if several else "weighted_sum",
         },
@@ -138,7 +154,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_as_many_objectives_as_the_strategy_takes(name, tmp_path, monkeypatch):
     strategy, objectives, message = REFUSED[name]
-    fitness = {"tasks": [{"task": "zoo_ops_en"}, {"task": "zoo_short_en"}], "objectives": objectives}
+    fitness = {"tasks": [{"task": task} for task in TASKS], "objectives": objectives}
     path = write(tmp_path, strategy, fitness=fitness)
     code, printed = run(monkeypatch, "search", path, "--run", tmp_path / "run")
     assert code == 2

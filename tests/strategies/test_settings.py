@@ -18,11 +18,10 @@ from evomerge.strategies.extras import MissingExtraError
 from evomerge.strategies.restarts import Bipop, Ipop
 from evomerge.testing.planted import mixed, reals
 
+AUTO = (CmaEsConfig(), EdaConfig(), CatCmaConfig(), Nsga2Config(), GridConfig(), NevergradConfig(optimizer="PSO"))
 
-@pytest.mark.parametrize(
-    "config",
-    [CmaEsConfig(), EdaConfig(), CatCmaConfig(), Nsga2Config(), GridConfig(), NevergradConfig(optimizer="PSO")],
-)
+
+@pytest.mark.parametrize("config", AUTO, ids=lambda config: config.kind)
 def test_auto_must_be_resolved_first(config):
     with pytest.raises(ValueError, match=r"call config\.resolved"):
         config.build(reals(3), 0)
