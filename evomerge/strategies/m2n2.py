@@ -27,6 +27,8 @@ Deviations:
 - Scores may be negative (log-likelihoods): then every item is counted from its worst member up. `relative` does so
   always, as in the paper's experiment with images.
 - An item that a member was not asked counts as the mean of those that it was asked.
+- Without competition (alpha = 0) capacities are 1, so that a member's fitness is the sum of its scores: with
+  `attraction: false` that is the paper's genetic algorithm.
 - A failed candidate does not enter the archive. One that misses a floor is weaker than all that keep theirs.
 
 With several candidates in flight, the order of the tells decides.
@@ -42,14 +44,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.founding import random_merge, warm_up_for
 from evomerge.strategies.selection import roulette
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 
 Scores = NDArray[np.float64]
-
-# Of the budget, what `warm_up: auto` may spend on random merges: as in the paper's experiments with language models.
-WARM_UP_SHARE = 20
 
 
 class M2n2Config(BaseModel):
@@ -63,11 +63,11 @@ class M2n2Config(BaseModel):
     archive: int = Field(default=20, ge=2)
     """Members, at least 2; more keep diversity longer and begin slower."""
     alpha: float = Field(default=1.0, ge=0)
-    """How strongly members compete for an item; 0: not at all, every right answer counts in full."""
+    """How strongly members compete for an item; 0: not at all, the mean score decides."""
     attraction: bool = True
     """Whether the second parent is one that complements the first; else both are drawn alike."""
-    crossover: bool = True
-    """Whether a child has two parents; else it is its only parent, mutated."""
+    crossover: float = Field(default=1.0, ge=0, le=1)
+    """Probability that a child has two parents."""
     mutation: float = Field(default=0.0, ge=0, le=1)
     """Probability that a child is mutated: 0 for merges, 1 where weights evolve from scratch."""
     warm_up: int | Literal["auto"] = "auto"
@@ -80,7 +80,7 @@ class M2n2Config(BaseModel):
         """Return the settings with `auto` replaced by what it means for this budget."""
         if self.warm_up != "auto":
             return self
-        return self.model_copy(update={"warm_up": min(self.archive, evaluations // WARM_UP_SHARE)})
+        return self.model_copy(update={"warm_up": warm_up_for(self.archive, evaluations)})
 
     def build(self, space: SearchSpace, seed: int) -> M2n2:
         """Build the strategy; the settings must be resolved."""
@@ -99,36 +99,32 @@ class M2n2(Strategy):
         self.archive = Archive(config.archive, space.dimension, config.alpha, config.relative)
         self._founders = space.founders()
         self._opening = len(self._founders) + config.warm_up  # candidates before the first that is bred
+        self._in_flight: dict[int, Genotype] = {}
 
     def recommend(self) -> Genotype | None:
         """Return the member with the best search score (not shared fitness); None while there is no member."""
         return self.archive.best()
 
     def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
-        return [
-            (self._next(identity), "sample", identity // self.population)
-            for identity in range(self._asked, self._asked + n)
-        ]
+        proposals: list[tuple[Genotype, Literal["sample", "mean"], int]] = []
+        for identity in range(self._asked, self._asked + n):
+            genotype = self._in_flight[identity] = self._next(identity)
+            proposals.append((genotype.copy(), "sample", identity // self.population))
+        return proposals
 
     def _next(self, identity: int) -> Genotype:
         if identity < len(self._founders):
             return self._founders[identity].copy()
         if identity < self._opening or self.archive.size < 2:
-            return self._random_merge()
+            return random_merge(self.space, self._founders, self.rng)
         return self._child()
-
-    def _random_merge(self) -> Genotype:
-        if len(self._founders) < 2:
-            return self.space.sample(self.rng)
-        first, second = self.rng.choice(len(self._founders), size=2, replace=False)
-        return self.space.crossover(self._founders[first], self._founders[second], self.rng)
 
     def _child(self) -> Genotype:
         shares = self.archive.shares()
         first = roulette(self._weights(shares), self.rng)
         members = self.archive.genotypes
         child = members[first].copy()
-        if self.config.crossover:
+        if self.rng.random() < self.config.crossover:
             child = self.space.crossover(child, members[self._partner(shares, first)], self.rng)
         if self.rng.random() < self.config.mutation:
             child = self.space.mutate(child, self.rng)
@@ -147,8 +143,9 @@ class M2n2(Strategy):
         return np.where(self.archive.violations > 0.0, 0.0, shares.sum(axis=1))
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        genotype = self._in_flight.pop(candidate.id)
         if math.isfinite(evaluation.fitness) and np.isfinite(evaluation.scores).all():
-            self.archive.take(candidate.genotype, evaluation)
+            self.archive.take(genotype, evaluation)
 
 
 class Archive:
@@ -253,6 +250,8 @@ def shares(scores: Scores, alpha: float, relative: bool = False) -> Scores:
     worst = scores.min(axis=0)
     if relative or worst.min() < 0.0:
         scores = scores - (worst if relative else np.minimum(worst, 0.0))
+    if alpha == 0.0:
+        return scores
     taken = scores.sum(axis=0)  # z_j
     capacity = scores.max(axis=0)  # c_j
     divisor = taken**alpha

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fitness.evaluation import INFEASIBLE
+
 
 def roulette(weights: NDArray[np.float64], rng: np.random.Generator) -> int:
     """Draw an index with probability proportional to `weights` (float64[N], none negative); any if all are zero."""
@@ -26,9 +28,15 @@ def couple(weights: NDArray[np.float64], rng: np.random.Generator) -> tuple[int,
     return first, second + (second >= first)
 
 
-def above_worst(fitness: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return weights for `roulette` from fitness of either sign: fitness itself where none of it is negative."""
-    return fitness - min(0.0, float(fitness.min()))
+def quality(fitness: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return weights for `roulette` from fitness (float64[N]): the fitness itself where none is negative.
+
+    Otherwise what it exceeds the worst by; candidates that miss a floor count only where there are no others.
+    """
+    feasible = fitness > INFEASIBLE
+    if not feasible.any():
+        return fitness - fitness.min()
+    return np.where(feasible, fitness - min(0.0, float(fitness[feasible].min())), 0.0)
 
 
 def tournament(fitness: NDArray[np.float64], size: int, rng: np.random.Generator) -> int:

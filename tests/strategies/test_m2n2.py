@@ -28,7 +28,7 @@ def plain_fitness(scores, alpha):
         column = [row[j] for row in scores]
         if sum(column) > 0:
             for i, value in enumerate(column):
-                fitness[i] += value * max(column) / sum(column) ** alpha
+                fitness[i] += value * max(column) / sum(column) ** alpha if alpha else value
     return fitness
 
 
@@ -253,7 +253,7 @@ def test_mutation_only_where_asked_for():
 
 def test_without_crossover_a_child_has_one_parent():
     a, b = segments()
-    strategy = M2n2Config(warm_up=0, crossover=False).build(RawWeights(len(a), founders=(a, b)), 0)
+    strategy = M2n2Config(warm_up=0, crossover=0.0).build(RawWeights(len(a), founders=(a, b)), 0)
     assert {p.tobytes() for p in search(strategy, 40)} == {a.tobytes(), b.tobytes()}
 
 

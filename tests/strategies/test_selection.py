@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from evomerge.strategies.selection import above_worst, couple, roulette, tournament
+from evomerge.strategies.selection import couple, quality, roulette, tournament
+from fitness.evaluation import INFEASIBLE
 
 DRAWS = 4000
 
@@ -32,9 +33,11 @@ def test_a_couple_is_two():
     assert couple(np.array([1.0]), rng) == (0, 0)
 
 
-def test_negative_fitness_becomes_weights():
-    assert np.array_equal(above_worst(np.array([-2.0, 0.0, 1.0])), [0.0, 2.0, 3.0])
-    assert np.array_equal(above_worst(np.array([1.0, 2.0])), [1.0, 2.0])
+def test_fitness_becomes_weights():
+    assert quality(np.array([1.0, 2.0])).tolist() == [1.0, 2.0]
+    assert quality(np.array([-2.0, 0.0, 1.0])).tolist() == [0.0, 2.0, 3.0]
+    assert quality(np.array([INFEASIBLE - 0.5, 1.0, 2.0])).tolist() == [0.0, 1.0, 2.0]
+    assert quality(INFEASIBLE - np.array([0.5, 0.25])).tolist() == [0.0, 0.25]
 
 
 def test_a_large_tournament_is_won_by_the_best():

@@ -1,0 +1,196 @@
+"""The genetic algorithm: selection, GENOME's operators against their formulas, presets, a problem with an answer."""
+
+import math
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from evomerge.strategies.base import Evaluated
+from evomerge.strategies.genetic import Genetic, GeneticConfig, Individual
+from evomerge.strategies.m2n2 import M2n2
+from fitness.evaluation import Evaluation
+from search_spaces.raw import RawWeights
+
+
+def ok(fitness):
+    return Evaluation("ok", (float(fitness),), (0.0,))
+
+
+def search(strategy, fitness_of, evaluations, batch=1):
+    proposals = []
+    while len(proposals) < evaluations:
+        for candidate in strategy.ask(batch):
+            proposals.append(candidate.genotype.copy())
+            value = fitness_of(candidate.genotype)
+            strategy.tell([Evaluated(candidate.id, ok(value) if math.isfinite(value) else Evaluation.failed("x"))])
+    return proposals
+
+
+def population(strategy, fitness, genes=2):
+    """Put individuals of this fitness into a strategy; each genotype holds its index."""
+    strategy.individuals = [Individual.born(np.full(genes, float(i)), f) for i, f in enumerate(fitness)]
+
+
+BUDGET = 3000
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("settings", [{}, {"preset": "genome_plus", "mutation": 0.5}], ids=["plain", "genome_plus"])
+def test_planted_it_finds_the_optimum_of_a_quadratic(make_space, fitness_of, seed, settings):
+    strategy = GeneticConfig(**settings).build(make_space(6), seed)
+    search(strategy, fitness_of, BUDGET)
+    assert fitness_of(strategy.recommend()) > -0.01
+
+
+def test_crossover_alone_beats_random_search(make_space, fitness_of):
+    for seed in range(3):
+        space = make_space(8)
+        strategy = GeneticConfig(mutation=0.0, crossover=1.0).build(space, seed)
+        best = max(map(fitness_of, search(strategy, fitness_of, 400)))
+        rng = np.random.default_rng(seed)
+        assert best > max(fitness_of(space.sample(rng)) for _ in range(400))
+
+
+def test_a_generation_is_learnt_from_when_it_is_complete(make_space, fitness_of):
+    strategy = GeneticConfig(population=6).build(make_space(3), 0)
+    asked = strategy.ask(100)
+    assert [candidate.generation for candidate in asked] == [0] * 6
+    assert np.array_equal(asked[0].genotype, strategy.space.start)
+    strategy.tell(Evaluated(candidate.id, ok(0.5)) for candidate in asked[:-1])
+    assert strategy.ask(1) == [] and strategy.individuals == []
+    strategy.tell([Evaluated(asked[-1].id, ok(0.5))])
+    assert len(strategy.individuals) == 6
+    assert {candidate.generation for candidate in strategy.ask(3)} == {1}
+
+
+def test_the_elites_survive_and_nobody_twice():
+    strategy = GeneticConfig(population=5, elite=0.4, tournament=2).build(RawWeights(2), 0)
+    pool = [Individual.born(np.zeros(2), fitness) for fitness in np.linspace(0, 1, 12)]
+    for _ in range(30):
+        chosen = strategy._survivors(pool)
+        assert [individual.fitness for individual in chosen[:2]] == [1.0, pool[-2].fitness]
+        assert len({id(individual) for individual in chosen}) == 5
+    assert len(strategy._survivors(pool[:3])) == 3
+
+
+def test_survivors_by_roulette_are_mostly_the_fitter():
+    strategy = GeneticConfig(population=2, elite=0, survivors="roulette").build(RawWeights(2), 0)
+    pool = [Individual.born(np.zeros(2), fitness) for fitness in (0.0, 1.0, 9.0)]
+    counts = sum(np.bincount([pool.index(i) for i in strategy._survivors(pool)], minlength=3) for _ in range(200))
+    assert counts.tolist() == [0, 200, 200]  # a weight of zero is drawn only when nothing else is left
+
+
+def test_a_weighted_child_is_the_mean_by_fitness():
+    strategy = GeneticConfig(weighted=True).build(RawWeights(2), 0)
+    population(strategy, [0.0, 0.6, 0.2])
+    assert np.allclose(strategy._crossed(1, 2), (0.6 * 1 + 0.2 * 2) / 0.8)
+    assert np.allclose(strategy._crossed(2, 0), 2.0)
+    population(strategy, [0.0, 0.0])
+    assert np.allclose(strategy._crossed(0, 1), 0.5)
+
+
+def test_couples_are_two_different_individuals():
+    for parents in ("roulette", "tournament"):
+        strategy = GeneticConfig(parents=parents).build(RawWeights(2), 0)
+        pairs = [strategy._couple(np.array([0.2, 0.9, 0.4])) for _ in range(300)]
+        assert all(a != b and {a, b} <= {0, 1, 2} for a, b in pairs)
+        assert sum(1 in pair for pair in pairs) > 200
+
+
+class Ones:
+    """A generator whose uniform numbers are all one."""
+
+    def random(self, size):
+        return np.ones(size)
+
+
+def test_succession_is_the_published_step():
+    strategy = GeneticConfig(preset="genome_plus").build(RawWeights(2), 0)
+    population(strategy, [0.1, 0.9, 0.5])
+    mover = strategy.individuals[2]
+    mover.velocity, mover.best, mover.best_fitness = np.array([1.0, -1.0]), np.array([3.0, 4.0]), 0.7
+    strategy.rng = Ones()
+    swarm = strategy.config.succession
+    for step in range(2):
+        x, v, p, g, w = mover.genotype, mover.velocity, mover.best, np.ones(2), np.zeros(2)
+        expected = (0.2 * v + 0.2 * (p - x) + 0.2 * (g - x) - 0.1 * (w - x)) / 0.7
+        assert np.allclose(strategy._moved(swarm)[2], x + 0.5 * 0.95**step * expected)
+        assert np.allclose(mover.velocity, expected)
+
+
+def test_succession_and_children_take_turns_and_draw_anew():
+    strategy = GeneticConfig(preset="genome_plus", population=4).build(RawWeights(3), 0)
+    sizes = []
+    for _ in range(6):
+        asked = strategy.ask(100)
+        sizes.append(len(asked))
+        strategy.tell(Evaluated(c.id, ok(-np.sum((c.genotype - 1) ** 2))) for c in asked)
+    assert sizes[0] == sizes[1] == sizes[3] == sizes[5] == 4  # founders, then every second one a swarm step
+    assert all(1 <= size <= 2 for size in sizes[2::2])
+    velocities = [individual.velocity / np.linalg.norm(individual.velocity) for individual in strategy.individuals]
+    assert not np.allclose(velocities[0], velocities[1])
+
+
+def test_who_fails_on_the_way_stays_where_it_was():
+    strategy = GeneticConfig(preset="genome_plus", population=3).build(RawWeights(2), 0)
+    for candidate in strategy.ask(3):
+        strategy.tell([Evaluated(candidate.id, ok(candidate.id))])
+    before = [individual.genotype.copy() for individual in strategy.individuals]
+    for candidate in strategy.ask(3):
+        strategy.tell([Evaluated(candidate.id, Evaluation.failed("injected"))])
+    assert all(np.array_equal(a, i.genotype) for a, i in zip(before, strategy.individuals, strict=True))
+    assert all(not individual.velocity.any() for individual in strategy.individuals)
+
+
+def test_after_a_first_generation_that_failed_whole_it_samples_anew(make_space):
+    strategy = GeneticConfig(population=4).build(make_space(3), 0)
+    proposals = search(strategy, lambda genotype: math.nan, 12)
+    assert len({proposal.tobytes() for proposal in proposals}) == 12
+    assert strategy.recommend() is None
+
+
+def test_the_presets():
+    genome = GeneticConfig(preset="genome")
+    assert (genome.population, genome.crossover, genome.mutation, genome.succession) == (10, 0.0, 0.1, None)
+    plus = GeneticConfig(preset="genome_plus", population=12)
+    assert (plus.population, plus.crossover, plus.weighted, plus.ensemble) == (12, 0.3, True, True)
+    assert plus.succession.step == 0.5 and plus.succession.worst == 0.1
+    baseline = GeneticConfig(preset="replace_worst", population=7, mutation=1.0).build(RawWeights(3), 0)
+    assert isinstance(baseline, M2n2)
+    assert baseline.config.model_dump() == {
+        "kind": "m2n2",
+        "archive": 7,
+        "alpha": 0.0,
+        "attraction": False,
+        "crossover": 1.0,
+        "mutation": 1.0,
+        "warm_up": 0,
+        "relative": False,
+    }
+    for config in (genome, plus, GeneticConfig(preset="replace_worst")):
+        assert GeneticConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_an_ensemble_is_the_population_best_first():
+    strategy = GeneticConfig(ensemble=True).build(RawWeights(2), 0)
+    population(strategy, [0.1, 0.9, 0.5])
+    assert [member[0] for member in strategy.ensemble()] == [1.0, 2.0, 0.0]
+    strategy = GeneticConfig().build(RawWeights(2), 0)
+    population(strategy, [0.1, 0.9, 0.5])
+    assert isinstance(strategy, Genetic) and strategy.ensemble() == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"replace": "worst"}, "parents: roulette"),
+        ({"preset": "replace_worst", "weighted": True}, "without weighted"),
+        ({"crossover": 0, "mutation": 0}, "raise one of them"),
+        ({"preset": "genomes"}, "genome_plus"),
+        ({"population": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_bad_settings_are_refused(bad, message):
+    with pytest.raises(ValidationError, match=message):
+        GeneticConfig(**bad)
