@@ -10,8 +10,10 @@ from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotyp
 from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
 from evomerge.strategies.eda import Eda, EdaConfig
+from evomerge.strategies.genetic import Genetic, GeneticConfig
 from evomerge.strategies.grid import GridConfig, GridSearch
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
+from evomerge.strategies.map_elites import MapElites, MapElitesConfig
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
 from evomerge.strategies.random import RandomConfig, RandomSearch
@@ -22,6 +24,8 @@ AnyStrategyConfig: TypeAlias = (
     | EdaConfig
     | CatCmaConfig
     | M2n2Config
+    | GeneticConfig
+    | MapElitesConfig
     | Nsga2Config
     | NevergradConfig
     | RandomConfig
@@ -40,11 +44,15 @@ __all__ = [
     "Eda",
     "EdaConfig",
     "Evaluated",
+    "Genetic",
+    "GeneticConfig",
     "Genotype",
     "GridConfig",
     "GridSearch",
     "M2n2",
     "M2n2Config",
+    "MapElites",
+    "MapElitesConfig",
     "Nevergrad",
     "NevergradConfig",
     "Nsga2",

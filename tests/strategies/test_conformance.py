@@ -4,8 +4,10 @@ from evomerge.strategies import (
     CatCmaConfig,
     CmaEsConfig,
     EdaConfig,
+    GeneticConfig,
     GridConfig,
     M2n2Config,
+    MapElitesConfig,
     NevergradConfig,
     Nsga2Config,
     RandomConfig,
@@ -41,6 +43,28 @@ class TestM2n2(StrategySuite):
 
 class TestM2n2FromScratch(StrategySuite):
     config = M2n2Config(archive=6, warm_up=0, mutation=1.0)
+    steady_state = True
+
+
+class TestGenetic(StrategySuite):
+    config = GeneticConfig(population=6)
+
+
+class TestGenome(StrategySuite):
+    config = GeneticConfig(preset="genome", population=6)
+
+
+class TestGenomePlus(StrategySuite):
+    config = GeneticConfig(preset="genome_plus", population=6)
+
+
+class TestGeneticReplacingTheWorst(StrategySuite):
+    config = GeneticConfig(preset="replace_worst", population=6, mutation=0.5)
+    steady_state = True
+
+
+class TestMapElites(StrategySuite):
+    config = MapElitesConfig(warm_up=4, mutation=0.5)
     steady_state = True
 
 
