@@ -20,7 +20,8 @@ and attraction, and built as such.
 
 Deviations from GENOME: its r are drawn once from the seed, so that they never change; here they are drawn anew. It
 moves each gene with a probability and a standard deviation of its own; here mutation is the space's. Mutants'
-parents are selected like others, and not every individual in turn.
+parents are selected like others, and not every individual in turn. GENOME+ lets its last population vote, answer by
+answer; here the result is one recipe.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "parents": "roulette",
         "survivors": "roulette",
         "succession": {},
-        "ensemble": True,
     },
     "replace_worst": {"replace": "worst", "parents": "roulette", "mutation": 0.0, "crossover": 1.0},
 }
@@ -89,8 +89,8 @@ class GeneticConfig(BaseModel):
 
     kind: Literal["genetic"] = "genetic"
     preset: Literal["genome", "genome_plus", "replace_worst"] | None = None
-    """Published settings, for all that is not given here: GENOME, GENOME+ (with succession and an ensemble), or M2N2's
-    baseline, in which a child replaces the worst."""
+    """Published settings, for all that is not given here: GENOME, GENOME+ (with succession), or M2N2's baseline, in
+    which a child replaces the worst."""
     population: int = Field(default=20, ge=2)
     """Individuals, at least 2."""
     brood: float = Field(default=1.0, gt=0)
@@ -113,8 +113,6 @@ class GeneticConfig(BaseModel):
     """`worst`: children come one at a time, and each replaces the worst individual; no worker ever waits."""
     succession: SuccessionConfig | None = None
     """A swarm step before each generation, which costs as many evaluations as there are individuals."""
-    ensemble: bool = False
-    """Whether the final table also has the majority vote of the final population."""
 
     @model_validator(mode="before")
     @classmethod
@@ -187,13 +185,6 @@ class Genetic(Strategy):
         """Return the best point that any individual has seen; None while there is none."""
         best = max(self.individuals, key=lambda individual: individual.best_fitness, default=None)
         return None if best is None else best.best.copy()
-
-    def ensemble(self) -> list[Genotype]:
-        """Return the population whose majority vote is to be scored, the best first; empty if none is wanted."""
-        if not self.config.ensemble:
-            return []
-        ranked = sorted(self.individuals, key=lambda individual: -individual.fitness)
-        return [individual.genotype.copy() for individual in ranked]
 
     def _propose(self, n: int) -> list[Proposal]:
         if self._generation.complete:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from evomerge.strategies.base import Evaluated
-from evomerge.strategies.genetic import Genetic, GeneticConfig, Individual
+from evomerge.strategies.genetic import GeneticConfig, Individual
 from evomerge.strategies.m2n2 import M2n2
 from fitness.evaluation import Evaluation
 from search_spaces.raw import RawWeights
@@ -154,7 +154,7 @@ def test_the_presets():
     genome = GeneticConfig(preset="genome")
     assert (genome.population, genome.crossover, genome.mutation, genome.succession) == (10, 0.0, 0.1, None)
     plus = GeneticConfig(preset="genome_plus", population=12)
-    assert (plus.population, plus.crossover, plus.weighted, plus.ensemble) == (12, 0.3, True, True)
+    assert (plus.population, plus.crossover, plus.weighted) == (12, 0.3, True)
     assert plus.succession.step == 0.5 and plus.succession.worst == 0.1
     baseline = GeneticConfig(preset="replace_worst", population=7, mutation=1.0).build(RawWeights(3), 0)
     assert isinstance(baseline, M2n2)
@@ -170,15 +170,6 @@ def test_the_presets():
     }
     for config in (genome, plus, GeneticConfig(preset="replace_worst")):
         assert GeneticConfig.model_validate(config.model_dump(mode="json")) == config
-
-
-def test_an_ensemble_is_the_population_best_first():
-    strategy = GeneticConfig(ensemble=True).build(RawWeights(2), 0)
-    population(strategy, [0.1, 0.9, 0.5])
-    assert [member[0] for member in strategy.ensemble()] == [1.0, 2.0, 0.0]
-    strategy = GeneticConfig().build(RawWeights(2), 0)
-    population(strategy, [0.1, 0.9, 0.5])
-    assert isinstance(strategy, Genetic) and strategy.ensemble() == []
 
 
 @pytest.mark.parametrize(
