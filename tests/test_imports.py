@@ -1,9 +1,9 @@
 """Arrows point one way, and what must start quickly imports nothing heavy."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -66,12 +66,12 @@ def test_the_two_lower_packages_import_neither_each_other_nor_evomerge(package, 
             assert not [name for name in names if name.split(".")[0] in forbidden], file
 
 
-def test_help_answers_within_a_second():
+def test_help_takes_less_than_a_second_of_the_processor():
     command = [Path(sys.executable).parent / "evomerge", "--help"]
-    times = []
+    used = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - started)
+        used.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
     assert "search" in done.stdout
-    assert min(times) < 1.0
+    assert min(used) < 1.0
