@@ -241,6 +241,8 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     space = values.get("space")
     if isinstance(space, dict) and isinstance(space.get("start"), str) and space["start"] not in STARTS:
         space["start"] = str((folder / Path(space["start"]).expanduser()).resolve())
+    if isinstance(space, dict) and isinstance(space.get("calibration"), str):
+        space["calibration"] = str((folder / Path(space["calibration"]).expanduser()).resolve())
     strategy = values.get("strategy")
     if isinstance(strategy, dict) and "warm_start" in strategy:
         strategy["warm_start"] = _former_run(strategy["warm_start"], folder)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from search_spaces.methods import MethodSpec, Parameter
 from search_spaces.recipe import Recipe, Slice, Source
 from search_spaces.settings import Condition, Parameters, Scalar, Setting, at, chain, constant, simplified
+from search_spaces.validation import needs_calibration
 
 
 def canonical_form(recipe: Recipe) -> Recipe:
@@ -36,6 +37,7 @@ def canonical_form(recipe: Recipe) -> Recipe:
         parameters=(),
         out_dtype=None if recipe.out_dtype == recipe.dtype else recipe.out_dtype,
         seed=(recipe.seed or 0) if spec.stochastic else None,
+        calibration=recipe.calibration if needs_calibration(recipe) else None,
     )
 
 
@@ -57,6 +59,7 @@ def canonical_json(canonical: Recipe) -> str:
         canonical.tokenizer_source,
         canonical.chat_template,
         canonical.seed,
+        *(() if canonical.calibration is None else ("calibration", canonical.calibration)),
     )
     return json.dumps((slices, rest), separators=(",", ":"), default=_condition_json)
 

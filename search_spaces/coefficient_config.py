@@ -21,7 +21,7 @@ _SEARCHED = ("weight", "density", "t")
 _METHODS = tuple(
     name
     for name, spec in METHODS.items()
-    if name != "passthrough" and any(parameter.search is not None for parameter in spec.parameters)
+    if name != "passthrough" and any(p.search is not None and not p.after for p in spec.parameters)
 )
 
 
@@ -85,6 +85,11 @@ class CoefficientConfig(BaseModel):
     """What is not searched but held at a value: parameters of the whole merge by name (`lambda: 0.8`, `normalize:
     true`), or single genes by the names that `evomerge plan` shows (`"ops.weight[embeddings]": 0`), a `*` standing
     for anything (`"*[final]": 0.5`)."""
+
+    calibration: str | None = None
+    """A text file, for parameters that need one: `aim` (activation-informed merging, on top of any method with a base)
+    damps changes of the channels that are busy when the base reads it. Write `ranges: {aim: {low: 0, high: 1}}` to
+    search it, or hold it in `fixed`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -170,6 +175,7 @@ class CoefficientConfig(BaseModel):
             method=method,
             layers_per_group=self.layers_per_group,
             modules=self.modules,
+            calibration=self.calibration,
             ranges={name: asked for name, asked in self.ranges.items() if name in taken},
             fixed={name: value for name, value in held.items() if name in taken},
             **{name: getattr(self, name) for name in weighs & taken},
@@ -178,7 +184,8 @@ class CoefficientConfig(BaseModel):
     def searched(self) -> tuple[Parameter, ...]:
         """Return the parameters that get genes: weight, density, ``t``, and those in `ranges`."""
         able = [parameter for parameter in self.spec.parameters if parameter.search is not None]
-        usual = [parameter for parameter in able if parameter.name in _SEARCHED] or able
+        own = [parameter for parameter in able if not parameter.after]
+        usual = [parameter for parameter in own if parameter.name in _SEARCHED] or own
         return tuple(
             parameter
             for parameter in able
@@ -232,6 +239,9 @@ def _check_single(config: CoefficientConfig) -> None:
     for name, value in config.fixed_parameters.items():
         _check_fixed(config.spec, name, value)
     _check_bounds(config)
+    for parameter in config.spec.parameters:
+        if parameter.after and config.calibration is None and parameter.name in {**config.ranges, **config.fixed}:
+            raise ValueError(f"{parameter.name}: it needs a text; write calibration: TEXT_FILE")
     if config.method_prior:
         raise ValueError("method_prior: there is one method; write a list of methods, or remove it")
 

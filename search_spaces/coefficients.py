@@ -155,6 +155,7 @@ class CoefficientSpace(SearchSpace):
             dtype=self._dtype,
             out_dtype=self._out_dtype,
             seed=self._seed if self.spec.stochastic else None,
+            calibration=self.config.calibration,
         )
         return recipe.canonical()
 

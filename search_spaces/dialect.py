@@ -2,7 +2,7 @@
 
 Read: every spelling that mergekit 0.1.5 accepts for one decoder-only model, with unknown keys refused
 (mergekit passes over them, so that typing errors change the merge in silence). Written: the spellings that
-both mergekit 0.1.5 and its earlier releases understand. One key is ours: ``evomerge: {seed: N}``.
+both mergekit 0.1.5 and its earlier releases understand. One key is ours: ``evomerge: {seed: N, calibration: FILE}``.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _recipe(data: Any) -> Recipe:
         out_dtype=_dtype(top, "out_dtype"),
         tokenizer_source=_tokenizer_source(top),
         chat_template=_optional_text(top, "chat_template"),
-        seed=_seed(top),
+        **_extensions(top),
     )
 
 
@@ -246,13 +246,18 @@ def _tokenizer_source(top: dict[str, Any]) -> str | None:
     return _optional_reference(fields, "source", "tokenizer") or "union"
 
 
-def _seed(top: dict[str, Any]) -> int | None:
+def _extensions(top: dict[str, Any]) -> dict[str, Any]:
+    """Read what is ours, as arguments of a recipe."""
     if top.get("evomerge") is None:
-        return None
-    seed = _mapping(top["evomerge"], "evomerge", ("seed",)).get("seed")
+        return {}
+    fields = _mapping(top["evomerge"], "evomerge", ("seed", "calibration"))
+    seed, calibration = fields.get("seed"), fields.get("calibration")
     if seed is not None and type(seed) is not int:
         raise RecipeError(f"evomerge.seed: {_shown(seed)} is not a whole number; write one such as 0")
-    return seed
+    return {
+        "seed": seed,
+        "calibration": None if calibration is None else _text(calibration, "evomerge.calibration"),
+    }
 
 
 # --- reading: parameters ---
@@ -361,8 +366,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
         fields["slices"] = [_slice_dict(part) for part in recipe.slices]
     else:
         fields["models"] = [_source_dict(source) for source in recipe.slices[0].sources]
-    if recipe.seed is not None:
-        fields["evomerge"] = {"seed": recipe.seed}
+    fields["evomerge"] = _without_empty({"seed": recipe.seed, "calibration": recipe.calibration})
     return _without_empty(fields)
 
 

@@ -31,6 +31,9 @@ class Parameter:
         Whether every tensor needs a value.
     inert
         Accepted because mergekit accepts it, without effect on the weights; the canonical form drops it.
+    after
+        Applied to what was merged, whatever the method: no argument of its function; off unless set, and searched
+        only when asked for.
     extension
         Ours: mergekit does not know it, and cannot rebuild a recipe that sets it to other than its default.
     doc
@@ -46,6 +49,7 @@ class Parameter:
     start: float | None = None
     required: bool = False
     inert: bool = False
+    after: bool = False
     extension: bool = False
     doc: str = ""
 

@@ -44,6 +44,20 @@ _EPSILON = Parameter(
 )
 
 
+AIM = Parameter(
+    "aim",
+    False,
+    float,
+    low=0.0,
+    high=1.0,
+    start=0.4,
+    after=True,
+    extension=True,
+    doc="Activation-informed merging (arXiv:2502.02421): what the base's busiest channel keeps of its change.",
+)
+"""Taken by every method that has a base; needs `calibration`, a text."""
+
+
 def _sum_parameters(*, normalize: bool, rescale: bool, sparse: bool = True) -> tuple[Parameter, ...]:
     """Shared parameters of the methods that add sparsified task vectors to a base."""
     return (
@@ -64,7 +78,7 @@ def _on_task_vectors(
     deviation: str = "",
 ) -> MethodSpec:
     """Return the specification of a method that needs a base."""
-    return MethodSpec(name, parameters, "required", min_models, None, stochastic, doc, in_mergekit, deviation)
+    return MethodSpec(name, (*parameters, AIM), "required", min_models, None, stochastic, doc, in_mergekit, deviation)
 
 
 # --- averages and interpolation ---
@@ -89,6 +103,7 @@ SLERP = MethodSpec(
             "t", False, float, low=0.0, high=1.0, start=0.5, required=True, doc="0 is the base, 1 the other model."
         ),
         _flag("whole_model", False, "Take all tensors together as one vector, with one angle.", extension=True),
+        AIM,
     ),
     base="required",
     min_models=1,

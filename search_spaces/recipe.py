@@ -79,6 +79,8 @@ class Recipe:
         ``auto``, the name of a template or a Jinja string.
     seed
         Decides the random masks of stochastic methods (None: 0). Ours: mergekit has no such key.
+    calibration
+        The text file that models are measured on, for parameters that need it (`aim`); ours, too.
 
     Raises
     ------
@@ -96,6 +98,7 @@ class Recipe:
     tokenizer_source: str | None = None
     chat_template: str | None = None
     seed: int | None = None
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         validate(self)

@@ -41,6 +41,7 @@ def validate(recipe: Recipe) -> None:
         _validate_slice(recipe, part, spec, f"slices[{index}]")
     _validate_depth(recipe)
     _validate_tail(recipe)
+    _validate_calibration(recipe)
 
 
 def _validate_dtypes(recipe: Recipe) -> None:
@@ -120,6 +121,20 @@ def _validate_tail(recipe: Recipe) -> None:
             f"slices[{len(recipe.slices) - 1}]: the last slice has {last} sources, the first {first}, and "
             "mergekit drops the rest from the final norm and the head; give both the same number of sources"
         )
+
+
+def _validate_calibration(recipe: Recipe) -> None:
+    if recipe.calibration == "":
+        raise RecipeError("evomerge.calibration: the name is empty; write the path of a text file")
+    if recipe.calibration is None and needs_calibration(recipe):
+        raise RecipeError("aim: it needs a text to measure the base on; write evomerge: {calibration: TEXT_FILE}")
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Return whether `recipe` sets a parameter that rests on what models do on a text."""
+    scopes = [recipe.parameters, *(part.parameters for part in recipe.slices)]
+    needing = {parameter.name for parameter in method_spec(recipe.merge_method).parameters if parameter.after}
+    return any(name in needing for scope in scopes for name, _ in scope)
 
 
 def _validate_parameters(parameters: Parameters, spec: MethodSpec, place: str, *, of_source: bool = False) -> None:

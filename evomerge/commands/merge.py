@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from evomerge.merging import preflight
@@ -36,6 +37,8 @@ def open_recipe(file: Path, within: Path | None = None) -> tuple[dict[str, Check
             _check_confined(model, within, file)
     local = {model: str(Path(model).resolve()) for model in recipe.models if Path(model).is_dir()}
     recipe = recipe.with_models(local)
+    if recipe.calibration is not None:
+        recipe = replace(recipe, calibration=str(Path(recipe.calibration).resolve()))
     checkpoints = {reference: Checkpoint.open(reference) for reference in recipe.models}
     base = recipe.donor
     preflight.check(checkpoints, base)

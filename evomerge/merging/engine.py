@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,11 +14,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.merging.blocks import Form, Scratch
 from evomerge.merging.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.informed import shares
 from evomerge.merging.jobs import Job
 from evomerge.merging.layers import LayerOrder, layer_order, reordered
 from evomerge.merging.methods import implementation
 from evomerge.merging.methods.registry import MergeMethod, Prepared, SourceGroup, SourceModel, SourceTensor
 from evomerge.merging.resident import Resident, build_resident
+from evomerge.merging.statistics import Statistics, statistics
 from search_spaces.layout import ModelLayout
 from search_spaces.recipe import Recipe
 from search_spaces.resolve import Contribution, TensorPlan, resolve
@@ -85,6 +89,7 @@ class MergeEngine:
         self._sources: dict[tuple[str, str], Tensor] = {}
         self._prepared: dict[tuple[object, ...], Prepared] = {}
         self._models: dict[tuple[str, str | None], SourceModel] = {}
+        self._statistics: dict[tuple[str, str], Statistics] = {}
         self._resident: Resident | None = None
         self._resident_key: tuple[object, ...] | None = None
         self._architectures: dict[tuple[str, LayerOrder], str] = {}
@@ -114,10 +119,11 @@ class MergeEngine:
     def prepare(self, recipe: Recipe) -> None:
         """Do for the recipe's structure all that does not depend on its coefficients."""
         recipe, plans = self._plan(recipe)
+        self._measure(recipe, plans)
         resident = self._resident_for(recipe)
         with torch.inference_mode():
             for plan in plans:
-                self._job(resident, plan, recipe.seed or 0)
+                self._job(resident, recipe, plan)
 
     def apply(self, recipe: Recipe) -> PreTrainedModel:
         """Return the resident model, filled with the recipe's weights.
@@ -133,6 +139,7 @@ class MergeEngine:
             If it names a model that is not opened, or tensors of different shapes.
         """
         recipe, plans = self._plan(recipe)
+        self._measure(recipe, plans)
         resident = self._resident_for(recipe)
         self._fill(resident, recipe, plans)
         return resident.module
@@ -150,6 +157,7 @@ class MergeEngine:
     def materialize(self, recipe: Recipe) -> PreTrainedModel:
         """Return a new model of the recipe in its `out_dtype`, in the CPU's memory, for the writer."""
         recipe, plans = self._plan(recipe)
+        self._measure(recipe, plans)
         config = self._config(recipe.donor, layer_order(recipe))
         resident = build_resident(config, self.checkpoint(recipe.donor), self.out_dtype(recipe), torch.device("cpu"))
         self._fill(resident, recipe, plans)
@@ -204,20 +212,21 @@ class MergeEngine:
         return sliced, resolve(sliced, layout)
 
     def _fill(self, resident: Resident, recipe: Recipe, plans: tuple[TensorPlan, ...]) -> None:
-        out_dtype, seed = self.out_dtype(recipe), recipe.seed or 0
+        out_dtype = self.out_dtype(recipe)
         with torch.inference_mode():
             for plan in plans:
-                self._job(resident, plan, seed).run(plan, out_dtype)
+                self._job(resident, recipe, plan).run(plan, out_dtype)
 
-    def _job(self, resident: Resident, plan: TensorPlan, seed: int) -> Job:
+    def _job(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> Job:
         parts = _parts(plan)
-        key = (plan.method, plan.name, seed, *((part.model, part.tensor) for part in parts))
+        key = (plan.method, plan.name, recipe.seed, recipe.calibration, *((part.model, part.tensor) for part in parts))
         job = resident.jobs.get(key)
         if job is None:
-            job = resident.jobs[key] = self._new_job(resident, plan, seed)
+            job = resident.jobs[key] = self._new_job(resident, recipe, plan)
         return job
 
-    def _new_job(self, resident: Resident, plan: TensorPlan, seed: int) -> Job:
+    def _new_job(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> Job:
+        seed = recipe.seed or 0
         method = implementation(plan.method)
         target = resident.parameters[plan.name]
         shape = resident.module.get_parameter(plan.name).shape
@@ -240,6 +249,7 @@ class MergeEngine:
             if method.prepare
             else [],
             shared=self._prepare_all(method, plan, form) if method.prepare_all else None,
+            activation=self._activation(recipe, plan),
             scratch=self._scratch if method.scope == "block" else self._matrix_scratch,
         )
 
@@ -299,6 +309,26 @@ class MergeEngine:
         if values is None:
             values = self._sources[key] = self.checkpoint(reference).tensor(name).reshape(-1)
         return values
+
+    # --- what models do on a text ---
+
+    def _measure(self, recipe: Recipe, plans: tuple[TensorPlan, ...]) -> None:
+        """Measure the bases that the recipe wants to be informed of, before any weight is written."""
+        if recipe.calibration is None:
+            return
+        for base in {plan.base.model for plan in plans if plan.base is not None and "aim" in plan.parameters}:
+            if (base, recipe.calibration) not in self._statistics:
+                measured = statistics(
+                    "activations", self.checkpoint(base), Path(recipe.calibration), partial(self.load, base)
+                )
+                self._statistics[base, recipe.calibration] = measured
+
+    def _activation(self, recipe: Recipe, plan: TensorPlan) -> Tensor | None:
+        """Return each input channel's share of the largest activation; None for what `aim` leaves alone."""
+        if recipe.calibration is None or plan.base is None or plan.base.tensor in self.layout.embeddings:
+            return None
+        measured = self._statistics.get((plan.base.model, recipe.calibration), {}).get(plan.base.tensor)
+        return None if measured is None else shares(measured.to(self._device))
 
     # --- the resident model ---
 

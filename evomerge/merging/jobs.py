@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.blocks import Block, Form, Scratch
+from evomerge.merging.informed import inform
 from evomerge.merging.methods.registry import MergeMethod, Prepared
 from search_spaces.resolve import TensorPlan
 
@@ -29,6 +30,9 @@ class Job:
         The method's prepared state for each model.
     shared
         Its prepared state for all of them together, or None.
+    activation
+        The share of the largest activation that each column's input has, float32[N], for recipes with `aim`; None
+        where those leave the tensor as it is merged.
     scratch
         Shared buffers.
     """
@@ -43,6 +47,7 @@ class Job:
         form: Form,
         prepared: Sequence[Prepared],
         shared: Prepared | None = None,
+        activation: Tensor | None = None,
         scratch: Scratch,
     ) -> None:
         self.method = method
@@ -52,6 +57,7 @@ class Job:
         self._form = form
         self._prepared = prepared
         self._shared = shared
+        self._activation = activation
         self._scratch = scratch
         self._step = target.numel() if method.scope == "matrix" and form.is_matrix else scratch.block
         self._whole: Block | None = None
@@ -60,7 +66,7 @@ class Job:
         self._parameters = [
             (parameter.name, method.arguments[parameter.name], parameter.per_model)
             for parameter in method.spec.parameters
-            if not parameter.inert
+            if not (parameter.inert or parameter.after)
         ]
 
     def run(self, plan: TensorPlan, out_dtype: torch.dtype) -> None:
@@ -72,8 +78,11 @@ class Job:
             for name, argument, per_model in self._parameters
         }
         apply = self.method.apply
+        omega = plan.parameters.get("aim")
         for block, target in self._blocks():
             apply(block, **arguments)
+            if omega is not None and self._activation is not None:
+                inform(block, self._activation, omega)
             self._store(block.out, target, out_dtype)
 
     def _blocks(self) -> Iterator[tuple[Block, Tensor]]:

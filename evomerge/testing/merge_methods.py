@@ -68,7 +68,7 @@ def merge_tensors(
         The tensor's, which random masks depend on.
     parameters
         By the method's names (``lambda_`` for ``lambda``); a list is a value per model, one value is all models'.
-        Those left out take their defaults.
+        Those left out take their defaults. With `aim`, activations rise evenly from the first column to the last.
     """
     merge = Merge(method, base, models, seed=seed, by_token=by_token, name=name)
     return merge.run(block=block, out_dtype=out_dtype, **parameters)
@@ -117,6 +117,7 @@ class Merge:
             prepared=self._prepared,
             shared=self._shared,
             scratch=Scratch(device, block),
+            activation=_activation(self._form).to(device) if "aim" in parameters else None,
         )
         with torch.inference_mode():
             job.run(_plan(self.method.spec, len(self._models), parameters), out_dtype)
@@ -126,6 +127,11 @@ class Merge:
     def state(self) -> object:
         """All that was prepared."""
         return self._prepared, self._shared
+
+
+def _activation(form: Form) -> Tensor:
+    """Return some share of the largest activation for each column, float32[N]; one column has it all, one nothing."""
+    return torch.linspace(0.0, 1.0, form.row)
 
 
 def _plan(spec: MethodSpec, count: int, parameters: Mapping[str, Any]) -> TensorPlan:

@@ -222,7 +222,7 @@ def _arguments(function: Apply, spec: MethodSpec) -> dict[str, str]:
     hints: dict[str, Any] = typing.get_type_hints(function, localns={"Block": Block})
     _block, *rest = inspect.signature(function).parameters.values()
     found = {argument.name.rstrip("_"): hints[argument.name] in (PerModel, OptionalPerModel) for argument in rest}
-    expected = {parameter.name: parameter.per_model for parameter in spec.parameters if not parameter.inert}
+    expected = {p.name: p.per_model for p in spec.parameters if not (p.inert or p.after)}
     if found != expected or any(argument.kind is not argument.KEYWORD_ONLY for argument in rest):
         raise TypeError(
             f"{spec.name}: keyword-only arguments (name: is per model) are {found}, "
