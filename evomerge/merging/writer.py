@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from evomerge.merging.architecture import quiet
 from evomerge.merging.card import model_card
+from evomerge.merging.chat_templates import chat_template
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from search_spaces.recipe import Recipe
@@ -64,7 +65,7 @@ def write_checkpoint(
     """
     out = out.expanduser().absolute()
     donor = _tokenizer_donor(engine, recipe, tokenizer_from)
-    template = _chat_template(recipe)
+    template = chat_template(recipe.chat_template, [engine.checkpoint(model) for model in recipe.models])
     _check_place(out)
     _check_space(out, engine.footprint(recipe).parameters * engine.out_dtype(recipe).itemsize)
     module = engine.materialize(recipe)
@@ -122,17 +123,6 @@ def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | 
     if wanted == "union":
         raise OutputError("tokenizer_source: a union of vocabularies is not built yet; write tokenizer_source: base")
     return engine.checkpoint(recipe.donor if wanted == "base" else wanted)
-
-
-def _chat_template(recipe: Recipe) -> str | None:
-    """Return the Jinja text to write; named templates are mergekit's own."""
-    template = recipe.chat_template
-    if template is None or "{" in template:
-        return template
-    raise OutputError(
-        f"chat_template: '{template}' is a name, and only Jinja text is written; paste the template, "
-        "or remove the key to keep the base's"
-    )
 
 
 def _check_place(out: Path) -> None:

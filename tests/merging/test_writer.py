@@ -14,6 +14,7 @@ import torch
 from evomerge.merging import writer
 from evomerge.merging.card import model_card
 from evomerge.merging.writer import OutputError, WriteError, write_checkpoint
+from search_spaces.errors import RecipeError
 from search_spaces.recipe import Recipe, Slice, Source
 from search_spaces.settings import constant
 
@@ -79,8 +80,8 @@ def test_chat_template_of_the_recipe(llama: Any, tmp_path: Path) -> None:
     recipe = average(llama, chat_template="{{ messages }}")
     out = write_checkpoint(llama.engine(), recipe, tmp_path / "out")
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
-    with pytest.raises(OutputError, match=r"'chatml' is a name.*paste the template, or remove the key"):
-        write_checkpoint(llama.engine(), average(llama, chat_template="chatml"), tmp_path / "other")
+    with pytest.raises(RecipeError, match="'vicuna' is no template; write Jinja text, auto, or one of alpaca, chatml"):
+        write_checkpoint(llama.engine(), average(llama, chat_template="vicuna"), tmp_path / "other")
 
 
 def test_union_of_vocabularies_is_refused(llama: Any, tmp_path: Path) -> None:
