@@ -40,7 +40,9 @@ class Bench:
 
     def _new(self, stage: Stage, entry: Entry, items: tuple[str, ...]) -> Evaluation:
         self.pool.submit(0, entry.recipe, items)
-        ((_, evaluation),) = self.pool.wait()
+        while not (scored := self.pool.wait()):
+            pass  # a worker became free
+        ((_, evaluation),) = scored
         if evaluation.status != "ok":
             raise SearchError(
                 f"scoring {entry.name} failed: {evaluation.reason}; mend the cause, "

@@ -22,6 +22,7 @@ from pydantic import (
 
 from evomerge.strategies import AnyStrategyConfig, CmaEsConfig
 from evomerge.strategies.nevergrad import name_from_kind
+from evomerge.workers.ray_pool import RayConfig
 from fitness.config import FitnessConfig
 from search_spaces.building import STARTS
 from search_spaces.coefficients import CoefficientConfig
@@ -72,6 +73,7 @@ StrategyConfig = Annotated[
     BeforeValidator(name_from_kind),
     _default_kind("cma_es"),
 ]
+WorkersConfig = Annotated[Annotated[InlineConfig | RayConfig, Field(discriminator="kind")], _default_kind("inline")]
 
 
 class SearchConfig(BaseModel):
@@ -89,7 +91,7 @@ class SearchConfig(BaseModel):
     """What counts."""
     budget: BudgetConfig = BudgetConfig()
     """When to stop."""
-    workers: InlineConfig = InlineConfig()
+    workers: WorkersConfig = InlineConfig()
     """Where candidates are built and scored."""
     out_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What merged weights are stored in; the merging itself is done in float32."""

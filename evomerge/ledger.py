@@ -23,13 +23,16 @@ class Ledger:
         self.item_evaluations = 0
         self.elapsed = 0.0
         self._seconds = {"merge": 0.0, "score": 0.0, "wait": 0.0}
+        self._open: dict[int, Asked] = {}
+        self._generations: dict[int, list[int]] = {}  # ids by generation
+        self._missing: dict[int, int] = {}  # by generation: asked and not told
         for event in events:
             self.add(event)
 
     def add(self, event: Event) -> None:
         """Take one event into account."""
         if isinstance(event, Asked):
-            self.asked[event.candidate.id] = event
+            self._add_asked(event)
         elif isinstance(event, Told):
             self._add_told(event)
         else:
@@ -38,7 +41,7 @@ class Ledger:
     @property
     def open(self) -> list[Asked]:
         """Candidates that were asked and not yet told, oldest first."""
-        return [asked for identity, asked in self.asked.items() if identity not in self.told]
+        return list(self._open.values())
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -73,19 +76,22 @@ class Ledger:
 
     def in_flight(self, generation: int) -> bool:
         """Tell whether a generation has candidates that are asked and not told."""
-        return any(asked.candidate.generation == generation for asked in self.open)
+        return self._missing.get(generation, 0) > 0
 
     def results(self, generation: int) -> list[Told]:
         """Return what has been told of a generation, by candidate id."""
-        return [
-            self.told[identity]
-            for identity, asked in self.asked.items()
-            if asked.candidate.generation == generation and identity in self.told
-        ]
+        return [self.told[identity] for identity in self._generations.get(generation, ()) if identity in self.told]
+
+    def _add_asked(self, event: Asked) -> None:
+        identity, generation = event.candidate.id, event.candidate.generation
+        self.asked[identity] = self._open[identity] = event
+        self._generations.setdefault(generation, []).append(identity)
+        self._missing[generation] = self._missing.get(generation, 0) + 1
 
     def _add_told(self, event: Told) -> None:
         evaluation = event.evaluation
         self.told[event.candidate] = event
+        self._missing[self._open.pop(event.candidate).candidate.generation] -= 1
         self.elapsed = event.elapsed
         if evaluation.status == "failed":
             self.failed += 1
@@ -97,8 +103,15 @@ class Ledger:
                 self._seconds[name] += evaluation.seconds[name]
         if evaluation.status == "ok":
             self.by_recipe.setdefault(self.asked[event.candidate].recipe, evaluation)
-            if self.best is None or evaluation.fitness > self.evaluation(self.best).fitness:
+            if self._better(event):
                 self.best = event.candidate
+
+    def _better(self, event: Told) -> bool:
+        """Tell whether a scored candidate beats the best so far; the one asked earlier wins a tie."""
+        if self.best is None:
+            return True
+        best = self.evaluation(self.best).fitness
+        return (event.evaluation.fitness, -event.candidate) > (best, -self.best)
 
     def _add_final(self, event: Final) -> None:
         self.finals[event.stage, event.recipe] = event.evaluation

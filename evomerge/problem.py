@@ -22,7 +22,9 @@ from evomerge.merging.engine import MergeEngine
 from evomerge.merging.task_vectors import squared_norms
 from evomerge.result import Entry
 from evomerge.strategies.base import Strategy
+from evomerge.workers.base import Pool
 from evomerge.workers.inline import InlinePool, Worker
+from evomerge.workers.ray_pool import RayConfig, RayPool
 from fitness.config import FitnessConfig
 from fitness.evaluation import ItemScores, TaskError
 from fitness.items import task_of
@@ -146,21 +148,29 @@ class Problem:
 
     @cached_property
     def worker(self) -> Worker:
-        """The worker in this process."""
+        """A worker in this process; like the configured ones where those live elsewhere."""
         return build_worker(
             {checkpoint.reference: checkpoint for checkpoint in self.checkpoints.values()},
             self.config.models[self.config.base],
             self.suite,
             self.config.fitness,
-            self.config.workers,
+            inline_settings(self.config.workers),
         )
 
-    def pool(self) -> InlinePool:
-        """Return the configured workers, ready to score: what does not depend on a candidate is done here."""
+    def ready_worker(self) -> Worker:
+        """Return the worker in this process with all done that does not depend on a candidate."""
         for structure in self.space.structures():
             self.worker.engine.prepare(structure)
         self.worker.prepare(self.space.decode(self.space.start), self.subset)
-        return InlinePool(self.worker)
+        return self.worker
+
+    def pool(self) -> Pool:
+        """Return the configured workers, ready to score: what does not depend on a candidate is done here."""
+        if isinstance(self.config.workers, RayConfig):
+            from evomerge.workers.cluster import RayCluster
+
+            return RayPool(RayCluster(self.config, self.environment()), self.config.workers, len(self.subset))
+        return InlinePool(self.ready_worker())
 
     def sources(self) -> list[Entry]:
         """Every source as it is."""
@@ -181,6 +191,11 @@ class Problem:
             Entry(f"task arithmetic {TASK_ARITHMETIC_SCALE}", "task_arithmetic", arithmetic),
         ]
 
+    @cached_property
+    def fingerprints(self) -> dict[str, Any]:
+        """Sizes and hashes of the sources' files, as they were when first asked for."""
+        return {name: checkpoint.fingerprint()["files"] for name, checkpoint in self.checkpoints.items()}
+
     def environment(self) -> dict[str, Any]:
         """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""
         return {
@@ -188,7 +203,7 @@ class Problem:
             "packages": {name: metadata.version(name) for name in (*PACKAGES, *_installed(OPTIONAL_PACKAGES))},
             "config": self.resolved().identity(),
             "items": self.suite.digest(),
-            "sources": {name: checkpoint.fingerprint()["files"] for name, checkpoint in self.checkpoints.items()},
+            "sources": self.fingerprints,
             "layout": asdict(self.layout),
         }
 
@@ -196,6 +211,13 @@ class Problem:
 def _installed(packages: Sequence[str]) -> list[str]:
     found = {str(distribution.name).lower() for distribution in metadata.distributions()}
     return [package for package in packages if package in found]
+
+
+def inline_settings(workers: InlineConfig | RayConfig) -> InlineConfig:
+    """Return the settings of a worker in this process that scores as the configured ones do."""
+    if isinstance(workers, RayConfig):
+        return InlineConfig(compute_dtype=workers.compute_dtype, threads=workers.threads)
+    return workers
 
 
 def build_worker(

@@ -63,6 +63,9 @@ class Search:
         self._notify: Callable[[Ledger], None] = lambda ledger: None
         self.ledger = Ledger()
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
+        self._twins: dict[str, list[int]] = {}  # by hash of a recipe being scored: other candidates with it
+        self._held: dict[int, Told] = {}  # recorded, and told to a synchronous strategy when its turn comes
+        self._turn = 0
         self._clock = 0.0
         self._replay()
         # The first generation to be judged: one that failed whole in an earlier session has been reported.
@@ -91,6 +94,7 @@ class Search:
                 return
             for identity, evaluation in pool.wait():
                 self._tell(identity, self.measure.judge(evaluation), cached=False)
+                self._settle_twins(pool, self.ledger.asked[identity].recipe)
 
     @property
     def spent(self) -> bool:
@@ -114,14 +118,22 @@ class Search:
             self._submit(pool, candidate, recipe, asked.recipe)
 
     def _submit(self, pool: Pool, candidate: Candidate, recipe: Recipe, recipe_hash: str) -> None:
-        """Have a candidate scored, or tell its known scores where an equal recipe has been scored before."""
+        """Have a candidate scored, unless an equal recipe has been, or is being."""
         self._recipes[candidate.id] = recipe
         known = self.ledger.by_recipe.get(recipe_hash)
         if known is not None:
             free = {"merge": 0.0, "score": 0.0, "wait": 0.0}
             self._tell(candidate.id, replace(known, seconds=free), cached=True)
+        elif recipe_hash in self._twins:
+            self._twins[recipe_hash].append(candidate.id)
         else:
+            self._twins[recipe_hash] = []
             pool.submit(candidate.id, recipe, self.measure.items(candidate.generation))
+
+    def _settle_twins(self, pool: Pool, recipe_hash: str) -> None:
+        """Go on with the candidates whose recipe another one had when they were asked: now it has been scored."""
+        for identity in self._twins.pop(recipe_hash):
+            self._submit(pool, self.ledger.asked[identity].candidate, self._recipes[identity], recipe_hash)
 
     def _tell(self, identity: int, evaluation: Evaluation, cached: bool) -> None:
         told = Told(identity, evaluation, cached, self._elapsed())
@@ -171,8 +183,20 @@ class Search:
         return time.perf_counter() - self._clock if self._clock else self.ledger.elapsed
 
     def _take(self, told: Told) -> None:
-        """Let everything that learns know a result, the same whether it is new or replayed."""
+        """Let everything that learns know a result, the same whether it is new or replayed.
+
+        A synchronous strategy is told in the order of ids: what it learns does not depend on which worker was quicker.
+        """
         self.ledger.add(told)
+        if self.strategy.steady_state:
+            self._learn(told)
+            return
+        self._held[told.candidate] = told
+        while self._turn in self._held:
+            self._learn(self._held.pop(self._turn))
+            self._turn += 1
+
+    def _learn(self, told: Told) -> None:
         self.strategy.tell([Evaluated(told.candidate, told.evaluation)])
         if not told.cached:
             self.measure.learn(told.evaluation)

@@ -139,6 +139,71 @@ def test_several_workers_score_the_same_candidates(create, space, fitness_of):
     assert asked[0] == asked[1]
 
 
+class UnevenPool(SyntheticPool):
+    """Several workers; which one is done next is up to chance."""
+
+    def __init__(self, *arguments, seed=0, **settings):
+        super().__init__(*arguments, **settings)
+        self.rng = np.random.default_rng(seed)
+
+    def wait(self):
+        tag, recipe, items = self.queue.pop(self.rng.integers(len(self.queue)))
+        return [(tag, self.evaluate(recipe, items))]
+
+
+def share(genotype):
+    """Return a fitness in [0, 1]."""
+    return float(np.clip(np.mean(genotype), 0, 1))
+
+
+@pytest.mark.parametrize("measure", [lambda: PlainMeasure(ITEMS), inherited], ids=["plain", "inherited"])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_synchronous_search_does_not_depend_on_which_worker_is_quicker(create, space, measure, seed):
+    def start(run):
+        return Search(run, space, CONFIGS["cma_es"].build(space, 0), BudgetConfig(evaluations=30), measure())
+
+    one, many = create("one"), create("many")
+    start(one).search(SyntheticPool(space, share))
+    start(many).search(UnevenPool(space, share, capacity=4, seed=seed))
+    assert sorted(signature(one)) == sorted(signature(many))
+    told = [event.candidate for event in many.events() if isinstance(event, Told)]
+    assert told != sorted(told)  # each is recorded when it is there
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dies_at", [2, 9, 23, 38])
+def test_with_several_workers_a_stopped_search_loses_only_what_was_in_flight(create, space, name, dies_at):
+    run, whole = create(), create("whole")
+    with pytest.raises(KeyboardInterrupt):
+        search(run, space, CONFIGS[name]).search(UnevenPool(space, share, capacity=4, dies_at=dies_at))
+    before = signature(run)
+    search(run, space, CONFIGS[name]).search(UnevenPool(space, share, capacity=3, seed=1))
+    assert signature(run)[: len(before)] == before
+    told = [event.candidate for event in run.events() if isinstance(event, Told)]
+    assert sorted(told) == list(range(40))
+    search(whole, space, CONFIGS[name]).search(SyntheticPool(space, share))
+    assert sorted(signature(run)) == sorted(signature(whole))
+
+
+def test_a_recipe_that_is_being_scored_is_not_scored_twice(create, space):
+    start = space.start.copy()
+
+    class Stuck(RandomConfig().build(space, 0).__class__):
+        """Proposes the start point again and again."""
+
+        def _propose(self, n):
+            return [(start.copy(), "sample", 0)]
+
+    run = create()
+    pool = UnevenPool(space, share, capacity=4, fails=lambda count: count == 1)
+    strategy = Stuck(space, 0, RandomConfig())
+    Search(run, space, strategy, BudgetConfig(evaluations=9), PlainMeasure(ITEMS)).search(pool)
+    told = [event for event in run.events() if isinstance(event, Told)]
+    assert pool.count == 2  # the first one failed, so the next with this recipe was tried
+    assert [event.evaluation.status for event in told] == ["failed"] + ["ok"] * 8
+    assert [event.cached for event in told] == [False, False] + [True] * 7
+
+
 def test_a_changed_algorithm_is_noticed(create, space, fitness_of):
     run = create()
     search(run, space, evaluations=20).search(SyntheticPool(space, fitness_of))

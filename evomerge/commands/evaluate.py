@@ -15,7 +15,7 @@ from evomerge.commands.output import console, grid
 from evomerge.config import ConfigError, InlineConfig, load_recorded
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
-from evomerge.problem import build_worker
+from evomerge.problem import build_worker, inline_settings
 from evomerge.run import require_run
 from fitness.config import FitnessConfig, Split, TaskConfig
 from fitness.objectives import by_task
@@ -55,7 +55,7 @@ def of_run(run: Path) -> Questions:
     require_run(run)
     config = load_recorded(run)
     suite = TaskSuite.load(config.fitness, config.seed)
-    return Questions(suite, suite.pool.held_out_ids(), config.fitness, config.workers)
+    return Questions(suite, suite.pool.held_out_ids(), config.fitness, inline_settings(config.workers))
 
 
 def evaluate(model: str, questions: Questions, device: str | None, as_json: bool) -> None:

@@ -54,7 +54,7 @@ def _summary(problem: Problem) -> dict[str, Any]:
     config, space = problem.config, problem.space
     population = problem.strategy().population
     recipe = space.decode(space.start)
-    problem.pool()  # prepares what does not depend on the candidate
+    problem.ready_worker()
     timed = []
     for _ in range(TIMED):
         started = time.perf_counter()

@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from shlex import quote
 
@@ -35,8 +35,8 @@ def search(config_file: Path, overrides: Sequence[str], path: Path | None, as_js
     with _interruptible(out, "stopped before the search began; nothing is kept"):
         problem, environment = _open(load(config_file, overrides), out)
         pool = problem.pool()  # before the run exists: what is wrong with a device or a tokenizer shows here
-        run = Run.create(path, problem.resolved().to_yaml(), environment)
-    with run:
+        run = _create(path, problem, environment, pool)
+    with run, closing(pool):
         _go_on(run, problem, pool, out, as_json)
 
 
@@ -48,7 +48,16 @@ def resume(path: Path, as_json: bool) -> None:
             problem, environment = _open(load_recorded(path), out)
             _check_same(run, environment)
             pool = problem.pool()
-        _go_on(run, problem, pool, out, as_json)
+        with closing(pool):
+            _go_on(run, problem, pool, out, as_json)
+
+
+def _create(path: Path, problem: Problem, environment: dict, pool: Pool) -> Run:
+    try:
+        return Run.create(path, problem.resolved().to_yaml(), environment)
+    except BaseException:
+        pool.close()
+        raise
 
 
 def _open(config: SearchConfig, out: Console) -> tuple[Problem, dict]:

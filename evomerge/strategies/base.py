@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,9 +65,13 @@ class Strategy(ABC):
     ----------
     population
         Candidates per generation.
+    steady_state
+        Whether it learns from each result as it comes and never waits for a generation's slowest member. If not,
+        the driver tells results in the order of their ids, so that the number of workers changes nothing.
     """
 
     population: int
+    steady_state: ClassVar[bool] = False
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self.space = space

@@ -35,6 +35,8 @@ class RandomConfig(BaseModel):
 class RandomSearch(Strategy):
     """Samples the space; never waits, so no worker idles."""
 
+    steady_state = True
+
     def __init__(self, space: SearchSpace, seed: int, config: RandomConfig) -> None:
         super().__init__(space, seed)
         self.population = config.population

@@ -8,20 +8,34 @@ from typing import Protocol
 from fitness.evaluation import Evaluation
 from search_spaces.recipe import Recipe
 
+OUT_OF_MEMORY = "out of memory"
+"""How the reason of an evaluation begins that failed for want of memory: another worker may have more."""
+
+
+class WorkerError(RuntimeError):
+    """No worker can go on, whatever the candidate; the message says what to do. Nothing is recorded."""
+
+
+class BrokenWorker(WorkerError):
+    """One worker's process can score nothing more; a new one may."""
+
 
 class Pool(Protocol):
     """Workers that build a recipe's model and score it on items.
 
     A pool never raises for a candidate: one that cannot be built or scored comes back as a failed evaluation
-    with the reason.
+    with the reason. What no candidate is to blame for is a `WorkerError`.
     """
 
     @property
     def free(self) -> int:
-        """How many more recipes may be submitted now."""
+        """How many more recipes may be submitted now; at least 1 when none is in flight."""
 
     def submit(self, tag: int, recipe: Recipe, items: Sequence[str]) -> None:
         """Queue a recipe; `tag` comes back with its evaluation."""
 
     def wait(self) -> list[tuple[int, Evaluation]]:
-        """Block until at least one submitted recipe is scored; return all that are, with their tags."""
+        """Block until a submitted recipe is scored, or a worker becomes free; return what is scored, with tags."""
+
+    def close(self) -> None:
+        """Stop the workers that this pool has started, and nothing else; may be called twice."""

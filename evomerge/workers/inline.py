@@ -59,3 +59,6 @@ class InlinePool:
         """Score what is queued."""
         queue, self._queue = self._queue, []
         return [(tag, self.worker.evaluate(recipe, items)) for tag, recipe, items in queue]
+
+    def close(self) -> None:
+        """Nothing was started."""

@@ -1,0 +1,39 @@
+"""Searches on real Ray: the same result as inline, whatever happens to the workers."""
+
+import logging
+from contextlib import closing
+
+from evomerge.bench import Bench
+from evomerge.config import load
+from evomerge.ledger import Ledger
+from evomerge.problem import Problem
+from evomerge.run import Run
+from evomerge.search import Search
+from tests.workers.searches import candidates, write_config
+
+
+def search(folder, name, workers):
+    """Search in this process; return what became of each candidate, and the result of one finalist."""
+    write_config(folder / f"{name}.yaml", workers)
+    problem = Problem(load(folder / f"{name}.yaml"))
+    with (
+        closing(problem.pool()) as pool,
+        Run.create(folder / name, problem.resolved().to_yaml(), problem.environment()) as run,
+    ):
+        bench = Bench(run, Ledger(), pool)
+        state = Search(run, problem.space, problem.strategy(), problem.config.budget, problem.measure(bench))
+        state.search(pool)
+        parent = bench.score("parent", problem.sources()[1], problem.search_items)
+    return candidates(folder / name), parent.scores.tolist()
+
+
+def test_two_ray_workers_find_what_one_inline_worker_finds(tmp_path, caplog, capfd):
+    inline = search(tmp_path, "inline", {"threads": 1})
+    with caplog.at_level(logging.INFO, "evomerge"):
+        ray = search(tmp_path, "ray", {"kind": "ray", "count": 2})
+    assert ray == inline
+    assert {line.split(":")[0] for line in caplog.messages if "is ready" in line} <= {
+        "worker 0 is ready",
+        "worker 1 is ready",
+    }
+    assert capfd.readouterr() == ("", "")  # Ray's own noise stays out of the terminal
