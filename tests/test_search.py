@@ -156,7 +156,7 @@ def share(genotype):
     return float(np.clip(np.mean(genotype), 0, 1))
 
 
-@pytest.mark.parametrize("measure", [lambda: PlainMeasure(ITEMS), inherited], ids=["plain", "inherited"])
+@pytest.mark.parametrize("measure", [lambda: PlainMeasure(ITEMS, ONE_TASK), inherited], ids=["plain", "inherited"])
 @pytest.mark.parametrize("seed", range(2))
 def test_a_synchronous_search_does_not_depend_on_which_worker_is_quicker(create, space, measure, seed):
     def start(run):
@@ -197,7 +197,7 @@ def test_a_recipe_that_is_being_scored_is_not_scored_twice(create, space):
     run = create()
     pool = UnevenPool(space, share, capacity=4, fails=lambda count: count == 1)
     strategy = Stuck(space, 0, RandomConfig())
-    Search(run, space, strategy, BudgetConfig(evaluations=9), PlainMeasure(ITEMS)).search(pool)
+    Search(run, space, strategy, BudgetConfig(evaluations=9), PlainMeasure(ITEMS, ONE_TASK)).search(pool)
     told = [event for event in run.events() if isinstance(event, Told)]
     assert pool.count == 2  # the first one failed, so the next with this recipe was tried
     assert [event.evaluation.status for event in told] == ["failed"] + ["ok"] * 8

@@ -90,6 +90,8 @@ class M2n2Config(BaseModel):
 class M2n2(Strategy):
     """Competition and attraction over an archive; never waits, so no worker idles."""
 
+    steady_state = True
+
     def __init__(self, space: SearchSpace, seed: int, config: M2n2Config) -> None:
         super().__init__(space, seed)
         if config.warm_up == "auto":
