@@ -59,6 +59,8 @@ class GridConfig(BaseModel):
 class GridSearch(Strategy):
     """Walks the grid once, the last gene fastest, and is finished then; no random number is drawn."""
 
+    steady_state = True
+
     def __init__(self, space: SearchSpace, seed: int, config: GridConfig) -> None:
         super().__init__(space, seed)
         if config.points == "auto":

@@ -95,6 +95,8 @@ class NevergradConfig(BaseModel):
 class Nevergrad(Strategy):
     """Steady-state: accepts results one by one, with up to `parallel` candidates out."""
 
+    steady_state = True
+
     def __init__(self, space: SearchSpace, seed: int, config: NevergradConfig) -> None:
         super().__init__(space, seed)
         self.config = config
