@@ -25,7 +25,8 @@ REPEATED = ("--models", "--tasks", "--include-path")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: space.weight.high=2.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: space.weight.high=2; budget.hours=+1 adds."),
 ]
 SearchFile = Annotated[Path, typer.Argument(help="The search file (YAML).", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
@@ -73,20 +74,23 @@ def search(
     config: SearchFile,
     set_: Set = None,
     run_: Annotated[Path | None, typer.Option("--run", help="The run directory to make; runs/NAME by default.")] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Begin with what a former run has found.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Search, then score the result on held-out items."""
     from evomerge.commands.search import search as run
 
-    run(config, set_ or [], run_, json)
+    run(config, set_ or [], run_, warm_start, json)
 
 
 @app.command()
-def resume(run_: RunFolder, json: Json = False) -> None:
-    """Go on with a stopped search, exactly."""
+def resume(run_: RunFolder, set_: Set = None, json: Json = False) -> None:
+    """Go on with a stopped search, exactly; --budget.evaluations=+200 extends a finished one."""
     from evomerge.commands.search import resume as run
 
-    run(run_, json)
+    run(run_, set_ or [], json)
 
 
 @app.command()
@@ -208,10 +212,15 @@ def main() -> None:
 
 
 def _repeat_options(arguments: list[str]) -> list[str]:
-    """Let `--models A B` stand for `--models A --models B`."""
+    """Let `--models A B` stand for `--models A --models B`, and `--budget.hours=2` for `--set budget.hours=2`."""
     expanded: list[str] = []
     option, taken = None, 0
     for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if key.startswith("--") and "." in key and equals:
+            expanded += ["--set", argument[2:]]
+            option = None
+            continue
         if argument.startswith("-"):
             option, taken = (argument, 0) if argument in REPEATED else (None, 0)
         elif option is not None:

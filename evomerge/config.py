@@ -223,16 +223,30 @@ def _override(values: dict[str, Any], override: str) -> None:
             target = target[part]
         else:
             raise ConfigError(f"--set {override}: there is no `{part}` to set anything in")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: {text!r} is no valid YAML value; quote it") from None
+    value = _value(override, text)
+    if text.startswith("+"):
+        value = _added(override, target, last, value)
     if isinstance(target, list):
         if not last.isdigit() or int(last) >= len(target):
             raise ConfigError(f"--set {override}: name a list entry from 0 to {len(target) - 1}")
         target[int(last)] = value
     else:
         target[last] = value
+
+
+def _value(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {text!r} is no valid YAML value; quote it") from None
+
+
+def _added(override: str, target: Any, key: str, more: Any) -> Any:
+    """Return what `key=+more` means: so much more than the file says."""
+    present = target.get(key) if isinstance(target, dict) else None
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (present, more)):
+        raise ConfigError(f"--set {override}: there is no number to add to; give the value itself, without +")
+    return present + more
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:

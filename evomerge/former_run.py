@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evomerge.config import ConfigError, SearchConfig, load
 from evomerge.ledger import Ledger
-from evomerge.run import Run
+from evomerge.run import Run, RunError, require_run
 from evomerge.strategies import AnyStrategyConfig, CmaEsConfig
 from evomerge.strategies.unit_box import UnitBox
 from search_spaces.space import SearchSpace
@@ -41,3 +41,24 @@ def warmed(strategy: AnyStrategyConfig, config: SearchConfig, space: SearchSpace
     points = [box.to_unit(ledger.asked[identity].candidate.genotype) for identity in ranking]
     learnt = warm.learnt(points, [ledger.evaluation(identity).fitness for identity in ranking])
     return strategy.model_copy(update={"warm_start": learnt})
+
+
+def warm_start_override(config: SearchConfig, path: Path) -> str:
+    """Return the `key=value` by which a search begins with what a run has found.
+
+    CMA-ES begins with the distribution of the run's best candidates if the run searched the same space. In any other
+    case the search begins at the run's best recipe, as this space says it.
+
+    Raises
+    ------
+    RunError
+        If it is no run, or has no best recipe yet.
+    """
+    require_run(path)
+    former = load(path / "config.yaml")
+    if isinstance(config.strategy, CmaEsConfig) and (former.space, former.models) == (config.space, config.models):
+        return f"strategy.warm_start={path.resolve()}"
+    best = path / "best.yaml"
+    if not best.is_file():
+        raise RunError(f"{path} has scored no candidate yet; name another run, or resume that one first")
+    return f"space.start={best.resolve()}"

@@ -25,6 +25,7 @@ from evomerge.strategies.base import Strategy
 from evomerge.workers.base import Pool
 from evomerge.workers.inline import InlinePool, Worker
 from evomerge.workers.ray_pool import RayConfig, RayPool
+from evomerge.workers.sources import SourceWatch
 from fitness.config import FitnessConfig
 from fitness.evaluation import ItemScores, TaskError
 from fitness.items import task_of
@@ -239,7 +240,7 @@ def build_worker(
         max_length=fitness.max_length,
         device=device,
     )
-    return Worker(engine, evaluator)
+    return Worker(engine, evaluator, SourceWatch(checkpoints))
 
 
 def torch_device(name: str) -> str:

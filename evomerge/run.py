@@ -245,6 +245,14 @@ class Run:
         except (sqlite3.Error, KeyError, TypeError, ValueError, RecursionError) as error:
             raise _damaged(self.path, error) from error
 
+    def count(self) -> int:
+        """Return how many events there are."""
+        try:
+            (count,) = self._db.execute("SELECT COUNT(*) FROM events").fetchone()
+            return int(count)
+        except sqlite3.Error as error:
+            raise _damaged(self.path, error) from error
+
     def write(self, name: str, text: str) -> None:
         """Replace one of the run's text files in one step."""
         write_text(self.path / name, text)

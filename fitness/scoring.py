@@ -80,6 +80,13 @@ class Evaluator:
         for item in items:
             self._encode(self.suite.item(item))
 
+    def use_batch_size(self, batch_size: int) -> None:
+        """Make batches of another size from here on."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: give at least 1")
+        self.batch_size = batch_size
+        self._plans.clear()
+
     def score(self, model: Any, items: Sequence[str]) -> ItemScores:
         """Score a model.
 

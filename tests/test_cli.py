@@ -12,6 +12,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from evomerge.cli import main
+from evomerge.config import load as load_config
+from evomerge.former_run import warm_start_override
+from evomerge.ledger import Ledger
+from evomerge.run import Asked, Run
 
 ZOO = Path(__file__).parent.parent / "experiments" / "zoo"
 COMMAND = Path(sys.executable).parent / "evomerge"
@@ -467,3 +471,33 @@ def wait_for_events(run, count, timeout=120):
             pass
         time.sleep(0.05)
     raise AssertionError(f"{run} did not reach {count} events in {timeout} s")
+
+
+def test_a_finished_run_is_extended(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0] / "run", run)
+    before = json.loads((run / "result.json").read_text())["evaluations"]
+    out = evomerge("resume", "run", "--budget.evaluations=+3", cwd=tmp_path)
+    assert f"{before + 3} evaluations, {before} of them done" in out
+    assert json.loads((run / "result.json").read_text())["evaluations"] == before + 3
+    assert yaml.safe_load((run / "config.yaml").read_text())["budget"]["evaluations"] == before + 3
+
+
+def test_resuming_with_another_strategy_is_refused(finished, tmp_path, refuse):
+    shutil.copytree(finished[0] / "run", tmp_path / "run")
+    refuse("resume", "run", "--strategy.sigma=0.3", words=["strategy was edited", "only the budget, the workers"])
+
+
+def test_a_warm_start_begins_at_what_a_former_run_found(finished, tmp_path):
+    """With the same space CMA-ES takes the run's distribution; any other search its best recipe."""
+    former = finished[0] / "run"
+    same = load_config(write(tmp_path))
+    assert warm_start_override(same, former) == f"strategy.warm_start={former.resolve()}"
+    other = load_config(write(tmp_path, strategy={"kind": "random", "population": 5}))
+    override = warm_start_override(other, former)
+    assert override == f"space.start={former.resolve() / 'best.yaml'}"
+    evomerge("search", "search.yaml", "--warm-start", former, "--run", "warm", "--budget.evaluations=2", cwd=tmp_path)
+    with Run.read(former) as old, Run.read(tmp_path / "warm") as new:
+        ledger = Ledger(old.events())
+        first = next(event for event in new.events() if isinstance(event, Asked))
+        assert first.recipe == ledger.asked[ledger.best].recipe

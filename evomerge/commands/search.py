@@ -16,6 +16,7 @@ from evomerge.bench import Bench
 from evomerge.commands.output import console, print_held_out
 from evomerge.config import SearchConfig, load, load_recorded
 from evomerge.final import Conclusion
+from evomerge.former_run import warm_start_override
 from evomerge.ledger import Ledger
 from evomerge.problem import Problem
 from evomerge.progress import SearchProgress
@@ -28,9 +29,13 @@ from evomerge.workers.base import Pool
 log = logging.getLogger("evomerge")
 
 
-def search(config_file: Path, overrides: Sequence[str], path: Path | None, as_json: bool) -> None:
-    """Make a new run and search."""
+def search(
+    config_file: Path, overrides: Sequence[str], path: Path | None, warm_start: Path | None, as_json: bool
+) -> None:
+    """Make a new run and search, perhaps from what a former run has found."""
     out = console(stderr=as_json)
+    if warm_start is not None:
+        overrides = [*overrides, warm_start_override(load(config_file, overrides), warm_start)]
     path = path or _free_name(Path("runs") / config_file.stem)
     with _interruptible(out, "stopped before the search began; nothing is kept"):
         problem, environment = _open(load(config_file, overrides), out)
@@ -40,14 +45,16 @@ def search(config_file: Path, overrides: Sequence[str], path: Path | None, as_js
         _go_on(run, problem, pool, out, as_json)
 
 
-def resume(path: Path, as_json: bool) -> None:
-    """Go on with a run."""
+def resume(path: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Go on with a run; the budget, the workers and places of files may be others from here on."""
     out = console(stderr=as_json)
     with Run.open(path) as run:
         with _interruptible(out, _how_to_go_on(run)):
-            problem, environment = _open(load_recorded(path), out)
+            problem, environment = _open(load_recorded(path, overrides), out)
             _check_same(run, environment)
             pool = problem.pool()
+            if overrides:
+                run.write("config.yaml", problem.config.to_yaml())
         with closing(pool):
             _go_on(run, problem, pool, out, as_json)
 

@@ -2,41 +2,114 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
 
 from evomerge.merging.engine import MergeEngine
-from fitness.evaluation import Evaluation
+from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker
+from evomerge.workers.sources import SourceWatch
+from fitness.evaluation import Evaluation, ItemScores
 from fitness.objectives import Objectives, means
 from fitness.scoring import Evaluator
 from search_spaces.recipe import Recipe
 
+log = logging.getLogger("evomerge")
+
+_NO_MEMORY = ("not enough memory", "can't allocate memory")  # of torch's CPU allocator, which has no type for it
+
 
 class Worker:
-    """Scores recipes, one at a time; holds nothing between candidates but what is prepared once."""
+    """Scores recipes, one at a time; holds nothing between candidates but what is prepared once.
 
-    def __init__(self, engine: MergeEngine, evaluator: Evaluator) -> None:
+    Parameters
+    ----------
+    engine
+        Builds a recipe's model.
+    evaluator
+        Scores it.
+    watch
+        Sees that the sources stay what they are; None: nobody looks.
+    """
+
+    def __init__(self, engine: MergeEngine, evaluator: Evaluator, watch: SourceWatch | None = None) -> None:
         self.engine = engine
         self.evaluator = evaluator
+        self.watch = watch
 
     def prepare(self, recipe: Recipe, items: Sequence[str]) -> None:
         """Do all that does not depend on a candidate: prepared merge state, tokenised batches."""
         self.evaluator.prepare(items, self.engine.apply(recipe))
 
     def evaluate(self, recipe: Recipe, items: Sequence[str]) -> Evaluation:
-        """Build the recipe's model and score it; whatever goes wrong becomes a failed evaluation."""
+        """Build the recipe's model and score it; whatever goes wrong becomes a failed evaluation.
+
+        Raises
+        ------
+        WorkerError
+            If a source has changed: what was scored is not this recipe.
+        BrokenWorker
+            If the GPU is in a state that only a new process gets out of.
+        """
         seconds = {"merge": 0.0, "score": 0.0, "wait": 0.0}
+        self._check_sources()
+        evaluation = self._evaluate(recipe, items, seconds)
+        self._check_sources()
+        return evaluation
+
+    def _evaluate(self, recipe: Recipe, items: Sequence[str], seconds: dict[str, float]) -> Evaluation:
         try:
             started = time.perf_counter()
             model = self.engine.apply(recipe)
             seconds["merge"] = time.perf_counter() - started
-            scored = self.evaluator.score(model, items)
+            scored = self._score(model, items)
             seconds["score"] = scored.forward_seconds
             answered = Evaluation("ok", items=scored.items, scores=scored.scores, seconds=seconds)
             return Objectives(self.evaluator.suite.weights).judge(answered, means(scored))
         except Exception as problem:  # whatever torch, the tasks' own metrics or their templates raise
-            reason = " ".join(f"{type(problem).__name__}: {problem}".split())
-            return Evaluation.failed(reason, seconds)
+            if "CUDA error" in str(problem):  # every later call would fail, too
+                raise BrokenWorker(f"the GPU cannot go on ({_one_line(problem)}); resume the run") from problem
+            shortage = f"{OUT_OF_MEMORY} ({_batch(self.evaluator.batch_size)}): " if _no_memory(problem) else ""
+            return Evaluation.failed(shortage + _one_line(problem), seconds)
+
+    def _score(self, model: Any, items: Sequence[str]) -> ItemScores:
+        """Score, with smaller batches from here on as long as memory does not suffice."""
+        while True:
+            try:
+                scored = self.evaluator.score(model, items)
+                break
+            except Exception as problem:
+                if not _no_memory(problem) or self.evaluator.batch_size == 1:
+                    raise
+                self.evaluator.use_batch_size(self.evaluator.batch_size // 2)
+                log.warning("%s: from here on %s", OUT_OF_MEMORY, _batch(self.evaluator.batch_size))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        if not np.isfinite(scored.scores).all():
+            raise ValueError("a task's metric gave a score that is no finite number; mend the task")
+        return scored
+
+    def _check_sources(self) -> None:
+        if self.watch is not None:
+            self.watch.check()
+
+
+def _no_memory(problem: Exception) -> bool:
+    if isinstance(problem, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in _NO_MEMORY)
+
+
+def _batch(size: int) -> str:
+    return f"{size} sequence{'s' if size > 1 else ''} a batch"
+
+
+def _one_line(problem: Exception) -> str:
+    return " ".join(f"{type(problem).__name__}: {problem}".split())
 
 
 class InlinePool:

@@ -1,0 +1,149 @@
+"""The worker's answers to too little memory, broken numbers, a broken GPU and sources that change under it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge.config import load
+from evomerge.problem import Problem
+from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, WorkerError
+from fitness.evaluation import ItemScores
+from tests.workers.searches import ZOO, write_config
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory):
+    """Return a small problem on copies of the zoo's models."""
+    folder = tmp_path_factory.mktemp("worker")
+    shutil.copytree(ZOO / "models", folder / "models")
+    models = {name: str(folder / "models" / name) for name in ("base", "ja")}
+    write_config(folder / "search.yaml", {"threads": 1}, models=models)
+    return Problem(load(folder / "search.yaml"))
+
+
+@pytest.fixture
+def worker(problem, monkeypatch):
+    monkeypatch.setattr(problem.worker.evaluator, "batch_size", 8)
+    return problem.ready_worker()
+
+
+@pytest.fixture
+def start(problem):
+    return problem.space.decode(problem.space.start)
+
+
+def failing(evaluator, error, *, above=0):
+    """Return a `score` that raises `error` for batches larger than `above`."""
+    score = evaluator.score
+
+    def scoring(model, items):
+        if evaluator.batch_size > above:
+            raise error
+        return score(model, items)
+
+    return scoring
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_makes_smaller_batches_until_it_fits(worker, problem, start, monkeypatch, caplog, error):
+    expected = worker.evaluate(start, problem.subset)
+    monkeypatch.setattr(worker.evaluator, "score", failing(worker.evaluator, error, above=2))
+    found = worker.evaluate(start, problem.subset)
+    assert found.status == "ok" and worker.evaluator.batch_size == 2
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert "from here on 2 sequences a batch" in caplog.text
+
+
+def test_out_of_memory_at_every_batch_size_is_a_failure_with_the_reason(worker, problem, start, monkeypatch):
+    monkeypatch.setattr(worker.evaluator, "score", failing(worker.evaluator, MemoryError("none left")))
+    found = worker.evaluate(start, problem.subset)
+    assert found.status == "failed"
+    assert found.reason == f"{OUT_OF_MEMORY} (1 sequence a batch): MemoryError: none left"
+
+
+def test_out_of_memory_while_merging_is_a_failure_with_the_reason(worker, problem, start, monkeypatch):
+    def apply(recipe):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(worker.engine, "apply", apply)
+    assert worker.evaluate(start, problem.subset).reason.startswith(OUT_OF_MEMORY)
+    assert worker.evaluator.batch_size == 8
+
+
+def test_a_gpu_in_error_is_no_failure_of_the_candidate(worker, problem, start, monkeypatch):
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(worker.evaluator, "score", failing(worker.evaluator, error))
+    with pytest.raises(BrokenWorker, match=r"the GPU cannot go on .*resume the run"):
+        worker.evaluate(start, problem.subset)
+
+
+def test_weights_that_are_no_numbers_fail_the_candidate(worker, problem, start, monkeypatch):
+    apply = worker.engine.apply
+
+    def spoilt(recipe):
+        model = apply(recipe)
+        with torch.no_grad():
+            next(iter(model.parameters())).fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(worker.engine, "apply", spoilt)
+    found = worker.evaluate(start, problem.subset)
+    assert found.status == "failed" and "the model produced NaN" in found.reason
+    monkeypatch.undo()
+    assert worker.evaluate(start, problem.subset).status == "ok"
+
+
+def test_scores_that_are_no_numbers_fail_the_candidate(worker, problem, start, monkeypatch):
+    items = tuple(problem.subset)
+    scores = np.full(len(items), np.nan, np.float32)
+    monkeypatch.setattr(worker.evaluator, "score", lambda model, asked: ItemScores(items, scores, 0.1))
+    assert "no finite number" in worker.evaluate(start, problem.subset).reason
+
+
+def weights(problem):
+    return Path(problem.config.models["ja"]) / "model.safetensors"
+
+
+def test_a_touched_source_is_still_the_same(worker, problem, start):
+    os.utime(weights(problem))
+    assert worker.evaluate(start, problem.subset).status == "ok"
+
+
+def test_a_changed_source_stops_the_search_and_nothing_is_recorded(worker, problem, start):
+    file = weights(problem)
+    before = file.read_bytes()
+    changed = bytearray(before)
+    changed[-1] ^= 1
+    other = file.with_name("other")
+    other.write_bytes(changed)
+    os.replace(other, file)
+    with pytest.raises(WorkerError, match=r"model\.safetensors has changed while the search ran.*resume the run"):
+        worker.evaluate(start, problem.subset)
+    file.write_bytes(before)
+    assert worker.evaluate(start, problem.subset).status == "ok"
+
+
+def test_a_source_that_changes_during_an_evaluation_is_noticed(worker, problem, start, monkeypatch):
+    file, score = weights(problem), worker.evaluator.score
+    before = file.read_bytes()
+
+    def scoring(model, items):
+        file.rename(file.with_name("hidden"))
+        return score(model, items)
+
+    monkeypatch.setattr(worker.evaluator, "score", scoring)
+    with pytest.raises(WorkerError, match="has vanished while the search ran"):
+        worker.evaluate(start, problem.subset)
+    file.with_name("hidden").rename(file)
+    assert file.read_bytes() == before
