@@ -73,6 +73,7 @@ class SimulatedPool:
         self._running: list[tuple[float, int, float]] = []  # end, tag, seconds
         self._idle_since = [0.0] * count  # of the workers that are idle now
         self._idle = 0.0
+        self._last, self._scored_before = 0.0, 0  # when the last recipe was handed out
         self._skipped = 0.0
         self._began = time.process_time()
 
@@ -89,6 +90,7 @@ class SimulatedPool:
         """Begin scoring."""
         now = self.now()
         self._idle += now - self._idle_since.pop()
+        self._last, self._scored_before = now, self.scored
         seconds = self._duration()
         heapq.heappush(self._running, (now + seconds, tag, seconds))
 
@@ -100,23 +102,27 @@ class SimulatedPool:
             end, tag, seconds = heapq.heappop(self._running)
             self._idle_since.append(end)  # it waits for the driver from then on
             self.scored += 1
-            done.append((tag, self._evaluation(seconds)))
+            done.append((tag, self.evaluation(seconds)))
         return done
 
     def close(self) -> None:
         """Nothing was started."""
 
     def idle_share(self) -> float:
-        """Return the share of all workers' time that was spent idle, up to now."""
-        now = self.now()
-        idle = self._idle + sum(max(0.0, now - since) for since in self._idle_since)
-        return idle / (self.count * now)
+        """Return the share of all workers' time that was spent idle, up to the last recipe that was handed out."""
+        idle = self._idle + sum(max(0.0, self._last - since) for since in self._idle_since)
+        return idle / (self.count * self._last)
+
+    def rate(self) -> float:
+        """Return evaluations per second up to the last recipe that was handed out."""
+        return self._scored_before / self._last
 
     def _duration(self) -> float:
         seconds = self.load.median * float(np.exp(self.load.sigma * self.rng.standard_normal()))
         return seconds * (self.load.slower if self.rng.random() < self.load.stragglers else 1.0)
 
-    def _evaluation(self, seconds: float) -> Evaluation:
+    def evaluation(self, seconds: float) -> Evaluation:
+        """Return what an evaluation of that length gives: random scores, or a failure."""
         spent = {"merge": 0.1 * seconds, "score": 0.9 * seconds, "wait": 0.0}
         if self.rng.random() < self.load.failures:
             return Evaluation.failed("out of memory (simulated)", spent)

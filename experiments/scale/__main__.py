@@ -1,0 +1,174 @@
+"""``python -m experiments.scale`` measures how far one driver reaches; ``--quick`` runs the same on small sizes.
+
+The driver, the event log and the strategies are the real ones; workers are simulated (`simulation.py`).
+
+- *sustained*: evaluations per second, and the share of the workers' time that they idle, with 1 to 1,000 workers whose
+  evaluations take so long that all of them together finish 200 a second (or 10 a second each, where that is less).
+- *limit*: the same with evaluations that take no time to speak of: what the driver can do at most.
+- *resume*: processor seconds until a run of so many events goes on, and the size of its log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge.config import BudgetConfig
+from evomerge.run import Asked, Run, Told
+from evomerge.search import Search
+from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, M2n2Config, RandomConfig
+from evomerge.strategies.base import Evaluated
+from experiments.scale.simulation import ITEMS, Load, SimulatedPool, space
+from fitness.measure import PlainMeasure
+from fitness.objectives import Objectives
+from search_spaces.coefficients import CoefficientSpace
+
+FOLDER = Path(__file__).parent
+RATE = 200.0
+"""Evaluations per second that the workers together can do in the sustained case."""
+OBJECTIVES = Objectives({"simulated": 1.0})
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured."""
+
+    workers: Sequence[int] = (1, 10, 100, 1000)
+    per_worker: int = 8
+    least: int = 1000
+    events: int = 100_000
+    layers: Sequence[int] = (8, 32)
+
+
+QUICK = Sizes(workers=(1, 50), per_worker=4, least=100, events=400, layers=(4,))
+
+
+def strategies(workers: int) -> dict[str, AnyStrategyConfig]:
+    """Return the strategies that are measured: one that waits for its generation, and two that never wait."""
+    population = max(8, workers)
+    return {
+        "cma_es (synchronous)": CmaEsConfig(population=population, restarts=False),
+        "m2n2 (steady-state)": M2n2Config(archive=100),
+        "random (steady-state)": RandomConfig(population=population),
+    }
+
+
+def searching(run: Run, searched: CoefficientSpace, config: AnyStrategyConfig, evaluations: int) -> Search:
+    """Return a search over `run`, which is led through its events."""
+    resolved = config.resolved(searched.dimension, noise=0.1, evaluations=evaluations)
+    measure = PlainMeasure(ITEMS, OBJECTIVES)
+    return Search(run, searched, resolved.build(searched, 0), BudgetConfig(evaluations=evaluations), measure)
+
+
+def drive(layers: int, config: AnyStrategyConfig, workers: int, load: Load, evaluations: int) -> dict[str, Any]:
+    """Search with simulated workers; return rates and shares."""
+    with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", "", {}) as run:
+        state = searching(run, space(layers), config, evaluations)
+        pool = SimulatedPool(workers, load, seed=0)
+        began = time.process_time()
+        state.search(pool)
+        processor = time.process_time() - began
+        return {
+            "workers": workers,
+            "evaluations": evaluations,
+            "per_second": round(pool.rate(), 1),
+            "possible_per_second": round(workers / load.mean(), 1),
+            "idle_share": round(pool.idle_share(), 4),
+            "driver_ms": round(1000 * processor / evaluations, 2),
+        }
+
+
+def sustained(sizes: Sizes, layers: int) -> list[dict[str, Any]]:
+    """Measure with workers that can do 200 a second together, or 10 a second each."""
+    rows = []
+    for workers in sizes.workers:
+        seconds = max(workers / RATE, 0.1)
+        load = Load(median=seconds / Load(median=1.0).mean())
+        for name, config in strategies(workers).items():
+            evaluations = max(sizes.least, sizes.per_worker * workers)
+            rows.append({"layers": layers, "strategy": name} | drive(layers, config, workers, load, evaluations))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def limit(sizes: Sizes) -> list[dict[str, Any]]:
+    """Measure the driver alone: workers that are done at once."""
+    rows = []
+    for layers in sizes.layers:
+        for name, config in strategies(100).items():
+            found = drive(layers, config, 100, Load(median=1e-6), sizes.least)
+            row = {"layers": layers, "strategy": name, "per_second": found["per_second"]}
+            rows.append(row | {"driver_ms": found["driver_ms"]})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def write_log(run: Run, searched: CoefficientSpace, config: AnyStrategyConfig, evaluations: int) -> None:
+    """Record a whole search as the driver does, except that no recipe is decoded: its hash is a number."""
+    resolved = config.resolved(searched.dimension, noise=0.1, evaluations=evaluations)
+    strategy, pool = resolved.build(searched, 0), SimulatedPool(1, Load(median=1e-6), seed=0)
+    measure = PlainMeasure(ITEMS, OBJECTIVES)
+    for _ in range(evaluations):
+        (candidate,) = strategy.ask(1)
+        run.record(Asked(candidate, f"{candidate.id:016x}"))
+        evaluation = measure.judge(pool.evaluation(1.0))
+        run.record(Told(candidate.id, evaluation, False, float(candidate.id)))
+        strategy.tell([Evaluated(candidate.id, evaluation)])
+
+
+def resume(sizes: Sizes) -> list[dict[str, Any]]:
+    """Write runs of so many events, and measure how long it takes to go on with them."""
+    rows = []
+    searched = space(sizes.layers[0])
+    evaluations = sizes.events // 2
+    for name, config in strategies(100).items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "run"
+            with Run.create(path, "", {}) as run:
+                write_log(run, searched, config, evaluations)
+            size = (path / "events.sqlite").stat().st_size
+            began = time.process_time()
+            with Run.open(path) as run:
+                state = searching(run, searched, config, evaluations)
+                seconds = time.process_time() - began
+            if len(state.ledger.told) != evaluations:
+                raise SystemExit("the resumed run has lost evaluations")
+        rows.append(
+            {
+                "strategy": name,
+                "events": 2 * evaluations,
+                "resume_seconds": round(seconds, 1),
+                "megabytes_per_100000_evaluations": round(size / evaluations * 1e5 / 1e6, 1),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure all, write `results.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, seconds")
+    parser.add_argument("--out", type=Path, default=FOLDER / "results.json")
+    given = parser.parse_args()
+    logging.getLogger("evomerge").setLevel(logging.ERROR)
+    sizes = QUICK if given.quick else Sizes()
+    found = {
+        "python": platform.python_version(),
+        "limit": limit(sizes),
+        "sustained": sustained(sizes, sizes.layers[0]),
+        "resume": resume(sizes),
+    }
+    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
