@@ -222,5 +222,6 @@ class Search:
         ):
             raise SearchError(
                 f"{self.run.path}: the strategy no longer proposes candidate {recorded.id} as recorded, so this run "
-                "cannot go on exactly; install the package versions that environment.json names, or start a new run"
+                "cannot go on exactly; install the package versions that environment.json names, or start a new run "
+                f"with --warm-start {quote(str(self.run.path))}"
             )

@@ -1,4 +1,5 @@
 import math
+import shutil
 import sqlite3
 from dataclasses import replace
 
@@ -158,3 +159,24 @@ def test_an_uncommitted_event_is_not_seen(run):
     with Run.read(run.path) as reader:
         assert list(reader.events()) == []
     run._db.execute("ROLLBACK")
+
+
+def test_a_clock_that_goes_back_changes_no_order(run, monkeypatch):
+    clock = iter([2000.0, 1000.0, 3000.0])
+    monkeypatch.setattr("evomerge.run.time.time", lambda: next(clock))
+    events = [Asked(Candidate(identity, np.zeros(1), "sample", 0), "aaaa") for identity in range(3)]
+    for event in events:
+        run.record(event)
+    assert [event.candidate.id for event in run.events()] == [0, 1, 2]
+
+
+def test_a_copied_run_goes_on(run, tmp_path):
+    for event in some_events():
+        run.record(event)
+    run.close()
+    shutil.copytree(run.path, tmp_path / "copy")
+    with Run.open(tmp_path / "copy") as copy:
+        copy.record(some_events()[0])
+        assert copy.count() == len(some_events()) + 1
+    with Run.read(run.path) as original:
+        assert original.count() == len(some_events())
