@@ -81,6 +81,8 @@ class MapElites(Strategy):
         Cell (one index per axis) to its place in `genotypes` and `fitness`, in the order in which cells were filled.
     """
 
+    steady_state = True
+
     def __init__(self, space: SearchSpace, seed: int, config: MapElitesConfig) -> None:
         super().__init__(space, seed)
         if config.warm_up == "auto":
