@@ -1,0 +1,98 @@
+"""The data and the network of the experiment: scikit-learn's digits, and a perceptron of 19,210 weights.
+
+Both as in the authors' program: 1797 images of 8 x 8 pixels from 0 to 16, the first 80 % to train on, the last 360 to
+test; 64-256-10 with ReLU; a flat vector holds W1 (row by row), b1, W2, b2.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fitness.evaluation import Evaluation
+
+PIXELS, HIDDEN, DIGITS = 64, 256, 10
+WEIGHTS = (PIXELS + 1) * HIDDEN + (HIDDEN + 1) * DIGITS
+TRAINED = 1437
+SPREAD = 0.01  # standard deviation of the first weights
+STEPS, RATE = 10, 3e-3  # full-batch steps of Adam that the halves are trained for
+
+
+@lru_cache(maxsize=1)
+def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the images, float32[1797, 64], and what they show, int64[1797]."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return images.astype(np.float32), labels.astype(np.int64)
+
+
+class Exam:
+    """Scores networks on images.
+
+    Parameters
+    ----------
+    which
+        Which images.
+    """
+
+    def __init__(self, which: slice) -> None:
+        images, labels = digits()
+        used = np.flatnonzero(images[which].any(axis=0))  # three pixels are black throughout
+        ones = np.ones((len(images[which]), 1), np.float32)
+        self._images = torch.from_numpy(np.hstack([images[which][:, used], ones]))
+        self._rows = torch.from_numpy(np.append(used, PIXELS))  # their rows of W1, and b1 below it
+        self._labels = torch.from_numpy(labels[which])
+        self.items = tuple(
+            f"{'odd' if label % 2 else 'even'}/digits/{index}" for index, label in enumerate(labels[which])
+        )
+
+    @torch.inference_mode()
+    def right(self, weights: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which images a network names rightly, bool[I]."""
+        flat = torch.from_numpy(weights).float()
+        first, second, bias = flat.split([(PIXELS + 1) * HIDDEN, HIDDEN * DIGITS, DIGITS])
+        hidden = torch.mm(self._images, first.view(PIXELS + 1, HIDDEN)[self._rows]).relu_()
+        answers = torch.mm(hidden, second.view(HIDDEN, DIGITS)).add_(bias).argmax(dim=1)
+        right: NDArray[np.bool_] = (answers == self._labels).numpy()
+        return right
+
+    def accuracy(self, weights: NDArray[np.float64]) -> float:
+        """Return the share of images that a network names rightly."""
+        return float(self.right(weights).mean())
+
+    def evaluate(self, weights: NDArray[np.float64]) -> Evaluation:
+        """Return what a strategy is told: an item per image; the tasks are odd and even digits."""
+        right = self.right(weights).astype(np.float32)
+        return Evaluation("ok", (float(right.mean()),), (0.0,), self.items, right)
+
+
+def random_network(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return an untrained network, float64[19210]."""
+    return rng.normal(0.0, SPREAD, WEIGHTS)
+
+
+def trained_halves(pair: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return two networks, trained a little on the digits 0 to 4 and on 5 to 9; `pair` seeds their first weights."""
+    rng = np.random.default_rng(pair)
+    images, labels = (torch.from_numpy(part[:TRAINED]) for part in digits())
+    low, high = random_network(rng), random_network(rng)
+    return _trained(low, images[labels < 5], labels[labels < 5]), _trained(
+        high, images[labels >= 5], labels[labels >= 5]
+    )
+
+
+def _trained(weights: NDArray[np.float64], images: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float64]:
+    flat = torch.tensor(weights, dtype=torch.float32, requires_grad=True)
+    adam = torch.optim.Adam([flat], lr=RATE)
+    for _ in range(STEPS):
+        first, bias1, second, bias2 = flat.split([PIXELS * HIDDEN, HIDDEN, HIDDEN * DIGITS, DIGITS])
+        hidden = torch.relu(images @ first.view(PIXELS, HIDDEN) + bias1)
+        loss = torch.nn.functional.cross_entropy(hidden @ second.view(HIDDEN, DIGITS) + bias2, labels)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return flat.detach().double().numpy()
