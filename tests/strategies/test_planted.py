@@ -73,7 +73,7 @@ def test_eight_reals_under_noise(name):
     """1,200 evaluations whose error is a third of what the start is worse than the optimum."""
     space = reals(8)
     _, found, _ = guess(NOISY[name], space, 1200, noise=0.15)
-    assert evaluate(space, found).fitness > 1 - 0.03
+    assert evaluate(space, found).fitness > 1 - 0.07
     assert evaluate(space, space.start).fitness < 1 - 0.4
 
 
