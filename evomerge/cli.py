@@ -35,6 +35,10 @@ IncludePath = Annotated[
     list[Path] | None, typer.Option(help="Folders of lm-eval task files; several may follow.", show_default=False)
 ]
 
+AllowUnrelated = Annotated[
+    bool, typer.Option("--allow-unrelated", help="Take models although their weights do not come from the base's.")
+]
+
 
 @app.callback(invoke_without_command=True)
 def _root(
@@ -154,14 +158,17 @@ def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe of evomerge or mergekit (YAML).", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.", show_default=False)],
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    adapter: Annotated[bool, typer.Option("--adapter", help="Write a merge of LoRA adapters as one adapter.")] = False,
+    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of that adapter; all by default.")] = None,
     within: Annotated[
         Path | None, typer.Option(help="Refuse local models outside of this folder: for recipes of strangers.")
     ] = None,
+    allow_unrelated: AllowUnrelated = False,
 ) -> None:
     """Write a recipe's checkpoint: weights, tokenizer, config and model card."""
     from evomerge.commands.merge import merge as run
 
-    run(recipe, out, device, within)
+    run(recipe, out, device, adapter, rank, within=within, allow_unrelated=allow_unrelated)
 
 
 @app.command()
@@ -191,6 +198,21 @@ def evaluate(
     from evomerge.commands.evaluate import of_run, of_tasks
 
     run(model, of_run(like) if like else of_tasks(tasks or [], include_path or [], split), device, json)
+
+
+@app.command()
+def inspect(
+    models: Annotated[
+        list[str], typer.Argument(help="Folders, hub ids or GGUF files; the first is the base.", show_default=False)
+    ],
+    quick: Annotated[bool, typer.Option("--quick", help="Look at a sample of each tensor only.")] = False,
+    allow_unrelated: AllowUnrelated = False,
+    json: Json = False,
+) -> None:
+    """Say how alike models are, and what stands in the way of merging them."""
+    from evomerge.commands.inspect import inspect as run
+
+    run(models, quick, allow_unrelated, json)
 
 
 def main() -> None:

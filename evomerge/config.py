@@ -27,6 +27,9 @@ from fitness.config import FitnessConfig
 from search_spaces.building import STARTS
 from search_spaces.coefficients import CoefficientConfig
 from search_spaces.dialect import load_yaml
+from search_spaces.space import SearchSpace
+from search_spaces.stamped import StampedSpace
+from search_spaces.validation import NOT_IN_CORE
 
 MAX_BYTES = 1_000_000
 
@@ -93,6 +96,14 @@ class SearchConfig(BaseModel):
     """When to stop."""
     workers: WorkersConfig = InlineConfig()
     """Where candidates are built and scored."""
+    adapters: Literal["full", "core"] = "full"
+    """How LoRA adapters among the models are merged: `full` as whole weights, `core` as small matrices in the space
+    that all of them span (then every expert is an adapter of the base), from which one adapter can be written."""
+    vocabulary: Literal["same", "base", "union", "first", "pad"] = "same"
+    """Whose vocabulary merges have where the models' differ: `same` refuses, `base` takes the base's, `first` the first
+    expert's, `union` all tokens; `pad` compares rows by id and fills up the shorter matrices."""
+    allow_unrelated: bool = False
+    """Merge models although their weights do not come from the base's."""
     out_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What merged weights are stored in; the merging itself is done in float32."""
     seed: int = Field(default=0, ge=0)
@@ -123,6 +134,31 @@ class SearchConfig(BaseModel):
                 "strategy.kind: nsga2, or fitness.objectives: weighted_sum"
             )
         return self
+
+    @model_validator(mode="after")
+    def _methods_in_core(self) -> SearchConfig:
+        method: Any = getattr(self.space, "method", ())
+        for name in (method,) if isinstance(method, str) else method:
+            if self.adapters == "core" and name in NOT_IN_CORE:
+                raise ValueError(
+                    f"adapters: core space holds task vectors only, and {name} compares whole weights; write adapters: "
+                    "full, or another space.method"
+                )
+        return self
+
+    def stamped(self, space: SearchSpace) -> SearchSpace:
+        """Return the space whose recipes say how the sources of this search are to be read."""
+        settings: dict[str, Any] = {}
+        if self.adapters == "core":
+            settings["adapters"] = "core"
+        if self.vocabulary != "same":
+            settings["tokenizer_source"] = self.vocabulary
+        return StampedSpace(space, **settings) if settings else space
+
+    @property
+    def vocabulary_policy(self) -> str | None:
+        """The policy for opening the sources; None where they are to be as they are."""
+        return None if self.vocabulary == "same" else self.vocabulary
 
     @property
     def base(self) -> str:

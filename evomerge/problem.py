@@ -19,6 +19,7 @@ from evomerge.former_run import warmed
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import MergeEngine
+from evomerge.merging.sources import open_sources
 from evomerge.merging.task_vectors import squared_norms
 from evomerge.result import Entry
 from evomerge.strategies.base import Strategy
@@ -49,18 +50,20 @@ class Problem:
 
     def __init__(self, config: SearchConfig, *, scan: bool = True) -> None:
         self.config = config
-        self.checkpoints: Mapping[str, Checkpoint] = {
-            name: Checkpoint.open(reference) for name, reference in config.models.items()
-        }
-        self.report = preflight.check(self.checkpoints, config.base, scan=scan)
+        self.checkpoints: Mapping[str, Checkpoint] = open_sources(
+            config.models, config.base, vocabulary=config.vocabulary_policy
+        )
+        self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
         self.layout = self.checkpoints[config.base].layout
-        self.space = coefficient_space(
-            config.space,
-            config.models,
-            self.layout,
-            out_dtype=config.out_dtype,
-            seed=config.seed,
-            squared_norms=lambda: squared_norms(self.checkpoints, config.base),
+        self.space = config.stamped(
+            coefficient_space(
+                config.space,
+                config.models,
+                self.layout,
+                out_dtype=config.out_dtype,
+                seed=config.seed,
+                squared_norms=lambda: squared_norms(self.checkpoints, config.base),
+            )
         )
         self.suite = TaskSuite.load(config.fitness, config.seed)
         self.search_items = self.suite.pool.subset("all", config.seed)

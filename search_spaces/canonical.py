@@ -51,7 +51,7 @@ def canonical_json(canonical: Recipe) -> str:
         )
         for part in canonical.slices
     ]
-    rest = (
+    rest: tuple[object, ...] = (
         canonical.merge_method,
         canonical.base_model,
         canonical.dtype,
@@ -61,6 +61,8 @@ def canonical_json(canonical: Recipe) -> str:
         canonical.seed,
         *(() if canonical.calibration is None else ("calibration", canonical.calibration)),
     )
+    if canonical.adapters is not None:
+        rest = (*rest, canonical.adapters)
     return json.dumps((slices, rest), separators=(",", ":"), default=_condition_json)
 
 

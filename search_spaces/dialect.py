@@ -2,7 +2,8 @@
 
 Read: every spelling that mergekit 0.1.5 accepts for one decoder-only model, with unknown keys refused
 (mergekit passes over them, so that typing errors change the merge in silence). Written: the spellings that
-both mergekit 0.1.5 and its earlier releases understand. One key is ours: ``evomerge: {seed: N, calibration: FILE}``.
+both mergekit 0.1.5 and its earlier releases understand. One key is ours:
+``evomerge: {seed: N, calibration: FILE, adapters: core, vocabulary: first|pad}``.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ def _recipe(data: Any) -> Recipe:
         raise RecipeError("merge_method is missing; write one such as merge_method: linear")
     spec = method_spec(_text(top["merge_method"], "merge_method"))
     form, content, parameters = _content(top, spec)
+    ours = _mapping(top.get("evomerge") or {}, "evomerge", ("seed", "calibration", "adapters", "vocabulary"))
     return Recipe(
         merge_method=spec.name,
         slices=_models(content, spec) if form == "models" else _slices(content, spec),
@@ -155,9 +157,9 @@ def _recipe(data: Any) -> Recipe:
         parameters=parameters,
         dtype=_dtype(top, "dtype"),
         out_dtype=_dtype(top, "out_dtype"),
-        tokenizer_source=_tokenizer_source(top),
+        tokenizer_source=_vocabulary(ours, _tokenizer_source(top)),
         chat_template=_optional_text(top, "chat_template"),
-        **_extensions(top),
+        **_extensions(ours),
     )
 
 
@@ -236,6 +238,9 @@ def _dtype(top: dict[str, Any], key: str) -> str | None:
 def _tokenizer_source(top: dict[str, Any]) -> str | None:
     nested = top.get("tokenizer")
     if nested is None:
+        source = top.get("tokenizer_source")
+        if isinstance(source, str) and source.startswith("model:"):  # how earlier releases named a model
+            return parse_reference(source.removeprefix("model:"), "tokenizer_source")
         return _optional_reference(top, "tokenizer_source")
     if top.get("tokenizer_source") is not None:
         raise RecipeError("tokenizer and tokenizer_source are both there; remove one")
@@ -246,17 +251,29 @@ def _tokenizer_source(top: dict[str, Any]) -> str | None:
     return _optional_reference(fields, "source", "tokenizer") or "union"
 
 
-def _extensions(top: dict[str, Any]) -> dict[str, Any]:
+def _vocabulary(ours: dict[str, Any], mergekits: str | None) -> str | None:
+    """Return our policies where they are set: mergekit has no word for them and would take them for a model."""
+    own = ours.get("vocabulary")
+    if own is None:
+        return mergekits
+    if own not in ("first", "pad"):
+        raise RecipeError(f"evomerge.vocabulary: {_shown(own)} is not first or pad; write others as tokenizer_source")
+    if mergekits is not None:
+        raise RecipeError("evomerge.vocabulary and tokenizer_source are both there; remove one")
+    return str(own)
+
+
+def _extensions(ours: dict[str, Any]) -> dict[str, Any]:
     """Read what is ours, as arguments of a recipe."""
-    if top.get("evomerge") is None:
-        return {}
-    fields = _mapping(top["evomerge"], "evomerge", ("seed", "calibration"))
-    seed, calibration = fields.get("seed"), fields.get("calibration")
+    seed, calibration, adapters = ours.get("seed"), ours.get("calibration"), ours.get("adapters")
+    if adapters not in (None, "core", "full"):
+        raise RecipeError(f"evomerge.adapters: {_shown(adapters)} is not core or full; write adapters: core")
     if seed is not None and type(seed) is not int:
         raise RecipeError(f"evomerge.seed: {_shown(seed)} is not a whole number; write one such as 0")
     return {
         "seed": seed,
         "calibration": None if calibration is None else _text(calibration, "evomerge.calibration"),
+        "adapters": "core" if adapters == "core" else None,
     }
 
 
@@ -353,12 +370,13 @@ def _shown(value: Any) -> str:
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """Return `recipe` as plain data; see `Recipe.to_dict`."""
+    own_policy = recipe.tokenizer_source in ("first", "pad")
     fields: dict[str, Any] = {
         "merge_method": recipe.merge_method,
         "base_model": _reference_data(recipe.base_model),
         "dtype": recipe.dtype,
         "out_dtype": recipe.out_dtype,
-        "tokenizer_source": _reference_data(recipe.tokenizer_source),
+        "tokenizer_source": None if own_policy else _reference_data(recipe.tokenizer_source),
         "chat_template": recipe.chat_template,
         "parameters": _parameters_dict(recipe.parameters),
     }
@@ -366,7 +384,14 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
         fields["slices"] = [_slice_dict(part) for part in recipe.slices]
     else:
         fields["models"] = [_source_dict(source) for source in recipe.slices[0].sources]
-    fields["evomerge"] = _without_empty({"seed": recipe.seed, "calibration": recipe.calibration})
+    fields["evomerge"] = _without_empty(
+        {
+            "seed": recipe.seed,
+            "calibration": recipe.calibration,
+            "adapters": recipe.adapters,
+            "vocabulary": recipe.tokenizer_source if own_policy else None,
+        }
+    )
     return _without_empty(fields)
 
 

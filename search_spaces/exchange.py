@@ -22,6 +22,10 @@ def obstacles(recipe: Recipe) -> tuple[str, ...]:
     if not spec.in_mergekit:
         return (f"mergekit 0.1.5 has no merge_method '{spec.name}'",)
     found = [f"{name}: mergekit has no such parameter of {spec.name}" for name in _extensions(recipe)]
+    if recipe.adapters is not None:
+        found.append("adapters: core: mergekit merges adapters as full weights")
+    if recipe.tokenizer_source in ("first", "pad"):
+        found.append(f"vocabulary: {recipe.tokenizer_source}: mergekit has no such policy")
     if _deviates(recipe):
         found.append(f"{_subject(recipe)}: {spec.deviation}")
     if _loses_precision(recipe):
@@ -48,6 +52,12 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         )
     notes = [f"{name} is dropped; mergekit has no such parameter" for name in _extensions(recipe)]
     recipe = _without(recipe, _extensions(recipe))
+    if recipe.adapters is not None:
+        recipe = replace(recipe, adapters=None)
+        notes.append("adapters: core is dropped; mergekit merges adapters as full weights")
+    if recipe.tokenizer_source in ("first", "pad"):
+        notes.append(f"vocabulary: {recipe.tokenizer_source} is written as tokenizer_source: base")
+        recipe = replace(recipe, tokenizer_source="base")
     if _deviates(recipe):
         notes.append(
             f"{_subject(recipe)}: the seed is dropped; mergekit draws masks of its own (give it --random-seed)"

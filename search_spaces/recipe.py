@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from search_spaces.errors import RecipeError
 from search_spaces.methods import MethodSpec, method_spec
@@ -18,6 +18,9 @@ from search_spaces.settings import Condition, Parameters, Setting
 from search_spaces.validation import validate
 
 __all__ = ["Condition", "Parameters", "Recipe", "RecipeError", "Setting", "Slice", "Source"]
+
+VOCABULARIES = ("union", "base", "first", "pad")
+"""Values of `Recipe.tokenizer_source` that are no model."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,16 @@ class Recipe:
     dtype, out_dtype
         Precision of the arithmetic and of the result; None: the sources' own, and `dtype`.
     tokenizer_source
-        ``union``, ``base`` or a model; None copies the base's.
+        Whose vocabulary the result has: ``union``, ``base``, a model, or (ours) ``first``, the first model's that
+        is not the base, and ``pad``, which compares rows by id; None copies the base's, and all must be equal.
     chat_template
         ``auto``, the name of a template or a Jinja string.
     seed
         Decides the random masks of stochastic methods (None: 0). Ours: mergekit has no such key.
     calibration
         The text file that models are measured on, for parameters that need it (`aim`); ours, too.
+    adapters
+        ``core``: merge LoRA adapters in their core space; None: as full weights. Ours.
 
     Raises
     ------
@@ -99,6 +105,7 @@ class Recipe:
     chat_template: str | None = None
     seed: int | None = None
     calibration: str | None = None
+    adapters: Literal["core"] | None = None
 
     def __post_init__(self) -> None:
         validate(self)
@@ -210,7 +217,7 @@ class Recipe:
             self,
             slices=slices,
             base_model=renamed(self.base_model),
-            tokenizer_source=tokenizer if tokenizer in ("union", "base") else renamed(tokenizer),
+            tokenizer_source=tokenizer if tokenizer in VOCABULARIES else renamed(tokenizer),
         )
 
     def expanded(self, num_layers: int) -> Recipe:

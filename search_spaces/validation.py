@@ -25,6 +25,8 @@ MAX_SOURCES = 64
 MAX_GRADIENT = MAX_LAYERS
 MAX_CONDITIONS = 64
 
+NOT_IN_CORE = ("slerp", "karcher", "widen")
+
 
 def validate(recipe: Recipe) -> None:
     """Raise a `RecipeError` unless `recipe` could be merged, given fitting models; see `Recipe`."""
@@ -32,6 +34,7 @@ def validate(recipe: Recipe) -> None:
     _validate_dtypes(recipe)
     if recipe.seed is not None and (type(recipe.seed) is not int or not 0 <= recipe.seed < 2**63):
         raise RecipeError(f"evomerge.seed: {recipe.seed} is not a seed; write a whole number from 0 to 2**63 - 1")
+    _validate_adapters(recipe, spec)
     if not recipe.slices:
         raise RecipeError("slices: the recipe has none; write a `models:` or a `slices:` list")
     if len(recipe.slices) > MAX_SLICES:
@@ -42,6 +45,25 @@ def validate(recipe: Recipe) -> None:
     _validate_depth(recipe)
     _validate_tail(recipe)
     _validate_calibration(recipe)
+
+
+def _validate_adapters(recipe: Recipe, spec: MethodSpec) -> None:
+    """Refuse methods that measure whole weights where only task vectors are at hand."""
+    if recipe.adapters is None:
+        return
+    if recipe.adapters != "core":
+        raise RecipeError(
+            f"evomerge.adapters: {recipe.adapters!r} is not a way to merge adapters; write core, or remove it"
+        )
+    if recipe.calibration is not None:
+        raise RecipeError(
+            "evomerge.adapters: core space has no input channels to weigh; remove calibration, or adapters"
+        )
+    if spec.name in NOT_IN_CORE or (spec.base == "optional" and recipe.base_model is None):
+        raise RecipeError(
+            f"evomerge.adapters: {spec.name} compares whole weights, and core space holds task vectors only; write "
+            "adapters: full, or use another method (task_arithmetic, ties, ...)"
+        )
 
 
 def _validate_dtypes(recipe: Recipe) -> None:

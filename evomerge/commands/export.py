@@ -78,7 +78,8 @@ def _space(path: Path) -> SearchSpace:
     with Run.read(path) as run:
         layout = TypeAdapter(ModelLayout).validate_python(run.environment()["layout"])
     settings = config.space.model_copy(update={"start": None})  # decoding does not depend on it
-    return coefficient_space(settings, config.models, layout, out_dtype=config.out_dtype, seed=config.seed)
+    space = coefficient_space(settings, config.models, layout, out_dtype=config.out_dtype, seed=config.seed)
+    return config.stamped(space)
 
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:

@@ -14,7 +14,7 @@ from evomerge.commands.evaluate import of_tasks
 from evomerge.config import ConfigError
 from evomerge.files import write_text
 from evomerge.merging import preflight
-from evomerge.merging.checkpoints import Checkpoint
+from evomerge.merging.sources import open_sources
 
 GENES = 60
 """About as many genes as a few hundred evaluations can search."""
@@ -54,8 +54,8 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
     for reference in references:
         if references.count(reference) > 1:
             raise ConfigError(f"--models: {reference} is named twice; name each model once")
-    names = _names(models)
-    checkpoints = {name: Checkpoint.open(model) for name, model in zip(names, models, strict=True)}
+    names = names_of(models)
+    checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0])
     preflight.check(checkpoints, names[0], scan=False)
     of_tasks(tasks, include_path, split=None)  # that they exist
     num_layers, experts = checkpoints[names[0]].layout.num_layers, len(models) - 1
@@ -76,7 +76,7 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
     print(f"wrote {output}: {genes} genes; next: evomerge plan {quote(str(output))}")
 
 
-def _names(models: Sequence[str]) -> list[str]:
+def names_of(models: Sequence[str]) -> list[str]:
     """Return short, distinct names: the folders' own, with a number where two are alike."""
     names: list[str] = []
     for model in models:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from evomerge.merging.checkpoints import Checkpoint
+from evomerge.merging.licences import licence
 from search_spaces.recipe import Recipe
 
 
@@ -65,21 +65,6 @@ def model_card(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Seq
         "",
     ]
     return "\n".join(lines)
-
-
-def licence(source: Checkpoint) -> str | None:
-    """Return the licence that the source's own card names, None when it names none."""
-    try:
-        text = (source.path / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    match = re.match(r"---\r?\n(.*?)\r?\n---", text, flags=re.DOTALL)
-    try:
-        values = yaml.safe_load(match.group(1)) if match else None
-    except yaml.YAMLError:
-        return None
-    name = values.get("license") if isinstance(values, dict) else None
-    return name if isinstance(name, str) else None
 
 
 def public_names(references: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from evomerge.merging.architecture import (
@@ -94,7 +94,7 @@ class Checkpoint:
         CheckpointError
             If there is no such folder or model, it holds no safetensors, or a file is damaged or missing.
         """
-        return cls(reference, _locate(reference), trust_remote_code=trust_remote_code)
+        return cls(reference, locate(reference), trust_remote_code=trust_remote_code)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,6 +147,25 @@ class Checkpoint:
         parameters = set(dict(self._module.named_parameters(remove_duplicate=False)))
         return tuple(name for name in self._module.state_dict() if name not in parameters)
 
+    def module_of(self, name: str) -> nn.Module:
+        """Return the (empty) module that the parameter `name` belongs to."""
+        return self._module.get_submodule(name.rpartition(".")[0])
+
+    @property
+    def embedding_module(self) -> nn.Module:
+        """The (empty) input embedding."""
+        return self._module.get_input_embeddings()
+
+    @property
+    def head_module(self) -> nn.Module | None:
+        """The (empty) output projection; None where the architecture has none."""
+        return self._module.get_output_embeddings()
+
+    @property
+    def config_file(self) -> Path:
+        """The file that says what the weights mean."""
+        return self.path / "config.json"
+
     @property
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files, sorted by name."""
@@ -177,6 +196,20 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.reference}: its tokenizer cannot be loaded ({first_line(error)}); save it again"
             ) from error
+
+    def chat_template(self) -> str | None:
+        """Return the tokenizer's chat template, None when it has none; read from the files."""
+        for path in self.tokenizer_files:
+            if path.name == "chat_template.jinja":
+                return path.read_text(encoding="utf-8")
+        for path in self.tokenizer_files:
+            if path.name == "tokenizer_config.json":
+                try:
+                    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+                except (ValueError, AttributeError):
+                    return None
+                return template if isinstance(template, str) else None
+        return None
 
     def generation_config(self) -> dict[str, Any] | None:
         """Return the contents of generation_config.json, None when there is none."""
@@ -213,7 +246,7 @@ class Checkpoint:
                 "sha256": _sha256(path, whole),
                 "covers": "contents" if whole else "samples",
             }
-            for path in (self.path / "config.json", *self.weight_files)
+            for path in (self.config_file, *self.weight_files)
         }
         result: dict[str, Any] = {"reference": self.reference, "files": files}
         if self.path.parent.name == "snapshots":
@@ -367,7 +400,14 @@ class Checkpoint:
         return self.tensor(name) if name in self._keys else None
 
 
-def _locate(reference: str) -> Path:
+def locate(reference: str) -> Path:
+    """Return the folder of a local checkpoint or adapter, or of one that the hub gives.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such folder and the hub gives none.
+    """
     path = Path(reference).expanduser()
     if path.is_dir():
         return path.resolve()

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from evomerge.merging.adapters import Factors
 from evomerge.merging.blocks import Form, Scratch
 from evomerge.merging.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.core_space import CoreJob, CoreSpace
 from evomerge.merging.informed import shares
 from evomerge.merging.jobs import Job
 from evomerge.merging.layers import LayerOrder, layer_order, reordered
@@ -90,6 +92,7 @@ class MergeEngine:
         self._prepared: dict[tuple[object, ...], Prepared] = {}
         self._models: dict[tuple[str, str | None], SourceModel] = {}
         self._statistics: dict[tuple[str, str], Statistics] = {}
+        self._core_space = CoreSpace(self.checkpoints)
         self._resident: Resident | None = None
         self._resident_key: tuple[object, ...] | None = None
         self._architectures: dict[tuple[str, LayerOrder], str] = {}
@@ -163,6 +166,22 @@ class MergeEngine:
         self._fill(resident, recipe, plans)
         return resident.module
 
+    def factors(self, recipe: Recipe) -> Iterator[tuple[str, Factors]]:
+        """Yield the merged task vector of every adapted tensor, by name, for a recipe with ``adapters: core``.
+
+        Raises
+        ------
+        CheckpointError
+            If a source is no adapter, or layers change places.
+        """
+        recipe, plans = self._plan(recipe)
+        resident = self._resident_for(recipe)
+        with torch.inference_mode():
+            for plan in plans:
+                job = self._job(resident, recipe, plan)
+                if isinstance(job, CoreJob):
+                    yield plan.name, job.factors(plan)
+
     def footprint(self, recipe: Recipe) -> Footprint:
         """Return what preparing and applying the recipe costs, without doing it."""
         recipe, plans = self._plan(recipe)
@@ -217,13 +236,19 @@ class MergeEngine:
             for plan in plans:
                 self._job(resident, recipe, plan).run(plan, out_dtype)
 
-    def _job(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> Job:
-        parts = _parts(plan)
-        key = (plan.method, plan.name, recipe.seed, recipe.calibration, *((part.model, part.tensor) for part in parts))
+    def _job(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> Job | CoreJob:
+        parts = ((part.model, part.tensor) for part in _parts(plan))
+        key = (plan.method, plan.name, recipe.seed, recipe.calibration, recipe.adapters, *parts)
         job = resident.jobs.get(key)
         if job is None:
-            job = resident.jobs[key] = self._new_job(resident, recipe, plan)
+            core = self._core_job(resident, recipe, plan) if recipe.adapters == "core" else None
+            job = resident.jobs[key] = core or self._new_job(resident, recipe, plan)
         return job
+
+    def _core_job(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> CoreJob | None:
+        """Return what merges the tensor in core space; None where no expert adapts it."""
+        target, method = resident.parameters[plan.name], implementation(plan.method)
+        return self._core_space.job(method, plan, target, self._matrix_scratch, recipe.seed or 0)
 
     def _new_job(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> Job:
         seed = recipe.seed or 0

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from evomerge.merging.architecture import empty_module, quiet
 from evomerge.merging.checkpoints import Checkpoint
+from evomerge.merging.core_space import CoreJob
 from evomerge.merging.jobs import Job
 
 
@@ -33,7 +34,7 @@ class Resident:
     module: PreTrainedModel
     parameters: dict[str, Tensor]
     dtype: torch.dtype
-    jobs: dict[Any, Job] = field(default_factory=dict)
+    jobs: dict[Any, Job | CoreJob] = field(default_factory=dict)
 
 
 def build_resident(config: PretrainedConfig, donor: Checkpoint, dtype: torch.dtype, device: torch.device) -> Resident:

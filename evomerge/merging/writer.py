@@ -15,7 +15,7 @@ from evomerge.merging.card import model_card
 from evomerge.merging.chat_templates import chat_template
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import MergeEngine
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import VOCABULARIES, Recipe
 
 MARGIN = 16 << 20  # bytes beside the weights: tokenizer, configuration, file system
 
@@ -120,9 +120,7 @@ def _write(
 
 def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | None) -> Checkpoint:
     wanted = tokenizer_from or recipe.tokenizer_source or "base"
-    if wanted == "union":
-        raise OutputError("tokenizer_source: a union of vocabularies is not built yet; write tokenizer_source: base")
-    return engine.checkpoint(recipe.donor if wanted == "base" else wanted)
+    return engine.checkpoint(recipe.donor if wanted in VOCABULARIES else wanted)
 
 
 def _check_place(out: Path) -> None:

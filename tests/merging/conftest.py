@@ -165,3 +165,25 @@ def make_models() -> Callable[..., tuple[str, ...]]:
 def configs() -> dict[str, Callable[[], PretrainedConfig]]:
     """Configurations by family name."""
     return CONFIGS
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> Callable[..., tuple[Path, dict[str, torch.Tensor]]]:
+    """Save a random adapter that peft makes; return its folder and the weights that peft's own merge gives.
+
+    ``make_adapter(base, folder, seed=0, **LoraConfig)``
+    """
+
+    def make(base: str, folder: Path, *, seed: int = 0, **settings: object) -> tuple[Path, dict[str, torch.Tensor]]:
+        import peft
+
+        module = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = peft.get_peft_model(module, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # the second matrix starts at zero: move all that would be trained
+                parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        model.save_pretrained(folder)
+        return folder, {name: values.clone() for name, values in parameters_of(model.merge_and_unload()).items()}
+
+    return make

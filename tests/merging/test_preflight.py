@@ -68,7 +68,9 @@ def test_shapes_differ(llama: Any, other: Any) -> None:
 
 
 def test_vocabulary_sizes_differ(llama: Any, other: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"vocabularies differ in size; resize one with model.resize_token"):
+    with pytest.raises(
+        CheckpointError, match=r"so has lm_head.weight: the vocabularies differ in size; set vocabulary:"
+    ):
         compare(llama, other("llama", vocab_size=80))
 
 
@@ -101,7 +103,9 @@ def test_tokenizers_are_compared(llama: Any, tmp_path: Path) -> None:
     same = with_tokenizer(llama.references[1], tmp_path / "same", ["a", "b", "c"])
     check({"base": base, "expert": same}, "base")
     swapped = with_tokenizer(llama.references[1], tmp_path / "swapped", ["a", "c", "b"])
-    with pytest.raises(CheckpointError, match=r"expert: its tokenizer gives 'b' the id 2 and that of base 1; merge"):
+    with pytest.raises(
+        CheckpointError, match=r"expert: its tokenizer gives 'b' the id 2 and that of base 1; set vocabulary: base"
+    ):
         check({"base": base, "expert": swapped}, "base")
 
 

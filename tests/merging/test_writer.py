@@ -84,11 +84,6 @@ def test_chat_template_of_the_recipe(llama: Any, tmp_path: Path) -> None:
         write_checkpoint(llama.engine(), average(llama, chat_template="vicuna"), tmp_path / "other")
 
 
-def test_union_of_vocabularies_is_refused(llama: Any, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"not built yet; write tokenizer_source: base"):
-        write_checkpoint(llama.engine(), average(llama, tokenizer_source="union"), tmp_path / "out")
-
-
 # --- what goes wrong ---
 
 
