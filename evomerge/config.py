@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from evomerge.strategies import AnyStrategyConfig, CmaEsConfig
+from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, MapElitesConfig
 from evomerge.strategies.nevergrad import name_from_kind
 from evomerge.workers.ray_pool import RayConfig
 from fitness.config import FitnessConfig
@@ -133,6 +133,21 @@ class SearchConfig(BaseModel):
                 f"strategy.kind {kind} takes one objective and fitness.objectives is per_task; write "
                 "strategy.kind: nsga2, or fitness.objectives: weighted_sum"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _as_many_tasks_as_the_grid_needs(self) -> SearchConfig:
+        if not isinstance(self.strategy, MapElitesConfig):
+            return self
+        tasks = [task.task for task in self.fitness.tasks]
+        if len(self.strategy.axes or tasks) < 2:
+            raise ValueError(
+                "strategy.kind map_elites keeps the best for each combination of scores and there is one axis; "
+                "name two tasks or more in fitness.tasks, or write strategy.kind: m2n2"
+            )
+        unknown = sorted({task for axis in self.strategy.axes or () for task in axis} - set(tasks))
+        if unknown:
+            raise ValueError(f"strategy.axes: {', '.join(unknown)} is not asked; name tasks among {', '.join(tasks)}")
         return self
 
     @model_validator(mode="after")

@@ -142,3 +142,17 @@ def test_every_key_is_documented():
         walk(model)
         queue += [m for field in model.model_fields.values() for m in models_in(field.annotation)]
     assert len(seen) > 6
+
+
+@pytest.mark.parametrize(
+    ("tasks", "strategy", "message"),
+    [
+        ("[{task: a}]", "map_elites", "there is one axis; name two tasks or more in fitness.tasks"),
+        ("[{task: a}, {task: b}]", "map_elites\n  axes: [[a, b]]", "there is one axis"),
+        ("[{task: a}, {task: b}]", "map_elites\n  axes: [[a], [c]]", "c is not asked; name tasks among a, b"),
+    ],
+)
+def test_a_grid_of_elites_needs_two_axes_of_known_tasks(write, tasks, strategy, message):
+    text = MINIMAL.replace("[{task: arithmetic}]", tasks) + f"strategy:\n  kind: {strategy}\n"
+    with pytest.raises(ConfigError, match=message):
+        load(write(text))
