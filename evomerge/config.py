@@ -27,6 +27,7 @@ from fitness.config import FitnessConfig
 from search_spaces.building import STARTS
 from search_spaces.coefficients import CoefficientConfig
 from search_spaces.dialect import load_yaml
+from search_spaces.kinds import SpaceConfig
 from search_spaces.space import SearchSpace
 from search_spaces.stamped import StampedSpace
 from search_spaces.validation import NOT_IN_CORE
@@ -86,7 +87,7 @@ class SearchConfig(BaseModel):
 
     models: dict[str, str] = Field(min_length=2)
     """Short name: local folder (relative to the search file) or hub id; the first is the common base."""
-    space: CoefficientConfig = CoefficientConfig()
+    space: Annotated[SpaceConfig, _default_kind("layer_coefficients")] = CoefficientConfig()
     """What may be built."""
     strategy: StrategyConfig = CmaEsConfig()
     """How to search it."""

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from typing import Any
 
@@ -19,6 +19,7 @@ from evomerge.former_run import warmed
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import MergeEngine
+from evomerge.merging.gram import gram_matrices
 from evomerge.merging.sources import open_sources
 from evomerge.merging.task_vectors import squared_norms
 from evomerge.result import Entry
@@ -35,7 +36,8 @@ from fitness.objectives import Objectives, relative_to_sources
 from fitness.scoring import Evaluator
 from fitness.tasks import TaskSuite
 from search_spaces.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
-from search_spaces.building import coefficient_space
+from search_spaces.context import SpaceContext
+from search_spaces.kinds import build_space
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
 OPTIONAL_PACKAGES = ("cmaes", "nevergrad")
@@ -55,16 +57,17 @@ class Problem:
         )
         self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
         self.layout = self.checkpoints[config.base].layout
-        self.space = config.stamped(
-            coefficient_space(
-                config.space,
-                config.models,
-                self.layout,
-                out_dtype=config.out_dtype,
-                seed=config.seed,
-                squared_norms=lambda: squared_norms(self.checkpoints, config.base),
-            )
+        self.sizes = {name: math.prod(self.checkpoints[config.base].shape(name)) for name in self.layout.tensors()}
+        context = SpaceContext(
+            config.models,
+            self.layout,
+            self.sizes,
+            out_dtype=config.out_dtype,
+            seed=config.seed,
+            gram=partial(gram_matrices, self.checkpoints),
+            squared_norms=partial(squared_norms, self.checkpoints, config.base),
         )
+        self.space = config.stamped(build_space(config.space, context))
         self.suite = TaskSuite.load(config.fitness, config.seed)
         self.search_items = self.suite.pool.subset("all", config.seed)
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
@@ -209,6 +212,7 @@ class Problem:
             "items": self.suite.digest(),
             "sources": self.fingerprints,
             "layout": asdict(self.layout),
+            "sizes": self.sizes,
         }
 
 

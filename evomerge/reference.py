@@ -21,20 +21,23 @@ def reference() -> str:
 def _sections() -> Iterator[str]:
     top = {name: list(models_in(field.annotation)) for name, field in SearchConfig.model_fields.items()}
     yield _table("the top level", SearchConfig, skip=[name for name, models in top.items() if models])
+    described: set[type[BaseModel]] = set()
     for name, models in top.items():
         for model in models:
-            yield from _section(name, model)
+            yield from _section(name, model, described)
 
 
-def _section(place: str, model: type[BaseModel]) -> Iterator[str]:
+def _section(place: str, model: type[BaseModel], described: set[type[BaseModel]]) -> Iterator[str]:
+    """Describe a section and those in it, each once: under the first of the keys that share it."""
+    if model in described:
+        return
+    described.add(model)
     nested = {name: list(models_in(field.annotation)) for name, field in model.model_fields.items()}
     kind = model.model_fields.get("kind")
     yield _table(f"`{place}`" + (f", `kind: {kind.default}`" if kind else ""), model)
     for name, models in nested.items():
         for inner in models:
-            # Ranges are shared by several keys of a section: described once, under the first of them.
-            if list(nested.values()).index(models) == list(nested).index(name):
-                yield from _section(f"{place}.{name}", inner)
+            yield from _section(f"{place}.{name}", inner, described)
 
 
 def _table(title: str, model: type[BaseModel], skip: typing.Container[str] = ()) -> str:

@@ -14,13 +14,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from search_spaces.methods import MethodSpec, Parameter
+from search_spaces.mixture_table import Mixture
 from search_spaces.recipe import Recipe, Slice, Source
 from search_spaces.settings import Condition, Parameters, Scalar, Setting, at, chain, constant, simplified
+from search_spaces.stop import Stop
 from search_spaces.validation import needs_calibration
 
 
 def canonical_form(recipe: Recipe) -> Recipe:
     """Return the canonical form of `recipe`; see the module's head."""
+    if recipe.mixture is not None:
+        return _canonical_mixture(recipe, recipe.mixture)
     spec = recipe.spec
     lowered = [_lowered(recipe, part) for part in recipe.slices]
     if recipe.is_sliced:
@@ -38,7 +42,31 @@ def canonical_form(recipe: Recipe) -> Recipe:
         out_dtype=None if recipe.out_dtype == recipe.dtype else recipe.out_dtype,
         seed=(recipe.seed or 0) if spec.stochastic else None,
         calibration=recipe.calibration if needs_calibration(recipe) else None,
+        path=_path(recipe),
     )
+
+
+def _canonical_mixture(recipe: Recipe, table: Mixture) -> Recipe:
+    """Return the canonical form of a recipe whose weights stand in a table: its one slice stays as it is."""
+    return replace(
+        recipe,
+        base_model=recipe.donor,
+        slices=(replace(recipe.slices[0], base_model=None),),
+        out_dtype=None if recipe.out_dtype == recipe.dtype else recipe.out_dtype,
+        seed=None,
+        calibration=None,
+        mixture=table.canonical(),
+        path=_path(recipe),
+    )
+
+
+def _path(recipe: Recipe) -> tuple[Stop, ...] | None:
+    """Return the recipe's path; None where it is the merge as it is."""
+    if recipe.path is None:
+        return None
+    path = tuple(Stop(stop.model, stop.layer, float(stop.scale) + 0.0) for stop in recipe.path)
+    depth = sum(part.num_layers for part in recipe.slices)  # 0 in the `models:` form
+    return None if path == tuple(Stop(None, layer) for layer in range(depth)) else path
 
 
 def canonical_json(canonical: Recipe) -> str:
@@ -63,7 +91,11 @@ def canonical_json(canonical: Recipe) -> str:
     )
     if canonical.adapters is not None:
         rest = (*rest, canonical.adapters)
-    return json.dumps((slices, rest), separators=(",", ":"), default=_condition_json)
+    table = canonical.mixture
+    extensions: tuple[object, ...] = () if table is None else ((table.rows, table.tensors, table.noises),)
+    if canonical.path is not None:
+        extensions += ("path", [(stop.model, stop.layer, stop.scale) for stop in canonical.path])
+    return json.dumps((slices, rest, *extensions), separators=(",", ":"), default=_condition_json)
 
 
 def _condition_json(condition: Condition) -> list[object]:

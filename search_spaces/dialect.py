@@ -3,7 +3,7 @@
 Read: every spelling that mergekit 0.1.5 accepts for one decoder-only model, with unknown keys refused
 (mergekit passes over them, so that typing errors change the merge in silence). Written: the spellings that
 both mergekit 0.1.5 and its earlier releases understand. One key is ours:
-``evomerge: {seed: N, calibration: FILE, adapters: core, vocabulary: first|pad}``.
+``evomerge: {seed: N, calibration: FILE, adapters: core, vocabulary: first|pad, mixture: ..., path: ...}``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any
 
 import yaml
 
+from search_spaces import mixture_table
 from search_spaces.errors import RecipeError, did_you_mean
 from search_spaces.methods import MethodSpec, method_spec
 from search_spaces.recipe import Recipe, Slice, Source
 from search_spaces.references import format_reference, parse_reference
 from search_spaces.settings import Condition, Parameters, Scalar, Setting
+from search_spaces.stop import Stop
 from search_spaces.validation import MAX_SLICES, MAX_SOURCES
 
 MAX_BYTES = 4_000_000  # a canonical recipe of 128 layers and 8 sources is about 200 kB
@@ -29,6 +31,8 @@ _TOP_KEYS = (
     "merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template",
     "parameters", "models", "slices", "modules", "evomerge",
 )  # fmt: skip
+
+_OUR_KEYS = ("seed", "calibration", "adapters", "vocabulary", "mixture", "path")
 
 
 # --- reading: text ---
@@ -149,7 +153,7 @@ def _recipe(data: Any) -> Recipe:
         raise RecipeError("merge_method is missing; write one such as merge_method: linear")
     spec = method_spec(_text(top["merge_method"], "merge_method"))
     form, content, parameters = _content(top, spec)
-    ours = _mapping(top.get("evomerge") or {}, "evomerge", ("seed", "calibration", "adapters", "vocabulary"))
+    ours = _mapping(top.get("evomerge") or {}, "evomerge", _OUR_KEYS)
     return Recipe(
         merge_method=spec.name,
         slices=_models(content, spec) if form == "models" else _slices(content, spec),
@@ -265,6 +269,7 @@ def _vocabulary(ours: dict[str, Any], mergekits: str | None) -> str | None:
 
 def _extensions(ours: dict[str, Any]) -> dict[str, Any]:
     """Read what is ours, as arguments of a recipe."""
+    mixture = ours.get("mixture")
     seed, calibration, adapters = ours.get("seed"), ours.get("calibration"), ours.get("adapters")
     if adapters not in (None, "core", "full"):
         raise RecipeError(f"evomerge.adapters: {_shown(adapters)} is not core or full; write adapters: core")
@@ -274,7 +279,23 @@ def _extensions(ours: dict[str, Any]) -> dict[str, Any]:
         "seed": seed,
         "calibration": None if calibration is None else _text(calibration, "evomerge.calibration"),
         "adapters": "core" if adapters == "core" else None,
+        "mixture": None if mixture is None else mixture_table.from_data(mixture, "evomerge.mixture"),
+        "path": _path(ours.get("path")),
     }
+
+
+def _path(value: Any) -> tuple[Stop, ...] | None:
+    if value is None:
+        return None
+    stops = []
+    for index, entry in enumerate(_list(value, "evomerge.path", MAX_SLICES)):
+        place = f"evomerge.path[{index}]"
+        fields = _mapping(entry, place, ("layer", "model", "scale"), required=("layer",))
+        if type(fields["layer"]) is not int:
+            raise RecipeError(f"{place}.layer: {_shown(fields['layer'])} is not a whole number; write one such as 0")
+        scale = _scalar(fields.get("scale", 1.0), float, f"{place}.scale")
+        stops.append(Stop(_optional_reference(fields, "model", place), fields["layer"], float(scale)))
+    return tuple(stops)
 
 
 # --- reading: parameters ---
@@ -390,6 +411,8 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
             "calibration": recipe.calibration,
             "adapters": recipe.adapters,
             "vocabulary": recipe.tokenizer_source if own_policy else None,
+            "mixture": None if recipe.mixture is None else mixture_table.as_data(recipe.mixture),
+            "path": None if recipe.path is None else [_stop_dict(stop) for stop in recipe.path],
         }
     )
     return _without_empty(fields)
@@ -403,6 +426,11 @@ def _slice_dict(part: Slice) -> dict[str, Any]:
             "parameters": _parameters_dict(part.parameters),
         }
     )
+
+
+def _stop_dict(stop: Stop) -> dict[str, Any]:
+    scale = None if stop.scale == 1 else stop.scale
+    return _without_empty({"model": _reference_data(stop.model), "layer": stop.layer, "scale": scale})
 
 
 def _source_dict(source: Source) -> dict[str, Any]:
@@ -447,8 +475,12 @@ class _Line(dict[str, Any]):
     """A mapping that is written on one line."""
 
 
+class _Row(list[Any]):
+    """A list that is written on one line."""
+
+
 class _Dumper(_SafeDumper):
-    """The safe dumper, with `_Line` in flow style and no anchors."""
+    """The safe dumper, with `_Line` and `_Row` in flow style and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -458,7 +490,12 @@ def _represent_line(dumper: Any, line: _Line) -> Any:
     return dumper.represent_mapping("tag:yaml.org,2002:map", line, flow_style=True)
 
 
+def _represent_row(dumper: Any, row: _Row) -> Any:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", row, flow_style=True)
+
+
 _Dumper.add_representer(_Line, _represent_line)
+_Dumper.add_representer(_Row, _represent_row)
 
 
 def dump(recipe: Recipe, header: str) -> str:
@@ -476,6 +513,15 @@ def dump(recipe: Recipe, header: str) -> str:
 
 
 def _put_on_line(fields: dict[str, Any]) -> None:
+    ours = fields.get("evomerge", {})
+    mixture = ours.get("mixture")
+    if mixture is not None:
+        mixture["rows"] = [_Row(row) for row in mixture["rows"]]
+        mixture["tensors"] = {name: _Row(pieces) for name, pieces in mixture["tensors"].items()}
+        if "noises" in mixture:
+            mixture["noises"] = _Row(mixture["noises"])
+    if "path" in ours:
+        ours["path"] = [_Line(stop) for stop in ours["path"]]
     for key in ("parameters", "evomerge"):
-        if key in fields:
+        if key in fields and not {"mixture", "path"} & set(fields[key]):
             fields[key] = _Line(fields[key])

@@ -7,18 +7,24 @@ from dataclasses import replace
 
 from search_spaces.errors import RecipeError
 from search_spaces.methods import METHODS
-from search_spaces.recipe import Recipe, Slice
-from search_spaces.settings import Parameters, find
+from search_spaces.mixture_table import Mixture, Piece
+from search_spaces.recipe import Recipe, Slice, Source
+from search_spaces.settings import Condition, Parameters, constant, find, simplified
 
 # These mergekit computes in float32 at least, whatever `dtype`. With the others it rounds to `dtype` after every
 # step, where evomerge accumulates in float32 and rounds once.
 _NOT_ROUNDED_BETWEEN = ("linear", "slerp", "passthrough")
+_PATH = "evomerge.path: mergekit does not merge and reorder layers in one document"
 _EXACT_DTYPES = ("float32", "float64")
 
 
 def obstacles(recipe: Recipe) -> tuple[str, ...]:
     """Return a sentence for each reason why mergekit would give other weights; nothing when it would not."""
+    if recipe.path is not None:
+        return (_PATH, *obstacles(replace(recipe, path=None)))
     spec = recipe.spec
+    if recipe.mixture is not None:
+        return _mixture_obstacles(recipe.mixture)
     if not spec.in_mergekit:
         return (f"mergekit 0.1.5 has no merge_method '{spec.name}'",)
     found = [f"{name}: mergekit has no such parameter of {spec.name}" for name in _extensions(recipe)]
@@ -44,6 +50,11 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     RecipeError
         If mergekit has no such method.
     """
+    if recipe.path is not None:
+        plain, others = rounded(replace(recipe, path=None))
+        return plain, (f"{_PATH}; only the merge is written, its layers in their order", *others)
+    if recipe.mixture is not None:
+        return _without_mixture(recipe, recipe.mixture)
     if not recipe.spec.in_mergekit:
         known = ", ".join(sorted(name for name, spec in METHODS.items() if spec.in_mergekit))
         raise RecipeError(
@@ -70,6 +81,77 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         saved = f"out_dtype {out_dtype} keeps the result's" if out_dtype else "the result is saved in it as well"
         notes.append(f"dtype: float32 is written for the arithmetic; {saved}")
     return replace(recipe, seed=None, calibration=None), tuple(notes)
+
+
+def _mixture_obstacles(table: Mixture) -> tuple[str, ...]:
+    table = table.canonical()
+    cut = [name for name, pieces in table.tensors if len(pieces) > 1]
+    found = []
+    if cut:
+        others = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+        found.append(f"evomerge.mixture: the weights change within {cut[0]}{others}; mergekit has one per tensor")
+    if table.noises:
+        found.append(f"evomerge.mixture: it adds seeded noise ({len(table.noises)} terms); mergekit has none")
+    return tuple(found)
+
+
+def _without_mixture(recipe: Recipe, table: Mixture) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe with a weight per tensor: the mean over its entries; noise is left out."""
+    notes = []
+    table = table.canonical()
+    cut = [name for name, pieces in table.tensors if len(pieces) > 1]
+    if cut:
+        notes.append(f"{len(cut)} tensors get one weight, the mean over their entries; mergekit has one per tensor")
+    if table.noises:
+        notes.append(f"{len(table.noises)} seeded noises are left out; mergekit has none")
+    weights = {name: _mean_weights(pieces) for name, pieces in table.pieces()}
+    layers = sorted({at for name in weights if (at := _layer_of(name)) is not None})
+    depth = len(layers)
+    outer = {name: row for name, row in weights.items() if _layer_of(name) is None}
+    parts = [((0, 0), outer)]
+    for layer in layers:
+        own = {_within(name): row for name, row in weights.items() if _layer_of(name) == layer}
+        parts.append(((layer, layer + 1), own))
+    parts.append(((depth, depth), outer))
+    models = [source.model for source in recipe.slices[0].sources]
+    slices = tuple(
+        Slice(tuple(Source(model, span, _weights_of(at, own)) for at, model in enumerate(models)))
+        for span, own in parts
+    )
+    plain = replace(
+        recipe, mixture=None, slices=slices, parameters=(("normalize", constant(False)),), base_model=recipe.donor
+    )
+    return plain.canonical(), tuple(notes)
+
+
+def _weights_of(source: int, rows: dict[str, tuple[float, ...]]) -> Parameters:
+    """Return one source's weights as conditions on tensor names, the last for all that are not named."""
+    # longer names first: one may contain another
+    names = sorted(rows, key=lambda name: (-len(name), name))
+    conditions = [Condition(rows[name][source], name) for name in names]
+    return (("weight", simplified((*conditions[:-1], Condition(conditions[-1].value)))),)
+
+
+def _mean_weights(pieces: tuple[Piece, ...]) -> tuple[float, ...]:
+    if len(pieces) == 1:
+        return pieces[0].weights
+    starts = (0, *(piece.end for piece in pieces))
+    size = pieces[-1].end
+    return tuple(
+        sum((piece.end - start) / size * piece.weights[at] for start, piece in zip(starts, pieces, strict=False))
+        for at in range(len(pieces[0].weights))
+    )
+
+
+def _layer_of(name: str) -> int | None:
+    """Return the layer that a tensor is of, by the first number in its name; None outside of the layers."""
+    number = next((part for part in name.split(".") if part.isdigit()), None)
+    return None if number is None else int(number)
+
+
+def _within(name: str) -> str:
+    """Return a tensor's name within its layer, with the dot before it."""
+    return "." + name.partition(f".{_layer_of(name)}.")[2]
 
 
 def _subject(recipe: Recipe) -> str:

@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from search_spaces.errors import RecipeError
 from search_spaces.methods import MethodSpec, method_spec
+from search_spaces.mixture_table import Mixture
 from search_spaces.settings import Condition, Parameters, Setting
+from search_spaces.stop import Stop
 from search_spaces.validation import validate
 
-__all__ = ["Condition", "Parameters", "Recipe", "RecipeError", "Setting", "Slice", "Source"]
+__all__ = ["Condition", "Parameters", "Recipe", "RecipeError", "Setting", "Slice", "Source", "Stop"]
 
 VOCABULARIES = ("union", "base", "first", "pad")
 """Values of `Recipe.tokenizer_source` that are no model."""
@@ -87,6 +89,12 @@ class Recipe:
         The text file that models are measured on, for parameters that need it (`aim`); ours, too.
     adapters
         ``core``: merge LoRA adapters in their core space; None: as full weights. Ours.
+    mixture
+        Weights that change within tensors, for ``linear`` alone, in place of its parameters; used as they are and not
+        divided by their sum. Its sources are those of the single slice, which holds all layers. Ours, too.
+    path
+        Layers of the result in order, of the merge that all else describes and of further models. None: the merge as it
+        is. Ours as well; what needs no merge is written as passthrough slices.
 
     Raises
     ------
@@ -106,6 +114,8 @@ class Recipe:
     seed: int | None = None
     calibration: str | None = None
     adapters: Literal["core"] | None = None
+    mixture: Mixture | None = None
+    path: tuple[Stop, ...] | None = None
 
     def __post_init__(self) -> None:
         validate(self)
@@ -178,14 +188,17 @@ class Recipe:
     @property
     def num_layers(self) -> int | None:
         """Layers of the output; None in the `models:` form."""
+        if self.path is not None:
+            return len(self.path)
         return sum(part.num_layers for part in self.slices) if self.is_sliced else None
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All references in order of first use: the sources', then bases that are no source."""
+        """All references in order of first use: the sources', then bases that are no source, then the path's."""
         sources = [source.model for part in self.slices for source in part.sources]
         bases = [base for base in (self.base_model, *(part.base_model for part in self.slices)) if base]
-        return tuple(dict.fromkeys(sources + bases))
+        stops = [stop.model for stop in self.path or () if stop.model is not None]
+        return tuple(dict.fromkeys(sources + bases + stops))
 
     @property
     def donor(self) -> str:
@@ -218,6 +231,7 @@ class Recipe:
             slices=slices,
             base_model=renamed(self.base_model),
             tokenizer_source=tokenizer if tokenizer in VOCABULARIES else renamed(tokenizer),
+            path=self.path and tuple(replace(stop, model=renamed(stop.model)) for stop in self.path),
         )
 
     def expanded(self, num_layers: int) -> Recipe:

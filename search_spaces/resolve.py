@@ -11,14 +11,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from search_spaces.errors import RecipeError
 from search_spaces.layout import ModelLayout
 from search_spaces.methods import Parameter
+from search_spaces.mixture_table import Mixture, Piece
 from search_spaces.recipe import Recipe, Slice
 from search_spaces.settings import Parameters, Scalar, chain, evaluate, simplified
+from search_spaces.stop import Stop
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class TensorPlan:
     parameters
         Shared parameters. Absent, here and in contributions, are those without effect (``int8_mask``) and
         those that are off unless set (``scale``).
+    pieces
+        Where weights change within the tensor: its pieces in order, with a weight per contribution in place of all
+        parameters. Else empty.
+    scale
+        What the merged tensor is multiplied with.
     """
 
     name: str
@@ -54,6 +61,8 @@ class TensorPlan:
     contributions: tuple[Contribution, ...]
     base: Contribution | None
     parameters: Mapping[str, Scalar]
+    pieces: tuple[Piece, ...] = ()
+    scale: float = 1.0
 
 
 def resolve(recipe: Recipe, layout: ModelLayout) -> tuple[TensorPlan, ...]:
@@ -72,7 +81,11 @@ def resolve(recipe: Recipe, layout: ModelLayout) -> tuple[TensorPlan, ...]:
         If a layer range lies outside of the model or a tensor lacks a required parameter.
     """
     recipe = recipe.expanded(layout.num_layers)
+    if recipe.path is not None:
+        return _along(recipe.path, resolve(replace(recipe, path=None), layout), layout)
     _check_ranges(recipe, layout)
+    if recipe.mixture is not None:
+        return _mixed(recipe, recipe.mixture, layout)
     slices = [_SliceRules(recipe, part) for part in recipe.slices]
     nowhere = dict.fromkeys(recipe.models, "")  # outside of the layers, sources and output share their names
     plans = [slices[0].plan(name, "", nowhere, 0.0) for name in layout.embeddings]
@@ -83,6 +96,44 @@ def resolve(recipe: Recipe, layout: ModelLayout) -> tuple[TensorPlan, ...]:
             layer += 1
     plans.extend(slices[-1].plan(name, "", nowhere, 0.0) for name in layout.final)
     return tuple(plans)
+
+
+def _along(path: tuple[Stop, ...], merged: tuple[TensorPlan, ...], layout: ModelLayout) -> tuple[TensorPlan, ...]:
+    """Plan the layers of a path, of a merge with the plans `merged` and of other models."""
+    plans = {plan.name: plan for plan in merged}
+    found = [plans[name] for name in layout.embeddings]
+    for index, stop in enumerate(path):
+        if stop.layer >= layout.num_layers:
+            raise RecipeError(
+                f"evomerge.path[{index}].layer: there is no layer {stop.layer}; write 0 to {layout.num_layers - 1}"
+            )
+        for name in layout.layers[stop.layer]:
+            source, output = layout.layer_tensor(stop.layer, name), layout.layer_tensor(index, name)
+            scale = stop.scale_of(name)
+            if stop.model is None:
+                found.append(replace(plans[source], name=output, scale=scale))
+            else:
+                parameters = {} if scale == 1 else {"scale": scale}
+                part = Contribution(stop.model, source, parameters)
+                found.append(TensorPlan(output, "passthrough", (part,), None, {}))
+    return (*found, *(plans[name] for name in layout.final))
+
+
+def _mixed(recipe: Recipe, table: Mixture, layout: ModelLayout) -> tuple[TensorPlan, ...]:
+    """Plan a merge whose weights stand in a table."""
+    pieces, names = dict(table.pieces()), layout.tensors()
+    different = set(pieces) ^ set(names)
+    if different:
+        name = min(different)
+        whose = "is not in the table" if name in names else "is not in the models"
+        raise RecipeError(f"evomerge.mixture.tensors: {name} {whose}; name the models that the table was made for")
+    if recipe.num_layers != layout.num_layers:
+        raise RecipeError(f"evomerge.mixture: it is for all {layout.num_layers} layers; write that layer_range")
+    models = [source.model for source in recipe.slices[0].sources]
+    return tuple(
+        TensorPlan(name, "linear", tuple(Contribution(model, name, {}) for model in models), None, {}, pieces[name])
+        for name in names
+    )
 
 
 def _plan_layer(rules: _SliceRules, index: int, layer: int, layout: ModelLayout) -> list[TensorPlan]:

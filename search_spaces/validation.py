@@ -13,7 +13,9 @@ from search_spaces.methods import MethodSpec, Parameter, method_spec
 from search_spaces.settings import Condition, Parameters
 
 if TYPE_CHECKING:
+    from search_spaces.mixture_table import Mixture
     from search_spaces.recipe import Recipe, Slice, Source
+    from search_spaces.stop import Stop
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -45,6 +47,10 @@ def validate(recipe: Recipe) -> None:
     _validate_depth(recipe)
     _validate_tail(recipe)
     _validate_calibration(recipe)
+    if recipe.mixture is not None:
+        _validate_mixture(recipe, recipe.mixture)
+    if recipe.path is not None:
+        _validate_path(recipe, recipe.path)
 
 
 def _validate_adapters(recipe: Recipe, spec: MethodSpec) -> None:
@@ -157,6 +163,40 @@ def needs_calibration(recipe: Recipe) -> bool:
     scopes = [recipe.parameters, *(part.parameters for part in recipe.slices)]
     needing = {parameter.name for parameter in method_spec(recipe.merge_method).parameters if parameter.after}
     return any(name in needing for scope in scopes for name, _ in scope)
+
+
+def _validate_mixture(recipe: Recipe, table: Mixture) -> None:
+    """Check that the table's rows fit the sources, and that nothing beside it gives weights."""
+    place = "evomerge.mixture"
+    if recipe.merge_method != "linear":
+        raise RecipeError(f"{place}: a table of weights is for linear merges; write merge_method: linear")
+    part, *others = recipe.slices
+    if others or any(source.start for source in part.sources):
+        raise RecipeError(f"{place}: it speaks of whole models; write one slice from layer 0, or a `models:` list")
+    if recipe.parameters or part.parameters or any(source.parameters for source in part.sources):
+        raise RecipeError(f"{place}: the weights stand in its rows; remove all parameters")
+    if len(part.sources) != table.sources:
+        raise RecipeError(
+            f"{place}.rows: {table.sources} weights for {len(part.sources)} sources; write one per source, then one "
+            "per noise"
+        )
+    if recipe.donor not in [source.model for source in part.sources]:
+        raise RecipeError(f"{place}: the base is not among the sources; add {recipe.donor}, or remove base_model")
+
+
+def _validate_path(recipe: Recipe, path: tuple[Stop, ...]) -> None:
+    place = "evomerge.path"
+    if not 0 < len(path) <= MAX_LAYERS:
+        raise RecipeError(f"{place}: {len(path)} layers; write 1 to {MAX_LAYERS}")
+    depth = sum(part.num_layers for part in recipe.slices) if recipe.is_sliced else MAX_LAYERS
+    for index, stop in enumerate(path):
+        end = depth if stop.model is None else MAX_LAYERS
+        if not 0 <= stop.layer < end:
+            raise RecipeError(f"{place}[{index}].layer: there is no layer {stop.layer}; write 0 to {end - 1}")
+        if not math.isfinite(stop.scale):
+            raise RecipeError(f"{place}[{index}].scale: {stop.scale} is not finite; write a number such as 0.5")
+        if stop.model == "":
+            raise RecipeError(f"{place}[{index}].model: the name is empty; write a folder, a hub id, or leave it out")
 
 
 def _validate_parameters(parameters: Parameters, spec: MethodSpec, place: str, *, of_source: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Every strategy searches the zoo from a config, through the command line, to the end; and resumes.
+"""Every strategy, and every space, searches the zoo from a config, through the command line, to the end; and resumes.
 
 The first of them runs the installed command in a process of its own; the others call its entry point in this one,
 since starting Python with torch takes as long as the search.
@@ -36,7 +36,16 @@ STRATEGIES = {
     "nevergrad": {"kind": "nevergrad:TwoPointsDE"},
     "random": {"kind": "random"},
     "grid": {"kind": "grid"},
+    "m2n2 over mixtures": {"kind": "m2n2", "archive": 3},
+    "eda over layer orders": {"kind": "eda", "population": 4},
+    "staged": {"kind": "staged", "evaluations": 4, "first": {"kind": "random"}, "second": {"kind": "random"}},
 }
+SPACES = {
+    "m2n2 over mixtures": {"kind": "mixture", "chunks": 5},
+    "eda over layer orders": {"kind": "data_flow", "repeats": 1},
+    "staged": {"kind": "stacked", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1, "order": "free"}},
+}
+"""Spaces other than the default."""
 KINDS = {typing.get_args(config.model_fields["kind"].annotation)[0] for config in typing.get_args(AnyStrategyConfig)}
 
 
@@ -98,7 +107,8 @@ def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
     kind = STRATEGIES[name]["kind"].split(":")[0]
     if kind not in KINDS:
         pytest.skip(f"{kind} is not there yet")
-    path, folder = write(tmp_path, STRATEGIES[name]), tmp_path / "run"
+    space = {"space": SPACES[name]} if name in SPACES else {}
+    path, folder = write(tmp_path, STRATEGIES[name], **space), tmp_path / "run"
     if name == "cma_es":
         command = [Path(sys.executable).parent / "evomerge", "search", path, "--run", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

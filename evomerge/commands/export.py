@@ -12,7 +12,9 @@ from evomerge.config import load
 from evomerge.files import write_text
 from evomerge.ledger import Ledger
 from evomerge.run import Run, RunError
-from search_spaces.building import coefficient_space
+from search_spaces.coefficients import CoefficientConfig
+from search_spaces.context import SpaceContext
+from search_spaces.kinds import build_space
 from search_spaces.layout import ModelLayout
 from search_spaces.recipe import Recipe, RecipeError
 from search_spaces.space import SearchSpace
@@ -76,10 +78,15 @@ def _space(path: Path) -> SearchSpace:
     """Return the space that a run searches, without looking at its models."""
     config = load(path / "config.yaml")
     with Run.read(path) as run:
-        layout = TypeAdapter(ModelLayout).validate_python(run.environment()["layout"])
-    settings = config.space.model_copy(update={"start": None})  # decoding does not depend on it
-    space = coefficient_space(settings, config.models, layout, out_dtype=config.out_dtype, seed=config.seed)
-    return config.stamped(space)
+        environment = run.environment()
+    layout = TypeAdapter(ModelLayout).validate_python(environment["layout"])
+    settings = config.space
+    if isinstance(settings, CoefficientConfig):
+        settings = settings.model_copy(update={"start": None})  # decoding does not depend on it
+    context = SpaceContext(
+        config.models, layout, environment.get("sizes", {}), out_dtype=config.out_dtype, seed=config.seed
+    )
+    return config.stamped(build_space(settings, context))
 
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from evomerge.merging.layers import LayerOrder, layer_order, reordered
 from evomerge.merging.methods import implementation
 from evomerge.merging.methods.registry import MergeMethod, Prepared, SourceGroup, SourceModel, SourceTensor
 from evomerge.merging.resident import Resident, build_resident
+from evomerge.merging.stack import Stacks, is_stack
 from evomerge.merging.statistics import Statistics, statistics
 from search_spaces.layout import ModelLayout
 from search_spaces.recipe import Recipe
@@ -122,6 +123,9 @@ class MergeEngine:
     def prepare(self, recipe: Recipe) -> None:
         """Do for the recipe's structure all that does not depend on its coefficients."""
         recipe, plans = self._plan(recipe)
+        if is_stack(recipe):
+            self.apply(recipe)
+            return
         self._measure(recipe, plans)
         resident = self._resident_for(recipe)
         with torch.inference_mode():
@@ -132,7 +136,7 @@ class MergeEngine:
         """Return the resident model, filled with the recipe's weights.
 
         The module is the same object from call to call while depth and configuration stay; its weights are
-        those of the last call.
+        those of the last call. Layers in another order are references to the sources' (see `stack`).
 
         Raises
         ------
@@ -142,6 +146,8 @@ class MergeEngine:
             If it names a model that is not opened, or tensors of different shapes.
         """
         recipe, plans = self._plan(recipe)
+        if is_stack(recipe):
+            return self._stack(recipe)
         self._measure(recipe, plans)
         resident = self._resident_for(recipe)
         self._fill(resident, recipe, plans)
@@ -370,6 +376,17 @@ class MergeEngine:
             self._resident_key = key
         return self._resident
 
+    def _stack(self, recipe: Recipe) -> PreTrainedModel:
+        order, out_dtype = layer_order(recipe), self.out_dtype(recipe)
+        config, key = self._config(recipe.donor, order), self._architecture_key(recipe.donor, order)
+        return self._stacks.build(recipe, config, key, out_dtype, self._dtype_for(out_dtype))
+
+    @cached_property
+    def _stacks(self) -> Stacks:
+        """Builds models from references; what is merged beneath has a resident model of its own."""
+        inner = MergeEngine(self.checkpoints, base=self.base, device=self._device, compute_dtype=self._compute_dtype)
+        return Stacks(self.checkpoints, lambda recipe: _weights(inner.apply(recipe)), self._device)
+
     def _dtype_for(self, out_dtype: torch.dtype) -> torch.dtype:
         if self._compute_dtype != "auto":
             dtype: torch.dtype = getattr(torch, self._compute_dtype)
@@ -387,6 +404,10 @@ class MergeEngine:
                 self._config(donor, order)
             )
         return key
+
+
+def _weights(module: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: parameter.data for name, parameter in module.named_parameters()}
 
 
 def _parts(plan: TensorPlan) -> tuple[Contribution, ...]:

@@ -10,6 +10,8 @@ from torch import Tensor
 from evomerge.merging.blocks import Block, Form, Scratch
 from evomerge.merging.informed import inform
 from evomerge.merging.methods.registry import MergeMethod, Prepared
+from evomerge.merging.noise import NoiseStream
+from search_spaces.recipe import RecipeError
 from search_spaces.resolve import TensorPlan
 
 
@@ -71,6 +73,9 @@ class Job:
 
     def run(self, plan: TensorPlan, out_dtype: torch.dtype) -> None:
         """Merge with the coefficients of `plan`, rounding once to `out_dtype`."""
+        if plan.pieces:
+            self._run_pieces(plan, out_dtype)
+            return
         arguments = {
             argument: (
                 [model.parameters.get(name) for model in plan.contributions] if per_model else plan.parameters[name]
@@ -83,7 +88,26 @@ class Job:
             apply(block, **arguments)
             if omega is not None and self._activation is not None:
                 inform(block, self._activation, omega)
-            self._store(block.out, target, out_dtype)
+            self._store(block.out, target, out_dtype, plan.scale)
+
+    def _run_pieces(self, plan: TensorPlan, out_dtype: torch.dtype) -> None:
+        """Merge a tensor whose weights change within it; the noise of an entry does not depend on how it is cut."""
+        size = self._target.numel()
+        if plan.pieces[-1].end != size:
+            raise RecipeError(
+                f"evomerge.mixture.tensors.{plan.name}: it ends at {plan.pieces[-1].end} and the tensor at {size}; "
+                "name the models that the table was made for"
+            )
+        noise = NoiseStream(plan.name, plan.pieces)
+        start = 0
+        for piece in plan.pieces:
+            for first in range(start, piece.end, self._scratch.block):
+                span = slice(first, min(first + self._scratch.block, piece.end))
+                block = self._cut(span)
+                self.method.apply(block, weight=piece.weights, normalize=False)
+                noise.add_to(block.out, piece)
+                self._store(block.out, self._target[span], out_dtype, plan.scale)
+            start = piece.end
 
     def _blocks(self) -> Iterator[tuple[Block, Tensor]]:
         if self._whole is not None:
@@ -108,8 +132,13 @@ class Job:
             scratch=self._scratch,
         )
 
-    def _store(self, merged: Tensor, target: Tensor, out_dtype: torch.dtype) -> None:
-        """Round float32 results to `out_dtype` and leave them in the parameter, in its own dtype."""
+    def _store(self, merged: Tensor, target: Tensor, out_dtype: torch.dtype, scale: float) -> None:
+        """Round float32 results to `out_dtype` and leave them in the parameter, in its own dtype.
+
+        A scale multiplies them as rounded, as if the merge had been saved before its layers were put in an order.
+        """
+        if scale != 1.0:
+            merged.copy_(merged.to(out_dtype)).mul_(scale)
         if out_dtype not in (target.dtype, torch.float32, torch.float64):
             merged = self._scratch.vector("rounded", merged.numel(), out_dtype).copy_(merged)
         target.copy_(merged)

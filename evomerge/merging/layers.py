@@ -25,7 +25,9 @@ def layer_order(recipe: Recipe) -> LayerOrder:
         base = recipe.base_of(part)
         leader = next((source for source in part.sources if source.model == base), part.sources[0])
         order.extend((leader.model, leader.start + index) for index in range(part.num_layers))
-    return tuple(order)
+    if recipe.path is None:
+        return tuple(order)
+    return tuple(order[stop.layer] if stop.model is None else (stop.model, stop.layer) for stop in recipe.path)
 
 
 def reordered(config: PretrainedConfig, order: LayerOrder, configs: Mapping[str, PretrainedConfig]) -> PretrainedConfig:

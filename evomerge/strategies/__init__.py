@@ -17,6 +17,7 @@ from evomerge.strategies.map_elites import MapElites, MapElitesConfig
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
 from evomerge.strategies.random import RandomConfig, RandomSearch
+from evomerge.strategies.staged import Staged, StagedConfig
 from evomerge.strategies.warm_start import WarmStart
 
 AnyStrategyConfig: TypeAlias = (
@@ -30,6 +31,7 @@ AnyStrategyConfig: TypeAlias = (
     | NevergradConfig
     | RandomConfig
     | GridConfig
+    | StagedConfig
 )
 """Every strategy that a search file can name by its `kind`."""
 
@@ -59,6 +61,8 @@ __all__ = [
     "Nsga2Config",
     "RandomConfig",
     "RandomSearch",
+    "Staged",
+    "StagedConfig",
     "Strategy",
     "WarmStart",
 ]

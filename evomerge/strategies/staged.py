@@ -1,0 +1,115 @@
+"""One search after the other over a stacked space: parameters first, then the path through their best merge.
+
+Akiba et al. 2024, arXiv:2403.13187. The first strategy searches the parameter space with all layers in place. After its
+evaluations the best of its candidates is kept, and the second strategy searches the flow around it. Candidates of both
+are points of the whole space, so one run holds both stages and is resumed by replay as any other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge.strategies.base import Candidate, Evaluated, Genotype, Strategy
+from evomerge.strategies.catcma import CatCmaConfig
+from evomerge.strategies.cma_es import CmaEsConfig
+from evomerge.strategies.eda import EdaConfig
+from evomerge.strategies.genetic import GeneticConfig
+from evomerge.strategies.m2n2 import M2n2Config
+from evomerge.strategies.random import RandomConfig
+from fitness.evaluation import Evaluation
+from search_spaces.space import SearchSpace
+from search_spaces.stacked import StackedSpace
+
+StageConfig = Annotated[
+    CmaEsConfig | EdaConfig | CatCmaConfig | M2n2Config | GeneticConfig | RandomConfig, Field(discriminator="kind")
+]
+
+
+class StagedConfig(BaseModel):
+    """Two searches in a row, for ``space.kind: stacked``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    objectives: ClassVar[Literal["one"]] = "one"
+
+    kind: Literal["staged"] = "staged"
+    evaluations: int = Field(default=150, ge=1)
+    """Candidates of the first stage; all further ones belong to the second."""
+    first: StageConfig = CmaEsConfig()
+    """Strategy for the parameter space, with its settings: cma_es, eda, catcma, m2n2, genetic or random."""
+    second: StageConfig = EdaConfig()
+    """Strategy for the flow: the same choice."""
+
+    def resolved(self, genes: int, *, noise: float, evaluations: int) -> StagedConfig:
+        """Return the settings with every `auto` of the stages replaced, each by its share of the budget."""
+        rest = max(1, evaluations - self.evaluations)
+        first = self.first.resolved(genes, noise=noise, evaluations=min(self.evaluations, evaluations))
+        second = self.second.resolved(genes, noise=noise, evaluations=rest)
+        return self.model_copy(update={"first": first, "second": second})
+
+    def build(self, space: SearchSpace, seed: int) -> Staged:
+        """Build the strategy; the settings must be resolved.
+
+        Raises
+        ------
+        ValueError
+            If the space is not stacked.
+        """
+        if not isinstance(space, StackedSpace):
+            raise ValueError("strategy.kind staged is for space.kind stacked; write strategy.kind: cma_es, or stack")
+        return Staged(space, seed, self)
+
+
+class Staged(Strategy):
+    """Leads one strategy through the parameter space, then another through the flow."""
+
+    def __init__(self, space: StackedSpace, seed: int, config: StagedConfig) -> None:
+        super().__init__(space, seed)
+        self.config = config
+        self.stacked = space
+        self._stage = config.first.build(space.parameters, seed)
+        self.population = self._stage.population
+        self._kept: Genotype | None = None  # the first stage's best, once it is over
+        self._best: tuple[float, Genotype] = (-math.inf, np.array(space.parameters.start))
+        self._offset = 0  # of the second stage's generations
+        self._last = 0
+        self._ids: dict[int, int] = {}  # the stage's id by ours
+
+    def recommend(self) -> Genotype | None:
+        """Return the stage's own best guess, as a point of the whole space."""
+        guess = self._stage.recommend()
+        return None if guess is None else self._whole(guess)
+
+    def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
+        if self._kept is None and self._asked >= self.config.evaluations:
+            if self._open:
+                return []  # the best of the first stage is not known before all of it is in
+            self._begin_second()
+        if self._kept is None:
+            n = min(n, self.config.evaluations - self._asked)
+        candidates = self._stage.ask(n)
+        for index, candidate in enumerate(candidates):
+            self._ids[self._asked + index] = candidate.id
+            self._last = max(self._last, candidate.generation + self._offset)
+        return [(self._whole(c.genotype), c.kind, c.generation + self._offset) for c in candidates]
+
+    def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        self._stage.tell([Evaluated(self._ids.pop(candidate.id), evaluation)])
+        if self._kept is None and evaluation.status != "failed" and evaluation.fitness > self._best[0]:
+            self._best = evaluation.fitness, self.stacked.split(candidate.genotype)[0]
+
+    def _begin_second(self) -> None:
+        self._kept = self._best[1]
+        self._offset = self._last + 1
+        seed = int(self.rng.integers(2**31))
+        self._stage = self.config.second.build(self.stacked.flow, seed)
+        self.population = self._stage.population
+
+    def _whole(self, genotype: Genotype) -> Genotype:
+        if self._kept is None:
+            return self.stacked.join(genotype, self.stacked.flow.start)
+        return self.stacked.join(self._kept, genotype)

@@ -1,0 +1,196 @@
+"""What every search space must satisfy, as a suite of tests to subclass.
+
+::
+
+    from evomerge.testing.search_spaces import SearchSpaceSuite
+
+    class TestMine(SearchSpaceSuite):
+        def space(self):
+            return MySpace(...)
+
+pytest then runs the suite on random points, corners and the start of each space that the class gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from search_spaces.errors import RecipeError
+from search_spaces.recipe import Recipe
+from search_spaces.space import Genotype, SearchSpace
+
+POINTS = 8
+"""Random points that a test looks at; one where there are many genes."""
+MANY = 500
+"""Genes that the large space has, at least."""
+
+
+class SearchSpaceSuite:
+    """Tests that every search space passes; subclass it as ``Test...`` and give the space."""
+
+    def space(self) -> SearchSpace:
+        """Return the space under test: small, with all kinds of genes that it can have."""
+        raise NotImplementedError("give a space")
+
+    def one_gene(self) -> SearchSpace:
+        """Return a space with a single gene; left out where the space always has more."""
+        raise NotImplementedError("a suite that overrides this is run on it")
+
+    def many_genes(self) -> SearchSpace:
+        """Return a space with 500 genes or more; left out where that has no meaning."""
+        raise NotImplementedError("a suite that overrides this is run on it")
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run each test on every space that the class gives."""
+        if "subject" in metafunc.fixturenames:
+            given = [
+                name
+                for name in ("space", "one_gene", "many_genes")
+                if name == "space" or getattr(type(self), name) is not getattr(SearchSpaceSuite, name)
+            ]
+            metafunc.parametrize("subject", given, indirect=True)
+
+    @pytest.fixture
+    def subject(self, request: pytest.FixtureRequest) -> SearchSpace:
+        """One of the spaces that the class gives."""
+        space: SearchSpace = getattr(self, request.param)()
+        if request.param == "one_gene":
+            assert space.dimension == 1
+        if request.param == "many_genes":
+            assert space.dimension >= MANY
+        return space
+
+    @staticmethod
+    def points(space: SearchSpace, seed: int = 0) -> Iterator[Genotype]:
+        """Yield the start, corners of the box, founders, uniform points, samples and offspring."""
+        rng = np.random.default_rng(seed)
+        yield space.start
+        if space.dimension < MANY:
+            yield space.low
+            yield space.high
+        yield from space.founders()
+        for _ in range(POINTS if space.dimension < MANY else 1):
+            yield rng.uniform(space.low, space.high)
+        a, b = space.sample(rng), space.sample(rng)
+        yield a
+        yield space.mutate(a, rng)
+        yield space.crossover(a, b, rng)
+
+    # --- the box ---
+
+    def test_genes_make_a_box(self, subject: SearchSpace) -> None:
+        """Names are unique, bounds in order, and the start lies inside."""
+        assert subject.dimension == len(subject.genes) > 0
+        assert len({gene.name for gene in subject.genes}) == subject.dimension
+        assert bool((subject.low < subject.high).all())
+        assert bool(((subject.low <= subject.start) & (subject.start <= subject.high)).all())
+
+    def test_wrong_genotypes_are_refused(self, subject: SearchSpace) -> None:
+        """Another shape, a coordinate outside, NaN: a sentence that says what to pass."""
+        for index in {0, subject.dimension - 1}:
+            margin = 0.01 * (subject.high[index] - subject.low[index])
+            for value in (subject.low[index] - margin, subject.high[index] + margin, np.nan, np.inf):
+                point = np.array(subject.start)
+                point[index] = value
+                with pytest.raises(RecipeError, match=r"lies outside of .*; pass a number from"):
+                    subject.decode(point)
+        with pytest.raises(RecipeError, match="pass an array of shape"):
+            subject.decode(np.append(subject.start, 0.0))
+
+    # --- genotype and recipe ---
+
+    def test_decode_is_total(self, subject: SearchSpace) -> None:
+        """Every point is a recipe in canonical form, and stays as it is."""
+        for point in self.points(subject):
+            before = np.array(point)
+            recipe = subject.decode(point)
+            assert recipe.canonical().hash == recipe.hash == subject.decode(point).hash
+            assert np.array_equal(point, before)
+
+    def test_recipes_survive_yaml(self, subject: SearchSpace) -> None:
+        """What is written reads back as an equal recipe."""
+        for point in self.points(subject):
+            recipe = subject.decode(point)
+            assert Recipe.from_yaml(recipe.to_yaml()).hash == recipe.hash
+            assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+    def test_encode_inverts_decode(self, subject: SearchSpace) -> None:
+        """On the recipes of the space."""
+        for point in self.points(subject):
+            recipe = subject.decode(point)
+            again = subject.encode(Recipe.from_yaml(recipe.to_yaml()))
+            assert subject.decode(again).hash == recipe.hash
+
+    def test_encode_refuses_other_models(self, subject: SearchSpace) -> None:
+        """A recipe over models that the space does not have is no point of it."""
+        recipe = subject.decode(subject.start)
+        with pytest.raises(RecipeError):
+            subject.encode(recipe.with_models({model: f"{model}-other" for model in recipe.models}))
+
+    def test_inactive_genes_have_no_effect(self, subject: SearchSpace) -> None:
+        """Points that differ in inactive genes only have one recipe."""
+        rng = np.random.default_rng(1)
+        for point in self.points(subject):
+            active = subject.active(point)
+            assert active.shape == point.shape
+            assert active.dtype == np.bool_
+            assert bool(active.any())
+            other = np.where(active, point, rng.uniform(subject.low, subject.high))
+            assert subject.decode(other).hash == subject.decode(point).hash
+
+    def test_mergekit_gets_it_or_a_reason(self, subject: SearchSpace) -> None:
+        """What mergekit cannot rebuild is named in a sentence; the rounded recipe has nothing of that kind left."""
+        for point in self.points(subject):
+            recipe = subject.decode(point)
+            obstacles = recipe.mergekit_obstacles()
+            assert all(isinstance(sentence, str) and sentence for sentence in obstacles)
+            if not recipe.spec.in_mergekit:
+                continue
+            rounded, given_up = recipe.rounded_for_mergekit()
+            assert bool(given_up) == bool(obstacles)
+            assert rounded.mixture is None
+            assert rounded.path is None
+            assert Recipe.from_yaml(rounded.to_yaml()) == rounded
+
+    # --- variation ---
+
+    def test_variation_stays_in_the_space(self, subject: SearchSpace) -> None:
+        """Samples, children and mutants are points of the box; parents stay as they are."""
+        rng = np.random.default_rng(2)
+        parents = [np.array(subject.start), *map(np.array, subject.founders()), subject.sample(rng)]
+        for _ in range(POINTS):
+            a, b = (parents[index] for index in rng.integers(len(parents), size=2))
+            before = a.copy(), b.copy()
+            children = [subject.crossover(a, b, rng), subject.mutate(a, rng), subject.sample(rng)]
+            assert np.array_equal(a, before[0])
+            assert np.array_equal(b, before[1])
+            for child in children:
+                assert child.shape == (subject.dimension,)
+                assert child.dtype == np.float64
+                assert bool(((child >= subject.low) & (child <= subject.high)).all())
+                subject.decode(child)
+            parents += children
+
+    def test_the_generator_decides(self, subject: SearchSpace) -> None:
+        """Equal generators, equal offspring; the generator is the only source of chance."""
+        a, b = (subject.sample(np.random.default_rng(seed)) for seed in (3, 4))
+        operators = (lambda rng: subject.crossover(a, b, rng), lambda rng: subject.mutate(a, rng), subject.sample)
+        for vary in operators:
+            first, second = (vary(np.random.default_rng(5)) for _ in range(2))
+            assert np.array_equal(first, second)
+
+    def test_mutation_mostly_changes_the_recipe(self, subject: SearchSpace) -> None:
+        """A mutant that is the same recipe again would be an evaluation for nothing."""
+        rng = np.random.default_rng(6)
+        origin = subject.decode(subject.start).hash
+        hashes = [subject.decode(subject.mutate(np.array(subject.start), rng)).hash for _ in range(10)]
+        assert sum(found != origin for found in hashes) >= 5
+
+    def test_children_of_one_parent_are_that_parent(self, subject: SearchSpace) -> None:
+        """Crossing a point with itself brings nothing new."""
+        rng = np.random.default_rng(7)
+        for point in (np.array(subject.start), subject.sample(rng)):
+            assert subject.decode(subject.crossover(point, point.copy(), rng)).hash == subject.decode(point).hash

@@ -1,0 +1,139 @@
+"""``python -m experiments.data_flow`` measures; ``--quick`` runs the same on tiny sizes and keeps nothing.
+
+Three questions about layer orders on the zoo: does any single repeat, skip or swap help (`edits`); are planted orders
+found again (`planted`); and what do searches in flow, in parameters and in both, one after the other, reach with equal
+budgets (`searches`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.data_flow.edits import PAIRS, Edited, measure, settings
+from experiments.data_flow.planted import Recovered, recover, search
+
+FOLDER = Path(__file__).parent
+TASK = "zoo_target_gen"
+PARAMETERS = {"kind": "layer_coefficients", "layers_per_group": 2, "weight": {"low": -0.5, "high": 2.0, "start": 0.7}}
+WAYS = ("flow", "parameters", "stacked")
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One search over the zoo's hard task; scores are shares of items."""
+
+    way: str
+    seed: int
+    evaluations: int
+    search: float
+    held_out: float
+    layers: int
+    """Of the found model."""
+
+
+def configured(way: str, evaluations: int) -> dict[str, Any]:
+    """Return space and strategy of one of the `WAYS`."""
+    if way == "flow":
+        return {"space": {"kind": "data_flow"}, "strategy": {"kind": "eda"}}
+    if way == "parameters":
+        return {"space": PARAMETERS, "strategy": {"kind": "cma_es", "population": 12}}
+    first = {"kind": "cma_es", "population": 12}
+    return {
+        "space": {"kind": "stacked", "parameters": PARAMETERS, "flow": {"repeats": 1}},
+        "strategy": {"kind": "staged", "evaluations": evaluations * 2 // 3, "first": first, "second": {"kind": "eda"}},
+    }
+
+
+def searched(way: str, folder: Path, *, seed: int, evaluations: int, items: int) -> Searched:
+    """Run one search."""
+    budget = {"budget": {"evaluations": evaluations}, "seed": seed}
+    config = settings(TASK, items, **configured(way, evaluations), **budget)
+    result, recipe = search(config, folder, f"{way}-{seed}")
+    (found,) = (row for row in result["held_out"] if row["kind"] == "found")
+    return Searched(way, seed, evaluations, result["search_score"], found["score"], recipe.num_layers or 0)
+
+
+def main() -> None:
+    """Measure, write ``results.json`` and the table into the README."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing is written")
+    quick = parser.parse_args().quick
+    os.environ["OMP_NUM_THREADS"] = "1"
+    started = time.perf_counter()
+    results = run(quick=quick)
+    if quick:
+        print(markdown(results))
+        return
+    results["minutes"] = round((time.perf_counter() - started) / 60, 1)
+    results["machine"] = f"2 shared CPU cores, Python {platform.python_version()}"
+    (FOLDER / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    readme = FOLDER / "README.md"
+    before, _, rest = readme.read_text().partition("<!-- tables -->\n")
+    _, _, after = rest.partition("<!-- /tables -->")
+    readme.write_text(f"{before}<!-- tables -->\n{markdown(results)}\n<!-- /tables -->{after}")
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Return all results as plain data."""
+    pairs = PAIRS[-1:] if quick else PAIRS
+    small = {"held_out": 20, "most": 3} if quick else {}
+    found = [asdict(measure(model, task, 10 if quick else 150, **small)) for model, task in pairs]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        seeds = (0,) if quick else (0, 1)
+        sizes = {"evaluations": 16 if quick else 150, "items": 10 if quick else 60}
+        planted = [
+            asdict(recover(problem, folder, seed=seed, **sizes))
+            for problem in (("shuffled",) if quick else ("shuffled", "strangers"))
+            for seed in seeds
+        ]
+        sizes = {"evaluations": 24 if quick else 240, "items": 10 if quick else 60}
+        ways = [
+            asdict(searched(way, folder, seed=seed, **sizes))
+            for way in (WAYS[-1:] if quick else WAYS)
+            for seed in seeds
+        ]
+    return {"edits": found, "planted": planted, "searches": ways}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Return the tables."""
+    lines = [
+        "| model | task | edits | best on search items | search, before → after | held-out, before → after | p |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for data in results["edits"]:
+        row = Edited(**data)
+        asked = f"{row.search_before:.3f} → {row.search_after:.3f}"
+        held_out = f"{row.held_out_before:.3f} → {row.held_out_after:.3f}"
+        lines.append(
+            f"| {row.model} | {row.task} | {row.edits} | {row.best} | {asked} | {held_out} | {row.p_value:.2g} |"
+        )
+    lines += ["", "| planted | strategy | seed | evaluations | given | found | known best | path | right |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for data in results["planted"]:
+        one = Recovered(**data)
+        path = " ".join(map(str, one.path))
+        lines.append(
+            f"| {one.problem} | {one.strategy} | {one.seed} | {one.evaluations} | {one.planted:.3f} | "
+            f"{one.found:.3f} | {one.known:.3f} | {path} | {'yes' if one.right else 'no'} |"
+        )
+    lines += ["", "| search | seed | evaluations | search score | held-out | layers |", "|---|---|---|---|---|---|"]
+    for data in results["searches"]:
+        way = Searched(**data)
+        lines.append(
+            f"| {way.way} | {way.seed} | {way.evaluations} | {way.search:.3f} | {way.held_out:.3f} | {way.layers} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

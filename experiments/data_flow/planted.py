@@ -1,0 +1,114 @@
+"""Models whose layers have been put in a wrong order, for a search to find the right one.
+
+*Shuffled*: the four inner layers of `ops` in another order; a path in free order has to put them back. *Strangers*: two
+layers of other models put between those of `ops`; the slots of the right path leave them out. The known best is `ops`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge.merging.checkpoints import Checkpoint
+from evomerge.merging.engine import MergeEngine
+from evomerge.merging.writer import write_checkpoint
+from experiments.data_flow.edits import MODELS, settings
+from search_spaces.layer_path import path_of, path_recipe
+from search_spaces.recipe import Recipe
+from search_spaces.stop import Stop
+
+SHUFFLED = (0, 4, 2, 3, 1, 5)
+"""Which layer of `ops` lies at each place."""
+STRANGERS = (("ops", 0), ("ops", 1), ("ja", 3), ("ops", 2), ("ops", 3), ("eo", 2), ("ops", 4), ("ops", 5))
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """One search for a planted order; scores are held-out shares of items."""
+
+    problem: str
+    strategy: str
+    seed: int
+    evaluations: int
+    planted: float
+    """Of the model as it was given."""
+    found: float
+    known: float
+    """Of `ops`, the known best."""
+    path: list[int]
+    """Layers of the given model on the path that was found."""
+    right: bool
+    """Whether it is the path of `ops`."""
+
+
+def search(config: dict[str, Any], folder: Path, name: str) -> tuple[dict[str, Any], Recipe]:
+    """Run a search file from the command line; return its result and the found recipe."""
+    file, run = folder / f"{name}.yaml", folder / name
+    file.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "evomerge.cli", "search", str(file), "--run", str(run), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout), Recipe.from_file(run / "best.yaml")
+
+
+def recover(problem: str, folder: Path, *, seed: int, evaluations: int, items: int, strategy: str = "eda") -> Recovered:
+    """Plant a wrong order and search for the right one."""
+    layers = [("ops", layer) for layer in SHUFFLED] if problem == "shuffled" else list(STRANGERS)
+    given = folder / problem
+    if not given.exists():
+        checkpoints = {reference: Checkpoint.open(reference) for reference in MODELS.values()}
+        path = [Stop(MODELS[name], layer) for name, layer in layers]
+        recipe = path_recipe(path, MODELS["ops"], 6, out_dtype="bfloat16")
+        write_checkpoint(MergeEngine(checkpoints, base=MODELS["ops"]), recipe, given)
+    space = {"kind": "data_flow", "models": ["given"], "repeats": 1, "scales": "none"}
+    if problem == "shuffled":
+        space["order"] = "free"
+    config = settings(
+        "zoo_ops_en",
+        items,
+        # a second model of that depth, which a search needs and this space leaves out
+        models={"given": str(given), "other": MODELS["base"] if problem == "shuffled" else str(_copy(given))},
+        space=space,
+        strategy={"kind": strategy},
+        budget={"evaluations": evaluations},
+        seed=seed,
+    )
+    result, found = search(config, folder, f"{problem}-{strategy}-{seed}")
+    rows = {row["kind"] if row["kind"] == "found" else row["name"]: row["score"] for row in result["held_out"]}
+    right = [index for index, (name, _) in enumerate(layers) if name == "ops"]
+    right.sort(key=lambda index: layers[index][1])
+    path = [stop.layer for stop in path_of(found, len(layers))]
+    return Recovered(
+        problem, strategy, seed, evaluations, rows["given"], rows["found"], known(items), path, path == right
+    )
+
+
+def _copy(folder: Path) -> Path:
+    """Return a second name for a model."""
+    link = folder.with_name(f"{folder.name}-too")
+    if not link.exists():
+        link.symlink_to(folder, target_is_directory=True)
+    return link
+
+
+_KNOWN: dict[int, float] = {}
+
+
+def known(items: int) -> float:
+    """Return the held-out score of `ops` itself."""
+    if items not in _KNOWN:
+        from evomerge.config import SearchConfig
+        from evomerge.problem import Problem
+        from search_spaces.baselines import source_recipe
+
+        problem = Problem(SearchConfig.model_validate(settings("zoo_ops_en", items)), scan=False)
+        recipe = source_recipe(MODELS["ops"], 6, out_dtype="float32")
+        _KNOWN[items] = problem.worker.evaluate(recipe, problem.held_out_items).fitness
+    return _KNOWN[items]

@@ -1,0 +1,44 @@
+"""The kinds of spaces that a search file can name, and from its `space` section to the space."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from search_spaces.building import coefficient_space
+from search_spaces.coefficients import CoefficientConfig
+from search_spaces.context import SpaceContext
+from search_spaces.data_flow_config import DataFlowConfig
+from search_spaces.mixture_config import MixtureConfig
+from search_spaces.space import SearchSpace
+from search_spaces.stacked import StackedSpace
+from search_spaces.stacked_config import StackedConfig
+
+SpaceConfig: TypeAlias = Annotated[
+    CoefficientConfig | MixtureConfig | DataFlowConfig | StackedConfig, Field(discriminator="kind")
+]
+"""Any space, told apart by `kind`."""
+
+
+def build_space(config: SpaceConfig, context: SpaceContext) -> SearchSpace:
+    """Return the space that `config` describes over the models of `context`.
+
+    Raises
+    ------
+    RecipeError
+        If the models do not fit the space.
+    """
+    if isinstance(config, CoefficientConfig):
+        return coefficient_space(
+            config,
+            context.models,
+            context.layout,
+            dtype=context.dtype,
+            out_dtype=context.out_dtype,
+            seed=context.seed,
+            squared_norms=context.squared_norms,
+        )
+    if isinstance(config, StackedConfig):
+        return StackedSpace(build_space(config.parameters, context), config.flow, context)
+    return config.build(context)

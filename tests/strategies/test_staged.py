@@ -1,0 +1,106 @@
+"""Two searches in a row over a stacked space."""
+
+import numpy as np
+import pytest
+
+from evomerge.strategies import CmaEsConfig, EdaConfig, Evaluated, RandomConfig, StagedConfig
+from fitness.evaluation import Evaluation
+from search_spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.context import SpaceContext
+from search_spaces.data_flow_config import DataFlowConfig
+from search_spaces.layout import ModelLayout
+from search_spaces.stacked import StackedSpace
+
+LAYER = ("input_layernorm.w", "self_attn.o_proj.w", "post_attention_layernorm.w", "mlp.down_proj.w")
+LAYOUT = ModelLayout(("embed",), (LAYER,) * 4, "layers.{}.", ("norm",), None, "self_attn", "mlp")
+MODELS = {"base": "m/base", "a": "m/a", "b": "m/b"}
+CONFIG = StagedConfig(evaluations=24, first=CmaEsConfig(population=6), second=EdaConfig(population=8))
+
+
+@pytest.fixture
+def space():
+    parameters = CoefficientSpace(CoefficientConfig(layers_per_group=4), MODELS, LAYOUT)
+    return StackedSpace(parameters, DataFlowConfig(repeats=1), SpaceContext(MODELS, LAYOUT, {}))
+
+
+def evaluation(fitness, status="ok"):
+    if status == "failed":
+        return Evaluation.failed("planted", {})
+    return Evaluation("ok", (fitness,), (0.0,), ("i",), np.array([fitness], dtype=np.float32), {})
+
+
+def planted(space, genotype):
+    """Score a merge by its distance to weights of one, and a path that has layer 1 of `a` and not of the merge."""
+    parameters, flow = space.split(genotype)
+    path = [(stop.model, stop.layer) for stop in space.flow.path(flow)]
+    wanted = (("m/a", 1) in path) + ((None, 1) not in path)
+    return float(wanted - np.square(parameters - 1).mean())
+
+
+def drive(strategy, space, evaluations, at_once=1):
+    asked, told = [], []
+    while len(asked) < evaluations:
+        new = strategy.ask(min(at_once, evaluations - len(asked)))
+        asked += new
+        for candidate in new:
+            told.append(planted(space, candidate.genotype))
+            strategy.tell([Evaluated(candidate.id, evaluation(told[-1]))])
+    return asked, told
+
+
+def test_the_flow_is_searched_around_the_best_merge(space):
+    asked, told = drive(CONFIG.build(space, 0), space, 200)
+    first, second = asked[:24], asked[24:]
+    assert all(np.array_equal(space.split(c.genotype)[1], space.flow.start) for c in first)
+    best = space.split(first[int(np.argmax(told[:24]))].genotype)[0]
+    assert all(np.array_equal(space.split(c.genotype)[0], best) for c in second)
+    assert len({space.decode(c.genotype).hash for c in second}) > 50
+    assert max(told[24:]) - max(told[:24]) == pytest.approx(2)  # both of the flow's switches were found
+
+
+def test_generations_go_on_counting(space):
+    asked, _ = drive(CONFIG.build(space, 0), space, 60)
+    generations = [candidate.generation for candidate in asked]
+    assert generations == sorted(generations)
+    assert generations[24] > generations[23]
+
+
+def test_a_replay_asks_the_same(space):
+    asked, told = drive(CONFIG.build(space, 3), space, 70)
+    again = CONFIG.build(space, 3)
+    for candidate, fitness in zip(asked, told, strict=True):
+        (repeated,) = again.ask(1)
+        assert np.array_equal(repeated.genotype, candidate.genotype)
+        again.tell([Evaluated(repeated.id, evaluation(fitness))])
+
+
+def test_the_second_stage_waits_for_the_first(space):
+    strategy = StagedConfig(evaluations=4, first=RandomConfig(), second=RandomConfig()).build(space, 0)
+    first = strategy.ask(10)
+    assert len(first) == 4
+    strategy.tell([Evaluated(c.id, evaluation(0.0)) for c in first[1:]])
+    assert strategy.ask(1) == []
+    strategy.tell([Evaluated(first[0].id, evaluation(1.0))])
+    (second,) = strategy.ask(1)
+    assert np.array_equal(space.split(second.genotype)[0], space.split(first[0].genotype)[0])
+
+
+def test_failed_candidates_are_not_built_upon(space):
+    strategy = StagedConfig(evaluations=3, first=RandomConfig(), second=RandomConfig()).build(space, 0)
+    first = strategy.ask(3)
+    for candidate, status in zip(first, ("failed", "ok", "failed"), strict=True):
+        strategy.tell([Evaluated(candidate.id, evaluation(-1.0, status))])
+    (second,) = strategy.ask(1)
+    assert np.array_equal(space.split(second.genotype)[0], space.split(first[1].genotype)[0])
+
+
+def test_other_spaces_are_refused(space):
+    with pytest.raises(ValueError, match=r"is for space.kind stacked; write strategy.kind: cma_es"):
+        CONFIG.build(space.parameters, 0)
+
+
+def test_auto_is_resolved_for_both_stages():
+    resolved = StagedConfig(evaluations=100).resolved(30, noise=0.02, evaluations=300)
+    assert isinstance(resolved.first.population, int)
+    assert isinstance(resolved.second.population, int)
+    assert resolved.resolved(30, noise=0.5, evaluations=9) == resolved
