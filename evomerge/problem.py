@@ -28,10 +28,11 @@ from evomerge.workers.base import Pool
 from evomerge.workers.inline import InlinePool, Worker
 from evomerge.workers.ray_pool import RayConfig, RayPool
 from evomerge.workers.sources import SourceWatch
+from fitness.calibration import Calibration
 from fitness.config import FitnessConfig
-from fitness.evaluation import ItemScores, TaskError
+from fitness.estimators import NEEDS_PARENTS
 from fitness.items import task_of
-from fitness.measure import InheritedMeasure, Measure, PlainMeasure
+from fitness.measure import EstimatedMeasure, Measure, PlainMeasure, known_of, within_unit_interval
 from fitness.objectives import Objectives, relative_to_sources
 from fitness.scoring import Evaluator
 from fitness.tasks import TaskSuite
@@ -71,6 +72,7 @@ class Problem:
         self.suite = TaskSuite.load(config.fitness, config.seed)
         self.search_items = self.suite.pool.subset("all", config.seed)
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
+        self.calibration = _calibration(config.fitness)
         self.held_out_items = self.suite.pool.held_out_ids()
         self.warnings = [
             *self.report.warnings,
@@ -82,14 +84,16 @@ class Problem:
         ]
 
     @property
-    def inherits(self) -> bool:
-        """Whether full scores are estimated from the experts' answers."""
-        return self.config.fitness.subset.estimator == "inherited"
-
-    @property
     def needs_sources(self) -> bool:
         """Whether sources are scored on all search items before the search."""
-        return self.inherits or relative_to_sources(self.config.fitness)
+        estimator = self.config.fitness.subset.estimator
+        inherits = self.asks_few and estimator in ("auto", *NEEDS_PARENTS)
+        return inherits or relative_to_sources(self.config.fitness)
+
+    @property
+    def asks_few(self) -> bool:
+        """Whether candidates are asked only some of the search items."""
+        return len(self.subset) < len(self.search_items)
 
     def measure(self, bench: Bench) -> Measure:
         """Return how candidates are measured; sources are scored on all search items where that is needed.
@@ -97,32 +101,26 @@ class Problem:
         Raises
         ------
         TaskError
-            If the experts' scores are outside of [0, 1], or no source does what a floor is relative to.
+            If an estimator lacks what it needs, or no source does what a floor is relative to.
         """
-        fitness = self.config.fitness
-        relative = relative_to_sources(fitness)
-        answers = {
+        fitness, few = self.config.fitness, self.config.fitness.subset
+        scored = {
             entry.name: bench.score("parent", entry, self.search_items)
-            for entry in self.sources()
-            if relative or (self.inherits and entry.name != self.config.base)
+            for entry in (self.sources() if self.needs_sources else [])
+            if entry.name != self.config.base or relative_to_sources(fitness)
         }
-        objectives = Objectives.of(fitness, list(answers.values()))
-        if not self.inherits:
+        objectives = Objectives.of(fitness, list(scored.values()))
+        experts = [answers for name, answers in scored.items() if name != self.config.base]
+        estimator = few.estimator
+        if estimator == "auto":
+            estimator = "inherited" if all(within_unit_interval(answers) for answers in experts) else "mean"
+        rotate = estimator != "mean" if few.rotate is None else few.rotate
+        if not self.asks_few or (estimator == "mean" and not rotate):
             return PlainMeasure(self.subset, objectives)
-        count = fitness.subset.items
-        try:
-            return InheritedMeasure(
-                [
-                    ItemScores(answer.items, answer.scores, 0.0)
-                    for name, answer in answers.items()
-                    if name != self.config.base
-                ],
-                objectives,
-                len(self.search_items) if count == "all" else count,
-                self.config.seed,
-            )
-        except ValueError as error:
-            raise TaskError(f"{error}; set fitness.subset.estimator: mean") from None
+        assert few.items != "all"
+        tasks = {task: [item for item in self.search_items if task_of(item) == task] for task in objectives.weights}
+        known = {task: known_of(task, items, experts, self.calibration, estimator) for task, items in tasks.items()}
+        return EstimatedMeasure(self.search_items, known, objectives, estimator, few.items, self.config.seed, rotate)
 
     @property
     def noise(self) -> float:
@@ -168,7 +166,8 @@ class Problem:
         """Return the worker in this process with all done that does not depend on a candidate."""
         for structure in self.space.structures():
             self.worker.engine.prepare(structure)
-        self.worker.prepare(self.space.decode(self.space.start), self.subset)
+        asked_first = self.search_items if self.needs_sources else self.subset
+        self.worker.prepare(self.space.decode(self.space.start), asked_first)
         return self.worker
 
     def pool(self) -> Pool:
@@ -226,6 +225,16 @@ def inline_settings(workers: InlineConfig | RayConfig) -> InlineConfig:
     if isinstance(workers, RayConfig):
         return InlineConfig(compute_dtype=workers.compute_dtype, threads=workers.threads)
     return workers
+
+
+def _calibration(fitness: FitnessConfig) -> Calibration | None:
+    """The calibration that a search file names."""
+    if fitness.subset.calibration is None:
+        return None
+    try:
+        return Calibration.load(fitness.subset.calibration)
+    except ValueError as error:
+        raise ConfigError(f"fitness.subset.calibration: {error}") from None
 
 
 def build_worker(

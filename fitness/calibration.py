@@ -26,6 +26,8 @@ Array = npt.NDArray[np.float64]
 
 SAMPLES = re.compile(r"samples_(?P<task>.+?)_\d{4}-\d{2}-\d{2}T[\d.:\-]+\.jsonl$")
 SAMPLES_UNDATED = re.compile(r"samples_(?P<task>.+)\.jsonl$")
+CALIBRATION_FORMAT = "evomerge calibration 1"
+BANK_ARRAYS = ("discrimination", "difficulty", "abilities")
 FEWEST_MODELS = 2
 MODELS_PER_DIMENSION = 10  # fewer cannot tell the dimensions apart
 DIMENSIONS = 5  # tinyBenchmarks chooses between 5 and 10
@@ -224,6 +226,95 @@ def from_run(evaluations: Mapping[str, tuple[Sequence[str], npt.ArrayLike]]) -> 
             raise ValueError(f"{name!r} has {values.size} scores for {len(ids)} items: give one score per item")
         score_JI[row, [column[item] for item in ids]] = values
     return Responses(tuple(evaluations), items, score_JI)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What other models tell of the items of one or several tasks.
+
+    Attributes
+    ----------
+    responses
+        Task name to the scores of other models.
+    banks
+        Task name to the item parameters fitted to them.
+    """
+
+    responses: Mapping[str, Responses]
+    banks: Mapping[str, tuple[ItemBank, ...]]
+
+    def of(self, task: str, items: Sequence[str]) -> tuple[tuple[ItemBank, ...], Array | None]:
+        """Banks and other models' scores float64[J, I] of these items, in this order.
+
+        The scores are None unless every model answered every item.
+
+        Raises
+        ------
+        ValueError
+            If the task or one of the items is not in it.
+        """
+        if task not in self.banks:
+            raise ValueError(
+                f"the calibration has no task {task!r}, only {', '.join(self.banks)}: calibrate on it, too"
+            )
+        banks = tuple(bank.select(items) for bank in self.banks[task])
+        known = self.responses[task]
+        column = {item: at for at, item in enumerate(known.items)}
+        score_JI = known.scores[:, [column[item] for item in items]]
+        return banks, None if np.isnan(score_JI).any() else score_JI
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as one `.npz` (arrays, and the rest as JSON), whole or not at all."""
+        path = Path(path)
+        header: dict[str, Any] = {"format": CALIBRATION_FORMAT, "tasks": {}}
+        arrays: dict[str, Any] = {}
+        for number, (task, responses) in enumerate(self.responses.items()):
+            arrays[f"{number}.responses"] = responses.scores.astype(np.float32)
+            facts = []
+            for index, bank in enumerate(self.banks[task]):
+                facts.append(dict(bank.facts))
+                arrays |= {f"{number}.{index}.{name}": getattr(bank, name) for name in BANK_ARRAYS}
+            header["tasks"][task] = {"models": responses.models, "items": responses.items, "banks": facts}
+        arrays["header"] = np.frombuffer(json.dumps(header, ensure_ascii=False).encode(), np.uint8)
+        temporary = path.with_name(f"{path.name}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read what `save` wrote; nothing is ever unpickled.
+
+        Raises
+        ------
+        ValueError
+            The file is missing, or something else.
+        """
+        responses, banks = {}, {}
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                header = json.loads(arrays["header"].tobytes().decode())
+                if header["format"] != CALIBRATION_FORMAT:
+                    raise KeyError(header["format"])
+                for number, (task, part) in enumerate(header["tasks"].items()):
+                    items = tuple(map(str, part["items"]))
+                    scores = arrays[f"{number}.responses"].astype(np.float64)
+                    responses[task] = Responses(tuple(map(str, part["models"])), items, scores)
+                    banks[task] = tuple(
+                        _bank(items, {name: arrays[f"{number}.{index}.{name}"] for name in BANK_ARRAYS}, facts)
+                        for index, facts in enumerate(part["banks"])
+                    )
+        except Exception as error:  # numpy, zipfile and json raise half a dozen kinds for damaged files
+            raise ValueError(
+                f"{path}: no calibration ({type(error).__name__}: {error}): write one with `evomerge calibrate`"
+            ) from error
+        return cls(responses, banks)
+
+
+def _bank(items: tuple[str, ...], arrays: Mapping[str, Array], facts: Mapping[str, object]) -> ItemBank:
+    return ItemBank(items, arrays["discrimination"], arrays["difficulty"], arrays["abilities"], dict(facts))
 
 
 def calibrate(

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fitness.estimators import NEEDS_BANK, NEEDS_OTHERS
 
 Split = Literal["train", "validation", "test"]
 
@@ -34,10 +36,55 @@ class SubsetConfig(_Frozen):
 
     items: Annotated[int, Field(ge=1, strict=True)] | Literal["all"] = "all"
     """Search items per task and candidate; >= 1."""
-    estimator: Literal["mean", "inherited"] = "mean"
-    """How the score on all search items follows from those asked. mean: all candidates are asked the same random
-    items, and their mean counts. inherited: each generation is asked other items, those that tell most; the experts'
-    answers to all search items (they are scored once) and those of earlier candidates fill in the rest."""
+    estimator: Literal[
+        "auto",
+        "inherited",
+        "mean",
+        "stratified_mean",
+        "parent_post_stratification",
+        "stratified_difference",
+        "anchor_mean",
+        "p_irt",
+        "p_irt_map",
+        "gp_irt",
+        "mp_irt",
+        "gmp_irt",
+        "mp_irt_map",
+        "ridge",
+        "blup",
+    ] = "auto"
+    """How the score on all search items follows from those asked. inherited: the experts' answers to all search items
+    (they are scored once) and those of earlier candidates fill in the rest. mean: the mean of the answers. auto:
+    inherited where scores lie in [0, 1], else mean. The others are published ones and their parts, most of which need
+    a `calibration`."""
+    rotate: bool | None = None
+    """Whether each generation is asked other items. None: yes, unless the estimator is mean."""
+    calibration: str | None = None
+    """What `evomerge calibrate` has written: other models' answers to the same items, and item parameters fitted to
+    them. None: there is none."""
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> "SubsetConfig":
+        if self.calibration is None and self.estimator in (*NEEDS_BANK, *NEEDS_OTHERS):
+            raise ValueError(
+                f"estimator {self.estimator} needs `calibration`, a file that `evomerge calibrate` writes; "
+                "or set estimator: auto"
+            )
+        return self
+
+
+class RacingConfig(_Frozen):
+    """When to stop asking a candidate."""
+
+    error: float = Field(default=0.05, gt=0, lt=1)
+    """Tolerated chance that one given candidate that matters is stopped, in (0, 1)."""
+    block: int = Field(default=8, ge=1)
+    """Items per task that are asked between two looks; >= 1. A candidate's model is built anew for each block."""
+    keep: float = Field(default=0.5, gt=0, le=1)
+    """Share of a generation that matters to the strategy: CMA-ES learns from the better half."""
+    test: Literal["posterior", "auto", "exact", "sprt", "t", "wilcoxon"] = "posterior"
+    """posterior: by the estimates and their standard errors. The others compare answers to common items, which needs
+    many of them: exact and sprt for 0/1 scores, t and wilcoxon for others, auto the one that fits."""
 
 
 class FitnessConfig(_Frozen):
@@ -49,6 +96,8 @@ class FitnessConfig(_Frozen):
     """Folders with lm-eval task YAMLs, searched before lm-eval's own tasks."""
     subset: SubsetConfig = SubsetConfig()
     """Which of the search items a candidate is asked."""
+    racing: RacingConfig | None = None
+    """Ask a generation's candidates in blocks, and stop those that cannot matter any more. None: ask all alike."""
     objectives: Literal["weighted_sum", "per_task"] = "weighted_sum"
     """What strategies are told. weighted_sum: one number. per_task: one objective per task, for strategies that look
     for a front; the others go by the weighted sum."""
@@ -67,6 +116,12 @@ class FitnessConfig(_Frozen):
     """Sequences per forward pass; >= 1."""
     max_length: int | None = Field(default=None, ge=2)
     """Longest sequence in tokens; longer prompts lose their beginning. None: what the model allows."""
+
+    @model_validator(mode="after")
+    def _racing_needs_one_objective(self) -> "FitnessConfig":
+        if self.racing is not None and self.objectives == "per_task":
+            raise ValueError("racing ranks by one objective: remove `racing`, or set objectives: weighted_sum")
+        return self
 
     @field_validator("tasks")
     @classmethod

@@ -467,6 +467,17 @@ def inherited(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> 
 
 
 DEFAULT = "inherited"
+NEEDS_PARENTS = (
+    "inherited",
+    "stratified_mean",
+    "mp_irt",
+    "gmp_irt",
+    "mp_irt_map",
+    "parent_post_stratification",
+    "stratified_difference",
+)
+NEEDS_BANK = ("anchor_mean", "p_irt", "p_irt_map", "gp_irt", "mp_irt", "gmp_irt", "mp_irt_map", "stratified_difference")
+NEEDS_OTHERS = ("gp_irt", "ridge", "blup")
 ESTIMATORS: Mapping[str, Estimator] = {
     "inherited": inherited,
     "mean": subset_mean,

@@ -25,6 +25,7 @@ from evomerge.result import Result
 from evomerge.run import Run, RunError
 from evomerge.search import Search
 from evomerge.workers.base import Pool
+from evomerge.workers.racing import racing
 
 log = logging.getLogger("evomerge")
 
@@ -99,7 +100,7 @@ def _search_and_conclude(run: Run, problem: Problem, pool: Pool, out: Console) -
     )
     log.info("searching from evaluation %d", done)
     with SearchProgress(out, budget, done) as progress:
-        state.search(pool, progress)
+        state.search(racing(pool, problem.config, state), progress)
     out.print(f"scoring the finalists on {len(problem.held_out_items)} held-out items")
     result = Conclusion(run, problem, state, pool).conclude()
     run.write("report.html", render(run.path))

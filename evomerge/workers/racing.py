@@ -1,0 +1,189 @@
+"""Racing in a search: the candidates of a generation are asked in blocks, and who cannot matter is not asked further.
+
+A pool around another one. It takes a whole generation before it works; then all candidates answer the first block of
+items, those that still race (`fitness.racing`) the next one, until the items are used up. A stopped candidate comes
+back with its answers so far, whose estimate gives it about the right rank. A resumed search may have told some of a
+generation before it was stopped: their answers, from the log, race along, and so all is decided as it would have been.
+
+Merging is repeated for each block: racing saves time where answering a block takes longer than merging.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+
+from evomerge.config import SearchConfig
+from evomerge.ledger import Ledger
+from evomerge.search import Search
+from evomerge.strategies.base import Strategy
+from evomerge.workers.base import Pool
+from fitness.config import RacingConfig
+from fitness.estimators import Estimate
+from fitness.evaluation import Evaluation
+from fitness.items import task_of
+from fitness.measure import Measure
+from fitness.racing import Race
+from search_spaces.recipe import Recipe
+
+Blocks = list[tuple[str, ...]]
+
+
+def in_blocks(items: Sequence[str], block: int, seed: int) -> Blocks:
+    """Items in random order, `block` of each task at a time; the last block takes what is left."""
+    rng = np.random.default_rng(seed)
+    tasks: dict[str, list[str]] = {}
+    for item in items:
+        tasks.setdefault(task_of(item), []).append(item)
+    shuffled = [[names[at] for at in rng.permutation(len(names))] for names in tasks.values()]
+    most = max(len(names) for names in shuffled)
+    cuts = [*range(0, max(1, most // block) * block, block), most]
+    return [tuple(item for names in shuffled for item in names[a:b]) for a, b in pairwise(cuts)]
+
+
+@dataclass
+class _Runner:
+    """A candidate in a race; without a recipe, its answers come from the log."""
+
+    tag: int
+    recipe: Recipe | None
+    sample: bool
+    answers: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    stopped: bool = False
+    failed: str | None = None
+
+    def take(self, part: Evaluation) -> None:
+        self.failed = part.reason if part.status == "failed" else None
+        self.answers.update(zip(part.items, part.scores.tolist(), strict=True))
+        for name, value in part.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+
+    def result(self, items: Sequence[str]) -> Evaluation:
+        """Return the answers to those of the items that it was asked, in their order."""
+        if self.failed is not None:
+            return Evaluation.failed(self.failed, self.seconds)
+        asked = tuple(item for item in items if item in self.answers)
+        scores = np.array([self.answers[item] for item in asked], np.float32)
+        evaluation = Evaluation("ok", items=asked, scores=scores, seconds=self.seconds)
+        return replace(evaluation, status="stopped") if self.stopped else evaluation
+
+
+class RacingPool:
+    """Lets the candidates of a generation race on another pool's workers.
+
+    Parameters
+    ----------
+    pool
+        The workers.
+    rules
+        When a candidate is stopped.
+    measure
+        Of the search; estimates what the answers so far say.
+    ledger
+        Of the search; says what is in flight, and what a generation was told before the search was stopped.
+    strategy
+        Of the search; says how large a generation is.
+    seed
+        Decides the order of the items.
+    """
+
+    def __init__(
+        self, pool: Pool, rules: RacingConfig, measure: Measure, ledger: Ledger, strategy: Strategy, seed: int
+    ) -> None:
+        self.pool, self.rules, self.measure, self.ledger = pool, rules, measure, ledger
+        self.strategy, self.seed = strategy, seed
+        self._heats: dict[int, tuple[tuple[str, ...], list[_Runner]]] = {}  # by generation
+
+    @property
+    def free(self) -> int:
+        """How many more candidates the next race takes: a generation, and the distribution's mean."""
+        return self.strategy.population + 1 - sum(len(runners) for _, runners in self._heats.values())
+
+    def submit(self, tag: int, recipe: Recipe, items: Sequence[str]) -> None:
+        """Enter a candidate of the ledger for its generation's race."""
+        candidate = self.ledger.asked[tag].candidate
+        _, runners = self._heats.setdefault(candidate.generation, (tuple(items), []))
+        runners.append(_Runner(tag, recipe, candidate.kind == "sample"))
+
+    def wait(self) -> list[tuple[int, Evaluation]]:
+        """Hold the races of all that were submitted."""
+        heats, self._heats = self._heats, {}
+        results: list[tuple[int, Evaluation]] = []
+        for generation, (items, entered) in heats.items():
+            self._race(generation, items, [*self._told(generation, items), *entered])
+            results += [(runner.tag, runner.result(items)) for runner in entered]
+        return results
+
+    def _told(self, generation: int, items: Sequence[str]) -> list[_Runner]:
+        """Candidates of this generation that were told before the search was stopped."""
+        return [
+            _Runner(told.candidate, None, True, dict(zip(evaluation.items, evaluation.scores.tolist(), strict=True)))
+            for told in self.ledger.results(generation)
+            if (evaluation := told.evaluation).status != "failed"
+            and not told.cached
+            and self.ledger.asked[told.candidate].candidate.kind == "sample"
+            and set(evaluation.items) <= set(items)
+        ]
+
+    def _race(self, generation: int, items: Sequence[str], runners: list[_Runner]) -> None:
+        runners = sorted(runners, key=lambda runner: runner.tag)
+        blocks = in_blocks(items, self.rules.block, self.seed + generation)
+        for look, block in enumerate(blocks, 1):
+            self._ask([runner for runner in runners if not runner.stopped and runner.failed is None], block)
+            samples = [runner for runner in runners if runner.sample and runner.failed is None]
+            if look == len(blocks) or not samples:
+                continue
+            seen = {item for block in blocks[:look] for item in block}
+            for runner, out in zip(samples, self._stopped(samples, items, seen, len(blocks) - 1), strict=True):
+                runner.stopped |= bool(out)
+
+    def _ask(self, runners: Sequence[_Runner], block: tuple[str, ...]) -> None:
+        """Have them all answer a block, those whose answers the log does not have."""
+        waiting = [runner for runner in runners if runner.recipe is not None]
+        working: dict[int, _Runner] = {}
+        while waiting or working:
+            while waiting and self.pool.free > 0:
+                runner = waiting.pop(0)
+                assert runner.recipe is not None
+                working[runner.tag] = runner
+                self.pool.submit(runner.tag, runner.recipe, block)
+            for tag, part in self.pool.wait():
+                working.pop(tag).take(part)
+
+    def _stopped(self, samples: Sequence[_Runner], items: Sequence[str], seen: set[str], looks: int) -> Sequence[bool]:
+        """Look at what is known of the items seen so far: who is to be stopped now."""
+        answers = [runner.result([item for item in items if item in seen]) for runner in samples]
+        keep = max(1, math.ceil(self.rules.keep * len(samples)))
+        test = "auto" if self.rules.test == "posterior" else self.rules.test
+        race = Race(len(samples), keep, self.rules.error, looks, test)
+        race.active = np.array([not runner.stopped for runner in samples])
+        if self.rules.test == "posterior":
+            judged = [self.measure.judge(found) for found in answers]
+            return list(race.update_estimates([Estimate(found.value, found.standard_error) for found in judged]))
+        return list(race.update(_matrix(answers, self.measure.objectives.weights)))
+
+
+def _matrix(answers: Sequence[Evaluation], weights: Mapping[str, float]) -> np.ndarray:
+    """float64[C, I]: scores, NaN where not asked; with several tasks, each weighs as it does in the objective."""
+    items = tuple(dict.fromkeys(item for evaluation in answers for item in evaluation.items))
+    column = {item: at for at, item in enumerate(items)}
+    score_CI = np.full((len(answers), len(items)), np.nan)
+    for row, evaluation in enumerate(answers):
+        score_CI[row, [column[item] for item in evaluation.items]] = evaluation.scores
+    if len(set(weights.values())) > 1:
+        mean = sum(weights.values()) / len(weights)
+        score_CI *= [weights[task_of(item)] / mean for item in items]
+    return score_CI
+
+
+def racing(pool: Pool, config: SearchConfig, search: Search) -> Pool:
+    """Return the pool that a search uses: the workers themselves, or a race on them."""
+    rules = config.fitness.racing
+    if rules is None:
+        return pool
+    return RacingPool(pool, rules, search.measure, search.ledger, search.strategy, config.seed)
