@@ -215,6 +215,44 @@ def inspect(
     run(models, quick, allow_unrelated, json)
 
 
+@app.command()
+def calibrate(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="lm-eval's samples_*.jsonl or folders of them; or one responses matrix (.npz, .csv); or one run.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")] = Path("calibration.npz"),
+    task: Annotated[
+        str | None, typer.Option(help="Task of a matrix whose items do not say it; or the one to take from the logs.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "validation", "test"], typer.Option(help="Split that the items are from; files do not say.")
+    ] = "test",
+    metric: Annotated[str | None, typer.Option(help="Score to take from the logs; by default the first.")] = None,
+    filter_: Annotated[str | None, typer.Option("--filter", help="lm-eval's filter; by default the first.")] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(min=1, help="Of the multidimensional model; by default up to 5, 1 leaves it out.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fit item parameters to other models' answers, for fitness.subset.calibration."""
+    from evomerge.commands.calibrate import calibrate_items as run
+
+    run(
+        sources,
+        output,
+        task=task,
+        split=split,
+        metric=metric,
+        filter_name=filter_,
+        dimensions=dimensions,
+        as_json=json,
+    )
+
+
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
     arguments = _repeat_options(sys.argv[1:])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -207,12 +209,20 @@ class Problem:
         return {
             "evomerge": __version__,
             "packages": {name: metadata.version(name) for name in (*PACKAGES, *_installed(OPTIONAL_PACKAGES))},
-            "config": self.resolved().identity(),
+            "config": self._identity(),
             "items": self.suite.digest(),
             "sources": self.fingerprints,
             "layout": asdict(self.layout),
             "sizes": self.sizes,
         }
+
+    def _identity(self) -> dict[str, Any]:
+        """The config's identity, with a calibration's content in place of where it lies."""
+        identity = self.resolved().identity()
+        path = self.config.fitness.subset.calibration
+        if path is not None:
+            identity["fitness"]["subset"]["calibration"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return identity
 
 
 def _installed(packages: Sequence[str]) -> list[str]:

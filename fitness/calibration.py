@@ -8,6 +8,7 @@ Letters: J models, I items.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fitness.irt import ItemBank, ItemPriors, check_scores, fit_2pl, fit_mirt
+from fitness.items import task_of
 
 Array = npt.NDArray[np.float64]
 
@@ -103,6 +105,73 @@ def read_matrix(path: str | os.PathLike[str]) -> Responses:
             f"{path}: not a responses matrix ({error}): give an .npz with `responses` [models, items], "
             "`models` and `items`"
         ) from error
+
+
+def read_csv(path: str | os.PathLike[str]) -> Responses:
+    """Read a responses matrix from a CSV file: a header of item names, then one row per model, its name first.
+
+    An empty cell is a missing answer.
+
+    Raises
+    ------
+    ValueError
+        A row of another length than the header, or a cell that is no number in [0, 1].
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if len(rows) < 2 or len(rows[0]) < 2:
+        raise ValueError(f"{path}: no responses matrix: give a header `model,item,...` and one row per model")
+    header, *body = rows
+    scores = np.full((len(body), len(header) - 1), math.nan)
+    for at, row in enumerate(body):
+        if len(row) != len(header):
+            raise ValueError(f"{path}, model {row[0]!r}: {len(row)} cells, the header has {len(header)}: fill them up")
+        for column, cell in enumerate(row[1:]):
+            try:
+                scores[at, column] = float(cell) if cell.strip() else math.nan
+            except ValueError:
+                raise ValueError(
+                    f"{path}, model {row[0]!r}, item {header[column + 1]!r}: {cell!r} is no number: give 0 to 1"
+                ) from None
+    try:
+        return Responses(tuple(row[0] for row in body), tuple(header[1:]), scores)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def by_task(responses: Responses, task: str | None = None, split: str = "test") -> dict[str, Responses]:
+    """Split a matrix into those of its tasks.
+
+    Parameters
+    ----------
+    responses
+        Items are named `task/split/index`, as in a run; or anything else, such as the document's number in its split,
+        where `task` is given.
+    task, split
+        What `task/split/` to put before the names of the items; all of one task, then.
+
+    Raises
+    ------
+    ValueError
+        Items of another name, and no task.
+    """
+    if task is not None:
+        items = tuple(f"{task}/{split}/{item}" for item in responses.items)
+        return {task: Responses(responses.models, items, responses.scores)}
+    columns: dict[str, list[int]] = {}
+    for column, item in enumerate(responses.items):
+        if item.count("/") < 2:
+            raise ValueError(
+                f"item {item!r} does not say its task: name it task/split/index, or give --task and --split"
+            )
+        columns.setdefault(task_of(item), []).append(column)
+    found = {}
+    for name, where in columns.items():
+        scores = responses.scores[:, where]
+        asked = np.flatnonzero(~np.isnan(scores).all(axis=1))  # the others tell nothing of this task
+        models = tuple(responses.models[at] for at in asked)
+        found[name] = Responses(models, tuple(responses.items[at] for at in where), scores[asked])
+    return found
 
 
 def write_matrix(path: str | os.PathLike[str], responses: Responses) -> None:

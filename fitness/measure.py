@@ -172,10 +172,12 @@ class EstimatedMeasure:
 
     def items(self, generation: int) -> tuple[str, ...]:
         """Choose a generation's items, where they follow from candidates by those told so far."""
-        chosen_for = generation if self._rotate else 0
-        if chosen_for not in self._subsets:
-            self._subsets[chosen_for] = self._choose(chosen_for)
-        return self._subsets[chosen_for]
+        if generation not in self._subsets:
+            for task in self._tasks.values():
+                task.learn()
+            first = next(iter(self._subsets.values()), None)
+            self._subsets[generation] = first if first and not self._rotate else self._choose(generation)
+        return self._subsets[generation]
 
     def judge(self, evaluation: Evaluation) -> Evaluation:
         """Estimate the full scores from the answers and from all that is known."""
@@ -194,7 +196,6 @@ class EstimatedMeasure:
     def _choose(self, generation: int) -> tuple[str, ...]:
         chosen: list[str] = []
         for task in self._tasks.values():
-            task.learn()
             positions = self._positions(task, min(self._count, len(task.items)), generation)
             chosen += [task.items[position] for position in positions]
         return tuple(chosen)

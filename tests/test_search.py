@@ -10,8 +10,9 @@ from evomerge.ledger import Ledger
 from evomerge.run import Asked, Run, Told
 from evomerge.search import Search, SearchError
 from evomerge.strategies import CmaEsConfig, RandomConfig
-from fitness.evaluation import Evaluation, ItemScores
-from fitness.measure import InheritedMeasure, PlainMeasure
+from fitness.estimators import Known
+from fitness.evaluation import Evaluation
+from fitness.measure import EstimatedMeasure, PlainMeasure
 from fitness.objectives import Objectives
 
 ONE_TASK = Objectives({"t": 1.0})
@@ -110,8 +111,8 @@ def test_a_stopped_search_goes_on_exactly(create, space, fitness_of, name, dies_
 def inherited():
     """Return a measure that learns from every candidate, over 30 items."""
     items = tuple(f"t/test/{index}" for index in range(30))
-    experts = [ItemScores(items, np.arange(30, dtype=np.float32) % modulus == 0, 0.0) for modulus in (2, 3)]
-    return InheritedMeasure(experts, ONE_TASK, 8, seed=0)
+    parents = np.array([np.arange(30) % modulus == 0 for modulus in (2, 3)], np.float64)
+    return EstimatedMeasure(items, {"t": Known(30, parents=parents)}, ONE_TASK, "inherited", 8, seed=0)
 
 
 @pytest.mark.parametrize("dies_at", [3, 18, 31])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fitness.calibration import Responses, calibrate, from_run, read_matrix, read_samples, write_matrix
+from fitness.calibration import Calibration, Responses, calibrate, from_run, read_matrix, read_samples, write_matrix
 from fitness.irt import load_banks, save_banks
 
 
@@ -144,3 +144,37 @@ def test_calibration_writes_two_banks_if_there_are_models_enough(tmp_path: Path)
 def test_bad_input_says_what_to_give(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_calibration_comes_back_as_it_was(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scores = (rng.random((25, 6)) < 0.5).astype(float)
+    scores[0, 0] = np.nan
+    responses = {
+        "quiz": Responses(tuple(f"m{j}" for j in range(25)), tuple(f"quiz/test/{i}" for i in range(6)), scores),
+        "täst": Responses(("a", "b"), ("täst/test/0",), np.array([[0.25], [1.0]])),
+    }
+    saved = Calibration(responses, {task: calibrate(found) for task, found in responses.items()})
+    saved.save(tmp_path / "calibration.npz")
+    loaded = Calibration.load(tmp_path / "calibration.npz")
+    assert list(loaded.banks) == ["quiz", "täst"]
+    items = [f"quiz/test/{i}" for i in (4, 1)]
+    for (bank, other), full in zip(
+        zip(loaded.of("quiz", items)[0], saved.of("quiz", items)[0], strict=True), loaded.banks["quiz"], strict=True
+    ):
+        assert bank.items == tuple(items) and len(full.items) == 6
+        np.testing.assert_array_equal(bank.discrimination, other.discrimination)
+        np.testing.assert_array_equal(bank.difficulty, other.difficulty)
+    np.testing.assert_array_equal(loaded.of("quiz", items)[1], scores[:, [4, 1]])
+    assert loaded.of("quiz", ["quiz/test/0"])[1] is None  # one model was not asked
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"{}"])
+def test_a_damaged_calibration_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "calibration.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"no calibration .*write one with `evomerge calibrate`"):
+        Calibration.load(path)
+    np.savez(path, header=np.array([object()]))
+    with pytest.raises(ValueError, match="no calibration"):
+        Calibration.load(path)

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from fitness.evaluation import Evaluation, ItemScores
-from fitness.measure import InheritedMeasure, PlainMeasure
+from fitness.calibration import Calibration, Responses, calibrate
+from fitness.estimators import ESTIMATORS, NEEDS_BANK
+from fitness.evaluation import Evaluation, TaskError
+from fitness.measure import EstimatedMeasure, PlainMeasure, known_of
 from fitness.objectives import Objectives
 
 ITEMS = {"a": tuple(f"a/validation/{i}" for i in range(60)), "b": tuple(f"b/validation/{i}" for i in range(40))}
@@ -18,15 +20,29 @@ def truth(seed, accuracy):
     return dict(zip(ALL, right.astype(np.float32).tolist(), strict=True))
 
 
-def parents():
-    return [
-        ItemScores(ALL, np.array(list(truth(seed, accuracy).values()), np.float32), 0.0)
-        for seed, accuracy in ((1, 0.4), (2, 0.6))
-    ]
+def scored(model):
+    return Evaluation("ok", items=ALL, scores=np.array([model[item] for item in ALL], np.float32))
 
 
-def measure(count=10, seed=0):
-    return InheritedMeasure(parents(), OBJECTIVES, count, seed)
+PARENTS = [scored(truth(seed, accuracy)) for seed, accuracy in ((1, 0.4), (2, 0.6))]
+
+
+def measure(count=10, seed=0, estimator="inherited", rotate=True, calibration=None):
+    known = {task: known_of(task, ITEMS[task], PARENTS, calibration, estimator) for task in ITEMS}
+    return EstimatedMeasure(ALL, known, OBJECTIVES, estimator, count, seed, rotate)
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    """Thirty other models' answers, and item parameters."""
+    rng = np.random.default_rng(3)
+    models = [truth(1000 + number, rng.uniform(0.2, 0.9)) for number in range(30)]
+    names = tuple(f"model-{number}" for number in range(30))
+    responses = {
+        task: Responses(names, items, np.array([[model[item] for item in items] for model in models]))
+        for task, items in ITEMS.items()
+    }
+    return Calibration(responses, {task: calibrate(found) for task, found in responses.items()})
 
 
 def answer(model, items):
@@ -98,3 +114,54 @@ def test_a_failed_candidate_stays_failed():
     failed = Evaluation.failed("out of memory")
     assert known.judge(failed) is failed
     known.learn(failed)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_every_estimator_can_be_searched_with(estimator, value, calibration):
+    """All wrong, all right and in between: finite scores with errors, and other items for each generation."""
+    known = measure(estimator=estimator, calibration=calibration)
+    for generation in range(2):
+        items = known.items(generation)
+        assert all(sum(item in ITEMS[task] for item in items) <= 10 for task in ITEMS)
+        model = truth(5, 0.5)
+        scores = np.array([model[item] if value == 0.5 else value for item in items], np.float32)
+        found = known.judge(Evaluation("ok", items=items, scores=scores))
+        assert 0 <= found.fitness <= 1
+        assert 0 < found.standard_error < 1
+        known.learn(found)
+    assert known.items(0) != known.items(1)
+
+
+def test_items_stay_where_they_are_not_rotated():
+    known = measure(rotate=False)
+    assert known.items(0) == known.items(1) == known.items(5)
+
+
+def test_part_of_the_items_is_enough_for_an_estimate():
+    known, model = measure(), truth(7, 0.5)
+    items = known.items(0)
+    part = [item for task in ITEMS for item in [name for name in items if name in ITEMS[task]][:3]]
+    assert known.judge(answer(model, part)).standard_error > known.judge(answer(model, items)).standard_error
+
+
+@pytest.mark.parametrize("estimator", NEEDS_BANK)
+def test_an_estimator_that_lacks_item_parameters_says_so(estimator):
+    known = measure(estimator=estimator)
+    with pytest.raises(ValueError, match="run `evomerge calibrate` and name its file"):
+        known.judge(answer(truth(1, 0.5), known.items(0)))
+
+
+def test_scores_that_are_no_shares_are_refused():
+    odd = Evaluation("ok", items=ALL, scores=np.full(len(ALL), 7, np.float32))
+    with pytest.raises(
+        TaskError, match=r"task 'a': .*rescale them to \[0, 1\] first; or set fitness.subset.estimator: mean"
+    ):
+        known_of("a", ITEMS["a"], [odd], None, "inherited")
+
+
+def test_a_calibration_of_other_items_is_refused(calibration):
+    with pytest.raises(TaskError, match=r"task 'c': the calibration is of a, b and not of it: calibrate on it, too"):
+        known_of("c", ["c/validation/0"], [], calibration, "p_irt")
+    with pytest.raises(TaskError, match="calibrate on the items of this task"):
+        known_of("a", ["a/validation/99"], [], calibration, "p_irt")
