@@ -36,6 +36,7 @@ Test = Literal["auto", "exact", "sprt", "t", "wilcoxon"]
 
 VARIANCE_FLOOR_ITEMS = 1.0  # pseudo-items with the range's square as squared difference, in the t-test
 QUADRATURE_NODES = 41
+LARGEST_CORRELATION = 0.9  # few items may make all candidates look alike
 
 
 def blocks(items: int, first: int, size: int) -> tuple[int, ...]:
@@ -125,7 +126,8 @@ class Race:
         estimates
             Of all C candidates, stopped ones too (with what they answered).
         correlation
-            Of two estimates' errors, in [0, 1). Common items make the same errors in both, so 0 is on the safe side.
+            Of two estimates' errors, in [0, 1). Common items make the same errors in both (`common_correlation`); 0 is
+            on the safe side.
 
         Returns
         -------
@@ -212,6 +214,30 @@ def _signed_rank_test(difference: Array, _: float) -> float:
     rank = stats.rankdata(np.abs(moved))
     excess = float(rank[moved > 0].sum() - rank.sum() / 2 - 0.5)
     return float(special.ndtr(-excess / math.sqrt(float((rank**2).sum()) / 4)))
+
+
+def common_correlation(scores: npt.ArrayLike) -> float:
+    """Correlation of two candidates' answers to an item, in [0, 0.9]: hard items are hard for all of them.
+
+    The intraclass correlation ICC(C,1) of a two-way layout (Shrout & Fleiss 1979). What the errors of means over the
+    same items share cancels in their differences.
+
+    Parameters
+    ----------
+    scores
+        float[C, I], NaN where not asked; candidates that lack an answer are left out.
+    """
+    score_CI = np.asarray(scores, np.float64)
+    score_CI = score_CI[~np.isnan(score_CI).any(1)]
+    count, items = score_CI.shape
+    if count < 2 or items < 2:
+        return 0.0
+    mean_I, mean_C = score_CI.mean(0), score_CI.mean(1)
+    residual_CI = score_CI - mean_I - mean_C[:, None] + score_CI.mean()
+    between = count * float(mean_I.var(ddof=1))
+    within = float((residual_CI**2).sum()) / ((items - 1) * (count - 1))
+    total = between + (count - 1) * within
+    return float(np.clip((between - within) / total, 0.0, LARGEST_CORRELATION)) if total > 0 else 0.0
 
 
 def probability_among_best(value: Array, error: Array, keep: int) -> Array:

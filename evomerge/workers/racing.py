@@ -27,7 +27,7 @@ from fitness.estimators import Estimate
 from fitness.evaluation import Evaluation
 from fitness.items import task_of
 from fitness.measure import Measure
-from fitness.racing import Race
+from fitness.racing import Race, common_correlation
 from search_spaces.recipe import Recipe
 
 Blocks = list[tuple[str, ...]]
@@ -164,7 +164,8 @@ class RacingPool:
         race.active = np.array([not runner.stopped for runner in samples])
         if self.rules.test == "posterior":
             judged = [self.measure.judge(found) for found in answers]
-            return list(race.update_estimates([Estimate(found.value, found.standard_error) for found in judged]))
+            estimates = [Estimate(found.value, found.standard_error) for found in judged]
+            return list(race.update_estimates(estimates, common_correlation(_matrix(answers, {}))))
         return list(race.update(_matrix(answers, self.measure.objectives.weights)))
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate, stats
 
 from fitness.estimators import Estimate
-from fitness.racing import Race, blocks, log_e_value, probability_among_best
+from fitness.racing import Race, blocks, common_correlation, log_e_value, probability_among_best
 
 
 def answers(seed: int, abilities: list[float], items: int) -> np.ndarray:
@@ -130,3 +130,17 @@ def test_estimates_decide_by_their_errors() -> None:
 def test_bad_input_says_what_to_give(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0, 2.0])
+def test_the_correlation_of_answers_to_common_items(shared: float) -> None:
+    rng = np.random.default_rng(0)
+    answers = shared * rng.normal(size=400) + rng.normal(size=(12, 1)) + rng.normal(size=(12, 400))
+    assert common_correlation(answers) == pytest.approx(shared**2 / (shared**2 + 1), abs=0.05)
+
+
+def test_the_correlation_of_little_or_nothing() -> None:
+    assert common_correlation(np.zeros((3, 4))) == 0
+    assert common_correlation(np.array([[1.0, 0.0], [np.nan, 1.0]])) == 0
+    assert common_correlation(np.array([[1.0], [0.0]])) == 0
+    assert common_correlation(np.tile([1.0, 0.0], (4, 3))) == 0.9
