@@ -25,7 +25,8 @@ class TaskConfig(_Frozen):
     a floor is worse than any that misses none. None: no floor."""
     metric: str | None = None
     """Metric to maximise, `name` or lm-eval's `name,filter`. None: the first of the task's metrics that has a
-    value for each single item, after the task's first filter."""
+    value for each single item, after the task's first filter. One that is better when lower counts negatively, as
+    do ours: answer_loss (of the right answer, nats), bits_per_byte (the same per byte), answer_length (characters)."""
     search_split: Literal["auto"] | Split = "auto"
     """Split that the search items come from. auto: validation if the task has one, else test
     (which needs `allow_test_split`)."""

@@ -18,7 +18,8 @@ from fitness.evaluation import ItemScores, TaskError
 from fitness.generation import GenerationPlan
 from fitness.items import Item
 from fitness.loglikelihood import LoglikelihoodPlan, Pair
-from fitness.tasks import Answers, Request, Scorer, TaskSuite
+from fitness.own_metrics import Answers, Scorer
+from fitness.tasks import Request, TaskSuite
 
 PLANS_KEPT = 16  # item sets with their batches in memory; the least recently used goes first
 

@@ -7,8 +7,11 @@ own filters and metrics say, one number per item. Deviations from lm-eval, each 
   for other subsets; here an item keeps the examples it gets when lm-eval evaluates its whole split.
 - Any split can be scored, not only the one that lm-eval would choose; an item of another split is never its
   own few-shot example.
-- Only metrics with a number for each item, averaged, higher better, are accepted: the search, paired tests
-  and racing need them. Metrics of the whole set (F1, BLEU, perplexity) and those to minimise are refused.
+- Only metrics with a number for each item, averaged, are accepted: the search, paired tests and racing need them.
+  Metrics of the whole set (F1, BLEU, perplexity) are refused. One that is better when lower (a refusal rate) must
+  be named, and counts negatively.
+- Three metrics are ours (`fitness.own_metrics`): the loss of the right answer, in nats or bits per byte, and the
+  length of what is generated.
 """
 
 from __future__ import annotations
@@ -37,9 +40,9 @@ from lm_eval.tasks import TaskManager
 from fitness.config import FitnessConfig, Split, TaskConfig
 from fitness.evaluation import TaskError
 from fitness.items import Item, ItemPool
+from fitness.own_metrics import OF_THE_RIGHT_ANSWER, OWN_METRICS, Answers, Response, Scorer, own_scorer
 
 ChatTemplate = Callable[..., str]
-Response = tuple[float, bool] | str  # log-likelihood and "is the greedy answer", or the generated text
 
 PLAIN_ACCURACIES = ("acc", "acc_norm", "acc_bytes")
 SCORES_KEPT = 100_000  # scored texts per task; a bound on memory, reached after hours
@@ -188,6 +191,8 @@ class LoadedTask:
         self._instances: dict[tuple[str, int], list[Any]] = {}
         self._scores: dict[tuple[str, int, tuple[Response, ...]], float] = {}
         self.metric, self.filter = self._choose_metric(entry.metric)
+        own = self.metric in OWN_METRICS
+        self._sign = 1.0 if own or self._task.higher_is_better().get(self.metric, True) else -1.0
 
     def description(self) -> str:
         """Everything that the scores of this task follow from, besides the model, as JSON text."""
@@ -262,7 +267,28 @@ class LoadedTask:
 
     def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
         """What to ask the model for one item; built once, `chat_template` is that of the first call."""
-        return tuple(_request(instance, self.name) for instance in self._instances_of(item, chat_template))
+        requests = tuple(_request(instance, self.name) for instance in self._instances_of(item, chat_template))
+        if self.metric in OF_THE_RIGHT_ANSWER:
+            return (self._right_answer(item, requests),)
+        return requests
+
+    def _right_answer(self, item: Item, requests: tuple[Request, ...]) -> Request:
+        """The request for the log-likelihood of the right answer alone."""
+        if self.kind == "loglikelihood":
+            return requests[0]
+        doc = self._documents(item.split)[item.index]
+        if self.kind == "multiple_choice":
+            gold = _gold(self._task, doc, self._task.doc_to_choice(doc))
+            if gold >= 0:
+                return requests[gold]
+        else:
+            target = self._task.doc_to_target(doc)
+            if isinstance(target, str) and target.strip():
+                return Request(requests[0].context, self._task.config.target_delimiter + target)
+        raise TaskError(
+            f"task {self.name!r}: item {item.index} of its {item.split} split names no right answer, and metric "
+            f"{self.metric!r} is its loss: use another metric"
+        )
 
     def _instances_of(self, item: Item, chat_template: ChatTemplate | None) -> list[Any]:
         if (item.split, item.index) not in self._instances:
@@ -303,6 +329,8 @@ class LoadedTask:
 
     def _choose_metric(self, asked: str | None) -> tuple[str, str]:
         """Name of the metric and of the filter; the first one usable when none is asked for."""
+        if asked in OWN_METRICS:
+            return asked, self._check_own(asked)
         filters = [ensemble.name for ensemble in self._task._filters]
         name, _, chosen = (asked or "").partition(",")
         name, chosen = name.strip(), chosen.strip() or filters[0]
@@ -312,7 +340,7 @@ class LoadedTask:
                 f"name {_nearest(chosen, filters)} after the comma of metric"
             )
         known = list(self._task.aggregation())
-        obstacles = {metric: self._obstacle(metric) for metric in known}
+        obstacles = {metric: self._obstacle(metric, named=metric == name) for metric in known}
         usable = [metric for metric, obstacle in obstacles.items() if obstacle is None]
         remedy = f"set metric to one of {', '.join(usable)}" if usable else "use another task"
         if name and name not in known:
@@ -327,12 +355,20 @@ class LoadedTask:
             raise TaskError(f"task {self.name!r} has no metric to search with ({why}): {remedy}")
         return name or usable[0], chosen
 
-    def _obstacle(self, metric: str) -> str | None:
+    def _check_own(self, metric: str) -> str:
+        """Refuse a metric of ours that this kind of task cannot have; return the filter, which is none."""
+        if metric == "answer_length" and self.kind != "generate_until":
+            raise TaskError(f"task {self.name!r} generates no text that answer_length could measure: use answer_loss")
+        if metric in OF_THE_RIGHT_ANSWER and self.kind == "multiple_choice" and self._task.multiple_target:
+            raise TaskError(f"task {self.name!r} has several right answers, {metric} wants one: use another metric")
+        return "none"
+
+    def _obstacle(self, metric: str, named: bool) -> str | None:
         """Why a metric cannot be the score of single items; None if it can."""
         if self._task.aggregation()[metric] is not get_aggregation("mean"):
             return "is computed from all items together and has no value for a single one"
-        if not self._task.higher_is_better().get(metric, True):
-            return "is better when lower, and evomerge maximises"
+        if not self._task.higher_is_better().get(metric, True) and not named:
+            return "is better when lower, and so has to be named"
         trial = self._trial(metric)
         if trial is not None and not _is_number(trial):
             return f"gives {type(trial).__name__} instead of a number for an item"
@@ -361,6 +397,8 @@ class LoadedTask:
         first
             int[I], the position of each item's first request among the answers; the others follow it.
         """
+        if self.metric in OWN_METRICS:
+            return own_scorer(self.metric, [self.requests(item)[0].continuation for item in items], first)
         if self._is_plain_accuracy():
             docs = [self._documents(item.split)[item.index] for item in items]
             return _PlainAccuracy(self._task, self.metric, docs, first)
@@ -388,6 +426,7 @@ class LoadedTask:
     def _is_plain_accuracy(self) -> bool:
         return (
             self.kind == "multiple_choice"
+            and self._sign > 0
             and self.metric in PLAIN_ACCURACIES
             and self._is_plain()
             and not self._task.multiple_target
@@ -395,7 +434,7 @@ class LoadedTask:
         )
 
     def _is_plain_greedy(self) -> bool:
-        return self.kind == "loglikelihood" and self.metric == "acc" and self._is_plain()
+        return self.kind == "loglikelihood" and self.metric == "acc" and self._sign > 0 and self._is_plain()
 
     def _score(self, items: Sequence[Item], responses: Sequence[tuple[Response, ...]]) -> npt.NDArray[np.float32]:
         """Apply the task's filter and metric; texts seen before are looked up."""
@@ -430,38 +469,7 @@ class LoadedTask:
                 f"task {self.name!r}: metric {self.metric!r} gave {value!r} for item {index} of its {split} "
                 "split: set metric to one that is a number for each item"
             )
-        return float(value)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A model's answers to a list of requests.
-
-    Attributes
-    ----------
-    loglikelihood
-        float64[R + 1], natural logarithm; -inf where a text was generated, and at the end.
-    greedy
-        bool[R]: the continuation is what greedy decoding would say.
-    texts
-        R generated texts; None where a continuation was scored.
-    """
-
-    loglikelihood: npt.NDArray[np.float64]
-    greedy: npt.NDArray[np.bool_]
-    texts: Sequence[str | None]
-
-    def responses(self, start: int, count: int) -> tuple[Response, ...]:
-        """The answers from `start`, as lm-eval's metrics take them."""
-        found: list[Response] = []
-        for at in range(start, start + count):
-            text = self.texts[at]
-            scored = (float(self.loglikelihood[at]), bool(self.greedy[at]))
-            found.append(scored if text is None else text)
-        return tuple(found)
-
-
-Scorer = Callable[[Answers], npt.NDArray[np.float32]]
+        return self._sign * float(value)
 
 
 class _PlainAccuracy:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from fitness.evaluation import TaskError
-from fitness.tasks import PLAIN_ACCURACIES, Answers, TaskSuite
+from fitness.own_metrics import Answers
+from fitness.scoring import Evaluator
+from fitness.tasks import PLAIN_ACCURACIES, TaskSuite
 
 
 def test_a_suite_knows_its_tasks(toys: Any) -> None:
@@ -145,10 +147,6 @@ def metric(name: str, aggregation: str = "mean", higher_is_better: bool = True) 
     [
         (metric("f1", "f1"), "metric 'f1' is computed from all items together .*: set metric to one of acc"),
         (metric("brier_score", "brier_score", False), "'brier_score' is computed from all items together"),
-        (
-            metric("acc_norm", higher_is_better=False),
-            "'acc_norm' is better when lower, and evomerge maximises",
-        ),
         (metric("likelihood"), "'likelihood' gives tuple instead of a number"),
     ],
 )
@@ -157,6 +155,18 @@ def test_metrics_that_are_no_score_per_item(given: dict[str, Any], message: str,
     with pytest.raises(TaskError, match=f"task 'toy': metric {message}" if "metric" not in message else message):
         toys.suite({"task": "toy", "metric": given["metric"]})
     assert toys.suite("toy").metrics == {"toy": "acc,none"}  # the first that can be used
+
+
+def test_a_metric_that_is_better_when_lower_has_to_be_named(toys: Any, tokenizer: Any, llama: Any) -> None:
+    given = [metric("acc_norm", higher_is_better=False), metric("acc")]
+    toys.write("toy", "mc", validation=10, test=10, metric_list=given)
+    assert toys.suite("toy").metrics == {"toy": "acc,none"}
+    toys.write("up", "mc", validation=10, test=10, metric_list=[metric("acc_norm")])
+    scores = []
+    for suite in (toys.suite({"task": "toy", "metric": "acc_norm"}), toys.suite("up")):
+        items = suite.pool.subset("all", 0)
+        scores.append(Evaluator(suite, tokenizer).score(llama, items).scores)
+    assert np.array_equal(scores[0], -scores[1]) and scores[1].any()
 
 
 def test_a_task_without_a_usable_metric(toys: Any) -> None:

@@ -77,7 +77,7 @@ def start(tmp_path, space):
         path = tmp_path / name
         run = Run.open(path) if path.exists() else Run.create(path, "seed: 0\n", {})
         runs.append(run)
-        budget = BudgetConfig(evaluations=34)
+        budget = BudgetConfig(evaluations=20)
         state = Search(run, space, CONFIGS[strategy].build(space, 0), budget, MEASURES[measure]())
         workers = Answering(space, **answering)
         rules = rules or RacingConfig(error=0.5, block=4)
@@ -120,14 +120,14 @@ def test_candidates_that_cannot_matter_are_stopped_and_told_with_an_estimate(sta
     ledger = Ledger(Run.read(tmp_path / "run").events())
     status = {identity: told.evaluation.status for identity, told in ledger.told.items()}
     stopped = [identity for identity, name in status.items() if name == "stopped"]
-    assert stopped and len(ledger.told) == 34
+    assert stopped and len(ledger.told) == 20
     whole = max(len(told.evaluation.items) for told in ledger.told.values())
     for identity in stopped:
         evaluation = ledger.evaluation(identity)
         assert len(evaluation.items) < whole
         assert np.isfinite(evaluation.fitness)
         assert evaluation.seconds["merge"] == 0.5 * (len(evaluation.items) // 4)
-    assert workers.asked == ledger.item_evaluations < 34 * whole
+    assert workers.asked == ledger.item_evaluations < 20 * whole
     assert status[ledger.best] == "ok" and not set(ledger.ranking()) & set(stopped)
     means = [identity for identity, asked in ledger.asked.items() if asked.candidate.kind == "mean"]
     assert all(status[identity] == "ok" for identity in means)
@@ -136,7 +136,7 @@ def test_candidates_that_cannot_matter_are_stopped_and_told_with_an_estimate(sta
 def test_those_that_are_stopped_are_the_worse_ones(start, tmp_path, space):
     start("run", measure="plain", rules=RacingConfig(error=0.3, block=10))
     ledger = Ledger(Run.read(tmp_path / "run").events())
-    for generation in range(4):
+    for generation in range(2):
         distance = {"ok": [], "stopped": []}
         for result in ledger.results(generation):
             candidate = ledger.asked[result.candidate].candidate
@@ -146,16 +146,14 @@ def test_those_that_are_stopped_are_the_worse_ones(start, tmp_path, space):
             assert np.mean(distance["stopped"]) > np.mean(distance["ok"])
 
 
-@pytest.mark.parametrize("capacity", [1, 3])
 @pytest.mark.parametrize("strategy", CONFIGS)
-def test_the_number_of_workers_decides_nothing(start, tmp_path, strategy, capacity):
+def test_the_number_of_workers_decides_nothing(start, tmp_path, strategy):
     start("one", strategy)
-    start("several", strategy, capacity=capacity)
+    start("several", strategy, capacity=3)
     assert told(tmp_path / "one") == told(tmp_path / "several")
 
 
-@pytest.mark.parametrize("dies_at", [1, 9, 20, 47])
-@pytest.mark.parametrize("strategy", CONFIGS)
+@pytest.mark.parametrize(("strategy", "dies_at"), [("cma_es", 9), ("cma_es", 30), ("random", 20)])
 def test_a_race_that_was_stopped_goes_on_exactly(start, tmp_path, strategy, dies_at):
     start("whole", strategy)
     with pytest.raises(KeyboardInterrupt):
@@ -164,8 +162,7 @@ def test_a_race_that_was_stopped_goes_on_exactly(start, tmp_path, strategy, dies
     assert told(tmp_path / "run") == told(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("kept", [3, 9, 12, 25])
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(("measure", "kept"), [("inherited", 3), ("inherited", 12), ("plain", 12)])
 def test_a_search_stopped_between_two_tells_goes_on_exactly(start, tmp_path, measure, kept, monkeypatch):
     """The last generation's results are told in part when the process dies."""
     start("whole", measure=measure)
@@ -194,7 +191,7 @@ def test_a_failed_candidate_leaves_the_race(start, tmp_path):
     assert "stopped" in status.values()
 
 
-@pytest.mark.parametrize("test", ["auto", "exact", "sprt", "t", "wilcoxon"])
+@pytest.mark.parametrize("test", ["auto", "sprt", "wilcoxon"])
 def test_paired_comparisons(start, tmp_path, test):
     start("run", measure="plain", rules=RacingConfig(error=0.5, block=10, keep=0.25, test=test))
     assert {name for _, name, _, _ in told(tmp_path / "run")} <= {"ok", "stopped"}
