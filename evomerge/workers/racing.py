@@ -158,7 +158,7 @@ class RacingPool:
     def _stopped(self, samples: Sequence[_Runner], items: Sequence[str], seen: set[str], looks: int) -> Sequence[bool]:
         """Look at what is known of the items seen so far: who is to be stopped now."""
         answers = [runner.result([item for item in items if item in seen]) for runner in samples]
-        keep = max(1, math.ceil(self.rules.keep * len(samples)))
+        keep = max(1, math.floor(self.rules.keep * len(samples)))  # as pycma: λ/2 rounded down
         test = "auto" if self.rules.test == "posterior" else self.rules.test
         race = Race(len(samples), keep, self.rules.error, looks, test)
         race.active = np.array([not runner.stopped for runner in samples])

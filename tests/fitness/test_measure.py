@@ -161,7 +161,7 @@ def test_scores_that_are_no_shares_are_refused():
 
 
 def test_a_calibration_of_other_items_is_refused(calibration):
-    with pytest.raises(TaskError, match=r"task 'c': the calibration is of a, b and not of it: calibrate on it, too"):
+    with pytest.raises(TaskError, match=r"task 'c': the calibration has no task 'c', only a, b: calibrate on it, too"):
         known_of("c", ["c/validation/0"], [], calibration, "p_irt")
     with pytest.raises(TaskError, match="calibrate on the items of this task"):
         known_of("a", ["a/validation/99"], [], calibration, "p_irt")
