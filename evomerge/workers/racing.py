@@ -119,6 +119,10 @@ class RacingPool:
             results += [(runner.tag, runner.result(items)) for runner in entered]
         return results
 
+    def close(self) -> None:
+        """Let the workers go."""
+        self.pool.close()
+
     def _told(self, generation: int, items: Sequence[str]) -> list[_Runner]:
         """Candidates of this generation that were told before the search was stopped."""
         return [
