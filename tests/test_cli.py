@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from evomerge.cli import main
 from evomerge.config import load as load_config
 from evomerge.former_run import warm_start_override
-from evomerge.ledger import Ledger
 from evomerge.run import Asked, Run
 
 ZOO = Path(__file__).parent.parent / "experiments" / "zoo"
