@@ -114,8 +114,8 @@ def nested_aliases(levels):
     ("text", "message"),
     [
         ("[" * 1_000_000, "nested more than 32 levels deep; write plain mappings"),
-        (nested_aliases(9), "more than 1000000 values; write a smaller recipe"),
-        ("&a [*a]", "more than 1000000 values; write a smaller recipe"),
+        (nested_aliases(9), "more than 200000 values; write a smaller file"),
+        ("&a [*a]", "more than 200000 values; write a smaller file"),
         ("x: !!python/object/apply:os.system [ls]", "line 1: could not determine a constructor"),
         (LINEAR + LINEAR, "line 3: the key 'merge_method' is given twice; correct the YAML there"),
         ("a: b: c", "line 1: mapping values are not allowed"),
