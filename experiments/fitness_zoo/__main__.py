@@ -1,0 +1,146 @@
+"""``python -m experiments.fitness_zoo`` measures what cheap fitness costs a search; ``--quick`` runs tiny ones.
+
+The same search of the zoo's target four ways, for several seeds: every candidate answers all items; 20 items and their
+mean; 20 items and the default estimator, which asks the experts all items once; the same with racing. All end alike:
+the best three by search score and the distribution's mean are scored on all search items, and the best of those on
+the held-out ones. All answers but those to held-out items are counted: the experts', candidates' and finalists'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evomerge.bench import Bench
+from evomerge.config import load
+from evomerge.final import Conclusion
+from evomerge.ledger import Ledger
+from evomerge.problem import Problem
+from evomerge.run import Run
+from evomerge.search import Search
+from evomerge.workers.racing import racing
+
+FOLDER = Path(__file__).parent
+SEARCH = FOLDER / "search.yaml"
+FEW = ("fitness.subset.items=20", "budget.evaluations=150", "strategy.population=15")
+ARMS: dict[str, tuple[str, ...]] = {
+    "all items": ("fitness.subset.items=all", "budget.evaluations=120", "strategy.population=12"),
+    "20 items, mean": (*FEW, "fitness.subset.estimator=mean", "fitness.subset.rotate=true"),
+    "20 items, inherited": (*FEW, "fitness.subset.estimator=inherited"),
+    "20 items, inherited, racing": (
+        *FEW,
+        "fitness.subset.estimator=inherited",
+        "fitness.racing={error: 0.5, block: 7}",
+    ),
+}
+QUICK = ("budget.evaluations=8", "strategy.population=4")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one search found and what it cost.
+
+    `held_out` with its `standard_error`; `asked` items of candidates, `items` of experts, candidates and finalists
+    together; `stopped` candidates; `optimism`: score on the search items minus held-out score.
+    """
+
+    arm: str
+    seed: int
+    held_out: float
+    standard_error: float
+    candidates: int
+    stopped: int
+    asked: int
+    items: int
+    optimism: float
+
+
+def run(arm: str, seed: int, extra: Sequence[str] = ()) -> Outcome:
+    """Search once."""
+    config = load(SEARCH, [*ARMS[arm], *extra, f"seed={seed}"])
+    problem = Problem(config, scan=False)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Run.create(Path(folder) / "run", config.to_yaml(), {}) as log,
+    ):
+        pool = problem.pool()
+        measure = problem.measure(Bench(log, Ledger(log.events()), pool))
+        search = Search(log, problem.space, problem.strategy(), config.budget, measure)
+        search.search(racing(pool, config, search))
+        result = Conclusion(log, problem, search, pool).conclude()
+        ledger = Ledger(log.events())
+    held_out = next(evaluation for (stage, _), evaluation in ledger.finals.items() if stage == "held_out")
+    told = [told for told in ledger.told.values() if not told.cached]
+    beside = sum(len(scored.items) for (stage, _), scored in ledger.finals.items() if stage != "held_out")
+    asked = sum(len(each.evaluation.items) for each in told)
+    return Outcome(
+        arm=arm,
+        seed=seed,
+        held_out=held_out.fitness,
+        standard_error=held_out.standard_error,
+        candidates=len(ledger.told),
+        stopped=sum(each.evaluation.status == "stopped" for each in told),
+        asked=asked,
+        items=asked + beside,
+        optimism=result.optimism,
+    )
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """The README's table: means over the seeds, with the spread between seeds."""
+    groups = {arm: [outcome for outcome in outcomes if outcome.arm == arm] for arm in ARMS}
+    base = statistics.mean(outcome.items for outcome in groups["all items"])
+    lines = [
+        "| search | held-out score | by seed | optimism | candidates | items of candidates | items in all | share |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, found in groups.items():
+        scores = [100 * outcome.held_out for outcome in found]
+        error = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 100 * found[0].standard_error
+        items = statistics.mean(outcome.items for outcome in found)
+        lines.append(
+            f"| {arm} | {statistics.mean(scores):.1f} ± {error:.1f} | {', '.join(f'{score:.1f}' for score in scores)} "
+            f"| {100 * statistics.mean(outcome.optimism for outcome in found):+.1f} | {found[0].candidates} "
+            f"| {statistics.mean(outcome.asked for outcome in found):,.0f} | {items:,.0f} | {items / base:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Search, print the table and write `results.json`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.fitness_zoo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="one seed, eight candidates")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument(
+        "-o", "--out", type=Path, help="folder for results.json; by default this one, none with --quick"
+    )
+    given = parser.parse_args(arguments)
+    import datasets
+    import torch
+
+    datasets.disable_progress_bars()
+    torch.set_num_threads(1)
+    out = given.out or (None if given.quick else FOLDER)
+    outcomes: list[Outcome] = []
+    for seed in given.seeds[:1] if given.quick else given.seeds:
+        for arm in ARMS:
+            outcomes.append(run(arm, seed, QUICK if given.quick else ()))
+            print(json.dumps(asdict(outcomes[-1])), flush=True)
+        if out is not None:  # what is there after each seed is whole
+            out.mkdir(parents=True, exist_ok=True)
+            lines = ",\n  ".join(json.dumps(asdict(outcome)) for outcome in outcomes)
+            (out / "results.json").write_text(f'{{"outcomes": [\n  {lines}\n]}}\n', encoding="utf-8")
+    print("\n" + markdown(outcomes), end="")
+
+
+if __name__ == "__main__":
+    main()
