@@ -18,7 +18,7 @@ from torch import Tensor
 from evomerge.merging.adapters import AdapterCheckpoint, Factors
 from evomerge.merging.blocks import Form, Scratch
 from evomerge.merging.checkpoints import Checkpoint, CheckpointError
-from evomerge.merging.jobs import Job
+from evomerge.merging.jobs import Job, Piece
 from evomerge.merging.methods.registry import MergeMethod, SourceGroup, SourceModel, SourceTensor
 from search_spaces.resolve import Contribution, TensorPlan
 
@@ -139,7 +139,7 @@ class CoreSpace:
         values = origin.tensor(parts[0].tensor).reshape(-1)
         merged_PQ = torch.empty(basis.cores[0].shape, device=scratch.device)
         core = self._inner(method, plan, basis, merged_PQ, scratch, seed)
-        return CoreJob(core, merged_PQ, basis, values, target, has_base=plan.base is not None)
+        return CoreJob(core, merged_PQ, basis, values, target, scratch, has_base=plan.base is not None)
 
     def _inner(
         self, method: MergeMethod, plan: TensorPlan, basis: CoreBasis, merged_PQ: Tensor, scratch: Scratch, seed: int
@@ -161,7 +161,6 @@ class CoreSpace:
             form=form,
             prepared=prepared,
             shared=method.prepare_all(SourceGroup(tuple(cores), base, form)) if method.prepare_all else None,
-            scratch=scratch,
         )
 
     def _model(self, part: Contribution, plan: TensorPlan) -> SourceModel:
@@ -183,9 +182,18 @@ class CoreJob:
     """Fills one parameter: merges the core matrices, expands the result, adds the base."""
 
     def __init__(
-        self, core: Job, merged_PQ: Tensor, basis: CoreBasis, origin: Tensor, target: Tensor, *, has_base: bool
+        self,
+        core: Job,
+        merged_PQ: Tensor,
+        basis: CoreBasis,
+        origin: Tensor,
+        target: Tensor,
+        scratch: Scratch,
+        *,
+        has_base: bool,
     ) -> None:
         self._core = core
+        self._scratch = scratch
         self._merged = merged_PQ
         self._left = basis.left.to(merged_PQ.device)
         self._right = basis.right.to(merged_PQ.device)
@@ -203,7 +211,8 @@ class CoreJob:
         """
         if not self._has_base:
             _check_shares(plan)
-        self._core.run(plan, torch.float32)
+        for piece in self._core.pieces(plan, torch.float32):
+            piece(self._scratch)
         return self._merged
 
     def factors(self, plan: TensorPlan) -> Factors:
@@ -212,8 +221,21 @@ class CoreJob:
         root_K = s_K.sqrt()
         return Factors(self._left @ (u_PK * root_K), (root_K[:, None] * vh_KQ) @ self._right, 1.0)
 
-    def run(self, plan: TensorPlan, out_dtype: torch.dtype) -> None:
-        """Merge with the coefficients of `plan`, rounding once to `out_dtype`."""
+    @property
+    def size(self) -> int:
+        """Entries of the tensor."""
+        return self._target.numel()
+
+    @property
+    def is_whole_matrix(self) -> bool:
+        """Merged by products of matrices, which use all threads by themselves."""
+        return True
+
+    def pieces(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[Piece]:
+        """Yield the work of merging with the coefficients of `plan`, rounding once to `out_dtype`."""
+        yield lambda _: self._run(plan, out_dtype)
+
+    def _run(self, plan: TensorPlan, out_dtype: torch.dtype) -> None:
         left_MQ = self._left @ self.merge(plan)
         columns = self._right.shape[1]
         rows = max(1, EXPANDED // columns)

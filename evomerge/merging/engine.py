@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +14,10 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.merging.adapters import Factors
-from evomerge.merging.blocks import Form, Scratch
+from evomerge.merging.blocks import Form
 from evomerge.merging.checkpoints import Checkpoint, CheckpointError
 from evomerge.merging.core_space import CoreJob, CoreSpace
+from evomerge.merging.crew import Crew
 from evomerge.merging.informed import shares
 from evomerge.merging.jobs import Job
 from evomerge.merging.layers import LayerOrder, layer_order, reordered
@@ -28,6 +30,7 @@ from search_spaces.layout import ModelLayout
 from search_spaces.recipe import Recipe
 from search_spaces.resolve import Contribution, TensorPlan, resolve
 
+LARGE = 1 << 22
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -72,6 +75,9 @@ class MergeEngine:
         are rounded to `out_dtype` first in any case, so that they equal those of the saved checkpoint.
     block
         Entries per block; None chooses by device.
+    large
+        Parameters from which on threads (``torch.get_num_threads()``) and compiled kernels (with the extra `fast`) are
+        worth their start.
     """
 
     def __init__(
@@ -82,13 +88,14 @@ class MergeEngine:
         device: str | torch.device = "cpu",
         compute_dtype: ComputeDtype = "auto",
         block: int | None = None,
+        large: int = LARGE,
     ) -> None:
         self.checkpoints = dict(checkpoints)
         self.base = base
         self._device = torch.device(device)
         self._compute_dtype = compute_dtype
-        self._scratch = Scratch(self._device, block)
-        self._matrix_scratch = Scratch(self._device, block)
+        self._crew = Crew(self._device, block)
+        self._large = large
         self._sources: dict[tuple[str, str], Tensor] = {}
         self._prepared: dict[tuple[object, ...], Prepared] = {}
         self._models: dict[tuple[str, str | None], SourceModel] = {}
@@ -188,6 +195,43 @@ class MergeEngine:
                 if isinstance(job, CoreJob):
                     yield plan.name, job.factors(plan)
 
+    def outline(self, recipe: Recipe) -> PreTrainedModel:
+        """Return the recipe's model without weights, in its `out_dtype` and with its configuration, for the writer."""
+        recipe, _ = self._plan(recipe)
+        config = self._config(recipe.donor, layer_order(recipe))
+        return build_resident(
+            config, self.checkpoint(recipe.donor), self.out_dtype(recipe), torch.device("meta")
+        ).module
+
+    def stream(self, recipe: Recipe, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the named tensors of the recipe's model in its `out_dtype`, in the CPU's memory, one at a time.
+
+        Nothing of a tensor is kept when the next is asked for. Buffers are the donor's.
+        """
+        donor = self.checkpoint(recipe.donor)
+        recipe, plans = self._plan(recipe)
+        self._measure(recipe, plans)
+        by_name = {plan.name: plan for plan in plans}
+        out_dtype, kept = self.out_dtype(recipe), self._prepared
+        for name in names:
+            plan = by_name.get(name)
+            if plan is None:
+                yield name, donor.tensor(name)
+                continue
+            first = _parts(plan)[0]
+            shape = self.checkpoint(first.model).shape(first.tensor)
+            target = torch.empty(shape, dtype=out_dtype, device=self._device)
+            self._prepared = {}
+            try:
+                with torch.inference_mode():
+                    job = self._any_job(target.view(-1), shape, recipe, plan)
+                    self._run([(job, plan)], out_dtype, large=target.numel() >= self._large)
+            finally:
+                self._prepared = kept
+            del job
+            yield name, target.cpu()
+            del target
+
     def footprint(self, recipe: Recipe) -> Footprint:
         """Return what preparing and applying the recipe costs, without doing it."""
         recipe, plans = self._plan(recipe)
@@ -238,37 +282,46 @@ class MergeEngine:
 
     def _fill(self, resident: Resident, recipe: Recipe, plans: tuple[TensorPlan, ...]) -> None:
         out_dtype = self.out_dtype(recipe)
+        large = sum(values.numel() for values in resident.parameters.values()) >= self._large
         with torch.inference_mode():
-            for plan in plans:
-                self._job(resident, recipe, plan).run(plan, out_dtype)
+            self._run(((self._job(resident, recipe, plan), plan) for plan in plans), out_dtype, large=large)
+
+    def _run(self, jobs: Iterable[tuple[Job | CoreJob, TensorPlan]], out_dtype: torch.dtype, *, large: bool) -> None:
+        compiled = large and self._device.type == "cpu" and find_spec("numba") is not None
+        with self._crew.session(parallel=large) as session:
+            for job, plan in jobs:
+                for piece in job.pieces(plan, out_dtype, compiled=compiled):
+                    session.do(job, piece)
 
     def _job(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> Job | CoreJob:
         parts = ((part.model, part.tensor) for part in _parts(plan))
         key = (plan.method, plan.name, recipe.seed, recipe.calibration, recipe.adapters, *parts)
         job = resident.jobs.get(key)
         if job is None:
-            core = self._core_job(resident, recipe, plan) if recipe.adapters == "core" else None
-            job = resident.jobs[key] = core or self._new_job(resident, recipe, plan)
+            shape = tuple(resident.module.get_parameter(plan.name).shape)
+            job = resident.jobs[key] = self._any_job(resident.parameters[plan.name], shape, recipe, plan)
         return job
 
-    def _core_job(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> CoreJob | None:
-        """Return what merges the tensor in core space; None where no expert adapts it."""
-        target, method = resident.parameters[plan.name], implementation(plan.method)
-        return self._core_space.job(method, plan, target, self._matrix_scratch, recipe.seed or 0)
+    def _any_job(self, target: Tensor, shape: tuple[int, ...], recipe: Recipe, plan: TensorPlan) -> Job | CoreJob:
+        """Return what fills the target; in core space where the recipe says so and an expert adapts the tensor."""
+        if recipe.adapters == "core":
+            method, scratch = implementation(plan.method), self._crew.for_matrices
+            core = self._core_space.job(method, plan, target, scratch, recipe.seed or 0)
+            if core is not None:
+                return core
+        return self._new_job(target, shape, recipe, plan)
 
-    def _new_job(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> Job:
+    def _new_job(self, target: Tensor, shape: tuple[int, ...], recipe: Recipe, plan: TensorPlan) -> Job:
         seed = recipe.seed or 0
         method = implementation(plan.method)
-        target = resident.parameters[plan.name]
-        shape = resident.module.get_parameter(plan.name).shape
         for part in _parts(plan):
             own = self.checkpoint(part.model).shape(part.tensor)
-            if own != tuple(shape):
+            if own != shape:
                 raise CheckpointError(
                     f"{part.model}: {part.tensor} has shape {list(own)} where the merged {plan.name} has "
                     f"{list(shape)}; merge models of one architecture and size"
                 )
-        form = self._form(plan, tuple(shape))
+        form = self._form(plan, shape)
         base = None if plan.base is None else self._source(plan.base.model, plan.base.tensor)
         return Job(
             method,
@@ -281,7 +334,6 @@ class MergeEngine:
             else [],
             shared=self._prepare_all(method, plan, form) if method.prepare_all else None,
             activation=self._activation(recipe, plan),
-            scratch=self._scratch if method.scope == "block" else self._matrix_scratch,
         )
 
     def _prepare(self, method: MergeMethod, plan: TensorPlan, part: Contribution, seed: int, form: Form) -> Prepared:

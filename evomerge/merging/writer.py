@@ -6,15 +6,15 @@ import errno
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
-from evomerge.merging.architecture import quiet
+from evomerge.merging.architecture import quiet, tied_names
 from evomerge.merging.card import model_card
 from evomerge.merging.chat_templates import chat_template
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import MergeEngine
+from evomerge.merging.shards import stored_tensors, write_shards
 from search_spaces.recipe import VOCABULARIES, Recipe
 
 MARGIN = 16 << 20  # bytes beside the weights: tokenizer, configuration, file system
@@ -68,11 +68,10 @@ def write_checkpoint(
     template = chat_template(recipe.chat_template, [engine.checkpoint(model) for model in recipe.models])
     _check_place(out)
     _check_space(out, engine.footprint(recipe).parameters * engine.out_dtype(recipe).itemsize)
-    module = engine.materialize(recipe)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         _write(
-            module,
+            engine,
             recipe,
             temporary,
             donor=donor,
@@ -94,7 +93,7 @@ def write_checkpoint(
 
 
 def _write(
-    module: PreTrainedModel,
+    engine: MergeEngine,
     recipe: Recipe,
     folder: Path,
     *,
@@ -103,8 +102,7 @@ def _write(
     card: str,
 ) -> None:
     folder.mkdir(parents=True)
-    with quiet():
-        module.save_pretrained(folder)
+    _write_model(engine, recipe, folder)
     for path in donor.tokenizer_files:
         shutil.copyfile(path, folder / path.name)
     if template is not None:
@@ -116,6 +114,18 @@ def _write(
         path.chmod(mode)
         _sync(path)
     _sync(folder)
+
+
+def _write_model(engine: MergeEngine, recipe: Recipe, folder: Path) -> None:
+    """Write configurations and weights, tensor by tensor; whole where transformers rearranges tensors to store them."""
+    outline = engine.outline(recipe)
+    tensors = stored_tensors(outline, tied_names(outline))
+    with quiet():
+        if tensors is None:
+            engine.materialize(recipe).save_pretrained(folder)
+            return
+        outline.save_pretrained(folder, state_dict={})  # all but the weights
+    write_shards(folder, tensors, partial(engine.stream, recipe))
 
 
 def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | None) -> Checkpoint:

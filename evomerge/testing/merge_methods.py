@@ -48,6 +48,7 @@ def merge_tensors(
     seed: int = 0,
     block: int = CPU_BLOCK,
     out_dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
     by_token: bool = False,
     name: str = "tensor",
     **parameters: Any,
@@ -62,6 +63,8 @@ def merge_tensors(
         The sources; without a base None.
     seed, block, out_dtype
         The recipe's seed, entries per block, dtype of the result.
+    compiled
+        Whether to use the compiled kernels where they can do it.
     by_token
         Whether the tensor is an embedding or the output projection.
     name
@@ -71,7 +74,7 @@ def merge_tensors(
         Those left out take their defaults. With `aim`, activations rise evenly from the first column to the last.
     """
     merge = Merge(method, base, models, seed=seed, by_token=by_token, name=name)
-    return merge.run(block=block, out_dtype=out_dtype, **parameters)
+    return merge.run(block=block, out_dtype=out_dtype, compiled=compiled, **parameters)
 
 
 class Merge:
@@ -104,7 +107,14 @@ class Merge:
         model = SourceModel(lambda: iter([(values, self._base)]))
         return SourceTensor(name, values, self._base, seed, self._form, model)
 
-    def run(self, *, block: int = CPU_BLOCK, out_dtype: torch.dtype = torch.float32, **parameters: Any) -> Tensor:
+    def run(
+        self,
+        *,
+        block: int = CPU_BLOCK,
+        out_dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+        **parameters: Any,
+    ) -> Tensor:
         """Return the merged tensor."""
         device = self._models[0].device
         out = torch.full((self._models[0].numel(),), float("nan"), dtype=out_dtype, device=device)
@@ -116,11 +126,12 @@ class Merge:
             form=self._form,
             prepared=self._prepared,
             shared=self._shared,
-            scratch=Scratch(device, block),
             activation=_activation(self._form).to(device) if "aim" in parameters else None,
         )
+        plan, scratch = _plan(self.method.spec, len(self._models), parameters), Scratch(device, block)
         with torch.inference_mode():
-            job.run(_plan(self.method.spec, len(self._models), parameters), out_dtype)
+            for piece in job.pieces(plan, out_dtype, compiled=compiled):
+                piece(scratch)
         return out.reshape(self._shape)
 
     @property
@@ -277,6 +288,15 @@ class MergeMethodSuite:
         """However the tensor is cut."""
         base, models = self.sources(form)
         assert torch.equal(self.run(base, models, form, block=block), self.run(base, models, form))
+
+    def test_compiled_kernels_change_nothing(self, form: Form) -> None:
+        """The formula in one pass gives what it gives step by step."""
+        if not implementation(self.method).gives_formula:
+            pytest.skip("the method does its own arithmetic")
+        pytest.importorskip("numba")
+        base, models = self.sources(form, torch.bfloat16)
+        expected = self.run(base, models, form, out_dtype=torch.bfloat16)
+        assert torch.equal(self.run(base, models, form, out_dtype=torch.bfloat16, compiled=True), expected)
 
     def test_prepared_once_serves_all_coefficients(self, form: Form) -> None:
         """Prepare once and apply twice gives what preparing for each gives; nothing of the first call is left."""

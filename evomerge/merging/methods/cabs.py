@@ -17,8 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
-from evomerge.merging.methods.linear import total_of
+from evomerge.merging.methods.formulas import Kept, WeightedSum, Whole
 from evomerge.merging.methods.memo import Memo
 from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
 
@@ -40,15 +39,12 @@ class Turns:
 
 
 @merge_method("cabs", prepare_all=Turns, prepared_bytes=1)
-def cabs(block: Block, *, weight: PerModel, keep: float, group: float, lambda_: float) -> None:
+def cabs(tensor: Whole, *, weight: PerModel, keep: float, group: float, lambda_: float) -> WeightedSum:
     """Add the task vectors, each thinned to `keep` of every `group` entries that no earlier one took."""
-    turns: Turns = block.shared
+    turns: Turns = tensor.shared
     size = max(round(group), 1)
     masks = turns.masks(min(max(round(keep), 0), size), size)
-    base_E, deltas = block.deltas()
-    for delta_E, mask, w in zip(deltas, masks, weight, strict=True):
-        delta_E.mul_(mask[block.start :][: block.entries]).mul_(w)
-    total_of(deltas, block.out).mul_(lambda_).add_(base_E)
+    return WeightedSum(weight, scale=lambda_, kept=[Kept(mask.view(torch.int8), 2, 1) for mask in masks])
 
 
 def take_turns(deltas: tuple[Tensor, ...], keep: int, group: int) -> list[Tensor]:

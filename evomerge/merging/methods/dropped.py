@@ -25,7 +25,8 @@ from torch import Tensor
 
 from evomerge.merging.blocks import Block
 from evomerge.merging.methods.election import elect_and_merge
-from evomerge.merging.methods.linear import add_and_merge
+from evomerge.merging.methods.formulas import Election, Kept, WeightedSum, Whole
+from evomerge.merging.methods.linear import add_and_merge, added
 from evomerge.merging.methods.registry import PerModel, SourceTensor, merge_method
 
 LEVELS = 1 << 16  # of a draw
@@ -85,20 +86,18 @@ def places(source: SourceTensor) -> Tensor:
 
 @merge_method("dare_linear", prepare=draws, prepared_bytes=2)
 def dare_linear(
-    block: Block, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
-) -> None:
+    tensor: Whole, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
+) -> WeightedSum:
     """Keep each entry of the task vectors with probability density, add up."""
-    base_E, deltas = _dare(block, density, rescale)
-    add_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+    return added(weight=weight, normalize=normalize, lambda_=lambda_, kept=_dare(tensor, density, rescale))
 
 
 @merge_method("dare_ties", prepare=draws, prepared_bytes=2)
 def dare_ties(
-    block: Block, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
-) -> None:
+    tensor: Whole, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
+) -> Election:
     """Keep each entry of the task vectors with probability density, elect signs, merge."""
-    base_E, deltas = _dare(block, density, rescale)
-    elect_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+    return Election(weight, normalize, lambda_, _dare(tensor, density, rescale))
 
 
 @merge_method("della_linear", prepare=ranked_draws, prepared_bytes=6)
@@ -133,15 +132,13 @@ def della(
     elect_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
 
 
-def _dare(block: Block, density: PerModel, rescale: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-    base_E, deltas = block.deltas()
-    for delta_E, drawn, d in zip(deltas, block.prepared, density, strict=True):
+def _dare(tensor: Whole, density: PerModel, rescale: bool) -> list[Kept | None]:
+    kept: list[Kept | None] = []
+    for drawn, d in zip(tensor.prepared, density, strict=True):
         levels = round(min(max(d, 0.0), 1.0) * LEVELS)
-        if levels < LEVELS:
-            delta_E.mul_(torch.lt(drawn.draw, levels - LEVELS // 2, out=block.spare("mask")))
-            if rescale and levels:
-                delta_E.mul_(LEVELS / levels)  # 1/density, for exactly the probability used
-    return base_E, deltas
+        factor = LEVELS / levels if rescale and levels else 1.0  # 1/density, for exactly the probability used
+        kept.append(Kept(drawn.draw, levels - LEVELS // 2, factor=factor) if levels < LEVELS else None)
+    return kept
 
 
 def _della(block: Block, density: PerModel, epsilon: PerModel, rescale: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -14,38 +14,37 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.blocks import Block
+from evomerge.merging.methods.formulas import Kept, WeightedSum, Whole
 from evomerge.merging.methods.registry import OptionalPerModel, PerModel, merge_method
 
 SMALLEST_SUM = 1e-8  # of weights, to divide by
 
 
 @merge_method("linear")
-def linear(block: Block, *, weight: PerModel, normalize: bool) -> None:
+def linear(_: Whole, *, weight: PerModel, normalize: bool) -> WeightedSum:
     """θ = Σ w_t θ_t, divided by Σ w_t when `normalize`."""
     total = _sum(weight) if normalize else 1.0
     if abs(total) < SMALLEST_SUM:
         raise ValueError("linear: the weights sum to 0, so they cannot be normalised; set normalize: false")
-    out_E = block.out.zero_()
-    for values_E, w in zip(block.models(), weight, strict=True):
-        out_E.add_(values_E, alpha=w)
-    if total != 1.0:
-        out_E.div_(total)
+    return WeightedSum(weight, "models", divisor=total)
 
 
 @merge_method("task_arithmetic")
-def task_arithmetic(block: Block, *, weight: PerModel, normalize: bool, lambda_: float) -> None:
+def task_arithmetic(_: Whole, *, weight: PerModel, normalize: bool, lambda_: float) -> WeightedSum:
     """θ = θ_0 + λ Σ w_t (θ_t − θ_0), the sum divided by Σ w_t when `normalize`."""
-    base_E, deltas = block.deltas()
-    add_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+    return added(weight=weight, normalize=normalize, lambda_=lambda_)
 
 
 @merge_method("passthrough")
-def passthrough(block: Block, *, scale: OptionalPerModel) -> None:
+def passthrough(_: Whole, *, scale: OptionalPerModel) -> WeightedSum:
     """θ = s θ_1; untouched when no scale is set."""
-    block.copy_model(0)
     (factor,) = scale
-    if factor is not None and factor != 1:
-        block.out.mul_(factor)
+    return WeightedSum([1.0 if factor is None else factor], "models")
+
+
+def added(*, weight: PerModel, normalize: bool, lambda_: float, kept: Sequence[Kept | None] = ()) -> WeightedSum:
+    """Return the formula of `task_arithmetic`, for methods that keep only some entries of the task vectors."""
+    return WeightedSum(weight, divisor=_divisor(weight) if normalize else 1.0, scale=lambda_, kept=kept)
 
 
 def add_and_merge(
@@ -61,12 +60,16 @@ def add_and_merge(
     for delta_E, w in zip(deltas, weight, strict=True):
         delta_E.mul_(w)
     out_E = total_of(deltas, block.out)
-    if normalize:
-        total = _sum(weight)
-        out_E.div_(total if abs(total) >= SMALLEST_SUM else 1.0)
-    if lambda_ != 1:
-        out_E.mul_(lambda_)
+    scale_by(out_E, _divisor(weight) if normalize else 1.0, lambda_)
     out_E.add_(base_E)
+
+
+def scale_by(out_E: Tensor, divisor: float, factor: float) -> None:
+    """Divide, then multiply, in place."""
+    if divisor != 1:
+        out_E.div_(divisor)
+    if factor != 1:
+        out_E.mul_(factor)
 
 
 def total_of(values: Sequence[Tensor], out_E: Tensor) -> Tensor:
@@ -78,6 +81,11 @@ def total_of(values: Sequence[Tensor], out_E: Tensor) -> Tensor:
     for values_E in rest[1:]:
         out_E.add_(values_E)
     return out_E
+
+
+def _divisor(weight: PerModel) -> float:
+    total = _sum(weight)
+    return total if abs(total) >= SMALLEST_SUM else 1.0
 
 
 def _sum(weight: PerModel) -> float:

@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from evomerge.merging.blocks import Block, Form
+from evomerge.merging.blocks import Form
+from evomerge.merging.methods.formulas import Formula
 from search_spaces.methods import MethodSpec, method_spec
 
 PerModel: TypeAlias = Sequence[float]
@@ -107,7 +108,7 @@ class SourceGroup:
 
 Prepare: TypeAlias = Callable[[SourceTensor], Prepared]
 PrepareAll: TypeAlias = Callable[[SourceGroup], Prepared]
-Apply: TypeAlias = Callable[..., None]
+Apply: TypeAlias = Callable[..., Formula | None]
 Scope: TypeAlias = Literal["block", "matrix"]
 Bytes: TypeAlias = float | Callable[[Form], float]
 """Bytes per entry, the same for all tensors or by form."""
@@ -122,9 +123,12 @@ class MergeMethod:
     spec
         Its description in `search_spaces.methods`.
     apply
-        Fills ``block.out`` from one block of the sources; called for every block of every tensor.
+        Fills ``block.out`` from one block of the sources, called for every block of every tensor; or, called once per
+        tensor, returns the formula that does.
     arguments
         Argument name by parameter name: ``lambda`` is a keyword of Python, the argument is ``lambda_``.
+    gives_formula
+        Which of the two `apply` does, as its annotations say.
     prepare
         Run once per source tensor, or None when nothing can be known of one before the coefficients are.
     prepared_bytes
@@ -140,6 +144,7 @@ class MergeMethod:
     spec: MethodSpec
     apply: Apply
     arguments: dict[str, str]
+    gives_formula: bool = False
     prepare: Prepare | None = None
     prepared_bytes: Bytes = 0
     prepare_all: PrepareAll | None = None
@@ -169,6 +174,7 @@ def merge_method(
 ) -> Callable[[Apply], Apply]:
     """Register a function as the merge method called `name`; see `MergeMethod` for the rest.
 
+    Takes a `Block` and returns None, or takes a `Whole` and returns a `Formula` (faster: one compiled pass).
     Its keyword-only arguments must be the method's parameters in `search_spaces.methods` (those with an
     effect), those with a value per model annotated as `PerModel`.
 
@@ -184,6 +190,7 @@ def merge_method(
             spec,
             function,
             _arguments(function, spec),
+            gives_formula=typing.get_type_hints(function)["return"] is not type(None),
             prepare=prepare,
             prepared_bytes=prepared_bytes,
             prepare_all=prepare_all,
@@ -219,7 +226,7 @@ def _size(per_entry: Bytes, form: Form) -> int:
 
 
 def _arguments(function: Apply, spec: MethodSpec) -> dict[str, str]:
-    hints: dict[str, Any] = typing.get_type_hints(function, localns={"Block": Block})
+    hints: dict[str, Any] = typing.get_type_hints(function)
     _block, *rest = inspect.signature(function).parameters.values()
     found = {argument.name.rstrip("_"): hints[argument.name] in (PerModel, OptionalPerModel) for argument in rest}
     expected = {p.name: p.per_model for p in spec.parameters if not (p.inert or p.after)}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.methods.formulas import WeightedSum, Whole
 from evomerge.merging.methods.registry import SourceModel, SourceTensor, merge_method
 
 STRETCH = 1 << 20
@@ -86,12 +86,10 @@ def _angle_of_model(model: SourceModel) -> Angle:
 
 
 @merge_method("slerp", prepare=angle)
-def slerp(block: Block, *, t: float, whole_model: bool) -> None:
+def slerp(tensor: Whole, *, t: float, whole_model: bool) -> WeightedSum:
     """Interpolate between the base (t = 0) and the other model (t = 1)."""
-    own: Angle = block.prepared[0]
-    to_base, to_model = (own.of_model() if whole_model else own).coefficients(t)
-    torch.mul(block.base(), to_base, out=block.out)
-    block.out.add_(block.models()[0].mul_(to_model))
+    own: Angle = tensor.prepared[0]
+    return WeightedSum((own.of_model() if whole_model else own).coefficients(t), "base and models")
 
 
 def _norm(values: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.methods.formulas import WeightedSum, Whole
 from evomerge.merging.methods.memo import Memo
 from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
 
@@ -78,14 +78,14 @@ class Grams:
 
 
 @merge_method("nuslerp", prepare_all=Grams)
-def nuslerp(block: Block, *, weight: PerModel, nuslerp_flatten: bool, nuslerp_row_wise: bool) -> None:
+def nuslerp(tensor: Whole, *, weight: PerModel, nuslerp_flatten: bool, nuslerp_row_wise: bool) -> WeightedSum:
     """C = (sin((1−t)Ω), sin(tΩ)) / sin Ω with t = w_2/(w_1+w_2); linear where the vectors are colinear."""
     parts: Parts = "whole" if nuslerp_flatten else "columns" if nuslerp_row_wise else "rows"
-    if len(block.form.shape) == 1 and nuslerp_row_wise:
+    if len(tensor.form.shape) == 1 and nuslerp_row_wise:
         parts = "whole"  # a vector's only column
     total = sum(weight)
     t = 0.5 if abs(total) < SMALLEST_SUM else weight[1] / total
-    _combine(block, parts, ("nuslerp", t, parts), lambda gram: _slerp_coefficients(gram, t))
+    return _combine(tensor, parts, ("nuslerp", t, parts), lambda gram: _slerp_coefficients(gram, t))
 
 
 def _slerp_coefficients(gram: Tensor, t: float) -> Tensor:
@@ -98,10 +98,10 @@ def _slerp_coefficients(gram: Tensor, t: float) -> Tensor:
 
 
 @merge_method("multislerp", prepare_all=Grams)
-def multislerp(block: Block, *, weight: PerModel, normalize_weights: bool, eps: float) -> None:
+def multislerp(tensor: Whole, *, weight: PerModel, normalize_weights: bool, eps: float) -> WeightedSum:
     """Exp_m(Σ w_t (u_t − ⟨u_t, m⟩ m)) · Σ w_t ‖v_t‖ with u_t = v_t/‖v_t‖ and m = Σ w_t u_t, normalised."""
-    _combine(
-        block,
+    return _combine(
+        tensor,
         "whole",
         ("multislerp", *weight, normalize_weights, eps),
         lambda gram: _multislerp_coefficients(gram[0], _shares(weight) if normalize_weights else _vector(weight), eps),
@@ -129,10 +129,10 @@ def _multislerp_coefficients(gram: Tensor, w_T: Tensor, eps: float) -> Tensor:
 
 
 @merge_method("karcher", prepare_all=Grams)
-def karcher(block: Block, *, weight: PerModel, max_iter: float, tol: float) -> None:
+def karcher(tensor: Whole, *, weight: PerModel, max_iter: float, tol: float) -> WeightedSum:
     """U ← Exp_u(Σ α_t Log_u(u_t)) until the step is below `tol`; θ = (Σ α_t ‖θ_t‖) u, α = w/Σw."""
-    _combine(
-        block,
+    return _combine(
+        tensor,
         "whole",
         ("karcher", *weight, max_iter, tol),
         lambda gram: _karcher_coefficients(gram[0], _shares(weight), int(max_iter), tol),
@@ -167,10 +167,10 @@ def _karcher_coefficients(gram: Tensor, share_T: Tensor, max_iter: int, tol: flo
 
 
 @merge_method("model_stock", prepare_all=Grams)
-def model_stock(block: Block, *, filter_wise: bool) -> None:
+def model_stock(tensor: Whole, *, filter_wise: bool) -> WeightedSum:
     """θ = r θ̄ + (1−r) θ_0, r = T cos/(1+(T−1) cos) in [0, 1], cos the mean cosine of pairs of task vectors."""
     parts: Parts = "rows" if filter_wise else "whole"
-    _combine(block, parts, ("model_stock", parts), _stock_coefficients)
+    return _combine(tensor, parts, ("model_stock", parts), _stock_coefficients)
 
 
 def _stock_coefficients(gram: Tensor) -> Tensor:
@@ -193,9 +193,9 @@ def stock_ratio(gram: Tensor) -> Tensor:
 
 
 @merge_method("metagpt", prepare_all=Grams)
-def metagpt(block: Block, *, lambda_: float) -> None:
+def metagpt(tensor: Whole, *, lambda_: float) -> WeightedSum:
     """c_t = λ ‖τ_t‖² / Σ ‖τ_s‖²."""
-    _combine(block, "whole", ("metagpt", lambda_), lambda gram: lambda_ * squared_shares(gram))
+    return _combine(tensor, "whole", ("metagpt", lambda_), lambda gram: lambda_ * squared_shares(gram))
 
 
 def squared_shares(gram: Tensor) -> Tensor:
@@ -208,26 +208,17 @@ def squared_shares(gram: Tensor) -> Tensor:
 # --- coefficients into weights ---
 
 
-def _combine(block: Block, parts: Parts, key: tuple[object, ...], solve: Callable[[Tensor], Tensor]) -> None:
-    """Fill the block with Σ c_t v_t (plus the base), the coefficients as `solve` gives them for the Gram matrix.
+def _combine(tensor: Whole, parts: Parts, key: tuple[object, ...], solve: Callable[[Tensor], Tensor]) -> WeightedSum:
+    """Return Σ c_t v_t (plus the base), the coefficients as `solve` gives them for the Gram matrix.
 
     `key` tells apart all that the coefficients depend on: methods share the prepared state.
     """
-    grams: Grams = block.shared
-    c_KT = grams.coefficients.get(key, lambda: solve(grams.gram(parts)))
-    if block.has_base:
-        base_E, vectors = block.deltas()
-    else:
-        base_E, vectors = None, block.models()
-    out_E = block.out.zero_()
-    for values_E, c_K in zip(vectors, c_KT.unbind(1), strict=True):
-        if parts == "whole":
-            out_E.add_(values_E, alpha=float(c_K))
-        else:
-            spread = block.by_row if parts == "rows" else block.by_column
-            out_E.addcmul_(values_E, spread(c_K.to(out_E)))
-    if base_E is not None:
-        out_E.add_(base_E)
+    grams: Grams = tensor.shared
+    terms: Literal["models", "task vectors"] = "task vectors" if tensor.has_base else "models"
+    c_TK = grams.coefficients.get(key, lambda: solve(grams.gram(parts))).T
+    if parts == "whole":
+        return WeightedSum(c_TK[:, 0].tolist(), terms)
+    return WeightedSum(list(c_TK), terms, per="row" if parts == "rows" else "column")
 
 
 def _norms(gram: Tensor) -> Tensor:

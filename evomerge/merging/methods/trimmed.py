@@ -22,9 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
-from evomerge.merging.methods.election import elect_and_merge
-from evomerge.merging.methods.linear import add_and_merge
+from evomerge.merging.methods.formulas import Election, Kept, WeightedSum, Whole
+from evomerge.merging.methods.linear import added
 from evomerge.merging.methods.memo import Memo
 from evomerge.merging.methods.registry import PerModel, SourceModel, SourceTensor, merge_method
 
@@ -98,7 +97,7 @@ def descending_ranks(values: Tensor) -> Tensor:
 
 @merge_method("ties", prepare=ranks, prepared_bytes=4)
 def ties(
-    block: Block,
+    tensor: Whole,
     *,
     weight: PerModel,
     density: PerModel,
@@ -106,21 +105,18 @@ def ties(
     lambda_: float,
     rescale: bool,
     whole_model: bool,
-) -> None:
+) -> Election:
     """Keep the ⌊density·n⌋ largest entries (at least one) of each task vector, elect signs, merge."""
-    base_E, deltas = block.deltas()
-    for delta_E, ranked, d in zip(deltas, block.prepared, density, strict=True):
-        kept = ranked.magnitudes.kept_of_model(d) if whole_model and d < 1 else number_kept(d, block.size)
-        if kept < block.size:
-            delta_E.mul_(torch.lt(ranked.rank, kept, out=block.spare("mask")))
-            if rescale and kept:
-                delta_E.mul_(ranked.magnitudes.ratio(0, kept))
-    elect_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+    kept: list[Kept | None] = []
+    for ranked, d in zip(tensor.prepared, density, strict=True):
+        count = ranked.magnitudes.kept_of_model(d) if whole_model and d < 1 else number_kept(d, tensor.size)
+        kept.append(_between(ranked, 0, count, tensor.size, rescale=rescale and count > 0))
+    return Election(weight, normalize, lambda_, kept)
 
 
 @merge_method("breadcrumbs", prepare=ranks, prepared_bytes=4)
 def breadcrumbs(
-    block: Block,
+    tensor: Whole,
     *,
     weight: PerModel,
     density: PerModel,
@@ -128,15 +124,15 @@ def breadcrumbs(
     normalize: bool,
     lambda_: float,
     rescale: bool,
-) -> None:
+) -> WeightedSum:
     """Cut off the ⌊γ·n⌋ largest entries, keep the ⌊density·n⌋ next of each task vector, add up."""
-    base_E, deltas = _crumbs(block, density, gamma, rescale)
-    add_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+    kept = _crumbs(tensor, density, gamma, rescale)
+    return added(weight=weight, normalize=normalize, lambda_=lambda_, kept=kept)
 
 
 @merge_method("breadcrumbs_ties", prepare=ranks, prepared_bytes=4)
 def breadcrumbs_ties(
-    block: Block,
+    tensor: Whole,
     *,
     weight: PerModel,
     density: PerModel,
@@ -144,22 +140,24 @@ def breadcrumbs_ties(
     normalize: bool,
     lambda_: float,
     rescale: bool,
-) -> None:
+) -> Election:
     """Trim as `breadcrumbs` does, elect signs, merge."""
-    base_E, deltas = _crumbs(block, density, gamma, rescale)
-    elect_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+    return Election(weight, normalize, lambda_, _crumbs(tensor, density, gamma, rescale))
 
 
-def _crumbs(block: Block, density: PerModel, gamma: PerModel, rescale: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-    base_E, deltas = block.deltas()
-    for delta_E, ranked, d, g in zip(deltas, block.prepared, density, gamma, strict=True):
-        first, end = crumbs(d, g, block.size)
-        if end - first < block.size:
-            delta_E.mul_(torch.lt(ranked.rank, end, out=block.spare("mask")))
-            delta_E.mul_(torch.ge(ranked.rank, first, out=block.spare("mask")))
-            if rescale:
-                delta_E.mul_(ranked.magnitudes.ratio(first, end))
-    return base_E, deltas
+def _crumbs(tensor: Whole, density: PerModel, gamma: PerModel, rescale: bool) -> list[Kept | None]:
+    return [
+        _between(ranked, *crumbs(d, g, tensor.size), tensor.size, rescale=rescale)
+        for ranked, d, g in zip(tensor.prepared, density, gamma, strict=True)
+    ]
+
+
+def _between(ranked: Ranks, first: int, end: int, size: int, *, rescale: bool) -> Kept | None:
+    """Return the entries of ranks first … end−1, None for all of them."""
+    if end - first >= size:
+        return None
+    factor = ranked.magnitudes.ratio(first, end) if rescale else 1.0
+    return Kept(ranked.rank, end, first or None, factor)
 
 
 def crumbs(density: float, gamma: float, size: int) -> tuple[int, int]:

@@ -1,0 +1,67 @@
+"""Formulas in torch, block by block, on any device: the reference that the compiled kernels equal.
+
+Every product and every sum is rounded on its own (no fused multiply-add), in mergekit 0.1.5's order at
+``dtype: float32``, so that results agree to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, ge, lt
+
+from evomerge.merging.blocks import Block
+from evomerge.merging.methods.election import elect_and_merge
+from evomerge.merging.methods.formulas import Formula, Kept, WeightedSum
+from evomerge.merging.methods.linear import scale_by
+
+
+def evaluate(block: Block, *, formula: Formula) -> None:
+    """Fill the block as the formula says."""
+    if not isinstance(formula, WeightedSum):
+        base_E, deltas = _kept(block, formula.kept)
+        elect_and_merge(
+            block,
+            base_E,
+            deltas,
+            weight=formula.weights,
+            normalize=formula.normalize,
+            lambda_=formula.scale,
+        )
+        return
+    if formula.terms == "task vectors":
+        base_E, terms = _kept(block, formula.kept)
+        _add(block, terms, formula)
+        block.out.add_(base_E)
+    else:
+        _add(block, block.models() if formula.terms == "models" else (block.base(), *block.models()), formula)
+
+
+def _kept(block: Block, kept: Sequence[Kept | None]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the base and the task vectors, dropped entries as 0."""
+    base_E, deltas = block.deltas()
+    span = slice(block.start, block.start + block.entries)
+    for delta_E, part in zip(deltas, kept or [None] * len(deltas), strict=True):
+        if part is not None:
+            _drop(block, delta_E, part.cut(span))
+    return base_E, deltas
+
+
+def _drop(block: Block, delta_E: Tensor, kept: Kept) -> None:
+    delta_E.mul_(lt(kept.state, kept.end, out=block.spare("mask")))
+    if kept.first is not None:
+        delta_E.mul_(ge(kept.state, kept.first, out=block.spare("mask")))
+    if kept.factor != 1:
+        delta_E.mul_(kept.factor)
+
+
+def _add(block: Block, terms: tuple[Tensor, ...], formula: WeightedSum) -> None:
+    """Leave s (Σ w_t v_t) / d in the block; overwrites the terms."""
+    spread = {"row": block.by_row, "column": block.by_column}.get(formula.per)
+    for index, (values_E, weight) in enumerate(zip(terms, formula.weights, strict=True)):
+        values_E.mul_(weight if spread is None else spread(weight.to(block.out)))
+        if index == 0:
+            block.out.copy_(values_E)
+        else:
+            block.out.add_(values_E)
+    scale_by(block.out, formula.divisor, formula.scale)

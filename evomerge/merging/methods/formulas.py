@@ -1,0 +1,116 @@
+"""What most methods come to once their coefficients are known: one of two formulas per tensor.
+
+A method may return its formula and leave the arithmetic to the engine, which then makes a single pass over the
+sources: by `evomerge.merging.kernels`, compiled, for large models, or by `evomerge.merging.methods.evaluate`, in torch,
+everywhere. Both round alike.
+
+Legend: T terms, n entries of the tensor, K rows or columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from evomerge.merging.blocks import Form
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An output tensor as a method sees it that returns a formula: all but its entries.
+
+    Attributes
+    ----------
+    form
+        Shape and role.
+    size
+        Its number of entries, n.
+    has_base
+        Whether the merge has a base, for methods that can do without.
+    prepared
+        What the method prepared for each model.
+    shared
+        What it prepared for all models together; None when it prepares nothing such.
+    """
+
+    form: Form
+    size: int
+    has_base: bool
+    prepared: Sequence[Any]
+    shared: Any
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which entries of a task vector are kept: those with ``first <= state < end``, multiplied by `factor`.
+
+    Attributes
+    ----------
+    state
+        Whole numbers [n]: ranks, random draws, masks.
+    first
+        None: no entry is too small.
+    """
+
+    state: Tensor
+    end: int
+    first: int | None = None
+    factor: float = 1.0
+
+    def cut(self, span: slice) -> Kept:
+        """Return the part for some of the entries."""
+        return Kept(self.state[span], self.end, self.first, self.factor)
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """θ = s (Σ w_t v_t) / d, with θ_0 added when the terms are task vectors.
+
+    Attributes
+    ----------
+    weights
+        T numbers; with `per` ``row`` or ``column`` T vectors [K].
+    terms
+        What the v_t are: the models, the base and then the models, or the task vectors θ_t − θ_0.
+    divisor, scale
+        d and s.
+    per
+        What has a weight of its own.
+    kept
+        Empty, or for each task vector what is kept of it, None for all.
+    """
+
+    weights: Sequence[Any]
+    terms: Literal["models", "base and models", "task vectors"] = "task vectors"
+    divisor: float = 1.0
+    scale: float = 1.0
+    per: Literal["tensor", "row", "column"] = "tensor"
+    kept: Sequence[Kept | None] = ()
+
+
+@dataclass(frozen=True)
+class Election:
+    """TIES' last step (see `evomerge.merging.methods.election`) on weighted task vectors.
+
+    Attributes
+    ----------
+    weights
+        T numbers.
+    normalize
+        Whether an entry's sum is divided by the weights of the models that have the elected sign.
+    scale
+        Multiplies the sum: λ.
+    kept
+        Empty, or for each task vector what is kept of it, None for all.
+    """
+
+    weights: Sequence[float]
+    normalize: bool
+    scale: float = 1.0
+    kept: Sequence[Kept | None] = ()
+
+
+Formula: TypeAlias = WeightedSum | Election
