@@ -40,6 +40,7 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         f"\nmodels: {footprint['parameters']:,} parameters each; sources mapped {size(footprint['source_bytes'])}, "
         f"prepared {size(footprint['prepared_bytes'])}, resident model {size(footprint['resident_bytes'])}"
     )
+    out.print(f"merging holds at most {size(footprint['peak_bytes'])}: the sources' pages, prepared state, 1.3 models")
     out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {items['asked']} items asked")
     out.print(
         f"measured: merge {duration(summary['seconds']['merge'])}, scoring {duration(summary['seconds']['score'])}; "
@@ -85,7 +86,9 @@ def _footprint(problem: Problem) -> dict[str, int]:
     """What the costliest candidate maps and touches, and what the search prepares: for all its methods together."""
     footprints = [asdict(problem.worker.engine.footprint(recipe)) for recipe in problem.space.structures()]
     costs = {key: max(footprint[key] for footprint in footprints) for key in footprints[0]}
-    return costs | {"prepared_bytes": sum(footprint["prepared_bytes"] for footprint in footprints)}
+    costs["prepared_bytes"] = sum(footprint["prepared_bytes"] for footprint in footprints)
+    held = costs["source_bytes"] + costs["prepared_bytes"] + int(1.3 * costs["resident_bytes"])
+    return costs | {"peak_bytes": held}
 
 
 def _budget_notes(population: int, problem: Problem, seconds: float) -> list[str]:

@@ -1,0 +1,1 @@
+"""What a merge costs per candidate: against the memory's bandwidth, and against mergekit."""

@@ -1,0 +1,205 @@
+"""``python -m experiments.merge_speed`` measures; ``--quick`` runs the same on a tiny model.
+
+For each method and size, `apply` is called for one candidate after another; the best time counts, since others use the
+machine as well. The limit is the bytes that a candidate must touch over the bandwidth of a plain copy, measured by
+turns in the same process. mergekit does the same merges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from experiments.merge_speed.cases import FIVE, QUICK, SIZES, Copy, Size, make_models, recipe
+from search_spaces.methods import METHODS
+
+FOLDER = Path(__file__).parent
+MERGEKIT_UP_TO = 200_000_000  # parameters; its larger merges take minutes
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table; times are nanoseconds per parameter and candidate."""
+
+    size: str
+    method: str
+    experts: int
+    parameters: int
+    prepare: float
+    """Once per search."""
+    wall: float
+    cpu: float
+    bytes_touched: float
+    """Per parameter."""
+    limit: float | None
+    """Wall time at the bandwidth of a copy; None: not measured."""
+    in_memory: float | None
+    """mergekit's CPU time, in memory; None: not run."""
+    command: float | None
+    """CPU time of `mergekit-yaml`; None: not run."""
+
+
+def measure(
+    size: Size, methods: Sequence[str], count: int, *, repetitions: int, threads: int, seed: int
+) -> list[Result]:
+    """Time the methods on one size."""
+    import torch
+
+    from evomerge.merging.checkpoints import Checkpoint
+
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = make_models(size, Path(folder), count, seed)
+        checkpoints = {path: Checkpoint.open(path) for path in paths}
+        results, copy = [], Copy(threads)
+        for method in methods:
+            result = _measure(size, method, checkpoints, count, Path(folder), repetitions, copy)
+            print(markdown([result]).splitlines()[-1], flush=True)
+            results.append(result)
+        return results
+
+
+def _measure(
+    size: Size, method: str, checkpoints: Any, count: int, folder: Path, repetitions: int, copy: Copy
+) -> Result:
+    from evomerge.merging.engine import MergeEngine
+    from experiments.merge_speed import authority
+    from search_spaces.recipe import Recipe
+
+    paths = list(checkpoints)
+    engine = MergeEngine(checkpoints, base=paths[0])
+    recipes = [Recipe.from_dict(recipe(method, paths, count, turn)) for turn in range(repetitions + 1)]
+    start = time.perf_counter()
+    engine.prepare(recipes[0])
+    prepared = time.perf_counter() - start
+    module = engine.apply(recipes[0])
+    fastest, times = 0.0, []
+    for candidate in recipes[1:]:
+        fastest = max(fastest, copy.bandwidth(), copy.bandwidth())
+        start, cpu = time.perf_counter(), time.process_time()
+        engine.apply(candidate)
+        times.append((time.perf_counter() - start, time.process_time() - cpu))
+    cost = engine.footprint(recipes[0])
+    per = 1e9 / cost.parameters
+    theirs = whole = None
+    if method in FIVE and cost.parameters <= MERGEKIT_UP_TO:
+        data = recipe(method, paths, count, 0)
+        theirs, whole = authority.in_memory(data, module) * per, authority.command(data, folder) * per
+    return Result(
+        size=size.name,
+        method=method,
+        experts=len(recipes[0].models) - (METHODS[method].base != "none"),
+        parameters=cost.parameters,
+        prepare=round(prepared * per, 1),
+        wall=round(min(wall for wall, _ in times) * per, 3),
+        cpu=round(min(cpu for _, cpu in times) * per, 3),
+        bytes_touched=round(cost.touched_bytes / cost.parameters, 2),
+        limit=round(cost.touched_bytes / fastest * per, 3),
+        in_memory=None if theirs is None else round(theirs, 1),
+        command=None if whole is None else round(whole, 1),
+    )
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The README's table."""
+    lines = [
+        "| model | method | experts | prepare | apply, wall | apply, CPU | bytes | limit | of the limit "
+        "| mergekit in memory, CPU | ratio | mergekit-yaml, CPU | ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        theirs = [
+            "| |" if other is None else f"{other:.0f} | {other / result.cpu:.0f} |"
+            for other in (result.in_memory, result.command)
+        ]
+        limit = "|" if result.limit is None else f"{result.limit:.2f} | {result.limit / result.wall:.0%}"
+        lines.append(
+            f"| {result.size} | {result.method} | {result.experts} | {result.prepare:.0f} | {result.wall:.2f} "
+            f"| {result.cpu:.2f} | {result.bytes_touched:g} | {limit} "
+            f"| {theirs[0]} {theirs[1]}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def machine(threads: int) -> dict[str, str | int]:
+    """What the numbers depend on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    packages = {name: metadata.version(name) for name in ("torch", "numba", "mergekit", "transformers")}
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(names),
+        "threads": threads,
+        "python": platform.python_version(),
+        **packages,
+    }
+
+
+def methods_for(size: Size) -> tuple[str, ...]:
+    """Return what is timed on a size: every method on the smallest, five on the others."""
+    if size in (SIZES[0], *QUICK):
+        return tuple(METHODS)
+    return FIVE if size == SIZES[1] else tuple(method for method in FIVE if method != "ties")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table, write or complete `results.json`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.merge_speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="a tiny model, one repetition")
+    parser.add_argument(
+        "--size", choices=[size.name for size in SIZES], help="this size only; keeps the others' results"
+    )
+    parser.add_argument("--method", action="append", help="this method only; may be repeated")
+    parser.add_argument("--experts", type=int, choices=(2, 3), default=2)
+    parser.add_argument("--repetitions", type=int, default=6)
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of ours; mergekit's CPU time is counted whatever it uses"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "-o", "--out", type=Path, help="folder for results.json; by default this one, none with --quick"
+    )
+    given = parser.parse_args(arguments)
+    sizes = QUICK if given.quick else [size for size in SIZES if given.size in (None, size.name)]
+    results: list[Result] = []
+    for size in sizes:
+        methods = given.method or methods_for(size)
+        repetitions = 1 if given.quick else given.repetitions
+        results += measure(
+            size, methods, given.experts, repetitions=repetitions, threads=given.threads, seed=given.seed
+        )
+    out = given.out or (None if given.quick else FOLDER)
+    if out is not None:
+        _complete(out / "results.json", results, {"seed": given.seed, "machine": machine(given.threads)})
+        results = [Result(**result) for result in json.loads((out / "results.json").read_text("utf-8"))["results"]]
+    print("\n" + markdown(results), end="")
+
+
+def _complete(path: Path, results: Sequence[Result], about: dict[str, Any]) -> None:
+    """Write the results beside those of other sizes, methods and numbers of models that are there."""
+
+    def place(result: dict[str, Any]) -> tuple[float, int, int]:
+        return float(result["size"].split()[0]), result["experts"], list(METHODS).index(result["method"])
+
+    before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
+    found = {place(result): result for result in [*before, *map(asdict, results)]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    everything = {**about, "results": [found[key] for key in sorted(found)]}
+    path.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
