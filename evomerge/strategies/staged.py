@@ -23,6 +23,7 @@ from evomerge.strategies.random import RandomConfig
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 from search_spaces.stacked import StackedSpace
+from search_spaces.stamped import StampedSpace
 
 StageConfig = Annotated[
     CmaEsConfig | EdaConfig | CatCmaConfig | M2n2Config | GeneticConfig | RandomConfig, Field(discriminator="kind")
@@ -59,6 +60,8 @@ class StagedConfig(BaseModel):
         ValueError
             If the space is not stacked.
         """
+        if isinstance(space, StampedSpace):
+            space = space.inner  # the same points
         if not isinstance(space, StackedSpace):
             raise ValueError("strategy.kind staged is for space.kind stacked; write strategy.kind: cma_es, or stack")
         return Staged(space, seed, self)

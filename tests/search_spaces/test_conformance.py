@@ -13,6 +13,7 @@ from search_spaces.kinds import build_space
 from search_spaces.layout import ModelLayout
 from search_spaces.mixture_config import MixtureConfig
 from search_spaces.stacked_config import StackedConfig
+from search_spaces.stamped import StampedSpace
 
 
 class Spaces(SearchSpaceSuite):
@@ -155,6 +156,42 @@ class TestStackedMixture(Stacked):
 class TestStackedSlerp(Stacked):
     parameters: ClassVar = {"kind": "layer_coefficients", "method": ["ties", "slerp"]}
     flow: ClassVar = {"scales": "transition"}
+
+
+class TestStampedMixture(TestMixtureWithNoiseAndChromosomes):
+    def space(self):
+        return StampedSpace(super().space(), adapters="core")
+
+
+class TestStampedStacked(TestStackedSlerp):
+    def space(self):
+        return StampedSpace(super().space(), tokenizer_source="union")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CoefficientConfig(method=["ties", "slerp"]),
+        MixtureConfig(chunks=5, noise={"terms": 2, "sigma": 0.1}),
+        StackedConfig(parameters={"kind": "mixture", "chunks": 5}),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_a_stamp_changes_recipes_and_nothing_else(config, context):
+    inner = build_space(config, context)
+    moved = np.where(inner.discrete, inner.start, (inner.start + inner.high) / 2)
+    stamped = StampedSpace(inner, tokenizer_source="union")
+    assert np.array_equal(stamped.start, inner.start)
+    stamped, inner = stamped.starting_at(moved), inner.starting_at(moved)
+    assert np.array_equal(stamped.start, moved)
+    assert np.array_equal(stamped.founders(), inner.founders())
+    assert stamped.decode(moved) == replace(inner.decode(moved), tokenizer_source="union").canonical()
+    assert len(stamped.structures()) == len(inner.structures())
+    assert {recipe.tokenizer_source for recipe in stamped.structures()} == {"union"}
+    rng = np.random.default_rng(0)
+    points = rng.uniform(inner.low, inner.high, (8, inner.dimension))
+    assert np.array_equal(stamped.settled(points), inner.settled(points))
+    assert all(np.array_equal(stamped.active(point), inner.active(point)) for point in points)
 
 
 def test_the_suite_finds_a_space_that_is_wrong(layout, models):

@@ -10,6 +10,7 @@ from search_spaces.context import SpaceContext
 from search_spaces.data_flow_config import DataFlowConfig
 from search_spaces.layout import ModelLayout
 from search_spaces.stacked import StackedSpace
+from search_spaces.stamped import StampedSpace
 
 LAYER = ("input_layernorm.w", "self_attn.o_proj.w", "post_attention_layernorm.w", "mlp.down_proj.w")
 LAYOUT = ModelLayout(("embed",), (LAYER,) * 4, "layers.{}.", ("norm",), None, "self_attn", "mlp")
@@ -46,6 +47,12 @@ def drive(strategy, space, evaluations, at_once=1):
             told.append(planted(space, candidate.genotype))
             strategy.tell([Evaluated(candidate.id, evaluation(told[-1]))])
     return asked, told
+
+
+def test_settings_of_the_recipes_change_nothing(space):
+    plain, _ = drive(CONFIG.build(space, 0), space, 60)
+    stamped, _ = drive(CONFIG.build(StampedSpace(space, tokenizer_source="union"), 0), space, 60)
+    assert all(np.array_equal(a.genotype, b.genotype) for a, b in zip(plain, stamped, strict=True))
 
 
 def test_the_flow_is_searched_around_the_best_merge(space):
