@@ -466,7 +466,6 @@ def inherited(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> 
     return Estimate(result.value, result.standard_error)
 
 
-DEFAULT = "inherited"
 NEEDS_PARENTS = (
     "inherited",
     "stratified_mean",

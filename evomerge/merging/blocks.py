@@ -161,10 +161,6 @@ class Block:
             row_E.sub_(base_E)
         return base_E, rows
 
-    def copy_model(self, index: int) -> None:
-        """Copy one model's values to `out`, without a detour through scratch."""
-        self.out.copy_(self._models[index])
-
     def spare(self, name: str) -> Tensor:
         """Return a further float32[E] of scratch; equal names share it."""
         return self._scratch.vector(name, self.entries)

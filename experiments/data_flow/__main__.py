@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 from experiments.data_flow.edits import PAIRS, Edited, measure, settings
 from experiments.data_flow.planted import Recovered, recover, search
+from experiments.machine import machine
 
 FOLDER = Path(__file__).parent
 TASK = "zoo_target_gen"
@@ -73,7 +73,7 @@ def main() -> None:
         print(markdown(results))
         return
     results["minutes"] = round((time.perf_counter() - started) / 60, 1)
-    results["machine"] = f"2 shared CPU cores, Python {platform.python_version()}"
+    results["machine"] = machine(1, "torch", "transformers")
     (FOLDER / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     readme = FOLDER / "README.md"
     before, _, rest = readme.read_text().partition("<!-- tables -->\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.digits_niches.methods import METHODS, Case, Line, Outcome, best_line, run
+from experiments.machine import machine
 
 FOLDER = Path(__file__).parent
 PAIRS = range(5)
@@ -170,19 +170,6 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def machine() -> dict[str, str | int]:
-    """What the speeds depend on."""
-    import numpy
-    import torch
-
-    return {
-        "cpu": "2 shared cores",
-        "python": platform.python_version(),
-        "numpy": numpy.__version__,
-        "torch": torch.__version__,
-    }
-
-
 def read(folder: Path) -> tuple[list[Outcome], list[Line], dict[str, Any]]:
     """Return what `results.json` holds: runs, lines, and the comparison of speeds."""
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -193,7 +180,7 @@ def read(folder: Path) -> tuple[list[Outcome], list[Line], dict[str, Any]]:
 
 def _write(folder: Path, outcomes: Sequence[Outcome], lines: Sequence[Line], speed: dict[str, float]) -> None:
     rows = ",\n  ".join(json.dumps(asdict(outcome)) for outcome in outcomes)
-    rest = {"lines": [asdict(line) for line in lines], "speed": speed, "machine": machine()}
+    rest = {"lines": [asdict(line) for line in lines], "speed": speed, "machine": machine(1, "numpy", "torch")}
     text = f'{{\n "runs": [\n  {rows}\n ],{json.dumps(rest, indent=1)[1:]}\n'
     (folder / "results.json").write_text(text, encoding="utf-8")
 

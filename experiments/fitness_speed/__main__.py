@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 from experiments.fitness_speed.cases import CASES, Case, model_and_tokenizer, quick, task_folder
+from experiments.machine import machine
 
 FOLDER = Path(__file__).parent
 
@@ -178,26 +178,6 @@ def _rate(rate: float) -> str:
     return f"{rate:#.3g}" if rate < 100 else f"{rate:.0f}"
 
 
-def machine() -> dict[str, str | int]:
-    """What the numbers depend on."""
-    import lm_eval
-    import torch
-    import transformers
-
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": len(names),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "lm_eval": lm_eval.__version__,
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table and write `results.json`."""
     parser = argparse.ArgumentParser(
@@ -229,7 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n" + markdown(results), end="")
     out = given.out or (None if given.quick else FOLDER)
     if out is not None:
-        found = {"seed": given.seed, "machine": machine(), "results": [asdict(result) for result in results]}
+        about = machine(given.threads, "torch", "transformers", "lm_eval")
+        found = {"seed": given.seed, "machine": about, "results": [asdict(result) for result in results]}
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
         (out / "results.json").write_text(text, encoding="utf-8")

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from experiments.machine import machine
 from experiments.merge_speed.cases import FIVE, QUICK, SIZES, Copy, Size, make_models, recipe
 from search_spaces.methods import METHODS
 
@@ -129,21 +128,6 @@ def markdown(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine(threads: int) -> dict[str, str | int]:
-    """What the numbers depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    packages = {name: metadata.version(name) for name in ("torch", "numba", "mergekit", "transformers")}
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": len(names),
-        "threads": threads,
-        "python": platform.python_version(),
-        **packages,
-    }
-
-
 def methods_for(size: Size) -> tuple[str, ...]:
     """Return what is timed on a size: every method on the smallest, five on the others."""
     if size in (SIZES[0], *QUICK):
@@ -183,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     out = given.out or (None if given.quick else FOLDER)
     if out is not None:
-        _complete(out / "results.json", results, {"seed": given.seed, "machine": machine(given.threads)})
+        about = machine(given.threads, "torch", "numba", "mergekit", "transformers")
+        _complete(out / "results.json", results, {"seed": given.seed, "machine": about})
         results = [Result(**result) for result in json.loads((out / "results.json").read_text("utf-8"))["results"]]
     print("\n" + markdown(results), end="")
 

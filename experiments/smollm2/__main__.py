@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from experiments.fitness_speed.__main__ import machine
+from experiments.machine import machine
 from experiments.smollm2.items import Sizes, make_dates, make_sums, write_tasks
 from experiments.smollm2.model import find_gguf, save_base, save_tiny_base
 
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {
         "seed": given.seed,
         "plan": asdict(plan),
-        "machine": machine(),
+        "machine": machine(1, "torch", "transformers", "lm_eval"),
         "trainings": trainings,
         "held_out": result["held_out"],
         "evaluations": result["evaluations"],
