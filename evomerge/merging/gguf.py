@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from evomerge.cache import CACHE, cache_folder
 from evomerge.merging.architecture import empty_module, first_line, quiet
 from evomerge.merging.checkpoints import CheckpointError
 
-CACHE = "EVOMERGE_CACHE"
-"""Environment variable: the folder for converted files; ~/.cache/evomerge by default."""
 SUFFIX = ".gguf"
 READ = 1 << 22  # bytes hashed at a time
 HEAD = "output.weight"  # the name of an untied head in GGUF
@@ -39,7 +38,7 @@ def converted(reference: str, cache: Path | None = None) -> Path:
     reference
         The file.
     cache
-        Where converted folders lie; None: ``$EVOMERGE_CACHE``, ``$XDG_CACHE_HOME/evomerge`` or ``~/.cache/evomerge``.
+        Where converted folders lie; None: `cache_folder`.
 
     Raises
     ------
@@ -48,7 +47,7 @@ def converted(reference: str, cache: Path | None = None) -> Path:
         package is missing.
     """
     file = Path(reference).expanduser().resolve()
-    root = (cache or cache_folder()) / "gguf"
+    root = cache or cache_folder("gguf")
     folder = root / f"{file.stem}-{_sha256(file)[:16]}"
     if folder.is_dir():
         return folder
@@ -62,14 +61,6 @@ def converted(reference: str, cache: Path | None = None) -> Path:
             f"{reference}: cannot be converted in {root} ({first_line(error)}); set {CACHE} to a folder with room"
         ) from error
     return folder
-
-
-def cache_folder() -> Path:
-    """Return the folder for what evomerge computes once per machine."""
-    if os.environ.get(CACHE):
-        return Path(os.environ[CACHE]).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "evomerge"
 
 
 def _convert(reference: str, file: Path, folder: Path) -> None:

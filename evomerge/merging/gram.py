@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evomerge.cache import cache_folder
 from evomerge.merging.checkpoints import Checkpoint
 from search_spaces.context import Chunk, Gram
 
@@ -23,7 +24,7 @@ BLOCK = 1 << 18  # entries; 2 MiB per model in float64
 
 def gram_matrices(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) -> Gram:
     """Return the inner products float64[C, T, T] of the models on each chunk, from the cache where they are known."""
-    file = cache_folder() / f"{_key(checkpoints, chunks)}.npy"
+    file = cache_folder("gram") / f"{_key(checkpoints, chunks)}.npy"
     shape = (len(chunks), len(checkpoints), len(checkpoints))
     if file.is_file():
         try:
@@ -49,11 +50,6 @@ def measure(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) ->
                     rows_TE = torch.stack([values[first : min(first + BLOCK, end)].double() for values in flat])
                     result[index] += (rows_TE @ rows_TE.T).numpy()
     return result
-
-
-def cache_folder() -> Path:
-    """Return where measured matrices are kept: ``$XDG_CACHE_HOME/evomerge/gram``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge" / "gram"
 
 
 def _key(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) -> str:

@@ -5,7 +5,7 @@ any coefficient, so it belongs to what is prepared. `activations` is the first k
 function beside it, with a name of its own in the cache's key.
 
 The cache is a folder of safetensors files, named by a hash over kind, weights and text: equal keys, equal statistics.
-It may be deleted at any time. ``EVOMERGE_CACHE`` names another folder.
+It may be deleted at any time.
 
 Letters: N input channels of a module, W windows of text.
 """
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evomerge.cache import CACHE, cache_folder
 from evomerge.files import FileError
 from evomerge.merging.checkpoints import Checkpoint, CheckpointError
 
@@ -66,7 +67,7 @@ def statistics(
         If the cache cannot be written.
     """
     content = _read(text)
-    folder = cache or cache_folder()
+    folder = cache or cache_folder("statistics")
     file = folder / f"{kind}-{_key(kind, checkpoint, content)}.safetensors"
     if file.exists():
         with suppress(Exception):  # damaged: measured again
@@ -75,12 +76,6 @@ def statistics(
     measured = {name: values.contiguous() for name, values in _MEASURES[kind](load(), windows).items()}
     _write(file, measured)
     return measured
-
-
-def cache_folder() -> Path:
-    """Return where statistics are kept."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evomerge"
-    return Path(os.environ.get("EVOMERGE_CACHE") or default) / "statistics"
 
 
 def activations(model: PreTrainedModel, windows: Tensor) -> Statistics:
@@ -176,5 +171,5 @@ def _write(file: Path, measured: dict[str, Tensor]) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise FileError(
-            f"{file}: cannot be written ({error.strerror or error}); make room, or set EVOMERGE_CACHE to a folder"
+            f"{file}: cannot be written ({error.strerror or error}); make room, or set {CACHE} to another folder"
         ) from error

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.merging.gram import cache_folder, gram_matrices, measure
+from evomerge.cache import cache_folder
+from evomerge.merging.gram import gram_matrices, measure
 from evomerge.merging.noise import NoiseStream
 from search_spaces.context import SpaceContext
 from search_spaces.errors import RecipeError
@@ -104,7 +105,7 @@ def test_a_table_of_other_models_is_refused(space, llama):
 
 
 def test_gram_matrices_are_inner_products_and_kept(space, llama, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path))
     chunks = space.grid.chunks
     found = gram_matrices(llama.checkpoints, chunks)
     for index, chunk in enumerate(chunks):
@@ -115,7 +116,7 @@ def test_gram_matrices_are_inner_products_and_kept(space, llama, tmp_path, monke
             ]
         )
         np.testing.assert_allclose(found[index], (rows @ rows.T).numpy(), rtol=1e-12)
-    (file,) = cache_folder().iterdir()
+    (file,) = cache_folder("gram").iterdir()
     np.save(file, np.zeros_like(found))
     assert not gram_matrices(llama.checkpoints, chunks).any()  # read, not measured
     file.write_bytes(b"cut short")
