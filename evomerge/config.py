@@ -65,6 +65,9 @@ class InlineConfig(BaseModel):
     """What forward passes compute in; `auto`: float32 on a CPU, the merged model's own dtype elsewhere."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; its own default when absent."""
+    placement: Literal["auto", "device", "pinned", "mapped"] = "auto"
+    """Where a GPU's sources lie: `device` copied to it, `pinned` in page-locked host memory, `mapped` in their files;
+    `auto`: the first that has room. On a CPU always `mapped`."""
 
 
 def _default_kind(kind: str) -> BeforeValidator:

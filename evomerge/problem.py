@@ -20,8 +20,9 @@ from evomerge.config import ConfigError, InlineConfig, SearchConfig
 from evomerge.former_run import warmed
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
-from evomerge.merging.engine import MergeEngine
+from evomerge.merging.engine import Footprint, MergeEngine
 from evomerge.merging.gram import gram_matrices
+from evomerge.merging.placement import Choice, Share, choose, free_memory
 from evomerge.merging.sources import open_sources
 from evomerge.merging.task_vectors import squared_norms
 from evomerge.result import Entry
@@ -51,10 +52,20 @@ class Problem:
     """Opened sources, space and tasks of one search file.
 
     Everything that can be checked before the first candidate is checked when this is built.
+
+    Parameters
+    ----------
+    config
+        The search file.
+    scan
+        Whether to look for NaN in the sources.
+    share
+        What the worker in this process may count on, of the memory of its device and of the machine.
     """
 
-    def __init__(self, config: SearchConfig, *, scan: bool = True) -> None:
+    def __init__(self, config: SearchConfig, *, scan: bool = True, share: Share | None = None) -> None:
         self.config = config
+        self._share = share or Share()
         self.checkpoints: Mapping[str, Checkpoint] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
@@ -164,8 +175,30 @@ class Problem:
             inline_settings(self.config.workers),
         )
 
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What the costliest candidate maps and touches, and what the search prepares for all its methods together."""
+        found = [asdict(self.worker.engine.footprint(recipe)) for recipe in self.space.structures()]
+        costs = {key: max(each[key] for each in found) for key in found[0]}
+        return Footprint(**costs | {"prepared_bytes": sum(each["prepared_bytes"] for each in found)})
+
+    @cached_property
+    def placement(self) -> Choice:
+        """Where the sources of the worker in this process lie, from the memory that is free when first asked.
+
+        Raises
+        ------
+        PlacementError
+            If they do not fit where the search file wants them.
+        """
+        device = self.worker.engine.device
+        asked = inline_settings(self.config.workers).placement
+        return choose(asked, device, self.footprint, free_memory(device, self._share))
+
     def ready_worker(self) -> Worker:
         """Return the worker in this process with all done that does not depend on a candidate."""
+        if self.worker.engine.device.type != "cpu":  # there they are mapped in any case
+            self.worker.engine.place_sources(self.placement.placement)
         for structure in self.space.structures():
             self.worker.engine.prepare(structure)
         asked_first = self.search_items if self.needs_sources else self.subset
@@ -233,7 +266,7 @@ def _installed(packages: Sequence[str]) -> list[str]:
 def inline_settings(workers: InlineConfig | RayConfig) -> InlineConfig:
     """Return the settings of a worker in this process that scores as the configured ones do."""
     if isinstance(workers, RayConfig):
-        return InlineConfig(compute_dtype=workers.compute_dtype, threads=workers.threads)
+        return InlineConfig(compute_dtype=workers.compute_dtype, threads=workers.threads, placement=workers.placement)
     return workers
 
 

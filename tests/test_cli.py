@@ -210,11 +210,21 @@ def test_export_by_rank(finished, refuse):
 def test_plan_says_what_a_search_costs(tmp_path):
     write(tmp_path)
     text = evomerge("plan", "search.yaml", cwd=tmp_path)
-    for words in ("genes", "ops.weight[embeddings]", "sources mapped", "per candidate", "evaluations take", "note:"):
+    for words in (
+        "genes",
+        "ops.weight[embeddings]",
+        "sources mapped",
+        "placement auto",
+        "per candidate",
+        "evaluations take",
+        "note:",
+    ):
         assert words in text
     plan = json.loads(evomerge("plan", "search.yaml", "--json", "--set", "budget.evaluations=500", cwd=tmp_path))
     assert len(plan["genes"]) == 3 * (2 + 2)
     assert plan["footprint"]["touched_bytes"] > plan["footprint"]["resident_bytes"]
+    assert plan["placement"]["placement"] == "mapped"
+    assert plan["placement"]["peak_bytes"] == plan["footprint"]["peak_bytes"] > plan["footprint"]["source_bytes"]
     assert plan["estimated_seconds"] > 0
     assert plan["notes"] == []
     assert not (tmp_path / "runs").exists()

@@ -11,6 +11,7 @@ from typing import Any
 
 from evomerge.commands.output import console, duration, grid, size
 from evomerge.config import load
+from evomerge.merging.placement import Choice
 from evomerge.problem import Problem
 from evomerge.search import SearchError
 
@@ -41,6 +42,7 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         f"prepared {size(footprint['prepared_bytes'])}, resident model {size(footprint['resident_bytes'])}"
     )
     out.print(f"merging holds at most {size(footprint['peak_bytes'])}: the sources' pages, prepared state, 1.3 models")
+    out.print(_placed(problem.placement))
     out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {items['asked']} items asked")
     out.print(
         f"measured: merge {duration(summary['seconds']['merge'])}, scoring {duration(summary['seconds']['score'])}; "
@@ -74,7 +76,8 @@ def _summary(problem: Problem) -> dict[str, Any]:
             "search": len(problem.search_items),
             "held_out": len(problem.held_out_items),
         },
-        "footprint": _footprint(problem),
+        "footprint": asdict(problem.footprint) | {"peak_bytes": problem.footprint.peak_bytes},
+        "placement": asdict(problem.placement),
         "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
         "estimated_seconds": total * evaluations,
         "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_error},
@@ -82,13 +85,11 @@ def _summary(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _footprint(problem: Problem) -> dict[str, int]:
-    """What the costliest candidate maps and touches, and what the search prepares: for all its methods together."""
-    footprints = [asdict(problem.worker.engine.footprint(recipe)) for recipe in problem.space.structures()]
-    costs = {key: max(footprint[key] for footprint in footprints) for key in footprints[0]}
-    costs["prepared_bytes"] = sum(footprint["prepared_bytes"] for footprint in footprints)
-    held = costs["source_bytes"] + costs["prepared_bytes"] + int(1.3 * costs["resident_bytes"])
-    return costs | {"peak_bytes": held}
+def _placed(choice: Choice) -> str:
+    """Say where the sources lie, and what was free when that was decided."""
+    free = [] if choice.free.device is None else [f"{size(choice.free.device)} free on {choice.device}"]
+    free.append(f"{size(choice.free.host)} of host memory free")
+    return f"placement {choice.asked}: sources {choice.placement} (worker on {choice.device}; {', '.join(free)})"
 
 
 def _budget_notes(population: int, problem: Problem, seconds: float) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,6 +24,7 @@ from evomerge.merging.jobs import Job
 from evomerge.merging.layers import LayerOrder, layer_order, reordered
 from evomerge.merging.methods import implementation
 from evomerge.merging.methods.registry import MergeMethod, Prepared, SourceGroup, SourceModel, SourceTensor
+from evomerge.merging.placement import Placement, placer
 from evomerge.merging.resident import Resident, build_resident
 from evomerge.merging.stack import Stacks, is_stack
 from evomerge.merging.statistics import Statistics, statistics
@@ -57,6 +59,11 @@ class Footprint:
     resident_bytes: int
     touched_bytes: int
     parameters: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that merging holds: the sources' pages, prepared state and 1.3 models."""
+        return self.source_bytes + self.prepared_bytes + int(1.3 * self.resident_bytes)
 
 
 class MergeEngine:
@@ -96,6 +103,7 @@ class MergeEngine:
         self._compute_dtype = compute_dtype
         self._crew = Crew(self._device, block)
         self._large = large
+        self._placement: Placement = "mapped"
         self._sources: dict[tuple[str, str], Tensor] = {}
         self._prepared: dict[tuple[object, ...], Prepared] = {}
         self._models: dict[tuple[str, str | None], SourceModel] = {}
@@ -126,6 +134,21 @@ class MergeEngine:
             raise CheckpointError(
                 f"{reference}: the recipe names a model that is not opened; use one of {', '.join(self.checkpoints)}"
             ) from None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the resident model lies."""
+        return self._device
+
+    def place_sources(self, placement: Placement) -> None:
+        """Say where source tensors lie from now on; each goes there when it is first read.
+
+        Stacks hold theirs on the device in any case, and core space reads its base mapped.
+        """
+        if placement != self._placement:
+            self._placement = placement
+            self._sources.clear()
+            self._resident = self._resident_key = None  # its jobs hold tensors
 
     def prepare(self, recipe: Recipe) -> None:
         """Do for the recipe's structure all that does not depend on its coefficients."""
@@ -241,11 +264,11 @@ class MergeEngine:
         for plan in plans:
             method = implementation(plan.method)
             for part in _parts(plan):
-                values = self._source(part.model, part.tensor)
-                sources[part.model, part.tensor] = values.nbytes
-                read += values.nbytes
-            parameters += values.numel()
-            form = self._form(plan, self.checkpoint(part.model).shape(part.tensor))
+                size = sources[part.model, part.tensor] = self._source_bytes(part)
+                read += size
+            shape = self.checkpoint(part.model).shape(part.tensor)
+            parameters += math.prod(shape)
+            form = self._form(plan, shape)
             for part in plan.contributions:
                 held = method.prepared_size(form)
                 prepared[self._prepared_key(method.prepare or method.prepare_all, plan, (part,), 0)] = held
@@ -386,12 +409,18 @@ class MergeEngine:
         return None if plan.base is None else self._on_device(plan.base)
 
     def _source(self, reference: str, name: str) -> Tensor:
-        """Return a source tensor, flat and memory-mapped."""
+        """Return a source tensor, flat, where the sources are placed: memory-mapped unless told otherwise."""
         key = (reference, name)
         values = self._sources.get(key)
         if values is None:
-            values = self._sources[key] = self.checkpoint(reference).tensor(name).reshape(-1)
+            place = placer(self._placement, self._device)
+            values = self._sources[key] = place(self.checkpoint(reference).tensor(name).reshape(-1))
         return values
+
+    def _source_bytes(self, part: Contribution) -> int:
+        """Return a source tensor's size, without bringing it to its place."""
+        values = self._sources.get((part.model, part.tensor))
+        return (self.checkpoint(part.model).tensor(part.tensor) if values is None else values).nbytes
 
     # --- what models do on a text ---
 
@@ -437,6 +466,7 @@ class MergeEngine:
     def _stacks(self) -> Stacks:
         """Builds models from references; what is merged beneath has a resident model of its own."""
         inner = MergeEngine(self.checkpoints, base=self.base, device=self._device, compute_dtype=self._compute_dtype)
+        inner.place_sources(self._placement)
         return Stacks(self.checkpoints, lambda recipe: _weights(inner.apply(recipe)), self._device)
 
     def _dtype_for(self, out_dtype: torch.dtype) -> torch.dtype:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evomerge.merging.placement import Share
 from evomerge.workers.base import WorkerError
 from fitness.evaluation import Evaluation
 from search_spaces.recipe import Recipe
@@ -22,11 +23,14 @@ class Actor:
         The search file's contents, its `workers` being an inline worker's.
     expected
         The driver's `Problem.environment()`: the same sources and items must be found here.
+    share
+        What this worker may count on, of the memory of its GPU and of its machine.
     """
 
-    def __init__(self, config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], expected: Mapping[str, Any], share: Share) -> None:
         self._config = config
         self._expected = expected
+        self._share = share
         self._busy_since: float | None = None
         self._scored = 0
 
@@ -43,7 +47,7 @@ class Actor:
 
         place = f"process {os.getpid()} on {socket.gethostname()}"
         try:
-            problem = Problem(SearchConfig.model_validate(self._config), scan=False)
+            problem = Problem(SearchConfig.model_validate(self._config), scan=False, share=self._share)
             self._check(problem.environment(), place)
             self._worker = problem.ready_worker()
         except WorkerError:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evomerge.merging.placement import Share
 from evomerge.workers.actor import Actor
 from evomerge.workers.base import BrokenWorker, WorkerError
 from evomerge.workers.ray_pool import Handle, RayConfig, Reference, WorkerDied
@@ -70,15 +71,16 @@ class RayCluster:
             runtime_env={"env_vars": _worker_variables(self._settings)},
         )
         # Once in the object store, and not with every start.
-        self._arguments = [ray.put(value) for value in (_as_inline(config, self._gpus), dict(environment))]
+        share = share_of(max(self._room_by_node(), default=1), self._settings.count, self._gpus)
+        self._arguments = [ray.put(value) for value in (_as_inline(config, self._gpus), dict(environment), share)]
 
     def room(self) -> int:
         """Sum over the living nodes of the workers that each holds."""
-        return sum(
-            workers_on(node["Resources"], self._settings.cpus_per_worker, self._gpus)
-            for node in self._ray.nodes()
-            if node["Alive"]
-        )
+        return sum(self._room_by_node())
+
+    def _room_by_node(self) -> list[int]:
+        cpus = self._settings.cpus_per_worker
+        return [workers_on(node["Resources"], cpus, self._gpus) for node in self._ray.nodes() if node["Alive"]]
 
     def start(self, number: int) -> tuple[Handle, Reference]:
         """Ask for an actor; Ray places it when there is room."""
@@ -160,6 +162,12 @@ def workers_on(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
     return room
 
 
+def share_of(workers: int, count: int | str, gpus: float) -> Share:
+    """Return what one worker may take of a GPU's memory and of a node's, where a node holds so many workers."""
+    beside = workers if isinstance(count, str) else min(workers, count)
+    return Share(device=min(1.0, gpus) if gpus else 1.0, host=1 / max(1, beside))
+
+
 def _as_inline(config: SearchConfig, gpus: float) -> dict[str, Any]:
     """Return the search file's contents for a worker's process, where the worker is an inline one."""
     settings = config.workers
@@ -170,6 +178,7 @@ def _as_inline(config: SearchConfig, gpus: float) -> dict[str, Any]:
         "device": "cuda" if gpus else "cpu",
         "compute_dtype": settings.compute_dtype,
         "threads": settings.threads,
+        "placement": settings.placement,
     }
     return values
 

@@ -60,6 +60,8 @@ class RayConfig(BaseModel):
     candidate fails after a second try. None: no limit."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What forward passes compute in; `auto`: float32 on a CPU, the merged model's own dtype elsewhere."""
+    placement: Literal["auto", "device", "pinned", "mapped"] = "auto"
+    """As with `kind: inline`; `auto` takes into account that workers share a GPU or a machine."""
 
     @field_validator("gpus_per_worker", "cpus_per_worker")
     @classmethod

@@ -35,7 +35,7 @@ engine.prepare(recipe)
 for _ in range(3):
     engine.apply(recipe)
 cost = engine.footprint(recipe)
-print(resident("VmHWM") - start, cost.source_bytes + cost.prepared_bytes + int(1.3 * cost.resident_bytes))
+print(resident("VmHWM") - start, cost.peak_bytes)
 """
 
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from evomerge.config import SearchConfig
+from evomerge.merging.placement import Share
 from evomerge.workers.base import OUT_OF_MEMORY, WorkerError
-from evomerge.workers.cluster import workers_on
+from evomerge.workers.cluster import _as_inline, share_of, workers_on
 from evomerge.workers.ray_pool import RayConfig, RayPool, WorkerDied
 from fitness.evaluation import Evaluation
 
@@ -285,6 +287,31 @@ def test_closing_twice_kills_once(clock):
 )
 def test_workers_on_a_node(resources, cpus, gpus, room):
     assert workers_on(resources, cpus, gpus) == room
+
+
+@pytest.mark.parametrize(
+    ("workers", "count", "gpus", "share"),
+    [
+        (8, "auto", 1, Share(1, 1 / 8)),
+        (8, 2, 0.25, Share(0.25, 1 / 2)),
+        (4, "auto", 0, Share(1, 1 / 4)),
+        (0, "auto", 2, Share(1, 1)),
+    ],
+)
+def test_workers_of_a_node_share_its_memory(workers, count, gpus, share):
+    assert share_of(workers, count, gpus) == share
+
+
+def test_a_worker_places_its_sources_as_the_search_says():
+    config = SearchConfig.model_validate(
+        {
+            "models": {"base": "org/base", "expert": "org/expert"},
+            "fitness": {"tasks": [{"task": "arithmetic"}]},
+            "workers": {"kind": "ray", "placement": "pinned"},
+        }
+    )
+    worker = SearchConfig.model_validate(_as_inline(config, 1)).workers
+    assert (worker.kind, worker.device, worker.placement) == ("inline", "cuda", "pinned")
 
 
 def test_a_share_above_one_must_be_whole():
