@@ -9,6 +9,7 @@ from evomerge.ledger import Ledger
 from evomerge.run import Run, RunError, require_run
 from evomerge.strategies import AnyStrategyConfig, CmaEsConfig
 from evomerge.strategies.unit_box import UnitBox
+from search_spaces.coefficients import CoefficientConfig
 from search_spaces.space import SearchSpace
 
 
@@ -47,10 +48,12 @@ def warm_start_override(config: SearchConfig, path: Path) -> str:
     """Return the `key=value` by which a search begins with what a run has found.
 
     CMA-ES begins with the distribution of the run's best candidates if the run searched the same space. In any other
-    case the search begins at the run's best recipe, as this space says it.
+    case a search of coefficients begins at the run's best recipe, as this space says it.
 
     Raises
     ------
+    ConfigError
+        If the space begins where it does, whatever was found before.
     RunError
         If it is no run, or has no best recipe yet.
     """
@@ -58,6 +61,11 @@ def warm_start_override(config: SearchConfig, path: Path) -> str:
     former = load(path / "config.yaml")
     if isinstance(config.strategy, CmaEsConfig) and (former.space, former.models) == (config.space, config.models):
         return f"strategy.warm_start={path.resolve()}"
+    if not isinstance(config.space, CoefficientConfig):
+        raise ConfigError(
+            f"--warm-start: a space of kind {config.space.kind} takes no recipe to begin at; write strategy.kind: "
+            "cma_es and the run's own `space` and `models`, or leave --warm-start out"
+        )
     best = path / "best.yaml"
     if not best.is_file():
         raise RunError(f"{path} has scored no candidate yet; name another run, or resume that one first")

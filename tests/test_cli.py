@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from evomerge.cli import main
+from evomerge.config import ConfigError
 from evomerge.config import load as load_config
 from evomerge.former_run import warm_start_override
 from evomerge.run import Asked, Run
@@ -509,3 +510,9 @@ def test_a_warm_start_begins_at_what_a_former_run_found(finished, tmp_path):
     with Run.read(tmp_path / "warm") as run:
         first = next(event for event in run.events() if isinstance(event, Asked))
     assert first.recipe == json.loads((former / "result.json").read_text())["best"]
+
+
+def test_a_warm_start_that_the_space_cannot_take_is_refused(finished, tmp_path):
+    flow = load_config(write(tmp_path, space={"kind": "data_flow"}))
+    with pytest.raises(ConfigError, match="kind data_flow takes no recipe to begin at; write strategy"):
+        warm_start_override(flow, finished[0] / "run")

@@ -7,7 +7,6 @@ choice begins at its prior, or with half of its probability on the space's start
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.discrete import first_probabilities
 from evomerge.strategies.extras import require
-from evomerge.strategies.generation import Generation, Proposal, failures_last
+from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last
 from evomerge.strategies.unit_box import UnitBox
 from fitness.evaluation import Evaluation
 from search_spaces.genes import Choice
@@ -45,7 +44,7 @@ class CatCmaConfig(BaseModel):
         """Return the settings with `auto` replaced by what it means for this problem."""
         if self.population != "auto":
             return self
-        default = 4 + math.floor(3 * math.log(max(genes, 1)))
+        default = default_population(genes)
         population = max(default, min(2 * default, evaluations // MIN_GENERATIONS))
         return self.model_copy(update={"population": population})
 

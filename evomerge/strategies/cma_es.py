@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.descents import DIAGONAL_ABOVE, AdaptedDescent, Descent, DescentStart, PycmaDescent
-from evomerge.strategies.generation import Generation, Proposal, failures_last
+from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last
 from evomerge.strategies.restarts import Bipop, Ipop, Restarts
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStart
@@ -85,7 +85,7 @@ class CmaEsConfig(BaseModel):
             )
         if self.population != "auto":
             return self
-        default = 4 + math.floor(3 * math.log(max(genes, 1)))
+        default = default_population(genes)
         wanted = 4 * default if noise > NOISY else default
         population = max(default, min(wanted, evaluations // MIN_GENERATIONS))
         return self.model_copy(update={"population": population})

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.discrete import first_probabilities
-from evomerge.strategies.generation import Generation, Proposal, failures_last
+from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last
 from evomerge.strategies.unit_box import UnitBox
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
@@ -61,7 +61,7 @@ class EdaConfig(BaseModel):
         """Return the settings with `auto` replaced by what it means for this problem."""
         if self.population != "auto":
             return self
-        default = 4 + math.floor(3 * math.log(max(genes, 1)))
+        default = default_population(genes)
         wanted = 4 * default if noise > NOISY else 2 * default
         return self.model_copy(update={"population": max(8, min(wanted, evaluations // MIN_GENERATIONS))})
 

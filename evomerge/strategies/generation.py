@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,6 +14,14 @@ from fitness.evaluation import Evaluation
 
 Proposal = tuple[Genotype, Literal["sample", "mean"], int]
 """Genotype, kind, and number of the generation."""
+
+
+def default_population(genes: int) -> int:
+    """Return how many candidates per generation suit so many genes where scores are exact: 4 + floor(3 ln G).
+
+    N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772, table 1.
+    """
+    return 4 + math.floor(3 * math.log(max(genes, 1)))
 
 
 class Generation:
