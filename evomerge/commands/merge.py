@@ -55,13 +55,13 @@ def open_recipe(
     Raises
     ------
     RecipeError
-        If `within` is given and the recipe, or an adapter of it, names a local path that does not lie in it, links
-        followed.
+        If `within` is given and the recipe (its models and its calibration text), or an adapter of it, names a local
+        path that does not lie in it, links followed.
     """
     recipe = Recipe.from_file(file)
     if within is not None:
-        for model in recipe.models:
-            _check_confined(model, within, file)
+        for named in (*recipe.models, *([recipe.calibration] if recipe.calibration is not None else [])):
+            _check_confined(named, within, file)
     local = {model: str(Path(model).resolve()) for model in recipe.models if Path(model).exists()}
     recipe = recipe.with_models(local)
     if recipe.calibration is not None:

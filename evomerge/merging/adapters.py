@@ -169,11 +169,6 @@ class AdapterCheckpoint(Checkpoint):
             return Factors(a_RN.T, b_MR.T, pair.scale)
         return Factors(b_MR, a_RN, pair.scale)
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes that all adapted tensors take when something keeps them: four per entry."""
-        return sum(4 * math.prod(self.shape(name)) for name in self.adapted)
-
     # --- reading ---
 
     def _refuse_other_kinds(self) -> None:

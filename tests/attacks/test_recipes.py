@@ -60,6 +60,15 @@ def test_models_outside_of_the_folder(spelling, model, tmp_path, monkeypatch, re
     assert open_recipe(recipe, within=tmp_path)[2].models
 
 
+def test_the_calibration_text_is_confined_too(model, tmp_path, refused):
+    text = tmp_path / "private.txt"
+    text.write_text("not for strangers")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(LINEAR.format(model=model, weight=1) + f"evomerge: {{calibration: {text}}}\n")
+    with refused(RecipeError, "private.txt lies outside of", "--within"):
+        open_recipe(recipe, within=model)
+
+
 def test_the_command_confines_too(model, tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(LINEAR.format(model=model, weight=1))

@@ -64,7 +64,6 @@ def test_the_engine_takes_an_adapter_for_a_checkpoint(llama: Any, make_adapter: 
     assert expert.tokenizer_files == sources["base"].tokenizer_files
     assert expert.architecture_key(expert.config) == sources["base"].architecture_key(expert.config)
     assert set(expert.fingerprint()["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
-    assert expert.held_bytes == sum(4 * expected[name].numel() for name in expert.adapted)
 
 
 def test_the_base_is_found_through_the_adapter(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
