@@ -12,16 +12,18 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.machine import machine
+from experiments.merge_speed import memory
 from experiments.merge_speed.cases import FIVE, QUICK, SIZES, Copy, Size, make_models, recipe
 from search_spaces.methods import METHODS
 
 FOLDER = Path(__file__).parent
-MERGEKIT_UP_TO = 200_000_000  # parameters; its larger merges take minutes
+MEASURED_UP_TO = 200_000_000  # parameters, for mergekit's merges and the memory's peak: larger ones take minutes
+TABLE = ("<!-- table -->\n", "<!-- /table -->\n")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Result:
     """mergekit's CPU time, in memory; None: not run."""
     command: float | None
     """CPU time of `mergekit-yaml`; None: not run."""
+    held: int | None = None
+    """Bytes that merging takes at its peak; None: not measured."""
+    bound: int | None = None
+    """What `evomerge plan` says they are at most."""
 
 
 def measure(
@@ -58,9 +64,14 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         paths = make_models(size, Path(folder), count, seed)
         checkpoints = {path: Checkpoint.open(path) for path in paths}
+        tiny = make_models(QUICK[0], Path(folder) / "tiny", count, seed)
         results, copy = [], Copy(threads)
         for method in methods:
             result = _measure(size, method, checkpoints, count, Path(folder), repetitions, copy)
+            if method in memory.METHODS and result.parameters <= MEASURED_UP_TO:
+                warm_up, candidate = (recipe(method, models, count, 0) for models in (tiny, paths))
+                held, bound = memory.peak(warm_up, candidate, Path(folder), threads) or (None, None)
+                result = replace(result, held=held, bound=bound)
             print(markdown([result]).splitlines()[-1], flush=True)
             results.append(result)
         return results
@@ -89,7 +100,7 @@ def _measure(
     cost = engine.footprint(recipes[0])
     per = 1e9 / cost.parameters
     theirs = whole = None
-    if method in FIVE and cost.parameters <= MERGEKIT_UP_TO:
+    if method in FIVE and cost.parameters <= MEASURED_UP_TO:
         data = recipe(method, paths, count, 0)
         theirs, whole = authority.in_memory(data, module) * per, authority.command(data, folder) * per
     return Result(
@@ -111,8 +122,8 @@ def markdown(results: Sequence[Result]) -> str:
     """The README's table."""
     lines = [
         "| model | method | experts | prepare | apply, wall | apply, CPU | bytes | limit | of the limit "
-        "| mergekit in memory, CPU | ratio | mergekit-yaml, CPU | ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| mergekit in memory, CPU | ratio | mergekit-yaml, CPU | ratio | memory / bound, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         theirs = [
@@ -123,9 +134,15 @@ def markdown(results: Sequence[Result]) -> str:
         lines.append(
             f"| {result.size} | {result.method} | {result.experts} | {result.prepare:.0f} | {result.wall:.2f} "
             f"| {result.cpu:.2f} | {result.bytes_touched:g} | {limit} "
-            f"| {theirs[0]} {theirs[1]}"
+            f"| {theirs[0]} {theirs[1]} {_memory(result)}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _memory(result: Result) -> str:
+    if result.held is None or result.bound is None:
+        return "|"
+    return f"{result.held / 1e6:.0f} / {result.bound / 1e6:.0f} |"
 
 
 def methods_for(size: Size) -> tuple[str, ...]:
@@ -136,7 +153,7 @@ def methods_for(size: Size) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the table, write or complete `results.json`."""
+    """Measure, print the table, write or complete `results.json` and the table of the README beside it."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.merge_speed",
         description=__doc__,
@@ -154,9 +171,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "-o", "--out", type=Path, help="folder for results.json; by default this one, none with --quick"
+        "-o", "--out", type=Path, help="folder for results.json and the README; by default this one, none with --quick"
     )
     given = parser.parse_args(arguments)
+    out = given.out or (None if given.quick else FOLDER)
+    if out is not None:
+        _around_table(out / "README.md")  # before anything long
     sizes = QUICK if given.quick else [size for size in SIZES if given.size in (None, size.name)]
     results: list[Result] = []
     for size in sizes:
@@ -165,11 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results += measure(
             size, methods, given.experts, repetitions=repetitions, threads=given.threads, seed=given.seed
         )
-    out = given.out or (None if given.quick else FOLDER)
     if out is not None:
         about = machine(given.threads, "torch", "numba", "mergekit", "transformers")
         _complete(out / "results.json", results, {"seed": given.seed, "machine": about})
         results = [Result(**result) for result in json.loads((out / "results.json").read_text("utf-8"))["results"]]
+        _refresh(out / "README.md", markdown(results))
     print("\n" + markdown(results), end="")
 
 
@@ -184,6 +204,30 @@ def _complete(path: Path, results: Sequence[Result], about: dict[str, Any]) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     everything = {**about, "results": [found[key] for key in sorted(found)]}
     path.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _refresh(readme: Path, table: str) -> None:
+    """Put the table between its marks, where there is such a file."""
+    around = _around_table(readme)
+    if around is not None:
+        readme.write_text(table.join(around), encoding="utf-8")
+
+
+def _around_table(readme: Path) -> tuple[str, str] | None:
+    """Return the text up to the table and from there on, None without a file.
+
+    Raises
+    ------
+    ValueError
+        If marks are missing.
+    """
+    if not readme.exists():
+        return None
+    before, start, rest = readme.read_text(encoding="utf-8").partition(TABLE[0])
+    _, end, after = rest.partition(TABLE[1])
+    if not end:
+        raise ValueError(f"{readme}: no table to replace; put {TABLE[0].strip()} and {TABLE[1].strip()} around it")
+    return before + start, end + after
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""What merging holds at its peak, measured in a process of its own against the bound that `evomerge plan` prints.
+
+python -m experiments.merge_speed.memory WARM-UP.yaml RECIPE.yaml THREADS
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.recipe import Recipe
+
+if TYPE_CHECKING:
+    from evomerge.merging.engine import MergeEngine
+
+METHODS = ("task_arithmetic", "dare_ties")
+"""Without prepared state, and with."""
+STATUS = Path("/proc/self/status")
+CANDIDATES = 3
+
+
+def peak(warm_up: dict[str, Any], data: dict[str, Any], folder: Path, threads: int) -> tuple[int, int] | None:
+    """Return the bytes that merging a recipe takes at most, and the bound; None where only Linux would tell.
+
+    Parameters
+    ----------
+    warm_up
+        A recipe of the same method for tiny models, merged first: what libraries and compiled kernels take is not
+        the models'.
+    data
+        The recipe.
+    folder
+        For files.
+    threads
+        Of torch.
+    """
+    if not STATUS.exists():
+        return None
+    paths = []
+    for name, contents in (("warm-up", warm_up), ("recipe", data)):
+        paths.append(folder / f"{name}.yaml")
+        paths[-1].write_text(Recipe.from_dict(contents).to_yaml(), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.merge_speed.memory", *map(str, paths), str(threads)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+    )
+    if done.returncode:
+        raise RuntimeError(f"the memory of {data['merge_method']} cannot be measured: {done.stderr[-500:]}")
+    held, bound = json.loads(done.stdout)
+    return held, bound
+
+
+def _measured(warm_up: Path, recipe: Path, threads: int) -> tuple[int, int]:
+    import torch
+
+    torch.set_num_threads(threads)
+    _merge(Recipe.from_file(warm_up), large=1)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
+    before = _status("VmRSS")
+    candidate = Recipe.from_file(recipe)
+    engine = _merge(candidate)
+    return _status("VmHWM") - before, engine.footprint(candidate).peak_bytes
+
+
+def _merge(recipe: Recipe, **options: int) -> MergeEngine:
+    from evomerge.merging.checkpoints import Checkpoint
+    from evomerge.merging.engine import MergeEngine
+
+    checkpoints = {path: Checkpoint.open(path) for path in recipe.models}
+    engine = MergeEngine(checkpoints, base=recipe.donor, **options)  # type: ignore[arg-type]
+    engine.prepare(recipe)
+    for _ in range(CANDIDATES):
+        engine.apply(recipe)
+    return engine
+
+
+def _status(key: str) -> int:
+    """Return one of the kernel's numbers about this process, in bytes."""
+    lines = STATUS.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measured(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))))
