@@ -60,10 +60,10 @@ def test_quick_runs_every_method_and_writes_what_it_reads(tmp_path: Path, capsys
 
 
 def test_the_authors_program_is_timed_without_its_start(tmp_path: Path):
-    program = "import sys, time; time.sleep(0.2 + 0.01 * int(sys.argv[sys.argv.index('--total_forward_passes') + 1]))"
+    program = "import sys, time; time.sleep(2.0 + 0.01 * int(sys.argv[sys.argv.index('--total_forward_passes') + 1]))"
     (tmp_path / "main.py").write_text(program, encoding="utf-8")
     speed = compare_speed(Path(sys.executable), tmp_path, passes=40)
-    assert 40 < speed["authors"] < 140  # 10 ms each, with the noise of a busy machine
+    assert 20 < speed["authors"] < 140  # 10 ms each; with its start counted it would be 16 or less
     assert speed["ratio"] == pytest.approx(speed["ours"] / speed["authors"], rel=0.1, abs=0.1)
 
 
