@@ -35,7 +35,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "20 items, inherited, racing": (
         *FEW,
         "fitness.subset.estimator=inherited",
-        "fitness.racing={error: 0.5, block: 7}",
+        "fitness.racing={error: 0.55, block: 7, keep: 0.54}",
     ),
 }
 QUICK = ("budget.evaluations=8", "strategy.population=4")
