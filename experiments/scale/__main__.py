@@ -145,7 +145,7 @@ def resume(sizes: Sizes) -> list[dict[str, Any]]:
             {
                 "strategy": name,
                 "events": 2 * evaluations,
-                "resume_seconds": round(seconds, 1),
+                "resume_seconds": round(seconds, 3),
                 "megabytes_per_100000_evaluations": round(size / evaluations * 1e5 / 1e6, 1),
             }
         )

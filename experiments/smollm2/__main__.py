@@ -167,7 +167,7 @@ def markdown(found: dict[str, Any]) -> str:
         loss = f"loss {report['first_loss']:.3f} to {report['last_loss']:.3f}"
         lines.append(
             f"| expert {name} ({report['kind']}, {report['steps']} steps) | {report['seconds']:.0f} s, "
-            f"{report['tokens'] / report['seconds']:.0f} tokens per second, {loss} |"
+            f"{report['tokens'] / max(report['seconds'], 1):.0f} tokens per second, {loss} |"
         )
     return "\n".join(lines) + "\n"
 

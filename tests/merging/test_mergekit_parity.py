@@ -126,10 +126,14 @@ def test_mergekit_rebuilds_the_same_weights(method: str, sources: tuple[str, ...
     resident = {name: values.data for name, values in engine.apply(recipe).named_parameters()}
     assert resident.keys() == theirs.keys()
     distances: dict[str, Any] = {}
+    apart = entries = 0
     for name, values in theirs.items():
         assert values.dtype == torch.bfloat16
         distances[name] = units_apart(resident[name].bfloat16(), values)
         assert torch.equal(resident[name].bfloat16().float(), resident[name])
+        apart += int((resident[name].bfloat16() != values).sum())
+        entries += values.numel()
     assert max(distances.values()) <= 1, {name: units for name, units in distances.items() if units > 1}
-    # the float32 operations are made in the same order: almost all entries agree to the bit
-    assert sum(units > 0 for units in distances.values()) <= 2, distances
+    # The float32 operations are made in the same order: almost all entries agree to the bit. For linear, mergekit fuses
+    # each product with its sum, and we round it: one float32 rounding that decides a bfloat16 one now and then.
+    assert apart <= (0.001 if method == "linear" else 1e-5) * entries, (apart, entries)

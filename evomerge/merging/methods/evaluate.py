@@ -1,7 +1,7 @@
 """Formulas in torch, block by block, on any device: the reference that the compiled kernels equal.
 
-Every product and every sum is rounded on its own (no fused multiply-add), in mergekit 0.1.5's order at
-``dtype: float32``, so that results agree to the last bit.
+Every product and every sum is rounded on its own (no fused multiply-add), so that both agree to the last bit; the order
+is mergekit 0.1.5's at ``dtype: float32``.
 """
 
 from __future__ import annotations

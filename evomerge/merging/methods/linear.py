@@ -1,7 +1,8 @@
 """Weighted sums: linear (model soups), task arithmetic, passthrough.
 
 Model soups: Wortsman et al. 2022, arXiv:2203.05482. Task arithmetic: Ilharco et al. 2023, arXiv:2212.04089.
-The order of operations is mergekit 0.1.5's at ``dtype: float32``, so that results agree to the last bit.
+The order of operations is mergekit 0.1.5's at ``dtype: float32``, so that task arithmetic agrees to the last bit;
+`linear` rounds each product, which mergekit fuses with its sum.
 Unlike mergekit, whatever the recipe's `dtype`, we compute in float32: a difference of bf16 tensors taken in
 bf16 loses the small task vectors that the methods are about.
 """
