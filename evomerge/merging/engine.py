@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -254,6 +256,7 @@ class MergeEngine:
             del job
             yield name, target.cpu()
             del target
+            _give_back_freed_memory()
 
     def footprint(self, recipe: Recipe) -> Footprint:
         """Return what preparing and applying the recipe costs, without doing it."""
@@ -494,3 +497,9 @@ def _weights(module: PreTrainedModel) -> dict[str, Tensor]:
 
 def _parts(plan: TensorPlan) -> tuple[Contribution, ...]:
     return plan.contributions if plan.base is None else (plan.base, *plan.contributions)
+
+
+def _give_back_freed_memory() -> None:
+    """Have glibc return what was freed: after tensors of mixed sizes its heap would otherwise grow with the model."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -116,10 +116,7 @@ print(peak - start)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, make_models: Any) -> None:
-    """Anonymous memory: the pages of the sources are mapped files, which the system takes back when it needs them.
-
-    For a method without prepared state: the draws of DARE, 4 bytes per parameter and expert, are still held to the end.
-    """
+    """Anonymous memory: the pages of the sources are mapped files, which the system takes back when it needs them."""
     from transformers import LlamaConfig
 
     peaks, sizes = [], []
@@ -129,10 +126,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, make_models: Any) -
         )
         folder = tmp_path / str(layers)
         paths = make_models(folder, config, 3)
-        models = "".join(f"- {{model: {path}, parameters: {{weight: 1}}}}\n" for path in paths)
-        (folder / "recipe.yaml").write_text(
-            f"merge_method: linear\nmodels:\n{models}dtype: float32\nout_dtype: bfloat16\n"
-        )
+        (folder / "recipe.yaml").write_text(average(paths, paths[0]).to_yaml())
         program = [sys.executable, "-c", MEASURE, str(folder / "recipe.yaml"), str(folder / "out")]
         done = subprocess.run(program, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.splitlines()[-1]) * 1024)
