@@ -1,0 +1,103 @@
+"""Who takes part: strategies with their settings, how candidates are measured, and where they begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fitness.evaluation import Evaluation
+from fitness.items import task_of
+from fitness.objectives import Objectives, means
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table.
+
+    Attributes
+    ----------
+    name
+        As the table calls it.
+    strategy
+        The `strategy` part of a search file.
+    items
+        Items that a candidate is asked.
+    fresh
+        Whether each generation is asked other items (`fitness.subset.rotate`).
+    longer
+        Whether it goes on to twice the budget, to see when it gets where others are sooner.
+    """
+
+    name: str
+    strategy: Mapping[str, Any]
+    items: int = 100
+    fresh: bool = False
+    longer: bool = False
+    group: Literal["strategies", "levers"] = "strategies"
+
+
+PLAIN = Contender("CMA-ES, 200 items", {"kind": "cma_es"}, items=200, longer=True, group="levers")
+"""CMA-ES at its default settings, with as many items per candidate as the quickstart asks."""
+
+STRATEGIES = (
+    Contender("CMA-ES", {"kind": "cma_es"}),
+    Contender("random", {"kind": "random"}),
+    Contender("EDA", {"kind": "eda"}),
+    Contender("CatCMA", {"kind": "catcma"}),
+    Contender("CMA-ES, adapted rate", {"kind": "cma_es", "learning_rate": "adapted"}),
+    Contender("nevergrad:TBPSA", {"kind": "nevergrad:TBPSA"}),
+    Contender("nevergrad:TwoPointsDE", {"kind": "nevergrad:TwoPointsDE"}),
+    Contender("M2N2", {"kind": "m2n2", "mutation": 0.5}),
+    Contender("genetic", {"kind": "genetic"}),
+    Contender("MAP-Elites", {"kind": "map_elites"}),
+)
+LEVERS = (
+    PLAIN,
+    Contender("CMA-ES, 50 items", {"kind": "cma_es"}, items=50, group="levers"),
+    Contender("CMA-ES, 25 items", {"kind": "cma_es"}, items=25, group="levers"),
+    Contender("CMA-ES, 50 fresh items", {"kind": "cma_es"}, items=50, fresh=True, group="levers"),
+    Contender("CMA-ES, 25 fresh items", {"kind": "cma_es"}, items=25, fresh=True, group="levers"),
+    Contender("CMA-ES, 50 items, σ 0.1", {"kind": "cma_es", "sigma": 0.1}, items=50, group="levers"),
+)
+
+
+class FixedItems:
+    """All candidates are asked the same items, and their mean counts."""
+
+    def __init__(self, items: Sequence[str], objectives: Objectives) -> None:
+        self._items = tuple(items)
+        self.objectives = objectives
+
+    def items(self, generation: int) -> tuple[str, ...]:
+        """Return the same items for every generation."""
+        return self._items
+
+    def judge(self, evaluation: Evaluation) -> Evaluation:
+        """Return the evaluation with its tasks' means."""
+        return evaluation if evaluation.status == "failed" else self.objectives.judge(evaluation, means(evaluation))
+
+    def learn(self, evaluation: Evaluation) -> None:
+        """Learn nothing."""
+
+
+class FreshItems(FixedItems):
+    """Each generation is asked the next items of a shuffled list, task by task, which begins anew at its end."""
+
+    def __init__(self, items: Sequence[str], count: int, objectives: Objectives, seed: int) -> None:
+        super().__init__(items, objectives)
+        rng = np.random.default_rng(seed)
+        self._count = count
+        self._shuffled: dict[str, list[str]] = {}
+        for item in rng.permutation(np.array(items, dtype=object)):
+            self._shuffled.setdefault(task_of(item), []).append(item)
+
+    def items(self, generation: int) -> tuple[str, ...]:
+        """Return a generation's items."""
+        return tuple(
+            items[(generation * self._count + offset) % len(items)]
+            for items in self._shuffled.values()
+            for offset in range(self._count)
+        )

@@ -1,0 +1,108 @@
+"""One search in this process, and how good its guess was after so many item evaluations."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.config import BudgetConfig, load
+from evomerge.ledger import Ledger
+from evomerge.problem import Problem
+from evomerge.run import Run
+from evomerge.search import Search
+from evomerge.workers.inline import InlinePool
+from experiments.strategies.contenders import Contender, FixedItems, FreshItems
+from fitness.objectives import Objectives
+from search_spaces.space import Genotype
+
+QUICKSTART = Path(__file__).parent.parent / "quickstart" / "search.yaml"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Held-out score of a search's guess, 0 to 1, when it had spent so many item evaluations.
+
+    The guess is what the strategy recommends (a distribution's mean), else the best candidate so far: just what a
+    search that ended there would have to offer, before finalists are confirmed.
+    """
+
+    contender: str
+    seed: int
+    spent: list[int]
+    held_out: list[float]
+    evaluations: int
+    seconds: float
+
+
+@cache
+def problem() -> Problem:
+    """Open the quickstart's models and task, with one weight per expert for all layers: nine genes."""
+    opened = Problem(load(QUICKSTART, ["space.layers_per_group=6", "fitness.batch_size=300"]), scan=False)
+    opened.worker.prepare(opened.space.decode(opened.space.start), opened.search_items)
+    return opened
+
+
+def held_out(opened: Problem, genotype: Genotype, count: int) -> float:
+    """Score a genotype on the first `count` held-out items, which alternate between operations and languages."""
+    evaluation = opened.worker.evaluate(opened.space.decode(genotype), opened.held_out_items[:count])
+    if evaluation.status != "ok":
+        raise RuntimeError(f"a guess cannot be scored: {evaluation.reason}")
+    return evaluation.fitness
+
+
+@dataclass(frozen=True)
+class Job:
+    """One search; `spent`: item evaluations at which the guess is scored, the last of them is the budget."""
+
+    contender: Contender
+    seed: int
+    spent: tuple[int, ...]
+    held_out_items: int
+
+
+def search(job: Job) -> Curve:
+    """Search once, on one thread."""
+    torch.set_num_threads(1)
+    contender, seed, spent = job.contender, job.seed, job.spent
+    started = time.process_time()
+    opened = problem()
+    space = opened.space
+    evaluations = -(-spent[-1] // contender.items)
+    noise = 0.5 / contender.items**0.5
+    settings = strategy_config(contender.strategy).resolved(space.dimension, noise=noise, evaluations=evaluations)
+    strategy = settings.build(space, seed)
+    objectives = Objectives(opened.suite.weights)
+    if contender.fresh:
+        measure: FixedItems = FreshItems(opened.search_items, contender.items, objectives, seed)
+    else:
+        measure = FixedItems(opened.suite.pool.subset(contender.items, seed), objectives)
+    guesses: list[Genotype] = []
+
+    def note(ledger: Ledger) -> None:
+        asked = len(ledger.told) * contender.items  # repeated recipes cost nothing, and count all the same
+        while len(guesses) < len(spent) and asked >= spent[len(guesses)]:
+            guess = strategy.recommend()
+            best = ledger.asked[ledger.ranking()[0]].candidate.genotype if ledger.best is not None else space.start
+            guesses.append(np.array(best if guess is None else guess))
+
+    with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", "", {}) as run:
+        state = Search(run, space, strategy, BudgetConfig(evaluations=evaluations), measure)
+        state.search(InlinePool(opened.worker), note)
+    scores = [held_out(opened, guess, job.held_out_items) for guess in guesses]
+    return Curve(contender.name, seed, list(spent[: len(scores)]), scores, evaluations, time.process_time() - started)
+
+
+def strategy_config(values: Any) -> Any:
+    """Return the settings that a `strategy` part of a search file stands for."""
+    from pydantic import TypeAdapter
+
+    from evomerge.config import StrategyConfig
+
+    return TypeAdapter(StrategyConfig).validate_python(dict(values))

@@ -1,0 +1,28 @@
+"""NSGA-II against weighted sums: it runs and adds up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evomerge.pareto import hypervolume
+from experiments.pareto.__main__ import WAYS, main, markdown
+from experiments.pareto.fronts import CORNER, Front
+
+
+@pytest.mark.slow
+def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--quick", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "results.json").read_text())["fronts"]
+    assert [front["way"] for front in found] == sorted(WAYS)
+    for front in found:
+        assert front["hypervolume"] == pytest.approx(hypervolume(front["held_out"], CORNER))
+        assert front["evaluations"] == found[0]["evaluations"]
+    assert capsys.readouterr().out.count("\n") == 2 + len(WAYS)
+
+
+def test_the_table_gives_means_and_errors() -> None:
+    fronts = [Front(way, seed, 10, [[0.2 + 0.2 * seed, 0.5]], 0.1 + 0.1 * seed, 1.0) for way in WAYS for seed in (0, 1)]
+    assert markdown(fronts).splitlines()[2] == "| nsga2 | 2 | 0.150 ± 0.050 | 0.300 ± 0.100 | 0.500 ± 0.000 |"
