@@ -54,7 +54,7 @@ def markdown(contenders: Sequence[Contender], curves: Sequence[Curve]) -> str:
     wanted = [index for index in range(len(shown)) if index in (1, 3, len(shown) - 1)]
     head = ["contender", "seeds", "items", *(f"at {shown[i]:,.0f}" for i in wanted), "to 95 %", "of plain"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    plain = reached(curves, PLAIN.name, level)
+    plain = reached(curves, PLAIN.name, level) if PLAIN in contenders else None
     for contender in sorted(contenders, key=lambda one: _order(one, curves, level)):
         spent, scores = means(curves, contender.name)
         error = scores.std(axis=0, ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else np.zeros(len(spent))
@@ -62,7 +62,7 @@ def markdown(contenders: Sequence[Contender], curves: Sequence[Curve]) -> str:
         items = f"{contender.items}{' fresh' if contender.fresh else ''}"
         to = reached(curves, contender.name, level)
         share = "" if to is None or plain is None else f"{to / plain:.2f}"
-        if to is not None and plain is None:
+        if to is not None and plain is None and PLAIN in contenders:
             share = f"< {to / means(curves, PLAIN.name)[0][-1]:.2f}"
         row = [contender.name, str(len(scores)), items, *cells, "—" if to is None else f"{to:,.0f}", share]
         lines.append("| " + " | ".join(row) + " |")
@@ -97,7 +97,8 @@ def plot(contenders: Sequence[Contender], curves: Sequence[Curve], file: Path) -
         panel.axhline(100 * SHARE * best_known(curves), color="grey", linestyle=":", linewidth=1)
         panel.set_xlabel("item evaluations")
         panel.set_title(group)
-        panel.legend(fontsize=7)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=7)
     panels[0].set_ylabel("held-out score of the guess, %")
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
