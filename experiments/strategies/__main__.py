@@ -19,9 +19,9 @@ from experiments.strategies.curves import Curve, Job, search
 from experiments.strategies.report import best_known, markdown, plot
 
 FOLDER = Path(__file__).parent
-SPENT = (500, 1000, 1500, 2000, 3000, 4000)
-LONGER = (6000, 8000)
-SEEDS = 8
+SPENT = (500, 1000, 1500, 2000, 3000, 4000, 6000, 8000)
+LONGER = (12_000, 16_000)
+SEEDS = 20
 HELD_OUT = 200
 
 

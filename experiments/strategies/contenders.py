@@ -33,7 +33,7 @@ class Contender:
 
     name: str
     strategy: Mapping[str, Any]
-    items: int = 100
+    items: int = 50
     fresh: bool = False
     longer: bool = False
     group: Literal["strategies", "levers"] = "strategies"
@@ -52,15 +52,18 @@ STRATEGIES = (
     Contender("nevergrad:TwoPointsDE", {"kind": "nevergrad:TwoPointsDE"}),
     Contender("M2N2", {"kind": "m2n2", "mutation": 0.5}),
     Contender("genetic", {"kind": "genetic"}),
+    Contender("GENOME+", {"kind": "genetic", "preset": "genome_plus"}),
     Contender("MAP-Elites", {"kind": "map_elites"}),
 )
 LEVERS = (
     PLAIN,
-    Contender("CMA-ES, 50 items", {"kind": "cma_es"}, items=50, group="levers"),
+    Contender("CMA-ES, 100 items", {"kind": "cma_es"}, items=100, group="levers"),
     Contender("CMA-ES, 25 items", {"kind": "cma_es"}, items=25, group="levers"),
-    Contender("CMA-ES, 50 fresh items", {"kind": "cma_es"}, items=50, fresh=True, group="levers"),
+    Contender("CMA-ES, 50 fresh items", {"kind": "cma_es"}, fresh=True, group="levers"),
     Contender("CMA-ES, 25 fresh items", {"kind": "cma_es"}, items=25, fresh=True, group="levers"),
-    Contender("CMA-ES, 50 items, σ 0.1", {"kind": "cma_es", "sigma": 0.1}, items=50, group="levers"),
+    Contender("CMA-ES, σ 0.1", {"kind": "cma_es", "sigma": 0.1}, group="levers"),
+    Contender("CMA-ES, σ 0.05", {"kind": "cma_es", "sigma": 0.05}, group="levers"),
+    Contender("CMA-ES, σ 0.1, 25 fresh items", {"kind": "cma_es", "sigma": 0.1}, items=25, fresh=True, group="levers"),
 )
 
 

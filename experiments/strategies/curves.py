@@ -43,8 +43,8 @@ class Curve:
 
 @cache
 def problem() -> Problem:
-    """Open the quickstart's models and task, with one weight per expert for all layers: nine genes."""
-    opened = Problem(load(QUICKSTART, ["space.layers_per_group=6", "fitness.batch_size=300"]), scan=False)
+    """Open the quickstart's models, task and space: a weight per expert and layer, 24 genes."""
+    opened = Problem(load(QUICKSTART, ["fitness.batch_size=300"]), scan=False)
     opened.worker.prepare(opened.space.decode(opened.space.start), opened.search_items)
     return opened
 

@@ -51,7 +51,7 @@ def markdown(contenders: Sequence[Contender], curves: Sequence[Curve]) -> str:
     """Return the table, the best contender first within its group."""
     level = SHARE * best_known(curves)
     shown = min((means(curves, contender.name)[0] for contender in contenders), key=len)
-    wanted = [index for index in range(len(shown)) if index in (1, 3, len(shown) - 1)]
+    wanted = [index for index in range(len(shown)) if index in (1, 3, 5, len(shown) - 1)]
     head = ["contender", "seeds", "items", *(f"at {shown[i]:,.0f}" for i in wanted), "to 95 %", "of plain"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     plain = reached(curves, PLAIN.name, level) if PLAIN in contenders else None
