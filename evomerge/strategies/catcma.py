@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.discrete import first_probabilities
 from evomerge.strategies.extras import require
-from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last
+from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
 from evomerge.strategies.unit_box import UnitBox
 from fitness.evaluation import Evaluation
 from search_spaces.genes import Choice
@@ -58,17 +59,15 @@ class CatCma(Strategy):
 
     def __init__(self, space: SearchSpace, seed: int, config: CatCmaConfig) -> None:
         super().__init__(space, seed)
-        if config.population == "auto":
-            raise ValueError("population is `auto`: call config.resolved(...) first, or give a number")
         self.config = config
-        self.population = config.population
+        self.population = resolved_number("population", config.population)
         self._box = UnitBox(space)
         choices = np.array([isinstance(gene, Choice) for gene in space.genes])
         self._choices = np.flatnonzero(choices)
         self._reals = np.flatnonzero(~space.discrete)
         self._whole = np.flatnonzero(space.discrete & ~choices)
         self._solutions: list[Any] = []
-        self._generation = Generation.none()
+        self._sampling = Sampling(self._samples, self.recommend, config.mean_every, self._update)
         self._es = self._begin()
 
     def recommend(self) -> Genotype:
@@ -84,20 +83,18 @@ class CatCma(Strategy):
         return self.space.settled(point)
 
     def _propose(self, n: int) -> list[Proposal]:
-        if self._generation.complete:
-            number = self._generation.number + 1
-            self._solutions = [self._es.ask() for _ in range(self.population)]
-            mode = self.recommend() if number % self.config.mean_every == 0 else None
-            samples = [self._genotype(solution) for solution in self._solutions]
-            self._generation = Generation(number, self._asked, samples, mode)
-        return self._generation.take(n)
+        return self._sampling.take(n, self._asked)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        if not self._generation.put(candidate, evaluation):
-            return
-        fitness = failures_last(self._generation.fitness)
-        if fitness is not None and np.ptp(fitness) > 0:  # equal ones say nothing; it minimises
-            self._es.tell(list(zip(self._solutions, (-fitness).tolist(), strict=True)))
+        self._sampling.put(candidate, evaluation)
+
+    def _samples(self) -> list[Genotype]:
+        self._solutions = [self._es.ask() for _ in range(self.population)]
+        return [self._genotype(solution) for solution in self._solutions]
+
+    def _update(self, samples: NDArray[np.float64], fitness: NDArray[np.float64]) -> None:
+        """Learn from the solutions behind the samples; cmaes minimises."""
+        self._es.tell(list(zip(self._solutions, (-fitness).tolist(), strict=True)))
 
     def _genotype(self, solution: Any) -> Genotype:
         unit = np.zeros(self.space.dimension)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.descents import DIAGONAL_ABOVE, AdaptedDescent, Descent, DescentStart, PycmaDescent
-from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last
+from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last, resolved_number
 from evomerge.strategies.restarts import Bipop, Ipop, Restarts
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStart
@@ -100,12 +100,10 @@ class CmaEs(Strategy):
 
     def __init__(self, space: SearchSpace, seed: int, config: CmaEsConfig) -> None:
         super().__init__(space, seed)
-        if config.population == "auto":
-            raise ValueError("population is `auto`: call config.resolved(...) first, or give a number")
         self.config = config
-        self.population = config.population
+        self.population = resolved_number("population", config.population)
         self._box = UnitBox(space)
-        self._restarts: Restarts = (Bipop if config.restarts == "bipop" else Ipop)(config.population, config.sigma)
+        self._restarts: Restarts = (Bipop if config.restarts == "bipop" else Ipop)(self.population, config.sigma)
         self._generation = Generation.none()
         self._best_mean: tuple[float, Genotype] = (-math.inf, space.start.copy())
         self._best_mean_of_descent = -math.inf

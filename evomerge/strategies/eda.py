@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.discrete import first_probabilities
-from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last
+from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
 from evomerge.strategies.unit_box import UnitBox
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
@@ -75,10 +75,8 @@ class Eda(Strategy):
 
     def __init__(self, space: SearchSpace, seed: int, config: EdaConfig) -> None:
         super().__init__(space, seed)
-        if config.population == "auto":
-            raise ValueError("population is `auto`: call config.resolved(...) first, or give a number")
         self.config = config
-        self.population = config.population
+        self.population = resolved_number("population", config.population)
         self._box = UnitBox(space)
         self._discrete = space.discrete
         self._mean = self._box.to_unit(space.start)
@@ -86,7 +84,7 @@ class Eda(Strategy):
         self._probabilities = {
             int(gene): first_probabilities(space.genes[gene], config.trust) for gene in np.flatnonzero(self._discrete)
         }
-        self._generation = Generation.none()
+        self._sampling = Sampling(self._samples, self.recommend, config.mean_every, self._update)
 
     def recommend(self) -> Genotype:
         """Return the mode: means of the real genes, likeliest values of the discrete ones."""
@@ -96,19 +94,13 @@ class Eda(Strategy):
         return point
 
     def _propose(self, n: int) -> list[Proposal]:
-        if self._generation.complete:
-            number = self._generation.number + 1
-            samples = [self._sample() for _ in range(self.population)]
-            mode = self.recommend() if number % self.config.mean_every == 0 else None
-            self._generation = Generation(number, self._asked, samples, mode)
-        return self._generation.take(n)
+        return self._sampling.take(n, self._asked)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        if not self._generation.put(candidate, evaluation):
-            return
-        fitness = failures_last(self._generation.fitness)
-        if fitness is not None and np.ptp(fitness) > 0:  # equal ones say nothing
-            self._update(np.array(self._generation.samples), fitness)
+        self._sampling.put(candidate, evaluation)
+
+    def _samples(self) -> list[Genotype]:
+        return [self._sample() for _ in range(self.population)]
 
     def _sample(self) -> Genotype:
         point = self._box.to_genes(self.rng.normal(self._mean, self._deviation))  # ~ N(m, s²)

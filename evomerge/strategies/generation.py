@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,19 @@ def default_population(genes: int) -> int:
     N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772, table 1.
     """
     return 4 + math.floor(3 * math.log(max(genes, 1)))
+
+
+def resolved_number(name: str, value: int | Literal["auto"]) -> int:
+    """Return a setting's number.
+
+    Raises
+    ------
+    ValueError
+        If it is still `auto`.
+    """
+    if value == "auto":
+        raise ValueError(f"{name} is `auto`: call config.resolved(...) first, or give a number")
+    return value
 
 
 class Generation:
@@ -84,6 +97,50 @@ class Generation:
             self._results[candidate.id - self._first] = evaluation
         self._missing -= 1
         return self.complete
+
+
+class Sampling:
+    """Generation after generation drawn from a distribution, which learns from each; now and then its middle, too.
+
+    Parameters
+    ----------
+    draw
+        Returns the samples of a generation.
+    middle
+        Returns the distribution's own best guess.
+    every
+        It is offered each so many generations.
+    learn
+        Takes the samples of a generation, float64[P, G], and their fitness, float64[P], failed ones last. It is not
+        called where all have failed or all are equal: that says nothing.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[], Sequence[Genotype]],
+        middle: Callable[[], Genotype],
+        every: int,
+        learn: Callable[[NDArray[np.float64], NDArray[np.float64]], None],
+    ) -> None:
+        self._draw, self._middle, self._every, self._learn = draw, middle, every, learn
+        self._generation = Generation.none()
+
+    def take(self, n: int, first: int) -> list[Proposal]:
+        """Return up to `n` proposals; `first` is the id of the next one."""
+        if self._generation.complete:
+            number = self._generation.number + 1
+            samples = self._draw()
+            middle = self._middle() if number % self._every == 0 else None
+            self._generation = Generation(number, first, samples, middle)
+        return self._generation.take(n)
+
+    def put(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Take a result; the last one of a generation lets the distribution learn."""
+        if not self._generation.put(candidate, evaluation):
+            return
+        fitness = failures_last(self._generation.fitness)
+        if fitness is not None and np.ptp(fitness) > 0:
+            self._learn(np.array(self._generation.samples), fitness)
 
 
 def failures_last(fitness: NDArray[np.float64]) -> NDArray[np.float64] | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.generation import Proposal
+from evomerge.strategies.generation import Proposal, resolved_number
 from fitness.evaluation import Evaluation
 from search_spaces.genes import Gene
 from search_spaces.space import SearchSpace
@@ -63,10 +63,9 @@ class GridSearch(Strategy):
 
     def __init__(self, space: SearchSpace, seed: int, config: GridConfig) -> None:
         super().__init__(space, seed)
-        if config.points == "auto":
-            raise ValueError("points is `auto`: call config.resolved(...) first, or give a number")
         self.population = config.population
-        self._axes = [_axis(gene, config.points) for gene in space.genes]
+        points = resolved_number("points", config.points)
+        self._axes = [_axis(gene, points) for gene in space.genes]
         self._walk: Iterator[Genotype] = (np.array(point) for point in _product(self._axes))
         self._next = next(self._walk, None)
 

@@ -44,7 +44,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.founding import random_merge, warm_up_for
+from evomerge.strategies.founding import Opening, warm_up_for
+from evomerge.strategies.generation import Proposal, resolved_number
 from evomerge.strategies.selection import roulette
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
@@ -94,31 +95,22 @@ class M2n2(Strategy):
 
     def __init__(self, space: SearchSpace, seed: int, config: M2n2Config) -> None:
         super().__init__(space, seed)
-        if config.warm_up == "auto":
-            raise ValueError("warm_up is `auto`: call config.resolved(...) first, or give a number")
         self.config = config
         self.population = config.archive
         self.archive = Archive(config.archive, space.dimension, config.alpha, config.relative)
-        self._founders = space.founders()
-        self._opening = len(self._founders) + config.warm_up  # candidates before the first that is bred
-        self._in_flight: dict[int, Genotype] = {}
+        self._opening = Opening(space, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
         """Return the member with the best search score (not shared fitness); None while there is no member."""
         return self.archive.best()
 
-    def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
-        proposals: list[tuple[Genotype, Literal["sample", "mean"], int]] = []
-        for identity in range(self._asked, self._asked + n):
-            genotype = self._in_flight[identity] = self._next(identity)
-            proposals.append((genotype.copy(), "sample", identity // self.population))
-        return proposals
+    def _propose(self, n: int) -> list[Proposal]:
+        identities = range(self._asked, self._asked + n)
+        return [(self._next(identity), "sample", identity // self.population) for identity in identities]
 
     def _next(self, identity: int) -> Genotype:
-        if identity < len(self._founders):
-            return self._founders[identity].copy()
-        if identity < self._opening or self.archive.size < 2:
-            return random_merge(self.space, self._founders, self.rng)
+        if not self._opening.over(identity) or self.archive.size < 2:
+            return self._opening.genotype(identity, self.rng)
         return self._child()
 
     def _child(self) -> Genotype:
@@ -145,9 +137,8 @@ class M2n2(Strategy):
         return np.where(self.archive.violations > 0.0, 0.0, shares.sum(axis=1))
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        genotype = self._in_flight.pop(candidate.id)
         if math.isfinite(evaluation.fitness) and np.isfinite(evaluation.scores).all():
-            self.archive.take(genotype, evaluation)
+            self.archive.take(candidate.genotype, evaluation)
 
 
 class Archive:

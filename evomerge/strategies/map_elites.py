@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.founding import random_merge, warm_up_for
+from evomerge.strategies.founding import Opening, warm_up_for
+from evomerge.strategies.generation import Proposal, resolved_number
 from evomerge.strategies.selection import couple, quality
 from fitness.evaluation import Evaluation
 from fitness.items import task_of
@@ -85,34 +86,25 @@ class MapElites(Strategy):
 
     def __init__(self, space: SearchSpace, seed: int, config: MapElitesConfig) -> None:
         super().__init__(space, seed)
-        if config.warm_up == "auto":
-            raise ValueError("warm_up is `auto`: call config.resolved(...) first, or give a number")
         self.config = config
         self.population = config.population
         self.cells: dict[tuple[int, ...], int] = {}
         self.genotypes: list[Genotype] = []
         self.fitness: list[float] = []
         self._axes = _Axes(config.axes)
-        self._founders = space.founders()
-        self._opening = len(self._founders) + config.warm_up
-        self._in_flight: dict[int, Genotype] = {}
+        self._opening = Opening(space, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
         """Return the elite with the best fitness; None while there is none."""
         return self.genotypes[int(np.argmax(self.fitness))].copy() if self.genotypes else None
 
-    def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
-        proposals: list[tuple[Genotype, Literal["sample", "mean"], int]] = []
-        for identity in range(self._asked, self._asked + n):
-            genotype = self._in_flight[identity] = self._next(identity)
-            proposals.append((genotype.copy(), "sample", identity // self.population))
-        return proposals
+    def _propose(self, n: int) -> list[Proposal]:
+        identities = range(self._asked, self._asked + n)
+        return [(self._next(identity), "sample", identity // self.population) for identity in identities]
 
     def _next(self, identity: int) -> Genotype:
-        if identity < len(self._founders):
-            return self._founders[identity].copy()
-        if identity < self._opening or not self.genotypes:
-            return random_merge(self.space, self._founders, self.rng)
+        if not self._opening.over(identity) or not self.genotypes:
+            return self._opening.genotype(identity, self.rng)
         first, second = couple(quality(np.array(self.fitness)), self.rng)
         child = self.genotypes[first].copy()
         if self.rng.random() < self.config.crossover:
@@ -122,16 +114,15 @@ class MapElites(Strategy):
         return child
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        genotype = self._in_flight.pop(candidate.id)
         if not math.isfinite(evaluation.fitness):
             return
         cell = self._cell(evaluation)
         place = self.cells.setdefault(cell, len(self.genotypes))
         if place == len(self.genotypes):
-            self.genotypes.append(genotype)
+            self.genotypes.append(candidate.genotype)
             self.fitness.append(evaluation.fitness)
         elif evaluation.fitness > self.fitness[place]:
-            self.genotypes[place], self.fitness[place] = genotype, evaluation.fitness
+            self.genotypes[place], self.fitness[place] = candidate.genotype, evaluation.fitness
 
     def _cell(self, evaluation: Evaluation) -> tuple[int, ...]:
         config = self.config

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.extras import require
-from evomerge.strategies.generation import Proposal
+from evomerge.strategies.generation import Proposal, resolved_number
 from evomerge.strategies.unit_box import UnitBox
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
@@ -141,9 +141,8 @@ class _Optimizer:
     """
 
     def __init__(self, config: NevergradConfig, start: Array, seed: int) -> None:
-        if config.budget == "auto":
-            raise ValueError("budget is `auto`: call config.resolved(...) first, or give a number")
         self._name = config.optimizer
+        budget = resolved_number("budget", config.budget)
         self._python = random.Random(seed).getstate()
         self._numpy: Any = np.random.RandomState(seed).get_state()
         ng = require("nevergrad", f"strategy.kind: {PREFIX}{self._name}")
@@ -155,7 +154,7 @@ class _Optimizer:
             array = ng.p.Array(init=start).set_bounds(0.0, 1.0).set_mutation(sigma=config.sigma)
             array.random_state = np.random.RandomState(seed)
             optimizer = ng.optimizers.registry[self._name]
-            self._optimizer = optimizer(array, budget=config.budget, num_workers=config.parallel)
+            self._optimizer = optimizer(array, budget=budget, num_workers=config.parallel)
 
     def ask(self) -> Any:
         """Return nevergrad's parameter; its `value` is a point float64[G] of the cube."""

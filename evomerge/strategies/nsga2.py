@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.pareto import crowding, ranks
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.generation import Generation, Proposal
+from evomerge.strategies.generation import Generation, Proposal, resolved_number
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 
@@ -56,10 +56,8 @@ class Nsga2(Strategy):
 
     def __init__(self, space: SearchSpace, seed: int, config: Nsga2Config) -> None:
         super().__init__(space, seed)
-        if config.population == "auto":
-            raise ValueError("population is `auto`: call config.resolved(...) first, or give a number")
         self.config = config
-        self.population = config.population
+        self.population = resolved_number("population", config.population)
         self._generation = Generation.none()
         self._parents: list[Genotype] = []
         self._results: list[Evaluation] = []  # of the parents

@@ -11,6 +11,9 @@ from search_spaces.recipe import Recipe
 OUT_OF_MEMORY = "out of memory"
 """How the reason of an evaluation begins that failed for want of memory: another worker may have more."""
 
+LONGEST_REASON = 300
+"""Characters of an exception's text that a message holds."""
+
 
 class WorkerError(RuntimeError):
     """No worker can go on, whatever the candidate; the message says what to do. Nothing is recorded."""
@@ -39,3 +42,9 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Stop the workers that this pool has started, and nothing else; may be called twice."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's type and text, on one line and cut to `LONGEST_REASON`."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text if len(text) < LONGEST_REASON else text[:LONGEST_REASON] + ' ...'}"

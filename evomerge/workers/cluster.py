@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.merging.placement import Share
 from evomerge.workers.actor import Actor
-from evomerge.workers.base import BrokenWorker, WorkerError
+from evomerge.workers.base import BrokenWorker, WorkerError, one_line
 from evomerge.workers.ray_pool import Handle, RayConfig, Reference, WorkerDied
 from search_spaces.recipe import Recipe
 
@@ -112,10 +112,10 @@ class RayCluster:
             return self._ray.get(reference)
         except errors.RayTaskError as error:
             if isinstance(error.cause, BrokenWorker) or not isinstance(error.cause, WorkerError):
-                raise WorkerDied(_one_line(error.cause)) from None
+                raise WorkerDied(one_line(error.cause)) from None
             raise error.cause from None
         except errors.RayError as error:
-            raise WorkerDied(_one_line(error)) from None
+            raise WorkerDied(one_line(error)) from None
 
     def kill(self, worker: Handle) -> None:
         """End a worker's process."""
@@ -142,7 +142,7 @@ class RayCluster:
             self._ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise WorkerError(
-                f"workers.address {address!r}: Ray cannot be reached ({_one_line(error)}); start it there with "
+                f"workers.address {address!r}: Ray cannot be reached ({one_line(error)}); start it there with "
                 "`ray start --head`, or write local"
             ) from None
 
@@ -187,8 +187,3 @@ def _worker_variables(settings: RayConfig) -> dict[str, str]:
     """Return the environment of workers: the driver's search path, and as many threads as CPUs."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return {"OMP_NUM_THREADS": str(settings.threads)} | ({"PYTHONPATH": path} if settings.address == "local" else {})
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text if len(text) < 300 else text[:300] + ' ...'}"

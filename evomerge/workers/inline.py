@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from evomerge.merging.engine import MergeEngine
-from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker
+from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, one_line
 from evomerge.workers.sources import SourceWatch
 from fitness.evaluation import Evaluation, ItemScores
 from fitness.objectives import Objectives, means
@@ -72,9 +72,9 @@ class Worker:
             return Objectives(self.evaluator.suite.weights).judge(answered, means(scored))
         except Exception as problem:  # whatever torch, the tasks' own metrics or their templates raise
             if "CUDA error" in str(problem):  # every later call would fail, too
-                raise BrokenWorker(f"the GPU cannot go on ({_one_line(problem)}); resume the run") from problem
+                raise BrokenWorker(f"the GPU cannot go on ({one_line(problem)}); resume the run") from problem
             shortage = f"{OUT_OF_MEMORY} ({_batch(self.evaluator.batch_size)}): " if _no_memory(problem) else ""
-            return Evaluation.failed(shortage + _one_line(problem), seconds)
+            return Evaluation.failed(shortage + one_line(problem), seconds)
 
     def _score(self, model: Any, items: Sequence[str]) -> ItemScores:
         """Score, with smaller batches from here on as long as memory does not suffice."""
@@ -106,10 +106,6 @@ def _no_memory(problem: Exception) -> bool:
 
 def _batch(size: int) -> str:
     return f"{size} sequence{'s' if size > 1 else ''} a batch"
-
-
-def _one_line(problem: Exception) -> str:
-    return " ".join(f"{type(problem).__name__}: {problem}".split())
 
 
 class InlinePool:
