@@ -38,7 +38,7 @@ from fitness.items import task_of
 from fitness.measure import EstimatedMeasure, Measure, PlainMeasure, known_of, within_unit_interval
 from fitness.objectives import Objectives, relative_to_sources
 from fitness.scoring import Evaluator
-from fitness.tasks import TaskSuite
+from fitness.tasks.suite import TaskSuite
 from search_spaces.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.context import SpaceContext
 from search_spaces.kinds import build_space

@@ -19,7 +19,8 @@ from fitness.generation import GenerationPlan
 from fitness.items import Item
 from fitness.loglikelihood import LoglikelihoodPlan, Pair
 from fitness.own_metrics import Answers, Scorer
-from fitness.tasks import Request, TaskSuite
+from fitness.tasks.prompts import Request
+from fitness.tasks.suite import TaskSuite
 
 PLANS_KEPT = 16  # item sets with their batches in memory; the least recently used goes first
 

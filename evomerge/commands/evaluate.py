@@ -21,7 +21,7 @@ from evomerge.run import require_run
 from fitness.config import FitnessConfig, Split, TaskConfig
 from fitness.objectives import by_task
 from fitness.statistics import interval
-from fitness.tasks import TaskSuite
+from fitness.tasks.suite import TaskSuite
 from search_spaces.baselines import source_recipe
 from search_spaces.recipe import Recipe
 

@@ -65,7 +65,7 @@ class _Ways:
 
         from fitness.config import FitnessConfig
         from fitness.scoring import Evaluator
-        from fitness.tasks import TaskSuite
+        from fitness.tasks.suite import TaskSuite
 
         self.case = case
         self.model, tokenizer = model_and_tokenizer(case, seed, small=small)

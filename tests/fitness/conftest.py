@@ -220,7 +220,7 @@ class Toys:
         )
 
     def suite(self, *entries: str | dict[str, Any], seed: int = 0, **keys: Any) -> Any:
-        from fitness.tasks import TaskSuite
+        from fitness.tasks.suite import TaskSuite
 
         return TaskSuite.load(self.config(*entries, **keys), seed)
 

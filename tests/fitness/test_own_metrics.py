@@ -28,7 +28,7 @@ def scored(toys: Any, tokenizer: Any, metric: str) -> tuple[list[dict[str, Any]]
     """The documents, and their scores."""
     suite = toys.suite({"task": "toy", "metric": metric})
     items = suite.pool.subset("all", 0)
-    docs = suite.task("toy")._documents("validation")
+    docs = suite.task("toy").documents.of("validation")
     assert suite.metrics == {"toy": f"{metric},none"}
     return docs, Evaluator(suite, tokenizer).score(toys.llama, items).scores
 

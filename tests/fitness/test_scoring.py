@@ -166,7 +166,7 @@ def test_an_item_is_never_its_own_example(toys: Any) -> None:
     suite = toys.suite("toy", num_fewshot=3)
     for item in suite.pool.search["toy"]:
         (request,) = suite.task("toy").requests(item)
-        own = suite.task("toy")._documents("validation")[item.index]["question"]
+        own = suite.task("toy").documents.of("validation")[item.index]["question"]
         assert request.context.count(own) == 1
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fitness.config import FitnessConfig
 from fitness.scoring import Evaluator
-from fitness.tasks import TaskSuite
+from fitness.tasks.suite import TaskSuite
 
 ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
 ITEMS = 48

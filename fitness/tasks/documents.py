@@ -1,0 +1,110 @@
+"""A task's documents: which splits there are, which of them a search may use, and the items that they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lm_eval.api.task import ConfigurableTask
+
+from fitness.config import TaskConfig
+from fitness.evaluation import TaskError
+from fitness.items import Item
+from fitness.tasks.messages import one_line
+
+NO_ANSWER = -100  # as in lm-eval: matches no choice
+
+
+class Documents:
+    """The documents of one task; a split is loaded when it is first asked for."""
+
+    def __init__(self, task: ConfigurableTask, name: str) -> None:
+        self._task = task
+        self._name = name
+        self._loaded: dict[str, list[dict]] = {}
+
+    @property
+    def loaded(self) -> Mapping[str, Sequence[dict]]:
+        """Split to its documents, of those asked for so far."""
+        return self._loaded
+
+    def of(self, split: str) -> Sequence[dict]:
+        """All documents of a split, in its order."""
+        if split not in self._loaded:
+            docs = {
+                "train": self._task.training_docs,
+                "validation": self._task.validation_docs,
+                "test": self._task.test_docs,
+            }[split]
+            self._loaded[split] = list(docs())
+        return self._loaded[split]
+
+    def items(self, split: str) -> tuple[Item, ...]:
+        """All items of a split, in its order."""
+        return tuple(Item.of(self._name, split, index, self._prompt(doc)) for index, doc in enumerate(self.of(split)))
+
+    def right_choice(self, doc: dict) -> int:
+        """Index of a document's right choice; `NO_ANSWER` when it names none."""
+        choices = self._task.doc_to_choice(doc)
+        gold = self._task.doc_to_text(doc) if self._task.multiple_input else self._task.doc_to_target(doc)
+        if isinstance(gold, str):
+            return choices.index(gold) if gold in choices else NO_ANSWER
+        return int(gold) if gold < len(choices) else NO_ANSWER
+
+    def splits(self) -> tuple[str, ...]:
+        """Which of train, validation and test this task has."""
+        present = {
+            "train": self._task.has_training_docs(),
+            "validation": self._task.has_validation_docs(),
+            "test": self._task.has_test_docs(),
+        }
+        return tuple(split for split, there in present.items() if there)
+
+    def search_split(self, entry: TaskConfig, allow_test_split: bool) -> str:
+        """The split that search items come from; see `TaskConfig.search_split`."""
+        has = self.splits()
+        split: str = entry.search_split
+        if split == "auto":
+            split = "validation" if "validation" in has else "test"
+        self._require(split, "search_split")
+        if split == "test" and not allow_test_split:
+            raise TaskError(
+                f"task {self._name!r}: the search would use items of its test split, and its published score "
+                "would mean nothing afterwards: set fitness.allow_test_split: true to accept that, or name "
+                f"another search_split (the task has {', '.join(has)})"
+            )
+        return split
+
+    def final_split(self, split: str) -> str:
+        """The split to score a finished model on; auto: test if there is one, else validation, as lm-eval does."""
+        if split == "auto":
+            split = "test" if "test" in self.splits() else "validation"
+        self._require(split, "split")
+        return split
+
+    def held_out_items(self, split: str, search: Sequence[Item]) -> tuple[Item, ...]:
+        """All items of the held-out split, which must not be the search items' split."""
+        self._require(split, "held_out")
+        if any(item.split == split for item in search):
+            raise TaskError(
+                f"task {self._name!r}: its search items are the whole {split} split: "
+                "set fitness.held_out to a fraction such as 0.5 or to another split"
+            )
+        return self.items(split)
+
+    def _require(self, split: str, key: str) -> None:
+        if split not in self.splits():
+            raise TaskError(f"task {self._name!r} has no {split} split: set {key} to one of {', '.join(self.splits())}")
+
+    def _prompt(self, doc: dict) -> str:
+        """The question of a document, without few-shot examples: what makes two items the same."""
+        try:
+            text = self._task.doc_to_text(doc)
+            if isinstance(text, str) and text.strip():
+                return text
+            if self._task.config.doc_to_choice:  # tasks such as Winogrande put the question into the choices
+                return "\n".join(self._task.doc_to_choice(doc))
+            return str(self._task.doc_to_target(doc))
+        except Exception as error:
+            raise TaskError(
+                f"task {self._name!r}: its doc_to_text fails ({one_line(error)}): correct the task's YAML"
+            ) from error

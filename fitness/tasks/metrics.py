@@ -1,0 +1,119 @@
+"""Which number counts: the metric of a task that has a value for each single item, and the filter before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+from lm_eval.api.registry import get_aggregation
+from lm_eval.api.task import ConfigurableTask
+
+from fitness.evaluation import TaskError
+from fitness.own_metrics import OF_THE_RIGHT_ANSWER, OWN_METRICS
+from fitness.tasks.documents import Documents
+from fitness.tasks.messages import nearest
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the items of a task are scored by.
+
+    Attributes
+    ----------
+    name, filter
+        As lm-eval writes them, `name,filter`; the filter of our own metrics is `none`.
+    sign
+        −1 where lower values are better and scores are their negatives, else 1.
+    """
+
+    name: str
+    filter: str
+    sign: float = 1.0
+
+    @property
+    def own(self) -> bool:
+        """Whether it is one of `fitness.own_metrics`, whose scores are negatives already."""
+        return self.name in OWN_METRICS
+
+
+def is_number(value: object) -> bool:
+    """Whether a metric's value can be a score."""
+    return isinstance(value, (Real, np.bool_))
+
+
+def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked: str | None) -> Metric:
+    """The metric asked for, or the task's first one that can be used, after its first filter.
+
+    Parameters
+    ----------
+    name
+        The task's.
+    asked
+        `metric` or `metric,filter`; None: the choice is ours.
+
+    Raises
+    ------
+    TaskError
+        There is no such metric or filter, it has no value for single items, or the task has none that does.
+    """
+    if asked in OWN_METRICS:
+        _check_own(task, name, asked)
+        return Metric(asked, "none")
+    filters = [ensemble.name for ensemble in task._filters]
+    metric, _, chosen = (asked or "").partition(",")
+    metric, chosen = metric.strip(), chosen.strip() or filters[0]
+    if chosen not in filters:
+        raise TaskError(
+            f"task {name!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric"
+        )
+    known = list(task.aggregation())
+    obstacles = {each: _obstacle(task, documents, each, named=each == metric) for each in known}
+    usable = [each for each, obstacle in obstacles.items() if obstacle is None]
+    remedy = f"set metric to one of {', '.join(usable)}" if usable else "use another task"
+    if metric and metric not in known:
+        raise TaskError(
+            f"task {name!r} has no metric {metric!r}: did you mean {nearest(metric, usable or known)}? "
+            f"It has {', '.join(known)}"
+        )
+    if metric and obstacles[metric] is not None:
+        raise TaskError(f"task {name!r}: metric {metric!r} {obstacles[metric]}: {remedy}")
+    if not usable:
+        why = "; ".join(f"{each} {obstacle}" for each, obstacle in obstacles.items())
+        raise TaskError(f"task {name!r} has no metric to search with ({why}): {remedy}")
+    metric = metric or usable[0]
+    return Metric(metric, chosen, 1.0 if task.higher_is_better().get(metric, True) else -1.0)
+
+
+def _check_own(task: ConfigurableTask, name: str, metric: str) -> None:
+    """Refuse a metric of ours that this kind of task cannot have."""
+    if metric == "answer_length" and task.OUTPUT_TYPE != "generate_until":
+        raise TaskError(f"task {name!r} generates no text that answer_length could measure: use answer_loss")
+    if metric in OF_THE_RIGHT_ANSWER and task.OUTPUT_TYPE == "multiple_choice" and task.multiple_target:
+        raise TaskError(f"task {name!r} has several right answers, {metric} wants one: use another metric")
+
+
+def _obstacle(task: ConfigurableTask, documents: Documents, metric: str, named: bool) -> str | None:
+    """Why a metric cannot be the score of single items; None if it can."""
+    if task.aggregation()[metric] is not get_aggregation("mean"):
+        return "is computed from all items together and has no value for a single one"
+    if not task.higher_is_better().get(metric, True) and not named:
+        return "is better when lower, and so has to be named"
+    trial = _trial(task, documents, metric)
+    if trial is not None and not is_number(trial):
+        return f"gives {type(trial).__name__} instead of a number for an item"
+    return None
+
+
+def _trial(task: ConfigurableTask, documents: Documents, metric: str) -> object | None:
+    """The metric's value for an arbitrary answer; None when that cannot be told before scoring."""
+    split = "test" if task.has_test_docs() else "validation"  # lm-eval insists on one of them
+    doc = documents.of(split)[0]
+    try:
+        if task.OUTPUT_TYPE == "generate_until":
+            return task.process_results(doc, [""]).get(metric)
+        count = len(task.doc_to_choice(doc)) if task.config.doc_to_choice else 1
+        count *= 2 if metric == "acc_mutual_info" else 1
+        return task.process_results(doc, [(-1.0, False)] * count).get(metric)
+    except Exception:  # the task's own code may not like such an answer
+        return None

@@ -1,0 +1,143 @@
+"""What the model is asked for an item: prompts with few-shot examples, as `lm_eval.simple_evaluate` builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+from fitness.evaluation import TaskError
+from fitness.items import Item
+from fitness.tasks.documents import Documents
+from fitness.tasks.messages import one_line
+
+ChatTemplate = Callable[..., str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the model: a continuation's log-likelihood, or a text to generate.
+
+    Attributes
+    ----------
+    context
+        What the model reads first.
+    continuation
+        Text to score; None when a text is to be generated.
+    generation
+        The task's generation settings (`until`, `max_gen_toks`, ...) in that case.
+    repeats
+        Answers that the task's filters expect.
+    """
+
+    context: str
+    continuation: str | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    repeats: int = 1
+
+
+class Prompts:
+    """Prompts of one task; each is built once, with the chat template of the first call."""
+
+    def __init__(self, task: ConfigurableTask, name: str, documents: Documents) -> None:
+        self._task = task
+        self._name = name
+        self._documents = documents
+        self._instances: dict[tuple[str, int], list[Any]] = {}
+        self.shots: int = task.config.num_fewshot or 0
+
+    def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
+        """What to ask the model for one item, as the task wants it."""
+        self._ensure_built(item, chat_template)
+        return tuple(_request(instance, self._name) for instance in self._instances[item.split, item.index])
+
+    def right_answer(self, item: Item, chat_template: ChatTemplate | None = None) -> Request | None:
+        """The request for the log-likelihood of the right answer alone; None where the document names none."""
+        requests = self.requests(item, chat_template)
+        kind = self._task.OUTPUT_TYPE
+        if kind == "loglikelihood":
+            return requests[0]
+        doc = self._documents.of(item.split)[item.index]
+        if kind == "multiple_choice":
+            right = self._documents.right_choice(doc)
+            if right >= 0:
+                return requests[right]
+        else:
+            target = self._task.doc_to_target(doc)
+            if isinstance(target, str) and target.strip():
+                return Request(requests[0].context, self._task.config.target_delimiter + target)
+        return None
+
+    def instances(self, split: str, index: int) -> Sequence[Any]:
+        """lm-eval's requests of an item whose prompt has been built; filters leave their results in them."""
+        return self._instances[split, index]
+
+    def _ensure_built(self, item: Item, chat_template: ChatTemplate | None) -> None:
+        if (item.split, item.index) in self._instances:
+            return
+        self._task.set_fewshot_seed(DEFAULT_OTHER_SEED)  # as in lm_eval.simple_evaluate
+        # The examples of an item follow from all draws before it: build the whole split, in order.
+        indices = range(len(self._documents.of(item.split))) if self.shots else [item.index]
+        with _evaluated_split(self._task, item.split):
+            for index in indices:
+                self._instances[item.split, index] = self._build(item.split, index, chat_template)
+
+    def _build(self, split: str, index: int, chat_template: ChatTemplate | None) -> list[Any]:
+        doc, task, chat = self._documents.of(split)[index], self._task, chat_template is not None
+        try:
+            context = task.fewshot_context(
+                doc,
+                num_fewshot=self.shots,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                chat_template=chat_template,
+                gen_prefix=task.doc_to_prefix(doc),
+            )
+            instances = task.construct_requests(
+                doc=doc,
+                ctx=context,
+                metadata=(self._name, index, task.config.repeats),
+                apply_chat_template=chat,
+                chat_template=chat_template,
+            )
+        except Exception as error:  # templates and functions of the task's author run here
+            raise TaskError(
+                f"task {self._name!r}: no prompt could be built for item {index} of its {split} split "
+                f"({one_line(error)}): correct the task's YAML, or num_fewshot ({self.shots})"
+            ) from error
+        return instances if isinstance(instances, list) else [instances]
+
+
+def _request(instance: Any, task: str) -> Request:
+    repeats = instance.repeats or 1
+    if instance.request_type == "loglikelihood":
+        context, continuation = instance.args
+        return Request(context, continuation, repeats=repeats)
+    if instance.request_type == "generate_until":
+        context, generation = instance.args
+        return Request(context, generation=generation, repeats=repeats)
+    raise TaskError(f"task {task!r} asks for {instance.request_type}: use a task that scores choices or generates text")
+
+
+@contextmanager
+def _evaluated_split(task: ConfigurableTask, split: str) -> Iterator[None]:
+    """Let lm-eval take `split` for the one it evaluates.
+
+    It leaves the evaluated document out of the few-shot examples only if they come from `config.test_split`.
+    """
+    config, fewshot = task.config, task.fewshot_cfg
+    if split == ("test" if task.has_test_docs() else "validation"):
+        yield
+        return
+    names = {"train": config.training_split, "validation": config.validation_split, "test": config.test_split}
+    before = config.test_split, fewshot.split
+    config.test_split = names[split]
+    fewshot.split = fewshot.split or next(name for name in names.values() if name is not None)
+    try:
+        yield
+    finally:
+        config.test_split, fewshot.split = before

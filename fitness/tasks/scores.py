@@ -1,0 +1,133 @@
+"""From the model's answers to the items' scores: the task's filter and metric, and short cuts for the plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from lm_eval.api.task import ConfigurableTask
+
+from fitness.evaluation import TaskError
+from fitness.items import Item
+from fitness.own_metrics import Answers, Response, Scorer
+from fitness.tasks.documents import Documents
+from fitness.tasks.metrics import Metric, is_number
+from fitness.tasks.prompts import Prompts
+
+PLAIN_ACCURACIES = ("acc", "acc_norm", "acc_bytes")
+SCORES_KEPT = 100_000  # scored texts per task; a bound on memory, reached after hours
+
+_Key = tuple[str, int, tuple[Response, ...]]  # split, index, answers
+
+
+class TaskScores:
+    """Scores the items of one task by one of its own metrics."""
+
+    def __init__(
+        self, task: ConfigurableTask, name: str, documents: Documents, prompts: Prompts, metric: Metric
+    ) -> None:
+        self._task, self._name = task, name
+        self._documents, self._prompts, self._metric = documents, prompts, metric
+        self._known: dict[_Key, float] = {}
+
+    def scorer(self, items: Sequence[Item], first: Sequence[int]) -> Scorer:
+        """A function from the model's answers to the scores of I items; see `LoadedTask.scorer`."""
+        if self._is_plain_accuracy():
+            docs = [self._documents.of(item.split)[item.index] for item in items]
+            return _PlainAccuracy(self._task, self._documents, self._metric.name, docs, first)
+        if self._is_plain_greedy():
+            where = np.array(first)
+            return lambda answers: answers.greedy[where].astype(np.float32)
+
+        def score(answers: Answers) -> npt.NDArray[np.float32]:
+            counts = [len(self._prompts.instances(item.split, item.index)) for item in items]
+            responses = [answers.responses(start, count) for start, count in zip(first, counts, strict=True)]
+            return self.of(items, responses)
+
+        return score
+
+    def of(self, items: Sequence[Item], responses: Sequence[tuple[Response, ...]]) -> npt.NDArray[np.float32]:
+        """Apply the task's filter and metric; texts seen before are looked up."""
+        keys = [(item.split, item.index, given) for item, given in zip(items, responses, strict=True)]
+        if self._task.OUTPUT_TYPE != "generate_until" or len(self._known) > SCORES_KEPT:
+            self._known.clear()  # log-likelihoods do not come twice
+        new = [key for key in dict.fromkeys(keys) if key not in self._known]
+        if new:
+            self._filter(new)
+            for key in new:
+                self._known[key] = self._item_score(key[0], key[1])
+        return np.array([self._known[key] for key in keys], np.float32)
+
+    def _filter(self, keys: Sequence[_Key]) -> None:
+        """Run the chosen filter over the responses; results are left in the instances, as lm-eval does."""
+        batch = []
+        for split, index, responses in keys:
+            for instance, response in zip(self._prompts.instances(split, index), responses, strict=True):
+                instance.resps = [response] * (instance.repeats or 1)
+                instance.filtered_resps = {}
+                batch.append(instance)
+        ensemble = next(e for e in self._task._filters if e.name == self._metric.filter)
+        ensemble.apply(batch)
+
+    def _item_score(self, split: str, index: int) -> float:
+        instances = sorted(self._prompts.instances(split, index), key=lambda instance: instance.idx)
+        doc = self._documents.of(split)[index]
+        metrics = self._task.process_results(doc, [i.filtered_resps[self._metric.filter] for i in instances])
+        value = metrics.get(self._metric.name)
+        if not is_number(value):
+            raise TaskError(
+                f"task {self._name!r}: metric {self._metric.name!r} gave {value!r} for item {index} of its {split} "
+                "split: set metric to one that is a number for each item"
+            )
+        return self._metric.sign * float(value)
+
+    def _is_plain(self) -> bool:
+        """Whether lm-eval's own code turns responses into metrics, with nothing of the task's in between."""
+        task = self._task
+        return (
+            type(task).process_results is ConfigurableTask.process_results
+            and type(task).construct_requests is ConfigurableTask.construct_requests
+            and not callable(task.config.process_results)
+            and task.config.filter_list is None
+        )
+
+    def _is_plain_accuracy(self) -> bool:
+        return (
+            self._task.OUTPUT_TYPE == "multiple_choice"
+            and self._metric.sign > 0
+            and self._metric.name in PLAIN_ACCURACIES
+            and self._is_plain()
+            and not self._task.multiple_target
+            and "acc_mutual_info" not in self._task.aggregation()  # appends requests without context
+        )
+
+    def _is_plain_greedy(self) -> bool:
+        plain = self._metric.name == "acc" and self._metric.sign > 0 and self._is_plain()
+        return self._task.OUTPUT_TYPE == "loglikelihood" and plain
+
+
+class _PlainAccuracy:
+    """lm-eval's `acc`, `acc_norm` and `acc_bytes` of many items at once.
+
+    `process_results` costs as much as the forward pass of a tiny model; a test holds the two equal.
+    """
+
+    def __init__(
+        self, task: ConfigurableTask, documents: Documents, metric: str, docs: Sequence[dict], first: Sequence[int]
+    ) -> None:
+        choices = [task.doc_to_choice(doc) for doc in docs]
+        width = max(len(c) for c in choices)
+        self.request_IC = np.full((len(docs), width), -1)  # -1: the answers' trailing -inf
+        self.length_IC = np.ones((len(docs), width))
+        self.right_I = np.array([documents.right_choice(doc) for doc in docs])
+        for row, (start, texts) in enumerate(zip(first, choices, strict=True)):
+            self.request_IC[row, : len(texts)] = range(start, start + len(texts))
+            if metric == "acc_norm":
+                self.length_IC[row, : len(texts)] = [len(text) for text in texts]
+            elif metric == "acc_bytes":
+                self.length_IC[row, : len(texts)] = [len(text.encode()) for text in texts]
+
+    def __call__(self, answers: Answers) -> npt.NDArray[np.float32]:
+        score_IC = answers.loglikelihood[self.request_IC] / self.length_IC
+        return (score_IC.argmax(axis=1) == self.right_I).astype(np.float32)

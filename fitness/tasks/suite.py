@@ -1,0 +1,114 @@
+"""The tasks of a search with their items; needs neither a tokenizer nor a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from fitness.config import FitnessConfig, Split
+from fitness.evaluation import TaskError
+from fitness.items import Item, ItemPool
+from fitness.tasks.loading import load_tasks, quick_and_quiet
+from fitness.tasks.task import LoadedTask
+
+
+class TaskSuite:
+    """The tasks of a search and their pool of items.
+
+    Attributes
+    ----------
+    pool
+        Search and held-out items.
+    weights
+        Task name to weight.
+    kinds
+        Task name to lm-eval's output type: `multiple_choice`, `loglikelihood` or `generate_until`.
+    metrics
+        Task name to the metric scored, as lm-eval writes it: `name,filter`.
+    apply_chat_template
+        Whether prompts go through the tokenizer's chat template.
+    """
+
+    def __init__(self, tasks: Sequence[LoadedTask], pool: ItemPool, config: FitnessConfig) -> None:
+        self._tasks = {task.name: task for task in tasks}
+        self._items = {
+            item.id: item for side in (pool.search, pool.held_out) for items in side.values() for item in items
+        }
+        self.pool = pool
+        self.apply_chat_template = config.apply_chat_template
+        self.weights: Mapping[str, float] = {task.task: task.weight for task in config.tasks}
+        self.kinds: Mapping[str, str] = {task.name: task.kind for task in tasks}
+        self.metrics: Mapping[str, str] = {task.name: f"{task.metric.name},{task.metric.filter}" for task in tasks}
+
+    @classmethod
+    def load(cls, config: FitnessConfig, seed: int) -> TaskSuite:
+        """Load the tasks and split their items.
+
+        Parameters
+        ----------
+        config
+            The tasks and how to measure them.
+        seed
+            Decides which items are held out when `config.held_out` is a fraction.
+
+        Raises
+        ------
+        TaskError
+            A task, split or metric does not exist or cannot be used; the message says what to change.
+        """
+        with quick_and_quiet():
+            tasks = _loaded(config)
+            search = {
+                task.name: task.documents.items(task.documents.search_split(entry, config.allow_test_split))
+                for task, entry in zip(tasks, config.tasks, strict=True)
+            }
+            held_out: dict[str, tuple[Item, ...]] | float
+            if isinstance(config.held_out, float):
+                held_out = config.held_out
+            else:
+                held_out = {t.name: t.documents.held_out_items(config.held_out, search[t.name]) for t in tasks}
+            return cls(tasks, ItemPool.build(search, held_out, seed), config)
+
+    @classmethod
+    def whole(cls, config: FitnessConfig, split: Literal["auto"] | Split = "auto") -> TaskSuite:
+        """Load the tasks to score a finished model: all items of one split, nothing held out.
+
+        Parameters
+        ----------
+        config
+            The tasks; their `search_split`, `config.subset` and `config.held_out` are not used.
+        split
+            Which items; auto: test if the task has one, else validation, as lm-eval does.
+
+        Raises
+        ------
+        TaskError
+            See `load`.
+        """
+        with quick_and_quiet():
+            tasks = _loaded(config)
+            items = {task.name: task.documents.items(task.documents.final_split(split)) for task in tasks}
+            return cls(tasks, ItemPool(items, {}), config)
+
+    def digest(self) -> str:
+        """Hash of the tasks' items, answers included, and of what is asked and scored: equal where scores compare."""
+        hashed = hashlib.sha256()
+        for task in self._tasks.values():
+            hashed.update(task.description().encode())
+        return hashed.hexdigest()
+
+    def item(self, item_id: str) -> Item:
+        """The item with this id; TaskError when there is none."""
+        try:
+            return self._items[item_id]
+        except KeyError:
+            raise TaskError(f"no item {item_id!r}: take ids from the pool of the same search file") from None
+
+    def task(self, name: str) -> LoadedTask:
+        """The loaded task of that name."""
+        return self._tasks[name]
+
+
+def _loaded(config: FitnessConfig) -> list[LoadedTask]:
+    return [LoadedTask(task, entry) for task, entry in zip(load_tasks(config), config.tasks, strict=True)]

@@ -1,0 +1,76 @@
+"""One task as the search sees it: items, what to ask for each, and how the answers are scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from lm_eval.api.task import ConfigurableTask
+
+from fitness.config import TaskConfig
+from fitness.evaluation import TaskError
+from fitness.items import Item
+from fitness.own_metrics import OF_THE_RIGHT_ANSWER, Scorer, own_scorer
+from fitness.tasks.documents import Documents
+from fitness.tasks.metrics import choose_metric
+from fitness.tasks.prompts import ChatTemplate, Prompts, Request
+from fitness.tasks.scores import TaskScores
+
+
+class LoadedTask:
+    """One lm-eval task: documents in, requests out; responses in, one score per item out.
+
+    Attributes
+    ----------
+    name
+        lm-eval's.
+    kind
+        Its output type: `multiple_choice`, `loglikelihood` or `generate_until`.
+    documents, prompts, metric, scores
+        The parts: its items, what is asked for them, what counts, and how answers become that.
+
+    Raises
+    ------
+    TaskError
+        The metric does not exist or has no value for single items.
+    """
+
+    def __init__(self, task: ConfigurableTask, entry: TaskConfig) -> None:
+        self.name = entry.task
+        self.kind: str = task.OUTPUT_TYPE
+        self.documents = Documents(task, self.name)
+        self.prompts = Prompts(task, self.name, self.documents)
+        self.metric = choose_metric(task, self.name, self.documents, entry.metric)
+        self.scores = TaskScores(task, self.name, self.documents, self.prompts, self.metric)
+
+    def description(self) -> str:
+        """Everything that the scores of this task follow from, besides the model, as JSON text."""
+        metric, shots, documents = self.metric, self.prompts.shots, self.documents.loaded
+        described = [self.name, self.kind, metric.name, metric.filter, shots, documents]
+        return json.dumps(described, sort_keys=True, default=str)
+
+    def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
+        """What to ask the model for one item; built once, `chat_template` is that of the first call."""
+        if self.metric.name not in OF_THE_RIGHT_ANSWER:
+            return self.prompts.requests(item, chat_template)
+        request = self.prompts.right_answer(item, chat_template)
+        if request is None:
+            raise TaskError(
+                f"task {self.name!r}: item {item.index} of its {item.split} split names no right answer, and metric "
+                f"{self.metric.name!r} is its loss: use another metric"
+            )
+        return (request,)
+
+    def scorer(self, items: Sequence[Item], first: Sequence[int]) -> Scorer:
+        """A function from the model's answers to the items' scores.
+
+        Parameters
+        ----------
+        items
+            Items of this task whose requests have been built; I of them.
+        first
+            int[I], the position of each item's first request among the answers; the others follow it.
+        """
+        if self.metric.own:
+            return own_scorer(self.metric.name, [self.requests(item)[0].continuation for item in items], first)
+        return self.scores.scorer(items, first)

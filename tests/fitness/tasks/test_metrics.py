@@ -1,0 +1,70 @@
+"""Which metrics can be searched with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fitness.evaluation import TaskError
+from fitness.scoring import Evaluator
+
+
+def test_unknown_metrics_and_filters_name_the_nearest(toys: Any) -> None:
+    toys.write("toy", "mc", validation=10, test=10)
+    toys.write("gen", "gen", validation=10, test=10)
+    with pytest.raises(TaskError, match=r"no metric 'acc_nrm': did you mean 'acc_norm'.* It has acc, acc_norm"):
+        toys.suite({"task": "toy", "metric": "acc_nrm"})
+    with pytest.raises(TaskError, match="no filter 'wole': name 'whole' after the comma of metric"):
+        toys.suite({"task": "gen", "metric": "exact_match,wole"})
+
+
+def metric(name: str, aggregation: str = "mean", higher_is_better: bool = True) -> dict[str, Any]:
+    return {"metric": name, "aggregation": aggregation, "higher_is_better": higher_is_better}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (metric("f1", "f1"), "metric 'f1' is computed from all items together .*: set metric to one of acc"),
+        (metric("brier_score", "brier_score", False), "'brier_score' is computed from all items together"),
+        (metric("likelihood"), "'likelihood' gives tuple instead of a number"),
+    ],
+)
+def test_metrics_that_are_no_score_per_item(given: dict[str, Any], message: str, toys: Any) -> None:
+    toys.write("toy", "mc", validation=10, test=10, metric_list=[given, metric("acc")])
+    with pytest.raises(TaskError, match=f"task 'toy': metric {message}" if "metric" not in message else message):
+        toys.suite({"task": "toy", "metric": given["metric"]})
+    assert toys.suite("toy").metrics == {"toy": "acc,none"}  # the first that can be used
+
+
+def test_a_metric_that_is_better_when_lower_has_to_be_named(toys: Any, tokenizer: Any, llama: Any) -> None:
+    given = [metric("acc_norm", higher_is_better=False), metric("acc")]
+    toys.write("toy", "mc", validation=10, test=10, metric_list=given)
+    assert toys.suite("toy").metrics == {"toy": "acc,none"}
+    toys.write("up", "mc", validation=10, test=10, metric_list=[metric("acc_norm")])
+    scores = []
+    for suite in (toys.suite({"task": "toy", "metric": "acc_norm"}), toys.suite("up")):
+        items = suite.pool.subset("all", 0)
+        scores.append(Evaluator(suite, tokenizer).score(llama, items).scores)
+    assert np.array_equal(scores[0], -scores[1]) and scores[1].any()
+
+
+def test_a_task_without_a_usable_metric(toys: Any) -> None:
+    toys.write("toy", "mc", validation=10, test=10, metric_list=[metric("f1", "f1"), metric("likelihood")])
+    with pytest.raises(TaskError, match=r"'toy' has no metric to search with \(f1 is .*\): use another task"):
+        toys.suite("toy")
+
+
+def test_loglikelihood_tasks_take_their_accuracy(toys: Any) -> None:
+    toys.write("toy", "ll", validation=10, test=10)
+    assert toys.suite("toy").metrics == {"toy": "acc,none"}  # perplexity comes first, but has no value per item
+
+
+def test_custom_metrics_that_are_not_numbers(toys: Any) -> None:
+    keys = {"process_results": "toy_metrics.both", "metric_list": [metric("label"), metric("margin")]}
+    toys.write("toy", "mc", validation=10, test=10, doc_to_choice=["w1", "w2"], doc_to_target=0, **keys)
+    assert toys.suite("toy").metrics == {"toy": "margin,none"}
+    with pytest.raises(TaskError, match="'label' gives str instead of a number for an item: set metric to one of"):
+        toys.suite({"task": "toy", "metric": "label"})
