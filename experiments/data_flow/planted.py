@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,17 @@ def search(config: dict[str, Any], folder: Path, name: str) -> tuple[dict[str, A
 def recover(problem: str, folder: Path, *, seed: int, evaluations: int, items: int, strategy: str = "eda") -> Recovered:
     """Plant a wrong order and search for the right one."""
     layers = [("ops", layer) for layer in SHUFFLED] if problem == "shuffled" else list(STRANGERS)
-    given = folder / problem
-    if not given.exists():
-        checkpoints = {reference: Checkpoint.open(reference) for reference in MODELS.values()}
-        path = [Stop(MODELS[name], layer) for name, layer in layers]
-        recipe = path_recipe(path, MODELS["ops"], 6, out_dtype="bfloat16")
-        write_checkpoint(MergeEngine(checkpoints, base=MODELS["ops"]), recipe, given)
+    given, other = folder / problem, folder / f"{problem}-base"
+    _write(layers, given)
+    # A search needs a second model of that depth; this space leaves it out.
+    _write([("base", layer) for _, layer in layers], other)
     space = {"kind": "data_flow", "models": ["given"], "repeats": 1, "scales": "none"}
     if problem == "shuffled":
         space["order"] = "free"
     config = settings(
         "zoo_ops_en",
         items,
-        # a second model of that depth, which a search needs and this space leaves out
-        models={"given": str(given), "other": MODELS["base"] if problem == "shuffled" else str(_copy(given))},
+        models={"given": str(given), "other": str(other)},
         space=space,
         strategy={"kind": strategy},
         budget={"evaluations": evaluations},
@@ -90,12 +88,13 @@ def recover(problem: str, folder: Path, *, seed: int, evaluations: int, items: i
     )
 
 
-def _copy(folder: Path) -> Path:
-    """Return a second name for a model."""
-    link = folder.with_name(f"{folder.name}-too")
-    if not link.exists():
-        link.symlink_to(folder, target_is_directory=True)
-    return link
+def _write(layers: Sequence[tuple[str, int]], folder: Path) -> None:
+    """Write a model of the zoo's layers, with the ends of `ops`; once."""
+    if folder.exists():
+        return
+    checkpoints = {reference: Checkpoint.open(reference) for reference in MODELS.values()}
+    recipe = path_recipe([Stop(MODELS[name], layer) for name, layer in layers], MODELS["ops"], 6, out_dtype="bfloat16")
+    write_checkpoint(MergeEngine(checkpoints, base=MODELS["ops"]), recipe, folder)
 
 
 _KNOWN: dict[int, float] = {}
