@@ -26,7 +26,8 @@ from search_spaces.stop import Stop
 
 SHUFFLED = (0, 4, 2, 3, 1, 5)
 """Which layer of `ops` lies at each place."""
-STRANGERS = (("ops", 0), ("ops", 1), ("ja", 3), ("ops", 2), ("ops", 3), ("eo", 2), ("ops", 4), ("ops", 5))
+STRANGERS = (("ops", 0), ("ja", 0), ("ops", 1), ("eo", 1), ("ops", 2), ("ops", 3), ("ops", 4), ("ops", 5))
+"""These two, and at these places, do harm; most other layers of the experts hardly do."""
 
 
 @dataclass(frozen=True)
