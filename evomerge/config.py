@@ -28,6 +28,7 @@ from search_spaces.building import STARTS
 from search_spaces.coefficients import CoefficientConfig
 from search_spaces.dialect import load_yaml
 from search_spaces.kinds import SpaceConfig
+from search_spaces.references import spelled, with_parts
 from search_spaces.space import SearchSpace
 from search_spaces.stamped import StampedSpace
 from search_spaces.validation import NOT_IN_CORE
@@ -89,7 +90,8 @@ class SearchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     models: dict[str, str] = Field(min_length=2)
-    """Short name: local folder (relative to the search file) or hub id; the first is the common base."""
+    """Short name: local folder (relative to the search file) or hub id, or MODEL+ADAPTER for a model with a LoRA on it;
+    the first is the common base."""
     space: Annotated[SpaceConfig, _default_kind("layer_coefficients")] = CoefficientConfig()
     """What may be built."""
     strategy: StrategyConfig = CmaEsConfig()
@@ -308,7 +310,7 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     """Make local folders absolute, so that the run and its recipes do not depend on where they are used."""
     models = values.get("models")
     if isinstance(models, dict):
-        values["models"] = {name: _resolve(reference, folder) for name, reference in models.items()}
+        values["models"] = {name: _resolve_model(reference, folder) for name, reference in models.items()}
     space = values.get("space")
     if isinstance(space, dict) and isinstance(space.get("start"), str) and space["start"] not in STARTS:
         space["start"] = str((folder / Path(space["start"]).expanduser()).resolve())
@@ -330,6 +332,14 @@ def _former_run(value: Any, folder: Path) -> Any:
     if isinstance(value, dict) and isinstance(value.get("run"), str):
         return value | {"run": str((folder / value["run"]).resolve())}
     return str((folder / value).resolve()) if isinstance(value, str) else value
+
+
+def _resolve_model(reference: Any, folder: Path) -> Any:
+    """Return a model's reference with its folder, and its adapter's, made absolute."""
+    if not isinstance(reference, str):
+        return reference
+    reference = spelled(reference, lambda text: (folder / Path(text).expanduser()).exists())
+    return with_parts(reference, lambda part: _resolve(part, folder))
 
 
 def _resolve(reference: Any, folder: Path) -> Any:

@@ -15,7 +15,7 @@ from evomerge.commands.output import console, grid
 from evomerge.config import ConfigError, InlineConfig, load_recorded
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
-from evomerge.merging.sources import open_source
+from evomerge.merging.sources import open_source, typed
 from evomerge.problem import build_worker, inline_settings
 from evomerge.run import require_run
 from fitness.config import FitnessConfig, Split, TaskConfig
@@ -80,7 +80,7 @@ def evaluate(model: str, questions: Questions, device: str | None, as_json: bool
 def _open(model: str) -> tuple[dict[str, Checkpoint], str, Recipe]:
     if Path(model).suffix in (".yaml", ".yml"):
         return open_recipe(Path(model))
-    checkpoint = open_source(model)
+    checkpoint = open_source(typed(model))
     preflight.check({model: checkpoint}, model)
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     recipe = source_recipe(checkpoint.reference, checkpoint.layout, out_dtype=dtype)

@@ -14,7 +14,8 @@ from evomerge.commands.evaluate import of_tasks
 from evomerge.config import ConfigError
 from evomerge.files import write_text
 from evomerge.merging import preflight
-from evomerge.merging.sources import open_sources
+from evomerge.merging.sources import open_sources, typed
+from search_spaces.references import with_parts
 
 GENES = 60
 """About as many genes as a few hundred evaluations can search."""
@@ -50,7 +51,8 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
         raise ConfigError("--models: name the base and at least one expert: --models BASE EXPERT")
     if output.exists():
         raise ConfigError(f"{output} exists already; name another file with -o")
-    references = [_reference(model) for model in models]
+    models = [typed(model) for model in models]
+    references = [with_parts(model, _reference) for model in models]
     for reference in references:
         if references.count(reference) > 1:
             raise ConfigError(f"--models: {reference} is named twice; name each model once")

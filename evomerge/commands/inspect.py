@@ -16,13 +16,14 @@ from evomerge.merging.adapters import AdapterCheckpoint
 from evomerge.merging.checkpoints import Checkpoint, CheckpointError
 from evomerge.merging.kinship import Kinship, measure
 from evomerge.merging.licences import conflicts, licence
-from evomerge.merging.sources import open_sources
+from evomerge.merging.sources import open_sources, typed
 
 
 def inspect(models: Sequence[str], quick: bool, allow_unrelated: bool, as_json: bool) -> None:
     """Print what was found; end with exit code 1 where the models cannot be merged as they are."""
     if len({str(Path(model).resolve()) if Path(model).exists() else model for model in models}) < len(models):
         raise ConfigError("inspect: a model is named twice; name each once")
+    models = [typed(model) for model in models]
     names = names_of(models)
     checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0])
     summary = inspected(checkpoints, names[0], quick=quick, allow_unrelated=allow_unrelated)

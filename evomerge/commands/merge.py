@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from evomerge.merging import preflight
@@ -16,6 +17,7 @@ from evomerge.merging.writer import OutputError, write_checkpoint
 from evomerge.problem import torch_device
 from search_spaces.errors import RecipeError
 from search_spaces.recipe import Recipe
+from search_spaces.references import with_parts
 
 
 def merge(
@@ -61,9 +63,8 @@ def open_recipe(
     recipe = Recipe.from_file(file)
     if within is not None:
         for named in (*recipe.models, *([recipe.calibration] if recipe.calibration is not None else [])):
-            _check_confined(named, within, file)
-    local = {model: str(Path(model).resolve()) for model in recipe.models if Path(model).exists()}
-    recipe = recipe.with_models(local)
+            with_parts(named, partial(_check_confined, within=within, file=file))
+    recipe = recipe.with_models({model: with_parts(model, _absolute) for model in recipe.models})
     if recipe.calibration is not None:
         recipe = replace(recipe, calibration=str(Path(recipe.calibration).resolve()))
     checkpoints = open_sources(
@@ -80,8 +81,13 @@ def open_recipe(
     return checkpoints, base, recipe.expanded(checkpoints[base].layout.num_layers)
 
 
-def _check_confined(model: str, within: Path, file: Path) -> None:
+def _absolute(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def _check_confined(model: str, within: Path, file: Path) -> str:
     folder = Path(model).expanduser()
     local = folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
     if local and not folder.resolve().is_relative_to(within.resolve()):
         raise RecipeError(f"{file}: {model} lies outside of {within}; correct the path, or merge without --within")
+    return model

@@ -131,6 +131,11 @@ class AdapterCheckpoint(Checkpoint):
         return self.path / CONFIG
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The adapter's configuration and weights, and the base's."""
+        return (*super().files, *self.base.files)
+
+    @property
     def tokenizer_files(self) -> tuple[Path, ...]:
         """The adapter's tokenizer where it brings one, else the base's."""
         return super().tokenizer_files or self.base.tokenizer_files

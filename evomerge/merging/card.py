@@ -10,6 +10,7 @@ import yaml
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.licences import licence
 from search_spaces.recipe import Recipe
+from search_spaces.references import parts, with_parts
 
 
 def model_card(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Sequence[str] = ()) -> str:
@@ -28,7 +29,7 @@ def model_card(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Seq
     names = public_names(recipe.models)
     known = set(licences.values())
     front: dict[str, object] = {
-        "base_model": [reference for reference in recipe.models if _is_hub_id(reference)] or None,
+        "base_model": [name for name in _named(recipe.models) if _is_hub_id(name)] or None,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["merge", "evomerge"],
@@ -71,9 +72,14 @@ def public_names(references: Sequence[str]) -> dict[str, str]:
     """Return a name for each that does not tell where on its author's disk a folder lies; no two are equal."""
     names: dict[str, str] = {}
     for reference in references:
-        name = reference if _is_hub_id(reference) else Path(reference).name
+        name = with_parts(reference, lambda part: part if _is_hub_id(part) else Path(part).name)
         names[reference] = f"{name}-{len(names)}" if name in names.values() else name
     return names
+
+
+def _named(references: Sequence[str]) -> list[str]:
+    """Return every model and adapter, once."""
+    return list(dict.fromkeys(part for reference in references for part in parts(reference) if part is not None))
 
 
 def _is_hub_id(reference: str) -> bool:

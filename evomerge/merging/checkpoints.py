@@ -172,6 +172,11 @@ class Checkpoint:
         return tuple(sorted(set(self._paths.values())))
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that decide the weights."""
+        return (self.config_file, *self.weight_files)
+
+    @property
     def tokenizer_files(self) -> tuple[Path, ...]:
         """The tokenizer's files, sorted by name; empty when the model comes without one."""
         found = {path for pattern in TOKENIZER_FILES for path in self.path.glob(pattern) if path.is_file()}
@@ -239,14 +244,14 @@ class Checkpoint:
         header and 64 samples of 1 MiB are (``covers: samples``), which tells two fine-tunes apart but not a
         single changed entry.
         """
-        whole = sum(path.stat().st_size for path in self.weight_files) <= CONTENT_LIMIT
+        whole = sum(path.stat().st_size for path in self.files) <= CONTENT_LIMIT
         files = {
             path.name: {
                 "bytes": path.stat().st_size,
                 "sha256": _sha256(path, whole),
                 "covers": "contents" if whole else "samples",
             }
-            for path in (self.config_file, *self.weight_files)
+            for path in self.files
         }
         result: dict[str, Any] = {"reference": self.reference, "files": files}
         if self.path.parent.name == "snapshots":

@@ -9,12 +9,13 @@ from evomerge.merging.adapters import AdapterCheckpoint, is_adapter, read_config
 from evomerge.merging.checkpoints import Checkpoint, CheckpointError, locate
 from evomerge.merging.gguf import converted, is_gguf
 from evomerge.merging.vocabulary import align
+from search_spaces.references import parts, spelled
 
 
 def open_sources(
     models: Mapping[str, str], base: str | None, *, vocabulary: str | None = None
 ) -> dict[str, Checkpoint]:
-    """Open the sources by name: each once, adapters on the base, all in one vocabulary.
+    """Open the sources by name: each once, adapters on the base (or their own), all in one vocabulary.
 
     Parameters
     ----------
@@ -31,9 +32,9 @@ def open_sources(
         If one cannot be opened, an adapter was trained on another base, or vocabularies cannot be brought together.
     """
     opened: dict[str, Checkpoint] = {}
+    shared: dict[Path, Checkpoint] = {}
     if base is not None:
-        opened[base] = open_source(models[base])
-    shared: dict[Path, Checkpoint] = {checkpoint.path: checkpoint for checkpoint in opened.values()}
+        opened[base] = open_source(models[base], None, shared)
     for name, reference in models.items():
         if name not in opened:
             opened[name] = open_source(reference, opened[base] if base is not None else None, shared)
@@ -49,31 +50,59 @@ def open_source(
     Parameters
     ----------
     reference
-        A local folder or a hub id, of a checkpoint or of an adapter; or a local GGUF file.
+        A local folder or a hub id, of a checkpoint or of an adapter; or a local GGUF file; or one of these with an adapter
+        on it (see `search_spaces.references`).
     base
-        What an adapter is put on; None, or an adapter itself: the base that its configuration names.
+        What an adapter is put on that comes alone; None, or an adapter itself: the base that its configuration names.
     shared
         Bases opened so far, by folder; what is opened here is added.
 
     Raises
     ------
     CheckpointError
-        If it cannot be opened, or an adapter's configuration names another base.
+        If it cannot be opened, or the configuration of an adapter that comes alone names another base.
     """
-    path = converted(reference) if is_gguf(reference) else locate(reference)
+    model, adapter = parts(reference)
+    known = {} if shared is None else shared
+    if adapter is not None:
+        return AdapterCheckpoint(reference, _adapter_folder(reference, adapter), _opened(model, known))
+    path = _folder(model)
     if not is_adapter(path):
-        return Checkpoint(reference, path)
+        checkpoint = Checkpoint(reference, path)
+        known.setdefault(path, checkpoint)
+        return checkpoint
     if isinstance(base, AdapterCheckpoint):
         base = base.base
     if base is not None:
         _check_base(reference, path, base)
         return AdapterCheckpoint(reference, path, base)
-    named = _named_base(reference, path)
-    folder = locate(named)
-    known = {} if shared is None else shared
+    return AdapterCheckpoint(reference, path, _opened(_named_base(reference, path), known))
+
+
+def typed(model: str) -> str:
+    """Return the reference that a user typed on the command line: MODEL, or MODEL+ADAPTER."""
+    return spelled(model, lambda text: Path(text).exists())
+
+
+def _folder(model: str) -> Path:
+    return converted(model) if is_gguf(model) else locate(model)
+
+
+def _opened(model: str, known: dict[Path, Checkpoint]) -> Checkpoint:
+    """Return the model that adapters are put on, opened once."""
+    folder = _folder(model)
+    if is_adapter(folder):
+        raise CheckpointError(f"{model}: it is an adapter, and adapters are put on whole models; name its base instead")
     if folder not in known:
-        known[folder] = Checkpoint(named, folder)
-    return AdapterCheckpoint(reference, path, known[folder])
+        known[folder] = Checkpoint(model, folder)
+    return known[folder]
+
+
+def _adapter_folder(reference: str, adapter: str) -> Path:
+    folder = locate(adapter)
+    if not is_adapter(folder):
+        raise CheckpointError(f"{reference}: {adapter} is no LoRA adapter; name a folder with adapter_config.json")
+    return folder
 
 
 def _named_base(reference: str, path: Path) -> str:
@@ -104,7 +133,7 @@ def _check_base(reference: str, path: Path, base: Checkpoint) -> None:
     folder = _local_base(path, named)
     if folder is None or not isinstance(named, str):
         return  # a hub id, or a folder that has moved: shapes are checked, and the preflight warns of other names
-    if folder.resolve() != base.path and _weights(Checkpoint(named, folder)) != _weights(base):
+    if not _holds_same(folder, base):
         raise CheckpointError(
             f"{reference}: the adapter was trained on {named}, whose weights are not those of {base.reference}; name "
             f"{named} as the base"
@@ -112,12 +141,18 @@ def _check_base(reference: str, path: Path, base: Checkpoint) -> None:
 
 
 def unverified_base(checkpoint: Checkpoint) -> str | None:
-    """Return the base that an adapter names where nothing shows that it is the one it was put on."""
+    """Return the base that an adapter names where nothing shows that it is the one it was put on.
+
+    One that a recipe puts on a model by name (``MODEL+ADAPTER``) may be on another model on purpose.
+    """
     if not isinstance(checkpoint, AdapterCheckpoint):
         return None
     named = checkpoint.adapter_config.get("base_model_name_or_path")
-    if _local_base(checkpoint.path, named) is not None or not isinstance(named, str) or not named:
+    if not isinstance(named, str) or not named:
         return None
+    folder = _local_base(checkpoint.path, named)
+    if folder is not None:
+        return None if _holds_same(folder, checkpoint.base) else named
     return None if _stem(named) == _stem(checkpoint.base.reference) else named
 
 
@@ -130,6 +165,11 @@ def _local_base(path: Path, named: object) -> Path | None:
 
 def _stem(reference: str) -> str:
     return reference.partition("@")[0].rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+def _holds_same(folder: Path, checkpoint: Checkpoint) -> bool:
+    """Whether a folder holds a checkpoint's weights."""
+    return folder.resolve() == checkpoint.path or _weights(Checkpoint(str(folder), folder)) == _weights(checkpoint)
 
 
 def _weights(checkpoint: Checkpoint) -> object:

@@ -134,6 +134,11 @@ class AlignedCheckpoint(Checkpoint):
         return self.inner.config_file
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The source's."""
+        return self.inner.files
+
+    @property
     def tokenizer_files(self) -> tuple[Path, ...]:
         """Those of the common vocabulary."""
         return _files(self._vocabulary.folder)

@@ -25,7 +25,7 @@ class SourceWatch:
         self._stamps = {
             path: (reference, _stamp(path))
             for reference, checkpoint in self._checkpoints.items()
-            for path in (checkpoint.path / "config.json", *checkpoint.weight_files)
+            for path in checkpoint.files
         }
 
     def check(self) -> None:

@@ -18,6 +18,7 @@ from evomerge.merging.engine import MergeEngine
 from evomerge.merging.preflight import check
 from evomerge.merging.sources import open_source, open_sources
 from search_spaces.baselines import source_recipe
+from search_spaces.references import adapted
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
 
@@ -63,7 +64,8 @@ def test_the_engine_takes_an_adapter_for_a_checkpoint(llama: Any, make_adapter: 
         assert torch.allclose(values, expected[name], atol=1e-6)
     assert expert.tokenizer_files == sources["base"].tokenizer_files
     assert expert.architecture_key(expert.config) == sources["base"].architecture_key(expert.config)
-    assert set(expert.fingerprint()["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    own, base = {"adapter_config.json", "adapter_model.safetensors"}, {"config.json", "model.safetensors"}
+    assert set(expert.fingerprint()["files"]) == own | base
 
 
 def test_the_base_is_found_through_the_adapter(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
@@ -95,6 +97,25 @@ def test_a_base_that_cannot_be_verified_is_a_warning(llama: Any, make_adapter: A
     edit(path, base_model_name_or_path="org/model-7b")
     sources = open_sources({"base": llama.base, "expert": str(path)}, "base")
     assert any("names org/model-7b as its base, and nothing shows" in line for line in check(sources, "base").warnings)
+
+
+def test_an_adapter_goes_on_the_model_that_the_reference_names(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    path, expected = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    pair, other = adapted(llama.base, str(path)), adapted(llama.references[1], str(path))
+    sources = open_sources({"base": llama.base, "pair": pair, "other": other}, "base")
+    assert sources["pair"].base is sources["base"]
+    for tensor in sources["pair"].names:
+        assert torch.allclose(sources["pair"].tensor(tensor).float(), expected[tensor], atol=1e-6)
+        delta = sources["pair"].tensor(tensor).float() - sources["base"].tensor(tensor).float()
+        moved = sources["other"].tensor(tensor).float() - sources["other"].base.tensor(tensor).float()
+        assert torch.allclose(moved, delta, atol=1e-6)
+    assert sources["pair"].fingerprint()["files"] != sources["other"].fingerprint()["files"]
+    warnings = check(sources, "base").warnings
+    assert [line.partition(":")[0] for line in warnings if "names" in line] == ["other"]
+    with pytest.raises(CheckpointError, match=r"is no LoRA adapter; name a folder with adapter_config.json"):
+        open_source(adapted(llama.base, llama.references[1]))
+    with pytest.raises(CheckpointError, match=r"adapters are put on whole models; name its base instead"):
+        open_source(adapted(str(path), str(path)))
 
 
 def edit(path: Path, **values: Any) -> None:

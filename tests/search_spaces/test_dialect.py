@@ -81,7 +81,7 @@ def test_tokenizer_mapping_with_a_source_only():
         (LINEAR.replace("weight: 1", "weight: 1, normalize: true"),
          r"models\[0\].parameters: 'normalize' is not per model; write it in the slice's parameters"),
         (LINEAR + "parameters: {normalize: 2}", "parameters.normalize: 2 is not a truth value; write true"),
-        (LINEAR.replace("model: a", "model: a+b"), r"models\[0\].model: LoRA references \('a\+b'\) are not"),
+        (LINEAR.replace("model: a", "model: a+b+c"), r"models\[0\].model: 'a\+b\+c' is not a model with one adapter"),
         (LINEAR + "tokenizer: {source: base, pad_to_multiple_of: 8}", "tokenizer.pad_to_multiple_of: is not"),
         (LINEAR + "tokenizer: {}\ntokenizer_source: base", "tokenizer and tokenizer_source are both there;"),
         (LINEAR + "evomerge: {sed: 1}", "evomerge: unknown key 'sed'; did you mean 'seed'"),
