@@ -164,11 +164,23 @@ def merge(
         Path | None, typer.Option(help="Refuse local models outside of this folder: for recipes of strangers.")
     ] = None,
     allow_unrelated: AllowUnrelated = False,
+    intermediates: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep what a recipe of several documents merges on the way.")
+    ] = None,
 ) -> None:
     """Write a recipe's checkpoint: weights, tokenizer, config and model card."""
     from evomerge.commands.merge import merge as run
 
-    run(recipe, out, device, adapter, rank, within=within, allow_unrelated=allow_unrelated)
+    run(
+        recipe,
+        out,
+        device,
+        adapter,
+        rank,
+        within=within,
+        allow_unrelated=allow_unrelated,
+        intermediates=intermediates,
+    )
 
 
 @app.command()

@@ -40,28 +40,55 @@ _OUR_KEYS = ("seed", "calibration", "adapters", "vocabulary", "mixture", "path")
 
 def read(path: Path) -> Recipe:
     """Read the recipe in the YAML file at `path`; see `Recipe.from_file`."""
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a recipe's file.
+
+    Raises
+    ------
+    RecipeError
+        If it cannot be read or is no text.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); name a recipe's YAML file") from None
     except UnicodeDecodeError:
         raise RecipeError(f"{path}: is not text; name a recipe's YAML file in UTF-8") from None
-    return parse(text, str(path))
 
 
 def parse(text: str, origin: str) -> Recipe:
     """Read the recipe in `text`; see `Recipe.from_yaml`."""
+    data, *others = documents(text, origin)
+    if others:
+        raise RecipeError(
+            f"{origin}: it holds {1 + len(others)} documents and here one is wanted; merge them with "
+            "`evomerge merge FILE OUT` and name OUT"
+        )
+    return build(data, origin)
+
+
+def documents(text: str, origin: str) -> list[Any]:
+    """Return the plain data of each YAML document in `text`, one at least; empty ones are left out.
+
+    Raises
+    ------
+    RecipeError
+        If the text is too large or is not YAML.
+    """
     if len(text) > MAX_BYTES:
         raise RecipeError(f"{origin}: is larger than {MAX_BYTES} bytes; name a recipe's YAML file")
     try:
-        data = load_yaml(text)
+        loaded = load_yaml_documents(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{origin}: {_yaml_message(error)}; correct the YAML there") from None
     except (ValueError, TypeError) as error:  # dates that do not exist, mappings as keys, nesting
         raise RecipeError(f"{origin}: {error}; write plain mappings, lists and numbers") from None
-    return build(data, origin)
+    return [data for data in loaded if data is not None] or [None]
 
 
 def build(data: Any, origin: str) -> Recipe:
@@ -103,10 +130,18 @@ def load_yaml(text: str) -> Any:
     ValueError
         If it is nested too deeply, holds too many values, or one that is none (a date that does not exist).
     """
+    loaded = load_yaml_documents(text)
+    if len(loaded) > 1:
+        raise ValueError(f"{len(loaded)} documents; write one, without ---")
+    return loaded[0] if loaded else None
+
+
+def load_yaml_documents(text: str) -> list[Any]:
+    """Return the plain data of each document of a YAML text that may come from anywhere; see `load_yaml`."""
     _check_events(text)
-    data = yaml.load(text, Loader=StrictLoader)
-    _check_amount(data)
-    return data
+    loaded = list(yaml.load_all(text, Loader=StrictLoader))
+    _check_amount(loaded)
+    return loaded
 
 
 def _check_events(text: str) -> None:

@@ -37,7 +37,7 @@ def with_parts(reference: str, change: Callable[[str], str]) -> str:
 
 
 def spelled(text: str, exists: Callable[[str], bool]) -> str:
-    """Return the reference that a user wrote outside of a recipe: MODEL+ADAPTER, unless that is a path which `exists`."""
+    """Return the reference that a user wrote outside of a recipe: MODEL+ADAPTER, unless such a path `exists`."""
     model, _, adapter = text.partition("+")
     if LORA in text or "+" in adapter or not (model and adapter) or exists(text):
         return text

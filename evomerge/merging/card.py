@@ -11,25 +11,33 @@ from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.licences import licence
 from search_spaces.recipe import Recipe
 from search_spaces.references import parts, with_parts
+from search_spaces.stages import Stage, to_yaml, with_models
 
 
-def model_card(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Sequence[str] = ()) -> str:
+def model_card(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Sequence[str] = (), stages: Sequence[Stage] = ()
+) -> str:
     """Write the README.md of a merged model, front matter of the hub included.
 
     Parameters
     ----------
     recipe
-        What was merged; quoted in full.
+        What was merged.
     checkpoints
         Opened sources by the recipe's references.
     notes
         Paragraphs to put before the recipe: scores, where it was found.
+    stages
+        The documents to quote, the recipe's own the last; none: the recipe.
     """
+    stages = stages or (Stage(None, recipe),)
+    references = [stage.name for stage in stages if stage.name is not None]
+    references += [model for stage in stages for model in stage.recipe.models if model not in references]
     licences = {reference: licence(checkpoints[reference]) for reference in recipe.models}
     names = public_names(recipe.models)
     known = set(licences.values())
     front: dict[str, object] = {
-        "base_model": [name for name in _named(recipe.models) if _is_hub_id(name)] or None,
+        "base_model": [name for name in _named(references) if _is_hub_id(name)] or None,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["merge", "evomerge"],
@@ -52,7 +60,7 @@ def model_card(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Seq
         "Also in `recipe.yaml`; `evomerge merge recipe.yaml OUT` rebuilds the model.",
         "",
         "```yaml",
-        recipe.with_models(names).to_yaml().strip(),
+        to_yaml(with_models(stages, public_names(references))).strip(),
         "```",
         "",
         "## Use",

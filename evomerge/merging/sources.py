@@ -50,7 +50,7 @@ def open_source(
     Parameters
     ----------
     reference
-        A local folder or a hub id, of a checkpoint or of an adapter; or a local GGUF file; or one of these with an adapter
+        A local folder or a hub id, of a checkpoint or of an adapter; or a local GGUF file; or a model with an adapter
         on it (see `search_spaces.references`).
     base
         What an adapter is put on that comes alone; None, or an adapter itself: the base that its configuration names.
@@ -66,7 +66,7 @@ def open_source(
     known = {} if shared is None else shared
     if adapter is not None:
         return AdapterCheckpoint(reference, _adapter_folder(reference, adapter), _opened(model, known))
-    path = _folder(model)
+    path = folder_of(model)
     if not is_adapter(path):
         checkpoint = Checkpoint(reference, path)
         known.setdefault(path, checkpoint)
@@ -84,13 +84,20 @@ def typed(model: str) -> str:
     return spelled(model, lambda text: Path(text).exists())
 
 
-def _folder(model: str) -> Path:
+def folder_of(model: str) -> Path:
+    """Return the folder of a checkpoint or an adapter, fetched from the hub or converted where need be.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
     return converted(model) if is_gguf(model) else locate(model)
 
 
 def _opened(model: str, known: dict[Path, Checkpoint]) -> Checkpoint:
     """Return the model that adapters are put on, opened once."""
-    folder = _folder(model)
+    folder = folder_of(model)
     if is_adapter(folder):
         raise CheckpointError(f"{model}: it is an adapter, and adapters are put on whole models; name its base instead")
     if folder not in known:

@@ -16,6 +16,7 @@ from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import MergeEngine
 from evomerge.merging.shards import stored_tensors, write_shards
 from search_spaces.recipe import VOCABULARIES, Recipe
+from search_spaces.stages import Stage, to_yaml
 
 MARGIN = 16 << 20  # bytes beside the weights: tokenizer, configuration, file system
 
@@ -36,6 +37,7 @@ def write_checkpoint(
     tokenizer_from: str | None = None,
     card: str | None = None,
     notes: Sequence[str] = (),
+    stages: Sequence[Stage] = (),
 ) -> Path:
     """Write the recipe's model: safetensors, config, tokenizer, recipe.yaml, model card.
 
@@ -56,6 +58,9 @@ def write_checkpoint(
         Text of README.md; None writes one from the recipe.
     notes
         Paragraphs for that card.
+    stages
+        The documents that recipe.yaml holds where the recipe rests on other merges: those, then itself with their
+        names in place of the folders they lie in. None: the recipe.
 
     Raises
     ------
@@ -64,9 +69,10 @@ def write_checkpoint(
         asks for a tokenizer that has to be built.
     """
     out = out.expanduser().absolute()
+    stages = stages or (Stage(None, recipe),)
     donor = _tokenizer_donor(engine, recipe, tokenizer_from)
     template = chat_template(recipe.chat_template, [engine.checkpoint(model) for model in recipe.models])
-    _check_place(out)
+    check_place(out)
     _check_space(out, engine.footprint(recipe).parameters * engine.out_dtype(recipe).itemsize)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -76,7 +82,8 @@ def write_checkpoint(
             temporary,
             donor=donor,
             template=template,
-            card=card or model_card(recipe, engine.checkpoints, notes),
+            card=card or model_card(recipe, engine.checkpoints, notes, stages),
+            stages=stages,
         )
         if out.is_dir():
             out.rmdir()  # empty, or it fails
@@ -100,6 +107,7 @@ def _write(
     donor: Checkpoint,
     template: str | None,
     card: str,
+    stages: Sequence[Stage],
 ) -> None:
     folder.mkdir(parents=True)
     _write_model(engine, recipe, folder)
@@ -107,7 +115,7 @@ def _write(
         shutil.copyfile(path, folder / path.name)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(to_yaml(stages), encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
     mode = (folder / "config.json").stat().st_mode  # the user's own; safetensors makes its files private
     for path in folder.iterdir():
@@ -133,7 +141,14 @@ def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | 
     return engine.checkpoint(recipe.donor if wanted in VOCABULARIES else wanted)
 
 
-def _check_place(out: Path) -> None:
+def check_place(out: Path) -> None:
+    """Refuse a folder that is not new or empty.
+
+    Raises
+    ------
+    OutputError
+        If something is there.
+    """
     if out.is_dir():
         if any(out.iterdir()):
             raise OutputError(f"{out}: the folder exists and is not empty; name a new one or remove it")

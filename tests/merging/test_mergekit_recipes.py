@@ -10,6 +10,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,27 @@ RECIPES = {
         chat_template: chatml
         dtype: float32
         """,
+    # LoRA adapters put on a model by name; the same adapter on a model that it was not trained on.
+    "adapters": """
+        merge_method: task_arithmetic
+        base_model: origin
+        models:
+          - model: origin+style
+            parameters: {weight: 0.6}
+          - model: {model: {path: math}, lora: {path: style}}
+            parameters: {weight: 0.3}
+          - model: code
+            parameters: {weight: 0.2}
+        dtype: float32
+        """,
+    "adapter as base": """
+        merge_method: slerp
+        base_model: chat+style
+        models:
+          - model: code
+        parameters: {t: [0.2, 0.8]}
+        dtype: float32
+        """,
     # The newer spelling of a tokenizer, and the most common template among the models.
     "tokenizer section": """
         merge_method: linear
@@ -365,6 +387,57 @@ RECIPES = {
             parameters: {weight: 0.5}
         tokenizer: {source: base}
         chat_template: auto
+        dtype: float32
+        """,
+}
+
+# Files of several documents, as mergekit-multi reads them; the first key of a comment is the folder of the result.
+STAGES = {
+    # Two named merges, the second on the first, and a last one without a name.
+    "out": """
+        name: first-merge
+        merge_method: linear
+        models:
+          - model: chat
+          - model: math
+        parameters: {weight: 0.5}
+        dtype: float32
+        ---
+        name: second-merge
+        merge_method: slerp
+        base_model: first-merge  # the one before
+        models:
+          - model: code+style
+        parameters: {t: 0.3}
+        dtype: float32
+        ---
+        merge_method: ties
+        base_model: origin
+        models:
+          - model: second-merge
+            parameters: {density: 0.7, weight: 0.5}
+          - model: first-merge+style
+            parameters: {density: 0.8, weight: 0.5}
+        tokenizer_source: base
+        dtype: float32
+        """,
+    # All have names, and the order is not that of their use: layers of a merge are repeated.
+    "deeper": """
+        name: mixed
+        merge_method: task_arithmetic
+        base_model: origin
+        models:
+          - model: chat
+            parameters: {weight: 0.7}
+          - model: math
+            parameters: {weight: 0.4}
+        dtype: float32
+        ---
+        name: deeper
+        merge_method: passthrough
+        slices:
+          - sources: [{model: mixed, layer_range: [0, 3]}]
+          - sources: [{model: mixed, layer_range: [1, 4]}]
         dtype: float32
         """,
 }
@@ -392,13 +465,15 @@ PARITY = {
     "scopes": SAME,
     "modules": 4e-3,
     "references and tokenizer": SAME,
+    "adapters": SAME,
+    "adapter as base": SAME,
     "tokenizer section": SAME,
 }
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, make_models: Any) -> Path:
-    """Return a folder with four tiny models that share a tokenizer; two of them have a chat template."""
+def folder(tmp_path_factory: pytest.TempPathFactory, make_models: Any, make_adapter: Any) -> Path:
+    """Return a folder with four tiny models that share a tokenizer, two with a chat template, and an adapter."""
     folder = tmp_path_factory.mktemp("recipes")
     config = LlamaConfig(
         hidden_size=32,
@@ -419,6 +494,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_models: Any) -> Path:
             tokenizer.chat_template = "{{ messages[0]['content'] }}"
         tokenizer.save_pretrained(path)
         Path(path).rename(folder / name)
+    make_adapter(str(folder / "origin"), folder / "style", r=4, target_modules=["q_proj", "up_proj"])
     return folder
 
 
@@ -426,11 +502,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_models: Any) -> Path:
 def merge(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Return `evomerge merge`, run in this process in the folder of the models."""
 
-    def run(text: str, out: Path) -> Path:
+    def run(text: str, out: Path, *options: str) -> Path:
         recipe = out.with_suffix(".yaml")
         recipe.write_text(text, encoding="utf-8")
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["evomerge", "merge", str(recipe), str(out)])
+        monkeypatch.setattr(sys, "argv", ["evomerge", "merge", str(recipe), str(out), *options])
         with pytest.raises(SystemExit) as stop:
             main()
         assert not stop.value.code, capsys.readouterr().err
@@ -466,17 +542,49 @@ def test_templates_of_the_recipes(merge: Any, tmp_path: Path) -> None:
     assert common.apply_chat_template(messages, tokenize=False) == "w3"  # of math; chat has none
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_documents_are_merged_in_turn(name: str, merge: Any, tmp_path: Path) -> None:
+    kept, out = tmp_path / "kept", merge(_documents(STAGES[name]), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.yaml"]  # nothing else is left
+    again = merge((out / "recipe.yaml").read_text(), tmp_path / "again", "--intermediates", str(kept))
+    assert _tensors(again).keys() == _tensors(out).keys()
+    assert all(torch.equal(values, _tensors(again)[key]) for key, values in _tensors(out).items())
+    named = {"out": ["first-merge", "second-merge"], "deeper": ["mixed"]}[name]
+    assert sorted(path.name for path in kept.iterdir()) == named
+    assert str(tmp_path) not in (out / "recipe.yaml").read_text() + (out / "README.md").read_text()
+    assert "name: " + named[0] in (out / "README.md").read_text()
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == {"deeper": 6}.get(name, LAYERS)
+
+
+def _documents(text: str) -> str:
+    return textwrap.dedent(text)
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return tensors
+
+
 _MERGE_ALL = """
 import sys
 from pathlib import Path
 import yaml
+from mergekit.scripts.multimerge import main
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 folder = Path(sys.argv[1])
 for recipe in sorted(folder.glob("*.yaml")):
+    if "---" in recipe.read_text():
+        places = ["-I", str(folder / recipe.stem), "--out-path", str(folder / recipe.stem / "out")]
+        loras = ["--lora-merge-cache", str(folder / "loras")]
+        main([str(recipe), *places, *loras, "--no-write-model-card"], standalone_mode=False)
+        continue
     config = MergeConfiguration.model_validate(yaml.safe_load(recipe.read_text()))
-    run_merge(config, str(folder / recipe.stem), MergeOptions(write_model_card=False, copy_tokenizer=False))
+    options = MergeOptions(write_model_card=False, copy_tokenizer=False, lora_merge_cache=str(folder / "loras"))
+    run_merge(config, str(folder / recipe.stem), options)
 """
 
 
@@ -487,8 +595,9 @@ for recipe in sorted(folder.glob("*.yaml")):
 def test_mergekit_makes_the_same_of_them(merge: Any, folder: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    for index, name in enumerate(PARITY):
-        (theirs / f"{index}.yaml").write_text(RECIPES[name], encoding="utf-8")
+    texts = {name: RECIPES[name] for name in PARITY} | {name: _documents(text) for name, text in STAGES.items()}
+    for index, text in enumerate(texts.values()):
+        (theirs / f"{index}.yaml").write_text(text, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", _MERGE_ALL, str(theirs)],
         cwd=folder,
@@ -500,14 +609,12 @@ def test_mergekit_makes_the_same_of_them(merge: Any, folder: Path, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr[-3000:]
     distances = {}
-    for index, (name, tolerance) in enumerate(PARITY.items()):
-        ours = load_file(merge(RECIPES[name], tmp_path / f"ours{index}") / "model.safetensors")
-        other: dict[str, torch.Tensor] = {}
-        for file in (theirs / str(index)).glob("*.safetensors"):
-            other |= load_file(file)
+    for index, (name, text) in enumerate(texts.items()):
+        place = theirs / str(index) / (name if name in STAGES else "")
+        ours, other = _tensors(merge(text, tmp_path / f"ours{index}")), _tensors(place)
         assert ours.keys() == other.keys(), name
-        assert AutoConfig.from_pretrained(theirs / str(index)).num_hidden_layers
+        assert AutoConfig.from_pretrained(place).num_hidden_layers
         distance = max(float((ours[key].double() - other[key].double()).abs().max()) for key in ours)
-        if distance > tolerance:
+        if distance > PARITY.get(name, SAME):
             distances[name] = distance
     assert not distances
