@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from evomerge import __version__
 from evomerge.bench import Bench
 from evomerge.config import ConfigError, InlineConfig, SearchConfig
-from evomerge.former_run import warmed
+from evomerge.former_run import Warmed, warmed
 from evomerge.merging import preflight
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import Footprint, MergeEngine
@@ -26,6 +26,7 @@ from evomerge.merging.placement import Choice, Share, choose, free_memory
 from evomerge.merging.sources import open_sources
 from evomerge.merging.task_vectors import squared_norms
 from evomerge.result import Entry
+from evomerge.strategies import AnyStrategyConfig
 from evomerge.strategies.base import Strategy
 from evomerge.workers.base import Pool
 from evomerge.workers.inline import InlinePool, Worker
@@ -152,13 +153,21 @@ class Problem:
             If the strategy is not for this space or budget, a package of its is missing, or the run that it is to be
             warmed by does not fit.
         """
+        return self.config.model_copy(update={"strategy": self.warmed.strategy})
+
+    @cached_property
+    def warmed(self) -> Warmed:
+        """The resolved strategy with what a former run says, which is read once; raises as `resolved` does."""
+        strategy = self.config.strategy
         try:
-            strategy = warmed(self.config.strategy, self.config, self.space).resolved(
-                self.space.dimension, noise=self.noise, evaluations=self.config.budget.evaluations
-            )
+            start = warmed(strategy, self.config, self.space, self._resolved(strategy))
+            return replace(start, strategy=self._resolved(start.strategy))
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        return self.config.model_copy(update={"strategy": strategy})
+
+    def _resolved(self, strategy: AnyStrategyConfig) -> AnyStrategyConfig:
+        evaluations = self.config.budget.evaluations
+        return strategy.resolved(self.space.dimension, noise=self.noise, evaluations=evaluations)
 
     def strategy(self) -> Strategy:
         """Build the configured strategy, from the start."""
@@ -210,7 +219,7 @@ class Problem:
         if isinstance(self.config.workers, RayConfig):
             from evomerge.workers.cluster import RayCluster
 
-            return RayPool(RayCluster(self.config, self.environment()), self.config.workers, len(self.subset))
+            return RayPool(RayCluster(self.resolved(), self.environment()), self.config.workers, len(self.subset))
         return InlinePool(self.ready_worker())
 
     def sources(self) -> list[Entry]:

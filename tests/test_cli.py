@@ -498,21 +498,20 @@ def test_resuming_with_another_strategy_is_refused(finished, tmp_path, refuse):
     refuse("resume", "run", "--strategy.sigma=0.3", words=["strategy was edited", "only the budget, the workers"])
 
 
-def test_a_warm_start_begins_at_what_a_former_run_found(finished, tmp_path):
-    """With the same space CMA-ES takes the run's distribution; any other search its best recipe."""
+@pytest.mark.parametrize("kind", ["random", "m2n2"])
+def test_a_warm_start_begins_at_what_a_former_run_found(finished, tmp_path, kind):
     former = finished[0] / "run"
-    same = load_config(write(tmp_path))
-    assert warm_start_override(same, former) == f"strategy.warm_start={former.resolve()}"
-    other = load_config(write(tmp_path, strategy={"kind": "random", "population": 5}))
-    override = warm_start_override(other, former)
-    assert override == f"space.start={former.resolve() / 'best.yaml'}"
+    write(tmp_path, strategy={"kind": kind})
+    assert warm_start_override(load_config(tmp_path / "search.yaml"), former) == (
+        f"strategy.warm_start={former.resolve()}"
+    )
     evomerge("search", "search.yaml", "--warm-start", former, "--run", "warm", "--budget.evaluations=2", cwd=tmp_path)
     with Run.read(tmp_path / "warm") as run:
         first = next(event for event in run.events() if isinstance(event, Asked))
     assert first.recipe == json.loads((former / "result.json").read_text())["best"]
 
 
-def test_a_warm_start_that_the_space_cannot_take_is_refused(finished, tmp_path):
-    flow = load_config(write(tmp_path, space={"kind": "data_flow"}))
-    with pytest.raises(ConfigError, match="kind data_flow takes no recipe to begin at; write strategy"):
-        warm_start_override(flow, finished[0] / "run")
+def test_a_grid_has_no_warm_start(finished, tmp_path):
+    grid = load_config(write(tmp_path, strategy={"kind": "grid"}))
+    with pytest.raises(ConfigError, match="a grid is walked whatever was found before; write another"):
+        warm_start_override(grid, finished[0] / "run")

@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from evomerge.cli import main
+from evomerge.config import load
+from evomerge.problem import Problem
 from evomerge.strategies import AnyStrategyConfig
 
 ZOO = Path(__file__).parent.parent / "experiments" / "zoo"
@@ -150,9 +152,9 @@ def test_a_warm_start_reads_a_former_run(tmp_path, monkeypatch):
     assert run(monkeypatch, "resume", tmp_path / "warm")[0] == 0
 
     path = write(tmp_path, STRATEGIES["cma_es"] | {"warm_start": "warm"}, space={"layers_per_group": 3})
-    code, printed = run(monkeypatch, "search", path, "--run", tmp_path / "other")
-    assert code == 2
-    assert "searched another space or other models; name a run with the same" in printed
+    assert load(path).strategy.warm_start.run == str(tmp_path / "warm")
+    space = Problem(load(path)).space
+    assert len(Problem(load(path)).resolved().strategy.warm_start.mean) == space.dimension == 4
 
 
 REFUSED = {

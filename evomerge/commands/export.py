@@ -6,18 +6,11 @@ import sys
 from pathlib import Path
 from shlex import quote
 
-from pydantic import TypeAdapter
-
-from evomerge.config import load
 from evomerge.files import write_text
+from evomerge.former_run import space_of
 from evomerge.ledger import Ledger
 from evomerge.run import Run, RunError
-from search_spaces.coefficients import CoefficientConfig
-from search_spaces.context import SpaceContext
-from search_spaces.kinds import build_space
-from search_spaces.layout import ModelLayout
 from search_spaces.recipe import Recipe, RecipeError
-from search_spaces.space import SearchSpace
 
 
 def export(path: Path, output: Path | None, rank: int | None, dialect: str, rounded: bool) -> None:
@@ -44,7 +37,7 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
         raise _nothing_yet(path)
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"--pareto {folder}: the folder is not empty; name another one")
-    space = _space(path)
+    space = space_of(path)
     folder.mkdir(parents=True, exist_ok=True)
     for number, identity in enumerate(front, start=1):
         recipe = space.decode(ledger.asked[identity].candidate.genotype)
@@ -71,22 +64,7 @@ def _ranked(path: Path, ledger: Ledger, rank: int) -> Recipe:
     ranking = ledger.ranking()
     if rank > len(ranking):
         raise RunError(f"--rank {rank}: {path} has {len(ranking)} distinct scored recipes; give 1 to {len(ranking)}")
-    return _space(path).decode(ledger.asked[ranking[rank - 1]].candidate.genotype)
-
-
-def _space(path: Path) -> SearchSpace:
-    """Return the space that a run searches, without looking at its models."""
-    config = load(path / "config.yaml")
-    with Run.read(path) as run:
-        environment = run.environment()
-    layout = TypeAdapter(ModelLayout).validate_python(environment["layout"])
-    settings = config.space
-    if isinstance(settings, CoefficientConfig):
-        settings = settings.model_copy(update={"start": None})  # decoding does not depend on it
-    context = SpaceContext(
-        config.models, layout, environment.get("sizes", {}), out_dtype=config.out_dtype, seed=config.seed
-    )
-    return config.stamped(build_space(settings, context))
+    return space_of(path).decode(ledger.asked[ranking[rank - 1]].candidate.genotype)
 
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:

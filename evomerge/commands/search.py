@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from rich.console import Console
 
@@ -73,7 +74,10 @@ def _open(config: SearchConfig, out: Console) -> tuple[Problem, dict]:
     problem = Problem(config)
     for warning in problem.warnings:
         out.print(f"warning: {warning}")
-    return problem, problem.environment()
+    environment = problem.environment()
+    if problem.warmed.message:
+        out.print(problem.warmed.message, soft_wrap=True)
+    return problem, environment
 
 
 def _go_on(run: Run, problem: Problem, pool: Pool, out: Console, as_json: bool) -> None:
@@ -130,13 +134,20 @@ def _check_same(run: Run, environment: dict) -> None:
         if recorded["sources"].get(name) != files:
             raise RunError(f"models.{name}: it has changed since the run began; put the old files back, or {_ANEW}")
     for key, value in current["config"].items():
-        if recorded["config"].get(key) != value:
+        if _given(recorded["config"].get(key)) != _given(value):
             raise RunError(
                 f"{run.path / 'config.yaml'}: {key} was edited since the run began, and only the budget, the workers "
                 f"and places of files may be; put it back, or {_ANEW}"
             )
     if recorded["items"] != current["items"]:
         raise RunError(f"fitness.tasks: a task's items have changed since the run began; put them back, or {_ANEW}")
+
+
+def _given(value: Any) -> Any:
+    """Leave out what is not set: a setting that is younger than the run counts as none."""
+    if isinstance(value, dict):
+        return {key: _given(inner) for key, inner in value.items() if inner is not None}
+    return value
 
 
 _ANEW = "start a new run"

@@ -18,7 +18,7 @@ from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
 from evomerge.strategies.random import RandomConfig, RandomSearch
 from evomerge.strategies.staged import Staged, StagedConfig
-from evomerge.strategies.warm_start import WarmStart
+from evomerge.strategies.warm_start import Founders, WarmStart
 
 AnyStrategyConfig: TypeAlias = (
     CmaEsConfig  # the default
@@ -46,6 +46,7 @@ __all__ = [
     "Eda",
     "EdaConfig",
     "Evaluated",
+    "Founders",
     "Genetic",
     "GeneticConfig",
     "Genotype",

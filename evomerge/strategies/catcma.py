@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.discrete import first_probabilities
+from evomerge.strategies.discrete import first_probabilities, seen_probabilities
 from evomerge.strategies.extras import require
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
 from evomerge.strategies.unit_box import UnitBox
+from evomerge.strategies.warm_start import Founders, around
 from fitness.evaluation import Evaluation
 from search_spaces.genes import Choice
 from search_spaces.space import SearchSpace
@@ -40,6 +41,8 @@ class CatCmaConfig(BaseModel):
     """First step size, as a fraction of each gene's range."""
     mean_every: int = Field(default=5, ge=1)
     """The distribution's mode is scored each so many generations."""
+    warm_start: Founders | None = None
+    """Begin with the distribution of a former search's best candidates; none by default."""
 
     def resolved(self, genes: int, *, noise: float, evaluations: int) -> CatCmaConfig:
         """Return the settings with `auto` replaced by what it means for this problem."""
@@ -111,17 +114,28 @@ class CatCma(Strategy):
         cmaes = require("cmaes", "strategy.kind: catcma")
         space = self.space
         options: dict[str, Any] = {}
+        warm = self.config.warm_start
+        former = None if warm is None else np.array(warm.points(space))  # float64[N, G]
         if len(self._reals):
             options["x_space"] = [[0.0, 1.0]] * len(self._reals)
         if len(self._whole):
             options["z_space"] = [self._cells(int(gene)) for gene in self._whole]
         if len(self._reals) + len(self._whole):
-            start = self._box.to_unit(space.start)
-            options["mean"] = start[np.concatenate((self._reals, self._whole))]
+            numbers = np.concatenate((self._reals, self._whole))
+            options["mean"] = self._box.to_unit(space.start)[numbers]
             options["sigma"] = self.config.sigma
-            options["cov"] = np.eye(len(options["mean"]))
+            options["cov"] = np.eye(len(numbers))
+            if former is not None:
+                options["mean"], deviations = around(self._box.to_unit(former)[:, numbers])
+                options["sigma"] = float(np.sqrt(np.mean(deviations**2)))
+                options["cov"] = np.diag((deviations / options["sigma"]) ** 2)
         if len(self._choices):
             first = [first_probabilities(space.genes[gene], TRUST) for gene in self._choices]
+            if former is not None:
+                first = [
+                    seen_probabilities(space.genes[gene], former[:, gene], probabilities)
+                    for gene, probabilities in zip(self._choices, first, strict=True)
+                ]
             options["c_space"] = [len(probabilities) for probabilities in first]
             longest = max(options["c_space"])
             options["cat_param"] = np.array([np.pad(p, (0, longest - len(p))) for p in first])

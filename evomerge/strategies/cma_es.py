@@ -59,7 +59,7 @@ class CmaEsConfig(BaseModel):
     """Start again from a random point when the search has stalled. ipop (or true): with twice the population each
     time; bipop: by turns so and with a small population and small steps."""
     warm_start: WarmStart | None = None
-    """Begin where a former search of the same space has ended; none by default."""
+    """Begin where a former search has found its best candidates; none by default."""
 
     def resolved(self, genes: int, *, noise: float, evaluations: int) -> CmaEsConfig:
         """Return the settings with `auto` replaced by what it means for this problem.

@@ -19,3 +19,19 @@ def first_probabilities(gene: Gene, trust: float) -> NDArray[np.float64]:
     probabilities = np.full(cells, (1 - trust) / cells)
     probabilities[min(int(gene.start - gene.low), cells - 1)] += trust
     return probabilities
+
+
+def seen_probabilities(gene: Gene, values: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how often a former search's best candidates had each value, float64[n].
+
+    Parameters
+    ----------
+    gene
+        The discrete gene, of n values.
+    values
+        Its coordinate in each of N candidates, float64[N].
+    first
+        The distribution without them, float64[n], which counts as one more candidate, so that no value is lost.
+    """
+    cells = np.minimum((values - gene.low).astype(int), len(first) - 1)
+    return (np.bincount(cells, minlength=len(first)) + first) / (len(values) + 1)

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.discrete import first_probabilities
+from evomerge.strategies.discrete import first_probabilities, seen_probabilities
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
 from evomerge.strategies.unit_box import UnitBox
+from evomerge.strategies.warm_start import Founders, around
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 
@@ -56,6 +57,8 @@ class EdaConfig(BaseModel):
     """First probability of a discrete gene's start, beyond an even share of the rest; a prior replaces it."""
     mean_every: int = Field(default=5, ge=1)
     """The distribution's mode is scored each so many generations."""
+    warm_start: Founders | None = None
+    """Begin with the distribution of a former search's best candidates; none by default."""
 
     def resolved(self, genes: int, *, noise: float, evaluations: int) -> EdaConfig:
         """Return the settings with `auto` replaced by what it means for this problem."""
@@ -84,6 +87,8 @@ class Eda(Strategy):
         self._probabilities = {
             int(gene): first_probabilities(space.genes[gene], config.trust) for gene in np.flatnonzero(self._discrete)
         }
+        if config.warm_start is not None:
+            self._begin_around(np.array(config.warm_start.points(space)))
         self._sampling = Sampling(self._samples, self.recommend, config.mean_every, self._update)
 
     def recommend(self) -> Genotype:
@@ -98,6 +103,13 @@ class Eda(Strategy):
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         self._sampling.put(candidate, evaluation)
+
+    def _begin_around(self, points: Array) -> None:
+        """Begin with the distribution of points float64[N, G]."""
+        mean, self._deviation = around(self._box.to_unit(points))
+        self._mean = np.where(self._discrete, self._mean, mean)
+        for gene, first in self._probabilities.items():
+            self._probabilities[gene] = seen_probabilities(self.space.genes[gene], points[:, gene], first)
 
     def _samples(self) -> list[Genotype]:
         return [self._sample() for _ in range(self.population)]

@@ -36,10 +36,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.founding import random_merge
+from evomerge.strategies.founding import founders_of, random_merge
 from evomerge.strategies.generation import Generation, Proposal
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.selection import couple, quality, roulette, tournament
+from evomerge.strategies.warm_start import Founders
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 
@@ -113,6 +114,8 @@ class GeneticConfig(BaseModel):
     """`worst`: children come one at a time, and each replaces the worst individual; no worker ever waits."""
     succession: SuccessionConfig | None = None
     """A swarm step before each generation, which costs as many evaluations as there are individuals."""
+    warm_start: Founders | None = None
+    """Begin with the best candidates of a former search; none by default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -143,6 +146,7 @@ class GeneticConfig(BaseModel):
             crossover=self.crossover,
             mutation=self.mutation,
             warm_up=0,
+            warm_start=self.warm_start,
         )
         return M2n2(space, seed, without_niches)
 
@@ -207,7 +211,8 @@ class Genetic(Strategy):
     # --- the first population ---
 
     def _founders(self) -> list[Genotype]:
-        founders = list(self.space.founders()) if self._asked == 0 else []  # they have failed: sample
+        # Where there were founders already, they have failed: sample.
+        founders = founders_of(self.space, self.config.warm_start, self.population) if self._asked == 0 else []
         merges = max(self.population - len(founders), 0)
         return [*founders, *(random_merge(self.space, founders, self.rng) for _ in range(merges))]
 

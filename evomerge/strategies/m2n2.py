@@ -44,9 +44,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.founding import Opening, warm_up_for
+from evomerge.strategies.founding import Opening, founders_of, warm_up_for
 from evomerge.strategies.generation import Proposal, resolved_number
 from evomerge.strategies.selection import roulette
+from evomerge.strategies.warm_start import Founders
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 
@@ -76,12 +77,14 @@ class M2n2Config(BaseModel):
     of the budget."""
     relative: bool = False
     """Whether scores count from the archive's worst member up, item by item; where one is negative they always do."""
+    warm_start: Founders | None = None
+    """Begin with the best candidates of a former search; none by default."""
 
     def resolved(self, genes: int, *, noise: float, evaluations: int) -> M2n2Config:
         """Return the settings with `auto` replaced by what it means for this budget."""
         if self.warm_up != "auto":
             return self
-        return self.model_copy(update={"warm_up": warm_up_for(self.archive, evaluations)})
+        return self.model_copy(update={"warm_up": warm_up_for(self.archive, evaluations, self.warm_start)})
 
     def build(self, space: SearchSpace, seed: int) -> M2n2:
         """Build the strategy; the settings must be resolved."""
@@ -98,7 +101,8 @@ class M2n2(Strategy):
         self.config = config
         self.population = config.archive
         self.archive = Archive(config.archive, space.dimension, config.alpha, config.relative)
-        self._opening = Opening(space, resolved_number("warm_up", config.warm_up))
+        founders = founders_of(space, config.warm_start, config.archive)
+        self._opening = Opening(space, founders, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
         """Return the member with the best search score (not shared fitness); None while there is no member."""

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.founding import Opening, warm_up_for
+from evomerge.strategies.founding import Opening, founders_of, warm_up_for
 from evomerge.strategies.generation import Proposal, resolved_number
 from evomerge.strategies.selection import couple, quality
+from evomerge.strategies.warm_start import Founders
 from fitness.evaluation import Evaluation
 from fitness.items import task_of
 from search_spaces.space import SearchSpace
@@ -52,7 +53,9 @@ class MapElitesConfig(BaseModel):
     """Random merges proposed after the founders; `auto`: as many as an axis has cells, and at most a twentieth of the
     budget."""
     population: int = Field(default=16, ge=1)
-    """Candidates per generation: only the unit in which failures are counted."""
+    """Candidates per generation: only the unit in which failures are counted, and the most that a warm start takes."""
+    warm_start: Founders | None = None
+    """Begin with the best candidates of a former search; none by default."""
 
     @model_validator(mode="after")
     def _ordered(self) -> MapElitesConfig:
@@ -66,7 +69,7 @@ class MapElitesConfig(BaseModel):
         """Return the settings with `auto` replaced by what it means for this budget."""
         if self.warm_up != "auto":
             return self
-        return self.model_copy(update={"warm_up": warm_up_for(self.cells, evaluations)})
+        return self.model_copy(update={"warm_up": warm_up_for(self.cells, evaluations, self.warm_start)})
 
     def build(self, space: SearchSpace, seed: int) -> MapElites:
         """Build the strategy; the settings must be resolved."""
@@ -92,7 +95,8 @@ class MapElites(Strategy):
         self.genotypes: list[Genotype] = []
         self.fitness: list[float] = []
         self._axes = _Axes(config.axes)
-        self._opening = Opening(space, resolved_number("warm_up", config.warm_up))
+        founders = founders_of(space, config.warm_start, config.population)
+        self._opening = Opening(space, founders, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
         """Return the elite with the best fitness; None while there is none."""

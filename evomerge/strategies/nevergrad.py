@@ -13,8 +13,8 @@ import difflib
 import math
 import random
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.extras import require
 from evomerge.strategies.generation import Proposal, resolved_number
 from evomerge.strategies.unit_box import UnitBox
+from evomerge.strategies.warm_start import Founders
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 
@@ -63,7 +64,9 @@ class NevergradConfig(BaseModel):
     sigma: float = Field(default=0.2, gt=0, le=1)
     """First step size, as a fraction of each gene's range."""
     population: int = Field(default=16, ge=1)
-    """Candidates per generation: only the unit in which failures are counted."""
+    """Candidates per generation: only the unit in which failures are counted, and the most that a warm start takes."""
+    warm_start: Founders | None = None
+    """Begin at the best candidate of a former search, and propose its best ones first; none by default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -81,7 +84,8 @@ class NevergradConfig(BaseModel):
         """
         budget = evaluations if self.budget == "auto" else self.budget
         settled = self.model_copy(update={"budget": budget})
-        rehearsed = _Optimizer(settled, np.full(genes, 0.5), 0)
+        start = np.full(genes, 0.5)
+        rehearsed = _Optimizer(settled, start, 0, [] if self.warm_start is None else [start, 0.9 * start])
         for _ in range(min(REHEARSED, budget)):
             parameter = rehearsed.ask()
             rehearsed.tell(parameter, float(np.sum((parameter.value - 0.6) ** 2)))
@@ -104,7 +108,10 @@ class Nevergrad(Strategy):
         self._box = UnitBox(space)
         self._worst = -math.inf  # of the losses, so far
         self._parameters: dict[int, Any] = {}  # nevergrad's own objects, which it must get back
-        self._optimizer = _Optimizer(config, self._box.to_unit(space.start), int(self.rng.integers(2**32)))
+        warm = config.warm_start
+        former = [] if warm is None else [self._box.to_unit(point) for point in warm.points(space)]
+        start = former[0] if former else self._box.to_unit(space.start)
+        self._optimizer = _Optimizer(config, start, int(self.rng.integers(2**32)), former)
 
     def recommend(self) -> Genotype | None:
         """Return the optimiser's recommendation; None before the first result."""
@@ -138,14 +145,17 @@ class _Optimizer:
         float64[G], in the unit cube.
     seed
         Decides all that it draws.
+    former
+        What it proposes first, best first, float64[G] each.
     """
 
-    def __init__(self, config: NevergradConfig, start: Array, seed: int) -> None:
+    def __init__(self, config: NevergradConfig, start: Array, seed: int, former: Sequence[Array]) -> None:
         self._name = config.optimizer
         budget = resolved_number("budget", config.budget)
         self._python = random.Random(seed).getstate()
         self._numpy: Any = np.random.RandomState(seed).get_state()
         ng = require("nevergrad", f"strategy.kind: {PREFIX}{self._name}")
+        self._not_asked = ng.errors.TellNotAskedNotSupportedError
         if self._name not in ng.optimizers.registry:
             near = difflib.get_close_matches(self._name, list(ng.optimizers.registry), n=1)
             hint = near[0] if near else "NGOpt"
@@ -155,6 +165,8 @@ class _Optimizer:
             array.random_state = np.random.RandomState(seed)
             optimizer = ng.optimizers.registry[self._name]
             self._optimizer = optimizer(array, budget=budget, num_workers=config.parallel)
+            for point in reversed(former):  # the last suggested is the first asked
+                self._optimizer.suggest(point)
 
     def ask(self) -> Any:
         """Return nevergrad's parameter; its `value` is a point float64[G] of the cube."""
@@ -162,8 +174,8 @@ class _Optimizer:
             return self._optimizer.ask()
 
     def tell(self, parameter: Any, loss: float) -> None:
-        """Take a result."""
-        with self._own_state():
+        """Take a result; an optimiser that cannot learn from what was suggested to it goes without."""
+        with self._own_state(), suppress(self._not_asked):
             self._optimizer.tell(parameter, loss)
 
     def recommend(self) -> Array:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from evomerge.pareto import crowding, ranks
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.generation import Generation, Proposal, resolved_number
+from evomerge.strategies.warm_start import Founders
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 
@@ -39,6 +40,8 @@ class Nsga2Config(BaseModel):
     """Candidates per generation, at least 4; `auto` follows the budget."""
     crossover: float = Field(default=0.9, ge=0, le=1)
     """Share of children with two parents; the others are mutated copies of one."""
+    warm_start: Founders | None = None
+    """Begin with the best candidates of a former search; none by default."""
 
     def resolved(self, genes: int, *, noise: float, evaluations: int) -> Nsga2Config:
         """Return the settings with `auto` replaced by what it means for this problem."""
@@ -79,8 +82,10 @@ class Nsga2(Strategy):
             self._survive()
 
     def _first(self) -> list[Genotype]:
-        """Return the space's start and samples around which nothing is known yet."""
-        return [self.space.start.copy(), *(self.space.sample(self.rng) for _ in range(self.population - 1))]
+        """Return a former run's candidates, the space's start, and samples around which nothing is known yet."""
+        warm = self.config.warm_start
+        known = [*(warm.points(self.space) if warm is not None else []), self.space.start.copy()][: self.population]
+        return [*known, *(self.space.sample(self.rng) for _ in range(self.population - len(known)))]
 
     def _child(self) -> Genotype:
         a = self._parents[self._tournament()]

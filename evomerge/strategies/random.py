@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from evomerge.strategies.base import Candidate, Strategy
+from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.generation import Proposal
+from evomerge.strategies.warm_start import Founders
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 
@@ -22,6 +23,8 @@ class RandomConfig(BaseModel):
     kind: Literal["random"] = "random"
     population: int = Field(default=16, ge=1)
     """Candidates per generation: only the unit in which failures are counted; nothing is learnt."""
+    warm_start: Founders | None = None
+    """Begin with the best candidates of a former search; by default with the space's start."""
 
     def resolved(self, genes: int, *, noise: float, evaluations: int) -> RandomConfig:
         """Return the settings as they are: nothing here is `auto`."""
@@ -40,16 +43,16 @@ class RandomSearch(Strategy):
     def __init__(self, space: SearchSpace, seed: int, config: RandomConfig) -> None:
         super().__init__(space, seed)
         self.population = config.population
+        self._founders = [space.start] if config.warm_start is None else config.warm_start.points(space)
 
     def _propose(self, n: int) -> list[Proposal]:
-        return [
-            (
-                self.space.sample(self.rng) if identity else self.space.start.copy(),
-                "sample",
-                identity // self.population,
-            )
-            for identity in range(self._asked, self._asked + n)
-        ]
+        identities = range(self._asked, self._asked + n)
+        return [(self._next(identity), "sample", identity // self.population) for identity in identities]
+
+    def _next(self, identity: int) -> Genotype:
+        if identity < len(self._founders):
+            return self._founders[identity].copy()
+        return self.space.sample(self.rng)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Learn nothing."""

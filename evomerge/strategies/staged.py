@@ -11,7 +11,7 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.strategies.base import Candidate, Evaluated, Genotype, Strategy
 from evomerge.strategies.catcma import CatCmaConfig
@@ -20,6 +20,8 @@ from evomerge.strategies.eda import EdaConfig
 from evomerge.strategies.genetic import GeneticConfig
 from evomerge.strategies.m2n2 import M2n2Config
 from evomerge.strategies.random import RandomConfig
+from evomerge.strategies.unit_box import UnitBox
+from evomerge.strategies.warm_start import Founders, WarmStart
 from fitness.evaluation import Evaluation
 from search_spaces.space import SearchSpace
 from search_spaces.stacked import StackedSpace
@@ -44,6 +46,15 @@ class StagedConfig(BaseModel):
     """Strategy for the parameter space, with its settings: cma_es, eda, catcma, m2n2, genetic or random."""
     second: StageConfig = EdaConfig()
     """Strategy for the flow: the same choice."""
+    warm_start: Founders | None = None
+    """Begin both stages with what a former search has found; none by default."""
+
+    @model_validator(mode="after")
+    def _warmed_as_a_whole(self) -> StagedConfig:
+        for name, stage in (("first", self.first), ("second", self.second)):
+            if stage.warm_start is not None:
+                raise ValueError(f"{name}.warm_start: both stages begin with one run; write strategy.warm_start")
+        return self
 
     def resolved(self, genes: int, *, noise: float, evaluations: int) -> StagedConfig:
         """Return the settings with every `auto` of the stages replaced, each by its share of the budget."""
@@ -74,7 +85,10 @@ class Staged(Strategy):
         super().__init__(space, seed)
         self.config = config
         self.stacked = space
-        self._stage = config.first.build(space.parameters, seed)
+        former = [] if config.warm_start is None else config.warm_start.points(space)
+        self._former = [space.split(point) for point in former]
+        first = _warmed(config.first, space.parameters, [parameters for parameters, _ in self._former])
+        self._stage = first.build(space.parameters, seed)
         self.population = self._stage.population
         self._kept: Genotype | None = None  # the first stage's best, once it is over
         self._best: tuple[float, Genotype] = (-math.inf, np.array(space.parameters.start))
@@ -109,10 +123,21 @@ class Staged(Strategy):
         self._kept = self._best[1]
         self._offset = self._last + 1
         seed = int(self.rng.integers(2**31))
-        self._stage = self.config.second.build(self.stacked.flow, seed)
+        second = _warmed(self.config.second, self.stacked.flow, [flow for _, flow in self._former])
+        self._stage = second.build(self.stacked.flow, seed)
         self.population = self._stage.population
 
     def _whole(self, genotype: Genotype) -> Genotype:
         if self._kept is None:
             return self.stacked.join(genotype, self.stacked.flow.start)
         return self.stacked.join(self._kept, genotype)
+
+
+def _warmed(config: StageConfig, space: SearchSpace, points: list[Genotype]) -> StageConfig:
+    """Return a stage's settings with its part of what a former run has found, each point once."""
+    if not points:
+        return config
+    distinct = list({point.tobytes(): point for point in points}.values())
+    if isinstance(config, CmaEsConfig):
+        return config.model_copy(update={"warm_start": WarmStart().around(UnitBox(space).to_unit(distinct))})
+    return config.model_copy(update={"warm_start": Founders().of(distinct)})
