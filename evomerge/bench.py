@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from shlex import quote
 
+import numpy as np
+
 from evomerge.ledger import Ledger
 from evomerge.result import Entry
 from evomerge.run import Final, Run, Stage
@@ -22,7 +24,7 @@ class Bench:
         self.pool = pool
 
     def score(self, stage: Stage, entry: Entry, items: Sequence[str]) -> Evaluation:
-        """Return the recipe's mean score on `items`, with its per-item scores.
+        """Return the recipe's mean score on `items`, with its per-item scores; finalists have `confirm`.
 
         Raises
         ------
@@ -37,6 +39,22 @@ class Bench:
             if known is not None and known.items == asked:
                 return known
         return self._new(stage, entry, asked)
+
+    def confirm(self, entry: Entry, items: Sequence[str]) -> Evaluation:
+        """Return the recipe's answers to search items, not judged; only those that it never gave are asked for.
+
+        Raises
+        ------
+        SearchError
+            If it cannot be built or scored.
+        """
+        asked = tuple(items)
+        known = self.ledger.answers(entry.recipe.hash)
+        missing = tuple(item for item in asked if item not in known)
+        if missing:
+            new = self._new("confirm", entry, missing)
+            known |= zip(new.items, new.scores.tolist(), strict=True)
+        return Evaluation("ok", items=asked, scores=np.array([known[item] for item in asked], np.float32))
 
     def _new(self, stage: Stage, entry: Entry, items: tuple[str, ...]) -> Evaluation:
         self.pool.submit(0, entry.recipe, items)

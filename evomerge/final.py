@@ -1,8 +1,9 @@
 """The honest end of a search: which recipe is the result, and how good it is on items no search has seen.
 
 The best score seen during a search is the luckiest one. So the few best candidates and the strategy's own best
-guess are first scored on *all* search items (confirm), the best of those is the result (found), and it is scored
-on the held-out items beside every source and the standard baselines, with intervals and paired tests.
+guess first answer the other search items, the worse ones not all of them (confirm; see `evomerge.finalists`); the best
+of those is the result (found), and it is scored on the held-out items beside every source and the standard baselines,
+with intervals and paired tests.
 
 With several objectives the result is the one of these with the best weighted sum; beside it stand members of the
 front, spread over it, that none dominates on all search items either.
@@ -10,8 +11,11 @@ front, spread over it, that none dominates on all search items either.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from evomerge import finalists
 from evomerge.bench import Bench
 from evomerge.pareto import crowding, ranks
 from evomerge.problem import Problem
@@ -19,10 +23,10 @@ from evomerge.result import Entry, Result, table
 from evomerge.run import Run
 from evomerge.search import Search, SearchError
 from evomerge.workers.base import Pool
-from fitness.objectives import means
+from fitness.evaluation import Evaluation
+from fitness.objectives import Objectives, means
+from fitness.subset import generator
 
-CONFIRMED = 3
-"""Candidates, best by search score, that are scored on all search items."""
 FRONT = 8
 """Members of the front of several objectives that are scored on all search items."""
 
@@ -68,18 +72,25 @@ class Conclusion:
     def _choose(self) -> tuple[Entry, Entry | None, float]:
         """Return the found recipe, the mean's where there is one, and the found one's score on all search items."""
         space, ledger = self.problem.space, self.ledger
-        candidates = [ledger.asked[identity].candidate for identity in ledger.ranking()[:CONFIRMED]]
+        candidates = ledger.ranking()[: self.problem.config.fitness.finalists]
         if not candidates:
             raise SearchError(f"{self.run.path}: no candidate was scored; see log.txt for the reasons")
-        entries = [Entry("found", "found", space.decode(candidate.genotype)) for candidate in candidates]
+        recipes = [space.decode(ledger.asked[identity].candidate.genotype) for identity in candidates]
         guess = self.strategy.recommend()
         mean = Entry("distribution mean", "mean", space.decode(guess)) if guess is not None else None
         if mean is not None:
-            entries.append(Entry("found", "found", mean.recipe))
-        items = self.problem.search_items
-        confirmed = [self.bench.score("confirm", entry, items) for entry in entries]
-        best = int(np.argmax([self.objectives.judge(scored, means(scored)).fitness for scored in confirmed]))
-        return entries[best], mean, confirmed[best].fitness
+            recipes.append(mean.recipe)
+        entries = [Entry("found", "found", recipe) for recipe in {each.hash: each for each in recipes}.values()]
+        asked = {item for identity in candidates for item in ledger.evaluation(identity).items}
+        rng = generator(self.problem.config.seed, len(ledger.asked))
+        order = finalists.in_order(self.problem.search_items, asked, rng)
+        halve = self.problem.asks_few  # else their scores on all items are known
+        found, scored = finalists.best(entries, order, self._confirm, halve=halve)
+        return found, mean, Objectives(self.problem.suite.weights).judge(scored, means(scored)).value
+
+    def _confirm(self, entry: Entry, items: Sequence[str]) -> Evaluation:
+        answers = self.bench.confirm(entry, items)
+        return self.objectives.judge(answers, means(answers))
 
     def _front(self) -> list[Entry]:
         """Return members of the front as the search items see it, by their first objective; none for one objective."""
@@ -91,11 +102,10 @@ class Conclusion:
         chosen = [seen[at] for at in sorted(np.argsort(-spread, kind="stable")[:FRONT].tolist())]
         recipes = [self.problem.space.decode(ledger.asked[identity].candidate.genotype) for identity in chosen]
         scored = [
-            self.bench.score("confirm", Entry(f"candidate {identity}", "front", recipe), self.problem.search_items)
+            self._confirm(Entry(f"candidate {identity}", "front", recipe), self.problem.search_items)
             for identity, recipe in zip(chosen, recipes, strict=True)
         ]
-        judged = [self.objectives.judge(one, means(one)) for one in scored]
-        rank = ranks([one.objectives for one in judged], [one.violation for one in judged])
-        left = [(one.objectives, recipe) for one, recipe, on in zip(judged, recipes, rank == 0, strict=True) if on]
+        rank = ranks([one.objectives for one in scored], [one.violation for one in scored])
+        left = [(one.objectives, recipe) for one, recipe, on in zip(scored, recipes, rank == 0, strict=True) if on]
         left.sort(key=lambda pair: pair[0], reverse=True)
         return [Entry(f"front {number}", "front", recipe) for number, (_, recipe) in enumerate(left, start=1)]

@@ -53,6 +53,16 @@ class Ledger:
         """Return the evaluation that was told for a candidate."""
         return self.told[candidate].evaluation
 
+    def answers(self, recipe: str) -> dict[str, float]:
+        """Return what a recipe scored on each search item that it was asked, as a candidate or as a finalist."""
+        parts = (self.by_recipe.get(recipe), self.finals.get(("confirm", recipe)))
+        return {
+            item: score
+            for part in parts
+            if part is not None
+            for item, score in zip(part.items, part.scores.tolist(), strict=True)
+        }
+
     def ranking(self) -> list[int]:
         """Ids of scored candidates with distinct recipes, best first; the earlier one wins a tie."""
         ok = (identity for identity, told in self.told.items() if told.evaluation.status == "ok")
@@ -114,5 +124,7 @@ class Ledger:
         return (event.evaluation.fitness, -event.candidate) > (best, -self.best)
 
     def _add_final(self, event: Final) -> None:
-        self.finals[event.stage, event.recipe] = event.evaluation
+        key = event.stage, event.recipe
+        known = self.finals.get(key)  # a finalist's answers come in rounds
+        self.finals[key] = event.evaluation if known is None else known.with_more(event.evaluation)
         self.item_evaluations += len(event.evaluation.items)

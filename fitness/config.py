@@ -99,6 +99,10 @@ class FitnessConfig(_Frozen):
     """Which of the search items a candidate is asked."""
     racing: RacingConfig | None = None
     """Ask a generation's candidates in blocks, and stop those that cannot matter any more. None: ask all alike."""
+    finalists: int = Field(default=15, ge=1)
+    """Candidates, best by search score, among which the result is chosen, beside the strategy's own guess; >= 1. Where
+    candidates are asked few items, these answer the others in rounds; the worse half leaves after each, and the last
+    two answer all search items."""
     objectives: Literal["weighted_sum", "per_task"] = "weighted_sum"
     """What strategies are told. weighted_sum: one number. per_task: one objective per task, for strategies that look
     for a front; the others go by the weighted sum."""

@@ -100,6 +100,15 @@ class Evaluation:
             return self.standard_errors[0]
         return math.hypot(*(share * error for share, error in zip(self.shares, self.standard_errors, strict=True)))
 
+    def with_more(self, more: Evaluation) -> Evaluation:
+        """The same candidate with answers to further items; what they say of its score has to be judged anew."""
+        return Evaluation(
+            self.status,
+            items=self.items + more.items,
+            scores=np.concatenate((self.scores, more.scores)),
+            seconds={name: value + more.seconds.get(name, 0.0) for name, value in self.seconds.items()},
+        )
+
     @classmethod
     def failed(cls, reason: str, seconds: Mapping[str, float] | None = None) -> Evaluation:
         """An evaluation that gave no scores, with the reason in one line."""

@@ -1,7 +1,7 @@
 """Which items to ask a candidate.
 
-Every function returns positions among the task's I items, sorted, each once. All candidates of a generation
-share one subset, so that they are compared on the same items; the next generation gets another one
+Every function but `fresh_first` returns positions among the task's I items, sorted, each once. All candidates of a
+generation share one subset, so that they are compared on the same items; the next generation gets another one
 (`rotation`), so that a search cannot settle on one subset's luck. Everything follows from (seed, generation).
 
 Letters: T parents, J calibration models, I items, S asked items, F columns of a prior's design, K strata.
@@ -250,20 +250,17 @@ def _k_means(point_IP: Array, count: int, rng: np.random.Generator) -> tuple[Arr
     return centre_SP, label_I.astype(np.int64), float(_squared_distances(point_IP, centre_SP).min(1).sum())
 
 
-def confirmation(items: int, count: int, asked: npt.ArrayLike, rng: np.random.Generator) -> Positions:
-    """Fresh random items for the elite: not among those asked during the search, as far as there are others.
+def fresh_first(items: int, asked: npt.ArrayLike, rng: np.random.Generator) -> Positions:
+    """All positions in the order in which to ask the elite: at random, but those asked before at the end.
 
     Parameters
     ----------
     asked
         int[], positions that chose the elite; the luck they had with them should not count again.
     """
-    _check_count(count, items)
     used = np.zeros(items, bool)
     used[np.asarray(asked, np.int64)] = True
-    fresh = rng.permutation(np.flatnonzero(~used))
-    rest = rng.permutation(np.flatnonzero(used))
-    return np.sort(np.concatenate((fresh, rest))[:count])
+    return np.concatenate((rng.permutation(np.flatnonzero(~used)), rng.permutation(np.flatnonzero(used))))
 
 
 def default_subset(

@@ -69,7 +69,9 @@ class Worker:
             scored = self._score(model, items)
             seconds["score"] = scored.forward_seconds
             answered = Evaluation("ok", items=scored.items, scores=scored.scores, seconds=seconds)
-            return Objectives(self.evaluator.suite.weights).judge(answered, means(scored))
+            estimates = means(scored)  # a race's later rounds may be without items of a small task
+            weights = {task: self.evaluator.suite.weights[task] for task in estimates}
+            return Objectives(weights).judge(answered, estimates)
         except Exception as problem:  # whatever torch, the tasks' own metrics or their templates raise
             if "CUDA error" in str(problem):  # every later call would fail, too
                 raise BrokenWorker(f"the GPU cannot go on ({one_line(problem)}); resume the run") from problem

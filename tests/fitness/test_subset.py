@@ -32,7 +32,6 @@ KINDS = {
     "greedy": lambda n, r: subset.greedy(prior(60, parents(), [bank()]), n, r),
     "greedy without bank": lambda n, r: subset.greedy(prior(60, parents()), n, r),
     "greedy without anything": lambda n, r: subset.greedy(prior(60), n, r),
-    "confirmation": lambda n, r: subset.confirmation(60, n, range(30), r),
 }
 
 
@@ -143,9 +142,11 @@ def test_anchors_of_equal_items_collapse() -> None:
     assert subset.anchors(np.ones((8, 2)), 3, rng()).weights.tolist() == [1.0]
 
 
-def test_confirmation_prefers_items_not_asked() -> None:
-    assert (subset.confirmation(10, 4, range(6), rng()) == [6, 7, 8, 9]).all()
-    assert set(subset.confirmation(10, 6, range(6), rng())) >= {6, 7, 8, 9}
+def test_the_elite_is_asked_fresh_items_first() -> None:
+    order = subset.fresh_first(40, range(0, 40, 2), rng())
+    assert sorted(order[:20]) == list(range(1, 40, 2)) and sorted(order[20:]) == list(range(0, 40, 2))
+    assert (order != np.sort(order)).any() and (order == subset.fresh_first(40, range(0, 40, 2), rng())).all()
+    assert sorted(subset.fresh_first(5, [], rng())) == list(range(5))
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,14 @@ def start(problem):
     return problem.space.decode(problem.space.start)
 
 
+def test_a_round_may_be_without_items_of_a_task(worker, problem, start, monkeypatch):
+    expected = worker.evaluate(start, problem.subset)
+    suite = worker.evaluator.suite
+    monkeypatch.setattr(suite, "weights", {"other": 3.0, **suite.weights})
+    found = worker.evaluate(start, problem.subset)
+    assert (found.status, found.objectives) == ("ok", expected.objectives)
+
+
 def failing(evaluator, error, *, above=0):
     """Return a `score` that raises `error` for batches larger than `above`."""
     score = evaluator.score
