@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -13,16 +14,9 @@ import torch
 from evomerge.merging.blocks import Scratch
 from evomerge.merging.jobs import Piece
 
-SMALL = 1 << 15
-"""Entries of a tensor that is not worth handing over."""
-
 
 class Work(Protocol):
     """What a piece belongs to: a `Job`, or one in core space."""
-
-    @property
-    def size(self) -> int:
-        """Entries of its tensor."""
 
     @property
     def is_whole_matrix(self) -> bool:
@@ -42,7 +36,7 @@ class Crew:
         self._here = Scratch(device, block)
         self.for_matrices = Scratch(device, block)
         self._there = threading.local()
-        self._threads = 0
+        self._helpers = 0
         self._pool: ThreadPoolExecutor | None = None
 
     @contextmanager
@@ -55,15 +49,12 @@ class Crew:
             Whether to share them among ``torch.get_num_threads()`` threads; on a GPU they never are.
         """
         threads = torch.get_num_threads() if parallel and self._device.type == "cpu" else 1
-        session = Session(self, self._started(threads) if threads > 1 else None)
-        try:
-            yield session
-        except BaseException:
-            session.cancel()
-            raise
-        session.wait()
+        session = Session(self, shared=threads > 1)
+        yield session
+        if threads > 1:
+            self._share(session, threads - 1)
 
-    def here(self, piece: Piece, *, matrix: bool) -> None:
+    def here(self, piece: Piece, *, matrix: bool = False) -> None:
         """Do a piece in the calling thread."""
         piece(self.for_matrices if matrix else self._here)
 
@@ -75,50 +66,64 @@ class Crew:
         with torch.inference_mode():  # a mode is a thread's own
             piece(scratch)
 
-    def _started(self, threads: int) -> ThreadPoolExecutor:
-        if self._pool is None or threads != self._threads:
-            if self._pool is not None:
-                self._pool.shutdown()
-            self._threads, self._pool = threads, ThreadPoolExecutor(threads, thread_name_prefix="merge")
-        return self._pool
-
-
-class Session:
-    """The pieces of one model."""
-
-    def __init__(self, crew: Crew, pool: ThreadPoolExecutor | None) -> None:
-        self._crew = crew
-        self._pool = pool
-        self._under_way: list[Future[None]] = []
-
-    def do(self, job: Work, piece: Piece) -> None:
-        """Do a job's piece, or hand it over.
-
-        Decompositions are done here: linear algebra uses all threads by itself.
-        """
-        matrix = job.is_whole_matrix
-        if self._pool is None or matrix or job.size < SMALL:
-            self._crew.here(piece, matrix=matrix)
-        else:
-            self._under_way.append(self._pool.submit(self._crew.there, piece))
-
-    def wait(self) -> None:
-        """Return when all pieces are done.
+    def _share(self, session: Session, helpers: int) -> None:
+        """Do the session's pieces, with that many threads' help.
 
         Raises
         ------
         Exception
             The first that a piece raised, after all have ended.
         """
-        errors = [future.exception() for future in self._under_way]
-        for error in errors:
-            if error is not None:
-                raise error
+        pool = self._started(helpers)
+        others = [pool.submit(session.work, self.there) for _ in range(helpers)]
+        try:
+            session.work(self.here)
+        finally:
+            session.waiting.clear()  # unless interrupted, there are none left
+            for other in others:
+                other.result()
+        if session.errors:
+            raise session.errors[0]
 
-    def cancel(self) -> None:
-        """Drop what has not begun, wait for what has."""
-        for future in self._under_way:
-            future.cancel()
-        for future in self._under_way:
-            if not future.cancelled():
-                future.exception()
+    def _started(self, helpers: int) -> ThreadPoolExecutor:
+        if self._pool is None or helpers != self._helpers:
+            if self._pool is not None:
+                self._pool.shutdown()
+            self._helpers, self._pool = helpers, ThreadPoolExecutor(helpers, thread_name_prefix="merge")
+        return self._pool
+
+
+class Session:
+    """The pieces of one model.
+
+    Threads begin when the last is known. Handed over one by one, they had each thread wait for Python's lock, which
+    the thread that makes the pieces does not give away before it must (5 ms): about half of the time of a merge.
+    """
+
+    def __init__(self, crew: Crew, *, shared: bool) -> None:
+        self._crew = crew
+        self._shared = shared
+        self.waiting: deque[Piece] = deque()
+        self.errors: list[Exception] = []
+
+    def do(self, job: Work, piece: Piece) -> None:
+        """Do a job's piece, or put it down for all threads.
+
+        Decompositions are done at once: linear algebra uses all threads by itself.
+        """
+        if self._shared and not job.is_whole_matrix:
+            self.waiting.append(piece)
+        else:
+            self._crew.here(piece, matrix=job.is_whole_matrix)
+
+    def work(self, do: Callable[[Piece], None]) -> None:
+        """Do one piece after another until no thread finds any."""
+        while True:
+            try:
+                piece = self.waiting.popleft()
+            except IndexError:
+                return
+            try:
+                do(piece)
+            except Exception as error:
+                self.errors.append(error)

@@ -65,7 +65,6 @@ def two_threads() -> Any:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_large_models_are_merged_alike(llama: Any, method: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evomerge.merging.jobs.PIECE", 700)  # so that tensors are cut
-    monkeypatch.setattr("evomerge.merging.crew.SMALL", 100)
     expected = filled(llama.engine(compute_dtype=dtype), recipe(llama, method))
     engine = llama.engine(compute_dtype=dtype, large=0)
     for _ in range(2):
@@ -114,7 +113,6 @@ def test_other_dtypes_are_left_to_torch(
 def test_an_error_in_a_thread_is_raised_after_all_have_ended() -> None:
     class Work:
         is_whole_matrix = False
-        size = 1 << 20
 
     done: list[int] = []
 

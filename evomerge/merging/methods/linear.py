@@ -10,6 +10,7 @@ bf16 loses the small task vectors that the methods are about.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -90,4 +91,10 @@ def _divisor(weight: PerModel) -> float:
 
 
 def _sum(weight: PerModel) -> float:
+    return _float32_sum(tuple(weight))
+
+
+@lru_cache(maxsize=256)
+def _float32_sum(weight: tuple[float, ...]) -> float:
+    """Add up as torch does; remembered, since most tensors of a model have the same weights."""
     return float(torch.tensor(weight, dtype=torch.float32).sum())

@@ -11,6 +11,7 @@ that the last bits agree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -45,11 +46,11 @@ class Angle:
 
     def coefficients(self, t: float) -> tuple[float, float]:
         """Return what base and model are multiplied by, rounded to float32 at each step."""
-        t32 = torch.tensor(t, dtype=torch.float32)
-        if self.omega is None or self.sine is None:
-            return float(1 - t32), float(t32)
-        to_base = torch.sin((1 - t32) * self.omega) / self.sine
-        return float(to_base), float(torch.sin(t32 * self.omega) / self.sine)
+        shares = _shares(t)
+        if self.omega is not None and self.sine is not None:
+            shares = torch.sin(shares * self.omega) / self.sine
+        to_base, to_model = shares.tolist()
+        return to_base, to_model
 
 
 def angle(source: SourceTensor) -> Angle:
@@ -90,6 +91,13 @@ def slerp(tensor: Whole, *, t: float, whole_model: bool) -> WeightedSum:
     """Interpolate between the base (t = 0) and the other model (t = 1)."""
     own: Angle = tensor.prepared[0]
     return WeightedSum((own.of_model() if whole_model else own).coefficients(t), "base and models")
+
+
+@lru_cache(maxsize=256)
+def _shares(t: float) -> Tensor:
+    """Return 1 − t and t, float32[2]; remembered, since most tensors of a model have the same."""
+    t32 = torch.tensor(t, dtype=torch.float32)
+    return torch.stack([1 - t32, t32])
 
 
 def _norm(values: Tensor) -> Tensor:
