@@ -62,7 +62,7 @@ def searched(way: str, folder: Path, *, seed: int, evaluations: int, items: int)
 
 
 def main() -> None:
-    """Measure, write ``results.json`` and the table into the README."""
+    """Measure, write ``results.json``, the plot, and the tables into the README."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing is written")
     quick = parser.parse_args().quick
@@ -75,6 +75,7 @@ def main() -> None:
     results["minutes"] = round((time.perf_counter() - started) / 60, 1)
     results["machine"] = machine(1, "torch", "transformers")
     (FOLDER / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    plot(results, FOLDER / "scores.svg")
     readme = FOLDER / "README.md"
     before, _, rest = readme.read_text().partition("<!-- tables -->\n")
     _, _, after = rest.partition("<!-- /tables -->")
@@ -133,6 +134,31 @@ def markdown(results: dict[str, Any]) -> str:
             f"| {way.way} | {way.seed} | {way.evaluations} | {way.search:.3f} | {way.held_out:.3f} | {way.layers} |"
         )
     return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], file: Path) -> None:
+    """Draw what the planted orders came back to, and what the searches reached."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "evomerge"  # equal results, equal file
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    names = [f"{one['problem']}, seed {one['seed']}" for one in results["planted"]]
+    for shift, key in enumerate(("planted", "found", "known")):
+        heights = [100 * one[key] for one in results["planted"]]
+        left.bar([place + 0.27 * shift for place in range(len(names))], heights, width=0.25, label=key)
+    left.set_xticks([place + 0.27 for place in range(len(names))], names, fontsize=8)
+    left.set(ylabel="held-out score, %", title="planted orders", ylim=(0, 115))
+    left.legend(loc="upper center", ncols=3, fontsize=8)
+    for way in WAYS:
+        own = [one for one in results["searches"] if one["way"] == way]
+        right.plot([one["way"] for one in own], [100 * one["held_out"] for one in own], "o")
+    right.set(title=f"searches on {TASK}, one point per seed", ylim=(0, 65))
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
