@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from search_spaces import token_rules
 from search_spaces.methods import MethodSpec, Parameter
 from search_spaces.mixture_table import Mixture
 from search_spaces.recipe import Recipe, Slice, Source
@@ -91,6 +92,8 @@ def canonical_json(canonical: Recipe) -> str:
     )
     if canonical.adapters is not None:
         rest = (*rest, canonical.adapters)
+    if canonical.tokens is not None:
+        rest = (*rest, "tokens", token_rules.as_data(canonical.tokens))
     table = canonical.mixture
     extensions: tuple[object, ...] = () if table is None else ((table.rows, table.tensors, table.noises),)
     if canonical.path is not None:

@@ -57,10 +57,10 @@ class CoefficientConfig(BaseModel):
     kind: Literal["layer_coefficients"] = "layer_coefficients"
     """Which space this is."""
     method: str | tuple[str, ...] = "task_arithmetic"
-    """Merge method: any but passthrough and model_stock, which have nothing to search. A list makes the method itself
-    a gene, for the whole merge: a coefficient that a method does not take rests while that method is chosen, and
-    methods share the coefficients that mean the same to them. One that takes two models (slerp) is searched over the
-    pairs of experts."""
+    """Merge method: any but passthrough, and those that have nothing to search (model_stock, ram, arcee_fusion). A list
+    makes the method itself a gene, for the whole merge: a coefficient that a method does not take rests while that
+    method is chosen, and methods share the coefficients that mean the same to them. One that takes two models (slerp)
+    is searched over the pairs of experts."""
     method_prior: dict[str, float] = Field(default_factory=dict)
     """Probability with which random samples have each method of the list: `{ties: 0.7, slerp: 0.3}`; alike by
     default."""

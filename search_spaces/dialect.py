@@ -8,19 +8,21 @@ both mergekit 0.1.5 and its earlier releases understand. One key is ours:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from search_spaces import mixture_table
-from search_spaces.errors import RecipeError, did_you_mean
+from search_spaces import mixture_table, token_rules
+from search_spaces.errors import RecipeError
 from search_spaces.methods import MethodSpec, method_spec
 from search_spaces.recipe import Recipe, Slice, Source
 from search_spaces.references import format_reference, parse_reference
 from search_spaces.settings import Condition, Parameters, Scalar, Setting
+from search_spaces.shapes import entries_of, mapping, shown, text_of
 from search_spaces.stop import Stop
+from search_spaces.token_rules import TokenRules
 from search_spaces.validation import MAX_SLICES, MAX_SOURCES
 
 MAX_BYTES = 4_000_000  # a canonical recipe of 128 layers and 8 sources is about 200 kB
@@ -183,12 +185,13 @@ def _check_amount(data: Any) -> None:
 
 
 def _recipe(data: Any) -> Recipe:
-    top = _mapping(data, "the document", _TOP_KEYS)
+    top = mapping(data, "the document", _TOP_KEYS)
     if top.get("merge_method") is None:
         raise RecipeError("merge_method is missing; write one such as merge_method: linear")
-    spec = method_spec(_text(top["merge_method"], "merge_method"))
+    spec = method_spec(text_of(top["merge_method"], "merge_method"))
     form, content, parameters = _content(top, spec)
-    ours = _mapping(top.get("evomerge") or {}, "evomerge", _OUR_KEYS)
+    ours = mapping(top.get("evomerge") or {}, "evomerge", _OUR_KEYS)
+    vocabulary, tokens = _tokenizer(top)
     return Recipe(
         merge_method=spec.name,
         slices=_models(content, spec) if form == "models" else _slices(content, spec),
@@ -196,7 +199,8 @@ def _recipe(data: Any) -> Recipe:
         parameters=parameters,
         dtype=_dtype(top, "dtype"),
         out_dtype=_dtype(top, "out_dtype"),
-        tokenizer_source=_vocabulary(ours, _tokenizer_source(top)),
+        tokenizer_source=_vocabulary(ours, vocabulary),
+        tokens=tokens,
         chat_template=_optional_text(top, "chat_template"),
         **_extensions(ours),
     )
@@ -211,8 +215,8 @@ def _content(top: dict[str, Any], spec: MethodSpec) -> tuple[str, Any, Parameter
         raise RecipeError(f"exactly one of models, slices and modules is wanted, not {found}; write `slices:`")
     if forms[0] != "modules":
         return forms[0], top[forms[0]], parameters
-    modules = _mapping(top["modules"], "modules", ("default",), required=("default",))
-    module = _mapping(modules["default"], "modules.default", ("models", "slices", "parameters"))
+    modules = mapping(top["modules"], "modules", ("default",), required=("default",))
+    module = mapping(modules["default"], "modules.default", ("models", "slices", "parameters"))
     forms = [key for key in ("models", "slices") if module.get(key)]
     if len(forms) != 1:
         raise RecipeError("modules.default: exactly one of models and slices is wanted; write `slices:`")
@@ -224,23 +228,23 @@ def _content(top: dict[str, Any], spec: MethodSpec) -> tuple[str, Any, Parameter
 
 def _models(value: Any, spec: MethodSpec) -> tuple[Slice, ...]:
     sources = []
-    for index, entry in enumerate(_list(value, "models", MAX_SOURCES)):
+    for index, entry in enumerate(entries_of(value, "models", MAX_SOURCES)):
         place = f"models[{index}]"
-        fields = _mapping(entry, place, ("model", "parameters"), required=("model",))
+        fields = mapping(entry, place, ("model", "parameters"), required=("model",))
         model = parse_reference(fields["model"], f"{place}.model")
         sources.append(Source(model, None, _parameters(fields, f"{place}.parameters", spec)))
     return (Slice(tuple(sources)),)
 
 
 def _slices(value: Any, spec: MethodSpec) -> tuple[Slice, ...]:
-    entries = _list(value, "slices", MAX_SLICES)
+    entries = entries_of(value, "slices", MAX_SLICES)
     return tuple(_slice(entry, spec, f"slices[{i}]") for i, entry in enumerate(entries))
 
 
 def _slice(value: Any, spec: MethodSpec, place: str) -> Slice:
     valid = ("sources", "parameters", "base_model", "residual_weight")  # the last: in the grammar, never used
-    fields = _mapping(value, place, valid, required=("sources",))
-    entries = _list(fields["sources"], f"{place}.sources", MAX_SOURCES)
+    fields = mapping(value, place, valid, required=("sources",))
+    entries = entries_of(fields["sources"], f"{place}.sources", MAX_SOURCES)
     return Slice(
         sources=tuple(_source(entry, spec, f"{place}.sources[{i}]") for i, entry in enumerate(entries)),
         parameters=_parameters(fields, f"{place}.parameters", spec),
@@ -249,10 +253,10 @@ def _slice(value: Any, spec: MethodSpec, place: str) -> Slice:
 
 
 def _source(value: Any, spec: MethodSpec, place: str) -> Source:
-    fields = _mapping(value, place, ("model", "layer_range", "parameters"), required=("model", "layer_range"))
+    fields = mapping(value, place, ("model", "layer_range", "parameters"), required=("model", "layer_range"))
     bounds = fields["layer_range"]
     if not isinstance(bounds, list) or len(bounds) != 2 or not all(type(bound) is int for bound in bounds):
-        raise RecipeError(f"{place}.layer_range: {_shown(bounds)} is no range; write [start, end]")
+        raise RecipeError(f"{place}.layer_range: {shown(bounds)} is no range; write [start, end]")
     return Source(
         model=parse_reference(fields["model"], f"{place}.model"),
         layer_range=(bounds[0], bounds[1]),
@@ -266,7 +270,7 @@ def _optional_reference(fields: dict[str, Any], key: str, place: str = "") -> st
 
 
 def _optional_text(fields: dict[str, Any], key: str) -> str | None:
-    return None if fields.get(key) is None else _text(fields[key], key)
+    return None if fields.get(key) is None else text_of(fields[key], key)
 
 
 def _dtype(top: dict[str, Any], key: str) -> str | None:
@@ -274,20 +278,18 @@ def _dtype(top: dict[str, Any], key: str) -> str | None:
     return None if value is None else value.removeprefix("torch.")
 
 
-def _tokenizer_source(top: dict[str, Any]) -> str | None:
+def _tokenizer(top: dict[str, Any]) -> tuple[str | None, TokenRules | None]:
+    """Return whose vocabulary the result has, and what is said of single tokens."""
     nested = top.get("tokenizer")
     if nested is None:
         source = top.get("tokenizer_source")
         if isinstance(source, str) and source.startswith("model:"):  # how earlier releases named a model
-            return parse_reference(source.removeprefix("model:"), "tokenizer_source")
-        return _optional_reference(top, "tokenizer_source")
+            return parse_reference(source.removeprefix("model:"), "tokenizer_source"), None
+        return _optional_reference(top, "tokenizer_source"), None
     if top.get("tokenizer_source") is not None:
         raise RecipeError("tokenizer and tokenizer_source are both there; remove one")
-    fields = _mapping(nested, "tokenizer", ("source", "tokens", "pad_to_multiple_of"))
-    for key in ("tokens", "pad_to_multiple_of"):
-        if fields.get(key):
-            raise RecipeError(f"tokenizer.{key}: is not supported yet; remove it")
-    return _optional_reference(fields, "source", "tokenizer") or "union"
+    fields = mapping(nested, "tokenizer", ("source", "tokens", "pad_to_multiple_of"))
+    return _optional_reference(fields, "source", "tokenizer") or "union", token_rules.from_data(fields, "tokenizer")
 
 
 def _vocabulary(ours: dict[str, Any], mergekits: str | None) -> str | None:
@@ -296,7 +298,7 @@ def _vocabulary(ours: dict[str, Any], mergekits: str | None) -> str | None:
     if own is None:
         return mergekits
     if own not in ("first", "pad"):
-        raise RecipeError(f"evomerge.vocabulary: {_shown(own)} is not first or pad; write others as tokenizer_source")
+        raise RecipeError(f"evomerge.vocabulary: {shown(own)} is not first or pad; write others as tokenizer_source")
     if mergekits is not None:
         raise RecipeError("evomerge.vocabulary and tokenizer_source are both there; remove one")
     return str(own)
@@ -307,12 +309,12 @@ def _extensions(ours: dict[str, Any]) -> dict[str, Any]:
     mixture = ours.get("mixture")
     seed, calibration, adapters = ours.get("seed"), ours.get("calibration"), ours.get("adapters")
     if adapters not in (None, "core", "full"):
-        raise RecipeError(f"evomerge.adapters: {_shown(adapters)} is not core or full; write adapters: core")
+        raise RecipeError(f"evomerge.adapters: {shown(adapters)} is not core or full; write adapters: core")
     if seed is not None and type(seed) is not int:
-        raise RecipeError(f"evomerge.seed: {_shown(seed)} is not a whole number; write one such as 0")
+        raise RecipeError(f"evomerge.seed: {shown(seed)} is not a whole number; write one such as 0")
     return {
         "seed": seed,
-        "calibration": None if calibration is None else _text(calibration, "evomerge.calibration"),
+        "calibration": None if calibration is None else text_of(calibration, "evomerge.calibration"),
         "adapters": "core" if adapters == "core" else None,
         "mixture": None if mixture is None else mixture_table.from_data(mixture, "evomerge.mixture"),
         "path": _path(ours.get("path")),
@@ -323,11 +325,11 @@ def _path(value: Any) -> tuple[Stop, ...] | None:
     if value is None:
         return None
     stops = []
-    for index, entry in enumerate(_list(value, "evomerge.path", MAX_SLICES)):
+    for index, entry in enumerate(entries_of(value, "evomerge.path", MAX_SLICES)):
         place = f"evomerge.path[{index}]"
-        fields = _mapping(entry, place, ("layer", "model", "scale"), required=("layer",))
+        fields = mapping(entry, place, ("layer", "model", "scale"), required=("layer",))
         if type(fields["layer"]) is not int:
-            raise RecipeError(f"{place}.layer: {_shown(fields['layer'])} is not a whole number; write one such as 0")
+            raise RecipeError(f"{place}.layer: {shown(fields['layer'])} is not a whole number; write one such as 0")
         scale = _scalar(fields.get("scale", 1.0), float, f"{place}.scale")
         stops.append(Stop(_optional_reference(fields, "model", place), fields["layer"], float(scale)))
     return tuple(stops)
@@ -341,7 +343,7 @@ def _parameters(fields: dict[str, Any], place: str, spec: MethodSpec) -> Paramet
     if value is None:
         return ()
     names = [parameter.name for parameter in spec.parameters]
-    entries = _mapping(value, place, names, owner=f"parameter of {spec.name}")
+    entries = mapping(value, place, names, owner=f"parameter of {spec.name}")
     kinds = {name: spec.parameter(name).kind for name in sorted(entries)}
     return tuple((name, _setting(entries[name], kind, f"{place}.{name}")) for name, kind in kinds.items())
 
@@ -355,11 +357,11 @@ def _setting(value: Any, kind: type, place: str) -> Setting:
 
 
 def _condition(value: Any, kind: type, place: str) -> Condition:
-    fields = _mapping(value, place, ("value", "filter"), required=("value",))
+    fields = mapping(value, place, ("value", "filter"), required=("value",))
     pattern = fields.get("filter")
     return Condition(
         value=_value(fields["value"], kind, f"{place}.value"),
-        filter=None if pattern is None else _text(pattern, f"{place}.filter"),
+        filter=None if pattern is None else text_of(pattern, f"{place}.filter"),
     )
 
 
@@ -382,43 +384,7 @@ def _scalar(value: Any, kind: type, place: str) -> Scalar:
     except (ValueError, OverflowError):
         pass
     expected = "truth value; write true or false" if kind is bool else "number; write one such as 0.5"
-    raise RecipeError(f"{place}: {_shown(value)} is not a {expected}")
-
-
-# --- reading: shapes ---
-
-
-def _mapping(
-    value: Any, place: str, valid: Sequence[str], *, required: Sequence[str] = (), owner: str = "key"
-) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RecipeError(f"{place}: {_shown(value)} is not a mapping; write pairs such as {valid[0]}: ...")
-    for key in value:
-        if key not in valid:
-            raise RecipeError(f"{place}: unknown {owner} '{key}'; {did_you_mean(key, valid)}")
-    for key in required:
-        if value.get(key) is None:
-            raise RecipeError(f"{place}: '{key}' is missing; write {key}: ...")
-    return value
-
-
-def _list(value: Any, place: str, limit: int) -> list[Any]:
-    if not isinstance(value, list):
-        raise RecipeError(f"{place}: {_shown(value)} is not a list; begin each entry with '- '")
-    if len(value) > limit:
-        raise RecipeError(f"{place}: {len(value)} entries are too many; write at most {limit}")
-    return value
-
-
-def _text(value: Any, place: str) -> str:
-    if not isinstance(value, str):
-        raise RecipeError(f"{place}: {_shown(value)} is not text; put it in quotes")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    raise RecipeError(f"{place}: {shown(value)} is not a {expected}")
 
 
 # --- writing ---
@@ -432,7 +398,8 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
         "base_model": _reference_data(recipe.base_model),
         "dtype": recipe.dtype,
         "out_dtype": recipe.out_dtype,
-        "tokenizer_source": None if own_policy else _reference_data(recipe.tokenizer_source),
+        "tokenizer_source": None if own_policy or recipe.tokens else _reference_data(recipe.tokenizer_source),
+        "tokenizer": _tokenizer_dict(recipe),
         "chat_template": recipe.chat_template,
         "parameters": _parameters_dict(recipe.parameters),
     }
@@ -451,6 +418,12 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
         }
     )
     return _without_empty(fields)
+
+
+def _tokenizer_dict(recipe: Recipe) -> dict[str, Any] | None:
+    if recipe.tokens is None:
+        return None
+    return {"source": _reference_data(recipe.tokenizer_source)} | token_rules.as_data(recipe.tokens)
 
 
 def _slice_dict(part: Slice) -> dict[str, Any]:

@@ -166,6 +166,32 @@ PASSTHROUGH = MethodSpec(
     doc="Take each slice from one model, scaled if asked: layer orders, repeats, skips.",
 )
 
+NEARSWAP = MethodSpec(
+    name="nearswap",
+    parameters=(
+        Parameter(
+            "t", False, float, low=0.0, high=0.01, start=0.001, required=True, doc="The furthest that an entry moves."
+        ),
+        AIM,
+    ),
+    base="required",
+    min_models=1,
+    max_models=1,
+    stochastic=False,
+    doc="Each entry moved from the base to the other model's, by t at most.",
+)
+
+ARCEE_FUSION = MethodSpec(
+    name="arcee_fusion",
+    parameters=(AIM,),
+    base="required",
+    min_models=1,
+    max_models=1,
+    stochastic=False,
+    doc="The base with those entries of one other model that stand out: by change, and by change of their row.",
+    deviation="its quartiles are exact, where mergekit draws a million entries of larger tensors at random",
+)
+
 # --- weighted task vectors ---
 
 TASK_ARITHMETIC = _on_task_vectors(
@@ -279,6 +305,24 @@ SCE = _on_task_vectors(
         "select_topk", False, float, 1.0, low=0.1, high=1.0, start=0.5, doc="Fraction of varying entries selected."
     ),
     _INT8_MASK,
+)
+
+_CHANGED = Parameter("epsilon", False, float, 1e-5, doc="Size of a change that counts.")
+
+RAM = _on_task_vectors(
+    "ram",
+    "Sum of the task vectors, an entry divided by the number of models that change it (arXiv:2601.13572).",
+    _CHANGED,
+)
+
+RAMPLUS = _on_task_vectors(
+    "ramplus_tl",
+    "As ram, with what one model alone changes made larger (arXiv:2601.13572; counts per tensor).",
+    Parameter(
+        "r", False, float, 0.1, low=0.0, high=1.0, start=0.1, doc="How much larger, per share of what is shared."
+    ),
+    Parameter("alpha", False, float, 0.2, low=0.0, high=1.0, start=0.2, doc="Largest share that counts."),
+    _CHANGED,
 )
 
 MAGMAX = _on_task_vectors(
@@ -402,6 +446,8 @@ METHODS: Mapping[str, MethodSpec] = MappingProxyType(
             NUSLERP,
             MULTISLERP,
             KARCHER,
+            NEARSWAP,
+            ARCEE_FUSION,
             TASK_ARITHMETIC,
             MODEL_STOCK,
             METAGPT,
@@ -413,6 +459,8 @@ METHODS: Mapping[str, MethodSpec] = MappingProxyType(
             BREADCRUMBS,
             BREADCRUMBS_TIES,
             SCE,
+            RAM,
+            RAMPLUS,
             MAGMAX,
             EMR,
             CONSENSUS,

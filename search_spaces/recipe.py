@@ -17,6 +17,7 @@ from search_spaces.methods import MethodSpec, method_spec
 from search_spaces.mixture_table import Mixture
 from search_spaces.settings import Condition, Parameters, Setting
 from search_spaces.stop import Stop
+from search_spaces.token_rules import TokenRules
 from search_spaces.validation import validate
 
 __all__ = ["Condition", "Parameters", "Recipe", "RecipeError", "Setting", "Slice", "Source", "Stop"]
@@ -81,6 +82,8 @@ class Recipe:
     tokenizer_source
         Whose vocabulary the result has: ``union``, ``base``, a model, or (ours) ``first``, the first model's that
         is not the base, and ``pad``, which compares rows by id; None copies the base's, and all must be equal.
+    tokens
+        Whose rows single tokens have, and the number of rows; needs `tokenizer_source`.
     chat_template
         ``auto``, the name of a template or a Jinja string.
     seed
@@ -116,6 +119,7 @@ class Recipe:
     adapters: Literal["core"] | None = None
     mixture: Mixture | None = None
     path: tuple[Stop, ...] | None = None
+    tokens: TokenRules | None = None
 
     def __post_init__(self) -> None:
         validate(self)
@@ -231,6 +235,7 @@ class Recipe:
             slices=slices,
             base_model=renamed(self.base_model),
             tokenizer_source=tokenizer if tokenizer in VOCABULARIES else renamed(tokenizer),
+            tokens=self.tokens and self.tokens.with_models(mapping),
             path=self.path and tuple(replace(stop, model=renamed(stop.model)) for stop in self.path),
         )
 

@@ -27,7 +27,7 @@ MAX_SOURCES = 64
 MAX_GRADIENT = MAX_LAYERS
 MAX_CONDITIONS = 64
 
-NOT_IN_CORE = ("slerp", "karcher", "widen")
+NOT_IN_CORE = ("slerp", "karcher", "widen", "arcee_fusion")
 
 
 def validate(recipe: Recipe) -> None:
@@ -37,6 +37,8 @@ def validate(recipe: Recipe) -> None:
     if recipe.seed is not None and (type(recipe.seed) is not int or not 0 <= recipe.seed < 2**63):
         raise RecipeError(f"evomerge.seed: {recipe.seed} is not a seed; write a whole number from 0 to 2**63 - 1")
     _validate_adapters(recipe, spec)
+    if recipe.tokens is not None and recipe.tokenizer_source in (None, "pad"):
+        raise RecipeError("tokenizer: single tokens need a vocabulary; write source: base, union or a model")
     if not recipe.slices:
         raise RecipeError("slices: the recipe has none; write a `models:` or a `slices:` list")
     if len(recipe.slices) > MAX_SLICES:

@@ -140,7 +140,10 @@ def _opened(
     recipe: Recipe, file: Path, within: Path | None, *, allow_unrelated: bool
 ) -> tuple[dict[str, Checkpoint], str, Recipe]:
     checkpoints = open_sources(
-        {reference: reference for reference in recipe.models}, recipe.base_model, vocabulary=recipe.tokenizer_source
+        {reference: reference for reference in recipe.models},
+        recipe.base_model,
+        vocabulary=recipe.tokenizer_source,
+        tokens=recipe.tokens,
     )
     if within is not None:
         for checkpoint in checkpoints.values():

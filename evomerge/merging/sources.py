@@ -10,10 +10,15 @@ from evomerge.merging.checkpoints import Checkpoint, CheckpointError, locate
 from evomerge.merging.gguf import converted, is_gguf
 from evomerge.merging.vocabulary import align
 from search_spaces.references import parts, spelled
+from search_spaces.token_rules import TokenRules
 
 
 def open_sources(
-    models: Mapping[str, str], base: str | None, *, vocabulary: str | None = None
+    models: Mapping[str, str],
+    base: str | None,
+    *,
+    vocabulary: str | None = None,
+    tokens: TokenRules | None = None,
 ) -> dict[str, Checkpoint]:
     """Open the sources by name: each once, adapters on the base (or their own), all in one vocabulary.
 
@@ -25,6 +30,8 @@ def open_sources(
         The name of the base; None: adapters name it themselves, and the first model stands for it otherwise.
     vocabulary
         A policy of `evomerge.merging.vocabulary`; None: as they are.
+    tokens
+        What is said of single tokens.
 
     Raises
     ------
@@ -39,7 +46,7 @@ def open_sources(
         if name not in opened:
             opened[name] = open_source(reference, opened[base] if base is not None else None, shared)
     opened = {name: opened[name] for name in models}
-    return opened if vocabulary is None else align(opened, vocabulary, base or next(iter(models)))
+    return opened if vocabulary is None else align(opened, vocabulary, base or next(iter(models)), tokens)
 
 
 def open_source(

@@ -6,7 +6,9 @@ Policies, as in mergekit's `tokenizer_source` (`union`, `base`, a model) and two
 * ``union``: the base's with its ids, then every further token in order of the models;
 * ``pad``: rows compared by id, not by token, up to the longest matrix.
 
-A row that a model lacks is the base's; where the base lacks it too, the mean of those that have it (mergekit's rule).
+A row that a model lacks is the base's; where the base lacks it too, the mean of those that have it (mergekit's rule). A
+recipe may say otherwise of single tokens, and add tokens and rows (`search_spaces.token_rules`). Added rows without a
+token are the mean of the model's rows with one.
 
 Letters: V rows of the common vocabulary, D width of the embeddings.
 """
@@ -16,8 +18,8 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,18 @@ from torch import Tensor
 
 from evomerge.merging.architecture import meta_module, quiet
 from evomerge.merging.checkpoints import TOKENIZER_FILES, Checkpoint, CheckpointError
+from search_spaces.token_rules import TokenRow, TokenRules
 
 MISSING = -1
+
+
+@dataclass(frozen=True)
+class Given:
+    """A row that a recipe names: one of a model's own, by its name; None: zeros."""
+
+    model: str | None
+    row: int
+    force: bool
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,10 @@ class Vocabulary:
         Name of the model whose tokenizer settings and special tokens the result has.
     folder
         Where the tokenizer lies.
+    given
+        By common row: the model and the row of its that models without the token have, or all of them (`force`).
+    padding
+        int64[P]: rows that were added to reach a multiple.
     """
 
     rows: int
@@ -57,10 +73,14 @@ class Vocabulary:
     base: str
     owner: str
     folder: Path
+    given: Mapping[int, Given] = field(default_factory=dict)
+    padding: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     kept: object = None  # what must live as long as `folder` does
 
 
-def align(checkpoints: Mapping[str, Checkpoint], policy: str, base: str) -> dict[str, Checkpoint]:
+def align(
+    checkpoints: Mapping[str, Checkpoint], policy: str, base: str, rules: TokenRules | None = None
+) -> dict[str, Checkpoint]:
     """Bring all models to one vocabulary; those that have it already stay as they are.
 
     Parameters
@@ -71,13 +91,18 @@ def align(checkpoints: Mapping[str, Checkpoint], policy: str, base: str) -> dict
         ``base``, ``union``, ``first``, ``pad``, or a name or reference of one of the models.
     base
         The base's name.
+    rules
+        What is said of single tokens.
 
     Raises
     ------
     CheckpointError
-        If a tokenizer is needed and missing, the policy names no model, or tokenizers cannot be joined.
+        If a tokenizer is needed and missing, the policy names no model, tokenizers cannot be joined, or a model lacks a
+        token whose row it is to give.
     """
-    vocabulary = _vocabulary(checkpoints, policy, base)
+    vocabulary = _vocabulary(checkpoints, policy, base, rules.added if rules else ())
+    if rules is not None:
+        vocabulary = _ruled(vocabulary, checkpoints, rules)
     return {
         name: checkpoint
         if _has(checkpoint, name, vocabulary, checkpoints[base])
@@ -167,6 +192,14 @@ class AlignedCheckpoint(Checkpoint):
         missing = torch.nonzero(index_V == MISSING).flatten()
         if len(missing):
             result[missing] = self._filled(name, missing, own).to(own.dtype)
+        for place, given in self._vocabulary.given.items():
+            if given.force or index_V[place] == MISSING:
+                source = None if given.model is None else self._sources[given.model].tensor(name)
+                result[place] = 0.0 if source is None else source[given.row].to(own.dtype)
+        padding = self._vocabulary.padding
+        if len(padding):
+            with_token = torch.tensor(sorted(id for id in self._vocabulary.tokens.values() if id < len(result)))
+            result[padding] = result[with_token].float().mean(0).to(own.dtype)
         return result
 
     def _filled(self, name: str, ids: Tensor, own: Tensor) -> Tensor:
@@ -199,6 +232,8 @@ def _rows(checkpoint: Checkpoint) -> int:
 def _has(checkpoint: Checkpoint, name: str, vocabulary: Vocabulary, base: Checkpoint) -> bool:
     """Whether the model has the common vocabulary already, rows and tokenizer."""
     index_V = vocabulary.indices[name]
+    if vocabulary.given:
+        return False
     same_rows = len(index_V) == _rows(checkpoint) and bool((index_V == torch.arange(len(index_V))).all())
     return same_rows and _tokens(checkpoint, base) == vocabulary.tokens
 
@@ -206,7 +241,7 @@ def _has(checkpoint: Checkpoint, name: str, vocabulary: Vocabulary, base: Checkp
 # --- the common vocabulary ---
 
 
-def _vocabulary(checkpoints: Mapping[str, Checkpoint], policy: str, base: str) -> Vocabulary:
+def _vocabulary(checkpoints: Mapping[str, Checkpoint], policy: str, base: str, added: Sequence[str] = ()) -> Vocabulary:
     if policy == "pad":
         return _padded(checkpoints, base)
     tokens = {name: _tokens(checkpoint, checkpoints[base]) for name, checkpoint in checkpoints.items()}
@@ -218,13 +253,74 @@ def _vocabulary(checkpoints: Mapping[str, Checkpoint], policy: str, base: str) -
         kept, owner = None, _owner(checkpoints, policy, base)
         folder, target = _tokenizer_folder(checkpoints[owner], checkpoints[base]), tokens[owner]
     rows = _rows(checkpoints[owner])
-    if policy == "union":
+    further = [token for token in added if token not in target]
+    if further:
+        source, before = folder, kept  # what `folder` lies in must live until it is read
+        kept = tempfile.TemporaryDirectory(prefix="evomerge-tokenizer-")
+        folder = Path(kept.name)
+        target = _with_tokens(source, further, folder)
+        del before
+    if policy == "union" or further:
         rows = max(rows, 1 + max(target.values()))
     indices = {
         name: _index(target, tokens[name], rows, _rows(checkpoint), is_owner=name == owner)
         for name, checkpoint in checkpoints.items()
     }
-    return Vocabulary(rows, target, indices, base, owner, folder, kept)
+    return Vocabulary(rows, target, indices, base, owner, folder, kept=kept)
+
+
+def _ruled(vocabulary: Vocabulary, checkpoints: Mapping[str, Checkpoint], rules: TokenRules) -> Vocabulary:
+    """Return the vocabulary with the rows that the rules name, as many as they ask for."""
+    given = {
+        vocabulary.tokens[rule.token]: _given(rule, checkpoints, checkpoints[vocabulary.base])
+        for rule in rules.rows
+        if rule.zero or rule.model is not None
+    }
+    missing = -vocabulary.rows % (rules.multiple or 1)
+    padding = torch.arange(vocabulary.rows, vocabulary.rows + missing)
+    return replace(
+        vocabulary,
+        rows=vocabulary.rows + missing,
+        indices={name: torch.cat([index, padding * 0 + MISSING]) for name, index in vocabulary.indices.items()},
+        given=given,
+        padding=padding,
+    )
+
+
+def _given(rule: TokenRow, checkpoints: Mapping[str, Checkpoint], base: Checkpoint) -> Given:
+    place = f"tokenizer.tokens.{rule.token}"
+    if rule.model is None:
+        return Given(None, 0, rule.force)
+    name = next((name for name, c in checkpoints.items() if rule.model in (name, c.reference)), None)
+    if name is None:
+        raise CheckpointError(
+            f"{place}: {rule.model} is none of the models; write source: one of {', '.join(checkpoints)}"
+        )
+    checkpoint, row = checkpoints[name], rule.row
+    if not isinstance(row, int):
+        token = rule.token if row is None else row
+        row = _tokens(checkpoint, base).get(token, MISSING)
+        if row == MISSING:
+            raise CheckpointError(f"{place}: {name} has no token {token!r}; name a model that has it")
+    if row >= _rows(checkpoint):
+        raise CheckpointError(
+            f"{place}: {name} has no row {row}; write a token_id below {_rows(checkpoint)}, or another token"
+        )
+    return Given(name, row, rule.force)
+
+
+def _with_tokens(source: Path, added: Sequence[str], folder: Path) -> dict[str, int]:
+    """Write the tokenizer in `source` with tokens added into `folder`; return its vocabulary."""
+    tokenizer = _load(source)
+    tokenizer.add_tokens(list(added))
+    with quiet():
+        tokenizer.save_pretrained(folder)
+    target: dict[str, int] = _load(folder).get_vocab()
+    if target != tokenizer.get_vocab():
+        raise CheckpointError(
+            f"tokenizer.tokens: {', '.join(added)} cannot be added to the tokenizer; name tokens of one of the models"
+        )
+    return target
 
 
 def _index(target: Mapping[str, int], own: Mapping[str, int], rows: int, own_rows: int, *, is_owner: bool) -> Tensor:

@@ -282,6 +282,41 @@ RECIPES = {
         parameters: {filter_wise: true}
         dtype: float32
         """,
+    # Two models, entry by entry.
+    "nearswap": """
+        merge_method: nearswap
+        base_model: chat
+        models:
+          - model: math
+        parameters: {t: 0.005}
+        dtype: float32
+        """,
+    "arcee_fusion": """
+        merge_method: arcee_fusion
+        base_model: chat
+        models:
+          - model: chat
+          - model: math
+        dtype: float32
+        """,
+    "ram": """
+        merge_method: ram
+        base_model: origin
+        models:
+          - model: chat
+          - model: math
+        dtype: float32
+        """,
+    "ramplus_tl": """
+        merge_method: ramplus_tl
+        base_model: origin
+        models:
+          - model: chat
+          - model: math
+          - model: code
+        parameters: {r: 0.1, alpha: 0.2, epsilon: 1.0e-3}
+        dtype: float32
+        """,
     # A deeper model out of overlapping parts, with no base named.
     "passthrough": """
         merge_method: passthrough
@@ -389,6 +424,38 @@ RECIPES = {
         chat_template: auto
         dtype: float32
         """,
+    # Rows of single tokens: of one model for all, of another token, zeros; tokens that no model has; padding.
+    "tokens": """
+        merge_method: task_arithmetic
+        base_model: origin
+        models:
+          - model: chat
+            parameters: {weight: 0.5}
+          - model: math
+            parameters: {weight: 0.5}
+        tokenizer:
+          source: union
+          tokens:
+            w7:
+              source: math
+              force: true
+            w9:
+              source:
+                kind: zero
+              force: true
+            <|im_start|>:
+              source:
+                kind: "model_token"
+                model: chat
+                token: w5
+            <|im_end|>:
+              source:
+                kind: "model_token"
+                model: math
+                token_id: 3
+          pad_to_multiple_of: 8
+        dtype: float32
+        """,
 }
 
 # Files of several documents, as mergekit-multi reads them; the first key of a comment is the folder of the result.
@@ -460,6 +527,10 @@ PARITY = {
     "task_arithmetic": SAME,
     "ties without normalising": SAME,
     "sce": SAME,
+    "nearswap": SAME,
+    "arcee_fusion": SAME,
+    "ram": SAME,
+    "ramplus_tl": SAME,
     "passthrough": SAME,
     "passthrough scaled": SAME,
     "scopes": SAME,
@@ -468,6 +539,7 @@ PARITY = {
     "adapters": SAME,
     "adapter as base": SAME,
     "tokenizer section": SAME,
+    "tokens": SAME,
 }
 
 
@@ -524,7 +596,8 @@ def test_recipe_runs_unmodified(name: str, merge: Any, tmp_path: Path) -> None:
     lines = [line.split(":")[1].strip() for line in text.splitlines() if line.strip().startswith(("dtype", "out_dt"))]
     assert str(model.dtype) == f"torch.{lines[-1]}"
     assert torch.isfinite(model(torch.tensor([[1, 5, 3]])).logits).all()
-    assert AutoTokenizer.from_pretrained(out).vocab_size == 16
+    assert len(AutoTokenizer.from_pretrained(out)) == {"tokens": 18}.get(name, 16)
+    assert model.config.vocab_size == {"tokens": 24}.get(name, 16)
 
 
 def test_recipes_cover_the_methods() -> None:

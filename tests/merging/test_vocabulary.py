@@ -14,6 +14,7 @@ from evomerge.commands.merge import merge
 from evomerge.merging.checkpoints import Checkpoint, CheckpointError
 from evomerge.merging.preflight import check
 from evomerge.merging.vocabulary import align
+from search_spaces.token_rules import TokenRow, TokenRules
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BASE = ["<s>", "</s>", "a", "b", "c"]
@@ -179,3 +180,46 @@ def test_a_recipe_is_honoured(tmp_path: Path, sources: dict[str, Checkpoint], sp
         has = [seed + tokens.index(token) for seed, tokens in ((0.1, BASE), (0.2, EXPERT)) if token in tokens]
         assert float(weight[place[token]]) == pytest.approx(sum(has) / len(has), rel=1e-5)
     assert model(torch.tensor([tokenizer("e a").input_ids])).logits.shape[-1] == len(place)
+
+
+def test_single_tokens_take_the_rows_that_a_recipe_names(sources: dict[str, Checkpoint]) -> None:
+    rules = TokenRules(
+        (
+            TokenRow("d", "other"),  # base lacks it; expert has its own
+            TokenRow("b", "base", force=True),
+            TokenRow("c", zero=True),  # expert lacks it
+            TokenRow("new", "expert", "e"),
+            TokenRow("newer", sources["base"].reference, 4),
+            TokenRow("newest"),
+        ),
+        4,
+    )
+    aligned = align(sources, "union", "base", rules)
+    # <s> </s> a b c | d e | new newer newest | two rows more
+    mean = [round(sum(row) / 10, 4) for row in ([0.1, 1.1, 2.1, 3.1, 4.1, 5.3, 5.2, 5.2, 4.1, 0],)]
+    assert rows(aligned["base"]) == [0.1, 1.1, 2.1, 3.1, 4.1, 5.3, 5.2, 5.2, 4.1, 0, *mean * 2]
+    assert rows(aligned["expert"])[:10] == [0.2, 1.2, 4.2, 3.1, 0, 3.2, 5.2, 5.2, 4.1, 0]
+    assert rows(aligned["other"])[:10] == [0.3, 1.3, 2.3, 3.1, 4.3, 5.3, 5.2, 5.2, 4.1, 0]
+    assert aligned["base"].config.vocab_size == 12
+    assert aligned["base"].tokenizer()("a new newest")["input_ids"] == [2, 7, 9]
+    assert check(aligned, "base", allow_unrelated=True)
+
+
+def test_rows_are_padded_without_other_changes(sources: dict[str, Checkpoint]) -> None:
+    aligned = align({"base": sources["base"]}, "base", "base", TokenRules(multiple=8))
+    assert rows(aligned["base"]) == [0.1, 1.1, 2.1, 3.1, 4.1, 2.1, 2.1, 2.1]
+    same = align({"base": sources["base"]}, "base", "base", TokenRules(multiple=5))
+    assert same["base"] is sources["base"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (TokenRow("d", "nobody"), "tokenizer.tokens.d: nobody is none of the models; write source: one of base, exp"),
+        (TokenRow("d", "base"), "tokenizer.tokens.d: base has no token 'd'; name a model that has it"),
+        (TokenRow("d", "base", 5), "tokenizer.tokens.d: base has no row 5; write a token_id below 5"),
+    ],
+)
+def test_rows_that_are_not_there(sources: dict[str, Checkpoint], rule: TokenRow, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        align(sources, "union", "base", TokenRules((rule,)))

@@ -3,6 +3,7 @@ import pytest
 from search_spaces import dialect
 from search_spaces.errors import RecipeError
 from search_spaces.recipe import Recipe
+from search_spaces.token_rules import TokenRow, TokenRules
 
 LINEAR = "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n"
 SLICE = "merge_method: linear\nparameters: {weight: 1}\nslices: [{sources: [{model: a, layer_range: %s}]}]\n"
@@ -64,6 +65,36 @@ def test_tokenizer_mapping_with_a_source_only():
     assert Recipe.from_yaml(LINEAR + "tokenizer: {}").tokenizer_source == "union"
 
 
+def test_rules_for_single_tokens():
+    text = LINEAR + (
+        "tokenizer:\n  source: base\n  pad_to_multiple_of: 64\n  tokens:\n"
+        "    <|a|>: {source: a, force: true}\n"
+        "    <|b|>: {source: {kind: zero}}\n"
+        "    <|c|>: {source: {kind: model_token, model: a, token: x}}\n"
+        "    <|d|>: {source: {kind: model_token, model: a, token_id: 3}, force: true}\n"
+        "    <|e|>: {}\n"
+    )
+    recipe = Recipe.from_yaml(text)
+    assert recipe.tokens == TokenRules(
+        (
+            TokenRow("<|a|>", "a", force=True),
+            TokenRow("<|b|>", zero=True),
+            TokenRow("<|c|>", "a", "x"),
+            TokenRow("<|d|>", "a", 3, force=True),
+            TokenRow("<|e|>"),
+        ),
+        64,
+    )
+    again = Recipe.from_yaml(recipe.to_yaml())
+    assert again == recipe
+    assert again.tokens == recipe.tokens
+    plain = Recipe.from_yaml(LINEAR + "tokenizer: {source: base}")
+    assert plain.hash != recipe.hash
+    renamed = recipe.with_models({"a": "z"}).tokens
+    assert renamed is not None
+    assert [row.model for row in renamed.rows] == ["z", None, "z", "z", None]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -82,7 +113,15 @@ def test_tokenizer_mapping_with_a_source_only():
          r"models\[0\].parameters: 'normalize' is not per model; write it in the slice's parameters"),
         (LINEAR + "parameters: {normalize: 2}", "parameters.normalize: 2 is not a truth value; write true"),
         (LINEAR.replace("model: a", "model: a+b+c"), r"models\[0\].model: 'a\+b\+c' is not a model with one adapter"),
-        (LINEAR + "tokenizer: {source: base, pad_to_multiple_of: 8}", "tokenizer.pad_to_multiple_of: is not"),
+        (LINEAR + "tokenizer: {pad_to_multiple_of: 0}", "tokenizer.pad_to_multiple_of: 0 is no number of rows; write"),
+        (LINEAR + "tokenizer: {tokens: {t: {sourc: a}}}", "tokenizer.tokens.t: unknown key 'sourc'; did you mean"),
+        (LINEAR + "tokenizer: {tokens: {t: {force: true}}}", "tokens.t: force says .*; add source: MODEL"),
+        (LINEAR + "tokenizer: {tokens: {t: {source: {kind: one}}}}", "kind: 'one' is not zero or model_token; write"),
+        (LINEAR + "tokenizer: {tokens: {t: {source: {kind: model_token, model: a}}}}", "one of token and token_id is"),
+        (
+            LINEAR + "tokenizer: {tokens: {t: {source: {kind: model_token, model: a, token_id: -1}}}}",
+            "token_id: -1 is no id; write a whole number",
+        ),
         (LINEAR + "tokenizer: {}\ntokenizer_source: base", "tokenizer and tokenizer_source are both there;"),
         (LINEAR + "evomerge: {sed: 1}", "evomerge: unknown key 'sed'; did you mean 'seed'"),
         (LINEAR + "evomerge: {seed: a}", "evomerge.seed: 'a' is not a whole number; write one such as 0"),

@@ -27,6 +27,10 @@ def test_defaults_are_those_of_mergekit():
         "breadcrumbs": {**shared, "normalize": False, "rescale": False, "gamma": 0.01},
         "breadcrumbs_ties": {**shared, "normalize": False, "rescale": False, "gamma": 0.01},
         "sce": {"select_topk": 1.0, "int8_mask": False},
+        "nearswap": {},
+        "arcee_fusion": {},
+        "ram": {"epsilon": 1e-5},
+        "ramplus_tl": {"r": 0.1, "alpha": 0.2, "epsilon": 1e-5},
         "passthrough": {"scale": None},
     }
 
@@ -35,8 +39,8 @@ def test_required_parameters():
     required = {
         name: [p.name for p in spec.parameters if p.required] for name, spec in METHODS.items() if spec.in_mergekit
     }
-    without = {"passthrough", "karcher", "model_stock", "sce"}
-    expected = {name: [] if name in without else ["weight"] for name in required} | {"slerp": ["t"]}
+    without = {"passthrough", "karcher", "model_stock", "sce", "arcee_fusion", "ram", "ramplus_tl"}
+    expected = {name: [] if name in without else ["weight"] for name in required} | {"slerp": ["t"], "nearswap": ["t"]}
     assert required == expected
     assert not any(p.required for spec in METHODS.values() if not spec.in_mergekit for p in spec.parameters)
 

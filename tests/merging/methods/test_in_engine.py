@@ -27,6 +27,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "cabs": {"keep": 1.0, "group": 4.0},
     "drm": {"density": 0.5},
     "passthrough": {"scale": 0.7},
+    "nearswap": {"t": 0.005},
+    "ram": {"epsilon": 0.005},
+    "ramplus_tl": {"epsilon": 0.005, "r": 0.7},
     "nuslerp": {"nuslerp_flatten": False},
 }
 

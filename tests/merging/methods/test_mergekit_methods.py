@@ -56,6 +56,10 @@ COMPARED: list[tuple[str, dict[str, Any]]] = [
     ("breadcrumbs_ties", WEIGHT | DENSITY | {"gamma": [0.0, 0.1, 0.05]}),
     ("sce", {}),
     ("sce", {"select_topk": 0.6}),
+    ("nearswap", {"t": 0.9}),
+    ("arcee_fusion", {}),
+    ("ram", {"epsilon": 0.7}),
+    ("ramplus_tl", {"epsilon": 2.0, "r": 0.3, "alpha": 0.5}),
     ("passthrough", {"scale": [0.7]}),
 ]
 

@@ -1,0 +1,87 @@
+"""RAM and RAM+: what one model alone has changed is kept whole, what several have is averaged (arXiv:2601.13572).
+
+An entry counts as changed by model t where |τ_t| > ε, c is the number of models that have changed it.
+
+    RAM:   θ = θ_0 + Σ_t [|τ_t| > ε] τ_t / max(c, 1)
+    RAM+:  the same, with entries that only model t has changed (c = 1) multiplied by λ_t = 1 + r clip(ρ_t, 0, α),
+
+where ρ_t is the number of entries that t shares with others over the number of those that are its own. As in mergekit
+0.1.5 (`ramplus_tl`), the counts are the tensor's, not the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block
+from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.registry import SourceGroup, merge_method
+
+STRETCH = 1 << 20
+"""Entries that are counted at a time."""
+
+
+class Shares:
+    """Each model's ρ, worked out for the ε that is asked for."""
+
+    def __init__(self, group: SourceGroup) -> None:
+        self._group = group
+        self._shares: Memo[list[float]] = Memo()
+
+    def cut(self, span: slice) -> Shares:
+        """Return itself: the shares are the whole tensor's."""
+        return self
+
+    def of(self, epsilon: float) -> list[float]:
+        """Return ρ of each of the T models."""
+        return self._shares.get(epsilon, lambda: self._count(epsilon))
+
+    def _count(self, epsilon: float) -> list[float]:
+        base = self._group.base
+        assert base is not None, "ramplus_tl says base='required'"
+        shared = own = torch.zeros(len(self._group.models), dtype=torch.int64, device=base.device)
+        for start in range(0, len(base), STRETCH):
+            span = slice(start, start + STRETCH)
+            origin = base[span].float()
+            changed = torch.stack([(values[span].float() - origin).abs() > epsilon for values in self._group.models])
+            several = changed.sum(0) > 1
+            shared = shared + (changed & several).sum(1)
+            own = own + (changed & ~several).sum(1)
+        return (shared / own.clamp(min=epsilon)).tolist()
+
+
+@merge_method("ram")
+def ram(block: Block, *, epsilon: float) -> None:
+    """Sum of the task vectors, an entry divided by the number of models that have changed it."""
+    _reinforce(block, epsilon, None)
+
+
+@merge_method("ramplus_tl", prepare_all=Shares)
+def ramplus(block: Block, *, r: float, alpha: float, epsilon: float) -> None:
+    """RAM with entries of one model alone made larger, by how much of what it changed is shared."""
+    shares = block.shared.of(epsilon)
+    _reinforce(block, epsilon, [1 + r * min(max(share, 0.0), alpha) for share in shares])
+
+
+def _reinforce(block: Block, epsilon: float, factors: Sequence[float] | None) -> None:
+    base_E, deltas = block.deltas()
+    count_E = block.spare("count").zero_()
+    for delta_E in deltas:
+        changed_E = _changed(block, delta_E, epsilon)
+        count_E.add_(changed_E)
+        delta_E.mul_(changed_E)
+    out_E, alone_E = block.out.zero_(), torch.eq(count_E, 1, out=block.spare("alone"))
+    for index, delta_E in enumerate(deltas):
+        if factors is not None:
+            delta_E.addcmul_(delta_E, alone_E, value=factors[index] - 1)
+        out_E.add_(delta_E.div_(count_E.clamp(min=1)))
+    out_E.add_(base_E)
+
+
+def _changed(block: Block, delta_E: Tensor, epsilon: float) -> Tensor:
+    """Return 1 where the entry counts as changed, else 0."""
+    size_E = torch.abs(delta_E, out=block.spare("size"))
+    return torch.gt(size_E, epsilon, out=size_E)

@@ -1,0 +1,67 @@
+"""Two models, entry by entry: NearSwap, and Arcee's fusion.
+
+NearSwap (alchemonaut): the other model's entries as far as they are near, w = clip(t / |θ_1 − θ_0|, 0, 1) and
+θ = w θ_1 + (1 − w) θ_0; so no entry moves by more than t.
+Arcee fusion: the entries that matter most, θ = θ_0 + [s ≥ m + 1.5 (q_3 − q_1)] (θ_1 − θ_0), where an entry's score s
+is |θ_1 − θ_0| times the Kullback-Leibler divergence of its row's softmax in the two models, and q_1, m, q_3 are the
+scores' quartiles over the tensor. It has no coefficient: the mask is prepared.
+
+Both as mergekit 0.1.5 has them. Deviation: the quartiles are those of all scores, where mergekit draws a million of
+them at random in larger tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block
+from evomerge.merging.methods.formulas import Kept, WeightedSum, Whole
+from evomerge.merging.methods.registry import SourceGroup, merge_method
+
+NEAREST = 1e-6  # distance to divide by
+SMALLEST_SHARE = 1e-8  # of a row's softmax
+
+
+@merge_method("nearswap")
+def nearswap(block: Block, *, t: float) -> None:
+    """Move each entry to the other model's, by t at most."""
+    base_E, (delta_E,) = block.deltas()
+    near_E = torch.abs(delta_E, out=block.out).clamp_(min=NEAREST).reciprocal_().mul_(t).clamp_(0, 1)
+    near_E.mul_(delta_E).add_(base_E)
+
+
+@dataclass(frozen=True)
+class Salient:
+    """Which entries matter, uint8[n]."""
+
+    mask: Tensor
+
+    def cut(self, span: slice) -> Salient:
+        """Return the part for some of the entries."""
+        return Salient(self.mask[span])
+
+
+def salient(group: SourceGroup) -> Salient:
+    """Find the entries whose scores are far above the others'."""
+    assert group.base is not None, "arcee_fusion says base='required'"
+    base, model = (values.float().view(-1, group.form.row) for values in (group.base, group.models[0]))
+    score = (_divergence(model, base) * (model - base).abs_()).flatten()
+    ordered = score.sort().values
+    low, middle, high = (float(ordered[int(q * (len(ordered) - 1))]) for q in (0.25, 0.5, 0.75))
+    threshold = torch.tensor(middle) + 1.5 * (torch.tensor(high) - torch.tensor(low))  # rounded as float32
+    return Salient((score >= threshold.to(score)).to(torch.uint8))
+
+
+@merge_method("arcee_fusion", prepare_all=salient, shared_bytes=1)
+def arcee_fusion(tensor: Whole) -> WeightedSum:
+    """Take the other model's entries where they matter."""
+    return WeightedSum([1.0], kept=[Kept(tensor.shared.mask, end=2, first=1)])
+
+
+def _divergence(model: Tensor, base: Tensor) -> Tensor:
+    """Return Σ p log(p / q) for each row, [rows, 1], p of the model and q of the base."""
+    p, q = (torch.softmax(values, dim=-1).add_(SMALLEST_SHARE) for values in (model, base))
+    return (p * (p / q).log_()).sum(dim=-1, keepdim=True)
