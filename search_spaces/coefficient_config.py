@@ -87,9 +87,10 @@ class CoefficientConfig(BaseModel):
     for anything (`"*[final]": 0.5`)."""
 
     calibration: str | None = None
-    """A text file, for parameters that need one: `aim` (activation-informed merging, on top of any method with a base)
-    damps changes of the channels that are busy when the base reads it. Write `ranges: {aim: {low: 0, high: 1}}` to
-    search it, or hold it in `fixed`."""
+    """A text file, for what needs one: the method `fisher`, which measures every model's gradients on it; and the
+    parameter `aim` (activation-informed merging, on top of any method with a base), which damps changes of the channels
+    that are busy when the base reads it. Write `ranges: {aim: {low: 0, high: 1}}` to search it, or hold it in
+    `fixed`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -239,6 +240,8 @@ def _check_single(config: CoefficientConfig) -> None:
     for name, value in config.fixed_parameters.items():
         _check_fixed(config.spec, name, value)
     _check_bounds(config)
+    if config.spec.statistic is not None and config.calibration is None:
+        raise ValueError(f"{config.method}: it needs a text; write calibration: TEXT_FILE")
     for parameter in config.spec.parameters:
         if parameter.after and config.calibration is None and parameter.name in {**config.ranges, **config.fixed}:
             raise ValueError(f"{parameter.name}: it needs a text; write calibration: TEXT_FILE")

@@ -85,6 +85,9 @@ class MethodSpec:
         Whether mergekit 0.1.5 has a method of this name.
     deviation
         Where its weights differ from ours, at ``dtype: float32``, whatever the coefficients; else empty.
+    statistic
+        What is measured of each model on the recipe's calibration text before it is merged: ``fisher``, the mean
+        squared gradient of every weight. None: nothing.
     """
 
     name: str
@@ -96,6 +99,7 @@ class MethodSpec:
     doc: str
     in_mergekit: bool = True
     deviation: str = ""
+    statistic: Literal["fisher"] | None = None
 
     def parameter(self, name: str) -> Parameter:
         """Return the parameter called `name`.

@@ -154,6 +154,23 @@ KARCHER = MethodSpec(
     doc="Mean of the models' directions on the sphere: the point with the least squared angles.",
 )
 
+FISHER = MethodSpec(
+    name="fisher",
+    parameters=(
+        Parameter(
+            "weight", True, float, 1.0, low=0.05, high=1.0, start=0.5, doc="Share of the model, beside its information."
+        ),
+        Parameter("floor", False, float, 1e-3, doc="Smallest information, as a fraction of its root mean square."),
+    ),
+    base="none",
+    min_models=1,
+    max_models=None,
+    stochastic=False,
+    doc="Average of the models, each weight by its Fisher information on the calibration text (arXiv:2111.09832).",
+    in_mergekit=False,
+    statistic="fisher",
+)
+
 PASSTHROUGH = MethodSpec(
     name="passthrough",
     parameters=(
@@ -448,6 +465,7 @@ METHODS: Mapping[str, MethodSpec] = MappingProxyType(
             KARCHER,
             NEARSWAP,
             ARCEE_FUSION,
+            FISHER,
             TASK_ARITHMETIC,
             MODEL_STOCK,
             METAGPT,

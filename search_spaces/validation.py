@@ -157,11 +157,14 @@ def _validate_calibration(recipe: Recipe) -> None:
     if recipe.calibration == "":
         raise RecipeError("evomerge.calibration: the name is empty; write the path of a text file")
     if recipe.calibration is None and needs_calibration(recipe):
-        raise RecipeError("aim: it needs a text to measure the base on; write evomerge: {calibration: TEXT_FILE}")
+        what, whom = (recipe.merge_method, "models") if recipe.spec.statistic else ("aim", "the base")
+        raise RecipeError(f"{what}: it needs a text to measure {whom} on; write evomerge: {{calibration: TEXT_FILE}}")
 
 
 def needs_calibration(recipe: Recipe) -> bool:
-    """Return whether `recipe` sets a parameter that rests on what models do on a text."""
+    """Return whether the method of `recipe`, or a parameter that it sets, rests on what models do on a text."""
+    if recipe.spec.statistic is not None:
+        return True
     scopes = [recipe.parameters, *(part.parameters for part in recipe.slices)]
     needing = {parameter.name for parameter in method_spec(recipe.merge_method).parameters if parameter.after}
     return any(name in needing for scope in scopes for name, _ in scope)

@@ -109,7 +109,7 @@ class MergeEngine:
         self._sources: dict[tuple[str, str], Tensor] = {}
         self._prepared: dict[tuple[object, ...], Prepared] = {}
         self._models: dict[tuple[str, str | None], SourceModel] = {}
-        self._statistics: dict[tuple[str, str], Statistics] = {}
+        self._statistics: dict[tuple[str, str, str], Statistics] = {}
         self._core_space = CoreSpace(self.checkpoints)
         self._resident: Resident | None = None
         self._resident_key: tuple[object, ...] | None = None
@@ -338,7 +338,6 @@ class MergeEngine:
         return self._new_job(target, shape, recipe, plan)
 
     def _new_job(self, target: Tensor, shape: tuple[int, ...], recipe: Recipe, plan: TensorPlan) -> Job:
-        seed = recipe.seed or 0
         method = implementation(plan.method)
         for part in _parts(plan):
             own = self.checkpoint(part.model).shape(part.tensor)
@@ -355,20 +354,31 @@ class MergeEngine:
             base=base,
             models=[self._source(part.model, part.tensor) for part in plan.contributions],
             form=form,
-            prepared=[self._prepare(method, plan, part, seed, form) for part in plan.contributions]
+            prepared=[self._prepare(method, plan, part, recipe, form) for part in plan.contributions]
             if method.prepare
             else [],
             shared=self._prepare_all(method, plan, form) if method.prepare_all else None,
             activation=self._activation(recipe, plan),
         )
 
-    def _prepare(self, method: MergeMethod, plan: TensorPlan, part: Contribution, seed: int, form: Form) -> Prepared:
+    def _prepare(
+        self, method: MergeMethod, plan: TensorPlan, part: Contribution, recipe: Recipe, form: Form
+    ) -> Prepared:
         assert method.prepare is not None
+        seed, measured = recipe.seed or 0, method.spec.statistic is not None
         key = self._prepared_key(method.prepare, plan, (part,), seed if method.spec.stochastic else 0)
+        if measured:
+            key = (*key, recipe.calibration)
         state = self._prepared.get(key)
         if state is None:
             source = SourceTensor(
-                part.tensor, self._on_device(part), self._base_on_device(plan), seed, form, self._model(plan, part)
+                part.tensor,
+                self._on_device(part),
+                self._base_on_device(plan),
+                seed,
+                form,
+                self._model(plan, part),
+                self._statistic(method, part, recipe) if measured else None,
             )
             state = self._prepared[key] = method.prepare(source)
         return state
@@ -428,22 +438,36 @@ class MergeEngine:
     # --- what models do on a text ---
 
     def _measure(self, recipe: Recipe, plans: tuple[TensorPlan, ...]) -> None:
-        """Measure the bases that the recipe wants to be informed of, before any weight is written."""
+        """Measure what the recipe wants to know of models on its text, before any weight is written."""
         if recipe.calibration is None:
             return
-        for base in {plan.base.model for plan in plans if plan.base is not None and "aim" in plan.parameters}:
-            if (base, recipe.calibration) not in self._statistics:
-                measured = statistics(
-                    "activations", self.checkpoint(base), Path(recipe.calibration), partial(self.load, base)
-                )
-                self._statistics[base, recipe.calibration] = measured
+        wanted: dict[tuple[str, str], None] = {}  # a set in the order of the plans
+        for plan in plans:
+            if plan.base is not None and "aim" in plan.parameters:
+                wanted["activations", plan.base.model] = None
+            asked = implementation(plan.method).spec.statistic
+            if asked is not None:
+                wanted.update(dict.fromkeys((asked, part.model) for part in plan.contributions))
+        text = recipe.calibration
+        for kind, model in wanted:
+            if (kind, model, text) not in self._statistics:
+                load = partial(self.load, model)
+                self._statistics[kind, model, text] = statistics(kind, self.checkpoint(model), Path(text), load)
 
     def _activation(self, recipe: Recipe, plan: TensorPlan) -> Tensor | None:
         """Return each input channel's share of the largest activation; None for what `aim` leaves alone."""
         if recipe.calibration is None or plan.base is None or plan.base.tensor in self.layout.embeddings:
             return None
-        measured = self._statistics.get((plan.base.model, recipe.calibration), {}).get(plan.base.tensor)
+        key = ("activations", plan.base.model, recipe.calibration)
+        measured = self._statistics.get(key, {}).get(plan.base.tensor)
         return None if measured is None else shares(measured.to(self._device))
+
+    def _statistic(self, method: MergeMethod, part: Contribution, recipe: Recipe) -> Tensor:
+        """Return what was measured of a source tensor for the method, flat."""
+        assert method.spec.statistic is not None
+        assert recipe.calibration is not None, "a recipe of such a method is not valid without"
+        measured = self._statistics[method.spec.statistic, part.model, recipe.calibration]
+        return measured[part.tensor].reshape(-1).to(self._device)
 
     # --- the resident model ---
 

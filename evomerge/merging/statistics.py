@@ -1,11 +1,13 @@
 """What models do on a text: measured before the first candidate, and kept on disk.
 
 The seam for data-aware merging. A statistic is one array per tensor of one model on one text; it does not depend on
-any coefficient, so it belongs to what is prepared. `activations` is the first kind; gradients would be another
-function beside it, with a name of its own in the cache's key.
+any coefficient, so it belongs to what is prepared. There are two kinds: `activations` (mean sizes of each module's
+inputs) and `fisher` (mean squared gradients of each weight).
 
 The cache is a folder of safetensors files, named by a hash over kind, weights and text: equal keys, equal statistics.
 It may be deleted at any time.
+
+A statistic comes from the cache memory-mapped: one of a number per weight takes no more memory than is read of it.
 
 Letters: N input channels of a module, W windows of text.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,7 +40,7 @@ VERSION = 1
 """Of what is measured; part of the key."""
 
 Statistics: TypeAlias = Mapping[str, Tensor]
-"""float32[N] by the tensor's name in the module."""
+"""By the tensor's name in the module: float32[N] of activations, bfloat16 in the tensor's own shape of `fisher`."""
 Measure: TypeAlias = Callable[[PreTrainedModel, Tensor], Statistics]
 
 
@@ -49,7 +52,7 @@ def statistics(
     Parameters
     ----------
     kind
-        ``activations``.
+        ``activations`` or ``fisher``.
     checkpoint
         The model's files and tokenizer.
     text
@@ -75,7 +78,8 @@ def statistics(
     windows = _windows(checkpoint, content, text)
     measured = {name: values.contiguous() for name, values in _MEASURES[kind](load(), windows).items()}
     _write(file, measured)
-    return measured
+    del measured
+    return load_file(file)
 
 
 def activations(model: PreTrainedModel, windows: Tensor) -> Statistics:
@@ -93,7 +97,53 @@ def activations(model: PreTrainedModel, windows: Tensor) -> Statistics:
     return {name: (total / tokens).float().cpu() for name, total in sums.items()}
 
 
-_MEASURES: Mapping[str, Measure] = {"activations": activations}
+def fisher(model: PreTrainedModel, windows: Tensor) -> Statistics:
+    """Return √n F / ‖F‖ by the weight's name: F is the mean squared gradient of a window's log-likelihood.
+
+    The diagonal of the empirical Fisher information, over the n weights of the model. `windows` as for `activations`;
+    one by one, so that no more is held than a gradient, the sums and what one window's layers remember.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _squared_gradients(model) as sums:
+        for window in windows:
+            ids = window[window >= 0].to(model.device)
+            if len(ids) < 2:
+                continue  # nothing to predict
+            logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+            nn.functional.cross_entropy(logits.float(), ids[1:], reduction="sum").backward()
+    norm = math.sqrt(sum(float(total.double().square().sum()) for total in sums.values()))
+    scale = math.sqrt(sum(total.numel() for total in sums.values())) / norm if norm > 0 else 0.0
+    return {name: (total * scale).bfloat16().cpu() for name, total in sums.items()}
+
+
+@contextmanager
+def _squared_gradients(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+    """Add up each parameter's squared gradients, float32, whenever one is complete; and let go of it."""
+    sums = {name: torch.zeros_like(values, dtype=torch.float32) for name, values in model.named_parameters()}
+
+    def add(name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            assert parameter.grad is not None, "the hook runs when the gradient is there"
+            gradient = parameter.grad.float()
+            sums[name].addcmul_(gradient, gradient)
+            parameter.grad = None
+
+        return hook
+
+    handles = []
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(True)
+            handles.append(parameter.register_post_accumulate_grad_hook(add(name)))
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
+_MEASURES: Mapping[str, Measure] = {"activations": activations, "fisher": fisher}
 
 
 @contextmanager

@@ -71,7 +71,8 @@ def merge_tensors(
         The tensor's, which random masks depend on.
     parameters
         By the method's names (``lambda_`` for ``lambda``); a list is a value per model, one value is all models'.
-        Those left out take their defaults. With `aim`, activations rise evenly from the first column to the last.
+        Those left out take their defaults. With `aim`, activations rise evenly from the first column to the last; a
+        statistic that the method asks for is the square of each value.
     """
     merge = Merge(method, base, models, seed=seed, by_token=by_token, name=name)
     return merge.run(block=block, out_dtype=out_dtype, compiled=compiled, **parameters)
@@ -105,7 +106,8 @@ class Merge:
     def _source(self, name: str, values: Tensor, seed: int) -> SourceTensor:
         """Return a tensor that is all of its model."""
         model = SourceModel(lambda: iter([(values, self._base)]))
-        return SourceTensor(name, values, self._base, seed, self._form, model)
+        statistic = None if self.method.spec.statistic is None else _statistic(values)
+        return SourceTensor(name, values, self._base, seed, self._form, model, statistic)
 
     def run(
         self,
@@ -138,6 +140,11 @@ class Merge:
     def state(self) -> object:
         """All that was prepared."""
         return self._prepared, self._shared
+
+
+def _statistic(values: Tensor) -> Tensor:
+    """Return squared values as what was measured of each, bfloat16[n]."""
+    return values.float().square().bfloat16()
 
 
 def _activation(form: Form) -> Tensor:

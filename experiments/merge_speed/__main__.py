@@ -146,9 +146,9 @@ def _memory(result: Result) -> str:
 
 
 def methods_for(size: Size) -> tuple[str, ...]:
-    """Return what is timed on a size: every method on the smallest, five on the others."""
+    """Return what is timed on a size: on the smallest every method that needs no text, five on the others."""
     if size in (SIZES[0], *QUICK):
-        return tuple(METHODS)
+        return tuple(method for method, spec in METHODS.items() if spec.statistic is None)
     return FIVE if size == SIZES[1] else tuple(method for method in FIVE if method != "ties")
 
 

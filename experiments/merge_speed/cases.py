@@ -71,6 +71,8 @@ def recipe(method: str, paths: list[str], count: int, turn: int) -> dict[str, An
     parameters: dict[str, Any] = {}
     if method == "slerp":
         parameters["t"] = 0.3 + 0.01 * turn
+    if method == "nearswap":
+        parameters["t"] = 0.001 + 0.0001 * turn
     if any(parameter.name == "density" for parameter in spec.parameters):
         parameters["density"] = 0.5 + 0.01 * turn
     models = [

@@ -458,7 +458,7 @@ RECIPES = {
         """,
 }
 
-# Files of several documents, as mergekit-multi reads them; the first key of a comment is the folder of the result.
+# Files of several documents, as mergekit-multi reads them; a key is the folder of the result.
 STAGES = {
     # Two named merges, the second on the first, and a last one without a name.
     "out": """
@@ -505,6 +505,35 @@ STAGES = {
         slices:
           - sources: [{model: mixed, layer_range: [0, 3]}]
           - sources: [{model: mixed, layer_range: [1, 4]}]
+        dtype: float32
+        """,
+    # A method for the lower layers and the ends, another for the upper ones.
+    "layers": """
+        name: lower
+        merge_method: ties
+        base_model: origin
+        models:
+          - model: math
+            parameters: {weight: 0.8, density: 0.5}
+          - model: code
+            parameters: {weight: 0.6, density: 0.5}
+        dtype: float32
+        ---
+        name: upper
+        merge_method: slerp
+        base_model: math
+        models:
+          - model: code
+        parameters: {t: 0.4}
+        dtype: float32
+        ---
+        name: layers
+        merge_method: passthrough
+        base_model: origin
+        slices:
+          - sources: [{model: lower, layer_range: [0, 2]}]
+          - sources: [{model: upper, layer_range: [2, 4]}]
+          - sources: [{model: lower, layer_range: [4, 4]}]
         dtype: float32
         """,
 }
@@ -622,7 +651,7 @@ def test_documents_are_merged_in_turn(name: str, merge: Any, tmp_path: Path) -> 
     again = merge((out / "recipe.yaml").read_text(), tmp_path / "again", "--intermediates", str(kept))
     assert _tensors(again).keys() == _tensors(out).keys()
     assert all(torch.equal(values, _tensors(again)[key]) for key, values in _tensors(out).items())
-    named = {"out": ["first-merge", "second-merge"], "deeper": ["mixed"]}[name]
+    named = {"out": ["first-merge", "second-merge"], "deeper": ["mixed"], "layers": ["lower", "upper"]}[name]
     assert sorted(path.name for path in kept.iterdir()) == named
     assert str(tmp_path) not in (out / "recipe.yaml").read_text() + (out / "README.md").read_text()
     assert "name: " + named[0] in (out / "README.md").read_text()

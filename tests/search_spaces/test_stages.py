@@ -84,9 +84,10 @@ def test_what_is_refused(documents, message):
 
 
 def test_what_the_documentation_shows():
-    page = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(name: .*?)```", page, flags=re.S)
-    assert [stage.recipe.models for stage in parse(block)] == [("chat", "math"), ("code+lora:style", "first")]
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```yaml\n(name: .*?)```", page, flags=re.S)
+    assert [stage.recipe.models for stage in parse(first)] == [("chat", "math"), ("code+lora:style", "first")]
+    assert [stage.recipe.models for stage in parse(second)][-1] == ("lower", "upper", "base")
 
 
 def test_one_recipe_is_not_several():

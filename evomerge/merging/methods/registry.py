@@ -68,6 +68,8 @@ class SourceTensor:
         Shape and role.
     model
         The model that the tensor belongs to.
+    statistic
+        What was measured of the tensor on the calibration text, flat, where the method's `statistic` asks for it.
     """
 
     name: str
@@ -76,6 +78,7 @@ class SourceTensor:
     seed: int
     form: Form
     model: SourceModel
+    statistic: Tensor | None = None
 
     def delta(self) -> Tensor:
         """Return the task vector, float32, flat."""

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from evomerge.testing.merge_methods import merge_tensors
-from search_spaces.methods import METHODS
+from search_spaces.methods import METHODS as ALL
 from search_spaces.recipe import Recipe
 from search_spaces.settings import constant
+
+# Those that rest on a text are tested with one (`tests/merging/test_gradients.py`).
+METHODS = {name: spec for name, spec in ALL.items() if spec.statistic is None}
 
 # Coefficients that leave no default in place where that would hide a method's own way.
 PARAMETERS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,57 @@
+"""Fisher-weighted averaging: Matena & Raffel 2022, arXiv:2111.09832.
+
+Each model's weights count as much as a text says of them: with F_t the diagonal of model t's empirical Fisher
+information, the mean squared gradient of the text's log-likelihood (`evomerge.merging.statistics`), per entry
+
+    θ = Σ w_t f_t θ_t / Σ w_t f_t,    f_t = max(√n F_t / ‖F_t‖, floor),
+
+over all n entries of the model. The norm keeps a model with large gradients from outweighing the others (the authors'
+choice); the factor √n cancels, and lets the floor mean the same for models of all sizes: a fraction of the root mean
+square, below which all weights of a model count alike.
+
+Deviations: gradients are those of windows of text, not of labelled examples; one text serves all models, where the
+paper takes each model's own; the authors floor the target model only, at 1e-6 of the norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.blocks import Block
+from evomerge.merging.methods.registry import PerModel, SourceTensor, merge_method
+
+
+@dataclass(frozen=True)
+class Information:
+    """√n F / ‖F‖ of a model's entries, bfloat16[n], in the place that the cache gives it."""
+
+    values: Tensor
+
+    def cut(self, span: slice) -> Information:
+        """Return the part for some of the entries."""
+        return Information(self.values[span])
+
+
+def information(source: SourceTensor) -> Information:
+    """Take what was measured of a source tensor."""
+    assert source.statistic is not None, "fisher says statistic='fisher'"
+    return Information(source.statistic)
+
+
+@merge_method("fisher", prepare=information, prepared_bytes=2)
+def fisher(block: Block, *, weight: PerModel, floor: float) -> None:
+    """Average the models, each entry by its own information."""
+    if min(weight) < 0 or max(weight) == 0:
+        raise ValueError("fisher: the weights are shares; write numbers from 0 on, one of them above")
+    if floor <= 0:
+        raise ValueError("fisher: a floor of 0 leaves weights without any information; write one such as 0.001")
+    total_E, share_E = block.spare("total").zero_(), block.spare("share")
+    out_E = block.out.zero_()
+    for values_E, state, w in zip(block.models(), block.prepared, weight, strict=True):
+        share_E.copy_(state.values).clamp_(min=floor).mul_(w)
+        total_E.add_(share_E)
+        out_E.add_(values_E.mul_(share_E))
+    torch.div(out_E, total_E, out=out_E)
