@@ -34,6 +34,7 @@ class Bench:
         asked = tuple(items)
         for known in (
             self.ledger.finals.get((stage, entry.recipe.hash)),
+            self.ledger.finals.get(("vote", entry.recipe.hash)),
             self.ledger.by_recipe.get(entry.recipe.hash),  # the search itself, where it asked the very same items
         ):
             if known is not None and known.items == asked:
@@ -56,8 +57,14 @@ class Bench:
             known |= zip(new.items, new.scores.tolist(), strict=True)
         return Evaluation("ok", items=asked, scores=np.array([known[item] for item in asked], np.float32))
 
+    def vote(self, entry: Entry, items: Sequence[str]) -> Evaluation:
+        """Return a voter's scores on held-out items with what it answered; raises as `score` does."""
+        asked = tuple(items)
+        known = self.ledger.finals.get(("vote", entry.recipe.hash))
+        return known if known is not None and known.items == asked else self._new("vote", entry, asked)
+
     def _new(self, stage: Stage, entry: Entry, items: tuple[str, ...]) -> Evaluation:
-        self.pool.submit(0, entry.recipe, items)
+        self.pool.submit(0, entry.recipe, items, answers=stage == "vote")
         while not (scored := self.pool.wait()):
             pass  # a worker became free
         ((_, evaluation),) = scored

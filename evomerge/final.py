@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge import finalists
+from evomerge import ensemble, finalists
 from evomerge.bench import Bench
 from evomerge.pareto import crowding, ranks
 from evomerge.problem import Problem
-from evomerge.result import Entry, Result, table
+from evomerge.result import Contender, Entry, Result, table
 from evomerge.run import Run
 from evomerge.search import Search, SearchError
 from evomerge.workers.base import Pool
@@ -51,8 +51,9 @@ class Conclusion:
             If no candidate was scored, or a finalist cannot be.
         """
         found, mean, search_score = self._choose()
-        entries = [found, *([mean] if mean else []), *self._front(), *self.problem.baselines()]
-        scored = [(entry, self.bench.score("held_out", entry, self.problem.held_out_items)) for entry in entries]
+        voted = self._ensemble()
+        searched = [found, *([mean] if mean else []), *self._front()]
+        scored = [*self._held_out(searched), *voted, *self._held_out(self.problem.baselines())]
         rows = table(scored, self.problem.suite.weights)
         held_out = scored[0][1].fitness
         result = Result(
@@ -68,6 +69,21 @@ class Conclusion:
         self.run.write("best.yaml", found.recipe.to_yaml(f"found by evomerge, {score}"))
         self.run.write("result.json", result.to_json())
         return result
+
+    def _held_out(self, entries: Sequence[Entry]) -> list[tuple[Contender, Evaluation]]:
+        return [(entry, self.bench.score("held_out", entry, self.problem.held_out_items)) for entry in entries]
+
+    def _ensemble(self) -> list[tuple[Contender, Evaluation]]:
+        """Return the majority vote of the best candidates, where one is asked for and there are two or more."""
+        best = self.ledger.ranking()[: ensemble.size_of(self.problem.config.strategy)]
+        if len(best) < 2:
+            return []
+        recipes = [self.problem.space.decode(self.ledger.asked[identity].candidate.genotype) for identity in best]
+        members = [
+            self.bench.vote(Entry(f"candidate {identity}", "ensemble", recipe), self.problem.held_out_items)
+            for identity, recipe in zip(best, recipes, strict=True)
+        ]
+        return [(Contender(f"ensemble of {len(members)} models", "ensemble"), ensemble.vote(members))]
 
     def _choose(self) -> tuple[Entry, Entry | None, float]:
         """Return the found recipe, the mean's where there is one, and the found one's score on all search items."""

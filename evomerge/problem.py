@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from evomerge import __version__
+from evomerge import __version__, ensemble
 from evomerge.bench import Bench
 from evomerge.config import ConfigError, InlineConfig, SearchConfig
 from evomerge.former_run import Warmed, warmed
@@ -84,6 +84,10 @@ class Problem:
         )
         self.space = config.stamped(build_space(config.space, context))
         self.suite = TaskSuite.load(config.fitness, config.seed)
+        try:
+            ensemble.check(config.strategy, self.suite)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
         self.calibration = _calibration(config.fitness)

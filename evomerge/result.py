@@ -16,14 +16,26 @@ from fitness.statistics import interval, paired_test, weighted_interval, weighte
 from search_spaces.recipe import Recipe
 
 ALL_TASKS = "all"
+ENSEMBLE_NOTE = "An ensemble is no recipe: the answer that most of its models give, each of which has to be run."
+SEARCHED = ("found", "mean", "front", "ensemble")
+"""Kinds of contenders that the search has made; the others are its rivals."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A recipe that the final table has rows for; `kind`: found, mean, front, source, uniform or task_arithmetic."""
+class Contender:
+    """What the final table has rows for.
+
+    `kind`: found, mean, front, ensemble (of several recipes), source, uniform or task_arithmetic.
+    """
 
     name: str
     kind: str
+
+
+@dataclass(frozen=True)
+class Entry(Contender):
+    """One recipe that the final table has rows for."""
+
     recipe: Recipe
 
 
@@ -84,11 +96,11 @@ class Result:
             raise LogError(f"{file} cannot be read ({error}); remove it, and resume the run to write it anew") from None
 
 
-def table(scored: Sequence[tuple[Entry, Evaluation]], weights: Mapping[str, float]) -> list[Row]:
+def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, float]) -> list[Row]:
     """Make the held-out table: the found recipe (first in `scored`), then the others, task by task."""
     entries = [(entry, by_task(evaluation)) for entry, evaluation in scored]
     found = entries[0][1]
-    rivals = [scores for entry, scores in entries if entry.kind not in ("found", "mean", "front")]
+    rivals = [scores for entry, scores in entries if entry.kind not in SEARCHED]
     rows = []
     for task in [*weights, ALL_TASKS] if len(weights) > 1 else list(weights):
         use = weights if task == ALL_TASKS else {task: 1.0}

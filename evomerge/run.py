@@ -67,7 +67,7 @@ class LogError(RuntimeError):
     """An event log that is damaged or cannot be written; the message says what is kept and what to do."""
 
 
-Stage = Literal["parent", "confirm", "held_out"]
+Stage = Literal["parent", "confirm", "held_out", "vote"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,8 @@ class Final:
     """A recipe scored beside the search.
 
     `stage`: an expert on all search items before it (`parent`), a finalist on all search items after it (`confirm`),
-    or any row of the final table on the held-out items (`held_out`).
+    any row of the final table on the held-out items (`held_out`), or a member of an ensemble on these, with its answers
+    (`vote`).
     """
 
     stage: Stage
@@ -371,6 +372,8 @@ def _fields(event: Event) -> tuple[int | None, dict[str, Any], bytes | None, Eva
 def _evaluation_data(evaluation: Evaluation) -> dict[str, Any]:
     data = asdict(evaluation)
     del data["items"], data["scores"]
+    if not evaluation.answers:
+        del data["answers"]
     for key in ("objectives", "standard_errors"):  # JSON has no NaN
         data[key] = [value if math.isfinite(value) else None for value in data[key]]
     return {"evaluation": data}
@@ -388,6 +391,9 @@ def _event(
     for key in ("objectives", "standard_errors"):
         fields[key] = tuple(math.nan if value is None else value for value in fields[key])
     fields["shares"] = tuple(fields.get("shares", ()))
+    fields["answers"] = answers = tuple(fields.get("answers", ()))
+    if len(answers) not in (0, len(items)) or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError("a member of an ensemble has answers to other items than it was asked")
     evaluation = Evaluation(items=items, scores=np.frombuffer(scores, dtype="<f4").astype(np.float32), **fields)
     if kind == "told":
         return Told(candidate, evaluation, data["cached"], data["elapsed"])

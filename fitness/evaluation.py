@@ -29,11 +29,14 @@ class ItemScores:
         float32[I], in the unit of each item's metric (accuracy: 0 or 1); higher is better.
     forward_seconds
         Time spent inside the model.
+    answers
+        What the model answered to each item, as short text, where that was asked for: length I, else 0.
     """
 
     items: tuple[str, ...]
     scores: npt.NDArray[np.float32]
     forward_seconds: float
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.items),):
@@ -62,6 +65,8 @@ class Evaluation:
         By how much it misses the floors, summed; 0 if it keeps them all.
     items, scores
         Item ids and float32[I] scores.
+    answers
+        What was answered to each item, for votes; empty where that was not asked for.
     seconds
         Wall-clock seconds by activity: `merge`, `score`, `wait`.
     """
@@ -75,6 +80,7 @@ class Evaluation:
     reason: str = ""
     shares: tuple[float, ...] = ()
     violation: float = 0.0
+    answers: tuple[str, ...] = ()
 
     @property
     def fitness(self) -> float:

@@ -53,6 +53,9 @@ class Answers:
 
 Scorer = Callable[[Answers], npt.NDArray[np.float32]]
 
+Teller = Callable[[Answers], Sequence[str]]
+"""From a model's answers to a list of requests to what it has answered to each item, as text."""
+
 
 def own_scorer(metric: str, continuations: Sequence[str | None], first: Sequence[int]) -> Scorer:
     """A function from answers to scores, one per item.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from fitness.evaluation import ItemScores, TaskError
 from fitness.generation import GenerationPlan
 from fitness.items import Item
 from fitness.loglikelihood import LoglikelihoodPlan, Pair
-from fitness.own_metrics import Answers, Scorer
+from fitness.own_metrics import Answers, Scorer, Teller
 from fitness.tasks.prompts import Request
 from fitness.tasks.suite import TaskSuite
 
@@ -89,7 +90,7 @@ class Evaluator:
         self.batch_size = batch_size
         self._plans.clear()
 
-    def score(self, model: Any, items: Sequence[str]) -> ItemScores:
+    def score(self, model: Any, items: Sequence[str], *, answers: bool = False) -> ItemScores:
         """Score a model.
 
         Parameters
@@ -98,6 +99,8 @@ class Evaluator:
             A transformers causal language model in evaluation mode, on this evaluator's device.
         items
             Item ids.
+        answers
+            Whether to return what the model answered, too.
 
         Returns
         -------
@@ -107,7 +110,7 @@ class Evaluator:
         Raises
         ------
         TaskError
-            See `prepare`.
+            See `prepare`; or the answers of a task cannot be told from its scores.
         ValueError
             The model produced NaN.
         """
@@ -116,8 +119,8 @@ class Evaluator:
             raise ValueError("no items to score: give at least one item id")
         plan = self._plan(asked, self._limit(model))
         model.eval()
-        scores, seconds = plan.run(model)
-        return ItemScores(asked, scores, seconds)
+        scores, seconds, told = plan.run(model, answers)
+        return ItemScores(asked, scores, seconds, told)
 
     def _limit(self, model: Any) -> int:
         if self.max_length is not None:
@@ -157,14 +160,14 @@ class Evaluator:
         )
 
     def _scorers(self, items: Sequence[Item], first: npt.NDArray[np.int64]) -> list[_Scorer]:
-        """One scorer per task: where its items are, and the function from answers to their scores."""
+        """One scorer per task: where its items are, and the functions from answers to scores, and to texts."""
         places: dict[str, list[int]] = {}
         for at, item in enumerate(items):
             places.setdefault(item.task, []).append(at)
         scorers: list[_Scorer] = []
         for task, where in places.items():
-            scorer = self.suite.task(task).scorer([items[at] for at in where], first[where].tolist())
-            scorers.append((np.array(where), scorer))
+            loaded, asked, starts = self.suite.task(task), [items[at] for at in where], first[where].tolist()
+            scorers.append((np.array(where), loaded.scorer(asked, starts), partial(loaded.teller, asked, starts)))
         return scorers
 
     def _encode(self, item: Item) -> tuple[tuple[Request, Any], ...]:
@@ -179,7 +182,8 @@ class Evaluator:
         return self._encoder.pair(request.context, request.continuation)
 
 
-_Scorer = tuple[npt.NDArray[np.int64], Scorer]  # places of a task's items, and their scores
+_Scorer = tuple[npt.NDArray[np.int64], Scorer, Callable[[], Teller]]
+"""Places of a task's items, their scores, and what makes a teller of their answers."""
 
 
 class _Plan:
@@ -198,7 +202,8 @@ class _Plan:
         self._size, self._scored, self._written = size, scored, written
         self._loglikelihood, self._generation, self._scorers = loglikelihood, generation, scorers
 
-    def run(self, model: Any) -> tuple[npt.NDArray[np.float32], float]:
+    def run(self, model: Any, tell: bool = False) -> tuple[npt.NDArray[np.float32], float, tuple[str, ...]]:
+        """Return scores float32[I], seconds in the model, and the items' answers where they are wanted."""
         loglikelihood = np.full(self._size + 1, -np.inf)
         greedy = np.zeros(self._size, np.bool_)
         texts: list[str | None] = [None] * self._size
@@ -207,7 +212,11 @@ class _Plan:
         for at, text in zip(self._written, generated, strict=True):
             texts[at] = text
         answers = Answers(loglikelihood, greedy, texts)
-        scores = np.zeros(sum(len(where) for where, _ in self._scorers), np.float32)
-        for where, scorer in self._scorers:
+        scores = np.zeros(sum(len(where) for where, *_ in self._scorers), np.float32)
+        told = [""] * len(scores) if tell else []
+        for where, scorer, teller in self._scorers:
             scores[where] = scorer(answers)
-        return scores, seconds + more_seconds
+            if tell:
+                for at, text in zip(where.tolist(), teller()(answers), strict=True):
+                    told[at] = text
+        return scores, seconds + more_seconds, tuple(told)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from evomerge.result import Row
+from evomerge.result import ENSEMBLE_NOTE, Row
 
 PLAIN_WIDTH = 140
 
@@ -39,6 +39,8 @@ def print_held_out(out: Console, rows: Sequence[Row]) -> None:
     ]
     out.print("held-out scores (p: the found recipe against the best source or baseline, other rows against it)")
     out.print(grid(["model", "task", "score", "95 % interval", "items", "p"], cells))
+    if any(row.kind == "ensemble" for row in rows):
+        out.print(ENSEMBLE_NOTE)
 
 
 def _p(value: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evomerge.ledger import Ledger
-from evomerge.result import Result
+from evomerge.result import ENSEMBLE_NOTE, Result
 from evomerge.run import Run
 
 WIDTH, HEIGHT = 640, 220  # of the curve, in pixels
@@ -53,6 +53,7 @@ def render(path: Path) -> str:
         name=path.resolve().name,
         ledger=ledger,
         result=result,
+        ensemble_note=ENSEMBLE_NOTE,
         curve=_curve(ledger),
         width=WIDTH,
         height=HEIGHT,

@@ -21,7 +21,7 @@ and attraction, and built as such.
 Deviations from GENOME: its r are drawn once from the seed, so that they never change; here they are drawn anew. It
 moves each gene with a probability and a standard deviation of its own; here mutation is the space's. Mutants'
 parents are selected like others, and not every individual in turn. GENOME+ lets its last population vote, answer by
-answer; here the result is one recipe.
+answer; here the result is one recipe, and `ensemble: 10` lets the ten best candidates of the search vote beside it.
 """
 
 from __future__ import annotations
@@ -114,6 +114,9 @@ class GeneticConfig(BaseModel):
     """`worst`: children come one at a time, and each replaces the worst individual; no worker ever waits."""
     succession: SuccessionConfig | None = None
     """A swarm step before each generation, which costs as many evaluations as there are individuals."""
+    ensemble: int | None = Field(default=None, ge=2, le=100)
+    """After the search, let so many of the best candidates vote on the held-out items, answer by answer: a further row
+    of the final table, and no recipe. For tasks whose metric follows from one answer (accuracy, exact match)."""
     warm_start: Founders | None = None
     """Begin with the best candidates of a former search; none by default."""
 

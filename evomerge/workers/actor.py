@@ -57,11 +57,11 @@ class Actor:
             raise WorkerError(f"a worker cannot start ({place}): {reason}") from None
         return f"{place}, {self._worker.evaluator.device}"
 
-    def evaluate(self, recipe: Recipe, items: Sequence[str]) -> Evaluation:
-        """Score a recipe."""
+    def evaluate(self, recipe: Recipe, items: Sequence[str], answers: bool = False) -> Evaluation:
+        """Score a recipe; see `Worker.evaluate`."""
         self._busy_since = time.monotonic()
         try:
-            return self._worker.evaluate(recipe, items)
+            return self._worker.evaluate(recipe, items, answers)
         finally:
             self._busy_since = None
             self._scored += 1

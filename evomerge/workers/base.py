@@ -34,8 +34,8 @@ class Pool(Protocol):
     def free(self) -> int:
         """How many more recipes may be submitted now; at least 1 when none is in flight."""
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str]) -> None:
-        """Queue a recipe; `tag` comes back with its evaluation."""
+    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
+        """Queue a recipe; `tag` comes back with its evaluation, which holds the answers where they are wanted."""
 
     def wait(self) -> list[tuple[int, Evaluation]]:
         """Block until a submitted recipe is scored, or a worker becomes free; return what is scored, with tags."""

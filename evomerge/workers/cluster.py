@@ -87,9 +87,9 @@ class RayCluster:
         worker = self._actor.remote(*self._arguments)
         return worker, worker.open.remote()
 
-    def evaluate(self, worker: Handle, recipe: Recipe, items: Sequence[str]) -> Reference:
+    def evaluate(self, worker: Handle, recipe: Recipe, items: Sequence[str], answers: bool) -> Reference:
         """Have a worker score a recipe."""
-        return worker.evaluate.remote(recipe, items)
+        return worker.evaluate.remote(recipe, items, answers)
 
     def beat(self, worker: Handle) -> Reference:
         """Ask a worker for a sign of life, in the thread that is kept for this."""

@@ -45,8 +45,10 @@ class Worker:
         """Do all that does not depend on a candidate: prepared merge state, tokenised batches."""
         self.evaluator.prepare(items, self.engine.apply(recipe))
 
-    def evaluate(self, recipe: Recipe, items: Sequence[str]) -> Evaluation:
+    def evaluate(self, recipe: Recipe, items: Sequence[str], answers: bool = False) -> Evaluation:
         """Build the recipe's model and score it; whatever goes wrong becomes a failed evaluation.
+
+        With `answers`, the evaluation holds what the model answered, too.
 
         Raises
         ------
@@ -57,18 +59,20 @@ class Worker:
         """
         seconds = {"merge": 0.0, "score": 0.0, "wait": 0.0}
         self._check_sources()
-        evaluation = self._evaluate(recipe, items, seconds)
+        evaluation = self._evaluate(recipe, items, answers, seconds)
         self._check_sources()
         return evaluation
 
-    def _evaluate(self, recipe: Recipe, items: Sequence[str], seconds: dict[str, float]) -> Evaluation:
+    def _evaluate(self, recipe: Recipe, items: Sequence[str], answers: bool, seconds: dict[str, float]) -> Evaluation:
         try:
             started = time.perf_counter()
             model = self.engine.apply(recipe)
             seconds["merge"] = time.perf_counter() - started
-            scored = self._score(model, items)
+            scored = self._score(model, items, answers)
             seconds["score"] = scored.forward_seconds
-            answered = Evaluation("ok", items=scored.items, scores=scored.scores, seconds=seconds)
+            answered = Evaluation(
+                "ok", items=scored.items, scores=scored.scores, seconds=seconds, answers=scored.answers
+            )
             estimates = means(scored)  # a race's later rounds may be without items of a small task
             weights = {task: self.evaluator.suite.weights[task] for task in estimates}
             return Objectives(weights).judge(answered, estimates)
@@ -78,11 +82,11 @@ class Worker:
             shortage = f"{OUT_OF_MEMORY} ({_batch(self.evaluator.batch_size)}): " if _no_memory(problem) else ""
             return Evaluation.failed(shortage + one_line(problem), seconds)
 
-    def _score(self, model: Any, items: Sequence[str]) -> ItemScores:
+    def _score(self, model: Any, items: Sequence[str], answers: bool) -> ItemScores:
         """Score, with smaller batches from here on as long as memory does not suffice."""
         while True:
             try:
-                scored = self.evaluator.score(model, items)
+                scored = self.evaluator.score(model, items, answers=answers)
                 break
             except Exception as problem:
                 if not _no_memory(problem) or self.evaluator.batch_size == 1:
@@ -115,21 +119,21 @@ class InlinePool:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self._queue: list[tuple[int, Recipe, Sequence[str]]] = []
+        self._queue: list[tuple[int, Recipe, Sequence[str], bool]] = []
 
     @property
     def free(self) -> int:
         """One recipe at a time."""
         return 1 - len(self._queue)
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str]) -> None:
+    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
         """Queue a recipe."""
-        self._queue.append((tag, recipe, items))
+        self._queue.append((tag, recipe, items, answers))
 
     def wait(self) -> list[tuple[int, Evaluation]]:
         """Score what is queued."""
         queue, self._queue = self._queue, []
-        return [(tag, self.worker.evaluate(recipe, items)) for tag, recipe, items in queue]
+        return [(tag, self.worker.evaluate(recipe, items, answers)) for tag, recipe, items, answers in queue]
 
     def close(self) -> None:
         """Nothing was started."""

@@ -104,8 +104,8 @@ class RacingPool:
         """How many more candidates the next race takes: a generation, and the distribution's mean."""
         return self.strategy.population + 1 - sum(len(runners) for _, runners in self._heats.values())
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str]) -> None:
-        """Enter a candidate of the ledger for its generation's race."""
+    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
+        """Enter a candidate of the ledger for its generation's race; a race keeps no answers."""
         candidate = self.ledger.asked[tag].candidate
         _, runners = self._heats.setdefault(candidate.generation, (tuple(items), []))
         runners.append(_Runner(tag, recipe, candidate.kind == "sample"))

@@ -93,8 +93,8 @@ class Cluster(Protocol):
     def start(self, number: int) -> tuple[Handle, Reference]:
         """Ask for a new worker; the reference is ready when it can score."""
 
-    def evaluate(self, worker: Handle, recipe: Recipe, items: Sequence[str]) -> Reference:
-        """Have a worker score a recipe."""
+    def evaluate(self, worker: Handle, recipe: Recipe, items: Sequence[str], answers: bool) -> Reference:
+        """Have a worker score a recipe, and tell its answers where they are wanted."""
 
     def beat(self, worker: Handle) -> Reference:
         """Ask a worker for a sign of life."""
@@ -120,6 +120,7 @@ class _Task:
     recipe: Recipe
     items: Sequence[str]
     submitted: float
+    answers: bool = False
     deaths: int = 0
     hangs: int = 0
     avoid: _Slot | None = None  # the worker that had too little memory for it
@@ -189,9 +190,9 @@ class RayPool:
         """Workers that can score now."""
         return sum(slot.ready for slot in self._slots)
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str]) -> None:
+    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
         """Queue a recipe and hand it to a worker if one is idle."""
-        self._queue.append(_Task(tag, recipe, tuple(items), self._clock()))
+        self._queue.append(_Task(tag, recipe, tuple(items), self._clock(), answers))
         self._dispatch()
 
     def wait(self) -> list[tuple[int, Evaluation]]:
@@ -232,7 +233,7 @@ class RayPool:
                 if task is not None:
                     self._queue.remove(task)
                     slot.task, slot.since = task, self._clock()
-                    slot.reference = self._cluster.evaluate(slot.handle, task.recipe, task.items)
+                    slot.reference = self._cluster.evaluate(slot.handle, task.recipe, task.items, task.answers)
 
     def _may(self, slot: _Slot, task: _Task) -> bool:
         return task.avoid is not slot or len(self._slots) == 1

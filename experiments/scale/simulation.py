@@ -86,7 +86,7 @@ class SimulatedPool:
         """Idle workers."""
         return len(self._idle_since)
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str]) -> None:
+    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
         """Begin scoring."""
         now = self.now()
         self._idle += now - self._idle_since.pop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,12 +12,13 @@ from lm_eval.api.task import ConfigurableTask
 
 from fitness.evaluation import TaskError
 from fitness.items import Item
-from fitness.own_metrics import Answers, Response, Scorer
+from fitness.own_metrics import Answers, Response, Scorer, Teller
 from fitness.tasks.documents import Documents
 from fitness.tasks.metrics import Metric, is_number
 from fitness.tasks.prompts import Prompts
 
 PLAIN_ACCURACIES = ("acc", "acc_norm", "acc_bytes")
+LONGEST_ANSWER = 200  # characters kept of an answer that is voted on; a hash stands for the rest
 SCORES_KEPT = 100_000  # scored texts per task; a bound on memory, reached after hours
 
 _Key = tuple[str, int, tuple[Response, ...]]  # split, index, answers
@@ -46,6 +49,32 @@ class TaskScores:
             return self.of(items, responses)
 
         return score
+
+    def teller(self, items: Sequence[Item], first: Sequence[int]) -> Teller:
+        """A function from the model's answers to what it has answered to I items; see `LoadedTask.teller`."""
+        if self._is_plain_accuracy():
+            docs = [self._documents.of(item.split)[item.index] for item in items]
+            accuracy = _PlainAccuracy(self._task, self._documents, self._metric.name, docs, first)
+            return lambda answers: [str(choice) for choice in accuracy.chosen(answers)]
+
+        def tell(answers: Answers) -> list[str]:
+            told = []
+            for item, start in zip(items, first, strict=True):
+                instances = self._prompts.instances(item.split, item.index)
+                self._filter([(item.split, item.index, answers.responses(start, len(instances)))])
+                told.append(_short([each.filtered_resps[self._metric.filter] for each in instances]))
+            return told
+
+        return tell
+
+    @property
+    def vote_obstacle(self) -> str | None:
+        """Why several models' answers cannot be put to the vote; None if they can: equal ones have equal scores."""
+        if self._metric.own:
+            return "is a number of each model's own and no answer"
+        if self._task.OUTPUT_TYPE == "generate_until" or self._is_plain_accuracy():
+            return None
+        return "follows from log-likelihoods and not from one chosen answer"
 
     def of(self, items: Sequence[Item], responses: Sequence[tuple[Response, ...]]) -> npt.NDArray[np.float32]:
         """Apply the task's filter and metric; texts seen before are looked up."""
@@ -129,5 +158,18 @@ class _PlainAccuracy:
                 self.length_IC[row, : len(texts)] = [len(text.encode()) for text in texts]
 
     def __call__(self, answers: Answers) -> npt.NDArray[np.float32]:
+        return (self.chosen(answers) == self.right_I).astype(np.float32)
+
+    def chosen(self, answers: Answers) -> npt.NDArray[np.int64]:
+        """The position of the choice that the model prefers, int64[I]."""
         score_IC = answers.loglikelihood[self.request_IC] / self.length_IC
-        return (score_IC.argmax(axis=1) == self.right_I).astype(np.float32)
+        return score_IC.argmax(axis=1)
+
+
+def _short(filtered: Sequence[object]) -> str:
+    """One text for what a filter has left of an item's responses; equal ones have equal texts."""
+    text = filtered[0] if len(filtered) == 1 and isinstance(filtered[0], str) else json.dumps(filtered, default=str)
+    assert isinstance(text, str)
+    if len(text) <= LONGEST_ANSWER:
+        return text
+    return f"{text[: LONGEST_ANSWER - 20]} ... {hashlib.sha256(text.encode()).hexdigest()[:15]}"

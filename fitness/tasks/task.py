@@ -10,7 +10,7 @@ from lm_eval.api.task import ConfigurableTask
 from fitness.config import TaskConfig
 from fitness.evaluation import TaskError
 from fitness.items import Item
-from fitness.own_metrics import OF_THE_RIGHT_ANSWER, Scorer, own_scorer
+from fitness.own_metrics import OF_THE_RIGHT_ANSWER, Scorer, Teller, own_scorer
 from fitness.tasks.documents import Documents
 from fitness.tasks.metrics import choose_metric
 from fitness.tasks.prompts import ChatTemplate, Prompts, Request
@@ -74,3 +74,21 @@ class LoadedTask:
         if self.metric.own:
             return own_scorer(self.metric.name, [self.requests(item)[0].continuation for item in items], first)
         return self.scores.scorer(items, first)
+
+    def teller(self, items: Sequence[Item], first: Sequence[int]) -> Teller:
+        """A function from the model's answers to what it has answered to each item: the chosen option, or the text.
+
+        The text is what the task's filter leaves; of a long one the beginning and a hash. Parameters as of `scorer`.
+
+        Raises
+        ------
+        TaskError
+            If the answers cannot be voted on; see `TaskScores.vote_obstacle`.
+        """
+        obstacle = self.scores.vote_obstacle
+        if obstacle is not None:
+            raise TaskError(
+                f"task {self.name!r}: metric {self.metric.name!r} {obstacle}, so that models cannot vote; "
+                "use another metric, such as acc or exact_match"
+            )
+        return self.scores.teller(items, first)

@@ -13,7 +13,7 @@ from tests.workers.searches import candidates, write_config
 
 
 def search(folder, name, workers):
-    """Search in this process; return what became of each candidate, and the result of one finalist."""
+    """Search in this process; return what became of each candidate, and the answers and scores of one finalist."""
     write_config(folder / f"{name}.yaml", workers)
     problem = Problem(load(folder / f"{name}.yaml"))
     with (
@@ -24,7 +24,9 @@ def search(folder, name, workers):
         state = Search(run, problem.space, problem.strategy(), problem.config.budget, problem.measure(bench))
         state.search(pool)
         parent = bench.score("parent", problem.sources()[1], problem.search_items)
-    return candidates(folder / name), parent.scores.tolist()
+        voter = bench.vote(problem.sources()[1], problem.held_out_items)
+    assert len(voter.answers) == len(voter.items)
+    return candidates(folder / name), parent.scores.tolist(), voter.answers, voter.scores.tolist()
 
 
 def test_two_ray_workers_find_what_one_inline_worker_finds(tmp_path, caplog, capfd):

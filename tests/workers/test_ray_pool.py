@@ -51,7 +51,7 @@ class FakeCluster:
         self.count += 1
         return (number, self.count), self._reference(self.starts.pop(0) if self.starts else "here")
 
-    def evaluate(self, worker, recipe, items):
+    def evaluate(self, worker, recipe, items, answers):
         self.where.append((recipe, worker[0]))
         self.clock.now += self.takes
         attempts = self.script.get(recipe, [])
