@@ -167,6 +167,7 @@ def test_the_presets():
         "mutation": 1.0,
         "warm_up": 0,
         "relative": False,
+        "warm_start": None,
     }
     for config in (genome, plus, GeneticConfig(preset="replace_worst")):
         assert GeneticConfig.model_validate(config.model_dump(mode="json")) == config

@@ -48,10 +48,10 @@ def failing(evaluator, error, *, above=0):
     """Return a `score` that raises `error` for batches larger than `above`."""
     score = evaluator.score
 
-    def scoring(model, items):
+    def scoring(model, items, **options):
         if evaluator.batch_size > above:
             raise error
-        return score(model, items)
+        return score(model, items, **options)
 
     return scoring
 
@@ -115,7 +115,7 @@ def test_weights_that_are_no_numbers_fail_the_candidate(worker, problem, start, 
 def test_scores_that_are_no_numbers_fail_the_candidate(worker, problem, start, monkeypatch):
     items = tuple(problem.subset)
     scores = np.full(len(items), np.nan, np.float32)
-    monkeypatch.setattr(worker.evaluator, "score", lambda model, asked: ItemScores(items, scores, 0.1))
+    monkeypatch.setattr(worker.evaluator, "score", lambda model, asked, **options: ItemScores(items, scores, 0.1))
     assert "no finite number" in worker.evaluate(start, problem.subset).reason
 
 
@@ -146,9 +146,9 @@ def test_a_source_that_changes_during_an_evaluation_is_noticed(worker, problem, 
     file, score = weights(problem), worker.evaluator.score
     before = file.read_bytes()
 
-    def scoring(model, items):
+    def scoring(model, items, **options):
         file.rename(file.with_name("hidden"))
-        return score(model, items)
+        return score(model, items, **options)
 
     monkeypatch.setattr(worker.evaluator, "score", scoring)
     with pytest.raises(WorkerError, match="has vanished while the search ran"):
