@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from search_spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.coefficients import CoefficientConfig, CoefficientSpace, Stamp
+from search_spaces.context import SpaceContext
 from search_spaces.errors import RecipeError
 from search_spaces.held import HeldSpace
-from search_spaces.layout import ModelLayout
 from search_spaces.method_choice import MethodChoiceSpace
 from search_spaces.recipe import Recipe
 from search_spaces.space import Genotype, SearchSpace
@@ -19,24 +19,8 @@ STARTS = ("uniform", "task_arithmetic", "metagpt")
 TASK_ARITHMETIC_SCALE = 0.3  # the choice of arXiv:2212.04089 without tuning
 
 
-def coefficient_space(
-    config: CoefficientConfig,
-    models: Mapping[str, str],
-    layout: ModelLayout,
-    *,
-    dtype: str | None = "float32",
-    out_dtype: str | None = "bfloat16",
-    seed: int = 0,
-    squared_norms: Callable[[], Mapping[str, float]] | None = None,
-) -> SearchSpace:
-    """Return the space that `config` describes.
-
-    Parameters
-    ----------
-    config, models, layout, dtype, out_dtype, seed
-        See `CoefficientSpace`.
-    squared_norms
-        Gives the squared norm of each expert's task vector by its name; only asked for ``start: metagpt``.
+def coefficient_space(config: CoefficientConfig, context: SpaceContext) -> SearchSpace:
+    """Return the space that `config` describes over the models of `context`.
 
     Raises
     ------
@@ -44,9 +28,10 @@ def coefficient_space(
         If models or what is held do not fit, or the start cannot be read or is no point of the space.
     """
     kind = CoefficientSpace if isinstance(config.method, str) else MethodChoiceSpace
-    space = kind(config, models, layout, dtype=dtype, out_dtype=out_dtype, seed=seed)
+    stamp = Stamp(dtype=context.dtype, out_dtype=context.out_dtype, seed=context.seed)
+    space = kind(config, context.models, context.layout, **stamp)
     if config.start is not None:
-        space = space.starting_at(_start(config.start, space, models, squared_norms))
+        space = space.starting_at(_start(config.start, space, context.models, context.squared_norms))
     return HeldSpace(space, config.fixed_genes) if config.fixed_genes else space
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from search_spaces.coefficient_config import CoefficientConfig, Range
 from search_spaces.errors import RecipeError
@@ -27,6 +28,14 @@ __all__ = ["CoefficientConfig", "CoefficientSpace", "Range"]
 # Linear weights are written as multiples of this which sum to one: dividing them by their sum once more
 # leaves them as they are, so that encode inverts decode. Far below float32's resolution.
 _SHARE = 1e-12
+
+
+class Stamp(TypedDict, total=False):
+    """What a space writes into each of its recipes, beside the point: see `CoefficientSpace`."""
+
+    dtype: str | None
+    out_dtype: str | None
+    seed: int
 
 
 class CoefficientSpace(SearchSpace):

@@ -30,15 +30,7 @@ def build_space(config: SpaceConfig, context: SpaceContext) -> SearchSpace:
         If the models do not fit the space.
     """
     if isinstance(config, CoefficientConfig):
-        return coefficient_space(
-            config,
-            context.models,
-            context.layout,
-            dtype=context.dtype,
-            out_dtype=context.out_dtype,
-            seed=context.seed,
-            squared_norms=context.squared_norms,
-        )
+        return coefficient_space(config, context)
     if isinstance(config, StackedConfig):
         return StackedSpace(build_space(config.parameters, context), config.flow, context)
     return config.build(context)

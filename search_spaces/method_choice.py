@@ -13,8 +13,9 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Unpack
 
-from search_spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.coefficients import CoefficientConfig, CoefficientSpace, Stamp
 from search_spaces.errors import RecipeError
 from search_spaces.genes import Choice, Real
 from search_spaces.layout import ModelLayout
@@ -37,10 +38,8 @@ class MethodChoiceSpace(SearchSpace):
         Name to reference of each model, the base first.
     layout
         Of the models, which all have the same.
-    dtype, out_dtype
-        Written into the recipes: precision of the arithmetic and of the result.
-    seed
-        Written into the recipes of stochastic methods.
+    stamp
+        As of `CoefficientSpace`.
 
     Raises
     ------
@@ -49,14 +48,7 @@ class MethodChoiceSpace(SearchSpace):
     """
 
     def __init__(
-        self,
-        config: CoefficientConfig,
-        models: Mapping[str, str],
-        layout: ModelLayout,
-        *,
-        dtype: str | None = "float32",
-        out_dtype: str | None = "bfloat16",
-        seed: int = 0,
+        self, config: CoefficientConfig, models: Mapping[str, str], layout: ModelLayout, **stamp: Unpack[Stamp]
     ) -> None:
         self.config = config
         self.variants: dict[str, CoefficientSpace] = {}
@@ -64,9 +56,7 @@ class MethodChoiceSpace(SearchSpace):
         for method in config.methods:
             subsets = dict(_subsets(METHODS[method], models))
             for label, some in subsets.items():
-                self.variants[label] = CoefficientSpace(
-                    config.only(method), some, layout, dtype=dtype, out_dtype=out_dtype, seed=seed
-                )
+                self.variants[label] = CoefficientSpace(config.only(method), some, layout, **stamp)
                 likely = config.method_prior.get(method, 0.0) if config.method_prior else 1 / len(config.methods)
                 shares.append(likely / len(subsets))
         options = tuple(self.variants)

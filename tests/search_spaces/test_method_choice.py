@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from search_spaces.baselines import uniform_recipe
 from search_spaces.building import coefficient_space, metagpt_weights
 from search_spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.context import SpaceContext
 from search_spaces.errors import RecipeError
 from search_spaces.genes import Choice
 from search_spaces.method_choice import MethodChoiceSpace
@@ -159,7 +160,8 @@ def test_recipes_of_no_variant(space, layout, models):
 
 def build(layout, models, **config):
     norms = {"ops": 1.0, "x": 3.0, "y": 4.0}
-    return coefficient_space(CoefficientConfig(**config), models, layout, seed=5, squared_norms=lambda: norms)
+    context = SpaceContext(models, layout, {}, seed=5, squared_norms=lambda: norms)
+    return coefficient_space(CoefficientConfig(**config), context)
 
 
 def starts(space, parameter="weight"):
@@ -251,7 +253,7 @@ def test_starts_and_values_that_do_not_fit(layout, models, config, message):
 
 def test_metagpt_needs_the_weights(layout, models):
     with pytest.raises(RecipeError, match="metagpt needs the models' weights; write uniform or task_arithmetic"):
-        coefficient_space(CoefficientConfig(start="metagpt"), models, layout)
+        coefficient_space(CoefficientConfig(start="metagpt"), SpaceContext(models, layout, {}))
 
 
 def test_starts_that_are_no_recipe(layout, models, tmp_path):
