@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.merging.placement import Share
@@ -47,6 +48,8 @@ class RayCluster:
         assert isinstance(config.workers, RayConfig)
         self._settings = config.workers
         os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+        if _has_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
         try:
             import ray
         except ImportError:
@@ -142,8 +145,8 @@ class RayCluster:
             self._ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise WorkerError(
-                f"workers.address {address!r}: Ray cannot be reached ({one_line(error)}); start it there with "
-                "`ray start --head`, or write local"
+                f"workers.address {address!r}: Ray cannot be reached ({one_line(error)}); start it there with `ray "
+                "start --head`, copy that machine's ~/.ray/auth_token to this one if it has one, or write local"
             ) from None
 
     def _gpus_per_worker(self) -> float:
@@ -187,3 +190,14 @@ def _worker_variables(settings: RayConfig) -> dict[str, str]:
     """Return the environment of workers: the driver's search path, and as many threads as CPUs."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return {"OMP_NUM_THREADS": str(settings.threads)} | ({"PYTHONPATH": path} if settings.address == "local" else {})
+
+
+def _has_token() -> bool:
+    """Tell whether there is a token for Ray clusters, where Ray looks for it.
+
+    `ray start --head` asks for the token of everyone once there is one; `ray.init` shows it to a cluster that it finds
+    by itself, and not to one whose address it is given. Clusters without a token take those who have one, too.
+    """
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return True
+    return (Path.home() / ".ray" / "auth_token").is_file()

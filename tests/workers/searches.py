@@ -23,7 +23,7 @@ def write_config(file, workers, evaluations=12, **changes):
             "tasks": [{"task": "zoo_target_ja"}],
             "include_path": [str(ZOO / "tasks")],
             "subset": {"items": 12},
-            "held_out": 0.05,
+            "held_out": 0.5,
         },
         "budget": {"evaluations": evaluations},
         "workers": workers,

@@ -1,0 +1,37 @@
+"""Processes that were started by others: whom to kill, and who must not be left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+BUSY_WORKER = "ray::Actor.evaluate"
+"""How Ray titles the process of a worker that scores a candidate."""
+
+
+def descendants(process: int) -> list[int]:
+    """Return the ids of a process's children, and of theirs."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:  # it has ended
+        return []
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
+
+
+def busy_workers(process: int) -> list[int]:
+    """Return the ids of those descendants that are Ray workers and score a candidate."""
+    return [found for found in descendants(process) if _title(found).startswith(BUSY_WORKER)]
+
+
+def alive(process: int) -> bool:
+    """Tell whether a process runs: it is there, and no zombie that nobody has asked for its end."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _title(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
