@@ -1,53 +1,97 @@
-"""``python -m experiments.scale.chaos``: SIGKILLs at random instants over one search of the zoo.
+"""``python -m experiments.scale.chaos``: SIGKILLs at random instants over searches of the zoo.
 
-The same search runs twice: undisturbed, and killed again and again. First its driver is killed, while it starts, while
-it searches and while it scores the finalists, and resumed each time; then the search goes on with two Ray workers, and
-those are killed. It must end with the same candidates, scores and result. So that a hundred lives take minutes, each
-driver is a fork of a process that has imported torch already; `tests/test_kill.py` kills whole commands.
+A search is begun, killed and resumed again and again: first its driver is killed, while it starts, searches and scores;
+then it goes on with two Ray workers, and those are killed, and drivers together with their workers.
+
+- CMA-ES, synchronous: it must end with the candidates, scores and result of the same search undisturbed.
+- M2N2, steady-state: what was recorded at a kill must be the beginning of the log at the end; every candidate has one
+  answer, the log replays, and every answer is the one that an undisturbed worker gives.
+
+So that a hundred lives take minutes, each driver is a fork of a process that has imported torch already;
+`tests/test_kill.py` kills whole commands.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import platform
 import random
-import re
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 import evomerge.commands.search as commands
 from evomerge.config import load
 from evomerge.problem import Problem
-from evomerge.run import Asked, Final, Run, is_run
+from evomerge.run import Asked, Event, Final, Run, Told, is_run
+from evomerge.strategies.base import Candidate
+from evomerge.workers.inline import Worker
+from experiments.scale.processes import alive, busy_workers, descendants
+from fitness.evaluation import Evaluation
+
+Found = TypeVar("Found")
 
 FOLDER = Path(__file__).parent
 ZOO = FOLDER.parent / "zoo"
+INLINE = ["workers={kind: inline, threads: 1}"]
 RAY = ["workers={kind: ray, count: 2, max_restarts: 100}"]
 START = 3.0
 """Longest seconds before a kill that is to hit a driver while it starts."""
+BETWEEN = 6, 12
+"""Events between two kills on Ray: enough that no candidate is hit so often that it counts as failed."""
+STRATEGIES = {
+    "cma_es": {"kind": "cma_es", "population": 8, "mean_every": 3},
+    "m2n2": {"kind": "m2n2", "archive": 8},
+}
 
 
-def write_config(file: Path, evaluations: int) -> None:
+class Failed(SystemExit):
+    """What must not happen has happened."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One search and its kills: of drivers with a worker of their own, then on Ray of workers and of drivers."""
+
+    strategy: str
+    evaluations: int
+    drivers: int
+    ray_workers: int = 0
+    ray_drivers: int = 0
+
+    @property
+    def on_ray(self) -> int:
+        """Kills while the workers are Ray's."""
+        return self.ray_workers + self.ray_drivers
+
+
+PLANS = [Plan("cma_es", 400, 80, 15, 5), Plan("m2n2", 160, 15, 5)]
+QUICK = [Plan("cma_es", 32, 5), Plan("m2n2", 24, 3)]
+
+
+def write_config(file: Path, plan: Plan) -> None:
     """Write the search that is killed."""
     config = {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja")},
         "space": {"layers_per_group": 2},
-        "strategy": {"kind": "cma_es", "population": 8, "mean_every": 3},
+        "strategy": STRATEGIES[plan.strategy],
         "fitness": {
             "tasks": [{"task": "zoo_target_ja"}],
             "include_path": [str(ZOO / "tasks")],
             "subset": {"items": 12},
-            "held_out": 0.2,
+            "held_out": 0.7,
         },
-        "budget": {"evaluations": evaluations},
+        "budget": {"evaluations": plan.evaluations},
         "workers": {"threads": 1},
     }
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -58,6 +102,7 @@ class Lives:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.config, self.run, self.output = folder / "search.yaml", folder / name, folder / f"{name}.txt"
+        self._recorded: list[bytes] = []
 
     def begin(self, overrides: list[str]) -> int:
         """Fork a driver that begins the search or goes on with it; return its process id."""
@@ -92,66 +137,92 @@ class Lives:
         """Wait for a driver that must end by itself."""
         _, status = os.waitpid(process, 0)
         if status:
-            raise SystemExit(f"the driver ended with {status}:\n{self.output.read_text()[-2000:]}")
+            raise Failed(f"the driver ended with {status}:\n{self.output.read_text()[-2000:]}")
+        self._nothing_is_lost()
+
+    def kill(self, process: int) -> None:
+        """SIGKILL a driver; what it has started must end, and what it has recorded must stay."""
+        started = descendants(process)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        limit = time.monotonic() + 60
+        while left := [one for one in started if alive(one)]:
+            if time.monotonic() > limit:
+                raise Failed(f"left running by a killed driver: {left}")
+            time.sleep(0.1)
+        self._nothing_is_lost()
+
+    def _nothing_is_lost(self) -> None:
+        if is_run(self.run):
+            before, self._recorded = self._recorded, history(self.run)
+            if self._recorded[: len(before)] != before:
+                raise Failed("events that were recorded before a kill have changed")
 
 
-def ended(process: int) -> bool:
-    """Tell whether a driver has ended by itself."""
-    return os.waitpid(process, os.WNOHANG)[0] != 0
+def wait_for(condition: Callable[[], Found], process: int) -> Found:
+    """Wait until there is something; the driver must live until then, so that every kill of a plan happens."""
+    while not (found := condition()):
+        check_lives(process)
+        time.sleep(0.02)
+    return found
 
 
-def kill(process: int) -> None:
-    """SIGKILL a driver."""
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
+def check_lives(process: int) -> None:
+    """Raise if a driver has ended by itself."""
+    if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        raise Failed("a driver ended before it was killed; plan for more evaluations")
 
 
-def kill_drivers(lives: Lives, kills: int, last: int, rng: random.Random) -> int:
-    """Kill drivers up to event `last`: a quarter while they start, the others after a random event; count them."""
-    killed = 0
+def kill_drivers(lives: Lives, kills: int, last: int, rng: random.Random) -> None:
+    """Kill drivers up to event `last`: a quarter while they start, the others after a random event."""
     for target in sorted(rng.randint(1, last) for _ in range(kills)):
-        process = lives.begin([])
+        process = lives.begin(INLINE)
         if rng.random() < 0.25:
             time.sleep(rng.uniform(0, START))
         else:
             wait_for(lambda goal=target: lives.events() >= goal, process)
             time.sleep(rng.uniform(0, 0.1))
-        if ended(process):
-            lives.finish(lives.begin([]))
-            continue
-        kill(process)
-        killed += 1
-    return killed
+        check_lives(process)
+        lives.kill(process)
 
 
-def kill_workers(lives: Lives, kills: int, rng: random.Random) -> int:
-    """Go on with Ray and kill one of its workers again and again; return how many died before the search ended."""
-    process, killed, seen = lives.begin(RAY), 0, 0
-    log = lives.run / "log.txt"
-    known = len(log.read_text()) if log.is_file() else 0
-    while killed < kills:
-        wait_for(lambda before=seen: len(_workers(log, known)) > before, process)
-        if ended(process):
-            return killed
-        ready = _workers(log, known)
+def kill_on_ray(lives: Lives, plan: Plan, rng: random.Random) -> None:
+    """Go on with Ray; kill a busy worker, or the driver, again and again; then let the search end."""
+    victims = ["worker"] * plan.ray_workers + ["driver"] * plan.ray_drivers
+    rng.shuffle(victims)
+    process = lives.begin(RAY)
+    for victim in victims:
+        goal = lives.events() + rng.randint(*BETWEEN)
+        wait_for(lambda goal=goal: lives.events() >= goal, process)
         time.sleep(rng.uniform(0, 0.3))
-        seen = len(ready)
-        os.kill(ready[-1], signal.SIGKILL)
-        killed += 1
+        if victim == "driver":
+            lives.kill(process)
+            process = lives.begin(RAY)
+        else:
+            workers = wait_for(lambda driver=process: busy_workers(driver), process)
+            os.kill(rng.choice(workers), signal.SIGKILL)
     lives.finish(process)
-    return killed
 
 
-def _workers(log: Path, known: int) -> list[int]:
-    return [int(found) for found in re.findall(r"is ready: process (\d+)", log.read_text()[known:])]
+def history(path: Path) -> list[bytes]:
+    """Return a digest of each event of a run, in order."""
+    with Run.read(path) as run:
+        return [_digest(event) for event in run.events()]
 
 
-def wait_for(condition: Callable[[], bool], process: int) -> None:
-    """Wait for a condition, or for the driver's end."""
-    while not condition():
-        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return
-        time.sleep(0.02)
+def _digest(event: Event) -> bytes:
+    found = hashlib.sha256(repr(type(event)).encode())
+    for name, value in sorted(vars(event).items()):
+        found.update(repr((name, _plain(value))).encode())
+    return found.digest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Candidate):
+        return value.id, value.kind, value.generation, value.genotype.tobytes()
+    if isinstance(value, Evaluation):
+        return value.status, value.objectives, value.items, value.scores.tobytes(), value.reason
+    return value
 
 
 def outcome(path: Path) -> dict[str, Any]:
@@ -160,67 +231,80 @@ def outcome(path: Path) -> dict[str, Any]:
     with Run.read(path) as run:
         for event in run.events():
             if isinstance(event, Asked):
-                one = event.candidate
-                found["asked"][one.id] = (one.kind, one.generation, one.genotype.tobytes(), event.recipe)
-                continue
-            evaluation = event.evaluation
-            scores = (evaluation.status, evaluation.objectives, evaluation.items, evaluation.scores.tobytes())
-            kind = "final" if isinstance(event, Final) else "told"
-            key = (event.stage, event.recipe) if isinstance(event, Final) else event.candidate
-            if key in found[kind]:
-                raise SystemExit(f"{kind} {key} is recorded twice")
-            found[kind][key] = scores
+                key: Any = event.candidate.id
+                content: Any = (_plain(event.candidate), event.recipe)
+            else:
+                key = (event.stage, event.recipe) if isinstance(event, Final) else event.candidate
+                content = _plain(event.evaluation)
+            of_kind = found[type(event).__name__.lower()]
+            if key in of_kind:
+                raise Failed(f"{key} is recorded twice: {event}")
+            of_kind[key] = content
+    if unanswered := found["asked"].keys() - found["told"].keys():
+        raise Failed(f"candidates without an answer: {sorted(unanswered)}")
     result = json.loads((path / "result.json").read_text())
     del result["seconds"]
     return found | {"result": result}
 
 
-def measure(folder: Path, evaluations: int, driver_kills: int, worker_kills: int, seed: int) -> dict[str, Any]:
-    """Run the search undisturbed and killed; compare them."""
-    write_config(folder / "search.yaml", evaluations)
-    Problem(load(folder / "search.yaml")).ready_worker()  # so that forks find everything imported
+def wrong_answers(path: Path, problem: Problem, worker: Worker) -> list[int]:
+    """Return the candidates whose recorded answers are not those that a worker gives that nobody disturbs."""
+    wrong, recipes = [], {}
+    with Run.read(path) as run:
+        for event in run.events():
+            if isinstance(event, Asked):
+                recipes[event.candidate.id] = problem.space.decode(event.candidate.genotype)
+            elif isinstance(event, Told):
+                recorded = event.evaluation
+                found = worker.evaluate(recipes[event.candidate], recorded.items)
+                if recorded.status != found.status or recorded.scores.tobytes() != found.scores.tobytes():
+                    wrong.append(event.candidate)
+    return wrong
+
+
+def measure(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
+    """Run one search, killed and, where it must end alike, undisturbed; compare them."""
+    folder.mkdir()
+    write_config(folder / "search.yaml", plan)
+    problem = Problem(load(folder / "search.yaml"))
+    worker = problem.ready_worker()  # so that forks find everything imported
     rng = random.Random(seed)
     started = time.monotonic()
-    whole = Lives(folder, "whole")
-    whole.finish(whole.begin([]))
-    undisturbed = time.monotonic() - started
-    total = whole.events()
     lives = Lives(folder, "killed")
-    share = 0.6 if worker_kills else 1.0  # of the events, before Ray's workers take over
-    drivers = kill_drivers(lives, driver_kills, int(share * total), rng)
-    workers = kill_workers(lives, worker_kills, rng) if worker_kills else 0
-    if not (lives.run / "result.json").is_file():
-        lives.finish(lives.begin([]))
-    return {
-        "evaluations": evaluations,
-        "events": total,
-        "driver_kills": drivers,
-        "worker_kills": workers,
-        "equal": outcome(lives.run) == outcome(whole.run),
-        "seconds_undisturbed": round(undisturbed, 1),
-        "seconds_killed": round(time.monotonic() - started - undisturbed, 1),
-        "seed": seed,
-    }
+    share = 0.5 if plan.on_ray else 0.8  # of the events: then Ray's workers take over, or nobody kills any more
+    kill_drivers(lives, plan.drivers, int(share * 2 * plan.evaluations), rng)
+    if plan.on_ray:
+        kill_on_ray(lives, plan, rng)
+    else:
+        lives.finish(lives.begin(INLINE))
+    seconds = time.monotonic() - started
+    lives.finish(lives.begin(INLINE))  # the log replays
+    found = outcome(lives.run)
+    row = asdict(plan) | {"kills": plan.drivers + plan.on_ray, "events": lives.events(), "seconds": round(seconds)}
+    if problem.strategy().steady_state:
+        wrong = wrong_answers(lives.run, problem, worker)
+        return row | {"answered": len(found["told"]), "wrong_answers": len(wrong), "ok": not wrong}
+    whole = Lives(folder, "whole")
+    whole.finish(whole.begin(INLINE))
+    return row | {"equal": found == outcome(whole.run), "ok": found == outcome(whole.run)}
 
 
 def main() -> None:
     """Kill, compare, write `chaos.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="five kills of the driver, none of workers")
-    parser.add_argument("--driver-kills", type=int, default=85)
-    parser.add_argument("--worker-kills", type=int, default=15)
-    parser.add_argument("--evaluations", type=int, default=400)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="eight kills of drivers, none on Ray")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=FOLDER / "chaos.json")
     given = parser.parse_args()
-    if given.quick:
-        given.driver_kills, given.worker_kills, given.evaluations = 5, 0, 24
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), given.evaluations, given.driver_kills, given.worker_kills, given.seed)
+        for plan in QUICK if given.quick else PLANS:
+            rows.append(measure(Path(folder) / plan.strategy, plan, given.seed))
+            print(json.dumps(rows[-1]), flush=True)
+    found = {"python": platform.python_version(), "seed": given.seed, "searches": rows}
     given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
-    if not found["equal"]:
-        raise SystemExit("the killed search has not ended like the undisturbed one")
+    if not all(row["ok"] for row in rows):
+        raise SystemExit("a killed search has not ended as it should")
 
 
 if __name__ == "__main__":
