@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
@@ -370,8 +370,8 @@ def _fields(event: Event) -> tuple[int | None, dict[str, Any], bytes | None, Eva
 
 
 def _evaluation_data(evaluation: Evaluation) -> dict[str, Any]:
-    data = asdict(evaluation)
-    del data["items"], data["scores"]
+    data = {name: value for name, value in vars(evaluation).items() if name not in ("items", "scores")}
+    data["seconds"] = dict(evaluation.seconds)
     if not evaluation.answers:
         del data["answers"]
     for key in ("objectives", "standard_errors"):  # JSON has no NaN

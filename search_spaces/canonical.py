@@ -17,7 +17,7 @@ from search_spaces import token_rules
 from search_spaces.methods import MethodSpec, Parameter
 from search_spaces.mixture_table import Mixture
 from search_spaces.recipe import Recipe, Slice, Source
-from search_spaces.settings import Condition, Parameters, Scalar, Setting, at, chain, constant, simplified
+from search_spaces.settings import Condition, Parameters, Scalar, Setting, at, chain, interpolate, simplified
 from search_spaces.stop import Stop
 from search_spaces.validation import needs_calibration
 
@@ -142,12 +142,12 @@ def _lowered(recipe: Recipe, part: Slice) -> Slice:
     """Return `part` with all that the recipe's scopes and the defaults say of it written into it."""
     spec, base = recipe.spec, recipe.base_of(part)
     treated_apart = base if spec.base != "none" else None
+    wider = (part.parameters, recipe.parameters)
     sources = [
-        replace(
-            source,
-            parameters=()
-            if source.model == treated_apart
-            else _joined(spec.per_model, (source.parameters, part.parameters, recipe.parameters)),
+        Source(
+            source.model,
+            source.layer_range,
+            () if source.model == treated_apart else _joined(spec.per_model, (source.parameters, *wider)),
         )
         for source in recipe.with_base(part)
     ]
@@ -155,7 +155,7 @@ def _lowered(recipe: Recipe, part: Slice) -> Slice:
         sources.sort(key=lambda source: source.model == treated_apart)  # stable: the others keep their order
     return Slice(
         sources=tuple(sources),
-        parameters=_joined(spec.shared, (part.parameters, recipe.parameters)),
+        parameters=_joined(spec.shared, wider),
         base_model=treated_apart if treated_apart != recipe.base_model else None,
     )
 
@@ -180,9 +180,14 @@ def _written(part: Slice, ranges: Iterable[tuple[int, int] | None], t: float | N
 def _shortened(parameters: Parameters, t: float | None, spec: MethodSpec) -> Parameters:
     written = []
     for name, setting in parameters:
-        short = simplified(_plain(setting if t is None else at(setting, t)))
+        first = setting[0]
+        if first.is_catch_all:  # nothing after it decides; the quick way for most of a search's recipes
+            value = first.value if t is None else interpolate(first.value, t)
+            short: Setting = (Condition(_plain_value(value)),)
+        else:
+            short = simplified(_plain(setting if t is None else at(setting, t)))
         default = spec.parameter(name).default
-        if default is None or short != constant(default):
+        if default is None or len(short) > 1 or short[0].filter is not None or short[0].value != default:
             written.append((name, short))
     return tuple(written)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from search_spaces.errors import RecipeError, did_you_mean
@@ -115,12 +116,12 @@ class MethodSpec:
         valid = [parameter.name for parameter in self.parameters]
         raise RecipeError(f"{self.name} has no parameter '{name}'; {did_you_mean(name, valid)}")
 
-    @property
+    @cached_property
     def per_model(self) -> tuple[Parameter, ...]:
         """Parameters with one value per source."""
         return tuple(parameter for parameter in self.parameters if parameter.per_model)
 
-    @property
+    @cached_property
     def shared(self) -> tuple[Parameter, ...]:
         """Parameters with one value for the merge."""
         return tuple(parameter for parameter in self.parameters if not parameter.per_model)

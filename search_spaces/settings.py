@@ -76,7 +76,9 @@ def chain(scopes: Iterable[Parameters], name: str, default: Scalar | None = None
     A scope in which no condition matches hands over to the next, and the first match decides: so the scopes
     one after another are a single setting, with the same meaning.
     """
-    joined = tuple(condition for scope in scopes for condition in find(scope, name))
+    joined: Setting = ()
+    for scope in scopes:
+        joined += find(scope, name)
     return joined if default is None else (*joined, Condition(default))
 
 
