@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, MapElitesConfig
+from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, M2n2Config, MapElitesConfig
 from evomerge.strategies.nevergrad import name_from_kind
 from evomerge.workers.ray_pool import RayConfig
 from fitness.config import FitnessConfig
@@ -154,6 +154,16 @@ class SearchConfig(BaseModel):
         unknown = sorted({task for axis in self.strategy.axes or () for task in axis} - set(tasks))
         if unknown:
             raise ValueError(f"strategy.axes: {', '.join(unknown)} is not asked; name tasks among {', '.join(tasks)}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_race_against_an_archive(self) -> SearchConfig:
+        rules = self.fitness.racing
+        if rules is not None and rules.test != "posterior" and isinstance(self.strategy, MapElitesConfig | M2n2Config):
+            raise ValueError(
+                f"fitness.racing.test {rules.test} compares a generation's candidates, and {self.strategy.kind} has an "
+                "archive instead; write fitness.racing.test: posterior"
+            )
         return self
 
     @model_validator(mode="after")

@@ -78,11 +78,12 @@ class RacingConfig(_Frozen):
     """When to stop asking a candidate."""
 
     error: float = Field(default=0.05, gt=0, lt=1)
-    """Tolerated chance that one given candidate that matters is stopped, in (0, 1)."""
+    """Tolerated chance that one given candidate that matters is stopped, in (0, 1); for strategies with an archive
+    (m2n2, map_elites), the share of those stopped that would have got into it."""
     block: int = Field(default=8, ge=1)
     """Items per task that are asked between two looks; >= 1. A candidate's model is built anew for each block."""
     keep: float = Field(default=0.5, gt=0, le=1)
-    """Share of a generation that matters to the strategy: CMA-ES learns from the better half."""
+    """Share of a generation that matters to the strategy: CMA-ES learns from the better half. Archives ignore it."""
     test: Literal["posterior", "auto", "exact", "sprt", "t", "wilcoxon"] = "posterior"
     """posterior: by the estimates and their standard errors. The others compare answers to common items, which needs
     many of them: exact and sprt for 0/1 scores, t and wilcoxon for others, auto the one that fits."""

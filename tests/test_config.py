@@ -156,3 +156,10 @@ def test_a_grid_of_elites_needs_two_axes_of_known_tasks(write, tasks, strategy, 
     text = MINIMAL.replace("[{task: arithmetic}]", tasks) + f"strategy:\n  kind: {strategy}\n"
     with pytest.raises(ConfigError, match=message):
         load(write(text))
+
+
+def test_a_race_against_an_archive_has_no_paired_test(write):
+    text = MINIMAL + "  racing: {test: sprt}\n"
+    with pytest.raises(ConfigError, match=r"m2n2 has an archive instead; write fitness\.racing\.test: posterior"):
+        load(write(text + "strategy: {kind: m2n2}\n"))
+    assert load(write(text + "strategy: {kind: cma_es}\n")).fitness.racing.test == "sprt"

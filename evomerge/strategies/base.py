@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,14 @@ class Evaluated:
 
     id: int
     evaluation: Evaluation
+
+
+@runtime_checkable
+class Archiving(Protocol):
+    """A strategy that keeps the best in an archive, each candidate by itself: a race asks it whether one can get in."""
+
+    def keeps(self, evaluation: Evaluation) -> bool:
+        """Tell whether a candidate with this evaluation would get into the archive now; changes nothing."""
 
 
 class Strategy(ABC):

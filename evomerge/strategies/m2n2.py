@@ -36,6 +36,7 @@ With several candidates in flight, the order of the tells decides.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import ClassVar, Literal
 
@@ -108,6 +109,10 @@ class M2n2(Strategy):
         """Return the member with the best search score (not shared fitness); None while there is no member."""
         return self.archive.best()
 
+    def keeps(self, evaluation: Evaluation) -> bool:
+        """Tell whether a candidate with this evaluation would get into the archive now."""
+        return _scored(evaluation) and self.archive.would_take(evaluation)
+
     def _propose(self, n: int) -> list[Proposal]:
         identities = range(self._asked, self._asked + n)
         return [(self._next(identity), "sample", identity // self.population) for identity in identities]
@@ -141,8 +146,12 @@ class M2n2(Strategy):
         return np.where(self.archive.violations > 0.0, 0.0, shares.sum(axis=1))
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        if math.isfinite(evaluation.fitness) and np.isfinite(evaluation.scores).all():
+        if _scored(evaluation):
             self.archive.take(candidate.genotype, evaluation)
+
+
+def _scored(evaluation: Evaluation) -> bool:
+    return math.isfinite(evaluation.fitness) and bool(np.isfinite(evaluation.scores).all())
 
 
 class Archive:
@@ -203,6 +212,17 @@ class Archive:
             self._scores[place], self._violations[place] = row, evaluation.violation
         self._genotypes[place] = genotype
         self._fitness[place] = evaluation.fitness
+
+    def would_take(self, evaluation: Evaluation) -> bool:
+        """Tell whether a child would stay; the archive stays as it is."""
+        if self.size < self.places:
+            return True
+        trial = copy.copy(self)
+        trial._column = dict(self._column)
+        trial._scores, trial._violations = self._scores.copy(), self._violations.copy()
+        row = trial._row(evaluation)
+        trial._scores[self.places], trial._violations[self.places] = row, evaluation.violation
+        return trial._weakest() != self.places
 
     def _weakest(self) -> int:
         """Return the place of the least fit among the members and the child, the first on ties."""

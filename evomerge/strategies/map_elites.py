@@ -102,6 +102,13 @@ class MapElites(Strategy):
         """Return the elite with the best fitness; None while there is none."""
         return self.genotypes[int(np.argmax(self.fitness))].copy() if self.genotypes else None
 
+    def keeps(self, evaluation: Evaluation) -> bool:
+        """Tell whether a candidate with this evaluation would get into its cell now."""
+        if not math.isfinite(evaluation.fitness):
+            return False
+        place = self.cells.get(self._cell(evaluation))
+        return place is None or evaluation.fitness > self.fitness[place]
+
     def _propose(self, n: int) -> list[Proposal]:
         identities = range(self._asked, self._asked + n)
         return [(self._next(identity), "sample", identity // self.population) for identity in identities]

@@ -6,22 +6,24 @@ back with its answers so far, whose estimate gives it about the right rank. A re
 generation before it was stopped: their answers, from the log, race along, and so all is decided as it would have been.
 
 Merging is repeated for each block: racing saves time where answering a block takes longer than merging.
+
+Strategies with an archive have no generations to race in: `evomerge.workers.archive_racing` is for them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import numpy as np
 
 from evomerge.config import SearchConfig
 from evomerge.ledger import Ledger
 from evomerge.search import Search
-from evomerge.strategies.base import Strategy
+from evomerge.strategies.base import Archiving, Strategy
+from evomerge.workers.archive_racing import ArchiveRacingPool
 from evomerge.workers.base import Pool
+from evomerge.workers.blocks import Runner, in_blocks
 from fitness.config import RacingConfig
 from fitness.estimators import Estimate
 from fitness.evaluation import Evaluation
@@ -29,48 +31,6 @@ from fitness.items import task_of
 from fitness.measure import Measure
 from fitness.racing import Race, common_correlation
 from search_spaces.recipe import Recipe
-
-Blocks = list[tuple[str, ...]]
-
-
-def in_blocks(items: Sequence[str], block: int, seed: int) -> Blocks:
-    """Items in random order, `block` of each task at a time; the last block takes what is left."""
-    rng = np.random.default_rng(seed)
-    tasks: dict[str, list[str]] = {}
-    for item in items:
-        tasks.setdefault(task_of(item), []).append(item)
-    shuffled = [[names[at] for at in rng.permutation(len(names))] for names in tasks.values()]
-    most = max(len(names) for names in shuffled)
-    cuts = [*range(0, max(1, most // block) * block, block), most]
-    return [tuple(item for names in shuffled for item in names[a:b]) for a, b in pairwise(cuts)]
-
-
-@dataclass
-class _Runner:
-    """A candidate in a race; without a recipe, its answers come from the log."""
-
-    tag: int
-    recipe: Recipe | None
-    sample: bool
-    answers: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    stopped: bool = False
-    failed: str | None = None
-
-    def take(self, part: Evaluation) -> None:
-        self.failed = part.reason if part.status == "failed" else None
-        self.answers.update(zip(part.items, part.scores.tolist(), strict=True))
-        for name, value in part.seconds.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + value
-
-    def result(self, items: Sequence[str]) -> Evaluation:
-        """Return the answers to those of the items that it was asked, in their order."""
-        if self.failed is not None:
-            return Evaluation.failed(self.failed, self.seconds)
-        asked = tuple(item for item in items if item in self.answers)
-        scores = np.array([self.answers[item] for item in asked], np.float32)
-        evaluation = Evaluation("ok", items=asked, scores=scores, seconds=self.seconds)
-        return replace(evaluation, status="stopped") if self.stopped else evaluation
 
 
 class RacingPool:
@@ -97,7 +57,7 @@ class RacingPool:
     ) -> None:
         self.pool, self.rules, self.measure, self.ledger = pool, rules, measure, ledger
         self.strategy, self.seed = strategy, seed
-        self._heats: dict[int, tuple[tuple[str, ...], list[_Runner]]] = {}  # by generation
+        self._heats: dict[int, tuple[tuple[str, ...], list[Runner]]] = {}  # by generation
 
     @property
     def free(self) -> int:
@@ -108,7 +68,7 @@ class RacingPool:
         """Enter a candidate of the ledger for its generation's race; a race keeps no answers."""
         candidate = self.ledger.asked[tag].candidate
         _, runners = self._heats.setdefault(candidate.generation, (tuple(items), []))
-        runners.append(_Runner(tag, recipe, candidate.kind == "sample"))
+        runners.append(Runner(tag, recipe, candidate.kind == "sample"))
 
     def wait(self) -> list[tuple[int, Evaluation]]:
         """Hold the races of all that were submitted."""
@@ -123,10 +83,10 @@ class RacingPool:
         """Let the workers go."""
         self.pool.close()
 
-    def _told(self, generation: int, items: Sequence[str]) -> list[_Runner]:
+    def _told(self, generation: int, items: Sequence[str]) -> list[Runner]:
         """Candidates of this generation that were told before the search was stopped."""
         return [
-            _Runner(told.candidate, None, True, dict(zip(evaluation.items, evaluation.scores.tolist(), strict=True)))
+            Runner(told.candidate, None, True, dict(zip(evaluation.items, evaluation.scores.tolist(), strict=True)))
             for told in self.ledger.results(generation)
             if (evaluation := told.evaluation).status != "failed"
             and not told.cached
@@ -134,7 +94,7 @@ class RacingPool:
             and set(evaluation.items) <= set(items)
         ]
 
-    def _race(self, generation: int, items: Sequence[str], runners: list[_Runner]) -> None:
+    def _race(self, generation: int, items: Sequence[str], runners: list[Runner]) -> None:
         runners = sorted(runners, key=lambda runner: runner.tag)
         blocks = in_blocks(items, self.rules.block, self.seed + generation)
         for look, block in enumerate(blocks, 1):
@@ -146,10 +106,10 @@ class RacingPool:
             for runner, out in zip(samples, self._stopped(samples, items, seen, len(blocks) - 1), strict=True):
                 runner.stopped |= bool(out)
 
-    def _ask(self, runners: Sequence[_Runner], block: tuple[str, ...]) -> None:
+    def _ask(self, runners: Sequence[Runner], block: tuple[str, ...]) -> None:
         """Have them all answer a block, those whose answers the log does not have."""
         waiting = [runner for runner in runners if runner.recipe is not None]
-        working: dict[int, _Runner] = {}
+        working: dict[int, Runner] = {}
         while waiting or working:
             while waiting and self.pool.free > 0:
                 runner = waiting.pop(0)
@@ -159,7 +119,7 @@ class RacingPool:
             for tag, part in self.pool.wait():
                 working.pop(tag).take(part)
 
-    def _stopped(self, samples: Sequence[_Runner], items: Sequence[str], seen: set[str], looks: int) -> Sequence[bool]:
+    def _stopped(self, samples: Sequence[Runner], items: Sequence[str], seen: set[str], looks: int) -> Sequence[bool]:
         """Look at what is known of the items seen so far: who is to be stopped now."""
         answers = [runner.result([item for item in items if item in seen]) for runner in samples]
         keep = max(1, math.floor(self.rules.keep * len(samples)))  # as pycma: λ/2 rounded down
@@ -191,4 +151,6 @@ def racing(pool: Pool, config: SearchConfig, search: Search) -> Pool:
     rules = config.fitness.racing
     if rules is None:
         return pool
+    if isinstance(search.strategy, Archiving):
+        return ArchiveRacingPool(pool, rules, search.measure, search.strategy, config.seed)
     return RacingPool(pool, rules, search.measure, search.ledger, search.strategy, config.seed)

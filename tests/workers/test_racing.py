@@ -8,7 +8,8 @@ from evomerge.ledger import Ledger
 from evomerge.run import Run, Told
 from evomerge.search import Search
 from evomerge.strategies import CmaEsConfig, RandomConfig
-from evomerge.workers.racing import RacingPool, in_blocks
+from evomerge.workers.blocks import in_blocks
+from evomerge.workers.racing import RacingPool
 from fitness.config import RacingConfig
 from fitness.estimators import Known
 from fitness.evaluation import Evaluation

@@ -1,0 +1,33 @@
+"""What docs/fitness.md shows can be used as it stands."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fitness.config import FitnessConfig
+
+PAGE = (Path(__file__).parents[2] / "docs" / "fitness.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_search_files(text: str) -> None:
+    FitnessConfig.model_validate({"tasks": [{"task": "a"}]} | yaml.safe_load(text)["fitness"])
+
+
+def test_item_response_theory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    chance = 1 / (1 + np.exp(rng.normal(size=12) - rng.normal(size=(60, 1))))
+    monkeypatch.chdir(tmp_path)
+    np.save("responses.npy", (rng.random(chance.shape) < chance).astype(float))
+    (text,) = blocks("python")
+    found: dict = {}
+    exec(text, found)  # the documentation's own
+    assert found["bank"].discrimination.shape == (12, 1) and 0 <= found["best_next"] < 12
+    assert (tmp_path / "bank.npz").is_file()
