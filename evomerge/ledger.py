@@ -125,6 +125,6 @@ class Ledger:
 
     def _add_final(self, event: Final) -> None:
         key = event.stage, event.recipe
-        known = self.finals.get(key)  # a finalist's answers come in rounds
+        known = self.finals.get(key) if event.stage == "confirm" else None  # a finalist's answers come in rounds
         self.finals[key] = event.evaluation if known is None else known.with_more(event.evaluation)
         self.item_evaluations += len(event.evaluation.items)

@@ -68,8 +68,8 @@ class ArchiveRacingPool:
         """How many more candidates may be submitted now."""
         return max(0, self.pool.free - len(self._waiting))
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str]) -> None:
-        """Ask a candidate the first block."""
+    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
+        """Ask a candidate the first block; a race keeps no answers."""
         blocks = in_blocks(items, self.rules.block, self.seed + tag)
         self._waiting.append(_Heat(Runner(tag, recipe, True), tuple(items), blocks))
         self._ask()
