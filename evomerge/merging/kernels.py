@@ -1,13 +1,6 @@
-"""Formulas compiled by numba: one pass over the sources at memory speed, without scratch; results equal torch's.
+"""Formulas at memory speed: which of them compiled code can compute, and its arguments (see `compiled`).
 
-Needs the extra `fast`; for CPUs, and models whose weights are all bfloat16 or all float32. Compiled at the first use
-for each number of models (a second or less), then read from numba's cache. The kernels release Python's lock.
-
-bfloat16 is handled as its bits, uint16: the upper half of a float32. Sums and products are rounded one by one, as in
-`evomerge.merging.methods.evaluate`. Coefficients come as tuples, so that loops over models unroll and those over
-entries become vector instructions.
-
-Legend: T terms, E entries of the stretch.
+Needs the extra `fast`; for CPUs, and models whose weights are all bfloat16 or all float32.
 """
 
 from __future__ import annotations
@@ -19,18 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, types
-from numba.extending import overload
 from torch import Tensor
 
 from evomerge.merging.blocks import Scratch
+from evomerge.merging.compiled import Elect, Sum, fill
 from evomerge.merging.methods.formulas import Election, Formula, Kept, WeightedSum
 
 MAX_TERMS = 8
 """More would not be unrolled."""
 LOWEST = np.iinfo(np.int32).min
 
-f32, u32, i32 = np.float32, np.uint32, np.int32
+f32, i32 = np.float32, np.int32
 
 
 @dataclass(frozen=True)
@@ -67,49 +59,47 @@ def kernel(sources: Sources, formula: Formula, out_dtype: torch.dtype) -> Callab
         return None
     if isinstance(formula, WeightedSum) and formula.per != "tensor":
         return None
-    return partial(_run, sources=sources, formula=formula, masks=_Masks.of(formula), rounds=out_dtype == torch.bfloat16)
+    how, states = _numbers(formula, rounds=out_dtype == torch.bfloat16)
+    base, models = sources.base, sources.models
+    if isinstance(formula, WeightedSum) and formula.terms != "task vectors":
+        base, models = None, models if formula.terms == "models" or base is None else (base, *models)
+    return partial(_run, target=sources.target, base=base, models=models, states=states, how=how)
 
 
-@dataclass(frozen=True)
-class _Masks:
-    """What is kept, by term; `states` is None when everything is."""
-
-    states: tuple[np.ndarray[Any, Any], ...] | None
-    first: tuple[np.int32, ...]
-    end: tuple[np.int32, ...]
-    factor: tuple[np.float32, ...]
-
-    @classmethod
-    def of(cls, formula: Formula) -> _Masks:
-        some = [kept for kept in formula.kept if kept is not None]
-        if not some:
-            return cls(None, (), (), ())
-        everything = Kept(some[0].state, np.iinfo(np.int32).max)
-        kept = [part or everything for part in formula.kept]
-        return cls(
-            tuple(_array(part.state) for part in kept),
-            tuple(i32(LOWEST if part.first is None else part.first) for part in kept),
-            tuple(i32(part.end) for part in kept),
-            tuple(f32(part.factor) for part in kept),
-        )
-
-    def cut(self, span: slice) -> tuple[Any, ...]:
-        states = None if self.states is None else tuple(state[span] for state in self.states)
-        return states, self.first, self.end, self.factor
-
-
-def _run(_: Scratch, *, sources: Sources, formula: Formula, masks: _Masks, rounds: bool, span: slice) -> None:
-    out, models = sources.target[span], tuple(values[span] for values in sources.models)
-    base = None if sources.base is None else sources.base[span]
-    weights = tuple(map(f32, formula.weights))
-    scale = f32(formula.scale)
+def _numbers(formula: Formula, *, rounds: bool) -> tuple[Sum | Elect, tuple[np.ndarray[Any, Any], ...] | None]:
+    """Return the formula's numbers, and the states that decide what is kept, None when everything is."""
+    weights, scale = tuple(map(f32, formula.weights)), f32(formula.scale)
+    some = [kept for kept in formula.kept if kept is not None]
+    kept = [part or Kept(some[0].state, np.iinfo(np.int32).max) for part in formula.kept] if some else []
+    bounds = (
+        tuple(i32(LOWEST if part.first is None else part.first) for part in kept),
+        tuple(i32(part.end) for part in kept),
+        tuple(f32(part.factor) for part in kept),
+        True if rounds else None,
+    )
+    states = tuple(_array(part.state) for part in kept) if kept else None
     if isinstance(formula, Election):
-        _elect(out, base, models, *masks.cut(span), weights, formula.normalize, scale, rounds)
-    elif formula.terms == "task vectors":
-        _add(out, base, models, *masks.cut(span), weights, f32(formula.divisor), scale, rounds)
-    else:
-        terms = models if formula.terms == "models" else (base, *models)
-        _sum(out, terms, weights, f32(formula.divisor), scale, rounds)
+        return Elect(weights, True if formula.normalize else None, scale, *bounds), states
+    return Sum(weights, None if formula.divisor == 1 else f32(formula.divisor), scale, *bounds), states
+
+
+def _run(
+    _: Scratch,
+    *,
+    target: np.ndarray[Any, Any],
+    models: tuple[np.ndarray[Any, Any], ...],
+    base: np.ndarray[Any, Any] | None,
+    states: tuple[np.ndarray[Any, Any], ...] | None,
+    how: Sum | Elect,
+    span: slice,
+) -> None:
+    fill(
+        target[span],
+        None if base is None else base[span],
+        tuple(values[span] for values in models),
+        None if states is None else tuple(state[span] for state in states),
+        how,
+    )
 
 
 def _array(values: Tensor) -> np.ndarray[Any, Any]:
@@ -118,136 +108,3 @@ def _array(values: Tensor) -> np.ndarray[Any, Any]:
         return values.detach().view(torch.int16).numpy().view(np.uint16)
     array: np.ndarray[Any, Any] = values.detach().numpy()
     return array
-
-
-# --- compiled; `overload` picks by dtype ---
-
-
-def _wide(value: Any) -> Any:
-    """Return a stored entry as float32."""
-
-
-def _stored(out: Any, value: Any, rounds: Any) -> Any:
-    """Return a float32 as the target stores it, rounded to bfloat16 if `rounds`, or if that is its dtype."""
-
-
-@overload(_wide, inline="always")
-def _wide_of(value: Any) -> Any:
-    if value == types.uint16:
-
-        def wide(value: Any) -> Any:
-            return u32(u32(value) << u32(16)).view(f32)
-
-    else:
-
-        def wide(value: Any) -> Any:
-            return value
-
-    return wide
-
-
-@njit(inline="always")
-def _rounded_bits(value: Any) -> Any:
-    """Return the upper half of a float32, rounded to the nearest, ties to even; NaN stays NaN."""
-    bits = f32(value).view(u32)
-    nearest = u32((bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) >> u32(16))
-    return u32(0x7FC0) if np.isnan(value) else nearest
-
-
-@overload(_stored, inline="always")
-def _stored_in(out: Any, value: Any, rounds: Any) -> Any:
-    if out.dtype == types.uint16:
-
-        def stored(out: Any, value: Any, rounds: Any) -> Any:
-            return np.uint16(_rounded_bits(value))
-
-    else:
-
-        def stored(out: Any, value: Any, rounds: Any) -> Any:
-            return u32(u32(_rounded_bits(value)) << u32(16)).view(f32) if rounds else value
-
-    return stored
-
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile at the first call, keeping the result on disk where there is a place for it."""
-    for cache in (True, False):
-        try:
-            compiled: Callable[..., None] = njit(nogil=True, error_model="numpy", cache=cache)(function)
-            return compiled
-        except RuntimeError:  # no folder to write to
-            continue
-    return function
-
-
-@_compiled
-def _sum(out: Any, terms: Any, weights: Any, divisor: Any, scale: Any, rounds: Any) -> None:
-    for e in range(out.size):
-        total = f32(-0.0)  # which added to anything leaves it as it is
-        for t in range(len(terms)):
-            total += _wide(terms[t][e]) * weights[t]
-        out[e] = _stored(out, total / divisor * scale, rounds)
-
-
-@_compiled
-def _add(
-    out: Any,
-    base: Any,
-    models: Any,
-    states: Any,
-    first: Any,
-    end: Any,
-    factor: Any,
-    weights: Any,
-    divisor: Any,
-    scale: Any,
-    rounds: Any,
-) -> None:
-    for e in range(out.size):
-        start = _wide(base[e])
-        total = f32(-0.0)
-        for t in range(len(models)):
-            delta = _wide(models[t][e]) - start
-            if states is not None:
-                state = states[t][e]
-                delta = (delta if state >= first[t] and state < end[t] else f32(0)) * factor[t]
-            total += delta * weights[t]
-        out[e] = _stored(out, total / divisor * scale + start, rounds)
-
-
-@_compiled
-def _elect(
-    out: Any,
-    base: Any,
-    models: Any,
-    states: Any,
-    first: Any,
-    end: Any,
-    factor: Any,
-    weights: Any,
-    normalize: Any,
-    scale: Any,
-    rounds: Any,
-) -> None:
-    for e in range(out.size):
-        start = _wide(base[e])
-        total = f32(-0.0)
-        for t in range(len(models)):
-            delta = _wide(models[t][e]) - start
-            if states is not None:
-                state = states[t][e]
-                delta = (delta if state >= first[t] and state < end[t] else f32(0)) * factor[t]
-            total += delta * weights[t]
-        sign = f32(1) if total >= f32(0) else f32(-1)
-        size, weight = f32(-0.0), f32(0)
-        for t in range(len(models)):  # the same once more: cheaper than keeping it
-            delta = _wide(models[t][e]) - start
-            if states is not None:
-                state = states[t][e]
-                delta = (delta if state >= first[t] and state < end[t] else f32(0)) * factor[t]
-            agreeing = max(delta * weights[t] * sign, f32(0))
-            size += agreeing
-            weight += weights[t] if agreeing > f32(0) else f32(0)
-        if normalize:
-            size /= weight if weight != f32(0) else f32(1)
-        out[e] = _stored(out, size * sign * scale + start, rounds)

@@ -16,6 +16,9 @@ from search_spaces.recipe import Recipe
 
 pytest.importorskip("numba")
 
+TILE = 1024
+"""Entries that compiled code writes at a time."""
+
 METHODS = ("slerp", "dare_ties", "magmax", "iso_c")
 
 
@@ -87,6 +90,18 @@ def test_any_number_of_models(merge: Callable[..., Tensor], tensors: Callable[..
         start = None if method == "linear" else base
         expected = merge(method, start, models, weight=weight, **own)
         assert torch.equal(merge(method, start, models, weight=weight, compiled=True, **own), expected)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear", "dare_ties"])
+def test_whole_tiles_and_what_is_left(
+    merge: Callable[..., Tensor], tensors: Callable[..., list[Tensor]], method: str, out_dtype: torch.dtype
+) -> None:
+    base, *models = (values.to(out_dtype) for values in tensors(3, 3 * TILE + 37))
+    options: dict[str, Any] = {"weight": [0.4, 0.7], "normalize": True, "lambda_": 0.9, "out_dtype": out_dtype}
+    options |= {} if method == "task_arithmetic" else {"density": [0.5, 0.8]}
+    expected = merge(method, base, models, **options)
+    assert torch.equal(merge(method, base, models, compiled=True, **options), expected)
 
 
 def test_rounding_is_torchs(merge: Callable[..., Tensor]) -> None:

@@ -1,0 +1,286 @@
+"""Formulas compiled by numba: one pass over the sources, without scratch; results equal torch's.
+
+Compiled at the first use for each number of models (a second or two), then read from numba's cache. Python's lock is
+released meanwhile.
+
+bfloat16 is handled as its bits, uint16: the upper half of a float32. Sums and products are rounded one by one, as in
+`evomerge.merging.methods.evaluate`. Coefficients come as tuples, so that loops over models unroll and those over
+entries become vector instructions. `overload` picks code by dtype, and leaves out what an argument of None stands for.
+
+Legend: t a term, e an entry of the stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+TILE = 1024
+"""Entries computed in the first-level cache before they are written to memory."""
+LINE = 64
+"""Bytes of a cache line."""
+
+f32, u32 = np.float32, np.uint32
+
+
+class Sum(NamedTuple):
+    """A `WeightedSum` as compiled code takes it; None where there is nothing to do, so that no code is made for it.
+
+    Attributes
+    ----------
+    weights, divisor, scale
+        As there, float32.
+    first, end, factor
+        What is kept, by term; empty when everything is.
+    rounds
+        To bfloat16, or None.
+    """
+
+    weights: tuple[np.float32, ...]
+    divisor: np.float32 | None
+    scale: np.float32
+    first: tuple[np.int32, ...]
+    end: tuple[np.int32, ...]
+    factor: tuple[np.float32, ...]
+    rounds: bool | None
+
+
+class Elect(NamedTuple):
+    """The same of an `Election`."""
+
+    weights: tuple[np.float32, ...]
+    normalize: bool | None
+    scale: np.float32
+    first: tuple[np.int32, ...]
+    end: tuple[np.int32, ...]
+    factor: tuple[np.float32, ...]
+    rounds: bool | None
+
+
+def _wide(value: Any) -> Any:
+    """Return a stored entry as float32."""
+
+
+def _stored(out: Any, value: Any, rounds: Any) -> Any:
+    """Return a float32 as the target stores it, rounded to bfloat16 unless `rounds` is None and its dtype another."""
+
+
+@overload(_wide, inline="always")
+def _wide_of(value: Any) -> Any:
+    if value == types.uint16:
+
+        def wide(value: Any) -> Any:
+            return u32(u32(value) << u32(16)).view(f32)
+
+    else:
+
+        def wide(value: Any) -> Any:
+            return value
+
+    return wide
+
+
+@njit(inline="always")
+def _rounded_bits(value: Any) -> Any:
+    """Return the upper half of a float32, rounded to the nearest, ties to even; NaN stays NaN."""
+    bits = f32(value).view(u32)
+    nearest = u32((bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) >> u32(16))
+    return u32(0x7FC0) if np.isnan(value) else nearest
+
+
+@overload(_stored, inline="always")
+def _stored_in(out: Any, value: Any, rounds: Any) -> Any:
+    if out.dtype == types.uint16:
+
+        def stored(out: Any, value: Any, rounds: Any) -> Any:
+            return np.uint16(_rounded_bits(value))
+
+    elif isinstance(rounds, types.NoneType):
+
+        def stored(out: Any, value: Any, rounds: Any) -> Any:
+            return value
+
+    else:
+
+        def stored(out: Any, value: Any, rounds: Any) -> Any:
+            return u32(u32(_rounded_bits(value)) << u32(16)).view(f32)
+
+    return stored
+
+
+@intrinsic
+def _borrowed(_: Any, array: Any) -> Any:
+    """Return the array without a reference of its own.
+
+    Each slice would count one, atomically, and that waits until every store past the cache has reached the memory.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = context.make_array(array)(context, builder, arguments[0])
+        view.meminfo = cgutils.get_null_value(view.meminfo.type)
+        return view._getvalue()
+
+    return array(array), generate
+
+
+def _cut(values: Any, begin: Any, end: Any) -> Any:
+    """Return a stretch of an array, of each array of a tuple, or of None."""
+
+
+@overload(_cut)
+def _cut_of(values: Any, begin: Any, end: Any) -> Any:
+    if isinstance(values, types.NoneType):
+
+        def cut(values: Any, begin: Any, end: Any) -> Any:
+            return None
+
+    elif isinstance(values, types.Array):
+
+        def cut(values: Any, begin: Any, end: Any) -> Any:
+            return _borrowed(values)[begin:end]
+
+    elif len(values) == 1:
+
+        def cut(values: Any, begin: Any, end: Any) -> Any:
+            return (_cut(values[0], begin, end),)
+
+    else:
+
+        def cut(values: Any, begin: Any, end: Any) -> Any:
+            return (_cut(values[0], begin, end), *_cut(values[1:], begin, end))
+
+    return cut
+
+
+@intrinsic
+def _stream(_: Any, out: Any, tile: Any, lines: Any) -> Any:
+    """Copy so many cache lines of `tile` over `out`, which begins at one, past the cache.
+
+    Stores that go through the cache read each line from memory before they overwrite it. The lock that a thread takes
+    when it hands its work over makes these visible to others.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line = ir.VectorType(ir.IntType(32), LINE // 4).as_pointer()
+        target, source = (
+            builder.bitcast(context.make_array(kind)(context, builder, array).data, line)
+            for kind, array in zip(signature.args[:2], arguments[:2], strict=True)
+        )
+        past_cache = builder.module.add_metadata([ir.IntType(32)(1)])
+        with cgutils.for_range(builder, arguments[2]) as loop:
+            value = builder.load(builder.gep(source, [loop.index]))
+            value.align = 2
+            stored = builder.store(value, builder.gep(target, [loop.index]), align=LINE)
+            stored.set_metadata("nontemporal", past_cache)
+        return context.get_dummy_value()
+
+    return types.void(out, tile, types.intp), generate
+
+
+@njit(forceinline=True, error_model="numpy")
+def _divided(value: Any, divisor: Any) -> Any:
+    return value if divisor is None else value / divisor
+
+
+@njit(forceinline=True, error_model="numpy")
+def _normalized(size: Any, weight: Any, normalize: Any) -> Any:
+    return size if normalize is None else size / (weight if weight != f32(0) else f32(1))
+
+
+@njit(forceinline=True, error_model="numpy")
+def _delta(t: Any, e: Any, start: Any, models: Any, states: Any, how: Any) -> Any:
+    """Return an entry of a task vector, times the factor or 0 where a state says so."""
+    delta = _wide(models[t][e]) - start
+    if states is not None:
+        state = states[t][e]
+        delta = (delta if state >= how.first[t] and state < how.end[t] else f32(0)) * how.factor[t]
+    return delta
+
+
+def _sum(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
+    for e in range(out.size):
+        total = f32(-0.0)  # which added to anything leaves it as it is
+        for t in range(len(models)):
+            total += _wide(models[t][e]) * how.weights[t]
+        out[e] = _stored(out, _divided(total, how.divisor) * how.scale, how.rounds)
+
+
+def _add(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
+    for e in range(out.size):
+        start = _wide(base[e])
+        total = f32(-0.0)
+        for t in range(len(models)):
+            total += _delta(t, e, start, models, states, how) * how.weights[t]
+        out[e] = _stored(out, _divided(total, how.divisor) * how.scale + start, how.rounds)
+
+
+def _elect(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
+    for e in range(out.size):
+        start = _wide(base[e])
+        total = f32(-0.0)
+        for t in range(len(models)):
+            total += _delta(t, e, start, models, states, how) * how.weights[t]
+        sign = f32(1) if total >= f32(0) else f32(-1)
+        size, weight = f32(-0.0), f32(0)
+        for t in range(len(models)):  # the same once more: cheaper than keeping it
+            delta = _delta(t, e, start, models, states, how)
+            agreeing = max(delta * how.weights[t] * sign, f32(0))
+            size += agreeing
+            weight += how.weights[t] if agreeing > f32(0) else f32(0)
+        size = _normalized(size, weight, how.normalize)
+        out[e] = _stored(out, size * sign * how.scale + start, how.rounds)
+
+
+def _stretch(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
+    """Fill a stretch of the target."""
+
+
+@overload(_stretch)
+def _stretch_of(out: Any, base: Any, models: Any, states: Any, how: Any) -> Any:
+    if how.instance_class is Elect:
+        return _elect
+    return _sum if isinstance(base, types.NoneType) else _add
+
+
+def _tiled(how: Any) -> Any:
+    """Return whether to go past the cache: an election computes for longer than its stores take."""
+
+
+@overload(_tiled)
+def _tiled_for(how: Any) -> Any:
+    is_sum = how.instance_class is Sum
+
+    def tiled(how: Any) -> Any:
+        return is_sum
+
+    return tiled
+
+
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile at the first call, keeping the result on disk where there is a place for it."""
+    for cache in (True, False):
+        try:
+            compiled: Callable[..., None] = njit(nogil=True, error_model="numpy", cache=cache)(function)
+            return compiled
+        except RuntimeError:  # no folder to write to
+            continue
+    return function
+
+
+@_compiled
+def fill(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
+    """Fill the target, tile by tile; what does not begin or end with a cache line directly."""
+    tile = np.empty(TILE, out.dtype)
+    whole = out.size // TILE * TILE if _tiled(how) and out.ctypes.data % LINE == 0 else 0
+    for begin in range(0, whole, TILE):
+        end = begin + TILE
+        _stretch(_cut(tile, 0, TILE), _cut(base, begin, end), _cut(models, begin, end), _cut(states, begin, end), how)
+        _stream(_cut(out, begin, end), tile, TILE * out.itemsize // LINE)
+    end = out.size
+    _stretch(_cut(out, whole, end), _cut(base, whole, end), _cut(models, whole, end), _cut(states, whole, end), how)
