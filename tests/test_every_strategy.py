@@ -20,6 +20,7 @@ from evomerge.cli import main
 from evomerge.config import load
 from evomerge.problem import Problem
 from evomerge.strategies import AnyStrategyConfig
+from search_spaces.kinds import SpaceConfig
 
 ZOO = Path(__file__).parent.parent / "experiments" / "zoo"
 TASKS = ("zoo_ops_en", "zoo_short_en")
@@ -40,11 +41,14 @@ STRATEGIES = {
     "grid": {"kind": "grid"},
     "m2n2 over mixtures": {"kind": "m2n2", "archive": 3},
     "eda over layer orders": {"kind": "eda", "population": 4},
+    "catcma over methods": {"kind": "catcma", "population": 4},
+    "genome_plus with a vote": {"kind": "genetic", "preset": "genome_plus", "population": 4, "ensemble": 3},
     "staged": {"kind": "staged", "evaluations": 4, "first": {"kind": "random"}, "second": {"kind": "random"}},
 }
 SPACES = {
     "m2n2 over mixtures": {"kind": "mixture", "chunks": 5},
     "eda over layer orders": {"kind": "data_flow", "repeats": 1},
+    "catcma over methods": {"kind": "layer_coefficients", "method": ["task_arithmetic", "ties"], "layers_per_group": 6},
     "staged": {"kind": "stacked", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1, "order": "free"}},
 }
 """Spaces other than the default."""
@@ -101,6 +105,8 @@ def run(monkeypatch, *arguments):
 
 def test_none_is_left_out():
     assert {strategy["kind"].split(":")[0] for strategy in STRATEGIES.values()} >= KINDS
+    spaces = {config.model_fields["kind"].default for config in typing.get_args(typing.get_args(SpaceConfig)[0])}
+    assert {space["kind"] for space in SPACES.values()} == spaces
 
 
 @pytest.mark.slow
@@ -124,6 +130,7 @@ def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
     kinds = {row["kind"] for row in result["held_out"]}
     assert {"found", "source", "uniform", "task_arithmetic"} <= kinds
     assert ("front" in kinds) == (kind == "nsga2")
+    assert ("ensemble" in kinds) == ("ensemble" in STRATEGIES[name])
 
     # Resuming replays the log through the strategy, and asks for more of it.
     config = folder / "config.yaml"

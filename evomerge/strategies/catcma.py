@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.discrete import first_probabilities, seen_probabilities
+from evomerge.strategies.discrete import countable, first_probabilities, seen_probabilities
 from evomerge.strategies.extras import require
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
 from evomerge.strategies.unit_box import UnitBox
@@ -67,8 +67,9 @@ class CatCma(Strategy):
         self._box = UnitBox(space)
         choices = np.array([isinstance(gene, Choice) for gene in space.genes])
         self._choices = np.flatnonzero(choices)
-        self._reals = np.flatnonzero(~space.discrete)
-        self._whole = np.flatnonzero(space.discrete & ~choices)
+        whole = countable(space) & ~choices
+        self._reals = np.flatnonzero(~whole & ~choices)
+        self._whole = np.flatnonzero(whole)
         self._solutions: list[Any] = []
         self._sampling = Sampling(self._samples, self.recommend, config.mean_every, self._update)
         self._es = self._begin()

@@ -6,6 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.genes import Choice, Gene
+from search_spaces.space import SearchSpace
+
+MANY_VALUES = 1000
+
+
+def countable(space: SearchSpace) -> NDArray[np.bool_]:
+    """Return which genes have few enough values for a distribution over these, bool[G].
+
+    Other whole numbers, such as the seeds of noise terms, are searched as reals and rounded.
+    """
+    return space.discrete & (space.high - space.low <= MANY_VALUES)
 
 
 def first_probabilities(gene: Gene, trust: float) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.discrete import first_probabilities, seen_probabilities
+from evomerge.strategies.discrete import countable, first_probabilities, seen_probabilities
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import Founders, around
@@ -81,7 +81,7 @@ class Eda(Strategy):
         self.config = config
         self.population = resolved_number("population", config.population)
         self._box = UnitBox(space)
-        self._discrete = space.discrete
+        self._discrete = countable(space)
         self._mean = self._box.to_unit(space.start)
         self._deviation = np.full(space.dimension, config.sigma)
         self._probabilities = {
@@ -96,7 +96,7 @@ class Eda(Strategy):
         point = self._box.to_genes(self._mean)
         for gene, probability in self._probabilities.items():
             point[gene] = self.space.low[gene] + np.argmax(probability) + 0.5
-        return point
+        return self.space.settled(point)
 
     def _propose(self, n: int) -> list[Proposal]:
         return self._sampling.take(n, self._asked)
@@ -118,7 +118,7 @@ class Eda(Strategy):
         point = self._box.to_genes(self.rng.normal(self._mean, self._deviation))  # ~ N(m, s²)
         for gene, probability in self._probabilities.items():
             point[gene] = self.space.low[gene] + self.rng.choice(len(probability), p=probability) + 0.5
-        return point
+        return self.space.settled(point)
 
     def _update(self, samples: Array, fitness: Array) -> None:
         """Learn from P samples, float64[P, G]."""

@@ -1,4 +1,8 @@
-"""Planted problems: each strategy finds the known best of the kind of space that it claims, within a stated budget."""
+"""Planted problems: each strategy finds the known best of the kind of space that it claims, within a stated budget.
+
+Those of crossover with a split point, and of a merge followed by a path, are in `test_m2n2.py`, `test_map_elites.py`
+and `test_staged.py`.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +13,10 @@ from evomerge.strategies import (
     CmaEsConfig,
     EdaConfig,
     Evaluated,
+    GeneticConfig,
     GridConfig,
+    M2n2Config,
+    MapElitesConfig,
     NevergradConfig,
     Nsga2Config,
     RandomConfig,
@@ -18,7 +25,10 @@ from evomerge.strategies import (
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.testing.planted import PlantedSpace, distances, evaluate, mixed, reals, switched
 from fitness.evaluation import Evaluation
+from search_spaces.context import SpaceContext
 from search_spaces.genes import Real
+from search_spaces.layout import ModelLayout
+from search_spaces.mixture_config import MixtureConfig
 
 
 def guess(config, space, budget, *, seed=0, noise=0.0, objectives=1):
@@ -100,6 +110,54 @@ def test_switches_with_conditional_scales(name, seed):
     _, found, _ = guess(MIXED[name][0], space, 1500, seed=seed)
     assert space.active(found).all()
     assert off(space, found) < 0.1
+
+
+POPULATIONS = {
+    "genetic": (GeneticConfig(), 1000),
+    "genome": (GeneticConfig(preset="genome"), 1000),
+    "genome_plus": (GeneticConfig(preset="genome_plus", mutation=0.5), 2000),
+    "replace_worst": (GeneticConfig(preset="replace_worst", mutation=1.0), 1000),
+    "m2n2": (M2n2Config(mutation=1.0), 1500),
+    "map_elites": (MapElitesConfig(mutation=1.0), 1500),
+}
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_populations_come_near_in_six_mixed_genes(name):
+    """All choices and whole numbers right, reals within a tenth of their range."""
+    config, budget = POPULATIONS[name]
+    space = mixed(6)
+    _, found, _ = guess(config, space, budget)
+    assert np.all(distances(space, found)[space.discrete] == 0)
+    assert off(space, found) < 0.1
+
+
+def per_layer():
+    """Return mixtures of a base and two experts, a weight of each per layer (six of them, with what surrounds them)."""
+    layout = ModelLayout(("embed",), (("self_attn.w", "mlp.w"),) * 4, "layers.{}.", ("norm",), None, "self_attn", "mlp")
+    models = {"base": "/m/base", "a": "/m/a", "b": "/m/b"}
+    context = SpaceContext(models, layout, dict.fromkeys(layout.tensors(), 10))
+    return MixtureConfig(chunks="layers", crossover="linear").build(context)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_m2n2_takes_each_layer_from_the_expert_that_knows_it(seed):
+    """The experts by turns; an item per layer, right where the wanted one weighs above 0.7: 1,500 evaluations."""
+    space = per_layer()
+
+    def score(genotype):
+        weights = space.weights(genotype)
+        wanted = 1 + np.arange(len(weights)) % 2
+        right = (weights[np.arange(len(weights)), wanted] > 0.7).astype(np.float32)
+        items = tuple(f"t/test/{layer}" for layer in range(len(right)))
+        return Evaluation("ok", (float(right.mean()),), (0.0,), items, right)
+
+    strategy = M2n2Config(mutation=1.0, warm_up=0).build(space, seed)
+    assert max(score(founder).fitness for founder in space.founders()) == 0.5
+    for _ in range(1500):
+        (candidate,) = strategy.ask(1)
+        strategy.tell([Evaluated(candidate.id, score(candidate.genotype))])
+    assert score(strategy.recommend()).fitness == 1.0
 
 
 def test_a_scale_whose_switch_is_off_learns_nothing():
