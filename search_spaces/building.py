@@ -10,6 +10,7 @@ from search_spaces.context import SpaceContext
 from search_spaces.errors import RecipeError
 from search_spaces.held import HeldSpace
 from search_spaces.method_choice import MethodChoiceSpace
+from search_spaces.method_groups import MethodGroupsSpace
 from search_spaces.recipe import Recipe
 from search_spaces.space import Genotype, SearchSpace
 
@@ -27,7 +28,8 @@ def coefficient_space(config: CoefficientConfig, context: SpaceContext) -> Searc
     RecipeError
         If models or what is held do not fit, or the start cannot be read or is no point of the space.
     """
-    kind = CoefficientSpace if isinstance(config.method, str) else MethodChoiceSpace
+    several = MethodChoiceSpace if config.method_for == "merge" else MethodGroupsSpace
+    kind = CoefficientSpace if isinstance(config.method, str) else several
     stamp = Stamp(dtype=context.dtype, out_dtype=context.out_dtype, seed=context.seed)
     space = kind(config, context.models, context.layout, **stamp)
     if config.start is not None:
@@ -37,7 +39,7 @@ def coefficient_space(config: CoefficientConfig, context: SpaceContext) -> Searc
 
 def _start(
     start: str,
-    space: CoefficientSpace | MethodChoiceSpace,
+    space: CoefficientSpace | MethodChoiceSpace | MethodGroupsSpace,
     models: Mapping[str, str],
     squared_norms: Callable[[], Mapping[str, float]] | None,
 ) -> Genotype:

@@ -26,22 +26,25 @@ def canonical_form(recipe: Recipe) -> Recipe:
     """Return the canonical form of `recipe`; see the module's head."""
     if recipe.mixture is not None:
         return _canonical_mixture(recipe, recipe.mixture)
-    spec = recipe.spec
-    lowered = [_lowered(recipe, part) for part in recipe.slices]
+    main = recipe.spec_of(recipe.slices[0]).name
+    lowered = [_lowered(recipe, part, main) for part in recipe.slices]
+    specs = [recipe.spec_of(part) for part in recipe.slices]
     if recipe.is_sliced:
         depths = _depths(recipe)
-        layers = [_layer(part, index, spec) for part in lowered for index in range(part.num_layers)]
-        head, tail = _edge(lowered[0], dict.fromkeys(depths, 0), spec), _edge(lowered[-1], depths, spec)
+        pairs = list(zip(lowered, specs, strict=True))
+        layers = [_layer(part, index, spec) for part, spec in pairs for index in range(part.num_layers)]
+        head, tail = _edge(lowered[0], dict.fromkeys(depths, 0), specs[0]), _edge(lowered[-1], depths, specs[-1])
         slices = (head, *layers, tail)
     else:
-        slices = tuple(_written(part, [None] * len(part.sources), None, spec) for part in lowered)
+        slices = tuple(_written(part, [None] * len(part.sources), None, specs[0]) for part in lowered)
     return replace(
         recipe,
+        merge_method=main,
         slices=slices,
-        base_model=recipe.base_model if spec.base == "optional" else recipe.donor,
+        base_model=recipe.base_model if any(spec.base == "optional" for spec in specs) else recipe.donor,
         parameters=(),
         out_dtype=None if recipe.out_dtype == recipe.dtype else recipe.out_dtype,
-        seed=(recipe.seed or 0) if spec.stochastic else None,
+        seed=(recipe.seed or 0) if any(spec.stochastic for spec in specs) else None,
         calibration=recipe.calibration if needs_calibration(recipe) else None,
         path=_path(recipe),
     )
@@ -77,6 +80,7 @@ def canonical_json(canonical: Recipe) -> str:
             [(source.model, source.layer_range, source.parameters) for source in part.sources],
             part.parameters,
             part.base_model,
+            *(() if part.merge_method is None else (part.merge_method,)),
         )
         for part in canonical.slices
     ]
@@ -138,16 +142,18 @@ def _layer(part: Slice, index: int, spec: MethodSpec) -> Slice:
 # --- parameters ---
 
 
-def _lowered(recipe: Recipe, part: Slice) -> Slice:
-    """Return `part` with all that the recipe's scopes and the defaults say of it written into it."""
-    spec, base = recipe.spec, recipe.base_of(part)
+def _lowered(recipe: Recipe, part: Slice, main: str) -> Slice:
+    """Return `part` with all that the recipe's scopes and the defaults say of it written into it.
+
+    `main` is the method that need not be named.
+    """
+    spec, scopes, base = recipe.spec_of(part), recipe.scopes_of(part), recipe.base_of(part)
     treated_apart = base if spec.base != "none" else None
-    wider = (part.parameters, recipe.parameters)
     sources = [
         Source(
             source.model,
             source.layer_range,
-            () if source.model == treated_apart else _joined(spec.per_model, (source.parameters, *wider)),
+            () if source.model == treated_apart else _joined(spec.per_model, (source.parameters, *scopes)),
         )
         for source in recipe.with_base(part)
     ]
@@ -155,8 +161,9 @@ def _lowered(recipe: Recipe, part: Slice) -> Slice:
         sources.sort(key=lambda source: source.model == treated_apart)  # stable: the others keep their order
     return Slice(
         sources=tuple(sources),
-        parameters=_joined(spec.shared, wider),
+        parameters=_joined(spec.shared, scopes),
         base_model=treated_apart if treated_apart != recipe.base_model else None,
+        merge_method=None if spec.name == main else spec.name,
     )
 
 
@@ -174,6 +181,7 @@ def _written(part: Slice, ranges: Iterable[tuple[int, int] | None], t: float | N
         ),
         parameters=_shortened(part.parameters, t, spec),
         base_model=part.base_model,
+        merge_method=part.merge_method,
     )
 
 

@@ -61,6 +61,9 @@ class CoefficientConfig(BaseModel):
     makes the method itself a gene, for the whole merge: a coefficient that a method does not take rests while that
     method is chosen, and methods share the coefficients that mean the same to them. One that takes two models (slerp)
     is searched over the pairs of experts."""
+    method_for: Literal["merge", "layers"] = "merge"
+    """With a list of methods: one gene for the whole `merge`, or one for each group of `layers` (the embeddings and the
+    final norm with the head are groups, too). mergekit cannot rebuild what has several methods."""
     method_prior: dict[str, float] = Field(default_factory=dict)
     """Probability with which random samples have each method of the list: `{ties: 0.7, slerp: 0.3}`; alike by
     default."""
@@ -245,6 +248,8 @@ def _check_single(config: CoefficientConfig) -> None:
     for parameter in config.spec.parameters:
         if parameter.after and config.calibration is None and parameter.name in {**config.ranges, **config.fixed}:
             raise ValueError(f"{parameter.name}: it needs a text; write calibration: TEXT_FILE")
+    if config.method_for != "merge":
+        raise ValueError("method_for: there is one method; write a list of methods, or remove it")
     if config.method_prior:
         raise ValueError("method_prior: there is one method; write a list of methods, or remove it")
 

@@ -244,9 +244,9 @@ class CoefficientSpace(SearchSpace):
         return weights * scale
 
     def _check_same_kind(self, recipe: Recipe) -> None:
-        if recipe.merge_method != self.spec.name:
+        if [spec.name for spec in recipe.specs] != [self.spec.name]:
             raise RecipeError(
-                f"the recipe's merge_method is {recipe.merge_method}, the space's {self.spec.name}; "
+                f"the recipe's merge_method is {recipe.methods}, the space's {self.spec.name}; "
                 f"give a recipe with merge_method: {self.spec.name}"
             )
         foreign = [model for model in recipe.models if model not in self.models.values()]

@@ -3,7 +3,8 @@
 Read: every spelling that mergekit 0.1.5 accepts for one decoder-only model, with unknown keys refused
 (mergekit passes over them, so that typing errors change the merge in silence). Written: the spellings that
 both mergekit 0.1.5 and its earlier releases understand. One key is ours:
-``evomerge: {seed: N, calibration: FILE, adapters: core, vocabulary: first|pad, mixture: ..., path: ...}``.
+``evomerge: {seed: N, calibration: FILE, adapters: core, vocabulary: first|pad, mixture: ..., path: ...}``, and in a
+slice ``evomerge: {merge_method: NAME}``.
 """
 
 from __future__ import annotations
@@ -242,14 +243,25 @@ def _slices(value: Any, spec: MethodSpec) -> tuple[Slice, ...]:
 
 
 def _slice(value: Any, spec: MethodSpec, place: str) -> Slice:
-    valid = ("sources", "parameters", "base_model", "residual_weight")  # the last: in the grammar, never used
+    valid = ("sources", "parameters", "base_model", "evomerge", "residual_weight")  # the last: never used
     fields = mapping(value, place, valid, required=("sources",))
+    own = mapping(fields.get("evomerge") or {}, f"{place}.evomerge", ("merge_method",)).get("merge_method")
+    if own is not None:
+        spec = _method(own, f"{place}.evomerge.merge_method")
     entries = entries_of(fields["sources"], f"{place}.sources", MAX_SOURCES)
     return Slice(
         sources=tuple(_source(entry, spec, f"{place}.sources[{i}]") for i, entry in enumerate(entries)),
         parameters=_parameters(fields, f"{place}.parameters", spec),
         base_model=_optional_reference(fields, "base_model", place),
+        merge_method=None if own is None else spec.name,
     )
+
+
+def _method(value: Any, place: str) -> MethodSpec:
+    try:
+        return method_spec(text_of(value, place))
+    except RecipeError as error:
+        raise RecipeError(f"{place}: {error}") from None
 
 
 def _source(value: Any, spec: MethodSpec, place: str) -> Source:
@@ -432,6 +444,7 @@ def _slice_dict(part: Slice) -> dict[str, Any]:
             "sources": [_source_dict(source) for source in part.sources],
             "base_model": _reference_data(part.base_model),
             "parameters": _parameters_dict(part.parameters),
+            "evomerge": None if part.merge_method is None else {"merge_method": part.merge_method},
         }
     )
 

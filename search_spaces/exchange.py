@@ -15,16 +15,20 @@ from search_spaces.settings import Condition, Parameters, constant, find, simpli
 # step, where evomerge accumulates in float32 and rounds once.
 _NOT_ROUNDED_BETWEEN = ("linear", "slerp", "passthrough")
 _PATH = "evomerge.path: mergekit does not merge and reorder layers in one document"
+_SEVERAL = "slices.evomerge.merge_method: layers have methods of their own, and mergekit has one in a document"
 _EXACT_DTYPES = ("float32", "float64")
 
 
 def obstacles(recipe: Recipe) -> tuple[str, ...]:
     """Return a sentence for each reason why mergekit would give other weights; nothing when it would not."""
+    recipe = _with_one_method(recipe)
     if recipe.path is not None:
         return (_PATH, *obstacles(replace(recipe, path=None)))
     spec = recipe.spec
     if recipe.mixture is not None:
         return _mixture_obstacles(recipe.mixture)
+    if len(recipe.specs) > 1:
+        return (_SEVERAL,)
     if not spec.in_mergekit:
         return (f"mergekit 0.1.5 has no merge_method '{spec.name}'",)
     found = [f"{name}: mergekit has no such parameter of {spec.name}" for name in _extensions(recipe)]
@@ -48,13 +52,16 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     Raises
     ------
     RecipeError
-        If mergekit has no such method.
+        If mergekit has no such method, or layers have methods of their own.
     """
+    recipe = _with_one_method(recipe)
     if recipe.path is not None:
         plain, others = rounded(replace(recipe, path=None))
         return plain, (f"{_PATH}; only the merge is written, its layers in their order", *others)
     if recipe.mixture is not None:
         return _without_mixture(recipe, recipe.mixture)
+    if len(recipe.specs) > 1:
+        raise RecipeError(f"{_SEVERAL}; build the model with evomerge merge, or search one method for all layers")
     if not recipe.spec.in_mergekit:
         known = ", ".join(sorted(name for name, spec in METHODS.items() if spec.in_mergekit))
         raise RecipeError(
@@ -81,6 +88,11 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         saved = f"out_dtype {out_dtype} keeps the result's" if out_dtype else "the result is saved in it as well"
         notes.append(f"dtype: float32 is written for the arithmetic; {saved}")
     return replace(recipe, seed=None, calibration=None), tuple(notes)
+
+
+def _with_one_method(recipe: Recipe) -> Recipe:
+    """Return the recipe with its method above the slices where all have the same."""
+    return recipe.canonical() if any(part.merge_method for part in recipe.slices) else recipe
 
 
 def _mixture_obstacles(table: Mixture) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def path_of(recipe: Recipe, num_layers: int) -> tuple[Stop, ...]:
     RecipeError
         If it is no passthrough recipe, or scales other tensors than the writers, or these differently.
     """
-    if recipe.merge_method != "passthrough":
+    if any(spec.name != "passthrough" for spec in recipe.specs):
         raise RecipeError(f"the recipe's merge_method is {recipe.merge_method}; give one with passthrough")
     path = []
     for part in recipe.expanded(num_layers).canonical().slices:

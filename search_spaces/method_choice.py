@@ -41,6 +41,15 @@ class MethodChoiceSpace(SearchSpace):
     stamp
         As of `CoefficientSpace`.
 
+    Attributes
+    ----------
+    variants
+        By option of the first gene: the space of a method, and of some of the models.
+    choice
+        The first gene.
+    places
+        By option: the indices of the variant's genes among the joined ones.
+
     Raises
     ------
     RecipeError
@@ -60,7 +69,7 @@ class MethodChoiceSpace(SearchSpace):
                 likely = config.method_prior.get(method, 0.0) if config.method_prior else 1 / len(config.methods)
                 shares.append(likely / len(subsets))
         options = tuple(self.variants)
-        self._choice = Choice("method", options, options[0], tuple(shares))
+        self.choice = Choice("method", options, options[0], tuple(shares))
         self._build_genes()
 
     def _build_genes(self) -> None:
@@ -72,9 +81,9 @@ class MethodChoiceSpace(SearchSpace):
                 known = joined.get(name, gene)
                 low, high = min(known.low, gene.low), max(known.high, gene.high)
                 joined[name] = Real(name, low, high, known.start, known.prior)
-        self.genes = (self._choice, *joined.values())
+        self.genes = (self.choice, *joined.values())
         places = {name: index for index, name in enumerate(joined, start=1)}
-        self._places = {
+        self.places = {
             label: np.array([places[_shared_name(space.spec, gene.name)] for gene in space.genes])
             for label, space in self.variants.items()
         }
@@ -83,7 +92,7 @@ class MethodChoiceSpace(SearchSpace):
         """Return which genes the chosen method reads, bool[G]: the choice itself, and its coefficients."""
         active = np.zeros(self.dimension, dtype=np.bool_)
         active[0] = True
-        active[self._places[self._choice.value(genotype[0])]] = True
+        active[self.places[self.choice.value(genotype[0])]] = True
         return active
 
     def weighted(self, weights: Mapping[str, float]) -> Genotype:
@@ -101,17 +110,17 @@ class MethodChoiceSpace(SearchSpace):
             raise RecipeError("space.start: no weight is searched; give a recipe's file, or remove it")
         point = np.array(self.start)
         for label, space in weighing.items():
-            point[self._places[label]] = space.weighted(weights)
+            point[self.places[label]] = space.weighted(weights)
         first = "task_arithmetic" if "task_arithmetic" in weighing else next(iter(weighing))
-        point[0] = self._choice.coordinate(first)
+        point[0] = self.choice.coordinate(first)
         return np.clip(point, self.low, self.high)
 
     def decode(self, genotype: Genotype) -> Recipe:
         """Return the canonical recipe of `genotype`; a coefficient outside of the method's own range is moved to it."""
         point = self._checked(genotype)
-        label = self._choice.value(point[0])
+        label = self.choice.value(point[0])
         space = self.variants[label]
-        return space.decode(np.clip(point[self._places[label]], space.low, space.high))
+        return space.decode(np.clip(point[self.places[label]], space.low, space.high))
 
     def encode(self, recipe: Recipe) -> Genotype:
         """Return the genotype of `recipe`, with inactive genes where the search begins.
@@ -122,7 +131,7 @@ class MethodChoiceSpace(SearchSpace):
             If the recipe's method is none of the space's, or the recipe fits no variant of it.
         """
         refusal = RecipeError(
-            f"the recipe's merge_method is {recipe.merge_method}, the space's are {', '.join(self.config.methods)}; "
+            f"the recipe's merge_method is {recipe.methods}, the space's are {', '.join(self.config.methods)}; "
             "give a recipe with one of these"
         )
         for label, space in self.variants.items():
@@ -134,8 +143,8 @@ class MethodChoiceSpace(SearchSpace):
                 refusal = error
                 continue
             point = np.array(self.start)
-            point[0] = self._choice.coordinate(label)
-            point[self._places[label]] = coefficients
+            point[0] = self.choice.coordinate(label)
+            point[self.places[label]] = coefficients
             return point
         raise refusal
 

@@ -50,12 +50,14 @@ class Slice:
     """A run of output layers and the sources it is merged from.
 
     A slice without layers (``[k, k]``) says where the embeddings come from when it is the first, and the
-    final norm and the head when it is the last.
+    final norm and the head when it is the last. One with a method of its own (ours, mergekit has one for a recipe)
+    takes no parameters from the recipe.
     """
 
     sources: tuple[Source, ...]
     parameters: Parameters = ()
     base_model: str | None = None
+    merge_method: str | None = None
 
     @property
     def num_layers(self) -> int:
@@ -70,7 +72,7 @@ class Recipe:
     Attributes
     ----------
     merge_method
-        A key of ``METHODS``.
+        A key of ``METHODS``; of all slices that name none.
     slices
         Output slices in order. mergekit's `models:` form is one slice whose sources have no `layer_range`.
     base_model
@@ -183,6 +185,24 @@ class Recipe:
     def spec(self) -> MethodSpec:
         """What the merge method takes."""
         return method_spec(self.merge_method)
+
+    def spec_of(self, part: Slice) -> MethodSpec:
+        """Return what the merge method of `part` takes."""
+        return method_spec(part.merge_method or self.merge_method)
+
+    @property
+    def specs(self) -> tuple[MethodSpec, ...]:
+        """What each of the recipe's methods takes, in order of first use."""
+        return tuple({spec.name: spec for spec in map(self.spec_of, self.slices)}.values())
+
+    @property
+    def methods(self) -> str:
+        """The names of the recipe's methods, for messages."""
+        return ", ".join(spec.name for spec in self.specs)
+
+    def scopes_of(self, part: Slice) -> tuple[Parameters, ...]:
+        """Return the parameters that apply to a slice, the narrowest first."""
+        return (part.parameters, self.parameters) if part.merge_method is None else (part.parameters,)
 
     @property
     def is_sliced(self) -> bool:

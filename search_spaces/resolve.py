@@ -165,15 +165,15 @@ class _SliceRules:
     """One slice with every scope joined, so that a tensor costs a few substring tests."""
 
     def __init__(self, recipe: Recipe, part: Slice) -> None:
-        spec = recipe.spec
+        spec, scopes = recipe.spec_of(part), recipe.scopes_of(part)
         base = recipe.base_of(part) if spec.base != "none" else None
         self.method = spec.name
         self.num_layers = part.num_layers
         self.sources = part.sources
         self.base = base if any(source.model == base for source in part.sources) else None
-        self._shared = _Rules(spec.shared, (part.parameters, recipe.parameters), "")
+        self._shared = _Rules(spec.shared, scopes, "")
         self._merged = [
-            _Rules(spec.per_model, (source.parameters, part.parameters, recipe.parameters), source.model)
+            _Rules(spec.per_model, (source.parameters, *scopes), source.model)
             for source in part.sources
             if source.model != base
         ]

@@ -45,7 +45,8 @@ def validate(recipe: Recipe) -> None:
         raise RecipeError(f"slices: {len(recipe.slices)} are too many; write at most {MAX_SLICES}")
     _validate_parameters(recipe.parameters, spec, "parameters")
     for index, part in enumerate(recipe.slices):
-        _validate_slice(recipe, part, spec, f"slices[{index}]")
+        place = f"slices[{index}]"
+        _validate_slice(recipe, part, _spec_of(recipe, part, place), place)
     _validate_depth(recipe)
     _validate_tail(recipe)
     _validate_calibration(recipe)
@@ -53,6 +54,17 @@ def validate(recipe: Recipe) -> None:
         _validate_mixture(recipe, recipe.mixture)
     if recipe.path is not None:
         _validate_path(recipe, recipe.path)
+
+
+def _spec_of(recipe: Recipe, part: Slice, place: str) -> MethodSpec:
+    if part.merge_method is None:
+        return recipe.spec
+    if not recipe.is_sliced or recipe.mixture is not None or recipe.adapters is not None:
+        raise RecipeError(f"{place}.evomerge.merge_method: it is for slices of full weights; write it above them")
+    try:
+        return method_spec(part.merge_method)
+    except RecipeError as error:
+        raise RecipeError(f"{place}.evomerge: {error}") from None
 
 
 def _validate_adapters(recipe: Recipe, spec: MethodSpec) -> None:
@@ -146,7 +158,7 @@ def _validate_depth(recipe: Recipe) -> None:
 def _validate_tail(recipe: Recipe) -> None:
     """Refuse what mergekit gets wrong in silence: sources of the last slice beyond the first's number."""
     first, last = len(recipe.slices[0].sources), len(recipe.slices[-1].sources)
-    if last > first:
+    if last > first and len(recipe.specs) == 1:
         raise RecipeError(
             f"slices[{len(recipe.slices) - 1}]: the last slice has {last} sources, the first {first}, and "
             "mergekit drops the rest from the final norm and the head; give both the same number of sources"
@@ -157,16 +169,19 @@ def _validate_calibration(recipe: Recipe) -> None:
     if recipe.calibration == "":
         raise RecipeError("evomerge.calibration: the name is empty; write the path of a text file")
     if recipe.calibration is None and needs_calibration(recipe):
-        what, whom = (recipe.merge_method, "models") if recipe.spec.statistic else ("aim", "the base")
+        measuring = [spec.name for spec in recipe.specs if spec.statistic is not None]
+        what, whom = (measuring[0], "models") if measuring else ("aim", "the base")
         raise RecipeError(f"{what}: it needs a text to measure {whom} on; write evomerge: {{calibration: TEXT_FILE}}")
 
 
 def needs_calibration(recipe: Recipe) -> bool:
-    """Return whether the method of `recipe`, or a parameter that it sets, rests on what models do on a text."""
-    if recipe.spec.statistic is not None:
+    """Return whether a method of `recipe`, or a parameter that it sets, rests on what models do on a text."""
+    if any(spec.statistic is not None for spec in recipe.specs):
         return True
     scopes = [recipe.parameters, *(part.parameters for part in recipe.slices)]
-    needing = {parameter.name for parameter in method_spec(recipe.merge_method).parameters if parameter.after}
+    needing = {
+        parameter.name for spec in (recipe.spec, *recipe.specs) for parameter in spec.parameters if parameter.after
+    }
     return any(name in needing for scope in scopes for name, _ in scope)
 
 

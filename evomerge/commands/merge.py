@@ -98,7 +98,7 @@ def merge_stages(
                 assert stage.name is not None
                 results[stage.name] = str(write_checkpoint(engine, recipe, folder / stage.name))
                 kept = f"wrote {folder / stage.name}" if intermediates else f"merged {stage.name}"
-                print(f"{kept}: {recipe.merge_method} of {', '.join(stage.recipe.models)}")
+                print(f"{kept}: {recipe.methods} of {', '.join(stage.recipe.models)}")
     finally:
         if intermediates is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -151,7 +151,8 @@ def _opened(
             if isinstance(checkpoint, AdapterCheckpoint) and parts(checkpoint.reference)[1] is None:
                 _check_confined(checkpoint.base.reference, within, file)
     base = recipe.donor
-    report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or recipe.merge_method == "passthrough")
+    averages = any(spec.name != "passthrough" for spec in recipe.specs)
+    report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages)
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return checkpoints, base, recipe.expanded(checkpoints[base].layout.num_layers)

@@ -96,7 +96,7 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
 
 
 def _in_core(engine: MergeEngine, recipe: Recipe) -> Recipe:
-    if recipe.adapters is None and recipe.merge_method not in LINEAR:
+    if recipe.adapters is None and any(spec.name not in LINEAR for spec in recipe.specs):
         raise OutputError(
             f"merge_method: {recipe.merge_method} of full weights gives no low-rank merge; write evomerge: "
             "{adapters: core} into the recipe, or merge without --adapter"

@@ -51,7 +51,7 @@ def model_card(
         "",
         f"# Merge of {', '.join(names.values())}",
         "",
-        f"Merged with evomerge, method `{recipe.merge_method}`: {recipe.spec.doc}",
+        *(f"Merged with evomerge, method `{spec.name}`: {spec.doc}" for spec in recipe.specs),
         "",
         *(f"{note}\n" for note in notes),
         *_licence_lines({names[reference]: value for reference, value in licences.items()}),

@@ -32,7 +32,7 @@ def is_stack(recipe: Recipe) -> bool:
     """Tell whether a sliced recipe only puts layers in an order, of models as they are or of one merge."""
     if recipe.path is not None:
         return True
-    if recipe.merge_method != "passthrough":
+    if any(spec.name != "passthrough" for spec in recipe.specs):
         return False
     layers = [source.start + at for part in recipe.slices for source in part.sources for at in range(source.num_layers)]
     models = {source.model for part in recipe.slices for source in part.sources}
