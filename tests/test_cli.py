@@ -375,6 +375,16 @@ def test_an_edited_config_is_noticed_on_resume(finished, tmp_path, refuse):
     refuse("resume", "run", words=["config.yaml: strategy was edited"])
 
 
+def test_upgraded_packages_are_named_on_resume(finished, tmp_path):
+    run = shutil.copytree(finished[0] / "run", tmp_path / "run")
+    environment = json.loads((run / "environment.json").read_text())
+    environment["packages"]["numpy"] = "1.0"
+    (run / "environment.json").write_text(json.dumps(environment))
+    output = " ".join(evomerge("resume", "run", cwd=tmp_path).split())
+    assert "warning: numpy 1.0 when the run began" in output
+    assert output.count("when the run began") == 1
+
+
 def test_models_may_move_between_stop_and_resume(tmp_path):
     models = broken_expert(tmp_path, lambda folder: None)
     write(tmp_path, models=models, budget={"evaluations": 3})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from shlex import quote
@@ -54,6 +54,8 @@ def resume(path: Path, overrides: Sequence[str], as_json: bool) -> None:
         with _interruptible(out, _how_to_go_on(run)):
             problem, environment = _open(load_recorded(path, overrides), out)
             _check_same(run, environment)
+            for warning in _upgrades(run.environment(), environment):
+                out.print(f"warning: {warning}")
             pool = problem.pool()
             if overrides:
                 run.write("config.yaml", problem.config.to_yaml())
@@ -148,6 +150,17 @@ def _given(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _given(inner) for key, inner in value.items() if inner is not None}
     return value
+
+
+def _upgrades(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Name the packages that are others than when the run began; what strategies then do differently is refused."""
+    before = {"evomerge": recorded["evomerge"]} | recorded["packages"]
+    now = {"evomerge": current["evomerge"]} | current["packages"]
+    return [
+        f"{name} {version} when the run began, {now.get(name, 'none')} now: new scores may differ in their last digits"
+        for name, version in before.items()
+        if now.get(name) != version
+    ]
 
 
 _ANEW = "start a new run"

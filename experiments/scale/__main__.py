@@ -3,7 +3,7 @@
 The driver, the event log and the strategies are the real ones; workers are simulated (`simulation.py`).
 
 - *sustained*: evaluations per second, and the share of the workers' time that they idle, with 1 to 1,000 workers whose
-  evaluations take so long that all of them together finish 200 a second (or 10 a second each, where that is less).
+  evaluations take so long that all of them together finish 250 a second (or 10 a second each, where that is less).
 - *limit*: the same with evaluations that take no time to speak of: what the driver can do at most.
 - *resume*: processor seconds until a run of so many events goes on, and the size of its log.
 """
@@ -16,7 +16,7 @@ import logging
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from fitness.objectives import Objectives
 from search_spaces.coefficients import CoefficientSpace
 
 FOLDER = Path(__file__).parent
-RATE = 200.0
+RATE = 250.0
 """Evaluations per second that the workers together can do in the sustained case."""
 OBJECTIVES = Objectives({"simulated": 1.0})
 
@@ -42,7 +42,7 @@ class Sizes:
     """What is measured."""
 
     workers: Sequence[int] = (1, 10, 100, 1000)
-    per_worker: int = 8
+    per_worker: int = 16
     least: int = 1000
     events: int = 100_000
     layers: Sequence[int] = (8, 32)
@@ -86,9 +86,9 @@ def drive(layers: int, config: AnyStrategyConfig, workers: int, load: Load, eval
         }
 
 
-def sustained(sizes: Sizes, layers: int) -> list[dict[str, Any]]:
-    """Measure with workers that can do 200 a second together, or 10 a second each."""
-    rows = []
+def sustained(sizes: Sizes) -> list[dict[str, Any]]:
+    """Measure with workers that can do 250 a second together, or 10 a second each."""
+    rows, layers = [], sizes.layers[0]
     for workers in sizes.workers:
         seconds = max(workers / RATE, 0.1)
         load = Load(median=seconds / Load(median=1.0).mean())
@@ -153,20 +153,22 @@ def resume(sizes: Sizes) -> list[dict[str, Any]]:
     return rows
 
 
+PARTS: dict[str, Callable[[Sizes], list[dict[str, Any]]]] = {"limit": limit, "sustained": sustained, "resume": resume}
+
+
 def main() -> None:
     """Measure all, write `results.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, seconds")
+    parser.add_argument("--part", choices=PARTS, help="measure this one anew; the others stay as they are in the file")
     parser.add_argument("--out", type=Path, default=FOLDER / "results.json")
     given = parser.parse_args()
     logging.getLogger("evomerge").setLevel(logging.ERROR)
     sizes = QUICK if given.quick else Sizes()
-    found = {
-        "python": platform.python_version(),
-        "limit": limit(sizes),
-        "sustained": sustained(sizes, sizes.layers[0]),
-        "resume": resume(sizes),
-    }
+    found = json.loads(given.out.read_text(encoding="utf-8")) if given.part else {}
+    found["python"] = platform.python_version()
+    for name in [given.part] if given.part else PARTS:
+        found[name] = PARTS[name](sizes)
     given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

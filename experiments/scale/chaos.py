@@ -138,7 +138,7 @@ class Lives:
         _, status = os.waitpid(process, 0)
         if status:
             raise Failed(f"the driver ended with {status}:\n{self.output.read_text()[-2000:]}")
-        self._nothing_is_lost()
+        self.check_log()
 
     def kill(self, process: int) -> None:
         """SIGKILL a driver; what it has started must end, and what it has recorded must stay."""
@@ -150,27 +150,26 @@ class Lives:
             if time.monotonic() > limit:
                 raise Failed(f"left running by a killed driver: {left}")
             time.sleep(0.1)
-        self._nothing_is_lost()
+        self.check_log()
 
-    def _nothing_is_lost(self) -> None:
+    def check_lives(self, process: int) -> None:
+        """Raise if a driver has ended by itself, so that every kill of a plan happens."""
+        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            raise Failed(f"a driver ended before it was killed:\n{self.output.read_text()[-2000:]}")
+
+    def wait_for(self, condition: Callable[[], Found], process: int) -> Found:
+        """Wait until there is something, while the driver lives."""
+        while not (found := condition()):
+            self.check_lives(process)
+            time.sleep(0.02)
+        return found
+
+    def check_log(self) -> None:
+        """Raise if what was there at the last look has changed: a log only grows."""
         if is_run(self.run):
             before, self._recorded = self._recorded, history(self.run)
             if self._recorded[: len(before)] != before:
                 raise Failed("events that were recorded before a kill have changed")
-
-
-def wait_for(condition: Callable[[], Found], process: int) -> Found:
-    """Wait until there is something; the driver must live until then, so that every kill of a plan happens."""
-    while not (found := condition()):
-        check_lives(process)
-        time.sleep(0.02)
-    return found
-
-
-def check_lives(process: int) -> None:
-    """Raise if a driver has ended by itself."""
-    if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        raise Failed("a driver ended before it was killed; plan for more evaluations")
 
 
 def kill_drivers(lives: Lives, kills: int, last: int, rng: random.Random) -> None:
@@ -180,9 +179,9 @@ def kill_drivers(lives: Lives, kills: int, last: int, rng: random.Random) -> Non
         if rng.random() < 0.25:
             time.sleep(rng.uniform(0, START))
         else:
-            wait_for(lambda goal=target: lives.events() >= goal, process)
+            lives.wait_for(lambda goal=target: lives.events() >= goal, process)
             time.sleep(rng.uniform(0, 0.1))
-        check_lives(process)
+        lives.check_lives(process)
         lives.kill(process)
 
 
@@ -193,13 +192,13 @@ def kill_on_ray(lives: Lives, plan: Plan, rng: random.Random) -> None:
     process = lives.begin(RAY)
     for victim in victims:
         goal = lives.events() + rng.randint(*BETWEEN)
-        wait_for(lambda goal=goal: lives.events() >= goal, process)
+        lives.wait_for(lambda goal=goal: lives.events() >= goal, process)
         time.sleep(rng.uniform(0, 0.3))
         if victim == "driver":
             lives.kill(process)
             process = lives.begin(RAY)
         else:
-            workers = wait_for(lambda driver=process: busy_workers(driver), process)
+            workers = lives.wait_for(lambda driver=process: busy_workers(driver), process)
             os.kill(rng.choice(workers), signal.SIGKILL)
     lives.finish(process)
 
@@ -301,8 +300,8 @@ def main() -> None:
         for plan in QUICK if given.quick else PLANS:
             rows.append(measure(Path(folder) / plan.strategy, plan, given.seed))
             print(json.dumps(rows[-1]), flush=True)
-    found = {"python": platform.python_version(), "seed": given.seed, "searches": rows}
-    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            found = {"python": platform.python_version(), "seed": given.seed, "searches": rows}
+            given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if not all(row["ok"] for row in rows):
         raise SystemExit("a killed search has not ended as it should")
 
