@@ -13,6 +13,7 @@ from evomerge.merging.kinship import Kinship, measure
 from evomerge.merging.licences import conflicts, licence
 from evomerge.merging.sources import unverified_base
 from evomerge.merging.vocabulary import by_token
+from search_spaces.references import parts
 
 STRETCH = 1 << 22  # entries looked at together when scanning for NaN
 
@@ -118,7 +119,9 @@ def unverified_bases(checkpoints: Mapping[str, Checkpoint], base: str) -> Iterat
     """Yield a line for each adapter that was perhaps trained on another base."""
     for name, checkpoint in checkpoints.items():
         if (named := unverified_base(checkpoint)) is not None:
-            yield f"{name}: the adapter names {named} as its base, and nothing shows that {base} is the same"
+            model, adapter = parts(checkpoint.reference)
+            on = base if adapter is None else model
+            yield f"{name}: the adapter names {named} as its base, and nothing shows that {on} is the same"
 
 
 def _check_architecture(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
