@@ -143,7 +143,12 @@ class RayCluster:
             }
         try:
             self._ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # Ray raises a bare one where a node takes more than 30 s to start
+            if address == "local":
+                raise WorkerError(
+                    f"workers: Ray did not start on this machine ({one_line(error)}); try again when it is less busy, "
+                    "or write workers.kind: inline"
+                ) from None
             raise WorkerError(
                 f"workers.address {address!r}: Ray cannot be reached ({one_line(error)}); start it there with `ray "
                 "start --head`, copy that machine's ~/.ray/auth_token to this one if it has one, or write local"
