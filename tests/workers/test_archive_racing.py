@@ -1,5 +1,7 @@
 """Racing against an archive: who is stopped, how often wrongly, and resuming in the middle of a candidate."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,10 @@ from evomerge.config import BudgetConfig
 from evomerge.ledger import Ledger
 from evomerge.run import Run, Told
 from evomerge.search import Search
-from evomerge.strategies import M2n2Config, MapElitesConfig
+from evomerge.strategies import M2n2Config, MapElitesConfig, RandomConfig
 from evomerge.strategies.m2n2 import Archive
 from evomerge.workers.archive_racing import ArchiveRacingPool
+from evomerge.workers.racing import RacingPool, racing
 from fitness.config import RacingConfig
 from fitness.evaluation import Evaluation
 from fitness.measure import PlainMeasure
@@ -193,3 +196,15 @@ def test_several_workers_and_the_order_of_tells_is_replayed(start, tmp_path, spa
         Search(run, space, CONFIGS[strategy].build(space, 0), BudgetConfig(evaluations=COUNT), measure())
         ledger = Ledger(run.events())
     assert ledger.item_evaluations == sum(tag not in (2, 5) for tag, _ in workers.asked)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [(CONFIGS["m2n2"], ArchiveRacingPool), (CONFIGS["map_elites"], ArchiveRacingPool), (RandomConfig(), RacingPool)],
+)
+def test_strategies_with_an_archive_race_against_it(space, strategy, kind):
+    workers = Answering(lambda *_: 0.0)
+    search = SimpleNamespace(strategy=strategy.build(space, 0), measure=measure(), ledger=Ledger())
+    for rules, expected in ((RacingConfig(), kind), (None, Answering)):
+        config = SimpleNamespace(fitness=SimpleNamespace(racing=rules), seed=0)
+        assert type(racing(workers, config, search)) is expected
