@@ -41,7 +41,10 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         f"\nmodels: {footprint['parameters']:,} parameters each; sources mapped {size(footprint['source_bytes'])}, "
         f"prepared {size(footprint['prepared_bytes'])}, resident model {size(footprint['resident_bytes'])}"
     )
-    out.print(f"merging holds at most {size(footprint['peak_bytes'])}: the sources' pages, prepared state, 1.3 models")
+    out.print(
+        f"merging holds at most {size(footprint['peak_bytes'])}: the sources' pages, prepared state, 1.3 models and "
+        f"{size(footprint['buffer_bytes'])} of buffers"
+    )
     out.print(_placed(problem.placement))
     out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {items['asked']} items asked")
     out.print(

@@ -54,6 +54,19 @@ class Crew:
         if threads > 1:
             self._share(session, threads - 1)
 
+    def buffer_bytes(self, rows: int, largest_matrix: int) -> int:
+        """Return the most that all threads' buffers take.
+
+        Parameters
+        ----------
+        rows
+            Float32 buffers that a block needs.
+        largest_matrix
+            Entries of the largest tensor that is merged as a single block.
+        """
+        threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+        return 4 * rows * (threads * self._here.block + largest_matrix)
+
     def here(self, piece: Piece, *, matrix: bool = False) -> None:
         """Do a piece in the calling thread."""
         piece(self.for_matrices if matrix else self._here)

@@ -35,6 +35,8 @@ from search_spaces.recipe import Recipe
 from search_spaces.resolve import Contribution, TensorPlan, resolve
 
 LARGE = 1 << 22
+OTHER_BUFFERS = 8
+"""Of a block, besides its models: base, result, the same rounded, and at most five that a method asks for."""
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -54,6 +56,8 @@ class Footprint:
         Read and written per candidate: every source once, the prepared state once, the parameters once.
     parameters
         Number of parameters of the merged model, tied ones counted once.
+    buffer_bytes
+        The threads' blocks, and the largest matrix for methods that decompose: the same however many tensors there are.
     """
 
     source_bytes: int
@@ -61,11 +65,12 @@ class Footprint:
     resident_bytes: int
     touched_bytes: int
     parameters: int
+    buffer_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
-        """The most that merging holds: the sources' pages, prepared state and 1.3 models."""
-        return self.source_bytes + self.prepared_bytes + int(1.3 * self.resident_bytes)
+        """The most that merging holds: the sources' pages, prepared state, 1.3 models and buffers."""
+        return self.source_bytes + self.prepared_bytes + int(1.3 * self.resident_bytes) + self.buffer_bytes
 
 
 class MergeEngine:
@@ -263,7 +268,7 @@ class MergeEngine:
         recipe, plans = self._plan(recipe)
         sources: dict[tuple[str, str], int] = {}
         prepared: dict[tuple[object, ...], int] = {}
-        read = parameters = 0
+        read = parameters = rows = largest_matrix = 0
         for plan in plans:
             method = implementation(plan.method)
             for part in _parts(plan):
@@ -272,6 +277,9 @@ class MergeEngine:
             shape = self.checkpoint(part.model).shape(part.tensor)
             parameters += math.prod(shape)
             form = self._form(plan, shape)
+            rows = max(rows, len(plan.contributions) + OTHER_BUFFERS)
+            if method.scope == "matrix" and form.is_matrix:
+                largest_matrix = max(largest_matrix, math.prod(shape))
             for part in plan.contributions:
                 held = method.prepared_size(form)
                 prepared[self._prepared_key(method.prepare or method.prepare_all, plan, (part,), 0)] = held
@@ -286,6 +294,7 @@ class MergeEngine:
             resident_bytes=resident,
             touched_bytes=read + resident,
             parameters=parameters,
+            buffer_bytes=self._crew.buffer_bytes(rows, largest_matrix),
         )
 
     def out_dtype(self, recipe: Recipe) -> torch.dtype:

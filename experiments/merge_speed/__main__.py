@@ -142,7 +142,11 @@ def markdown(results: Sequence[Result]) -> str:
 def _memory(result: Result) -> str:
     if result.held is None or result.bound is None:
         return "|"
-    return f"{result.held / 1e6:.0f} / {result.bound / 1e6:.0f} |"
+    return f"{result.held / 1e6:.0f} / {result.bound / 1e6:.0f}{' (over)' if _is_over(result) else ''} |"
+
+
+def _is_over(result: Result) -> bool:
+    return result.held is not None and result.bound is not None and result.held > result.bound
 
 
 def methods_for(size: Size) -> tuple[str, ...]:
@@ -191,6 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = [Result(**result) for result in json.loads((out / "results.json").read_text("utf-8"))["results"]]
         _refresh(out / "README.md", markdown(results))
     print("\n" + markdown(results), end="")
+    over = [f"{result.method} at {result.size}" for result in results if _is_over(result)]
+    if over:
+        parser.exit(1, f"more memory than the plan says: {', '.join(over)}\n")
 
 
 def _complete(path: Path, results: Sequence[Result], about: dict[str, Any]) -> None:

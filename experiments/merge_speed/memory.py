@@ -5,6 +5,8 @@ python -m experiments.merge_speed.memory WARM-UP.yaml RECIPE.yaml THREADS
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -61,7 +63,10 @@ def _measured(warm_up: Path, recipe: Path, threads: int) -> tuple[int, int]:
     import torch
 
     torch.set_num_threads(threads)
-    _merge(Recipe.from_file(warm_up), large=1)
+    for large in (1, 1 << 62):  # with compiled kernels, and without
+        _merge(Recipe.from_file(warm_up), large=large)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what the warm-up freed would be used again, uncounted
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
     before = _status("VmRSS")
     candidate = Recipe.from_file(recipe)

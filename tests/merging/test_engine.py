@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from evomerge.merging.blocks import CPU_BLOCK
 from evomerge.merging.checkpoints import CheckpointError
 from evomerge.merging.writer import write_checkpoint
 from search_spaces.errors import RecipeError
@@ -284,6 +285,8 @@ def test_footprint_counts_bytes(llama: Any) -> None:
     assert found.prepared_bytes == 0
     assert found.resident_bytes == 4 * parameters
     assert found.touched_bytes == found.source_bytes + found.resident_bytes
+    assert found.buffer_bytes == torch.get_num_threads() * (2 + 8) * 4 * CPU_BLOCK
+    assert found.peak_bytes == found.source_bytes + int(1.3 * found.resident_bytes) + found.buffer_bytes
     assert engine.footprint(per_layer(llama, "ties")).prepared_bytes == 2 * 4 * parameters
     assert engine.footprint(per_layer(llama, "dare_ties")).prepared_bytes == 2 * 2 * parameters
 
