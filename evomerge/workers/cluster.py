@@ -25,6 +25,7 @@ OBJECT_STORE = 100 * 2**20
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no internet
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning per worker without a GPU
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # else its word on each dead worker lands in standard output, which may be JSON
 }
 
 
