@@ -35,6 +35,16 @@ def free_port():
 
 def node(*arguments, **variables):
     """Start a node with one CPU and wait until it is up; it lives as long as the returned process."""
+    for _ in range(3):  # Ray gives a node 30 seconds, which a full machine may need
+        process, said = launch(*arguments, **variables)
+        if "Ray runtime started" in said:
+            return process
+        lose(process)
+    raise AssertionError(said)
+
+
+def launch(*arguments, **variables):
+    """Start a node; return its process and what it said until it was up, or gave up."""
     process = subprocess.Popen(
         [
             *(RAY, "start", "--block", "--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"),
@@ -48,11 +58,11 @@ def node(*arguments, **variables):
         start_new_session=True,
     )
     said = ""
-    while "Ray runtime started" not in said:
-        line = process.stdout.readline()
-        assert line, said
+    for line in process.stdout:
         said += line
-    return process
+        if "Ray runtime started" in line:
+            break
+    return process, said
 
 
 def lose(process):
