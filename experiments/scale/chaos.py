@@ -36,7 +36,7 @@ from evomerge.problem import Problem
 from evomerge.run import Asked, Event, Final, Run, Told, is_run
 from evomerge.strategies.base import Candidate
 from evomerge.workers.inline import Worker
-from experiments.scale.processes import alive, busy_workers, descendants
+from experiments.scale.processes import alive, busy_workers, descendants, title
 from fitness.evaluation import Evaluation
 
 Found = TypeVar("Found")
@@ -47,6 +47,8 @@ INLINE = ["workers={kind: inline, threads: 1}"]
 RAY = ["workers={kind: ray, count: 2, max_restarts: 100}"]
 START = 3.0
 """Longest seconds before a kill that is to hit a driver while it starts."""
+ORPHANS = 240
+"""Seconds in which what a killed driver has started must end; Ray's monitors look for their head for 60 first."""
 BETWEEN = 6, 12
 """Events between two kills on Ray: enough that no candidate is hit so often that it counts as failed."""
 TRIES = 5
@@ -146,10 +148,10 @@ class Lives:
         started = descendants(process)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + ORPHANS
         while left := [one for one in started if alive(one)]:
             if time.monotonic() > limit:
-                raise Failed(f"left running by a killed driver: {left}")
+                raise Failed(f"left running by a killed driver: {[title(one) for one in left]}")
             time.sleep(0.1)
         self.check_log()
 

@@ -19,7 +19,7 @@ def descendants(process: int) -> list[int]:
 
 def busy_workers(process: int) -> list[int]:
     """Return the ids of those descendants that are Ray workers and score a candidate."""
-    return [found for found in descendants(process) if _title(found).startswith(BUSY_WORKER)]
+    return [found for found in descendants(process) if title(found).startswith(BUSY_WORKER)]
 
 
 def alive(process: int) -> bool:
@@ -30,8 +30,9 @@ def alive(process: int) -> bool:
         return False
 
 
-def _title(process: int) -> str:
+def title(process: int) -> str:
+    """Return a process's command line; empty when it has ended."""
     try:
-        return Path(f"/proc/{process}/cmdline").read_text()
+        return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ").strip()
     except OSError:
         return ""
