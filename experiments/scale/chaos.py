@@ -257,7 +257,9 @@ def outcome(path: Path) -> dict[str, Any]:
                 key: Any = event.candidate.id
                 content: Any = (_plain(event.candidate), event.recipe)
             else:
-                key = (event.stage, event.recipe) if isinstance(event, Final) else event.candidate
+                # a finalist answers other items in each round
+                told = isinstance(event, Told)
+                key = event.candidate if told else (event.stage, event.recipe, event.evaluation.items)
                 content = _plain(event.evaluation)
             of_kind = found[type(event).__name__.lower()]
             if key in of_kind:
