@@ -33,7 +33,7 @@ import yaml
 import evomerge.commands.search as commands
 from evomerge.config import load
 from evomerge.problem import Problem
-from evomerge.run import Asked, Event, Final, Run, Told, is_run
+from evomerge.run import Asked, Event, Run, Told, is_run
 from evomerge.strategies.base import Candidate
 from evomerge.workers.inline import Worker
 from experiments.scale.processes import alive, busy_workers, descendants, title
