@@ -3,7 +3,7 @@
 The driver, the event log and the strategies are the real ones; workers are simulated (`simulation.py`).
 
 - *sustained*: evaluations per second, and the share of the workers' time that they idle, with 1 to 1,000 workers whose
-  evaluations take so long that all of them together finish 250 a second (or 10 a second each, where that is less).
+  evaluations take so long that all of them together finish 225 a second (or 10 a second each, where that is less).
 - *limit*: the same with evaluations that take no time to speak of: what the driver can do at most.
 - *resume*: processor seconds until a run of so many events goes on, and the size of its log.
 """
@@ -32,7 +32,7 @@ from fitness.objectives import Objectives
 from search_spaces.coefficients import CoefficientSpace
 
 FOLDER = Path(__file__).parent
-RATE = 250.0
+RATE = 225.0
 """Evaluations per second that the workers together can do in the sustained case."""
 OBJECTIVES = Objectives({"simulated": 1.0})
 
@@ -87,7 +87,7 @@ def drive(layers: int, config: AnyStrategyConfig, workers: int, load: Load, eval
 
 
 def sustained(sizes: Sizes) -> list[dict[str, Any]]:
-    """Measure with workers that can do 250 a second together, or 10 a second each."""
+    """Measure with workers that can do 225 a second together, or 10 a second each."""
     rows, layers = [], sizes.layers[0]
     for workers in sizes.workers:
         seconds = max(workers / RATE, 0.1)
