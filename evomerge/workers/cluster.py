@@ -49,7 +49,7 @@ class RayCluster:
         assert isinstance(config.workers, RayConfig)
         self._settings = config.workers
         os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-        if _has_token():
+        if self._settings.address != "local" and _has_token():
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
         try:
             import ray

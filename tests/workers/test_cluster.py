@@ -1,14 +1,14 @@
 """Reaching Ray: what is said when that fails, and the token that a cluster may ask for."""
 
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from evomerge.config import SearchConfig
 from evomerge.workers.base import WorkerError
 from evomerge.workers.cluster import RayCluster
-
-ray = pytest.importorskip("ray")
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def connect(monkeypatch, tmp_path):
         def init(**options):
             raise error
 
-        monkeypatch.setattr(ray, "init", init)
-        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        # Not the real one: it reads these variables once, and others in this process need it as it is.
+        monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False))
         config = SearchConfig.model_validate(
             {
                 "models": {"base": "org/base", "expert": "org/expert"},
@@ -58,6 +58,12 @@ def test_who_has_a_token_shows_it(connect, tmp_path, monkeypatch, where):
         monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     connect("head:6379", ConnectionError("no"))
     assert os.environ.get("RAY_AUTH_MODE") == (None if where == "nowhere" else "token")
+
+
+def test_a_cluster_of_its_own_needs_none(connect, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    connect("local", Exception("no"))
+    assert "RAY_AUTH_MODE" not in os.environ
 
 
 def test_who_decided_against_tokens_is_left_alone(connect, monkeypatch):
