@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fitness.evaluation import Evaluation
 from fitness.items import task_of
-from fitness.objectives import Objectives, means
+from fitness.measure import PlainMeasure
+from fitness.objectives import Objectives
 
 
 @dataclass(frozen=True)
@@ -67,26 +67,7 @@ LEVERS = (
 )
 
 
-class FixedItems:
-    """All candidates are asked the same items, and their mean counts."""
-
-    def __init__(self, items: Sequence[str], objectives: Objectives) -> None:
-        self._items = tuple(items)
-        self.objectives = objectives
-
-    def items(self, generation: int) -> tuple[str, ...]:
-        """Return the same items for every generation."""
-        return self._items
-
-    def judge(self, evaluation: Evaluation) -> Evaluation:
-        """Return the evaluation with its tasks' means."""
-        return evaluation if evaluation.status == "failed" else self.objectives.judge(evaluation, means(evaluation))
-
-    def learn(self, evaluation: Evaluation) -> None:
-        """Learn nothing."""
-
-
-class FreshItems(FixedItems):
+class FreshItems(PlainMeasure):
     """Each generation is asked the next items of a shuffled list, task by task, which begins anew at its end."""
 
     def __init__(self, items: Sequence[str], count: int, objectives: Objectives, seed: int) -> None:

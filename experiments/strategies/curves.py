@@ -18,7 +18,8 @@ from evomerge.problem import Problem
 from evomerge.run import Run
 from evomerge.search import Search
 from evomerge.workers.inline import InlinePool
-from experiments.strategies.contenders import Contender, FixedItems, FreshItems
+from experiments.strategies.contenders import Contender, FreshItems
+from fitness.measure import PlainMeasure
 from fitness.objectives import Objectives
 from search_spaces.space import Genotype
 
@@ -80,9 +81,9 @@ def search(job: Job) -> Curve:
     strategy = settings.build(space, seed)
     objectives = Objectives(opened.suite.weights)
     if contender.fresh:
-        measure: FixedItems = FreshItems(opened.search_items, contender.items, objectives, seed)
+        measure: PlainMeasure = FreshItems(opened.search_items, contender.items, objectives, seed)
     else:
-        measure = FixedItems(opened.suite.pool.subset(contender.items, seed), objectives)
+        measure = PlainMeasure(opened.suite.pool.subset(contender.items, seed), objectives)
     guesses: list[Genotype] = []
 
     def note(ledger: Ledger) -> None:
