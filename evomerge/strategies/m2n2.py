@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,27 +123,30 @@ class M2n2(Strategy):
         return self._child()
 
     def _child(self) -> Genotype:
-        shares = self.archive.shares()
-        first = roulette(self._weights(shares), self.rng)
+        competition = self.archive.competition()
+        weights = self._weights(competition)
+        first = roulette(weights, self.rng)
         members = self.archive.genotypes
-        child = members[first].copy()
         if self.rng.random() < self.config.crossover:
-            child = self.space.crossover(child, members[self._partner(shares, first)], self.rng)
+            second = self._partner(competition, weights, first)
+            child = self.space.crossover(members[first], members[second], self.rng)
+        else:
+            child = members[first].copy()
         if self.rng.random() < self.config.mutation:
             child = self.space.mutate(child, self.rng)
         return child
 
-    def _partner(self, shares: Scores, first: int) -> int:
-        """Draw the second parent, given what each member gets of each item, float64[P, I]."""
+    def _partner(self, competition: Competition, weights: Scores, first: int) -> int:
+        """Draw the second parent; by the weights of first parents where attraction is off or draws to nobody."""
         if self.config.attraction:
-            attraction = np.maximum(shares - shares[first], 0.0).sum(axis=1)  # (eq. 4)
+            attraction = competition.attraction(first)
             if attraction.any():
                 return roulette(attraction, self.rng)
-        return roulette(self._weights(shares), self.rng)
+        return roulette(weights, self.rng)
 
-    def _weights(self, shares: Scores) -> Scores:
+    def _weights(self, competition: Competition) -> Scores:
         """Return what the members are drawn by as first parents, float64[P]: fitness, 0 below a floor."""
-        return np.where(self.archive.violations > 0.0, 0.0, shares.sum(axis=1))
+        return np.where(self.archive.violations > 0.0, 0.0, competition.fitness())
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         if _scored(evaluation):
@@ -174,6 +177,7 @@ class Archive:
         self._scores = np.zeros((places + 1, 0))  # the last place is the child's while it competes
         self._items: tuple[str, ...] = ()
         self._column: dict[str, int] = {}
+        self._competition: Competition | None = None  # until members or items change
 
     @property
     def genotypes(self) -> Genotype:
@@ -194,9 +198,11 @@ class Archive:
         """Return a copy of the member with the highest fitness, the first on ties; None without members."""
         return self.genotypes[np.argmax(self._fitness[: self.size])].copy() if self.size else None
 
-    def shares(self) -> Scores:
-        """Return what each member gets of each item, float64[P, I]: its row's sum is its fitness (eq. 3)."""
-        return shares(self.scores, self.alpha, self.relative)
+    def competition(self) -> Competition:
+        """Return how the members stand against each other now."""
+        if self._competition is None:
+            self._competition = compete(self.scores, self.alpha, self.relative)
+        return self._competition
 
     def take(self, genotype: Genotype, evaluation: Evaluation) -> None:
         """Let a child compete with the members for its place."""
@@ -212,6 +218,7 @@ class Archive:
             self._scores[place], self._violations[place] = row, evaluation.violation
         self._genotypes[place] = genotype
         self._fitness[place] = evaluation.fitness
+        self._competition = None
 
     def would_take(self, evaluation: Evaluation) -> bool:
         """Tell whether a child would stay; the archive stays as it is."""
@@ -226,7 +233,7 @@ class Archive:
 
     def _weakest(self) -> int:
         """Return the place of the least fit among the members and the child, the first on ties."""
-        fitness = shares(self._scores, self.alpha, self.relative).sum(axis=1)
+        fitness = compete(self._scores, self.alpha, self.relative).fitness()
         return int(np.argmin(np.where(self._violations > 0.0, -self._violations, fitness)))
 
     def _row(self, evaluation: Evaluation) -> Scores:
@@ -248,12 +255,41 @@ class Archive:
         first = len(self._items)
         means = self._scores.mean(axis=1, keepdims=True) if first else np.zeros((self.places + 1, 1))
         self._scores = np.hstack([self._scores, np.repeat(means, len(new), axis=1)])
+        self._competition = None
         self._column.update((item, first + offset) for offset, item in enumerate(new))
         self._items += new
 
 
-def shares(scores: Scores, alpha: float, relative: bool = False) -> Scores:
-    """Return what each member gets of each item under competition, float64[P, I] (the terms of eq. 3 and 5).
+class Competition(NamedTuple):
+    """How P members stand against each other on I items.
+
+    Attributes
+    ----------
+    scores
+        As they count, none negative: float64[P, I].
+    worth
+        What a score of 1 gets of each item, c_j / z_j^alpha: float64[I].
+    """
+
+    scores: Scores
+    worth: Scores
+
+    def fitness(self) -> Scores:
+        """Return each member's fitness, float64[P] (eq. 3 and 5)."""
+        return self._summed(self.scores)
+
+    def attraction(self, first: int) -> Scores:
+        """Return what each member could add to the one at `first`, float64[P] (eq. 4)."""
+        gain = self.scores - self.scores[first]
+        return self._summed(np.maximum(gain, 0.0, out=gain))
+
+    def _summed(self, table: Scores) -> Scores:
+        # Not a matrix product: equal members must be equally fit to the last bit, whatever their place.
+        return np.einsum("pi,i->p", table, self.worth)
+
+
+def compete(scores: Scores, alpha: float, relative: bool = False) -> Competition:
+    """Let members compete for items.
 
     Parameters
     ----------
@@ -264,13 +300,12 @@ def shares(scores: Scores, alpha: float, relative: bool = False) -> Scores:
     relative
         Whether scores are counted from the worst member up; those of items with a negative score always are.
     """
-    worst = scores.min(axis=0)
-    if relative or worst.min() < 0.0:
+    if relative or scores.min(initial=0.0) < 0.0:
+        worst = scores.min(axis=0)
         scores = scores - (worst if relative else np.minimum(worst, 0.0))
     if alpha == 0.0:
-        return scores
-    taken = scores.sum(axis=0)  # z_j
+        return Competition(scores, np.ones(scores.shape[1]))
     capacity = scores.max(axis=0)  # c_j
+    taken = scores.sum(axis=0)  # z_j
     divisor = taken**alpha
-    worth = np.divide(capacity, divisor, out=np.zeros_like(taken), where=divisor > 0.0)
-    return scores * worth
+    return Competition(scores, capacity / np.where(divisor > 0.0, divisor, 1.0))  # an item that nobody solves: 0

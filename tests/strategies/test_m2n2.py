@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from evomerge.strategies.base import Evaluated
-from evomerge.strategies.m2n2 import Archive, M2n2Config, shares
+from evomerge.strategies.m2n2 import Archive, M2n2Config, compete
 from fitness.evaluation import Evaluation
 from search_spaces.raw import RawWeights
 
@@ -54,9 +54,9 @@ matrices = st.integers(0, 10_000).map(lambda seed: np.random.default_rng(seed).r
 
 @settings(deadline=None, max_examples=60)
 @given(matrix=matrices, alpha=st.sampled_from([0.0, 0.5, 1.0, 2.0]), binary=st.booleans())
-def test_shares_are_those_of_the_equations(matrix, alpha, binary):
+def test_fitness_is_that_of_the_equations(matrix, alpha, binary):
     scores = (matrix > 0.6).astype(float) if binary else matrix
-    assert np.allclose(shares(scores, alpha).sum(axis=1), plain_fitness(scores.tolist(), alpha))
+    assert np.allclose(compete(scores, alpha).fitness(), plain_fitness(scores.tolist(), alpha))
 
 
 @settings(deadline=None, max_examples=60)
@@ -69,6 +69,7 @@ def test_the_archive_is_that_of_the_authors(matrix, alpha):
         archive.take(np.array([float(index)]), scored(row))
         plain.take(row.tolist(), alpha)
         assert archive.scores.tolist() == plain.rows
+        assert np.array_equal(archive.competition().worth, compete(archive.scores, alpha).worth)
 
 
 def test_ties_drop_the_first_member_and_keep_the_child():
@@ -98,8 +99,16 @@ def test_a_specialist_outlives_better_generalists():
 
 def test_negative_scores_count_from_the_worst_up():
     scores = np.array([[-3.0, 1.0], [-1.0, 2.0]])
-    assert np.allclose(shares(scores, 1.0), shares(np.array([[0.0, 1.0], [2.0, 2.0]]), 1.0))
-    assert np.allclose(shares(scores, 1.0, relative=True), shares(np.array([[0.0, 0.0], [2.0, 1.0]]), 1.0))
+    assert np.allclose(compete(scores, 1.0).scores, [[0.0, 1.0], [2.0, 2.0]])
+    assert np.allclose(compete(scores, 1.0, relative=True).scores, [[0.0, 0.0], [2.0, 1.0]])
+
+
+@settings(deadline=None, max_examples=60)
+@given(matrix=matrices, places=st.permutations(range(14)))
+def test_equal_members_are_equally_fit_to_the_last_bit(matrix, places):
+    scores = np.repeat(matrix[:7], 2, axis=0)[places]
+    fitness = compete(scores, 1.0).fitness()
+    assert all(len(set(fitness[(scores == row).all(axis=1)])) == 1 for row in scores)
 
 
 def test_scores_are_matched_by_item_and_missing_ones_are_the_mean():
@@ -107,8 +116,10 @@ def test_scores_are_matched_by_item_and_missing_ones_are_the_mean():
     archive.take(np.zeros(1), scored([1, 0], ("a", "b")))
     archive.take(np.ones(1), scored([0, 1], ("b", "a")))
     assert archive.scores.tolist() == [[1, 0], [1, 0]]
+    assert archive.competition().scores.shape == (2, 2)
     archive.take(np.ones(1), scored([1, 1, 0], ("c", "a", "d")))
     assert archive.scores.tolist() == [[1, 0, 0.5, 0.5], [1, 0, 0.5, 0.5], [1, pytest.approx(2 / 3), 1, 0]]
+    assert np.array_equal(archive.competition().scores, archive.scores)
 
 
 def test_whoever_misses_a_floor_is_weakest_and_no_first_parent():
@@ -116,8 +127,15 @@ def test_whoever_misses_a_floor_is_weakest_and_no_first_parent():
     for name, (row, violation) in enumerate([([1, 1], 0.2), ([1, 0], 0.0), ([1, 1], 0.1), ([0, 0], 0.0)]):
         strategy.archive.take(np.array([float(name)]), replace(scored(row), violation=violation))
     assert strategy.archive.genotypes[:, 0].tolist() == [3.0, 1.0, 2.0]
-    assert strategy._weights(strategy.archive.shares()).tolist() == [0.0, 0.5, 0.0]
+    assert strategy._weights(strategy.archive.competition()).tolist() == [0.0, 0.5, 0.0]
     assert strategy.recommend().tolist() == [1.0]
+
+
+def partners(strategy, first):
+    """How often each member is drawn as the second parent."""
+    competition = strategy.archive.competition()
+    drawn = [strategy._partner(competition, competition.fitness(), first) for _ in range(2000)]
+    return np.bincount(drawn, minlength=strategy.archive.size) / len(drawn)
 
 
 def test_parents_are_drawn_by_fitness_and_by_attraction():
@@ -125,22 +143,18 @@ def test_parents_are_drawn_by_fitness_and_by_attraction():
     strategy = M2n2Config(archive=4, warm_up=0).build(RawWeights(1), 0)
     for name, row in enumerate(rows):
         strategy.archive.take(np.array([float(name)]), scored(row))
-    table = strategy.archive.shares()
     # z = (2, 2, 1, 1, 0): member 1 is worth 2, of which members 0 and 2 have what it lacks: nothing, and 1.
-    assert np.allclose(table.sum(axis=1), [1, 2, 1, 0])
-    assert {strategy._partner(table, 1) for _ in range(50)} == {2}
+    assert np.allclose(strategy.archive.competition().fitness(), [1, 2, 1, 0])
+    assert partners(strategy, 1).tolist() == [0, 0, 1, 0]
     # Member 0 lacks one item that member 1 has and one that member 2 has.
-    drawn = np.bincount([strategy._partner(table, 0) for _ in range(2000)], minlength=4) / 2000
-    assert np.allclose(drawn, [0, 0.5, 0.5, 0], atol=0.05)
+    assert np.allclose(partners(strategy, 0), [0, 0.5, 0.5, 0], atol=0.05)
 
 
 def test_where_nobody_beats_the_first_parent_the_second_is_drawn_by_fitness():
     strategy = M2n2Config(archive=3, warm_up=0).build(RawWeights(1), 0)
     for row in ([1, 1, 1], [1, 0, 0], [0, 0, 0]):
         strategy.archive.take(np.zeros(1), scored(row))
-    table = strategy.archive.shares()
-    drawn = np.bincount([strategy._partner(table, 0) for _ in range(2000)], minlength=3) / 2000
-    assert np.allclose(drawn, [2.5 / 3, 0.5 / 3, 0], atol=0.05)
+    assert np.allclose(partners(strategy, 0), [2.5 / 3, 0.5 / 3, 0], atol=0.05)
 
 
 def segments(segment=6, count=4):
@@ -163,7 +177,7 @@ def search(strategy, evaluations, answer=answers):
     return proposals
 
 
-BUDGET = 1500
+BUDGET = 2000
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -238,7 +252,7 @@ def test_it_recommends_the_best_score_and_not_the_best_fitness():
     strategy = M2n2Config(warm_up=0).build(RawWeights(1), 0)
     for name, row in enumerate([[1, 1, 0], [1, 1, 0], [1, 1, 0], [0, 0, 1]]):
         strategy.archive.take(np.array([float(name)]), scored(row))
-    assert np.argmax(strategy.archive.shares().sum(axis=1)) == 3
+    assert np.argmax(strategy.archive.competition().fitness()) == 3
     assert strategy.recommend().tolist() == [0.0]
 
 

@@ -124,11 +124,11 @@ def test_while_there_is_room_everybody_gets_in():
 def test_asking_whether_it_would_enter_changes_nothing():
     rng = np.random.default_rng(0)
     fixed = Fixed([answers_of(rng.random(len(ITEMS)) < 0.6) for _ in range(5)])
-    before = fixed.archive.shares()
+    before = fixed.archive.scores.copy()
     weak = answers_of(np.zeros(len(ITEMS)))
     strange = Evaluation("ok", (1.0,), (0.0,), ("a/test/99", *ITEMS[:3]), np.ones(4, np.float32))
     assert not fixed.keeps(weak) and fixed.keeps(strange)
-    assert np.array_equal(before, fixed.archive.shares())
+    assert np.array_equal(before, fixed.archive.scores)
     genotypes = fixed.archive.genotypes.copy()
     fixed.archive.take(np.ones(1), weak)
     assert np.array_equal(genotypes, fixed.archive.genotypes)
