@@ -122,6 +122,26 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A text in the zoo's languages, to calibrate on."""
+    path = tmp_path / "text.txt"
+    path.write_text("sort nul unu du = nul unu du\nreverse one two three = three two one\n" * 40, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def zoo() -> dict[str, Checkpoint]:
+    """The zoo's base and two experts, opened, by reference."""
+    folder = Path(__file__).parents[2] / "experiments" / "zoo" / "models"
+    return {str(folder / name): Checkpoint.open(str(folder / name)) for name in ("base", "ops", "ja")}
+
+
 @pytest.fixture(scope="session")
 def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
     """Give the family of a name, built at first use."""

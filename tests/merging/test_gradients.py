@@ -22,24 +22,6 @@ from search_spaces.recipe import Recipe
 ZOO = Path(__file__).parents[2] / "experiments" / "zoo" / "models"
 MODELS = {name: str(ZOO / name) for name in ("base", "ops", "ja")}
 SHARES = {"base": 0.2, "ops": 0.7, "ja": 0.4}
-TEXT = "sort nul unu du = nul unu du\nreverse one two three = three two one\n"
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT * 40, encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def checkpoints() -> dict[str, Checkpoint]:
-    return {reference: Checkpoint.open(reference) for reference in MODELS.values()}
 
 
 @pytest.fixture
@@ -49,8 +31,8 @@ def recipe(text: Path) -> Recipe:
     return Recipe.from_dict(data)
 
 
-def merged(checkpoints: Any, recipe: Recipe) -> dict[str, Tensor]:
-    engine = MergeEngine(checkpoints, base=MODELS["base"])
+def merged(zoo: dict[str, Checkpoint], recipe: Recipe) -> dict[str, Tensor]:
+    engine = MergeEngine(zoo, base=MODELS["base"])
     engine.prepare(recipe)
     return {name: values.data.clone() for name, values in engine.apply(recipe).named_parameters()}
 
@@ -71,9 +53,9 @@ def by_autograd(checkpoint: Checkpoint, text: Path) -> dict[str, Tensor]:
     return {name: v * len(flat) ** 0.5 / flat.norm() for name, v in zip(names, squares, strict=True)}
 
 
-def test_they_are_mean_squared_gradients(checkpoints: Any, text: Path) -> None:
-    checkpoint = checkpoints[MODELS["ops"]]
-    model = MergeEngine(checkpoints, base=MODELS["base"]).load(MODELS["ops"])
+def test_they_are_mean_squared_gradients(zoo: dict[str, Checkpoint], text: Path) -> None:
+    checkpoint = zoo[MODELS["ops"]]
+    model = MergeEngine(zoo, base=MODELS["base"]).load(MODELS["ops"])
     before = {name: values.data.clone() for name, values in model.named_parameters()}
     with torch.inference_mode():  # as a worker might call it
         measured = statistics("fisher", checkpoint, text, lambda: model)
@@ -90,7 +72,7 @@ def test_they_are_mean_squared_gradients(checkpoints: Any, text: Path) -> None:
 
 
 def test_they_are_measured_once_per_model_and_text(
-    checkpoints: Any, text: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    zoo: dict[str, Checkpoint], text: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
 
@@ -98,43 +80,43 @@ def test_they_are_measured_once_per_model_and_text(
         return statistics(kind, checkpoint, place, lambda: (measured.append(checkpoint.reference), load())[1])
 
     monkeypatch.setattr(engine_module, "statistics", counted)
-    first = merged(checkpoints, recipe)
+    first = merged(zoo, recipe)
     assert measured == list(MODELS.values())
-    again = merged(checkpoints, recipe)  # another engine, the same cache
+    again = merged(zoo, recipe)  # another engine, the same cache
     assert len(measured) == 3
     text.write_text("three two one = one two three\n" * 9, encoding="utf-8")
-    other = merged(checkpoints, recipe)
+    other = merged(zoo, recipe)
     assert len(measured) == 6
     assert all(torch.equal(values, again[name]) for name, values in first.items())
     assert any(not torch.equal(values, other[name]) for name, values in first.items())
 
 
-def test_weights_are_averaged_by_them(checkpoints: Any, text: Path, recipe: Recipe) -> None:
-    found = merged(checkpoints, recipe)
-    information = {name: by_autograd(checkpoints[path], text) for name, path in MODELS.items()}
+def test_weights_are_averaged_by_them(zoo: dict[str, Checkpoint], text: Path, recipe: Recipe) -> None:
+    found = merged(zoo, recipe)
+    information = {name: by_autograd(zoo[path], text) for name, path in MODELS.items()}
     for tensor, values in found.items():
         weights = {name: share * information[name][tensor].clamp(min=1e-3) for name, share in SHARES.items()}
-        parts = [weights[name] * checkpoints[MODELS[name]].tensor(tensor).float() for name in weights]
+        parts = [weights[name] * zoo[MODELS[name]].tensor(tensor).float() for name in weights]
         expected = torch.stack(parts).sum(0) / torch.stack([*weights.values()]).sum(0)
         torch.testing.assert_close(values, expected, rtol=2e-2, atol=1e-3)
-    plain = merged(checkpoints, replace(recipe, merge_method="linear", calibration=None))
+    plain = merged(zoo, replace(recipe, merge_method="linear", calibration=None))
     assert any(not torch.allclose(values, plain[name], atol=1e-3) for name, values in found.items())
 
 
-def test_texts_do_not_mix_in_one_engine(checkpoints: Any, recipe: Recipe, tmp_path: Path) -> None:
+def test_texts_do_not_mix_in_one_engine(zoo: dict[str, Checkpoint], recipe: Recipe, tmp_path: Path) -> None:
     second = tmp_path / "second.txt"
     second.write_text("one two three = three two one\n" * 30, encoding="utf-8")
     other = replace(recipe, calibration=str(second))
-    engine = MergeEngine(checkpoints, base=MODELS["base"])
-    expected = {one.hash: merged(checkpoints, one) for one in (recipe, other)}
+    engine = MergeEngine(zoo, base=MODELS["base"])
+    expected = {one.hash: merged(zoo, one) for one in (recipe, other)}
     for one in (recipe, other, recipe):
         found = dict(engine.apply(one).named_parameters())
         assert all(torch.equal(found[name], values) for name, values in expected[one.hash].items())
 
 
-def test_the_writer_streams_it(checkpoints: Any, recipe: Recipe) -> None:
-    engine = MergeEngine(checkpoints, base=MODELS["base"])
-    resident = merged(checkpoints, recipe)
+def test_the_writer_streams_it(zoo: dict[str, Checkpoint], recipe: Recipe) -> None:
+    engine = MergeEngine(zoo, base=MODELS["base"])
+    resident = merged(zoo, recipe)
     streamed = dict(engine.stream(recipe, list(resident)))
     assert all(torch.equal(streamed[name], values) for name, values in resident.items())
 
@@ -150,14 +132,14 @@ def test_every_parameter_has_one(families: Any, name: str) -> None:
     assert all(float(values.abs().max()) == 0 for values in nothing.values())
 
 
-def test_spaces_search_its_weights(checkpoints: Any, text: Path) -> None:
-    layout = checkpoints[MODELS["base"]].layout
+def test_spaces_search_its_weights(zoo: dict[str, Checkpoint], text: Path) -> None:
+    layout = zoo[MODELS["base"]].layout
     config = CoefficientConfig(method="fisher", layers_per_group=9, calibration=str(text))
     space = CoefficientSpace(config, MODELS, layout)
     assert {gene.name.partition("[")[0] for gene in space.genes} == {f"{name}.weight" for name in MODELS}
     recipe = space.decode(space.start)
     assert recipe.calibration == str(text)
-    assert all(bool(torch.isfinite(values).all()) for values in merged(checkpoints, recipe).values())
+    assert all(bool(torch.isfinite(values).all()) for values in merged(zoo, recipe).values())
     both = CoefficientConfig(method=("ties", "fisher"), layers_per_group=9, calibration=str(text))
     recipes = MethodChoiceSpace(both, MODELS, layout).structures()
     assert [recipe.calibration for recipe in recipes] == [None, str(text)]

@@ -25,7 +25,6 @@ from search_spaces.settings import constant
 
 ZOO = Path(__file__).parents[2] / "experiments" / "zoo" / "models"
 MODELS = {name: str(ZOO / name) for name in ("base", "ops", "ja")}
-TEXT = "sort nul unu du = nul unu du\nreverse one two three = three two one\n"
 
 
 class TestAim(MergeMethodSuite):
@@ -46,31 +45,14 @@ class TestAimOnTies(MergeMethodSuite):
     one_model = coefficients(weight=1.0, density=1.0, aim=1.0)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT * 40, encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def checkpoints() -> dict[str, Checkpoint]:
-    return {reference: Checkpoint.open(reference) for reference in MODELS.values()}
-
-
-@pytest.fixture
-def recipe(checkpoints: Any, text: Path) -> Recipe:
-    plain = task_arithmetic_recipe(MODELS, checkpoints[MODELS["base"]].layout, out_dtype="float32")
+def recipe(zoo: dict[str, Checkpoint], text: Path) -> Recipe:
+    plain = task_arithmetic_recipe(MODELS, zoo[MODELS["base"]].layout, out_dtype="float32")
     return replace(plain, parameters=(("aim", constant(0.4)),), calibration=str(text))
 
 
-def merged(checkpoints: Any, recipe: Recipe) -> dict[str, torch.Tensor]:
-    engine = MergeEngine(checkpoints, base=MODELS["base"])
+def merged(zoo: dict[str, Checkpoint], recipe: Recipe) -> dict[str, torch.Tensor]:
+    engine = MergeEngine(zoo, base=MODELS["base"])
     engine.prepare(recipe)
     return {name: values.data.clone() for name, values in engine.apply(recipe).named_parameters()}
 
@@ -88,18 +70,18 @@ def test_formula_on_every_method_with_a_base(method: str) -> None:
     assert torch.equal(merge_tensors(method, base, models, **needed), plain)
 
 
-def test_linear_maps_and_norms_are_damped_and_embeddings_are_not(checkpoints: Any, recipe: Recipe) -> None:
+def test_linear_maps_and_norms_are_damped_and_embeddings_are_not(zoo: dict[str, Checkpoint], recipe: Recipe) -> None:
     base = MODELS["base"]
     measured = statistics(
         "activations",
-        checkpoints[base],
+        zoo[base],
         Path(recipe.calibration or ""),
-        lambda: MergeEngine(checkpoints, base=base).load(base),
+        lambda: MergeEngine(zoo, base=base).load(base),
     )
-    found, plain = merged(checkpoints, recipe), merged(checkpoints, replace(recipe, parameters=()))
+    found, plain = merged(zoo, recipe), merged(zoo, replace(recipe, parameters=()))
     damped = 0
     for name, values in found.items():
-        origin = checkpoints[base].tensor(name).float().reshape(values.shape)
+        origin = zoo[base].tensor(name).float().reshape(values.shape)
         if "embed_tokens" in name or name not in measured:
             assert torch.equal(values, plain[name]), name
             continue
@@ -109,9 +91,9 @@ def test_linear_maps_and_norms_are_damped_and_embeddings_are_not(checkpoints: An
     assert damped > 9 * 2  # the linear maps and norms of the layers, and the final norm
 
 
-def test_activations_are_the_mean_sizes_of_inputs(checkpoints: Any, text: Path) -> None:
-    checkpoint = checkpoints[MODELS["base"]]
-    model = MergeEngine(checkpoints, base=MODELS["base"]).load(MODELS["base"])
+def test_activations_are_the_mean_sizes_of_inputs(zoo: dict[str, Checkpoint], text: Path) -> None:
+    checkpoint = zoo[MODELS["base"]]
+    model = MergeEngine(zoo, base=MODELS["base"]).load(MODELS["base"])
     measured = statistics("activations", checkpoint, text, lambda: model)
     ids = torch.tensor(checkpoint.tokenizer()(text.read_text(), add_special_tokens=False)["input_ids"])
     assert len(ids) > 512  # more than one window
@@ -124,14 +106,14 @@ def test_activations_are_the_mean_sizes_of_inputs(checkpoints: Any, text: Path) 
 
 
 def test_statistics_are_measured_once_for_a_model_and_a_text(
-    checkpoints: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zoo: dict[str, Checkpoint], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = checkpoints[MODELS["base"]]
+    base = zoo[MODELS["base"]]
     calls = []
 
     def load() -> Any:
         calls.append(1)
-        return MergeEngine(checkpoints, base=MODELS["base"]).load(MODELS["base"])
+        return MergeEngine(zoo, base=MODELS["base"]).load(MODELS["base"])
 
     first = statistics("activations", base, text, load)
     again = statistics("activations", base, text, load)
@@ -140,20 +122,20 @@ def test_statistics_are_measured_once_for_a_model_and_a_text(
     (file,) = (tmp_path / "cache" / "statistics").iterdir()
     file.write_bytes(b"torn")  # a damaged file is measured again
     assert statistics("activations", base, text, load).keys() == first.keys()
-    text.write_text(TEXT * 3, encoding="utf-8")
+    text.write_text("sort nul unu du = nul unu du\n" * 3, encoding="utf-8")
     statistics("activations", base, text, load)
-    statistics("activations", checkpoints[MODELS["ja"]], text, load)
+    statistics("activations", zoo[MODELS["ja"]], text, load)
     assert len(calls) == 4
     assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 3
 
 
-def test_a_search_measures_before_the_first_candidate(checkpoints: Any, text: Path, monkeypatch: Any) -> None:
+def test_a_search_measures_before_the_first_candidate(zoo: dict[str, Checkpoint], text: Path, monkeypatch: Any) -> None:
     config = CoefficientConfig(
         method="ties", layers_per_group=9, calibration=str(text), ranges={"aim": {"low": 0.0, "high": 1.0}}
     )
-    space = CoefficientSpace(config, MODELS, checkpoints[MODELS["base"]].layout)
+    space = CoefficientSpace(config, MODELS, zoo[MODELS["base"]].layout)
     assert [gene.name for gene in space.genes[:5]][-1] == "aim[embeddings]"
-    engine = MergeEngine(checkpoints, base=MODELS["base"])
+    engine = MergeEngine(zoo, base=MODELS["base"])
     engine.prepare(space.decode(space.start))
 
     def never(*_: Any) -> None:
@@ -181,20 +163,22 @@ def test_recipes_say_what_they_rest_on(recipe: Recipe) -> None:
     assert notes == ("aim is dropped; mergekit has no such parameter",)
 
 
-def test_a_missing_text(recipe: Recipe, checkpoints: Any, tmp_path: Path) -> None:
+def test_a_missing_text(recipe: Recipe, zoo: dict[str, Checkpoint], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"aim: it needs a text .*; write evomerge: \{calibration: TEXT_FILE\}"):
         replace(recipe, calibration=None)
     with pytest.raises(ValueError, match="aim: it needs a text; write calibration: TEXT_FILE"):
         CoefficientConfig(fixed={"aim": 0.4})
     with pytest.raises(CheckpointError, match=r"absent.txt: the calibration text cannot be read .*; name a text file"):
-        merged(checkpoints, replace(recipe, calibration=str(tmp_path / "absent.txt")))
+        merged(zoo, replace(recipe, calibration=str(tmp_path / "absent.txt")))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b" \n", "the calibration text is empty; write some"), (b"\xff\xfe", "is not UTF-8; save it as such")],
 )
-def test_texts_that_are_none(recipe: Recipe, checkpoints: Any, text: Path, content: bytes, message: str) -> None:
+def test_texts_that_are_none(
+    recipe: Recipe, zoo: dict[str, Checkpoint], text: Path, content: bytes, message: str
+) -> None:
     text.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
-        merged(checkpoints, recipe)
+        merged(zoo, recipe)
