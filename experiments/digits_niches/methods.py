@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.strategies.base import Candidate, Evaluated, Strategy
+from evomerge.strategies.base import Evaluated, Strategy
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.genetic import GeneticConfig
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.map_elites import MapElitesConfig
-from experiments.digits_niches.beside import IN_FLIGHT, ExamBeside, exam_beside
-from experiments.digits_niches.network import (
-    TRAINED,
-    WEIGHTS,
-    Exam,
-    evaluation_of,
-    random_network,
-    trained_halves,
-)
+from experiments.digits_niches.network import TRAINED, WEIGHTS, Exam, random_network, trained_halves
 from search_spaces.raw import RawWeights, slerp_scales
 
 ARCHIVE = 20
@@ -130,52 +119,26 @@ def run(case: Case) -> Outcome:
     strategy = method.config(0.0 if case.pair is not None else 1.0).build(space, case.seed)
     checkpoints = [count for count in CHECKPOINTS if count < case.evaluations] + [case.evaluations]
     best: tuple[float, NDArray[np.float64]] = (-1.0, founders[0])
-    train: list[float] = []
-    test: list[float] = []
-    seconds, done = 0.0, 0
-    with closing(_scored(strategy, case.evaluations, exam_beside(), exam.items)) as search:
-        for checkpoint in checkpoints:
-            if case.pair is not None and _collapsed(strategy):  # no child can differ any more: the rest is known
-                train.append(train[-1])
-                test.append(test[-1])
-                continue
-            started = time.perf_counter()
-            for network, fitness in islice(search, checkpoint - done):
-                if method.best_ever and fitness > best[0]:
-                    best = fitness, network
-            seconds += time.perf_counter() - started
-            done = checkpoint
-            network = best[1] if method.best_ever else _recommended(strategy)
-            train.append(round(exam.accuracy(network), 5))
-            test.append(round(final.accuracy(network), 5))
+    train, test, seconds, done = [], [], 0.0, 0
+    for checkpoint in checkpoints:
+        if case.pair is not None and _collapsed(strategy):  # no child can differ any more: the rest is known
+            train.append(train[-1])
+            test.append(test[-1])
+            continue
+        started = time.perf_counter()
+        while done < checkpoint:
+            done += 1
+            (candidate,) = strategy.ask(1)
+            evaluation = exam.evaluate(candidate.genotype)
+            strategy.tell([Evaluated(candidate.id, evaluation)])
+            if method.best_ever and evaluation.fitness > best[0]:
+                best = evaluation.fitness, candidate.genotype.copy()
+        seconds += time.perf_counter() - started
+        network = best[1] if method.best_ever else _recommended(strategy)
+        train.append(round(exam.accuracy(network), 5))
+        test.append(round(final.accuracy(network), 5))
     coverage = float(strategy.archive.scores.any(axis=0).mean()) if isinstance(strategy, M2n2) else None
     return Outcome(case, checkpoints, train, test, done, round(seconds, 2), coverage)
-
-
-def _scored(
-    strategy: Strategy, count: int, exam: ExamBeside, items: tuple[str, ...]
-) -> Generator[tuple[NDArray[np.float64], float], None, None]:
-    """Search for so many evaluations, and yield each network with its accuracy once the strategy has been told.
-
-    As many are in flight as in a search with `IN_FLIGHT` workers; they are told in the order of their ids, so that the
-    seed decides a run.
-    """
-    open_: deque[Candidate] = deque()
-    asked = 0
-    try:
-        while asked < count or open_:
-            if asked < count and len(open_) < IN_FLIGHT and (proposed := strategy.ask(1)):
-                exam.hand_in(proposed[0].genotype)
-                open_ += proposed
-                asked += 1
-                continue
-            evaluation = evaluation_of(exam.right(), items)
-            candidate = open_.popleft()
-            strategy.tell([Evaluated(candidate.id, evaluation)])
-            yield candidate.genotype, evaluation.fitness
-    finally:
-        for _ in open_:  # of a run that ends early: the next one must not get them
-            exam.right()
 
 
 def best_line(pair: int) -> Line:

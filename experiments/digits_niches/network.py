@@ -17,7 +17,6 @@ from fitness.evaluation import Evaluation
 PIXELS, HIDDEN, DIGITS = 64, 256, 10
 WEIGHTS = (PIXELS + 1) * HIDDEN + (HIDDEN + 1) * DIGITS
 TRAINED = 1437
-BLOCK = 480  # images at a time, whose hidden layer stays in a core's cache
 SPREAD = 0.01  # standard deviation of the first weights
 STEPS, RATE = 10, 3e-3  # full-batch steps of Adam that the halves are trained for
 
@@ -43,11 +42,9 @@ class Exam:
     def __init__(self, which: slice) -> None:
         images, labels = (torch.from_numpy(part[which]) for part in digits())
         ones = torch.ones(len(images), 1)  # below W1 lies b1
-        self._images = torch.hstack([images, ones]).split(BLOCK)
+        self._images = torch.hstack([images, ones])
         self._labels = labels
-        # Memory for the layers, used again for each network.
-        self._hidden = torch.empty(BLOCK, HIDDEN)
-        self._logits = torch.empty(len(images), DIGITS)
+        self._hidden = torch.empty(len(images), HIDDEN)  # memory for the layer, used again for each network
         self.items = tuple(
             f"{'odd' if label % 2 else 'even'}/digits/{index}" for index, label in enumerate(labels.tolist())
         )
@@ -57,21 +54,19 @@ class Exam:
         """Return which images a network names rightly, bool[I]."""
         flat = torch.from_numpy(weights).float()
         first, second, bias = flat.split([(PIXELS + 1) * HIDDEN, HIDDEN * DIGITS, DIGITS])
-        first, second = first.view(PIXELS + 1, HIDDEN), second.view(HIDDEN, DIGITS)
-        for images, logits in zip(self._images, self._logits.split(BLOCK), strict=True):
-            hidden = torch.mm(images, first, out=self._hidden[: len(images)]).relu_()
-            torch.addmm(bias, hidden, second, out=logits)
-        right: NDArray[np.bool_] = (self._logits.argmax(dim=1) == self._labels).numpy()
+        hidden = torch.mm(self._images, first.view(PIXELS + 1, HIDDEN), out=self._hidden).relu_()
+        answers = torch.addmm(bias, hidden, second.view(HIDDEN, DIGITS)).argmax(dim=1)
+        right: NDArray[np.bool_] = (answers == self._labels).numpy()
         return right
 
     def accuracy(self, weights: NDArray[np.float64]) -> float:
         """Return the share of images that a network names rightly."""
         return float(self.right(weights).mean())
 
-
-def evaluation_of(right: NDArray[np.bool_], items: tuple[str, ...]) -> Evaluation:
-    """Return what a strategy is told: an item per image; the tasks are odd and even digits."""
-    return Evaluation("ok", (float(right.mean()),), (0.0,), items, right.astype(np.float32))
+    def evaluate(self, weights: NDArray[np.float64]) -> Evaluation:
+        """Return what a strategy is told: an item per image; the tasks are odd and even digits."""
+        right = self.right(weights)
+        return Evaluation("ok", (float(right.mean()),), (0.0,), self.items, right.astype(np.float32))
 
 
 def random_network(rng: np.random.Generator) -> NDArray[np.float64]:
