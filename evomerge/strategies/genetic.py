@@ -248,7 +248,8 @@ class Genetic(Strategy):
         a, b = self.individuals[first], self.individuals[second]
         if not self.config.weighted:
             return self.space.crossover(a.genotype, b.genotype, self.rng)
-        weights = quality(np.array([a.fitness, b.fitness]))
+        # Of the whole population: of two alone, the worse one of negative fitness would always weigh nothing.
+        weights = quality(self._fitness())[[first, second]]
         total = weights.sum()
         share = weights[0] / total if total > 0.0 else 0.5
         return self.space.settled(share * a.genotype + (1.0 - share) * b.genotype)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from evomerge.strategies.base import Evaluated
 from evomerge.strategies.genetic import GeneticConfig, Individual
 from evomerge.strategies.m2n2 import M2n2
-from fitness.evaluation import Evaluation
+from fitness.evaluation import INFEASIBLE, Evaluation
 from search_spaces.raw import RawWeights
 
 
@@ -88,6 +88,22 @@ def test_a_weighted_child_is_the_mean_by_fitness():
     assert np.allclose(strategy._crossed(2, 0), 2.0)
     population(strategy, [0.0, 0.0])
     assert np.allclose(strategy._crossed(0, 1), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fitness", "share"),
+    [
+        ([-1.0, -1.1, -2.0], 1.0 / 1.9),  # log-likelihoods
+        ([-0.1, 0.2, -0.5], 0.4 / 1.1),
+        ([INFEASIBLE - 0.1, INFEASIBLE - 0.3, INFEASIBLE - 0.5], 0.4 / 0.6),
+        ([INFEASIBLE - 0.1, INFEASIBLE - 0.3, 0.7], 0.5),
+        ([0.7, INFEASIBLE - 0.3, INFEASIBLE - 0.5], 1.0),
+    ],
+)
+def test_what_parents_weigh_depends_on_the_whole_population(fitness, share):
+    strategy = GeneticConfig(weighted=True).build(RawWeights(2), 0)
+    population(strategy, fitness)
+    assert np.allclose(strategy._crossed(0, 1), 1.0 - share)
 
 
 def test_couples_are_two_different_individuals():
