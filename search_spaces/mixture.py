@@ -19,6 +19,7 @@ Legend: C chunks, T sources, M noises, G = C·(T + M) + M genes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -201,6 +202,19 @@ class MixtureSpace(SearchSpace):
             child = rows_a
         columns = child.shape[1] - len(seeds)
         return self._strongest(child[:, :columns], child[:, columns:], seeds)
+
+    def recombine(
+        self, point: Genotype, donors: Sequence[Genotype], shares: Sequence[float], rng: np.random.Generator
+    ) -> Genotype:
+        """Return `point` with the noise of one of `donors`, drawn with the probabilities `shares`.
+
+        Seeds and deviations come from one donor together: a deviation says how much there is of its own seed's noise.
+        """
+        if not self._noises:
+            return super().recombine(point, donors, shares, rng)
+        genes, _, _ = self._split(self.settled(point))
+        _, deviations, seeds = self._split(donors[int(rng.choice(len(donors), p=shares))])
+        return self._join(genes, deviations, seeds)
 
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
         """Return `a` with noise of deviation `noise.sigma` on all weights, as a new seeded term.

@@ -6,6 +6,7 @@ A space owns the genotype and its variation operators; selection is the strategi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from typing import TypeVar
@@ -138,6 +139,21 @@ class SearchSpace(ABC):
             either = np.where(rng.random(self.dimension) < 0.5, a, b)
             child = np.where(self.discrete, either, child)
         return child
+
+    def recombine(
+        self, point: Genotype, donors: Sequence[Genotype], shares: Sequence[float], rng: np.random.Generator
+    ) -> Genotype:
+        """Return `point` inside the box, float64[G], with discrete genes of `donors`: there is no mean of two methods.
+
+        For strategies that compute with coordinates, as with a mean of parents: each discrete gene is that of one
+        donor (float64[G] each), drawn with the probabilities `shares`, which sum to one. Nothing is drawn where all
+        genes are real.
+        """
+        settled = self.settled(point)
+        if not self.discrete.any():
+            return settled
+        drawn = rng.choice(len(donors), size=self.dimension, p=shares)
+        return np.where(self.discrete, np.array(donors)[drawn, np.arange(self.dimension)], settled)
 
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
         """Return `a` with some genes moved, float64[G].

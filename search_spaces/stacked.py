@@ -9,6 +9,7 @@ Legend: G = P + F genes, P of the parameter space and F of the flow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -104,6 +105,15 @@ class StackedSpace(SearchSpace):
         (a_parameters, a_flow), (b_parameters, b_flow) = self.split(a), self.split(b)
         child = self.parameters.crossover(a_parameters, b_parameters, rng)
         return self.join(child, self.flow.crossover(a_flow, b_flow, rng))
+
+    def recombine(
+        self, point: Genotype, donors: Sequence[Genotype], shares: Sequence[float], rng: np.random.Generator
+    ) -> Genotype:
+        """Recombine as both spaces do, each for itself."""
+        parts = [self.split(donor) for donor in donors]
+        parameters, flow = self.split(point)
+        parameters = self.parameters.recombine(parameters, [merge for merge, _ in parts], shares, rng)
+        return self.join(parameters, self.flow.recombine(flow, [path for _, path in parts], shares, rng))
 
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
         """Return `a` mutated in one of the spaces, either as likely as the other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -72,6 +73,12 @@ class StampedSpace(SearchSpace):
     def crossover(self, a: Genotype, b: Genotype, rng: np.random.Generator) -> Genotype:
         """Cross as the inner space does."""
         return self.inner.crossover(a, b, rng)
+
+    def recombine(
+        self, point: Genotype, donors: Sequence[Genotype], shares: Sequence[float], rng: np.random.Generator
+    ) -> Genotype:
+        """Recombine as the inner space does."""
+        return self.inner.recombine(point, donors, shares, rng)
 
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
         """Mutate as the inner space does."""

@@ -20,8 +20,16 @@ and attraction, and built as such.
 
 Deviations from GENOME: its r are drawn once from the seed, so that they never change; here they are drawn anew. It
 moves each gene with a probability and a standard deviation of its own; here mutation is the space's. Mutants'
-parents are selected like others, and not every individual in turn. GENOME+ lets its last population vote, answer by
-answer; here the result is one recipe, and `ensemble: 10` lets the ten best candidates of the search vote beside it.
+parents are selected like others, and not every individual in turn.
+
+GENOME's genes are real. Here some may be discrete (choices, switches, seeds of noise), and values are never averaged.
+A child of two has each such gene from one parent, with the probability of that parent's share of the mean. In
+succession the gene becomes that of p with the probability lambda r1 phi1 / C, that of g with lambda r2 phi2 / C (lambda
+at most 1), and stays otherwise: on average the published step of a choice written as zeros and a one, without inertia
+and flight, which lead to no other value. A mixture's noise is taken over as a whole, its seeds with their deviations.
+
+GENOME+ lets its last population vote, answer by answer; here the result is one recipe, and `ensemble: 10` lets the ten
+best candidates of the search vote beside it.
 """
 
 from __future__ import annotations
@@ -252,7 +260,8 @@ class Genetic(Strategy):
         weights = quality(self._fitness())[[first, second]]
         total = weights.sum()
         share = weights[0] / total if total > 0.0 else 0.5
-        return self.space.settled(share * a.genotype + (1.0 - share) * b.genotype)
+        mean = share * a.genotype + (1.0 - share) * b.genotype
+        return self.space.recombine(mean, (a.genotype, b.genotype), (share, 1.0 - share), self.rng)
 
     def _couple(self, fitness: NDArray[np.float64]) -> tuple[int, int]:
         if self.config.parents == "roulette":
@@ -291,12 +300,17 @@ class Genetic(Strategy):
         length = swarm.step * swarm.decay**self._step
         self._step += 1
         phi = np.array([swarm.inertia, swarm.own_best, swarm.best, swarm.worst])
+        points: list[Genotype] = []
         for individual in self.individuals:
             x = individual.genotype
             weights = phi * self.rng.random(4)  # r_k phi_k
             pulls = np.array([individual.velocity, individual.best - x, best - x, x - worst])
             individual.velocity = weights @ pulls / weights.sum()
-        return [self.space.settled(i.genotype + length * i.velocity) for i in self.individuals]
+            taken = min(length, 1.0) * weights[1:3] / weights.sum()  # of p and of g
+            shares = (max(0.0, 1.0 - taken.sum()), *taken)
+            point = x + length * individual.velocity
+            points.append(self.space.recombine(point, (x, individual.best, best), shares, self.rng))
+        return points
 
     def _move(self, generation: Generation) -> None:
         moves = zip(self.individuals, generation.samples, generation.fitness.tolist(), strict=True)

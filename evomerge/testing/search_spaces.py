@@ -174,6 +174,26 @@ class SearchSpaceSuite:
                 subject.decode(child)
             parents += children
 
+    def test_discrete_genes_are_taken_over_and_never_computed(self, subject: SearchSpace) -> None:
+        """What a strategy computes with coordinates becomes a recipe; its choices and its noise are those of donors."""
+        rng = np.random.default_rng(8)
+        donors = [subject.mutate(np.array(subject.start), rng), subject.mutate(subject.sample(rng), rng)]
+        mean = 0.5 * donors[0] + 0.5 * donors[1]
+        for _ in range(POINTS):
+            child = subject.recombine(mean, donors, (0.3, 0.7), rng)
+            assert child.shape == (subject.dimension,)
+            assert bool(((child >= subject.low) & (child <= subject.high)).all())
+            taken = (child == donors[0]) | (child == donors[1])
+            assert bool(taken[subject.discrete].all())
+            subject.decode(child)
+        for chosen, shares in enumerate(((1.0, 0.0), (0.0, 1.0))):
+            child = subject.recombine(donors[chosen], donors, shares, rng)
+            assert subject.decode(child).hash == subject.decode(donors[chosen]).hash
+        if not subject.discrete.any():
+            before = rng.bit_generator.state
+            assert np.array_equal(subject.recombine(mean, donors, (0.3, 0.7), rng), subject.settled(mean))
+            assert rng.bit_generator.state == before
+
     def test_the_generator_decides(self, subject: SearchSpace) -> None:
         """Equal generators, equal offspring; the generator is the only source of chance."""
         a, b = (subject.sample(np.random.default_rng(seed)) for seed in (3, 4))

@@ -7,9 +7,13 @@ import pytest
 from pydantic import ValidationError
 
 from evomerge.strategies.base import Evaluated
-from evomerge.strategies.genetic import GeneticConfig, Individual
+from evomerge.strategies.genetic import GeneticConfig, Individual, SuccessionConfig
 from evomerge.strategies.m2n2 import M2n2
+from evomerge.testing.planted import mixed
 from fitness.evaluation import INFEASIBLE, Evaluation
+from search_spaces.context import SpaceContext
+from search_spaces.layout import ModelLayout
+from search_spaces.mixture_config import MixtureConfig
 from search_spaces.raw import RawWeights
 
 
@@ -106,6 +110,52 @@ def test_what_parents_weigh_depends_on_the_whole_population(fitness, share):
     assert np.allclose(strategy._crossed(0, 1), 1.0 - share)
 
 
+def test_a_weighted_child_has_each_choice_from_one_parent():
+    """As often as that parent weighs; the mean of `linear` and `ties` is no `slerp`."""
+    space = mixed(6)  # real, choice, whole number, and once more
+    a = np.array([0.0, 0.5, 1.0, 0.0, 2.5, 6.0])
+    b = np.array([1.0, 2.5, 3.0, 1.0, 0.5, 0.0])
+    strategy = GeneticConfig(weighted=True).build(space, 0)
+    strategy.individuals = [Individual.born(a, 0.6), Individual.born(b, 0.2)]
+    children = np.array([strategy._crossed(0, 1) for _ in range(400)])
+    assert np.allclose(children[:, [0, 3]], 0.25)
+    discrete = children[:, space.discrete]
+    from_a = discrete == a[space.discrete]
+    assert (from_a | (discrete == b[space.discrete])).all()
+    assert np.allclose(from_a.mean(axis=0), 0.75, atol=0.08)
+    assert not (from_a[:, 0] == from_a[:, 1]).all()  # each for itself
+
+
+def noise_of(space, genotype):
+    """Return the seeds of a mixture's noise, each with its deviation in every chunk."""
+    table = space.decode(genotype).mixture
+    count = len(table.noises)
+    return {seed: tuple(row[index - count] for row in table.rows) for index, seed in enumerate(table.noises)}
+
+
+@pytest.mark.parametrize("preset", [None, "genome_plus"])
+def test_a_mixtures_noise_is_that_of_an_individual(preset):
+    layout = ModelLayout(("embed",), (("self_attn.w", "mlp.w"),) * 4, "layers.{}.", ("norm",), None, "self_attn", "mlp")
+    models = {name: f"/m/{name}" for name in ("base", "a", "b")}
+    context = SpaceContext(models, layout, dict.fromkeys(layout.tensors(), 9))
+    space = MixtureConfig(chunks=2, crossover="linear", noise={"terms": 2, "sigma": 0.1}).build(context)
+    strategy = GeneticConfig(preset=preset, weighted=True).build(space, 0)
+    rng = np.random.default_rng(1)
+    founders = [space.mutate(space.mutate(founder, rng), rng) for founder in space.founders()]
+    strategy.individuals = [Individual.born(f, 0.5 + 0.1 * index) for index, f in enumerate(founders)]
+    known = [noise_of(space, founder) for founder in founders]
+    assert all(len(noise) == 2 for noise in known)
+    if preset is None:
+        children = [strategy._crossed(0, 1) for _ in range(40)]
+        known = known[:2]
+    else:
+        children = [strategy._moved(strategy.config.succession)[0] for _ in range(40)]
+        known = [known[0], known[2]]  # its own, and that of the best
+    assert not any(np.array_equal(child, founder) for child in children for founder in founders)
+    found = [noise_of(space, child) for child in children]
+    assert all(noise in known for noise in found) and all(noise in found for noise in known)
+
+
 def test_couples_are_two_different_individuals():
     for parents in ("roulette", "tournament"):
         strategy = GeneticConfig(parents=parents).build(RawWeights(2), 0)
@@ -133,6 +183,26 @@ def test_succession_is_the_published_step():
         expected = (0.2 * v + 0.2 * (p - x) + 0.2 * (g - x) - 0.1 * (w - x)) / 0.7
         assert np.allclose(strategy._moved(swarm)[2], x + 0.5 * 0.95**step * expected)
         assert np.allclose(mover.velocity, expected)
+
+
+def test_in_succession_a_choice_stays_or_is_taken_over():
+    """From one's own best, and from the best of all, by their shares of the step."""
+    space = mixed(300)
+    choices = np.array([hasattr(gene, "options") for gene in space.genes])
+    strategy = GeneticConfig(preset="genome_plus").build(space, 0)
+    here, own, best = (np.where(choices, option + 0.5, space.start) for option in range(3))
+    mover = Individual(here, 0.2, own, 0.3, np.zeros(300))
+    strategy.individuals = [mover, Individual.born(best, 0.9), Individual.born(here, 0.1)]
+
+    def moved(**swarm):
+        return np.bincount(strategy._moved(SuccessionConfig(**swarm))[0][choices].astype(int), minlength=3) / 100
+
+    equal = {"inertia": 0.0, "worst": 0.0, "decay": 1.0, "own_best": 1.0, "best": 1.0}
+    sums = np.mean([moved(step=0.5, **equal) for _ in range(300)], axis=0)
+    assert np.allclose(sums, [0.5, 0.25, 0.25], atol=0.04)
+    assert moved(step=9.0, **equal)[0] == 0.0  # a long step takes over at most everything
+    assert moved(step=0.5, **equal | {"own_best": 0.0})[1] == 0.0
+    assert np.mean([moved(step=0.5)[0] for _ in range(20)]) > 0.5  # inertia and flight move no choice
 
 
 def test_succession_and_children_take_turns_and_draw_anew():
