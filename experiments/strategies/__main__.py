@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from experiments.machine import machine
 from experiments.strategies.contenders import LEVERS, STRATEGIES
-from experiments.strategies.curves import Curve, Job, search
-from experiments.strategies.report import best_known, markdown, plot
+from experiments.strategies.curves import Curve, Job, known, search
+from experiments.strategies.report import SHARE, best_known, markdown, plot
 
 FOLDER = Path(__file__).parent
 SPENT = (500, 1000, 1500, 2000, 3000, 4000, 6000, 8000)
@@ -36,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     contenders, spent, seeds, items = (*STRATEGIES, *LEVERS), SPENT, range(options.seeds), HELD_OUT
     if options.quick:
         contenders, spent, seeds, items = (STRATEGIES[0], STRATEGIES[1]), (200, 400), range(1), 40
-    known = _read(options.out / "results.json")
-    done = {(curve.contender, curve.seed) for curve in known}
+    curves = _read(options.out / "results.json")
+    recipe = known(items)
+    done = {(curve.contender, curve.seed) for curve in curves}
     jobs = [
         Job(contender, seed, (*spent, *LONGER) if contender.longer else spent, items)
         for seed in seeds
@@ -46,12 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     options.out.mkdir(parents=True, exist_ok=True)
     for curve in _run(jobs, options.jobs):
-        known.append(curve)
-        _write(options.out / "results.json", known)
+        curves.append(curve)
+        _write(options.out / "results.json", curves, recipe)
         print(f"{curve.contender}, seed {curve.seed}: {curve.held_out[-1]:.3f} ({curve.seconds:.0f} s)", flush=True)
-    present = [contender for contender in contenders if any(curve.contender == contender.name for curve in known)]
-    plot(present, known, options.out / "curves.svg")
-    print(markdown(present, known))
+    present = [contender for contender in contenders if any(curve.contender == contender.name for curve in curves)]
+    level = SHARE * best_known(curves, recipe)
+    plot(present, curves, level, options.out / "curves.svg")
+    print(markdown(present, curves, level))
 
 
 def _run(jobs: Sequence[Job], processes: int) -> Iterable[Curve]:
@@ -68,9 +71,10 @@ def _read(file: Path) -> list[Curve]:
     return [Curve(**curve) for curve in json.loads(file.read_text(encoding="utf-8"))["curves"]]
 
 
-def _write(file: Path, curves: Sequence[Curve]) -> None:
+def _write(file: Path, curves: Sequence[Curve], recipe: float) -> None:
     ordered = sorted(curves, key=lambda curve: (curve.contender, curve.seed))
-    head = json.dumps({"best_known": best_known(ordered)})[1:-1]
+    best = best_known(ordered, recipe)
+    head = json.dumps({"known_recipe": recipe, "best_known": best, "machine": machine(1, "numpy", "torch")})[1:-1]
     lines = ",\n  ".join(json.dumps(asdict(curve)) for curve in ordered)
     file.write_text(f'{{{head}, "curves": [\n  {lines}\n]}}\n', encoding="utf-8")
 

@@ -24,16 +24,19 @@ class Contender:
     strategy
         The `strategy` part of a search file.
     items
-        Items that a candidate is asked.
+        Items that a candidate is asked, of all tasks together.
+    changes
+        What else its search file has otherwise than the quickstart's, as `evomerge search --set` takes it.
     fresh
         Whether each generation is asked other items (`fitness.subset.rotate`).
     longer
-        Whether it goes on to twice the budget, to see when it gets where others are sooner.
+        Whether it goes on beyond the budget, to see when it gets to the level that is asked for.
     """
 
     name: str
     strategy: Mapping[str, Any]
     items: int = 50
+    changes: tuple[str, ...] = ()
     fresh: bool = False
     longer: bool = False
     group: Literal["strategies", "levers"] = "strategies"
@@ -50,10 +53,14 @@ STRATEGIES = (
     Contender("CMA-ES, adapted rate", {"kind": "cma_es", "learning_rate": "adapted"}),
     Contender("nevergrad:TBPSA", {"kind": "nevergrad:TBPSA"}),
     Contender("nevergrad:TwoPointsDE", {"kind": "nevergrad:TwoPointsDE"}),
-    Contender("M2N2", {"kind": "m2n2", "mutation": 0.5}),
+    Contender("M2N2, mutation 0.5", {"kind": "m2n2", "mutation": 0.5}),
+    Contender("M2N2, mixtures", {"kind": "m2n2"}, changes=("space={kind: mixture, chunks: layers}",)),
     Contender("genetic", {"kind": "genetic"}),
     Contender("GENOME+", {"kind": "genetic", "preset": "genome_plus"}),
-    Contender("MAP-Elites", {"kind": "map_elites"}),
+    # The cells need two scores: the target's halves, which are tasks too.
+    Contender(
+        "MAP-Elites", {"kind": "map_elites"}, changes=("fitness.tasks=[{task: zoo_target_ja}, {task: zoo_target_eo}]",)
+    ),
 )
 LEVERS = (
     PLAIN,
@@ -63,7 +70,22 @@ LEVERS = (
     Contender("CMA-ES, 25 fresh items", {"kind": "cma_es"}, items=25, fresh=True, group="levers"),
     Contender("CMA-ES, σ 0.1", {"kind": "cma_es", "sigma": 0.1}, group="levers"),
     Contender("CMA-ES, σ 0.05", {"kind": "cma_es", "sigma": 0.05}, group="levers"),
-    Contender("CMA-ES, σ 0.1, 25 fresh items", {"kind": "cma_es", "sigma": 0.1}, items=25, fresh=True, group="levers"),
+    Contender(
+        "CMA-ES, σ 0.1, 25 fresh items",
+        {"kind": "cma_es", "sigma": 0.1},
+        items=25,
+        fresh=True,
+        longer=True,
+        group="levers",
+    ),
+    Contender(
+        "CMA-ES, σ 0.05, 25 fresh items",
+        {"kind": "cma_es", "sigma": 0.05},
+        items=25,
+        fresh=True,
+        longer=True,
+        group="levers",
+    ),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,9 +22,12 @@ from evomerge.workers.inline import InlinePool
 from experiments.strategies.contenders import Contender, FreshItems
 from fitness.measure import PlainMeasure
 from fitness.objectives import Objectives
+from search_spaces.recipe import Recipe
 from search_spaces.space import Genotype
 
-QUICKSTART = Path(__file__).parent.parent / "quickstart" / "search.yaml"
+EXPERIMENTS = Path(__file__).parent.parent
+QUICKSTART = EXPERIMENTS / "quickstart" / "search.yaml"
+KNOWN = EXPERIMENTS / "zoo" / "found_weights.json"
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,26 @@ class Curve:
 
 
 @cache
-def problem() -> Problem:
-    """Open the quickstart's models, task and space: a weight per expert and layer, 24 genes."""
-    opened = Problem(load(QUICKSTART, ["fitness.batch_size=300"]), scan=False)
+def problem(*changes: str) -> Problem:
+    """Open the quickstart's models, task and space (a weight per expert and layer, 24 genes), with these changes."""
+    opened = Problem(load(QUICKSTART, ["fitness.batch_size=300", *changes]), scan=False)
     opened.worker.prepare(opened.space.decode(opened.space.start), opened.search_items)
     return opened
 
 
-def held_out(opened: Problem, genotype: Genotype, count: int) -> float:
-    """Score a genotype on the first `count` held-out items, which alternate between operations and languages."""
-    evaluation = opened.worker.evaluate(opened.space.decode(genotype), opened.held_out_items[:count])
+def held_out(recipe: Recipe, count: int) -> float:
+    """Score a recipe on the quickstart's first `count` held-out items; operations and languages alternate among them."""
+    opened = problem()
+    evaluation = opened.worker.evaluate(recipe, opened.held_out_items[:count])
     if evaluation.status != "ok":
         raise RuntimeError(f"a guess cannot be scored: {evaluation.reason}")
     return evaluation.fitness
+
+
+def known(count: int) -> float:
+    """Score the best weights known in the quickstart's space, found by a long search when the zoo was made."""
+    layers = json.loads(KNOWN.read_text(encoding="utf-8"))["per layer"].values()
+    return held_out(problem().space.decode(np.array([weight for layer in layers for weight in layer])), count)
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ def search(job: Job) -> Curve:
     torch.set_num_threads(1)
     contender, seed, spent = job.contender, job.seed, job.spent
     started = time.process_time()
-    opened = problem()
+    opened = problem(*contender.changes)
     space = opened.space
     evaluations = -(-spent[-1] // contender.items)
     noise = 0.5 / contender.items**0.5
@@ -83,7 +94,7 @@ def search(job: Job) -> Curve:
     if contender.fresh:
         measure: PlainMeasure = FreshItems(opened.search_items, contender.items, objectives, seed)
     else:
-        measure = PlainMeasure(opened.suite.pool.subset(contender.items, seed), objectives)
+        measure = PlainMeasure(opened.suite.pool.subset(contender.items // len(opened.suite.weights), seed), objectives)
     guesses: list[Genotype] = []
 
     def note(ledger: Ledger) -> None:
@@ -96,7 +107,7 @@ def search(job: Job) -> Curve:
     with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", "", {}) as run:
         state = Search(run, space, strategy, BudgetConfig(evaluations=evaluations), measure)
         state.search(InlinePool(opened.worker), note)
-    scores = [held_out(opened, guess, job.held_out_items) for guess in guesses]
+    scores = [held_out(space.decode(guess), job.held_out_items) for guess in guesses]
     return Curve(contender.name, seed, list(spent[: len(scores)]), scores, evaluations, time.process_time() - started)
 
 

@@ -22,13 +22,13 @@ def means(curves: Sequence[Curve], contender: str) -> tuple[Array, Array]:
     return np.array(own[0].spent, dtype=np.float64), np.array([curve.held_out for curve in own])
 
 
-def best_known(curves: Sequence[Curve]) -> float:
-    """Return the largest mean over seeds that a contender has at any checkpoint.
+def best_known(curves: Sequence[Curve], recipe: float) -> float:
+    """Return the score of the best recipe known, or the largest mean that a contender has at any checkpoint, if above.
 
-    A mean, and not the luckiest single guess: that would be too high by about two standard errors.
+    A mean over seeds, and not the luckiest single guess: that would be too high by about two standard errors.
     """
     names = {curve.contender for curve in curves}
-    return max(float(means(curves, name)[1].mean(axis=0).max()) for name in names)
+    return max(recipe, *(float(means(curves, name)[1].mean(axis=0).max()) for name in names))
 
 
 def reached(curves: Sequence[Curve], contender: str, level: float) -> float | None:
@@ -47,9 +47,8 @@ def reached(curves: Sequence[Curve], contender: str, level: float) -> float | No
     return float(spent[at - 1] + share * (spent[at] - spent[at - 1]))
 
 
-def markdown(contenders: Sequence[Contender], curves: Sequence[Curve]) -> str:
-    """Return the table, the best contender first within its group."""
-    level = SHARE * best_known(curves)
+def markdown(contenders: Sequence[Contender], curves: Sequence[Curve], level: float) -> str:
+    """Return the table, the best contender first within its group; `level` is what is to be reached."""
     shown = min((means(curves, contender.name)[0] for contender in contenders), key=len)
     wanted = [index for index in range(len(shown)) if index in (1, 3, 5, len(shown) - 1)]
     head = ["contender", "seeds", "items", *(f"at {shown[i]:,.0f}" for i in wanted), "to 95 %", "of plain"]
@@ -75,7 +74,7 @@ def _order(contender: Contender, curves: Sequence[Curve], level: float) -> tuple
     return contender.group != "strategies", to if to is not None else np.inf, -last
 
 
-def plot(contenders: Sequence[Contender], curves: Sequence[Curve], file: Path) -> None:
+def plot(contenders: Sequence[Contender], curves: Sequence[Curve], level: float, file: Path) -> None:
     """Draw mean held-out scores, with a band of one standard error, strategies beside levers."""
     import matplotlib
 
@@ -94,7 +93,7 @@ def plot(contenders: Sequence[Contender], curves: Sequence[Curve], file: Path) -
             style = {"color": "black", "linewidth": 2} if contender == PLAIN else {}
             (line,) = panel.plot(spent, mean, label=contender.name, marker=".", **style)
             panel.fill_between(spent, mean - error, mean + error, color=line.get_color(), alpha=0.12, linewidth=0)
-        panel.axhline(100 * SHARE * best_known(curves), color="grey", linestyle=":", linewidth=1)
+        panel.axhline(100 * level, color="grey", linestyle=":", linewidth=1)
         panel.set_xlabel("item evaluations")
         panel.set_title(group)
         if panel.get_legend_handles_labels()[0]:

@@ -35,7 +35,8 @@ def curves(name: str, *scores: list[float]) -> list[Curve]:
 
 def test_the_mean_curve_decides_when_a_level_is_reached() -> None:
     some = curves("CMA-ES", [0.2, 0.4, 0.6], [0.4, 0.6, 0.4])
-    assert best_known(some) == pytest.approx(0.5)
+    assert best_known(some, 0.3) == pytest.approx(0.5)
+    assert best_known(some, 0.55) == 0.55
     assert reached(some, "CMA-ES", 0.4) == pytest.approx(1500)
     assert reached(some, "CMA-ES", 0.1) == 1000
     assert reached(some, "CMA-ES", 0.55) is None
@@ -48,11 +49,11 @@ def test_the_table_puts_the_quickest_first(tmp_path: Path) -> None:
         *curves("CMA-ES, 100 items", [0.3, 0.3, 0.3, 0.3]),
     ]
     shown = [contender for contender in LEVERS if contender.name in {curve.contender for curve in some}]
-    rows = markdown(shown, some).splitlines()[2:]
+    rows = markdown(shown, some, 0.57).splitlines()[2:]
     assert [row.split(" | ")[0].strip("| ") for row in rows] == ["CMA-ES, 25 items", PLAIN.name, "CMA-ES, 100 items"]
     assert rows[0].endswith("| 1,700 | 0.46 |")
     assert rows[2].endswith("| — |  |")
-    plot(shown, some, tmp_path / "curves.svg")
+    plot(shown, some, 0.57, tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").is_file()
 
 
