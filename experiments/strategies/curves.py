@@ -55,7 +55,7 @@ def problem(*changes: str) -> Problem:
 
 
 def held_out(recipe: Recipe, count: int) -> float:
-    """Score a recipe on the quickstart's first `count` held-out items; operations and languages alternate among them."""
+    """Score a recipe on the quickstart's first `count` held-out items, where operations and languages alternate."""
     opened = problem()
     evaluation = opened.worker.evaluate(recipe, opened.held_out_items[:count])
     if evaluation.status != "ok":
