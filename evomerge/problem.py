@@ -26,7 +26,7 @@ from evomerge.merging.placement import Choice, Share, choose, free_memory
 from evomerge.merging.sources import open_sources
 from evomerge.merging.task_vectors import squared_norms
 from evomerge.result import Entry
-from evomerge.strategies import AnyStrategyConfig
+from evomerge.strategies import AnyStrategyConfig, resolved_for
 from evomerge.strategies.base import Strategy
 from evomerge.workers.base import Pool
 from evomerge.workers.inline import InlinePool, Worker
@@ -171,7 +171,7 @@ class Problem:
 
     def _resolved(self, strategy: AnyStrategyConfig) -> AnyStrategyConfig:
         evaluations = self.config.budget.evaluations
-        return strategy.resolved(self.space.dimension, noise=self.noise, evaluations=evaluations)
+        return resolved_for(strategy, self.space, noise=self.noise, evaluations=evaluations)
 
     def strategy(self) -> Strategy:
         """Build the configured strategy, from the start."""

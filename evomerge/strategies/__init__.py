@@ -1,7 +1,8 @@
 """Search strategies with an ask/tell interface: numpy only, no torch, no I/O, resumable by replay.
 
 A strategy is one file with a config (`kind`, `objectives`, `resolved`, `build`) and a `Strategy`; to add one, write
-the file, add its config to `AnyStrategyConfig`, and let `evomerge.testing.StrategySuite` test it.
+the file, add its config to `AnyStrategyConfig`, and let `evomerge.testing.StrategySuite` test it. What `auto` means
+follows from the number of genes; for `staged`, whose stages have their own, from the space (`resolved_for`).
 """
 
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
 from evomerge.strategies.random import RandomConfig, RandomSearch
 from evomerge.strategies.staged import Staged, StagedConfig
 from evomerge.strategies.warm_start import Founders, WarmStart
+from search_spaces.space import SearchSpace
 
 AnyStrategyConfig: TypeAlias = (
     CmaEsConfig  # the default
@@ -34,6 +36,31 @@ AnyStrategyConfig: TypeAlias = (
     | StagedConfig
 )
 """Every strategy that a search file can name by its `kind`."""
+
+
+def resolved_for(config: AnyStrategyConfig, space: SearchSpace, *, noise: float, evaluations: int) -> AnyStrategyConfig:
+    """Return a strategy's settings with every `auto` replaced by what it means for this space and budget.
+
+    Parameters
+    ----------
+    config
+        The settings; of a plug-in's, too.
+    space
+        What is searched.
+    noise
+        Standard error to expect of one fitness value.
+    evaluations
+        The budget.
+
+    Raises
+    ------
+    ValueError
+        If the settings are not for this space or budget, or a package is missing.
+    """
+    if isinstance(config, StagedConfig):
+        return config.resolved_for(space, noise=noise, evaluations=evaluations)
+    return config.resolved(space.dimension, noise=noise, evaluations=evaluations)
+
 
 __all__ = [
     "AnyStrategyConfig",
@@ -66,4 +93,5 @@ __all__ = [
     "StagedConfig",
     "Strategy",
     "WarmStart",
+    "resolved_for",
 ]

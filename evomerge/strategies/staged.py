@@ -56,11 +56,18 @@ class StagedConfig(BaseModel):
                 raise ValueError(f"{name}.warm_start: both stages begin with one run; write strategy.warm_start")
         return self
 
-    def resolved(self, genes: int, *, noise: float, evaluations: int) -> StagedConfig:
-        """Return the settings with every `auto` of the stages replaced, each by its share of the budget."""
+    def resolved_for(self, space: SearchSpace, *, noise: float, evaluations: int) -> StagedConfig:
+        """Return the settings with every `auto` of the stages replaced, each by its part of the space and the budget.
+
+        Raises
+        ------
+        ValueError
+            If the space is not stacked, or a stage's settings do not fit.
+        """
+        stacked = _stacked(space)
         rest = max(1, evaluations - self.evaluations)
-        first = self.first.resolved(genes, noise=noise, evaluations=min(self.evaluations, evaluations))
-        second = self.second.resolved(genes, noise=noise, evaluations=rest)
+        first = self.first.resolved(stacked.parameters.dimension, noise=noise, evaluations=self.evaluations)
+        second = self.second.resolved(stacked.flow.dimension, noise=noise, evaluations=rest)
         return self.model_copy(update={"first": first, "second": second})
 
     def build(self, space: SearchSpace, seed: int) -> Staged:
@@ -71,11 +78,7 @@ class StagedConfig(BaseModel):
         ValueError
             If the space is not stacked.
         """
-        if isinstance(space, StampedSpace):
-            space = space.inner  # the same points
-        if not isinstance(space, StackedSpace):
-            raise ValueError("strategy.kind staged is for space.kind stacked; write strategy.kind: cma_es, or stack")
-        return Staged(space, seed, self)
+        return Staged(_stacked(space), seed, self)
 
 
 class Staged(Strategy):
@@ -131,6 +134,15 @@ class Staged(Strategy):
         if self._kept is None:
             return self.stacked.join(genotype, self.stacked.flow.start)
         return self.stacked.join(self._kept, genotype)
+
+
+def _stacked(space: SearchSpace) -> StackedSpace:
+    """Return the stacked space that a search is over; raises as `StagedConfig.build` does."""
+    if isinstance(space, StampedSpace):
+        space = space.inner  # the same points
+    if not isinstance(space, StackedSpace):
+        raise ValueError("strategy.kind staged is for space.kind stacked; write strategy.kind: cma_es, or stack")
+    return space
 
 
 def _warmed(config: StageConfig, space: SearchSpace, points: list[Genotype]) -> StageConfig:

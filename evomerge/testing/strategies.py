@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from evomerge.strategies import resolved_for
 from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy
 from evomerge.testing.planted import evaluate, mixed, reals
 from fitness.evaluation import Evaluation
@@ -267,7 +268,7 @@ class StrategySuite:
         """What is written to the run's config reads back equal, and resolving it again changes nothing."""
         config = type(self.config)
         assert config.model_validate(self.config.model_dump(mode="json")) == self.config
-        assert self.config.resolved(3, noise=0.1, evaluations=1000) == self.config
+        assert resolved_for(self.config, reals(3), noise=0.1, evaluations=1000) == self.config
         assert self.config.objectives in (("several", "any") if self.objectives > 1 else ("one", "any"))
 
 

@@ -15,6 +15,7 @@ from transformers import MistralConfig
 
 from evomerge.config import load
 from evomerge.merging.architecture import layout_of_module, meta_module
+from evomerge.strategies import resolved_for
 from search_spaces.context import SpaceContext
 from search_spaces.kinds import build_space
 from search_spaces.recipe import Recipe
@@ -33,7 +34,7 @@ def check(name: str) -> dict[str, Any]:
     space = build_space(
         config.space, SpaceContext(config.models, layout, sizes, out_dtype=config.out_dtype, seed=config.seed)
     )
-    settings = config.strategy.resolved(space.dimension, noise=NOISE, evaluations=config.budget.evaluations)
+    settings = resolved_for(config.strategy, space, noise=NOISE, evaluations=config.budget.evaluations)
     strategy = settings.build(space, config.seed)
     recipe = space.decode(strategy.ask(1)[0].genotype)
     if Recipe.from_yaml(recipe.to_yaml()) != recipe:

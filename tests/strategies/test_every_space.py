@@ -22,6 +22,7 @@ from evomerge.strategies import (
     Nsga2Config,
     RandomConfig,
     StagedConfig,
+    resolved_for,
 )
 from evomerge.testing.planted import evaluate
 from search_spaces.coefficients import CoefficientConfig
@@ -79,7 +80,7 @@ def space_of(name):
 def drive(config, space):
     """Ask and tell one by one; return the candidates."""
     objectives = 2 if config.objectives == "several" else 1
-    strategy = config.resolved(space.dimension, noise=0.05, evaluations=200).build(space, 3)
+    strategy = resolved_for(config, space, noise=0.05, evaluations=200).build(space, 3)
     asked = []
     while len(asked) < EVALUATIONS:
         (candidate,) = strategy.ask(1)
