@@ -41,7 +41,7 @@ class StagedConfig(BaseModel):
 
     kind: Literal["staged"] = "staged"
     evaluations: int = Field(default=150, ge=1)
-    """Candidates of the first stage; all further ones belong to the second."""
+    """Candidates of the first stage, fewer than `budget.evaluations`; all further ones belong to the second."""
     first: StageConfig = CmaEsConfig()
     """Strategy for the parameter space, with its settings: cma_es, eda, catcma, m2n2, genetic or random."""
     second: StageConfig = EdaConfig()
@@ -62,10 +62,15 @@ class StagedConfig(BaseModel):
         Raises
         ------
         ValueError
-            If the space is not stacked, or a stage's settings do not fit.
+            If the space is not stacked, the budget leaves the second stage nothing, or a stage's settings do not fit.
         """
         stacked = _stacked(space)
-        rest = max(1, evaluations - self.evaluations)
+        rest = evaluations - self.evaluations
+        if rest < 1:
+            raise ValueError(
+                f"strategy.evaluations: the first stage takes {self.evaluations} candidates, and budget.evaluations is "
+                f"{evaluations}; write strategy.evaluations below {evaluations}, or raise budget.evaluations"
+            )
         first = self.first.resolved(stacked.parameters.dimension, noise=noise, evaluations=self.evaluations)
         second = self.second.resolved(stacked.flow.dimension, noise=noise, evaluations=rest)
         return self.model_copy(update={"first": first, "second": second})

@@ -124,3 +124,10 @@ def test_settings_for_few_genes_are_refused_for_their_own_stage_only(space):
     resolved_for(StagedConfig(first=adapted), wide, noise=0.0, evaluations=300).build(wide, 0)
     with pytest.raises(ValueError, match=r"up to 64 genes and the space has 161; write fixed"):
         resolved_for(StagedConfig(second=adapted), wide, noise=0.0, evaluations=300)
+
+
+@pytest.mark.parametrize("budget", [100, 150])
+def test_a_budget_without_a_second_stage_is_refused(space, budget):
+    with pytest.raises(ValueError, match=rf"takes 150 candidates, .*; write strategy.evaluations below {budget}, or"):
+        resolved_for(StagedConfig(), space, noise=0.1, evaluations=budget)
+    resolved_for(StagedConfig(), space, noise=0.1, evaluations=151)
