@@ -1,8 +1,10 @@
 """One search after the other over a stacked space: parameters first, then the path through their best merge.
 
 Akiba et al. 2024, arXiv:2403.13187. The first strategy searches the parameter space with all layers in place. After its
-evaluations the best of its candidates is kept, and the second strategy searches the flow around it. Candidates of both
-are points of the whole space, so one run holds both stages and is resumed by replay as any other.
+evaluations one merge is kept, and the second strategy searches the flow around it: the first strategy's own guess (a
+distribution's mean), since with noisy fitness the best sample is mostly the luckiest one; the best sample where a
+strategy has no guess. Candidates of both stages are points of the whole space, so one run holds both and is resumed by
+replay as any other.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ class Staged(Strategy):
         first = _warmed(config.first, space.parameters, [parameters for parameters, _ in self._former])
         self._stage = first.build(space.parameters, seed)
         self.population = self._stage.population
-        self._kept: Genotype | None = None  # the first stage's best, once it is over
+        self._kept: Genotype | None = None  # the first stage's merge, once it is over
         self._best: tuple[float, Genotype] = (-math.inf, np.array(space.parameters.start))
         self._offset = 0  # of the second stage's generations
         self._last = 0
@@ -128,7 +130,8 @@ class Staged(Strategy):
             self._best = evaluation.fitness, self.stacked.split(candidate.genotype)[0]
 
     def _begin_second(self) -> None:
-        self._kept = self._best[1]
+        guess = self._stage.recommend()
+        self._kept = self._best[1] if guess is None else guess
         self._offset = self._last + 1
         seed = int(self.rng.integers(2**31))
         second = _warmed(self.config.second, self.stacked.flow, [flow for _, flow in self._former])

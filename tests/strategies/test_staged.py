@@ -55,14 +55,31 @@ def test_settings_of_the_recipes_change_nothing(space):
     assert all(np.array_equal(a.genotype, b.genotype) for a, b in zip(plain, stamped, strict=True))
 
 
-def test_the_flow_is_searched_around_the_best_merge(space):
+def test_the_flow_is_searched_around_the_first_strategys_guess(space):
     asked, told = drive(CONFIG.build(space, 0), space, 200)
     first, second = asked[:24], asked[24:]
     assert all(np.array_equal(space.split(c.genotype)[1], space.flow.start) for c in first)
-    best = space.split(first[int(np.argmax(told[:24]))].genotype)[0]
-    assert all(np.array_equal(space.split(c.genotype)[0], best) for c in second)
+    alone = CONFIG.first.build(space.parameters, 0)
+    for fitness in told[:24]:
+        alone.tell([Evaluated(alone.ask(1)[0].id, evaluation(fitness))])
+    guess = alone.recommend()
+    assert all(np.array_equal(space.split(c.genotype)[0], guess) for c in second)
     assert len({space.decode(c.genotype).hash for c in second}) > 50
-    assert max(told[24:]) - max(told[:24]) == pytest.approx(2)  # both of the flow's switches were found
+    begun = planted(space, space.join(guess, space.flow.start))
+    assert max(told[24:]) - begun == pytest.approx(2)  # both of the flow's switches were found
+
+
+def test_a_lucky_score_is_not_built_upon(space):
+    strategy = CONFIG.build(space, 0)
+    for index in range(24):
+        (candidate,) = strategy.ask(1)
+        luck = 5.0 if index == 9 else 0.0
+        strategy.tell([Evaluated(candidate.id, evaluation(planted(space, candidate.genotype) + luck))])
+        if luck:
+            lucky = space.split(candidate.genotype)[0]
+    (second,) = strategy.ask(1)
+    assert np.abs(space.split(second.genotype)[0] - lucky).max() > 0.1
+    assert np.array_equal(space.split(strategy.recommend())[0], space.split(second.genotype)[0])
 
 
 def test_generations_go_on_counting(space):
