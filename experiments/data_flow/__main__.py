@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,11 @@ def searched(way: str, folder: Path, *, seed: int, evaluations: int, items: int)
     return Searched(way, seed, evaluations, result["search_score"], found["score"], recipe.num_layers or 0)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write ``results.json``, the plot, and the tables into the README."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.data_flow", description=main.__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing is written")
-    quick = parser.parse_args().quick
+    quick = parser.parse_args(arguments).quick
     os.environ["OMP_NUM_THREADS"] = "1"
     started = time.perf_counter()
     results = run(quick=quick)
