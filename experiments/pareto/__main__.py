@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from evomerge.pareto import ranks
+from experiments.machine import machine
 from experiments.pareto.fronts import TASKS, Front, Job, search
 
 FOLDER = Path(__file__).parent
@@ -38,10 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for job in [Job(way, seed, *sizes) for seed in seeds for way in WAYS if (way, seed) not in done]:
         fronts.append(search(job))
-        lines = ",\n  ".join(json.dumps(asdict(front)) for front in sorted(fronts, key=lambda f: (f.way, f.seed)))
-        file.write_text(f'{{"fronts": [\n  {lines}\n]}}\n', encoding="utf-8")
+        file.write_text(written(fronts), encoding="utf-8")
     plot(fronts, options.out / "fronts.svg")
     print(markdown(fronts))
+
+
+def written(fronts: Sequence[Front]) -> str:
+    """Return the text of ``results.json``: a line per front, and the machine that the last of them ran on."""
+    lines = ",\n  ".join(json.dumps(asdict(front)) for front in sorted(fronts, key=lambda f: (f.way, f.seed)))
+    where = json.dumps(machine(1, "torch", "transformers"))
+    return f'{{"fronts": [\n  {lines}\n],\n "machine": {where}}}\n'
 
 
 def markdown(fronts: Sequence[Front]) -> str:
