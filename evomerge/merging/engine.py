@@ -23,7 +23,7 @@ from evomerge.merging.core_space import CoreJob, CoreSpace
 from evomerge.merging.crew import Crew
 from evomerge.merging.informed import shares
 from evomerge.merging.jobs import Job
-from evomerge.merging.layers import LayerOrder, layer_order, reordered
+from evomerge.merging.layers import LayerOrder, check_kinds, layer_order, reordered
 from evomerge.merging.methods import implementation
 from evomerge.merging.methods.registry import MergeMethod, Prepared, SourceGroup, SourceModel, SourceTensor
 from evomerge.merging.placement import Placement, placer
@@ -518,9 +518,9 @@ class MergeEngine:
     def _architecture_key(self, donor: str, order: LayerOrder) -> str:
         key = self._architectures.get((donor, order))
         if key is None:
-            key = self._architectures[donor, order] = self.checkpoint(donor).architecture_key(
-                self._config(donor, order)
-            )
+            config = self._config(donor, order)
+            check_kinds(config, order, {model: self.checkpoint(model).layout for model, _ in order})
+            key = self._architectures[donor, order] = self.checkpoint(donor).architecture_key(config)
         return key
 
 
