@@ -17,9 +17,11 @@ import pytest
 import yaml
 
 from evomerge.cli import main
-from evomerge.config import load
+from evomerge.config import ConfigError, load
 from evomerge.problem import Problem
 from evomerge.strategies import AnyStrategyConfig
+from evomerge.testing.planted import PlantedSpace
+from search_spaces.genes import Choice
 from search_spaces.kinds import SpaceConfig
 
 ZOO = Path(__file__).parent.parent / "experiments" / "zoo"
@@ -180,3 +182,10 @@ def test_as_many_objectives_as_the_strategy_takes(name, tmp_path, monkeypatch):
     assert message in printed
     assert "strategy.kind: " in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_a_grid_with_more_options_than_the_budget_is_refused_before_the_search(tmp_path):
+    problem = Problem(load(write(tmp_path, {"kind": "grid"}, budget={"evaluations": 5})))
+    problem.space = PlantedSpace([Choice("method", tuple("abcdefghij"), "a")])
+    with pytest.raises(ConfigError, match=r"strategy.kind: a grid of all options of each choice has more points than"):
+        problem.resolved()

@@ -2,7 +2,8 @@
 
 A strategy is one file with a config (`kind`, `objectives`, `resolved`, `build`) and a `Strategy`; to add one, write
 the file, add its config to `AnyStrategyConfig`, and let `evomerge.testing.StrategySuite` test it. What `auto` means
-follows from the number of genes; for `staged`, whose stages have their own, from the space (`resolved_for`).
+follows from the number of genes; for `staged`, whose stages have their own, and `grid`, where a choice has all its
+options, from the space (`resolved_for`).
 """
 
 from typing import TypeAlias
@@ -57,7 +58,7 @@ def resolved_for(config: AnyStrategyConfig, space: SearchSpace, *, noise: float,
     ValueError
         If the settings are not for this space or budget, or a package is missing.
     """
-    if isinstance(config, StagedConfig):
+    if isinstance(config, StagedConfig | GridConfig):
         return config.resolved_for(space, noise=noise, evaluations=evaluations)
     return config.resolved(space.dimension, noise=noise, evaluations=evaluations)
 

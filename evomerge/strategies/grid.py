@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.generation import Proposal, resolved_number
 from fitness.evaluation import Evaluation
-from search_spaces.genes import Gene
+from search_spaces.genes import Choice, Gene
 from search_spaces.space import SearchSpace
 
 
@@ -31,22 +32,22 @@ class GridConfig(BaseModel):
     population: int = Field(default=16, ge=1)
     """Candidates per generation: only the unit in which failures are counted; nothing is learnt."""
 
-    def resolved(self, genes: int, *, noise: float, evaluations: int) -> GridConfig:
-        """Return the settings with `auto` replaced by what the budget holds.
+    def resolved_for(self, space: SearchSpace, *, noise: float, evaluations: int) -> GridConfig:
+        """Return the settings with `auto` replaced by what the budget holds of a grid in this space.
 
         Raises
         ------
         ValueError
             If the budget does not hold the grid.
         """
-        points = self.points
+        genes, points = space.genes, self.points
         if points == "auto":
             points = 2
-            while (points + 1) ** genes <= evaluations:
+            while _size(genes, points) < _size(genes, points + 1) <= evaluations:
                 points += 1
-        if points**genes > evaluations:
+        if _size(genes, points) > evaluations:
             raise ValueError(
-                f"strategy.kind: a grid of {points} values for each of {genes} genes has more points than "
+                f"strategy.kind: a grid of {_described(genes, points)} has more points than "
                 f"budget.evaluations ({evaluations}); write random or cma_es, or have fewer genes"
             )
         return self.model_copy(update={"points": points})
@@ -86,13 +87,31 @@ class GridSearch(Strategy):
         """Learn nothing."""
 
 
+def _described(genes: Sequence[Gene], points: int) -> str:
+    choices = sum(isinstance(gene, Choice) for gene in genes)
+    numbers = [f"{points} values for each of {len(genes) - choices} genes"] if choices < len(genes) else []
+    return " and ".join([*numbers, *(["all options of each choice"] if choices else [])])
+
+
+def _size(genes: Sequence[Gene], points: int) -> int:
+    return math.prod(_count(gene, points) for gene in genes)
+
+
+def _count(gene: Gene, points: int) -> int:
+    """Return how many values of a gene the grid has."""
+    if not gene.discrete:
+        return points
+    cells = round(gene.high - gene.low)
+    return cells if isinstance(gene, Choice) else min(cells, points)
+
+
 def _axis(gene: Gene, points: int) -> NDArray[np.float64]:
     """Return the coordinates that one gene takes."""
+    count = _count(gene, points)
     if not gene.discrete:
-        return np.linspace(gene.low, gene.high, points)
-    cells = np.arange(round(gene.high - gene.low))  # of width one; the middle stands for the value
-    few = cells if hasattr(gene, "options") or len(cells) <= points else np.linspace(0, cells[-1], points).round()
-    return np.asarray(gene.low + few + 0.5, dtype=np.float64)
+        return np.linspace(gene.low, gene.high, count)
+    last = gene.high - gene.low - 1  # of the cells of width one; the middle of a cell stands for the value
+    return np.asarray(gene.low + np.linspace(0, last, count).round() + 0.5, dtype=np.float64)
 
 
 def _product(axes: list[NDArray[np.float64]]) -> Iterator[tuple[float, ...]]:

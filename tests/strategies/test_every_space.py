@@ -102,7 +102,7 @@ def test_every_proposal_is_a_recipe(name, space):
     config, space = STRATEGIES[name], space_of(space)
     if name == "grid" and space.dimension > 3:
         with pytest.raises(ValueError, match=r"has more points than budget.evaluations"):
-            config.resolved(space.dimension, noise=0.05, evaluations=200)
+            resolved_for(config, space, noise=0.05, evaluations=200)
         return
     if name == "staged" and not hasattr(space, "flow"):
         with pytest.raises(ValueError, match=r"staged is for space.kind stacked"):

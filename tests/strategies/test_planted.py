@@ -21,6 +21,7 @@ from evomerge.strategies import (
     Nsga2Config,
     RandomConfig,
     WarmStart,
+    resolved_for,
 )
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.testing.planted import PlantedSpace, distances, evaluate, mixed, reals, switched
@@ -33,7 +34,7 @@ from search_spaces.mixture_config import MixtureConfig
 
 def guess(config, space, budget, *, seed=0, noise=0.0, objectives=1):
     """Search with a budget; return the strategy, its guess (else the best candidate) and all results."""
-    strategy = config.resolved(space.dimension, noise=noise, evaluations=budget).build(space, seed)
+    strategy = resolved_for(config, space, noise=noise, evaluations=budget).build(space, seed)
     rng = np.random.default_rng(seed)
     told = []
     while len(told) < budget:

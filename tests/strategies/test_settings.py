@@ -13,10 +13,12 @@ from evomerge.strategies import (
     NevergradConfig,
     Nsga2Config,
     WarmStart,
+    resolved_for,
 )
 from evomerge.strategies.extras import MissingExtraError
 from evomerge.strategies.restarts import Bipop, Ipop
-from evomerge.testing.planted import mixed, reals
+from evomerge.testing.planted import PlantedSpace, mixed, reals
+from search_spaces.genes import Choice, Integer
 
 AUTO = (CmaEsConfig(), EdaConfig(), CatCmaConfig(), Nsga2Config(), GridConfig(), NevergradConfig(optimizer="PSO"))
 
@@ -25,17 +27,52 @@ AUTO = (CmaEsConfig(), EdaConfig(), CatCmaConfig(), Nsga2Config(), GridConfig(),
 def test_auto_must_be_resolved_first(config):
     with pytest.raises(ValueError, match=r"call config\.resolved"):
         config.build(reals(3), 0)
-    resolved = config.resolved(3, noise=0.1, evaluations=300)
+    resolved = resolved_for(config, reals(3), noise=0.1, evaluations=300)
     resolved.build(reals(3), 0)
-    assert resolved.resolved(3, noise=0.5, evaluations=3000) == resolved
+    assert resolved_for(resolved, reals(3), noise=0.5, evaluations=3000) == resolved
 
 
 def test_a_grid_that_the_budget_does_not_hold_is_refused():
     with pytest.raises(ValueError, match=r"2 values for each of 24 genes has more points .* \(300\); write random or"):
-        GridConfig().resolved(24, noise=0.0, evaluations=300)
+        resolved_for(GridConfig(), reals(24), noise=0.0, evaluations=300)
     with pytest.raises(ValueError, match=r"a grid of 5 values for each of 3 genes"):
-        GridConfig(points=5).resolved(3, noise=0.0, evaluations=100)
-    assert GridConfig().resolved(3, noise=0.0, evaluations=130).points == 5
+        resolved_for(GridConfig(points=5), reals(3), noise=0.0, evaluations=100)
+    assert resolved_for(GridConfig(), reals(3), noise=0.0, evaluations=130).points == 5
+
+
+def test_the_budget_must_hold_every_option_of_a_choice():
+    ten = Choice("method", tuple("abcdefghij"), "a")
+    x, two = reals(1).genes[0], Choice("switch", ("off", "on"), "off")
+    for config in (GridConfig(), GridConfig(points=2)):
+        with pytest.raises(
+            ValueError, match=r"a grid of all options of each choice has more points than .*\(5\); write"
+        ):
+            resolved_for(config, PlantedSpace([ten]), noise=0.0, evaluations=5)
+        with pytest.raises(
+            ValueError, match=r"a grid of 2 values for each of 1 genes and all options of each choice has"
+        ):
+            resolved_for(config, PlantedSpace([x, ten]), noise=0.0, evaluations=19)
+    assert resolved_for(GridConfig(points=5), PlantedSpace([x, two]), noise=0.0, evaluations=10).points == 5
+
+
+@pytest.mark.parametrize(
+    ("kinds", "budget", "size"),
+    [("x", 9, 9), ("xt", 50, 50), ("xs", 9, 8), ("xys", 40, 32), ("ts", 99, 20), ("r", 5, 5)],
+)
+def test_as_many_values_as_the_budget_holds_of_the_grid_as_it_is(kinds, budget, size):
+    x, y = reals(2).genes
+    genes = {
+        "x": x,
+        "y": y,
+        "t": Choice("method", tuple("abcdefghij"), "a"),
+        "s": Choice("switch", ("off", "on"), "off"),
+        "r": Integer("rank", 0, 2**31 - 2, 0),
+    }
+    space = PlantedSpace([genes[kind] for kind in kinds])
+    strategy = resolved_for(GridConfig(), space, noise=0.0, evaluations=budget).build(space, 0)
+    asked = strategy.ask(budget + 1)
+    assert strategy.finished
+    assert len({candidate.genotype.tobytes() for candidate in asked}) == len(asked) == size
 
 
 def test_a_grid_has_every_option_and_few_of_many_numbers():
