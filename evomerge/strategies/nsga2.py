@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.pareto import crowding, ranks
 from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.founding import founders_of
 from evomerge.strategies.generation import Generation, Proposal, resolved_number
 from evomerge.strategies.warm_start import Founders
 from fitness.evaluation import Evaluation
@@ -82,9 +83,8 @@ class Nsga2(Strategy):
             self._survive()
 
     def _first(self) -> list[Genotype]:
-        """Return a former run's candidates, the space's start, and samples around which nothing is known yet."""
-        warm = self.config.warm_start
-        known = [*(warm.points(self.space) if warm is not None else []), self.space.start.copy()][: self.population]
+        """Return a former run's candidates, the space's founders, and samples where nothing is known yet."""
+        known = founders_of(self.space, self.config.warm_start, self.population)
         return [*known, *(self.space.sample(self.rng) for _ in range(self.population - len(known)))]
 
     def _child(self) -> Genotype:

@@ -19,6 +19,7 @@ from evomerge.strategies import (
     WarmStart,
 )
 from evomerge.testing.planted import distances, evaluate, mixed, reals
+from search_spaces.raw import RawWeights
 
 POPULATIONS = {
     "m2n2": M2n2Config(archive=4),
@@ -105,10 +106,20 @@ def test_a_distribution_begins_around_them(name, make):
 def test_the_spaces_own_founders_fill_what_room_is_left():
     space = reals(3)
     points = good_points(space, 2)
-    for config in (M2n2Config(archive=4, warm_up=0), GeneticConfig(population=4)):
+    for config in (M2n2Config(archive=4, warm_up=0), GeneticConfig(population=4), Nsga2Config(population=4)):
         asked = drive(warmed(config, space, points), space, 3)
         assert np.array_equal(asked[:2], points)
         assert np.array_equal(asked[2], space.start)
+
+
+@pytest.mark.parametrize("name", ["m2n2", "genetic", "map_elites", "nsga2"])
+def test_populations_begin_with_a_spaces_own_founders(name):
+    """All of them: a mixture's sources, each alone, and no mean of them before."""
+    experts = list(np.eye(5))
+    asked = drive(POPULATIONS[name], RawWeights(5, founders=experts), 12)
+    assert np.array_equal(asked[:5], experts)
+    warm = warmed(POPULATIONS[name], RawWeights(5, founders=experts), [np.full(5, 0.5)])
+    assert np.array_equal(drive(warm, RawWeights(5, founders=experts), 4), [np.full(5, 0.5), *experts[:3]])
 
 
 def test_random_merges_leave_room_for_them():
