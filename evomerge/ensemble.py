@@ -1,7 +1,7 @@
 """The best recipes of a search as an ensemble: the answer that most of them give.
 
-What GENOME+ (arXiv 2503.01155) ends with. An ensemble costs as much to use as all of its models together, so it stands
-beside the found recipe in the held-out table and is never the result.
+After GENOME+ (arXiv 2503.01155), whose last population votes so. An ensemble costs as much to use as all of its models
+together, so it stands beside the found recipe in the held-out table and is never the result.
 """
 
 from __future__ import annotations
