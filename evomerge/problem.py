@@ -26,7 +26,7 @@ from evomerge.merging.placement import Choice, Share, choose, free_memory
 from evomerge.merging.sources import open_sources
 from evomerge.merging.task_vectors import squared_norms
 from evomerge.result import Entry
-from evomerge.strategies import AnyStrategyConfig, resolved_for
+from evomerge.strategies import AnyStrategyConfig, NevergradConfig, resolved_for
 from evomerge.strategies.base import Strategy
 from evomerge.workers.base import Pool
 from evomerge.workers.inline import InlinePool, Worker
@@ -99,6 +99,7 @@ class Problem:
                 for task, count in self.suite.pool.dropped.items()
                 if count
             ),
+            *_idle_workers(config),
         ]
 
     @property
@@ -274,6 +275,20 @@ class Problem:
 def _installed(packages: Sequence[str]) -> list[str]:
     """Return those packages that are there; looking for each is quicker than reading the names of all there are."""
     return [package for package in packages if any(metadata.distributions(name=package))]
+
+
+def _idle_workers(config: SearchConfig) -> list[str]:
+    """Say where a strategy proposes too few candidates at a time for the workers; that setting cannot change later."""
+    strategy, workers = config.strategy, config.workers
+    if not isinstance(strategy, NevergradConfig) or not isinstance(workers, RayConfig):
+        return []
+    if strategy.parallel >= (2 if workers.count == "auto" else workers.count):
+        return []
+    wanted = "the number of workers" if workers.count == "auto" else workers.count
+    return [
+        f"strategy.parallel is {strategy.parallel}: so many workers have something to do at a time, and all others "
+        f"idle; write {wanted}"
+    ]
 
 
 def inline_settings(workers: InlineConfig | RayConfig) -> InlineConfig:

@@ -6,6 +6,7 @@ since starting Python with torch takes as long as the search.
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -189,3 +190,20 @@ def test_a_grid_with_more_options_than_the_budget_is_refused_before_the_search(t
     problem.space = PlantedSpace([Choice("method", tuple("abcdefghij"), "a")])
     with pytest.raises(ConfigError, match=r"strategy.kind: a grid of all options of each choice has more points than"):
         problem.resolved()
+
+
+@pytest.mark.parametrize(
+    ("parallel", "workers", "warned"),
+    [
+        (1, {"kind": "ray", "count": 3}, "strategy.parallel is 1: .* all others idle; write 3$"),
+        (2, {"kind": "ray", "count": 3}, "strategy.parallel is 2: .* all others idle; write 3$"),
+        (1, {"kind": "ray"}, "write the number of workers$"),
+        (3, {"kind": "ray", "count": 3}, None),
+        (1, {"threads": 1}, None),
+    ],
+)
+def test_workers_that_nevergrad_lets_idle_are_warned_of(parallel, workers, warned, tmp_path):
+    path = write(tmp_path, {"kind": "nevergrad:TwoPointsDE", "parallel": parallel}, workers=workers)
+    warnings = [line for line in Problem(load(path)).warnings if "parallel" in line]
+    assert len(warnings) == (warned is not None)
+    assert all(re.search(warned, line) for line in warnings)
