@@ -65,8 +65,8 @@ class CoefficientConfig(BaseModel):
     """With a list of methods: one gene for the whole `merge`, or one for each group of `layers` (the embeddings and the
     final norm with the head are groups, too). mergekit cannot rebuild what has several methods."""
     method_prior: dict[str, float] = Field(default_factory=dict)
-    """Probability with which random samples have each method of the list: `{ties: 0.7, slerp: 0.3}`; alike by
-    default."""
+    """Probability with which random samples have each method of the list, and with which `eda` and `catcma` begin:
+    `{ties: 0.7, slerp: 0.3}`. By default samples have all alike, and those two begin with the start's method."""
     start: str | None = None
     """Where the search begins: `uniform` (weights of 1/T for T experts), `task_arithmetic` (0.3), `metagpt` (in
     proportion to the squared norms of the task vectors), or a recipe's file; by default where the ranges say."""

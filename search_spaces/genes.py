@@ -153,6 +153,9 @@ class Choice:
     ----------
     prior
         Probability of each option, from which samples and mutations are drawn; None when all are alike.
+    believed
+        Whether the prior also says which options are likely to be good, so that distributions begin with it. Otherwise
+        it only says how often samples have each, and distributions begin around `initial`.
 
     Raises
     ------
@@ -165,6 +168,7 @@ class Choice:
     options: tuple[str, ...]
     initial: str
     prior: tuple[float, ...] | None = None
+    believed: bool = True
 
     discrete: ClassVar[bool] = True
     low: ClassVar[float] = 0.0

@@ -69,7 +69,8 @@ class MethodChoiceSpace(SearchSpace):
                 likely = config.method_prior.get(method, 0.0) if config.method_prior else 1 / len(config.methods)
                 shares.append(likely / len(subsets))
         options = tuple(self.variants)
-        self.choice = Choice("method", options, options[0], tuple(shares))
+        # Without `method_prior` the shares are no opinion: they only keep subsets of models from counting as methods.
+        self.choice = Choice("method", options, options[0], tuple(shares), believed=bool(config.method_prior))
         self._build_genes()
 
     def _build_genes(self) -> None:

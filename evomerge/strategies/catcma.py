@@ -2,7 +2,7 @@
 
 R. Hamano et al., "CatCMA: Stochastic Optimization for Mixed-Category Problems", arXiv 2405.09962, and "CatCMA with
 Margin", arXiv 2504.07884; implementation: `CatCMAwM` of the package `cmaes`. The search runs in the unit box. A
-choice begins at its prior, or with half of its probability on the space's start and the rest even.
+choice begins at its prior, or with half of its probability on the space's start and the rest shared among all.
 """
 
 from __future__ import annotations

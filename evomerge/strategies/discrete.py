@@ -22,12 +22,15 @@ def countable(space: SearchSpace) -> NDArray[np.bool_]:
 def first_probabilities(gene: Gene, trust: float) -> NDArray[np.float64]:
     """Return the first distribution over a discrete gene's values, float64[n].
 
-    The gene's prior where it has one; else an even share of 1 - `trust` each, and `trust` for the start.
+    The gene's prior where it has one that is believed; else `trust` for the start, and 1 - `trust` shared among all:
+    evenly, or as samples have them.
     """
-    if isinstance(gene, Choice) and gene.prior is not None:
-        return gene.probabilities
     cells = round(gene.high - gene.low)
     probabilities = np.full(cells, (1 - trust) / cells)
+    if isinstance(gene, Choice) and gene.prior is not None:
+        if gene.believed:
+            return gene.probabilities
+        probabilities = (1 - trust) * gene.probabilities
     probabilities[min(int(gene.start - gene.low), cells - 1)] += trust
     return probabilities
 

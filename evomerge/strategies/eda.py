@@ -54,7 +54,7 @@ class EdaConfig(BaseModel):
     learning_rate: float = Field(default=0.5, gt=0, le=1)
     """How far probabilities and variances move to those of the better half, per generation."""
     trust: float = Field(default=0.5, ge=0, lt=1)
-    """First probability of a discrete gene's start, beyond an even share of the rest; a prior replaces it."""
+    """First probability of a discrete gene's start, beyond its share of the rest; a prior replaces it."""
     mean_every: int = Field(default=5, ge=1)
     """The distribution's mode is scored each so many generations."""
     warm_start: Founders | None = None
