@@ -12,6 +12,7 @@ from search_spaces.data_flow_config import DataFlowConfig
 from search_spaces.kinds import build_space
 from search_spaces.layout import ModelLayout
 from search_spaces.mixture_config import MixtureConfig
+from search_spaces.raw import RawWeights
 from search_spaces.stacked_config import StackedConfig
 from search_spaces.stamped import StampedSpace
 
@@ -47,6 +48,69 @@ class TestLinear(Spaces):
 class TestDareTies(Spaces):
     def space(self):
         return self.coefficients(method="dare_ties", layers_per_group=4)
+
+
+class TestMethods(Spaces):
+    def built(self, **config):
+        methods = ("task_arithmetic", "dare_ties", "slerp")
+        return build_space(CoefficientConfig(method=methods, layers_per_group=2, **config), self.context)
+
+    def space(self):
+        return self.built(modules=["attention", "other"])
+
+    def one_gene(self):
+        """Only the method: all coefficients are held."""
+        return self.built(fixed={f"*.{parameter}[*": 0.5 for parameter in ("weight", "density", "t")})
+
+
+class TestHeld(Spaces):
+    def space(self):
+        """The final norm and the head are held, and one model's embeddings."""
+        fixed = {"ops.weight[embeddings]": 0.0, "*[final]": 0.25, "lambda": 0.5}
+        return build_space(CoefficientConfig(fixed=fixed), self.context)
+
+    def one_gene(self):
+        fixed = {"ops.*": 0.5, "x.*": 0.5, "y.*[layers*": 0.5, "y.*[embeddings]": 0.5}
+        return build_space(CoefficientConfig(layers_per_group=4, fixed=fixed), self.context)
+
+
+class TestHeldMethods(Spaces):
+    config: ClassVar = {"method_for": "merge"}
+
+    def space(self):
+        fixed = {"ops.weight[embeddings]": 0.0, "slerp.t[final]": 0.25, "*.density[*": 1.0}
+        methods = ("task_arithmetic", "dare_ties", "slerp")
+        config = CoefficientConfig(method=methods, layers_per_group=2, fixed=fixed, **self.config)
+        return build_space(config, self.context)
+
+
+class TestHeldMethodsOfGroups(TestHeldMethods):
+    config: ClassVar = {"method_for": "layers"}
+
+    def test_mergekit_gets_it_or_a_reason(self, subject):
+        pytest.skip("methods of layers are in no mergekit recipe: tested in test_method_groups")
+
+
+class TestRawWeights(SearchSpaceSuite):
+    has_recipes: ClassVar = False
+    config: ClassVar = {}
+
+    def raw(self, length):
+        rng = np.random.default_rng(0)
+        return RawWeights(length, founders=rng.normal(0.0, 0.1, (3, length)), **self.config)
+
+    def space(self):
+        return self.raw(12)
+
+    def one_gene(self):
+        return self.raw(1)
+
+    def many_genes(self):
+        return self.raw(1000)
+
+
+class TestRawWeightsByParts(TestRawWeights):
+    config: ClassVar = {"angle": "part"}
 
 
 class Mixtures(Spaces):
