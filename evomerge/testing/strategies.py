@@ -55,9 +55,12 @@ class StrategySuite:
 
     @pytest.fixture(params=[reals, mixed], ids=["reals", "mixed"])
     def make(self, request: pytest.FixtureRequest) -> Callable[[int], SearchSpace]:
-        """Return a maker of spaces with so many genes."""
-        maker: Callable[[int], SearchSpace] = request.param
-        return maker
+        """Return a maker of spaces with so many planted genes."""
+        return lambda count: self.around(request.param(count))
+
+    def around(self, planted: SearchSpace) -> SearchSpace:
+        """Return what the strategy searches: the planted space; one of spaces of a kind puts it into such a space."""
+        return planted
 
     def score(self, space: SearchSpace) -> Score:
         """Return what scores genotypes of a space: a planted optimum."""
@@ -90,14 +93,14 @@ class StrategySuite:
         proposals = self.drive(self.config.build(space, seed=1), self.score(space), 60)
         assert [candidate.id for candidate in proposals] == list(range(len(proposals)))
         for candidate in proposals:
-            assert candidate.genotype.shape == (5,)
+            assert candidate.genotype.shape == (space.dimension,)
             assert candidate.genotype.dtype == np.float64
             assert np.all(candidate.genotype >= space.low) and np.all(candidate.genotype <= space.high)
             space.decode(candidate.genotype)
 
     def test_generations_count_upwards_from_zero(self) -> None:
         """The driver judges whole generations."""
-        space = reals(3)
+        space = self.around(reals(3))
         strategy = self.config.build(space, 0)
         generations = [candidate.generation for candidate in self.drive(strategy, self.score(space), 60)]
         assert generations[0] == 0
@@ -127,15 +130,15 @@ class StrategySuite:
 
     def test_one_gene(self) -> None:
         """A single coefficient can be searched."""
-        space = reals(1)
+        space = self.around(reals(1))
         proposals = self.drive(self.config.build(space, 0), self.score(space), 40)
-        assert all(candidate.genotype.shape == (1,) for candidate in proposals)
+        assert all(candidate.genotype.shape == (space.dimension,) for candidate in proposals)
 
     def test_many_genes(self, make: Callable[[int], SearchSpace]) -> None:
         """As many as a large model has."""
         space = make(self.most_genes)
         proposals = self.drive(self.config.build(space, 0), self.score(space), 30)
-        assert proposals[-1].genotype.shape == (self.most_genes,)
+        assert proposals[-1].genotype.shape == (space.dimension,)
         assert all(np.isfinite(candidate.genotype).all() for candidate in proposals)
 
     def test_what_it_recommends_lies_in_the_box(self, make: Callable[[int], SearchSpace]) -> None:
@@ -156,7 +159,7 @@ class StrategySuite:
         """And for synchronous strategies the order of a generation's results counts for nothing."""
         if self.steady_state:
             pytest.skip("what it proposes depends on the results so far")
-        space = reals(4)
+        space = self.around(reals(4))
         score = self.score(space)
         expected = self.drive(self.config.build(space, 0), score, 40)
         strategy = self.config.build(space, 0)
@@ -197,13 +200,13 @@ class StrategySuite:
 
     def test_an_unknown_id_is_an_error_that_names_the_call(self) -> None:
         """With what to do instead."""
-        strategy = self.config.build(reals(3), 0)
+        strategy = self.config.build(self.around(reals(3)), 0)
         with pytest.raises(AskTellError, match=r"candidate 7 was never asked; tell each candidate once"):
             strategy.tell([Evaluated(7, Evaluation.failed("never asked"))])
 
     def test_a_second_tell_is_an_error(self) -> None:
         """Results are told once."""
-        space = reals(3)
+        space = self.around(reals(3))
         strategy = self.config.build(space, 0)
         (candidate,) = strategy.ask(1)
         result = Evaluated(candidate.id, self.score(space)(candidate.genotype))
@@ -214,11 +217,11 @@ class StrategySuite:
     def test_asking_for_nothing_is_an_error(self) -> None:
         """At least one."""
         with pytest.raises(AskTellError, match="at least one"):
-            self.config.build(reals(3), 0).ask(0)
+            self.config.build(self.around(reals(3)), 0).ask(0)
 
     def test_a_callers_change_to_a_genotype_changes_nothing(self) -> None:
         """Proposals are copies."""
-        space = reals(4)
+        space = self.around(reals(4))
         score = self.score(space)
         expected = self.drive(self.config.build(space, 0), score, 40)
         strategy = self.config.build(space, 0)
@@ -246,7 +249,7 @@ class StrategySuite:
 
     def test_values_that_are_not_numbers_count_as_failures(self) -> None:
         """A NaN that got past the evaluator ends no search."""
-        space = reals(4)
+        space = self.around(reals(4))
         nan = Evaluation("ok", (float("nan"),) * self.objectives, (0.0,) * self.objectives)
         score, rng = self.score(space), np.random.default_rng(0)
         proposals = self.drive(
@@ -268,7 +271,7 @@ class StrategySuite:
         """What is written to the run's config reads back equal, and resolving it again changes nothing."""
         config = type(self.config)
         assert config.model_validate(self.config.model_dump(mode="json")) == self.config
-        assert resolved_for(self.config, reals(3), noise=0.1, evaluations=1000) == self.config
+        assert resolved_for(self.config, self.around(reals(3)), noise=0.1, evaluations=1000) == self.config
         assert self.config.objectives in (("several", "any") if self.objectives > 1 else ("one", "any"))
 
 

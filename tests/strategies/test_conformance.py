@@ -11,8 +11,13 @@ from evomerge.strategies import (
     NevergradConfig,
     Nsga2Config,
     RandomConfig,
+    StagedConfig,
 )
 from evomerge.testing import StrategySuite
+from search_spaces.context import SpaceContext
+from search_spaces.data_flow_config import DataFlowConfig
+from search_spaces.layout import ModelLayout
+from search_spaces.stacked import StackedSpace
 
 
 class TestCmaEs(StrategySuite):
@@ -71,6 +76,20 @@ class TestMapElites(StrategySuite):
 class TestNsga2(StrategySuite):
     config = Nsga2Config(population=6)
     objectives = 2
+
+
+class TestStaged(StrategySuite):
+    config = StagedConfig(evaluations=20, first=CmaEsConfig(population=6), second=EdaConfig(population=6))
+
+    def around(self, planted):
+        layer = ("input_layernorm.w", "self_attn.o_proj.w", "post_attention_layernorm.w", "mlp.down_proj.w")
+        layout = ModelLayout(("embed",), (layer,) * 3, "layers.{}.", ("norm",), None, "self_attn", "mlp")
+        models = {"base": "/m/base", "a": "/m/a"}
+        return StackedSpace(planted, DataFlowConfig(repeats=1), SpaceContext(models, layout, {}))
+
+
+class TestStagedWithoutAGuess(TestStaged):
+    config = StagedConfig(evaluations=20, first=RandomConfig(population=6), second=GeneticConfig(population=6))
 
 
 class TestRandom(StrategySuite):
