@@ -1,7 +1,7 @@
 """Planted problems: each strategy finds the known best of the kind of space that it claims, within a stated budget.
 
 Those of crossover with a split point, and of a merge followed by a path, are in `test_m2n2.py`, `test_map_elites.py`
-and `test_staged.py`.
+and `test_staged.py`; those of layer orders in `test_planted_paths.py`.
 """
 
 import numpy as np
