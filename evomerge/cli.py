@@ -66,11 +66,25 @@ def init(
 
 
 @app.command()
-def plan(config: SearchFile, set_: Set = None, json: Json = False) -> None:
+def plan(
+    config: SearchFile,
+    set_: Set = None,
+    json: Json = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Check what can be without the models' weights and the tasks' data.")
+    ] = False,
+    architecture: Annotated[
+        Path | None, typer.Option(help="For --offline: a config.json like the models'; the base's by default.")
+    ] = None,
+) -> None:
     """Check a search file against its models and tasks; say what the search will cost."""
+    if offline or architecture is not None:
+        from evomerge.commands.plan_offline import plan_offline
+
+        return plan_offline(config, set_ or [], architecture, json)
     from evomerge.commands.plan import plan as run
 
-    run(config, set_ or [], json)
+    return run(config, set_ or [], json)
 
 
 @app.command()

@@ -144,10 +144,7 @@ class Problem:
     @property
     def noise(self) -> float:
         """The largest standard error that one fitness value can have: that of a coin flipped per item."""
-        weights = self.suite.weights
-        total = sum(weights.values())
-        asked = Counter(task_of(item) for item in self.subset)
-        return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
+        return largest_error(self.suite.weights, Counter(task_of(item) for item in self.subset))
 
     def resolved(self) -> SearchConfig:
         """Return the config with every `auto` of the strategy replaced by what it means here.
@@ -270,6 +267,12 @@ class Problem:
         if path is not None:
             identity["fitness"]["subset"]["calibration"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         return identity
+
+
+def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> float:
+    """Return the standard error of a weighted mean over tasks if every answer is a coin flip; both by task name."""
+    total = sum(weights.values())
+    return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
 
 
 def _installed(packages: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from evomerge.config import ConfigError
 from evomerge.config import load as load_config
 from evomerge.former_run import warm_start_override
 from evomerge.run import Asked, Run
+from evomerge.strategies import M2n2Config
 
 ZOO = Path(__file__).parent.parent / "experiments" / "zoo"
 COMMAND = Path(sys.executable).parent / "evomerge"
@@ -229,6 +230,37 @@ def test_plan_says_what_a_search_costs(tmp_path):
     assert plan["estimated_seconds"] > 0
     assert plan["notes"] == []
     assert not (tmp_path / "runs").exists()
+
+
+def test_plan_offline_needs_no_weights(tmp_path, refuse, capsys):
+    """Beside a configuration alone; what it says is what `plan` says of the space."""
+    from evomerge.commands.plan import genes_of
+    from evomerge.commands.plan_offline import offline_plan, plan_offline
+    from evomerge.problem import Problem
+
+    write(tmp_path)
+    whole = load_config(tmp_path / "search.yaml")
+    remote = {name: f"example/{name}" for name in whole.models}
+    few = whole.fitness.subset.model_copy(update={"items": 20, "estimator": "auto", "rotate": None})
+    config = whole.model_copy(update={"models": remote, "fitness": whole.fitness.model_copy(update={"subset": few})})
+    found, problem = offline_plan(config, ZOO / "models" / "base" / "config.json").summary, Problem(whole)
+    assert found["genes"] == genes_of(problem.space)
+    assert found["parameters"] == sum(problem.sizes.values())
+    assert found["answers"] == 20 * len(config.fitness.tasks) * config.budget.evaluations
+    assert found["downloads"] == list(remote.values())
+    assert [task["name"] for task in found["tasks"]] == [task.task for task in config.fitness.tasks]
+    archive = config.model_copy(update={"strategy": M2n2Config()})
+    notes = offline_plan(archive, ZOO / "models" / "base" / "config.json").summary["notes"]
+    assert any("fitness.subset.rotate: false asks all of them the same" in note for note in notes)
+    plan_offline(tmp_path / "search.yaml", [], None, False)  # its base lies here
+    text = capsys.readouterr().out
+    assert "genes" in text and "to download" not in text
+    base = "models.base=example/base"
+    refuse(
+        "plan", "search.yaml", "--offline", "--set", base, words=["example/base: no configuration", "--architecture"]
+    )
+    metric = "fitness.tasks.0.metric=exact_mtch"
+    refuse("plan", "search.yaml", "--offline", "--set", metric, words=["has no metric 'exact_mtch': did you mean"])
 
 
 def test_init_writes_a_file_that_plan_accepts(tmp_path, refuse):

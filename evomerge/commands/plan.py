@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from evomerge.commands.output import console, duration, grid, size
-from evomerge.config import load
+from evomerge.config import SearchConfig, load
 from evomerge.merging.placement import Choice
 from evomerge.problem import Problem
 from evomerge.search import SearchError
+from evomerge.strategies import M2n2Config, MapElitesConfig
+from search_spaces.space import SearchSpace
 
 TIMED = 2
 """Candidates scored to estimate the time of one; the quicker counts."""
@@ -30,12 +34,7 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         print(json.dumps(summary, indent=1))
         return
     out = console()
-    genes = summary["genes"]
-    rows = [[g["name"], f"{g['low']:g}", f"{g['high']:g}", f"{g['start']:g}"] for g in genes[:SHOWN_GENES]]
-    out.print(f"{len(genes)} genes")
-    out.print(grid(["gene", "low", "high", "start"], rows))
-    if len(genes) > SHOWN_GENES:
-        out.print(f"... and {len(genes) - SHOWN_GENES} more")
+    print_genes(out, summary["genes"])
     footprint, items = summary["footprint"], summary["items"]
     out.print(
         f"\nmodels: {footprint['parameters']:,} parameters each; sources mapped {size(footprint['source_bytes'])}, "
@@ -56,6 +55,20 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         out.print(f"note: {sentence}")
 
 
+def genes_of(space: SearchSpace) -> list[dict[str, Any]]:
+    """Return the genes as plain data."""
+    return [{"name": gene.name, "low": gene.low, "high": gene.high, "start": gene.start} for gene in space.genes]
+
+
+def print_genes(out: Console, genes: Sequence[Mapping[str, Any]]) -> None:
+    """Print how many genes there are, and the first of them."""
+    rows = [[g["name"], f"{g['low']:g}", f"{g['high']:g}", f"{g['start']:g}"] for g in genes[:SHOWN_GENES]]
+    out.print(f"{len(genes)} genes")
+    out.print(grid(["gene", "low", "high", "start"], rows))
+    if len(genes) > SHOWN_GENES:
+        out.print(f"... and {len(genes) - SHOWN_GENES} more")
+
+
 def _summary(problem: Problem) -> dict[str, Any]:
     config, space = problem.config, problem.space
     population = problem.strategy().population
@@ -71,7 +84,7 @@ def _summary(problem: Problem) -> dict[str, Any]:
         raise SearchError(f"the start point cannot be scored: {evaluation.reason}; mend that before a search")
     evaluations = config.budget.evaluations
     return {
-        "genes": [{"name": gene.name, "low": gene.low, "high": gene.high, "start": gene.start} for gene in space.genes],
+        "genes": genes_of(space),
         "population": population,
         "evaluations": evaluations,
         "items": {
@@ -84,7 +97,7 @@ def _summary(problem: Problem) -> dict[str, Any]:
         "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
         "estimated_seconds": total * evaluations,
         "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_error},
-        "notes": [*problem.warnings, *_budget_notes(population, problem, total)],
+        "notes": [*problem.warnings, *rotation(config, problem.asks_few), *_budget_notes(population, problem, total)],
     }
 
 
@@ -95,15 +108,34 @@ def _placed(choice: Choice) -> str:
     return f"placement {choice.asked}: sources {choice.placement} (worker on {choice.device}; {', '.join(free)})"
 
 
+def too_few(evaluations: int, population: int) -> list[str]:
+    """Say where the budget is too small for the space."""
+    wanted = GENERATIONS * population
+    if evaluations >= wanted:
+        return []
+    return [
+        f"{evaluations} evaluations are fewer than {GENERATIONS} generations of {population}; set "
+        f"budget.evaluations to {wanted} or more, or have fewer genes (space.layers_per_group, space.modules)"
+    ]
+
+
+def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
+    """Say where an archive compares members that have answered different items."""
+    few, strategy = config.fitness.subset, config.strategy
+    rotates = few.estimator != "mean" if few.rotate is None else few.rotate
+    if not (asks_few and rotates and isinstance(strategy, M2n2Config | MapElitesConfig)):
+        return []
+    what = "one not asked counts as the mean" if isinstance(strategy, M2n2Config) else "whose means are its cells"
+    return [
+        f"members of {strategy.kind}'s archive answer different items ({what}); "
+        "fitness.subset.rotate: false asks all of them the same"
+    ]
+
+
 def _budget_notes(population: int, problem: Problem, seconds: float) -> list[str]:
     """Say where the budget is too small for the space, or for the hours."""
-    budget, notes = problem.config.budget, []
-    wanted = GENERATIONS * population
-    if budget.evaluations < wanted:
-        notes.append(
-            f"{budget.evaluations} evaluations are fewer than {GENERATIONS} generations of {population}; set "
-            f"budget.evaluations to {wanted} or more, or have fewer genes (space.layers_per_group, space.modules)"
-        )
+    budget = problem.config.budget
+    notes = too_few(budget.evaluations, population)
     if budget.hours is not None and seconds * budget.evaluations > budget.hours * 3600:
         reached = int(budget.hours * 3600 / seconds)
         notes.append(f"{budget.hours:g} hours end the search after about {reached} of {budget.evaluations} evaluations")

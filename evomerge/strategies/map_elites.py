@@ -6,7 +6,8 @@ quality its fitness. Steady-state: two elites, drawn in proportion to quality, h
 that is empty or held by a lesser one.
 
 Deviations from that program: a score on or beyond the end of an axis counts to the last cell (there a score of 1
-is lost); one elite alone has a child with itself, so that the search begins.
+is lost); one elite alone has a child with itself, so that the search begins. Where few items are asked, a kind follows
+from the plain means of the answers, and quality from the estimate of the full score.
 """
 
 from __future__ import annotations

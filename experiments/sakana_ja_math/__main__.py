@@ -1,58 +1,64 @@
 """``python -m experiments.sakana_ja_math`` checks the two search files without any download; ``--quick`` keeps nothing.
 
-Models are stood in for by the published configuration of Mistral 7B, without weights: their layers, tensors and sizes
-are real, and so are the spaces, the strategies and the recipes that come of them.
+It is what ``evomerge plan --offline`` checks, over the published configuration of Mistral 7B: layers, tensors and sizes
+are real, and so are the spaces, the strategies and the recipes that come of them. Beside that, the first candidates.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import MistralConfig
+import numpy as np
 
-from evomerge.config import load
-from evomerge.merging.architecture import layout_of_module, meta_module
-from evomerge.strategies import resolved_for
-from search_spaces.context import SpaceContext
-from search_spaces.kinds import build_space
+from evomerge.commands.plan_offline import offline_plan
+from evomerge.config import SearchConfig, load
+from evomerge.strategies import StagedConfig
+from search_spaces.genes import Choice
 from search_spaces.recipe import Recipe
+from search_spaces.stacked import StackedSpace
 
 FOLDER = Path(__file__).parent
 FILES = ("parameters", "stacked")
-NOISE = 0.045  # standard error of a share near one half of 125 items
+ARCHITECTURE = FOLDER / "mistral-7b.json"
+
+
+def read(name: str) -> SearchConfig:
+    """Read a search file; its task is looked for among lm-eval's MGSM only, which spares reading all others."""
+    spec = find_spec("lm_eval")
+    assert spec is not None and spec.origin is not None
+    return load(FOLDER / f"{name}.yaml", [f"fitness.include_path=[{Path(spec.origin).parent / 'tasks' / 'mgsm'}]"])
 
 
 def check(name: str) -> dict[str, Any]:
     """Return what a search file means for models of that architecture."""
-    config = load(FOLDER / f"{name}.yaml")
-    module = meta_module(MistralConfig())
-    layout = layout_of_module(module)
-    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    space = build_space(
-        config.space, SpaceContext(config.models, layout, sizes, out_dtype=config.out_dtype, seed=config.seed)
-    )
-    settings = resolved_for(config.strategy, space, noise=NOISE, evaluations=config.budget.evaluations)
-    strategy = settings.build(space, config.seed)
-    recipe = space.decode(strategy.ask(1)[0].genotype)
+    config = read(name)
+    plan = offline_plan(config, ARCHITECTURE)
+    first = plan.strategy.ask(1)[0].genotype
+    recipe = plan.space.decode(first)
     if Recipe.from_yaml(recipe.to_yaml()) != recipe:
         raise RuntimeError(f"{name}.yaml: the first candidate does not survive being written")
-    return {
-        "file": f"{name}.yaml",
-        "models": list(config.models.values()),
-        "parameters_each": sum(sizes.values()),
-        "genes": space.dimension,
-        "population": strategy.population,
-        "evaluations": config.budget.evaluations,
-        "tasks": [task.task for task in config.fitness.tasks],
-    }
+    shown = {key: plan.summary[key] for key in ("parameters", "population", "evaluations", "tasks", "downloads")}
+    turned = {"bits_turned": bits_turned(config, plan.space)} if isinstance(plan.space, StackedSpace) else {}
+    return {"file": f"{name}.yaml", "genes": plan.space.dimension, **shown, **turned}
+
+
+def bits_turned(config: SearchConfig, space: StackedSpace) -> dict[str, float]:
+    """Return how many of the flow's bits a candidate of the first generation turns, on average, and how many it has."""
+    assert isinstance(config.strategy, StagedConfig)
+    strategy = config.strategy.second.build(space.flow, config.seed)
+    samples = np.array([c.genotype for c in strategy.ask(strategy.population) if c.kind == "sample"])
+    bits = [index for index, gene in enumerate(space.flow.genes) if isinstance(gene, Choice)]
+    turned = (samples[:, bits] >= 1) != (space.flow.start[bits] >= 1)
+    return {"of": len(bits), "mean": round(float(turned.sum(axis=1).mean()), 2)}
 
 
 def main() -> None:
     """Check both files and write ``results.json``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.sakana_ja_math", description=main.__doc__)
     parser.add_argument("--quick", action="store_true", help="write nothing")
     quick = parser.parse_args().quick
     text = json.dumps([check(name) for name in FILES], indent=1) + "\n"

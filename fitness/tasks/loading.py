@@ -27,16 +27,7 @@ def load_tasks(config: FitnessConfig) -> list[ConfigurableTask]:
     TaskError
         A folder or task does not exist, or a task cannot be loaded or used.
     """
-    folders = [Path(folder).expanduser() for folder in config.include_path]
-    for folder in folders:
-        if not folder.is_dir():
-            raise TaskError(f"include_path: {folder} is not a folder: name one that holds task YAML files")
-        if next(folder.glob("**/*.yaml"), None) is None:
-            raise TaskError(f"include_path: {folder} holds no .yaml file: name a folder of task YAML files")
-    managers = [_task_manager(folders, include_defaults=False)] if folders else []
-    wanted = [task.task for task in config.tasks]
-    if not managers or any(name not in managers[0].task_index for name in wanted):
-        managers.append(_task_manager(folders, include_defaults=True))
+    managers, wanted = task_managers(config), [task.task for task in config.tasks]
     tasks = [_load_task(name, managers) for name in wanted]
     for name, task in zip(wanted, tasks, strict=True):
         _check_usable(task, name)
@@ -45,11 +36,38 @@ def load_tasks(config: FitnessConfig) -> list[ConfigurableTask]:
     return tasks
 
 
+def task_managers(config: FitnessConfig) -> list[TaskManager]:
+    """Index the given folders, and lm-eval's own tasks where one of those named is not in them.
+
+    Raises
+    ------
+    TaskError
+        A folder does not exist or holds no YAML.
+    """
+    folders = [Path(folder).expanduser() for folder in config.include_path]
+    for folder in folders:
+        if not folder.is_dir():
+            raise TaskError(f"include_path: {folder} is not a folder: name one that holds task YAML files")
+        if next(folder.glob("**/*.yaml"), None) is None:
+            raise TaskError(f"include_path: {folder} holds no .yaml file: name a folder of task YAML files")
+    managers = [_task_manager(folders, include_defaults=False)] if folders else []
+    if not managers or any(task.task not in managers[0].task_index for task in config.tasks):
+        managers.append(_task_manager(folders, include_defaults=True))
+    return managers
+
+
 def _task_manager(folders: Sequence[Path], *, include_defaults: bool) -> TaskManager:
     return TaskManager(include_path=[str(f) for f in folders], include_defaults=include_defaults)
 
 
-def _load_task(name: str, managers: Sequence[TaskManager]) -> ConfigurableTask:
+def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
+    """Return the first index that has the task.
+
+    Raises
+    ------
+    TaskError
+        None has it, or it is a group.
+    """
     manager = next((m for m in managers if name in m.task_index), None)
     if manager is None:
         names = sorted({known for m in managers for known in m.all_subtasks})
@@ -59,6 +77,11 @@ def _load_task(name: str, managers: Sequence[TaskManager]) -> ConfigurableTask:
         )
     if name not in manager.all_subtasks:
         raise TaskError(f"{name!r} is a group or tag of tasks: list its tasks one by one")
+    return manager
+
+
+def _load_task(name: str, managers: Sequence[TaskManager]) -> ConfigurableTask:
+    manager = find_task(name, managers)
     try:
         loaded: ConfigurableTask = manager.load([name])["tasks"][name]
     except Exception as error:  # YAML, data set and functions of the task's author

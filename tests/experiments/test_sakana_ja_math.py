@@ -3,8 +3,12 @@
 import json
 
 import pytest
+import yaml
 
-from experiments.sakana_ja_math.__main__ import FILES, FOLDER, check
+from experiments.sakana_ja_math.__main__ import FILES, FOLDER, check, read
+from fitness.tasks.suite import TaskSuite
+
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +22,51 @@ def test_the_committed_results_are_what_the_check_gives(found):
 
 def test_the_settings_are_the_papers(found):
     parameters, stacked = found.values()
-    assert parameters["parameters_each"] == 7_241_732_096
+    assert parameters["parameters"] == 7_241_732_096
     assert (parameters["genes"], parameters["population"], parameters["evaluations"]) == (18, 9, 1000)
     slots, pairs = 3 * (2 * 32 - 2), (2 * 32 - 1) ** 2
     assert stacked["genes"] == 18 + slots + pairs
     assert stacked["evaluations"] == 1000 + 100 * 128
 
 
+def test_bits_begin_two_steps_from_where_they_turn(found):
+    turned = found["stacked"]["bits_turned"]
+    expected = 0.02275 * turned["of"]  # P(N(0, 1) > 2)
+    assert turned["mean"] == pytest.approx(expected, abs=0.6)  # three standard errors of 128 candidates
+    assert f"{turned['mean']:.1f} of {turned['of']}" in README
+
+
 def test_the_readme_says_that_it_was_not_run():
-    assert "was not run here" in (FOLDER / "README.md").read_text()
+    assert "was not run here" in README
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_last_number_of_an_answer_counts(name, tmp_path):
+    """The installed lm-eval's task, with two problems in place of its data set."""
+    config = read(name)
+    (mgsm,) = config.fitness.include_path
+    problems = [
+        {"question": "りんごが三つずつ入った袋が六つあります。いくつですか？", "answer": None, "answer_number": 18},
+        {"question": "十から三を引くといくつですか？", "answer": None, "answer_number": 7},
+    ]
+    lines = [json.dumps(problem, ensure_ascii=False) for problem in problems]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    files = {"train": str(tmp_path / "test.jsonl"), "test": str(tmp_path / "test.jsonl")}
+    task = {
+        "include": f"{mgsm}/direct/mgsm_direct_ja.yaml",
+        "task": "mgsm_direct_ja",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+    }
+    (tmp_path / "mgsm_direct_ja.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    suite = TaskSuite.load(config.fitness.model_copy(update={"include_path": (str(tmp_path),)}), config.seed)
+    assert suite.metrics == {"mgsm_direct_ja": "exact_match,flexible-extract"}
+    ((item,), (other,)) = suite.pool.search["mgsm_direct_ja"], suite.pool.held_out["mgsm_direct_ja"]
+    loaded, right = suite.task("mgsm_direct_ja"), {0: "18", 1: "7"}
+    for each in (item, other):
+        (request,) = loaded.requests(each)
+        assert request.context.startswith("問題： ") and request.context.endswith("\nAnswer:")
+        score = loaded.scorer([each], [0])
+        assert score([f"まず 3 を考えます。答えは{right[each.index]}です。"]).tolist() == [1.0]
+        assert score([f"{right[each.index]} ではなく、答えは 5 です。"]).tolist() == [0.0]
