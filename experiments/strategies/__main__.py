@@ -21,7 +21,6 @@ from experiments.strategies.report import SHARE, best_known, markdown, plot
 
 FOLDER = Path(__file__).parent
 SPENT = (500, 1000, 1500, 2000, 3000, 4000, 6000, 8000)
-LONGER = (12_000, 16_000)
 SEEDS = 20
 HELD_OUT = 200
 
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = known(items)
     done = {(curve.contender, curve.seed) for curve in curves}
     jobs = [
-        Job(contender, seed, (*spent, *LONGER) if contender.longer else spent, items)
+        Job(contender, seed, (*spent, *contender.longer), items)
         for seed in seeds
         for contender in contenders
         if (contender.name, seed) not in done

@@ -30,7 +30,7 @@ class Contender:
     fresh
         Whether each generation is asked other items (`fitness.subset.rotate`).
     longer
-        Whether it goes on beyond the budget, to see when it gets to the level that is asked for.
+        Item evaluations beyond the budget at which its guess is scored too, to see when it gets to the level asked for.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Contender:
     items: int = 50
     changes: tuple[str, ...] = ()
     fresh: bool = False
-    longer: bool = False
+    longer: tuple[int, ...] = ()
     group: Literal["strategies", "levers"] = "strategies"
 
 
-PLAIN = Contender("CMA-ES, 200 items", {"kind": "cma_es"}, items=200, longer=True, group="levers")
+PLAIN = Contender("CMA-ES, 200 items", {"kind": "cma_es"}, items=200, longer=(12_000, 16_000, 24_000), group="levers")
 """CMA-ES at its default settings, with as many items per candidate as the quickstart asks."""
 
 STRATEGIES = (
@@ -75,7 +75,7 @@ LEVERS = (
         {"kind": "cma_es", "sigma": 0.1},
         items=25,
         fresh=True,
-        longer=True,
+        longer=(12_000, 16_000),
         group="levers",
     ),
     Contender(
@@ -83,7 +83,7 @@ LEVERS = (
         {"kind": "cma_es", "sigma": 0.05},
         items=25,
         fresh=True,
-        longer=True,
+        longer=(12_000, 16_000),
         group="levers",
     ),
 )
