@@ -234,9 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     outcomes.sort(key=lambda outcome: wanted.index(outcome.case))
     if given.authors:
         python, program = given.authors[0].absolute(), given.authors[1]
-        speed = {"alone": compare_speed(python, program)}
+        speed = {"alone": [compare_speed(python, program) for _ in range(2)]}
         with _busy():
-            speed["busy"] = compare_speed(python, program)
+            speed["busy"] = [compare_speed(python, program) for _ in range(2)]
         print(speed)
     print("\n" + markdown(outcomes, lines), end="")
     if out is not None:

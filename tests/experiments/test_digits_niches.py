@@ -68,13 +68,17 @@ def test_the_authors_program_is_timed_without_its_start(tmp_path: Path):
 
 
 def test_readme_shows_the_committed_results():
-    outcomes, lines, _ = read(FOLDER)
-    assert markdown(outcomes, lines) in (FOLDER / "README.md").read_text(encoding="utf-8")
+    outcomes, lines, speed = read(FOLDER)
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert markdown(outcomes, lines) in readme
+    for found in (*speed["alone"], *speed["busy"]):
+        assert f"| {found['authors']:.0f} | {found['ours']:.0f} | {found['ratio']} |" in readme
     assert (FOLDER / "curves.svg").stat().st_size < PLOT
 
 
 def test_the_committed_results_reach_the_targets():
-    outcomes, lines, _ = read(FOLDER)
+    outcomes, lines, speed = read(FOLDER)
+    assert min(found["ratio"] for found in speed["busy"]) >= 5
 
     def final(method: str, pair: int) -> float:
         mine = [o for o in outcomes if (o.case.method, o.case.pair) == (method, pair)]
