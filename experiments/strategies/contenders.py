@@ -70,21 +70,16 @@ LEVERS = (
     Contender("CMA-ES, 25 fresh items", {"kind": "cma_es"}, items=25, fresh=True, group="levers"),
     Contender("CMA-ES, σ 0.1", {"kind": "cma_es", "sigma": 0.1}, group="levers"),
     Contender("CMA-ES, σ 0.05", {"kind": "cma_es", "sigma": 0.05}, group="levers"),
-    Contender(
-        "CMA-ES, σ 0.1, 25 fresh items",
-        {"kind": "cma_es", "sigma": 0.1},
-        items=25,
-        fresh=True,
-        longer=(12_000, 16_000),
-        group="levers",
-    ),
-    Contender(
-        "CMA-ES, σ 0.05, 25 fresh items",
-        {"kind": "cma_es", "sigma": 0.05},
-        items=25,
-        fresh=True,
-        longer=(12_000, 16_000),
-        group="levers",
+    *(
+        Contender(
+            f"CMA-ES, σ {sigma}, 25 fresh items",
+            {"kind": "cma_es", "sigma": sigma},
+            items=25,
+            fresh=True,
+            longer=(12_000, 16_000),
+            group="levers",
+        )
+        for sigma in (0.1, 0.05)
     ),
 )
 

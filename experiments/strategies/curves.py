@@ -18,6 +18,7 @@ from evomerge.ledger import Ledger
 from evomerge.problem import Problem
 from evomerge.run import Run
 from evomerge.search import Search
+from evomerge.strategies import resolved_for
 from evomerge.workers.inline import InlinePool
 from experiments.strategies.contenders import Contender, FreshItems
 from fitness.measure import PlainMeasure
@@ -88,8 +89,8 @@ def search(job: Job) -> Curve:
     space = opened.space
     evaluations = -(-spent[-1] // contender.items)
     noise = 0.5 / contender.items**0.5
-    settings = strategy_config(contender.strategy).resolved(space.dimension, noise=noise, evaluations=evaluations)
-    strategy = settings.build(space, seed)
+    settings = strategy_config(contender.strategy)
+    strategy = resolved_for(settings, space, noise=noise, evaluations=evaluations).build(space, seed)
     objectives = Objectives(opened.suite.weights)
     if contender.fresh:
         measure: PlainMeasure = FreshItems(opened.search_items, contender.items, objectives, seed)

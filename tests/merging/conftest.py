@@ -25,36 +25,26 @@ from transformers import (
 
 from evomerge.merging.checkpoints import Checkpoint
 from evomerge.merging.engine import MergeEngine
+from tests.merging.tiny import TINY
 
-COMMON = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 HEADS = {"head_dim": 8}
 
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**COMMON),
-    "llama_tied": lambda: LlamaConfig(**COMMON, tie_word_embeddings=True),
-    "qwen2": lambda: Qwen2Config(**COMMON),
-    "qwen3": lambda: Qwen3Config(**COMMON, **HEADS, use_sliding_window=True, sliding_window=3, max_window_layers=2),
-    "mistral": lambda: MistralConfig(**COMMON, **HEADS),
-    "gemma": lambda: GemmaConfig(**COMMON, **HEADS),
-    "gemma2": lambda: Gemma2Config(**COMMON, **HEADS, sliding_window=3, query_pre_attn_scalar=8),
+    "llama": lambda: LlamaConfig(**TINY),
+    "llama_tied": lambda: LlamaConfig(**TINY, tie_word_embeddings=True),
+    "qwen2": lambda: Qwen2Config(**TINY),
+    "qwen3": lambda: Qwen3Config(**TINY, **HEADS, use_sliding_window=True, sliding_window=3, max_window_layers=2),
+    "mistral": lambda: MistralConfig(**TINY, **HEADS),
+    "gemma": lambda: GemmaConfig(**TINY, **HEADS),
+    "gemma2": lambda: Gemma2Config(**TINY, **HEADS, sliding_window=3, query_pre_attn_scalar=8),
     "gemma3": lambda: Gemma3TextConfig(
-        **COMMON,
+        **TINY,
         **HEADS,
         sliding_window=3,
         query_pre_attn_scalar=8,
         layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     ),
-    "gpt_neox": lambda: GPTNeoXConfig(**{key: value for key, value in COMMON.items() if key != "num_key_value_heads"}),
+    "gpt_neox": lambda: GPTNeoXConfig(**{key: value for key, value in TINY.items() if key != "num_key_value_heads"}),
     "gpt2": lambda: GPT2Config(
         n_embd=32, n_layer=4, n_head=4, vocab_size=64, n_positions=32, bos_token_id=1, eos_token_id=2
     ),

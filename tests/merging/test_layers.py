@@ -35,6 +35,7 @@ from evomerge.merging.writer import write_checkpoint
 from search_spaces.errors import RecipeError
 from search_spaces.recipe import Recipe, Slice, Source
 from search_spaces.settings import constant
+from tests.merging.tiny import TINY
 
 PER_LAYER = {
     "qwen2": ("layer_types",),
@@ -43,18 +44,6 @@ PER_LAYER = {
     "gemma3": ("layer_types",),
 }
 
-
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 EXPERTS = {"head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_state": 8, "mamba_expand": 2, "mamba_d_head": 8, "mamba_n_groups": 1}
 HYBRID = ["linear_attention", "full_attention", "mlp", "linear_attention"]
