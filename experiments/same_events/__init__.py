@@ -1,0 +1,1 @@
+"""Whether two versions of evomerge record the same events for the same searches."""
