@@ -1,13 +1,13 @@
 """How good a model is: tasks, items, scores and their errors.
 
-Nothing heavy is imported here: torch, transformers and lm-eval belong to `fitness.tasks`, `fitness.scoring`
+Nothing heavy is imported here: torch, transformers and lm-eval belong to `fitness.tasks`, `fitness.scoring.evaluator`
 and the modules under them.
 """
 
 from fitness.config import FitnessConfig, SubsetConfig, TaskConfig
-from fitness.estimators import Estimate
-from fitness.evaluation import Evaluation, ItemScores, TaskError
+from fitness.estimation.estimators import Estimate
 from fitness.items import Item, ItemPool
+from fitness.results import Evaluation, ItemScores, TaskError
 
 __all__ = [
     "Estimate",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from fitness.estimators import NEEDS_BANK, NEEDS_OTHERS
+from fitness.estimation.estimators import NEEDS_BANK, NEEDS_OTHERS
 
 Split = Literal["train", "validation", "test"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fitness.evaluation import TaskError
+from fitness.results import TaskError
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fitness.config import FitnessConfig
-from fitness.estimators import Estimate, mean
-from fitness.evaluation import Evaluation, ItemScores, TaskError
+from fitness.estimation.estimators import Estimate, mean
 from fitness.items import task_of
+from fitness.results import Evaluation, ItemScores, TaskError
 
 
 def by_task(scores: ItemScores | Evaluation) -> dict[str, np.ndarray]:

@@ -14,8 +14,8 @@ os.environ.update(
 import numpy as np
 import pytest
 
-from search_spaces.coefficients import CoefficientConfig, CoefficientSpace
-from search_spaces.layout import ModelLayout
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
 
 
 def make_layout(num_layers: int) -> ModelLayout:

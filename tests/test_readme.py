@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.config import load
-from evomerge.reference import reference
+from evomerge.config.reference import reference
+from evomerge.config.search_file import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def test_the_library_example_runs(folder):
 
 
 def test_every_verb_is_listed():
-    from evomerge.cli import app
+    from evomerge.cli.main import app
 
     for command in app.registered_commands:
         assert f"`evomerge {command.callback.__name__} " in README or f"`evomerge {command.callback.__name__}" in README

@@ -21,7 +21,7 @@ from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
 from evomerge.strategies.random import RandomConfig, RandomSearch
 from evomerge.strategies.staged import Staged, StagedConfig
 from evomerge.strategies.warm_start import Founders, WarmStart
-from search_spaces.space import SearchSpace
+from search_spaces.spaces.space import SearchSpace
 
 AnyStrategyConfig: TypeAlias = (
     CmaEsConfig  # the default

@@ -19,9 +19,9 @@ from evomerge.strategies.extras import require
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import Founders, around
-from fitness.evaluation import Evaluation
-from search_spaces.genes import Choice
-from search_spaces.space import SearchSpace
+from fitness.results import Evaluation
+from search_spaces.spaces.genes import Choice
+from search_spaces.spaces.space import SearchSpace
 
 MIN_GENERATIONS = 12
 TRUST = 0.5

@@ -23,13 +23,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.descents import DIAGONAL_ABOVE, AdaptedDescent, Descent, DescentStart, PycmaDescent
+from evomerge.strategies.cma_backends import DIAGONAL_ABOVE, AdaptedDescent, Descent, DescentStart, PycmaDescent
 from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last, resolved_number
 from evomerge.strategies.restarts import Bipop, Ipop, Restarts
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStart
-from fitness.evaluation import Evaluation
-from search_spaces.space import SearchSpace
+from fitness.results import Evaluation
+from search_spaces.spaces.space import SearchSpace
 
 NOISY = 0.01
 MIN_GENERATIONS = 12

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.genes import Choice, Gene
-from search_spaces.space import SearchSpace
+from search_spaces.spaces.genes import Choice, Gene
+from search_spaces.spaces.space import SearchSpace
 
 MANY_VALUES = 1000
 

@@ -29,8 +29,8 @@ from evomerge.strategies.discrete import countable, first_probabilities, seen_pr
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import Founders, around
-from fitness.evaluation import Evaluation
-from search_spaces.space import SearchSpace
+from fitness.results import Evaluation
+from search_spaces.spaces.space import SearchSpace
 
 Array = NDArray[np.float64]
 

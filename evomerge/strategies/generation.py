@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.strategies.base import Candidate, Genotype
-from fitness.evaluation import Evaluation
+from fitness.results import Evaluation
 
 Proposal = tuple[Genotype, Literal["sample", "mean"], int]
 """Genotype, kind, and number of the generation."""

@@ -44,13 +44,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.founding import founders_of, random_merge
 from evomerge.strategies.generation import Generation, Proposal
+from evomerge.strategies.initial_population import founders_of, random_merge
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.selection import couple, quality, roulette, tournament
 from evomerge.strategies.warm_start import Founders
-from fitness.evaluation import Evaluation
-from search_spaces.space import SearchSpace
+from fitness.results import Evaluation
+from search_spaces.spaces.space import SearchSpace
 
 Selection = Literal["tournament", "roulette"]
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.generation import Proposal, resolved_number
-from fitness.evaluation import Evaluation
-from search_spaces.genes import Choice, Gene
-from search_spaces.space import SearchSpace
+from fitness.results import Evaluation
+from search_spaces.spaces.genes import Choice, Gene
+from search_spaces.spaces.space import SearchSpace
 
 
 class GridConfig(BaseModel):

@@ -45,12 +45,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.founding import Opening, founders_of, warm_up_for
 from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.initial_population import Opening, founders_of, warm_up_for
 from evomerge.strategies.selection import roulette
 from evomerge.strategies.warm_start import Founders
-from fitness.evaluation import Evaluation
-from search_spaces.space import SearchSpace
+from fitness.results import Evaluation
+from search_spaces.spaces.space import SearchSpace
 
 Scores = NDArray[np.float64]
 

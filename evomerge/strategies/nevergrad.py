@@ -26,8 +26,8 @@ from evomerge.strategies.extras import require
 from evomerge.strategies.generation import Proposal, resolved_number
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import Founders
-from fitness.evaluation import Evaluation
-from search_spaces.space import SearchSpace
+from fitness.results import Evaluation
+from search_spaces.spaces.space import SearchSpace
 
 Array = NDArray[np.float64]
 

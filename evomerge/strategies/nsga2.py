@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from evomerge.pareto import crowding, ranks
 from evomerge.strategies.base import Candidate, Genotype, Strategy
-from evomerge.strategies.founding import founders_of
 from evomerge.strategies.generation import Generation, Proposal, resolved_number
+from evomerge.strategies.initial_population import founders_of
 from evomerge.strategies.warm_start import Founders
-from fitness.evaluation import Evaluation
-from search_spaces.space import SearchSpace
+from fitness.pareto import crowding, ranks
+from fitness.results import Evaluation
+from search_spaces.spaces.space import SearchSpace
 
 
 class Nsga2Config(BaseModel):

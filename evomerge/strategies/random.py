@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from evomerge.strategies.base import Candidate, Genotype, Strategy
 from evomerge.strategies.generation import Proposal
 from evomerge.strategies.warm_start import Founders
-from fitness.evaluation import Evaluation
-from search_spaces.space import SearchSpace
+from fitness.results import Evaluation
+from search_spaces.spaces.space import SearchSpace
 
 
 class RandomConfig(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fitness.evaluation import INFEASIBLE
+from fitness.results import INFEASIBLE
 
 
 def roulette(weights: NDArray[np.float64], rng: np.random.Generator) -> int:

@@ -24,10 +24,10 @@ from evomerge.strategies.m2n2 import M2n2Config
 from evomerge.strategies.random import RandomConfig
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import Founders, WarmStart
-from fitness.evaluation import Evaluation
-from search_spaces.space import SearchSpace
-from search_spaces.stacked import StackedSpace
-from search_spaces.stamped import StampedSpace
+from fitness.results import Evaluation
+from search_spaces.spaces.space import SearchSpace
+from search_spaces.spaces.stamped import StampedSpace
+from search_spaces.spaces.two_stage import StackedSpace
 
 StageConfig = Annotated[
     CmaEsConfig | EdaConfig | CatCmaConfig | M2n2Config | GeneticConfig | RandomConfig, Field(discriminator="kind")

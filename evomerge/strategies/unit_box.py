@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from evomerge.strategies.base import Genotype
-from search_spaces.space import SearchSpace
+from search_spaces.spaces.space import SearchSpace
 
 
 class UnitBox:

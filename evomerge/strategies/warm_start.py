@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
 from evomerge.strategies.base import Genotype
-from search_spaces.space import SearchSpace
+from search_spaces.spaces.space import SearchSpace
 
 GAMMA = 0.1
 ALPHA = 0.1

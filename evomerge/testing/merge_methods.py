@@ -22,12 +22,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import CPU_BLOCK, Form, Scratch
-from evomerge.merging.jobs import Job
+from evomerge.merging.engine.jobs import Job
 from evomerge.merging.methods import implementation
+from evomerge.merging.methods.blocks import CPU_BLOCK, Form, Scratch
 from evomerge.merging.methods.registry import MergeMethod, SourceGroup, SourceModel, SourceTensor
-from search_spaces.methods import MethodSpec
-from search_spaces.resolve import Contribution, TensorPlan
+from search_spaces.recipes.methods import MethodSpec
+from search_spaces.recipes.resolve import Contribution, TensorPlan
 
 SLACK = 1 << 15  # bytes of scalars and of values per row, beside state per entry
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fitness.evaluation import Evaluation
-from search_spaces.genes import Choice, Gene, Integer, Real
-from search_spaces.recipe import Recipe, Slice, Source
-from search_spaces.settings import constant
-from search_spaces.space import Genotype, SearchSpace
+from fitness.results import Evaluation
+from search_spaces.recipes.parameter_values import constant
+from search_spaces.recipes.recipe import Recipe, Slice, Source
+from search_spaces.spaces.genes import Choice, Gene, Integer, Real
+from search_spaces.spaces.space import Genotype, SearchSpace
 
 ITEMS = tuple(f"planted/test/{index}" for index in range(12))
 

@@ -21,9 +21,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from search_spaces.errors import RecipeError
-from search_spaces.recipe import Recipe
-from search_spaces.space import Genotype, SearchSpace
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.space import Genotype, SearchSpace
 
 POINTS = 8
 """Random points that a test looks at; one where there are many genes."""

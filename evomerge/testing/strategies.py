@@ -23,8 +23,8 @@ import pytest
 from evomerge.strategies import resolved_for
 from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy
 from evomerge.testing.planted import evaluate, mixed, reals
-from fitness.evaluation import Evaluation
-from search_spaces.space import SearchSpace
+from fitness.results import Evaluation
+from search_spaces.spaces.space import SearchSpace
 
 Score = Callable[[Genotype], Evaluation]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from fitness.evaluation import Evaluation
-from search_spaces.recipe import Recipe
+from fitness.results import Evaluation
+from search_spaces.recipes.recipe import Recipe
 
 OUT_OF_MEMORY = "out of memory"
 """How the reason of an evaluation begins that failed for want of memory: another worker may have more."""

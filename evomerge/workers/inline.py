@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.merging.engine import MergeEngine
+from evomerge.merging.engine.engine import MergeEngine
 from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, one_line
-from evomerge.workers.sources import SourceWatch
-from fitness.evaluation import Evaluation, ItemScores
+from evomerge.workers.source_watch import SourceWatch
 from fitness.objectives import Objectives, means
-from fitness.scoring import Evaluator
-from search_spaces.recipe import Recipe
+from fitness.results import Evaluation, ItemScores
+from fitness.scoring.evaluator import Evaluator
+from search_spaces.recipes.recipe import Recipe
 
 log = logging.getLogger("evomerge")
 

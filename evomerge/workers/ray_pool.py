@@ -1,6 +1,6 @@
 """Workers on Ray: who scores what, and what happens when one dies, hangs or joins.
 
-The policy is here and free of Ray: it drives a `Cluster`, whose real form is `evomerge.workers.cluster.RayCluster`.
+The policy is here and free of Ray: it drives a `Cluster`, whose real form is `evomerge.workers.ray_cluster.RayCluster`.
 Candidates are handed to idle workers as they come, so a pool never waits for a generation. A candidate whose worker
 dies is given to another one; Ray itself retries nothing.
 """
@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from evomerge.workers.base import OUT_OF_MEMORY, WorkerError
-from fitness.evaluation import Evaluation
-from search_spaces.recipe import Recipe
+from fitness.results import Evaluation
+from search_spaces.recipes.recipe import Recipe
 
 log = logging.getLogger("evomerge")
 

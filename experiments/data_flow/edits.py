@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.config import SearchConfig
-from evomerge.problem import Problem
-from fitness.evaluation import Evaluation
-from fitness.statistics import paired_test
-from search_spaces.baselines import source_recipe, task_arithmetic_recipe
-from search_spaces.recipe import Recipe
-from search_spaces.stop import Stop
+from evomerge.config.search_file import SearchConfig
+from evomerge.search.problem import Problem
+from fitness.estimation.intervals import paired_test
+from fitness.results import Evaluation
+from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe
+from search_spaces.recipes.path_layer import Stop
+from search_spaces.recipes.recipe import Recipe
 
 ZOO = Path(__file__).parent.parent / "zoo"
 MODELS = {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")}

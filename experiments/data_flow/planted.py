@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
-from evomerge.merging.checkpoints import Checkpoint
-from evomerge.merging.engine import MergeEngine
-from evomerge.merging.writer import write_checkpoint
+from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.output.writer import write_checkpoint
+from evomerge.merging.sources.checkpoints import Checkpoint
 from experiments.data_flow.edits import MODELS, settings
-from search_spaces.layer_path import path_of, path_recipe
-from search_spaces.recipe import Recipe
-from search_spaces.stop import Stop
+from search_spaces.recipes.layer_path import path_of, path_recipe
+from search_spaces.recipes.path_layer import Stop
+from search_spaces.recipes.recipe import Recipe
 
 SHUFFLED = (0, 4, 2, 3, 1, 5)
 """Which layer of `ops` lies at each place."""
@@ -53,7 +53,7 @@ def search(config: dict[str, Any], folder: Path, name: str) -> tuple[dict[str, A
     """Run a search file from the command line; return its result and the found recipe."""
     file, run = folder / f"{name}.yaml", folder / name
     file.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "evomerge.cli", "search", str(file), "--run", str(run), "--json"]
+    command = [sys.executable, "-m", "evomerge", "search", str(file), "--run", str(run), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -104,9 +104,9 @@ _KNOWN: dict[int, float] = {}
 def known(items: int) -> float:
     """Return the held-out score of `ops` itself."""
     if items not in _KNOWN:
-        from evomerge.config import SearchConfig
-        from evomerge.problem import Problem
-        from search_spaces.baselines import source_recipe
+        from evomerge.config.search_file import SearchConfig
+        from evomerge.search.problem import Problem
+        from search_spaces.recipes.baselines import source_recipe
 
         problem = Problem(SearchConfig.model_validate(settings("zoo_ops_en", items)), scan=False)
         recipe = source_recipe(MODELS["ops"], 6, out_dtype="float32")

@@ -16,7 +16,7 @@ from evomerge.strategies.genetic import GeneticConfig
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.map_elites import MapElitesConfig
 from experiments.digits_niches.network import TRAINED, WEIGHTS, Exam, random_network, trained_halves
-from search_spaces.raw import RawWeights, slerp_scales
+from experiments.digits_niches.raw import RawWeights, slerp_scales
 
 ARCHIVE = 20
 CHECKPOINTS = (100, 200, 500, 1000, 2000, 3000, 4000, 6000, 8000, 10_000, 15_000, 20_000, 30_000, 40_000, 50_000)

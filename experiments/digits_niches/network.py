@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fitness.evaluation import Evaluation
+from fitness.results import Evaluation
 
 PIXELS, HIDDEN, DIGITS = 64, 256, 10
 WEIGHTS = (PIXELS + 1) * HIDDEN + (HIDDEN + 1) * DIGITS

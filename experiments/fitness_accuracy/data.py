@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitness.calibration import Responses, read_matrix
+from fitness.estimation.item_banks import Responses, read_matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Benchmark:
 
 
 def load(folder: Path) -> list[Benchmark]:
-    """Every `*.npz` of a folder (see `fitness.calibration.read_matrix`), and its `merges.json` if there is one.
+    """Every `*.npz` of a folder, as `fitness.estimation.item_banks.read_matrix` reads it, and its `merges.json` if any.
 
     `merges.json` maps a model to the list of its parents; those that a matrix does not know are passed over.
     """

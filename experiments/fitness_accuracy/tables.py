@@ -11,9 +11,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.fitness_accuracy.data import Benchmark
-from fitness.estimators import ESTIMATORS, Estimate, Known, validation_error
-from fitness.irt import ItemBank, fit_2pl, fit_mirt
-from fitness.subset import Anchors, anchors, by_difficulty, default_subset, generator, neyman, parent_strata, random
+from fitness.estimation.estimators import ESTIMATORS, Estimate, Known, validation_error
+from fitness.estimation.irt import ItemBank, fit_2pl, fit_mirt
+from fitness.estimation.subset import (
+    Anchors,
+    anchors,
+    by_difficulty,
+    default_subset,
+    generator,
+    neyman,
+    parent_strata,
+    random,
+)
 
 DIMENSIONS = 5
 

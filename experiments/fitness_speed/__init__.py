@@ -1,1 +1,1 @@
-"""Items per second: lm-eval's Hugging Face model against `fitness.scoring.Evaluator`."""
+"""Items per second: lm-eval's Hugging Face model against `fitness.scoring.evaluator.Evaluator`."""

@@ -64,7 +64,7 @@ class _Ways:
         from lm_eval.tasks import TaskManager
 
         from fitness.config import FitnessConfig
-        from fitness.scoring import Evaluator
+        from fitness.scoring.evaluator import Evaluator
         from fitness.tasks.suite import TaskSuite
 
         self.case = case

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evomerge.bench import Bench
-from evomerge.config import load
-from evomerge.final import Conclusion
-from evomerge.ledger import Ledger
-from evomerge.problem import Problem
-from evomerge.run import Run
-from evomerge.search import Search
-from evomerge.workers.racing import racing
+from evomerge.config.search_file import load
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import Run
+from evomerge.search.final_evaluation import Conclusion
+from evomerge.search.loop import Search
+from evomerge.search.problem import Problem
+from evomerge.search.racing_pool import racing
+from evomerge.search.recorded_scoring import Bench
 
 FOLDER = Path(__file__).parent
 SEARCH = FOLDER / "search.yaml"

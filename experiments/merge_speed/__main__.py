@@ -19,7 +19,7 @@ from typing import Any
 from experiments.machine import machine
 from experiments.merge_speed import memory
 from experiments.merge_speed.cases import FIVE, QUICK, SIZES, Copy, Size, make_models, recipe
-from search_spaces.methods import METHODS
+from search_spaces.recipes.methods import METHODS
 
 FOLDER = Path(__file__).parent
 MEASURED_UP_TO = 200_000_000  # parameters, for mergekit's merges and the memory's peak: larger ones take minutes
@@ -58,7 +58,7 @@ def measure(
     """Time the methods on one size."""
     import torch
 
-    from evomerge.merging.checkpoints import Checkpoint
+    from evomerge.merging.sources.checkpoints import Checkpoint
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -81,9 +81,9 @@ def measure(
 def _measure(
     size: Size, method: str, checkpoints: Any, count: int, folder: Path, repetitions: int, copy: Copy
 ) -> Result:
-    from evomerge.merging.engine import MergeEngine
+    from evomerge.merging.engine.engine import MergeEngine
     from experiments.merge_speed import authority
-    from search_spaces.recipe import Recipe
+    from search_spaces.recipes.recipe import Recipe
 
     paths = list(checkpoints)
     engine = MergeEngine(checkpoints, base=paths[0])

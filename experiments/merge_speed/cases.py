@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.methods import METHODS
+from search_spaces.recipes.methods import METHODS
 
 FIVE = ("linear", "task_arithmetic", "slerp", "dare_ties", "ties")
 """Those that mergekit is timed on, too."""

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.recipe import Recipe
+from search_spaces.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
-    from evomerge.merging.engine import MergeEngine
+    from evomerge.merging.engine.engine import MergeEngine
 
 METHODS = ("task_arithmetic", "dare_ties")
 """Without prepared state, and with."""
@@ -75,8 +75,8 @@ def _measured(warm_up: Path, recipe: Path, threads: int) -> tuple[int, int]:
 
 
 def _merge(recipe: Recipe, **options: int) -> MergeEngine:
-    from evomerge.merging.checkpoints import Checkpoint
-    from evomerge.merging.engine import MergeEngine
+    from evomerge.merging.engine.engine import MergeEngine
+    from evomerge.merging.sources.checkpoints import Checkpoint
 
     checkpoints = {path: Checkpoint.open(path) for path in recipe.models}
     engine = MergeEngine(checkpoints, base=recipe.donor, **options)  # type: ignore[arg-type]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.pareto import ranks
 from experiments.machine import machine
 from experiments.pareto.fronts import TASKS, Front, Job, search
+from fitness.pareto import ranks
 
 FOLDER = Path(__file__).parent
 WAYS = ("nsga2", "weighted_sums", "random")

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.config import load
-from evomerge.pareto import crowding, hypervolume, ranks
-from evomerge.problem import Problem
+from evomerge.config.search_file import load
+from evomerge.search.problem import Problem
 from evomerge.strategies import CmaEsConfig, Evaluated, Nsga2Config, RandomConfig
-from fitness.evaluation import Evaluation
 from fitness.objectives import Objectives, means
-from search_spaces.space import Genotype
+from fitness.pareto import crowding, hypervolume, ranks
+from fitness.results import Evaluation
+from search_spaces.spaces.space import Genotype
 
 QUICKSTART = Path(__file__).parent.parent / "quickstart" / "search.yaml"
 TASKS = ("zoo_target_gen", "zoo_short_en")

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.commands.plan_offline import offline_plan
-from evomerge.config import SearchConfig, load
+from evomerge.cli.plan_offline import offline_plan
+from evomerge.config.search_file import SearchConfig, load
 from evomerge.strategies import StagedConfig
-from search_spaces.genes import Choice
-from search_spaces.recipe import Recipe
-from search_spaces.stacked import StackedSpace
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.genes import Choice
+from search_spaces.spaces.two_stage import StackedSpace
 
 FOLDER = Path(__file__).parent
 FILES = ("parameters", "stacked")

@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.config import BudgetConfig
-from evomerge.run import Asked, Run, Told
-from evomerge.search import Search
+from evomerge.config.search_file import BudgetConfig
+from evomerge.runs.run import Asked, Run, Told
+from evomerge.search.loop import Search
 from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, M2n2Config, RandomConfig
 from evomerge.strategies.base import Evaluated
 from experiments.scale.simulation import ITEMS, Load, SimulatedPool, space
-from fitness.measure import PlainMeasure
+from fitness.estimation.evaluation_plan import PlainMeasure
 from fitness.objectives import Objectives
-from search_spaces.coefficients import CoefficientSpace
+from search_spaces.spaces.coefficients import CoefficientSpace
 
 FOLDER = Path(__file__).parent
 RATE = 225.0

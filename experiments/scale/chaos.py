@@ -30,14 +30,14 @@ from typing import Any, TypeVar
 
 import yaml
 
-import evomerge.commands.search as commands
-from evomerge.config import load
-from evomerge.problem import Problem
-from evomerge.run import Asked, Event, Run, Told, is_run
+import evomerge.cli.search as commands
+from evomerge.config.search_file import load
+from evomerge.runs.run import Asked, Event, Run, Told, is_run
+from evomerge.search.problem import Problem
 from evomerge.strategies.base import Candidate
 from evomerge.workers.inline import Worker
 from experiments.scale.processes import alive, busy_workers, descendants, title
-from fitness.evaluation import Evaluation
+from fitness.results import Evaluation
 
 Found = TypeVar("Found")
 

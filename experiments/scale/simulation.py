@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitness.evaluation import Evaluation
-from search_spaces.coefficients import CoefficientConfig, CoefficientSpace
-from search_spaces.layout import ModelLayout
-from search_spaces.recipe import Recipe
+from fitness.results import Evaluation
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
 
 ITEMS = tuple(f"simulated/test/{index}" for index in range(30))
 WEIGHTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

@@ -100,7 +100,7 @@ def search(work: Path, plan: Plan, seed: int) -> Path:
     run = work / "run"
     arguments = ["resume", str(run)] if run.exists() else ["search", str(work / "search.yaml"), "--run", str(run)]
     environment = os.environ | {"HF_DATASETS_CACHE": str(work / "cache"), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-m", "evomerge.cli", *arguments], check=True, env=environment)
+    subprocess.run([sys.executable, "-m", "evomerge", *arguments], check=True, env=environment)
     return run
 
 
@@ -108,9 +108,9 @@ def measure(work: Path, run: Path, plan: Plan) -> dict[str, Any]:
     """Return what a candidate costs: `apply` by itself, scoring as recorded in the run, and the search's memory."""
     import torch
 
-    from evomerge.merging.checkpoints import Checkpoint
-    from evomerge.merging.engine import MergeEngine
-    from search_spaces.recipe import Recipe
+    from evomerge.merging.engine.engine import MergeEngine
+    from evomerge.merging.sources.checkpoints import Checkpoint
+    from search_spaces.recipes.recipe import Recipe
 
     torch.set_num_threads(1)
     recipe = Recipe.from_file(run / "best.yaml")

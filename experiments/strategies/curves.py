@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.config import BudgetConfig, load
-from evomerge.ledger import Ledger
-from evomerge.problem import Problem
-from evomerge.run import Run
-from evomerge.search import Search
+from evomerge.config.search_file import BudgetConfig, load
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import Run
+from evomerge.search.loop import Search
+from evomerge.search.problem import Problem
 from evomerge.strategies import resolved_for
 from evomerge.workers.inline import InlinePool
 from experiments.strategies.contenders import Contender, FreshItems
-from fitness.measure import PlainMeasure
+from fitness.estimation.evaluation_plan import PlainMeasure
 from fitness.objectives import Objectives
-from search_spaces.recipe import Recipe
-from search_spaces.space import Genotype
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.space import Genotype
 
 EXPERIMENTS = Path(__file__).parent.parent
 QUICKSTART = EXPERIMENTS / "quickstart" / "search.yaml"
@@ -116,6 +116,6 @@ def strategy_config(values: Any) -> Any:
     """Return the settings that a `strategy` part of a search file stands for."""
     from pydantic import TypeAdapter
 
-    from evomerge.config import StrategyConfig
+    from evomerge.config.search_file import StrategyConfig
 
     return TypeAdapter(StrategyConfig).validate_python(dict(values))

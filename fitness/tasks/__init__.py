@@ -13,6 +13,6 @@ own filters and metrics say, one number per item. Deviations from lm-eval, each 
 - Only metrics with a number for each item, averaged, are accepted: the search, paired tests and racing need them.
   Metrics of the whole set (F1, BLEU, perplexity) are refused. One that is better when lower (a refusal rate) must
   be named, and counts negatively.
-- Three metrics are ours (`fitness.own_metrics`): the loss of the right answer, in nats or bits per byte, and the
+- Three metrics are ours (`fitness.tasks.loss_metrics`): the loss of the right answer, in nats or bits per byte, and the
   length of what is generated.
 """

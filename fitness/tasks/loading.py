@@ -15,7 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from fitness.config import FitnessConfig
-from fitness.evaluation import TaskError
+from fitness.results import TaskError
 from fitness.tasks.messages import nearest, one_line
 
 

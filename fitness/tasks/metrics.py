@@ -9,9 +9,9 @@ import numpy as np
 from lm_eval.api.registry import get_aggregation
 from lm_eval.api.task import ConfigurableTask
 
-from fitness.evaluation import TaskError
-from fitness.own_metrics import OF_THE_RIGHT_ANSWER, OWN_METRICS
+from fitness.results import TaskError
 from fitness.tasks.documents import Documents
+from fitness.tasks.loss_metrics import OF_THE_RIGHT_ANSWER, OWN_METRICS
 from fitness.tasks.messages import nearest
 
 
@@ -33,7 +33,7 @@ class Metric:
 
     @property
     def own(self) -> bool:
-        """Whether it is one of `fitness.own_metrics`, whose scores are negatives already."""
+        """Whether it is one of `fitness.tasks.loss_metrics`, whose scores are negatives already."""
         return self.name in OWN_METRICS
 
 

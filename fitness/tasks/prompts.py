@@ -10,8 +10,8 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
-from fitness.evaluation import TaskError
 from fitness.items import Item
+from fitness.results import TaskError
 from fitness.tasks.documents import Documents
 from fitness.tasks.messages import one_line
 

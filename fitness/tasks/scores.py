@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from lm_eval.api.task import ConfigurableTask
 
-from fitness.evaluation import TaskError
 from fitness.items import Item
-from fitness.own_metrics import Answers, Response, Scorer, Teller
+from fitness.results import TaskError
 from fitness.tasks.documents import Documents
+from fitness.tasks.loss_metrics import Answers, Response, Scorer, Teller
 from fitness.tasks.metrics import Metric, is_number
 from fitness.tasks.prompts import Prompts
 

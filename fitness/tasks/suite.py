@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from fitness.config import FitnessConfig, Split
-from fitness.evaluation import TaskError
 from fitness.items import Item, ItemPool
+from fitness.results import TaskError
 from fitness.tasks.loading import load_tasks, quick_and_quiet
 from fitness.tasks.task import LoadedTask
 

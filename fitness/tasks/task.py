@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from lm_eval.api.task import ConfigurableTask
 
 from fitness.config import TaskConfig
-from fitness.evaluation import TaskError
 from fitness.items import Item
-from fitness.own_metrics import OF_THE_RIGHT_ANSWER, Scorer, Teller, own_scorer
+from fitness.results import TaskError
 from fitness.tasks.documents import Documents
+from fitness.tasks.loss_metrics import OF_THE_RIGHT_ANSWER, Scorer, Teller, own_scorer
 from fitness.tasks.metrics import choose_metric
 from fitness.tasks.prompts import ChatTemplate, Prompts, Request
 from fitness.tasks.scores import TaskScores

@@ -10,12 +10,12 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from evomerge.config import ConfigError, load
-from evomerge.ledger import Ledger
-from evomerge.merging.limits import LimitError, check_counts, check_header, read_json
-from evomerge.run import LogError, Run, RunError
-from search_spaces.errors import RecipeError
-from search_spaces.recipe import Recipe
+from evomerge.config.search_file import ConfigError, load
+from evomerge.merging.sources.limits import LimitError, check_counts, check_header, read_json
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import LogError, Run, RunError
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
 
 
 def recipe(data: bytes) -> None:

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from evomerge.merging.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
 
 WEIGHTS = "model.safetensors"
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.run import Asked, Run, Told
+from evomerge.runs.run import Asked, Run, Told
 from evomerge.strategies import Candidate
-from fitness.evaluation import Evaluation
+from fitness.results import Evaluation
 from tests.attacks.readers import READERS, event_log
 
 RECIPE = b"""merge_method: ties

@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from evomerge.report.html import render
-from evomerge.result import Result, Row
-from evomerge.run import Asked, Run, Told
+from evomerge.runs.report.html import render
+from evomerge.runs.result import Result, Row
+from evomerge.runs.run import Asked, Run, Told
 from evomerge.strategies import Candidate
-from fitness.evaluation import Evaluation
+from fitness.results import Evaluation
 
 SECONDS = {"merge": 0.1, "score": 0.2, "wait": 0.0}
 PAYLOADS = [
@@ -60,7 +60,7 @@ def test_everything_is_escaped(payload, tmp_path):
 
 
 def test_a_result_that_is_not_one(tmp_path, refused):
-    from evomerge.run import LogError
+    from evomerge.runs.run import LogError
 
     path = tmp_path / "run"
     with Run.create(path, "", {}):

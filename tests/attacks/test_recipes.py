@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from evomerge.cli import main
-from evomerge.commands.merge import merge, open_recipe
-from search_spaces.errors import RecipeError
-from search_spaces.recipe import Recipe
+from evomerge.cli.main import main
+from evomerge.cli.merge import merge, open_recipe
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
 
 LINEAR = "merge_method: linear\nmodels:\n- {{model: {model}, parameters: {{weight: {weight}}}}}\n"
 

@@ -6,11 +6,11 @@ import sqlite3
 import numpy as np
 import pytest
 
-from evomerge.config import ConfigError, load_recorded
-from evomerge.ledger import Ledger
-from evomerge.run import Asked, LogError, Run, RunError, Told
+from evomerge.config.search_file import ConfigError, load_recorded
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import Asked, LogError, Run, RunError, Told
 from evomerge.strategies import Candidate
-from fitness.evaluation import Evaluation
+from fitness.results import Evaluation
 
 SECONDS = {"merge": 0.1, "score": 0.2, "wait": 0.0}
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from evomerge.config import ConfigError, load
-from search_spaces.errors import RecipeError
-from search_spaces.recipe import Recipe
+from evomerge.config.search_file import ConfigError, load
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evomerge.run import Asked, Run, Told
+from evomerge.runs.run import Asked, Run, Told
 from evomerge.strategies.base import Candidate
 from experiments.scale.chaos import Failed, Lives, outcome, wrong_answers
 from experiments.scale.processes import alive, busy_workers, descendants
-from fitness.evaluation import Evaluation
+from fitness.results import Evaluation
 
 ROOT = Path(__file__).parent.parent.parent
 ITEMS = ("t/test/0", "t/test/1")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.pareto import hypervolume
 from experiments.pareto.__main__ import FOLDER, SEEDS, WAYS, main, markdown, written
 from experiments.pareto.fronts import CORNER, Front
+from fitness.pareto import hypervolume
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitness.evaluation import TaskError
 from fitness.items import Item, ItemPool, prompt_key, split_by_hash, task_of
+from fitness.results import TaskError
 
 
 def items(count: int, task: str = "toy", split: str = "validation", offset: int = 0) -> tuple[Item, ...]:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fitness.config import FitnessConfig
-from fitness.estimators import Estimate, mean
-from fitness.evaluation import Evaluation, ItemScores, TaskError
+from fitness.estimation.estimators import Estimate, mean
 from fitness.objectives import Objectives, means, relative_to_sources
+from fitness.results import Evaluation, ItemScores, TaskError
 
 
 def scores(**by_task: list[float]) -> Evaluation:

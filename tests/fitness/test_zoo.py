@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from fitness.config import FitnessConfig
-from fitness.scoring import Evaluator
+from fitness.scoring.evaluator import Evaluator
 from fitness.tasks.suite import TaskSuite
 
 ZOO = Path(__file__).parents[2] / "experiments" / "zoo"

@@ -23,8 +23,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from evomerge.merging.checkpoints import Checkpoint
-from evomerge.merging.engine import MergeEngine
+from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.sources.checkpoints import Checkpoint
 from tests.merging.tiny import TINY
 
 HEADS = {"head_dim": 8}

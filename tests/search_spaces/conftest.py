@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from search_spaces.context import SpaceContext
-from search_spaces.layout import ModelLayout
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.spaces.context import SpaceContext
 
 LAYER = (
     "input_layernorm.weight",

@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from evomerge.strategies import CmaEsConfig, Evaluated, RandomConfig
-from fitness.evaluation import Evaluation
-from search_spaces.genes import Real
+from fitness.results import Evaluation
+from search_spaces.spaces.genes import Real
 
 
 def run(strategy, fitness_of, count):

@@ -14,10 +14,10 @@ from evomerge.strategies import (
     StagedConfig,
 )
 from evomerge.testing import StrategySuite
-from search_spaces.context import SpaceContext
-from search_spaces.data_flow_config import DataFlowConfig
-from search_spaces.layout import ModelLayout
-from search_spaces.stacked import StackedSpace
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.data_flow_config import DataFlowConfig
+from search_spaces.spaces.two_stage import StackedSpace
 
 
 class TestCmaEs(StrategySuite):

@@ -25,14 +25,14 @@ from evomerge.strategies import (
     resolved_for,
 )
 from evomerge.testing.planted import evaluate
-from search_spaces.coefficients import CoefficientConfig
-from search_spaces.context import SpaceContext
-from search_spaces.data_flow_config import DataFlowConfig
-from search_spaces.kinds import SpaceConfig, build_space
-from search_spaces.layout import ModelLayout
-from search_spaces.mixture_config import MixtureConfig
-from search_spaces.raw import RawWeights
-from search_spaces.stacked_config import StackedConfig
+from experiments.digits_niches.raw import RawWeights
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.spaces.coefficients import CoefficientConfig
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.data_flow_config import DataFlowConfig
+from search_spaces.spaces.mixture_config import MixtureConfig
+from search_spaces.spaces.registry import SpaceConfig, build_space
+from search_spaces.spaces.two_stage_config import StackedConfig
 
 LAYER = ("input_layernorm.w", "self_attn.o_proj.w", "post_attention_layernorm.w", "mlp.down_proj.w")
 LAYOUT = ModelLayout(("embed",), (LAYER,) * 4, "layers.{}.", ("norm",), None, "self_attn", "mlp")

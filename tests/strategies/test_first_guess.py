@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from evomerge.strategies import CatCmaConfig, EdaConfig
-from search_spaces.coefficients import CoefficientConfig
-from search_spaces.context import SpaceContext
-from search_spaces.kinds import build_space
-from search_spaces.layout import ModelLayout
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.spaces.coefficients import CoefficientConfig
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.registry import build_space
 
 LAYOUT = ModelLayout(("embed",), (("self_attn.w", "mlp.w"),) * 4, "layers.{}.", ("norm",), None, "self_attn", "mlp")
 MODELS = {"base": "/m/base", "a": "/m/a", "b": "/m/b", "c": "/m/c"}

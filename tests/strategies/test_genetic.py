@@ -10,11 +10,11 @@ from evomerge.strategies.base import Evaluated
 from evomerge.strategies.genetic import GeneticConfig, Individual, SuccessionConfig
 from evomerge.strategies.m2n2 import M2n2
 from evomerge.testing.planted import mixed
-from fitness.evaluation import INFEASIBLE, Evaluation
-from search_spaces.context import SpaceContext
-from search_spaces.layout import ModelLayout
-from search_spaces.mixture_config import MixtureConfig
-from search_spaces.raw import RawWeights
+from experiments.digits_niches.raw import RawWeights
+from fitness.results import INFEASIBLE, Evaluation
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.mixture_config import MixtureConfig
 
 
 def ok(fitness):

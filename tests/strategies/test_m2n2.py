@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from evomerge.strategies.base import Evaluated
 from evomerge.strategies.m2n2 import Archive, M2n2Config, compete
-from fitness.evaluation import Evaluation
-from search_spaces.raw import RawWeights
+from experiments.digits_niches.raw import RawWeights
+from fitness.results import Evaluation
 
 
 def scored(scores, items=None):

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from evomerge.strategies.base import Evaluated
 from evomerge.strategies.map_elites import MapElitesConfig
-from fitness.evaluation import INFEASIBLE, Evaluation
-from search_spaces.raw import RawWeights
+from experiments.digits_niches.raw import RawWeights
+from fitness.results import INFEASIBLE, Evaluation
 
 
 def scored(fitness, **tasks):

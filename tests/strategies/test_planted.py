@@ -7,7 +7,6 @@ and `test_staged.py`; those of layer orders in `test_planted_paths.py`.
 import numpy as np
 import pytest
 
-from evomerge.pareto import hypervolume, ranks
 from evomerge.strategies import (
     CatCmaConfig,
     CmaEsConfig,
@@ -25,11 +24,12 @@ from evomerge.strategies import (
 )
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.testing.planted import PlantedSpace, distances, evaluate, mixed, reals, switched
-from fitness.evaluation import Evaluation
-from search_spaces.context import SpaceContext
-from search_spaces.genes import Real
-from search_spaces.layout import ModelLayout
-from search_spaces.mixture_config import MixtureConfig
+from fitness.pareto import hypervolume, ranks
+from fitness.results import Evaluation
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.genes import Real
+from search_spaces.spaces.mixture_config import MixtureConfig
 
 
 def guess(config, space, budget, *, seed=0, noise=0.0, objectives=1):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evomerge.strategies.selection import couple, quality, roulette, tournament
-from fitness.evaluation import INFEASIBLE
+from fitness.results import INFEASIBLE
 
 DRAWS = 4000
 

@@ -18,7 +18,7 @@ from evomerge.strategies import (
 from evomerge.strategies.extras import MissingExtraError
 from evomerge.strategies.restarts import Bipop, Ipop
 from evomerge.testing.planted import PlantedSpace, mixed, reals
-from search_spaces.genes import Choice, Integer
+from search_spaces.spaces.genes import Choice, Integer
 
 AUTO = (CmaEsConfig(), EdaConfig(), CatCmaConfig(), Nsga2Config(), GridConfig(), NevergradConfig(optimizer="PSO"))
 

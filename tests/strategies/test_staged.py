@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from evomerge.strategies import CmaEsConfig, EdaConfig, Evaluated, RandomConfig, StagedConfig, resolved_for
-from fitness.evaluation import Evaluation
-from search_spaces.coefficients import CoefficientConfig, CoefficientSpace
-from search_spaces.context import SpaceContext
-from search_spaces.data_flow_config import DataFlowConfig
-from search_spaces.layout import ModelLayout
-from search_spaces.stacked import StackedSpace
-from search_spaces.stamped import StampedSpace
+from fitness.results import Evaluation
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.data_flow_config import DataFlowConfig
+from search_spaces.spaces.stamped import StampedSpace
+from search_spaces.spaces.two_stage import StackedSpace
 
 LAYER = ("input_layernorm.w", "self_attn.o_proj.w", "post_attention_layernorm.w", "mlp.down_proj.w")
 LAYOUT = ModelLayout(("embed",), (LAYER,) * 4, "layers.{}.", ("norm",), None, "self_attn", "mlp")

@@ -19,7 +19,7 @@ from evomerge.strategies import (
     WarmStart,
 )
 from evomerge.testing.planted import distances, evaluate, mixed, reals
-from search_spaces.raw import RawWeights
+from experiments.digits_niches.raw import RawWeights
 
 POPULATIONS = {
     "m2n2": M2n2Config(archive=4),

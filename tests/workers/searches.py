@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from evomerge.run import Asked, Run, Told
+from evomerge.runs.run import Asked, Run, Told
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 COMMAND = Path(sys.executable).parent / "evomerge"

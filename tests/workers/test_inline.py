@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.config import load
-from evomerge.problem import Problem
+from evomerge.config.search_file import load
+from evomerge.search.problem import Problem
 from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, WorkerError
-from fitness.evaluation import ItemScores
+from fitness.results import ItemScores
 from tests.workers.searches import ZOO, write_config
 
 

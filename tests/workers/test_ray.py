@@ -3,12 +3,12 @@
 import logging
 from contextlib import closing
 
-from evomerge.bench import Bench
-from evomerge.config import load
-from evomerge.ledger import Ledger
-from evomerge.problem import Problem
-from evomerge.run import Run
-from evomerge.search import Search
+from evomerge.config.search_file import load
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import Run
+from evomerge.search.loop import Search
+from evomerge.search.problem import Problem
+from evomerge.search.recorded_scoring import Bench
 from tests.workers.searches import candidates, write_config
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from evomerge.config import SearchConfig
-from evomerge.merging.placement import Share
+from evomerge.config.search_file import SearchConfig
+from evomerge.merging.engine.placement import Share
 from evomerge.workers.base import OUT_OF_MEMORY, WorkerError
-from evomerge.workers.cluster import _as_inline, share_of, workers_on
+from evomerge.workers.ray_cluster import _as_inline, share_of, workers_on
 from evomerge.workers.ray_pool import RayConfig, RayPool, WorkerDied
-from fitness.evaluation import Evaluation
+from fitness.results import Evaluation
 
 ITEMS = ("t/test/0", "t/test/1")
 SECONDS = {"merge": 0.25, "score": 0.5, "wait": 0.0}

@@ -1,6 +1,6 @@
 """Merge methods: one file per family, each method registered by one decorator.
 
-To add a method: describe it in `search_spaces.methods`, write a function ``(block, *, parameters) -> None``
+To add a method: describe it in `search_spaces.recipes.methods`, write a function ``(block, *, parameters) -> None``
 that fills ``block.out``, and decorate it with `merge_method`. Importing the family here makes it known;
 `evomerge.testing.merge_methods` tests it.
 """

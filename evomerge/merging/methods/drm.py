@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block, Form
+from evomerge.merging.methods.blocks import Block, Form
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, singular
 from evomerge.merging.methods.registry import PerModel, Prepared, SourceGroup, merge_method
 from evomerge.merging.methods.trimmed import descending_ranks, number_kept

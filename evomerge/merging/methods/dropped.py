@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect_and_merge
 from evomerge.merging.methods.formulas import Election, Kept, WeightedSum, Whole
 from evomerge.merging.methods.linear import add_and_merge, added

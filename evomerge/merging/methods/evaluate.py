@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, ge, lt
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect_and_merge
 from evomerge.merging.methods.formulas import Formula, Kept, WeightedSum
 from evomerge.merging.methods.linear import scale_by

@@ -1,7 +1,8 @@
 """Fisher-weighted averaging: Matena & Raffel 2022, arXiv:2111.09832.
 
 Each model's weights count as much as a text says of them: with F_t the diagonal of model t's empirical Fisher
-information, the mean squared gradient of the text's log-likelihood (`evomerge.merging.statistics`), per entry
+information, the mean squared gradient of the text's log-likelihood
+(`evomerge.merging.engine.calibration_statistics`), per entry
 
     θ = Σ w_t f_t θ_t / Σ w_t f_t,    f_t = max(√n F_t / ‖F_t‖, floor),
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.registry import PerModel, SourceTensor, merge_method
 
 

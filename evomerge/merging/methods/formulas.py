@@ -1,7 +1,8 @@
 """What most methods come to once their coefficients are known: one of two formulas per tensor.
 
 A method may return its formula and leave the arithmetic to the engine, which then makes a single pass over the
-sources: by `evomerge.merging.kernels`, compiled, for large models, or by `evomerge.merging.methods.evaluate`, in torch,
+sources: by `evomerge.merging.engine.kernels`, compiled, for large models, or by `evomerge.merging.methods.evaluate`,
+in torch,
 everywhere. Both round alike.
 
 Legend: T terms, n entries of the tensor, K rows or columns.
@@ -15,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from evomerge.merging.blocks import Form
+from evomerge.merging.methods.blocks import Form
 
 
 @dataclass(frozen=True)

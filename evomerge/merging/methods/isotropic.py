@@ -18,9 +18,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block, Form
+from evomerge.merging.methods.blocks import Block, Form
+from evomerge.merging.methods.last_value_cache import Memo
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, polar, singular
-from evomerge.merging.methods.memo import Memo
 from evomerge.merging.methods.registry import PerModel, Prepared, SourceGroup, merge_method
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.formulas import Kept, WeightedSum, Whole
 from evomerge.merging.methods.registry import OptionalPerModel, PerModel, merge_method
 

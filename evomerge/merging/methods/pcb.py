@@ -20,8 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
-from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.blocks import Block
+from evomerge.merging.methods.last_value_cache import Memo
 from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
 
 PERCENTILE = 1e-4  # q

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
-from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.blocks import Block
+from evomerge.merging.methods.last_value_cache import Memo
 from evomerge.merging.methods.registry import SourceGroup, merge_method
 
 STRETCH = 1 << 20

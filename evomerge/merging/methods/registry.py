@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from evomerge.merging.blocks import Form
+from evomerge.merging.methods.blocks import Form
 from evomerge.merging.methods.formulas import Formula
-from search_spaces.methods import MethodSpec, method_spec
+from search_spaces.recipes.methods import MethodSpec, method_spec
 
 PerModel: TypeAlias = Sequence[float]
 """A parameter with one value per model, in the order of the block's models."""
@@ -124,7 +124,7 @@ class MergeMethod:
     Attributes
     ----------
     spec
-        Its description in `search_spaces.methods`.
+        Its description in `search_spaces.recipes.methods`.
     apply
         Fills ``block.out`` from one block of the sources, called for every block of every tensor; or, called once per
         tensor, returns the formula that does.
@@ -178,7 +178,7 @@ def merge_method(
     """Register a function as the merge method called `name`; see `MergeMethod` for the rest.
 
     Takes a `Block` and returns None, or takes a `Whole` and returns a `Formula` (faster: one compiled pass).
-    Its keyword-only arguments must be the method's parameters in `search_spaces.methods` (those with an
+    Its keyword-only arguments must be the method's parameters in `search_spaces.recipes.methods` (those with an
     effect), those with a value per model annotated as `PerModel`.
 
     Raises

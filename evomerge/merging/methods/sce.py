@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect
-from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.last_value_cache import Memo
 from evomerge.merging.methods.registry import SourceGroup, merge_method
 from evomerge.merging.methods.trimmed import descending_ranks
 

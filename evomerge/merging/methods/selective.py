@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.formulas import Kept, WeightedSum, Whole
 from evomerge.merging.methods.registry import SourceGroup, merge_method
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.formulas import WeightedSum, Whole
-from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.last_value_cache import Memo
 from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
 
 Parts: TypeAlias = Literal["whole", "rows", "columns"]

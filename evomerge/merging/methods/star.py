@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evomerge.merging.blocks import Block, Form
+from evomerge.merging.methods.blocks import Block, Form
 from evomerge.merging.methods.linear import add_and_merge
 from evomerge.merging.methods.matrices import Nothing, Singular, precise, singular
 from evomerge.merging.methods.registry import PerModel, Prepared, SourceTensor, merge_method

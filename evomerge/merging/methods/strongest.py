@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect
 from evomerge.merging.methods.registry import PerModel, merge_method
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block
+from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.linear import total_of
 from evomerge.merging.methods.registry import PerModel, merge_method
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.formulas import Election, Kept, WeightedSum, Whole
+from evomerge.merging.methods.last_value_cache import Memo
 from evomerge.merging.methods.linear import added
-from evomerge.merging.methods.memo import Memo
 from evomerge.merging.methods.registry import PerModel, SourceModel, SourceTensor, merge_method
 
 STRETCH = 1 << 22  # entries looked at together

@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block, Form
-from evomerge.merging.methods.memo import Memo
+from evomerge.merging.methods.blocks import Block, Form
+from evomerge.merging.methods.last_value_cache import Memo
 from evomerge.merging.methods.registry import SourceGroup, merge_method
 
 SMALLEST_NORM = 1e-12  # to divide by

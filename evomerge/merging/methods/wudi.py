@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Block, Form
+from evomerge.merging.methods.blocks import Block, Form
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, precise
 from evomerge.merging.methods.registry import PerModel, Prepared, SourceTensor, merge_method
 

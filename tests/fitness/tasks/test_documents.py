@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fitness.evaluation import TaskError
+from fitness.results import TaskError
 
 
 def test_search_items_of_a_test_split_need_an_acknowledgement(toys: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fitness.evaluation import TaskError
+from fitness.results import TaskError
 
 
 def test_unknown_tasks_name_the_nearest(toys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

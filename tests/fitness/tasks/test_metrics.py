@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fitness.evaluation import TaskError
-from fitness.scoring import Evaluator
+from fitness.results import TaskError
+from fitness.scoring.evaluator import Evaluator
 
 
 def test_unknown_metrics_and_filters_name_the_nearest(toys: Any) -> None:

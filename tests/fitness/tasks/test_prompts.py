@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fitness.evaluation import TaskError
+from fitness.results import TaskError
 
 
 def test_few_shot_examples_are_those_of_the_whole_split(toys: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fitness.own_metrics import Answers
+from fitness.tasks.loss_metrics import Answers
 from fitness.tasks.scores import PLAIN_ACCURACIES
 from fitness.tasks.suite import TaskSuite
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fitness.evaluation import TaskError
+from fitness.results import TaskError
 
 
 def test_a_suite_knows_its_tasks(toys: Any) -> None:

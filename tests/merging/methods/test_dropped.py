@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Form
+from evomerge.merging.methods.blocks import Form
 from evomerge.merging.methods.dropped import keep_probability, places
 from evomerge.merging.methods.registry import SourceModel, SourceTensor
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients, merge_tensors
-from search_spaces.coefficients import CoefficientConfig
-from search_spaces.errors import RecipeError
-from search_spaces.recipe import Recipe
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.coefficients import CoefficientConfig
 
 Merge = Callable[..., Tensor]
 RECIPE = {"merge_method": "fisher", "models": [{"model": "a"}, {"model": "b"}]}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from evomerge.testing.merge_methods import merge_tensors
-from search_spaces.methods import METHODS as ALL
-from search_spaces.recipe import Recipe
-from search_spaces.settings import constant
+from search_spaces.recipes.methods import METHODS as ALL
+from search_spaces.recipes.parameter_values import constant
+from search_spaces.recipes.recipe import Recipe
 
 # Those that rest on a text are tested with one (`tests/merging/test_gradients.py`).
 METHODS = {name: spec for name, spec in ALL.items() if spec.statistic is None}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evomerge.merging.methods.dropped import keep_probability, places
 from evomerge.testing.merge_methods import Merge as PreparedMerge
-from search_spaces.methods import METHODS
+from search_spaces.recipes.methods import METHODS
 
 pytestmark = [
     pytest.mark.slow,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from evomerge.merging.blocks import Block
 from evomerge.merging.methods import implementation, merge_method
+from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.registry import PerModel
-from search_spaces.errors import RecipeError
-from search_spaces.methods import METHODS
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.methods import METHODS
 
 
 def test_every_method_of_the_table_is_implemented() -> None:

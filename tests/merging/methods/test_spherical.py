@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evomerge.merging.blocks import Form
+from evomerge.merging.methods.blocks import Form
 from evomerge.merging.methods.registry import SourceGroup
 from evomerge.merging.methods.spherical import Grams, squared_shares, stock_ratio
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evomerge.merging.blocks import Form
+from evomerge.merging.methods.blocks import Form
 from evomerge.merging.methods.registry import SourceModel, SourceTensor
 from evomerge.merging.methods.trimmed import ranks
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients

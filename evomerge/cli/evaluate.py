@@ -1,0 +1,91 @@
+"""`evomerge evaluate`: full scores of one model, or of a recipe's model, with confidence intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from evomerge.cli.merge import open_recipe
+from evomerge.cli.printing import console, grid
+from evomerge.config.search_file import ConfigError, InlineConfig, load_recorded
+from evomerge.merging.sources import preflight
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.open_sources import open_source, typed
+from evomerge.runs.run import require_run
+from evomerge.search.problem import build_worker, inline_settings
+from fitness.config import FitnessConfig, Split, TaskConfig
+from fitness.estimation.intervals import interval
+from fitness.objectives import by_task
+from fitness.tasks.suite import TaskSuite
+from search_spaces.recipes.baselines import source_recipe
+from search_spaces.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a model is asked, and how it is run."""
+
+    suite: TaskSuite
+    items: tuple[str, ...]
+    fitness: FitnessConfig
+    workers: InlineConfig
+
+
+def of_tasks(tasks: Sequence[str], include_path: Sequence[Path], split: Split | None) -> Questions:
+    """Return all items of a split of each task, asked as the tasks say."""
+    if not tasks:
+        raise ConfigError("--tasks: name at least one lm-eval task, or a run with --like")
+    try:
+        fitness = FitnessConfig(
+            tasks=tuple(TaskConfig(task=task) for task in tasks),
+            include_path=tuple(str(path.resolve()) for path in include_path),
+        )
+    except ValidationError as error:
+        raise ConfigError(f"--tasks: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    suite = TaskSuite.whole(fitness, split or "auto")
+    return Questions(suite, suite.pool.subset("all", seed=0), fitness, InlineConfig())
+
+
+def of_run(run: Path) -> Questions:
+    """Return a run's held-out items, asked as the run asked them."""
+    require_run(run)
+    config = load_recorded(run)
+    suite = TaskSuite.load(config.fitness, config.seed)
+    return Questions(suite, suite.pool.held_out_ids(), config.fitness, inline_settings(config.workers))
+
+
+def evaluate(model: str, questions: Questions, device: str | None, as_json: bool) -> None:
+    """Score a model."""
+    checkpoints, base, recipe = _open(model)
+    workers = questions.workers if device is None else questions.workers.model_copy(update={"device": device})
+    worker = build_worker(checkpoints, base, questions.suite, questions.fitness, workers)
+    scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items)
+    rows = []
+    for task, scores in by_task(scored).items():
+        low, high = interval(scores)
+        rows.append({"task": task, "score": float(scores.mean()), "low": low, "high": high, "items": len(scores)})
+    if as_json:
+        per_item = {item: float(score) for item, score in zip(scored.items, scored.scores, strict=True)}
+        print(json.dumps({"model": model, "tasks": rows, "scores": per_item}, indent=1))
+    else:
+        columns = ["task", "score", "95 % interval", "items"]
+        console().print(grid(columns, [_cells(row) for row in rows]))
+
+
+def _open(model: str) -> tuple[dict[str, Checkpoint], str, Recipe]:
+    if Path(model).suffix in (".yaml", ".yml"):
+        return open_recipe(Path(model))
+    checkpoint = open_source(typed(model))
+    preflight.check({model: checkpoint}, model)
+    dtype = str(checkpoint.dtype).removeprefix("torch.")
+    recipe = source_recipe(checkpoint.reference, checkpoint.layout, out_dtype=dtype)
+    return {checkpoint.reference: checkpoint}, checkpoint.reference, recipe
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [row["task"], f"{row['score']:.3f}", f"{row['low']:.3f} .. {row['high']:.3f}", str(row["items"])]

@@ -1,0 +1,79 @@
+"""`evomerge export`: a run's recipe as YAML. Needs neither the models nor torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from shlex import quote
+
+from evomerge.files.atomic import write_text
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import Run, RunError
+from evomerge.search.warm_start import space_of
+from search_spaces.recipes.recipe import Recipe, RecipeError
+
+
+def export(path: Path, output: Path | None, rank: int | None, dialect: str, rounded: bool) -> None:
+    """Write the best recipe, or the candidate of a rank."""
+    with Run.read(path) as run:
+        ledger = Ledger(run.events())
+    recipe = _best(path) if rank is None else _ranked(path, ledger, rank)
+    if dialect == "mergekit":
+        recipe = _for_mergekit(recipe, rounded)
+    text = recipe.to_yaml(f"exported from {path.name} by evomerge")
+    if output is None:
+        print(text, end="")
+        return
+    write_text(output, text)
+    print(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", file=sys.stderr)
+
+
+def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
+    """Write every recipe of the front that the search has seen, 1.yaml, 2.yaml, ..., by the first objective."""
+    with Run.read(path) as run:
+        ledger = Ledger(run.events())
+    front = ledger.front()
+    if not front:
+        raise _nothing_yet(path)
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"--pareto {folder}: the folder is not empty; name another one")
+    space = space_of(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, identity in enumerate(front, start=1):
+        recipe = space.decode(ledger.asked[identity].candidate.genotype)
+        if dialect == "mergekit":
+            recipe = _for_mergekit(recipe, rounded)
+        values = ", ".join(f"{value:.4f}" for value in ledger.evaluation(identity).objectives)
+        header = f"candidate {identity} of {path.name}, search objectives {values}"
+        write_text(folder / f"{number}.yaml", recipe.to_yaml(header))
+    print(f"wrote {len(front)} recipes to {folder}", file=sys.stderr)
+
+
+def _nothing_yet(path: Path) -> RunError:
+    return RunError(f"{path} has scored no candidate yet; wait, or go on with `evomerge resume {quote(str(path))}`")
+
+
+def _best(path: Path) -> Recipe:
+    file = path / "best.yaml"
+    if not file.is_file():
+        raise _nothing_yet(path)
+    return Recipe.from_file(file)
+
+
+def _ranked(path: Path, ledger: Ledger, rank: int) -> Recipe:
+    ranking = ledger.ranking()
+    if rank > len(ranking):
+        raise RunError(f"--rank {rank}: {path} has {len(ranking)} distinct scored recipes; give 1 to {len(ranking)}")
+    return space_of(path).decode(ledger.asked[ranking[rank - 1]].candidate.genotype)
+
+
+def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
+    obstacles = recipe.mergekit_obstacles()
+    if obstacles and not rounded:
+        raise RecipeError(
+            f"mergekit cannot rebuild this recipe exactly: {'; '.join(obstacles)}; add --round to give that up"
+        )
+    recipe, given_up = recipe.rounded_for_mergekit()
+    for sentence in given_up:
+        print(f"note: {sentence}", file=sys.stderr)
+    return recipe

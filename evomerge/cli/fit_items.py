@@ -1,0 +1,123 @@
+"""`evomerge calibrate`: item parameters from other models' answers to the same items."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.cli.printing import console, grid
+from evomerge.config.search_file import ConfigError
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import Run, is_run
+from fitness.estimation.irt import item_fit
+from fitness.estimation.item_banks import (
+    Calibration,
+    Responses,
+    by_task,
+    calibrate,
+    from_run,
+    read_csv,
+    read_matrix,
+    read_samples,
+)
+
+MISFIT = 1.3  # of infit: above, an item measures something else
+
+
+def calibrate_items(
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    task: str | None,
+    split: str,
+    metric: str | None,
+    filter_name: str | None,
+    dimensions: int | None,
+    as_json: bool,
+) -> None:
+    """Fit item parameters and write them beside the answers they come from."""
+    if output.suffix != ".npz":
+        raise ConfigError(f"-o {output}: name a file that ends in .npz")
+    if not output.resolve().parent.is_dir():
+        raise ConfigError(f"-o {output}: there is no folder {output.parent}; make it first, or name another")
+    try:
+        responses = _read(sources, task, split, metric, filter_name)
+        fitted = {name: calibrate(found, dimensions=dimensions) for name, found in responses.items()}
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from None
+    calibration = Calibration(responses, fitted)
+    calibration.save(output)
+    summary = [_summary(name, calibration) for name in responses]
+    if as_json:
+        print(json.dumps({"calibration": str(output), "tasks": summary}, indent=1))
+        return
+    out = console()
+    out.print(grid(["task", "models", "items", "answered", "dimensions", "misfits"], [_cells(row) for row in summary]))
+    out.print(f"wrote {output}; use it with", soft_wrap=True)
+    out.print(f"  fitness: {{subset: {{items: 30, calibration: {output}}}}}", soft_wrap=True)
+
+
+def _read(
+    sources: Sequence[Path], task: str | None, split: str, metric: str | None, filter_name: str | None
+) -> Mapping[str, Responses]:
+    """Read one run, one matrix, or sample logs and folders of them."""
+    missing = next((path for path in sources if not path.exists()), None)
+    if missing is not None:
+        raise ConfigError(f"{missing}: no such file or folder; give lm-eval's sample logs, a matrix, or a run")
+    first = sources[0]
+    if is_run(first) or first.suffix in (".npz", ".csv"):
+        if len(sources) > 1:
+            raise ConfigError(f"{sources[1]}: a run or a matrix is read alone; leave the others out")
+        if is_run(first):
+            with Run.read(first) as run:
+                return by_task(_answers(run))
+        return by_task(read_csv(first) if first.suffix == ".csv" else read_matrix(first), task, split)
+    found = read_samples(sources, metric, filter_name, split)
+    if task is None:
+        return found
+    if task not in found:
+        raise ConfigError(f"--task {task}: the logs are of {', '.join(found)}; name one of them")
+    return {task: found[task]}
+
+
+def _answers(run: Run) -> Responses:
+    """Read what a run's sources, candidates and finalists answered, the held-out items left out."""
+    ledger = Ledger(run.events())
+    answers = {
+        f"{stage} {recipe}": (evaluation.items, evaluation.scores)
+        for (stage, recipe), evaluation in ledger.finals.items()
+        if stage != "held_out"
+    }
+    for identity, told in ledger.told.items():
+        if told.evaluation.status != "failed" and not told.cached:
+            answers[f"candidate {identity}"] = (told.evaluation.items, told.evaluation.scores)
+    return from_run(answers)
+
+
+def _summary(task: str, calibration: Calibration) -> dict[str, Any]:
+    responses, banks = calibration.responses[task], calibration.banks[task]
+    misfit_I = item_fit(banks[0], responses.scores).infit > MISFIT
+    return {
+        "task": task,
+        "models": len(responses.models),
+        "items": len(responses.items),
+        "answered": float(1 - np.isnan(responses.scores).mean()),
+        "dimensions": [bank.dimensions for bank in banks],
+        "misfits": int(misfit_I.sum()),
+    }
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    dimensions = " and ".join(map(str, row["dimensions"]))
+    return [
+        row["task"],
+        str(row["models"]),
+        str(row["items"]),
+        f"{100 * row['answered']:.0f} %",
+        dimensions,
+        str(row["misfits"]),
+    ]

@@ -1,0 +1,207 @@
+"""`evomerge inspect`: how alike models are, and what stands in the way of merging them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge.cli.init import names_of
+from evomerge.cli.printing import console, grid, size
+from evomerge.config.search_file import ConfigError
+from evomerge.merging.sources import preflight
+from evomerge.merging.sources.adapters import AdapterCheckpoint
+from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.licences import conflicts, licence
+from evomerge.merging.sources.open_sources import open_sources, typed
+from evomerge.merging.sources.similarity import Kinship, measure
+
+
+def inspect(models: Sequence[str], quick: bool, allow_unrelated: bool, as_json: bool) -> None:
+    """Print what was found; end with exit code 1 where the models cannot be merged as they are."""
+    if len({str(Path(model).resolve()) if Path(model).exists() else model for model in models}) < len(models):
+        raise ConfigError("inspect: a model is named twice; name each once")
+    models = [typed(model) for model in models]
+    names = names_of(models)
+    checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0])
+    summary = inspected(checkpoints, names[0], quick=quick, allow_unrelated=allow_unrelated)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        _print(summary)
+    if summary["obstacles"]:
+        raise SystemExit(1)
+
+
+def inspected(
+    checkpoints: Mapping[str, Checkpoint], base: str, *, quick: bool = False, allow_unrelated: bool = False
+) -> dict[str, Any]:
+    """Return all that is known of the sources, ready for JSON.
+
+    Parameters
+    ----------
+    checkpoints
+        Opened sources by name.
+    base
+        The base's name.
+    quick
+        Measure kinship on a sample of each tensor.
+    allow_unrelated
+        Count sources that do not share the base among the warnings.
+    """
+    vocabularies = {name: c.tokenizer().get_vocab() for name, c in checkpoints.items() if c.tokenizer_files}
+    obstacles = _shape_obstacles(checkpoints, base)
+    kin = None if obstacles else measure(checkpoints, base, sample=quick)
+    warnings = [*conflicts({name: licence(c) for name, c in checkpoints.items()})]
+    warnings += preflight.chat_templates(checkpoints, base)
+    warnings += preflight.unverified_bases(checkpoints, base)
+    for name, checkpoint in checkpoints.items():
+        warnings += preflight.behaviour(name, checkpoint, base, checkpoints[base])
+    try:
+        for name, checkpoint in checkpoints.items():
+            preflight.check_tokenizers(name, checkpoint, base, checkpoints[base])
+    except CheckpointError as error:
+        obstacles.append(str(error))
+    if kin is not None:
+        (warnings if allow_unrelated else obstacles).extend(preflight.strangers(kin, base))
+    return {
+        "models": {name: _model(checkpoint, vocabularies.get(name)) for name, checkpoint in checkpoints.items()},
+        "vocabulary": _overlaps(vocabularies, base),
+        "kinship": None if kin is None else _kinship(kin),
+        "warnings": list(dict.fromkeys(warnings)),
+        "obstacles": list(dict.fromkeys(obstacles)),
+    }
+
+
+def _shape_obstacles(checkpoints: Mapping[str, Checkpoint], base: str) -> list[str]:
+    found = []
+    for name, checkpoint in checkpoints.items():
+        try:
+            preflight.check_form(name, checkpoint, base, checkpoints[base])
+        except CheckpointError as error:
+            found.append(str(error))
+    return found
+
+
+def _model(checkpoint: Checkpoint, vocabulary: Mapping[str, int] | None) -> dict[str, Any]:
+    return {
+        "reference": checkpoint.reference,
+        "kind": "adapter" if isinstance(checkpoint, AdapterCheckpoint) else "checkpoint",
+        "architecture": checkpoint.architecture,
+        "layers": checkpoint.layout.num_layers,
+        "parameters": checkpoint.num_parameters,
+        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "tied": checkpoint.tied,
+        "bytes": sum(path.stat().st_size for path in checkpoint.weight_files),
+        "rows": checkpoint.shape(checkpoint.names[0])[0],
+        "tokens": None if vocabulary is None else len(vocabulary),
+        "chat_template": checkpoint.chat_template() is not None,
+        "licence": licence(checkpoint),
+    }
+
+
+def _overlaps(vocabularies: Mapping[str, Mapping[str, int]], base: str) -> dict[str, dict[str, int]]:
+    """Count, for each expert, the tokens shared with the base, those with the same id, and those only it has."""
+    if base not in vocabularies:
+        return {}
+    wanted = vocabularies[base]
+    return {
+        name: {
+            "shared": len(own.keys() & wanted.keys()),
+            "same_id": sum(wanted.get(token) == place for token, place in own.items()),
+            "only_here": len(own.keys() - wanted.keys()),
+            "only_in_base": len(wanted.keys() - own.keys()),
+        }
+        for name, own in vocabularies.items()
+        if name != base
+    }
+
+
+def _kinship(kin: Kinship) -> dict[str, Any]:
+    return {
+        "entries": kin.entries,
+        "total": kin.total,
+        "groups": list(kin.groups),
+        "base_norms": list(kin.base_norms),
+        "experts": {
+            expert: {
+                "relative_norm": kin.relative_norm(expert),
+                "delta_norms": list(kin.delta_norms[expert]),
+                "weight_cosines": dict(kin.weight_cosines[expert]),
+            }
+            for expert in kin.experts
+        },
+        "cosines": _finite(kin.cosines),
+        "pearsons": _finite(kin.pearsons),
+    }
+
+
+def _finite(matrix: Sequence[Sequence[float]]) -> list[list[float | None]]:
+    """Return the matrix for JSON, which has no NaN."""
+    return [[value if math.isfinite(value) else None for value in row] for row in matrix]
+
+
+# --- for people ---
+
+
+def _print(summary: dict[str, Any]) -> None:
+    out = console()
+    columns = ["model", "architecture", "layers", "parameters", "dtype", "tied", "files", "tokens", "chat", "licence"]
+    out.print(grid(columns, [_row(name, model) for name, model in summary["models"].items()]))
+    if summary["vocabulary"]:
+        out.print("\nvocabulary, against the base")
+        columns = ["model", "shared", "same id", "only here", "only in the base"]
+        rows = [[name, *(f"{count:,}" for count in counts.values())] for name, counts in summary["vocabulary"].items()]
+        out.print(grid(columns, rows))
+    if summary["kinship"] is not None and summary["kinship"]["experts"]:
+        _print_kinship(summary["kinship"])
+    for line in summary["warnings"]:
+        out.print(f"warning: {line}", soft_wrap=True)
+    for line in summary["obstacles"]:
+        out.print(f"cannot be merged: {line}", soft_wrap=True)
+
+
+def _row(name: str, model: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        model["architecture"] + (" + LoRA" if model["kind"] == "adapter" else ""),
+        str(model["layers"]),
+        f"{model['parameters']:,}",
+        model["dtype"],
+        "yes" if model["tied"] else "no",
+        size(model["bytes"]),
+        "none" if model["tokens"] is None else f"{model['tokens']:,}",
+        "yes" if model["chat_template"] else "no",
+        model["licence"] or "not stated",
+    ]
+
+
+def _print_kinship(kin: dict[str, Any]) -> None:
+    out = console()
+    share = kin["entries"] / kin["total"]
+    out.print(f"\nkinship, from {'all' if share >= 1 else f'{share:.1%} of the'} weights (delta: model minus base)")
+    names = list(kin["experts"])
+    modules = sorted({module for expert in kin["experts"].values() for module in expert["weight_cosines"]})
+    columns = ["model", "delta / base", *(f"cosine {module}" for module in modules)]
+    rows = [
+        [name, f"{e['relative_norm']:.4f}", *(f"{e['weight_cosines'].get(module, math.nan):.4f}" for module in modules)]
+        for name, e in kin["experts"].items()
+    ]
+    out.print(grid(columns, rows))
+    out.print("\nnorm of the delta by layer")
+    norms = [[group, f"{base:.3f}", *(f"{kin['experts'][name]['delta_norms'][index]:.3f}" for name in names)]
+             for index, (group, base) in enumerate(zip(kin["groups"], kin["base_norms"], strict=True))]  # fmt: skip
+    out.print(grid(["layer", "base's weights", *names], norms))
+    if len(names) > 1:
+        out.print("\ncosine / Pearson of the deltas")
+        pairs = [
+            [name, *(_pair(kin["cosines"][i][j], kin["pearsons"][i][j]) for j in range(len(names)))]
+            for i, name in enumerate(names)
+        ]
+        out.print(grid(["", *names], pairs))
+
+
+def _pair(cosine: float | None, pearson: float | None) -> str:
+    return "-" if cosine is None or pearson is None else f"{cosine:.3f} / {pearson:.3f}"

@@ -1,0 +1,321 @@
+"""The command line. Each verb's work lives in `evomerge.commands`, imported only when the verb runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from evomerge import __version__
+
+app = typer.Typer(
+    name="evomerge",
+    help="Evolutionary search for language-model merge recipes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+OURS = ("evomerge", "search_spaces", "fitness")
+REPEATED = ("--models", "--tasks", "--include-path")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: space.weight.high=2; budget.hours=+1 adds."),
+]
+SearchFile = Annotated[Path, typer.Argument(help="The search file (YAML).", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+Tasks = Annotated[list[str], typer.Option(help="Names of lm-eval tasks; several may follow.", show_default=False)]
+IncludePath = Annotated[
+    list[Path] | None, typer.Option(help="Folders of lm-eval task files; several may follow.", show_default=False)
+]
+
+AllowUnrelated = Annotated[
+    bool, typer.Option("--allow-unrelated", help="Take models although their weights do not come from the base's.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"evomerge {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    models: Annotated[
+        list[str], typer.Option(help="The base model, then the experts; several follow.", show_default=False)
+    ],
+    tasks: Tasks,
+    include_path: IncludePath = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")] = Path("search.yaml"),
+) -> None:
+    """Write a commented search file after looking at the models."""
+    from evomerge.cli.init import init as run
+
+    run(models, tasks, include_path or [], output)
+
+
+@app.command()
+def plan(
+    config: SearchFile,
+    set_: Set = None,
+    json: Json = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Check what can be without the models' weights and the tasks' data.")
+    ] = False,
+    architecture: Annotated[
+        Path | None, typer.Option(help="For --offline: a config.json like the models'; the base's by default.")
+    ] = None,
+) -> None:
+    """Check a search file against its models and tasks; say what the search will cost."""
+    if offline or architecture is not None:
+        from evomerge.cli.plan_offline import plan_offline
+
+        return plan_offline(config, set_ or [], architecture, json)
+    from evomerge.cli.plan import plan as run
+
+    return run(config, set_ or [], json)
+
+
+@app.command()
+def search(
+    config: SearchFile,
+    set_: Set = None,
+    run_: Annotated[Path | None, typer.Option("--run", help="The run directory to make; runs/NAME by default.")] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Begin with what a former run has found.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search, then score the result on held-out items."""
+    from evomerge.cli.search import search as run
+
+    run(config, set_ or [], run_, warm_start, json)
+
+
+@app.command()
+def resume(run_: RunFolder, set_: Set = None, json: Json = False) -> None:
+    """Go on with a stopped search, exactly; --budget.evaluations=+200 extends a finished one."""
+    from evomerge.cli.search import resume as run
+
+    run(run_, set_ or [], json)
+
+
+@app.command()
+def status(run_: RunFolder, json: Json = False) -> None:
+    """Say where a run stands, also while it runs."""
+    from evomerge.cli.status import status as run
+
+    run(run_, json)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds run directories.")] = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List the runs in a folder."""
+    from evomerge.cli.status import runs as run
+
+    run(folder, json)
+
+
+@app.command()
+def report(
+    run_: RunFolder,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write it; RUN/report.html.")] = None,
+) -> None:
+    """Write a run as one self-contained HTML page."""
+    from evomerge.cli.report import report as run
+
+    run(run_, output)
+
+
+@app.command()
+def export(
+    run_: RunFolder,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; standard output by default.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="The candidate with this rank by search score instead.")
+    ] = None,
+    pareto: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write all recipes that none dominates to this folder instead.")
+    ] = None,
+    format_: Annotated[
+        Literal["evomerge", "mergekit"], typer.Option("--format", help="Refuse what mergekit cannot rebuild.")
+    ] = "evomerge",
+    round_: Annotated[bool, typer.Option("--round", help="With --format mergekit: give that up.")] = False,
+) -> None:
+    """Write the best recipe as YAML, or the front of several objectives."""
+    from evomerge.cli.export import export, export_front
+
+    if pareto is not None:
+        export_front(run_, pareto, format_, round_)
+    else:
+        export(run_, output, rank, format_, round_)
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of evomerge or mergekit (YAML).", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.", show_default=False)],
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    adapter: Annotated[bool, typer.Option("--adapter", help="Write a merge of LoRA adapters as one adapter.")] = False,
+    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of that adapter; all by default.")] = None,
+    within: Annotated[
+        Path | None, typer.Option(help="Refuse local models outside of this folder: for recipes of strangers.")
+    ] = None,
+    allow_unrelated: AllowUnrelated = False,
+    intermediates: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep what a recipe of several documents merges on the way.")
+    ] = None,
+) -> None:
+    """Write a recipe's checkpoint: weights, tokenizer, config and model card."""
+    from evomerge.cli.merge import merge as run
+
+    run(
+        recipe,
+        out,
+        device,
+        adapter,
+        rank,
+        within=within,
+        allow_unrelated=allow_unrelated,
+        intermediates=intermediates,
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A folder, hub id or recipe.", show_default=False)
+    ],
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="Names of lm-eval tasks; several may follow.", show_default=False)
+    ] = None,
+    include_path: IncludePath = None,
+    split: Annotated[
+        Literal["train", "validation", "test"] | None,
+        typer.Option(help="Which items; by default test if the task has one, else validation."),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Ask a run's held-out items just as the run did, instead of --tasks."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="A torch device; by default a GPU if there is one, or the run's.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score a model, or a recipe's model, on whole tasks, with confidence intervals."""
+    from evomerge.cli.evaluate import evaluate as run
+    from evomerge.cli.evaluate import of_run, of_tasks
+
+    run(model, of_run(like) if like else of_tasks(tasks or [], include_path or [], split), device, json)
+
+
+@app.command()
+def inspect(
+    models: Annotated[
+        list[str], typer.Argument(help="Folders, hub ids or GGUF files; the first is the base.", show_default=False)
+    ],
+    quick: Annotated[bool, typer.Option("--quick", help="Look at a sample of each tensor only.")] = False,
+    allow_unrelated: AllowUnrelated = False,
+    json: Json = False,
+) -> None:
+    """Say how alike models are, and what stands in the way of merging them."""
+    from evomerge.cli.inspect import inspect as run
+
+    run(models, quick, allow_unrelated, json)
+
+
+@app.command()
+def calibrate(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="lm-eval's samples_*.jsonl or folders of them; or one responses matrix (.npz, .csv); or one run.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")] = Path("calibration.npz"),
+    task: Annotated[
+        str | None, typer.Option(help="Task of a matrix whose items do not say it; or the one to take from the logs.")
+    ] = None,
+    split: Annotated[
+        Literal["train", "validation", "test"], typer.Option(help="Split that the items are from; files do not say.")
+    ] = "test",
+    metric: Annotated[str | None, typer.Option(help="Score to take from the logs; by default the first.")] = None,
+    filter_: Annotated[str | None, typer.Option("--filter", help="lm-eval's filter; by default the first.")] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(min=1, help="Of the multidimensional model; by default up to 5, 1 leaves it out.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fit item parameters to other models' answers, for fitness.subset.calibration."""
+    from evomerge.cli.fit_items import calibrate_items as run
+
+    run(
+        sources,
+        output,
+        task=task,
+        split=split,
+        metric=metric,
+        filter_name=filter_,
+        dimensions=dimensions,
+        as_json=json,
+    )
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
+    arguments = _repeat_options(sys.argv[1:])
+    debug = "--debug" in arguments
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    try:
+        app(args=arguments)
+    except Exception as error:
+        if debug:
+            raise
+        if type(error).__module__.split(".")[0] in OURS:
+            print(f"evomerge: {error}", file=sys.stderr)
+            sys.exit(2 if isinstance(error, ValueError) else 1)
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"evomerge: unexpected {line}; `evomerge --debug ...` shows where", file=sys.stderr)
+        sys.exit(1)
+
+
+def _repeat_options(arguments: list[str]) -> list[str]:
+    """Let `--models A B` stand for `--models A --models B`, and `--budget.hours=2` for `--set budget.hours=2`."""
+    expanded: list[str] = []
+    option, taken = None, 0
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if key.startswith("--") and "." in key and equals:
+            expanded += ["--set", argument[2:]]
+            option = None
+            continue
+        if argument.startswith("-"):
+            option, taken = (argument, 0) if argument in REPEATED else (None, 0)
+        elif option is not None:
+            if taken:
+                expanded.append(option)
+            taken += 1
+        expanded.append(argument)
+    return expanded
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""`evomerge merge`: a recipe's checkpoint, on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.output.adapter_writer import write_adapter
+from evomerge.merging.output.writer import OutputError, check_place, write_checkpoint
+from evomerge.merging.sources import preflight
+from evomerge.merging.sources.adapters import AdapterCheckpoint
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.open_sources import folder_of, open_sources
+from evomerge.search.problem import torch_device
+from search_spaces.recipes.documents import Stage, needed, read_stages
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.references import parts, with_parts
+
+
+def merge(
+    file: Path,
+    out: Path,
+    device: str,
+    adapter: bool = False,
+    rank: int | None = None,
+    *,
+    within: Path | None = None,
+    allow_unrelated: bool = False,
+    intermediates: Path | None = None,
+) -> None:
+    """Write the checkpoint of a recipe, or the adapter."""
+    if rank is not None and not adapter:
+        raise OutputError("--rank: only an adapter has a rank; add --adapter")
+    stages = read_stages(file)
+    if len(stages) > 1:
+        if adapter:
+            raise OutputError(f"--adapter: {file} holds {len(stages)} documents, which give whole models; leave it out")
+        merge_stages(stages, file, out, device, intermediates, within=within, allow_unrelated=allow_unrelated)
+        return
+    if intermediates is not None:
+        raise OutputError(f"--intermediates: {file} holds one document and gives nothing between; leave it out")
+    recipe = _local(stages[0].recipe, file, within)
+    checkpoints, base, recipe = _opened(recipe, file, within, allow_unrelated=allow_unrelated)
+    engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
+    if not adapter:
+        write_checkpoint(engine, recipe, out)
+        print(f"wrote {out}")
+        return
+    written = write_adapter(engine, recipe, out, rank=rank)
+    print(
+        f"wrote {out}: an adapter of rank {written.rank}, {written.parameters:,} parameters; "
+        f"the rank leaves out {written.error:.2%} of the merged task vectors (Frobenius norm)"
+    )
+
+
+def merge_stages(
+    stages: Sequence[Stage],
+    file: Path,
+    out: Path,
+    device: str,
+    intermediates: Path | None = None,
+    *,
+    within: Path | None = None,
+    allow_unrelated: bool = False,
+) -> None:
+    """Write the checkpoint of a recipe of several documents.
+
+    What is merged on the way lies in the folder `intermediates`, or beside `out` until the last merge is done.
+    """
+    names = [stage.name for stage in stages]
+    stages = tuple(replace(stage, recipe=_local(stage.recipe, file, within, names)) for stage in stages)
+    *earlier, last = needed(stages)
+    for stage in stages:
+        if stage is not last and stage not in earlier:
+            print(f"warning: {stage.name} is merged into nothing and left out", file=sys.stderr)
+    check_place(out)
+    for stage in (*earlier, last):
+        for model in stage.recipe.models:
+            with_parts(model, lambda part: part if part in names else str(folder_of(part)))  # before hours of merging
+    folder = intermediates or out.with_name(f".{out.name}.{os.getpid()}.stages")
+    results: dict[str, str] = {}
+    try:
+        for stage in (*earlier, last):
+            checkpoints, base, recipe = _opened(
+                stage.with_results(results), file, within, allow_unrelated=allow_unrelated
+            )
+            engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
+            if stage is last:
+                write_checkpoint(engine, recipe, out, stages=(*earlier, last))
+                print(f"wrote {out}")
+            else:
+                assert stage.name is not None
+                results[stage.name] = str(write_checkpoint(engine, recipe, folder / stage.name))
+                kept = f"wrote {folder / stage.name}" if intermediates else f"merged {stage.name}"
+                print(f"{kept}: {recipe.methods} of {', '.join(stage.recipe.models)}")
+    finally:
+        if intermediates is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def open_recipe(
+    file: Path, within: Path | None = None, *, allow_unrelated: bool = False
+) -> tuple[dict[str, Checkpoint], str, Recipe]:
+    """Read a recipe and open and check its models; return them, the base's reference and the sliced recipe.
+
+    Local paths become absolute, so that the recipe that is written beside the weights rebuilds them anywhere. Models
+    that are not averaged need not be kin: layers of several may be stacked.
+
+    Raises
+    ------
+    RecipeError
+        If `within` is given and the recipe (its models and its calibration text), or an adapter of it, names a local
+        path that does not lie in it, links followed; or if the file holds several documents.
+    """
+    return _opened(_local(Recipe.from_file(file), file, within), file, within, allow_unrelated=allow_unrelated)
+
+
+def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str | None] = ()) -> Recipe:
+    """Return the recipe with absolute paths that lie in `within`; `names` of other documents stay."""
+    named = [part for model in recipe.models for part in parts(model) if part is not None and part not in names]
+    if within is not None:
+        for place in (*named, *([recipe.calibration] if recipe.calibration is not None else [])):
+            _check_confined(place, within, file)
+    absolute = {place: str(Path(place).resolve()) for place in named if Path(place).exists()}
+    recipe = recipe.with_models(
+        {model: with_parts(model, lambda part: absolute.get(part, part)) for model in recipe.models}
+    )
+    if recipe.calibration is not None:
+        recipe = replace(recipe, calibration=str(Path(recipe.calibration).resolve()))
+    return recipe
+
+
+def _opened(
+    recipe: Recipe, file: Path, within: Path | None, *, allow_unrelated: bool
+) -> tuple[dict[str, Checkpoint], str, Recipe]:
+    checkpoints = open_sources(
+        {reference: reference for reference in recipe.models},
+        recipe.base_model,
+        vocabulary=recipe.tokenizer_source,
+        tokens=recipe.tokens,
+    )
+    if within is not None:
+        for checkpoint in checkpoints.values():
+            # an adapter that comes alone names its base; the recipe's own models are checked already
+            if isinstance(checkpoint, AdapterCheckpoint) and parts(checkpoint.reference)[1] is None:
+                _check_confined(checkpoint.base.reference, within, file)
+    base = recipe.donor
+    averages = any(spec.name != "passthrough" for spec in recipe.specs)
+    report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages)
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return checkpoints, base, recipe.expanded(checkpoints[base].layout.num_layers)
+
+
+def _check_confined(model: str, within: Path, file: Path) -> None:
+    folder = Path(model).expanduser()
+    local = folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
+    if local and not folder.resolve().is_relative_to(within.resolve()):
+        raise RecipeError(f"{file}: {model} lies outside of {within}; correct the path, or merge without --within")

@@ -1,0 +1,142 @@
+"""`evomerge plan`: everything a search checks before it starts, and what it will cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evomerge.cli.printing import console, duration, grid, size
+from evomerge.config.search_file import SearchConfig, load
+from evomerge.merging.engine.placement import Choice
+from evomerge.search.loop import SearchError
+from evomerge.search.problem import Problem
+from evomerge.strategies import M2n2Config, MapElitesConfig
+from search_spaces.spaces.space import SearchSpace
+
+TIMED = 2
+"""Candidates scored to estimate the time of one; the quicker counts."""
+GENERATIONS = 10
+"""Fewer generations than this are hardly a search."""
+SHOWN_GENES = 40
+
+
+def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Print genes, memory, bytes and estimated time per candidate, and whether the budget suffices."""
+    problem = Problem(load(config_file, overrides))
+    summary = _summary(problem)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    out = console()
+    print_genes(out, summary["genes"])
+    footprint, items = summary["footprint"], summary["items"]
+    out.print(
+        f"\nmodels: {footprint['parameters']:,} parameters each; sources mapped {size(footprint['source_bytes'])}, "
+        f"prepared {size(footprint['prepared_bytes'])}, resident model {size(footprint['resident_bytes'])}"
+    )
+    out.print(
+        f"merging holds at most {size(footprint['peak_bytes'])}: the sources' pages, prepared state, 1.3 models and "
+        f"{size(footprint['buffer_bytes'])} of buffers"
+    )
+    out.print(_placed(problem.placement))
+    out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {items['asked']} items asked")
+    out.print(
+        f"measured: merge {duration(summary['seconds']['merge'])}, scoring {duration(summary['seconds']['score'])}; "
+        f"{summary['evaluations']} evaluations take about {duration(summary['estimated_seconds'])}"
+    )
+    out.print(f"items: {items['search']} for searching, {items['held_out']} held out")
+    for sentence in summary["notes"] or ["the budget suffices"]:
+        out.print(f"note: {sentence}")
+
+
+def genes_of(space: SearchSpace) -> list[dict[str, Any]]:
+    """Return the genes as plain data."""
+    return [{"name": gene.name, "low": gene.low, "high": gene.high, "start": gene.start} for gene in space.genes]
+
+
+def print_genes(out: Console, genes: Sequence[Mapping[str, Any]]) -> None:
+    """Print how many genes there are, and the first of them."""
+    rows = [[g["name"], f"{g['low']:g}", f"{g['high']:g}", f"{g['start']:g}"] for g in genes[:SHOWN_GENES]]
+    out.print(f"{len(genes)} genes")
+    out.print(grid(["gene", "low", "high", "start"], rows))
+    if len(genes) > SHOWN_GENES:
+        out.print(f"... and {len(genes) - SHOWN_GENES} more")
+
+
+def _summary(problem: Problem) -> dict[str, Any]:
+    config, space = problem.config, problem.space
+    population = problem.strategy().population
+    recipe = space.decode(space.start)
+    problem.ready_worker()
+    timed = []
+    for _ in range(TIMED):
+        started = time.perf_counter()
+        evaluation = problem.worker.evaluate(recipe, problem.subset)
+        timed.append((time.perf_counter() - started, evaluation))
+    total, evaluation = min(timed, key=lambda pair: pair[0])
+    if evaluation.status != "ok":
+        raise SearchError(f"the start point cannot be scored: {evaluation.reason}; mend that before a search")
+    evaluations = config.budget.evaluations
+    return {
+        "genes": genes_of(space),
+        "population": population,
+        "evaluations": evaluations,
+        "items": {
+            "asked": len(problem.subset),
+            "search": len(problem.search_items),
+            "held_out": len(problem.held_out_items),
+        },
+        "footprint": asdict(problem.footprint) | {"peak_bytes": problem.footprint.peak_bytes},
+        "placement": asdict(problem.placement),
+        "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
+        "estimated_seconds": total * evaluations,
+        "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_error},
+        "notes": [*problem.warnings, *rotation(config, problem.asks_few), *_budget_notes(population, problem, total)],
+    }
+
+
+def _placed(choice: Choice) -> str:
+    """Say where the sources lie, and what was free when that was decided."""
+    free = [] if choice.free.device is None else [f"{size(choice.free.device)} free on {choice.device}"]
+    free.append(f"{size(choice.free.host)} of host memory free")
+    return f"placement {choice.asked}: sources {choice.placement} (worker on {choice.device}; {', '.join(free)})"
+
+
+def too_few(evaluations: int, population: int) -> list[str]:
+    """Say where the budget is too small for the space."""
+    wanted = GENERATIONS * population
+    if evaluations >= wanted:
+        return []
+    return [
+        f"{evaluations} evaluations are fewer than {GENERATIONS} generations of {population}; set "
+        f"budget.evaluations to {wanted} or more, or have fewer genes (space.layers_per_group, space.modules)"
+    ]
+
+
+def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
+    """Say where an archive compares members that have answered different items."""
+    few, strategy = config.fitness.subset, config.strategy
+    rotates = few.estimator != "mean" if few.rotate is None else few.rotate
+    if not (asks_few and rotates and isinstance(strategy, M2n2Config | MapElitesConfig)):
+        return []
+    what = "one not asked counts as the mean" if isinstance(strategy, M2n2Config) else "whose means are its cells"
+    return [
+        f"members of {strategy.kind}'s archive answer different items ({what}); "
+        "fitness.subset.rotate: false asks all of them the same"
+    ]
+
+
+def _budget_notes(population: int, problem: Problem, seconds: float) -> list[str]:
+    """Say where the budget is too small for the space, or for the hours."""
+    budget = problem.config.budget
+    notes = too_few(budget.evaluations, population)
+    if budget.hours is not None and seconds * budget.evaluations > budget.hours * 3600:
+        reached = int(budget.hours * 3600 / seconds)
+        notes.append(f"{budget.hours:g} hours end the search after about {reached} of {budget.evaluations} evaluations")
+    return notes

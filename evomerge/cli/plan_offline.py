@@ -1,0 +1,123 @@
+"""`evomerge plan --offline`: what follows from a search file without its models' weights and its tasks' data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoConfig, PretrainedConfig
+
+from evomerge.cli.plan import genes_of, print_genes, rotation, too_few
+from evomerge.cli.printing import console, size
+from evomerge.config.search_file import ConfigError, SearchConfig, load
+from evomerge.merging.sources.architecture import first_line, layout_of_module, meta_module
+from evomerge.search.problem import largest_error
+from evomerge.search.warm_start import warmed
+from evomerge.strategies import resolved_for
+from evomerge.strategies.base import Strategy
+from fitness.tasks.offline import outline
+from search_spaces.recipes.references import parts
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.registry import build_space
+from search_spaces.spaces.space import SearchSpace
+
+SUPPOSED = 100
+"""Items per task where all are asked: how many a task has is not known here. Any number below 2,500 is noisy."""
+STORED_BYTES = 2
+"""Of one parameter on the hub, as a rule."""
+
+
+def plan_offline(config_file: Path, overrides: Sequence[str], architecture: Path | None, as_json: bool) -> None:
+    """Print genes, population, answers, and what a search would download."""
+    summary = offline_plan(load(config_file, overrides), architecture).summary
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    out = console()
+    print_genes(out, summary["genes"])
+    out.print(f"\nmodels: {summary['parameters']:,} parameters each, if they are like {summary['architecture']}")
+    asked = "all search items" if summary["items"] is None else f"{summary['items']} items"
+    answers = "" if summary["answers"] is None else f", {summary['answers']:,} answers in all"
+    out.print(f"{summary['evaluations']} evaluations, {summary['population']} at a time, of {asked} each{answers}")
+    for task in summary["tasks"]:
+        data = "" if task["data"] is None else f", from the data set {task['data']}"
+        out.print(f"task {task['name']}: {task['metric'] or 'its first metric'}{data}")
+    for name in summary["downloads"]:
+        out.print(f"to download, unless cached: {name}, about {size(STORED_BYTES * summary['parameters'])}")
+    for sentence in summary["notes"]:
+        out.print(f"note: {sentence}")
+
+
+class OfflinePlan(NamedTuple):
+    """What a search file means, as plain data; its space, and its strategy at the start."""
+
+    summary: dict[str, Any]
+    space: SearchSpace
+    strategy: Strategy
+
+
+def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan:
+    """Return what the search file means for models like `architecture`, a config.json; None: the base's.
+
+    Raises
+    ------
+    ConfigError
+        If no configuration of the base is at hand, or the strategy does not fit.
+    RecipeError
+        If the space does not fit the models.
+    TaskError
+        If lm-eval knows no such task, metric or filter.
+    """
+    module = meta_module(_architecture(config, architecture))
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    context = SpaceContext(config.models, layout_of_module(module), sizes, out_dtype=config.out_dtype, seed=config.seed)
+    space = config.stamped(build_space(config.space, context))
+    space.decode(space.start)
+    strategy = _strategy(config, space)
+    tasks = outline(config.fitness)
+    evaluations, items = config.budget.evaluations, config.fitness.subset.items
+    asked = None if items == "all" else items * len(tasks)
+    references = [part for reference in config.models.values() for part in parts(reference) if part is not None]
+    summary = {
+        "genes": genes_of(space),
+        "population": strategy.population,
+        "evaluations": evaluations,
+        "items": asked,
+        "answers": None if asked is None else asked * evaluations,
+        "architecture": config.models[config.base] if architecture is None else str(architecture),
+        "parameters": sum(sizes.values()),
+        "tasks": [asdict(task) for task in tasks],
+        "downloads": [part for part in dict.fromkeys(references) if not Path(part).exists()],
+        "notes": [*rotation(config, asked is not None), *too_few(evaluations, strategy.population)],
+    }
+    return OfflinePlan(summary, space, strategy)
+
+
+def _architecture(config: SearchConfig, path: Path | None) -> PretrainedConfig:
+    base = parts(config.models[config.base])[0] if path is None else str(path)
+    name, _, revision = (base, "", "") if Path(base).exists() else base.partition("@")
+    try:
+        return AutoConfig.from_pretrained(
+            name, revision=revision or None, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{base}: no configuration of it is on this machine ({first_line(error)}); give a config.json like the "
+            "models' with --architecture FILE"
+        ) from None
+
+
+def _strategy(config: SearchConfig, space: SearchSpace) -> Strategy:
+    items = config.fitness.subset.items
+    weights = {task.task: task.weight for task in config.fitness.tasks}
+    noise = largest_error(weights, dict.fromkeys(weights, SUPPOSED if items == "all" else items))
+    resolved = partial(resolved_for, space=space, noise=noise, evaluations=config.budget.evaluations)
+    try:
+        start = warmed(config.strategy, config, space, resolved(config.strategy))
+        return resolved(start.strategy).build(space, config.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

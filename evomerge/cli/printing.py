@@ -1,0 +1,63 @@
+"""How tables and numbers look on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from evomerge.runs.result import ENSEMBLE_NOTE, Row
+
+PLAIN_WIDTH = 140
+
+
+def console(stderr: bool = False) -> Console:
+    """Return a console that is plain, and wide enough for tables, where the output is no terminal."""
+    out = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return out if out.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=PLAIN_WIDTH)
+
+
+def grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Make a table whose first column is left-aligned and whose others are right-aligned."""
+    table = Table(box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_held_out(out: Console, rows: Sequence[Row]) -> None:
+    """Print the final table."""
+    tasks = dict.fromkeys(row.task for row in rows)
+    cells = [
+        [row.name, row.task, f"{row.score:.3f}", f"{row.low:.3f} .. {row.high:.3f}", str(row.items), _p(row.p_value)]
+        for task in tasks
+        for row in rows
+        if row.task == task
+    ]
+    out.print("held-out scores (p: the found recipe against the best source or baseline, other rows against it)")
+    out.print(grid(["model", "task", "score", "95 % interval", "items", "p"], cells))
+    if any(row.kind == "ensemble" for row in rows):
+        out.print(ENSEMBLE_NOTE)
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+
+
+def size(count: float) -> str:
+    """Return bytes in a unit that a person reads."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in a unit that a person reads."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

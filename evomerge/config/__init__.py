@@ -1,0 +1,1 @@
+"""The search file, its errors and its reference."""

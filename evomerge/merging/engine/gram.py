@@ -1,0 +1,68 @@
+"""Inner products of models, chunk by chunk: all that spherical interpolation between their mixtures needs.
+
+One pass over the weights, in float64, in blocks of a fixed size and order; the result is kept in the user's cache, so
+that a resumed search reads the very same numbers. Legend: C chunks, T models, E entries of a block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evomerge.files.cache import cache_folder
+from evomerge.merging.sources.checkpoints import Checkpoint
+from search_spaces.spaces.context import Chunk, Gram
+
+BLOCK = 1 << 18  # entries; 2 MiB per model in float64
+
+
+def gram_matrices(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) -> Gram:
+    """Return the inner products float64[C, T, T] of the models on each chunk, from the cache where they are known."""
+    file = cache_folder("gram") / f"{_key(checkpoints, chunks)}.npy"
+    shape = (len(chunks), len(checkpoints), len(checkpoints))
+    if file.is_file():
+        try:
+            known: Gram = np.load(file, allow_pickle=False)
+            if known.shape == shape and known.dtype == np.float64:
+                return known
+        except (OSError, ValueError, EOFError):  # cut short: measured again
+            pass
+    measured = measure(checkpoints, chunks)
+    _keep(file, measured)
+    return measured
+
+
+def measure(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) -> Gram:
+    """Return the inner products float64[C, T, T] of the models on each chunk."""
+    models = list(checkpoints.values())
+    result = np.zeros((len(chunks), len(models), len(models)))
+    with torch.inference_mode():
+        for index, chunk in enumerate(chunks):
+            for name, start, end in chunk:
+                flat = [model.tensor(name).reshape(-1) for model in models]
+                for first in range(start, end, BLOCK):
+                    rows_TE = torch.stack([values[first : min(first + BLOCK, end)].double() for values in flat])
+                    result[index] += (rows_TE @ rows_TE.T).numpy()
+    return result
+
+
+def _key(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) -> str:
+    files = [checkpoint.fingerprint()["files"] for checkpoint in checkpoints.values()]
+    return hashlib.sha256(json.dumps([files, chunks], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _keep(file: Path, matrices: Gram) -> None:
+    """Write the cache in one step; a cache that cannot be written is none."""
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.npy")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(temporary, matrices, allow_pickle=False)
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,208 @@
+"""One output tensor of a merge: where its sources lie, how it is cut into pieces, where the result goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.engine.activation_informed import inform
+from evomerge.merging.engine.noise import NoiseStream
+from evomerge.merging.methods.blocks import Block, Form, Scratch
+from evomerge.merging.methods.evaluate import evaluate
+from evomerge.merging.methods.formulas import Formula, Whole
+from evomerge.merging.methods.registry import MergeMethod, Prepared
+from search_spaces.recipes.recipe import RecipeError
+from search_spaces.recipes.resolve import TensorPlan
+
+Piece: TypeAlias = Callable[[Scratch], None]
+"""Work on some of a tensor's entries, with buffers that no other thread uses meanwhile."""
+
+PIECE = 1 << 20
+"""Entries that a thread works on at a time, where a tensor may be shared between threads."""
+
+
+class Job:
+    """Fills one parameter of the resident model, block by block.
+
+    Parameters
+    ----------
+    method
+        The merge method.
+    target
+        The parameter, flat, in any floating dtype.
+    base, models
+        Source tensors, flat, in the dtype they are stored in; `base` is None without a base.
+    form
+        Shape and role of the tensor.
+    prepared
+        The method's prepared state for each model.
+    shared
+        Its prepared state for all of them together, or None.
+    activation
+        The share of the largest activation that each column's input has, float32[N], for recipes with `aim`; None
+        where those leave the tensor as it is merged.
+    """
+
+    def __init__(
+        self,
+        method: MergeMethod,
+        target: Tensor,
+        *,
+        base: Tensor | None,
+        models: Sequence[Tensor],
+        form: Form,
+        prepared: Sequence[Prepared],
+        shared: Prepared | None = None,
+        activation: Tensor | None = None,
+    ) -> None:
+        self.method = method
+        self.whole = Whole(form, target.numel(), base is not None, prepared, shared)
+        self._target = target
+        self._base = base
+        self._models = models
+        self._activation = activation
+        self._cached: dict[Scratch, Block] = {}
+        self._sources: Any = None
+        self._parameters = [
+            (parameter.name, method.arguments[parameter.name], parameter.per_model)
+            for parameter in method.spec.parameters
+            if not (parameter.inert or parameter.after)
+        ]
+
+    @property
+    def size(self) -> int:
+        """Entries of the tensor."""
+        return self.whole.size
+
+    @property
+    def is_whole_matrix(self) -> bool:
+        """Whether the tensor is merged as a single block, by a decomposition."""
+        return self.method.scope == "matrix" and self.whole.form.is_matrix
+
+    def pieces(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[Piece]:
+        """Yield the work of merging with the coefficients of `plan`, rounding once to `out_dtype`, in any order.
+
+        Parameters
+        ----------
+        plan
+            Gives the coefficients.
+        out_dtype
+            What results are rounded to.
+        compiled
+            Whether to use the compiled kernels where they can do it.
+        """
+        if plan.pieces:
+            yield partial(self._mix, plan=plan, out_dtype=out_dtype)
+            return
+        arguments = {
+            argument: (
+                [model.parameters.get(name) for model in plan.contributions] if per_model else plan.parameters[name]
+            )
+            for name, argument, per_model in self._parameters
+        }
+        apply = self.method.apply
+        omega = plan.parameters.get("aim")
+        after = None
+        if omega is not None and self._activation is not None:
+            after = partial(inform, share_N=self._activation, omega=omega)
+        merge = partial(self._merge, out_dtype=out_dtype, after=after, scale=plan.scale)
+        if not self.method.gives_formula:
+            # what is remembered between a tensor's blocks is not meant for several threads
+            yield partial(merge, fill=partial(apply, **arguments), span=slice(0, self.whole.size))
+            return
+        formula = apply(self.whole, **arguments)
+        assert formula is not None
+        by_kernel = compiled and after is None and plan.scale == 1.0
+        kernel = self._kernel(formula, out_dtype) if by_kernel else None
+        merge_span = kernel or partial(merge, fill=partial(evaluate, formula=formula))
+        size = self.whole.size
+        step = PIECE if self._target.device.type == "cpu" else size
+        for start in range(0, size, step):
+            yield partial(merge_span, span=slice(start, min(start + step, size)))
+
+    def _merge(
+        self,
+        scratch: Scratch,
+        *,
+        fill: Callable[[Block], object],
+        after: Callable[[Block], None] | None,
+        out_dtype: torch.dtype,
+        span: slice,
+        scale: float,
+    ) -> None:
+        for block, target in self._blocks(scratch, span):
+            fill(block)
+            if after is not None:
+                after(block)
+            _store(block.out, target, out_dtype, scratch, scale)
+
+    def _mix(self, scratch: Scratch, *, plan: TensorPlan, out_dtype: torch.dtype) -> None:
+        """Merge a tensor whose weights change within it; the noise of an entry does not depend on how it is cut."""
+        size = self._target.numel()
+        if plan.pieces[-1].end != size:
+            raise RecipeError(
+                f"evomerge.mixture.tensors.{plan.name}: it ends at {plan.pieces[-1].end} and the tensor at {size}; "
+                "name the models that the table was made for"
+            )
+        noise = NoiseStream(plan.name, plan.pieces)
+        start = 0
+        for piece in plan.pieces:
+            formula = self.method.apply(self.whole, weight=piece.weights, normalize=False)
+            assert formula is not None
+            for first in range(start, piece.end, scratch.block):
+                span = slice(first, min(first + scratch.block, piece.end))
+                block = self._cut(span, scratch)
+                evaluate(block, formula=formula)
+                noise.add_to(block.out, piece)
+                _store(block.out, self._target[span], out_dtype, scratch, plan.scale)
+            start = piece.end
+
+    def _kernel(self, formula: Formula, out_dtype: torch.dtype) -> Callable[..., None] | None:
+        """Return what computes a stretch of the formula, None if that is beyond the kernels."""
+        from evomerge.merging.engine import kernels
+
+        if self._sources is None:
+            self._sources = kernels.Sources.of(self._target, self._base, self._models)
+        return kernels.kernel(self._sources, formula, out_dtype)
+
+    def _blocks(self, scratch: Scratch, span: slice) -> Iterator[tuple[Block, Tensor]]:
+        step = self.whole.size if self.is_whole_matrix else scratch.block
+        if span.stop - span.start == self.whole.size <= step:
+            block = self._cached.get(scratch)
+            if block is None:
+                block = self._cached[scratch] = self._cut(span, scratch)
+            yield block, self._target
+            return
+        for start in range(span.start, span.stop, step):
+            part = slice(start, min(start + step, span.stop))
+            yield self._cut(part, scratch), self._target[part]
+
+    def _cut(self, span: slice, scratch: Scratch) -> Block:
+        whole = self.whole
+        return Block(
+            out=scratch.vector("out", span.stop - span.start),
+            base=None if self._base is None else self._base[span],
+            models=[values[span] for values in self._models],
+            prepared=[state.cut(span) for state in whole.prepared],
+            shared=None if whole.shared is None else whole.shared.cut(span),
+            start=span.start,
+            size=whole.size,
+            form=whole.form,
+            scratch=scratch,
+        )
+
+
+def _store(merged: Tensor, target: Tensor, out_dtype: torch.dtype, scratch: Scratch, scale: float) -> None:
+    """Round float32 results to `out_dtype` and leave them in the parameter, in its own dtype.
+
+    A scale multiplies them as rounded, as if the merge had been saved before its layers were put in an order.
+    """
+    if scale != 1.0:
+        merged.copy_(merged.to(out_dtype)).mul_(scale)
+    if out_dtype not in (target.dtype, torch.float32, torch.float64):
+        merged = scratch.vector("rounded", merged.numel(), out_dtype).copy_(merged)
+    target.copy_(merged)

@@ -1,0 +1,162 @@
+"""Models whose layers lie in another order, built from references: nothing is copied that is there already.
+
+A candidate of a search over layer orders shares its weights with the sources, and layers that occur twice share them
+with each other; each occurrence is a module of its own, with its own index into the cache of keys and values. Only
+tensors with a scale are new. What the recipe merges before it reorders is merged once, and kept while candidates
+agree in it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from evomerge.merging.engine.resident import build_resident
+from evomerge.merging.sources.checkpoints import Checkpoint
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.resolve import TensorPlan, resolve
+
+KEPT = 16  # modules without weights of their own, by architecture: a search comes back to the same depths
+
+Merge = Callable[[Recipe], Mapping[str, Tensor]]
+"""Gives the merged tensors of a recipe by name, in a storage of their own."""
+
+
+def is_stack(recipe: Recipe) -> bool:
+    """Tell whether a sliced recipe only puts layers in an order, of models as they are or of one merge."""
+    if recipe.path is not None:
+        return True
+    if any(spec.name != "passthrough" for spec in recipe.specs):
+        return False
+    layers = [source.start + at for part in recipe.slices for source in part.sources for at in range(source.num_layers)]
+    models = {source.model for part in recipe.slices for source in part.sources}
+    return layers != list(range(len(layers))) or len(models) > 1
+
+
+class Stacks:
+    """Builds stacks.
+
+    Parameters
+    ----------
+    checkpoints
+        Opened sources, by reference.
+    merge
+        Merges what a recipe merges before it reorders.
+    device
+        Where the models lie.
+    """
+
+    def __init__(self, checkpoints: Mapping[str, Checkpoint], merge: Merge, device: torch.device) -> None:
+        self._checkpoints = checkpoints
+        self._merge = merge
+        self._device = device
+        self._modules: OrderedDict[tuple[str, torch.dtype], PreTrainedModel] = OrderedDict()
+        self._tensors: dict[tuple[str, str, torch.dtype, torch.dtype], Tensor] = {}
+        self._merged: tuple[str, Mapping[str, Tensor]] | None = None
+
+    def build(
+        self, recipe: Recipe, config: PretrainedConfig, key: str, out_dtype: torch.dtype, dtype: torch.dtype
+    ) -> PreTrainedModel:
+        """Return the model of `recipe`, valid until the next call.
+
+        Parameters
+        ----------
+        recipe
+            Sliced; a stack.
+        config
+            Of the result.
+        key
+            Equal for equal architectures.
+        out_dtype, dtype
+            What weights are rounded to, and what the module holds them in.
+        """
+        donor = self._checkpoints[recipe.donor]
+        module = self._module(donor, config, key, dtype)
+        inner = None if recipe.path is None else self._inner(recipe)
+        with torch.inference_mode(False):
+            for plan in _plans(recipe, donor.layout):
+                _set(module, plan.name, self._tensor(plan, inner, out_dtype, dtype))
+            module.tie_weights()
+        return module
+
+    def _module(self, donor: Checkpoint, config: PretrainedConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
+        """Return a module of that architecture; its parameters are another stack's, or fresh memory not yet used."""
+        module = self._modules.get((key, dtype))
+        if module is None:
+            module = build_resident(config, donor, dtype, torch.device("cpu")).module
+            for name, buffer in module.named_buffers():
+                owner, _, leaf = name.rpartition(".")
+                module.get_submodule(owner)._buffers[leaf] = buffer.to(self._device)
+            self._modules[key, dtype] = module
+            if len(self._modules) > KEPT:
+                self._modules.popitem(last=False)
+        self._modules.move_to_end((key, dtype))
+        return module
+
+    def _inner(self, recipe: Recipe) -> Mapping[str, Tensor]:
+        """Return the tensors of what the recipe merges, in `dtype`, anew only where it changed."""
+        inner = replace(recipe, path=None)
+        if self._merged is None or self._merged[0] != inner.hash:
+            self._merged = None  # let go of the old one first: two may not fit
+            self._merged = inner.hash, self._merge(inner)
+        return self._merged[1]
+
+    def _tensor(
+        self, plan: TensorPlan, inner: Mapping[str, Tensor] | None, out_dtype: torch.dtype, dtype: torch.dtype
+    ) -> Tensor:
+        part = plan.contributions[0]
+        if inner is not None and plan.method == MERGED:
+            values, scale = inner[part.tensor], float(plan.scale)
+        else:
+            values = self._source(part.model, part.tensor, out_dtype, dtype)
+            scale = float(part.parameters.get("scale", 1.0))
+        if scale == 1:
+            return values
+        if inner is None or plan.method != MERGED:  # from the stored values: one rounding
+            values = self._checkpoints[part.model].tensor(part.tensor).to(self._device)
+        return (values.float() * scale).to(out_dtype).to(dtype)
+
+    def _source(self, model: str, tensor: str, out_dtype: torch.dtype, dtype: torch.dtype) -> Tensor:
+        """Return a source's tensor in `dtype`: the memory-mapped one itself where it is stored so."""
+        key = (model, tensor, out_dtype, dtype)
+        values = self._tensors.get(key)
+        if values is None:
+            values = self._checkpoints[model].tensor(tensor).to(self._device).to(out_dtype).to(dtype)
+            self._tensors[key] = values
+        return values
+
+
+MERGED = "merged"
+"""In place of a method: the tensor is one of those that were merged before."""
+
+
+def _plans(recipe: Recipe, layout: ModelLayout) -> tuple[TensorPlan, ...]:
+    """Return where each tensor comes from, those of a merge by their names in it."""
+    if recipe.path is None:
+        return resolve(recipe, layout)
+    source = recipe.slices[0].sources[0].model
+    names = {name: name for name in (*layout.embeddings, *layout.final)}
+    for index, stop in enumerate(recipe.path):
+        if stop.model is None:
+            names |= {
+                layout.layer_tensor(index, name): layout.layer_tensor(stop.layer, name)
+                for name in layout.layers[stop.layer]
+            }
+    plans = []
+    for plan in resolve(recipe, layout):
+        if plan.name in names:
+            part = replace(plan.contributions[0], model=source, tensor=names[plan.name], parameters={})
+            plan = replace(plan, method=MERGED, contributions=(part,))  # noqa: PLW2901
+        plans.append(plan)
+    return tuple(plans)
+
+
+def _set(module: PreTrainedModel, name: str, values: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))

@@ -1,0 +1,131 @@
+"""Where a worker's sources lie: on its device, in page-locked host memory, or mapped from their files.
+
+Only a GPU gives a choice. A CPU computes from the mapped pages themselves: a copy would be a second one, so that there
+sources stay mapped whatever is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from evomerge.merging.engine.engine import Footprint
+
+Placement = Literal["device", "pinned", "mapped"]
+Setting = Literal["auto", "device", "pinned", "mapped"]
+
+PINNED_SHARE = 0.5
+"""Of the free host memory: what is page-locked, the system can give to nobody else."""
+
+
+class PlacementError(ValueError):
+    """Sources that do not fit where the search file wants them; one line that says what to write instead."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker may count on, of a device's memory and of the free host memory; 1: it is alone there."""
+
+    device: float = 1.0
+    host: float = 1.0
+
+
+@dataclass(frozen=True)
+class FreeMemory:
+    """Bytes that one worker may take; `device` is None where torch does not tell."""
+
+    device: int | None
+    host: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where the sources lie, and the numbers that decided.
+
+    Attributes
+    ----------
+    placement
+        What it is.
+    asked
+        What the search file says.
+    device
+        The worker's.
+    source_bytes
+        The sources: what pinned host memory has to hold.
+    peak_bytes
+        Sources, prepared state and 1.3 models: what the device has to hold.
+    free
+        What was free.
+    """
+
+    placement: Placement
+    asked: Setting
+    device: str
+    source_bytes: int
+    peak_bytes: int
+    free: FreeMemory
+
+
+def choose(asked: Setting, device: torch.device, footprint: Footprint, free: FreeMemory) -> Choice:
+    """Return where sources go: as asked, or with ``auto`` to the first place that has room.
+
+    Raises
+    ------
+    PlacementError
+        If a GPU or its host has less room than what is asked for needs.
+    """
+    placement = asked
+    if device.type == "cpu" or (asked == "pinned" and device.type != "cuda"):
+        placement = "mapped"
+    elif asked == "auto":
+        placement = _first_with_room(footprint, free)
+    elif asked == "device" and free.device is not None and footprint.peak_bytes > free.device:
+        raise PlacementError(
+            f"workers.placement: device needs {_gb(footprint.peak_bytes)} on {device}, and {_gb(free.device)} are "
+            "free; write pinned, mapped or auto"
+        )
+    elif asked == "pinned" and footprint.source_bytes > free.host:
+        raise PlacementError(
+            f"workers.placement: pinned needs {_gb(footprint.source_bytes)} of host memory, and {_gb(free.host)} are "
+            "free; write mapped or auto"
+        )
+    assert placement != "auto"
+    return Choice(placement, asked, str(device), footprint.source_bytes, footprint.peak_bytes, free)
+
+
+def free_memory(device: torch.device, share: Share) -> FreeMemory:
+    """Return what is free now. Of a shared device, a worker's share of all memory, since others start meanwhile."""
+    import psutil
+    import torch
+
+    on_device = None
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        on_device = min(free, int(share.device * total))
+    return FreeMemory(on_device, int(share.host * psutil.virtual_memory().available))
+
+
+def placer(placement: Placement, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return what brings a mapped tensor to its place."""
+    if placement == "device":
+        return lambda values: values.to(device)
+    if placement == "pinned":
+        return lambda values: values.pin_memory()
+    return lambda values: values
+
+
+def _first_with_room(footprint: Footprint, free: FreeMemory) -> Placement:
+    if free.device is None:
+        return "mapped"
+    if footprint.peak_bytes <= free.device:
+        return "device"
+    return "pinned" if footprint.source_bytes <= PINNED_SHARE * free.host else "mapped"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,1 @@
+"""Writing models and adapters: shards, model card, folder."""

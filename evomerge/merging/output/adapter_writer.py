@@ -1,0 +1,221 @@
+"""Writing a merge of adapters as one adapter that PEFT loads.
+
+Letters: M rows, N columns of a weight; K rank of the written adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from evomerge.files.atomic import write_text
+from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.output.card import public_names
+from evomerge.merging.output.writer import OutputError
+from evomerge.merging.sources.adapters import CONFIG, WEIGHTS, AdapterCheckpoint, Factors
+from evomerge.merging.sources.checkpoints import CheckpointError
+from evomerge.merging.sources.licences import licence
+from search_spaces.recipes.recipe import Recipe
+
+LINEAR = ("linear", "task_arithmetic", "metagpt", "passthrough")
+"""Methods whose merge in core space is the one in full space."""
+
+
+@dataclass(frozen=True)
+class WrittenAdapter:
+    """What an adapter came to.
+
+    Attributes
+    ----------
+    rank
+        The largest of its modules.
+    parameters
+        Entries of all its matrices.
+    error
+        Frobenius norm of what the rank leaves out of the merged task vectors, over their own norm.
+    """
+
+    rank: int
+    parameters: int
+    error: float
+
+
+def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int | None = None) -> WrittenAdapter:
+    """Write the recipe's model as a LoRA adapter of the sources' base.
+
+    The folder appears complete or not at all. Matrices are float32, scaled by 1 (alpha equal to the rank).
+
+    Parameters
+    ----------
+    engine
+        Holds the opened sources.
+    recipe
+        With ``adapters: core``, or of a method for which that makes no difference.
+    out
+        A folder that does not exist yet, or is empty.
+    rank
+        At most so many columns per module, the heaviest singular directions; None: all, the sum of the ranks.
+
+    Raises
+    ------
+    OutputError
+        If the folder is taken, the recipe's merge is no low-rank one, or it moves layers.
+    CheckpointError
+        If a source is no adapter.
+    """
+    out = out.expanduser().absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise OutputError(f"{out}: it exists already; name a new folder")
+    recipe = _in_core(engine, recipe)
+    origin = _origin(engine, recipe)
+    merged = dict(engine.factors(recipe))
+    if not merged:
+        raise OutputError(f"{', '.join(recipe.models)}: no low-rank tensor among them; merge without --adapter")
+    kept = {name: _truncated(factors, rank) for name, factors in merged.items()}
+    tensors = {key: values for name, factors in kept.items() for key, values in _pair(origin, name, factors).items()}
+    whole = _replaced(engine, recipe)
+    tensors |= {f"base_model.model.{name}": values for name, values in whole.items()}
+    config = _config(origin, kept, sorted({name.rpartition(".")[0] for name in whole}))
+    _write(out, tensors, config, recipe, origin)
+    return WrittenAdapter(
+        rank=max(factors.rank for factors in kept.values()),
+        parameters=sum(values.numel() for values in tensors.values()),
+        error=_error(merged, kept),
+    )
+
+
+def _in_core(engine: MergeEngine, recipe: Recipe) -> Recipe:
+    if recipe.adapters is None and any(spec.name not in LINEAR for spec in recipe.specs):
+        raise OutputError(
+            f"merge_method: {recipe.merge_method} of full weights gives no low-rank merge; write evomerge: "
+            "{adapters: core} into the recipe, or merge without --adapter"
+        )
+    recipe = replace(recipe.expanded(engine.layout.num_layers), adapters="core")
+    start = 0
+    for part in recipe.slices:
+        if part.num_layers and any(source.start != start for source in part.sources):
+            raise OutputError(_MOVED)
+        start += part.num_layers
+    if start != engine.layout.num_layers:
+        raise OutputError(_MOVED)
+    return recipe
+
+
+_MOVED = "slices: the recipe moves or drops layers, which no adapter can; merge without --adapter"
+
+
+def _origin(engine: MergeEngine, recipe: Recipe) -> AdapterCheckpoint:
+    """Return one of the adapters: their base is common."""
+    for model in recipe.models:
+        checkpoint = engine.checkpoint(model)
+        if isinstance(checkpoint, AdapterCheckpoint):
+            return checkpoint
+    raise CheckpointError(f"{', '.join(recipe.models)}: no adapter among them; merge without --adapter")
+
+
+def _truncated(factors: Factors, rank: int | None) -> Factors:
+    if rank is None or rank >= factors.rank:
+        return factors
+    return Factors(factors.left[:, :rank], factors.right[:rank], factors.scale)
+
+
+def _error(merged: Mapping[str, Factors], kept: Mapping[str, Factors]) -> float:
+    """Return the relative error; the columns of `left` are orthogonal, each as long as its row of `right`."""
+    total = left_out = 0.0
+    for name, factors in merged.items():
+        squares_K = (factors.left.double().norm(dim=0) * factors.right.double().norm(dim=1)).square()
+        total += float(squares_K.sum())
+        left_out += float(squares_K[kept[name].rank :].sum())
+    return math.sqrt(left_out / total) if total else 0.0
+
+
+def _pair(origin: AdapterCheckpoint, name: str, factors: Factors) -> dict[str, Tensor]:
+    """Return a module's two matrices under PEFT's keys."""
+    module = name.removesuffix(".weight")
+    kind = origin.base.module_of(name)
+    left, right = factors.left, factors.right
+    a, b = (right, left) if isinstance(kind, nn.Linear) else (left.T, right.T)  # an embedding, or GPT-2's Conv1D
+    keys = ("lora_embedding_A", "lora_embedding_B") if isinstance(kind, nn.Embedding) else _LINEAR_KEYS
+    return {f"base_model.model.{module}.{key}": values.contiguous() for key, values in zip(keys, (a, b), strict=True)}
+
+
+_LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
+
+
+def _replaced(engine: MergeEngine, recipe: Recipe) -> dict[str, Tensor]:
+    """Return the merged values of tensors that an adapter stores whole (modules_to_save)."""
+    adapters = [engine.checkpoint(model) for model in recipe.models]
+    names = {name for adapter in adapters if isinstance(adapter, AdapterCheckpoint) for name in adapter.replaced}
+    if any(name.endswith(".bias") for name in names):
+        raise OutputError(f"{min(names)}: an adapter trains biases, which are not exported; merge without --adapter")
+    if not names:
+        return {}
+    module = engine.apply(recipe)
+    return {name: module.get_parameter(name).detach().to("cpu").float().clone() for name in sorted(names)}
+
+
+def _config(origin: AdapterCheckpoint, kept: Mapping[str, Factors], whole: list[str]) -> dict[str, Any]:
+    ranks = {name.removesuffix(".weight"): factors.rank for name, factors in kept.items()}
+    rank = max(ranks.values())
+    others = {re.escape(module): own for module, own in ranks.items() if own != rank}
+    modules = [origin.base.module_of(name) for name in kept]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": origin.base.reference,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "modules_to_save": whole or None,
+        "fan_in_fan_out": any(not isinstance(module, (nn.Linear, nn.Embedding)) for module in modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "inference_mode": True,
+    }
+
+
+def _write(
+    out: Path, tensors: dict[str, Tensor], config: dict[str, Any], recipe: Recipe, origin: AdapterCheckpoint
+) -> None:
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        write_text(temporary / CONFIG, json.dumps(config, indent=2) + "\n")
+        write_text(temporary / "recipe.yaml", recipe.to_yaml())
+        write_text(temporary / "README.md", _card(recipe, origin))
+        if out.is_dir():
+            out.rmdir()
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _card(recipe: Recipe, origin: AdapterCheckpoint) -> str:
+    base = origin.base.reference
+    front: dict[str, Any] = {
+        "base_model": None if Path(base).is_dir() else base,
+        "library_name": "peft",
+        "license": licence(origin),
+    }
+    front = {key: value for key, value in front.items() if value is not None} | {"tags": ["merge", "evomerge", "lora"]}
+    names = public_names(recipe.models)
+    return (
+        f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n\n# Merge of {', '.join(names.values())}\n\n"
+        f"A LoRA adapter, merged with evomerge in core space, method `{recipe.merge_method}`. Recipe:\n\n"
+        f"```yaml\n{recipe.with_models(names).to_yaml().strip()}\n```\n"
+    )

@@ -1,0 +1,101 @@
+"""The model card that goes with a merged checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.licences import licence
+from search_spaces.recipes.documents import Stage, to_yaml, with_models
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.references import parts, with_parts
+
+
+def model_card(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Sequence[str] = (), stages: Sequence[Stage] = ()
+) -> str:
+    """Write the README.md of a merged model, front matter of the hub included.
+
+    Parameters
+    ----------
+    recipe
+        What was merged.
+    checkpoints
+        Opened sources by the recipe's references.
+    notes
+        Paragraphs to put before the recipe: scores, where it was found.
+    stages
+        The documents to quote, the recipe's own the last; none: the recipe.
+    """
+    stages = stages or (Stage(None, recipe),)
+    references = [stage.name for stage in stages if stage.name is not None]
+    references += [model for stage in stages for model in stage.recipe.models if model not in references]
+    licences = {reference: licence(checkpoints[reference]) for reference in recipe.models}
+    names = public_names(recipe.models)
+    known = set(licences.values())
+    front: dict[str, object] = {
+        "base_model": [name for name in _named(references) if _is_hub_id(name)] or None,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "evomerge"],
+        "license": known.pop() if len(known) == 1 and None not in known else None,
+    }
+    front = {key: value for key, value in front.items() if value is not None}
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# Merge of {', '.join(names.values())}",
+        "",
+        *(f"Merged with evomerge, method `{spec.name}`: {spec.doc}" for spec in recipe.specs),
+        "",
+        *(f"{note}\n" for note in notes),
+        *_licence_lines({names[reference]: value for reference, value in licences.items()}),
+        "## Recipe",
+        "",
+        "Also in `recipe.yaml`; `evomerge merge recipe.yaml OUT` rebuilds the model.",
+        "",
+        "```yaml",
+        to_yaml(with_models(stages, public_names(references))).strip(),
+        "```",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME", dtype="auto")',
+        'tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def public_names(references: Sequence[str]) -> dict[str, str]:
+    """Return a name for each that does not tell where on its author's disk a folder lies; no two are equal."""
+    names: dict[str, str] = {}
+    for reference in references:
+        name = with_parts(reference, lambda part: part if _is_hub_id(part) else Path(part).name)
+        names[reference] = f"{name}-{len(names)}" if name in names.values() else name
+    return names
+
+
+def _named(references: Sequence[str]) -> list[str]:
+    """Return every model and adapter, once."""
+    return list(dict.fromkeys(part for reference in references for part in parts(reference) if part is not None))
+
+
+def _is_hub_id(reference: str) -> bool:
+    return reference.count("/") == 1 and not reference.startswith((".", "~", "/")) and not Path(reference).is_dir()
+
+
+def _licence_lines(licences: Mapping[str, str | None]) -> list[str]:
+    if len(set(licences.values())) == 1:
+        return []
+    rows = [f"- {model}: {name or 'not stated'}" for model, name in licences.items()]
+    return ["## Licences of the sources", "", *rows, ""]

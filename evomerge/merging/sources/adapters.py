@@ -1,0 +1,341 @@
+"""PEFT LoRA adapters as sources: base plus ``scale · B @ A``, presented as a checkpoint.
+
+LoRA (arXiv:2106.09685) scales by alpha / r, rsLoRA (arXiv:2312.03732) by alpha / √r. Letters: M rows, N columns of a
+weight, R rank of the adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from evomerge.merging.sources.architecture import first_line, tied_names
+from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+# Kinds of LoRA whose delta is more than scale · B @ A, or whose targets are no weight of the base.
+UNSUPPORTED = (
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "target_parameters",
+    "layer_replication",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "monteclora_config",
+    "kasa_config",
+    "velora_config",
+)
+# Initialisations that change the base's weights: what is stored is a delta from weights that nobody has.
+SHIFTED = ("pissa", "olora", "loftq", "corda", "lora_ga")
+
+_PARTS = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
+_PLAIN = re.compile(r"(.+?)(?:\.modules_to_save|\.base_layer)?\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A low-rank task vector, ``scale · left @ right``.
+
+    Attributes
+    ----------
+    left
+        float32[M, R], rows of the weight as the module stores it.
+    right
+        float32[R, N].
+    scale
+        alpha / r, or alpha / √r.
+    """
+
+    left: Tensor
+    right: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """Columns of `left`."""
+        return self.left.shape[1]
+
+    def delta(self) -> Tensor:
+        """Return the task vector, float32[M, N]."""
+        return torch.mm(self.left, self.right).mul_(self.scale)
+
+
+class AdapterCheckpoint(Checkpoint):
+    """The model that an adapter makes of its base.
+
+    Adapted tensors are float32, computed when asked for and held by nobody here; all others are the base's own,
+    memory-mapped. `base` is the checkpoint that the adapter was trained on.
+
+    Raises
+    ------
+    CheckpointError
+        If the adapter is of another kind, pickled or damaged, or does not fit the base.
+    """
+
+    def __init__(self, reference: str, path: Path, base: Checkpoint) -> None:
+        self.reference = reference
+        self.path = path
+        self.base = base
+        self.trust_remote_code = base.trust_remote_code
+        self.config = base.config
+        self.layout = base.layout
+        self.tied = base.tied
+        self._module = base._module
+        self.adapter_config = read_config(reference, path)
+        self._refuse_other_kinds()
+        self._file = self._open()
+        self._pairs, self._saved = self._sort()
+        self._check_fit()
+
+    # --- what the engine asks of a checkpoint ---
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor: the base's, the adapter's own copy, or float32 base plus delta."""
+        if name in self._saved:
+            return self._file.get_tensor(self._saved[name])
+        factors = self.factors(name)
+        values = self.base.tensor(name)
+        return values if factors is None else factors.delta().add_(values)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without computing it."""
+        return self.base.shape(name)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The base's: what the adapted model would be stored in."""
+        return self.base.dtype
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The adapter's safetensors file."""
+        return (self.path / WEIGHTS,)
+
+    @property
+    def config_file(self) -> Path:
+        """The adapter's own configuration: it decides the scale."""
+        return self.path / CONFIG
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The adapter's configuration and weights, and the base's."""
+        return (*super().files, *self.base.files)
+
+    @property
+    def tokenizer_files(self) -> tuple[Path, ...]:
+        """The adapter's tokenizer where it brings one, else the base's."""
+        return super().tokenizer_files or self.base.tokenizer_files
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer that `tokenizer_files` are of."""
+        return super().tokenizer() if super().tokenizer_files else self.base.tokenizer()
+
+    def generation_config(self) -> dict[str, Any] | None:
+        """Return the base's."""
+        return self.base.generation_config()
+
+    def stored(self, name: str) -> Tensor | None:
+        """Return a tensor or persistent buffer by name, None when neither adapter nor base holds it."""
+        return self.tensor(name) if name in self.names else self.base.stored(name)
+
+    # --- what core space asks ---
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Tensors with low-rank task vectors, in the layout's order."""
+        return tuple(name for name in self.names if name in self._pairs)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Tensors of which the adapter stores a whole copy (modules_to_save, biases), in the layout's order."""
+        return tuple(name for name in self.names if name in self._saved)
+
+    def factors(self, name: str) -> Factors | None:
+        """Return the low-rank task vector of a tensor, None where there is none."""
+        pair = self._pairs.get(name)
+        if pair is None:
+            return None
+        a_RN, b_MR = (self._file.get_tensor(key).float() for key in (pair.a, pair.b))
+        if pair.transposed:
+            return Factors(a_RN.T, b_MR.T, pair.scale)
+        return Factors(b_MR, a_RN, pair.scale)
+
+    # --- reading ---
+
+    def _refuse_other_kinds(self) -> None:
+        config = self.adapter_config
+        if config.get("peft_type") != "LORA":
+            raise CheckpointError(
+                f"{self.reference}: its peft_type is {config.get('peft_type')} and only LORA can be merged; merge the "
+                "adapter into its model with peft's merge_and_unload() and name that folder"
+            )
+        for key in UNSUPPORTED:
+            if config.get(key):
+                raise CheckpointError(
+                    f"{self.reference}: {CONFIG} sets {key}, which is more than a low-rank delta; merge the adapter "
+                    "into its model with peft's merge_and_unload() and name that folder"
+                )
+        start = config.get("init_lora_weights")
+        if isinstance(start, str) and start.lower().startswith(SHIFTED):
+            raise CheckpointError(
+                f"{self.reference}: it was started with init_lora_weights={start}, which changes the base's weights; "
+                "save it with path_initial_model_for_weight_conversion=..., which makes it a plain LoRA"
+            )
+
+    def _open(self) -> Any:
+        path = self.path / WEIGHTS
+        if not path.is_file():
+            kind = (
+                "only pickled weights, which can run code when read" if any(self.path.glob("*.bin")) else "no weights"
+            )
+            raise CheckpointError(
+                f"{self.reference}: {kind} in the folder; save the adapter again with peft, which writes {WEIGHTS}"
+            )
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self.reference}: {WEIGHTS} is damaged or cut short ({first_line(error)}); download or save it again"
+            ) from error
+
+    def _sort(self) -> tuple[dict[str, _Pair], dict[str, str]]:
+        """Return the low-rank pairs and the keys of whole tensors, by the tensor's name in the base."""
+        halves: dict[str, dict[str, str]] = {}
+        saved: dict[str, str] = {}
+        for key in list(self._file.keys()):
+            bare = key.removeprefix("base_model.model.")
+            if part := _PARTS.fullmatch(bare):
+                halves.setdefault(part[1], {})[part[3]] = key
+            elif plain := _PLAIN.fullmatch(bare):
+                saved[self._name(f"{plain[1]}.{plain[2]}", key)] = key
+            else:
+                raise CheckpointError(
+                    f"{self.reference}: {key} is no tensor of a LoRA; merge the adapter into its model with peft's "
+                    "merge_and_unload() and name that folder"
+                )
+        pairs = {self._name(f"{module}.weight", module): self._pair(module, keys) for module, keys in halves.items()}
+        return pairs, {name: key for name, key in saved.items() if not self._is_copy(name, key, name in pairs)}
+
+    def _name(self, name: str, shown: str) -> str:
+        prefix = self._module.base_model_prefix
+        for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
+            if candidate in self._base_names:
+                return candidate
+        raise CheckpointError(
+            f"{self.reference}: it adapts {shown}, which {self.base.reference} does not have (or ties to another "
+            "tensor); name the base that the adapter was trained on"
+        )
+
+    @cached_property
+    def _base_names(self) -> frozenset[str]:
+        return frozenset(self.base.names)
+
+    def _pair(self, module: str, keys: dict[str, str]) -> _Pair:
+        if keys.keys() != {"A", "B"}:
+            raise CheckpointError(
+                f"{self.reference}: {module} has lora_{min(keys)} without its other half; save the adapter again"
+            )
+        embedding = "lora_embedding_" in keys["A"]
+        rank = self._file.get_slice(keys["A"]).get_shape()[0]
+        scale = self._alpha(module) / (math.sqrt(rank) if self.adapter_config.get("use_rslora") else rank)
+        return _Pair(keys["A"], keys["B"], embedding or self._is_transposed(module), scale)
+
+    def _alpha(self, module: str) -> float:
+        """Return the module's alpha; a pattern is a regular expression that the name's end must match, as in peft."""
+        for pattern, alpha in (self.adapter_config.get("alpha_pattern") or {}).items():
+            try:
+                if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                    return float(alpha)
+            except re.error:
+                raise CheckpointError(
+                    f"{self.reference}: alpha_pattern {pattern!r} in {CONFIG} is no regular expression; correct it"
+                ) from None
+        return float(self.adapter_config.get("lora_alpha", 8))
+
+    def _is_transposed(self, module: str) -> bool:
+        """Whether the module stores its weight as [in, out] (GPT-2's Conv1D; fan_in_fan_out in the configuration)."""
+        return not isinstance(self.base.module_of(self._name(f"{module}.weight", module)), nn.Linear)
+
+    def _is_copy(self, name: str, key: str, adapted: bool) -> bool:
+        """Whether a stored tensor is the base's own (peft saves the embeddings along when it adapts them)."""
+        values = self.base.tensor(name)
+        own = self._file.get_tensor(key)
+        if own.shape != values.shape:
+            raise CheckpointError(
+                f"{self.reference}: {name} has shape {list(own.shape)} and in {self.base.reference} "
+                f"{list(values.shape)}; merge the adapter into its model with peft's merge_and_unload() and set a "
+                "vocabulary policy"
+            )
+        same = torch.equal(own.to(values.dtype), values)
+        if adapted and not same:
+            raise CheckpointError(
+                f"{self.reference}: {name} is both stored anew and adapted; merge the adapter into its model with "
+                "peft's merge_and_unload() and name that folder"
+            )
+        return same
+
+    def _check_fit(self) -> None:
+        """Refuse factors that do not multiply to the base's shapes, and a change of one of two tied tensors."""
+        for name in set(tied_names(self._module).values()) & {*self._pairs, *self._saved}:
+            raise CheckpointError(
+                f"{self.reference}: it changes {name}, to which {self.base.reference} ties its head, and a merge "
+                "cannot tell whether the head was meant; merge the adapter into its model with peft's "
+                "merge_and_unload() and name that folder"
+            )
+        for name, pair in self._pairs.items():
+            (rank, inner), (outer, other) = (self._file.get_slice(key).get_shape() for key in (pair.a, pair.b))
+            made = (inner, outer) if pair.transposed else (outer, inner)
+            if rank != other or made != self.base.shape(name):
+                raise CheckpointError(
+                    f"{self.reference}: its delta of {name} has shape {list(made)} and rank {rank}, {other}, and in "
+                    f"{self.base.reference} the tensor is {list(self.base.shape(name))}; name the base that the "
+                    "adapter was trained on"
+                )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Keys of one module's two matrices; `transposed` where the module's weight is (B @ A)ᵀ."""
+
+    a: str
+    b: str
+    transposed: bool
+    scale: float
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether the folder holds a PEFT adapter and no whole model."""
+    return (path / CONFIG).is_file() and not (path / "config.json").is_file()
+
+
+def read_config(reference: str, path: Path) -> dict[str, Any]:
+    """Return the contents of adapter_config.json.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not JSON.
+    """
+    try:
+        values: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{reference}: {CONFIG} is damaged ({first_line(error)}); save the adapter again"
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{reference}: {CONFIG} holds no mapping; save the adapter again")
+    return values

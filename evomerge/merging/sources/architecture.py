@@ -1,0 +1,172 @@
+"""A transformers architecture seen from outside: its tensors by position, and an empty module of it.
+
+Everything here is read from the module itself, built on the meta device (no memory, no weights), so that any
+decoder-only architecture that transformers loads works without a table of names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from search_spaces.recipes.layout import ModelLayout
+
+# A layer's children are recognised by their class first (Qwen3Attention, GPT2MLP, MixtralSparseMoeBlock),
+# since attribute names mislead: Gemma has a norm called post_attention_layernorm.
+_ATTENTION_CLASSES = ("attention",)
+_MLP_CLASSES = ("mlp", "feedforward", "moe", "experts")
+_FINAL_MARKS = ("final", "ln_f", "lm_head", "embed_out", "project_out")
+
+
+class ArchitectureError(ValueError):
+    """A configuration that is not a decoder-only model which evomerge can take apart."""
+
+
+def layout_of(config: PretrainedConfig) -> ModelLayout:
+    """Names of the model's tensors by position, generic over decoder-only architectures.
+
+    Parameters
+    ----------
+    config
+        A transformers configuration; no weights are needed.
+
+    Raises
+    ------
+    ArchitectureError
+        If transformers has no causal language model for it, or no list of ``num_hidden_layers`` blocks is
+        found.
+    """
+    return layout_of_module(meta_module(config))
+
+
+def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal language model of `config` without storage, its tied parameters tied."""
+    # a copy: building a module writes its dtype into the configuration
+    own = type(config).from_dict(config.to_dict())
+    try:
+        with quiet(), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(own, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError) as error:
+        raise ArchitectureError(
+            f"{config.model_type}: transformers has no causal language model for this configuration "
+            f"({first_line(error)}); name a decoder-only text model instead"
+        ) from error
+
+
+def layout_of_module(module: PreTrainedModel) -> ModelLayout:
+    """The layout of a built module, see `layout_of`."""
+    count = int(module.config.num_hidden_layers)
+    prefix, blocks = _layer_list(module, count)
+    parameters = [name for name, _ in module.named_parameters()]  # tied ones once
+    layers: list[list[str]] = [[] for _ in range(count)]
+    embeddings: list[str] = []
+    final: list[str] = []
+    for name in parameters:
+        if name.startswith(f"{prefix}."):
+            index, _, rest = name[len(prefix) + 1 :].partition(".")
+            layers[int(index)].append(rest)
+        elif any(layers) or any(mark in name for mark in _FINAL_MARKS):
+            final.append(name)
+        else:
+            embeddings.append(name)
+    head = _head_name(module, final)
+    return ModelLayout(
+        embeddings=tuple(embeddings),
+        layers=tuple(tuple(names) for names in layers),
+        layer_prefix=f"{prefix}.{{}}.",
+        final=tuple(final),
+        head=head,
+        attention=_child_of_class(blocks[0], _ATTENTION_CLASSES),
+        mlp=_child_of_class(blocks[0], _MLP_CLASSES),
+    )
+
+
+def empty_module(
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A module of `config` in eval mode whose parameters hold whatever was in memory; buffers are right.
+
+    The global random generator is left as it was.
+    """
+    own = type(config).from_dict(config.to_dict())
+    with quiet(), no_init_weights(), torch.random.fork_rng(devices=[]), torch.device(device):
+        module = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=trust_remote_code)
+    module.tie_weights()
+    module.requires_grad_(False)
+    return module.eval()
+
+
+def tied_names(module: PreTrainedModel) -> dict[str, str]:
+    """Names that share another parameter's storage, as ``{other name: name in the layout}``."""
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        canonical = first.setdefault(id(parameter), name)
+        if canonical != name:
+            tied[name] = canonical
+    return tied
+
+
+def _layer_list(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
+    """The outermost ``ModuleList`` with as many entries as the model has layers."""
+    found = [
+        (name, child)
+        for name, child in module.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    if not found:
+        raise ArchitectureError(
+            f"{type(module).__name__}: no list of {count} layers found; name a decoder-only text model"
+        )
+    return min(found, key=lambda entry: entry[0].count("."))
+
+
+def _head_name(module: PreTrainedModel, final: list[str]) -> str | None:
+    """The output projection's name, or None when it is the embedding matrix."""
+    head = module.get_output_embeddings()
+    if head is None:
+        return None
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    name = names.get(id(head.weight))
+    return name if name in final else None
+
+
+def _child_of_class(layer: nn.Module, classes: tuple[str, ...]) -> str | None:
+    for name, child in layer.named_children():
+        kind = type(child).__name__.lower()
+        if "norm" not in kind and any(mark in kind for mark in classes):
+            return name
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, for messages that must stay on one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' log below errors and its progress bars while we build, load or save."""
+    from transformers.utils import logging
+
+    before: Any = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,105 @@
+"""Chat templates that a recipe may ask for: Jinja text, a known format by name, or the sources' own.
+
+The formats are those that mergekit 0.1.5 knows by name; the text is ours. transformers renders it with the line breaks
+after block tags removed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from evomerge.merging.sources.checkpoints import Checkpoint
+from search_spaces.recipes.errors import RecipeError
+
+_CHATML = """\
+{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+_ALPACA = """\
+{% for message in messages %}
+{% if message['role'] == 'system' %}
+{{ message['content'] + '\\n\\n' }}
+{%- elif message['role'] == 'user' %}
+{{ '### Instruction:\\n' + message['content'] + '\\n\\n' }}
+{%- else %}
+{{ '### Response:\\n' + message['content'] + eos_token + '\\n\\n' }}
+{%- endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '### Response:\\n' }}
+{%- endif %}
+"""
+
+_LLAMA3 = """\
+{{ bos_token }}
+{%- for message in messages %}
+{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{% if add_generation_prompt %}
+{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+
+_MISTRAL = """\
+{{ bos_token }}
+{%- for message in messages %}
+{% if message['role'] == 'assistant' %}
+{{ ' ' + message['content'] + eos_token }}
+{%- else %}
+{{ '[INST] ' + message['content'] + ' [/INST]' }}
+{%- endif %}
+{% endfor %}
+"""
+
+_EXAONE = """\
+{% for message in messages %}
+{% if message['role'] == 'user' %}
+{{ '[|user|]' + message['content'] + '\\n' }}
+{%- else %}
+{{ '[|' + message['role'] + '|]' + message['content'] + '[|endofturn|]\\n' }}
+{%- endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '[|assistant|]' }}
+{%- endif %}
+"""
+
+TEMPLATES: Mapping[str, str] = MappingProxyType(
+    {"alpaca": _ALPACA, "chatml": _CHATML, "exaone": _EXAONE, "llama3": _LLAMA3, "mistral": _MISTRAL}
+)
+
+
+def chat_template(wanted: str | None, sources: Iterable[Checkpoint]) -> str | None:
+    """Return the Jinja text that a recipe's `chat_template` stands for; None to keep that of the tokenizer's donor.
+
+    ``auto`` is the most common of the sources' own templates, the first of equally common ones.
+
+    Raises
+    ------
+    RecipeError
+        If it is neither Jinja text nor a known name.
+    """
+    if wanted is None or "{" in wanted:
+        return wanted
+    if wanted == "auto":
+        own = [template for template in map(_own_template, sources) if template is not None]
+        return Counter(own).most_common(1)[0][0] if own else None
+    if wanted not in TEMPLATES:
+        names = ", ".join(TEMPLATES)
+        raise RecipeError(f"chat_template: '{wanted}' is no template; write Jinja text, auto, or one of {names}")
+    return TEMPLATES[wanted]
+
+
+def _own_template(checkpoint: Checkpoint) -> str | None:
+    if not checkpoint.tokenizer_files:
+        return None
+    template: Any = checkpoint.tokenizer().chat_template
+    return template if isinstance(template, str) else None

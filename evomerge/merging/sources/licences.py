@@ -1,0 +1,104 @@
+"""Licences of the sources, as their model cards state them, and which of them do not go together.
+
+A hint, not advice: a merge is taken for a work derived from every source.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import yaml
+
+from evomerge.merging.sources.checkpoints import Checkpoint
+
+Kind = Literal["permissive", "copyleft", "non-commercial", "vendor", "unknown"]
+
+_PERMISSIVE = re.compile(
+    r"apache-.*|mit|bsd.*|isc|cc0-1\.0|cc-by-[\d.]+|unlicense|wtfpl|zlib|odc-by|cdla-permissive-.*"
+)
+_COPYLEFT = re.compile(r"(a|l)?gpl-.*|(a|l)?gpl|cc-by-sa-.*|mpl-.*|eupl-.*|osl-.*")
+_NON_COMMERCIAL = re.compile(r".*(^|[^a-z])nc([^a-z]|$).*|.*non-?commercial.*|.*research.*|mnpl.*|mrl.*")
+_VENDOR = re.compile(r"(llama|gemma|qwen|deepseek|falcon|grok|nvidia|lfm|exaone|openrail|bigscience|creativeml)")
+
+
+def licence(source: Checkpoint) -> str | None:
+    """Return the licence that the source's own card or configuration names, None when neither names one.
+
+    Where the card says ``other``, the name it gives beside that counts.
+    """
+    card = _front_matter(source)
+    for name in (card.get("license_name") if card.get("license") == "other" else None, card.get("license")):
+        if isinstance(name, str) and name:
+            return name
+        if isinstance(name, list) and name and all(isinstance(entry, str) for entry in name):
+            return " and ".join(name)
+    stated = getattr(source.config, "license", None)
+    return stated if isinstance(stated, str) and stated else None
+
+
+def kind_of(name: str | None) -> Kind:
+    """Return what a licence's name says of its terms."""
+    if name is None:
+        return "unknown"
+    text = name.lower().replace("_", "-").replace(" ", "-")
+    if _NON_COMMERCIAL.fullmatch(text):
+        return "non-commercial"
+    if _COPYLEFT.fullmatch(text):
+        return "copyleft"
+    if _PERMISSIVE.fullmatch(text):
+        return "permissive"
+    return "vendor" if _VENDOR.match(text) else "unknown"
+
+
+def conflicts(licences: Mapping[str, str | None]) -> list[str]:
+    """Return a sentence for each pair of terms that do not go together, or that bind more than their own model.
+
+    Parameters
+    ----------
+    licences
+        By the model's name, as `licence` gives them.
+    """
+    kinds = {name: kind_of(stated) for name, stated in licences.items()}
+    found = []
+    closed = _of(kinds, "non-commercial")
+    open_ = [name for name in kinds if kinds[name] in ("permissive", "copyleft", "vendor")]
+    if closed and open_:
+        found.append(f"{_shown(closed, licences)}: non-commercial terms bind the whole merge, {_names(open_)} included")
+    vendors = _of(kinds, "vendor")
+    families = {match[1] for name in vendors if (match := _VENDOR.match(str(licences[name]).lower()))}
+    if len(families) > 1:
+        found.append(f"{_shown(vendors, licences)}: the terms of several vendors bind the merge at once")
+    copyleft = _of(kinds, "copyleft")
+    if copyleft and (closed or vendors):
+        found.append(
+            f"{_shown(copyleft, licences)}: allows no further restrictions, and "
+            f"{_shown([*closed, *vendors], licences)} has some; such a merge may not be passed on"
+        )
+    return found
+
+
+def _of(kinds: Mapping[str, Kind], kind: Kind) -> list[str]:
+    return [name for name in kinds if kinds[name] == kind]
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names)
+
+
+def _shown(names: list[str], licences: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} ({licences[name]})" for name in names)
+
+
+def _front_matter(source: Checkpoint) -> dict[str, Any]:
+    try:
+        text = (source.path / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    match = re.match(r"---\r?\n(.*?)\r?\n---", text, flags=re.DOTALL)
+    try:
+        values = yaml.safe_load(match.group(1)) if match else None
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,191 @@
+"""Opening what a search or a recipe names: checkpoints, and adapters on the base they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from evomerge.merging.sources.adapters import AdapterCheckpoint, is_adapter, read_config
+from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError, locate
+from evomerge.merging.sources.gguf import converted, is_gguf
+from evomerge.merging.sources.vocabulary import align
+from search_spaces.recipes.references import parts, spelled
+from search_spaces.recipes.token_rules import TokenRules
+
+
+def open_sources(
+    models: Mapping[str, str],
+    base: str | None,
+    *,
+    vocabulary: str | None = None,
+    tokens: TokenRules | None = None,
+) -> dict[str, Checkpoint]:
+    """Open the sources by name: each once, adapters on the base (or their own), all in one vocabulary.
+
+    Parameters
+    ----------
+    models
+        Name to reference.
+    base
+        The name of the base; None: adapters name it themselves, and the first model stands for it otherwise.
+    vocabulary
+        A policy of `evomerge.merging.sources.vocabulary`; None: as they are.
+    tokens
+        What is said of single tokens.
+
+    Raises
+    ------
+    CheckpointError
+        If one cannot be opened, an adapter was trained on another base, or vocabularies cannot be brought together.
+    """
+    opened: dict[str, Checkpoint] = {}
+    shared: dict[Path, Checkpoint] = {}
+    if base is not None:
+        opened[base] = open_source(models[base], None, shared)
+    for name, reference in models.items():
+        if name not in opened:
+            opened[name] = open_source(reference, opened[base] if base is not None else None, shared)
+    opened = {name: opened[name] for name in models}
+    return opened if vocabulary is None else align(opened, vocabulary, base or next(iter(models)), tokens)
+
+
+def open_source(
+    reference: str, base: Checkpoint | None = None, shared: dict[Path, Checkpoint] | None = None
+) -> Checkpoint:
+    """Open one source.
+
+    Parameters
+    ----------
+    reference
+        A local folder or a hub id, of a checkpoint or of an adapter; or a local GGUF file; or a model with an adapter
+        on it (see `search_spaces.recipes.references`).
+    base
+        What an adapter is put on that comes alone; None, or an adapter itself: the base that its configuration names.
+    shared
+        Bases opened so far, by folder; what is opened here is added.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be opened, or the configuration of an adapter that comes alone names another base.
+    """
+    model, adapter = parts(reference)
+    known = {} if shared is None else shared
+    if adapter is not None:
+        return AdapterCheckpoint(reference, _adapter_folder(reference, adapter), _opened(model, known))
+    path = folder_of(model)
+    if not is_adapter(path):
+        checkpoint = Checkpoint(reference, path)
+        known.setdefault(path, checkpoint)
+        return checkpoint
+    if isinstance(base, AdapterCheckpoint):
+        base = base.base
+    if base is not None:
+        _check_base(reference, path, base)
+        return AdapterCheckpoint(reference, path, base)
+    return AdapterCheckpoint(reference, path, _opened(_named_base(reference, path), known))
+
+
+def typed(model: str) -> str:
+    """Return the reference that a user typed on the command line: MODEL, or MODEL+ADAPTER."""
+    return spelled(model, lambda text: Path(text).exists())
+
+
+def folder_of(model: str) -> Path:
+    """Return the folder of a checkpoint or an adapter, fetched from the hub or converted where need be.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
+    return converted(model) if is_gguf(model) else locate(model)
+
+
+def _opened(model: str, known: dict[Path, Checkpoint]) -> Checkpoint:
+    """Return the model that adapters are put on, opened once."""
+    folder = folder_of(model)
+    if is_adapter(folder):
+        raise CheckpointError(f"{model}: it is an adapter, and adapters are put on whole models; name its base instead")
+    if folder not in known:
+        known[folder] = Checkpoint(model, folder)
+    return known[folder]
+
+
+def _adapter_folder(reference: str, adapter: str) -> Path:
+    folder = locate(adapter)
+    if not is_adapter(folder):
+        raise CheckpointError(f"{reference}: {adapter} is no LoRA adapter; name a folder with adapter_config.json")
+    return folder
+
+
+def _named_base(reference: str, path: Path) -> str:
+    """Return the base that an adapter's configuration names; a folder may be relative to the adapter's own."""
+    named = read_config(reference, path).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise CheckpointError(
+            f"{reference}: adapter_config.json names no base; name it as the base of the merge (base_model: BASE)"
+        )
+    folder = _local_base(path, named)
+    if folder is not None:
+        return str(folder.resolve())
+    try:
+        locate(named)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{reference}: its base {named} is not here; name the base of the merge (base_model: BASE), or download it"
+        ) from error
+    return named
+
+
+def _check_base(reference: str, path: Path, base: Checkpoint) -> None:
+    """Refuse a base that is certainly not the adapter's: another folder with other weights, or another hub id.
+
+    Names alone say little (folders move, copies are renamed): where both lie on this disk, contents decide.
+    """
+    named = read_config(reference, path).get("base_model_name_or_path")
+    folder = _local_base(path, named)
+    if folder is None or not isinstance(named, str):
+        return  # a hub id, or a folder that has moved: shapes are checked, and the preflight warns of other names
+    if not _holds_same(folder, base):
+        raise CheckpointError(
+            f"{reference}: the adapter was trained on {named}, whose weights are not those of {base.reference}; name "
+            f"{named} as the base"
+        )
+
+
+def unverified_base(checkpoint: Checkpoint) -> str | None:
+    """Return the base that an adapter names where nothing shows that it is the one it was put on.
+
+    One that a recipe puts on a model by name (``MODEL+ADAPTER``) may be on another model on purpose.
+    """
+    if not isinstance(checkpoint, AdapterCheckpoint):
+        return None
+    named = checkpoint.adapter_config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return None
+    folder = _local_base(checkpoint.path, named)
+    if folder is not None:
+        return None if _holds_same(folder, checkpoint.base) else named
+    return None if _stem(named) == _stem(checkpoint.base.reference) else named
+
+
+def _local_base(path: Path, named: object) -> Path | None:
+    """Return the folder that an adapter in `path` names as its base, where it is one of this disk."""
+    if not isinstance(named, str) or not named:
+        return None
+    return next((place for place in (path / named, Path(named).expanduser()) if place.is_dir()), None)
+
+
+def _stem(reference: str) -> str:
+    return reference.partition("@")[0].rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+def _holds_same(folder: Path, checkpoint: Checkpoint) -> bool:
+    """Whether a folder holds a checkpoint's weights."""
+    return folder.resolve() == checkpoint.path or _weights(Checkpoint(str(folder), folder)) == _weights(checkpoint)
+
+
+def _weights(checkpoint: Checkpoint) -> object:
+    files = checkpoint.fingerprint()["files"]
+    return sorted(file["sha256"] for name, file in files.items() if name != "config.json")

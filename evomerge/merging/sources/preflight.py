@@ -1,0 +1,219 @@
+"""Checks of the sources against each other, before the first candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.licences import conflicts, licence
+from evomerge.merging.sources.open_sources import unverified_base
+from evomerge.merging.sources.similarity import Kinship, measure
+from evomerge.merging.sources.vocabulary import by_token
+from search_spaces.recipes.references import parts
+
+STRETCH = 1 << 22  # entries looked at together when scanning for NaN
+
+# Settings that change what a model computes with the same weights. Where sources differ in one, a merge runs
+# with the base's, and so may a source behave otherwise than alone.
+BEHAVIOUR = ("rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "layer_types", "hidden_act")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the check found that does not stand in the way.
+
+    Attributes
+    ----------
+    architecture
+        Class of the models.
+    layers, parameters
+        Of the base; tied parameters counted once.
+    tied
+        Whether the head is the embedding matrix.
+    dtypes
+        Stored dtype by model name.
+    kinship
+        What a sample of the weights says of the experts and the base.
+    warnings
+        One line each.
+    """
+
+    architecture: str
+    layers: int
+    parameters: int
+    tied: bool
+    dtypes: Mapping[str, str]
+    kinship: Kinship
+    warnings: tuple[str, ...]
+
+
+def check(
+    checkpoints: Mapping[str, Checkpoint], base: str, *, scan: bool = True, allow_unrelated: bool = False
+) -> Report:
+    """Check that the sources can be merged.
+
+    Parameters
+    ----------
+    checkpoints
+        Opened sources by the user's name for them.
+    base
+        The name of the one all others are compared with.
+    scan
+        Read every weight once, to find NaN and infinite values.
+    allow_unrelated
+        Warn of sources that do not share the base instead of refusing them. Told from a sample of each tensor.
+
+    Raises
+    ------
+    CheckpointError
+        If architectures, shapes, vocabularies, or tied and untied heads differ, a weight is not finite, or a source
+        does not share the base.
+    """
+    reference = checkpoints[base]
+    warnings: list[str] = []
+    for name, checkpoint in checkpoints.items():
+        if checkpoint is not reference:
+            check_form(name, checkpoint, base, reference)
+            check_tokenizers(name, checkpoint, base, reference)
+            warnings.extend(behaviour(name, checkpoint, base, reference))
+    warnings.extend(unverified_bases(checkpoints, base))
+    if scan:
+        for name, checkpoint in checkpoints.items():
+            _check_finite(name, checkpoint)
+    kinship = measure(checkpoints, base, sample=True)
+    for line in strangers(kinship, base):
+        if not allow_unrelated:
+            raise CheckpointError(
+                f"{line}; name fine-tunes of {base}, or merge them all the same with allow_unrelated: true "
+                "(--allow-unrelated)"
+            )
+        warnings.append(line)
+    warnings.extend(conflicts({name: licence(checkpoint) for name, checkpoint in checkpoints.items()}))
+    warnings.extend(chat_templates(checkpoints, base))
+    dtypes = {name: str(checkpoint.dtype).removeprefix("torch.") for name, checkpoint in checkpoints.items()}
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        warnings.append(f"weights are stored in different precisions: {listed}")
+    return Report(
+        architecture=reference.architecture,
+        layers=reference.layout.num_layers,
+        parameters=reference.num_parameters,
+        tied=reference.tied,
+        dtypes=dtypes,
+        kinship=kinship,
+        warnings=tuple(warnings),
+    )
+
+
+def check_form(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
+    """Refuse a source whose architecture, depth or shapes are not the base's."""
+    _check_architecture(name, checkpoint, base, reference)
+    _check_shapes(name, checkpoint, base, reference)
+
+
+def unverified_bases(checkpoints: Mapping[str, Checkpoint], base: str) -> Iterator[str]:
+    """Yield a line for each adapter that was perhaps trained on another base."""
+    for name, checkpoint in checkpoints.items():
+        if (named := unverified_base(checkpoint)) is not None:
+            model, adapter = parts(checkpoint.reference)
+            on = base if adapter is None else model
+            yield f"{name}: the adapter names {named} as its base, and nothing shows that {on} is the same"
+
+
+def _check_architecture(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
+    own, wanted = checkpoint.architecture, reference.architecture
+    if own != wanted:
+        raise CheckpointError(f"{name}: it is a {own} and {base} a {wanted}; merge models of one architecture")
+    if checkpoint.tied != reference.tied:
+        tied, untied = (name, base) if checkpoint.tied else (base, name)
+        raise CheckpointError(
+            f"{name}: the head of {tied} is tied to its embeddings and that of {untied} is not; "
+            f"save {tied} with tie_word_embeddings=False and a copy of the embeddings as its head"
+        )
+
+
+def _check_shapes(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
+    if checkpoint.layout.num_layers != reference.layout.num_layers:
+        raise CheckpointError(
+            f"{name}: it has {checkpoint.layout.num_layers} layers and {base} {reference.layout.num_layers}; "
+            "name models of the same depth"
+        )
+    different = set(checkpoint.names) ^ set(reference.names)
+    if different:
+        tensor = min(different)
+        holder, other = (name, base) if tensor in checkpoint.names else (base, name)
+        raise CheckpointError(f"{name}: {tensor} is in {holder} and not in {other}; merge models of one architecture")
+    shapes = {tensor: (checkpoint.shape(tensor), reference.shape(tensor)) for tensor in reference.names}
+    different = {tensor for tensor, (own, wanted) in shapes.items() if own != wanted}
+    if not different:
+        return
+    by_vocabulary = {tensor for tensor in by_token(reference) if shapes[tensor][0][1:] == shapes[tensor][1][1:]}
+    others = [tensor for tensor in reference.names if tensor in different - by_vocabulary]
+    tensor = others[0] if others else next(tensor for tensor in reference.names if tensor in different)
+    own, wanted = shapes[tensor]
+    line = f"{name}: {tensor} has shape {list(own)} and in {base} {list(wanted)}"
+    if others:
+        raise CheckpointError(f"{line}; merge models of one size")
+    rest = "".join(f", so has {other}" for other in sorted(different - {tensor}))
+    raise CheckpointError(f"{line}{rest}: the vocabularies differ in size; {_POLICY}")
+
+
+_POLICY = (
+    "set vocabulary: base, union, first or pad (in a recipe tokenizer_source: base or union), or resize one with "
+    "model.resize_token_embeddings()"
+)
+
+
+def strangers(kinship: Kinship, base: str) -> Iterator[str]:
+    """Yield a line for each expert that does not share the base."""
+    for expert in kinship.experts:
+        if (reason := kinship.stranger(expert)) is not None:
+            yield f"{expert}: {reason}, so that no average of it with {base} computes anything"
+
+
+def chat_templates(checkpoints: Mapping[str, Checkpoint], base: str) -> Iterator[str]:
+    """Yield a line for each expert that was trained with another chat template than the base's."""
+    wanted = checkpoints[base].chat_template()
+    for name, checkpoint in checkpoints.items():
+        own = checkpoint.chat_template()
+        if own is not None and own != wanted:
+            has = "differs from that of" if wanted is not None else "is not in"
+            yield f"{name}: its chat template {has} {base}; a merge has the base's (recipes: chat_template)"
+
+
+def check_tokenizers(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
+    """Compare vocabularies where both models come with one; a model without uses the base's."""
+    if not (checkpoint.tokenizer_files and reference.tokenizer_files):
+        return
+    own, wanted = checkpoint.tokenizer().get_vocab(), reference.tokenizer().get_vocab()
+    if own != wanted:
+        token = min(token for token in own.keys() | wanted.keys() if own.get(token) != wanted.get(token))
+        raise CheckpointError(
+            f"{name}: its tokenizer gives {token!r} the id {own.get(token)} and that of {base} "
+            f"{wanted.get(token)}; {_POLICY}"
+        )
+
+
+def behaviour(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> Iterator[str]:
+    """Yield a line for each setting that makes the source compute otherwise than the base with the same weights."""
+    for key in BEHAVIOUR:
+        own: Any = getattr(checkpoint.config, key, None)
+        wanted: Any = getattr(reference.config, key, None)
+        if own != wanted:
+            yield f"{name}: {key} is {own} and in {base} {wanted}; merges run with the base's"
+
+
+def _check_finite(name: str, checkpoint: Checkpoint) -> None:
+    for tensor in checkpoint.names:
+        for part in checkpoint.tensor(tensor).reshape(-1).split(STRETCH):
+            # a sum is finite only if all terms are, and costs no mask; large weights may overflow it
+            if not bool(torch.isfinite(part.sum(dtype=torch.float64))):
+                bad = int((~torch.isfinite(part)).sum())
+                if bad:
+                    raise CheckpointError(
+                        f"{name}: {tensor} holds NaN or infinite values ({bad} found); use another checkpoint"
+                    )

@@ -1,0 +1,1 @@
+"""The run directory: event log, history, result and HTML report."""

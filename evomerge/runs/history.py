@@ -1,0 +1,130 @@
+"""What a run's events add up to: counts, times, the best so far, and scores by recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from evomerge.runs.run import Asked, Event, Final, Told
+from fitness.pareto import ranks
+from fitness.results import Evaluation
+
+
+class Ledger:
+    """Running totals over events, the same while searching, on resuming and for `evomerge status`."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.asked: dict[int, Asked] = {}
+        self.told: dict[int, Told] = {}
+        self.finals: dict[tuple[str, str], Evaluation] = {}
+        self.by_recipe: dict[str, Evaluation] = {}
+        self.best: int | None = None
+        self.failed = 0
+        self.cached = 0
+        self.item_evaluations = 0
+        self.elapsed = 0.0
+        self._seconds = {"merge": 0.0, "score": 0.0, "wait": 0.0}
+        self._open: dict[int, Asked] = {}
+        self._generations: dict[int, list[int]] = {}  # ids by generation
+        self._missing: dict[int, int] = {}  # by generation: asked and not told
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Event) -> None:
+        """Take one event into account."""
+        if isinstance(event, Asked):
+            self._add_asked(event)
+        elif isinstance(event, Told):
+            self._add_told(event)
+        else:
+            self._add_final(event)
+
+    @property
+    def open(self) -> list[Asked]:
+        """Candidates that were asked and not yet told, oldest first."""
+        return list(self._open.values())
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of searching by what they went into; `overhead` is all but merging, scoring and waiting."""
+        overhead = max(0.0, self.elapsed - sum(self._seconds.values()))
+        return self._seconds | {"overhead": overhead}
+
+    def evaluation(self, candidate: int) -> Evaluation:
+        """Return the evaluation that was told for a candidate."""
+        return self.told[candidate].evaluation
+
+    def answers(self, recipe: str) -> dict[str, float]:
+        """Return what a recipe scored on each search item that it was asked, as a candidate or as a finalist."""
+        parts = (self.by_recipe.get(recipe), self.finals.get(("confirm", recipe)))
+        return {
+            item: score
+            for part in parts
+            if part is not None
+            for item, score in zip(part.items, part.scores.tolist(), strict=True)
+        }
+
+    def ranking(self) -> list[int]:
+        """Ids of scored candidates with distinct recipes, best first; the earlier one wins a tie."""
+        ok = (identity for identity, told in self.told.items() if told.evaluation.status == "ok")
+        distinct: dict[str, int] = {}
+        for identity in sorted(ok, key=lambda identity: (-self.evaluation(identity).fitness, identity)):
+            distinct.setdefault(self.asked[identity].recipe, identity)
+        return list(distinct.values())
+
+    def front(self) -> list[int]:
+        """Ids of scored candidates that none dominates, by their first objective; one per recipe.
+
+        With one objective it is the best alone. Those that miss a floor are on the front only if all do.
+        """
+        candidates = self.ranking()
+        if not candidates:
+            return []
+        evaluations = [self.evaluation(identity) for identity in candidates]
+        rank = ranks([one.objectives for one in evaluations], [one.violation for one in evaluations])
+        front = [identity for identity, on in zip(candidates, rank == 0, strict=True) if on]
+        return sorted(front, key=lambda identity: self.evaluation(identity).objectives, reverse=True)
+
+    def in_flight(self, generation: int) -> bool:
+        """Tell whether a generation has candidates that are asked and not told."""
+        return self._missing.get(generation, 0) > 0
+
+    def results(self, generation: int) -> list[Told]:
+        """Return what has been told of a generation, by candidate id."""
+        return [self.told[identity] for identity in self._generations.get(generation, ()) if identity in self.told]
+
+    def _add_asked(self, event: Asked) -> None:
+        identity, generation = event.candidate.id, event.candidate.generation
+        self.asked[identity] = self._open[identity] = event
+        self._generations.setdefault(generation, []).append(identity)
+        self._missing[generation] = self._missing.get(generation, 0) + 1
+
+    def _add_told(self, event: Told) -> None:
+        evaluation = event.evaluation
+        self.told[event.candidate] = event
+        self._missing[self._open.pop(event.candidate).candidate.generation] -= 1
+        self.elapsed = event.elapsed
+        if evaluation.status == "failed":
+            self.failed += 1
+        if event.cached:
+            self.cached += 1
+        else:
+            self.item_evaluations += len(evaluation.items)
+            for name in self._seconds:
+                self._seconds[name] += evaluation.seconds[name]
+        if evaluation.status == "ok":
+            self.by_recipe.setdefault(self.asked[event.candidate].recipe, evaluation)
+            if self._better(event):
+                self.best = event.candidate
+
+    def _better(self, event: Told) -> bool:
+        """Tell whether a scored candidate beats the best so far; the one asked earlier wins a tie."""
+        if self.best is None:
+            return True
+        best = self.evaluation(self.best).fitness
+        return (event.evaluation.fitness, -event.candidate) > (best, -self.best)
+
+    def _add_final(self, event: Final) -> None:
+        key = event.stage, event.recipe
+        known = self.finals.get(key) if event.stage == "confirm" else None  # a finalist's answers come in rounds
+        self.finals[key] = event.evaluation if known is None else known.with_more(event.evaluation)
+        self.item_evaluations += len(event.evaluation.items)

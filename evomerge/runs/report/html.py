@@ -1,0 +1,116 @@
+"""The HTML report of a run: read-only, self-contained, and everything in it escaped.
+
+A run directory may come from a stranger: names of models, tasks and items, and reasons of failures, are data. The
+template escapes all of them, and the page's own policy forbids scripts and requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from evomerge.runs.history import Ledger
+from evomerge.runs.result import ENSEMBLE_NOTE, Result
+from evomerge.runs.run import Run
+
+WIDTH, HEIGHT = 640, 220  # of the curve, in pixels
+MAX_CANDIDATES = 20
+MAX_FAILURES = 20
+MAX_POINTS = 2000
+MAX_TEXT = 200_000  # characters quoted of a file
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The best search score so far against item evaluations, as points of an SVG polyline."""
+
+    points: str
+    items: int
+    low: float
+    high: float
+
+
+def render(path: Path) -> str:
+    """Return the report of the run directory `path` as HTML.
+
+    Raises
+    ------
+    RunError, LogError
+        If it is no run, or its log is damaged.
+    """
+    with Run.read(path) as run:
+        ledger = Ledger(run.events())
+        packages = run.environment().get("packages", {})
+    result_file = path / "result.json"
+    result = Result.read(result_file) if result_file.is_file() else None
+    environment = Environment(
+        loader=PackageLoader("evomerge.runs.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
+        name=path.resolve().name,
+        ledger=ledger,
+        result=result,
+        ensemble_note=ENSEMBLE_NOTE,
+        curve=_curve(ledger),
+        width=WIDTH,
+        height=HEIGHT,
+        candidates=_candidates(ledger),
+        failures=_failures(ledger),
+        config=_quoted(path / "config.yaml"),
+        recipe=_quoted(path / "best.yaml"),
+        packages=packages if isinstance(packages, dict) else {},
+    )
+
+
+def _curve(ledger: Ledger) -> Curve | None:
+    asked, best, steps = 0, float("-inf"), []
+    for told in ledger.told.values():
+        if not told.cached:
+            asked += len(told.evaluation.items)
+        if told.evaluation.status == "ok" and told.evaluation.value > best:
+            best = told.evaluation.value
+            steps.append((asked, best))
+    if not steps:
+        return None
+    low, high = steps[0][1], steps[-1][1]
+    span = high - low or 1.0
+    corners = []
+    for (items, value), (until, _) in zip(steps, [*steps[1:], (asked, best)], strict=True):
+        y = HEIGHT - HEIGHT * (value - low) / span
+        corners += [(WIDTH * items / max(asked, 1), y), (WIDTH * until / max(asked, 1), y)]
+    stride = -(-len(corners) // MAX_POINTS)
+    return Curve(" ".join(f"{x:.1f},{y:.1f}" for x, y in corners[::stride]), asked, low, high)
+
+
+def _candidates(ledger: Ledger) -> list[dict[str, Any]]:
+    """The best distinct recipes by search score."""
+    rows = []
+    for rank, identity in enumerate(ledger.ranking()[:MAX_CANDIDATES], start=1):
+        evaluation, asked = ledger.evaluation(identity), ledger.asked[identity]
+        rows.append(
+            {
+                "rank": rank,
+                "id": identity,
+                "generation": asked.candidate.generation,
+                "recipe": asked.recipe,
+                "score": evaluation.value,
+                "standard_error": evaluation.standard_error,
+                "items": len(evaluation.items),
+            }
+        )
+    return rows
+
+
+def _failures(ledger: Ledger) -> list[tuple[int, str]]:
+    told = ((identity, told.evaluation) for identity, told in ledger.told.items())
+    return [(identity, each.reason or "") for identity, each in told if each.status == "failed"][-MAX_FAILURES:]
+
+
+def _quoted(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(MAX_TEXT)

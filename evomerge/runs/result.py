@@ -1,0 +1,134 @@
+"""The held-out table and what else a finished search reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evomerge.runs.run import LogError
+from fitness.estimation.intervals import interval, paired_test, weighted_interval, weighted_paired_test
+from fitness.objectives import by_task
+from fitness.results import Evaluation
+from search_spaces.recipes.recipe import Recipe
+
+ALL_TASKS = "all"
+ENSEMBLE_NOTE = "An ensemble is no recipe: the answer that most of its models give, each of which has to be run."
+SEARCHED = ("found", "mean", "front", "ensemble")
+"""Kinds of contenders that the search has made; the others are its rivals."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What the final table has rows for.
+
+    `kind`: found, mean, front, ensemble (of several recipes), source, uniform or task_arithmetic.
+    """
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Entry(Contender):
+    """One recipe that the final table has rows for."""
+
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the held-out table.
+
+    `score` with its 95 % interval `low`..`high` over `items` items of `task` (`all`: the weighted mean of several
+    tasks). `p_value`: for the found recipe, of the paired test against the best of the sources and baselines; for
+    any other row, of the paired test between it and the found recipe.
+    """
+
+    name: str
+    kind: str
+    task: str
+    score: float
+    low: float
+    high: float
+    items: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `RUN/result.json` holds."""
+
+    held_out: list[Row]
+    best: str
+    evaluations: int
+    item_evaluations: int
+    seconds: Mapping[str, float]
+    search_score: float
+    """The found recipe's score on all search items."""
+    optimism: float
+    """`search_score` minus its held-out score: what selecting the best has flattered it by."""
+
+    def to_json(self) -> str:
+        """Return the JSON text, one row a line."""
+        data = asdict(self)
+        rows = data.pop("held_out")
+        head = json.dumps(data, indent=1)[1:]
+        lines = ",\n  ".join(json.dumps(row) for row in rows)
+        return f'{{\n "held_out": [\n  {lines}\n ],{head}\n'
+
+    @classmethod
+    def read(cls, file: Path) -> Result:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        LogError
+            If the file is damaged.
+        """
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            return cls(held_out=[Row(**row) for row in data.pop("held_out")], **data)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LogError(f"{file} cannot be read ({error}); remove it, and resume the run to write it anew") from None
+
+
+def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, float]) -> list[Row]:
+    """Make the held-out table: the found recipe (first in `scored`), then the others, task by task."""
+    entries = [(entry, by_task(evaluation)) for entry, evaluation in scored]
+    found = entries[0][1]
+    rivals = [scores for entry, scores in entries if entry.kind not in SEARCHED]
+    rows = []
+    for task in [*weights, ALL_TASKS] if len(weights) > 1 else list(weights):
+        use = weights if task == ALL_TASKS else {task: 1.0}
+        best_rival = max(rivals, key=lambda scores: _mean(scores, use))
+        for entry, scores in entries:
+            low, high = _interval(scores, use)
+            against = best_rival if scores is found else scores
+            p_value = _p_value(found, against, use)
+            items = sum(len(scores[name]) for name in use)
+            rows.append(Row(entry.name, entry.kind, task, _mean(scores, use), low, high, items, p_value))
+    return rows
+
+
+Scores = Mapping[str, np.ndarray]
+
+
+def _mean(scores: Scores, weights: Mapping[str, float]) -> float:
+    return float(sum(w * scores[task].mean() for task, w in weights.items()) / sum(weights.values()))
+
+
+def _interval(scores: Scores, weights: Mapping[str, float]) -> tuple[float, float]:
+    if len(weights) == 1:
+        return interval(scores[next(iter(weights))])
+    return weighted_interval([(scores[task], weight) for task, weight in weights.items()])
+
+
+def _p_value(found: Scores, other: Scores, weights: Mapping[str, float]) -> float:
+    if len(weights) == 1:
+        task = next(iter(weights))
+        return paired_test(found[task], other[task])
+    return weighted_paired_test([(found[task], other[task], weight) for task, weight in weights.items()])

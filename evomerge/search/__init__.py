@@ -1,0 +1,1 @@
+"""The search itself: from opened models and tasks to the final evaluation."""

@@ -1,0 +1,60 @@
+"""The best recipes of a search as an ensemble: the answer that most of them give.
+
+After GENOME+ (arXiv 2503.01155), whose last population votes so. An ensemble costs as much to use as all of its models
+together, so it stands beside the found recipe in the held-out table and is never the result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from evomerge.strategies import AnyStrategyConfig, GeneticConfig
+from fitness.results import Evaluation
+from fitness.tasks.suite import TaskSuite
+
+
+def size_of(strategy: AnyStrategyConfig) -> int:
+    """Return how many models a search's settings let vote; 0 for none."""
+    return (strategy.ensemble or 0) if isinstance(strategy, GeneticConfig) else 0
+
+
+def check(strategy: AnyStrategyConfig, suite: TaskSuite) -> None:
+    """Refuse a vote on tasks whose answers cannot be counted.
+
+    Raises
+    ------
+    ValueError
+        If a task's metric does not follow from one answer per item.
+    """
+    if not size_of(strategy):
+        return
+    for name, metric in suite.metrics.items():
+        obstacle = suite.task(name).scores.vote_obstacle
+        if obstacle is not None:
+            raise ValueError(
+                f"strategy.ensemble: models cannot vote on task {name}, its metric {metric.partition(',')[0]} "
+                f"{obstacle}; leave ensemble out, or set the task's metric to acc or exact_match"
+            )
+
+
+def vote(members: Sequence[Evaluation]) -> Evaluation:
+    """Return what the answer scores that most members give, item by item.
+
+    Where several answers have the most votes, that of the better-ranked member decides. Equal answers have equal
+    scores, so the vote needs no scoring of its own.
+
+    Parameters
+    ----------
+    members
+        Evaluations with answers, on the same items; best member first.
+    """
+    items = members[0].items
+    scores = np.empty(len(items), np.float32)
+    for at in range(len(items)):
+        given = [member.answers[at] for member in members]
+        (answer, _), *_ = Counter(given).most_common(1)  # of equal counts the first one met: the best-ranked
+        scores[at] = members[given.index(answer)].scores[at]
+    return Evaluation("ok", items=items, scores=scores)

@@ -1,0 +1,56 @@
+"""Items in blocks, and a candidate that is asked them one block after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+
+from fitness.items import task_of
+from fitness.results import Evaluation
+from search_spaces.recipes.recipe import Recipe
+
+Blocks = list[tuple[str, ...]]
+
+
+def in_blocks(items: Sequence[str], block: int, seed: int) -> Blocks:
+    """Items in random order, `block` of each task at a time; the last block takes what is left."""
+    rng = np.random.default_rng(seed)
+    tasks: dict[str, list[str]] = {}
+    for item in items:
+        tasks.setdefault(task_of(item), []).append(item)
+    shuffled = [[names[at] for at in rng.permutation(len(names))] for names in tasks.values()]
+    most = max(len(names) for names in shuffled)
+    cuts = [*range(0, max(1, most // block) * block, block), most]
+    return [tuple(item for names in shuffled for item in names[a:b]) for a, b in pairwise(cuts)]
+
+
+@dataclass
+class Runner:
+    """A candidate in a race; without a recipe, its answers come from the log."""
+
+    tag: int
+    recipe: Recipe | None
+    sample: bool
+    answers: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    stopped: bool = False
+    failed: str | None = None
+
+    def take(self, part: Evaluation) -> None:
+        """Add a block's answers, or note that the candidate failed."""
+        self.failed = part.reason if part.status == "failed" else None
+        self.answers.update(zip(part.items, part.scores.tolist(), strict=True))
+        for name, value in part.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+
+    def result(self, items: Sequence[str]) -> Evaluation:
+        """Return the answers to those of the items that it was asked, in their order."""
+        if self.failed is not None:
+            return Evaluation.failed(self.failed, self.seconds)
+        asked = tuple(item for item in items if item in self.answers)
+        scores = np.array([self.answers[item] for item in asked], np.float32)
+        evaluation = Evaluation("ok", items=asked, scores=scores, seconds=self.seconds)
+        return replace(evaluation, status="stopped") if self.stopped else evaluation

@@ -1,0 +1,352 @@
+"""What a search file means once its models and tasks have been opened and checked against each other."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge import __version__
+from evomerge.config.search_file import ConfigError, InlineConfig, SearchConfig
+from evomerge.merging.engine.engine import Footprint, MergeEngine
+from evomerge.merging.engine.gram import gram_matrices
+from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
+from evomerge.merging.sources import preflight
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.open_sources import open_sources
+from evomerge.merging.sources.task_vectors import squared_norms
+from evomerge.runs.result import Entry
+from evomerge.search import ensemble
+from evomerge.search.recorded_scoring import Bench
+from evomerge.search.warm_start import Warmed, warmed
+from evomerge.strategies import AnyStrategyConfig, NevergradConfig, resolved_for
+from evomerge.strategies.base import Strategy
+from evomerge.workers.base import Pool
+from evomerge.workers.inline import InlinePool, Worker
+from evomerge.workers.ray_pool import RayConfig, RayPool
+from evomerge.workers.source_watch import SourceWatch
+from fitness.config import FitnessConfig
+from fitness.estimation.estimators import NEEDS_PARENTS
+from fitness.estimation.evaluation_plan import EstimatedMeasure, Measure, PlainMeasure, known_of, within_unit_interval
+from fitness.estimation.item_banks import Calibration
+from fitness.items import task_of
+from fitness.objectives import Objectives, relative_to_sources
+from fitness.scoring.evaluator import Evaluator
+from fitness.tasks.suite import TaskSuite
+from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.registry import build_space
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
+OPTIONAL_PACKAGES = ("cmaes", "nevergrad")
+TASK_ARITHMETIC_SCALE = 0.3
+
+
+class Problem:
+    """Opened sources, space and tasks of one search file.
+
+    Everything that can be checked before the first candidate is checked when this is built.
+
+    Parameters
+    ----------
+    config
+        The search file.
+    scan
+        Whether to look for NaN in the sources.
+    share
+        What the worker in this process may count on, of the memory of its device and of the machine.
+    """
+
+    def __init__(self, config: SearchConfig, *, scan: bool = True, share: Share | None = None) -> None:
+        self.config = config
+        self._share = share or Share()
+        self.checkpoints: Mapping[str, Checkpoint] = open_sources(
+            config.models, config.base, vocabulary=config.vocabulary_policy
+        )
+        self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
+        self.layout = self.checkpoints[config.base].layout
+        self.sizes = {name: math.prod(self.checkpoints[config.base].shape(name)) for name in self.layout.tensors()}
+        context = SpaceContext(
+            config.models,
+            self.layout,
+            self.sizes,
+            out_dtype=config.out_dtype,
+            seed=config.seed,
+            gram=partial(gram_matrices, self.checkpoints),
+            squared_norms=partial(squared_norms, self.checkpoints, config.base),
+        )
+        self.space = config.stamped(build_space(config.space, context))
+        self.suite = TaskSuite.load(config.fitness, config.seed)
+        try:
+            ensemble.check(config.strategy, self.suite)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        self.search_items = self.suite.pool.subset("all", config.seed)
+        self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
+        self.calibration = _calibration(config.fitness)
+        self.held_out_items = self.suite.pool.held_out_ids()
+        self.warnings = [
+            *self.report.warnings,
+            *(
+                f"{task}: {count} held-out items are left out, since search items ask the same"
+                for task, count in self.suite.pool.dropped.items()
+                if count
+            ),
+            *_idle_workers(config),
+        ]
+
+    @property
+    def needs_sources(self) -> bool:
+        """Whether sources are scored on all search items before the search."""
+        estimator = self.config.fitness.subset.estimator
+        inherits = self.asks_few and estimator in ("auto", *NEEDS_PARENTS)
+        return inherits or relative_to_sources(self.config.fitness)
+
+    @property
+    def asks_few(self) -> bool:
+        """Whether candidates are asked only some of the search items."""
+        return len(self.subset) < len(self.search_items)
+
+    def measure(self, bench: Bench) -> Measure:
+        """Return how candidates are measured; sources are scored on all search items where that is needed.
+
+        Raises
+        ------
+        TaskError
+            If an estimator lacks what it needs, or no source does what a floor is relative to.
+        """
+        fitness, few = self.config.fitness, self.config.fitness.subset
+        scored = {
+            entry.name: bench.score("parent", entry, self.search_items)
+            for entry in (self.sources() if self.needs_sources else [])
+            if entry.name != self.config.base or relative_to_sources(fitness)
+        }
+        objectives = Objectives.of(fitness, list(scored.values()))
+        experts = [answers for name, answers in scored.items() if name != self.config.base]
+        estimator = few.estimator
+        if estimator == "auto":
+            estimator = "inherited" if all(within_unit_interval(answers) for answers in experts) else "mean"
+        rotate = estimator != "mean" if few.rotate is None else few.rotate
+        if not self.asks_few or (estimator == "mean" and not rotate):
+            return PlainMeasure(self.subset, objectives)
+        assert few.items != "all"
+        tasks = {task: [item for item in self.search_items if task_of(item) == task] for task in objectives.weights}
+        known = {task: known_of(task, items, experts, self.calibration, estimator) for task, items in tasks.items()}
+        return EstimatedMeasure(self.search_items, known, objectives, estimator, few.items, self.config.seed, rotate)
+
+    @property
+    def noise(self) -> float:
+        """The largest standard error that one fitness value can have: that of a coin flipped per item."""
+        return largest_error(self.suite.weights, Counter(task_of(item) for item in self.subset))
+
+    def resolved(self) -> SearchConfig:
+        """Return the config with every `auto` of the strategy replaced by what it means here.
+
+        Raises
+        ------
+        ConfigError
+            If the strategy is not for this space or budget, a package of its is missing, or the run that it is to be
+            warmed by does not fit.
+        """
+        return self.config.model_copy(update={"strategy": self.warmed.strategy})
+
+    @cached_property
+    def warmed(self) -> Warmed:
+        """The resolved strategy with what a former run says, which is read once; raises as `resolved` does."""
+        strategy = self.config.strategy
+        try:
+            start = warmed(strategy, self.config, self.space, self._resolved(strategy))
+            return replace(start, strategy=self._resolved(start.strategy))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def _resolved(self, strategy: AnyStrategyConfig) -> AnyStrategyConfig:
+        evaluations = self.config.budget.evaluations
+        return resolved_for(strategy, self.space, noise=self.noise, evaluations=evaluations)
+
+    def strategy(self) -> Strategy:
+        """Build the configured strategy, from the start."""
+        return self.resolved().strategy.build(self.space, self.config.seed)
+
+    @cached_property
+    def worker(self) -> Worker:
+        """A worker in this process; like the configured ones where those live elsewhere."""
+        return build_worker(
+            {checkpoint.reference: checkpoint for checkpoint in self.checkpoints.values()},
+            self.config.models[self.config.base],
+            self.suite,
+            self.config.fitness,
+            inline_settings(self.config.workers),
+        )
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What the costliest candidate maps and touches, and what the search prepares for all its methods together."""
+        found = [asdict(self.worker.engine.footprint(recipe)) for recipe in self.space.structures()]
+        costs = {key: max(each[key] for each in found) for key in found[0]}
+        return Footprint(**costs | {"prepared_bytes": sum(each["prepared_bytes"] for each in found)})
+
+    @cached_property
+    def placement(self) -> Choice:
+        """Where the sources of the worker in this process lie, from the memory that is free when first asked.
+
+        Raises
+        ------
+        PlacementError
+            If they do not fit where the search file wants them.
+        """
+        device = self.worker.engine.device
+        asked = inline_settings(self.config.workers).placement
+        return choose(asked, device, self.footprint, free_memory(device, self._share))
+
+    def ready_worker(self) -> Worker:
+        """Return the worker in this process with all done that does not depend on a candidate."""
+        if self.worker.engine.device.type != "cpu":  # there they are mapped in any case
+            self.worker.engine.place_sources(self.placement.placement)
+        for structure in self.space.structures():
+            self.worker.engine.prepare(structure)
+        asked_first = self.search_items if self.needs_sources else self.subset
+        self.worker.prepare(self.space.decode(self.space.start), asked_first)
+        return self.worker
+
+    def pool(self) -> Pool:
+        """Return the configured workers, ready to score: what does not depend on a candidate is done here."""
+        if isinstance(self.config.workers, RayConfig):
+            from evomerge.workers.ray_cluster import RayCluster
+
+            return RayPool(RayCluster(self.resolved(), self.environment()), self.config.workers, len(self.subset))
+        return InlinePool(self.ready_worker())
+
+    def sources(self) -> list[Entry]:
+        """Every source as it is."""
+        layout, dtype = self.layout, self.config.out_dtype
+        return [
+            Entry(name, "source", source_recipe(reference, layout, out_dtype=dtype))
+            for name, reference in self.config.models.items()
+        ]
+
+    def baselines(self) -> list[Entry]:
+        """Every source as it is, the uniform average of the experts, and task arithmetic 0.3."""
+        models, layout, dtype = self.config.models, self.layout, self.config.out_dtype
+        uniform = uniform_recipe(models, layout, out_dtype=dtype)
+        arithmetic = task_arithmetic_recipe(models, layout, TASK_ARITHMETIC_SCALE, out_dtype=dtype)
+        return [
+            *self.sources(),
+            Entry("uniform average", "uniform", uniform),
+            Entry(f"task arithmetic {TASK_ARITHMETIC_SCALE}", "task_arithmetic", arithmetic),
+        ]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Any]:
+        """Sizes and hashes of the sources' files, as they were when first asked for."""
+        return {name: checkpoint.fingerprint()["files"] for name, checkpoint in self.checkpoints.items()}
+
+    def environment(self) -> dict[str, Any]:
+        """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""
+        return {
+            "evomerge": __version__,
+            "packages": {name: metadata.version(name) for name in (*PACKAGES, *_installed(OPTIONAL_PACKAGES))},
+            "config": self._identity(),
+            "items": self.suite.digest(),
+            "sources": self.fingerprints,
+            "layout": asdict(self.layout),
+            "sizes": self.sizes,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """The config's identity, with a calibration's content in place of where it lies."""
+        identity = self.resolved().identity()
+        path = self.config.fitness.subset.calibration
+        if path is not None:
+            identity["fitness"]["subset"]["calibration"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return identity
+
+
+def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> float:
+    """Return the standard error of a weighted mean over tasks if every answer is a coin flip; both by task name."""
+    total = sum(weights.values())
+    return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
+
+
+def _installed(packages: Sequence[str]) -> list[str]:
+    """Return those packages that are there; looking for each is quicker than reading the names of all there are."""
+    return [package for package in packages if any(metadata.distributions(name=package))]
+
+
+def _idle_workers(config: SearchConfig) -> list[str]:
+    """Say where a strategy proposes too few candidates at a time for the workers; that setting cannot change later."""
+    strategy, workers = config.strategy, config.workers
+    if not isinstance(strategy, NevergradConfig) or not isinstance(workers, RayConfig):
+        return []
+    if strategy.parallel >= (2 if workers.count == "auto" else workers.count):
+        return []
+    wanted = "the number of workers" if workers.count == "auto" else workers.count
+    return [
+        f"strategy.parallel is {strategy.parallel}: so many workers have something to do at a time, and all others "
+        f"idle; write {wanted}"
+    ]
+
+
+def inline_settings(workers: InlineConfig | RayConfig) -> InlineConfig:
+    """Return the settings of a worker in this process that scores as the configured ones do."""
+    if isinstance(workers, RayConfig):
+        return InlineConfig(compute_dtype=workers.compute_dtype, threads=workers.threads, placement=workers.placement)
+    return workers
+
+
+def _calibration(fitness: FitnessConfig) -> Calibration | None:
+    """The calibration that a search file names."""
+    if fitness.subset.calibration is None:
+        return None
+    try:
+        return Calibration.load(fitness.subset.calibration)
+    except ValueError as error:
+        raise ConfigError(f"fitness.subset.calibration: {error}") from None
+
+
+def build_worker(
+    checkpoints: Mapping[str, Checkpoint],
+    base: str,
+    suite: TaskSuite,
+    fitness: FitnessConfig,
+    settings: InlineConfig,
+) -> Worker:
+    """Return a worker for these opened models (by reference), with the base's tokenizer, in this process."""
+    device = torch_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    engine = MergeEngine(checkpoints, base=base, device=device, compute_dtype=settings.compute_dtype)
+    evaluator = Evaluator(
+        suite,
+        checkpoints[base].tokenizer(),
+        batch_size=fitness.batch_size,
+        max_length=fitness.max_length,
+        device=device,
+    )
+    return Worker(engine, evaluator, SourceWatch(checkpoints))
+
+
+def torch_device(name: str) -> str:
+    """Return the torch device that a setting names; `auto`: a GPU if there is one.
+
+    Raises
+    ------
+    ConfigError
+        If torch knows no such device, or the machine has none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}); write cpu, or auto") from None
+    return name

@@ -1,0 +1,70 @@
+"""Who of the finalists is the best: sequential halving on fresh search items.
+
+All answer some items, the better half of them more, and so on; each round costs the same, so that most answers go to
+those that are hard to tell apart (Z. Karnin, T. Koren, O. Somekh, "Almost optimal exploration in multi-armed bandits",
+ICML 2013). Deviations: answers of all rounds count, since all that are left have answered the same items; and the last
+two answer all items, so that the found recipe has a score on these.
+
+Items that chose a finalist during the search come last: it was chosen for the luck it had with them, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+from evomerge.runs.result import Entry
+from fitness.estimation.subset import fresh_first
+from fitness.items import task_of
+from fitness.results import Evaluation
+
+
+def rounds(finalists: int) -> list[tuple[int, float]]:
+    """For each round, how many are left in it, and the share of all items that these have answered at its end."""
+    left = [finalists]
+    while left[-1] > 2:
+        left.append((left[-1] + 1) // 2)
+    cost = np.cumsum(1 / np.array(left))
+    return list(zip(left, (cost / cost[-1]).tolist(), strict=True))
+
+
+def in_order(items: Sequence[str], asked: Collection[str], rng: np.random.Generator) -> dict[str, list[str]]:
+    """Task name to its items in random order, those that were asked before behind the fresh ones."""
+    tasks: dict[str, list[str]] = {}
+    for item in items:
+        tasks.setdefault(task_of(item), []).append(item)
+    order = {}
+    for task, names in tasks.items():
+        used = [at for at, name in enumerate(names) if name in asked]
+        order[task] = [names[at] for at in fresh_first(len(names), used, rng)]
+    return order
+
+
+def best(
+    finalists: Sequence[Entry],
+    order: dict[str, list[str]],
+    score: Callable[[Entry, tuple[str, ...]], Evaluation],
+    *,
+    halve: bool = True,
+) -> tuple[Entry, Evaluation]:
+    """Return the best finalist, scored on all items; of equally good ones, the first.
+
+    Parameters
+    ----------
+    finalists
+        With distinct recipes, at least one.
+    order
+        Task name to its items, in the order in which they are asked.
+    score
+        Asks a recipe those of the items that it has not answered yet, and judges all its answers to them.
+    halve
+        Whether the worse half leaves after each round; else there is one round, in which all answer everything.
+    """
+    racing = list(finalists)
+    for left, share in rounds(len(racing)) if halve else [(len(racing), 1.0)]:
+        items = tuple(item for names in order.values() for item in names[: max(1, round(share * len(names)))])
+        scored = [(entry, score(entry, items)) for entry in racing[:left]]
+        scored.sort(key=lambda pair: -pair[1].fitness)  # stable
+        racing = [entry for entry, _ in scored]
+    return scored[0]

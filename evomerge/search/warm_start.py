@@ -1,0 +1,192 @@
+"""What a former run has found, for a new search to begin with: of any strategy, over any space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from evomerge.config.search_file import ConfigError, SearchConfig, load
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import Run, require_run
+from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, GridConfig, M2n2Config, StagedConfig
+from evomerge.strategies.base import Genotype
+from evomerge.strategies.unit_box import UnitBox
+from evomerge.strategies.warm_start import best_share
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.coefficients import CoefficientConfig
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.registry import build_space
+from search_spaces.spaces.space import SearchSpace
+
+NUMBERS = 20_000
+"""Genes that a warm start may write into the new run's config, all candidates together: about half a megabyte."""
+LOOKED_AT = 1000
+"""Candidates of a former run, best first, that are looked at."""
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """A strategy's settings with what a former run says, and a sentence on it; empty where there is none."""
+
+    strategy: AnyStrategyConfig
+    message: str = ""
+
+
+def warmed(strategy: AnyStrategyConfig, config: SearchConfig, space: SearchSpace, places: AnyStrategyConfig) -> Warmed:
+    """Return the strategy's settings with what the former run that they name says; most name none.
+
+    What is read is written into the new run's config, so that resuming it does not depend on the former one.
+
+    Parameters
+    ----------
+    strategy
+        As the search file says.
+    config, space
+        The new search's.
+    places
+        The resolved settings, which say how large the population is.
+
+    Raises
+    ------
+    ConfigError
+        If nothing that the former run has found can be said in this space.
+    RunError, LogError
+        If it is no run, or damaged.
+    """
+    if isinstance(strategy, GridConfig) or strategy.warm_start is None or strategy.warm_start.known:
+        return Warmed(strategy)
+    path = Path(strategy.warm_start.run)
+    former = _Former(path, config, space)
+    wanted = best_share(former.size) if isinstance(strategy, CmaEsConfig) else _places(places)
+    points, left_out = former.best(
+        min(wanted, max(1, NUMBERS // space.dimension)), several=strategy.objectives == "several"
+    )
+    if not points:
+        if not former.size:
+            raise ConfigError(f"strategy.warm_start: {path} has scored no candidate; name another run")
+        raise ConfigError(
+            f"strategy.warm_start: nothing that {path} has found can be said in this space ({left_out[0]}); "
+            "name another run, or begin without one"
+        )
+    message = f"warm start: {len(points)} candidates of {path}"
+    if left_out:
+        message += f"; {len(left_out)} are left out, since this space cannot say them ({left_out[0]})"
+    if isinstance(strategy, CmaEsConfig):
+        unit = UnitBox(space).to_unit(points)
+        return Warmed(strategy.model_copy(update={"warm_start": strategy.warm_start.around(unit)}), message)
+    return Warmed(strategy.model_copy(update={"warm_start": strategy.warm_start.of(points)}), message)
+
+
+def warm_start_override(config: SearchConfig, path: Path) -> str:
+    """Return the `key=value` by which a search begins with what a run has found.
+
+    Raises
+    ------
+    ConfigError
+        If the strategy goes its way whatever was found before.
+    RunError
+        If it is no run.
+    """
+    require_run(path)
+    if isinstance(config.strategy, GridConfig):
+        raise ConfigError(
+            "--warm-start: a grid is walked whatever was found before; write another strategy.kind, or leave "
+            "--warm-start out"
+        )
+    return f"strategy.warm_start={path.resolve()}"
+
+
+def space_of(path: Path, models: Mapping[str, str] | None = None) -> SearchSpace:
+    """Return the space that a run searches, without looking at its models.
+
+    Parameters
+    ----------
+    path
+        The run directory.
+    models
+        Where its models lie, by name; None: where they lay.
+    """
+    config = load(path / "config.yaml")
+    with Run.read(path) as run:
+        environment = run.environment()
+    layout = TypeAdapter(ModelLayout).validate_python(environment["layout"])
+    settings = config.space
+    if isinstance(settings, CoefficientConfig):
+        settings = settings.model_copy(update={"start": None})  # decoding does not depend on it
+    context = SpaceContext(
+        models or config.models, layout, environment.get("sizes", {}), out_dtype=config.out_dtype, seed=config.seed
+    )
+    return config.stamped(build_space(settings, context))
+
+
+class _Former:
+    """A former run, seen from a new search.
+
+    Models of the same name stand for each other, so that runs whose models have moved, and runs over other models in
+    the same roles, can be carried over.
+
+    Attributes
+    ----------
+    size
+        Scored candidates with distinct recipes.
+    """
+
+    def __init__(self, path: Path, config: SearchConfig, space: SearchSpace) -> None:
+        with Run.read(path) as run:
+            self._ledger = Ledger(run.events())
+        self._path, self._space = path, space
+        self._ranking = self._ledger.ranking()
+        self.size = len(self._ranking)
+        former = load(path / "config.yaml")
+        known = set(config.models.values())
+        self._models = {
+            name: reference if reference in known else config.models.get(name, reference)
+            for name, reference in former.models.items()
+        }
+        self._renamed = {former.models[name]: reference for name, reference in self._models.items()}
+        self._same = (former.space, list(former.models)) == (config.space, list(config.models))
+
+    def best(self, count: int, *, several: bool) -> tuple[list[Genotype], list[str]]:
+        """Return up to `count` distinct candidates as points of the new space, and why others could not be said.
+
+        The run's result comes first, then its candidates by search score. With several objectives, those of its
+        front come before the others.
+        """
+        points: dict[str, Genotype] = {}
+        refusals = []
+        for candidate in self._candidates(several):
+            if len(points) == count:
+                break
+            try:
+                point = self._space.encode(candidate) if isinstance(candidate, Recipe) else candidate
+            except RecipeError as error:
+                refusals.append(str(error))
+                continue
+            points.setdefault(self._space.decode(point).hash, point)
+        return list(points.values()), refusals
+
+    def _candidates(self, several: bool) -> Iterator[Recipe | Genotype]:
+        """Yield recipes, best first; genotypes where the spaces are the same."""
+        best = self._path / "best.yaml"
+        if not several and best.is_file():
+            yield Recipe.from_file(best).with_models(self._renamed)
+        order = dict.fromkeys([*(self._ledger.front() if several else ()), *self._ranking])
+        former = None if self._same else space_of(self._path, self._models)
+        for identity in list(order)[:LOOKED_AT]:
+            genotype = self._ledger.asked[identity].candidate.genotype
+            yield np.array(genotype) if former is None else former.decode(genotype)
+
+
+def _places(strategy: AnyStrategyConfig) -> int:
+    """Return how many candidates the first population of a strategy has room for."""
+    if isinstance(strategy, StagedConfig):
+        return max(_places(strategy.first), _places(strategy.second))
+    places = strategy.archive if isinstance(strategy, M2n2Config) else strategy.population
+    assert places != "auto", "resolved"
+    return places

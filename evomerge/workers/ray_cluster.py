@@ -1,0 +1,209 @@
+"""Ray behind the few calls that the pool needs; the only module that imports Ray."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.merging.engine.placement import Share
+from evomerge.workers.base import BrokenWorker, WorkerError, one_line
+from evomerge.workers.ray_actor import Actor
+from evomerge.workers.ray_pool import Handle, RayConfig, Reference, WorkerDied
+from search_spaces.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from evomerge.config.search_file import SearchConfig
+
+OBJECT_STORE = 100 * 2**20
+"""Bytes of a local object store: recipes and scores are small, weights never travel."""
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no internet
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning per worker without a GPU
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # else its word on each dead worker lands in standard output, which may be JSON
+}
+
+
+class RayCluster:
+    """A connection to Ray, and how workers are made there.
+
+    Parameters
+    ----------
+    config
+        The search's; `workers` must be a `RayConfig`.
+    environment
+        The driver's `Problem.environment()`.
+
+    Raises
+    ------
+    WorkerError
+        If Ray is missing, or there is no cluster at the address, or no room for a single worker on this machine.
+    """
+
+    def __init__(self, config: SearchConfig, environment: Mapping[str, Any]) -> None:
+        assert isinstance(config.workers, RayConfig)
+        self._settings = config.workers
+        os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+        if self._settings.address != "local" and _has_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
+        try:
+            import ray
+        except ImportError:
+            raise WorkerError("workers.kind is ray, and Ray is not installed; pip install 'evomerge[ray]'") from None
+        self._ray = ray
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            self._connect()
+        self._gpus = self._gpus_per_worker()
+        if self._settings.address == "local" and not self.room():
+            self.close()
+            raise WorkerError(
+                f"workers: one needs {self._settings.cpus_per_worker:g} CPUs and {self._gpus:g} GPUs, and this machine "
+                "has fewer; lower workers.cpus_per_worker or workers.gpus_per_worker"
+            )
+        self._actor = ray.remote(concurrency_groups={"control": 1})(Actor).options(
+            num_cpus=self._settings.cpus_per_worker,
+            num_gpus=self._gpus,
+            max_restarts=0,  # the pool starts workers again, and gives their candidates to others
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": _worker_variables(self._settings)},
+        )
+        # Once in the object store, and not with every start.
+        share = share_of(max(self._room_by_node(), default=1), self._settings.count, self._gpus)
+        self._arguments = [ray.put(value) for value in (_as_inline(config, self._gpus), dict(environment), share)]
+
+    def room(self) -> int:
+        """Sum over the living nodes of the workers that each holds."""
+        return sum(self._room_by_node())
+
+    def _room_by_node(self) -> list[int]:
+        cpus = self._settings.cpus_per_worker
+        return [workers_on(node["Resources"], cpus, self._gpus) for node in self._ray.nodes() if node["Alive"]]
+
+    def start(self, number: int) -> tuple[Handle, Reference]:
+        """Ask for an actor; Ray places it when there is room."""
+        worker = self._actor.remote(*self._arguments)
+        return worker, worker.open.remote()
+
+    def evaluate(self, worker: Handle, recipe: Recipe, items: Sequence[str], answers: bool) -> Reference:
+        """Have a worker score a recipe."""
+        return worker.evaluate.remote(recipe, items, answers)
+
+    def beat(self, worker: Handle) -> Reference:
+        """Ask a worker for a sign of life, in the thread that is kept for this."""
+        return worker.beat.options(concurrency_group="control").remote()
+
+    def wait(self, references: Sequence[Reference], timeout: float) -> list[Reference]:
+        """Return what is ready."""
+        if not references:
+            return []
+        ready, others = self._ray.wait(list(references), num_returns=1, timeout=timeout)
+        if ready and others:  # Ray returns no more than it was asked for
+            more, _ = self._ray.wait(others, num_returns=len(others), timeout=0)
+            ready += more
+        return ready
+
+    def result(self, reference: Reference) -> Any:
+        """Return a result; tell a worker that died from one that cannot go on."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, BrokenWorker) or not isinstance(error.cause, WorkerError):
+                raise WorkerDied(one_line(error.cause)) from None
+            raise error.cause from None
+        except errors.RayError as error:
+            raise WorkerDied(one_line(error)) from None
+
+    def kill(self, worker: Handle) -> None:
+        """End a worker's process."""
+        if worker is not None and self._ray.is_initialized():
+            self._ray.kill(worker, no_restart=True)
+
+    def close(self) -> None:
+        """Leave the cluster, unless it was joined before we came; a cluster that we started ends with that."""
+        if self._ours and self._ray.is_initialized():
+            self._ray.shutdown()
+
+    def _connect(self) -> None:
+        address = self._settings.address
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address == "local":
+            count = 1 if self._settings.count == "auto" else self._settings.count
+            needed = math.ceil(count * self._settings.cpus_per_worker)
+            options |= {
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE,
+                "num_cpus": max(needed, os.cpu_count() or 1),
+            }
+        try:
+            self._ray.init(address=address, **options)
+        except Exception as error:  # Ray raises a bare one where a node takes more than 30 s to start
+            if address == "local":
+                raise WorkerError(
+                    f"workers: Ray did not start on this machine ({one_line(error)}); try again when it is less busy, "
+                    "or write workers.kind: inline"
+                ) from None
+            raise WorkerError(
+                f"workers.address {address!r}: Ray cannot be reached ({one_line(error)}); start it there with `ray "
+                "start --head`, copy that machine's ~/.ray/auth_token to this one if it has one, or write local"
+            ) from None
+
+    def _gpus_per_worker(self) -> float:
+        if self._settings.gpus_per_worker == "auto":
+            return 1.0 if self._ray.cluster_resources().get("GPU", 0) else 0.0
+        return self._settings.gpus_per_worker
+
+
+def workers_on(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Return how many workers fit on a node; shares of a GPU never straddle two."""
+    room = math.floor(resources.get("CPU", 0) / cpus + 1e-9)
+    if gpus:
+        devices = resources.get("GPU", 0)
+        by_gpu = devices * math.floor(1 / gpus + 1e-9) if gpus <= 1 else devices // gpus
+        room = min(room, math.floor(by_gpu))
+    return room
+
+
+def share_of(workers: int, count: int | str, gpus: float) -> Share:
+    """Return what one worker may take of a GPU's memory and of a node's, where a node holds so many workers."""
+    beside = workers if isinstance(count, str) else min(workers, count)
+    return Share(device=min(1.0, gpus) if gpus else 1.0, host=1 / max(1, beside))
+
+
+def _as_inline(config: SearchConfig, gpus: float) -> dict[str, Any]:
+    """Return the search file's contents for a worker's process, where the worker is an inline one."""
+    settings = config.workers
+    assert isinstance(settings, RayConfig)
+    values = config.model_dump(mode="json")
+    values["workers"] = {
+        "kind": "inline",
+        "device": "cuda" if gpus else "cpu",
+        "compute_dtype": settings.compute_dtype,
+        "threads": settings.threads,
+        "placement": settings.placement,
+    }
+    return values
+
+
+def _worker_variables(settings: RayConfig) -> dict[str, str]:
+    """Return the environment of workers: the driver's search path, and as many threads as CPUs."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {"OMP_NUM_THREADS": str(settings.threads)} | ({"PYTHONPATH": path} if settings.address == "local" else {})
+
+
+def _has_token() -> bool:
+    """Tell whether there is a token for Ray clusters, where Ray looks for it.
+
+    `ray start --head` asks for the token of everyone once there is one; `ray.init` shows it to a cluster that it finds
+    by itself, and not to one whose address it is given. Clusters without a token take those who have one, too.
+    """
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return True
+    return (Path.home() / ".ray" / "auth_token").is_file()

@@ -1,0 +1,1 @@
+"""From few answers to the full score: subsets, item response theory, estimators, racing rules, intervals."""

@@ -1,0 +1,57 @@
+"""What a candidate may still answer, given its answers so far.
+
+If items come in random order, those not asked yet are like those asked. Their scores are drawn from a Bayesian
+bootstrap (D. B. Rubin, "The Bayesian bootstrap", 1981): a random distribution over the answers given, and over one best
+and one worst answer besides. For right and wrong answers that is Bernoulli with a rate from Beta(1 + right, 1 + wrong).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fitness.items import task_of
+from fitness.objectives import by_task
+from fitness.results import Evaluation
+
+
+def completions(answered: Evaluation, items: Sequence[str], rng: np.random.Generator) -> Iterator[Evaluation]:
+    """Draw answers to all items without end; what they say of the score has to be judged.
+
+    Parameters
+    ----------
+    answered
+        Answers to some of the items, at least one of each task.
+    items
+        All items that the candidate may be asked.
+
+    Raises
+    ------
+    ValueError
+        A task has no answer.
+    """
+    given = dict(zip(answered.items, answered.scores.tolist(), strict=True))
+    score_I = np.array([given.get(item, np.nan) for item in items], np.float32)
+    open_I = np.isnan(score_I)
+    seen = {task: np.append(scores, _ends(scores)) for task, scores in by_task(answered).items()}
+    places: dict[str, list[int]] = {}
+    for at in np.flatnonzero(open_I).tolist():
+        places.setdefault(task_of(items[at]), []).append(at)
+    for task in places:
+        if task not in seen:
+            raise ValueError(f"no answer to an item of task {task!r}: ask some items of each task first")
+    while True:
+        drawn_I = score_I.copy()
+        for task, where in places.items():
+            share = rng.dirichlet(np.ones(len(seen[task])))
+            drawn_I[where] = rng.choice(seen[task], len(where), p=share)
+        yield replace(answered, status="ok", items=tuple(items), scores=drawn_I)
+
+
+def _ends(scores: np.ndarray) -> tuple[float, float]:
+    """The worst and the best answer there is, or where scores have no bounds, the worst and the best one given."""
+    if scores.min() >= 0 and scores.max() <= 1:
+        return 0.0, 1.0
+    return float(scores.min()), float(scores.max())

@@ -1,0 +1,269 @@
+"""When to stop asking a candidate: items come in blocks, and who cannot matter any more is not asked further.
+
+A strategy needs the best `keep` of a generation (CMA-ES: the better half and its order). After each block, a
+candidate stops if at least `keep` others are better than it beyond doubt:
+
+- `exact`: McNemar's test, the binomial on items that just one of two got right; for 0/1 scores;
+- `sprt`: for 0/1 scores, too. The mixture e-value against "not worse", E = ∫ Π 2θ^y(1−θ)^(1−y) dθ over θ in (½, 1),
+  which may be looked at after every item at no cost (Robbins 1970; Ville's inequality);
+- `t`: paired t-test of the differences, for other scores; with a floor under their variance, as for few items
+  Student's distribution is only approximate;
+- `wilcoxon`: signed-rank test, for other scores with outliers;
+- `posterior`: the candidates' estimates with their standard errors (`Race.update_estimates`). Uses what parents and
+  item bank say, so it decides much earlier; right as far as those errors are.
+
+With the first four, the chance that one given candidate of the true best `keep` is ever stopped is at most
+`error`: such a stop needs at least one wrong verdict among its C − 1 comparisons (Bonferroni), and tests that are
+repeated after each of B blocks share the error among the blocks.
+
+Letters: C candidates, I items asked so far.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fitness.estimation.estimators import Estimate
+
+Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Test = Literal["auto", "exact", "sprt", "t", "wilcoxon"]
+
+VARIANCE_FLOOR_ITEMS = 1.0  # pseudo-items with the range's square as squared difference, in the t-test
+QUADRATURE_NODES = 41
+LARGEST_CORRELATION = 0.9  # few items may make all candidates look alike
+
+
+def blocks(items: int, first: int, size: int) -> tuple[int, ...]:
+    """Numbers of items asked after each block: `first`, then `size` more each time, up to `items`."""
+    if not (1 <= first <= items and size >= 1):
+        raise ValueError(f"blocks of {first} and then {size} items out of {items}: give 1 <= first <= items, size >= 1")
+    return (*range(first, items, size), items)
+
+
+@dataclass
+class Race:
+    """One generation's race.
+
+    Attributes
+    ----------
+    candidates
+        C.
+    keep
+        How many of the best matter, 1 to C.
+    error
+        Tolerated chance, in (0, 1), that a candidate that matters is stopped.
+    looks
+        How often the race will be looked at (blocks, without the last: nothing is saved by stopping there).
+    test
+        `auto`: `exact` for 0/1 scores, `t` for others.
+    active
+        bool[C]: who is still asked.
+    """
+
+    candidates: int
+    keep: int
+    error: float = 0.05
+    looks: int = 1
+    test: Test = "auto"
+    active: Flags = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep <= self.candidates:
+            raise ValueError(f"keep is {self.keep}: give 1 to {self.candidates}, the number of candidates")
+        if not 0 < self.error < 1:
+            raise ValueError(f"error is {self.error}: give a probability between 0 and 1, such as 0.05")
+        if self.looks < 1:
+            raise ValueError(f"looks is {self.looks}: give the number of blocks, at least 1")
+        if self.test not in ("auto", "exact", "sprt", "t", "wilcoxon"):
+            raise ValueError(f"test is {self.test!r}: give auto, exact, sprt, t or wilcoxon")
+        self.active = np.ones(self.candidates, bool)
+
+    def update(self, scores: npt.ArrayLike) -> Flags:
+        """Stop who is beaten by at least `keep` others.
+
+        Parameters
+        ----------
+        scores
+            float[C, I]: all answers so far, NaN where a stopped candidate was not asked. Two candidates are compared on
+            the items that both answered, so stopped ones still count against others.
+
+        Returns
+        -------
+        stopped
+            bool[C]: those stopped by this call.
+
+        Raises
+        ------
+        ValueError
+            Wrong shape; an active candidate without an answer; a test for 0/1 scores with others.
+        """
+        score_CI = np.asarray(scores, np.float64)
+        if score_CI.ndim != 2 or len(score_CI) != self.candidates or score_CI.shape[1] == 0:
+            raise ValueError(f"scores have shape {score_CI.shape}: give [{self.candidates}, items], at least one item")
+        if np.isnan(score_CI[self.active]).any():
+            raise ValueError("an active candidate lacks answers: ask all active candidates the same items")
+        known = score_CI[~np.isnan(score_CI)]
+        binary = bool(np.isin(known, (0.0, 1.0)).all())
+        test = ("exact" if binary else "t") if self.test == "auto" else self.test
+        if test in ("exact", "sprt") and not binary:
+            raise ValueError(f"test {test!r} is for 0/1 scores: use test='t' or 'wilcoxon'")
+        level = self.error / max(self.candidates - 1, 1)
+        if test != "sprt":
+            level /= self.looks
+        return self._stop(_beaten_by(score_CI, self.active, test, level, float(np.ptp(known))))
+
+    def update_estimates(self, estimates: list[Estimate], correlation: float = 0.0) -> Flags:
+        """Stop who is among the best `keep` with a posterior probability below `error`/`looks`.
+
+        Parameters
+        ----------
+        estimates
+            Of all C candidates, stopped ones too (with what they answered).
+        correlation
+            Of two estimates' errors, in [0, 1). Common items make the same errors in both (`common_correlation`); 0 is
+            on the safe side.
+
+        Returns
+        -------
+        stopped
+            bool[C]: those stopped by this call.
+        """
+        if len(estimates) != self.candidates:
+            raise ValueError(f"{len(estimates)} estimates for {self.candidates} candidates: give one for each")
+        value_C = np.array([estimate.value for estimate in estimates])
+        error_C = np.array([estimate.standard_error for estimate in estimates])
+        if not (np.isfinite(value_C).all() and np.isfinite(error_C).all()):
+            raise ValueError("an estimate is not finite: leave failed candidates out of the race")
+        chance_C = probability_among_best(value_C, error_C * math.sqrt(1 - correlation), self.keep)
+        doomed_C = chance_C < self.error / self.looks
+        return self._stop(np.where(doomed_C, self.keep, 0))
+
+    def _stop(self, beaten_C: npt.NDArray[np.int64]) -> Flags:
+        stopped_C = self.active & (beaten_C >= self.keep)
+        self.active = self.active & ~stopped_C
+        return stopped_C
+
+
+def _beaten_by(score_CI: Array, active_C: Flags, test: str, level: float, spread: float) -> npt.NDArray[np.int64]:
+    """int[C]: by how many others each active candidate is beaten at this level."""
+    beaten_C = np.zeros(len(score_CI), np.int64)
+    for row in np.flatnonzero(active_C):
+        difference_CI = score_CI - score_CI[row]  # NaN where the other was not asked
+        if test in ("exact", "sprt"):
+            better_C, worse_C = (difference_CI > 0).sum(1), (difference_CI < 0).sum(1)
+            if test == "exact":
+                significant_C = _binomial_tail(better_C, worse_C) <= level
+            else:
+                significant_C = log_e_value(better_C, worse_C) >= -math.log(level)
+        else:
+            p_value = _t_test if test == "t" else _signed_rank_test
+            p_C = [p_value(other[~np.isnan(other)], spread) for other in difference_CI]
+            significant_C = np.array(p_C) <= level
+        significant_C[row] = False
+        beaten_C[row] = int(significant_C.sum())
+    return beaten_C
+
+
+def _binomial_tail(better: npt.NDArray[np.int64], worse: npt.NDArray[np.int64]) -> Array:
+    """One-sided exact p-value of `better` or more successes among better + worse fair coin flips."""
+    from scipy import stats
+
+    return np.asarray(stats.binom.sf(better - 1, better + worse, 0.5), np.float64)
+
+
+def log_e_value(better: npt.ArrayLike, worse: npt.ArrayLike) -> Array:
+    """Logarithm of E of the mixture SPRT, θ uniform on (½, 1): 2^(n+1) B(k+1, n−k+1) P(Beta(k+1, n−k+1) > ½)."""
+    from scipy import special
+
+    k, misses = np.asarray(better, np.float64), np.asarray(worse, np.float64)
+    tail = special.betainc(misses + 1, k + 1, 0.5)  # = P(Beta(k+1, misses+1) > ½)
+    log_integral = special.betaln(k + 1, misses + 1) + np.log(np.maximum(tail, 1e-300))
+    return np.asarray((k + misses + 1) * math.log(2) + log_integral, np.float64)
+
+
+def _t_test(difference: Array, spread: float) -> float:
+    """One-sided p-value of "the mean difference is at most 0"."""
+    from scipy import special
+
+    count = difference.size
+    if count < 2 or spread == 0:
+        return 1.0
+    mean = float(difference.mean())
+    square = float(((difference - mean) ** 2).sum()) + VARIANCE_FLOOR_ITEMS * spread**2 / 4
+    error = math.sqrt(square / (count - 1) / count)
+    return float(special.stdtr(count - 1, -mean / error))
+
+
+def _signed_rank_test(difference: Array, _: float) -> float:
+    """One-sided p-value of Wilcoxon's signed-rank test; 1 when nothing differs.
+
+    Normal approximation with continuity correction: given the ranks, each has a random sign, so that the sum of the
+    positive ones has mean Σr/2 and variance Σr²/4, with ties as without.
+    """
+    from scipy import special, stats
+
+    moved = difference[difference != 0]
+    if moved.size == 0:
+        return 1.0
+    rank = stats.rankdata(np.abs(moved))
+    excess = float(rank[moved > 0].sum() - rank.sum() / 2 - 0.5)
+    return float(special.ndtr(-excess / math.sqrt(float((rank**2).sum()) / 4)))
+
+
+def common_correlation(scores: npt.ArrayLike) -> float:
+    """Correlation of two candidates' answers to an item, in [0, 0.9]: hard items are hard for all of them.
+
+    The intraclass correlation ICC(C,1) of a two-way layout (Shrout & Fleiss 1979). What the errors of means over the
+    same items share cancels in their differences.
+
+    Parameters
+    ----------
+    scores
+        float[C, I], NaN where not asked; candidates that lack an answer are left out.
+    """
+    score_CI = np.asarray(scores, np.float64)
+    score_CI = score_CI[~np.isnan(score_CI).any(1)]
+    count, items = score_CI.shape
+    if count < 2 or items < 2:
+        return 0.0
+    mean_I, mean_C = score_CI.mean(0), score_CI.mean(1)
+    residual_CI = score_CI - mean_I - mean_C[:, None] + score_CI.mean()
+    between = count * float(mean_I.var(ddof=1))
+    within = float((residual_CI**2).sum()) / ((items - 1) * (count - 1))
+    total = between + (count - 1) * within
+    return float(np.clip((between - within) / total, 0.0, LARGEST_CORRELATION)) if total > 0 else 0.0
+
+
+def probability_among_best(value: Array, error: Array, keep: int) -> Array:
+    """float64[C]: the chance that each of C independent normal values is among the `keep` largest.
+
+    Integrates over the candidate's own value; the number of others above it is a sum of independent coin flips, whose
+    distribution is built up one candidate at a time.
+    """
+    from scipy import special
+
+    count = len(value)
+    if keep >= count:
+        return np.ones(count)
+    node_Q, weight_Q = np.polynomial.hermite_e.hermegauss(QUADRATURE_NODES)
+    weight_Q = weight_Q / weight_Q.sum()
+    safe = np.maximum(error, 1e-9)
+    chance = np.empty(count)
+    for row in range(count):
+        own_Q = value[row] + safe[row] * node_Q
+        number_QK = np.zeros((QUADRATURE_NODES, keep))  # P(exactly k others above), k < keep
+        number_QK[:, 0] = 1
+        for other in range(count):
+            if other == row:
+                continue
+            above_Q = special.ndtr((value[other] - own_Q) / safe[other])[:, None]
+            shifted_QK = np.concatenate((np.zeros((QUADRATURE_NODES, 1)), number_QK[:, :-1]), axis=1)
+            number_QK = number_QK * (1 - above_Q) + shifted_QK * above_Q
+        chance[row] = float(weight_Q @ number_QK.sum(1))
+    return chance

@@ -1,0 +1,288 @@
+"""Which items to ask a candidate.
+
+Every function but `fresh_first` returns positions among the task's I items, sorted, each once. All candidates of a
+generation share one subset, so that they are compared on the same items; the next generation gets another one
+(`rotation`), so that a search cannot settle on one subset's luck. Everything follows from (seed, generation).
+
+Letters: T parents, J calibration models, I items, S asked items, F columns of a prior's design, K strata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fitness.estimation.irt import check_scores
+from fitness.estimation.parent_prior import SCALES, SHARES, Prior, averaged_sigmoid
+
+Array = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.int64]
+
+STRATUM_PROBABILITY = (0.22, 0.55, 0.92)  # right when no, some, all parents are; published merges of 7B models
+LEFT_OUT = 0.1  # share of the items that one generation may not ask
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """Representative items and the share of the task that each stands for.
+
+    Attributes
+    ----------
+    positions
+        int[S], sorted.
+    weights
+        float64[S], positive, summing to 1.
+    """
+
+    positions: Positions
+    weights: Array
+
+
+def generator(seed: int, generation: int = 0) -> np.random.Generator:
+    """The random numbers of one generation's subset; others than those of any other generation."""
+    if seed < 0 or generation < 0:
+        raise ValueError(f"seed {seed}, generation {generation}: give numbers >= 0")
+    return np.random.default_rng([seed, generation])
+
+
+def _check_count(count: int, available: int) -> None:
+    if not 1 <= count <= available:
+        raise ValueError(f"{count} items asked of {available}: give 1 to {available}")
+
+
+def random(items: int, count: int, rng: np.random.Generator) -> Positions:
+    """`count` of `items` positions, all equally likely."""
+    _check_count(count, items)
+    return np.sort(rng.choice(items, count, replace=False))
+
+
+def rotation(items: int, count: int, rng: np.random.Generator, left_out: float = LEFT_OUT) -> Positions:
+    """The positions that one generation may ask: a random (1 − left_out) of them, at least `count`."""
+    if not 0 <= left_out < 1:
+        raise ValueError(f"left_out is {left_out}: give a share of the items from 0 to below 1")
+    _check_count(count, items)
+    return random(items, max(count, round((1 - left_out) * items)), rng)
+
+
+def by_difficulty(difficulty: npt.ArrayLike, count: int, rng: np.random.Generator) -> Positions:
+    """One random item from each of `count` equally large difficulty classes.
+
+    Parameters
+    ----------
+    difficulty
+        float[I]; only its order matters (IRT difficulty, or the share of models that are wrong).
+    """
+    difficulty_I = np.asarray(difficulty, np.float64).ravel()
+    _check_count(count, difficulty_I.size)
+    order = np.lexsort((rng.random(difficulty_I.size), difficulty_I))  # ties in random order
+    edge = np.arange(count + 1) * difficulty_I.size // count
+    return np.sort(order[rng.integers(edge[:-1], edge[1:])])
+
+
+def parent_strata(parents: npt.ArrayLike) -> Positions:
+    """int[I]: 0 where no parent is right, 2 where all are, 1 elsewhere.
+
+    Scores within (0, 1) count by the parents' mean: up to 1/4 none, from 3/4 all.
+    """
+    parent_TI = check_scores(parents)
+    if parent_TI.ndim != 2 or not len(parent_TI):
+        raise ValueError(f"parents' scores have shape {parent_TI.shape}: give [parents, items], at least one parent")
+    share_I = parent_TI.mean(0)
+    if np.isin(parent_TI, (0.0, 1.0)).all():
+        return np.where(share_I == 0, 0, np.where(share_I == 1, 2, 1)).astype(np.int64)
+    return np.where(share_I <= 0.25, 0, np.where(share_I >= 0.75, 2, 1)).astype(np.int64)
+
+
+def neyman(
+    strata: npt.ArrayLike,
+    count: int,
+    rng: np.random.Generator,
+    probability: npt.ArrayLike = STRATUM_PROBABILITY,
+) -> Positions:
+    """Random items within strata, as many of each as minimises the variance of the stratified mean.
+
+    n_k ∝ N_k √(π_k (1 − π_k)), rounded by largest remainder (Neyman 1934).
+
+    Parameters
+    ----------
+    strata
+        int[I], 0 to K − 1.
+    probability
+        float[K], the expected score π_k in each stratum.
+    """
+    stratum_I, probability_K = np.asarray(strata, np.int64), np.asarray(probability, np.float64)
+    _check_count(count, stratum_I.size)
+    size_K = np.bincount(stratum_I, minlength=probability_K.size)
+    if size_K.size > probability_K.size:
+        raise ValueError(f"{size_K.size} strata and {probability_K.size} probabilities: give one for each stratum")
+    ideal_K = size_K * np.sqrt(np.maximum(probability_K * (1 - probability_K), 1e-6))
+    ideal_K *= count / ideal_K.sum()
+    taken_K = np.minimum(np.floor(ideal_K).astype(np.int64), size_K)
+    while taken_K.sum() < count:
+        taken_K[np.argmax(np.where(taken_K < size_K, ideal_K - taken_K, -np.inf))] += 1
+    chosen = [rng.choice(np.flatnonzero(stratum_I == k), n, replace=False) for k, n in enumerate(taken_K)]
+    return np.sort(np.concatenate(chosen).astype(np.int64))
+
+
+def greedy(given: Prior, count: int, rng: np.random.Generator, available: npt.ArrayLike | None = None) -> Positions:
+    """The items that, one after the other, most reduce the expected variance of the estimated full score.
+
+    The variance is the average over the scales κ of the prior (1) of `fitness.estimation.parent_prior`: the wide
+    ones make the
+    first items tell whether the candidate is anything like its parents, the narrow one makes the others tell details.
+    For each κ, with the model linearised at the prior mean and weights wᵢ = pᵢ(1 − pᵢ), it is g'Pg + φ Σ wᵢ over the
+    items not asked, g = Σ wᵢ xᵢ; asking an item takes it out of both sums and updates P by Sherman-Morrison. Equal
+    items are taken in random order: without a bank this is an allocation over the parents' strata, random within each.
+
+    Parameters
+    ----------
+    available
+        int[], positions that may be asked; by default all.
+    """
+    items = len(given.design)
+    pool = np.arange(items) if available is None else np.asarray(available, np.int64)
+    _check_count(count, pool.size)
+    pool = rng.permutation(pool)  # the order decides among equals
+    plans = [_VariancePlan(given, pool, scale) for scale in SCALES]
+    free_P = np.ones(pool.size, bool)
+    chosen: list[int] = []
+    for _ in range(count):
+        after_P = sum(share * plan.variance_after() for share, plan in zip(SHARES, plans, strict=True))
+        # rounding: differences far below any real one must not decide among equals
+        best = int(np.argmin(np.where(free_P, np.round(after_P, 9), np.inf)))
+        chosen.append(int(pool[best]))
+        free_P[best] = False
+        for plan in plans:
+            plan.ask(best)
+    return np.sort(np.array(chosen, np.int64))
+
+
+class _VariancePlan:
+    """Variance of the estimated sum of scores for one scale κ, as items of a pool are asked. P: items of the pool."""
+
+    def __init__(self, given: Prior, pool: Positions, scale: float) -> None:
+        self.covariance_FF = scale * given.covariance
+        variance_I = np.einsum("if,fg,ig->i", given.design, self.covariance_FF, given.design)
+        p_I = averaged_sigmoid(given.offset + given.design @ given.mean, variance_I)
+        weight_I = np.maximum(p_I * (1 - p_I), 1e-12)
+        self.gradient_F = given.design.T @ weight_I
+        self.design_PF, self.own_P = given.design[pool], given.dispersion * weight_I[pool]
+        self.weight_P, self.noise_P = weight_I[pool], given.dispersion / weight_I[pool]
+
+    def variance_after(self) -> Array:
+        """float64[P]: the variance after asking each item, up to a constant."""
+        rest_PF = self.gradient_F - self.design_PF * self.weight_P[:, None]  # g without the item
+        projected_PF = self.design_PF @ self.covariance_FF
+        known_P = (projected_PF * rest_PF).sum(1) ** 2 / (self.noise_P + (projected_PF * self.design_PF).sum(1))
+        after_P: Array = ((rest_PF @ self.covariance_FF) * rest_PF).sum(1) - known_P - self.own_P
+        return after_P
+
+    def ask(self, item: int) -> None:
+        """Condition on the answer to the pool's item at this position."""
+        row_F = self.covariance_FF @ self.design_PF[item]
+        self.gradient_F = self.gradient_F - self.weight_P[item] * self.design_PF[item]
+        spread = float(self.noise_P[item] + self.design_PF[item] @ row_F)
+        self.covariance_FF = self.covariance_FF - np.outer(row_F, row_F) / spread
+
+
+def anchors(points: npt.ArrayLike, count: int, rng: np.random.Generator, restarts: int = 3) -> Anchors:
+    """Anchor points (tinyBenchmarks): the item nearest to each k-means centre, with its cluster's share.
+
+    Parameters
+    ----------
+    points
+        float[I, P]: each item's place, `[a; b]` of a bank ("anchor-IRT") or its column of calibration scores
+        ("anchor-correctness").
+    restarts
+        k-means++ starts, of which the tightest is kept.
+    """
+    point_IP = np.asarray(points, np.float64)
+    if point_IP.ndim != 2:
+        raise ValueError(f"points have shape {point_IP.shape}: give [items, coordinates]")
+    _check_count(count, len(point_IP))
+    best: tuple[float, Array, Positions] | None = None
+    for _ in range(restarts):
+        centre_SP, label_I, inertia = _k_means(point_IP, count, rng)
+        if best is None or inertia < best[0]:
+            best = (inertia, centre_SP, label_I)
+    assert best is not None
+    _, centre_SP, label_I = best
+    chosen: list[int] = []
+    mass: list[float] = []
+    for cluster in range(count):
+        members = np.flatnonzero(label_I == cluster)
+        if members.size:  # fewer distinct points than clusters leave some empty
+            offset = ((point_IP[members] - centre_SP[cluster]) ** 2).sum(1)
+            chosen.append(int(members[offset.argmin()]))
+            mass.append(members.size / len(point_IP))
+    order = np.argsort(chosen)
+    return Anchors(np.array(chosen, np.int64)[order], np.array(mass)[order])
+
+
+def _squared_distances(point_IP: Array, centre_SP: Array) -> Array:
+    square = (point_IP**2).sum(1)[:, None] - 2 * point_IP @ centre_SP.T + (centre_SP**2).sum(1)
+    return np.maximum(square, 0.0)
+
+
+def _k_means(point_IP: Array, count: int, rng: np.random.Generator) -> tuple[Array, Positions, float]:
+    """Lloyd's algorithm from a k-means++ start: centres, labels, sum of squared distances."""
+    centre_SP = point_IP[[int(rng.integers(len(point_IP)))]]
+    nearest_I = _squared_distances(point_IP, centre_SP)[:, 0]
+    while len(centre_SP) < count:
+        total = nearest_I.sum()
+        share = nearest_I / total if total > 0 else np.full(len(point_IP), 1 / len(point_IP))
+        pick = point_IP[[int(rng.choice(len(point_IP), p=share))]]
+        centre_SP = np.concatenate((centre_SP, pick))
+        nearest_I = np.minimum(nearest_I, _squared_distances(point_IP, pick)[:, 0])
+    label_I = np.full(len(point_IP), -1)
+    for _ in range(100):
+        distance_IS = _squared_distances(point_IP, centre_SP)
+        moved_I = distance_IS.argmin(1)
+        if (moved_I == label_I).all():
+            break
+        label_I = moved_I
+        size_S = np.bincount(label_I, minlength=count)
+        sum_SP = np.zeros_like(centre_SP)
+        np.add.at(sum_SP, label_I, point_IP)
+        filled = size_S > 0
+        centre_SP[filled] = sum_SP[filled] / size_S[filled, None]
+    return centre_SP, label_I.astype(np.int64), float(_squared_distances(point_IP, centre_SP).min(1).sum())
+
+
+def fresh_first(items: int, asked: npt.ArrayLike, rng: np.random.Generator) -> Positions:
+    """All positions in the order in which to ask the elite: at random, but those asked before at the end.
+
+    Parameters
+    ----------
+    asked
+        int[], positions that chose the elite; the luck they had with them should not count again.
+    """
+    used = np.zeros(items, bool)
+    used[np.asarray(asked, np.int64)] = True
+    return np.concatenate((rng.permutation(np.flatnonzero(~used)), rng.permutation(np.flatnonzero(used))))
+
+
+def default_subset(
+    given: Prior, count: int | None, seed: int, generation: int = 0, left_out: float = LEFT_OUT
+) -> Positions:
+    """The default: `greedy` among the items that this generation may ask (`rotation`).
+
+    Without parents, all rests on one or few ability dimensions, and the items that are the most telling about these are
+    the worst guide to what they leave out: then one item of each difficulty class (`by_difficulty`).
+
+    Parameters
+    ----------
+    given
+        What is expected of a candidate, from `fitness.estimation.parent_prior.prior` or `learn`.
+    count
+        Items to ask; None, or as many as there are, asks all.
+    """
+    items = len(given.design)
+    if count is None or count >= items:
+        return np.arange(items)
+    rng = generator(seed, generation)
+    if not given.parents:
+        return by_difficulty(-given.probability, count, rng)
+    return greedy(given, count, rng, rotation(items, count, rng, left_out))

@@ -1,0 +1,1 @@
+"""One model, one tokenizer, many items: log-likelihoods and generations."""

@@ -1,0 +1,82 @@
+"""Text to tokens, by the rules of lm-eval's `HFLM`, so that scores agree with it item for item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+
+from fitness.results import TaskError
+
+
+class Encoder:
+    """Tokenises prompts; the tokenizer is read, never changed.
+
+    Parameters
+    ----------
+    tokenizer
+        A transformers tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._prefix: int | None = eos if bos is None else bos
+        self._prefix_text = None if self._prefix is None else tokenizer.decode(self._prefix)
+        self._contexts: dict[str, list[int]] = {}  # the choices of a question share their context
+
+    def pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokens of a context and of its continuation; white space at the seam belongs to the continuation.
+
+        An empty context becomes the beginning-of-sequence token (or the end-of-sequence one).
+        """
+        if context:
+            kept = context.rstrip()
+            whole = self._encode(context + continuation)
+            if kept not in self._contexts:
+                self._contexts[kept] = self._encode(kept)
+            start = len(self._contexts[kept])
+            # the context's own tokens, not whole[:start]: the seam may merge, and HFLM does the same
+            context_tokens, tokens = self._contexts[kept], whole[start:]
+        else:
+            tokens = self.tokenizer.encode(continuation, add_special_tokens=False)
+            if self._prefix is None:
+                raise TaskError(
+                    "a prompt is empty and the tokenizer has neither a bos nor an eos token to start from: "
+                    "set one in the tokenizer, or give the task a doc_to_text"
+                )
+            context_tokens = [self._prefix]
+            if tokens and tokens[0] == self._prefix:
+                context_tokens, tokens = tokens[:1], tokens[1:]
+        if not tokens or not context_tokens:
+            raise TaskError(
+                f"the tokenizer leaves no token of its own for {continuation!r} after {context[-40:]!r}: "
+                "set the task's target_delimiter so that both sides have tokens"
+            )
+        return tuple(context_tokens), tuple(tokens)
+
+    def prompt(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text to continue, with special tokens unless it starts with the bos token."""
+        bos = self.tokenizer.bos_token
+        has_bos = bos is not None and text.startswith(bos)
+        tokens = tuple(self.tokenizer(text, **({"add_special_tokens": False} if has_bos else {}))["input_ids"])
+        if not tokens:
+            raise TaskError(f"the prompt {text[:40]!r} has no tokens to continue: give the task a doc_to_text")
+        return tokens
+
+    def _encode(self, text: str) -> list[int]:
+        has_prefix = self._prefix_text is not None and text.startswith(self._prefix_text)
+        return self.tokenizer.encode(text, **({"add_special_tokens": False} if has_prefix else {}))
+
+    def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as one text; without the system message if the template knows no such role."""
+        settings = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return self.tokenizer.apply_chat_template(messages, **settings)
+        except jinja2.exceptions.TemplateError:
+            others = [message for message in messages if message["role"] != "system"]
+            return self.tokenizer.apply_chat_template(others, **settings)

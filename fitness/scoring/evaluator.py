@@ -1,0 +1,222 @@
+"""Model in, per-item scores out: the tasks of a suite asked with one tokenizer.
+
+The result equals `lm_eval.simple_evaluate` item for item; tasks, prompts, tokens and batches are made once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lm_eval.models.utils import resolve_max_length
+
+from fitness.items import Item
+from fitness.results import ItemScores, TaskError
+from fitness.scoring.encoding import Encoder
+from fitness.scoring.generation import GenerationPlan
+from fitness.scoring.loglikelihood import LoglikelihoodPlan, Pair
+from fitness.tasks.loss_metrics import Answers, Scorer, Teller
+from fitness.tasks.prompts import Request
+from fitness.tasks.suite import TaskSuite
+
+PLANS_KEPT = 16  # item sets with their batches in memory; the least recently used goes first
+
+
+class Evaluator:
+    """Scores models on items of a suite.
+
+    Parameters
+    ----------
+    suite
+        The tasks.
+    tokenizer
+        The transformers tokenizer of all models scored.
+    batch_size
+        Sequences per forward pass; >= 1.
+    max_length
+        Longest sequence in tokens. None: what the config of the model allows.
+    device
+        Where the models are.
+    """
+
+    def __init__(
+        self,
+        suite: TaskSuite,
+        tokenizer: Any,
+        *,
+        batch_size: int = 64,
+        max_length: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: give at least 1")
+        self.suite = suite
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.device = device
+        self._encoder = Encoder(tokenizer)
+        self._chat: Callable[..., str] | None = None
+        if suite.apply_chat_template:
+            if not getattr(tokenizer, "chat_template", None):
+                raise TaskError("the tokenizer has no chat template: set fitness.apply_chat_template: false")
+            self._chat = self._encoder.apply_chat_template
+        self._encoded: dict[str, tuple[tuple[Request, Any], ...]] = {}
+        self._plans: OrderedDict[tuple[tuple[str, ...], int], _Plan] = OrderedDict()
+
+    def prepare(self, items: Sequence[str], model: Any = None) -> None:
+        """Build prompts and tokens of these items; with a model, or a `max_length`, their batches, too.
+
+        `score` does it when needed; calling it before lets errors come before the search.
+
+        Raises
+        ------
+        TaskError
+            An unknown item, or a prompt that cannot be built, tokenised or fitted into `max_length`.
+        """
+        if self.max_length is not None or model is not None:
+            self._plan(tuple(items), self._limit(model))
+            return
+        for item in items:
+            self._encode(self.suite.item(item))
+
+    def use_batch_size(self, batch_size: int) -> None:
+        """Make batches of another size from here on."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: give at least 1")
+        self.batch_size = batch_size
+        self._plans.clear()
+
+    def score(self, model: Any, items: Sequence[str], *, answers: bool = False) -> ItemScores:
+        """Score a model.
+
+        Parameters
+        ----------
+        model
+            A transformers causal language model in evaluation mode, on this evaluator's device.
+        items
+            Item ids.
+        answers
+            Whether to return what the model answered, too.
+
+        Returns
+        -------
+        ItemScores
+            In the order of `items`.
+
+        Raises
+        ------
+        TaskError
+            See `prepare`; or the answers of a task cannot be told from its scores.
+        ValueError
+            The model produced NaN.
+        """
+        asked = tuple(items)
+        if not asked:
+            raise ValueError("no items to score: give at least one item id")
+        plan = self._plan(asked, self._limit(model))
+        model.eval()
+        scores, seconds, told = plan.run(model, answers)
+        return ItemScores(asked, scores, seconds, told)
+
+    def _limit(self, model: Any) -> int:
+        if self.max_length is not None:
+            return self.max_length
+        return resolve_max_length(model.config, self._encoder.tokenizer)
+
+    def _plan(self, items: tuple[str, ...], limit: int) -> _Plan:
+        key = (items, limit)
+        if key not in self._plans:
+            self._plans[key] = self._new_plan(items, limit)
+            if len(self._plans) > PLANS_KEPT:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _new_plan(self, ids: tuple[str, ...], limit: int) -> _Plan:
+        items = [self.suite.item(item) for item in ids]
+        encoded = [self._encode(item) for item in items]
+        first = np.cumsum([0, *(len(requests) for requests in encoded)])[:-1]
+        asked = [request for requests in encoded for request in requests]
+        scored = [at for at, (request, _) in enumerate(asked) if request.continuation is not None]
+        written = [at for at, (request, _) in enumerate(asked) if request.continuation is None]
+        pairs: list[Pair] = [asked[at][1] for at in scored]
+        common: dict[str, Any] = {"max_length": limit, "batch_size": self.batch_size, "device": self.device}
+        return _Plan(
+            size=len(asked),
+            scored=np.array(scored, np.int64),
+            written=written,
+            loglikelihood=LoglikelihoodPlan(pairs, **common),
+            generation=GenerationPlan(
+                [asked[at][1] for at in written],
+                [asked[at][0].generation for at in written],
+                self._encoder.tokenizer,
+                **common,
+            ),
+            scorers=self._scorers(items, first),
+        )
+
+    def _scorers(self, items: Sequence[Item], first: npt.NDArray[np.int64]) -> list[_Scorer]:
+        """One scorer per task: where its items are, and the functions from answers to scores, and to texts."""
+        places: dict[str, list[int]] = {}
+        for at, item in enumerate(items):
+            places.setdefault(item.task, []).append(at)
+        scorers: list[_Scorer] = []
+        for task, where in places.items():
+            loaded, asked, starts = self.suite.task(task), [items[at] for at in where], first[where].tolist()
+            scorers.append((np.array(where), loaded.scorer(asked, starts), partial(loaded.teller, asked, starts)))
+        return scorers
+
+    def _encode(self, item: Item) -> tuple[tuple[Request, Any], ...]:
+        if item.id not in self._encoded:
+            requests = self.suite.task(item.task).requests(item, self._chat)
+            self._encoded[item.id] = tuple((request, self._tokens(request)) for request in requests)
+        return self._encoded[item.id]
+
+    def _tokens(self, request: Request) -> Pair | tuple[int, ...]:
+        if request.continuation is None:
+            return self._encoder.prompt(request.context)
+        return self._encoder.pair(request.context, request.continuation)
+
+
+_Scorer = tuple[npt.NDArray[np.int64], Scorer, Callable[[], Teller]]
+"""Places of a task's items, their scores, and what makes a teller of their answers."""
+
+
+class _Plan:
+    """All that is the same for every candidate asked the same items."""
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        scored: npt.NDArray[np.int64],
+        written: Sequence[int],
+        loglikelihood: LoglikelihoodPlan,
+        generation: GenerationPlan,
+        scorers: Sequence[_Scorer],
+    ) -> None:
+        self._size, self._scored, self._written = size, scored, written
+        self._loglikelihood, self._generation, self._scorers = loglikelihood, generation, scorers
+
+    def run(self, model: Any, tell: bool = False) -> tuple[npt.NDArray[np.float32], float, tuple[str, ...]]:
+        """Return scores float32[I], seconds in the model, and the items' answers where they are wanted."""
+        loglikelihood = np.full(self._size + 1, -np.inf)
+        greedy = np.zeros(self._size, np.bool_)
+        texts: list[str | None] = [None] * self._size
+        loglikelihood[self._scored], greedy[self._scored], seconds = self._loglikelihood.run(model)
+        generated, more_seconds = self._generation.run(model)
+        for at, text in zip(self._written, generated, strict=True):
+            texts[at] = text
+        answers = Answers(loglikelihood, greedy, texts)
+        scores = np.zeros(sum(len(where) for where, *_ in self._scorers), np.float32)
+        told = [""] * len(scores) if tell else []
+        for where, scorer, teller in self._scorers:
+            scores[where] = scorer(answers)
+            if tell:
+                for at, text in zip(where.tolist(), teller()(answers), strict=True):
+                    told[at] = text
+        return scores, seconds + more_seconds, tuple(told)

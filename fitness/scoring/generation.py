@@ -1,0 +1,366 @@
+"""Greedy generation, planned once per item set and run once per candidate.
+
+`model.generate` is general and slow for tiny models: much of its time goes into bookkeeping, and it goes on
+until the last sequence of the batch is done. The loop below keeps a key-value cache, reads what the prompts of
+a batch begin with (few-shot examples) once, leaves finished rows out, and looks at the text of a row only when a
+token could have completed a stop string. Where a model or a task needs more (processed logits, another kind of
+cache, no position ids), `model.generate` does the work.
+
+A text ends before the first stop string, at an end-of-sequence token, or after the task's number of tokens.
+That is what lm-eval's `HFLM` gives with a batch of one. In larger batches HFLM goes on after an
+end-of-sequence token that the model's generation config does not name, and the text then depends on its
+neighbours.
+
+Shapes: B rows, S tokens, F tokens of a common beginning, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from transformers import DynamicCache, StoppingCriteria
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation import GenerationMixin, LogitsProcessor
+
+from fitness.results import TaskError
+from fitness.scoring.prefix_tree import PASS_COST, PREFIX_COST, common_beginning
+from fitness.scoring.shared_prefix import obstacle
+
+# Settings of a generation config that leave greedy decoding as it is. Anything else: `model.generate`.
+HARMLESS = {
+    "_from_model_config", "bos_token_id", "do_sample", "eos_token_id", "epsilon_cutoff", "eta_cutoff",
+    "max_length", "max_new_tokens", "min_p", "num_beams", "output_attentions", "output_hidden_states",
+    "pad_token_id", "return_dict_in_generate", "temperature", "top_h", "top_k", "top_p",
+    "transformers_version", "typical_p", "use_cache",
+}  # fmt: skip
+SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "min_p"}  # without effect when nothing is sampled
+SHRINK_AT = 0.75  # leave finished rows out when at most this share is left: copying the cache costs time, too
+
+
+@dataclass(frozen=True)
+class _Batch:
+    input_BS: torch.Tensor  # prompts, padded on the left with 0
+    mask_BS: torch.Tensor  # 1 for tokens, 0 for padding
+    beginning: int  # F: that many first tokens of all prompts agree, and reading them once pays; or 0
+    requests: tuple[int, ...]
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    extra: Mapping[str, Any]
+
+
+class GenerationPlan:
+    """Batches for a list of texts to generate.
+
+    Parameters
+    ----------
+    prompts
+        R prompts as tokens.
+    settings
+        The tasks' R `generation_kwargs`.
+    max_length
+        Longest prompt plus answer, in tokens; longer prompts lose their beginning.
+    batch_size
+        Rows per forward pass.
+
+    Raises
+    ------
+    TaskError
+        No room for a prompt beside the answer.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        settings: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        *,
+        max_length: int,
+        batch_size: int,
+        device: str,
+    ) -> None:
+        self.size = len(prompts)
+        self.tokenizer = tokenizer
+        groups: dict[str, list[int]] = {}
+        for request, setting in enumerate(settings):
+            groups.setdefault(repr(sorted(setting.items())), []).append(request)
+        self._batches: list[_Batch] = []
+        for requests in groups.values():
+            count, stop, extra = _normalised(settings[requests[0]], tokenizer)
+            room = max_length - count
+            if room <= 0:
+                raise TaskError(
+                    f"the task generates up to {count} tokens and the model reads {max_length} in all: "
+                    "lower max_gen_toks in the task's generation_kwargs or raise fitness.max_length"
+                )
+            ordered = sorted(requests, key=lambda r: (-len(prompts[r]), prompts[r]))
+            for at in range(0, len(ordered), batch_size):
+                part = tuple(ordered[at : at + batch_size])
+                cut = [prompts[r][-room:] for r in part]
+                input_BS, mask_BS = _pad_left(cut, device)
+                self._batches.append(_Batch(input_BS, mask_BS, _beginning(cut), part, count, stop, extra))
+
+    @torch.inference_mode()
+    def run(self, model: Any) -> tuple[list[str], float]:
+        """Generate all texts.
+
+        Returns
+        -------
+        texts
+            R texts without prompt and stop strings.
+        seconds
+            Time spent generating.
+
+        Raises
+        ------
+        ValueError
+            The model gave NaN.
+        """
+        texts = [""] * self.size
+        start = time.perf_counter()
+        for batch in self._batches:
+            ends = _Ends(self.tokenizer, batch, _eos_tokens(model, self.tokenizer))
+            decode = _greedy if _loop_applies(model, batch) else _generate
+            rows = decode(model, batch, ends)
+            for request, tokens in zip(batch.requests, rows, strict=True):
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                texts[request] = postprocess_generated_text(text, list(batch.stop), None)
+        return texts, time.perf_counter() - start
+
+
+def _normalised(setting: Mapping[str, Any], tokenizer: Any) -> tuple[int, tuple[str, ...], dict[str, Any]]:
+    """Number of new tokens, stop strings, and what else is for `model.generate`."""
+    given: dict[str, Any] = dict(normalize_gen_kwargs(dict(setting)))
+    eos = tokenizer.eos_token_id
+    end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
+    stop = handle_stop_sequences(given.pop("until", None), eos=end)
+    count = int(given.pop("max_gen_toks"))
+    extra = {name: value for name, value in given.items() if name not in SAMPLING}
+    if given.get("do_sample") or extra.get("num_beams", 1) > 1 or "max_length" in extra:
+        raise TaskError(
+            "a task samples, searches with beams or sets max_length: set do_sample: false, num_beams: 1 and "
+            "max_gen_toks in its generation_kwargs"
+        )
+    return count, tuple(text for text in stop if text), extra
+
+
+def _eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    configured = model.generation_config.eos_token_id
+    several = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
+
+
+class _Ends:
+    """Tells when a row is done; it collects the row's tokens on the way."""
+
+    def __init__(self, tokenizer: Any, batch: _Batch, eos: frozenset[int]) -> None:
+        self.eos = eos
+        self.limit = batch.max_new_tokens
+        self.rows: list[list[int]] = [[] for _ in batch.requests]
+        self._stop = batch.stop
+        self.tokenizer = tokenizer
+        self._may_complete = _completing_tokens(tokenizer, batch.stop)
+
+    def done(self, row: int, token: int) -> bool:
+        """Note a row's next token; True if it is the last."""
+        tokens = self.rows[row]
+        tokens.append(token)
+        if token in self.eos or len(tokens) >= self.limit:
+            return True
+        if not self._may_complete(token):
+            return False
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return any(stop in text for stop in self._stop)
+
+
+@lru_cache(maxsize=32)
+def _completing_tokens(tokenizer: Any, stop: tuple[str, ...]) -> Any:
+    """A quick test whether a token may complete a stop string: its text has the last character of one.
+
+    A wrong no costs tokens and not the result: the text is cut at the stop string afterwards.
+    """
+    last = {text[-1] for text in stop}
+    known: dict[int, bool] = {}
+
+    def may_complete(token: int) -> bool:
+        if token not in known:
+            text = tokenizer.decode([token], skip_special_tokens=False)
+            known[token] = bool(last.intersection(text)) or not text.isascii() or " " in last
+        return known[token]
+
+    return may_complete
+
+
+def _loop_applies(model: Any, batch: _Batch) -> bool:
+    """Whether the loop below gives what `model.generate` would."""
+    return not batch.extra and _plain_settings(model.generation_config) and _plain_model(model)
+
+
+def _plain_settings(config: Any) -> bool:
+    return set(config.to_diff_dict()) <= HARMLESS and (config.num_beams or 1) == 1
+
+
+def _plain_model(model: Any) -> bool:
+    return (
+        not model.config.is_encoder_decoder
+        and {"position_ids", "attention_mask", "past_key_values"} <= _forward_parameters(model)
+        and type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
+        and {type(layer) for layer in _new_cache(model).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
+    )
+
+
+def _forward_parameters(model: Any) -> frozenset[str]:
+    return _parameters(type(model).forward)
+
+
+@lru_cache(maxsize=8)
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _new_cache(model: Any) -> DynamicCache:
+    return DynamicCache(config=model.config)
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts [B, S] padded on the left with 0, and their mask [B, S]."""
+    width = max(len(prompt) for prompt in prompts)
+    input_BS = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask_BS = torch.zeros_like(input_BS)
+    for row, prompt in enumerate(prompts):
+        input_BS[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask_BS[row, width - len(prompt) :] = 1
+    return input_BS.to(device), mask_BS.to(device)
+
+
+def _beginning(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many first tokens to read once for all prompts; each keeps one token of its own."""
+    first, last = min(prompts), max(prompts)  # in sorted order; all others lie between them
+    shared = min(common_beginning(first, last), min(len(prompt) for prompt in prompts) - 1)
+    tokens = sum(len(prompt) for prompt in prompts)
+    cost = PASS_COST + tokens - shared * (len(prompts) - 1)
+    return shared if cost <= PREFIX_COST * tokens else 0
+
+
+def _reads_apart(model: Any, cache: DynamicCache) -> bool:
+    """Whether a beginning may be read before the rest, with padding between them.
+
+    Sliding windows of a cache count the padding.
+    """
+    return obstacle(model) is None and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def _read_beginning(model: Any, batch: _Batch, cache: DynamicCache) -> None:
+    """Put keys and values of what all prompts begin with into the cache, for each row."""
+    longest = int(batch.mask_BS.sum(dim=1).argmax())  # has no padding
+    common_1F = batch.input_BS[longest : longest + 1, : batch.beginning]
+    position_1F = torch.arange(batch.beginning, device=common_1F.device)[None]
+    model(input_ids=common_1F, position_ids=position_1F, past_key_values=cache, use_cache=True, **_last_only(model))
+    cache.batch_repeat_interleave(len(batch.requests))
+
+
+def _mask_without_beginning(batch: _Batch) -> torch.Tensor:
+    """Mask [B, S] of the beginning and, behind it, of the input without its first F columns.
+
+    A row with p places of padding still has p tokens of the beginning in front of its own there: they are hidden.
+    """
+    width = batch.input_BS.shape[1]
+    padding_B1 = width - batch.mask_BS.sum(dim=1, keepdim=True)
+    own_BS = torch.arange(width - batch.beginning, device=padding_B1.device) >= padding_B1
+    return torch.cat([torch.ones_like(batch.mask_BS[:, : batch.beginning]), own_BS.to(batch.mask_BS.dtype)], dim=1)
+
+
+def _last_only(model: Any) -> dict[str, int]:
+    return {"logits_to_keep": 1} if "logits_to_keep" in _forward_parameters(model) else {}
+
+
+def _greedy(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
+    """Most likely token after most likely token, with a key-value cache; finished rows leave the batch."""
+    input_BS, mask_BS = batch.input_BS, batch.mask_BS
+    options = _last_only(model)
+    cache, width = _new_cache(model), input_BS.shape[1]
+    position = (mask_BS.cumsum(dim=1) - 1).clamp(min=0)
+    if batch.beginning and _reads_apart(model, cache):
+        _read_beginning(model, batch, cache)
+        input_BS, position = input_BS[:, batch.beginning :], position[:, batch.beginning :]
+        mask_BS = _mask_without_beginning(batch)
+    ones = mask_BS.new_ones(len(batch.requests), batch.max_new_tokens)
+    mask = None if bool(mask_BS.all()) else torch.cat([mask_BS, ones], dim=1)
+    alive = list(range(len(batch.requests)))  # the cache's rows
+    pending = set(alive)
+    for step in range(batch.max_new_tokens):
+        logits = model(
+            input_ids=input_BS,
+            attention_mask=None if mask is None else mask[:, : width + step],
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            **options,
+        ).logits[:, -1]
+        token_B = _most_likely(logits)
+        for row, token in zip(alive, token_B.tolist(), strict=True):
+            if row in pending and ends.done(row, token):
+                pending.remove(row)
+        if not pending:
+            break
+        position = position[:, -1:] + 1
+        if len(pending) <= SHRINK_AT * len(alive):
+            left = torch.tensor([at for at, row in enumerate(alive) if row in pending])
+            left = left.to(input_BS.device)
+            cache.batch_select_indices(left)
+            token_B, position = token_B[left], position[left]
+            mask = None if mask is None else mask[left]
+            alive = [row for row in alive if row in pending]
+        input_BS = token_B[:, None]
+    return ends.rows
+
+
+def _most_likely(logits_BV: torch.Tensor) -> torch.Tensor:
+    """Index of the largest logit per row, int64[B]; the maximum is NaN if any logit is."""
+    value_B, token_B = logits_BV.max(dim=-1)
+    if bool(value_B.isnan().any()):
+        raise ValueError("the model produced NaN instead of logits: its weights are not usable")
+    return token_B
+
+
+def _generate(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
+    """The same by `model.generate`."""
+    tokenizer = ends.tokenizer
+    candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
+    model.generate(
+        input_ids=batch.input_BS,
+        attention_mask=batch.mask_BS,
+        max_length=batch.input_BS.shape[1] + batch.max_new_tokens,
+        pad_token_id=next(token for token in candidates if token is not None),
+        do_sample=False,
+        use_cache=True,
+        stopping_criteria=[_StopRows(ends)],
+        logits_processor=[_RefuseNaN()],
+        **batch.extra,
+    )
+    return ends.rows
+
+
+class _StopRows(StoppingCriteria):
+    """Stops each row of `model.generate` by itself."""
+
+    def __init__(self, ends: _Ends) -> None:
+        self._ends = ends
+        self._done = [False] * len(ends.rows)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            self._done[row] = self._done[row] or self._ends.done(row, token)
+        return torch.tensor(self._done, device=input_ids.device)
+
+
+class _RefuseNaN(LogitsProcessor):
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        _most_likely(scores)
+        return scores

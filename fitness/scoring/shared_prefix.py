@@ -1,0 +1,184 @@
+"""One forward pass over packed rows: tree masks, position ids, and the keys and values of a common prefix.
+
+Which models it is right for
+----------------------------
+A packed row is read correctly by a model that (1) mixes positions in attention only, (2) takes that attention's
+mask from its caller, and (3) takes positions from `position_ids`. `obstacle` rules out what is known not to be
+so: recurrent and convolutional layers, chunked attention, kernels without arbitrary masks, ALiBi, rotary
+embeddings that change with the length of the input. What no list can tell, `LoglikelihoodPlan` measures.
+
+Sliding windows are written into the mask, in positions of the sequences and not in slots of the row; the cache
+keeps all keys for that. Soft caps, scalings and projections act on single scores or positions: nothing to do.
+
+Shapes: B rows, S slots, F tokens of the prefix, P slots read, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from fitness.scoring.prefix_tree import Row
+
+ATTENTION = {"eager", "sdpa"}  # implementations that add any mask they are given
+LAYERS = {"full_attention", "sliding_attention"}
+ROTARY_BY_LENGTH = {"dynamic", "longrope"}  # rotary embeddings that depend on how long the input is
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of equal width with their reading places; padded slots see the prefix and themselves."""
+
+    input_BS: torch.Tensor
+    position_BS: torch.Tensor
+    end_BS: torch.Tensor  # the slot after the last descendant
+    plain: bool  # no row branches and there is no prefix: an ordinary causal batch
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], prefix: int, device: str) -> Packed:
+        """Pad rows on the right."""
+        shape = len(rows), max(len(row.tokens) for row in rows)
+        input_BS = torch.zeros(shape, dtype=torch.long)
+        position_BS = torch.zeros(shape, dtype=torch.long)
+        end_BS = torch.arange(1, shape[1] + 1).repeat(shape[0], 1)
+        for at, row in enumerate(rows):
+            size = len(row.tokens)
+            input_BS[at, :size] = torch.tensor(row.tokens)
+            position_BS[at, :size] = torch.tensor(row.position)
+            end_BS[at, :size] = torch.tensor(row.end)
+        plain = not prefix and not any(row.branches for row in rows)
+        return cls(input_BS.to(device), position_BS.to(device), end_BS.to(device), plain)
+
+
+def obstacle(model: Any) -> str | None:
+    """Why packed rows would be wrong for this model; None when nothing is known to stand against them."""
+    config = model.config.get_text_config(decoder=True)
+    missing = {"position_ids", "attention_mask", "past_key_values"} - set(inspect.signature(model.forward).parameters)
+    if config.is_encoder_decoder or missing:
+        return "its forward pass takes no position ids, mask and cache"
+    if config._attn_implementation not in ATTENTION:
+        return f"its attention ({config._attn_implementation}) takes no mask of its own"
+    others = set(getattr(config, "layer_types", None) or ()) - LAYERS
+    if others:
+        return f"it has layers that are not attention over all earlier tokens ({', '.join(sorted(others))})"
+    if getattr(config, "alibi", False):
+        return "its attention counts distances in slots (ALiBi)"
+    changing = ROTARY_BY_LENGTH & _rotary_types(getattr(config, "rope_parameters", None))
+    return f"its rotary embeddings depend on the input's length ({', '.join(changing)})" if changing else None
+
+
+def _rotary_types(parameters: Any) -> set[Any]:
+    """Type of the rotary embeddings, one for all layers or one for each kind of layer."""
+    if not isinstance(parameters, dict):
+        return set()
+    nested = (_rotary_types(value) for value in parameters.values())
+    return {parameters.get("rope_type")}.union(*nested)
+
+
+def read_prefix(model: Any, prefix: Sequence[int], device: str) -> Cache:
+    """Keys and values of a prefix, to be read by any number of rows."""
+    input_1F = torch.tensor([prefix], device=device)
+    origin = torch.zeros(1, dtype=torch.long, device=device)
+    cache = DynamicCache()
+    _forward(model, input_1F, origin, origin, past_key_values=cache, use_cache=True)
+    return Cache(layers=[_Prefix(layer.keys, layer.values) for layer in cache.layers])
+
+
+class _Prefix(DynamicLayer):
+    """Keys and values of the prefix in one layer; those of a batch are put behind them and not kept."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        count = len(key_states)
+        keys = torch.cat([self.keys.expand(count, -1, -1, -1), key_states], dim=-2)
+        return keys, torch.cat([self.values.expand(count, -1, -1, -1), value_states], dim=-2)
+
+
+def read_rows(
+    model: Any, packed: Packed, row_P: torch.Tensor, slot_P: torch.Tensor, prefix: Cache | None
+) -> torch.Tensor:
+    """Logits [P, V] at the slots that are read."""
+    if packed.plain:
+        return _forward(model, packed.input_BS, row_P, slot_P, use_cache=False)
+    options: dict[str, Any] = {"use_cache": False}
+    if prefix is not None:
+        options = {"past_key_values": prefix, "use_cache": True}
+    return _forward(
+        model,
+        packed.input_BS,
+        row_P,
+        slot_P,
+        position_ids=packed.position_BS,
+        attention_mask=_masks(model, packed, 0 if prefix is None else prefix.get_seq_length()),
+        **options,
+    )
+
+
+def _masks(model: Any, packed: Packed, prefix: int) -> Any:
+    """The mask, or one for each kind of attention layer when they differ."""
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
+    dtype = model.dtype
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if window is None or kinds == {"full_attention"} or int(packed.position_BS.max()) < window:
+        return _mask(packed, prefix, None, dtype)
+    if len(kinds) < 2:
+        return _mask(packed, prefix, window, dtype)
+    return {
+        "full_attention": _mask(packed, prefix, None, dtype),
+        "sliding_attention": _mask(packed, prefix, window, dtype),
+    }
+
+
+def _mask(packed: Packed, prefix: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to attention scores, [B, 1, S, F + S]: 0 for a slot's ancestors and itself."""
+    rows, width = packed.input_BS.shape
+    device = packed.input_BS.device
+    slot_S = torch.arange(width, device=device)
+    seen_BSS = (slot_S[None, :, None] >= slot_S) & (slot_S[None, :, None] < packed.end_BS[:, None, :])
+    seen = torch.cat([seen_BSS.new_ones(rows, width, prefix), seen_BSS], dim=2)
+    if window is not None:
+        prefix_BF = torch.arange(prefix, device=device).expand(rows, -1)
+        position = torch.cat([prefix_BF, packed.position_BS], dim=1)
+        seen &= packed.position_BS[:, :, None] - position[:, None, :] < window
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def _forward(
+    model: Any, input_BS: torch.Tensor, row_P: torch.Tensor, slot_P: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """Logits [P, V]; the output projection runs on the slots that are read only.
+
+    A hook on it cuts the hidden states, so that whatever an architecture does to its logits afterwards
+    (scaling, soft caps) still happens.
+    """
+    cut = False
+
+    def keep_read_slots(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        nonlocal cut
+        if not args or args[0].shape[:2] != input_BS.shape:
+            return None
+        cut = True
+        return (args[0][row_P, slot_P].unsqueeze(0), *args[1:])
+
+    head = model.get_output_embeddings()
+    handle = None if head is None else head.register_forward_pre_hook(keep_read_slots)
+    try:
+        logits: torch.Tensor = model(input_ids=input_BS, **options).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    return logits[0] if cut else logits[row_P, slot_P]

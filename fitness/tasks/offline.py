@@ -1,0 +1,63 @@
+"""What lm-eval's YAML files say of tasks, without their data sets: names, metrics, filters, where the data are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fitness.config import FitnessConfig, TaskConfig
+from fitness.results import TaskError
+from fitness.tasks.loading import find_task, quick_and_quiet, task_managers
+from fitness.tasks.loss_metrics import OWN_METRICS
+from fitness.tasks.messages import nearest
+
+FILES = ("json", "csv", "parquet", "text", "arrow")
+"""What a task names instead of a data set when its data are files beside it."""
+
+
+@dataclass(frozen=True)
+class TaskOutline:
+    """One task of a search as its YAML has it.
+
+    Attributes
+    ----------
+    metric
+        `name,filter`, as asked for, else the first of each; empty where the YAML leaves them to lm-eval.
+    data
+        The data set on the hub; None where the data are files.
+    """
+
+    name: str
+    metric: str
+    data: str | None
+
+
+def outline(config: FitnessConfig) -> list[TaskOutline]:
+    """Return what can be said of the tasks with nothing but lm-eval and the search file at hand.
+
+    Raises
+    ------
+    TaskError
+        A task, metric or filter does not exist.
+    """
+    with quick_and_quiet():
+        managers = task_managers(config)
+        return [_outline(entry, find_task(entry.task, managers).task_index[entry.task].cfg) for entry in config.tasks]
+
+
+def _outline(entry: TaskConfig, cfg: Mapping[str, Any] | None) -> TaskOutline:
+    said: Mapping[str, Any] = cfg or {}
+    metrics = [str(each["metric"]) for each in said.get("metric_list") or ()]
+    filters = [str(each["name"]) for each in said.get("filter_list") or ()] or ["none"]
+    metric, _, chosen = (entry.metric or ",".join([*metrics[:1], filters[0]][: 2 if metrics else 0])).partition(",")
+    if metrics and metric.strip() not in (*metrics, *OWN_METRICS):
+        raise TaskError(f"task {entry.task!r} has no metric {metric!r}: did you mean {nearest(metric, metrics)}?")
+    chosen = chosen.strip() or filters[0]
+    if metric not in OWN_METRICS and chosen not in filters:
+        raise TaskError(
+            f"task {entry.task!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric"
+        )
+    place, part = said.get("dataset_path"), said.get("dataset_name")
+    data = None if place in (None, *FILES) else str(place) if part is None else f"{place} ({part})"
+    return TaskOutline(entry.task, f"{metric.strip()},{chosen}" if metric else "", data)

@@ -1,0 +1,110 @@
+"""The standard merges that a found recipe is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.recipes.parameter_values import constant
+from search_spaces.recipes.recipe import Recipe, Slice, Source
+
+
+def uniform_recipe(
+    models: Mapping[str, str],
+    layout: ModelLayout | int,
+    method: str = "linear",
+    *,
+    dtype: str | None = "float32",
+    out_dtype: str | None = "bfloat16",
+) -> Recipe:
+    """Return the plain average of the experts.
+
+    Parameters
+    ----------
+    models
+        Name to reference, the base first. The base only gives config and tokenizer.
+    layout
+        The models' layout, or their number of layers.
+    method
+        ``linear``, or a method with a base and weights (which all are one over the number of experts).
+    dtype, out_dtype
+        Precision of the arithmetic and of the result.
+
+    Raises
+    ------
+    RecipeError
+        If there are no experts, or the method has no weights.
+    """
+    base, *experts = _base_and_experts(models)
+    layers = _all_layers(layout)
+    weight = 1.0 if method == "linear" else 1.0 / len(experts)  # linear divides by the sum itself
+    sources = [Source(expert, layers, (("weight", constant(weight)),)) for expert in experts]
+    if method != "linear":
+        sources.append(Source(base, layers))
+    return Recipe(method, (Slice(tuple(sources)),), base_model=base, dtype=dtype, out_dtype=out_dtype)
+
+
+def task_arithmetic_recipe(
+    models: Mapping[str, str],
+    layout: ModelLayout | int,
+    scale: float = 0.3,
+    *,
+    dtype: str | None = "float32",
+    out_dtype: str | None = "bfloat16",
+) -> Recipe:
+    """Return base plus `scale` times every expert's task vector (arXiv:2212.04089).
+
+    Parameters
+    ----------
+    models
+        Name to reference, the base first.
+    layout
+        The models' layout, or their number of layers.
+    scale
+        The factor; 0.3 is the paper's choice without tuning.
+    dtype, out_dtype
+        Precision of the arithmetic and of the result.
+
+    Raises
+    ------
+    RecipeError
+        If there are no experts.
+    """
+    base, *experts = _base_and_experts(models)
+    layers = _all_layers(layout)
+    sources = [Source(expert, layers, (("weight", constant(scale)),)) for expert in experts]
+    whole = Slice((*sources, Source(base, layers)))
+    return Recipe("task_arithmetic", (whole,), base_model=base, dtype=dtype, out_dtype=out_dtype)
+
+
+def source_recipe(
+    model: str,
+    layout: ModelLayout | int,
+    *,
+    dtype: str | None = "float32",
+    out_dtype: str | None = "bfloat16",
+) -> Recipe:
+    """Return the recipe that takes all of one model: `model` is its reference.
+
+    Parameters
+    ----------
+    model
+        Reference of the model.
+    layout
+        The model's layout, or its number of layers.
+    dtype, out_dtype
+        Precision of the arithmetic and of the result.
+    """
+    whole = Slice((Source(model, _all_layers(layout)),))
+    return Recipe("passthrough", (whole,), base_model=model, dtype=dtype, out_dtype=out_dtype)
+
+
+def _all_layers(layout: ModelLayout | int) -> tuple[int, int]:
+    return 0, layout if isinstance(layout, int) else layout.num_layers
+
+
+def _base_and_experts(models: Mapping[str, str]) -> list[str]:
+    if len(models) < 2:
+        raise RecipeError(f"models: {len(models)} given; name a base and at least one expert")
+    return list(models.values())

@@ -1,0 +1,112 @@
+"""Recipes of several documents: merges in turn, of which later ones use the results of earlier ones by name.
+
+The file that mergekit-multi reads: YAML documents apart by ``---``, each a recipe, those that others use with a
+``name``. Their order in the file does not matter. The result is the document without a name, or the last where all have
+one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import VOCABULARIES, Recipe
+from search_spaces.recipes.references import adapted, parts
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One document: a merge, and what others call its result; None for the file's own result."""
+
+    name: str | None
+    recipe: Recipe
+
+    def uses(self, names: Sequence[str | None]) -> tuple[str, ...]:
+        """Return those of `names` that the recipe has among its models, perhaps with an adapter on it."""
+        models = dict.fromkeys(parts(reference)[0] for reference in self._references())
+        return tuple(model for model in models if model in names)
+
+    def with_results(self, folders: Mapping[str, str]) -> Recipe:
+        """Return the recipe with names of other documents replaced by where their results lie."""
+        mapping = {}
+        for reference in self._references():
+            model, adapter = parts(reference)
+            mapping[reference] = adapted(folders.get(model, model), adapter)
+        return self.recipe.with_models(mapping)
+
+    def _references(self) -> list[str]:
+        tokenizer = self.recipe.tokenizer_source
+        return [*self.recipe.models, *([] if tokenizer is None or tokenizer in VOCABULARIES else [tokenizer])]
+
+
+def read_stages(path: Path) -> tuple[Stage, ...]:
+    """Read a file of one or several documents; return them in an order in which each comes after those it uses.
+
+    The last is the file's result.
+
+    Raises
+    ------
+    RecipeError
+        If a document is no valid recipe, names are missing, equal or unfit, or documents use each other in a circle.
+    """
+    return parse_stages(mergekit_yaml.read_text(path), str(path))
+
+
+def parse_stages(text: str, origin: str) -> tuple[Stage, ...]:
+    """Read documents from a text; errors start with `origin` and name the document. See `read_stages`."""
+    documents = mergekit_yaml.documents(text, origin)
+    if len(documents) == 1:
+        return (_stage(documents[0], origin),)
+    stages = [_stage(data, f"{origin}: document {index + 1}") for index, data in enumerate(documents)]
+    names = [stage.name for stage in stages]
+    for name in names:
+        if names.count(name) > 1:
+            said = "have no name; give all but one a name" if name is None else f"are called {name}; rename one"
+            raise RecipeError(f"{origin}: two documents {said}")
+    result = next((stage for stage in stages if stage.name is None), stages[-1])
+    by_name = {stage.name: stage for stage in stages}
+    try:
+        order = [*TopologicalSorter({stage.name: stage.uses(names) for stage in stages}).static_order()]
+    except CycleError as error:
+        circle = " -> ".join(str(name) for name in error.args[1])
+        raise RecipeError(f"{origin}: documents use each other in a circle ({circle}); rename one of them") from None
+    return (*(by_name[name] for name in order if by_name[name] is not result), result)
+
+
+def needed(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Return those that the last one rests on, in their order, and the last one."""
+    names = [stage.name for stage in stages]
+    wanted = {stages[-1].name}
+    for stage in reversed(stages):
+        if stage.name in wanted:
+            wanted.update(stage.uses(names))
+    return tuple(stage for stage in stages if stage.name in wanted)
+
+
+def to_yaml(stages: Sequence[Stage]) -> str:
+    """Return the documents as YAML that `parse_stages` reads back."""
+    if len(stages) == 1:
+        return stages[0].recipe.to_yaml()
+    heads = ["" if stage.name is None else f"name: {stage.name}\n" for stage in stages]
+    return "---\n".join(head + stage.recipe.to_yaml() for head, stage in zip(heads, stages, strict=True))
+
+
+def with_models(stages: Sequence[Stage], mapping: Mapping[str, str]) -> tuple[Stage, ...]:
+    """Return the documents with references that are keys of `mapping` replaced."""
+    return tuple(replace(stage, recipe=stage.recipe.with_models(mapping)) for stage in stages)
+
+
+def _stage(data: Any, origin: str) -> Stage:
+    name = None
+    if isinstance(data, dict) and "name" in data:
+        name = data["name"]
+        data = {key: value for key, value in data.items() if key != "name"}
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise RecipeError(f"{origin}: name: {name!r} is not a name; use letters, digits, ., - and _")
+    return Stage(name, mergekit_yaml.build(data, origin))

@@ -1,0 +1,92 @@
+"""Layers in another order: paths through the layers of a pool of models, and where their scales may be written.
+
+A path is written as mergekit does, as a passthrough merge with one slice per layer. Sakana's scaling of the residual
+stream needs no code in the model. Multiply the stream by w_k > 0 before layer k, for each layer of the path, and let
+c_k = w_1 ⋯ w_k. Divide the stream behind layer k by c_k, in thought: a layer reads it through a norm that forgets its
+scale, so it reads the same; what the layer adds must be divided as well, and it is added by `o_proj` and `down_proj`
+alone. So multiplying these two by 1/c_k, and the final norm forgetting c_L, is the very same function.
+(Equal up to the norms' epsilon, which is beside the squared stream.)
+That holds where a layer reads through a norm and adds without one. Behind Gemma 2's and 3's, GLM 4's and OLMo 2's
+attention and MLP stands another norm, which takes the factor away again: those carry no scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.recipes.parameter_values import Condition, Parameters, evaluate, find
+from search_spaces.recipes.path_layer import WRITERS, Stop
+from search_spaces.recipes.recipe import Recipe, Slice, Source
+
+_READERS = ({"input_layernorm", "post_attention_layernorm"}, {"input_layernorm"})
+"""The norms of layers that read through a norm and add without one: one before each part, or one before both."""
+
+
+def scales_obstacle(layout: ModelLayout) -> str | None:
+    """Return why the scales of a path cannot be written into these models; None when they can."""
+    for names in layout.layers:
+        norms = {name.partition(".")[0] for name in names if "norm" in name.partition(".")[0]}
+        if norms not in _READERS:
+            extra = sorted(norms - _READERS[0])
+            which = f"norms besides those before attention and MLP ({', '.join(extra)})" if extra else "no such norms"
+            return f"their layers have {which}, so that a scale of the residual stream is lost or changes what is read"
+        missing = [writer for writer in WRITERS if not any(writer in name for name in names)]
+        if missing:
+            return f"their layers have no {missing[0]} that a scale could be written into"
+    return None
+
+
+def path_recipe(
+    path: Sequence[Stop], base: str, num_layers: int, *, dtype: str | None = "float32", out_dtype: str | None = None
+) -> Recipe:
+    """Return the passthrough recipe of a path, in canonical form: embeddings, final norm and head are `base`'s.
+
+    Parameters
+    ----------
+    path
+        The layers in order.
+    base
+        Reference of the model that the rest comes from.
+    num_layers
+        Of that model.
+    dtype, out_dtype
+        Precision of the arithmetic and of the result.
+    """
+    layers = (Slice((Source(stop.model or base, (stop.layer, stop.layer + 1), _scaled(stop.scale)),)) for stop in path)
+    ends = [Slice((Source(base, (at, at)),)) for at in (0, num_layers)]
+    slices = (ends[0], *layers, ends[1])
+    return Recipe("passthrough", slices, base_model=base, dtype=dtype, out_dtype=out_dtype).canonical()
+
+
+def path_of(recipe: Recipe, num_layers: int) -> tuple[Stop, ...]:
+    """Return the path that a passthrough recipe takes; the inverse of `path_recipe`.
+
+    Raises
+    ------
+    RecipeError
+        If it is no passthrough recipe, or scales other tensors than the writers, or these differently.
+    """
+    if any(spec.name != "passthrough" for spec in recipe.specs):
+        raise RecipeError(f"the recipe's merge_method is {recipe.merge_method}; give one with passthrough")
+    path = []
+    for part in recipe.expanded(num_layers).canonical().slices:
+        (source,) = part.sources
+        setting = find(source.parameters, "scale")
+        factors = {evaluate(setting, writer, 0.0) for writer in WRITERS}
+        others = evaluate(setting, "", 0.0)
+        if len(factors) > 1 or others not in (None, 1.0) or (not source.num_layers and factors - {None, 1.0}):
+            raise RecipeError(
+                "the recipe scales other things than o_proj and down_proj, alike; give a layer's scale so"
+            )
+        if source.num_layers:
+            factor = factors.pop()
+            path.append(Stop(source.model, source.start, 1.0 if factor is None else float(factor)))
+    return tuple(path)
+
+
+def _scaled(factor: float) -> Parameters:
+    if factor == 1.0:
+        return ()
+    return (("scale", tuple(Condition(factor, writer) for writer in WRITERS)),)

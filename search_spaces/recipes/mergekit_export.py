@@ -1,0 +1,214 @@
+"""What mergekit 0.1.5 cannot rebuild to the same weights, and the nearest recipe that it can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.methods import METHODS
+from search_spaces.recipes.mixture_table import Mixture, Piece
+from search_spaces.recipes.parameter_values import Condition, Parameters, constant, find, simplified
+from search_spaces.recipes.recipe import Recipe, Slice, Source
+
+# These mergekit computes in float32 at least, whatever `dtype`. With the others it rounds to `dtype` after every
+# step, where evomerge accumulates in float32 and rounds once.
+_NOT_ROUNDED_BETWEEN = ("linear", "slerp", "passthrough")
+_PATH = "evomerge.path: mergekit does not merge and reorder layers in one document"
+_SEVERAL = "slices.evomerge.merge_method: layers have methods of their own, and mergekit has one in a document"
+_EXACT_DTYPES = ("float32", "float64")
+
+
+def obstacles(recipe: Recipe) -> tuple[str, ...]:
+    """Return a sentence for each reason why mergekit would give other weights; nothing when it would not."""
+    recipe = _with_one_method(recipe)
+    if recipe.path is not None:
+        return (_PATH, *obstacles(replace(recipe, path=None)))
+    spec = recipe.spec
+    if recipe.mixture is not None:
+        return _mixture_obstacles(recipe.mixture)
+    if len(recipe.specs) > 1:
+        return (_SEVERAL,)
+    if not spec.in_mergekit:
+        return (f"mergekit 0.1.5 has no merge_method '{spec.name}'",)
+    found = [f"{name}: mergekit has no such parameter of {spec.name}" for name in _extensions(recipe)]
+    if recipe.adapters is not None:
+        found.append("adapters: core: mergekit merges adapters as full weights")
+    if recipe.tokenizer_source in ("first", "pad"):
+        found.append(f"vocabulary: {recipe.tokenizer_source}: mergekit has no such policy")
+    if _deviates(recipe):
+        found.append(f"{_subject(recipe)}: {spec.deviation}")
+    if _loses_precision(recipe):
+        found.append(
+            f"dtype {recipe.dtype or 'of the sources'}: mergekit rounds to it after every step of "
+            f"{recipe.merge_method}; evomerge computes in float32 and rounds once"
+        )
+    return tuple(found)
+
+
+def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the nearest recipe that mergekit reads in full, and a sentence for each thing given up.
+
+    Raises
+    ------
+    RecipeError
+        If mergekit has no such method, or layers have methods of their own.
+    """
+    recipe = _with_one_method(recipe)
+    if recipe.path is not None:
+        plain, others = rounded(replace(recipe, path=None))
+        return plain, (f"{_PATH}; only the merge is written, its layers in their order", *others)
+    if recipe.mixture is not None:
+        return _without_mixture(recipe, recipe.mixture)
+    if len(recipe.specs) > 1:
+        raise RecipeError(f"{_SEVERAL}; build the model with evomerge merge, or search one method for all layers")
+    if not recipe.spec.in_mergekit:
+        known = ", ".join(sorted(name for name, spec in METHODS.items() if spec.in_mergekit))
+        raise RecipeError(
+            f"merge_method: mergekit 0.1.5 has no '{recipe.merge_method}'; build the model with evomerge merge, or "
+            f"search one of {known}"
+        )
+    notes = [f"{name} is dropped; mergekit has no such parameter" for name in _extensions(recipe)]
+    recipe = _without(recipe, _extensions(recipe))
+    if recipe.adapters is not None:
+        recipe = replace(recipe, adapters=None)
+        notes.append("adapters: core is dropped; mergekit merges adapters as full weights")
+    if recipe.tokenizer_source in ("first", "pad"):
+        notes.append(f"vocabulary: {recipe.tokenizer_source} is written as tokenizer_source: base")
+        recipe = replace(recipe, tokenizer_source="base")
+    if _deviates(recipe):
+        notes.append(
+            f"{_subject(recipe)}: the seed is dropped; mergekit draws masks of its own (give it --random-seed)"
+            if recipe.spec.stochastic
+            else f"{_subject(recipe)}: {recipe.spec.deviation}"
+        )
+    if _loses_precision(recipe):
+        out_dtype = recipe.out_dtype or recipe.dtype
+        recipe = replace(recipe, dtype="float32", out_dtype=out_dtype)
+        saved = f"out_dtype {out_dtype} keeps the result's" if out_dtype else "the result is saved in it as well"
+        notes.append(f"dtype: float32 is written for the arithmetic; {saved}")
+    return replace(recipe, seed=None, calibration=None), tuple(notes)
+
+
+def _with_one_method(recipe: Recipe) -> Recipe:
+    """Return the recipe with its method above the slices where all have the same."""
+    return recipe.canonical() if any(part.merge_method for part in recipe.slices) else recipe
+
+
+def _mixture_obstacles(table: Mixture) -> tuple[str, ...]:
+    table = table.canonical()
+    cut = [name for name, pieces in table.tensors if len(pieces) > 1]
+    found = []
+    if cut:
+        others = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+        found.append(f"evomerge.mixture: the weights change within {cut[0]}{others}; mergekit has one per tensor")
+    if table.noises:
+        found.append(f"evomerge.mixture: it adds seeded noise ({len(table.noises)} terms); mergekit has none")
+    return tuple(found)
+
+
+def _without_mixture(recipe: Recipe, table: Mixture) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe with a weight per tensor: the mean over its entries; noise is left out."""
+    notes = []
+    table = table.canonical()
+    cut = [name for name, pieces in table.tensors if len(pieces) > 1]
+    if cut:
+        notes.append(f"{len(cut)} tensors get one weight, the mean over their entries; mergekit has one per tensor")
+    if table.noises:
+        notes.append(f"{len(table.noises)} seeded noises are left out; mergekit has none")
+    weights = {name: _mean_weights(pieces) for name, pieces in table.pieces()}
+    layers = sorted({at for name in weights if (at := _layer_of(name)) is not None})
+    depth = len(layers)
+    outer = {name: row for name, row in weights.items() if _layer_of(name) is None}
+    parts = [((0, 0), outer)]
+    for layer in layers:
+        own = {_within(name): row for name, row in weights.items() if _layer_of(name) == layer}
+        parts.append(((layer, layer + 1), own))
+    parts.append(((depth, depth), outer))
+    models = [source.model for source in recipe.slices[0].sources]
+    slices = tuple(
+        Slice(tuple(Source(model, span, _weights_of(at, own)) for at, model in enumerate(models)))
+        for span, own in parts
+    )
+    plain = replace(
+        recipe, mixture=None, slices=slices, parameters=(("normalize", constant(False)),), base_model=recipe.donor
+    )
+    return plain.canonical(), tuple(notes)
+
+
+def _weights_of(source: int, rows: dict[str, tuple[float, ...]]) -> Parameters:
+    """Return one source's weights as conditions on tensor names, the last for all that are not named."""
+    # longer names first: one may contain another
+    names = sorted(rows, key=lambda name: (-len(name), name))
+    conditions = [Condition(rows[name][source], name) for name in names]
+    return (("weight", simplified((*conditions[:-1], Condition(conditions[-1].value)))),)
+
+
+def _mean_weights(pieces: tuple[Piece, ...]) -> tuple[float, ...]:
+    if len(pieces) == 1:
+        return pieces[0].weights
+    starts = (0, *(piece.end for piece in pieces))
+    size = pieces[-1].end
+    return tuple(
+        sum((piece.end - start) / size * piece.weights[at] for start, piece in zip(starts, pieces, strict=False))
+        for at in range(len(pieces[0].weights))
+    )
+
+
+def _layer_of(name: str) -> int | None:
+    """Return the layer that a tensor is of, by the first number in its name; None outside of the layers."""
+    number = next((part for part in name.split(".") if part.isdigit()), None)
+    return None if number is None else int(number)
+
+
+def _within(name: str) -> str:
+    """Return a tensor's name within its layer, with the dot before it."""
+    return "." + name.partition(f".{_layer_of(name)}.")[2]
+
+
+def _subject(recipe: Recipe) -> str:
+    return f"{recipe.merge_method} masks" if recipe.spec.stochastic else recipe.merge_method
+
+
+def _deviates(recipe: Recipe) -> bool:
+    """Whether the method's deviation shows: random masks do only where a density is below 1."""
+    if not recipe.spec.stochastic:
+        return bool(recipe.spec.deviation)
+    scopes = [source.parameters for part in recipe.canonical().slices for source in part.sources]
+    values = [condition.value for scope in scopes for condition in find(scope, "density")]
+    return any(min(value) < 1 if isinstance(value, tuple) else value < 1 for value in values)
+
+
+def _extensions(recipe: Recipe) -> tuple[str, ...]:
+    """Return our own parameters that the recipe sets to other than their defaults."""
+    ours = {parameter.name for parameter in recipe.spec.parameters if parameter.extension}
+    return tuple(sorted(ours & set(_parameters(recipe.canonical())))) if ours else ()
+
+
+def _parameters(recipe: Recipe) -> Iterator[str]:
+    for part in recipe.slices:
+        for scope in (part.parameters, *(source.parameters for source in part.sources)):
+            yield from (name for name, _ in scope)
+
+
+def _without(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
+    """Return the recipe with no mention of the parameters `names`."""
+    if not names:
+        return recipe
+
+    def kept(parameters: Parameters) -> Parameters:
+        return tuple((name, setting) for name, setting in parameters if name not in names)
+
+    slices = tuple(
+        Slice(
+            tuple(replace(source, parameters=kept(source.parameters)) for source in part.sources),
+            kept(part.parameters),
+            part.base_model,
+        )
+        for part in recipe.slices
+    )
+    return replace(recipe, slices=slices, parameters=kept(recipe.parameters))
+
+
+def _loses_precision(recipe: Recipe) -> bool:
+    return recipe.merge_method not in _NOT_ROUNDED_BETWEEN and recipe.dtype not in _EXACT_DTYPES

@@ -1,0 +1,132 @@
+"""How a recipe names a model: mergekit's string and its mapping form.
+
+A reference is a local folder or a hub id with an optional revision (``org/name@main``); or such a model with a LoRA
+adapter put on it, which is held as ``MODEL+lora:ADAPTER`` (see `adapted`). In mergekit's string form ``+`` starts the
+adapter and ``@`` a revision, so a local path that contains either is written as a mapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from search_spaces.recipes.errors import RecipeError, did_you_mean
+
+LORA = "+lora:"
+"""Between a model and the adapter on it. Not mergekit's bare ``+``, which names of folders contain."""
+
+_LOCAL_PREFIXES = ("/", "./", "../", "~")
+_KEYS = ("model", "lora", "override_architecture")
+
+
+def adapted(model: str, adapter: str | None) -> str:
+    """Return the reference of `model` with `adapter` put on it; of the model alone when that is None."""
+    return model if adapter is None else f"{model}{LORA}{adapter}"
+
+
+def parts(reference: str) -> tuple[str, str | None]:
+    """Return the model that a reference names, and the adapter on it or None."""
+    model, _, adapter = reference.partition(LORA)
+    return model, adapter or None
+
+
+def with_parts(reference: str, change: Callable[[str], str]) -> str:
+    """Return the reference with `change` applied to its model, and to its adapter where there is one."""
+    model, adapter = parts(reference)
+    return adapted(change(model), None if adapter is None else change(adapter))
+
+
+def spelled(text: str, exists: Callable[[str], bool]) -> str:
+    """Return the reference that a user wrote outside of a recipe: MODEL+ADAPTER, unless such a path `exists`."""
+    model, _, adapter = text.partition("+")
+    if LORA in text or "+" in adapter or not (model and adapter) or exists(text):
+        return text
+    return adapted(model, adapter)
+
+
+def _is_local_path(reference: str) -> bool:
+    return reference.startswith(_LOCAL_PREFIXES)
+
+
+def parse_reference(value: Any, place: str) -> str:
+    """Return the reference that `value` (a string or mergekit's mapping) stands for.
+
+    Raises
+    ------
+    RecipeError
+        If it is neither, names several adapters, overrides the architecture, or has two revisions.
+    """
+    if isinstance(value, str):
+        return _parse_string(value, place)
+    if not isinstance(value, dict):
+        raise RecipeError(f"{place}: {value!r} is not a model; write a folder or a hub id such as org/name")
+    for key in value:
+        if key not in _KEYS:
+            raise RecipeError(f"{place}: unknown key '{key}'; {did_you_mean(key, _KEYS[:2])}")
+    if value.get("override_architecture") is not None:
+        raise RecipeError(
+            f"{place}: override_architecture is not supported, the architecture is config.json's; remove it"
+        )
+    model, adapter = _parse_path(value.get("model"), place), None
+    if value.get("lora") is not None:
+        adapter = _parse_path(value["lora"], f"{place}.lora")
+    return adapted(model, adapter)
+
+
+def _parse_string(value: str, place: str) -> str:
+    model, plus, adapter = value.partition("+")
+    if "+" in adapter or (plus and not adapter.strip()):
+        raise RecipeError(
+            f"{place}: '{value}' is not a model with one adapter; write MODEL+ADAPTER, or {{model: {{path: ...}}}} if "
+            "the '+' belongs to a folder's name"
+        )
+    return adapted(_parse_name(model, place), _parse_name(adapter, place) if plus else None)
+
+
+def _parse_name(value: str, place: str) -> str:
+    if not value.strip():
+        raise RecipeError(f"{place}: the model's name is empty; write a folder or a hub id such as org/name")
+    if not _is_local_path(value) and value.count("@") > 1:
+        raise RecipeError(f"{place}: '{value}' has more than one '@'; write org/name@revision")
+    return value
+
+
+def _parse_path(value: Any, place: str) -> str:
+    """Read one model or adapter: a string, in which no ``+`` may be, or a mapping, in whose path it may."""
+    if isinstance(value, str):
+        if "+" in value:
+            raise RecipeError(f"{place}: '{value}' has a '+'; write {{path: ...}} if it belongs to the folder's name")
+        return _parse_name(value, place)
+    if not isinstance(value, dict) or not isinstance(value.get("path"), str) or not value["path"]:
+        raise RecipeError(f"{place}: the model has no path; write {{model: {{path: FOLDER}}}}")
+    for key in value:
+        if key not in ("path", "revision"):
+            raise RecipeError(f"{place}: unknown key '{key}'; {did_you_mean(key, ('path', 'revision'))}")
+    path, revision = value["path"], value.get("revision")
+    if LORA in path:
+        raise RecipeError(f"{place}: '{path}' holds '{LORA}', which marks an adapter here; rename the folder")
+    if revision is None:
+        return path
+    if _is_local_path(path):
+        raise RecipeError(f"{place}: a local folder has no revision; remove 'revision: {revision}'")
+    return f"{path}@{revision}"
+
+
+def format_reference(reference: str) -> str | dict[str, Any]:
+    """Return `reference` as mergekit reads it: a string where that is safe, else its mapping form."""
+    model, adapter = parts(reference)
+    if _is_safe(model) and (adapter is None or _is_safe(adapter)):
+        return model if adapter is None else f"{model}+{adapter}"
+    written = {"model": _path_form(model)}
+    return written if adapter is None else written | {"lora": _path_form(adapter)}
+
+
+def _is_safe(name: str) -> bool:
+    return "+" not in name and not (_is_local_path(name) and "@" in name)
+
+
+def _path_form(name: str) -> dict[str, Any]:
+    path, _, revision = name.partition("@")
+    if _is_local_path(name) or not revision:
+        return {"path": name}
+    return {"path": path, "revision": revision}

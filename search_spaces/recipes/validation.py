@@ -1,0 +1,259 @@
+"""What a recipe must satisfy to be one, checked at construction.
+
+One function per noun. `place` is the path in the YAML document, which every error begins with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from search_spaces.recipes.errors import RecipeError, did_you_mean
+from search_spaces.recipes.methods import MethodSpec, Parameter, method_spec
+from search_spaces.recipes.parameter_values import Condition, Parameters
+
+if TYPE_CHECKING:
+    from search_spaces.recipes.mixture_table import Mixture
+    from search_spaces.recipes.path_layer import Stop
+    from search_spaces.recipes.recipe import Recipe, Slice, Source
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+# Bounds on what a recipe may ask for, checked before anything is allocated. The canonical form writes every
+# condition of every source for every layer: their product must stay small.
+MAX_LAYERS = 1024
+MAX_SLICES = MAX_LAYERS + 2
+MAX_SOURCES = 64
+MAX_GRADIENT = MAX_LAYERS
+MAX_CONDITIONS = 64
+
+NOT_IN_CORE = ("slerp", "karcher", "widen", "arcee_fusion")
+
+
+def validate(recipe: Recipe) -> None:
+    """Raise a `RecipeError` unless `recipe` could be merged, given fitting models; see `Recipe`."""
+    spec = method_spec(recipe.merge_method)
+    _validate_dtypes(recipe)
+    if recipe.seed is not None and (type(recipe.seed) is not int or not 0 <= recipe.seed < 2**63):
+        raise RecipeError(f"evomerge.seed: {recipe.seed} is not a seed; write a whole number from 0 to 2**63 - 1")
+    _validate_adapters(recipe, spec)
+    if recipe.tokens is not None and recipe.tokenizer_source in (None, "pad"):
+        raise RecipeError("tokenizer: single tokens need a vocabulary; write source: base, union or a model")
+    if not recipe.slices:
+        raise RecipeError("slices: the recipe has none; write a `models:` or a `slices:` list")
+    if len(recipe.slices) > MAX_SLICES:
+        raise RecipeError(f"slices: {len(recipe.slices)} are too many; write at most {MAX_SLICES}")
+    _validate_parameters(recipe.parameters, spec, "parameters")
+    for index, part in enumerate(recipe.slices):
+        place = f"slices[{index}]"
+        _validate_slice(recipe, part, _spec_of(recipe, part, place), place)
+    _validate_depth(recipe)
+    _validate_tail(recipe)
+    _validate_calibration(recipe)
+    if recipe.mixture is not None:
+        _validate_mixture(recipe, recipe.mixture)
+    if recipe.path is not None:
+        _validate_path(recipe, recipe.path)
+
+
+def _spec_of(recipe: Recipe, part: Slice, place: str) -> MethodSpec:
+    if part.merge_method is None:
+        return recipe.spec
+    if not recipe.is_sliced or recipe.mixture is not None or recipe.adapters is not None:
+        raise RecipeError(f"{place}.evomerge.merge_method: it is for slices of full weights; write it above them")
+    try:
+        return method_spec(part.merge_method)
+    except RecipeError as error:
+        raise RecipeError(f"{place}.evomerge: {error}") from None
+
+
+def _validate_adapters(recipe: Recipe, spec: MethodSpec) -> None:
+    """Refuse methods that measure whole weights where only task vectors are at hand."""
+    if recipe.adapters is None:
+        return
+    if recipe.adapters != "core":
+        raise RecipeError(
+            f"evomerge.adapters: {recipe.adapters!r} is not a way to merge adapters; write core, or remove it"
+        )
+    if recipe.calibration is not None:
+        raise RecipeError(
+            "evomerge.adapters: core space has no input channels to weigh; remove calibration, or adapters"
+        )
+    if spec.name in NOT_IN_CORE or (spec.base == "optional" and recipe.base_model is None):
+        raise RecipeError(
+            f"evomerge.adapters: {spec.name} compares whole weights, and core space holds task vectors only; write "
+            "adapters: full, or use another method (task_arithmetic, ties, ...)"
+        )
+
+
+def _validate_dtypes(recipe: Recipe) -> None:
+    for key, dtype in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
+        if dtype is not None and dtype not in DTYPES:
+            raise RecipeError(f"{key}: '{dtype}' is not a precision; {did_you_mean(dtype, DTYPES)}")
+
+
+def _validate_slice(recipe: Recipe, part: Slice, spec: MethodSpec, place: str) -> None:
+    if not part.sources:
+        raise RecipeError(f"{place}: the slice has no sources; name at least {spec.min_models}")
+    if len(part.sources) > MAX_SOURCES:
+        raise RecipeError(f"{place}: {len(part.sources)} sources are too many; write at most {MAX_SOURCES}")
+    _validate_parameters(part.parameters, spec, f"{place}.parameters")
+    sources = f"{place}.sources"
+    if part.sources[0].layer_range is None:
+        place = sources = "models"  # the form that the user wrote
+    for index, source in enumerate(part.sources):
+        _validate_source(source, spec, f"{sources}[{index}]")
+    ranges = {source.num_layers for source in part.sources}
+    if len(ranges) > 1:
+        raise RecipeError(f"{place}: its sources differ in length ({sorted(ranges)} layers); give all the same length")
+    _validate_models(recipe, part, spec, place)
+
+
+def _validate_source(source: Source, spec: MethodSpec, place: str) -> None:
+    if not source.model:
+        raise RecipeError(f"{place}.model: the name is empty; write a folder or a hub id such as org/name")
+    if source.layer_range is not None:
+        start, end = source.layer_range
+        if not 0 <= start <= end:
+            raise RecipeError(f"{place}.layer_range: [{start}, {end}] is no range; write 0 <= start <= end")
+        if end > MAX_LAYERS:
+            raise RecipeError(
+                f"{place}.layer_range: [{start}, {end}] ends beyond {MAX_LAYERS} layers; write a smaller end"
+            )
+    _validate_parameters(source.parameters, spec, f"{place}.parameters", of_source=True)
+
+
+def _validate_models(recipe: Recipe, part: Slice, spec: MethodSpec, place: str) -> None:
+    """Check which models a slice merges against what the method asks for."""
+    names = [source.model for source in part.sources]
+    base = recipe.base_of(part)
+    if base is not None and base not in names and part.sources[0].layer_range is None:
+        names.append(base)  # as `expanded` will
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"{place}: '{name}' occurs twice among the sources; use it once per slice")
+    if spec.base == "required" and base is None:
+        raise RecipeError(f"base_model: {spec.name} needs a base; write base_model: ONE_OF_THE_MODELS")
+    count = len(names)
+    if spec.base == "optional":
+        count -= base in names
+    if spec.base == "required":
+        if base not in names:
+            raise RecipeError(f"{place}: the base is not among the sources; add {{model: {base}, layer_range: ...}}")
+        count -= 1
+    if count < spec.min_models or (spec.max_models is not None and count > spec.max_models):
+        wanted = f"{spec.min_models}" if spec.min_models == spec.max_models else f"at least {spec.min_models}"
+        beside = "" if spec.base == "none" else " beside the base"
+        raise RecipeError(f"{place}: {spec.name} takes {wanted} model(s){beside}, not {count}; change its sources")
+
+
+def _validate_depth(recipe: Recipe) -> None:
+    unsliced = [source.layer_range is None for part in recipe.slices for source in part.sources]
+    if any(unsliced) and (len(recipe.slices) > 1 or not all(unsliced)):
+        raise RecipeError("slices: a source has no layer_range; give every source layer_range: [start, end]")
+    if not any(unsliced) and not 0 < (total := sum(part.num_layers for part in recipe.slices)) <= MAX_LAYERS:
+        raise RecipeError(f"slices: together they have {total} layers; ask for 1 to {MAX_LAYERS}")
+
+
+def _validate_tail(recipe: Recipe) -> None:
+    """Refuse what mergekit gets wrong in silence: sources of the last slice beyond the first's number."""
+    first, last = len(recipe.slices[0].sources), len(recipe.slices[-1].sources)
+    if last > first and len(recipe.specs) == 1:
+        raise RecipeError(
+            f"slices[{len(recipe.slices) - 1}]: the last slice has {last} sources, the first {first}, and "
+            "mergekit drops the rest from the final norm and the head; give both the same number of sources"
+        )
+
+
+def _validate_calibration(recipe: Recipe) -> None:
+    if recipe.calibration == "":
+        raise RecipeError("evomerge.calibration: the name is empty; write the path of a text file")
+    if recipe.calibration is None and needs_calibration(recipe):
+        measuring = [spec.name for spec in recipe.specs if spec.statistic is not None]
+        what, whom = (measuring[0], "models") if measuring else ("aim", "the base")
+        raise RecipeError(f"{what}: it needs a text to measure {whom} on; write evomerge: {{calibration: TEXT_FILE}}")
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Return whether a method of `recipe`, or a parameter that it sets, rests on what models do on a text."""
+    if any(spec.statistic is not None for spec in recipe.specs):
+        return True
+    scopes = [recipe.parameters, *(part.parameters for part in recipe.slices)]
+    needing = {
+        parameter.name for spec in (recipe.spec, *recipe.specs) for parameter in spec.parameters if parameter.after
+    }
+    return any(name in needing for scope in scopes for name, _ in scope)
+
+
+def _validate_mixture(recipe: Recipe, table: Mixture) -> None:
+    """Check that the table's rows fit the sources, and that nothing beside it gives weights."""
+    place = "evomerge.mixture"
+    if recipe.merge_method != "linear":
+        raise RecipeError(f"{place}: a table of weights is for linear merges; write merge_method: linear")
+    part, *others = recipe.slices
+    if others or any(source.start for source in part.sources):
+        raise RecipeError(f"{place}: it speaks of whole models; write one slice from layer 0, or a `models:` list")
+    if recipe.parameters or part.parameters or any(source.parameters for source in part.sources):
+        raise RecipeError(f"{place}: the weights stand in its rows; remove all parameters")
+    if len(part.sources) != table.sources:
+        raise RecipeError(
+            f"{place}.rows: {table.sources} weights for {len(part.sources)} sources; write one per source, then one "
+            "per noise"
+        )
+    if recipe.donor not in [source.model for source in part.sources]:
+        raise RecipeError(f"{place}: the base is not among the sources; add {recipe.donor}, or remove base_model")
+
+
+def _validate_path(recipe: Recipe, path: tuple[Stop, ...]) -> None:
+    place = "evomerge.path"
+    if not 0 < len(path) <= MAX_LAYERS:
+        raise RecipeError(f"{place}: {len(path)} layers; write 1 to {MAX_LAYERS}")
+    depth = sum(part.num_layers for part in recipe.slices) if recipe.is_sliced else MAX_LAYERS
+    for index, stop in enumerate(path):
+        end = depth if stop.model is None else MAX_LAYERS
+        if not 0 <= stop.layer < end:
+            raise RecipeError(f"{place}[{index}].layer: there is no layer {stop.layer}; write 0 to {end - 1}")
+        if not math.isfinite(stop.scale):
+            raise RecipeError(f"{place}[{index}].scale: {stop.scale} is not finite; write a number such as 0.5")
+        if stop.model == "":
+            raise RecipeError(f"{place}[{index}].model: the name is empty; write a folder, a hub id, or leave it out")
+
+
+def _validate_parameters(parameters: Parameters, spec: MethodSpec, place: str, *, of_source: bool = False) -> None:
+    previous = ""
+    for name, setting in parameters:
+        parameter = _parameter(spec, name, place)
+        if of_source and not parameter.per_model:
+            # mergekit would pass over it without a word
+            raise RecipeError(f"{place}: '{name}' is not per model; write it in the slice's parameters")
+        if name <= previous:
+            raise RecipeError(f"{place}: parameters must be sorted and unique; put '{name}' before '{previous}'")
+        previous = name
+        if not setting:
+            raise RecipeError(f"{place}.{name}: no value; write a number or a list of {{filter, value}}")
+        if len(setting) > MAX_CONDITIONS:
+            raise RecipeError(f"{place}.{name}: {len(setting)} conditions; write at most {MAX_CONDITIONS}")
+        for condition in setting:
+            _validate_condition(condition, parameter.kind, f"{place}.{name}")
+
+
+def _parameter(spec: MethodSpec, name: str, place: str) -> Parameter:
+    try:
+        return spec.parameter(name)
+    except RecipeError as error:
+        raise RecipeError(f"{place}: {error}") from None
+
+
+def _validate_condition(condition: Condition, kind: type, place: str) -> None:
+    values = condition.value if isinstance(condition.value, tuple) else (condition.value,)
+    if not 0 < len(values) <= MAX_GRADIENT:
+        raise RecipeError(f"{place}: a gradient of {len(values)} values; write 1 to {MAX_GRADIENT}")
+    for value in values:
+        if kind is bool and not isinstance(value, bool):
+            raise RecipeError(f"{place}: {value!r} is not a truth value; write true or false")
+        if kind is float and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise RecipeError(f"{place}: {value!r} is not a number; write one such as 0.5")
+        if kind is float and not math.isfinite(value):
+            raise RecipeError(f"{place}: {value!r} is not finite; write a number such as 0.5")
+    if condition.filter is not None and not isinstance(condition.filter, str):
+        raise RecipeError(f"{place}: the filter {condition.filter!r} is not text; write a part of a tensor's name")

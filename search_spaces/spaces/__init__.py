@@ -1,0 +1,1 @@
+"""Sets of points: genes, and each search space beside its config."""

@@ -1,0 +1,68 @@
+"""From settings to the space over coefficients that they describe: one method or several, start, what is held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace, Stamp
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.held import HeldSpace
+from search_spaces.spaces.method_choice import MethodChoiceSpace
+from search_spaces.spaces.method_groups import MethodGroupsSpace
+from search_spaces.spaces.space import Genotype, SearchSpace
+
+STARTS = ("uniform", "task_arithmetic", "metagpt")
+"""Starts that have a name; any other is a recipe's file."""
+
+TASK_ARITHMETIC_SCALE = 0.3  # the choice of arXiv:2212.04089 without tuning
+
+
+def coefficient_space(config: CoefficientConfig, context: SpaceContext) -> SearchSpace:
+    """Return the space that `config` describes over the models of `context`.
+
+    Raises
+    ------
+    RecipeError
+        If models or what is held do not fit, or the start cannot be read or is no point of the space.
+    """
+    several = MethodChoiceSpace if config.method_for == "merge" else MethodGroupsSpace
+    kind = CoefficientSpace if isinstance(config.method, str) else several
+    stamp = Stamp(dtype=context.dtype, out_dtype=context.out_dtype, seed=context.seed)
+    space = kind(config, context.models, context.layout, **stamp)
+    if config.start is not None:
+        space = space.starting_at(_start(config.start, space, context.models, context.squared_norms))
+    return HeldSpace(space, config.fixed_genes) if config.fixed_genes else space
+
+
+def _start(
+    start: str,
+    space: CoefficientSpace | MethodChoiceSpace | MethodGroupsSpace,
+    models: Mapping[str, str],
+    squared_norms: Callable[[], Mapping[str, float]] | None,
+) -> Genotype:
+    _, *experts = models
+    if start == "uniform":
+        return space.weighted(dict.fromkeys(experts, 1 / len(experts)))
+    if start == "task_arithmetic":
+        return space.weighted(dict.fromkeys(experts, TASK_ARITHMETIC_SCALE))
+    if start == "metagpt":
+        if squared_norms is None:
+            raise RecipeError("space.start: metagpt needs the models' weights; write uniform or task_arithmetic")
+        return space.weighted(metagpt_weights(squared_norms()))
+    if not Path(start).is_file():
+        raise RecipeError(f"space.start: there is no file {start}; write one, or {', '.join(STARTS)}")
+    try:
+        return space.encode(Recipe.from_file(start))
+    except RecipeError as error:
+        raise RecipeError(f"space.start: {error}") from None
+
+
+def metagpt_weights(squared_norms: Mapping[str, float]) -> dict[str, float]:
+    """Return each expert's share of the squared norms of the task vectors (arXiv:2406.11385)."""
+    total = sum(squared_norms.values())
+    if not total:
+        return dict.fromkeys(squared_norms, 1 / len(squared_norms))  # experts that equal the base
+    return {name: norm / total for name, norm in squared_norms.items()}

@@ -1,0 +1,315 @@
+"""The settings of a search over coefficients: methods, grouping, ranges, what is held, where it begins."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from search_spaces.recipes.errors import RecipeError, did_you_mean
+from search_spaces.recipes.methods import METHODS, MethodSpec, Parameter
+from search_spaces.recipes.parameter_values import Scalar
+from search_spaces.spaces.genes import Real
+
+Module = Literal["attention", "mlp", "other"]
+Modules: TypeAlias = tuple[Module, ...] | Literal["all"]
+
+_SEARCHED = ("weight", "density", "t")
+"""Parameters searched by default, each with a field of its own in the config."""
+
+_METHODS = tuple(
+    name
+    for name, spec in METHODS.items()
+    if name != "passthrough" and any(p.search is not None and not p.after for p in spec.parameters)
+)
+
+
+class Range(BaseModel):
+    """The interval in which a parameter is searched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    low: float = Field(allow_inf_nan=False)
+    """Smallest value."""
+    high: float = Field(allow_inf_nan=False)
+    """Largest value, above `low`."""
+    start: float | None = Field(default=None, allow_inf_nan=False)
+    """Where the search begins, in [low, high]; None: the method's own start, or the middle if outside."""
+    std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Random samples are drawn around `start` with this standard deviation (a normal prior, cut off at the bounds);
+    None: uniformly."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}; write low < high")
+        if self.start is not None and not self.low <= self.start <= self.high:
+            raise ValueError(f"start {self.start} is not in [{self.low}, {self.high}]; write one inside")
+        return self
+
+
+class CoefficientConfig(BaseModel):
+    """The `space` part of a search's config, for ``kind: layer_coefficients``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["layer_coefficients"] = "layer_coefficients"
+    """Which space this is."""
+    method: str | tuple[str, ...] = "task_arithmetic"
+    """Merge method: any but passthrough, and those that have nothing to search (model_stock, ram, arcee_fusion). A list
+    makes the method itself a gene, for the whole merge: a coefficient that a method does not take rests while that
+    method is chosen, and methods share the coefficients that mean the same to them. One that takes two models (slerp)
+    is searched over the pairs of experts."""
+    method_for: Literal["merge", "layers"] = "merge"
+    """With a list of methods: one gene for the whole `merge`, or one for each group of `layers` (the embeddings and the
+    final norm with the head are groups, too). mergekit cannot rebuild what has several methods."""
+    method_prior: dict[str, float] = Field(default_factory=dict)
+    """Probability with which random samples have each method of the list, and with which `eda` and `catcma` begin:
+    `{ties: 0.7, slerp: 0.3}`. By default samples have all alike, and those two begin with the start's method."""
+    start: str | None = None
+    """Where the search begins: `uniform` (weights of 1/T for T experts), `task_arithmetic` (0.3), `metagpt` (in
+    proportion to the squared norms of the task vectors), or a recipe's file; by default where the ranges say."""
+    layers_per_group: int = Field(default=1, ge=1)
+    """Neighbouring layers that share their coefficients; at least 1. The last group may be smaller."""
+    modules: Modules = "all"
+    """Parts of a layer with coefficients of their own: a list of attention, mlp and other (all that is not
+    named; it must be there), or `all` for one coefficient per layer."""
+    weight: Range | None = None
+    """Range of the models' weights (a factor); None: the method's own."""
+    density: Range | None = None
+    """Range of the kept fraction of each task vector, within (0, 1]; None: the method's own."""
+    t: Range | None = None
+    """Range of slerp's position between the base (0) and the other model (1); None: the method's own."""
+    ranges: dict[str, Range] = Field(default_factory=dict)
+    """Further parameters of the method to search, by name: `gamma: {low: 0.0, high: 0.05}`, `lambda: {low: 0.5,
+    high: 1.5}`. Where a method has none of weight, density and t, all its parameters are searched as they are."""
+    fixed: dict[str, float | bool] = Field(default_factory=dict)
+    """What is not searched but held at a value: parameters of the whole merge by name (`lambda: 0.8`, `normalize:
+    true`), or single genes by the names that `evomerge plan` shows (`"ops.weight[embeddings]": 0`), a `*` standing
+    for anything (`"*[final]": 0.5`)."""
+
+    calibration: str | None = None
+    """A text file, for what needs one: the method `fisher`, which measures every model's gradients on it; and the
+    parameter `aim` (activation-informed merging, on top of any method with a base), which damps changes of the channels
+    that are busy when the base reads it. Write `ranges: {aim: {low: 0, high: 1}}` to search it, or hold it in
+    `fixed`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_ranges(cls, values: Any) -> Any:
+        """Let a range name one bound only: the other is the method's own, the widest of several methods'."""
+        if not isinstance(values, dict):
+            return values
+        completed = dict(values)
+        for name in _SEARCHED:
+            ranges = [p.search for spec in _specs_in(values) for p in spec.parameters if p.name == name and p.search]
+            if ranges and isinstance(values.get(name), dict):
+                widest = {"low": min(low for low, _, _ in ranges), "high": max(high for _, high, _ in ranges)}
+                completed[name] = widest | values[name]
+        return completed
+
+    @field_validator("method")
+    @classmethod
+    def _known_methods(cls, method: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = (method,) if isinstance(method, str) else method
+        for name in names:
+            if name in METHODS and name not in _METHODS:
+                raise ValueError(f"{name} has no coefficients to search; use one of {', '.join(_METHODS)}")
+            if name not in _METHODS:
+                raise ValueError(f"'{name}' is not a merge method; {did_you_mean(name, _METHODS)}")
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is in the list twice; name each method once")
+        if not names:
+            raise ValueError("the list is empty; name one method, or several")
+        return names[0] if len(names) == 1 else names
+
+    @field_validator("modules")
+    @classmethod
+    def _whole_layer(cls, modules: Modules) -> Modules:
+        if modules == "all":
+            return modules
+        if len(set(modules)) != len(modules):
+            raise ValueError(f"{list(modules)} names a module twice; name each once")
+        if "other" not in modules:
+            raise ValueError(f"{list(modules)} leaves out the rest of a layer; add other")
+        return modules
+
+    @model_validator(mode="after")
+    def _parameters_of_methods(self) -> CoefficientConfig:
+        if isinstance(self.method, tuple):
+            _check_list(self)
+        else:
+            _check_single(self)
+        return self
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods, one or several."""
+        return (self.method,) if isinstance(self.method, str) else self.method
+
+    @property
+    def spec(self) -> MethodSpec:
+        """What the merge method takes, where there is a single one."""
+        (method,) = self.methods
+        return METHODS[method]
+
+    @property
+    def fixed_parameters(self) -> dict[str, Scalar]:
+        """The part of `fixed` that names parameters."""
+        return {name: value for name, value in self.fixed.items() if not _names_genes(name)}
+
+    @property
+    def fixed_genes(self) -> dict[str, float]:
+        """The part of `fixed` that names genes, by name or pattern."""
+        return {name: float(value) for name, value in self.fixed.items() if _names_genes(name)}
+
+    def only(self, method: str) -> CoefficientConfig:
+        """Return the settings for one method of the list: what it does not take is left out.
+
+        A range of `weight` is one of factors of task vectors: methods whose weights are shares keep their own.
+        """
+        spec = METHODS[method]
+        taken = {parameter.name for parameter in spec.parameters if not parameter.inert}
+        weighs = {name for name in _SEARCHED if name != "weight" or spec.base == "required"}
+        held = {
+            name: value for name, value in self.fixed_parameters.items() if (method, name) != ("linear", "normalize")
+        }
+        return CoefficientConfig(
+            method=method,
+            layers_per_group=self.layers_per_group,
+            modules=self.modules,
+            calibration=self.calibration,
+            ranges={name: asked for name, asked in self.ranges.items() if name in taken},
+            fixed={name: value for name, value in held.items() if name in taken},
+            **{name: getattr(self, name) for name in weighs & taken},
+        )
+
+    def searched(self) -> tuple[Parameter, ...]:
+        """Return the parameters that get genes: weight, density, ``t``, and those in `ranges`."""
+        able = [parameter for parameter in self.spec.parameters if parameter.search is not None]
+        own = [parameter for parameter in able if not parameter.after]
+        usual = [parameter for parameter in own if parameter.name in _SEARCHED] or own
+        return tuple(
+            parameter
+            for parameter in able
+            if (parameter in usual or parameter.name in self.ranges) and parameter.name not in self.fixed_parameters
+        )
+
+    def gene(self, parameter: Parameter, name: str) -> Real:
+        """Return the gene called `name` of a searched parameter."""
+        low, high, start = self._range_of(parameter)
+        asked = self._asked(parameter)
+        std = None if asked is None else asked.std
+        return Real(name, low, high, start, None if std is None else (start, std))
+
+    def _asked(self, parameter: Parameter) -> Range | None:
+        asked: Range | None = self.ranges.get(parameter.name) or getattr(self, parameter.name, None)
+        return asked
+
+    def _range_of(self, parameter: Parameter) -> tuple[float, float, float]:
+        """Return low, high and start of a searched parameter."""
+        asked = self._asked(parameter)
+        if parameter.search is None:
+            raise RecipeError(f"space: {parameter.name} cannot be searched; use one of {', '.join(_SEARCHED)}")
+        low, high, start = parameter.search
+        if asked is None:
+            return low, high, start
+        if asked.start is not None:
+            start = asked.start
+        inside = asked.low <= start <= asked.high
+        return asked.low, asked.high, start if inside else (asked.low + asked.high) / 2
+
+
+def _specs_in(values: dict[str, Any]) -> list[MethodSpec]:
+    """Return what is known of the methods that unchecked settings name."""
+    method = values.get("method", "task_arithmetic")
+    names = method if isinstance(method, list | tuple) else [method]
+    return [METHODS[name] for name in names if isinstance(name, str) and name in _METHODS]
+
+
+def _names_genes(key: str) -> bool:
+    return "[" in key or "*" in key
+
+
+def _check_single(config: CoefficientConfig) -> None:
+    for name in _SEARCHED:
+        if getattr(config, name) is not None:
+            _require_effect(config.spec, name, name)
+            if name in config.fixed:
+                raise ValueError(f"{name} is both searched and fixed; remove one of the two")
+    for name in config.ranges:
+        _check_range(config, name)
+    for name, value in config.fixed_parameters.items():
+        _check_fixed(config.spec, name, value)
+    _check_bounds(config)
+    if config.spec.statistic is not None and config.calibration is None:
+        raise ValueError(f"{config.method}: it needs a text; write calibration: TEXT_FILE")
+    for parameter in config.spec.parameters:
+        if parameter.after and config.calibration is None and parameter.name in {**config.ranges, **config.fixed}:
+            raise ValueError(f"{parameter.name}: it needs a text; write calibration: TEXT_FILE")
+    if config.method_for != "merge":
+        raise ValueError("method_for: there is one method; write a list of methods, or remove it")
+    if config.method_prior:
+        raise ValueError("method_prior: there is one method; write a list of methods, or remove it")
+
+
+def _check_list(config: CoefficientConfig) -> None:
+    """Check the settings of each method, and that every parameter named is one of some method's."""
+    for name in (*(n for n in _SEARCHED if getattr(config, n) is not None), *config.ranges, *config.fixed_parameters):
+        takers = [m for m in config.methods if any(p.name == name and not p.inert for p in METHODS[m].parameters)]
+        if not takers:
+            raise ValueError(f"{name}: none of {', '.join(config.methods)} has this parameter; remove it")
+    for name in config.method_prior:
+        if name not in config.methods:
+            raise ValueError(f"method_prior: '{name}' is none of the methods; {did_you_mean(name, config.methods)}")
+    if config.method_prior and not math.isclose(sum(config.method_prior.values()), 1.0, abs_tol=1e-6):
+        total = sum(config.method_prior.values())
+        raise ValueError(f"method_prior: the probabilities sum to {total:g}; write ones that sum to 1")
+    if any(probability < 0 for probability in config.method_prior.values()):
+        raise ValueError("method_prior: a probability is negative; write numbers from 0 to 1")
+    for method in config.methods:
+        try:
+            config.only(method)
+        except ValidationError as error:
+            message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{method}: {message}") from None
+
+
+def _require_effect(spec: MethodSpec, name: str, place: str) -> None:
+    effective = [parameter.name for parameter in spec.parameters if not parameter.inert]
+    if name not in effective:
+        valid = ", ".join(effective)
+        raise ValueError(f"{place}: {spec.name} has no parameter '{name}'; remove it (valid: {valid})")
+
+
+def _check_range(config: CoefficientConfig, name: str) -> None:
+    place = f"ranges.{name}"
+    if name in _SEARCHED:
+        raise ValueError(f"{place}: it has a place of its own; write {name}: {{low: ..., high: ...}} beside ranges")
+    _require_effect(config.spec, name, place)
+    if config.spec.parameter(name).search is None:
+        able = [parameter.name for parameter in config.spec.parameters if parameter.search is not None]
+        raise ValueError(f"{place}: it cannot be searched; use {' or '.join(able)}, or write it in fixed")
+    if name in config.fixed:
+        raise ValueError(f"{name} is both searched and fixed; remove one of the two")
+
+
+def _check_fixed(spec: MethodSpec, name: str, value: Scalar) -> None:
+    _require_effect(spec, name, "fixed")
+    if spec.name == "linear":
+        raise ValueError(f"fixed: linear weights are searched and divided by their sum; remove '{name}'")
+    if spec.parameter(name).kind is not type(value):
+        example = "true or false" if spec.parameter(name).kind is bool else "a number such as 0.5"
+        raise ValueError(f"fixed.{name}: {value!r} does not fit; write {example}")
+
+
+def _check_bounds(config: CoefficientConfig) -> None:
+    if config.method == "linear" and config.weight is not None and config.weight.low != 0:
+        raise ValueError("weight: linear weights are divided by their sum and begin at zero; write low: 0")
+    densities = [config.fixed["density"]] if "density" in config.fixed else []
+    densities += [config.density.low, config.density.high] if config.density is not None else []
+    if any(not 0 < density <= 1 for density in densities):
+        raise ValueError("density: it is a fraction; write numbers above 0 and up to 1")
+    if config.t is not None and not (config.t.low >= 0 and config.t.high <= 1):
+        raise ValueError("t: it is a position between two models; write numbers from 0 to 1")

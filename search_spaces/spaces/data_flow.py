@@ -1,0 +1,261 @@
+"""The data-flow space: which layers of which models a token passes, and how strong it arrives.
+
+Akiba et al. 2024, arXiv:2403.13187 (Sakana's DFS). All layers of all models are laid in a row, the row is repeated r
+times, and a bit per slot says whether the slot is on the path; between the first and the last layer of the base, which
+are always on it. On its way into a layer the residual stream is multiplied by a factor, per slot or per pair of layers
+(W_ij). Weights stay as they are; `layer_path` says how factors become part of an ordinary model.
+
+With ``order: free`` a random key per slot (Bean 1994) says where on the path it lies, so that paths are permutations
+with repeats and skips. Searches begin at the base: its layers in the first repeat, all factors 1.
+
+Legend: T models, L layers each, r repeats, S = T·L·r − 2r slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.layer_path import path_of, path_recipe, scales_obstacle
+from search_spaces.recipes.path_layer import Stop
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.validation import MAX_LAYERS
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.data_flow_config import DataFlowConfig
+from search_spaces.spaces.genes import Choice, Gene, Real
+from search_spaces.spaces.space import Genotype, SearchSpace
+
+Layer = tuple[str, int]
+
+_OPTIONS = ("skip", "use")
+_LIKELY = 0.9  # that a sample begins like the base at a slot
+_SPREAD = 0.1  # standard deviation of sampled factors
+_DIGITS = 9  # of factors, so that they can be had back from products of them
+
+
+class DataFlowSpace(SearchSpace):
+    """Paths through the layers of some models.
+
+    Parameters
+    ----------
+    config
+        Slots, order, factors.
+    context
+        Of the models.
+    pool
+        Name and reference of the models whose layers are used, the first in the base's place; None for what the
+        config says. A merge that has no reference yet has None for it.
+
+    Raises
+    ------
+    RecipeError
+        If a model is not known, there are too few layers, or factors cannot be written into such models.
+    """
+
+    def __init__(
+        self, config: DataFlowConfig, context: SpaceContext, pool: Mapping[str, str | None] | None = None
+    ) -> None:
+        self.config = config
+        self.context = context
+        self.pool = _pool(config, context) if pool is None else dict(pool)
+        self.base = next(iter(self.pool))
+        depth = context.layout.num_layers
+        if depth < 2:
+            raise RecipeError("space: the models have one layer; a path needs a first and a last one")
+        self.first: Layer = (self.base, 0)
+        self.last: Layer = (self.base, depth - 1)
+        if config.scales != "none" and (reason := scales_obstacle(context.layout)) is not None:
+            raise RecipeError(f"space.scales: {reason}; write scales: none")
+        nodes = [(name, layer) for name in self.pool for layer in range(depth)]
+        inner = [node for node in nodes if node not in (self.first, self.last)]
+        self.slots: list[Layer] = inner * config.repeats
+        if not self.slots:
+            raise RecipeError("space: nothing is left between the first and the last layer; add models or repeats")
+        self.max_layers = min(config.max_layers or 2 * depth, MAX_LAYERS)
+        self._pairs = self._transitions(nodes)
+        self.genes = tuple(self._genes(inner))
+
+    def _transitions(self, nodes: Sequence[Layer]) -> dict[tuple[Layer, Layer], int]:
+        """Number the pairs of layers that can follow each other; empty unless each has a factor of its own."""
+        if self.config.scales != "transition":
+            return {}
+        pairs = [(a, b) for a in nodes if a != self.last for b in nodes if b != self.first]
+        return {pair: index for index, pair in enumerate(pairs)}
+
+    def _genes(self, inner: Sequence[Layer]) -> Iterator[Gene]:
+        """Yield bits, factors, keys: S bits; S + 1 factors or one per pair; S keys."""
+        labels = [_label(slot) + f" #{index // len(inner) + 1}" for index, slot in enumerate(self.slots)]
+        for index, label in enumerate(labels):
+            on = index < len(inner) and self.slots[index][0] == self.base
+            prior = (1 - _LIKELY, _LIKELY) if on else (_LIKELY, 1 - _LIKELY)
+            yield Choice(f"use[{label}]", _OPTIONS, _OPTIONS[on], prior)
+        scale, around = self.config.scale, (1.0, _SPREAD)
+        into = [*labels, "last"] if self.config.scales == "slot" else []
+        into += [f"{_label(a)} > {_label(b)}" for a, b in self._pairs]
+        for label in into:
+            yield Real(f"scale[{label}]", scale.low, scale.high, 1.0, around)
+        if self.config.order == "free":
+            for index, label in enumerate(labels):
+                yield Real(f"key[{label}]", 0.0, 1.0, (index + 0.5) / len(labels))
+
+    # --- parts of a genotype ---
+
+    @property
+    def _factors(self) -> slice:
+        count = len(self.slots) + 1 if self.config.scales == "slot" else len(self._pairs)
+        return slice(len(self.slots), len(self.slots) + count)
+
+    @property
+    def _keys(self) -> slice:
+        count = len(self.slots) if self.config.order == "free" else 0
+        return slice(self._factors.stop, self._factors.stop + count)
+
+    def _used(self, point: Genotype) -> npt.NDArray[np.int64]:
+        """Return the slots on the path, in its order."""
+        used = np.flatnonzero(point[: len(self.slots)] >= 1.0)
+        if self.config.order == "free":
+            used = used[np.argsort(point[self._keys][used], kind="stable")]
+        return used[: self.max_layers - 2]
+
+    def _factor_places(self, used: Sequence[int]) -> list[int]:
+        """Return which factors hold on the way into each layer of the path after the first."""
+        if self.config.scales == "none":
+            return []
+        if self.config.scales == "slot":
+            return [*used, len(self.slots)]
+        path = [self.first, *(self.slots[slot] for slot in used), self.last]
+        return [self._pairs[pair] for pair in pairwise(path)]
+
+    # --- genotype and recipe ---
+
+    def decode(self, genotype: Genotype) -> Recipe:
+        """Return the recipe of the path: passthrough, with scales on what adds to the residual stream."""
+        return self.recipe_of(self.path(genotype))
+
+    def path(self, genotype: Genotype) -> tuple[Stop, ...]:
+        """Return the path of `genotype`, the first and the last layer included."""
+        point = self._checked(genotype)
+        used = self._used(point).tolist()
+        layers = [self.first, *(self.slots[slot] for slot in used), self.last]
+        factors = [1.0, *np.round(point[self._factors][self._factor_places(used)], _DIGITS).tolist()]
+        factors += [1.0] * (len(layers) - len(factors))
+        products = np.cumprod(factors).tolist()  # c_k
+        return tuple(
+            Stop(self.pool[name], layer, 1.0 / product) for (name, layer), product in zip(layers, products, strict=True)
+        )
+
+    def recipe_of(self, path: Sequence[Stop]) -> Recipe:
+        """Return the recipe of a path through the pool."""
+        return path_recipe(
+            path,
+            next(iter(self.context.models.values())),
+            self.context.layout.num_layers,
+            dtype=self.context.dtype,
+            out_dtype=self.context.out_dtype,
+        )
+
+    def encode(self, recipe: Recipe) -> Genotype:
+        """Return the genotype of a passthrough recipe.
+
+        Raises
+        ------
+        RecipeError
+            If its path does not begin and end with the base's first and last layer, uses layers of other models, or
+            uses a layer more often, or in another order, than there are slots.
+        """
+        path = path_of(recipe, self.context.layout.num_layers)
+        base = self.pool[self.base]
+        if recipe.slices[0].sources[0].model != base:
+            raise RecipeError(f"the recipe's embeddings are not the base's; take them from {base}")
+        return self.genotype_of(path)
+
+    def genotype_of(self, path: Sequence[Stop]) -> Genotype:
+        """Return the genotype of a path; raises as `encode` does."""
+        names = {reference: name for name, reference in self.pool.items()}
+        foreign = [stop.model for stop in path if stop.model not in names]
+        if foreign:
+            raise RecipeError(
+                f"the recipe's model '{foreign[0]}' is not in the space; use only {', '.join(map(str, names))}"
+            )
+        layers: list[Layer] = [(names[stop.model], stop.layer) for stop in path]
+        if len(layers) < 2 or (layers[0], layers[-1]) != (self.first, self.last) or path[0].scale != 1.0:
+            raise RecipeError(
+                f"the recipe's path does not lead from {_label(self.first)} to {_label(self.last)}; begin and end it so"
+            )
+        if len(layers) > self.max_layers:
+            raise RecipeError(f"the recipe has {len(layers)} layers; set space.max_layers to that at least")
+        used = self._slots_of(layers[1:-1])
+        point = np.array(self.start)
+        point[: len(self.slots)] = 0.5  # skip
+        point[used] = 1.5  # use
+        self._write_factors(point, used, path)
+        if self.config.order == "free":
+            keys = point[self._keys]
+            keys[used] = (np.arange(len(used)) + 1) / (len(used) + 1)
+            point[self._keys] = keys
+        return np.clip(point, self.low, self.high)
+
+    def _write_factors(self, point: Genotype, used: Sequence[int], path: Sequence[Stop]) -> None:
+        products = np.array([1 / stop.scale for stop in path])
+        factors = np.round(products[1:] / products[:-1], _DIGITS)
+        if self.config.scales == "none" and (factors != 1).any():
+            raise RecipeError("the recipe scales layers, the space does not; set space.scales: slot")
+        values = point[self._factors]
+        for place, factor in zip(self._factor_places(used), factors.tolist(), strict=False):
+            values[place] = factor
+        point[self._factors] = values
+
+    def _slots_of(self, layers: Sequence[Layer]) -> list[int]:
+        """Return a slot for each layer of a path: the first that is free, and in order where that counts."""
+        used: list[int] = []
+        for layer in layers:
+            after = used[-1] + 1 if used and self.config.order == "slots" else 0
+            free = (slot for slot in range(after, len(self.slots)) if slot not in used and self.slots[slot] == layer)
+            slot = next(free, None)
+            if slot is None:
+                raise RecipeError(f"the recipe's path has no slot for {_label(layer)}; set space.repeats higher")
+            used.append(slot)
+        return used
+
+    # --- variation ---
+
+    def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
+        """Return all bits, and the factors and keys that the path meets."""
+        active = np.zeros(self.dimension, dtype=np.bool_)
+        active[: len(self.slots)] = True
+        used = self._used(np.asarray(genotype))
+        active[self._factors.start + np.array(self._factor_places(used.tolist()), dtype=np.int64)] = True
+        if self.config.order == "free":
+            active[self._keys.start + np.flatnonzero(np.asarray(genotype)[: len(self.slots)] >= 1.0)] = True
+        return active
+
+    def crossover(self, a: Genotype, b: Genotype, rng: np.random.Generator) -> Genotype:
+        """Return a child that has each slot, with its factor and its key, from either parent."""
+        slots = len(self.slots)
+        first = rng.random(slots) < 0.5
+        parts = [first]
+        if self.config.scales == "slot":
+            parts += [first, rng.random(1) < 0.5]
+        elif self.config.scales == "transition":
+            parts.append(rng.random(len(self._pairs)) < 0.5)
+        if self.config.order == "free":
+            parts.append(first)
+        return np.where(np.concatenate(parts), a, b)
+
+
+def _pool(config: DataFlowConfig, context: SpaceContext) -> dict[str, str | None]:
+    """Return name and reference of the models whose layers are used, the base first."""
+    base = next(iter(context.models))
+    for name in config.models:
+        if name not in context.models:
+            raise RecipeError(f"space.models: there is no '{name}'; use only {', '.join(context.models)}")
+    kept = {base, *config.models} if config.models else set(context.models)
+    return {name: reference for name, reference in context.models.items() if name in kept}
+
+
+def _label(layer: Layer) -> str:
+    return f"{layer[0]}.{layer[1]}"

@@ -1,0 +1,247 @@
+"""Genes: what one coordinate of a genotype may be.
+
+Every kind is an interval of a box, so that strategies of vectors need not know kinds: `low`, `high` and `start` are
+box coordinates, `value` says what a coordinate stands for and `coordinate` inverts it. A discrete gene cuts its
+interval into cells of width one and names each by its middle, so that a uniform draw from the box is a uniform draw
+of values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+
+from search_spaces.recipes.errors import RecipeError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Real:
+    """A real number in ``[low, high]``; searches begin at `start`.
+
+    Attributes
+    ----------
+    prior
+        Mean, in the range, and standard deviation of a normal distribution cut off at the bounds, from which samples
+        are drawn; None for the uniform distribution.
+
+    Raises
+    ------
+    RecipeError
+        If a bound is not finite, the range is empty, `start` or the prior's mean lie outside of it, or the prior's
+        standard deviation is not positive.
+    """
+
+    name: str
+    low: float
+    high: float
+    start: float
+    prior: tuple[float, float] | None = None
+
+    discrete: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise RecipeError(f"gene {self.name}: [{self.low}, {self.high}] is no range; write low < high")
+        if not self.low <= self.start <= self.high:
+            raise RecipeError(
+                f"gene {self.name}: start {self.start} is not in [{self.low}, {self.high}]; write one inside"
+            )
+        if self.prior is None:
+            return
+        mean, deviation = self.prior
+        if not self.low <= mean <= self.high:
+            raise RecipeError(
+                f"gene {self.name}: the prior's mean {mean} is not in [{self.low}, {self.high}]; write one inside"
+            )
+        if not (math.isfinite(deviation) and deviation > 0):
+            raise RecipeError(f"gene {self.name}: the prior's standard deviation is {deviation}; write one above 0")
+
+    def value(self, x: float) -> float:
+        """Return the number that coordinate `x` stands for: itself."""
+        return float(x)
+
+    def coordinate(self, value: float) -> float:
+        """Return the coordinate of `value`, which is moved into the range."""
+        return min(max(float(value), self.low), self.high)
+
+    def starting_at(self, x: float) -> Real:
+        """Return the gene with another start, and the prior's mean there."""
+        return replace(self, start=x, prior=None if self.prior is None else (x, self.prior[1]))
+
+    def sample(self, rng: np.random.Generator) -> float:
+        """Draw a coordinate from the prior."""
+        if self.prior is None:
+            return float(rng.uniform(self.low, self.high))
+        normal = NormalDist(*self.prior)
+        quantile = rng.uniform(normal.cdf(self.low), normal.cdf(self.high))
+        return self.coordinate(normal.inv_cdf(min(max(quantile, 1e-16), 1 - 1e-16)))
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number from `smallest` to `largest`, both included; searches begin at `start`.
+
+    The box is ``[smallest - 0.5, largest + 0.5]``, decoded by rounding.
+
+    Raises
+    ------
+    RecipeError
+        If the range holds less than two numbers, or `start` lies outside of it.
+    """
+
+    name: str
+    smallest: int
+    largest: int
+    start: int
+
+    discrete: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.smallest < self.largest:
+            raise RecipeError(f"gene {self.name}: {self.smallest} to {self.largest} is no range; write low < high")
+        if not self.smallest <= self.start <= self.largest:
+            raise RecipeError(
+                f"gene {self.name}: start {self.start} is not in [{self.smallest}, {self.largest}]; write one inside"
+            )
+
+    @property
+    def low(self) -> float:
+        """Lower bound of the box."""
+        return self.smallest - 0.5
+
+    @property
+    def high(self) -> float:
+        """Upper bound of the box."""
+        return self.largest + 0.5
+
+    def value(self, x: float) -> int:
+        """Return the number nearest to coordinate `x`; halves go up."""
+        return min(max(math.floor(x + 0.5), self.smallest), self.largest)
+
+    def coordinate(self, value: int) -> float:
+        """Return the coordinate of `value`, which is moved into the range."""
+        return float(min(max(value, self.smallest), self.largest))
+
+    def starting_at(self, x: float) -> Integer:
+        """Return the gene with another start."""
+        return replace(self, start=self.value(x))
+
+    def sample(self, rng: np.random.Generator) -> float:
+        """Draw the coordinate of a number, all equally likely."""
+        return float(rng.integers(self.smallest, self.largest, endpoint=True))
+
+    def another(self, x: float, rng: np.random.Generator) -> float:
+        """Return the coordinate of a number other than that of `x`: a step of a tenth of the range, at least 1."""
+        here = self.value(x)
+        step = rng.normal(0.0, 0.1 * (self.largest - self.smallest))  # ~ N(0, (range / 10)²)
+        whole = int(math.copysign(max(1, round(abs(step))), step))
+        there = self.coordinate(here + whole)
+        return there if there != here else self.coordinate(here - whole)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several named options; searches begin at `initial`.
+
+    The box is ``[0, n]`` for n options: option i owns ``[i, i + 1)``, and its middle stands for it.
+
+    Attributes
+    ----------
+    prior
+        Probability of each option, from which samples and mutations are drawn; None when all are alike.
+    believed
+        Whether the prior also says which options are likely to be good, so that distributions begin with it. Otherwise
+        it only says how often samples have each, and distributions begin around `initial`.
+
+    Raises
+    ------
+    RecipeError
+        If there are less than two options, one is there twice, `initial` is none of them, or the prior is no
+        distribution over them.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    initial: str
+    prior: tuple[float, ...] | None = None
+    believed: bool = True
+
+    discrete: ClassVar[bool] = True
+    low: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.options) < 2 or len(set(self.options)) != len(self.options):
+            raise RecipeError(f"gene {self.name}: {list(self.options)} is no choice; write two or more, each once")
+        if self.initial not in self.options:
+            raise RecipeError(
+                f"gene {self.name}: start '{self.initial}' is no option; {did_you_mean(self.initial, self.options)}"
+            )
+        if self.prior is not None and not self._is_distribution(self.prior):
+            raise RecipeError(
+                f"gene {self.name}: the prior {list(self.prior)} does not fit; write {len(self.options)} "
+                "probabilities that sum to one"
+            )
+
+    def _is_distribution(self, prior: tuple[float, ...]) -> bool:
+        return len(prior) == len(self.options) and min(prior) >= 0 and math.isclose(sum(prior), 1.0, abs_tol=1e-6)
+
+    @property
+    def high(self) -> float:
+        """Upper bound of the box: the number of options."""
+        return float(len(self.options))
+
+    @property
+    def start(self) -> float:
+        """Coordinate of `initial`."""
+        return self.coordinate(self.initial)
+
+    def index(self, x: float) -> int:
+        """Return which option coordinate `x` stands for."""
+        return min(max(math.floor(x), 0), len(self.options) - 1)
+
+    def value(self, x: float) -> str:
+        """Return the option that coordinate `x` stands for."""
+        return self.options[self.index(x)]
+
+    def coordinate(self, value: str) -> float:
+        """Return the coordinate of the option `value`.
+
+        Raises
+        ------
+        RecipeError
+            If it is no option.
+        """
+        if value not in self.options:
+            raise RecipeError(f"gene {self.name}: '{value}' is no option; {did_you_mean(value, self.options)}")
+        return self.options.index(value) + 0.5
+
+    def starting_at(self, x: float) -> Choice:
+        """Return the gene with another start."""
+        return replace(self, initial=self.value(x))
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The prior, float64[n], as an array that sums to one."""
+        weights = np.ones(len(self.options)) if self.prior is None else np.array(self.prior)
+        return weights / weights.sum()
+
+    def sample(self, rng: np.random.Generator) -> float:
+        """Draw the coordinate of an option from the prior."""
+        return rng.choice(len(self.options), p=self.probabilities) + 0.5
+
+    def another(self, x: float, rng: np.random.Generator) -> float:
+        """Return the coordinate of an option other than that of `x`, drawn from the prior of the others."""
+        weights = self.probabilities
+        others = np.arange(len(weights)) != self.index(x)
+        weights = np.where(others, weights, 0.0)
+        if not weights.any():
+            weights = others.astype(float)
+        return rng.choice(len(weights), p=weights / weights.sum()) + 0.5
+
+
+Gene: TypeAlias = Real | Integer | Choice
+"""A coordinate of any kind."""

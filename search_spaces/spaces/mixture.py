@@ -1,0 +1,319 @@
+"""The mixture space: tables of weights, positions × sources, over the parameter order.
+
+The space of M2N2 (arXiv:2508.16204), of soups over many checkpoints and of LoRAHub's signed sums. A genotype is a
+table: the parameter order is cut into C chunks, which need not end where tensors do, and each chunk weighs the T
+sources. Children are made by spherical interpolation with a split point, as in M2N2:
+
+    child_k = sin((1 − t_k)ω)/sin ω · A_k + sin(t_k ω)/sin ω · B_k,    t_k = w before the split, 1 − w after it.
+
+A and B are weighted sums of the sources, so the child is one as well, and its weights follow from theirs: the angle ω
+needs inner products only, ⟨A, B⟩ = Σ_c a_cᵀ G_c b_c with the T × T Gram matrix G_c of the sources on chunk c. Nothing
+but tables is ever stored; every individual is a recipe over the original sources.
+
+Deviations from M2N2: split points lie between chunks (set `chunks` as fine as wanted); noise is a seeded term of the
+recipe, at most `noise.terms` of them, the weakest giving way, and is taken as orthogonal to the sources and to other
+noise (true up to 1/√n for n entries).
+
+Legend: C chunks, T sources, M noises, G = C·(T + M) + M genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.mixture_table import MAX_SEED, Mixture, Piece
+from search_spaces.recipes.recipe import Recipe, Slice, Source
+from search_spaces.recipes.resolve import TensorPlan, resolve
+from search_spaces.spaces.chunks import Grid, grid
+from search_spaces.spaces.context import Gram, SpaceContext
+from search_spaces.spaces.genes import Integer, Real
+from search_spaces.spaces.mixture_config import MixtureConfig
+from search_spaces.spaces.space import Genotype, SearchSpace
+
+Table = npt.NDArray[np.float64]
+
+PARALLEL = 1e-6  # sin ω from which down vectors are mixed linearly; the authors' bound
+
+
+class MixtureSpace(SearchSpace):
+    """Recipes that weigh the sources chunk by chunk.
+
+    Parameters
+    ----------
+    config
+        Grid, parametrisation, crossover and noise.
+    context
+        Of the models. Without `context.gram`, spherical crossover is refused when it is asked for.
+
+    Raises
+    ------
+    RecipeError
+        If there are fewer than two models, or more chunks than entries.
+    """
+
+    def __init__(self, config: MixtureConfig, context: SpaceContext) -> None:
+        self.config = config
+        self.context = context
+        self.models = dict(context.models)
+        if len(self.models) < 2:
+            raise RecipeError("models: a mixture needs at least two; add models")
+        if len(set(self.models.values())) < len(self.models):
+            raise RecipeError("models: two names stand for one model; keep one")
+        self.grid: Grid = grid(config.chunks, config.chromosomes, context.layout, context.sizes)
+        self._noises = config.noise.terms
+        self._codec = config.codec(len(self.models))
+        self.genes = (*self._weight_genes(), *self._seed_genes())
+
+    def _weight_genes(self) -> list[Real]:
+        low, high = self.config.bounds
+        start = self._codec.encode(np.full(len(self.models), 1 / len(self.models)))
+        deviation = self.config.noise.largest
+        names = list(self.models)[len(self.models) - len(start) :]  # the base has none where it takes the rest
+        genes = []
+        for label in self.grid.labels:
+            genes += [
+                Real(f"{name}[{label}]", low, high, float(np.clip(value, low, high)))
+                for name, value in zip(names, start, strict=True)
+            ]
+            genes += [Real(f"noise {index}[{label}]", -deviation, deviation, 0.0) for index in range(self._noises)]
+        return genes
+
+    def _seed_genes(self) -> list[Integer]:
+        return [Integer(f"seed {index}", 0, MAX_SEED - 1, index) for index in range(self._noises)]
+
+    # --- genotype and table ---
+
+    def _split(self, point: Genotype) -> tuple[Table, Table, npt.NDArray[np.int64]]:
+        """Return the genes of weights [C, genes], the noises' deviations [C, M] and their seeds [M]."""
+        count = self.dimension - self._noises
+        table = point[:count].reshape(len(self.grid.chunks), -1)
+        columns = table.shape[1] - self._noises
+        return table[:, :columns], table[:, columns:], _distinct(np.floor(point[count:] + 0.5).astype(np.int64))
+
+    def _join(self, genes: Table, deviations: Table, seeds: npt.NDArray[np.int64]) -> Genotype:
+        point = np.concatenate([np.hstack([genes, deviations]).ravel(), seeds.astype(np.float64)])
+        return np.clip(point, self.low, self.high)
+
+    def weights(self, genotype: Genotype) -> Table:
+        """Return what the recipe of `genotype` weighs the sources with, float64[C, T]."""
+        genes, _, _ = self._split(self._checked(genotype))
+        return np.array([self._codec.decode(row) for row in genes])
+
+    def decode(self, genotype: Genotype) -> Recipe:
+        """Return the recipe of `genotype`: linear, with a table of weights."""
+        point = self._checked(genotype)
+        _, deviations, seeds = self._split(point)
+        rows = np.hstack([self.weights(point), deviations])
+        table = Mixture(
+            tuple(tuple(row) for row in rows.tolist()), self.grid.tensors, tuple(int(seed) for seed in seeds)
+        )
+        layers = (0, self.context.layout.num_layers)
+        recipe = Recipe(
+            merge_method="linear",
+            slices=(Slice(tuple(Source(reference, layers) for reference in self.models.values())),),
+            base_model=next(iter(self.models.values())),
+            dtype=self.context.dtype,
+            out_dtype=self.context.out_dtype,
+            mixture=table,
+        )
+        return recipe.canonical()
+
+    def encode(self, recipe: Recipe) -> Genotype:
+        """Return the genotype of `recipe`: a mixture, or any linear merge, task arithmetic or single model.
+
+        Where the recipe's weights change within a chunk, their mean by entries is taken.
+
+        Raises
+        ------
+        RecipeError
+            If the recipe is no weighted sum of the space's models, moves layers, or has more noises than the space.
+        """
+        foreign = [model for model in recipe.models if model not in self.models.values()]
+        if foreign:
+            raise RecipeError(
+                f"the recipe's model '{foreign[0]}' is not in the space; use only {', '.join(self.models.values())}"
+            )
+        plans = {plan.name: plan for plan in resolve(recipe, self.context.layout)}
+        if set(plans) != set(self.context.layout.tensors()):
+            raise RecipeError("the recipe has another depth than the models; give one that keeps the number of layers")
+        pieces = {name: self._pieces(plan) for name, plan in plans.items()}
+        seeds = sorted({noise.seed for parts in pieces.values() for part in parts for noise in part.noises})
+        if len(seeds) > self._noises:
+            raise RecipeError(f"the recipe has {len(seeds)} noises; set space.noise.terms to that at least")
+        seeds += [seed for seed in range(self._noises) if seed not in seeds][: self._noises - len(seeds)]
+        rows = self.grid.means(pieces, seeds)
+        weights, deviations = rows[:, : len(self.models)], rows[:, len(self.models) :]
+        genes = np.array([self._codec.encode(row) for row in weights])
+        return self._join(genes, deviations, np.array(seeds, dtype=np.int64))
+
+    def _pieces(self, plan: TensorPlan) -> tuple[Piece, ...]:
+        """Return the pieces of a tensor, with a weight for each of the space's models."""
+        size, places = self.context.sizes[plan.name], {r: at for at, r in enumerate(self.models.values())}
+        if any(part.tensor != plan.name for part in plan.contributions):
+            raise RecipeError(f"the recipe moves layers at {plan.name}; give one that keeps them in place")
+        if plan.pieces:
+            if plan.pieces[-1].end != size:
+                raise RecipeError(f"the recipe's table is for models of another size at {plan.name}; give another")
+            order = [places[part.model] for part in plan.contributions]
+            return tuple(Piece(p.end, _placed(order, p.weights, len(places)), p.noises) for p in plan.pieces)
+        row = [0.0] * len(places)
+        for model, weight in _sum_of(plan):
+            row[places[model]] += weight
+        return (Piece(size, tuple(row)),)
+
+    # --- variation ---
+
+    def founders(self) -> tuple[Genotype, ...]:
+        """Return each source alone, the base first."""
+        alone = np.eye(len(self.models))
+        points = []
+        for row in alone:
+            genes = np.tile(self._codec.encode(row), (len(self.grid.chunks), 1))
+            noise = np.zeros((len(genes), self._noises))
+            points.append(self._join(genes, noise, np.arange(self._noises)))
+        return tuple(points)
+
+    def crossover(self, a: Genotype, b: Genotype, rng: np.random.Generator) -> Genotype:
+        """Return a child by interpolation between `a` and `b` with a split point, as the config says.
+
+        One ratio w ~ U(0, 1) and one split point, uniform over the chunks, for each chromosome.
+
+        Raises
+        ------
+        RecipeError
+            If angles are needed and there is no Gram matrix.
+        """
+        seeds, rows_a, rows_b = self._aligned(a, b)
+        child = np.empty_like(rows_a)
+        for members in self.grid.chromosomes:
+            ratio = rng.random()  # ~ U(0, 1)
+            split = int(rng.integers(len(members))) if self.config.split else len(members)
+            for part, t in ((members[:split], ratio), (members[split:], 1 - ratio)):
+                if len(part):
+                    angle_over = part if self.config.interpolation == "slerp_per_segment" else members
+                    left, right = self._factors(rows_a, rows_b, angle_over, seeds, t)
+                    child[part] = left * rows_a[part] + right * rows_b[part]
+        if np.array_equal(rows_a, rows_b):  # rounding would make another recipe of it
+            child = rows_a
+        columns = child.shape[1] - len(seeds)
+        return self._strongest(child[:, :columns], child[:, columns:], seeds)
+
+    def recombine(
+        self, point: Genotype, donors: Sequence[Genotype], shares: Sequence[float], rng: np.random.Generator
+    ) -> Genotype:
+        """Return `point` with the noise of one of `donors`, drawn with the probabilities `shares`.
+
+        Seeds and deviations come from one donor together: a deviation says how much there is of its own seed's noise.
+        """
+        if not self._noises:
+            return super().recombine(point, donors, shares, rng)
+        genes, _, _ = self._split(self.settled(point))
+        _, deviations, seeds = self._split(donors[int(rng.choice(len(donors), p=shares))])
+        return self._join(genes, deviations, seeds)
+
+    def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
+        """Return `a` with noise of deviation `noise.sigma` on all weights, as a new seeded term.
+
+        Without noise terms it is the general operator: normal steps on a few genes.
+        """
+        if not self._noises:
+            return super().mutate(a, rng)
+        genes, deviations, seeds = self._split(a)
+        fresh = int(rng.integers(MAX_SEED))
+        column = np.full((len(genes), 1), self.config.noise.sigma)
+        return self._strongest(genes, np.hstack([deviations, column]), np.append(seeds, fresh))
+
+    def _aligned(self, a: Genotype, b: Genotype) -> tuple[npt.NDArray[np.int64], Table, Table]:
+        """Return the seeds of both, and for each the rows [C, genes + seeds] over the union of their noises."""
+        genes_a, noise_a, seeds_a = self._split(a)
+        genes_b, noise_b, seeds_b = self._split(b)
+        seeds = np.unique(np.concatenate([seeds_a, seeds_b]))
+
+        def rows(genes: Table, deviations: Table, own: npt.NDArray[np.int64]) -> Table:
+            noise = np.zeros((len(genes), len(seeds)))
+            np.add.at(noise.T, np.searchsorted(seeds, own), deviations.T)
+            return np.hstack([genes, noise])
+
+        return seeds, rows(genes_a, noise_a, seeds_a), rows(genes_b, noise_b, seeds_b)
+
+    def _factors(
+        self, a: Table, b: Table, members: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64], t: float
+    ) -> tuple[float, float]:
+        """Return what to multiply `a` and `b` with at position t, their angle taken over the chunks `members`."""
+        if self.config.interpolation == "linear":
+            return 1 - t, t
+
+        def inner(x: Table, y: Table) -> float:
+            return float(np.einsum("ci,cij,cj->", x[members], self._metric(len(seeds))[members], y[members]))
+
+        norms = np.sqrt(max(inner(a, a), 0.0) * max(inner(b, b), 0.0))
+        omega = np.arccos(np.clip(inner(a, b) / norms, -1.0, 1.0)) if norms else 0.0
+        sine = np.sin(omega)
+        if sine <= PARALLEL:
+            return 1 - t, t
+        return float(np.sin((1 - t) * omega) / sine), float(np.sin(t * omega) / sine)  # (eq. 2)
+
+    def _metric(self, noises: int) -> Table:
+        """Return inner products on each chunk, float64[C, T + noises, T + noises]."""
+        count = len(self.models)
+        metric = np.zeros((len(self.grid.chunks), count + noises, count + noises))
+        metric[:, :count, :count] = self._gram
+        diagonal = np.arange(count, count + noises)
+        metric[:, diagonal, diagonal] = self.grid.entries[:, None]
+        return metric
+
+    @cached_property
+    def _gram(self) -> Gram:
+        if self.context.gram is None:
+            raise RecipeError("space.crossover: angles need the models' weights; write crossover: linear")
+        return self.context.gram(self.grid.chunks)
+
+    def _strongest(self, genes: Table, deviations: Table, seeds: npt.NDArray[np.int64]) -> Genotype:
+        """Keep as many noises as the space has room for, the ones with the most squares; in their order."""
+        missing = max(0, self._noises - len(seeds))
+        unused = [seed for seed in range(len(seeds) + missing) if seed not in seeds][:missing]
+        deviations = np.hstack([deviations, np.zeros((len(genes), missing))])
+        seeds = np.append(seeds, np.array(unused, dtype=np.int64))
+        energy = (deviations**2).sum(axis=0)
+        kept = np.sort(np.argsort(-energy, kind="stable")[: self._noises])
+        return self._join(genes, deviations[:, kept], seeds[kept])
+
+
+def _distinct(seeds: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Move a seed that is there already to the next that is not: equal noises would add up beyond the box."""
+    taken: list[int] = []
+    for seed in np.clip(seeds, 0, MAX_SEED - 1).tolist():
+        while seed in taken:
+            seed = (seed + 1) % MAX_SEED  # noqa: PLW2901
+        taken.append(seed)
+    return np.array(taken, dtype=np.int64)
+
+
+def _placed(order: list[int], weights: tuple[float, ...], count: int) -> tuple[float, ...]:
+    row = [0.0] * count
+    for place, weight in zip(order, weights, strict=True):
+        row[place] += weight
+    return tuple(row)
+
+
+def _sum_of(plan: TensorPlan) -> list[tuple[str, float]]:
+    """Return a tensor's models and their weights, for the methods that are weighted sums."""
+    weights = [float(part.parameters.get("weight", 1.0)) for part in plan.contributions]
+    models = [part.model for part in plan.contributions]
+    if plan.method == "passthrough" and all(part.parameters.get("scale", 1.0) == 1 for part in plan.contributions):
+        return list(zip(models, weights, strict=True))
+    if plan.method == "linear":
+        total = sum(weights) if plan.parameters.get("normalize") else 1.0
+        return [(model, weight / total if total else 0.0) for model, weight in zip(models, weights, strict=True)]
+    if plan.method == "task_arithmetic" and plan.base is not None:
+        scale = float(plan.parameters.get("lambda", 1.0))
+        if plan.parameters.get("normalize") and sum(weights):
+            scale /= sum(weights)
+        scaled = [(model, scale * weight) for model, weight in zip(models, weights, strict=True)]
+        return [*scaled, (plan.base.model, 1.0 - sum(weight for _, weight in scaled))]
+    raise RecipeError(f"the recipe's {plan.method} is no weighted sum of models; give linear or task_arithmetic")

@@ -1,0 +1,205 @@
+"""Search spaces: sets of recipes with coordinates, and the ways to vary a point.
+
+A space owns the genotype and its variation operators; selection is the strategies' business. G genes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import copy
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.genes import Gene, Integer, Real
+
+Genotype = npt.NDArray[np.float64]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+# Numerical dust that a strategy's transformations may leave outside of the box, relative to its width.
+_TOLERANCE = 1e-9
+
+
+class SearchSpace(ABC):
+    """A box of genotypes and the recipes they stand for.
+
+    Subclasses set `genes` and say what a genotype means. The operators here respect the kinds of genes and their
+    priors; a space with conditional genes overrides `active`.
+
+    Attributes
+    ----------
+    genes
+        Name, kind and range of each coordinate, G of them.
+    """
+
+    genes: tuple[Gene, ...]
+
+    @abstractmethod
+    def decode(self, genotype: Genotype) -> Recipe:
+        """Return the recipe that `genotype` (float64[G], inside the box) stands for, in canonical form.
+
+        Raises
+        ------
+        RecipeError
+            If the genotype has another shape, is not finite, or lies outside of the box.
+        """
+
+    @abstractmethod
+    def encode(self, recipe: Recipe) -> Genotype:
+        """Return a genotype float64[G] that decodes to `recipe`, or to the nearest recipe of the space.
+
+        Raises
+        ------
+        RecipeError
+            If the recipe has another method, base or models than the space.
+        """
+
+    @property
+    def dimension(self) -> int:
+        """Number of genes, G."""
+        return len(self.genes)
+
+    @cached_property
+    def low(self) -> Genotype:
+        """Lower bounds, float64[G], read-only."""
+        return _frozen([gene.low for gene in self.genes])
+
+    @cached_property
+    def high(self) -> Genotype:
+        """Upper bounds, float64[G], read-only."""
+        return _frozen([gene.high for gene in self.genes])
+
+    @cached_property
+    def start(self) -> Genotype:
+        """Where a search begins, float64[G], read-only."""
+        return _frozen([gene.start for gene in self.genes])
+
+    @cached_property
+    def discrete(self) -> npt.NDArray[np.bool_]:
+        """Which genes are whole numbers or choices, bool[G], read-only."""
+        return _read_only(np.array([gene.discrete for gene in self.genes], dtype=np.bool_))
+
+    def starting_at(self, genotype: Genotype) -> Self:
+        """Return the same space with its searches beginning at `genotype` (float64[G], inside the box)."""
+        moved = copy(self)
+        moved.__dict__.pop("start", None)  # kept from before
+        point = self._checked(genotype)
+        moved.genes = tuple(gene.starting_at(x) for gene, x in zip(self.genes, point.tolist(), strict=True))
+        return moved
+
+    def structures(self) -> tuple[Recipe, ...]:
+        """Return recipes that between them need all that is worth preparing before the first candidate."""
+        return (self.decode(self.start),)
+
+    def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
+        """Return which genes take part in the recipe of `genotype`, bool[G].
+
+        A conditional gene is inactive where another gene's value gives it no meaning (a density, when the method
+        has none): `decode` ignores it, so genotypes that differ only there have one recipe. At least one gene is
+        active.
+        """
+        return np.ones(self.dimension, dtype=np.bool_)
+
+    def settled(self, points: Genotype) -> Genotype:
+        """Return `points` (float64[..., G]) inside the box, each discrete gene at the middle of its cell."""
+        settled = np.clip(points, self.low, self.high)
+        # Cells are counted from the box's lower bound; the upper bound belongs to the last.
+        cells = np.minimum(np.floor(settled - self.low), self.high - self.low - 1)
+        return np.where(self.discrete, self.low + cells + 0.5, settled)
+
+    def founders(self) -> tuple[Genotype, ...]:
+        """Return the genotypes that a population begins with, float64[G] each; here `start` alone."""
+        return (self.start.copy(),)
+
+    def sample(self, rng: np.random.Generator) -> Genotype:
+        """Draw a genotype float64[G] from the genes' priors: without one, uniformly from the box."""
+        point = self.settled(rng.uniform(self.low, self.high))
+        for index, gene in enumerate(self.genes):
+            if not isinstance(gene, Integer) and gene.prior is not None:
+                point[index] = gene.sample(rng)
+        return point
+
+    def crossover(self, a: Genotype, b: Genotype, rng: np.random.Generator) -> Genotype:
+        """Return a child of `a` and `b`, float64[G].
+
+        Blend crossover BLX-0.5 (Eshelman and Schaffer 1993): each real gene is uniform on the parents' interval,
+        widened by half its length on both sides, so that children are not drawn to the middle. What falls
+        outside of the box is put on its boundary. A discrete gene is that of either parent, as likely as not.
+        """
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        margin = 0.5 * (high - low)
+        child = np.clip(rng.uniform(low - margin, high + margin), self.low, self.high)
+        if self.discrete.any():
+            either = np.where(rng.random(self.dimension) < 0.5, a, b)
+            child = np.where(self.discrete, either, child)
+        return child
+
+    def recombine(
+        self, point: Genotype, donors: Sequence[Genotype], shares: Sequence[float], rng: np.random.Generator
+    ) -> Genotype:
+        """Return `point` inside the box, float64[G], with discrete genes of `donors`: there is no mean of two methods.
+
+        For strategies that compute with coordinates, as with a mean of parents: each discrete gene is that of one
+        donor (float64[G] each), drawn with the probabilities `shares`, which sum to one. Nothing is drawn where all
+        genes are real.
+        """
+        settled = self.settled(point)
+        if not self.discrete.any():
+            return settled
+        drawn = rng.choice(len(donors), size=self.dimension, p=shares)
+        return np.where(self.discrete, np.array(donors)[drawn, np.arange(self.dimension)], settled)
+
+    def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
+        """Return `a` with some genes moved, float64[G].
+
+        Each gene moves with probability one over the number of active genes, and an active one always does: a real
+        gene by a normal step of a tenth of its range, reflected at the bounds, so that the boundary does not
+        collect mass; a discrete gene to another value. Inactive genes drift unseen.
+        """
+        active = np.flatnonzero(self.active(a))
+        moved = rng.random(self.dimension) < 1.0 / len(active)
+        moved[active[rng.integers(len(active))]] = True
+        step = rng.normal(0.0, 0.1 * (self.high - self.low))  # ~ N(0, (range / 10)²)
+        child = np.where(moved & ~self.discrete, self._reflected(a + step), a)
+        for index in np.flatnonzero(moved & self.discrete):
+            gene = self.genes[index]
+            if not isinstance(gene, Real):
+                child[index] = gene.another(a[index], rng)
+        return child
+
+    def _reflected(self, points: Genotype) -> Genotype:
+        """Fold `points` back into the box at its bounds, as often as needed."""
+        width = self.high - self.low
+        folded = np.abs(np.mod(points - self.low + width, 2 * width) - width)
+        return np.clip(self.low + folded, self.low, self.high)
+
+    def _checked(self, genotype: Genotype) -> Genotype:
+        """Return `genotype` as float64[G] inside the box; see `decode` for what is refused."""
+        point = np.asarray(genotype, dtype=np.float64)
+        if point.shape != (self.dimension,):
+            raise RecipeError(f"genotype: its shape is {point.shape}; pass an array of shape ({self.dimension},)")
+        margin = _TOLERANCE * (self.high - self.low)
+        outside = ~((point >= self.low - margin) & (point <= self.high + margin))  # true for NaN
+        if outside.any():
+            index = int(np.argmax(outside))
+            gene = self.genes[index]
+            raise RecipeError(
+                f"genotype[{index}]: {point[index]} lies outside of {gene.name}'s range; "
+                f"pass a number from {gene.low} to {gene.high}"
+            )
+        return np.clip(point, self.low, self.high)
+
+
+def _frozen(values: list[float]) -> Genotype:
+    return _read_only(np.array(values, dtype=np.float64))
+
+
+def _read_only(array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+    array.flags.writeable = False
+    return array

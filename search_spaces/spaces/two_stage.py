@@ -1,0 +1,123 @@
+"""One space after another: a merge in parameter space, then a path through its layers and other models'.
+
+Akiba et al. 2024, arXiv:2403.13187, section "Merging in Both Spaces": the result of the parameter space joins the pool
+of the data-flow space, as the model that paths begin and end in. A genotype holds the genes of both; the recipe is the
+merge with a path. Searched at once, or one after the other by the strategy `staged`.
+
+Legend: G = P + F genes, P of the parameter space and F of the flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.path_layer import Stop
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.data_flow import DataFlowSpace
+from search_spaces.spaces.data_flow_config import DataFlowConfig
+from search_spaces.spaces.space import Genotype, SearchSpace
+
+MERGED = "merged"
+"""What the merge is called among the models of the pool."""
+
+
+class StackedSpace(SearchSpace):
+    """Merges whose layers, with those of other models, lie on a path.
+
+    Parameters
+    ----------
+    parameters
+        The first space; its recipes keep layers in place.
+    flow
+        Settings of the second.
+    context
+        Of the models.
+
+    Attributes
+    ----------
+    parameters, flow
+        The two spaces. `flow` has paths and no recipes of its own: the merge in its pool has no reference.
+
+    Raises
+    ------
+    RecipeError
+        If a model is called like the merge, or the flow does not fit the models.
+    """
+
+    def __init__(self, parameters: SearchSpace, flow: DataFlowConfig, context: SpaceContext) -> None:
+        if MERGED in context.models:
+            raise RecipeError(f"models.{MERGED}: this is what a stacked space calls its merge; rename the model")
+        unknown = [name for name in flow.models if name not in context.models]
+        if unknown:
+            raise RecipeError(f"space.flow.models: there is no '{unknown[0]}'; use only {', '.join(context.models)}")
+        experts = list(context.models)[1:]
+        others = [name for name in context.models if name in (flow.models or experts)]
+        pool = {MERGED: None, **{name: context.models[name] for name in others}}
+        self.parameters = parameters
+        self.flow = DataFlowSpace(flow, context, pool)
+        self.context = context
+        self.genes = (*parameters.genes, *self.flow.genes)
+
+    def split(self, genotype: Genotype) -> tuple[Genotype, Genotype]:
+        """Return the genes of both spaces, float64[P] and float64[F]."""
+        return genotype[: self.parameters.dimension], genotype[self.parameters.dimension :]
+
+    def join(self, parameters: Genotype, flow: Genotype) -> Genotype:
+        """Return a genotype float64[G]."""
+        return np.concatenate([parameters, flow])
+
+    def decode(self, genotype: Genotype) -> Recipe:
+        """Return the merge with its path."""
+        parameters, flow = self.split(self._checked(genotype))
+        return replace(self.parameters.decode(parameters), path=self.flow.path(flow)).canonical()
+
+    def encode(self, recipe: Recipe) -> Genotype:
+        """Return the genotype of a recipe with a path, or of a merge as it is; raises as the two spaces do."""
+        depth = self.context.layout.num_layers
+        path = recipe.path or tuple(Stop(None, layer) for layer in range(depth))
+        return self.join(self.parameters.encode(replace(recipe, path=None)), self.flow.genotype_of(path))
+
+    def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
+        """Return which genes take part in the recipe, bool[G]."""
+        parameters, flow = self.split(genotype)
+        return np.concatenate([self.parameters.active(parameters), self.flow.active(flow)])
+
+    def structures(self) -> tuple[Recipe, ...]:
+        """Return those of the merge: paths need nothing prepared."""
+        return (*self.parameters.structures(), self.decode(self.start))
+
+    def founders(self) -> tuple[Genotype, ...]:
+        """Return the founders of the parameter space, their layers in place."""
+        return tuple(self.join(founder, self.flow.start) for founder in self.parameters.founders())
+
+    def sample(self, rng: np.random.Generator) -> Genotype:
+        """Draw from both spaces."""
+        return self.join(self.parameters.sample(rng), self.flow.sample(rng))
+
+    def crossover(self, a: Genotype, b: Genotype, rng: np.random.Generator) -> Genotype:
+        """Return a child by both spaces' crossovers."""
+        (a_parameters, a_flow), (b_parameters, b_flow) = self.split(a), self.split(b)
+        child = self.parameters.crossover(a_parameters, b_parameters, rng)
+        return self.join(child, self.flow.crossover(a_flow, b_flow, rng))
+
+    def recombine(
+        self, point: Genotype, donors: Sequence[Genotype], shares: Sequence[float], rng: np.random.Generator
+    ) -> Genotype:
+        """Recombine as both spaces do, each for itself."""
+        parts = [self.split(donor) for donor in donors]
+        parameters, flow = self.split(point)
+        parameters = self.parameters.recombine(parameters, [merge for merge, _ in parts], shares, rng)
+        return self.join(parameters, self.flow.recombine(flow, [path for _, path in parts], shares, rng))
+
+    def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
+        """Return `a` mutated in one of the spaces, either as likely as the other."""
+        parameters, flow = self.split(a)
+        if rng.random() < 0.5:
+            return self.join(self.parameters.mutate(parameters, rng), flow)
+        return self.join(parameters, self.flow.mutate(flow, rng))

@@ -1,0 +1,209 @@
+"""Every strategy, and every space, searches the zoo from a config, through the command line, to the end; and resumes.
+
+The first of them runs the installed command in a process of its own; the others call its entry point in this one,
+since starting Python with torch takes as long as the search.
+"""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import typing
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge.cli.main import main
+from evomerge.config.search_file import ConfigError, load
+from evomerge.search.problem import Problem
+from evomerge.strategies import AnyStrategyConfig
+from evomerge.testing.planted import PlantedSpace
+from search_spaces.spaces.genes import Choice
+from search_spaces.spaces.registry import SpaceConfig
+
+ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
+TASKS = ("zoo_ops_en", "zoo_short_en")
+BUDGET = 8
+
+STRATEGIES = {
+    "cma_es": {"kind": "cma_es", "population": 4, "mean_every": 1},
+    "cma_es with bipop": {"kind": "cma_es", "population": 4, "restarts": "bipop"},
+    "cma_es, adapted": {"kind": "cma_es", "population": 4, "learning_rate": "adapted"},
+    "eda": {"kind": "eda", "population": 4},
+    "catcma": {"kind": "catcma", "population": 4},
+    "m2n2": {"kind": "m2n2", "archive": 3, "mutation": 1.0},
+    "genetic": {"kind": "genetic"},
+    "map_elites": {"kind": "map_elites"},
+    "nsga2": {"kind": "nsga2", "population": 4},
+    "nevergrad": {"kind": "nevergrad:TwoPointsDE"},
+    "random": {"kind": "random"},
+    "grid": {"kind": "grid"},
+    "m2n2 over mixtures": {"kind": "m2n2", "archive": 3},
+    "eda over layer orders": {"kind": "eda", "population": 4},
+    "catcma over methods": {"kind": "catcma", "population": 4},
+    "genome_plus with a vote": {"kind": "genetic", "preset": "genome_plus", "population": 4, "ensemble": 3},
+    "staged": {"kind": "staged", "evaluations": 4, "first": {"kind": "random"}, "second": {"kind": "random"}},
+}
+SPACES = {
+    "m2n2 over mixtures": {"kind": "mixture", "chunks": 5},
+    "eda over layer orders": {"kind": "data_flow", "repeats": 1},
+    "catcma over methods": {"kind": "layer_coefficients", "method": ["task_arithmetic", "ties"], "layers_per_group": 6},
+    "staged": {"kind": "stacked", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1, "order": "free"}},
+}
+"""Spaces other than the default."""
+KINDS = {typing.get_args(config.model_fields["kind"].annotation)[0] for config in typing.get_args(AnyStrategyConfig)}
+
+
+def tasks(folder):
+    """Write the first thirty items of each split of two of the zoo's tasks; return where."""
+    folder.mkdir(exist_ok=True)
+    for name in ("_generate.template", "documents.py", *(f"{task}.yaml" for task in TASKS)):
+        shutil.copy(ZOO / "tasks" / name, folder)
+    for task in TASKS:
+        lines = (ZOO / "tasks" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+        kept = []
+        for split in ("validation", "test"):
+            kept += [line for line in lines if json.loads(line)["split"] == split][:30]
+        (folder / f"{task}.jsonl").write_text("\n".join(kept), encoding="utf-8")
+    return folder
+
+
+def write(folder, strategy, **changes):
+    """Write a search file of seconds: three genes, six items per task."""
+    several = strategy["kind"] == "nsga2"
+    config = {
+        "models": {name: str(ZOO / "models" / name) for name in ("base", "ops")},
+        "space": {"kind": "layer_coefficients", "layers_per_group": 6},
+        "strategy": strategy,
+        "fitness": {
+            "tasks": [{"task": task} for task in TASKS],
+            "include_path": [str(tasks(folder / "tasks"))],
+            "subset": {"items": 6, "estimator": "mean"},
+            "objectives": "per_task" if several else "weighted_sum",
+        },
+        "budget": {"evaluations": BUDGET},
+        "workers": {"threads": 1},
+    }
+    path = folder / "search.yaml"
+    path.write_text(yaml.safe_dump(config | changes), encoding="utf-8")
+    return path
+
+
+def run(monkeypatch, *arguments):
+    """Call the command's entry point; return its exit code and what it printed."""
+    monkeypatch.setattr(sys, "argv", ["evomerge", *map(str, arguments)])
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+    return code, out.getvalue() + err.getvalue()
+
+
+def test_none_is_left_out():
+    assert {strategy["kind"].split(":")[0] for strategy in STRATEGIES.values()} >= KINDS
+    spaces = {config.model_fields["kind"].default for config in typing.get_args(typing.get_args(SpaceConfig)[0])}
+    assert {space["kind"] for space in SPACES.values()} == spaces
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
+    kind = STRATEGIES[name]["kind"].split(":")[0]
+    if kind not in KINDS:
+        pytest.skip(f"{kind} is not there yet")
+    space = {"space": SPACES[name]} if name in SPACES else {}
+    path, folder = write(tmp_path, STRATEGIES[name], **space), tmp_path / "run"
+    if name == "cma_es":
+        command = [Path(sys.executable).parent / "evomerge", "search", path, "--run", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        code, printed = done.returncode, done.stdout + done.stderr
+    else:
+        code, printed = run(monkeypatch, "search", path, "--run", folder)
+    assert code == 0, printed
+    assert "held-out scores" in printed
+    result = json.loads((folder / "result.json").read_text())
+    assert result["evaluations"] == BUDGET
+    kinds = {row["kind"] for row in result["held_out"]}
+    assert {"found", "source", "uniform", "task_arithmetic"} <= kinds
+    assert ("front" in kinds) == (kind == "nsga2")
+    assert ("ensemble" in kinds) == ("ensemble" in STRATEGIES[name])
+
+    # Resuming replays the log through the strategy, and asks for more of it.
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(f"evaluations: {BUDGET}", f"evaluations: {BUDGET + 2}"))
+    (folder / "result.json").unlink()
+    code, printed = run(monkeypatch, "resume", folder)
+    assert code == 0, printed
+    again = json.loads((folder / "result.json").read_text())["evaluations"]
+    assert again == BUDGET if kind == "grid" else again == BUDGET + 2
+
+    code, printed = run(monkeypatch, "export", folder, "--pareto", tmp_path / "front")
+    assert code == 0, printed
+    assert (tmp_path / "front" / "1.yaml").read_text().startswith("# candidate")
+
+
+@pytest.mark.slow
+def test_a_warm_start_reads_a_former_run(tmp_path, monkeypatch):
+    path, former = write(tmp_path, STRATEGIES["cma_es"]), tmp_path / "former"
+    assert run(monkeypatch, "search", path, "--run", former)[0] == 0
+    path = write(tmp_path, STRATEGIES["cma_es"] | {"warm_start": "former"})
+    code, printed = run(monkeypatch, "search", path, "--run", tmp_path / "warm")
+    assert code == 0, printed
+    kept = yaml.safe_load((tmp_path / "warm" / "config.yaml").read_text())["strategy"]["warm_start"]
+    assert len(kept["mean"]) == len(kept["deviations"]) == 3
+    (former / "events.sqlite").unlink()  # resuming needs the former run no more
+    assert run(monkeypatch, "resume", tmp_path / "warm")[0] == 0
+
+    path = write(tmp_path, STRATEGIES["cma_es"] | {"warm_start": "warm"}, space={"layers_per_group": 3})
+    assert load(path).strategy.warm_start.run == str(tmp_path / "warm")
+    space = Problem(load(path)).space
+    assert len(Problem(load(path)).resolved().strategy.warm_start.mean) == space.dimension == 4
+
+
+REFUSED = {
+    "one objective": ({"kind": "nsga2"}, "weighted_sum", "looks for a front of several objectives and there is one"),
+    "several objectives": ({"kind": "eda"}, "per_task", "takes one objective and fitness.objectives is per_task"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_as_many_objectives_as_the_strategy_takes(name, tmp_path, monkeypatch):
+    strategy, objectives, message = REFUSED[name]
+    fitness = {"tasks": [{"task": task} for task in TASKS], "objectives": objectives}
+    path = write(tmp_path, strategy, fitness=fitness)
+    code, printed = run(monkeypatch, "search", path, "--run", tmp_path / "run")
+    assert code == 2
+    assert message in printed
+    assert "strategy.kind: " in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_grid_with_more_options_than_the_budget_is_refused_before_the_search(tmp_path):
+    problem = Problem(load(write(tmp_path, {"kind": "grid"}, budget={"evaluations": 5})))
+    problem.space = PlantedSpace([Choice("method", tuple("abcdefghij"), "a")])
+    with pytest.raises(ConfigError, match=r"strategy.kind: a grid of all options of each choice has more points than"):
+        problem.resolved()
+
+
+@pytest.mark.parametrize(
+    ("parallel", "workers", "warned"),
+    [
+        (1, {"kind": "ray", "count": 3}, "strategy.parallel is 1: .* all others idle; write 3$"),
+        (2, {"kind": "ray", "count": 3}, "strategy.parallel is 2: .* all others idle; write 3$"),
+        (1, {"kind": "ray"}, "write the number of workers$"),
+        (3, {"kind": "ray", "count": 3}, None),
+        (1, {"threads": 1}, None),
+    ],
+)
+def test_workers_that_nevergrad_lets_idle_are_warned_of(parallel, workers, warned, tmp_path):
+    path = write(tmp_path, {"kind": "nevergrad:TwoPointsDE", "parallel": parallel}, workers=workers)
+    warnings = [line for line in Problem(load(path)).warnings if "parallel" in line]
+    assert len(warnings) == (warned is not None)
+    assert all(re.search(warned, line) for line in warnings)

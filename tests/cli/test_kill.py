@@ -1,0 +1,118 @@
+"""A search killed with SIGKILL at random moments, and resumed each time, ends like one that never was."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge.runs.run import Asked, Final, LogError, Run, RunError, is_run
+
+ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
+COMMAND = Path(sys.executable).parent / "evomerge"
+EVALUATIONS = 40
+
+
+def write_config(folder):
+    config = {
+        "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")},
+        "space": {"layers_per_group": 2},
+        "strategy": {"kind": "cma_es", "population": 6, "mean_every": 2},
+        "fitness": {
+            "tasks": [{"task": "zoo_target_gen"}],
+            "include_path": [str(ZOO / "tasks")],
+            "subset": {"items": 12},
+            "held_out": "test",
+        },
+        "budget": {"evaluations": EVALUATIONS},
+        "workers": {"threads": 1},
+    }
+    (folder / "search.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [COMMAND, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def events(run):
+    """Return all events without their times."""
+    with Run.read(run) as reader:
+        return [signature(event) for event in reader.events()]
+
+
+def signature(event):
+    if isinstance(event, Asked):
+        candidate = event.candidate
+        return "asked", candidate.id, candidate.kind, candidate.generation, candidate.genotype.tobytes(), event.recipe
+    evaluation = event.evaluation
+    scores = (evaluation.status, evaluation.objectives, evaluation.items, evaluation.scores.tobytes())
+    if isinstance(event, Final):
+        return "final", event.stage, event.recipe, scores
+    return "told", event.candidate, event.cached, scores
+
+
+def count(run):
+    try:
+        return len(events(run))
+    except (RunError, LogError):  # not made yet
+        return 0
+
+
+def go_on(folder):
+    """Do what a user would: resume the run, or search again where it was killed before there was one."""
+    if is_run(folder / "killed"):
+        return start(folder, "resume", "killed")
+    return start(folder, "search", "search.yaml", "--run", "killed")
+
+
+def kill_while_it_starts(process, rng):
+    """SIGKILL at a random moment of the seconds that imports and checks take."""
+    time.sleep(rng.uniform(0, 5))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def kill_after_some_events(process, run, more, rng):
+    """Wait for `more` new events and a random moment longer, then SIGKILL; False if the process ended by itself."""
+    target = count(run) + more
+    while count(run) < target and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.15))
+    ended = process.poll() is not None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return not ended
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_and_resumed(tmp_path, kills):
+    write_config(tmp_path)
+    whole = start(tmp_path, "search", "search.yaml", "--run", "whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    expected = events(tmp_path / "whole")
+
+    rng = random.Random(kills)
+    run = tmp_path / "killed"
+    killed = 0
+    process = go_on(tmp_path)
+    for number in range(kills):
+        if number % 4 == 0:
+            kill_while_it_starts(process, rng)
+            process = go_on(tmp_path)
+        killed += kill_after_some_events(process, run, rng.randint(1, max(1, 2 * len(expected) // (3 * kills))), rng)
+        assert expected[: count(run)] == events(run)
+        process = go_on(tmp_path)
+    assert process.wait() == 0, process.stderr.read()
+    assert killed == kills
+    assert events(run) == expected
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")]
+    for result in results:
+        del result["seconds"]
+    assert results[0] == results[1]

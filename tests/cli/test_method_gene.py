@@ -1,0 +1,75 @@
+"""A search over merge methods, as a user drives it: from a search file to the merged checkpoint."""
+
+import json
+import sqlite3
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from evomerge.cli.main import main
+from search_spaces.recipes.recipe import Recipe
+
+ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
+METHODS = ["task_arithmetic", "ties", "dare_ties", "slerp", "breadcrumbs"]
+VARIANTS = [*METHODS[:3], "slerp", "slerp", "slerp", "breadcrumbs"]  # slerp once for each pair of experts
+
+
+@pytest.fixture
+def evomerge(tmp_path, monkeypatch, capsys):
+    """Return the command line, driven in this process, which has torch imported already."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["evomerge", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        printed = capsys.readouterr()
+        assert not stop.value.code, printed.err
+        return printed.out
+
+    return run
+
+
+def test_the_method_is_searched_like_any_gene(evomerge, tmp_path):
+    config = {
+        "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")},
+        "space": {
+            "method": METHODS,
+            "layers_per_group": 6,
+            "weight": {"low": 0.0, "high": 1.5, "std": 0.3},
+            "start": "metagpt",
+            "fixed": {"*.weight[final]": 0.5},
+        },
+        "strategy": {"kind": "random"},
+        "fitness": {
+            "tasks": [{"task": "zoo_target_mc"}],
+            "include_path": [str(ZOO / "tasks")],
+            "subset": {"items": 8},
+            "held_out": "test",
+        },
+        "budget": {"evaluations": 16},
+        "workers": {"threads": 1},
+        "seed": 3,
+    }
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(config))
+    plan = json.loads(evomerge("plan", "search.yaml", "--json"))
+    assert plan["genes"][0] == {"name": "method", "low": 0.0, "high": 7.0, "start": 0.5}
+    assert not [gene["name"] for gene in plan["genes"] if "weight[final]" in gene["name"]]
+
+    assert "held-out" in evomerge("search", "search.yaml", "--run", "run")
+    assert set(methods_asked(tmp_path / "run" / "events.sqlite")) == set(METHODS)
+    assert Recipe.from_file(tmp_path / "run" / "best.yaml").merge_method in METHODS
+    evomerge("merge", "run/best.yaml", "merged")
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+def methods_asked(events):
+    """Return the merge method of every candidate in a run's log, after checking that none of them failed."""
+    with sqlite3.connect(events) as log:
+        told = [json.loads(data) for (data,) in log.execute("SELECT data FROM events WHERE kind = 'told'")]
+        asked = [blob for (blob,) in log.execute("SELECT genotype FROM events WHERE kind = 'asked'")]
+    assert {event["evaluation"]["status"] for event in told} == {"ok"}
+    return [VARIANTS[int(np.frombuffer(genotype)[0])] for genotype in asked]

@@ -1,0 +1,165 @@
+import pytest
+import yaml
+
+from evomerge.config.search_file import ConfigError, SearchConfig, load
+
+MINIMAL = """
+models: {base: org/base, expert: org/expert}
+fitness:
+  tasks: [{task: arithmetic}]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "search.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_minimal_file_has_defaults(write):
+    config = load(write(MINIMAL))
+    assert config.strategy.kind == "cma_es"
+    assert config.workers.kind == "inline"
+    assert config.budget.evaluations == 300
+    assert config.base == "base"
+
+
+def test_the_resolved_config_reads_back_equal(write, tmp_path):
+    config = load(write(MINIMAL + "strategy: {kind: random}\nseed: 3\n"))
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(config.to_yaml(), encoding="utf-8")
+    assert load(copy) == config
+
+
+def test_local_folders_become_absolute_and_hub_ids_stay(write, tmp_path):
+    (tmp_path / "models").mkdir()
+    text = MINIMAL.replace("org/expert", "models").replace("tasks:", "include_path: [tasks]\n  tasks:")
+    config = load(write(text))
+    assert config.models == {"base": "org/base", "expert": str(tmp_path / "models")}
+    assert config.fitness.include_path == (str(tmp_path / "tasks"),)
+
+
+def test_one_bound_of_a_range_may_be_set_alone(write):
+    weight = load(write(MINIMAL), ["space.weight.high=3"]).space.weight
+    assert (weight.low, weight.high) == (-0.5, 3.0)
+
+
+def test_a_key_given_twice_is_refused(write):
+    with pytest.raises(ConfigError, match="'expert' is given twice"):
+        load(write("models: {base: a/b, expert: a/c, expert: a/d}\nfitness: {tasks: [{task: t}]}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "get", "value"),
+    [
+        ("budget.evaluations=7", lambda c: c.budget.evaluations, 7),
+        ("space.weight.high=2", lambda c: c.space.weight.high, 2.0),
+        ("fitness.tasks.0.weight=3", lambda c: c.fitness.tasks[0].weight, 3.0),
+        ("strategy.kind=random", lambda c: c.strategy.kind, "random"),
+        ("models.third=org/third", lambda c: c.models["third"], "org/third"),
+    ],
+)
+def test_overrides(write, override, get, value):
+    text = MINIMAL + "space: {weight: {low: 0, high: 1, start: 0.5}}\n"
+    assert get(load(write(text), [override])) == value
+
+
+BAD = [
+    ("spce: {}", r"spce: unknown key; did you mean `space`\?"),
+    ("space: {layer_per_group: 2}", r"space\.layer_per_group: unknown key; did you mean `layers_per_group`\?"),
+    ("strategy: {popsize: 9}", r"strategy\.popsize: unknown key; valid here: .*population"),
+    ("strategy: {kind: cmaes}", r"strategy: .*'cma_es', .*'random'"),
+    ("budget: {evaluations: 0}", r"budget\.evaluations: .*greater than or equal to 1.*\(got 0\)"),
+    ("budget: {evaluations: many}", r"budget\.evaluations: .*valid integer.*\(got 'many'\)"),
+    ("fitness: {tasks: [{task: a}], subset: {itms: 3}}", r"fitness\.subset\.itms: unknown key; did you mean `items`\?"),
+    ("fitness: {tasks: []}", r"fitness\.tasks: "),
+    ("fitness: {tasks: [{task: a, weight: 0}]}", r"fitness\.tasks\.0\.weight: input should be greater than 0 .got 0.$"),
+    ("fitness: {tasks: [{weight: 1}]}", r"fitness\.tasks\.0\.task: missing"),
+    ("fitness: {tasks: [{task: a}], held_out: 1.5}", r"fitness\.held_out: "),
+    ("models: {base: org/base}", r"models: .*at least 2"),
+    ("models: {base: org/a, b: org/a}", "two names stand for the same model; remove one"),
+    ("models: {'a b': org/a, b: org/b}", "may hold letters, digits, - and _ only; rename it"),
+    ("space: {weight: {low: 1, high: 0}}", r"space\.weight"),
+]
+
+
+@pytest.mark.parametrize(("section", "message"), BAD)
+def test_mistakes_name_the_file_the_key_and_the_remedy(write, section, message):
+    path = write(yaml.safe_dump(yaml.safe_load(MINIMAL) | yaml.safe_load(section)))
+    with pytest.raises(ConfigError, match=message) as error:
+        load(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_every_mistake_is_named_at_once(write):
+    with pytest.raises(ConfigError) as error:
+        load(write(MINIMAL + "budgt: {}\nspce: {}\n"))
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("models: [", "no valid YAML"), ("- a\n- b\n", "expected keys such as `models:`"), ("", "expected keys")],
+)
+def test_files_that_are_no_search_file(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write(text))
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"No such file.*evomerge init"):
+        load(tmp_path / "none.yaml")
+
+
+def test_yaml_tags_are_not_executed(write):
+    with pytest.raises(ConfigError, match="no valid YAML"):
+        load(write("models: !!python/object/apply:os.getcwd []"))
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "fitness.tasks.9.weight=1", "seed.deep.er=1", "seed=[", "seed=-1"])
+def test_bad_overrides(write, override):
+    with pytest.raises(ConfigError):
+        load(write(MINIMAL), [override])
+
+
+def test_every_key_is_documented():
+    def walk(model):
+        for name, field in model.model_fields.items():
+            assert field.description or name == "kind", f"{model.__name__}.{name} has no docstring"
+
+    from evomerge.config.search_file import models_in
+
+    seen, queue = set(), [SearchConfig]
+    while queue:
+        model = queue.pop()
+        if model in seen:
+            continue
+        seen.add(model)
+        walk(model)
+        queue += [m for field in model.model_fields.values() for m in models_in(field.annotation)]
+    assert len(seen) > 6
+
+
+@pytest.mark.parametrize(
+    ("tasks", "strategy", "message"),
+    [
+        ("[{task: a}]", "map_elites", "there is one axis; name two tasks or more in fitness.tasks"),
+        ("[{task: a}, {task: b}]", "map_elites\n  axes: [[a, b]]", "there is one axis"),
+        ("[{task: a}, {task: b}]", "map_elites\n  axes: [[a], [c]]", "c is not asked; name tasks among a, b"),
+    ],
+)
+def test_a_grid_of_elites_needs_two_axes_of_known_tasks(write, tasks, strategy, message):
+    text = MINIMAL.replace("[{task: arithmetic}]", tasks) + f"strategy:\n  kind: {strategy}\n"
+    with pytest.raises(ConfigError, match=message):
+        load(write(text))
+
+
+def test_a_race_against_an_archive_has_no_paired_test(write):
+    text = MINIMAL + "  racing: {test: sprt}\n"
+    with pytest.raises(ConfigError, match=r"m2n2 has an archive instead; write fitness\.racing\.test: posterior"):
+        load(write(text + "strategy: {kind: m2n2}\n"))
+    assert load(write(text + "strategy: {kind: cma_es}\n")).fitness.racing.test == "sprt"

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from fitness.estimation.intervals import interval, paired_test, weighted_interval, weighted_paired_test
+
+
+def test_wilson_interval_for_right_and_wrong() -> None:
+    low, high = interval([1.0] * 8 + [0.0] * 2)
+    assert (low, high) == (pytest.approx(0.4901625), pytest.approx(0.9433178))  # Wilson (1927), 8 of 10
+    assert interval([1.0] * 10)[0] == pytest.approx(0.7224672)
+    assert interval([1.0] * 10)[1] == 1.0
+
+
+def test_t_interval_otherwise() -> None:
+    scores = [2.0, 4.0, 9.0]
+    expected = stats.t.interval(0.9, 2, loc=5.0, scale=stats.sem(scores))
+    assert interval(scores, 0.9) == pytest.approx(expected)
+    assert interval([3.0]) == (-math.inf, math.inf)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_intervals_of_bounded_scores_stay_inside_and_hold_the_mean(scores: list[float]) -> None:
+    low, high = interval(scores)
+    assert 0 <= low <= np.mean(scores) + 1e-12
+    assert np.mean(scores) - 1e-12 <= high <= 1
+    assert low < high
+
+
+def test_wider_for_higher_levels() -> None:
+    scores = [0.2, 0.4, 0.9, 0.5]
+    assert interval(scores, 0.99)[0] < interval(scores, 0.8)[0]
+    with pytest.raises(ValueError, match=r"level is 95: give a number between 0 and 1, such as 0\.95"):
+        interval(scores, 95)
+
+
+def test_mcnemar_counts_only_the_items_that_differ() -> None:
+    a = [1.0] * 10 + [0.0] * 2 + [1.0] * 50
+    b = [0.0] * 10 + [1.0] * 2 + [1.0] * 50
+    assert paired_test(a, b) == pytest.approx(stats.binomtest(2, 12).pvalue)
+    assert paired_test(a, b) == paired_test(b, a)
+    assert paired_test(a, a) == 1.0
+
+
+def test_permutation_test_is_exact_for_few_items() -> None:
+    a, b = np.array([0.9, 0.8, 0.7, 0.65]), np.array([0.1, 0.3, 0.2, 0.6])
+    assert paired_test(a, b) == 2 / 16  # only all signs equal are as extreme
+    reference = stats.permutation_test((a, b), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples")
+    assert paired_test(a, b) == pytest.approx(reference.pvalue)
+
+
+def test_permutation_test_of_many_items_agrees_with_t() -> None:
+    rng = np.random.default_rng(1)
+    b = rng.random(200)
+    a = b + rng.normal(0.02, 0.1, 200)
+    assert paired_test(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.01)
+    assert paired_test(a, b) == paired_test(a, b)
+
+
+def test_bad_pairs() -> None:
+    with pytest.raises(ValueError, match="a has 2 scores and b 1: give both for the same items"):
+        paired_test([1, 0], [1])
+    with pytest.raises(ValueError, match="NaN or infinity: leave these items out of both"):
+        paired_test([1, math.nan], [1, 0])
+
+
+def test_several_tasks_count_with_their_weights() -> None:
+    right, wrong = np.ones(40), np.zeros(40)
+    low, high = weighted_interval([(right, 3.0), (wrong, 1.0)])
+    assert low < 0.75 < high
+    assert high - low < 0.12
+    assert weighted_paired_test([(right, right, 3.0), (wrong, wrong, 1.0)]) == 1.0
+    assert weighted_paired_test([(right, wrong, 3.0), (wrong, wrong, 1.0)]) < 0.001
+    # one task for a and as much of the other for b: undecided, unless one weighs more
+    assert weighted_paired_test([(right, wrong, 1.0), (wrong, right, 1.0)]) > 0.9
+    assert weighted_paired_test([(right, wrong, 9.0), (wrong, right, 1.0)]) < 0.001

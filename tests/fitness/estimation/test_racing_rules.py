@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from fitness.estimation.estimators import Estimate
+from fitness.estimation.racing_rules import Race, blocks, common_correlation, log_e_value, probability_among_best
+
+
+def answers(seed: int, abilities: list[float], items: int) -> np.ndarray:
+    """0/1 answers with items of different difficulty, shared by the candidates."""
+    rng = np.random.default_rng(seed)
+    difficulty = rng.normal(0, 0.15, items)
+    return (rng.random((len(abilities), items)) < np.array(abilities)[:, None] + difficulty).astype(float)
+
+
+def run(race: Race, scores: np.ndarray, ends: tuple[int, ...]) -> int:
+    """Play a race block by block; return the number of answers asked."""
+    seen = np.full(scores.shape, np.nan)
+    asked, start = 0, 0
+    for end in ends:
+        seen[race.active, start:end] = scores[race.active, start:end]
+        asked += int(race.active.sum()) * (end - start)
+        if end < ends[-1]:
+            race.update(seen[:, :end])
+        start = end
+    return asked
+
+
+def test_blocks_end_with_all_items() -> None:
+    assert blocks(30, 10, 8) == (10, 18, 26, 30) and blocks(5, 5, 1) == (5,)
+    with pytest.raises(ValueError, match="1 <= first <= items"):
+        blocks(5, 6, 1)
+
+
+@pytest.mark.parametrize("test", ["exact", "sprt", "t", "wilcoxon"])
+def test_hopeless_candidates_stop_early_and_good_ones_stay(test: str) -> None:
+    scores = answers(0, [0.9, 0.88, 0.85, 0.2, 0.1, 0.15], 100)
+    race = Race(candidates=6, keep=3, error=0.05, looks=4, test=test)
+    asked = run(race, scores, blocks(100, 20, 20))
+    assert race.active.tolist() == [True] * 3 + [False] * 3
+    assert asked < 450
+
+
+@pytest.mark.filterwarnings("ignore:Sample size too small")
+@pytest.mark.parametrize("test", ["exact", "sprt", "t", "wilcoxon"])
+def test_a_candidate_that_matters_is_stopped_no_more_often_than_the_error_says(test: str) -> None:
+    wrong = 0
+    for seed in range(150):  # all equal: whoever is best by index must not be stopped more than `error`
+        race = Race(candidates=4, keep=1, error=0.2, looks=4, test=test)
+        run(race, answers(seed, [0.6] * 4, 50), blocks(50, 10, 10))
+        wrong += not race.active[0]
+    assert wrong / 150 < 0.2 + 3 * (0.2 * 0.8 / 150) ** 0.5
+
+
+def test_nobody_stops_where_all_matter() -> None:
+    race = Race(candidates=3, keep=3)
+    assert not race.update([[1.0] * 50, [0.0] * 50, [0.0] * 50]).any() and race.active.all()
+
+
+def test_equal_answers_stop_nobody() -> None:
+    for test in ("exact", "sprt", "t", "wilcoxon"):
+        assert not Race(2, 1, 0.5, test=test).update(np.ones((2, 30))).any()
+
+
+def test_a_candidate_is_only_stopped_if_enough_others_beat_it() -> None:
+    scores = np.array([[1.0] * 40, [0.0] * 40, [0.0] * 40])
+    assert Race(3, 2).update(scores).tolist() == [False] * 3
+    assert Race(3, 1).update(scores).tolist() == [False, True, True]
+
+
+def test_stopped_candidates_stay_stopped_and_need_no_answers() -> None:
+    race = Race(3, 1, error=0.1, looks=2)
+    assert race.update([[1.0] * 20, [1.0] * 20, [0.0] * 20]).tolist() == [False, False, True]
+    later = np.ones((3, 40))
+    later[2, 20:] = np.nan
+    later[2, :20] = 0
+    assert not race.update(later).any()
+    assert race.active.tolist() == [True, True, False]
+
+
+def test_fractional_scores_use_the_t_test() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.random(60) * 0.3
+    scores = np.stack([common + 0.5, common + 0.5 + 0.05 * rng.normal(size=60), common + 0.05 * rng.normal(size=60)])
+    assert Race(3, 2).update(scores).tolist() == [False, False, True]
+    with pytest.raises(ValueError, match="use test='t'"):
+        Race(3, 2, test="exact").update(scores)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (3, 1), (12, 0), (40, 22)])
+def test_e_value_equals_its_integral(better: int, worse: int) -> None:
+    integral, _ = integrate.quad(lambda x: 2 * (2 * x) ** better * (2 - 2 * x) ** worse, 0.5, 1)
+    assert log_e_value(better, worse) == pytest.approx(np.log(integral), abs=1e-6)
+
+
+def test_chance_of_being_among_the_best_equals_simulation() -> None:
+    rng = np.random.default_rng(0)
+    value, error = np.array([0.5, 0.55, 0.6, 0.4, 0.58]), np.array([0.05, 0.02, 0.1, 0.05, 0.03])
+    draws = value + error * rng.normal(size=(40_000, 5))
+    for keep in (1, 2, 4):
+        among = (stats.rankdata(-draws, axis=1) <= keep).mean(0)
+        assert probability_among_best(value, error, keep) == pytest.approx(among, abs=0.02)
+    assert probability_among_best(value, error, 5).tolist() == [1] * 5
+
+
+def test_estimates_decide_by_their_errors() -> None:
+    sharp = [Estimate(0.8, 0.02), Estimate(0.7, 0.02), Estimate(0.5, 0.02)]
+    vague = [Estimate(0.8, 0.2), Estimate(0.7, 0.2), Estimate(0.5, 0.2)]
+    assert Race(3, 2).update_estimates(sharp).tolist() == [False, False, True]
+    assert not Race(3, 2).update_estimates(vague).any()
+    exact = [Estimate(0.8, 0.0), Estimate(0.8, 0.0), Estimate(0.1, 0.0)]
+    assert Race(3, 1).update_estimates(exact).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Race(3, 4), "give 1 to 3"),
+        (lambda: Race(3, 1, error=0), "between 0 and 1"),
+        (lambda: Race(3, 1, looks=0), "number of blocks"),
+        (lambda: Race(3, 1, test="guess"), "give auto, exact, sprt, t or wilcoxon"),
+        (lambda: Race(3, 1).update(np.ones((2, 4))), r"give \[3, items\]"),
+        (lambda: Race(2, 1).update([[1.0, np.nan], [1, 1]]), "ask all active candidates the same items"),
+        (lambda: Race(2, 1).update_estimates([Estimate(0, 1)]), "give one for each"),
+        (lambda: Race(1, 1).update_estimates([Estimate(float("nan"), 1)]), "leave failed candidates out"),
+    ],
+)
+def test_bad_input_says_what_to_give(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0, 2.0])
+def test_the_correlation_of_answers_to_common_items(shared: float) -> None:
+    rng = np.random.default_rng(0)
+    answers = shared * rng.normal(size=400) + rng.normal(size=(12, 1)) + rng.normal(size=(12, 400))
+    assert common_correlation(answers) == pytest.approx(shared**2 / (shared**2 + 1), abs=0.05)
+
+
+def test_the_correlation_of_little_or_nothing() -> None:
+    assert common_correlation(np.zeros((3, 4))) == 0
+    assert common_correlation(np.array([[1.0, 0.0], [np.nan, 1.0]])) == 0
+    assert common_correlation(np.array([[1.0], [0.0]])) == 0
+    assert common_correlation(np.tile([1.0, 0.0], (4, 3))) == 0.9

@@ -1,0 +1,81 @@
+"""What a model answers, as text that can be voted on: lm-eval's filtered responses, or the option chosen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fitness.results import TaskError
+from fitness.scoring.evaluator import Evaluator
+from fitness.tasks.scores import LONGEST_ANSWER, _short
+from tests.fitness.scoring.test_evaluator import by_lm_eval, ids
+
+
+def told(toys: Any, tokenizer: Any, suite: Any) -> Any:
+    return Evaluator(suite, tokenizer, batch_size=5).score(toys.llama, ids(suite), answers=True)
+
+
+@pytest.mark.parametrize("chosen", ["first", "whole"])
+def test_a_text_is_what_the_filter_leaves(chosen: str, toys: Any, tokenizer: Any) -> None:
+    toys.write("toy", "gen", validation=5, test=20)
+    suite = toys.suite({"task": "toy", "metric": f"exact_match,{chosen}"})
+    samples = [s for s in by_lm_eval(toys, "toy", toys.llama, tokenizer) if s["filter"] == chosen]
+    expected = [sample["filtered_resps"][0] for sample in samples]
+    assert list(told(toys, tokenizer, suite).answers) == expected
+    assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
+def test_of_choices_it_is_the_preferred_one(metric: str, toys: Any, tokenizer: Any) -> None:
+    toys.write("toy", "mc_several", validation=5, test=30)
+    suite = toys.suite({"task": "toy", "metric": metric})
+    scored = told(toys, tokenizer, suite)
+    documents = [json.loads(line) for line in (toys.folder / "toy.test.jsonl").read_text().splitlines()]
+    right = [int(answer) == doc["gold"] for answer, doc in zip(scored.answers, documents, strict=True)]
+    assert scored.scores.tolist() == right
+    assert len(set(scored.answers)) > 1
+
+
+def test_they_come_in_the_order_of_the_items(toys: Any, tokenizer: Any) -> None:
+    """Of two tasks by turns, and only on request."""
+    toys.write("toy", "mc", validation=5, test=6)
+    toys.write("other", "gen", validation=5, test=6)
+    suite = toys.suite("toy", "other")
+    evaluator = Evaluator(suite, tokenizer)
+    apart = {
+        item: answer
+        for task in ("toy", "other")
+        for item, answer in zip(
+            ids(suite, task), evaluator.score(toys.llama, ids(suite, task), answers=True).answers, strict=True
+        )
+    }
+    mixed = [item for pair in zip(ids(suite), ids(suite, "other"), strict=True) for item in pair]
+    assert list(evaluator.score(toys.llama, mixed, answers=True).answers) == [apart[item] for item in mixed]
+    assert evaluator.score(toys.llama, mixed).answers == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "words"),
+    [
+        ("gen", "answer_loss", "metric 'answer_loss' is a number of each model's own and no answer"),
+        ("gen", "answer_length", "is a number of each model's own"),
+        ("mc_information", "acc_mutual_info", "follows from log-likelihoods and not from one chosen answer"),
+        ("ll", "acc", "follows from log-likelihoods"),
+    ],
+)
+def test_numbers_are_no_answers(kind: str, metric: str, words: str, toys: Any, tokenizer: Any) -> None:
+    toys.write("toy", kind, validation=5, test=5)
+    suite = toys.suite({"task": "toy", "metric": metric})
+    with pytest.raises(TaskError, match=words) as refused:
+        told(toys, tokenizer, suite)
+    assert str(refused.value).endswith("use another metric, such as acc or exact_match")
+
+
+def test_long_answers_stay_short_and_distinct() -> None:
+    long = "x" * 10_000
+    assert _short(["seven"]) == "seven"
+    assert len(_short([long])) <= LONGEST_ANSWER
+    assert _short([long]) == _short([long]) != _short([long + "y"])
+    assert _short([["a", "b"]]) != _short([["a", "c"]])

@@ -1,0 +1,157 @@
+"""The loop against `model.generate`, on architectures with different caches and positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fitness.results import TaskError
+from fitness.scoring import generation
+from fitness.scoring.generation import GenerationPlan
+
+PROMPTS = [(10, 12, 7), (9, 20, 21, 22, 8, 5), (15,), (11, 11, 5), (25, 26, 27, 13, 14)]
+SETTINGS = {"until": ["."], "max_gen_toks": 14}
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt_neox", "gpt2"]
+
+
+def texts(model: Any, tokenizer: Any, settings: dict[str, Any], batch_size: int = 8) -> list[str]:
+    plan = GenerationPlan(
+        PROMPTS, [settings] * len(PROMPTS), tokenizer, max_length=64, batch_size=batch_size, device="cpu"
+    )
+    return plan.run(model)[0]
+
+
+def one_by_one(model: Any, tokenizer: Any, count: int, stop: str) -> list[str]:
+    """The slow reference: the whole sequence through the model for each token, no cache, no padding."""
+    found = []
+    for prompt in PROMPTS:
+        tokens = list(prompt)
+        for _ in range(count):
+            with torch.inference_mode():
+                tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+            if tokens[-1] == tokenizer.eos_token_id:
+                break
+        text = tokenizer.decode(tokens[len(prompt) :], skip_special_tokens=True)
+        found.append(text.split(stop)[0])
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loop_equals_generate_and_the_slow_reference(
+    architecture: str, tokenizer: Any, make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(architecture)
+    batch = GenerationPlan(
+        PROMPTS, [SETTINGS] * len(PROMPTS), tokenizer, max_length=64, batch_size=8, device="cpu"
+    )._batches[0]
+    assert generation._loop_applies(model, batch)
+    expected = one_by_one(model, tokenizer, 14, ".")
+    assert texts(model, tokenizer, SETTINGS) == expected
+    assert len({len(text) for text in expected}) > 1  # rows end at different times
+    monkeypatch.setattr(generation, "_loop_applies", lambda *_: False)
+    assert texts(model, tokenizer, SETTINGS) == expected
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_leaving_finished_rows_out_changes_nothing(
+    share: float, tokenizer: Any, llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "SHRINK_AT", share)
+    assert texts(llama, tokenizer, SETTINGS) == one_by_one(llama, tokenizer, 14, ".")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_batches_do_not_change_the_texts(batch_size: int, tokenizer: Any, llama: Any) -> None:
+    assert texts(llama, tokenizer, SETTINGS, batch_size) == texts(llama, tokenizer, SETTINGS)
+
+
+SHOTS = (12, 7, 20, 9, 8, 25, 13, 30, 11, 6, 14, 22, 28, 10, 17, 19, 23, 5, 29, 18, 16, 21, 26, 27, 15, 24, 12, 9, 8, 7)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_few_shot_examples_are_read_once(
+    architecture: str, tokenizer: Any, make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of different lengths behind 30 common tokens: padding comes between the two."""
+    monkeypatch.setattr(generation, "PASS_COST", 0)
+    monkeypatch.setattr(f"{__name__}.PROMPTS", [SHOTS + prompt for prompt in PROMPTS])
+    model, read = make_model(architecture), []
+    expected = one_by_one(model, tokenizer, 14, ".")
+    before = model.register_forward_pre_hook(
+        lambda _, args, given: read.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        assert texts(model, tokenizer, SETTINGS) == expected
+    finally:
+        before.remove()
+    sliding = architecture == "mistral"  # its default window; the cache counts padding
+    assert read[:2] == ([(5, 36), (5, 1)] if sliding else [(1, 30), (5, 6)])
+
+
+def test_a_prompt_that_is_the_common_beginning(tokenizer: Any, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "PASS_COST", 0)
+    monkeypatch.setattr(f"{__name__}.PROMPTS", [SHOTS, *(SHOTS + prompt for prompt in PROMPTS)])
+    assert texts(llama, tokenizer, SETTINGS) == one_by_one(llama, tokenizer, 14, ".")
+
+
+def test_a_short_beginning_is_not_worth_a_pass(tokenizer: Any) -> None:
+    prompts = [SHOTS + prompt for prompt in PROMPTS]
+    for count, expected in ((5, 0), (60, 30)):
+        plan = GenerationPlan(
+            prompts[:1] * (count - 1) + prompts[1:2],
+            [SETTINGS] * count,
+            tokenizer,
+            max_length=64,
+            batch_size=64,
+            device="cpu",
+        )
+        assert plan._batches[0].beginning == expected
+
+
+def test_sliding_window(tokenizer: Any, make_model: Callable) -> None:
+    model = make_model("mistral", sliding_window=4)
+    assert texts(model, tokenizer, SETTINGS, 1) == one_by_one(model, tokenizer, 14, ".")
+
+
+def test_stop_strings_of_several_words(tokenizer: Any, llama: Any) -> None:
+    whole = one_by_one(llama, tokenizer, 14, "never said")
+    words = max(whole, key=len).split()
+    stop = f"{words[1]} {words[2]}"
+    stopped = texts(llama, tokenizer, {"until": [stop], "max_gen_toks": 14})
+    assert stopped == [text.split(stop)[0] for text in whole]
+    assert stopped != whole
+
+
+def test_other_settings_go_to_generate(tokenizer: Any, llama: Any, make_model: Callable) -> None:
+    penalised = texts(llama, tokenizer, {**SETTINGS, "repetition_penalty": 5.0})
+    assert penalised != texts(llama, tokenizer, SETTINGS)
+    model = make_model("llama")
+    model.generation_config.repetition_penalty = 5.0  # the model's own setting counts as in lm-eval
+    assert texts(model, tokenizer, SETTINGS) == penalised
+
+
+def test_an_end_token_of_the_generation_config(tokenizer: Any, make_model: Callable) -> None:
+    model = make_model("llama")
+    before = texts(model, tokenizer, {"until": [], "max_gen_toks": 14})
+    second = tokenizer.convert_tokens_to_ids(before[0].split()[1])
+    model.generation_config.eos_token_id = [2, second]
+    after = texts(model, tokenizer, {"until": [], "max_gen_toks": 14})
+    assert after[0].split() == before[0].split()[:2]
+
+
+def test_nan_stops_generate_too(tokenizer: Any, make_model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    monkeypatch.setattr(generation, "_loop_applies", lambda *_: False)
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(ValueError, match="the model produced NaN"):
+        texts(model, tokenizer, SETTINGS)
+
+
+@pytest.mark.parametrize("extra", [{"do_sample": True}, {"num_beams": 2}, {"max_length": 9}])
+def test_settings_that_are_refused(extra: dict[str, Any], tokenizer: Any) -> None:
+    with pytest.raises(TaskError, match="set do_sample: false, num_beams: 1 and max_gen_toks"):
+        texts(None, tokenizer, {**SETTINGS, **extra})

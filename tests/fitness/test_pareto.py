@@ -1,0 +1,57 @@
+"""Fronts, crowding distances and hypervolumes: against pymoo, and by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fitness.pareto import crowding, hypervolume, ranks
+
+points = st.integers(1, 25).flatmap(
+    lambda count: st.integers(2, 3).flatmap(
+        lambda objectives: arrays(np.float64, (count, objectives), elements=st.integers(0, 6).map(float))
+    )
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(points)
+def test_ranks_are_pymoos(point_NM):
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+    _, expected = NonDominatedSorting().do(-point_NM, return_rank=True)
+    assert np.array_equal(ranks(point_NM), expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_crowding_distances_are_pymoos(seed):
+    from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+
+    front = np.random.default_rng(seed).random((12, 2))
+    assert np.allclose(crowding(front), calc_crowding_distance(-front))
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_hypervolume_is_pymoos(objectives):
+    from pymoo.indicators.hv import HV
+
+    some = np.random.default_rng(objectives).random((15, objectives))
+    corner = np.full(objectives, 0.2)
+    assert hypervolume(some, corner) == pytest.approx(HV(ref_point=-corner)(-some))
+
+
+def test_hypervolume_by_hand():
+    assert hypervolume([(2, 1), (1, 2)], (0, 0)) == 3
+    assert hypervolume([(2, 1), (1, 2), (1, 1), (9, -1)], (0, 0)) == 3
+    assert hypervolume([], (0, 0)) == 0
+
+
+def test_who_misses_less_dominates():
+    assert ranks([(0, 0), (1, 1), (9, 9)], [0.0, 0.5, 0.7]).tolist() == [0, 1, 2]
+    assert ranks([(0, 1), (1, 0), (2, 2)], [0.5, 0.5, 0.5]).tolist() == [1, 1, 0]
+
+
+def test_the_ends_of_a_front_are_never_crowded():
+    assert crowding([(0, 3), (1, 2), (1.5, 1.5), (3, 0)]).tolist() == pytest.approx([np.inf, 0.5, 2 / 3, np.inf])
+    assert crowding([(1, 1)]).tolist() == [np.inf]

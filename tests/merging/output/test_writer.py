@@ -1,0 +1,201 @@
+"""Writing checkpoints: complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evomerge.merging.output import writer
+from evomerge.merging.output.card import model_card
+from evomerge.merging.output.writer import OutputError, WriteError, write_checkpoint
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.parameter_values import constant
+from search_spaces.recipes.recipe import Recipe, Slice, Source
+
+
+def average(family: Any, **changes: Any) -> Recipe:
+    sources = tuple(Source(path, (0, family.layers), (("weight", constant(1.0)),)) for path in family.references[1:])
+    return Recipe("linear", (Slice(sources),), **{"base_model": family.base, "out_dtype": "bfloat16", **changes})
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_folder_holds_everything(llama: Any, tmp_path: Path) -> None:
+    out = write_checkpoint(llama.engine(), average(llama), tmp_path / "deep" / "out")
+    assert left_over(out) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "recipe.yaml",
+    ]
+    assert left_over(out.parent) == ["out"]
+    assert Recipe.from_file(out / "recipe.yaml") == average(llama)
+
+
+def test_empty_folder_is_used(llama: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert (write_checkpoint(llama.engine(), average(llama), tmp_path / "out") / "config.json").is_file()
+
+
+def test_written_folder_is_a_source(llama: Any, tmp_path: Path) -> None:
+    from evomerge.merging.sources.checkpoints import Checkpoint
+
+    engine = llama.engine()
+    out = write_checkpoint(engine, average(llama), tmp_path / "out")
+    merged = Checkpoint.open(str(out))
+    module = engine.apply(average(llama))
+    for name in merged.names:
+        assert torch.equal(merged.tensor(name).float(), module.get_parameter(name))
+
+
+def test_tokenizer_is_copied_as_it_is(llama: Any, tmp_path: Path) -> None:
+    from evomerge.merging.engine.engine import MergeEngine
+    from evomerge.merging.sources.checkpoints import Checkpoint
+
+    paths = []
+    for index, reference in enumerate(llama.references):
+        path = Path(shutil.copytree(reference, tmp_path / f"m{index}"))
+        (path / "tokenizer.json").write_text(f'{{"of": {index}}}')
+        (path / "chat_template.jinja").write_text(f"template {index}")
+        paths.append(str(path))
+    engine = MergeEngine({path: Checkpoint.open(path) for path in paths}, base=paths[0])
+    recipe = average(llama).with_models(dict(zip(llama.references, paths, strict=True)))
+    first = write_checkpoint(engine, recipe, tmp_path / "a")
+    assert (first / "tokenizer.json").read_text() == '{"of": 0}'
+    assert (first / "chat_template.jinja").read_text() == "template 0"
+    second = write_checkpoint(engine, recipe, tmp_path / "b", tokenizer_from=paths[2])
+    assert (second / "tokenizer.json").read_text() == '{"of": 2}'
+
+
+def test_chat_template_of_the_recipe(llama: Any, tmp_path: Path) -> None:
+    recipe = average(llama, chat_template="{{ messages }}")
+    out = write_checkpoint(llama.engine(), recipe, tmp_path / "out")
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
+    with pytest.raises(RecipeError, match="'vicuna' is no template; write Jinja text, auto, or one of alpaca, chatml"):
+        write_checkpoint(llama.engine(), average(llama, chat_template="vicuna"), tmp_path / "other")
+
+
+# --- what goes wrong ---
+
+
+def test_existing_folder_is_kept(llama: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    with pytest.raises(OutputError, match=r"the folder exists and is not empty; name a new one or remove it"):
+        write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
+    assert left_over(tmp_path / "out") == ["precious"]
+
+
+def test_existing_file_is_kept(llama: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(OutputError, match=r"a file of that name exists; name a new folder"):
+        write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
+
+
+def test_full_disk_is_noticed_before_writing(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
+    with pytest.raises(WriteError, match=r"the disk has 0.00 GB free and the model needs .*; free some space or name"):
+        write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "the disk became full while writing; free some space",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied"),
+            "cannot be written .*; check the folder's permissions",
+        ),
+    ],
+)
+@pytest.mark.parametrize("step", ["save_pretrained", "fsync", "replace"])
+def test_failing_disk_leaves_nothing(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, error: OSError, text: str, step: str
+) -> None:
+    from transformers import PreTrainedModel
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    save = PreTrainedModel.save_pretrained
+
+    def save_then_fail(self: Any, folder: Path, **options: Any) -> None:
+        save(self, folder, **options)
+        assert (folder / "config.json").is_file()
+        fail()
+
+    if step == "save_pretrained":
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_then_fail)
+    else:
+        monkeypatch.setattr(writer.os, step, fail)
+    with pytest.raises(WriteError, match=text) as caught:
+        write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert left_over(tmp_path) == []
+
+
+def test_safetensors_own_error_for_a_full_disk(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+    from transformers import PreTrainedModel
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise SafetensorError('Error while serializing: I/O error: Os { code: 28, message: "No space left on device" }')
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
+    with pytest.raises(WriteError, match=r"the disk became full while writing"):
+        write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
+    assert left_over(tmp_path) == []
+
+
+# --- the card ---
+
+
+def test_card_says_what_was_merged_and_not_where_it_lay(llama: Any) -> None:
+    card = model_card(average(llama), llama.checkpoints, ["Found by a search."])
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "# Merge of expert1, expert2, base" in card
+    assert "Found by a search." in card
+    assert "merge_method: linear" in card
+    assert str(Path(llama.base).parent) not in card
+
+
+def test_card_keeps_folders_of_one_name_apart(llama: Any) -> None:
+    moved = {path: f"/models/{index}/final" for index, path in enumerate(llama.references)}
+    checkpoints = {moved[path]: checkpoint for path, checkpoint in llama.checkpoints.items()}
+    card = model_card(average(llama).with_models(moved), checkpoints)
+    assert "# Merge of final, final-1, final-2" in card
+
+
+def test_card_takes_the_licence_on_which_all_sources_agree(llama: Any, tmp_path: Path) -> None:
+    import yaml
+
+    from evomerge.merging.sources.checkpoints import Checkpoint
+
+    paths = [Path(shutil.copytree(path, tmp_path / Path(path).name)) for path in llama.references]
+    recipe = average(llama).with_models(dict(zip(llama.references, map(str, paths), strict=True)))
+    checkpoints = {str(path): Checkpoint.open(str(path)) for path in paths}
+
+    def front() -> dict[str, Any]:
+        return yaml.safe_load(model_card(recipe, checkpoints).split("---")[1])
+
+    for path in paths:
+        (path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    assert front()["license"] == "mit"
+    assert front()["tags"] == ["merge", "evomerge"]
+    (paths[1] / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert "license" not in front()
+    assert "expert1: apache-2.0" in model_card(recipe, checkpoints)

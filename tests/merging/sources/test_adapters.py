@@ -1,0 +1,201 @@
+"""LoRA adapters as sources: what peft's own merge gives, tensor by tensor; and every kind that is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.sources.adapters import AdapterCheckpoint
+from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.open_sources import open_source, open_sources
+from evomerge.merging.sources.preflight import check
+from search_spaces.recipes.baselines import source_recipe
+from search_spaces.recipes.references import adapted
+
+peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+
+PLAIN = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("llama", PLAIN),
+    "rslora": ("llama", PLAIN | {"use_rslora": True, "lora_alpha": 3}),
+    "patterns": (
+        "llama",
+        PLAIN | {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {r"layers.[12].*.q_proj": 5}},
+    ),
+    "saved": ("llama", PLAIN | {"modules_to_save": ["lm_head", "norm"]}),
+    "biases": ("qwen2", PLAIN | {"bias": "all"}),
+    "embeddings": ("llama", {"r": 3, "target_modules": ["embed_tokens", "v_proj"]}),
+    "transposed": ("gpt2", {"r": 4, "target_modules": ["c_attn"]}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_are_what_peft_merges(families: Any, make_adapter: Any, tmp_path: Path, kind: str) -> None:
+    name, settings = KINDS[kind]
+    base = families(name).base
+    path, expected = make_adapter(base, tmp_path / "adapter", **settings)
+    adapter = open_source(str(path), Checkpoint.open(base))
+    assert isinstance(adapter, AdapterCheckpoint)
+    plain = Checkpoint.open(base)
+    changed = {*adapter.adapted, *adapter.replaced}
+    assert changed
+    for tensor in adapter.names:
+        assert torch.allclose(adapter.tensor(tensor).float(), expected[tensor], atol=1e-6), tensor
+        assert torch.equal(adapter.tensor(tensor), plain.tensor(tensor)) == (tensor not in changed)
+        assert adapter.shape(tensor) == tuple(expected[tensor].shape)
+
+
+def test_the_engine_takes_an_adapter_for_a_checkpoint(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    path, expected = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    sources = open_sources({"base": llama.base, "expert": str(path)}, "base")
+    assert check(sources, "base").warnings == ()
+    expert = sources["expert"]
+    engine = MergeEngine({c.reference: c for c in sources.values()}, base=llama.base)
+    merged = engine.apply(source_recipe(expert.reference, expert.layout, out_dtype="float32"))
+    for name, values in merged.named_parameters():
+        assert torch.allclose(values, expected[name], atol=1e-6)
+    assert expert.tokenizer_files == sources["base"].tokenizer_files
+    assert expert.architecture_key(expert.config) == sources["base"].architecture_key(expert.config)
+    own, base = {"adapter_config.json", "adapter_model.safetensors"}, {"config.json", "model.safetensors"}
+    assert set(expert.fingerprint()["files"]) == own | base
+
+
+def test_the_base_is_found_through_the_adapter(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    shutil.copytree(llama.base, tmp_path / "base")
+    path, expected = make_adapter(str(tmp_path / "base"), tmp_path / "adapter", **PLAIN)
+    edit(path, base_model_name_or_path="../base")
+    adapter = open_source(str(path))
+    assert torch.allclose(adapter.tensor(adapter.adapted[0]), expected[adapter.adapted[0]], atol=1e-6)
+    edit(path, base_model_name_or_path="nowhere/at-all")
+    with pytest.raises(CheckpointError, match=r"its base nowhere/at-all is not here; name the base of the merge"):
+        open_source(str(path))
+    edit(path, base_model_name_or_path=None)
+    with pytest.raises(CheckpointError, match=r"names no base; name it as the base of the merge \(base_model: BASE\)"):
+        open_source(str(path))
+
+
+def test_another_base_is_refused(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    path, _ = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    with pytest.raises(
+        CheckpointError, match=r"was trained on .*base, whose weights are not those of .*; name .* as the"
+    ):
+        open_source(str(path), Checkpoint.open(llama.references[1]))
+    moved = Path(shutil.copytree(llama.base, tmp_path / "copy"))
+    assert open_source(str(path), Checkpoint.open(str(moved))).names
+
+
+def test_a_base_that_cannot_be_verified_is_a_warning(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    path, _ = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    edit(path, base_model_name_or_path="org/model-7b")
+    sources = open_sources({"base": llama.base, "expert": str(path)}, "base")
+    assert any("names org/model-7b as its base, and nothing shows" in line for line in check(sources, "base").warnings)
+
+
+def test_an_adapter_goes_on_the_model_that_the_reference_names(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    path, expected = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    pair, other = adapted(llama.base, str(path)), adapted(llama.references[1], str(path))
+    sources = open_sources({"base": llama.base, "pair": pair, "other": other}, "base")
+    assert sources["pair"].base is sources["base"]
+    for tensor in sources["pair"].names:
+        assert torch.allclose(sources["pair"].tensor(tensor).float(), expected[tensor], atol=1e-6)
+        delta = sources["pair"].tensor(tensor).float() - sources["base"].tensor(tensor).float()
+        moved = sources["other"].tensor(tensor).float() - sources["other"].base.tensor(tensor).float()
+        assert torch.allclose(moved, delta, atol=1e-6)
+    assert sources["pair"].fingerprint()["files"] != sources["other"].fingerprint()["files"]
+    warnings = check(sources, "base").warnings
+    (warning,) = (line for line in warnings if "as its base" in line)
+    assert warning.startswith("other: ")
+    assert warning.endswith(f"nothing shows that {llama.references[1]} is the same")
+    with pytest.raises(CheckpointError, match=r"is no LoRA adapter; name a folder with adapter_config.json"):
+        open_source(adapted(llama.base, llama.references[1]))
+    with pytest.raises(CheckpointError, match=r"adapters are put on whole models; name its base instead"):
+        open_source(adapted(str(path), str(path)))
+
+
+def edit(path: Path, **values: Any) -> None:
+    config = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps(config | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"peft_type": "IA3"}, r"its peft_type is IA3 and only LORA can be merged; merge the adapter into its model"),
+        ({"use_dora": True}, r"sets use_dora, which is more than a low-rank delta; merge the adapter into its model"),
+        ({"lora_bias": True}, r"sets lora_bias"),
+        ({"target_parameters": ["experts"]}, r"sets target_parameters"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            r"started with init_lora_weights=pissa_niter_4, .*; save it with path_",
+        ),
+        (
+            {"alpha_pattern": {"(": 3}},
+            r"alpha_pattern '\(' in adapter_config.json is no regular expression; correct it",
+        ),
+    ],
+)
+def test_other_kinds_are_refused(llama: Any, make_adapter: Any, tmp_path: Path, values: Any, message: str) -> None:
+    path, _ = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    edit(path, **values)
+    with pytest.raises(CheckpointError, match=message):
+        open_source(str(path), Checkpoint.open(llama.base))
+
+
+def test_pickles_and_damage_are_refused(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    path, _ = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    base, weights = Checkpoint.open(llama.base), path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match=r"is damaged or cut short \(.*\); download or save it again"):
+        open_source(str(path), base)
+    weights.rename(path / "adapter_model.bin")
+    with pytest.raises(
+        CheckpointError, match=r"only pickled weights, which can run code when read in the folder; save"
+    ):
+        open_source(str(path), base)
+    (path / "adapter_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"adapter_config.json is damaged .*; save the adapter again"):
+        open_source(str(path), base)
+
+
+Change = Callable[[dict[str, torch.Tensor]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(next(key for key in t if "lora_A" in key)), r"has lora_B without its other half; save"),
+        (lambda t: t.update({k: v[:, :-1].contiguous() for k, v in t.items() if "lora_A" in k}), r"its delta of .* is"),
+        (
+            lambda t: t.update({"base_model.model.model.mystery.weight": torch.ones(3)}),
+            r"does not have .*; name the base",
+        ),
+        (lambda t: t.update({"base_model.model.x.ia3_l": torch.ones(3)}), r"x.ia3_l is no tensor of a LoRA; merge"),
+        (lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(70, 32)}), r"shape \[70, 32\] .*vocabulary"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    llama: Any, make_adapter: Any, tmp_path: Path, change: Change, message: str
+) -> None:
+    path, _ = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    tensors = load_file(path / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        open_source(str(path), Checkpoint.open(llama.base))
+
+
+def test_tied_embeddings_are_not_adapted(families: Any, make_adapter: Any, tmp_path: Path) -> None:
+    base = families("llama_tied").base
+    path, _ = make_adapter(base, tmp_path / "adapter", r=2, target_modules=["embed_tokens"])
+    with pytest.raises(
+        CheckpointError, match=r"ties its head, and a merge cannot tell whether the head was meant; merge"
+    ):
+        open_source(str(path), Checkpoint.open(base))

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from evomerge.runs.result import ALL_TASKS, Entry, Result, table
+from evomerge.runs.run import LogError
+from fitness.results import Evaluation
+from search_spaces.recipes.baselines import source_recipe
+
+RECIPE = source_recipe("somewhere", 2)
+
+
+def scored(name, kind, **tasks):
+    """Return an entry with these 0/1 scores by task."""
+    items = [f"{task}/test/{index}" for task, scores in tasks.items() for index in range(len(scores))]
+    values = np.concatenate([np.asarray(scores, np.float32) for scores in tasks.values()])
+    return Entry(name, kind, RECIPE), Evaluation("ok", (float(values.mean()),), (0.0,), tuple(items), values)
+
+
+def right(count, of=100):
+    return [1.0] * count + [0.0] * (of - count)
+
+
+def test_one_task():
+    rows = table(
+        [
+            scored("found", "found", a=right(80)),
+            scored("distribution mean", "mean", a=right(79)),
+            scored("base", "source", a=right(30)),
+            scored("uniform average", "uniform", a=right(60)),
+        ],
+        {"a": 2.0},
+    )
+    assert [(row.name, row.score, row.items) for row in rows] == [
+        ("found", 0.8, 100),
+        ("distribution mean", 0.79, 100),
+        ("base", 0.3, 100),
+        ("uniform average", 0.6, 100),
+    ]
+    # Against the best source or baseline, the uniform average: 20 items better, none worse.
+    assert rows[0].p_value == pytest.approx(2 * 0.5**20)
+    assert rows[0].p_value == rows[3].p_value
+    assert rows[1].p_value == 1.0
+    assert rows[2].p_value < rows[3].p_value
+    assert rows[0].low < 0.8 < rows[0].high
+
+
+def test_the_best_rival_is_chosen_task_by_task():
+    rows = table(
+        [
+            scored("found", "found", a=right(80), b=right(50)),
+            scored("x", "source", a=right(80), b=right(10)),
+            scored("y", "source", a=right(10), b=right(40)),
+        ],
+        {"a": 1.0, "b": 3.0},
+    )
+    found = {row.task: row for row in rows if row.kind == "found"}
+    assert found["a"].p_value == 1.0  # x is as good
+    assert found["b"].p_value == pytest.approx(2 * 0.5**10)
+    assert found[ALL_TASKS].score == pytest.approx((0.8 + 3 * 0.5) / 4)
+    assert found[ALL_TASKS].items == 200
+    assert found[ALL_TASKS].low < found[ALL_TASKS].score < found[ALL_TASKS].high
+
+
+def test_a_found_recipe_equal_to_a_rival_is_not_significant():
+    rows = table([scored("found", "found", a=right(50)), scored("x", "source", a=right(50))], {"a": 1.0})
+    assert [row.p_value for row in rows] == [1.0, 1.0]
+
+
+def test_the_json_reads_back(tmp_path):
+    file = tmp_path / "result.json"
+    rows = table([scored("found", "found", a=right(50)), scored("x", "source", a=right(40))], {"a": 1.0})
+    result = Result(rows, "abc", 10, 200, {"merge": 1.0, "overhead": 0.5}, 0.6, 0.1)
+    file.write_text(result.to_json(), encoding="utf-8")
+    assert Result.read(file) == result
+    file.write_text(result.to_json()[:-20], encoding="utf-8")
+    with pytest.raises(LogError, match=r"result\.json cannot be read .*; remove it"):
+        Result.read(file)

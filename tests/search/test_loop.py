@@ -1,0 +1,309 @@
+"""The driver: order of events, cache, budgets, failures, and resuming by replay."""
+
+import time
+
+import numpy as np
+import pytest
+
+from evomerge.config.search_file import BudgetConfig
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import Asked, Run, Told
+from evomerge.search.loop import Search, SearchError
+from evomerge.strategies import CmaEsConfig, RandomConfig
+from fitness.estimation.estimators import Known
+from fitness.estimation.evaluation_plan import EstimatedMeasure, PlainMeasure
+from fitness.objectives import Objectives
+from fitness.results import Evaluation
+
+ONE_TASK = Objectives({"t": 1.0})
+ITEMS = ("t/test/0", "t/test/1")
+CONFIGS = {"cma_es": CmaEsConfig(population=6, mean_every=2), "random": RandomConfig(population=6)}
+
+
+class SyntheticPool:
+    """Scores a recipe by its genotype; `fails(n)` says whether its n-th evaluation fails."""
+
+    def __init__(self, space, fitness_of, *, capacity=1, fails=lambda count: False, dies_at=None):
+        self.space, self.fitness_of = space, fitness_of
+        self.capacity, self.fails, self.dies_at = capacity, fails, dies_at
+        self.queue, self.count = [], 0
+
+    @property
+    def free(self):
+        return self.capacity - len(self.queue)
+
+    def submit(self, tag, recipe, items):
+        self.queue.append((tag, recipe, tuple(items)))
+
+    def wait(self):
+        queue, self.queue = self.queue, []
+        return [(tag, self.evaluate(recipe, items)) for tag, recipe, items in queue]
+
+    def evaluate(self, recipe, items):
+        self.count += 1
+        if self.count == self.dies_at:
+            raise KeyboardInterrupt
+        seconds = {"merge": 1e-6, "score": 2e-6, "wait": 0.0}  # less than the driver itself takes
+        if self.fails(self.count):
+            return Evaluation.failed("OutOfMemoryError: injected", seconds)
+        value = self.fitness_of(self.space.encode(recipe))
+        return Evaluation("ok", (value,), (0.1,), items, np.full(len(items), value, np.float32), seconds)
+
+
+@pytest.fixture
+def space(make_space):
+    return make_space(5)
+
+
+@pytest.fixture
+def create(tmp_path):
+    runs = []
+
+    def create(name="run"):
+        runs.append(Run.create(tmp_path / name, "seed: 0\n", {}))
+        return runs[-1]
+
+    yield create
+    for run in runs:
+        run.close()
+
+
+def search(run, space, config=CONFIGS["cma_es"], evaluations=40, hours=None):
+    budget = BudgetConfig(evaluations=evaluations, hours=hours)
+    return Search(run, space, config.build(space, 0), budget, PlainMeasure(ITEMS, ONE_TASK))
+
+
+def signature(run):
+    """Return all of a run's events but the times."""
+    events = []
+    for event in run.events():
+        if isinstance(event, Asked):
+            candidate = event.candidate
+            key = (candidate.id, candidate.kind, candidate.generation, candidate.genotype.tobytes(), event.recipe)
+        else:
+            evaluation = event.evaluation
+            key = (event.candidate, evaluation.status, evaluation.objectives, evaluation.scores.tobytes(), event.cached)
+        events.append((type(event).__name__, key))
+    return events
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_candidate_is_asked_then_told(create, space, fitness_of, name):
+    run = create()
+    search(run, space, CONFIGS[name]).search(SyntheticPool(space, fitness_of))
+    events = list(run.events())
+    assert [type(event) for event in events] == [Asked, Told] * 40
+    assert [event.candidate for event in events[1::2]] == list(range(40))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dies_at", [1, 2, 7, 20, 39])
+def test_a_stopped_search_goes_on_exactly(create, space, fitness_of, name, dies_at):
+    whole = create("whole")
+    search(whole, space, CONFIGS[name]).search(SyntheticPool(space, fitness_of))
+    run = create()
+    with pytest.raises(KeyboardInterrupt):
+        search(run, space, CONFIGS[name]).search(SyntheticPool(space, fitness_of, dies_at=dies_at))
+    search(run, space, CONFIGS[name]).search(SyntheticPool(space, fitness_of))
+    assert signature(run) == signature(whole)
+
+
+def inherited():
+    """Return a measure that learns from every candidate, over 30 items."""
+    items = tuple(f"t/test/{index}" for index in range(30))
+    parents = np.array([np.arange(30) % modulus == 0 for modulus in (2, 3)], np.float64)
+    return EstimatedMeasure(items, {"t": Known(30, parents=parents)}, ONE_TASK, "inherited", 8, seed=0)
+
+
+@pytest.mark.parametrize("dies_at", [3, 18, 31])
+def test_a_measure_that_learns_goes_on_exactly_too(create, space, dies_at):
+    def share(genotype):
+        return float(np.clip(np.mean(genotype), 0, 1))
+
+    def start(run):
+        return Search(run, space, CONFIGS["cma_es"].build(space, 0), BudgetConfig(evaluations=36), inherited())
+
+    whole, run = create("whole"), create()
+    start(whole).search(SyntheticPool(space, share))
+    with pytest.raises(KeyboardInterrupt):
+        start(run).search(SyntheticPool(space, share, dies_at=dies_at))
+    start(run).search(SyntheticPool(space, share))
+    assert signature(run) == signature(whole)
+    assert len({event.evaluation.items for event in run.events() if isinstance(event, Told)}) > 3
+
+
+def test_several_workers_score_the_same_candidates(create, space, fitness_of):
+    one, three = create("one"), create("three")
+    search(one, space).search(SyntheticPool(space, fitness_of))
+    search(three, space).search(SyntheticPool(space, fitness_of, capacity=3))
+    asked = [[key for kind, key in signature(run) if kind == "Asked"] for run in (one, three)]
+    assert asked[0] == asked[1]
+
+
+class UnevenPool(SyntheticPool):
+    """Several workers; which one is done next is up to chance."""
+
+    def __init__(self, *arguments, seed=0, **settings):
+        super().__init__(*arguments, **settings)
+        self.rng = np.random.default_rng(seed)
+
+    def wait(self):
+        tag, recipe, items = self.queue.pop(self.rng.integers(len(self.queue)))
+        return [(tag, self.evaluate(recipe, items))]
+
+
+def share(genotype):
+    """Return a fitness in [0, 1]."""
+    return float(np.clip(np.mean(genotype), 0, 1))
+
+
+@pytest.mark.parametrize("measure", [lambda: PlainMeasure(ITEMS, ONE_TASK), inherited], ids=["plain", "inherited"])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_synchronous_search_does_not_depend_on_which_worker_is_quicker(create, space, measure, seed):
+    def start(run):
+        return Search(run, space, CONFIGS["cma_es"].build(space, 0), BudgetConfig(evaluations=30), measure())
+
+    one, many = create("one"), create("many")
+    start(one).search(SyntheticPool(space, share))
+    start(many).search(UnevenPool(space, share, capacity=4, seed=seed))
+    assert sorted(signature(one)) == sorted(signature(many))
+    told = [event.candidate for event in many.events() if isinstance(event, Told)]
+    assert told != sorted(told)  # each is recorded when it is there
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dies_at", [2, 9, 23, 38])
+def test_with_several_workers_a_stopped_search_loses_only_what_was_in_flight(create, space, name, dies_at):
+    run, whole = create(), create("whole")
+    with pytest.raises(KeyboardInterrupt):
+        search(run, space, CONFIGS[name]).search(UnevenPool(space, share, capacity=4, dies_at=dies_at))
+    before = signature(run)
+    search(run, space, CONFIGS[name]).search(UnevenPool(space, share, capacity=3, seed=1))
+    assert signature(run)[: len(before)] == before
+    told = [event.candidate for event in run.events() if isinstance(event, Told)]
+    assert sorted(told) == list(range(40))
+    search(whole, space, CONFIGS[name]).search(SyntheticPool(space, share))
+    assert sorted(signature(run)) == sorted(signature(whole))
+
+
+def test_a_recipe_that_is_being_scored_is_not_scored_twice(create, space):
+    start = space.start.copy()
+
+    class Stuck(RandomConfig().build(space, 0).__class__):
+        """Proposes the start point again and again."""
+
+        def _propose(self, n):
+            return [(start.copy(), "sample", 0)]
+
+    run = create()
+    pool = UnevenPool(space, share, capacity=4, fails=lambda count: count == 1)
+    strategy = Stuck(space, 0, RandomConfig())
+    Search(run, space, strategy, BudgetConfig(evaluations=9), PlainMeasure(ITEMS, ONE_TASK)).search(pool)
+    told = [event for event in run.events() if isinstance(event, Told)]
+    assert pool.count == 2  # the first one failed, so the next with this recipe was tried
+    assert [event.evaluation.status for event in told] == ["failed"] + ["ok"] * 8
+    assert [event.cached for event in told] == [False, False] + [True] * 7
+
+
+def test_a_changed_algorithm_is_noticed(create, space, fitness_of):
+    run = create()
+    search(run, space, evaluations=20).search(SyntheticPool(space, fitness_of))
+    with pytest.raises(SearchError, match=r"no longer proposes candidate 0 as recorded.*start a new run"):
+        search(run, space, RandomConfig())
+    other = CmaEsConfig(population=6, mean_every=2, sigma=0.3)
+    with pytest.raises(SearchError, match="no longer proposes candidate"):
+        search(run, space, other)
+
+
+def test_an_equal_recipe_is_not_scored_twice(create, space, fitness_of):
+    run, pool = create(), SyntheticPool(space, fitness_of)
+    config = CmaEsConfig(population=4, mean_every=1)
+    start = space.start.copy()
+
+    class Stuck(type(config.build(space, 0))):
+        """Proposes the start point again and again."""
+
+        def _propose(self, n):
+            return [(start.copy(), "sample", 0)]
+
+        def _learn(self, candidate, evaluation):
+            pass
+
+    measure = PlainMeasure(ITEMS, ONE_TASK)
+    Search(run, space, Stuck(space, 0, config), BudgetConfig(evaluations=10), measure).search(pool)
+    ledger = Ledger(run.events())
+    assert pool.count == 1
+    assert (ledger.cached, len(ledger.told), ledger.item_evaluations) == (9, 10, len(ITEMS))
+    assert ledger.evaluation(9).fitness == ledger.evaluation(0).fitness
+
+
+def test_a_failed_candidate_is_recorded_and_the_search_goes_on(create, space, fitness_of):
+    run = create()
+    search(run, space).search(SyntheticPool(space, fitness_of, fails=lambda count: count % 3 == 0))
+    ledger = Ledger(run.events())
+    assert ledger.failed == 13
+    assert len(ledger.told) == 40
+    assert "injected" in ledger.evaluation(2).reason
+    assert 2 not in ledger.ranking()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_when_a_whole_generation_fails_the_search_stops_and_says_so(create, space, fitness_of, name):
+    run = create()
+    pool = SyntheticPool(space, fitness_of, fails=lambda count: count > 9)
+    with pytest.raises(SearchError, match=r"candidates of generation \d failed.*injected.*evomerge resume"):
+        search(run, space, CONFIGS[name], evaluations=60).search(pool)
+    told = len(Ledger(run.events()).told)
+    assert 14 <= told <= 24
+    # With the cause mended, it goes on from there.
+    search(run, space, CONFIGS[name], evaluations=60).search(SyntheticPool(space, fitness_of))
+    assert len(Ledger(run.events()).told) == 60
+
+
+def test_one_failure_after_a_resume_is_no_failed_generation(create, space, fitness_of):
+    run = create()
+    with pytest.raises(KeyboardInterrupt):
+        search(run, space).search(SyntheticPool(space, fitness_of, dies_at=7))
+    search(run, space).search(SyntheticPool(space, fitness_of, fails=lambda count: count == 1))
+    ledger = Ledger(run.events())
+    assert (len(ledger.told), ledger.failed) == (40, 1)
+
+
+def test_when_all_of_a_short_budget_fails_that_is_said_too(create, space, fitness_of):
+    with pytest.raises(SearchError, match=r"all 3 candidates failed, the last with.*injected"):
+        search(create(), space, evaluations=3).search(SyntheticPool(space, fitness_of, fails=lambda count: True))
+
+
+def test_hours_end_a_search_and_count_over_sessions(create, space, fitness_of):
+    def slow(genotype):
+        time.sleep(0.02)
+        return fitness_of(genotype)
+
+    run = create()
+    search(run, space, evaluations=1000, hours=0.2 / 3600).search(SyntheticPool(space, slow))
+    told = len(Ledger(run.events()).told)
+    assert 2 <= told <= 15
+    search(run, space, evaluations=1000, hours=0.2 / 3600).search(SyntheticPool(space, slow))
+    assert len(Ledger(run.events()).told) == told
+
+
+def test_the_best_recipe_is_on_disk_while_the_search_runs(create, space, fitness_of):
+    run = create()
+    with pytest.raises(KeyboardInterrupt):
+        search(run, space).search(SyntheticPool(space, fitness_of, dies_at=12))
+    ledger = Ledger(run.events())
+    from search_spaces.recipes.recipe import Recipe
+
+    assert Recipe.from_file(run.path / "best.yaml").hash == ledger.asked[ledger.best].recipe
+
+
+def test_the_ledger_is_the_same_live_and_from_the_log(create, space, fitness_of):
+    run = create()
+    live = search(run, space)
+    live.search(SyntheticPool(space, fitness_of, fails=lambda count: count == 4))
+    read = Ledger(run.events())
+    for name in ("best", "failed", "cached", "item_evaluations", "elapsed", "seconds"):
+        assert getattr(live.ledger, name) == getattr(read, name)
+    assert live.ledger.ranking() == read.ranking()
+    assert read.seconds["merge"] == pytest.approx(40e-6)
+    assert sum(read.seconds.values()) == pytest.approx(read.elapsed)

@@ -1,0 +1,198 @@
+"""Racing in a search: blocks, who is stopped, what is told, and resuming in the middle of a race."""
+
+import numpy as np
+import pytest
+
+from evomerge.config.search_file import BudgetConfig
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import Run, Told
+from evomerge.search.item_blocks import in_blocks
+from evomerge.search.loop import Search
+from evomerge.search.racing_pool import RacingPool
+from evomerge.strategies import CmaEsConfig, RandomConfig
+from fitness.config import RacingConfig
+from fitness.estimation.estimators import Known
+from fitness.estimation.evaluation_plan import EstimatedMeasure, PlainMeasure
+from fitness.objectives import Objectives
+from fitness.results import Evaluation
+
+ITEMS = tuple(f"t/validation/{index}" for index in range(40))
+CONFIGS = {"cma_es": CmaEsConfig(population=8, mean_every=2), "random": RandomConfig(population=6)}
+
+
+class Answering:
+    """Workers whose candidates are right on the first so many items, the more the nearer they are to 0.8."""
+
+    def __init__(self, space, *, capacity=1, dies_at=None, fails=()):
+        self.space, self.capacity, self.dies_at, self.fails = space, capacity, dies_at, fails
+        self.queue, self.count, self.asked = [], 0, 0
+
+    @property
+    def free(self):
+        return self.capacity - len(self.queue)
+
+    def submit(self, tag, recipe, items):
+        assert self.free > 0
+        self.queue.append((tag, recipe, tuple(items)))
+
+    def wait(self):
+        queue, self.queue = self.queue, []
+        return [(tag, self.evaluate(tag, recipe, items)) for tag, recipe, items in queue]
+
+    def evaluate(self, tag, recipe, items):
+        self.count += 1
+        self.asked += len(items)
+        if self.count == self.dies_at:
+            raise KeyboardInterrupt
+        seconds = {"merge": 0.5, "score": 0.25, "wait": 0.0}
+        if tag in self.fails:
+            return Evaluation.failed("out of memory", seconds)
+        skill = 40 * np.exp(-np.abs(self.space.encode(recipe) - 0.8).mean())
+        scores = np.array([int(item.rsplit("/", 1)[1]) * 17 % 40 < skill for item in items], np.float32)
+        return Evaluation("ok", (0.0,), (0.0,), items, scores, seconds)
+
+
+def inherited():
+    parents = np.array([np.arange(40) % modulus == 0 for modulus in (2, 3)], np.float64)
+    return EstimatedMeasure(ITEMS, {"t": Known(40, parents=parents)}, Objectives({"t": 1.0}), "inherited", 20, seed=0)
+
+
+def plain():
+    return PlainMeasure(ITEMS, Objectives({"t": 1.0}))
+
+
+MEASURES = {"inherited": inherited, "plain": plain}
+
+
+@pytest.fixture
+def space(make_space):
+    return make_space(4)
+
+
+@pytest.fixture
+def start(tmp_path, space):
+    runs = []
+
+    def start(name, strategy="cma_es", measure="inherited", rules=None, **answering):
+        """Search in this run, from the start or from where it was stopped."""
+        path = tmp_path / name
+        run = Run.open(path) if path.exists() else Run.create(path, "seed: 0\n", {})
+        runs.append(run)
+        budget = BudgetConfig(evaluations=20)
+        state = Search(run, space, CONFIGS[strategy].build(space, 0), budget, MEASURES[measure]())
+        workers = Answering(space, **answering)
+        rules = rules or RacingConfig(error=0.5, block=4)
+        try:
+            state.search(RacingPool(workers, rules, state.measure, state.ledger, state.strategy, 0))
+        finally:
+            run.close()
+        return workers
+
+    return start
+
+
+def told(path):
+    """What was told of each candidate, without times."""
+    with Run.open(path) as run:
+        return [
+            (event.candidate, event.evaluation.status, event.evaluation.objectives, event.evaluation.items)
+            for event in run.events()
+            if isinstance(event, Told)
+        ]
+
+
+def test_blocks_hold_every_item_once_and_each_tasks_share():
+    items = [f"{task}/test/{index}" for task, count in (("a", 20), ("b", 20), ("c", 7)) for index in range(count)]
+    blocks = in_blocks(items, 8, seed=0)
+    assert sorted(item for block in blocks for item in block) == sorted(items)
+    assert [sum(item.startswith("a/") for item in block) for block in blocks] == [8, 12]
+    assert [sum(item.startswith("c/") for item in block) for block in blocks] == [7, 0]
+    assert blocks == in_blocks(items, 8, seed=0) != in_blocks(items, 8, seed=1)
+
+
+def test_one_block_where_there_are_no_more_items():
+    assert [len(block) for block in in_blocks(ITEMS[:5], 8, seed=0)] == [5]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("strategy", CONFIGS)
+def test_candidates_that_cannot_matter_are_stopped_and_told_with_an_estimate(start, tmp_path, strategy, measure):
+    workers = start("run", strategy, measure)
+    ledger = Ledger(Run.read(tmp_path / "run").events())
+    status = {identity: told.evaluation.status for identity, told in ledger.told.items()}
+    stopped = [identity for identity, name in status.items() if name == "stopped"]
+    assert stopped and len(ledger.told) == 20
+    whole = max(len(told.evaluation.items) for told in ledger.told.values())
+    for identity in stopped:
+        evaluation = ledger.evaluation(identity)
+        assert len(evaluation.items) < whole
+        assert np.isfinite(evaluation.fitness)
+        assert evaluation.seconds["merge"] == 0.5 * (len(evaluation.items) // 4)
+    assert workers.asked == ledger.item_evaluations < 20 * whole
+    assert status[ledger.best] == "ok" and not set(ledger.ranking()) & set(stopped)
+    means = [identity for identity, asked in ledger.asked.items() if asked.candidate.kind == "mean"]
+    assert all(status[identity] == "ok" for identity in means)
+
+
+def test_those_that_are_stopped_are_the_worse_ones(start, tmp_path, space):
+    start("run", measure="plain", rules=RacingConfig(error=0.3, block=10))
+    ledger = Ledger(Run.read(tmp_path / "run").events())
+    for generation in range(2):
+        distance = {"ok": [], "stopped": []}
+        for result in ledger.results(generation):
+            candidate = ledger.asked[result.candidate].candidate
+            if candidate.kind == "sample":
+                distance[result.evaluation.status].append(np.abs(candidate.genotype - 0.8).mean())
+        if distance["stopped"]:
+            assert np.mean(distance["stopped"]) > np.mean(distance["ok"])
+
+
+@pytest.mark.parametrize("strategy", CONFIGS)
+def test_the_number_of_workers_decides_nothing(start, tmp_path, strategy):
+    start("one", strategy)
+    start("several", strategy, capacity=3)
+    assert told(tmp_path / "one") == told(tmp_path / "several")
+
+
+@pytest.mark.parametrize(("strategy", "dies_at"), [("cma_es", 9), ("cma_es", 30), ("random", 20)])
+def test_a_race_that_was_stopped_goes_on_exactly(start, tmp_path, strategy, dies_at):
+    start("whole", strategy)
+    with pytest.raises(KeyboardInterrupt):
+        start("run", strategy, dies_at=dies_at)
+    start("run", strategy)
+    assert told(tmp_path / "run") == told(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("measure", "kept"), [("inherited", 3), ("inherited", 12), ("plain", 12)])
+def test_a_search_stopped_between_two_tells_goes_on_exactly(start, tmp_path, measure, kept, monkeypatch):
+    """The last generation's results are told in part when the process dies."""
+    start("whole", measure=measure)
+    count, record = 0, Run.record
+
+    def dies(self, event):
+        nonlocal count
+        count += isinstance(event, Told)
+        if count > kept:
+            raise KeyboardInterrupt
+        record(self, event)
+
+    monkeypatch.setattr(Run, "record", dies)
+    with pytest.raises(KeyboardInterrupt):
+        start("run", measure=measure)
+    monkeypatch.undo()
+    assert len(told(tmp_path / "run")) == kept
+    start("run", measure=measure)
+    assert told(tmp_path / "run") == told(tmp_path / "whole")
+
+
+def test_a_failed_candidate_leaves_the_race(start, tmp_path):
+    start("run", rules=RacingConfig(error=0.9, block=4), fails={2, 3, 11})
+    status = {identity: name for identity, name, _, _ in told(tmp_path / "run")}
+    assert [identity for identity, name in status.items() if name == "failed"] == [2, 3, 11]
+    assert "stopped" in status.values()
+
+
+@pytest.mark.parametrize("test", ["auto", "sprt", "wilcoxon"])
+def test_paired_comparisons(start, tmp_path, test):
+    start("run", measure="plain", rules=RacingConfig(error=0.5, block=10, keep=0.25, test=test))
+    assert {name for _, name, _, _ in told(tmp_path / "run")} <= {"ok", "stopped"}

@@ -1,0 +1,149 @@
+"""The choice among finalists: halving, what it costs, and answers that are never asked for twice."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.runs.history import Ledger
+from evomerge.runs.result import Entry
+from evomerge.runs.run import Final, Run
+from evomerge.search.recorded_scoring import Bench
+from evomerge.search.sequential_halving import best, in_order, rounds
+from fitness.objectives import means
+from fitness.results import Evaluation
+from search_spaces.recipes.baselines import source_recipe
+
+ITEMS = tuple(f"{task}/test/{index}" for task, count in (("a", 60), ("b", 3)) for index in range(count))
+
+
+def entry(name):
+    return Entry("found", "found", source_recipe(f"/models/{name}", 2))
+
+
+class Answering:
+    """A pool whose recipes are right with their own skill; counts the items asked and dies at one of them."""
+
+    free = 1
+
+    def __init__(self, skill, dies_at=None):
+        self.skill, self.dies_at = skill, dies_at
+        self.asked, self.queue = [], []
+
+    def submit(self, tag, recipe, items, answers=False):
+        self.queue.append((tag, recipe, items))
+
+    def wait(self):
+        ((tag, recipe, items),), self.queue = self.queue, []
+        if self.dies_at is not None and len(self.asked) >= self.dies_at:
+            raise KeyboardInterrupt
+        self.asked += [(recipe.hash, item) for item in items]
+        scores = np.array([right(self.skill[recipe.hash], recipe.hash, item) for item in items], np.float32)
+        return [(tag, Evaluation("ok", (0.0,), (0.0,), tuple(items), scores, {"merge": 0.5}))]
+
+    def close(self):
+        pass
+
+
+def right(skill, name, item):
+    return float(np.random.default_rng(list(f"{name}{item}".encode())).random() < skill)
+
+
+def judged(evaluation):
+    value = float(np.mean([estimate.value for estimate in means(evaluation).values()]))
+    return replace(evaluation, objectives=(value,), standard_errors=(0.0,))
+
+
+@pytest.fixture
+def bench(tmp_path):
+    def bench(pool, name="run"):
+        path = tmp_path / name
+        run = Run.open(path) if path.exists() else Run.create(path, "seed: 0\n", {})
+        return run, Bench(run, Ledger(run.events()), pool)
+
+    return bench
+
+
+def chosen(bench, finalists, **options):
+    order = in_order(ITEMS, (), np.random.default_rng(0))
+    return best(finalists, order, lambda one, items: judged(bench.confirm(one, items)), **options)
+
+
+def test_rounds_halve_and_cost_the_same():
+    assert [left for left, _ in rounds(13)] == [13, 7, 4, 2]
+    assert rounds(1) == [(1, 1.0)] and rounds(2) == [(2, 1.0)]
+
+
+@given(st.integers(1, 200))
+@settings(deadline=None)
+def test_each_round_costs_the_same_and_the_last_two_answer_all(finalists):
+    left, share = zip(*rounds(finalists), strict=True)
+    cost = np.array(left) * np.diff([0, *share])
+    assert np.allclose(cost, cost[0]) and share[-1] == pytest.approx(1)
+    assert left[-1] == min(finalists, 2)
+    assert cost.sum() <= np.ceil(np.log2(max(finalists, 2))) * 2
+
+
+def test_items_that_chose_them_come_last():
+    used = set(ITEMS[:20]) | {ITEMS[61]}
+    order = in_order(ITEMS, used, np.random.default_rng(0))
+    assert sorted(order["a"] + order["b"]) == sorted(ITEMS)
+    assert set(order["a"][-20:]) == set(ITEMS[:20]) and order["b"][-1] == ITEMS[61]
+    assert order["a"][:40] != sorted(order["a"][:40])
+
+
+def test_the_best_is_found_for_a_fraction_of_the_answers(bench):
+    finalists = [entry(name) for name in "abcdefgh"]
+    skill = {one.recipe.hash: 0.9 if one is finalists[5] else 0.3 for one in finalists}
+    pool = Answering(skill)
+    run, desk = bench(pool)
+    found, scored = chosen(desk, finalists)
+    assert found is finalists[5]
+    assert sorted(scored.items) == sorted(ITEMS)
+    assert scored.objectives == judged(replace(scored)).objectives
+    assert len(pool.asked) == len(set(pool.asked)) == desk.ledger.item_evaluations < 0.5 * 8 * len(ITEMS)
+    run.close()
+
+
+def test_without_halving_all_answer_everything_and_the_first_wins_a_tie(bench):
+    finalists = [entry(name) for name in "abc"]
+    pool = Answering({one.recipe.hash: 1.0 for one in finalists})
+    run, desk = bench(pool)
+    assert chosen(desk, finalists, halve=False)[0] is finalists[0]
+    assert len(pool.asked) == 3 * len(ITEMS)
+    run.close()
+
+
+@pytest.mark.parametrize("dies_at", [1, 40, 100, 150])
+def test_a_choice_that_was_interrupted_asks_nothing_twice(bench, dies_at):
+    finalists = [entry(name) for name in "abcdefgh"]
+    skill = {one.recipe.hash: 0.2 + 0.1 * number for number, one in enumerate(finalists)}
+    whole = Answering(skill)
+    run, desk = bench(whole, "whole")
+    expected = chosen(desk, finalists)
+    run.close()
+    first, second = Answering(skill, dies_at), Answering(skill)
+    run, desk = bench(first)
+    with pytest.raises(KeyboardInterrupt):
+        chosen(desk, finalists)
+    run.close()
+    run, desk = bench(second)
+    found, scored = chosen(desk, finalists)
+    run.close()
+    assert (found, scored.items, scored.scores.tolist()) == (
+        expected[0], expected[1].items, expected[1].scores.tolist(),
+    )  # fmt: skip
+    assert sorted(first.asked + second.asked) == sorted(whole.asked)
+
+
+def test_a_ledger_puts_the_rounds_together():
+    ledger = Ledger()
+    for items, right in (((ITEMS[0], ITEMS[1]), (1, 0)), ((ITEMS[7],), (1,))):
+        scores = np.array(right, np.float32)
+        ledger.add(Final("confirm", "x", Evaluation("ok", (1.0,), (0.0,), items, scores, {"merge": 1.5})))
+    assert ledger.answers("x") == {ITEMS[0]: 1.0, ITEMS[1]: 0.0, ITEMS[7]: 1.0}
+    both = ledger.finals["confirm", "x"]
+    assert (both.items, both.objectives, both.seconds) == ((*ITEMS[:2], ITEMS[7]), (), {"merge": 3.0})
+    assert ledger.item_evaluations == 3 and ledger.answers("y") == {}

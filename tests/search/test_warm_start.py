@@ -1,0 +1,188 @@
+"""A new search begins with what a former run has found: of another strategy, over another space."""
+
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from evomerge.config.search_file import ConfigError, load
+from evomerge.runs.history import Ledger
+from evomerge.runs.run import Asked, Run, Told
+from evomerge.search.problem import Problem
+from evomerge.search.warm_start import NUMBERS, warmed
+from evomerge.strategies import (
+    CatCmaConfig,
+    CmaEsConfig,
+    EdaConfig,
+    Founders,
+    GeneticConfig,
+    M2n2Config,
+    MapElitesConfig,
+    NevergradConfig,
+    Nsga2Config,
+    RandomConfig,
+    WarmStart,
+)
+from search_spaces.recipes.recipe import Recipe
+from tests.cli.test_every_strategy import run, write
+
+STRATEGIES = {
+    "cma_es": CmaEsConfig(population=4),
+    "eda": EdaConfig(population=4),
+    "catcma": CatCmaConfig(population=4),
+    "m2n2": M2n2Config(archive=4),
+    "genetic": GeneticConfig(population=4),
+    "map_elites": MapElitesConfig(population=4),
+    "nsga2": Nsga2Config(population=4),
+    "nevergrad": NevergradConfig(optimizer="TwoPointsDE", population=4),
+    "random": RandomConfig(population=4),
+}
+SPACES = {
+    "finer coefficients": {"kind": "layer_coefficients", "layers_per_group": 3},
+    "the method as a gene": {"kind": "layer_coefficients", "method": ["task_arithmetic", "ties"]},
+    "mixture": {"kind": "mixture", "chunks": "tensors"},
+    "stacked": {"kind": "stacked", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with a finished run `former`: random search over three coefficients."""
+    folder = tmp_path_factory.mktemp("warm")
+    path = write(folder, {"kind": "random"})
+    with pytest.MonkeyPatch.context() as patch:
+        code, printed = run(patch, "search", path, "--run", folder / "former")
+    assert code == 0, printed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ledger(folder):
+    with Run.read(folder / "former") as former:
+        return Ledger(former.events())
+
+
+@pytest.fixture(scope="module")
+def problem(folder):
+    return Problem(load(write(folder, {"kind": "random"})))
+
+
+def genotypes(ledger):
+    return [ledger.asked[identity].candidate.genotype for identity in ledger.ranking()]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_begins_with_the_best(name, folder, ledger, problem):
+    """The run's result first, then its candidates by score; as many as the population holds."""
+    strategy = STRATEGIES[name]
+    kind = WarmStart if name == "cma_es" else Founders
+    named = strategy.model_copy(update={"warm_start": kind(run=str(folder / "former"))})
+    start = warmed(named, problem.config, problem.space, strategy)
+    found = problem.space.encode(Recipe.from_file(folder / "former" / "best.yaml"))
+    if name == "cma_es":  # a tenth of eight: the best alone
+        assert start.message.startswith("warm start: 1 candidates of ")
+        width = problem.space.high - problem.space.low
+        assert start.strategy.warm_start.mean == pytest.approx((found - problem.space.low) / width)
+        return
+    assert start.message.startswith("warm start: 4 candidates of ") and "left out" not in start.message
+    points = start.strategy.warm_start.points(problem.space)
+    assert len(points) == 4
+    best = genotypes(ledger)
+    if name != "nsga2":
+        np.testing.assert_allclose(points[0], found)
+        best = [found, *(point for point in best if not np.allclose(point, found))]
+    np.testing.assert_allclose(points, best[:4])
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_other_spaces_say_the_same_recipes(name, folder, ledger, problem):
+    changed = Problem(load(write(folder, {"kind": "m2n2", "archive": 3, "warm_start": "former"}, space=SPACES[name])))
+    points = changed.resolved().strategy.warm_start.points(changed.space)
+    assert len(points) == 3
+    found = Recipe.from_file(folder / "former" / "best.yaml")
+    engine = problem.worker.engine
+    wanted, said = (
+        {key: value.clone() for key, value in engine.apply(recipe).state_dict().items()}
+        for recipe in (found, changed.space.decode(points[0]))
+    )
+    for key, value in wanted.items():
+        np.testing.assert_allclose(said[key].float(), value.float(), atol=2e-2, err_msg=key)  # one bfloat16 step
+
+
+def test_what_a_space_cannot_say_is_refused(folder):
+    """Paths through layers hold no merged weights."""
+    path = write(folder, {"kind": "eda", "warm_start": "former"}, space={"kind": "data_flow"})
+    with pytest.raises(ConfigError, match=r"nothing that .* has found can be said in this space .*; name another"):
+        Problem(load(path)).resolved()
+
+
+def test_what_is_left_out_is_counted(folder, tmp_path):
+    """A former run over several methods, and a space of one of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        two = {"kind": "layer_coefficients", "method": ["task_arithmetic", "ties"], "layers_per_group": 6}
+        path = write(tmp_path, {"kind": "random"}, space=two)
+        code, printed = run(patch, "search", path, "--run", tmp_path / "two")
+    assert code == 0, printed
+    with Run.read(tmp_path / "two") as former:
+        ledger = Ledger(former.events())
+    new = Problem(load(write(tmp_path, {"kind": "genetic", "warm_start": "two"})))
+    kept = new.resolved().strategy.warm_start.genotypes
+    methods = {Recipe.from_file(tmp_path / "two" / "best.yaml").merge_method}
+    assert 0 < len(kept) < len(ledger.ranking())
+    assert f"{len(kept)} candidates of {tmp_path / 'two'}; " in new.warmed.message
+    assert "left out, since this space cannot say them (" in new.warmed.message
+    assert methods <= {"task_arithmetic", "ties"}
+
+
+def test_large_spaces_take_fewer(folder, problem, monkeypatch):
+    """The new run's config stays small."""
+    monkeypatch.setattr("evomerge.search.warm_start.NUMBERS", 2 * problem.space.dimension)
+    named = GeneticConfig(warm_start=Founders(run=str(folder / "former")))
+    start = warmed(named, problem.config, problem.space, named)
+    assert len(start.strategy.warm_start.genotypes) == 2
+    largest = [[np.pi] * (NUMBERS // 4)] * 4
+    assert len(yaml.safe_dump({"strategy": {"warm_start": {"genotypes": largest}}})) < 800_000
+
+
+def events(path):
+    """Return what happened, without times."""
+    signatures = []
+    with Run.read(path) as reader:
+        for event in reader.events():
+            if isinstance(event, Asked):
+                signatures.append((event.candidate.id, event.candidate.genotype.tobytes(), event.recipe))
+            elif isinstance(event, Told):
+                signatures.append((event.candidate, event.cached, event.evaluation.scores.tobytes()))
+            else:
+                signatures.append((event.stage, event.recipe, event.evaluation.scores.tobytes()))
+    return signatures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["m2n2", "genetic", "eda"])
+def test_a_stopped_search_needs_the_former_run_no_more(kind, folder, tmp_path, monkeypatch):
+    """Stopped in the middle of its first population; the former run is deleted; then resumed."""
+    former = tmp_path / "former"
+    shutil.copytree(folder / "former", former)
+    strategy = {"kind": kind, ("archive" if kind == "m2n2" else "population"): 4}
+    path = write(tmp_path, strategy, space=SPACES["mixture"])
+    code, printed = run(monkeypatch, "search", path, "--warm-start", former, "--run", tmp_path / "whole")
+    assert code == 0, printed
+    assert f"warm start: 4 candidates of {former}" in printed
+
+    record, recorded = Run.record, []
+
+    def record_five(self, event):
+        if len(recorded) == 5:
+            raise KeyboardInterrupt
+        recorded.append(event)
+        record(self, event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", record_five)
+        assert run(patch, "search", path, "--warm-start", former, "--run", tmp_path / "stopped")[0] == 130
+    shutil.rmtree(former)
+    code, printed = run(monkeypatch, "resume", tmp_path / "stopped")
+    assert code == 0, printed
+    assert events(tmp_path / "stopped") == events(tmp_path / "whole")

@@ -1,0 +1,21 @@
+"""What docs/coefficients.md shows can be used as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.coefficients import CoefficientConfig
+
+PAGE = (Path(__file__).parents[3] / "docs" / "coefficients.md").read_text(encoding="utf-8")
+BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["methods", "fisher", "informed search", "informed merge"])
+def test_block(block):
+    if "space" in block:
+        assert CoefficientConfig(**block["space"])
+    else:
+        assert Recipe.from_dict(block).calibration == "calibration.txt"

@@ -1,0 +1,73 @@
+"""Reaching Ray: what is said when that fails, and the token that a cluster may ask for."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from evomerge.config.search_file import SearchConfig
+from evomerge.workers.base import WorkerError
+from evomerge.workers.ray_cluster import RayCluster
+
+
+@pytest.fixture
+def connect(monkeypatch, tmp_path):
+    """Return a function that connects to an address; Ray answers with an error, and home has no token."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def connect(address, error):
+        def init(**options):
+            raise error
+
+        # Not the real one: it reads these variables once, and others in this process need it as it is.
+        monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False))
+        config = SearchConfig.model_validate(
+            {
+                "models": {"base": "org/base", "expert": "org/expert"},
+                "fitness": {"tasks": [{"task": "arithmetic"}]},
+                "workers": {"kind": "ray", "address": address},
+            }
+        )
+        with pytest.raises(WorkerError) as raised:
+            RayCluster(config, {})
+        return str(raised.value)
+
+    yield connect
+    os.environ.pop("RAY_AUTH_MODE", None)
+
+
+def test_a_node_that_does_not_start_is_an_error_in_one_line(connect):
+    said = connect("local", Exception("The current node timed out during startup."))
+    assert "Ray did not start on this machine" in said and "timed out" in said and said.endswith("inline")
+
+
+def test_a_cluster_that_is_not_reached_is_an_error_that_speaks_of_the_token(connect):
+    said = connect("head:6379", ConnectionError("Failed to connect to Ray cluster at head:6379"))
+    assert "workers.address 'head:6379'" in said and "auth_token" in said
+
+
+@pytest.mark.parametrize("where", ["home", "variable", "nowhere"])
+def test_who_has_a_token_shows_it(connect, tmp_path, monkeypatch, where):
+    if where == "home":
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+    elif where == "variable":
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    connect("head:6379", ConnectionError("no"))
+    assert os.environ.get("RAY_AUTH_MODE") == (None if where == "nowhere" else "token")
+
+
+def test_a_cluster_of_its_own_needs_none(connect, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    connect("local", Exception("no"))
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
+def test_who_decided_against_tokens_is_left_alone(connect, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    connect("head:6379", ConnectionError("no"))
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
