@@ -15,7 +15,8 @@ from rich.console import Console
 
 from evomerge.cli.printing import console, print_held_out
 from evomerge.cli.progress import SearchProgress
-from evomerge.config.search_file import SearchConfig, load, load_recorded
+from evomerge.config.load import load, load_recorded
+from evomerge.config.search_file import SearchConfig
 from evomerge.runs.history import Ledger
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Result

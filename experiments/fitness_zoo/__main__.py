@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evomerge.config.search_file import load
+from evomerge.config.load import load
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run
 from evomerge.search.final_evaluation import Conclusion

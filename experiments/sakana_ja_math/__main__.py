@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from evomerge.cli.plan_offline import offline_plan
-from evomerge.config.search_file import SearchConfig, load
+from evomerge.config.load import load
+from evomerge.config.search_file import SearchConfig
 from evomerge.strategies import StagedConfig
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.genes import Choice
