@@ -53,7 +53,7 @@ BETWEEN = 6, 12
 """Events between two kills on Ray: enough that no candidate is hit so often that it counts as failed."""
 TRIES = 5
 STRATEGIES = {
-    "cma_es": {"kind": "cma_es", "population": 8, "mean_every": 3},
+    "cma_es": {"kind": "cma_es", "population": 8, "score_mean_every": 3},
     "m2n2": {"kind": "m2n2", "archive": 8},
 }
 

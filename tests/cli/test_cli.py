@@ -77,7 +77,7 @@ def config(**changes):
     return {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")},
         "space": {"layers_per_group": 3, "weight": {"low": 0.0, "high": 1.5, "start": 0.8}},
-        "strategy": {"kind": "cma_es", "population": 5, "mean_every": 2},
+        "strategy": {"kind": "cma_es", "population": 5, "score_mean_every": 2},
         "fitness": {
             "tasks": [{"task": "zoo_target_gen"}],
             "include_path": [str(ZOO / "tasks")],

@@ -17,7 +17,7 @@ from fitness.results import Evaluation
 
 ONE_TASK = Objectives({"t": 1.0})
 ITEMS = ("t/test/0", "t/test/1")
-CONFIGS = {"cma_es": CmaEsConfig(population=6, mean_every=2), "random": RandomConfig(population=6)}
+CONFIGS = {"cma_es": CmaEsConfig(population=6, score_mean_every=2), "random": RandomConfig(population=6)}
 
 
 class SyntheticPool:
@@ -210,14 +210,14 @@ def test_a_changed_algorithm_is_noticed(create, space, fitness_of):
     search(run, space, evaluations=20).search(SyntheticPool(space, fitness_of))
     with pytest.raises(SearchError, match=r"no longer proposes candidate 0 as recorded.*start a new run"):
         search(run, space, RandomConfig())
-    other = CmaEsConfig(population=6, mean_every=2, sigma=0.3)
+    other = CmaEsConfig(population=6, score_mean_every=2, sigma=0.3)
     with pytest.raises(SearchError, match="no longer proposes candidate"):
         search(run, space, other)
 
 
 def test_an_equal_recipe_is_not_scored_twice(create, space, fitness_of):
     run, pool = create(), SyntheticPool(space, fitness_of)
-    config = CmaEsConfig(population=4, mean_every=1)
+    config = CmaEsConfig(population=4, score_mean_every=1)
     start = space.start.copy()
 
     class Stuck(type(config.build(space, 0))):
