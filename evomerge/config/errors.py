@@ -23,6 +23,8 @@ from evomerge.config.schema import (
 Key: TypeAlias = str | int
 Keys: TypeAlias = tuple[Key, ...]
 
+_NO_KIND = ("unknown_kind", "union_tag_invalid", "union_tag_not_found")
+"""Types of the reports that a section's `kind` is not a known one, or missing."""
 LONGEST_SHOWN = 60
 """Characters of a wrong value that an error repeats."""
 DEEPEST = 4
@@ -67,7 +69,7 @@ def explain(error: ValidationError, section: Section, values: Mapping[str, Any],
 def _place(details: Any, values: Any) -> Keys:
     """Return the keys of a report's location that can be followed in the file; a missing key is the last one."""
     keys: list[Key] = []
-    parts = list(details["loc"])
+    parts = [part for part in details["loc"] if details["type"] != "unknown_kind" or part != "kind"]
     for part in parts:
         if (isinstance(values, Mapping) and part in values) or (
             isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
@@ -78,7 +80,7 @@ def _place(details: Any, values: Any) -> Keys:
         keys.append(part)
     if details["type"] == "missing":
         keys.append(parts[-1])
-    elif details["type"] in ("union_tag_invalid", "union_tag_not_found"):
+    elif details["type"] in _NO_KIND:
         keys.append("kind")
     return tuple(keys)
 
@@ -95,10 +97,10 @@ def _message(found: Sequence[Any], keys: Keys, section: Section, values: Mapping
     hint, value = _at(keys, section, values)
     if "missing" in types:
         return f"missing; write {described(hint)} (`evomerge init` writes an example)"
-    if "union_tag_invalid" in types or "union_tag_not_found" in types:
+    if any(type in types for type in _NO_KIND):
         hint, _ = _at(keys[:-1], section, values)
         kinds = [kind for found in sections_for(hint, {}) if (kind := kind_of(found))]
-        return unknown("kind", value, kinds) if "union_tag_invalid" in types else f"missing; write {listed(kinds)}"
+        return f"missing; write {listed(kinds)}" if value is None else unknown("kind", value, kinds)
     near = _nearest(value, choices(hint))
     if near is not None:
         return f"{shown(value)} is not a choice here; did you mean `{near}`?"

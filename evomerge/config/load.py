@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,39 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
         With one line per mistake: the file and line, the key and what to type instead.
     """
     text, values = _read(path)
+    return _validated(values, overrides, path.resolve().parent, lambda keys: _place(path, line_of(text, keys)))
+
+
+def load_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SearchConfig:
+    """Return the config that a search file with these contents stands for; relative folders are relative to here.
+
+    Raises
+    ------
+    ConfigError
+        As `load`, without lines.
+    """
+    return _validated(copy.deepcopy(dict(values)), overrides, Path.cwd(), lambda keys: "config")
+
+
+def _validated(
+    values: dict[str, Any], overrides: Sequence[str], folder: Path, written: Callable[[Keys], str]
+) -> SearchConfig:
     values = expand(values)
     changed: dict[Keys, str] = {}
     for wanted in overrides:
         changed[override(values, wanted)] = wanted
         values = expand(values)
-    resolve_paths(values, path.resolve().parent)
+    resolve_paths(values, folder)
+
+    def origin(keys: Keys) -> str:
+        """Return where a key comes from: the command line, or where it is written."""
+        option = next((text for place, text in reversed(changed.items()) if keys[: len(place)] == place), None)
+        return written(keys) if option is None else f"--set {option}"
+
     try:
         return SearchConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(
-            explain(error, SearchConfig, values, lambda keys: _origin(path, text, changed, keys))
-        ) from None
+        raise ConfigError(explain(error, SearchConfig, values, origin)) from None
 
 
 def load_recorded(run: Path, overrides: Sequence[str] = ()) -> SearchConfig:
@@ -87,8 +109,8 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         values = load_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = "" if mark is None else f":{mark.line + 1}"
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from None
+        place = _place(path, None if mark is None else mark.line + 1)
+        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -96,10 +118,5 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     return text, values
 
 
-def _origin(path: Path, text: str, changed: dict[Keys, str], keys: Keys) -> str:
-    """Return where a key comes from: a line of the file, or the command line."""
-    for place, wanted in reversed(changed.items()):
-        if keys[: len(place)] == place:
-            return f"--set {wanted}"
-    line = line_of(text, keys)
+def _place(path: Path, line: int | None) -> str:
     return str(path) if line is None else f"{path}:{line}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from evomerge.files.references import absolute, local_or_hub
 from search_spaces.recipes.references import spelled, with_parts
 from search_spaces.spaces.building import STARTS
 
@@ -33,20 +34,16 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
 
 def _resolve_key(section: dict[str, Any], key: str, folder: Path) -> None:
     if isinstance(section.get(key), str):
-        section[key] = str((folder / Path(section[key]).expanduser()).resolve())
+        section[key] = str(absolute(section[key], folder))
 
 
 def _model(reference: Any, folder: Path) -> Any:
     """Return a model's reference with its folder, and its adapter's, made absolute."""
     if not isinstance(reference, str):
         return reference
-    reference = spelled(reference, lambda text: (folder / Path(text).expanduser()).exists())
+    reference = spelled(reference, lambda text: absolute(text, folder).exists())
     return with_parts(reference, lambda part: _local(part, folder))
 
 
 def _local(reference: Any, folder: Path) -> Any:
-    if not isinstance(reference, str) or not reference:
-        return reference
-    local = folder / Path(reference).expanduser()
-    is_local = local.exists() or reference.startswith((".", "/", "~")) or reference.count("/") != 1
-    return str(local.resolve()) if is_local else reference
+    return str(local_or_hub(reference, folder)) if isinstance(reference, str) and reference else reference

@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from search_spaces.registry import ByKind
+
 Hint: TypeAlias = Any
 """A type hint, such as a field's annotation."""
 Section: TypeAlias = type[BaseModel]
@@ -26,6 +28,9 @@ def alternatives(hint: Hint) -> list[Hint]:
     while typing.get_origin(hint) is Annotated:
         constraints = (*typing.get_args(hint)[1:], *constraints)
         hint = typing.get_args(hint)[0]
+    registered = next((entry for entry in constraints if isinstance(entry, ByKind)), None)
+    if registered is not None:
+        return list(registered.classes)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return [member for argument in typing.get_args(hint) for member in alternatives(argument)]
     if hint is type(None):
