@@ -18,6 +18,7 @@ from experiments.harness import Experiment, Results
 from experiments.machine import machine
 from experiments.merge_speed import memory
 from experiments.merge_speed.cases import FIVE, QUICK, SIZES, Copy, Size, make_models, recipe
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.methods import METHODS
 
 MEASURED_UP_TO = 200_000_000  # parameters, for mergekit's merges and the memory's peak: larger ones take minutes
@@ -80,11 +81,10 @@ def _measure(
 ) -> Result:
     from evomerge.merging.engine.engine import MergeEngine
     from experiments.merge_speed import authority
-    from search_spaces.recipes.recipe import Recipe
 
     paths = list(checkpoints)
     engine = MergeEngine(checkpoints, base=paths[0])
-    recipes = [Recipe.from_dict(recipe(method, paths, count, turn)) for turn in range(repetitions + 1)]
+    recipes = [mergekit_yaml.build(recipe(method, paths, count, turn)) for turn in range(repetitions + 1)]
     start = time.perf_counter()
     engine.prepare(recipes[0])
     prepared = time.perf_counter() - start
