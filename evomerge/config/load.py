@@ -16,7 +16,7 @@ from evomerge.config.paths import resolve_paths
 from evomerge.config.search_file import SearchConfig
 from evomerge.config.shorthands import expand
 from search_spaces.recipes.mergekit_yaml import load_yaml
-from search_spaces.recipes.plain_data import line_of
+from search_spaces.yaml_lines import line_of
 
 MAX_BYTES = 1_000_000
 

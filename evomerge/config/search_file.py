@@ -13,7 +13,7 @@ from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, M2n2Config, MapE
 from evomerge.strategies.nevergrad import name_from_kind
 from evomerge.workers.ray_pool import RayConfig
 from fitness.config import FitnessConfig
-from search_spaces.recipes.validation import NOT_IN_CORE
+from search_spaces.recipes.fields import NOT_IN_CORE
 from search_spaces.spaces.coefficients import CoefficientConfig
 from search_spaces.spaces.registry import SpaceConfig
 from search_spaces.spaces.space import SearchSpace

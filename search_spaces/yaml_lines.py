@@ -1,4 +1,4 @@
-"""The shapes of plain data: mappings with known keys, lists and texts, or errors that name the place."""
+"""Line numbers for errors about a YAML document that has been read already."""
 
 from __future__ import annotations
 
@@ -7,46 +7,7 @@ from typing import Any
 
 import yaml
 
-from search_spaces.recipes.errors import RecipeError, did_you_mean
-
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def mapping(
-    value: Any, place: str, valid: Sequence[str], *, required: Sequence[str] = (), owner: str = "key"
-) -> dict[str, Any]:
-    """Return `value` if it is a mapping with keys among `valid`, the `required` ones set; `owner` is what keys are."""
-    if not isinstance(value, dict):
-        raise RecipeError(f"{place}: {shown(value)} is not a mapping; write pairs such as {valid[0]}: ...")
-    for key in value:
-        if key not in valid:
-            raise RecipeError(f"{place}: unknown {owner} '{key}'; {did_you_mean(key, valid)}")
-    for key in required:
-        if value.get(key) is None:
-            raise RecipeError(f"{place}: '{key}' is missing; write {key}: ...")
-    return value
-
-
-def entries_of(value: Any, place: str, limit: int) -> list[Any]:
-    """Return `value` if it is a list of at most `limit` entries."""
-    if not isinstance(value, list):
-        raise RecipeError(f"{place}: {shown(value)} is not a list; begin each entry with '- '")
-    if len(value) > limit:
-        raise RecipeError(f"{place}: {len(value)} entries are too many; write at most {limit}")
-    return value
-
-
-def text_of(value: Any, place: str) -> str:
-    """Return `value` if it is text."""
-    if not isinstance(value, str):
-        raise RecipeError(f"{place}: {shown(value)} is not text; put it in quotes")
-    return value
-
-
-def shown(value: Any) -> str:
-    """Return a value as an error shows it, cut short."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def line_of(text: str, keys: Sequence[str | int]) -> int | None:
