@@ -69,7 +69,7 @@ def two_threads() -> Any:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_large_models_are_merged_alike(llama: Any, method: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evomerge.merging.engine.tensor_merge.PIECE", 700)  # so that tensors are cut
+    monkeypatch.setattr("evomerge.merging.engine.tensor_merge.UNIT", 700)  # so that tensors are split
     expected = filled(llama.engine(compute_dtype=dtype), recipe(llama, method))
     engine = llama.engine(compute_dtype=dtype, large=0)
     for _ in range(2):
