@@ -11,6 +11,7 @@ import numpy as np
 
 from evomerge.cli.printing import console, grid
 from evomerge.config.search_file import ConfigError
+from evomerge.files.atomic import atomic_file
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run, is_run
 from fitness.estimation.irt import item_fit
@@ -50,7 +51,8 @@ def calibrate_items(
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from None
     calibration = Calibration(responses, fitted)
-    calibration.save(output)
+    with atomic_file(output) as temporary, temporary.open("wb") as file:
+        calibration.save(file)
     summary = [_summary(name, calibration) for name in responses]
     if as_json:
         print(json.dumps({"calibration": str(output), "tasks": summary}, indent=1))

@@ -163,7 +163,8 @@ def test_a_calibration_comes_back_as_it_was(tmp_path: Path) -> None:
         "täst": Responses(("a", "b"), ("täst/test/0",), np.array([[0.25], [1.0]])),
     }
     saved = Calibration(responses, {task: calibrate(found) for task, found in responses.items()})
-    saved.save(tmp_path / "calibration.npz")
+    with (tmp_path / "calibration.npz").open("wb") as file:
+        saved.save(file)
     loaded = Calibration.load(tmp_path / "calibration.npz")
     assert list(loaded.banks) == ["quiz", "täst"]
     items = [f"quiz/test/{i}" for i in (4, 1)]
