@@ -19,6 +19,7 @@ from typing import Any
 from experiments.machine import machine
 from experiments.merge_speed import memory
 from experiments.merge_speed.cases import FIVE, QUICK, SIZES, Copy, Size, make_models, recipe
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.methods import METHODS
 
 FOLDER = Path(__file__).parent
@@ -83,11 +84,10 @@ def _measure(
 ) -> Result:
     from evomerge.merging.engine.engine import MergeEngine
     from experiments.merge_speed import authority
-    from search_spaces.recipes.recipe import Recipe
 
     paths = list(checkpoints)
     engine = MergeEngine(checkpoints, base=paths[0])
-    recipes = [Recipe.from_dict(recipe(method, paths, count, turn)) for turn in range(repetitions + 1)]
+    recipes = [mergekit_yaml.build(recipe(method, paths, count, turn)) for turn in range(repetitions + 1)]
     start = time.perf_counter()
     engine.prepare(recipes[0])
     prepared = time.perf_counter() - start

@@ -17,7 +17,7 @@ import numpy as np
 from evomerge.cli.plan_offline import offline_plan
 from evomerge.config.search_file import SearchConfig, load
 from evomerge.strategies import StagedConfig
-from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.spaces.genes import Choice
 from search_spaces.spaces.two_stage import StackedSpace
 
@@ -39,7 +39,7 @@ def check(name: str) -> dict[str, Any]:
     plan = offline_plan(config, ARCHITECTURE)
     first = plan.strategy.ask(1)[0].genotype
     recipe = plan.space.decode(first)
-    if Recipe.from_yaml(recipe.to_yaml()) != recipe:
+    if mergekit_yaml.parse(mergekit_yaml.dump(recipe)) != recipe:
         raise RuntimeError(f"{name}.yaml: the first candidate does not survive being written")
     shown = {key: plan.summary[key] for key in ("parameters", "population", "evaluations", "tasks", "downloads")}
     turned = {"bits_turned": bits_turned(config, plan.space)} if isinstance(plan.space, StackedSpace) else {}

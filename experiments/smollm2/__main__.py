@@ -110,10 +110,10 @@ def measure(work: Path, run: Path, plan: Plan) -> dict[str, Any]:
 
     from evomerge.merging.engine.engine import MergeEngine
     from evomerge.merging.sources.checkpoints import Checkpoint
-    from search_spaces.recipes.recipe import Recipe
+    from search_spaces.recipes import mergekit_yaml
 
     torch.set_num_threads(1)
-    recipe = Recipe.from_file(run / "best.yaml")
+    recipe = mergekit_yaml.read(run / "best.yaml")
     references = {str(work / name) for name in ("base", "sums", "dates")}
     checkpoints = {reference: Checkpoint.open(reference) for reference in references}
     engine = MergeEngine(checkpoints, base=str(work / "base"))

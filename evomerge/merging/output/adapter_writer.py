@@ -24,6 +24,7 @@ from evomerge.merging.output.writer import MARGIN, OutputError
 from evomerge.merging.sources.adapters import CONFIG, WEIGHTS, AdapterCheckpoint, Factors
 from evomerge.merging.sources.checkpoints import CheckpointError
 from evomerge.merging.sources.licences import licence
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 
 LINEAR = ("linear", "task_arithmetic", "metagpt", "passthrough")
@@ -194,7 +195,7 @@ def _write(
     with atomic_folder(out, size=size) as temporary:
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        (temporary / "recipe.yaml").write_text(mergekit_yaml.dump(recipe), encoding="utf-8")
         (temporary / "README.md").write_text(_card(recipe, origin), encoding="utf-8")
 
 
@@ -210,5 +211,5 @@ def _card(recipe: Recipe, origin: AdapterCheckpoint) -> str:
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n\n# Merge of {', '.join(names.values())}\n\n"
         f"A LoRA adapter, merged with evomerge in core space, method `{recipe.merge_method}`. Recipe:\n\n"
-        f"```yaml\n{recipe.with_models(names).to_yaml().strip()}\n```\n"
+        f"```yaml\n{mergekit_yaml.dump(recipe.with_models(names)).strip()}\n```\n"
     )
