@@ -16,6 +16,7 @@ from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.adapter_writer import write_adapter
 from evomerge.merging.output.writer import write_checkpoint
 from evomerge.merging.sources.open_sources import open_sources
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 from tests.conftest import required
 
@@ -33,7 +34,7 @@ def merge(families: Any, make_adapter: Any, tmp_path_factory: pytest.TempPathFac
     models = [{"model": reference, "parameters": {"weight": 0.5}} for reference in references]
     recipe = {"merge_method": "task_arithmetic", "base_model": base, "models": models}
     data = recipe | {"dtype": "bfloat16", "evomerge": {"adapters": "core"}}
-    return MergeEngine(sources, base=base), Recipe.from_dict(data)
+    return MergeEngine(sources, base=base), mergekit_yaml.build(data)
 
 
 def parent_is_a_file(folder: Path, _: pytest.MonkeyPatch) -> Path:
