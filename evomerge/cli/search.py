@@ -97,8 +97,8 @@ def _search_and_conclude(run: Run, problem: Problem, pool: Pool, out: Console) -
     budget = problem.config.budget
     if problem.needs_sources:
         out.print(f"scoring the sources on {len(problem.search_items)} search items")
-    measure = problem.measure(Bench(run, Ledger(run.events()), pool))
-    state = Search(run, problem.space, problem.strategy(), budget, measure)
+    plan = problem.evaluation_plan(Bench(run, Ledger(run.events()), pool))
+    state = Search(run, problem.space, problem.strategy(), budget, plan)
     done = len(state.ledger.told)
     out.print(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "

@@ -334,8 +334,8 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         paths = fitness["include_path"]
         fitness["include_path"] = [_resolve(p, folder) for p in ([paths] if isinstance(paths, str) else paths)]
     subset = fitness.get("subset") if isinstance(fitness, dict) else None
-    if isinstance(subset, dict) and isinstance(subset.get("calibration"), str):
-        subset["calibration"] = str((folder / Path(subset["calibration"]).expanduser()).resolve())
+    if isinstance(subset, dict) and isinstance(subset.get("item_bank"), str):
+        subset["item_bank"] = str((folder / Path(subset["item_bank"]).expanduser()).resolve())
 
 
 def _former_run(value: Any, folder: Path) -> Any:

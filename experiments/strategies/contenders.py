@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fitness.estimation.evaluation_plan import PlainMeasure
+from fitness.estimation.evaluation_plan import FixedItemsPlan
 from fitness.items import task_of
 from fitness.objectives import Objectives
 
@@ -28,7 +28,7 @@ class Contender:
     changes
         What else its search file has otherwise than the quickstart's, as `evomerge search --set` takes it.
     fresh
-        Whether each generation is asked other items (`fitness.estimation.subset.rotate`).
+        Whether each generation is asked other items (`fitness.subset.rotate`).
     longer
         Item evaluations beyond the budget at which its guess is scored too, to see when it gets to the level asked for.
     """
@@ -84,7 +84,7 @@ LEVERS = (
 )
 
 
-class FreshItems(PlainMeasure):
+class FreshItems(FixedItemsPlan):
     """Each generation is asked the next items of a shuffled list, task by task, which begins anew at its end."""
 
     def __init__(self, items: Sequence[str], count: int, objectives: Objectives, seed: int) -> None:
