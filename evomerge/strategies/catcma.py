@@ -24,7 +24,7 @@ from search_spaces.spaces.genes import Choice
 from search_spaces.spaces.space import SearchSpace
 
 MIN_GENERATIONS = 12
-TRUST = 0.5
+START_PROBABILITY = 0.5
 
 
 class CatCmaConfig(BaseModel):
@@ -39,7 +39,7 @@ class CatCmaConfig(BaseModel):
     """Candidates per generation, at least 4; `auto` follows the number of genes, the noise and the budget."""
     sigma: float = Field(default=0.2, gt=0, le=1)
     """First step size, as a fraction of each gene's range."""
-    mean_every: int = Field(default=5, ge=1)
+    score_mean_every: int = Field(default=5, ge=1)
     """The distribution's mode is scored each so many generations."""
     warm_start: Founders | None = None
     """Begin with the distribution of a former search's best candidates; none by default."""
@@ -71,7 +71,7 @@ class CatCma(Strategy):
         self._reals = np.flatnonzero(~whole & ~choices)
         self._whole = np.flatnonzero(whole)
         self._solutions: list[Any] = []
-        self._sampling = Sampling(self._samples, self.recommend, config.mean_every, self._update)
+        self._sampling = Sampling(self._samples, self.recommend, config.score_mean_every, self._update)
         self._es = self._begin()
 
     def recommend(self) -> Genotype:
@@ -131,7 +131,7 @@ class CatCma(Strategy):
                 options["sigma"] = float(np.sqrt(np.mean(deviations**2)))
                 options["cov"] = np.diag((deviations / options["sigma"]) ** 2)
         if len(self._choices):
-            first = [first_probabilities(space.genes[gene], TRUST) for gene in self._choices]
+            first = [first_probabilities(space.genes[gene], START_PROBABILITY) for gene in self._choices]
             if former is not None:
                 first = [
                     seen_probabilities(space.genes[gene], former[:, gene], probabilities)

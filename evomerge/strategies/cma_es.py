@@ -6,7 +6,7 @@ Deviations from pycma's defaults, each for noisy fitness:
 - The search runs in the unit box (z = (x - low) / (high - low)), so one step size suits every gene.
 - Population `auto` is four times pycma's 4 + floor(3 ln G) when the fitness has a standard error above
   `NOISY`, but never so large that the budget holds fewer than `MIN_GENERATIONS` generations.
-- Every `mean_every` generations the distribution's mean is offered as a candidate of its own. With noisy
+- Every `score_mean_every` generations the distribution's mean is offered as a candidate of its own. With noisy
   fitness the best sample ever seen is mostly the luckiest one; the mean has no luck in it. The mean is
   scored and never told to pycma.
 - When a descent has stalled, a new one starts from a random point: with twice the population (IPOP, Auger and
@@ -48,7 +48,7 @@ class CmaEsConfig(BaseModel):
     """Candidates per generation, at least 4; `auto` follows the number of genes, the noise and the budget."""
     sigma: float = Field(default=0.2, gt=0, le=1)
     """First step size, as a fraction of each gene's range."""
-    mean_every: int = Field(default=5, ge=1)
+    score_mean_every: int = Field(default=5, ge=1)
     """The distribution's mean is scored each so many generations."""
     diagonal: bool | Literal["auto"] = "auto"
     """Separable mode; `auto`: above 200 genes."""
@@ -124,7 +124,7 @@ class CmaEs(Strategy):
         if self._generation.complete:
             number = self._generation.number + 1
             samples = self._box.to_genes(self._descent.ask())
-            mean = self._mean() if number % self.config.mean_every == 0 else None
+            mean = self._mean() if number % self.config.score_mean_every == 0 else None
             self._generation = Generation(number, self._asked, list(samples), mean)
         return self._generation.take(n)
 

@@ -19,19 +19,24 @@ def countable(space: SearchSpace) -> NDArray[np.bool_]:
     return space.discrete & (space.high - space.low <= MANY_VALUES)
 
 
-def first_probabilities(gene: Gene, trust: float) -> NDArray[np.float64]:
+def first_probabilities(gene: Gene, start_probability: float) -> NDArray[np.float64]:
     """Return the first distribution over a discrete gene's values, float64[n].
 
-    The gene's prior where it has one that is believed; else `trust` for the start, and 1 - `trust` shared among all:
-    evenly, or as samples have them.
+    Parameters
+    ----------
+    gene
+        The discrete gene, of n values.
+    start_probability
+        In [0, 1): probability that the gene's start gets beyond its share of the rest. The rest is shared among all
+        values: evenly, or in proportion to the gene's prior. A prior that the search file gives replaces all of this.
     """
     cells = round(gene.high - gene.low)
-    probabilities = np.full(cells, (1 - trust) / cells)
+    probabilities = np.full(cells, (1 - start_probability) / cells)
     if isinstance(gene, Choice) and gene.prior is not None:
         if gene.believed:
             return gene.probabilities
-        probabilities = (1 - trust) * gene.probabilities
-    probabilities[min(int(gene.start - gene.low), cells - 1)] += trust
+        probabilities = (1 - start_probability) * gene.probabilities
+    probabilities[min(int(gene.start - gene.low), cells - 1)] += start_probability
     return probabilities
 
 

@@ -53,9 +53,9 @@ class EdaConfig(BaseModel):
     """First standard deviation of real genes, as a fraction of each gene's range."""
     learning_rate: float = Field(default=0.5, gt=0, le=1)
     """How far probabilities and variances move to those of the better half, per generation."""
-    trust: float = Field(default=0.5, ge=0, lt=1)
+    start_probability: float = Field(default=0.5, ge=0, lt=1)
     """First probability of a discrete gene's start, beyond its share of the rest; a prior replaces it."""
-    mean_every: int = Field(default=5, ge=1)
+    score_mean_every: int = Field(default=5, ge=1)
     """The distribution's mode is scored each so many generations."""
     warm_start: Founders | None = None
     """Begin with the distribution of a former search's best candidates; none by default."""
@@ -85,11 +85,12 @@ class Eda(Strategy):
         self._mean = self._box.to_unit(space.start)
         self._deviation = np.full(space.dimension, config.sigma)
         self._probabilities = {
-            int(gene): first_probabilities(space.genes[gene], config.trust) for gene in np.flatnonzero(self._discrete)
+            int(gene): first_probabilities(space.genes[gene], config.start_probability)
+            for gene in np.flatnonzero(self._discrete)
         }
         if config.warm_start is not None:
             self._begin_around(np.array(config.warm_start.points(space)))
-        self._sampling = Sampling(self._samples, self.recommend, config.mean_every, self._update)
+        self._sampling = Sampling(self._samples, self.recommend, config.score_mean_every, self._update)
 
     def recommend(self) -> Genotype:
         """Return the mode: means of the real genes, likeliest values of the discrete ones."""

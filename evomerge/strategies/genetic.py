@@ -58,7 +58,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "genome": {"population": 10, "crossover": 0.0, "mutation": 0.1, "parents": "roulette"},
     "genome_plus": {
         "population": 10,
-        "brood": 0.5,
+        "offspring_rate": 0.5,
         "crossover": 0.3,
         "weighted": True,
         "mutation": 0.0,
@@ -102,7 +102,7 @@ class GeneticConfig(BaseModel):
     which a child replaces the worst."""
     population: int = Field(default=20, ge=2)
     """Individuals, at least 2."""
-    brood: float = Field(default=1.0, gt=0)
+    offspring_rate: float = Field(default=1.0, gt=0)
     """Chances for a child in each generation, per individual."""
     crossover: float = Field(default=0.7, ge=0, le=1)
     """Probability that a child has two parents."""
@@ -234,7 +234,7 @@ class Genetic(Strategy):
 
     def _children(self) -> list[Genotype]:
         children: list[Genotype] = []
-        chances = max(1, round(self.config.brood * self.population))
+        chances = max(1, round(self.config.offspring_rate * self.population))
         while not children:
             children = [child for child in (self._child() for _ in range(chances)) if child is not None]
         return children

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.config.search_file import BudgetConfig, load
+from evomerge.config.load import load
+from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run
 from evomerge.search.loop import Search

@@ -10,7 +10,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+from tests.conftest import required
+
+peft = required("peft")
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 BASE = ZOO / "models" / "base"
@@ -33,7 +35,7 @@ def test_search_export_merge(tmp_path, way):
         "models": {"base": str(BASE), "one": "adapter1", "two": "adapter2"},
         "space": {"method": "ties", "layers_per_group": 3},
         "adapters": way,
-        "strategy": {"kind": "cma_es", "population": 4, "mean_every": 2},
+        "strategy": {"kind": "cma_es", "population": 4, "score_mean_every": 2},
         "fitness": {
             "tasks": [{"task": "zoo_target_gen"}],
             "include_path": [str(ZOO / "tasks")],

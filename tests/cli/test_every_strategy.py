@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from evomerge.cli.main import main
-from evomerge.config.search_file import ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
 from evomerge.search.problem import Problem
 from evomerge.strategies import AnyStrategyConfig
 from evomerge.testing.planted import PlantedSpace
@@ -30,7 +31,7 @@ TASKS = ("zoo_ops_en", "zoo_short_en")
 BUDGET = 8
 
 STRATEGIES = {
-    "cma_es": {"kind": "cma_es", "population": 4, "mean_every": 1},
+    "cma_es": {"kind": "cma_es", "population": 4, "score_mean_every": 1},
     "cma_es with bipop": {"kind": "cma_es", "population": 4, "restarts": "bipop"},
     "cma_es, adapted": {"kind": "cma_es", "population": 4, "learning_rate": "adapted"},
     "eda": {"kind": "eda", "population": 4},

@@ -22,7 +22,7 @@ def write_config(folder):
     config = {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")},
         "space": {"layers_per_group": 2},
-        "strategy": {"kind": "cma_es", "population": 6, "mean_every": 2},
+        "strategy": {"kind": "cma_es", "population": 6, "score_mean_every": 2},
         "fitness": {
             "tasks": [{"task": "zoo_target_gen"}],
             "include_path": [str(ZOO / "tasks")],

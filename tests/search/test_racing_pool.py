@@ -17,7 +17,7 @@ from fitness.objectives import Objectives
 from fitness.results import Evaluation
 
 ITEMS = tuple(f"t/validation/{index}" for index in range(40))
-CONFIGS = {"cma_es": CmaEsConfig(population=8, mean_every=2), "random": RandomConfig(population=6)}
+CONFIGS = {"cma_es": CmaEsConfig(population=8, score_mean_every=2), "random": RandomConfig(population=6)}
 
 
 class Answering:

@@ -58,7 +58,7 @@ def test_with_noise_the_mean_is_nearer_to_the_optimum_than_the_best_sample(make_
 
 def test_the_mean_is_offered_every_few_generations_and_first_of_all_the_start(make_space, fitness_of):
     space = make_space(4)
-    strategy = CmaEsConfig(population=5, mean_every=3).build(space, 0)
+    strategy = CmaEsConfig(population=5, score_mean_every=3).build(space, 0)
     candidates = []
     for _ in range(5 * 7 + 3):
         (candidate,) = strategy.ask(1)
@@ -87,7 +87,7 @@ def test_a_stall_restarts_with_twice_the_population(make_space):
 
 
 def test_after_a_restart_the_better_mean_is_recommended(make_space, fitness_of):
-    strategy = CmaEsConfig(population=4, mean_every=1).build(make_space(3), 0)
+    strategy = CmaEsConfig(population=4, score_mean_every=1).build(make_space(3), 0)
     while strategy.restarted == 0:
         run(strategy, fitness_of, 1)
     assert fitness_of(strategy.recommend()) > -1e-4
@@ -123,7 +123,9 @@ def test_auto_must_be_resolved_first(make_space):
         CmaEsConfig().build(make_space(3), 0)
 
 
-@pytest.mark.parametrize("bad", [{"population": 3}, {"sigma": 0}, {"sigma": 1.5}, {"mean_every": 0}, {"popsize": 9}])
+@pytest.mark.parametrize(
+    "bad", [{"population": 3}, {"sigma": 0}, {"sigma": 1.5}, {"score_mean_every": 0}, {"popsize": 9}]
+)
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValidationError):
         CmaEsConfig(**bad)

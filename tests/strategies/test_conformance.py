@@ -21,7 +21,7 @@ from search_spaces.spaces.two_stage import StackedSpace
 
 
 class TestCmaEs(StrategySuite):
-    config = CmaEsConfig(population=6, mean_every=2)
+    config = CmaEsConfig(population=6, score_mean_every=2)
 
 
 class TestCmaEsWithBipop(StrategySuite):
@@ -34,11 +34,11 @@ class TestCmaEsWithAdaptedLearningRate(StrategySuite):
 
 
 class TestEda(StrategySuite):
-    config = EdaConfig(population=6, mean_every=2)
+    config = EdaConfig(population=6, score_mean_every=2)
 
 
 class TestCatCma(StrategySuite):
-    config = CatCmaConfig(population=6, mean_every=2)
+    config = CatCmaConfig(population=6, score_mean_every=2)
 
 
 class TestM2n2(StrategySuite):

@@ -49,7 +49,7 @@ def test_the_first_guess_has_the_starts_method(config, start, method_for):
 
 
 @pytest.mark.parametrize("config", STRATEGIES, ids=lambda config: config.kind)
-def test_a_prior_from_the_config_replaces_trust(config):
+def test_a_prior_from_the_config_replaces_the_start_probability(config):
     prior = {"ties": 0.7, "dare_ties": 0.1, "slerp": 0.2}
     space, _ = begun(method_prior=prior)
     strategy = config.build(space, 0)

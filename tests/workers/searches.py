@@ -18,7 +18,7 @@ def write_config(file, workers, evaluations=12, **changes):
     config = {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja")},
         "space": {"layers_per_group": 4},
-        "strategy": {"kind": "cma_es", "population": 4, "mean_every": 2},
+        "strategy": {"kind": "cma_es", "population": 4, "score_mean_every": 2},
         "fitness": {
             "tasks": [{"task": "zoo_target_ja"}],
             "include_path": [str(ZOO / "tasks")],
