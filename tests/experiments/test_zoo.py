@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -82,7 +82,6 @@ def test_stored_tokenizer_is_the_one_the_code_builds(tokenizer: Any) -> None:
     assert tokenizer.encode("sort nul 二十九 = 29") == build_tokenizer().encode("sort nul 二十九 = 29")
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(OPERATIONS)), st.sampled_from(sorted(NUMBER_WORDS)), lists)
 def test_text_survives_the_tokenizer(tokenizer: Any, operation: str, language: str, numbers: list[int]) -> None:
     problem = Problem(operation, language, tuple(numbers))
@@ -118,7 +117,6 @@ def test_number_words() -> None:
     assert len(set(words)) == 3 * (HIGHEST + 1)
 
 
-@settings(deadline=None)
 @given(lists, st.randoms(use_true_random=False))
 def test_all_orders_of_a_list_share_a_split(numbers: list[int], random: Any) -> None:
     shuffled = random.sample(numbers, len(numbers))
@@ -231,19 +229,6 @@ def test_results_match_the_models(results: dict[str, Any], tokenizer: Any) -> No
         scores = evaluate.score_items(model, evaluate.read_documents("zoo_target_gen", "test"), tokenizer)
         assert written[name, "zoo_target_gen"]["items"] == len(scores)
         assert scores.mean() == pytest.approx(written[name, "zoo_target_gen"]["score"], abs=0.01)
-
-
-def test_results_show_a_target_that_only_a_search_reaches(results: dict[str, Any]) -> None:
-    score = {row["name"]: row["score"] for row in results["rows"] if row["task"] == "zoo_target_gen"}
-    assert max(score[name] for name in STAGES) < 0.5 * score[FOUND]
-    fixed = [value for name, value in score.items() if not name.startswith("found")]
-    assert score[results["best_fixed"]] == max(fixed)
-    assert score[FOUND] > max(fixed) + 0.1
-    assert results["paired_p_value"][results["best_fixed"]] < 0.01
-
-
-def test_readme_quotes_the_results(results: dict[str, Any]) -> None:
-    assert evaluate.table(results) in (ZOO / "README.md").read_text(encoding="utf-8")
 
 
 def test_sign_test() -> None:
