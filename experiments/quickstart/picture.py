@@ -1,6 +1,6 @@
 """Draw a finished search: its candidates on the search items, and its result beside the alternatives on held-out items.
 
-    python -m experiments.quickstart.picture quickstart/run docs/quickstart.svg
+python -m experiments.quickstart.picture quickstart/run docs/quickstart.svg
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def main(run_folder: Path, picture: Path) -> None:
     is_mean = np.isin(number, list(means))
     rows = Result.read(run_folder / "result.json").held_out
 
-    plt.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "svg.hashsalt": "evomerge"})
+    plt.rcParams.update(
+        {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "svg.hashsalt": "evomerge"}
+    )
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(3, 2), layout="constrained")
     left.scatter(number[~is_mean], score[~is_mean], s=7, color=GREY, alpha=0.6, linewidths=0, label="candidate")
     left.plot(number[is_mean], score[is_mean], "o-", color=BLUE, markersize=4, label="distribution mean")
@@ -43,7 +45,9 @@ def main(run_folder: Path, picture: Path) -> None:
     places = np.arange(len(rows))[::-1]
     center = np.array([row.score for row in rows])
     errors = np.array([[row.score - row.low, row.high - row.score] for row in rows]).T
-    right.barh(places, center, xerr=errors, color=[KINDS.get(row.kind, GREY) for row in rows], ecolor="#444444", height=0.7)
+    right.barh(
+        places, center, xerr=errors, color=[KINDS.get(row.kind, GREY) for row in rows], ecolor="#444444", height=0.7
+    )
     right.set_yticks(places, [row.name for row in rows])
     right.set(xlabel="score on held-out items, 95 % interval", xlim=(0, None))
     for axis in (left, right):
