@@ -1,15 +1,15 @@
 """Every block of the README does what it says."""
 
 import json
-import os
 import re
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from evomerge.config.load import load
+from tests.command import evomerge, execute
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,27 +41,20 @@ def test_the_search_file_is_valid(folder):
 
 
 def test_the_commands_run_in_order(folder):
-    commands = [line for text in blocks("bash") for line in text.splitlines()]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    for command in commands:
-        if command.startswith("make "):
+    for line in (line for text in blocks("bash") for line in text.splitlines()):
+        program, *arguments = shlex.split(line)
+        if program == "make":
             # Run by CI (test) and by tests/experiments/test_quickstart.py (quickstart).
-            subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, check=True, capture_output=True)
+            subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
             continue
-        done = subprocess.run(
-            command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert program == "evomerge"
+        evomerge(*arguments, cwd=folder)
     assert (folder / "merged" / "model.safetensors").is_file()
 
 
 def test_the_python_example_prints_the_table_of_a_search(folder):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", blocks("python")[0]]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    printed = [line[:20].strip() for line in execute(blocks("python")[0], cwd=folder).splitlines()]
     recorded = json.loads((folder / "runs" / "from-python" / "result.json").read_text(encoding="utf-8"))["held_out"]
-    printed = [line[:20].strip() for line in done.stdout.splitlines()]
     assert printed == [row["name"] for row in recorded]
     assert printed[0] == "found" and {"base", "ops", "ja", "eo", "uniform average"} < set(printed)
 
