@@ -25,6 +25,7 @@ from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.racing_pool import racing
 from evomerge.search.recorded_scoring import Bench
+from evomerge.search.scoring_workers import start_pool
 
 FOLDER = Path(__file__).parent
 SEARCH = FOLDER / "search.yaml"
@@ -70,7 +71,7 @@ def run(arm: str, seed: int, extra: Sequence[str] = ()) -> Outcome:
         tempfile.TemporaryDirectory() as folder,
         Run.create(Path(folder) / "run", config.to_yaml(), {}) as log,
     ):
-        pool = problem.pool()
+        pool = start_pool(problem)
         measure = problem.measure(Bench(log, Ledger(log.events()), pool))
         search = Search(log, problem.space, problem.strategy(), config.budget, measure)
         search.search(racing(pool, config, search))
