@@ -13,13 +13,15 @@ from transformers import AutoConfig, PretrainedConfig
 
 from evomerge.cli.plan import genes_of, print_genes, rotation, too_few
 from evomerge.cli.printing import console, size
-from evomerge.config.search_file import ConfigError, SearchConfig, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
+from evomerge.config.search_file import SearchConfig
 from evomerge.merging.sources.architecture import first_line, layout_of_module, meta_module
 from evomerge.search.problem import largest_error
 from evomerge.search.warm_start import warmed
 from evomerge.strategies import resolved_for
 from evomerge.strategies.base import Strategy
-from fitness.tasks.offline import outline
+from fitness.tasks.offline import describe_tasks
 from search_spaces.recipes.references import parts
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.registry import build_space
@@ -78,7 +80,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     space = config.stamped(build_space(config.space, context))
     space.decode(space.start)
     strategy = _strategy(config, space)
-    tasks = outline(config.fitness)
+    tasks = describe_tasks(config.fitness)
     evaluations, items = config.budget.evaluations, config.fitness.subset.items
     asked = None if items == "all" else items * len(tasks)
     references = [part for reference in config.models.values() for part in parts(reference) if part is not None]

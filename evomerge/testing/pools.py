@@ -37,7 +37,7 @@ class ScriptedPool:
     capacity
         How many recipes are in flight at most.
     order
-        What one `wait` returns: ``all`` that is in flight, or one: the ``last`` that was submitted, or a ``random`` one.
+        What one `wait` returns: ``all`` that is in flight; or one, the ``last`` that was submitted, or a ``random`` one.
     dies_at
         The evaluation, counted from 1, in place of which `wait` raises KeyboardInterrupt; None: it never does.
     seed

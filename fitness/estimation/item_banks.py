@@ -28,7 +28,7 @@ Array = npt.NDArray[np.float64]
 
 SAMPLES = re.compile(r"samples_(?P<task>.+?)_\d{4}-\d{2}-\d{2}T[\d.:\-]+\.jsonl$")
 SAMPLES_UNDATED = re.compile(r"samples_(?P<task>.+)\.jsonl$")
-CALIBRATION_FORMAT = "evomerge calibration 1"
+ITEM_BANKS_FORMAT = "evomerge item banks 1"
 BANK_ARRAYS = ("discrimination", "difficulty", "abilities")
 FEWEST_MODELS = 2
 MODELS_PER_DIMENSION = 10  # fewer cannot tell the dimensions apart
@@ -298,7 +298,7 @@ def from_run(evaluations: Mapping[str, tuple[Sequence[str], npt.ArrayLike]]) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class ItemBanks:
     """What other models tell of the items of one or several tasks.
 
     Attributes
@@ -324,7 +324,7 @@ class Calibration:
         """
         if task not in self.banks:
             raise ValueError(
-                f"the calibration has no task {task!r}, only {', '.join(self.banks)}: calibrate on it, too"
+                f"there is no item bank for task {task!r}, only for {', '.join(self.banks)}: fit its items too"
             )
         banks = tuple(bank.select(items) for bank in self.banks[task])
         known = self.responses[task]
@@ -335,7 +335,7 @@ class Calibration:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as one `.npz` (arrays, and the rest as JSON), whole or not at all."""
         path = Path(path)
-        header: dict[str, Any] = {"format": CALIBRATION_FORMAT, "tasks": {}}
+        header: dict[str, Any] = {"format": ITEM_BANKS_FORMAT, "tasks": {}}
         arrays: dict[str, Any] = {}
         for number, (task, responses) in enumerate(self.responses.items()):
             arrays[f"{number}.responses"] = responses.scores.astype(np.float32)
@@ -353,7 +353,7 @@ class Calibration:
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+    def load(cls, path: str | os.PathLike[str]) -> ItemBanks:
         """Read what `save` wrote; nothing is ever unpickled.
 
         Raises
@@ -365,7 +365,7 @@ class Calibration:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 header = json.loads(arrays["header"].tobytes().decode())
-                if header["format"] != CALIBRATION_FORMAT:
+                if header["format"] != ITEM_BANKS_FORMAT:
                     raise KeyError(header["format"])
                 for number, (task, part) in enumerate(header["tasks"].items()):
                     items = tuple(map(str, part["items"]))
@@ -377,7 +377,8 @@ class Calibration:
                     )
         except Exception as error:  # numpy, zipfile and json raise half a dozen kinds for damaged files
             raise ValueError(
-                f"{path}: no calibration ({type(error).__name__}: {error}): write one with `evomerge calibrate`"
+                f"{path}: not a file of item banks ({type(error).__name__}: {error}): "
+                "write one with `evomerge fit-items`"
             ) from error
         return cls(responses, banks)
 
@@ -386,7 +387,7 @@ def _bank(items: tuple[str, ...], arrays: Mapping[str, Array], facts: Mapping[st
     return ItemBank(items, arrays["discrimination"], arrays["difficulty"], arrays["abilities"], dict(facts))
 
 
-def calibrate(
+def fit_item_banks(
     responses: Responses, priors: ItemPriors | None = None, dimensions: int | None = None
 ) -> tuple[ItemBank, ...]:
     """Item banks for the default estimator: 2PL and, with enough models, the multidimensional model.
@@ -403,7 +404,7 @@ def calibrate(
     """
     models = len(responses.models)
     if models < FEWEST_MODELS:
-        raise ValueError(f"{models} model: calibration needs at least {FEWEST_MODELS}, and tens to be of use")
+        raise ValueError(f"{models} model: fitting items needs at least {FEWEST_MODELS}, and tens to be of use")
     unasked = np.isnan(responses.scores).all(0)
     if unasked.any():
         item = responses.items[int(unasked.argmax())]
