@@ -37,7 +37,7 @@ class ScriptedPool:
     capacity
         How many recipes are in flight at most.
     order
-        What one `wait` returns: ``all`` that is in flight; or one, the ``last`` that was submitted, or a ``random`` one.
+        What one `wait` returns: ``all`` that is in flight; or one: the ``last`` that was submitted, a ``random`` one.
     dies_at
         The evaluation, counted from 1, in place of which `wait` raises KeyboardInterrupt; None: it never does.
     seed
@@ -66,7 +66,7 @@ class ScriptedPool:
     @property
     def free(self) -> int:
         """How many more recipes may be submitted now."""
-        return self.capacity - len(self._queue)
+        return max(0, self.capacity - len(self._queue))
 
     @property
     def item_count(self) -> int:
@@ -75,7 +75,6 @@ class ScriptedPool:
 
     def submit(self, tag: int, request: Request) -> None:
         """Queue a recipe."""
-        assert self.free > 0, "submitted to a pool that has no free worker"
         self._queue.append((tag, request))
 
     def wait(self) -> list[tuple[int, Evaluation]]:
@@ -183,6 +182,16 @@ class PoolSuite:
             pool.submit(tag, request)
             assert before - 1 <= pool.free <= before
             assert pool.free >= 0
+
+    def test_what_is_submitted_beyond_the_free_places_is_scored_as_well(self, pool: Pool) -> None:
+        """A resumed search submits all that was in flight, also where there are fewer workers now."""
+        for tag, request in enumerate(self.requests(self.most)):
+            pool.submit(tag, request)
+        assert pool.free == 0
+        found: list[int] = []
+        while len(found) < self.most:
+            found += [tag for tag, _ in pool.wait()]
+        assert sorted(found) == list(range(self.most))
 
     def test_an_evaluation_answers_the_items_that_were_asked(self, pool: Pool) -> None:
         """All of them in their order, or, if it was stopped early, some of them in their order."""

@@ -72,10 +72,10 @@ class Pool(Protocol):
 
     @property
     def free(self) -> int:
-        """How many more recipes may be submitted now; at least 1 when none is in flight."""
+        """How many more recipes can be scored now, 0 or more; at least 1 when none is in flight."""
 
     def submit(self, tag: int, request: Request) -> None:
-        """Queue a recipe; `tag` comes back with its evaluation."""
+        """Queue a recipe, also one more than `free`; `tag` comes back with its evaluation."""
 
     def wait(self) -> list[tuple[int, Evaluation]]:
         """Block until a submitted recipe is scored, or a worker becomes free; return what is scored, with tags."""

@@ -128,7 +128,7 @@ class InlinePool:
     @property
     def free(self) -> int:
         """One recipe at a time."""
-        return 1 - len(self._queue)
+        return max(0, 1 - len(self._queue))
 
     def submit(self, tag: int, request: Request) -> None:
         """Queue a recipe."""
