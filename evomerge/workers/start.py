@@ -8,7 +8,8 @@ from functools import cached_property
 
 import torch
 
-from evomerge.merging.engine.engine import Footprint, MergeEngine
+from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.engine.footprint import Footprint
 from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.workers.base import WorkerSettings
