@@ -8,17 +8,18 @@ import pytest
 
 from evomerge import plugins
 from evomerge.plugins import load_plugins
-from evomerge.strategies import STRATEGIES
+from evomerge.workers.registry import WORKERS
 
 GOOD = """
 from typing import Literal
-from evomerge.strategies import RandomConfig, register_strategy
+from evomerge.workers.config import InlineConfig
+from evomerge.workers.registry import register_workers
 
-@register_strategy
-class LuckyConfig(RandomConfig):
+@register_workers
+class LuckyConfig(InlineConfig):
     kind: Literal["lucky"] = "lucky"
 """
-TAKEN = GOOD.replace("lucky", "cma_es").replace("Lucky", "Other")
+TAKEN = GOOD.replace("lucky", "inline").replace("Lucky", "Other")
 HALF = GOOD.replace("lucky", "half").replace("Lucky", "Half") + "\nraise RuntimeError('no\\n  licence')\n"
 
 
@@ -43,11 +44,11 @@ def installed(tmp_path, monkeypatch):
         load_plugins.cache_clear()
         return load_plugins()
 
-    before = set(STRATEGIES)
+    before = set(WORKERS)
     yield installed
-    for name in set(STRATEGIES) - before:
-        STRATEGIES._values.pop(name)
-        STRATEGIES._origins.pop(name)
+    for name in set(WORKERS) - before:
+        WORKERS._values.pop(name)
+        WORKERS._origins.pop(name)
     for name in names:
         sys.modules.pop(name, None)
     load_plugins.cache_clear()
@@ -56,24 +57,24 @@ def installed(tmp_path, monkeypatch):
 def test_a_plugin_is_named_in_a_search_file_like_our_own(installed, tmp_path):
     (plugin,) = installed(good=GOOD)
     assert plugin.error is None
-    assert STRATEGIES.origin("lucky") == "evomerge-good"
+    assert WORKERS.origin("lucky") == "evomerge-good"
     from evomerge.config.errors import ConfigError
     from evomerge.config.load import load
     from evomerge.config.reference import reference
 
     path = tmp_path / "search.yaml"
-    path.write_text("models: {a: o/a, b: o/b}\nfitness: {tasks: [t]}\nstrategy: {kind: lucky, population: 3}\n")
+    path.write_text("models: {a: o/a, b: o/b}\nfitness: {tasks: [t]}\nworkers: {kind: lucky, threads: 3}\n")
     config = load(path)
-    assert (config.strategy.kind, config.strategy.population) == ("lucky", 3)
+    assert (config.workers.kind, config.workers.threads) == ("lucky", 3)
     path.write_text(config.to_yaml())
     assert load(path) == config
-    path.write_text("models: {a: o/a, b: o/b}\nfitness: {tasks: [t]}\nstrategy: {kind: luky, population: 3}\n")
+    path.write_text("models: {a: o/a, b: o/b}\nfitness: {tasks: [t]}\nworkers: {kind: luky, threads: 3}\n")
     with pytest.raises(
-        ConfigError, match=r"search\.yaml:3: strategy\.kind: kind 'luky' is unknown; did you mean `lucky`\?"
+        ConfigError, match=r"search\.yaml:3: workers\.kind: kind 'luky' is unknown; did you mean `lucky`\?"
     ):
         load(path)
-    with pytest.raises(ConfigError, match=r"strategy\.population: write a whole number of at least 1 \(got 0\)"):
-        load(path, ["strategy.kind=lucky", "strategy.population=0"])
+    with pytest.raises(ConfigError, match=r"workers\.threads: write a whole number of at least 1 \(got 0\)"):
+        load(path, ["workers.kind=lucky", "workers.threads=0"])
     assert "`kind: lucky`" in reference()
 
 
@@ -83,16 +84,16 @@ def test_one_that_fails_is_one_line_and_the_others_work(installed, caplog):
             absent="import not_there_at_all\n", good=GOOD, half=HALF, leaves="raise SystemExit(3)", taken=TAKEN
         )
     assert [plugin.error is None for plugin in found] == [False, True, False, False, False]
-    assert "lucky" in STRATEGIES and "half" not in STRATEGIES
-    assert STRATEGIES.origin("cma_es") == "evomerge"
+    assert "lucky" in WORKERS and "half" not in WORKERS
+    assert WORKERS.origin("inline") == "evomerge"
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
         "plug-in evomerge-absent 1.2 (absent = plug_absent): not loaded, ModuleNotFoundError: No module named "
         "'not_there_at_all'",
         "plug-in evomerge-half 1.2 (half = plug_half): not loaded, RuntimeError: no licence",
         "plug-in evomerge-leaves 1.2 (leaves = plug_leaves): not loaded, SystemExit: 3",
-        "plug-in evomerge-taken 1.2 (taken = plug_taken): not loaded, ValueError: strategy 'cma_es' is taken, evomerge "
-        "registers it; use another name",
+        "plug-in evomerge-taken 1.2 (taken = plug_taken): not loaded, ValueError: worker kind 'inline' is taken, "
+        "evomerge registers it; use another name",
     ]
 
 

@@ -11,14 +11,11 @@ from evomerge.cli.printing import console, grid
 from evomerge.plugins import load_plugins
 
 REGISTRIES = {
-    "merge method": "evomerge.merging.methods.registry:MERGE_METHODS",
-    "space": "search_spaces.spaces.registry:SPACES",
-    "strategy": "evomerge.strategies.registry:STRATEGIES",
-    "estimator": "fitness.estimation.registry:ESTIMATORS",
     "worker kind": "evomerge.workers.registry:WORKERS",
-    "tracker": "evomerge.runs.trackers:TRACKERS",
 }
 """Where the names of each kind are registered."""
+OURS = ("evomerge.config.search_file", "evomerge.merging.methods")
+"""Modules whose import registers all of ours."""
 
 
 def plugins(as_json: bool) -> None:
@@ -37,6 +34,8 @@ def plugins(as_json: bool) -> None:
 
 
 def _names() -> Iterator[dict[str, Any]]:
+    for module in OURS:
+        import_module(module)
     for kind, place in REGISTRIES.items():
         module, _, attribute = place.partition(":")
         registry = getattr(import_module(module), attribute)
