@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.spaces.coefficients import CoefficientSpace
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 
 EXTRAS = {"numba": "evomerge[fast]", "gguf": "evomerge[gguf]", "mergekit": "mergekit==0.1.5"}
 

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from evomerge.config.search_file import SearchConfig, models_in
+from evomerge.config.search_file import SearchConfig
+from search_spaces.registry import config_classes
 
 
 def reference() -> str:
@@ -19,7 +20,7 @@ def reference() -> str:
 
 
 def _sections() -> Iterator[str]:
-    top = {name: list(models_in(field.annotation)) for name, field in SearchConfig.model_fields.items()}
+    top = {name: config_classes(field) for name, field in SearchConfig.model_fields.items()}
     yield _table("the top level", SearchConfig, skip=[name for name, models in top.items() if models])
     described: set[type[BaseModel]] = set()
     for name, models in top.items():
@@ -32,7 +33,7 @@ def _section(place: str, model: type[BaseModel], described: set[type[BaseModel]]
     if model in described:
         return
     described.add(model)
-    nested = {name: list(models_in(field.annotation)) for name, field in model.model_fields.items()}
+    nested = {name: config_classes(field) for name, field in model.model_fields.items()}
     kind = model.model_fields.get("kind")
     yield _table(f"`{place}`" + (f", `kind: {kind.default}`" if kind else ""), model)
     for name, models in nested.items():

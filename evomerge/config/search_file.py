@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,11 +27,11 @@ from fitness.config import FitnessConfig
 from search_spaces.recipes.fields import NOT_IN_CORE
 from search_spaces.recipes.mergekit_yaml import load_yaml
 from search_spaces.recipes.references import spelled, with_parts
-from search_spaces.spaces.building import STARTS
-from search_spaces.spaces.coefficients import CoefficientConfig
+from search_spaces.registry import config_classes
+from search_spaces.spaces.layer_coefficients import STARTS, CoefficientConfig
 from search_spaces.spaces.registry import SpaceConfig
 from search_spaces.spaces.space import SearchSpace
-from search_spaces.spaces.stamped import StampedSpace
+from search_spaces.spaces.wrappers import RecipeSettingsSpace
 
 MAX_BYTES = 1_000_000
 
@@ -93,7 +92,7 @@ class SearchConfig(BaseModel):
     models: dict[str, str] = Field(min_length=2)
     """Short name: local folder (relative to the search file) or hub id, or MODEL+ADAPTER for a model with a LoRA on it;
     the first is the common base."""
-    space: Annotated[SpaceConfig, _default_kind("layer_coefficients")] = CoefficientConfig()
+    space: SpaceConfig = CoefficientConfig()
     """What may be built."""
     strategy: StrategyConfig = CmaEsConfig()
     """How to search it."""
@@ -185,7 +184,7 @@ class SearchConfig(BaseModel):
             settings["adapters"] = "core"
         if self.vocabulary != "same":
             settings["tokenizer_source"] = self.vocabulary
-        return StampedSpace(space, **settings) if settings else space
+        return RecipeSettingsSpace(space, **settings) if settings else space
 
     @property
     def vocabulary_policy(self) -> str | None:
@@ -407,14 +406,6 @@ def _walk(keys: Sequence[str]) -> tuple[list[type[BaseModel]], list[str]]:
             continue
         shown.append(key)
         if not last:
-            fields = [m.model_fields[key].annotation for m in models if key in m.model_fields]
-            models = [model for annotation in fields for model in models_in(annotation)] or models
+            fields = [m.model_fields[key] for m in models if key in m.model_fields]
+            models = [model for field in fields for model in config_classes(field)] or models
     return models, shown
-
-
-def models_in(annotation: Any) -> Iterable[type[BaseModel]]:
-    """Yield the config sections that a field's type mentions."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in typing.get_args(annotation):
-        yield from models_in(argument)

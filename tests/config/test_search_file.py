@@ -131,7 +131,7 @@ def test_every_key_is_documented():
         for name, field in model.model_fields.items():
             assert field.description or name == "kind", f"{model.__name__}.{name} has no docstring"
 
-    from evomerge.config.search_file import models_in
+    from search_spaces.registry import config_classes
 
     seen, queue = set(), [SearchConfig]
     while queue:
@@ -140,7 +140,7 @@ def test_every_key_is_documented():
             continue
         seen.add(model)
         walk(model)
-        queue += [m for field in model.model_fields.values() for m in models_in(field.annotation)]
+        queue += [m for field in model.model_fields.values() for m in config_classes(field)]
     assert len(seen) > 6
 
 
