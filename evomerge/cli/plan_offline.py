@@ -13,13 +13,17 @@ from transformers import AutoConfig, PretrainedConfig
 
 from evomerge.cli.plan import genes_of, print_genes, rotation, too_few
 from evomerge.cli.printing import console, size
-from evomerge.config.search_file import ConfigError, SearchConfig, load
-from evomerge.merging.sources.architecture import first_line, layout_of_module, meta_module
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
+from evomerge.config.search_file import SearchConfig
+from evomerge.files.messages import reason
+from evomerge.files.references import local_or_hub
+from evomerge.merging.sources.architecture import layout_of_module, meta_module
 from evomerge.search.problem import largest_error
 from evomerge.search.warm_start import warmed
 from evomerge.strategies import resolved_for
 from evomerge.strategies.base import Strategy
-from fitness.tasks.offline import outline
+from fitness.tasks.offline import describe_tasks
 from search_spaces.recipes.references import parts
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.registry import build_space
@@ -78,7 +82,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     space = config.stamped(build_space(config.space, context))
     space.decode(space.start)
     strategy = _strategy(config, space)
-    tasks = outline(config.fitness)
+    tasks = describe_tasks(config.fitness)
     evaluations, items = config.budget.evaluations, config.fitness.subset.items
     asked = None if items == "all" else items * len(tasks)
     references = [part for reference in config.models.values() for part in parts(reference) if part is not None]
@@ -91,7 +95,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
         "architecture": config.models[config.base] if architecture is None else str(architecture),
         "parameters": sum(sizes.values()),
         "tasks": [asdict(task) for task in tasks],
-        "downloads": [part for part in dict.fromkeys(references) if not Path(part).exists()],
+        "downloads": [part for part in dict.fromkeys(references) if isinstance(local_or_hub(part), str)],
         "notes": [*rotation(config, asked is not None), *too_few(evaluations, strategy.population)],
     }
     return OfflinePlan(summary, space, strategy)
@@ -99,14 +103,15 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
 
 def _architecture(config: SearchConfig, path: Path | None) -> PretrainedConfig:
     base = parts(config.models[config.base])[0] if path is None else str(path)
-    name, _, revision = (base, "", "") if Path(base).exists() else base.partition("@")
+    place = local_or_hub(base)
+    name, _, revision = place.partition("@") if isinstance(place, str) else (str(place), "", "")
     try:
         return AutoConfig.from_pretrained(
             name, revision=revision or None, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{base}: no configuration of it is on this machine ({first_line(error)}); give a config.json like the "
+            f"{base}: no configuration of it is on this machine ({reason(error)}); give a config.json like the "
             "models' with --architecture FILE"
         ) from None
 

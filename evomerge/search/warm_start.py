@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter
 
-from evomerge.config.search_file import ConfigError, SearchConfig, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
+from evomerge.config.search_file import SearchConfig
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run, require_run
 from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, GridConfig, M2n2Config, StagedConfig

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evomerge.config.search_file import load
+from evomerge.config.load import load
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run
 from evomerge.search.final_evaluation import Conclusion
@@ -70,8 +70,8 @@ def run(arm: str, seed: int, extra: Sequence[str] = ()) -> Outcome:
         Run.create(Path(folder) / "run", config.to_yaml(), {}) as log,
     ):
         pool = problem.pool()
-        measure = problem.measure(Bench(log, Ledger(log.events()), pool))
-        search = Search(log, problem.space, problem.strategy(), config.budget, measure)
+        plan = problem.evaluation_plan(Bench(log, Ledger(log.events()), pool))
+        search = Search(log, problem.space, problem.strategy(), config.budget, plan)
         search.search(racing(pool, config, search))
         result = Conclusion(log, problem, search, pool).conclude()
         ledger = Ledger(log.events())

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from evomerge.cli.plan_offline import offline_plan
-from evomerge.config.search_file import SearchConfig, load
+from evomerge.config.load import load
+from evomerge.config.search_file import SearchConfig
 from evomerge.strategies import StagedConfig
 from experiments.harness import Experiment
 from search_spaces.recipes import mergekit_yaml

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import yaml
 
 import evomerge.cli.search as commands
-from evomerge.config.search_file import load
+from evomerge.config.load import load
 from evomerge.runs.run import Asked, Event, Run, Told, is_run
 from evomerge.search.problem import Problem
 from evomerge.strategies.base import Candidate

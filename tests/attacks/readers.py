@@ -10,7 +10,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from evomerge.config.search_file import ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
 from evomerge.merging.sources.limits import LimitError, check_counts, check_header, read_json
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import LogError, Run, RunError

@@ -2,7 +2,8 @@
 
 import pytest
 
-from evomerge.config.search_file import ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 

@@ -12,8 +12,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from evomerge.cli.main import main
-from evomerge.config.search_file import ConfigError
-from evomerge.config.search_file import load as load_config
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load as load_config
 from evomerge.runs.run import Asked, Run
 from evomerge.search.warm_start import warm_start_override
 from evomerge.strategies import M2n2Config

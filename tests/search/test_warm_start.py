@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from evomerge.config.search_file import ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.problem import Problem
