@@ -1,7 +1,8 @@
 """Single edits of a model's layer order, to see whether any of them helps anywhere.
 
-Every model of the zoo on a task that it half masters, and every repeat, skip and swap of neighbours, also with what a
-repeated layer adds halved. The best edit on the search items is asked all held-out items, beside the model as it is.
+Every model of the zoo on a task that it solves in part, with every repeat, skip and swap of neighbours, and every
+repeat at half strength. The edit that is best on the search items answers all held-out items, as does the unedited
+model.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def settings(task: str, items: int | str, **changes: Any) -> dict[str, Any]:
 
 
 def edits(depth: int) -> Iterator[tuple[str, list[tuple[int, float]]]]:
-    """Yield each edit's name and the layers with what their writers are multiplied with."""
+    """Yield each edit's name, and its layers with the factor of what each of them adds."""
     plain = [(layer, 1.0) for layer in range(depth)]
     for layer in range(depth):
         twice = [*plain[: layer + 1], (layer, 1.0), *plain[layer + 1 :]]

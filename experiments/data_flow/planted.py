@@ -1,7 +1,7 @@
-"""Models whose layers have been put in a wrong order, for a search to find the right one.
+"""Models whose layers are in a wrong order, for a search to find the right one.
 
 *Shuffled*: the four inner layers of `ops` in another order; a path in free order has to put them back. *Strangers*: two
-layers of other models put between those of `ops`; the slots of the right path leave them out. The known best is `ops`.
+layers of other models are inserted between those of `ops`; the right path leaves them out. The known best is `ops`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def recover(problem: str, folder: Path, *, seed: int, evaluations: int, items: i
 
 
 def _write(layers: Sequence[tuple[str, int]], folder: Path) -> None:
-    """Write a model of the zoo's layers, with the ends of `ops`; once."""
+    """Write a model made of the zoo's layers, with the embeddings and head of `ops`, unless it is there."""
     if folder.exists():
         return
     checkpoints = {reference: Checkpoint.open(reference) for reference in MODELS.values()}

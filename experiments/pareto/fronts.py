@@ -83,7 +83,7 @@ def problem() -> Problem:
 
 
 def search(job: Job) -> Front:
-    """Search once, on one thread; the members of the front are chosen by what the search has seen."""
+    """Search once, on one thread; the members of the front are chosen by their scores in the search."""
     torch.set_num_threads(1)
     started = time.process_time()
     opened = problem()
@@ -106,7 +106,7 @@ def search(job: Job) -> Front:
 def _run(
     config: Any, seed: int, evaluations: int, items: Sequence[str], weight: float | None
 ) -> list[tuple[Genotype, Evaluation]]:
-    """Ask and tell; with a weight, the strategy is told a weighted sum, of which it is the first task's share."""
+    """Ask and tell; with a weight, the strategy is told a weighted sum, in which it is the first task's weight."""
     space = problem().space
     noise = 0.5 / (len(items) / 2) ** 0.5
     strategy = config.resolved(space.dimension, noise=noise, evaluations=evaluations).build(space, seed)

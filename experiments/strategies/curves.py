@@ -1,4 +1,4 @@
-"""One search in this process, and how good its guess was after so many item evaluations."""
+"""One search in this process, and how good its guess was along the way."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ KNOWN = EXPERIMENTS / "zoo" / "found_weights.json"
 
 @dataclass(frozen=True)
 class Curve:
-    """Held-out score of a search's guess, 0 to 1, when it had spent so many item evaluations.
+    """Held-out score of a search's guess, 0 to 1, after a number of item evaluations.
 
-    The guess is what the strategy recommends (a distribution's mean), else the best candidate so far: just what a
-    search that ended there would have to offer, before finalists are confirmed.
+    The guess is what the strategy recommends (a distribution's mean), else the best candidate so far: what a
+    search that ended there would offer before its finalists are confirmed.
     """
 
     contender: str
