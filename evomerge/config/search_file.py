@@ -16,10 +16,10 @@ from evomerge.workers.registry import WORKERS, WorkersConfig
 from fitness.config import FitnessConfig
 from search_spaces.recipes.fields import NOT_IN_CORE
 from search_spaces.registry import by_kind
-from search_spaces.spaces.coefficients import CoefficientConfig
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.registry import SpaceConfig
 from search_spaces.spaces.space import SearchSpace
-from search_spaces.spaces.stamped import StampedSpace
+from search_spaces.spaces.wrappers import RecipeSettingsSpace
 
 
 class BudgetConfig(BaseModel):
@@ -53,7 +53,7 @@ class SearchConfig(BaseModel):
     models: dict[str, str] = Field(min_length=2)
     """Short name: local folder (relative to the search file) or hub id, or MODEL+ADAPTER for a model with a LoRA on it;
     the first is the common base."""
-    space: Annotated[SpaceConfig, _default_kind("layer_coefficients")] = CoefficientConfig()
+    space: SpaceConfig = CoefficientConfig()
     """What may be built."""
     strategy: StrategyConfig = CmaEsConfig()
     """How to search it."""
@@ -150,7 +150,7 @@ class SearchConfig(BaseModel):
             settings["adapters"] = "core"
         if self.vocabulary != "same":
             settings["tokenizer_source"] = self.vocabulary
-        return StampedSpace(space, **settings) if settings else space
+        return RecipeSettingsSpace(space, **settings) if settings else space
 
     @property
     def vocabulary_policy(self) -> str | None:

@@ -44,7 +44,7 @@ SPACES = {
     "finer coefficients": {"kind": "layer_coefficients", "layers_per_group": 3},
     "the method as a gene": {"kind": "layer_coefficients", "method": ["task_arithmetic", "ties"]},
     "mixture": {"kind": "mixture", "chunks": "tensors"},
-    "stacked": {"kind": "stacked", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1}},
+    "stacked": {"kind": "two_stage", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1}},
 }
 
 
