@@ -1,7 +1,8 @@
 """Record the events of two fixed-seed searches on the zoo, and compare them with another version's.
 
 A change that only moves code must not change what a search computes: genotypes, recipes, items, scores and their
-order stay the same, byte for byte. Times differ from run to run and are left out.
+order stay the same, byte for byte. Times differ from run to run and are left out. A recipe's hash holds the place of
+its models, so that recipes are compared by which of them are equal. `RENAMED` says what has another name now.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SEARCHES = {
 }
 TIMES = ("elapsed", "seconds")
 RENAMED: dict[str, str] = {}
-"""Keys in `before.json` that have another name in today's events: old to new."""
+"""Kinds of events and keys in them: the name in the recorded events, the name now."""
 
 
 def record(arguments: list[str], run: Path) -> list[str]:
@@ -60,15 +61,24 @@ def without_times(value: Any) -> Any:
     return value
 
 
-def renamed(line: str) -> str:
-    """Return a recorded line with the names that its keys have today."""
+def renamed(value: Any) -> Any:
+    """Return recorded JSON values with the names that they have now."""
+    if isinstance(value, dict):
+        return {RENAMED.get(key, key): renamed(item) for key, item in value.items()}
+    return value
 
-    def rename(value: Any) -> Any:
-        return (
-            {RENAMED.get(key, key): rename(item) for key, item in value.items()} if isinstance(value, dict) else value
-        )
 
-    return json.dumps([rename(value) for value in json.loads(line)], sort_keys=True)
+def comparable(lines: Sequence[str]) -> list[str]:
+    """Return events by their present names, each recipe by the number of its first appearance."""
+    numbers: dict[str, int] = {}
+    rows = []
+    for line in lines:
+        kind, candidate, values, *digests = json.loads(line)
+        values = renamed(values)
+        if "recipe" in values:
+            values["recipe"] = numbers.setdefault(values["recipe"], len(numbers))
+        rows.append(json.dumps([RENAMED.get(kind, kind), candidate, values, *digests], sort_keys=True))
+    return rows
 
 
 def digest(value: bytes | str | None) -> str | None:
@@ -95,14 +105,13 @@ def main() -> int:
 
 def compare(name: str, recorded: Sequence[str], found: Sequence[str]) -> bool:
     """Return whether a search has the recorded events; print it, and the first event that differs."""
-    expected = [renamed(line) for line in recorded]
-    same = expected == found
-    print(f"{name}: {len(found)} events, {'the same' if same else f'DIFFERENT from the {len(expected)} recorded'}")
-    for number, (old, new) in enumerate(zip(expected, found, strict=False)):
+    before, now = comparable(recorded), comparable(found)
+    print(f"{name}: {len(now)} events, {'the same' if before == now else f'DIFFERENT from the {len(before)} recorded'}")
+    for number, (old, new) in enumerate(zip(before, now, strict=False)):
         if old != new:
             print(f"first difference, event {number}:\n  {old}\n  {new}")
             break
-    return same
+    return before == now
 
 
 if __name__ == "__main__":
