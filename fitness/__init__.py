@@ -1,13 +1,13 @@
 """How good a model is: tasks, items, scores and their errors.
 
-Nothing heavy is imported here: torch, transformers and lm-eval belong to `fitness.tasks`, `fitness.scoring.evaluator`
-and the modules under them.
+Importing this package imports neither torch nor transformers nor lm-eval: models are scored in `fitness.scoring`, tasks
+are loaded in `fitness.tasks`.
 """
 
-from fitness.config import FitnessConfig, SubsetConfig, TaskConfig
-from fitness.estimation.estimators import Estimate
+from fitness.config import FitnessConfig, SubsetConfig
 from fitness.items import Item, ItemPool
-from fitness.results import Evaluation, ItemScores, TaskError
+from fitness.results import Estimate, Evaluation, ItemScores, TaskError
+from fitness.tasks.config import TaskConfig
 
 __all__ = [
     "Estimate",

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from evomerge.config.load import load
 from evomerge.search.problem import Problem
 from evomerge.strategies import CmaEsConfig, Evaluated, Nsga2Config, RandomConfig
+from experiments.pareto.hypervolume import hypervolume
 from fitness.objectives import Objectives, means
-from fitness.pareto import crowding, hypervolume, ranks
+from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation
 from search_spaces.spaces.space import Genotype
 
