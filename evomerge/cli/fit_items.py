@@ -11,6 +11,7 @@ import numpy as np
 
 from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
+from evomerge.files.atomic import atomic_file
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run, is_run
 from fitness.estimation.irt import item_fit
@@ -50,7 +51,8 @@ def fit_items(
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from None
     banks = ItemBanks(responses, fitted)
-    banks.save(output)
+    with atomic_file(output) as temporary, temporary.open("wb") as file:
+        banks.save(file)
     summary = [_summary(name, banks) for name in responses]
     if as_json:
         print(json.dumps({"item_bank": str(output), "tasks": summary}, indent=1))

@@ -16,7 +16,8 @@ import torch
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import InlineConfig, SearchConfig
-from evomerge.merging.engine.engine import Footprint, MergeEngine
+from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.engine.footprint import Footprint
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
 from evomerge.merging.sources import preflight

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -307,9 +307,8 @@ class ItemBanks:
         score_JI = known.scores[:, [column[item] for item in items]]
         return banks, None if np.isnan(score_JI).any() else score_JI
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as one `.npz` (arrays, and the rest as JSON), whole or not at all."""
-        path = Path(path)
+    def save(self, file: BinaryIO) -> None:
+        """Write it as one `.npz` (arrays, and the rest as JSON) into a file opened for writing."""
         header: dict[str, Any] = {"format": ITEM_BANKS_FORMAT, "tasks": {}}
         arrays: dict[str, Any] = {}
         for number, (task, responses) in enumerate(self.responses.items()):
@@ -320,12 +319,7 @@ class ItemBanks:
                 arrays |= {f"{number}.{index}.{name}": getattr(bank, name) for name in BANK_ARRAYS}
             header["tasks"][task] = {"models": responses.models, "items": responses.items, "banks": facts}
         arrays["header"] = np.frombuffer(json.dumps(header, ensure_ascii=False).encode(), np.uint8)
-        temporary = path.with_name(f"{path.name}.tmp")
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ItemBanks:

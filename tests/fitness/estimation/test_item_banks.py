@@ -159,7 +159,8 @@ def test_an_item_bank_comes_back_as_it_was(tmp_path: Path) -> None:
         "täst": Responses(("a", "b"), ("täst/test/0",), np.array([[0.25], [1.0]])),
     }
     saved = ItemBanks(responses, {task: fit_item_banks(found) for task, found in responses.items()})
-    saved.save(tmp_path / "item_bank.npz")
+    with (tmp_path / "item_bank.npz").open("wb") as file:
+        saved.save(file)
     loaded = ItemBanks.load(tmp_path / "item_bank.npz")
     assert list(loaded.banks) == ["quiz", "täst"]
     items = [f"quiz/test/{i}" for i in (4, 1)]
