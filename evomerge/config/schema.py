@@ -19,7 +19,7 @@ Section: TypeAlias = type[BaseModel]
 
 def hint_of(field: FieldInfo) -> Hint:
     """Return a field's type with its constraints."""
-    return typing.cast(Any, Annotated)[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    return _constrained(field.annotation, tuple(field.metadata))
 
 
 def alternatives(hint: Hint) -> list[Hint]:
@@ -32,10 +32,14 @@ def alternatives(hint: Hint) -> list[Hint]:
     if registered is not None:
         return list(registered.classes)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [member for argument in typing.get_args(hint) for member in alternatives(argument)]
-    if hint is type(None):
-        return []
-    return [typing.cast(Any, Annotated)[(hint, *constraints)] if constraints else hint]
+        return [
+            member for argument in typing.get_args(hint) for member in alternatives(_constrained(argument, constraints))
+        ]
+    return [] if hint is type(None) else [_constrained(hint, constraints)]
+
+
+def _constrained(hint: Hint, constraints: tuple[Any, ...]) -> Hint:
+    return typing.cast(Any, Annotated)[(hint, *constraints)] if constraints else hint
 
 
 def bare(hint: Hint) -> Hint:
