@@ -14,6 +14,8 @@ from typing import Any
 
 from evomerge.config.search_file import SearchConfig
 from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
+from evomerge.workers.base import Request
 from fitness.estimation.intervals import paired_test
 from fitness.results import Evaluation
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe
@@ -78,7 +80,7 @@ def edits(depth: int) -> Iterator[tuple[str, list[tuple[int, float]]]]:
 def measure(model: str, task: str, items: int, *, held_out: int | None = None, most: int | None = None) -> Edited:
     """Try every edit of `model` (the first `most` of them) on search items of `task`, and the best on held-out ones."""
     problem = Problem(SearchConfig.model_validate(settings(task, items)), scan=False)
-    worker, layout = problem.worker, problem.layout
+    worker, layout = local_worker(problem).worker, problem.layout
     recipe = (
         task_arithmetic_recipe(MODELS, layout, 0.8, out_dtype="float32")
         if model == MERGE
@@ -86,7 +88,7 @@ def measure(model: str, task: str, items: int, *, held_out: int | None = None, m
     ).canonical()
 
     def score(recipe: Recipe, asked: tuple[str, ...]) -> Evaluation:
-        evaluation = worker.evaluate(recipe, asked)
+        evaluation = worker.evaluate(Request(recipe, asked))
         if evaluation.status != "ok":
             raise RuntimeError(evaluation.reason)
         return evaluation

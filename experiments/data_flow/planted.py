@@ -108,9 +108,12 @@ def known(items: int) -> float:
     if items not in _KNOWN:
         from evomerge.config.search_file import SearchConfig
         from evomerge.search.problem import Problem
+        from evomerge.search.scoring_workers import local_worker
+        from evomerge.workers.base import Request
         from search_spaces.recipes.baselines import source_recipe
 
         problem = Problem(SearchConfig.model_validate(settings("zoo_ops_en", items)), scan=False)
         recipe = source_recipe(MODELS["ops"], 6, out_dtype="float32")
-        _KNOWN[items] = problem.worker.evaluate(recipe, problem.held_out_items).fitness
+        request = Request(recipe, tuple(problem.held_out_items))
+        _KNOWN[items] = local_worker(problem).worker.evaluate(request).fitness
     return _KNOWN[items]

@@ -24,6 +24,7 @@ from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.racing_pool import racing
 from evomerge.search.recorded_scoring import Bench
+from evomerge.search.scoring_workers import start_pool
 from experiments.harness import Experiment, Results
 
 SEARCH = Path(__file__).parent / "search.yaml"
@@ -69,7 +70,7 @@ def run(arm: str, seed: int, extra: Sequence[str] = ()) -> Outcome:
         tempfile.TemporaryDirectory() as folder,
         Run.create(Path(folder) / "run", config.to_yaml(), {}) as log,
     ):
-        pool = problem.pool()
+        pool = start_pool(problem)
         plan = problem.evaluation_plan(Bench(log, Ledger(log.events()), pool))
         search = Search(log, problem.space, problem.strategy(), config.budget, plan)
         search.search(racing(pool, config, search))

@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 
 from evomerge.config.load import load
 from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
 from evomerge.strategies import CmaEsConfig, Evaluated, Nsga2Config, RandomConfig
+from evomerge.workers.base import Request
+from evomerge.workers.inline import MergeWorker
+from experiments.pareto.hypervolume import hypervolume
 from fitness.objectives import Objectives, means
-from fitness.pareto import crowding, hypervolume, ranks
+from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation
 from search_spaces.spaces.space import Genotype
 
@@ -77,9 +81,16 @@ def problem() -> Problem:
     """Open the quickstart's models and the two tasks: nine genes."""
     tasks = "[{task: " + "}, {task: ".join(TASKS) + "}]"
     settings = ["space.layers_per_group=6", f"fitness.tasks={tasks}", "fitness.batch_size=400"]
-    opened = Problem(load(QUICKSTART, settings), scan=False)
-    opened.worker.prepare(opened.space.decode(opened.space.start), opened.search_items)
-    return opened
+    return Problem(load(QUICKSTART, settings), scan=False)
+
+
+@cache
+def worker() -> MergeWorker:
+    """Build the worker of `problem`; it has the search items prepared."""
+    opened = problem()
+    built = local_worker(opened).worker
+    built.prepare(opened.space.decode(opened.space.start), opened.search_items)
+    return built
 
 
 def search(job: Job) -> Front:
@@ -124,7 +135,7 @@ def _run(
 
 def _score(genotype: Genotype, items: Sequence[str]) -> Evaluation:
     opened = problem()
-    evaluation = opened.worker.evaluate(opened.space.decode(genotype), items)
+    evaluation = worker().evaluate(Request(opened.space.decode(genotype), tuple(items)))
     if evaluation.status != "ok":
         raise RuntimeError(f"a candidate cannot be scored: {evaluation.reason}")
     return Objectives(opened.suite.weights, apart=True).judge(evaluation, means(evaluation))

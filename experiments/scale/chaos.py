@@ -33,8 +33,10 @@ import evomerge.cli.search as commands
 from evomerge.config.load import load
 from evomerge.runs.run import Asked, Event, Run, Told, is_run
 from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
 from evomerge.strategies.base import Candidate
-from evomerge.workers.inline import Worker
+from evomerge.workers.base import Request
+from evomerge.workers.inline import MergeWorker
 from experiments.harness import Experiment, Results
 from experiments.scale.processes import alive, busy_workers, descendants, title
 from fitness.results import Evaluation
@@ -272,7 +274,7 @@ def outcome(path: Path) -> dict[str, Any]:
     return found | {"result": result}
 
 
-def wrong_answers(path: Path, problem: Problem, worker: Worker) -> list[int]:
+def wrong_answers(path: Path, problem: Problem, worker: MergeWorker) -> list[int]:
     """Return the candidates whose recorded answers differ from those of an undisturbed worker."""
     wrong, recipes = [], {}
     with Run.read(path) as run:
@@ -281,7 +283,7 @@ def wrong_answers(path: Path, problem: Problem, worker: Worker) -> list[int]:
                 recipes[event.candidate.id] = problem.space.decode(event.candidate.genotype)
             elif isinstance(event, Told):
                 recorded = event.evaluation
-                found = worker.evaluate(recipes[event.candidate], recorded.items)
+                found = worker.evaluate(Request(recipes[event.candidate], recorded.items))
                 if recorded.status != found.status or recorded.scores.tobytes() != found.scores.tobytes():
                     wrong.append(event.candidate)
     return wrong
@@ -292,7 +294,7 @@ def measure(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     folder.mkdir()
     write_config(folder / "search.yaml", plan)
     problem = Problem(load(folder / "search.yaml"))
-    worker = problem.ready_worker()  # so that forks find everything imported
+    worker = local_worker(problem).ready()  # so that forks find everything imported
     rng = random.Random(seed)
     started = time.monotonic()
     lives = Lives(folder, "killed")

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from evomerge.workers.base import Request
 from fitness.results import Evaluation
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.spaces.coefficients import CoefficientSpace
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 
 ITEMS = tuple(f"simulated/test/{index}" for index in range(30))
 WEIGHTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -86,7 +86,7 @@ class SimulatedPool:
         """Idle workers."""
         return len(self._idle_since)
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
+    def submit(self, tag: int, request: Request) -> None:
         """Start scoring a recipe."""
         now = self.now()
         self._idle += now - self._idle_since.pop()

@@ -17,7 +17,7 @@ from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.methods import METHODS, TABLE
 from search_spaces.registry import registering
-from search_spaces.spaces.coefficients import CoefficientConfig
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 
 Weight = Annotated[PerModel, Real(0.0, 1.0, 0.5, "Share of the model.")]
 
