@@ -21,8 +21,8 @@ from evomerge.merging.engine.footprint import Footprint
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
 from evomerge.merging.sources import preflight
-from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import open_sources
+from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.merging.sources.task_vectors import squared_norms
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
@@ -76,7 +76,7 @@ class Problem:
     def __init__(self, config: SearchConfig, *, scan: bool = True, share: Share | None = None) -> None:
         self.config = config
         self._share = share or Share()
-        self.checkpoints: Mapping[str, Checkpoint] = open_sources(
+        self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
         self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
@@ -257,7 +257,7 @@ class Problem:
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
         """Sizes and hashes of the sources' files, as they were when first asked for."""
-        return {name: checkpoint.fingerprint()["files"] for name, checkpoint in self.checkpoints.items()}
+        return {name: fingerprint(checkpoint)["files"] for name, checkpoint in self.checkpoints.items()}
 
     def environment(self) -> dict[str, Any]:
         """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""
@@ -323,7 +323,7 @@ def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:
 
 
 def build_worker(
-    checkpoints: Mapping[str, Checkpoint],
+    checkpoints: Mapping[str, Source],
     base: str,
     suite: TaskSuite,
     fitness: FitnessConfig,
@@ -336,7 +336,7 @@ def build_worker(
     engine = MergeEngine(checkpoints, base=base, device=device, compute_dtype=settings.compute_dtype)
     evaluator = Evaluator(
         suite,
-        checkpoints[base].tokenizer(),
+        checkpoints[base].tokenizer.load(),
         batch_size=fitness.batch_size,
         max_length=fitness.max_length,
         device=device,
