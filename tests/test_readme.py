@@ -1,5 +1,6 @@
 """Every block of the README does what it says."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -51,14 +52,27 @@ def test_the_commands_run_in_order(folder):
     assert (folder / "merged" / "model.safetensors").is_file()
 
 
-def test_the_library_example_runs(folder):
-    genes, parameters = map(int, execute(blocks("python")[0], cwd=folder).split())
-    assert genes == 2 * 2 * 8
-    assert parameters > 500_000
+def test_the_python_example_prints_the_table_of_a_search(folder):
+    printed = [line[:20].strip() for line in execute(blocks("python")[0], cwd=folder).splitlines()]
+    recorded = json.loads((folder / "runs" / "from-python" / "result.json").read_text(encoding="utf-8"))["held_out"]
+    assert printed == [row["name"] for row in recorded]
+    assert printed[0] == "found" and {"base", "ops", "ja", "eo", "uniform average"} < set(printed)
+
+
+def test_it_fits_on_a_few_screens():
+    assert len(README.splitlines()) <= 150
+
+
+def test_its_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 10
+    assert not [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
 
 
 def test_every_verb_is_listed():
     from evomerge.cli.main import app
 
-    for command in app.registered_commands:
-        assert f"`evomerge {command.name or command.callback.__name__} " in README
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert "search" in names
+    assert not [name for name in names if f"`evomerge {name}" not in page]

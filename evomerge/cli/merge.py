@@ -18,7 +18,7 @@ from evomerge.merging.sources import preflight
 from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.open_sources import folder_of, open_sources
 from evomerge.merging.sources.source import Source
-from evomerge.search.problem import torch_device
+from evomerge.workers.start import torch_device
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.documents import Stage, needed, read_stages
 from search_spaces.recipes.errors import RecipeError

@@ -26,8 +26,8 @@ from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import Founders, WarmStart
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
-from search_spaces.spaces.stamped import StampedSpace
-from search_spaces.spaces.two_stage import StackedSpace
+from search_spaces.spaces.two_stage import TwoStageSpace
+from search_spaces.spaces.wrappers import RecipeSettingsSpace
 
 StageConfig = Annotated[
     CmaEsConfig | EdaConfig | CatCmaConfig | M2n2Config | GeneticConfig | RandomConfig, Field(discriminator="kind")
@@ -35,7 +35,7 @@ StageConfig = Annotated[
 
 
 class StagedConfig(BaseModel):
-    """Two searches in a row, for ``space.kind: stacked``."""
+    """Two searches in a row, for ``space.kind: two_stage``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -91,7 +91,7 @@ class StagedConfig(BaseModel):
 class Staged(Strategy):
     """Leads one strategy through the parameter space, then another through the flow."""
 
-    def __init__(self, space: StackedSpace, seed: int, config: StagedConfig) -> None:
+    def __init__(self, space: TwoStageSpace, seed: int, config: StagedConfig) -> None:
         super().__init__(space, seed)
         self.config = config
         self.stacked = space
@@ -144,12 +144,12 @@ class Staged(Strategy):
         return self.stacked.join(self._kept, genotype)
 
 
-def _stacked(space: SearchSpace) -> StackedSpace:
+def _stacked(space: SearchSpace) -> TwoStageSpace:
     """Return the stacked space that a search is over; raises as `StagedConfig.build` does."""
-    if isinstance(space, StampedSpace):
+    if isinstance(space, RecipeSettingsSpace):
         space = space.inner  # the same points
-    if not isinstance(space, StackedSpace):
-        raise ValueError("strategy.kind staged is for space.kind stacked; write strategy.kind: cma_es, or stack")
+    if not isinstance(space, TwoStageSpace):
+        raise ValueError("strategy.kind staged is for space.kind two_stage; write strategy.kind: cma_es, or stack")
     return space
 
 

@@ -27,12 +27,12 @@ from evomerge.strategies import (
 from evomerge.testing.planted import evaluate
 from experiments.digits_niches.raw import RawWeights
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.spaces.coefficients import CoefficientConfig
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.data_flow_config import DataFlowConfig
-from search_spaces.spaces.mixture_config import MixtureConfig
+from search_spaces.spaces.data_flow import DataFlowConfig
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
+from search_spaces.spaces.mixture import MixtureConfig
 from search_spaces.spaces.registry import SpaceConfig, build_space
-from search_spaces.spaces.two_stage_config import StackedConfig
+from search_spaces.spaces.two_stage import TwoStageConfig
 
 LAYER = ("input_layernorm.w", "self_attn.o_proj.w", "post_attention_layernorm.w", "mlp.down_proj.w")
 LAYOUT = ModelLayout(("embed",), (LAYER,) * 4, "layers.{}.", ("norm",), None, "self_attn", "mlp")
@@ -63,7 +63,7 @@ SPACES = {
     ),
     "data flow": DataFlowConfig(),
     "layer orders": DataFlowConfig(order="free", scales="transition"),
-    "stacked": StackedConfig(parameters={"kind": "mixture", "chunks": 3, "crossover": "linear"}, flow={"repeats": 1}),
+    "stacked": TwoStageConfig(parameters={"kind": "mixture", "chunks": 3, "crossover": "linear"}, flow={"repeats": 1}),
 }
 OTHERS = {"raw"}
 """Spaces that no search file names."""
@@ -105,7 +105,7 @@ def test_every_proposal_is_a_recipe(name, space):
             resolved_for(config, space, noise=0.05, evaluations=200)
         return
     if name == "staged" and not hasattr(space, "flow"):
-        with pytest.raises(ValueError, match=r"staged is for space.kind stacked"):
+        with pytest.raises(ValueError, match=r"staged is for space.kind two_stage"):
             config.build(space, 0)
         return
     asked = drive(config, space)
