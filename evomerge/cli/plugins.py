@@ -11,6 +11,7 @@ from evomerge.cli.printing import console, grid
 from evomerge.plugins import load_plugins
 
 REGISTRIES = {
+    "space": "search_spaces.spaces.registry:SPACES",
     "worker kind": "evomerge.workers.registry:WORKERS",
 }
 """Where the names of each kind are registered."""
