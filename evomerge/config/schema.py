@@ -96,12 +96,14 @@ def step(hint: Hint, key: str | int, value: Any) -> Hint | None:
 
 def choices(hint: Hint) -> list[str]:
     """Return the words that a type accepts."""
-    return [
-        argument
-        for member in map(bare, alternatives(hint))
-        if typing.get_origin(member) is typing.Literal
-        for argument in typing.get_args(member)
-    ]
+    return [word for member in alternatives(hint) for word in _words(member)]
+
+
+def _words(member: Hint) -> Sequence[str]:
+    """Return the words of a Literal, or of text that is one of some registered names."""
+    if typing.get_origin(bare(member)) is typing.Literal:
+        return typing.get_args(bare(member))
+    return next((entry.choices for entry in _constraints(member) if hasattr(entry, "choices")), ())
 
 
 def described(hint: Hint) -> str:
@@ -126,7 +128,7 @@ def _described(member: Hint) -> str | None:
     """Return one alternative in words; None for a choice of words, which are listed together."""
     plain = bare(member)
     origin, arguments = typing.get_origin(plain), typing.get_args(plain)
-    if origin is typing.Literal:
+    if _words(member):
         return None
     if origin in (tuple, list):
         several = "" if not _smallest(member) else f" of at least {_smallest(member)}"
