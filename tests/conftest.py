@@ -11,11 +11,27 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 
+from importlib import import_module
+from types import ModuleType
+
 import numpy as np
 import pytest
 
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
+
+EXTRAS = {"numba": "evomerge[fast]", "gguf": "evomerge[gguf]", "mergekit": "mergekit==0.1.5"}
+
+
+def required(package: str) -> ModuleType:
+    """Import a package that a whole suite needs: without it the suite is skipped, but fails where CI is set."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        reason = f"{package} cannot be imported ({error}); pip install '{EXTRAS.get(package, package)}'"
+        if os.environ.get("CI"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason, allow_module_level=True)
 
 
 def make_layout(num_layers: int) -> ModelLayout:

@@ -21,7 +21,7 @@ ORDER = (
     "fitness.scoring",
     "fitness.estimation",
     "fitness.config",
-    "evomerge",
+    "evomerge.version",
     "evomerge.files",
     "evomerge.merging",
     "evomerge.merging.methods",
@@ -36,9 +36,13 @@ ORDER = (
     "evomerge.report",
     "evomerge.cli",
     "evomerge.__main__",
+    "evomerge",
     "evomerge.testing",
 )
-"""Every room, lowest first: a module imports from its own room and from rooms before it."""
+"""Every room, lowest first: a module imports from its own room and from rooms before it.
+
+`evomerge` itself is the door (`evomerge.search`): it offers what lies in the rooms, and none of them imports it.
+"""
 
 CATALOGUES = ("evomerge.merging.methods", "evomerge.strategies")
 """Rooms where one file is one entry, however many entries there are."""

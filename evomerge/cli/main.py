@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from evomerge import __version__
+from evomerge.version import VERSION
 
 app = typer.Typer(
     name="evomerge",
@@ -46,7 +46,7 @@ def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"evomerge {__version__}")
+        typer.echo(f"evomerge {VERSION}")
         raise typer.Exit
 
 

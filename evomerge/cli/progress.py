@@ -6,61 +6,72 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
-from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import Ledger
+from evomerge.search.api import Progress
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines where the output is no terminal."""
 
 
 class SearchProgress:
-    """Shows evaluations, rate, the best score so far with its standard error, and the time that remains."""
+    """Shows messages, then evaluations, rate, the best score so far with its standard error, and the time left."""
 
-    def __init__(self, console: Console, budget: BudgetConfig, done: int) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._budget = budget
-        self._done_before = done
-        self._started = self._printed = time.monotonic()
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("searching"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}  best {task.fields[best]}"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            self._task = self._bar.add_task("", total=budget.evaluations, completed=done, rate="", best="-")
+        self._started = self._printed = 0.0
+        self._bar: Bar | None = None
 
     def __enter__(self) -> SearchProgress:
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def message(self, text: str) -> None:
+        """Print a sentence; the live line ends where the next phase begins."""
+        self._stop()
+        self._console.print(text, soft_wrap=True)
+
+    def __call__(self, state: Progress) -> None:
+        """Show how far the search is; the first call starts the live line."""
+        done, total, now = len(state.history.told), state.budget.evaluations, time.monotonic()
+        if not self._started:
+            self._started = self._printed = now
+            self._begin(total, done)
+            return
+        per_second = (done - state.done_before) / max(now - self._started, 1e-9)
+        rate = f"{per_second:.1f}/s" if per_second >= 1 else f"{60 * per_second:.1f}/min"
+        best = best_so_far(state.history)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, rate=rate, best=best)
+        elif now - self._printed >= PLAIN_INTERVAL or done == total:
+            self._printed = now
+            remaining = (total - done) / max(per_second, 1e-9)
+            self._console.print(f"{done}/{total} evaluations, {rate}, best {best}, about {remaining:.0f} s remain")
+
+    def _begin(self, total: int, done: int) -> None:
+        if not self._console.is_terminal:
+            return
+        self._bar = Bar(
+            TextColumn("searching"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}  best {task.fields[best]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, rate="", best="-")
+        self._bar.start()
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-    def __call__(self, ledger: Ledger) -> None:
-        """Show where the search stands."""
-        done = len(ledger.told)
-        now = time.monotonic()
-        per_second = (done - self._done_before) / max(now - self._started, 1e-9)
-        rate = f"{per_second:.1f}/s" if per_second >= 1 else f"{60 * per_second:.1f}/min"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, rate=rate, best=best_so_far(ledger))
-        elif now - self._printed >= PLAIN_INTERVAL or done == self._budget.evaluations:
-            self._printed = now
-            remaining = (self._budget.evaluations - done) / max(per_second, 1e-9)
-            self._console.print(
-                f"{done}/{self._budget.evaluations} evaluations, {rate}, best {best_so_far(ledger)}, "
-                f"about {remaining:.0f} s remain"
-            )
+            self._bar = None
 
 
 def best_so_far(ledger: Ledger) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -223,10 +224,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     ConfigError
         With one line per mistake: the file, the key and what to type instead.
     """
-    values = _read(path)
+    return _validated(_read(path), overrides, path, path.resolve().parent)
+
+
+def load_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SearchConfig:
+    """Return the config that a search file with these contents stands for; relative folders are relative to here.
+
+    Raises
+    ------
+    ConfigError
+        As `load`.
+    """
+    return _validated(copy.deepcopy(dict(values)), overrides, Path("config"), Path.cwd())
+
+
+def _validated(values: dict[str, Any], overrides: Sequence[str], path: Path, folder: Path) -> SearchConfig:
     for override in overrides:
         _override(values, override)
-    _resolve_paths(values, path.resolve().parent)
+    _resolve_paths(values, folder)
     try:
         return SearchConfig.model_validate(values)
     except ValidationError as error:

@@ -1,1 +1,1 @@
-"""Atomic files and folders, the machine-wide cache, hashes and one-line messages."""
+"""Atomic files and folders, the machine-wide cache, hashes, one-line messages, and what a model reference names."""

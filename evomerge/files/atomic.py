@@ -1,33 +1,199 @@
-"""Writing files so that a reader, or a power cut, never sees half of one."""
+"""Files and folders that appear complete or not at all, whatever interrupts the writing."""
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from evomerge.files.messages import reason
+
+ELSEWHERE = "name another place"
+"""What a user does when a place is full or refuses to be written to; the end of most messages."""
 
 
 class FileError(RuntimeError):
-    """A file that cannot be written; one line that says what to do."""
+    """A file or folder that cannot be written; one line that says what to do. Nothing is left of it."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8) in one step: temporary file, fsync, rename.
+class PlaceError(FileError, ValueError):
+    """A path that is taken already: the request is wrong, not the disk."""
+
+
+@contextmanager
+def atomic_file(
+    path: Path, *, size: int | None = None, parents: bool = False, elsewhere: str = ELSEWHERE
+) -> Iterator[Path]:
+    """Give a temporary path to write to, which replaces `path` when the block ends without an error.
+
+    The temporary file exists, is empty and lies beside `path`. It is flushed to the disk before it is renamed. An
+    existing file at `path` stays as it was until then, and for good if the block fails.
+
+    Parameters
+    ----------
+    path
+        The file.
+    size
+        Bytes that it will take, where that is known: checked against the free space first.
+    parents
+        Whether to make missing parent folders.
+    elsewhere
+        What to do when the place refuses, as the end of a message.
 
     Raises
     ------
     FileError
-        If the disk or the folder does not take it; the old file is then as it was.
+        If the place is a folder, or the disk or the folder refuses; also for such errors raised inside the block.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
+    with _translated(path, elsewhere):
+        if path.is_dir():
+            raise PlaceError(f"{path}: it is a folder; name a file")
+        _check_space(path, size, elsewhere)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes its files private
+            yield temporary
+            temporary.chmod(mode)
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        _sync_entries(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, size: int | None = None, elsewhere: str = ELSEWHERE) -> Iterator[Path]:
+    """Give a temporary folder to fill, which becomes `path` when the block ends without an error.
+
+    The temporary folder lies beside `path`, whose parents are made where they are missing. Its files get the mode that
+    the user's umask asks for and are flushed to the disk before the folder is renamed.
+
+    Parameters
+    ----------
+    path
+        A folder that does not exist yet, or is empty.
+    size
+        Bytes that it will take, where that is known: checked against the free space first.
+    elsewhere
+        What to do when the place refuses, as the end of a message.
+
+    Raises
+    ------
+    PlaceError
+        If `path` is a file, or a folder that is not empty.
+    FileError
+        If the disk or the parent folder refuses; also for such errors raised inside the block.
+    """
+    temporary = _temporary(path)
+    with _translated(path, elsewhere):
+        check_place(path)
+        _check_space(path, size, elsewhere)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.mkdir()
+            mode = temporary.stat().st_mode & 0o666  # the umask's, without the right to enter
+            yield temporary
+            _sync_tree(temporary, mode)
+            if path.is_dir():
+                path.rmdir()  # empty, or it fails
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _sync_entries(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` (UTF-8) in one step.
+
+    Raises
+    ------
+    FileError
+        If the disk or the folder refuses; the old file is then as it was.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def check_place(path: Path) -> None:
+    """Refuse a folder that is neither new nor empty.
+
+    Raises
+    ------
+    PlaceError
+        If something is there.
+    """
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise PlaceError(f"{path}: the folder exists and is not empty; name a new one or remove it")
+    elif path.exists():
+        raise PlaceError(f"{path}: a file of that name exists; name a new folder")
+
+
+def _temporary(path: Path) -> Path:
+    """Return a hidden path beside `path` that no other writer has, in this process or another."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.tmp")
+
+
+def _check_space(path: Path, size: int | None, elsewhere: str) -> None:
+    if size is None:
+        return
+    place = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise FileError(
+            f"{path}: the disk has {free / 1e9:.2f} GB free and {size / 1e9:.2f} GB are needed; free some space or "
+            f"{elsewhere}"
+        )
+
+
+@contextmanager
+def _translated(path: Path, elsewhere: str) -> Iterator[None]:
+    """Turn errors of the disk into a FileError about `path`."""
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        reason = error.strerror or error
-        raise FileError(f"{path}: cannot be written ({reason}); make room or name another place") from error
+        yield
+    except FileError:
+        raise
+    except Exception as error:
+        # safetensors reports a failing disk in an exception of its own
+        if isinstance(error, OSError) or "os error" in str(error).lower() or "No space left" in str(error):
+            raise FileError(_failure(path, error, elsewhere)) from error
+        raise
+
+
+def _failure(path: Path, error: Exception, elsewhere: str) -> str:
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        return f"{path}: the disk became full while writing; free some space or {elsewhere}"
+    text = (error.strerror if isinstance(error, OSError) else None) or reason(error)
+    return f"{path}: cannot be written ({text}); check the folder's permissions and its disk, or {elsewhere}"
+
+
+def _sync_tree(folder: Path, mode: int) -> None:
+    """Give all files in `folder` the same mode and flush them, and the folders' entries, to the disk."""
+    for place in sorted(folder.rglob("*"), reverse=True):  # what lies in a folder before the folder
+        if not place.is_dir():
+            place.chmod(mode)
+        _sync(place)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_entries(folder: Path) -> None:
+    """Flush a folder's entries; what was renamed into it is there whether or not the file system can do this."""
+    with suppress(OSError):
+        _sync(folder)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from evomerge import __version__
 from evomerge.config.search_file import ConfigError, InlineConfig, SearchConfig
 from evomerge.merging.engine.engine import Footprint, MergeEngine
 from evomerge.merging.engine.gram import gram_matrices
@@ -29,6 +28,7 @@ from evomerge.search.recorded_scoring import Bench
 from evomerge.search.warm_start import Warmed, warmed
 from evomerge.strategies import AnyStrategyConfig, NevergradConfig, resolved_for
 from evomerge.strategies.base import Strategy
+from evomerge.version import VERSION
 from evomerge.workers.base import Pool
 from evomerge.workers.inline import InlinePool, Worker
 from evomerge.workers.ray_pool import RayConfig, RayPool
@@ -252,7 +252,7 @@ class Problem:
     def environment(self) -> dict[str, Any]:
         """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""
         return {
-            "evomerge": __version__,
+            "evomerge": VERSION,
             "packages": {name: metadata.version(name) for name in (*PACKAGES, *_installed(OPTIONAL_PACKAGES))},
             "config": self._identity(),
             "items": self.suite.digest(),

@@ -28,7 +28,7 @@ class Contender:
     changes
         What else its search file has otherwise than the quickstart's, as `evomerge search --set` takes it.
     fresh
-        Whether each generation is asked other items (`fitness.estimation.subset.rotate`).
+        Whether each generation is asked other items (`fitness.subset.rotate`).
     longer
         Item evaluations beyond the budget at which its guess is scored too, to see when it gets to the level asked for.
     """

@@ -10,7 +10,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+from tests.conftest import required
+
+peft = required("peft")
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 BASE = ZOO / "models" / "base"

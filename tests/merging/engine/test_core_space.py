@@ -22,8 +22,9 @@ from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
 from search_spaces.recipes.validation import NOT_IN_CORE
+from tests.conftest import required
 
-peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+peft = required("peft")
 
 ZOO = Path(__file__).parents[3] / "experiments" / "zoo" / "models" / "base"
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

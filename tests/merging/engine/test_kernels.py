@@ -13,8 +13,9 @@ from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.threads import Crew
 from evomerge.testing.merge_methods import merge_tensors
 from search_spaces.recipes.recipe import Recipe
+from tests.conftest import required
 
-pytest.importorskip("numba")
+required("numba")
 
 TILE = 1024
 """Entries that compiled code writes at a time."""

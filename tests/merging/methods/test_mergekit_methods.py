@@ -6,7 +6,6 @@ compared with several coefficients and shapes, and the known differences are tes
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +16,11 @@ from torch import Tensor
 from evomerge.merging.methods.dropped import keep_probability, places
 from evomerge.testing.merge_methods import Merge as PreparedMerge
 from search_spaces.recipes.methods import METHODS
+from tests.conftest import required
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("mergekit") is None,
-        reason="mergekit is not installed: pip install mergekit==0.1.5",
-    ),
-]
+required("mergekit")
+pytestmark = pytest.mark.slow
+
 
 Merge = Callable[..., Tensor]
 SHAPES = [(12, 20), (31, 7), (37,)]

@@ -7,7 +7,6 @@ own.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -24,14 +23,11 @@ from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.sources.checkpoints import Checkpoint
 from search_spaces.recipes.parameter_values import Condition, constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
+from tests.conftest import required
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("mergekit") is None,
-        reason="mergekit is not installed: pip install mergekit==0.1.5",
-    ),
-]
+required("mergekit")
+pytestmark = pytest.mark.slow
+
 METHODS = ("linear", "task_arithmetic", "slerp", "ties")
 LAYERS = 12  # two digits, so that an order by name is not the order by number
 

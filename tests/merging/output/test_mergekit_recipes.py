@@ -6,7 +6,6 @@ the methods are the same, the slow test lets mergekit 0.1.5 merge the very same 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from evomerge.cli.main import main
 from search_spaces.recipes.methods import METHODS
+from tests.conftest import required
 
 LAYERS = 4
 MODELS = ("origin", "chat", "math", "code")
@@ -691,10 +691,8 @@ for recipe in sorted(folder.glob("*.yaml")):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("mergekit") is None, reason="mergekit is not installed: pip install mergekit==0.1.5"
-)
 def test_mergekit_makes_the_same_of_them(merge: Any, folder: Path, tmp_path: Path) -> None:
+    required("mergekit")
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     texts = {name: RECIPES[name] for name in PARITY} | {name: _documents(text) for name, text in STAGES.items()}

@@ -19,8 +19,9 @@ from evomerge.merging.sources.open_sources import open_source, open_sources
 from evomerge.merging.sources.preflight import check
 from search_spaces.recipes.baselines import source_recipe
 from search_spaces.recipes.references import adapted
+from tests.conftest import required
 
-peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+peft = required("peft")
 
 PLAIN = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

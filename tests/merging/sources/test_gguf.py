@@ -13,8 +13,9 @@ from evomerge.merging.sources import gguf as module
 from evomerge.merging.sources.checkpoints import CheckpointError
 from evomerge.merging.sources.gguf import converted
 from evomerge.merging.sources.open_sources import open_source
+from tests.conftest import required
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'evomerge[gguf]'")
+gguf = required("gguf")
 
 NAMES = {
     "self_attn.q_proj": "attn_q",

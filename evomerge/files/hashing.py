@@ -1,0 +1,30 @@
+"""SHA-256 of files, without holding a file in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+CHUNK = 1 << 20
+"""Bytes read at a time, and the size of a sample."""
+SAMPLES = 64
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's contents, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_samples(path: Path) -> str:
+    """Return the SHA-256 of 64 samples of 1 MiB, evenly spread over a file, its first and last bytes included."""
+    digest = hashlib.sha256()
+    last = max(path.stat().st_size - CHUNK, 0)
+    with path.open("rb") as file:
+        for index in range(SAMPLES):
+            file.seek(index * last // (SAMPLES - 1))
+            digest.update(file.read(CHUNK))
+    return digest.hexdigest()

@@ -1,0 +1,231 @@
+"""A whole search as one call, for Python and for the command line.
+
+`run_search` checks a search file, makes a run directory, searches until the budget is spent and evaluates the result on
+held-out items. `resume_search` continues a stopped run exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge.config.search_file import BudgetConfig, ConfigError, SearchConfig, load, load_mapping, load_recorded
+from evomerge.runs.history import Ledger
+from evomerge.runs.report.html import render
+from evomerge.runs.result import Result
+from evomerge.runs.run import Run
+from evomerge.search.final_evaluation import Conclusion
+from evomerge.search.loop import Search
+from evomerge.search.problem import Problem
+from evomerge.search.racing_pool import racing
+from evomerge.search.recorded_scoring import Bench
+from evomerge.search.resuming import check_unchanged, upgrades
+from evomerge.search.warm_start import warm_start_override
+from evomerge.workers.base import Pool
+
+log = logging.getLogger("evomerge")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search is."""
+
+    history: Ledger
+    """Counts, times and the best candidate of the run, all sessions together."""
+    budget: BudgetConfig
+    """When the search ends."""
+    done_before: int
+    """Evaluations that earlier sessions of the run have made."""
+
+
+Say = Callable[[str], None]
+"""Takes one sentence for the user: a warning, or the phase that begins."""
+
+
+def run_search(
+    config: SearchConfig | Mapping[str, Any] | str | Path,
+    run: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    warm_start: str | Path | None = None,
+    say: Say | None = None,
+) -> Result:
+    """Search for the best merge of some models, and evaluate it on items that the search has not used.
+
+    Parameters
+    ----------
+    config
+        A search file; or its contents as a mapping, whose relative folders are relative to the current one; or a
+        config that has been read before.
+    run
+        The run directory to make; by default `runs/NAME` with the name of the search file, or the next free name.
+    progress
+        Called once when the search begins, and after every evaluation.
+    overrides
+        `key.path=value` strings, the value in YAML: `budget.evaluations=100`. Not for a config that has been read.
+    warm_start
+        The directory of a finished run whose best candidates this search begins with.
+    say
+        Called with a sentence for the user where a phase begins and where something is to be known; None: nobody is
+        told.
+
+    Returns
+    -------
+    Result
+        The held-out table and the found recipe's hash, as in `RUN/result.json`; the recipe is in `RUN/best.yaml`.
+
+    Raises
+    ------
+    ConfigError
+        If the search file cannot be used.
+    RunError
+        If the run directory exists, or cannot be made.
+    SearchError
+        If no candidate can be scored.
+    WorkerError
+        If no worker can start, or go on.
+
+    Notes
+    -----
+    A search that is interrupted (Ctrl-C) raises `KeyboardInterrupt`; what was scored is in the run directory, and
+    `resume_search` continues it.
+    """
+    say = say or _say_nothing
+    path = Path(run) if run is not None else default_run(config)
+    read = _read(config, overrides)
+    if warm_start is not None:
+        read = _read(config, [*overrides, warm_start_override(read, Path(warm_start))])
+    problem, environment = _open(read, say)
+    pool = problem.pool()  # before the run exists: what is wrong with a device or a tokenizer shows here
+    with closing(pool), Run.create(path, problem.resolved().to_yaml(), environment) as created:
+        return _go_on(created, problem, pool, progress, say)
+
+
+def resume_search(
+    run: str | Path,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    say: Say | None = None,
+) -> Result:
+    """Continue a stopped run exactly, or one whose budget has been raised.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    overrides
+        `key.path=value` strings for what may change: the budget, the workers and places of files.
+    progress, say
+        As for `run_search`.
+
+    Raises
+    ------
+    RunError
+        If it is not a run directory, is in use, or its sources, items or settings have changed.
+    ConfigError, SearchError, WorkerError
+        As `run_search` does.
+    """
+    say = say or _say_nothing
+    path = Path(run)
+    with Run.open(path) as opened:
+        problem, environment = _open(load_recorded(path, overrides), say)
+        check_unchanged(opened, environment)
+        for warning in upgrades(opened.environment(), environment):
+            say(f"warning: {warning}")
+        pool = problem.pool()
+        with closing(pool):
+            if overrides:
+                opened.write("config.yaml", problem.config.to_yaml())
+            return _go_on(opened, problem, pool, progress, say)
+
+
+def default_run(config: SearchConfig | Mapping[str, Any] | str | Path) -> Path:
+    """Return the run directory of a search that names none: `runs/NAME`, or `runs/NAME-2`, ... where it exists."""
+    path = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "search")
+    name, count = path, 1
+    while name.exists():
+        count += 1
+        name = path.with_name(f"{path.name}-{count}")
+    return name
+
+
+def _read(config: SearchConfig | Mapping[str, Any] | str | Path, overrides: Sequence[str]) -> SearchConfig:
+    if isinstance(config, SearchConfig):
+        if not overrides:
+            return config
+        raise ConfigError(f"{overrides[0]}: set it in the config, which has been read already")
+    if isinstance(config, str | Path):
+        return load(Path(config), overrides)
+    return load_mapping(config, overrides)
+
+
+def _open(config: SearchConfig, say: Say) -> tuple[Problem, dict[str, Any]]:
+    say(f"checking {len(config.models)} models and {len(config.fitness.tasks)} tasks")
+    problem = Problem(config)
+    for warning in problem.warnings:
+        say(f"warning: {warning}")
+    environment = problem.environment()
+    if problem.warmed.message:
+        say(problem.warmed.message)
+    return problem, environment
+
+
+def _go_on(run: Run, problem: Problem, pool: Pool, progress: Callable[[Progress], None] | None, say: Say) -> Result:
+    """Search until the budget is spent, then score the finalists; a stop in between loses nothing."""
+    with _logged(run.path / "log.txt"):
+        try:
+            search = _search(run, problem, pool, progress, say)
+            say(f"scoring the finalists on {len(problem.held_out_items)} held-out items")
+            result = Conclusion(run, problem, search, pool).conclude()
+        except KeyboardInterrupt:
+            log.info("stopped")
+            raise
+        run.write("report.html", render(run.path))
+        return result
+
+
+def _search(run: Run, problem: Problem, pool: Pool, progress: Callable[[Progress], None] | None, say: Say) -> Search:
+    budget = problem.config.budget
+    if problem.needs_sources:
+        say(f"scoring the sources on {len(problem.search_items)} search items")
+    measure = problem.measure(Bench(run, Ledger(run.events()), pool))
+    search = Search(run, problem.space, problem.strategy(), budget, measure)
+    done = len(search.ledger.told)
+    say(
+        f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
+        f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")
+    )
+    log.info("searching from evaluation %d", done)
+    state = Progress(search.ledger, budget, done)
+    notify = (lambda: progress(state)) if progress is not None else (lambda: None)
+    notify()
+    search.search(racing(pool, problem.config, search), lambda _: notify())
+    return search
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Write what the search logs to a file, and not to the terminal."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = log.level, log.propagate
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+        log.setLevel(before[0])
+        log.propagate = before[1]
+
+
+def _say_nothing(text: str) -> None:
+    pass

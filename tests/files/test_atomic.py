@@ -1,0 +1,218 @@
+"""Files and folders that appear complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import threading
+from collections import namedtuple
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.files import atomic
+from evomerge.files.atomic import FileError, PlaceError, atomic_file, atomic_folder, write_text
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def user_mode(folder: Path) -> int:
+    (folder / "probe").touch()
+    mode = (folder / "probe").stat().st_mode
+    (folder / "probe").unlink()
+    return stat.S_IMODE(mode)
+
+
+def opened(kind: str, path: Path, **options: Any) -> AbstractContextManager[Path]:
+    return atomic_file(path, **options) if kind == "file" else atomic_folder(path, **options)
+
+
+def fill(kind: str, temporary: Path) -> None:
+    (temporary if kind == "file" else temporary / "content").write_text("new")
+
+
+both = pytest.mark.parametrize("kind", ["file", "folder"])
+
+
+# --- what is written ---
+
+
+def test_a_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with atomic_file(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_with_folders_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "folder"
+    with atomic_folder(path) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "a").write_text("a")
+        (temporary / "b").write_text("b")
+        assert not path.exists()
+    assert names(path) == ["b", "inner"]
+    assert (path / "inner" / "a").read_text() == "a"
+    assert names(tmp_path / "deep") == ["folder"]
+
+
+def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with atomic_folder(tmp_path / "out") as temporary:
+        fill("folder", temporary)
+    assert names(tmp_path / "out") == ["content"]
+
+
+@both
+def test_files_have_the_mode_that_the_user_asks_for(tmp_path: Path, kind: str) -> None:
+    with opened(kind, tmp_path / "out") as temporary:
+        fill(kind, temporary)
+        (temporary if kind == "file" else temporary / "content").chmod(0o600)  # as safetensors does
+    written = tmp_path / "out" if kind == "file" else tmp_path / "out" / "content"
+    assert stat.S_IMODE(written.stat().st_mode) == user_mode(tmp_path)
+
+
+@both
+def test_everything_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flushed(descriptor: int) -> None:
+        steps.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        steps.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(atomic.os, "fsync", flushed)
+    monkeypatch.setattr(atomic.os, "replace", renamed)
+    with opened(kind, tmp_path / "out") as temporary:
+        fill(kind, temporary)
+    before = [temporary.name] if kind == "file" else ["content", temporary.name]
+    assert steps == [*before, "rename", tmp_path.name]
+
+
+def test_missing_parents_of_a_file_are_made_only_when_asked(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="cannot be written"), atomic_file(tmp_path / "a" / "file") as temporary:
+        fill("file", temporary)
+    with atomic_file(tmp_path / "a" / "b" / "file", parents=True) as temporary:
+        fill("file", temporary)
+    assert (tmp_path / "a" / "b" / "file").read_text() == "new"
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    texts = [str(index) * 10_000 for index in range(8)]
+
+    def write(text: str) -> None:
+        for _ in range(20):
+            write_text(path, text)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in texts
+    assert names(tmp_path) == ["file"]
+
+
+def test_long_names(tmp_path: Path) -> None:
+    write_text(tmp_path / ("n" * 255), "text")
+    write_text(tmp_path / ("ü" * 127), "text")
+    assert len(names(tmp_path)) == 2
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    child = os.fork()
+    if child == 0:
+        with atomic_file(path) as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+# --- what goes wrong ---
+
+
+@both
+def test_an_error_in_the_block_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ZeroDivisionError), opened(kind, tmp_path / "out") as temporary:
+        fill(kind, temporary)
+        1 / 0  # noqa: B018
+    assert names(tmp_path) == []
+
+
+def test_a_taken_place_is_a_wrong_request(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious").write_text("x")
+    with pytest.raises(PlaceError, match=r"a file of that name exists; name a new folder"):
+        atomic_folder(tmp_path / "file").__enter__()
+    with pytest.raises(PlaceError, match=r"the folder exists and is not empty; name a new one or remove it"):
+        atomic_folder(tmp_path / "folder").__enter__()
+    with pytest.raises(PlaceError, match=r"it is a folder; name a file"):
+        atomic_file(tmp_path / "folder").__enter__()
+    assert issubclass(PlaceError, ValueError)  # the command line's code 2
+    assert issubclass(PlaceError, FileError)
+    assert names(tmp_path / "folder") == ["precious"]
+
+
+@both
+def test_a_parent_that_is_a_file(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileError, match=r"cannot be written \(.+\); check the folder's permissions"):
+        opened(kind, tmp_path / "file" / "out").__enter__()
+
+
+@both
+def test_too_little_space_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: Usage(10**9, 0, 10**7))
+    with pytest.raises(FileError, match=r"the disk has 0.01 GB free and 0.50 GB are needed; free some space or go"):
+        opened(kind, tmp_path / "new" / "out", size=5 * 10**8, elsewhere="go elsewhere").__enter__()
+    assert names(tmp_path) == []
+
+
+@both
+@pytest.mark.parametrize("step", ["block", "fsync", "replace"])
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk became full while writing; free some space or go"),
+        (PermissionError(errno.EACCES, "Permission denied"), r"cannot be written \(Permission denied\); check the fol"),
+        (RuntimeError('I/O error: Os { code: 28, message: "No space left on device" }'), "the disk became full"),
+    ],
+    ids=["full", "refused", "safetensors"],
+)
+def test_a_failing_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kind: str, step: str, error: Exception, text: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    if step != "block":
+        monkeypatch.setattr(atomic.os, step, fail)
+    with (
+        pytest.raises(FileError, match=text) as caught,
+        opened(kind, tmp_path / "out", elsewhere="go elsewhere") as temporary,
+    ):
+        fill(kind, temporary)
+        if step == "block":
+            fail()
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []

@@ -1,0 +1,90 @@
+"""A search as one call from Python: the same as the command line, from a file, a mapping or a config."""
+
+import inspect
+import json
+import logging
+
+import pytest
+import yaml
+
+import evomerge
+from evomerge.config.search_file import ConfigError, load
+from evomerge.runs.result import Result
+from evomerge.runs.run import Run, RunError
+from tests.cli.test_every_strategy import run, write
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with a search file, and what the command line has found with it in `cli`."""
+    folder = tmp_path_factory.mktemp("api")
+    path = write(folder, {"kind": "cma_es", "population": 4})
+    with pytest.MonkeyPatch.context() as patch:
+        code, printed = run(patch, "search", path, "--run", folder / "cli")
+    assert code == 0, printed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    return Result.read(folder / "cli" / "result.json")
+
+
+def test_a_search_in_python_finds_what_the_command_line_finds(folder, expected):
+    seen, said = [], []
+    result = evomerge.search(
+        folder / "search.yaml",
+        run=folder / "python",
+        progress=lambda state: seen.append(len(state.history.told)),
+        say=said.append,
+    )
+    assert result.held_out == expected.held_out
+    assert (result.best, result.search_score) == (expected.best, expected.search_score)
+    assert seen == list(range(9))
+    assert said[0] == "checking 2 models and 2 tasks" and said[-1].startswith("scoring the finalists on")
+    assert {file.name for file in (folder / "python").iterdir()} >= {"best.yaml", "result.json", "report.html"}
+    assert Result.read(folder / "python" / "result.json") == result
+
+
+def test_a_mapping_is_a_search_file_and_its_folders_are_relative_to_here(folder, expected, monkeypatch):
+    monkeypatch.chdir(folder)
+    values = yaml.safe_load((folder / "search.yaml").read_text())
+    values["fitness"]["include_path"] = ["tasks"]
+    before = json.dumps(values)
+    result = evomerge.search(values)
+    assert json.dumps(values) == before
+    assert result.held_out == expected.held_out
+    assert (folder / "runs" / "search" / "result.json").is_file()
+
+
+def test_a_finished_run_is_resumed_with_a_larger_budget(folder):
+    config = load(folder / "search.yaml", ["budget.evaluations=4"])
+    first = evomerge.search(config, run=folder / "resumed")
+    states = []
+    second = evomerge.resume(folder / "resumed", states.append, overrides=["budget.evaluations=+2"])
+    assert (first.evaluations, second.evaluations) == (4, 6)
+    assert (states[0].done_before, states[0].budget.evaluations) == (4, 6)
+    with Run.read(folder / "resumed") as log:
+        assert log.count() > 12
+
+
+def test_logging_is_as_it_was_after_a_search(folder):
+    assert logging.getLogger("evomerge").propagate
+    assert not logging.getLogger("evomerge").handlers
+
+
+def test_what_cannot_be_used_is_refused(folder):
+    config = load(folder / "search.yaml")
+    with pytest.raises(ConfigError, match=r"budget.evaluations=2: set it in the config"):
+        evomerge.search(config, overrides=["budget.evaluations=2"])
+    with pytest.raises(ConfigError, match=r"config: models: "):
+        evomerge.search({"models": {"one": "a"}, "fitness": {"tasks": [{"task": "t"}]}})
+    with pytest.raises(RunError, match="exists already"):
+        evomerge.search(config, run=folder / "cli")
+
+
+def test_the_signature_of_the_package_is_that_of_the_function():
+    from evomerge.search.api import run_search
+
+    names = [list(inspect.signature(one).parameters) for one in (evomerge.search, run_search)]
+    assert names[0] == names[1]
