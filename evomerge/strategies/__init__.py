@@ -5,19 +5,18 @@ Importing this package registers the strategies below. `evomerge.testing.Strateg
 """
 
 from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy, StrategyConfig
-
+from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
 from evomerge.strategies.eda import Eda, EdaConfig
-from evomerge.strategies.catcma import CatCma, CatCmaConfig
-from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.genetic import Genetic, GeneticConfig
-from evomerge.strategies.map_elites import MapElites, MapElitesConfig
-from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
-from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
-from evomerge.strategies.random import RandomConfig, RandomSearch
 from evomerge.strategies.grid import GridConfig, GridSearch
-from evomerge.strategies.staged import Staged, StagedConfig
+from evomerge.strategies.m2n2 import M2n2, M2n2Config
+from evomerge.strategies.map_elites import MapElites, MapElitesConfig
+from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
+from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
+from evomerge.strategies.random import RandomConfig, RandomSearch
 from evomerge.strategies.registry import STRATEGIES, AnyStrategy, register_strategy
+from evomerge.strategies.staged import Staged, StagedConfig
 from evomerge.strategies.warm_start import WarmStart, WarmStartDistribution, WarmStartPopulation
 
 __all__ = [

@@ -7,7 +7,7 @@ starts at its prior, or with half of the probability on the space's start and th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from typing_extensions import Self
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.discrete import countable, first_probabilities, seen_probabilities
 from evomerge.strategies.extras import require
-from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStartPopulation, normal_around
 from fitness.results import Evaluation

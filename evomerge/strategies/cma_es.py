@@ -17,7 +17,7 @@ Deviations from pycma's defaults, all because fitness is noisy:
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -25,8 +25,8 @@ from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.cma_backends import DIAGONAL_ABOVE, AdaptedDescent, Descent, DescentStart, PycmaDescent
-from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last, resolved_number
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.restarts import Bipop, Ipop, Restarts
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStartDistribution

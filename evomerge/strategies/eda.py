@@ -18,7 +18,7 @@ genes in all: half a changed gene per candidate once all distributions have conv
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.discrete import countable, first_probabilities, seen_probabilities
-from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStartPopulation, normal_around
 from fitness.results import Evaluation
@@ -55,8 +55,8 @@ class EdaConfig(StrategyConfig):
     learning_rate: float = Field(default=0.5, gt=0, le=1)
     """How far probabilities and variances move towards those of the better half in each generation."""
     start_probability: float = Field(default=0.5, ge=0, lt=1)
-    """Initial probability of a discrete gene's start value; the rest is shared among all its values, the start included. A
-    prior replaces this."""
+    """Initial probability of a discrete gene's start value. The rest is shared among all its values, the start
+    included. A prior replaces this."""
     score_mean_every: int = Field(default=5, ge=1)
     """Score the distribution's mode as a candidate every this many generations."""
     warm_start: WarmStartPopulation | None = None

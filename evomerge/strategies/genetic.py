@@ -14,9 +14,9 @@ the elites first, the rest by tournament or roulette, each individual at most on
 
   with r ~ U(0, 1) drawn for each individual and step; lambda decreases with every step.
 
-`preset: replace_worst` is the genetic algorithm that M2N2 (arXiv 2508.16204) is compared with: one child at a time, from
-parents drawn in proportion to fitness, replaces the worst individual. It is M2N2 without competition and attraction, and
-is implemented as such.
+`preset: replace_worst` is the genetic algorithm that M2N2 (arXiv 2508.16204) is compared with: one child at a time,
+from parents drawn in proportion to fitness, replaces the worst individual. It is M2N2 without competition and
+attraction, and is implemented as such.
 
 Deviations from GENOME: there r is drawn once from the seed and never changes; here it is drawn for each step. There
 each gene mutates with a probability and a standard deviation of its own; here mutation is the space's operator. The
@@ -24,10 +24,10 @@ parents of mutants are selected like other parents; GENOME takes every individua
 
 GENOME's genes are real. Here some may be discrete (choices, switches, seeds of noise), and discrete values are never
 averaged. A child of two parents takes each discrete gene from one parent, with a probability equal to that parent's
-share of the mean. In succession a discrete gene takes the value of p with probability lambda r1 phi1 / C, that of g with
-lambda r2 phi2 / C (lambda at most 1), and keeps its own otherwise. For a one-hot encoded choice this equals the published
-step on average, without inertia and repulsion, which lead to no other value. A mixture's noise is copied as a whole, the
-seeds with their deviations.
+share of the mean. In succession a discrete gene takes the value of p with probability lambda r1 phi1 / C, that of g
+with lambda r2 phi2 / C (lambda at most 1), and keeps its own otherwise. For a one-hot encoded choice this equals the
+published step on average, without inertia and repulsion, which lead to no other value. A mixture's noise is copied as
+a whole, the seeds with their deviations.
 
 GENOME+ lets its last population vote, answer by answer. Here the result is one recipe; `ensemble: 10` additionally
 reports the vote of the ten best candidates.
@@ -38,17 +38,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.generation import Generation, Proposal
 from evomerge.strategies.initial_population import initial_population, random_merge
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import couple, quality, roulette, tournament
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
@@ -113,7 +113,8 @@ class GeneticConfig(StrategyConfig):
     mutation: float = Field(default=0.5, ge=0, le=1)
     """Probability that a child is mutated. If neither crossover nor mutation is drawn, there is no child."""
     parents: Selection = "tournament"
-    """How parents are selected: `tournament`: the best of a few drawn at random; `roulette`: in proportion to fitness."""
+    """How parents are selected. `tournament`: the best of a few drawn at random. `roulette`: in proportion to
+    fitness."""
     survivors: Selection = "tournament"
     """How the rest of the next population is selected from parents and children, after the elites."""
     tournament: int = Field(default=3, ge=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ from pydantic import Field
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.registry import register_strategy
 from fitness.results import Evaluation
 from search_spaces.spaces.genes import Choice, Gene
 from search_spaces.spaces.space import SearchSpace
@@ -50,7 +50,7 @@ class GridConfig(StrategyConfig):
         if _size(genes, points) > evaluations:
             raise ValueError(
                 f"strategy.kind: a grid of {_described(genes, points)} has more points than "
-                f"budget.evaluations ({evaluations}); write strategy.kind: random or cma_es, or reduce the number of genes"
+                f"budget.evaluations ({evaluations}); write strategy.kind: random or cma_es, or have fewer genes"
             )
         return self.model_copy(update={"points": points})
 
@@ -60,7 +60,7 @@ class GridConfig(StrategyConfig):
 
 
 class GridSearch(Strategy):
-    """Proposes each point of the grid once, the last gene changing fastest, then finishes. It uses no random numbers."""
+    """Proposes each grid point once, the last gene changing fastest, then finishes. It draws no random numbers."""
 
     steady_state = True
 

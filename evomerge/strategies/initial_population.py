@@ -1,4 +1,4 @@
-"""The first candidates of a population: a former run's best ones and the space's founders, then random merges of them."""
+"""The first candidates of a population: a former run's best and the space's founders, then random merges of them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,9 +46,9 @@ from pydantic import Field
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.generation import Proposal, resolved_number
 from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import roulette
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,9 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.generation import Proposal, resolved_number
 from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import couple, quality
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.items import task_of

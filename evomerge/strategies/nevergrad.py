@@ -16,7 +16,7 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.extras import require
-from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation

@@ -14,7 +14,7 @@ never become parents.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,9 @@ from pydantic import Field
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.generation import Generation, Proposal, resolved_number
 from evomerge.strategies.initial_population import initial_population
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.generation import Proposal
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -26,6 +26,7 @@ from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 from search_spaces.spaces.stamped import StampedSpace
 from search_spaces.spaces.two_stage import StackedSpace
+
 
 @register_strategy
 class StagedConfig(StrategyConfig):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 

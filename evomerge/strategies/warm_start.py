@@ -5,8 +5,8 @@ around them (`WarmStartDistribution`):
 
 M. Nomura et al., "Warm Starting CMA-ES for Hyperparameter Optimization", AAAI 2021, arXiv 2012.06932, equations 5
 to 7. The best γ = 10 % of the former run's N candidates, each widened by a normal distribution of standard deviation
-α = 0.1 in the unit box, have the mean Σ xᵢ / n and the variance α² + Var(x), n = γN. The covariance is diagonal, because
-n is usually smaller than the number of genes.
+α = 0.1 in the unit box, have the mean Σ xᵢ / n and the variance α² + Var(x), where n = γN. The covariance is diagonal,
+because n is usually smaller than the number of genes.
 
 What is read from the former run becomes part of the settings and is saved with the new run. Resuming the new run does
 not need the former one.
@@ -144,6 +144,6 @@ def normal_around(points: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 def _not_loaded(warm_start: WarmStart) -> str:
     return (
-        f"strategy.warm_start: the run {warm_start.run!r} has not been read; start the search with `evomerge search`, or "
-        "call warm_start.from_points(space, points) with its best candidates"
+        f"strategy.warm_start: the run {warm_start.run!r} has not been read; start the search with `evomerge search`, "
+        "or call warm_start.from_points(space, points) with its best candidates"
     )

@@ -18,7 +18,6 @@ from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
-from evomerge.strategies import resolved_for
 from evomerge.workers.inline import InlinePool
 from experiments.strategies.contenders import Contender, FreshItems
 from fitness.estimation.evaluation_plan import PlainMeasure
@@ -90,7 +89,7 @@ def search(job: Job) -> Curve:
     evaluations = -(-spent[-1] // contender.items)
     noise = 0.5 / contender.items**0.5
     settings = strategy_config(contender.strategy)
-    strategy = resolved_for(settings, space, noise=noise, evaluations=evaluations).build(space, seed)
+    strategy = settings.resolved(space, noise=noise, evaluations=evaluations).build(space, seed)
     objectives = Objectives(opened.suite.weights)
     if contender.fresh:
         measure: PlainMeasure = FreshItems(opened.search_items, contender.items, objectives, seed)

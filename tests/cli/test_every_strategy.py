@@ -20,7 +20,7 @@ import yaml
 from evomerge.cli.main import main
 from evomerge.config.search_file import ConfigError, load
 from evomerge.search.problem import Problem
-from evomerge.strategies import AnyStrategyConfig
+from evomerge.strategies import STRATEGIES as REGISTERED
 from evomerge.testing.planted import PlantedSpace
 from search_spaces.spaces.genes import Choice
 from search_spaces.spaces.registry import SpaceConfig
@@ -55,7 +55,7 @@ SPACES = {
     "staged": {"kind": "stacked", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1, "order": "free"}},
 }
 """Spaces other than the default."""
-KINDS = {typing.get_args(config.model_fields["kind"].annotation)[0] for config in typing.get_args(AnyStrategyConfig)}
+KINDS = set(REGISTERED)
 
 
 def tasks(folder):
