@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from evomerge.cli.merge import open_recipe
 from evomerge.cli.printing import console, grid
-from evomerge.config.search_file import ConfigError, InlineConfig, load_recorded
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load_recorded
+from evomerge.config.search_file import InlineConfig
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import open_source, typed

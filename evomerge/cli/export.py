@@ -10,6 +10,7 @@ from evomerge.files.atomic import write_text
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run, RunError
 from evomerge.search.warm_start import space_of
+from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.recipe import Recipe, RecipeError
 
 
@@ -20,7 +21,7 @@ def export(path: Path, output: Path | None, rank: int | None, dialect: str, roun
     recipe = _best(path) if rank is None else _ranked(path, ledger, rank)
     if dialect == "mergekit":
         recipe = _for_mergekit(recipe, rounded)
-    text = recipe.to_yaml(f"exported from {path.name} by evomerge")
+    text = mergekit_yaml.dump(recipe, f"exported from {path.name} by evomerge")
     if output is None:
         print(text, end="")
         return
@@ -45,7 +46,7 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
             recipe = _for_mergekit(recipe, rounded)
         values = ", ".join(f"{value:.4f}" for value in ledger.evaluation(identity).objectives)
         header = f"candidate {identity} of {path.name}, search objectives {values}"
-        write_text(folder / f"{number}.yaml", recipe.to_yaml(header))
+        write_text(folder / f"{number}.yaml", mergekit_yaml.dump(recipe, header))
     print(f"wrote {len(front)} recipes to {folder}", file=sys.stderr)
 
 
@@ -57,7 +58,7 @@ def _best(path: Path) -> Recipe:
     file = path / "best.yaml"
     if not file.is_file():
         raise _nothing_yet(path)
-    return Recipe.from_file(file)
+    return mergekit_yaml.read(file)
 
 
 def _ranked(path: Path, ledger: Ledger, rank: int) -> Recipe:
@@ -68,12 +69,12 @@ def _ranked(path: Path, ledger: Ledger, rank: int) -> Recipe:
 
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
-    obstacles = recipe.mergekit_obstacles()
+    obstacles = mergekit_export.obstacles(recipe)
     if obstacles and not rounded:
         raise RecipeError(
             f"mergekit cannot rebuild this recipe exactly: {'; '.join(obstacles)}; add --round to give that up"
         )
-    recipe, given_up = recipe.rounded_for_mergekit()
+    recipe, given_up = mergekit_export.rounded(recipe)
     for sentence in given_up:
         print(f"note: {sentence}", file=sys.stderr)
     return recipe

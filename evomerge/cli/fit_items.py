@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.cli.printing import console, grid
-from evomerge.config.search_file import ConfigError
+from evomerge.config.errors import ConfigError
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run, is_run
 from fitness.estimation.irt import item_fit

@@ -11,7 +11,7 @@ from shlex import quote
 import yaml
 
 from evomerge.cli.evaluate import of_tasks
-from evomerge.config.search_file import ConfigError
+from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import write_text
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.open_sources import open_sources, typed

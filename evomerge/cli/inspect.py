@@ -10,7 +10,7 @@ from typing import Any
 
 from evomerge.cli.init import names_of
 from evomerge.cli.printing import console, grid, size
-from evomerge.config.search_file import ConfigError
+from evomerge.config.errors import ConfigError
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.adapters import AdapterCheckpoint
 from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError

@@ -17,6 +17,7 @@ from evomerge.merging.sources.adapters import AdapterCheckpoint
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import folder_of, open_sources
 from evomerge.search.problem import torch_device
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.documents import Stage, needed, read_stages
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.recipe import Recipe
@@ -118,7 +119,7 @@ def open_recipe(
         If `within` is given and the recipe (its models and its calibration text), or an adapter of it, names a local
         path that does not lie in it, links followed; or if the file holds several documents.
     """
-    return _opened(_local(Recipe.from_file(file), file, within), file, within, allow_unrelated=allow_unrelated)
+    return _opened(_local(mergekit_yaml.read(file), file, within), file, within, allow_unrelated=allow_unrelated)
 
 
 def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str | None] = ()) -> Recipe:

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from evomerge.cli.printing import console, duration, grid, size
-from evomerge.config.search_file import SearchConfig, load
+from evomerge.config.load import load
+from evomerge.config.search_file import SearchConfig
 from evomerge.merging.engine.placement import Choice
 from evomerge.search.loop import SearchError
 from evomerge.search.problem import Problem

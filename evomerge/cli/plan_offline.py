@@ -12,7 +12,9 @@ from transformers import AutoConfig, PretrainedConfig
 
 from evomerge.cli.plan import genes_of, print_genes, rotation, too_few
 from evomerge.cli.printing import console, size
-from evomerge.config.search_file import ConfigError, SearchConfig, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
+from evomerge.config.search_file import SearchConfig
 from evomerge.merging.sources.architecture import first_line, layout_of_module, meta_module
 from evomerge.search.problem import largest_error
 from evomerge.search.warm_start import warmed

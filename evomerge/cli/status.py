@@ -8,7 +8,9 @@ from typing import Any
 
 from evomerge.cli.printing import console, duration, grid, print_held_out
 from evomerge.cli.progress import best_so_far
-from evomerge.config.search_file import BudgetConfig, ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
+from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import Ledger
 from evomerge.runs.result import Result
 from evomerge.runs.run import LogError, Run, RunError, in_use, is_run

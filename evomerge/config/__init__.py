@@ -1,1 +1,1 @@
-"""The search file, its errors and its reference."""
+"""The search file: what it may hold, how it is read, how its errors read, and its reference."""

@@ -1,51 +1,61 @@
-"""The config reference of the README, made from the schema: `python -m evomerge.reference`."""
+"""The reference of all keys, docs/reference.md, made from the schema: `python -m evomerge.config.reference`."""
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from evomerge.config.search_file import SearchConfig, models_in
+from evomerge.config.schema import Hint, Section, alternatives, bare, choices, hint_of, kind_of, sections
+from evomerge.config.search_file import SearchConfig
+
+HEAD = """\
+# All keys of a search file
+
+This page is made from the schema by `python -m evomerge.config.reference > docs/reference.md`. Unknown keys are errors
+that name the nearest valid one. On the command line `--set space.weight.high=2` overrides a key, and
+`--space.weight.high=2` is the same.
+
+Short forms: `strategy: m2n2`, `space: mixture` and `workers: ray` name a kind and keep its defaults; `budget: 200` is
+`{evaluations: 200}`; `tasks: [a, b]` is `[{task: a}, {task: b}]`; `subset: 20` is `{items: 20}`; `weight: [0, 1]`, and
+any other range, is `{low: 0, high: 1}`; `workers: 4` is four workers of Ray, and `workers: 1` this process.
+"""
 
 
 def reference() -> str:
-    """Return a Markdown table per section of the search file."""
-    return "\n\n".join(_sections())
+    """Return the page, in Markdown: a table per section of the search file."""
+    return "\n\n".join([HEAD.rstrip(), *_tables()]) + "\n"
 
 
-def _sections() -> Iterator[str]:
-    top = {name: list(models_in(field.annotation)) for name, field in SearchConfig.model_fields.items()}
-    yield _table("the top level", SearchConfig, skip=[name for name, models in top.items() if models])
-    described: set[type[BaseModel]] = set()
-    for name, models in top.items():
-        for model in models:
-            yield from _section(name, model, described)
+def _tables() -> Iterator[str]:
+    top = {name: sections(hint_of(field)) for name, field in SearchConfig.model_fields.items()}
+    yield "## The top level\n\n" + _table(SearchConfig, skip=[name for name, found in top.items() if found])
+    described: set[Section] = set()
+    for name, found in top.items():
+        for section in found:
+            yield from _described(name, section, described)
 
 
-def _section(place: str, model: type[BaseModel], described: set[type[BaseModel]]) -> Iterator[str]:
+def _described(place: str, section: Section, described: set[Section]) -> Iterator[str]:
     """Describe a section and those in it, each once: under the first of the keys that share it."""
-    if model in described:
+    if section in described:
         return
-    described.add(model)
-    nested = {name: list(models_in(field.annotation)) for name, field in model.model_fields.items()}
-    kind = model.model_fields.get("kind")
-    yield _table(f"`{place}`" + (f", `kind: {kind.default}`" if kind else ""), model)
-    for name, models in nested.items():
-        for inner in models:
-            yield from _section(f"{place}.{name}", inner, described)
+    described.add(section)
+    kind = kind_of(section)
+    yield f"## `{place}`" + (f", `kind: {kind}`" if kind else "") + "\n\n" + _table(section)
+    for name, field in section.model_fields.items():
+        for inner in sections(hint_of(field)):
+            yield from _described(f"{place}.{name}", inner, described)
 
 
-def _table(title: str, model: type[BaseModel], skip: typing.Container[str] = ()) -> str:
-    lines = [f"**{title}**", "", "| key | type | default | meaning |", "|---|---|---|---|"]
-    for name, field in model.model_fields.items():
+def _table(section: Section, skip: typing.Container[str] = ()) -> str:
+    lines = [" ".join((section.__doc__ or "").split()), "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in section.model_fields.items():
         if name not in skip and name != "kind":
-            meaning = " ".join((field.description or "").split())
-            lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+            lines.append(f"| `{name}` | {_type(hint_of(field))} | {_default(field)} | {meaning} |")
     return "\n".join(lines)
 
 
@@ -58,23 +68,25 @@ def _default(field: FieldInfo) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def _type(annotation: Any) -> str:
+def _type(hint: Hint) -> str:
     """Return a type as a user of YAML would say it."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return _type(arguments[0])
+    names = [_name(bare(member)) for member in alternatives(hint)]
+    words = ", ".join(f"`{word}`" for word in choices(hint))
+    return " or ".join(dict.fromkeys(name for name in [*names, words] if name))
+
+
+def _name(plain: Hint) -> str:
+    origin, arguments = typing.get_origin(plain), typing.get_args(plain)
     if origin is typing.Literal:
-        return ", ".join(f"`{argument}`" for argument in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type(argument) for argument in arguments if argument is not type(None))
+        return ""
     if origin in (tuple, list):
         return f"list of {_type(arguments[0])}"
     if origin is dict:
         return f"{_type(arguments[0])}: {_type(arguments[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(plain, type) and issubclass(plain, BaseModel):
         return "section"
-    return {int: "integer", float: "number", str: "text", bool: "true or false"}.get(annotation, str(annotation))
+    return {int: "integer", float: "number", str: "text", bool: "true or false"}.get(plain, str(plain))
 
 
 if __name__ == "__main__":
-    print(reference())
+    print(reference(), end="")

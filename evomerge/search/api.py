@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.config.search_file import BudgetConfig, ConfigError, SearchConfig, load, load_mapping, load_recorded
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load, load_mapping, load_recorded
+from evomerge.config.search_file import BudgetConfig, SearchConfig
 from evomerge.runs.history import Ledger
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Result

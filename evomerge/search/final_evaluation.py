@@ -27,6 +27,7 @@ from fitness.estimation.subset import generator
 from fitness.objectives import Objectives, means
 from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation
+from search_spaces.recipes import mergekit_yaml
 
 FRONT = 8
 """Members of the front of several objectives that are scored on all search items."""
@@ -67,7 +68,7 @@ class Conclusion:
             optimism=search_score - held_out,
         )
         score = f"held-out score {held_out:.4f} +- {scored[0][1].standard_error:.4f}"
-        self.run.write("best.yaml", found.recipe.to_yaml(f"found by evomerge, {score}"))
+        self.run.write("best.yaml", mergekit_yaml.dump(found.recipe, f"found by evomerge, {score}"))
         self.run.write("result.json", result.to_json())
         return result
 

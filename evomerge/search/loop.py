@@ -21,6 +21,7 @@ from evomerge.strategies.base import Candidate, Evaluated, Strategy
 from evomerge.workers.base import Pool
 from fitness.estimation.evaluation_plan import Measure
 from fitness.results import Evaluation
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.space import SearchSpace
 
@@ -152,7 +153,7 @@ class Search:
         evaluation = self.ledger.evaluation(identity)
         score = f"{evaluation.value:.4f} +- {evaluation.standard_error:.4f}"
         log.info("candidate %d is the best so far: %s", identity, score)
-        self.run.write("best.yaml", recipe.to_yaml(f"best of {len(self.ledger.told)} candidates: {score}"))
+        self.run.write("best.yaml", mergekit_yaml.dump(recipe, f"best of {len(self.ledger.told)} candidates: {score}"))
 
     def _first_unjudged(self) -> int:
         last = max((asked.candidate.generation for asked in self.ledger.asked.values()), default=0)

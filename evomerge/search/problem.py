@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from evomerge.config.search_file import ConfigError, InlineConfig, SearchConfig
+from evomerge.config.errors import ConfigError
+from evomerge.config.search_file import InlineConfig, SearchConfig
 from evomerge.merging.engine.engine import Footprint, MergeEngine
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.engine.placement import Choice, Share, choose, free_memory

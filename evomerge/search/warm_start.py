@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter
 
-from evomerge.config.search_file import ConfigError, SearchConfig, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
+from evomerge.config.search_file import SearchConfig
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run, require_run
 from evomerge.strategies import StrategyConfig
 from evomerge.strategies.base import Genotype
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
@@ -171,7 +174,7 @@ class _Former:
         """Yield recipes, best first; genotypes where the spaces are the same."""
         best = self._path / "best.yaml"
         if not several and best.is_file():
-            yield Recipe.from_file(best).with_models(self._renamed)
+            yield mergekit_yaml.read(best).with_models(self._renamed)
         order = dict.fromkeys([*(self._ledger.front() if several else ()), *self._ranking])
         former = None if self._same else space_of(self._path, self._models)
         for identity in list(order)[:LOOKED_AT]:

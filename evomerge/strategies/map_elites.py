@@ -96,7 +96,9 @@ class MapElitesConfig(StrategyConfig):
             )
         unknown = sorted({task for axis in self.axes or () for task in axis} - set(tasks))
         if unknown:
-            raise ValueError(f"strategy.axes: {', '.join(unknown)} is not in fitness.tasks; write {', '.join(tasks)}")
+            raise ValueError(
+                f"strategy.axes: {', '.join(unknown)} is not in fitness.tasks; name tasks among {', '.join(tasks)}"
+            )
 
     def build(self, space: SearchSpace, seed: int) -> MapElites:
         """Build the strategy; the settings must be resolved."""

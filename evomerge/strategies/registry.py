@@ -13,6 +13,8 @@ ConfigClass = TypeVar("ConfigClass", bound=type[StrategyConfig])
 
 STRATEGIES: Registry[type[StrategyConfig]] = Registry("strategy")
 """Config classes by their `kind`."""
+STAGES: Registry[type[StrategyConfig]] = Registry("strategy for a stage")
+"""Those that `staged` can run: all with `as_stage`."""
 
 
 def register_strategy(config_class: ConfigClass) -> ConfigClass:
@@ -30,7 +32,10 @@ def register_strategy(config_class: ConfigClass) -> ConfigClass:
     """
     if not issubclass(config_class, StrategyConfig):
         raise ValueError(f"{config_class.__name__}: a strategy's settings must be a subclass of StrategyConfig")
-    return register_kind(STRATEGIES, config_class)
+    register_kind(STRATEGIES, config_class)
+    if config_class.as_stage:
+        register_kind(STAGES, config_class)
+    return config_class
 
 
 def argument_spelled_out(section: Any) -> Any:
@@ -49,3 +54,5 @@ AnyStrategy: TypeAlias = Annotated[
     StrategyConfig, by_kind(STRATEGIES, default="cma_es"), BeforeValidator(argument_spelled_out)
 ]
 """A `strategy` section of a search file, read by the config class that its `kind` names."""
+StageStrategy: TypeAlias = Annotated[StrategyConfig, by_kind(STAGES), BeforeValidator(argument_spelled_out)]
+"""A section for one stage of `staged`, which must name its `kind`."""

@@ -20,7 +20,7 @@ from typing_extensions import Self
 from evomerge.strategies.base import Candidate, Evaluated, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.eda import EdaConfig
-from evomerge.strategies.registry import STRATEGIES, AnyStrategy, register_strategy
+from evomerge.strategies.registry import StageStrategy, register_strategy
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
@@ -38,19 +38,16 @@ class StagedConfig(StrategyConfig):
     kind: Literal["staged"] = "staged"
     evaluations: int = Field(default=150, ge=1)
     """Candidates of the first stage, fewer than `budget.evaluations`; the second stage gets the rest."""
-    first: AnyStrategy = CmaEsConfig()
-    """Strategy for the parameter space, with its settings: cma_es, eda, catcma, m2n2, genetic or random."""
-    second: AnyStrategy = EdaConfig()
-    """Strategy for the paths: the same choice."""
+    first: StageStrategy = CmaEsConfig()
+    """Strategy for the parameter space, with its settings."""
+    second: StageStrategy = EdaConfig()
+    """Strategy for the paths, with its settings."""
     warm_start: WarmStartPopulation | None = None
     """Former run whose best candidates start both stages. By default there is none."""
 
     @model_validator(mode="after")
-    def _stages_fit(self) -> Self:
+    def _one_warm_start(self) -> Self:
         for name, stage in (("first", self.first), ("second", self.second)):
-            if not stage.as_stage:
-                kinds = ", ".join(kind for kind in STRATEGIES if STRATEGIES[kind].as_stage)
-                raise ValueError(f"{name}.kind: {stage.kind} cannot be a stage; write one of {kinds}")
             if stage.former_run is not None:
                 raise ValueError(f"{name}.warm_start: both stages start from one run; write strategy.warm_start")
         return self

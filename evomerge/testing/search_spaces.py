@@ -21,8 +21,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 POINTS = 8
@@ -148,15 +148,15 @@ class SearchSpaceSuite:
         """What is written reads back as an equal recipe."""
         for point in self.points(subject):
             recipe = subject.decode(point)
-            assert Recipe.from_yaml(recipe.to_yaml()).hash == recipe.hash
-            assert Recipe.from_dict(recipe.to_dict()) == recipe
+            assert mergekit_yaml.parse(mergekit_yaml.dump(recipe)).hash == recipe.hash
+            assert mergekit_yaml.build(mergekit_yaml.as_dict(recipe)) == recipe
 
     @of_recipes
     def test_encode_inverts_decode(self, subject: SearchSpace) -> None:
         """On the recipes of the space."""
         for point in self.points(subject):
             recipe = subject.decode(point)
-            again = subject.encode(Recipe.from_yaml(recipe.to_yaml()))
+            again = subject.encode(mergekit_yaml.parse(mergekit_yaml.dump(recipe)))
             assert subject.decode(again).hash == recipe.hash
 
     @of_recipes
@@ -179,15 +179,15 @@ class SearchSpaceSuite:
         """What mergekit cannot rebuild is named in a sentence; the rounded recipe has nothing of that kind left."""
         for point in self.points(subject):
             recipe = subject.decode(point)
-            obstacles = recipe.mergekit_obstacles()
+            obstacles = mergekit_export.obstacles(recipe)
             assert all(isinstance(sentence, str) and sentence for sentence in obstacles)
             if not recipe.spec.in_mergekit:
                 continue
-            rounded, given_up = recipe.rounded_for_mergekit()
+            rounded, given_up = mergekit_export.rounded(recipe)
             assert bool(given_up) == bool(obstacles)
             assert rounded.mixture is None
             assert rounded.path is None
-            assert Recipe.from_yaml(rounded.to_yaml()) == rounded
+            assert mergekit_yaml.parse(mergekit_yaml.dump(rounded)) == rounded
 
     # --- variation ---
 

@@ -7,8 +7,6 @@ budgets (`searches`).
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import tempfile
 import time
@@ -19,9 +17,9 @@ from typing import Any
 
 from experiments.data_flow.edits import PAIRS, Edited, measure, settings
 from experiments.data_flow.planted import Recovered, recover, search
+from experiments.harness import Experiment, Results, plotted
 from experiments.machine import machine
 
-FOLDER = Path(__file__).parent
 TASK = "zoo_target_gen"
 PARAMETERS = {"kind": "layer_coefficients", "layers_per_group": 2, "weight": {"low": -0.5, "high": 2.0, "start": 0.7}}
 WAYS = ("flow", "parameters", "stacked")
@@ -64,26 +62,20 @@ def searched(way: str, folder: Path, *, seed: int, evaluations: int, items: int)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write ``results.json``, the plot, and the tables into the README."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.data_flow", description=main.__doc__)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing is written")
-    quick = parser.parse_args(arguments).quick
+    given = EXPERIMENT.parser(__doc__, quick="tiny sizes").parse_args(arguments)
+    out = EXPERIMENT.destination(given)
     os.environ["OMP_NUM_THREADS"] = "1"
     started = time.perf_counter()
-    results = run(quick=quick)
-    if quick:
-        print(markdown(results))
-        return
+    results = run(quick=given.quick)
     results["minutes"] = round((time.perf_counter() - started) / 60, 1)
     results["machine"] = machine(1, "torch", "transformers")
-    (FOLDER / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    plot(results, FOLDER / "scores.svg")
-    readme = FOLDER / "README.md"
-    before, _, rest = readme.read_text().partition("<!-- tables -->\n")
-    _, _, after = rest.partition("<!-- /tables -->")
-    readme.write_text(f"{before}<!-- tables -->\n{markdown(results)}\n<!-- /tables -->{after}")
+    print("\n".join(tables(results)))
+    EXPERIMENT.publish(out, results)
+    if out is not None:
+        plot(results, out / "scores.svg")
 
 
-def run(*, quick: bool) -> dict[str, Any]:
+def run(*, quick: bool) -> Results:
     """Return all results as plain data."""
     pairs = PAIRS[-1:] if quick else PAIRS
     small = {"held_out": 20, "most": 3} if quick else {}
@@ -106,8 +98,8 @@ def run(*, quick: bool) -> dict[str, Any]:
     return {"edits": found, "planted": planted, "searches": ways}
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Return the tables."""
+def tables(results: Results) -> list[str]:
+    """Return the README's table of the three parts: edits, planted orders, searches."""
     lines = [
         "| model | task | edits | best on search items | search, before → after | held-out, before → after | p |",
         "|---|---|---|---|---|---|---|",
@@ -134,33 +126,26 @@ def markdown(results: dict[str, Any]) -> str:
         lines.append(
             f"| {way.way} | {way.seed} | {way.evaluations} | {way.search:.3f} | {way.held_out:.3f} | {way.layers} |"
         )
-    return "\n".join(lines)
+    return ["\n".join(lines)]
 
 
-def plot(results: dict[str, Any], file: Path) -> None:
-    """Draw what the planted orders came back to, and what the searches reached."""
-    import matplotlib
+def plot(results: Results, file: Path) -> None:
+    """Draw what was found for the planted orders, and what the searches reached."""
+    with plotted(file, 2, figsize=(10, 4)) as (left, right):
+        names = [f"{one['problem']}, seed {one['seed']}" for one in results["planted"]]
+        for shift, key in enumerate(("planted", "found", "known")):
+            heights = [100 * one[key] for one in results["planted"]]
+            left.bar([place + 0.27 * shift for place in range(len(names))], heights, width=0.25, label=key)
+        left.set_xticks([place + 0.27 for place in range(len(names))], names, fontsize=8)
+        left.set(ylabel="held-out score, %", title="planted orders", ylim=(0, 115))
+        left.legend(loc="upper center", ncols=3, fontsize=8)
+        for way in WAYS:
+            own = [one for one in results["searches"] if one["way"] == way]
+            right.plot([one["way"] for one in own], [100 * one["held_out"] for one in own], "o")
+        right.set(title=f"searches on {TASK}, one point per seed", ylim=(0, 65))
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "evomerge"  # equal results, equal file
-    from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
-    names = [f"{one['problem']}, seed {one['seed']}" for one in results["planted"]]
-    for shift, key in enumerate(("planted", "found", "known")):
-        heights = [100 * one[key] for one in results["planted"]]
-        left.bar([place + 0.27 * shift for place in range(len(names))], heights, width=0.25, label=key)
-    left.set_xticks([place + 0.27 for place in range(len(names))], names, fontsize=8)
-    left.set(ylabel="held-out score, %", title="planted orders", ylim=(0, 115))
-    left.legend(loc="upper center", ncols=3, fontsize=8)
-    for way in WAYS:
-        own = [one for one in results["searches"] if one["way"] == way]
-        right.plot([one["way"] for one in own], [100 * one["held_out"] for one in own], "o")
-    right.set(title=f"searches on {TASK}, one point per seed", ylim=(0, 65))
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
-
+EXPERIMENT = Experiment(Path(__file__).parent, tables)
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,7 @@ from evomerge.search.problem import Problem
 from fitness.estimation.intervals import paired_test
 from fitness.results import Evaluation
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe
-from search_spaces.recipes.path_layer import Stop
+from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.recipe import Recipe
 
 ZOO = Path(__file__).parent.parent / "zoo"
@@ -91,7 +91,7 @@ def measure(model: str, task: str, items: int, *, held_out: int | None = None, m
         return evaluation
 
     tried = list(edits(layout.num_layers))[:most]
-    paths = {name: replace(recipe, path=tuple(Stop(None, *stop) for stop in path)) for name, path in tried}
+    paths = {name: replace(recipe, path=tuple(PathLayer(None, *stop) for stop in path)) for name, path in tried}
     asked, held = tuple(problem.subset), tuple(problem.held_out_items)[:held_out]
     scores = {name: score(path, asked).fitness for name, path in paths.items()}
     best = max(scores, key=scores.__getitem__)

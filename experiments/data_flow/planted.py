@@ -20,8 +20,9 @@ from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.writer import write_checkpoint
 from evomerge.merging.sources.checkpoints import Checkpoint
 from experiments.data_flow.edits import MODELS, settings
+from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.layer_path import path_of, path_recipe
-from search_spaces.recipes.path_layer import Stop
 from search_spaces.recipes.recipe import Recipe
 
 SHUFFLED = (0, 4, 2, 3, 1, 5)
@@ -57,7 +58,7 @@ def search(config: dict[str, Any], folder: Path, name: str) -> tuple[dict[str, A
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    return json.loads(done.stdout), Recipe.from_file(run / "best.yaml")
+    return json.loads(done.stdout), mergekit_yaml.read(run / "best.yaml")
 
 
 def recover(problem: str, folder: Path, *, seed: int, evaluations: int, items: int, strategy: str = "eda") -> Recovered:
@@ -94,7 +95,8 @@ def _write(layers: Sequence[tuple[str, int]], folder: Path) -> None:
     if folder.exists():
         return
     checkpoints = {reference: Checkpoint.open(reference) for reference in MODELS.values()}
-    recipe = path_recipe([Stop(MODELS[name], layer) for name, layer in layers], MODELS["ops"], 6, out_dtype="bfloat16")
+    path = [PathLayer(MODELS[name], layer) for name, layer in layers]
+    recipe = path_recipe(path, MODELS["ops"], 6, out_dtype="bfloat16")
     write_checkpoint(MergeEngine(checkpoints, base=MODELS["ops"]), recipe, folder)
 
 

@@ -7,8 +7,6 @@ training images among those that a method holds.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -23,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.digits_niches.methods import METHODS, Case, Line, Outcome, best_line, run
+from experiments.harness import Experiment, Results, plotted
 from experiments.machine import machine
 
-FOLDER = Path(__file__).parent
 PAIRS = range(5)
 SEEDS = range(5)
 SHOWN = (100, 1000, 2000, 10_000, 20_000, 50_000)
@@ -54,8 +52,15 @@ def quick_cases() -> list[Case]:
 # --- tables ---
 
 
-def markdown(outcomes: Sequence[Outcome], lines: Sequence[Line]) -> str:
-    """The README's tables: test accuracy in per cent against evaluations."""
+def tables(results: Results) -> list[str]:
+    """Return the README's tables: accuracies by method, by pair, and how fast the authors' program is and ours."""
+    outcomes, lines = read(results)
+    rest = [by_pair(outcomes, lines)] if lines else []
+    return [by_method(outcomes, lines), *rest, *([speeds(results["speed"])] if results["speed"] else [])]
+
+
+def by_method(outcomes: Sequence[Outcome], lines: Sequence[Line]) -> str:
+    """Return test accuracy in per cent against evaluations, from trained halves and from scratch."""
     parts = []
     for title, scratch in (("From trained halves", False), ("From scratch", True)):
         mine = [outcome for outcome in outcomes if (outcome.case.pair is None) == scratch]
@@ -73,6 +78,31 @@ def markdown(outcomes: Sequence[Outcome], lines: Sequence[Line]) -> str:
             parts.append(f"| best single ratio | {len(lines)} | {' | '.join([test] * len(shown))} | {train} | |")
         parts.append("")
     return "\n".join(parts)
+
+
+def by_pair(outcomes: Sequence[Outcome], lines: Sequence[Line]) -> str:
+    """Return the test accuracy of each pair of halves: theirs, the best ratio's, M2N2's and the genetic algorithm's."""
+    rows = ["| pair | halves | best ratio | M2N2, five seeds | GA |", "|---|---|---|---|---|"]
+    for line in lines:
+        found = {
+            method: [o.test[-1] for o in outcomes if (o.case.method, o.case.pair) == (method, line.pair)]
+            for method in ("M2N2", "GA")
+        }
+        halves = ", ".join(f"{100 * half:.0f}" for half in line.halves)
+        seeds = ", ".join(f"{100 * test:.1f}" for test in found["M2N2"])
+        mean = 100 * statistics.mean(found["GA"])
+        rows.append(f"| {line.pair} | {halves} | {100 * line.test:.1f} | {seeds} | {mean:.1f} |")
+    return "\n".join(rows)
+
+
+def speeds(found: dict[str, Any]) -> str:
+    """Return evaluations per second of the authors' program and of ours."""
+    rows = ["| machine | authors' program | ours | ratio |", "|---|---|---|---|"]
+    names = {"alone": ("alone", "alone, again"), "busy": ("beside two other searches", "beside them, again")}
+    for load, labels in names.items():
+        for label, one in zip(labels, found[load], strict=True):
+            rows.append(f"| {label} | {one['authors']:.0f} | {one['ours']:.0f} | {one['ratio']} |")
+    return "\n".join(rows)
 
 
 def _row(method: str, outcomes: Sequence[Outcome], shown: Sequence[int]) -> str:
@@ -100,31 +130,24 @@ def _percent(shares: Sequence[float]) -> str:
 
 def plot(outcomes: Sequence[Outcome], lines: Sequence[Line], file: Path) -> None:
     """Draw mean test accuracy, with its standard error, against evaluations."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "evomerge"  # equal results, equal file
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for ax, scratch in zip(axes, (False, True), strict=True):
-        for method in METHODS:
-            mine = [o for o in outcomes if o.case.method == method and (o.case.pair is None) == scratch]
-            if mine:
-                counts = mine[0].evaluations
-                accuracy = [test_at(mine, count) for count in counts]
-                means = [100 * statistics.mean(at) for at in accuracy]
-                errors = [100 * statistics.stdev(at) / len(at) ** 0.5 if len(at) > 1 else 0.0 for at in accuracy]
-                ax.errorbar(counts, means, errors, label=f"{method} ({len(mine)} runs)", capsize=2)
-        if not scratch and lines:
-            ax.axhline(100 * statistics.mean(line.test for line in lines), color="grey", ls="--", label="best ratio")
-        ax.set(xscale="log", xlabel="evaluations", title="from scratch" if scratch else "from trained halves")
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8)
-    axes[0].set_ylabel("test accuracy, %")
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    with plotted(file, 2, figsize=(10, 4), sharey=True) as axes:
+        for ax, scratch in zip(axes, (False, True), strict=True):
+            for method in METHODS:
+                mine = [o for o in outcomes if o.case.method == method and (o.case.pair is None) == scratch]
+                if mine:
+                    counts = mine[0].evaluations
+                    accuracy = [test_at(mine, count) for count in counts]
+                    means = [100 * statistics.mean(at) for at in accuracy]
+                    errors = [100 * statistics.stdev(at) / len(at) ** 0.5 if len(at) > 1 else 0.0 for at in accuracy]
+                    ax.errorbar(counts, means, errors, label=f"{method} ({len(mine)} runs)", capsize=2)
+            if not scratch and lines:
+                ax.axhline(
+                    100 * statistics.mean(line.test for line in lines), color="grey", ls="--", label="best ratio"
+                )
+            ax.set(xscale="log", xlabel="evaluations", title="from scratch" if scratch else "from trained halves")
+            if ax.get_legend_handles_labels()[0]:
+                ax.legend(fontsize=8)
+        axes[0].set_ylabel("test accuracy, %")
 
 
 # --- the authors' program ---
@@ -185,29 +208,21 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def read(folder: Path) -> tuple[list[Outcome], list[Line], dict[str, Any]]:
-    """Return what `results.json` holds: runs, lines, and the comparison of speeds."""
-    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    runs = [Outcome(**{**outcome, "case": Case(**outcome["case"])}) for outcome in found["runs"]]
-    lines = [Line(**{**line, "halves": tuple(line["halves"])}) for line in found["lines"]]
-    return runs, lines, found["speed"]
+def read(results: Results) -> tuple[list[Outcome], list[Line]]:
+    """Return the runs and the best ratios that the results hold."""
+    runs = [Outcome(**{**outcome, "case": Case(**outcome["case"])}) for outcome in results.get("runs", ())]
+    return runs, [Line(**{**line, "halves": tuple(line["halves"])}) for line in results.get("lines", ())]
 
 
-def _write(folder: Path, outcomes: Sequence[Outcome], lines: Sequence[Line], speed: dict[str, Any]) -> None:
-    rows = ",\n  ".join(json.dumps(asdict(outcome)) for outcome in outcomes)
-    rest = {"lines": [asdict(line) for line in lines], "speed": speed, "machine": machine(1, "numpy", "torch")}
-    text = f'{{\n "runs": [\n  {rows}\n ],{json.dumps(rest, indent=1)[1:]}\n'
-    (folder / "results.json").write_text(text, encoding="utf-8")
+def gathered(outcomes: Sequence[Outcome], lines: Sequence[Line], speed: dict[str, Any]) -> Results:
+    """Return the results as plain data."""
+    rows = {"runs": [asdict(outcome) for outcome in outcomes], "lines": [asdict(line) for line in lines]}
+    return rows | {"speed": speed, "machine": machine(1, "numpy", "torch")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, print the tables, write `results.json` and the plot."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.digits_niches",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="every method for 60 evaluations; writes nothing")
+    """Run, print the tables, write the results and the plot."""
+    parser = EXPERIMENT.parser(__doc__, quick="every method for 60 evaluations")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--go-on", action="store_true", help="keep the runs that results.json has already")
     parser.add_argument(
@@ -217,11 +232,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar=("PYTHON", "FOLDER"),
         help="also time github.com/SakanaAI/natural_niches in FOLDER, with a Python that has jax, alone and not",
     )
-    parser.add_argument("-o", "--out", type=Path, help="folder to write to; by default this one, none with --quick")
     given = parser.parse_args(arguments)
     _one_thread()
-    out = given.out or (None if given.quick else FOLDER)
-    outcomes, lines, speed = read(out) if given.go_on and out is not None else ([], [], {})
+    out = EXPERIMENT.destination(given)
+    before = EXPERIMENT.read(out) if given.go_on else {}
+    (outcomes, lines), speed = read(before), before.get("speed", {})
     lines = lines or [best_line(pair) for pair in ([] if given.quick else PAIRS)]
     done = {outcome.case for outcome in outcomes}
     wanted = quick_cases() if given.quick else cases()
@@ -229,20 +244,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         outcomes.append(outcome)
         case = outcome.case
         print(f"{case.method}, pair {case.pair}, seed {case.seed}: {outcome.test[-1]:.3f}", flush=True)
-        if out is not None:  # at once: a run that is broken off can go on
-            _write(out, outcomes, lines, speed)
+        EXPERIMENT.write(out, gathered(outcomes, lines, speed))  # at once: a run that is broken off can go on
     outcomes.sort(key=lambda outcome: wanted.index(outcome.case))
     if given.authors:
         python, program = given.authors[0].absolute(), given.authors[1]
         speed = {"alone": [compare_speed(python, program) for _ in range(2)]}
         with _busy():
             speed["busy"] = [compare_speed(python, program) for _ in range(2)]
-        print(speed)
-    print("\n" + markdown(outcomes, lines), end="")
+    results = gathered(outcomes, lines, speed)
+    print("\n" + "\n\n".join(tables(results)))
+    EXPERIMENT.publish(out, results)
     if out is not None:
-        _write(out, outcomes, lines, speed)
         plot(outcomes, lines, out / "curves.svg")
 
+
+EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="runs")
 
 if __name__ == "__main__":
     main()

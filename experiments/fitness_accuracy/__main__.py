@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import time
@@ -13,13 +11,23 @@ from pathlib import Path
 
 from experiments.fitness_accuracy.data import load, simulate
 from experiments.fitness_accuracy.tables import TABLES, Plan, Row, measure, summarise
+from experiments.harness import Experiment, Results
 
-FOLDER = Path(__file__).parent
 QUICK = Plan(sizes=(10, 30), draws=2, calibration=80, few=20, tested=10)
 
 
-def markdown(title: str, table: Mapping[str, Mapping[int, Row]], sizes: Sequence[int]) -> str:
-    """A table of errors, then one of the other figures at 20 items or the size closest to it."""
+def tables(results: Results) -> list[str]:
+    """Return the README's tables, all in one place, each with its title."""
+    parts = []
+    for name, by_label in results["tables"].items():
+        table = {label: {int(size): Row(**row) for size, row in rows.items()} for label, rows in by_label.items()}
+        parts.append(markdown(TABLES[name].title, table))
+    return ["\n".join(parts)]
+
+
+def markdown(title: str, table: Mapping[str, Mapping[int, Row]]) -> str:
+    """Return a table of errors, then one of the other figures at 20 items or the size closest to it."""
+    sizes = sorted({size for rows in table.values() for size in rows})
     middle = min(sizes, key=lambda size: abs(size - 20))
     lines = [f"### {title}", "", "Mean absolute error, pp:", ""]
     lines += ["| estimator | " + " | ".join(f"n={size}" for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
@@ -40,18 +48,12 @@ def markdown(title: str, table: Mapping[str, Mapping[int, Row]], sizes: Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the tables and write `results.json` and `tables.md`."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.fitness_accuracy", description=__doc__)
+    """Measure, print the tables and write the results."""
+    parser = EXPERIMENT.parser(__doc__, quick="few draws; simulated responses unless --responses is given")
     parser.add_argument("--responses", type=Path, help="folder with *.npz matrices and merges.json")
-    parser.add_argument(
-        "--quick", action="store_true", help="few draws; simulated responses unless --responses is given"
-    )
     parser.add_argument("--tables", nargs="+", choices=sorted(TABLES), default=list(TABLES), help="which tables")
     parser.add_argument("--draws", type=int, help="repetitions")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "-o", "--out", type=Path, help="folder for results.json; by default this one, none with --quick"
-    )
     given = parser.parse_args(arguments)
     if given.responses is None and not given.quick:
         parser.error("no responses: give --responses DIR, or --quick to simulate some")
@@ -61,28 +63,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         benchmarks = load(given.responses) if given.responses else simulate(given.seed)
     except ValueError as error:
         parser.error(str(error))
-    start, results, text = time.perf_counter(), {}, []
+    out = EXPERIMENT.destination(given)
+    start, found = time.perf_counter(), {}
     for name in given.tables:
         table = summarise(list(measure(name, benchmarks, plan)))
         if not table:
             print(f"### {TABLES[name].title}: nothing to measure", flush=True)
             continue
-        sizes = sorted({size for rows in table.values() for size in rows})
-        results[name] = {label: {size: asdict(row) for size, row in rows.items()} for label, rows in table.items()}
-        text.append(markdown(TABLES[name].title, table, sizes))
-        print(text[-1], flush=True)
-    out = given.out or (None if given.quick else FOLDER)
-    if out is not None:
-        report = {
-            "plan": asdict(plan),
-            "benchmarks": {b.name: {"shape": b.scores.shape, "merges": len(b.merges)} for b in benchmarks},
-            "seconds": round(time.perf_counter() - start, 1),
-            "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
-            "tables": results,
-        }
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        found[name] = {label: {size: asdict(row) for size, row in rows.items()} for label, rows in table.items()}
+        print(markdown(TABLES[name].title, table), flush=True)
+    results: Results = {
+        "plan": asdict(plan),
+        "benchmarks": {b.name: {"shape": b.scores.shape, "merges": len(b.merges)} for b in benchmarks},
+        "seconds": round(time.perf_counter() - start, 1),
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "tables": found,
+    }
+    EXPERIMENT.publish(out, results)
 
+
+EXPERIMENT = Experiment(Path(__file__).parent, tables)
 
 if __name__ == "__main__":
     main()

@@ -11,8 +11,6 @@ Three ways to score the same items with the same model, in one process, taking t
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import statistics
 import tempfile
@@ -24,9 +22,8 @@ from typing import Any
 from unittest import mock
 
 from experiments.fitness_speed.cases import CASES, Case, model_and_tokenizer, quick, task_folder
+from experiments.harness import Experiment, Results
 from experiments.machine import machine
-
-FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -158,8 +155,13 @@ def _timed(way: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
     return time.perf_counter() - start, found
 
 
+def tables(results: Results) -> list[str]:
+    """Return the README's table: items per second."""
+    return [markdown([Result(**result) for result in results["results"]])]
+
+
 def markdown(results: Sequence[Result]) -> str:
-    """The README's table: items per second."""
+    """Return a table of some cases: items per second."""
     lines = [
         "| case | items | simple_evaluate | HFLM | ours | ours / HFLM | largest difference, nats | equal scores |",
         "|---|---|---|---|---|---|---|---|",
@@ -171,7 +173,7 @@ def markdown(results: Sequence[Result]) -> str:
             f"| {result.case} | {result.items} | {rates} "
             f"| {result.speedup:.1f} | {difference} | {result.equal_scores} of {result.items} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _rate(rate: float) -> str:
@@ -179,18 +181,10 @@ def _rate(rate: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the table and write `results.json`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.fitness_speed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="a tiny model, few items, one repetition")
+    """Measure, print the table and write the results."""
+    parser = EXPERIMENT.parser(__doc__, quick="a tiny model, few items, one repetition")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the made-up items")
     parser.add_argument("--threads", type=int, default=1, help="of torch, for all ways")
-    parser.add_argument(
-        "-o", "--out", type=Path, help="folder for results.json; by default this one, none with --quick"
-    )
     given = parser.parse_args(arguments)
     import datasets
     import torch
@@ -198,23 +192,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     torch.set_num_threads(given.threads)
-    results = []
+    out = EXPERIMENT.destination(given)
+    found = []
     for case in map(quick, CASES) if given.quick else CASES:
         with (
             tempfile.TemporaryDirectory() as folder,
             mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(folder) / "cache"),
         ):
-            results.append(measure(case, Path(folder), given.seed, small=given.quick))
-        print(markdown(results[-1:]).splitlines()[-1], flush=True)
-    print("\n" + markdown(results), end="")
-    out = given.out or (None if given.quick else FOLDER)
-    if out is not None:
-        about = machine(given.threads, "torch", "transformers", "lm_eval")
-        found = {"seed": given.seed, "machine": about, "results": [asdict(result) for result in results]}
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-        (out / "results.json").write_text(text, encoding="utf-8")
+            found.append(measure(case, Path(folder), given.seed, small=given.quick))
+        print(markdown(found[-1:]).splitlines()[-1], flush=True)
+    about = machine(given.threads, "torch", "transformers", "lm_eval")
+    results: Results = {"seed": given.seed, "machine": about, "results": [asdict(result) for result in found]}
+    print("\n" + tables(results)[0])
+    EXPERIMENT.publish(out, results)
 
+
+EXPERIMENT = Experiment(Path(__file__).parent, tables)
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,6 @@ finalists'.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evomerge.config.search_file import load
+from evomerge.config.load import load
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run
 from evomerge.search.final_evaluation import Conclusion
@@ -25,9 +24,9 @@ from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.racing_pool import racing
 from evomerge.search.recorded_scoring import Bench
+from experiments.harness import Experiment, Results
 
-FOLDER = Path(__file__).parent
-SEARCH = FOLDER / "search.yaml"
+SEARCH = Path(__file__).parent / "search.yaml"
 # Nine whole generations, and the distribution's mean twice.
 FEW = ("fitness.subset.items=20", "budget.evaluations=146", "strategy.population=16")
 ARMS: dict[str, tuple[str, ...]] = {
@@ -93,8 +92,9 @@ def run(arm: str, seed: int, extra: Sequence[str] = ()) -> Outcome:
     )
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
-    """The README's table: means over the seeds, with the spread between seeds."""
+def tables(results: Results) -> list[str]:
+    """Return the README's table: means over the seeds, with the spread between seeds."""
+    outcomes = [Outcome(**outcome) for outcome in results["outcomes"]]
     groups = {arm: [outcome for outcome in outcomes if outcome.arm == arm] for arm in ARMS}
     base = statistics.mean(outcome.items for outcome in groups["all items"])
     lines = [
@@ -110,39 +110,31 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
             f"| {100 * statistics.mean(outcome.optimism for outcome in found):+.1f} | {found[0].candidates} "
             f"| {statistics.mean(outcome.asked for outcome in found):,.0f} | {items:,.0f} | {items / base:.3f} |"
         )
-    return "\n".join(lines) + "\n"
+    return ["\n".join(lines)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Search, print the table and write `results.json`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.fitness_zoo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="one seed, eight candidates")
+    """Search, print the table and write the results."""
+    parser = EXPERIMENT.parser(__doc__, quick="one seed, eight candidates")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    parser.add_argument(
-        "-o", "--out", type=Path, help="folder for results.json; by default this one, none with --quick"
-    )
     given = parser.parse_args(arguments)
     import datasets
     import torch
 
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
-    out = given.out or (None if given.quick else FOLDER)
-    outcomes: list[Outcome] = []
+    out = EXPERIMENT.destination(given)
+    results: Results = {"outcomes": []}
     for seed in given.seeds[:1] if given.quick else given.seeds:
         for arm in ARMS:
-            outcomes.append(run(arm, seed, QUICK if given.quick else ()))
-            print(json.dumps(asdict(outcomes[-1])), flush=True)
-        if out is not None:  # what is there after each seed is whole
-            out.mkdir(parents=True, exist_ok=True)
-            lines = ",\n  ".join(json.dumps(asdict(outcome)) for outcome in outcomes)
-            (out / "results.json").write_text(f'{{"outcomes": [\n  {lines}\n]}}\n', encoding="utf-8")
-    print("\n" + markdown(outcomes), end="")
+            results["outcomes"].append(asdict(run(arm, seed, QUICK if given.quick else ())))
+            print(json.dumps(results["outcomes"][-1]), flush=True)
+        EXPERIMENT.write(out, results)  # what is there after each seed is whole
+    print("\n" + tables(results)[0])
+    EXPERIMENT.publish(out, results)
 
+
+EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="outcomes", indent=None)
 
 if __name__ == "__main__":
     main()

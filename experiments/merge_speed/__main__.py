@@ -7,8 +7,6 @@ turns in the same process. mergekit does the same merges.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,14 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.harness import Experiment, Results
 from experiments.machine import machine
 from experiments.merge_speed import memory
 from experiments.merge_speed.cases import FIVE, QUICK, SIZES, Copy, Size, make_models, recipe
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.methods import METHODS
 
-FOLDER = Path(__file__).parent
 MEASURED_UP_TO = 200_000_000  # parameters, for mergekit's merges and the memory's peak: larger ones take minutes
-TABLE = ("<!-- table -->\n", "<!-- /table -->\n")
 
 
 @dataclass(frozen=True)
@@ -83,11 +81,10 @@ def _measure(
 ) -> Result:
     from evomerge.merging.engine.engine import MergeEngine
     from experiments.merge_speed import authority
-    from search_spaces.recipes.recipe import Recipe
 
     paths = list(checkpoints)
     engine = MergeEngine(checkpoints, base=paths[0])
-    recipes = [Recipe.from_dict(recipe(method, paths, count, turn)) for turn in range(repetitions + 1)]
+    recipes = [mergekit_yaml.build(recipe(method, paths, count, turn)) for turn in range(repetitions + 1)]
     start = time.perf_counter()
     engine.prepare(recipes[0])
     prepared = time.perf_counter() - start
@@ -120,8 +117,13 @@ def _measure(
     )
 
 
+def tables(results: Results) -> list[str]:
+    """Return the README's table."""
+    return [markdown([Result(**result) for result in results["results"]])]
+
+
 def markdown(results: Sequence[Result]) -> str:
-    """The README's table."""
+    """Return a table of some results."""
     lines = [
         "| model | method | experts | prepare | apply, wall | apply, CPU | bytes | limit | of the limit "
         "| mergekit in memory, CPU | ratio | mergekit-yaml, CPU | ratio | memory / bound, MB |",
@@ -138,7 +140,7 @@ def markdown(results: Sequence[Result]) -> str:
             f"| {result.cpu:.2f} | {result.bytes_touched:g} | {limit} "
             f"| {theirs[0]} {theirs[1]} {_memory(result)}"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _memory(result: Result) -> str:
@@ -159,13 +161,8 @@ def methods_for(size: Size) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the table, write or complete `results.json` and the table of the README beside it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.merge_speed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one repetition")
+    """Measure, print the table, write or complete the results and the table of the README beside them."""
+    parser = EXPERIMENT.parser(__doc__, quick="a tiny model, one repetition")
     parser.add_argument(
         "--size", choices=[size.name for size in SIZES], help="this size only; keeps the others' results"
     )
@@ -176,68 +173,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--threads", type=int, default=2, help="of ours; mergekit's CPU time is counted whatever it uses"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "-o", "--out", type=Path, help="folder for results.json and the README; by default this one, none with --quick"
-    )
     given = parser.parse_args(arguments)
-    out = given.out or (None if given.quick else FOLDER)
-    if out is not None:
-        _around_table(out / "README.md")  # before anything long
+    out = EXPERIMENT.destination(given)
     sizes = QUICK if given.quick else [size for size in SIZES if given.size in (None, size.name)]
-    results: list[Result] = []
+    found: list[Result] = []
     for size in sizes:
         methods = given.method or methods_for(size)
         repetitions = 1 if given.quick else given.repetitions
-        results += measure(
-            size, methods, given.experts, repetitions=repetitions, threads=given.threads, seed=given.seed
-        )
-    if out is not None:
-        about = machine(given.threads, "torch", "numba", "mergekit", "transformers")
-        _complete(out / "results.json", results, {"seed": given.seed, "machine": about})
-        results = [Result(**result) for result in json.loads((out / "results.json").read_text("utf-8"))["results"]]
-        _refresh(out / "README.md", markdown(results))
-    print("\n" + markdown(results), end="")
-    over = [f"{result.method} at {result.size}" for result in results if _is_over(result)]
+        found += measure(size, methods, given.experts, repetitions=repetitions, threads=given.threads, seed=given.seed)
+    about = {"seed": given.seed, "machine": machine(given.threads, "torch", "numba", "mergekit", "transformers")}
+    results: Results = {**about, "results": _merged(EXPERIMENT.read(out).get("results", ()), found)}
+    EXPERIMENT.publish(out, results)
+    print("\n" + tables(results)[0])
+    over = [f"{result.method} at {result.size}" for result in found if _is_over(result)]
     if over:
         parser.exit(1, f"more memory than the plan says: {', '.join(over)}\n")
 
 
-def _complete(path: Path, results: Sequence[Result], about: dict[str, Any]) -> None:
-    """Write the results beside those of other sizes, methods and numbers of models that are there."""
+def _merged(before: Sequence[dict[str, Any]], found: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return the results beside earlier ones of other sizes, methods and numbers of models, in order."""
 
     def place(result: dict[str, Any]) -> tuple[float, int, int]:
         return float(result["size"].split()[0]), result["experts"], list(METHODS).index(result["method"])
 
-    before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
-    found = {place(result): result for result in [*before, *map(asdict, results)]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    everything = {**about, "results": [found[key] for key in sorted(found)]}
-    path.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    placed = {place(result): result for result in [*before, *map(asdict, found)]}
+    return [placed[key] for key in sorted(placed)]
 
 
-def _refresh(readme: Path, table: str) -> None:
-    """Put the table between its marks, where there is such a file."""
-    around = _around_table(readme)
-    if around is not None:
-        readme.write_text(table.join(around), encoding="utf-8")
-
-
-def _around_table(readme: Path) -> tuple[str, str] | None:
-    """Return the text up to the table and from there on, None without a file.
-
-    Raises
-    ------
-    ValueError
-        If marks are missing.
-    """
-    if not readme.exists():
-        return None
-    before, start, rest = readme.read_text(encoding="utf-8").partition(TABLE[0])
-    _, end, after = rest.partition(TABLE[1])
-    if not end:
-        raise ValueError(f"{readme}: no table to replace; put {TABLE[0].strip()} and {TABLE[1].strip()} around it")
-    return before + start, end + after
-
+EXPERIMENT = Experiment(Path(__file__).parent, tables)
 
 if __name__ == "__main__":
     main()

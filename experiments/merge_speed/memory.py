@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def peak(warm_up: dict[str, Any], data: dict[str, Any], folder: Path, threads: i
     paths = []
     for name, contents in (("warm-up", warm_up), ("recipe", data)):
         paths.append(folder / f"{name}.yaml")
-        paths[-1].write_text(Recipe.from_dict(contents).to_yaml(), encoding="utf-8")
+        paths[-1].write_text(mergekit_yaml.dump(mergekit_yaml.build(contents)), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "experiments.merge_speed.memory", *map(str, paths), str(threads)],
         capture_output=True,
@@ -64,12 +65,12 @@ def _measured(warm_up: Path, recipe: Path, threads: int) -> tuple[int, int]:
 
     torch.set_num_threads(threads)
     for large in (1, 1 << 62):  # with compiled kernels, and without
-        _merge(Recipe.from_file(warm_up), large=large)
+        _merge(mergekit_yaml.read(warm_up), large=large)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # or what the warm-up freed would be used again, uncounted
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
     before = _status("VmRSS")
-    candidate = Recipe.from_file(recipe)
+    candidate = mergekit_yaml.read(recipe)
     engine = _merge(candidate)
     return _status("VmHWM") - before, engine.footprint(candidate).peak_bytes
 

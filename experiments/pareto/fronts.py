@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.config.search_file import load
+from evomerge.config.load import load
 from evomerge.search.problem import Problem
 from evomerge.strategies import CmaEsConfig, Evaluated, Nsga2Config, RandomConfig
 from fitness.objectives import Objectives, means

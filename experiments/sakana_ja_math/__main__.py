@@ -6,8 +6,7 @@ are real, and so are the spaces, the strategies and the recipes that come of the
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from evomerge.cli.plan_offline import offline_plan
-from evomerge.config.search_file import SearchConfig, load
+from evomerge.config.load import load
+from evomerge.config.search_file import SearchConfig
 from evomerge.strategies import StagedConfig
-from search_spaces.recipes.recipe import Recipe
+from experiments.harness import Experiment
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.spaces.genes import Choice
 from search_spaces.spaces.two_stage import StackedSpace
 
@@ -39,7 +40,7 @@ def check(name: str) -> dict[str, Any]:
     plan = offline_plan(config, ARCHITECTURE)
     first = plan.strategy.ask(1)[0].genotype
     recipe = plan.space.decode(first)
-    if Recipe.from_yaml(recipe.to_yaml()) != recipe:
+    if mergekit_yaml.parse(mergekit_yaml.dump(recipe)) != recipe:
         raise RuntimeError(f"{name}.yaml: the first candidate does not survive being written")
     shown = {key: plan.summary[key] for key in ("parameters", "population", "evaluations", "tasks", "downloads")}
     turned = {"bits_turned": bits_turned(config, plan.space)} if isinstance(plan.space, StackedSpace) else {}
@@ -56,16 +57,16 @@ def bits_turned(config: SearchConfig, space: StackedSpace) -> dict[str, float]:
     return {"of": len(bits), "mean": round(float(turned.sum(axis=1).mean()), 2)}
 
 
-def main() -> None:
-    """Check both files and write ``results.json``."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.sakana_ja_math", description=main.__doc__)
-    parser.add_argument("--quick", action="store_true", help="write nothing")
-    quick = parser.parse_args().quick
-    text = json.dumps([check(name) for name in FILES], indent=1) + "\n"
-    print(text, end="")
-    if not quick:
-        (FOLDER / "results.json").write_text(text)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Check both files and write the results."""
+    given = EXPERIMENT.parser(__doc__, quick="the same").parse_args(arguments)
+    out = EXPERIMENT.destination(given)
+    results = [check(name) for name in FILES]
+    print(EXPERIMENT.text(results), end="")
+    EXPERIMENT.write(out, results)
 
+
+EXPERIMENT = Experiment(FOLDER, tables=lambda _: ())
 
 if __name__ == "__main__":
     main()

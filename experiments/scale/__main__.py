@@ -10,8 +10,6 @@ The driver, the event log and the strategies are the real ones; workers are simu
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import platform
 import tempfile
@@ -26,12 +24,12 @@ from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.loop import Search
 from evomerge.strategies import CmaEsConfig, M2n2Config, RandomConfig, StrategyConfig
 from evomerge.strategies.base import Evaluated
+from experiments.harness import Experiment, Results
 from experiments.scale.simulation import ITEMS, Load, SimulatedPool, space
 from fitness.estimation.evaluation_plan import PlainMeasure
 from fitness.objectives import Objectives
 from search_spaces.spaces.coefficients import CoefficientSpace
 
-FOLDER = Path(__file__).parent
 RATE = 225.0
 """Evaluations per second that the workers together can do in the sustained case."""
 OBJECTIVES = Objectives({"simulated": 1.0})
@@ -156,21 +154,47 @@ def resume(sizes: Sizes) -> list[dict[str, Any]]:
 PARTS: dict[str, Callable[[Sizes], list[dict[str, Any]]]] = {"limit": limit, "sustained": sustained, "resume": resume}
 
 
-def main() -> None:
-    """Measure all, write `results.json`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, seconds")
+SHOWN = (
+    *(("m2n2 (steady-state)", workers) for workers in (10, 100, 1000)),
+    *(("random (steady-state)", workers) for workers in (100, 1000)),
+    *(("cma_es (synchronous)", workers) for workers in (10, 1000)),
+)
+"""Rows of the sustained case that the README shows."""
+
+
+def tables(results: Results) -> list[str]:
+    """Return the README's table of the sustained case."""
+    lines = [
+        "| strategy | workers | evaluations per second | possible | idle share |",
+        "|---|---|---|---|---|",
+    ]
+    rows = {(row["strategy"], row["workers"]): row for row in results["sustained"]}
+    for strategy, workers in SHOWN:
+        if (row := rows.get((strategy, workers))) is not None:
+            idle = 100 * row["idle_share"]
+            share = f"{idle:.1f}" if idle < 10 else f"{idle:.0f}"
+            lines.append(
+                f"| {strategy} | {workers:,} | {row['per_second']} | {row['possible_per_second']:.0f} | {share} % |"
+            )
+    return ["\n".join(lines)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all, or one part, and write the results."""
+    parser = EXPERIMENT.parser(__doc__, quick="small sizes, seconds")
     parser.add_argument("--part", choices=PARTS, help="measure this one anew; the others stay as they are in the file")
-    parser.add_argument("--out", type=Path, default=FOLDER / "results.json")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     logging.getLogger("evomerge").setLevel(logging.ERROR)
     sizes = QUICK if given.quick else Sizes()
-    found = json.loads(given.out.read_text(encoding="utf-8")) if given.part else {}
-    found["python"] = platform.python_version()
+    out = EXPERIMENT.destination(given)
+    results = EXPERIMENT.read(out) if given.part else {}
+    results["python"] = platform.python_version()
     for name in [given.part] if given.part else PARTS:
-        found[name] = PARTS[name](sizes)
-    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        results[name] = PARTS[name](sizes)
+    EXPERIMENT.publish(out, results)
 
+
+EXPERIMENT = Experiment(Path(__file__).parent, tables)
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,6 @@ So that a hundred lives take minutes, each driver is a fork of a process that ha
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,11 +30,12 @@ from typing import Any, TypeVar
 import yaml
 
 import evomerge.cli.search as commands
-from evomerge.config.search_file import load
+from evomerge.config.load import load
 from evomerge.runs.run import Asked, Event, Run, Told, is_run
 from evomerge.search.problem import Problem
 from evomerge.strategies.base import Candidate
 from evomerge.workers.inline import Worker
+from experiments.harness import Experiment, Results
 from experiments.scale.processes import alive, busy_workers, descendants, title
 from fitness.results import Evaluation
 
@@ -314,23 +314,42 @@ def measure(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     return row | {"equal": found == outcome(whole.run), "ok": found == outcome(whole.run)}
 
 
-def main() -> None:
+def tables(results: Results) -> list[str]:
+    """Return the README's table: what was killed, and how the searches ended."""
+    lines = [
+        "| strategy | evaluations | drivers killed | Ray workers killed | drivers killed with their Ray workers "
+        "| ended as it must |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["searches"]:
+        if "equal" in row:
+            kind, seen = "synchronous", f"{row['events']} events, all equal to those of the undisturbed search"
+        else:
+            lost = f"{row['answered']} of {row['evaluations']} answers"
+            kind, seen = "steady-state", f"{lost}, {row['wrong_answers'] or 'none'} wrong, none lost"
+        kills = f"{row['drivers']} | {row['ray_workers']} | {row['ray_drivers']}"
+        ended = f"yes: {seen}" if row["ok"] else "no"
+        lines.append(f"| {row['strategy']} ({kind}) | {row['evaluations']} | {kills} | {ended} |")
+    return ["\n".join(lines)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Kill, compare, write `chaos.json`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="eight kills of drivers, none on Ray")
+    parser = EXPERIMENT.parser(__doc__, quick="eight kills of drivers, none on Ray")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=FOLDER / "chaos.json")
-    given = parser.parse_args()
-    rows = []
+    given = parser.parse_args(arguments)
+    out = EXPERIMENT.destination(given)
+    results: Results = {"python": platform.python_version(), "seed": given.seed, "searches": []}
     with tempfile.TemporaryDirectory() as folder:
         for plan in QUICK if given.quick else PLANS:
-            rows.append(measure(Path(folder) / plan.strategy, plan, given.seed))
-            print(json.dumps(rows[-1]), flush=True)
-            found = {"python": platform.python_version(), "seed": given.seed, "searches": rows}
-            given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if not all(row["ok"] for row in rows):
+            results["searches"].append(measure(Path(folder) / plan.strategy, plan, given.seed))
+            print(json.dumps(results["searches"][-1]), flush=True)
+            EXPERIMENT.publish(out, results)
+    if not all(row["ok"] for row in results["searches"]):
         raise SystemExit("a killed search has not ended as it should")
 
+
+EXPERIMENT = Experiment(FOLDER, tables, module="chaos", file="chaos.json", marker="chaos")
 
 if __name__ == "__main__":
     main()

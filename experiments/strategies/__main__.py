@@ -7,19 +7,18 @@ experiment goes on where it was.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from experiments.harness import Experiment, Results
 from experiments.machine import machine
-from experiments.strategies.contenders import LEVERS, STRATEGIES
+from experiments.strategies.contenders import LEVERS, STRATEGIES, Contender
 from experiments.strategies.curves import Curve, Job, known, search
 from experiments.strategies.report import SHARE, best_known, markdown, plot
 
-FOLDER = Path(__file__).parent
+ALL = (*STRATEGIES, *LEVERS)
 SPENT = (500, 1000, 1500, 2000, 3000, 4000, 6000, 8000)
 SEEDS = 20
 HELD_OUT = 200
@@ -27,16 +26,16 @@ HELD_OUT = 200
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then write the table and the plot."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.strategies", description=main.__doc__)
-    parser.add_argument("--quick", action="store_true", help="two contenders, one seed, seconds; writes to --out")
+    parser = EXPERIMENT.parser(__doc__, quick="two contenders, one seed, seconds")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="searches per contender")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, curves.svg and README.md")
-    options = parser.parse_args(arguments)
-    contenders, spent, seeds, items = (*STRATEGIES, *LEVERS), SPENT, range(options.seeds), HELD_OUT
-    if options.quick:
-        contenders, spent, seeds, items = (STRATEGIES[0], STRATEGIES[1]), (200, 400), range(1), 40
-    curves = _read(options.out / "results.json")
+    given = parser.parse_args(arguments)
+    contenders, spent, seeds, items = ALL, SPENT, range(given.seeds), HELD_OUT
+    if given.quick:
+        contenders, spent, seeds, items = STRATEGIES[:2], (200, 400), range(1), 40
+    out = EXPERIMENT.destination(given)
+    results = EXPERIMENT.read(out)
+    curves = [Curve(**curve) for curve in results.get("curves", ())]
     recipe = known(items)
     done = {(curve.contender, curve.seed) for curve in curves}
     jobs = [
@@ -45,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for contender in contenders
         if (contender.name, seed) not in done
     ]
-    options.out.mkdir(parents=True, exist_ok=True)
-    for curve in _run(jobs, options.jobs):
+    for curve in _run(jobs, given.jobs):
         curves.append(curve)
-        _write(options.out / "results.json", curves, recipe)
+        results = gathered(curves, recipe)
+        EXPERIMENT.write(out, results)
         print(f"{curve.contender}, seed {curve.seed}: {curve.held_out[-1]:.3f} ({curve.seconds:.0f} s)", flush=True)
-    present = [contender for contender in contenders if any(curve.contender == contender.name for curve in curves)]
-    level = SHARE * best_known(curves, recipe)
-    plot(present, curves, level, options.out / "curves.svg")
-    print(markdown(present, curves, level))
+    print(tables(results)[0])
+    EXPERIMENT.publish(out, results)
+    if out is not None:
+        plot(*_shown(results), out / "curves.svg")
 
 
 def _run(jobs: Sequence[Job], processes: int) -> Iterable[Curve]:
@@ -64,19 +63,28 @@ def _run(jobs: Sequence[Job], processes: int) -> Iterable[Curve]:
         yield from pool.imap_unordered(search, jobs)
 
 
-def _read(file: Path) -> list[Curve]:
-    if not file.is_file():
-        return []
-    return [Curve(**curve) for curve in json.loads(file.read_text(encoding="utf-8"))["curves"]]
-
-
-def _write(file: Path, curves: Sequence[Curve], recipe: float) -> None:
+def gathered(curves: Sequence[Curve], recipe: float) -> Results:
+    """Return the results: the curves in order, the best scores known, and the machine that the last curve ran on."""
     ordered = sorted(curves, key=lambda curve: (curve.contender, curve.seed))
-    best = best_known(ordered, recipe)
-    head = json.dumps({"known_recipe": recipe, "best_known": best, "machine": machine(1, "numpy", "torch")})[1:-1]
-    lines = ",\n  ".join(json.dumps(asdict(curve)) for curve in ordered)
-    file.write_text(f'{{{head}, "curves": [\n  {lines}\n]}}\n', encoding="utf-8")
+    best, where = best_known(ordered, recipe), machine(1, "numpy", "torch")
+    rows = [asdict(curve) for curve in ordered]
+    return {"known_recipe": recipe, "best_known": best, "machine": where, "curves": rows}
 
+
+def tables(results: Results) -> list[str]:
+    """Return the README's table."""
+    return [markdown(*_shown(results))]
+
+
+def _shown(results: Results) -> tuple[list[Contender], list[Curve], float]:
+    """Return the contenders that have curves, the curves, and the level that is to be reached."""
+    curves = [Curve(**curve) for curve in results["curves"]]
+    names = {curve.contender for curve in curves}
+    present = [contender for contender in ALL if contender.name in names]
+    return present, curves, SHARE * best_known(curves, results["known_recipe"])
+
+
+EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="curves", indent=None)
 
 if __name__ == "__main__":
     main()

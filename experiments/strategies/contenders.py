@@ -28,7 +28,7 @@ class Contender:
     changes
         What else its search file has otherwise than the quickstart's, as `evomerge search --set` takes it.
     fresh
-        Whether each generation is asked other items (`fitness.subset.rotate`).
+        Whether each generation is asked other items (`FreshItems`).
     longer
         Item evaluations beyond the budget at which its guess is scored too, to see when it gets to the level asked for.
     """
@@ -85,7 +85,12 @@ LEVERS = (
 
 
 class FreshItems(PlainMeasure):
-    """Each generation is asked the next items of a shuffled list, task by task, which begins anew at its end."""
+    """Each generation is asked the next items of a shuffled list, task by task; the list begins anew at its end.
+
+    A search file's ``fitness.subset: {rotate: true, estimator: mean}`` draws each generation's items independently of
+    those before, so that some items come up twice before others come up at all. The results were measured with the
+    list, which asks every item once before any item twice; this class stays until they are measured again.
+    """
 
     def __init__(self, items: Sequence[str], count: int, objectives: Objectives, seed: int) -> None:
         super().__init__(items, objectives)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.config.search_file import BudgetConfig, load
+from evomerge.config.load import load
+from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run
 from evomerge.search.loop import Search
@@ -115,6 +116,6 @@ def strategy_config(values: Any) -> Any:
     """Return the settings that a `strategy` part of a search file stands for."""
     from pydantic import TypeAdapter
 
-    from evomerge.config.search_file import StrategyConfig
+    from evomerge.strategies import AnyStrategy
 
-    return TypeAdapter(StrategyConfig).validate_python(dict(values))
+    return TypeAdapter(AnyStrategy).validate_python(dict(values))

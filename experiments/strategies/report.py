@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.harness import plotted
 from experiments.strategies.contenders import PLAIN, Contender
 from experiments.strategies.curves import Curve
 
@@ -76,29 +77,20 @@ def _order(contender: Contender, curves: Sequence[Curve], level: float) -> tuple
 
 def plot(contenders: Sequence[Contender], curves: Sequence[Curve], level: float, file: Path) -> None:
     """Draw mean held-out scores, with a band of one standard error, strategies beside levers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "evomerge"
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for panel, group in zip(panels, ("strategies", "levers"), strict=True):
-        for contender in contenders:
-            if contender.group != group and contender != PLAIN:
-                continue
-            spent, scores = means(curves, contender.name)
-            mean = 100 * scores.mean(axis=0)
-            error = 100 * scores.std(axis=0) / np.sqrt(max(1, len(scores) - 1))
-            style = {"color": "black", "linewidth": 2} if contender == PLAIN else {}
-            (line,) = panel.plot(spent, mean, label=contender.name, marker=".", **style)
-            panel.fill_between(spent, mean - error, mean + error, color=line.get_color(), alpha=0.12, linewidth=0)
-        panel.axhline(100 * level, color="grey", linestyle=":", linewidth=1)
-        panel.set_xlabel("item evaluations")
-        panel.set_title(group)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=7)
-    panels[0].set_ylabel("held-out score of the guess, %")
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    with plotted(file, 2, figsize=(11, 4.5), sharey=True) as panels:
+        for panel, group in zip(panels, ("strategies", "levers"), strict=True):
+            for contender in contenders:
+                if contender.group != group and contender != PLAIN:
+                    continue
+                spent, scores = means(curves, contender.name)
+                mean = 100 * scores.mean(axis=0)
+                error = 100 * scores.std(axis=0) / np.sqrt(max(1, len(scores) - 1))
+                style = {"color": "black", "linewidth": 2} if contender == PLAIN else {}
+                (line,) = panel.plot(spent, mean, label=contender.name, marker=".", **style)
+                panel.fill_between(spent, mean - error, mean + error, color=line.get_color(), alpha=0.12, linewidth=0)
+            panel.axhline(100 * level, color="grey", linestyle=":", linewidth=1)
+            panel.set_xlabel("item evaluations")
+            panel.set_title(group)
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend(fontsize=7)
+        panels[0].set_ylabel("held-out score of the guess, %")

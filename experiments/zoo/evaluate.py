@@ -8,7 +8,6 @@ tokens before it, so one forward pass per item suffices.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from experiments.harness import Experiment, Results
 from experiments.zoo.items import TASK_ITEMS, TASKS
 from experiments.zoo.tokenizer import EOS
 from experiments.zoo.train import MODELS, STAGES
@@ -169,8 +169,13 @@ def sign_test(ours: Scores, theirs: Scores) -> float:
     return min(1.0, 2 * tail)
 
 
-def table(results: dict[str, Any]) -> str:
-    """Lay the results out as a Markdown table: a row per model or merge, a column per task, in per cent."""
+def tables(results: Results) -> list[str]:
+    """Return the README's tables: scores on every task, and on the target by operation."""
+    return [by_task(results), by_operation(results)]
+
+
+def by_task(results: Results) -> str:
+    """Return a row per model or merge and a column per task, in per cent."""
     scores = {(row["name"], row["task"]): row for row in results["rows"]}
     names = list(dict.fromkeys(row["name"] for row in results["rows"]))
     lines = ["| | " + " | ".join(task.removeprefix("zoo_") for task in TASK_ITEMS) + " |"]
@@ -182,17 +187,31 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, write the results and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=Path, default=MODELS, help="folder of the models")
-    parser.add_argument("--out", type=Path, default=FOLDER / "results.json")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    results = measure(options.models)
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(table(results))
+def by_operation(results: Results) -> str:
+    """Return the scores on the target by operation, in per cent: sources, fixed merges worth showing, found recipes."""
+    shown = (*STAGES, "uniform average", results["best_fixed"], "found per expert", "found per layer")
+    rows = {row["name"]: row["by_operation"] for row in results["rows"] if row["task"] == "zoo_target_gen"}
+    operations = TASK_ITEMS["zoo_target_gen"].operations
+    lines = ["| target by operation, % | " + " | ".join(operations) + " |", "|---|" + "---|" * len(operations)]
+    for name in shown:
+        cells = " | ".join(f"{100 * rows[name][operation]:.0f}" for operation in operations)
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines)
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, write the results and print them."""
+    parser = EXPERIMENT.parser(__doc__, quick="the same")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder of the models")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    out = EXPERIMENT.destination(given)
+    results: Results = measure(given.models)
+    print("\n\n".join(tables(results)))
+    EXPERIMENT.publish(out, results)
+
+
+EXPERIMENT = Experiment(FOLDER, tables, module="evaluate")
 
 if __name__ == "__main__":
     main()

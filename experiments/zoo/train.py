@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from experiments.training import IGNORE, descend
 from experiments.zoo.language import LONGEST, Problem, draw_numbers
 from experiments.zoo.tokenizer import build_tokenizer
 
 MODELS = Path(__file__).parent / "models"
 LENGTH = 2 * LONGEST + 4
 """Tokens of the longest training text: <s>, operation, list, =, list, </s>."""
-IGNORE = -100
-"""Label of a token that the loss leaves out."""
 
 
 @dataclass(frozen=True)
@@ -148,20 +147,13 @@ def train(model: LlamaForCausalLM, stage: Stage, tokenizer: PreTrainedTokenizerF
     rest = [parameter for name, parameter in model.named_parameters() if "embed_tokens" not in name]
     groups = [{"params": embeddings, "scale": stage.embedding_rate}, {"params": rest, "scale": 1.0}]
     optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    model.train()
+    # Right padding under a causal mask: no attention mask is needed, padding carries no loss.
+    drawn = (draw_batch(stage, tokenizer, rng) for _ in range(stage.steps))
+    batches = ({"input_ids": ids, "labels": labels} for ids, labels in drawn)
     start = time.monotonic()
-    for step in range(stage.steps):
-        ids, labels = draw_batch(stage, tokenizer, rng)
-        for group in optimizer.param_groups:
-            group["lr"] = group["scale"] * learning_rate(step, stage)
-        # Right padding under a causal mask: no attention mask is needed, padding carries no loss.
-        loss = model(input_ids=ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 100 == 99 or step == stage.steps - 1:
-            print(f"  step {step + 1:4d}  loss {loss.item():.3f}  {time.monotonic() - start:.0f} s", flush=True)
+    for step, loss in enumerate(descend(model, optimizer, batches, lambda step: learning_rate(step, stage)), 1):
+        if step % 100 == 0 or step == stage.steps:
+            print(f"  step {step:4d}  loss {loss:.3f}  {time.monotonic() - start:.0f} s", flush=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -12,8 +12,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from search_spaces.recipes import token_rules
+from search_spaces.recipes.fields import PathLayer, RecipeFields, Slice, Source
 from search_spaces.recipes.methods import MethodSpec, Parameter
 from search_spaces.recipes.mixture_table import Mixture
 from search_spaces.recipes.parameter_values import (
@@ -26,12 +28,11 @@ from search_spaces.recipes.parameter_values import (
     interpolate,
     simplified,
 )
-from search_spaces.recipes.path_layer import Stop
-from search_spaces.recipes.recipe import Recipe, Slice, Source
-from search_spaces.recipes.validation import needs_calibration
+
+AnyRecipe = TypeVar("AnyRecipe", bound=RecipeFields)
 
 
-def canonical_form(recipe: Recipe) -> Recipe:
+def canonical_form(recipe: AnyRecipe) -> AnyRecipe:
     """Return the canonical form of `recipe`; see the module's head."""
     if recipe.mixture is not None:
         return _canonical_mixture(recipe, recipe.mixture)
@@ -54,12 +55,12 @@ def canonical_form(recipe: Recipe) -> Recipe:
         parameters=(),
         out_dtype=None if recipe.out_dtype == recipe.dtype else recipe.out_dtype,
         seed=(recipe.seed or 0) if any(spec.stochastic for spec in specs) else None,
-        calibration=recipe.calibration if needs_calibration(recipe) else None,
+        calibration=recipe.calibration if recipe.needs_calibration else None,
         path=_path(recipe),
     )
 
 
-def _canonical_mixture(recipe: Recipe, table: Mixture) -> Recipe:
+def _canonical_mixture(recipe: AnyRecipe, table: Mixture) -> AnyRecipe:
     """Return the canonical form of a recipe whose weights stand in a table: its one slice stays as it is."""
     return replace(
         recipe,
@@ -73,16 +74,16 @@ def _canonical_mixture(recipe: Recipe, table: Mixture) -> Recipe:
     )
 
 
-def _path(recipe: Recipe) -> tuple[Stop, ...] | None:
+def _path(recipe: RecipeFields) -> tuple[PathLayer, ...] | None:
     """Return the recipe's path; None where it is the merge as it is."""
     if recipe.path is None:
         return None
-    path = tuple(Stop(stop.model, stop.layer, float(stop.scale) + 0.0) for stop in recipe.path)
+    path = tuple(PathLayer(layer.model, layer.layer, float(layer.scale) + 0.0) for layer in recipe.path)
     depth = sum(part.num_layers for part in recipe.slices)  # 0 in the `models:` form
-    return None if path == tuple(Stop(None, layer) for layer in range(depth)) else path
+    return None if path == tuple(PathLayer(None, index) for index in range(depth)) else path
 
 
-def canonical_json(canonical: Recipe) -> str:
+def canonical_json(canonical: RecipeFields) -> str:
     """Return a canonical recipe as JSON without spaces: equal text, equal merge."""
     slices = [
         (
@@ -110,7 +111,7 @@ def canonical_json(canonical: Recipe) -> str:
     table = canonical.mixture
     extensions: tuple[object, ...] = () if table is None else ((table.rows, table.tensors, table.noises),)
     if canonical.path is not None:
-        extensions += ("path", [(stop.model, stop.layer, stop.scale) for stop in canonical.path])
+        extensions += ("path", [(layer.model, layer.layer, layer.scale) for layer in canonical.path])
     return json.dumps((slices, rest, *extensions), separators=(",", ":"), default=_condition_json)
 
 
@@ -126,7 +127,7 @@ def digest(text: str) -> str:
 # --- positions ---
 
 
-def _depths(recipe: Recipe) -> dict[str, int]:
+def _depths(recipe: RecipeFields) -> dict[str, int]:
     """Where each model's ranges end: the tail slice's empty range is written there, for readers only."""
     depths = dict.fromkeys(recipe.models, 0)
     for part in recipe.slices:
@@ -151,7 +152,7 @@ def _layer(part: Slice, index: int, spec: MethodSpec) -> Slice:
 # --- parameters ---
 
 
-def _lowered(recipe: Recipe, part: Slice, main: str) -> Slice:
+def _lowered(recipe: RecipeFields, part: Slice, main: str) -> Slice:
     """Return `part` with all that the recipe's scopes and the defaults say of it written into it.
 
     `main` is the method that need not be named.

@@ -92,9 +92,9 @@ def needed(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 def to_yaml(stages: Sequence[Stage]) -> str:
     """Return the documents as YAML that `parse_stages` reads back."""
     if len(stages) == 1:
-        return stages[0].recipe.to_yaml()
+        return mergekit_yaml.dump(stages[0].recipe)
     heads = ["" if stage.name is None else f"name: {stage.name}\n" for stage in stages]
-    return "---\n".join(head + stage.recipe.to_yaml() for head, stage in zip(heads, stages, strict=True))
+    return "---\n".join(head + mergekit_yaml.dump(stage.recipe) for head, stage in zip(heads, stages, strict=True))
 
 
 def with_models(stages: Sequence[Stage], mapping: Mapping[str, str]) -> tuple[Stage, ...]:

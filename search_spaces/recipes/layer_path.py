@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import WRITERS, PathLayer, Slice, Source
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.parameter_values import Condition, Parameters, evaluate, find
-from search_spaces.recipes.path_layer import WRITERS, Stop
-from search_spaces.recipes.recipe import Recipe, Slice, Source
+from search_spaces.recipes.recipe import Recipe
 
 _READERS = ({"input_layernorm", "post_attention_layernorm"}, {"input_layernorm"})
 """The norms of layers that read through a norm and add without one: one before each part, or one before both."""
@@ -39,7 +39,12 @@ def scales_obstacle(layout: ModelLayout) -> str | None:
 
 
 def path_recipe(
-    path: Sequence[Stop], base: str, num_layers: int, *, dtype: str | None = "float32", out_dtype: str | None = None
+    path: Sequence[PathLayer],
+    base: str,
+    num_layers: int,
+    *,
+    dtype: str | None = "float32",
+    out_dtype: str | None = None,
 ) -> Recipe:
     """Return the passthrough recipe of a path, in canonical form: embeddings, final norm and head are `base`'s.
 
@@ -54,13 +59,13 @@ def path_recipe(
     dtype, out_dtype
         Precision of the arithmetic and of the result.
     """
-    layers = (Slice((Source(stop.model or base, (stop.layer, stop.layer + 1), _scaled(stop.scale)),)) for stop in path)
+    layers = (Slice((Source(at.model or base, (at.layer, at.layer + 1), _scaled(at.scale)),)) for at in path)
     ends = [Slice((Source(base, (at, at)),)) for at in (0, num_layers)]
     slices = (ends[0], *layers, ends[1])
     return Recipe("passthrough", slices, base_model=base, dtype=dtype, out_dtype=out_dtype).canonical()
 
 
-def path_of(recipe: Recipe, num_layers: int) -> tuple[Stop, ...]:
+def path_of(recipe: Recipe, num_layers: int) -> tuple[PathLayer, ...]:
     """Return the path that a passthrough recipe takes; the inverse of `path_recipe`.
 
     Raises
@@ -82,7 +87,7 @@ def path_of(recipe: Recipe, num_layers: int) -> tuple[Stop, ...]:
             )
         if source.num_layers:
             factor = factors.pop()
-            path.append(Stop(source.model, source.start, 1.0 if factor is None else float(factor)))
+            path.append(PathLayer(source.model, source.start, 1.0 if factor is None else float(factor)))
     return tuple(path)
 
 

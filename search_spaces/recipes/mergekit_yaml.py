@@ -16,15 +16,13 @@ from typing import Any
 import yaml
 
 from search_spaces.recipes import mixture_table, token_rules
-from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.errors import RecipeError, entries_of, mapping, shown, text_of
+from search_spaces.recipes.fields import MAX_SLICES, MAX_SOURCES, PathLayer, Slice, Source
 from search_spaces.recipes.methods import MethodSpec, method_spec
 from search_spaces.recipes.parameter_values import Condition, Parameters, Scalar, Setting
-from search_spaces.recipes.path_layer import Stop
-from search_spaces.recipes.plain_data import entries_of, mapping, shown, text_of
-from search_spaces.recipes.recipe import Recipe, Slice, Source
+from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import format_reference, parse_reference
 from search_spaces.recipes.token_rules import TokenRules
-from search_spaces.recipes.validation import MAX_SLICES, MAX_SOURCES
 
 MAX_BYTES = 4_000_000  # a canonical recipe of 128 layers and 8 sources is about 200 kB
 MAX_NESTING = 32  # the grammar needs 8; parsers recurse
@@ -41,8 +39,15 @@ _OUR_KEYS = ("seed", "calibration", "adapters", "vocabulary", "mixture", "path")
 # --- reading: text ---
 
 
-def read(path: Path) -> Recipe:
-    """Read the recipe in the YAML file at `path`; see `Recipe.from_file`."""
+def read(path: str | Path) -> Recipe:
+    """Return the recipe in a YAML file.
+
+    Raises
+    ------
+    RecipeError
+        If the file cannot be read or does not hold a valid recipe.
+    """
+    path = Path(path)
     return parse(read_text(path), str(path))
 
 
@@ -64,8 +69,14 @@ def read_text(path: Path) -> str:
         raise RecipeError(f"{path}: is not text; name a recipe's YAML file in UTF-8") from None
 
 
-def parse(text: str, origin: str) -> Recipe:
-    """Read the recipe in `text`; see `Recipe.from_yaml`."""
+def parse(text: str, origin: str = "recipe") -> Recipe:
+    """Return the recipe in a YAML text; errors start with `origin` and name the place in the document.
+
+    Raises
+    ------
+    RecipeError
+        If the text is not YAML, is too large, or is not a valid recipe.
+    """
     data, *others = documents(text, origin)
     if others:
         raise RecipeError(
@@ -94,8 +105,14 @@ def documents(text: str, origin: str) -> list[Any]:
     return [data for data in loaded if data is not None] or [None]
 
 
-def build(data: Any, origin: str) -> Recipe:
-    """Read the recipe in plain `data`; see `Recipe.from_dict`."""
+def build(data: Any, origin: str = "recipe") -> Recipe:
+    """Return the recipe in plain mappings, lists and scalars, as `as_dict` gives them.
+
+    Raises
+    ------
+    RecipeError
+        If it is not a valid recipe; the text starts with `origin`.
+    """
     try:
         _check_amount(data)
         return _recipe(data)
@@ -333,18 +350,18 @@ def _extensions(ours: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _path(value: Any) -> tuple[Stop, ...] | None:
+def _path(value: Any) -> tuple[PathLayer, ...] | None:
     if value is None:
         return None
-    stops = []
+    path = []
     for index, entry in enumerate(entries_of(value, "evomerge.path", MAX_SLICES)):
         place = f"evomerge.path[{index}]"
         fields = mapping(entry, place, ("layer", "model", "scale"), required=("layer",))
         if type(fields["layer"]) is not int:
             raise RecipeError(f"{place}.layer: {shown(fields['layer'])} is not a whole number; write one such as 0")
         scale = _scalar(fields.get("scale", 1.0), float, f"{place}.scale")
-        stops.append(Stop(_optional_reference(fields, "model", place), fields["layer"], float(scale)))
-    return tuple(stops)
+        path.append(PathLayer(_optional_reference(fields, "model", place), fields["layer"], float(scale)))
+    return tuple(path)
 
 
 # --- reading: parameters ---
@@ -403,7 +420,7 @@ def _scalar(value: Any, kind: type, place: str) -> Scalar:
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return `recipe` as plain data; see `Recipe.to_dict`."""
+    """Return `recipe` as plain mappings, lists and scalars in mergekit's dialect; the inverse of `build`."""
     own_policy = recipe.tokenizer_source in ("first", "pad")
     fields: dict[str, Any] = {
         "merge_method": recipe.merge_method,
@@ -426,7 +443,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
             "adapters": recipe.adapters,
             "vocabulary": recipe.tokenizer_source if own_policy else None,
             "mixture": None if recipe.mixture is None else mixture_table.as_data(recipe.mixture),
-            "path": None if recipe.path is None else [_stop_dict(stop) for stop in recipe.path],
+            "path": None if recipe.path is None else [_layer_dict(layer) for layer in recipe.path],
         }
     )
     return _without_empty(fields)
@@ -449,9 +466,9 @@ def _slice_dict(part: Slice) -> dict[str, Any]:
     )
 
 
-def _stop_dict(stop: Stop) -> dict[str, Any]:
-    scale = None if stop.scale == 1 else stop.scale
-    return _without_empty({"model": _reference_data(stop.model), "layer": stop.layer, "scale": scale})
+def _layer_dict(layer: PathLayer) -> dict[str, Any]:
+    scale = None if layer.scale == 1 else layer.scale
+    return _without_empty({"model": _reference_data(layer.model), "layer": layer.layer, "scale": scale})
 
 
 def _source_dict(source: Source) -> dict[str, Any]:
@@ -519,8 +536,8 @@ _Dumper.add_representer(_Line, _represent_line)
 _Dumper.add_representer(_Row, _represent_row)
 
 
-def dump(recipe: Recipe, header: str) -> str:
-    """Return `recipe` as YAML below `header`; see `Recipe.to_yaml`."""
+def dump(recipe: Recipe, header: str = "") -> str:
+    """Return `recipe` as YAML, one source per line, below `header` as a comment; the inverse of `parse`."""
     fields = as_dict(recipe)
     for part in fields.get("slices", ()):
         part["sources"] = [_Line(source) for source in part["sources"]]
@@ -542,7 +559,7 @@ def _put_on_line(fields: dict[str, Any]) -> None:
         if "noises" in mixture:
             mixture["noises"] = _Row(mixture["noises"])
     if "path" in ours:
-        ours["path"] = [_Line(stop) for stop in ours["path"]]
+        ours["path"] = [_Line(layer) for layer in ours["path"]]
     for key in ("parameters", "evomerge"):
         if key in fields and not {"mixture", "path"} & set(fields[key]):
             fields[key] = _Line(fields[key])

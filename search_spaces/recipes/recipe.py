@@ -1,105 +1,42 @@
 """The recipe: which models to merge, where and how. A point of every search space.
 
-A recipe says nothing about how it was found. Its YAML is mergekit's dialect (see ``dialect``), its meaning
-mergekit 0.1.5's (see ``resolve``); two spellings of one merge are equal and share a hash (see ``canonical``).
+A recipe does not say how it was found. Its YAML is mergekit's dialect (see ``mergekit_yaml``), its meaning is
+mergekit 0.1.5's (see ``resolve``). Two spellings of one merge are equal and share a hash (see ``canonical``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
 
-from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.methods import MethodSpec, method_spec
+from search_spaces.recipes.canonical import canonical_form, canonical_json, digest
+from search_spaces.recipes.errors import RecipeError, did_you_mean
+from search_spaces.recipes.fields import (
+    DTYPES,
+    MAX_CONDITIONS,
+    MAX_GRADIENT,
+    MAX_LAYERS,
+    MAX_SLICES,
+    MAX_SOURCES,
+    NOT_IN_CORE,
+    VOCABULARIES,
+    PathLayer,
+    RecipeFields,
+    Slice,
+    Source,
+)
+from search_spaces.recipes.methods import MethodSpec, Parameter, method_spec
 from search_spaces.recipes.mixture_table import Mixture
-from search_spaces.recipes.parameter_values import Condition, Parameters, Setting
-from search_spaces.recipes.path_layer import Stop
-from search_spaces.recipes.token_rules import TokenRules
-from search_spaces.recipes.validation import validate
+from search_spaces.recipes.parameter_values import Condition, Parameters
 
-__all__ = ["Condition", "Parameters", "Recipe", "RecipeError", "Setting", "Slice", "Source", "Stop"]
-
-VOCABULARIES = ("union", "base", "first", "pad")
-"""Values of `Recipe.tokenizer_source` that are no model."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One model's part in a slice: its layers ``[start, end)``, or all of them (None: the `models:` form)."""
-
-    model: str
-    layer_range: tuple[int, int] | None
-    parameters: Parameters = ()
-
-    @property
-    def start(self) -> int:
-        """First layer; 0 when it is not sliced yet."""
-        return 0 if self.layer_range is None else self.layer_range[0]
-
-    @property
-    def num_layers(self) -> int:
-        """Layers the source gives; 0 when it is not sliced yet."""
-        return 0 if self.layer_range is None else self.layer_range[1] - self.layer_range[0]
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A run of output layers and the sources it is merged from.
-
-    A slice without layers (``[k, k]``) says where the embeddings come from when it is the first, and the
-    final norm and the head when it is the last. One with a method of its own (ours, mergekit has one for a recipe)
-    takes no parameters from the recipe.
-    """
-
-    sources: tuple[Source, ...]
-    parameters: Parameters = ()
-    base_model: str | None = None
-    merge_method: str | None = None
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of the output that the slice makes."""
-        return self.sources[0].num_layers if self.sources else 0
+__all__ = ["Condition", "Parameters", "PathLayer", "Recipe", "RecipeError", "Slice", "Source"]
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class Recipe(RecipeFields):
     """What to merge and how; immutable, validated at construction, equal to every other spelling of itself.
-
-    Attributes
-    ----------
-    merge_method
-        A key of ``METHODS``; of all slices that name none.
-    slices
-        Output slices in order. mergekit's `models:` form is one slice whose sources have no `layer_range`.
-    base_model
-        The base where the method has one, and the donor of config and tokenizer.
-    parameters
-        Settings for all slices, sorted by name; overridden by a slice's, and those by a source's.
-    dtype, out_dtype
-        Precision of the arithmetic and of the result; None: the sources' own, and `dtype`.
-    tokenizer_source
-        Whose vocabulary the result has: ``union``, ``base``, a model, or (ours) ``first``, the first model's that
-        is not the base, and ``pad``, which compares rows by id; None copies the base's, and all must be equal.
-    tokens
-        Whose rows single tokens have, and the number of rows; needs `tokenizer_source`.
-    chat_template
-        ``auto``, the name of a template or a Jinja string.
-    seed
-        Decides the random masks of stochastic methods (None: 0). Ours: mergekit has no such key.
-    calibration
-        The text file that models are measured on, for parameters that need it (`aim`); ours, too.
-    adapters
-        ``core``: merge LoRA adapters in their core space; None: as full weights. Ours.
-    mixture
-        Weights that change within tensors, for ``linear`` alone, in place of its parameters; used as they are and not
-        divided by their sum. Its sources are those of the single slice, which holds all layers. Ours, too.
-    path
-        Layers of the result in order, of the merge that all else describes and of further models. None: the merge as it
-        is. Ours as well; what needs no merge is written as passthrough slices.
 
     Raises
     ------
@@ -108,132 +45,8 @@ class Recipe:
         sources does not fit the method, or sources of a slice differ in their number of layers.
     """
 
-    merge_method: str
-    slices: tuple[Slice, ...]
-    base_model: str | None = None
-    parameters: Parameters = ()
-    dtype: str | None = None
-    out_dtype: str | None = None
-    tokenizer_source: str | None = None
-    chat_template: str | None = None
-    seed: int | None = None
-    calibration: str | None = None
-    adapters: Literal["core"] | None = None
-    mixture: Mixture | None = None
-    path: tuple[Stop, ...] | None = None
-    tokens: TokenRules | None = None
-
     def __post_init__(self) -> None:
-        validate(self)
-
-    # --- in and out ---
-
-    @classmethod
-    def from_yaml(cls, text: str, origin: str = "recipe") -> Recipe:
-        """Read a recipe in mergekit's dialect; errors start with `origin` and name the place in the document.
-
-        Raises
-        ------
-        RecipeError
-            If the text is not YAML, is too large, or is not a valid recipe.
-        """
-        from search_spaces.recipes import mergekit_yaml
-
-        return mergekit_yaml.parse(text, origin)
-
-    @classmethod
-    def from_dict(cls, data: Any, origin: str = "recipe") -> Recipe:
-        """Read a recipe from plain mappings, lists and scalars, as `to_dict` gives them.
-
-        Raises
-        ------
-        RecipeError
-            If it is not a valid recipe.
-        """
-        from search_spaces.recipes import mergekit_yaml
-
-        return mergekit_yaml.build(data, origin)
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> Recipe:
-        """Read a recipe from a YAML file.
-
-        Raises
-        ------
-        RecipeError
-            If the file cannot be read or holds no valid recipe.
-        """
-        from search_spaces.recipes import mergekit_yaml
-
-        return mergekit_yaml.read(Path(path))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain mappings, lists and scalars in mergekit's mergekit_yaml."""
-        from search_spaces.recipes import mergekit_yaml
-
-        return mergekit_yaml.as_dict(self)
-
-    def to_yaml(self, header: str = "") -> str:
-        """Return the recipe as YAML, one source per line, below `header` as a comment."""
-        from search_spaces.recipes import mergekit_yaml
-
-        return mergekit_yaml.dump(self, header)
-
-    # --- what it speaks of ---
-
-    @property
-    def spec(self) -> MethodSpec:
-        """What the merge method takes."""
-        return method_spec(self.merge_method)
-
-    def spec_of(self, part: Slice) -> MethodSpec:
-        """Return what the merge method of `part` takes."""
-        return method_spec(part.merge_method or self.merge_method)
-
-    @property
-    def specs(self) -> tuple[MethodSpec, ...]:
-        """What each of the recipe's methods takes, in order of first use."""
-        return tuple({spec.name: spec for spec in map(self.spec_of, self.slices)}.values())
-
-    @property
-    def methods(self) -> str:
-        """The names of the recipe's methods, for messages."""
-        return ", ".join(spec.name for spec in self.specs)
-
-    def scopes_of(self, part: Slice) -> tuple[Parameters, ...]:
-        """Return the parameters that apply to a slice, the narrowest first."""
-        return (part.parameters, self.parameters) if part.merge_method is None else (part.parameters,)
-
-    @property
-    def is_sliced(self) -> bool:
-        """False for the `models:` form, whose number of layers only the models know."""
-        return self.slices[0].sources[0].layer_range is not None
-
-    @property
-    def num_layers(self) -> int | None:
-        """Layers of the output; None in the `models:` form."""
-        if self.path is not None:
-            return len(self.path)
-        return sum(part.num_layers for part in self.slices) if self.is_sliced else None
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """All references in order of first use: the sources', then bases that are no source, then the path's."""
-        sources = [source.model for part in self.slices for source in part.sources]
-        bases = [base for base in (self.base_model, *(part.base_model for part in self.slices)) if base]
-        stops = [stop.model for stop in self.path or () if stop.model is not None]
-        return tuple(dict.fromkeys(sources + bases + stops))
-
-    @property
-    def donor(self) -> str:
-        """The model that config and tokenizer come from: the base, else the first source."""
-        return self.base_model or self.slices[0].sources[0].model
-
-    def base_of(self, part: Slice) -> str | None:
-        """Return the base of `part`: its own, else the recipe's."""
-        return part.base_model or self.base_model
-
-    # --- other forms ---
+        _validate(self)
 
     def with_models(self, mapping: Mapping[str, str]) -> Recipe:
         """Return the recipe with every reference that is a key of `mapping` replaced; others stay."""
@@ -256,7 +69,7 @@ class Recipe:
             base_model=renamed(self.base_model),
             tokenizer_source=tokenizer if tokenizer in VOCABULARIES else renamed(tokenizer),
             tokens=self.tokens and self.tokens.with_models(mapping),
-            path=self.path and tuple(replace(stop, model=renamed(stop.model)) for stop in self.path),
+            path=self.path and tuple(replace(layer, model=renamed(layer.model)) for layer in self.path),
         )
 
     def expanded(self, num_layers: int) -> Recipe:
@@ -271,13 +84,6 @@ class Recipe:
         sources = tuple(replace(source, layer_range=(0, num_layers)) for source in self.with_base(part))
         return replace(self, slices=(replace(part, sources=sources),))
 
-    def with_base(self, part: Slice) -> tuple[Source, ...]:
-        """Return the sources of `part`, with the base as the last where the `models:` form leaves it out."""
-        base = self.base_of(part)
-        if self.is_sliced or base is None or any(source.model == base for source in part.sources):
-            return part.sources
-        return (*part.sources, Source(base, None))
-
     def canonical(self) -> Recipe:
         """Return the one spelling that all recipes for this merge share.
 
@@ -289,23 +95,17 @@ class Recipe:
 
     @cached_property
     def _canonical(self) -> Recipe:
-        from search_spaces.recipes.canonical import canonical_form
-
         form = canonical_form(self)
         form.__dict__["_canonical"] = form  # so that nothing computes the canonical form of a canonical form
         return form
 
     @cached_property
     def _canonical_json(self) -> str:
-        from search_spaces.recipes.canonical import canonical_json
-
         return canonical_json(self._canonical)
 
     @cached_property
     def hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the canonical form."""
-        from search_spaces.recipes.canonical import digest
-
         return digest(self._canonical_json)
 
     def __eq__(self, other: object) -> bool:
@@ -316,16 +116,223 @@ class Recipe:
     def __hash__(self) -> int:
         return hash(self._canonical_json)
 
-    # --- mergekit ---
 
-    def mergekit_obstacles(self) -> tuple[str, ...]:
-        """Return why mergekit 0.1.5 cannot rebuild the same weights; nothing when it can."""
-        from search_spaces.recipes import mergekit_export
+# --- checks at construction: one function per noun; `place` is the path in the YAML document that errors begin with ---
 
-        return mergekit_export.obstacles(self)
 
-    def rounded_for_mergekit(self) -> tuple[Recipe, tuple[str, ...]]:
-        """Return the nearest recipe without our extensions, and a sentence for each thing given up."""
-        from search_spaces.recipes import mergekit_export
+def _validate(recipe: RecipeFields) -> None:
+    """Raise a `RecipeError` unless `recipe` could be merged, given fitting models; see `Recipe`."""
+    spec = method_spec(recipe.merge_method)
+    _validate_dtypes(recipe)
+    if recipe.seed is not None and (type(recipe.seed) is not int or not 0 <= recipe.seed < 2**63):
+        raise RecipeError(f"evomerge.seed: {recipe.seed} is not a seed; write a whole number from 0 to 2**63 - 1")
+    _validate_adapters(recipe, spec)
+    if recipe.tokens is not None and recipe.tokenizer_source in (None, "pad"):
+        raise RecipeError("tokenizer: single tokens need a vocabulary; write source: base, union or a model")
+    if not recipe.slices:
+        raise RecipeError("slices: the recipe has none; write a `models:` or a `slices:` list")
+    if len(recipe.slices) > MAX_SLICES:
+        raise RecipeError(f"slices: {len(recipe.slices)} are too many; write at most {MAX_SLICES}")
+    _validate_parameters(recipe.parameters, spec, "parameters")
+    for index, part in enumerate(recipe.slices):
+        place = f"slices[{index}]"
+        _validate_slice(recipe, part, _spec_of(recipe, part, place), place)
+    _validate_depth(recipe)
+    _validate_tail(recipe)
+    _validate_calibration(recipe)
+    if recipe.mixture is not None:
+        _validate_mixture(recipe, recipe.mixture)
+    if recipe.path is not None:
+        _validate_path(recipe, recipe.path)
 
-        return mergekit_export.rounded(self)
+
+def _spec_of(recipe: RecipeFields, part: Slice, place: str) -> MethodSpec:
+    if part.merge_method is None:
+        return recipe.spec
+    if not recipe.is_sliced or recipe.mixture is not None or recipe.adapters is not None:
+        raise RecipeError(f"{place}.evomerge.merge_method: it is for slices of full weights; write it above them")
+    try:
+        return method_spec(part.merge_method)
+    except RecipeError as error:
+        raise RecipeError(f"{place}.evomerge: {error}") from None
+
+
+def _validate_adapters(recipe: RecipeFields, spec: MethodSpec) -> None:
+    """Refuse methods that measure whole weights where only task vectors are at hand."""
+    if recipe.adapters is None:
+        return
+    if recipe.adapters != "core":
+        raise RecipeError(
+            f"evomerge.adapters: {recipe.adapters!r} is not a way to merge adapters; write core, or remove it"
+        )
+    if recipe.calibration is not None:
+        raise RecipeError(
+            "evomerge.adapters: core space has no input channels to weigh; remove calibration, or adapters"
+        )
+    if spec.name in NOT_IN_CORE or (spec.base == "optional" and recipe.base_model is None):
+        raise RecipeError(
+            f"evomerge.adapters: {spec.name} compares whole weights, and core space holds task vectors only; write "
+            "adapters: full, or use another method (task_arithmetic, ties, ...)"
+        )
+
+
+def _validate_dtypes(recipe: RecipeFields) -> None:
+    for key, dtype in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
+        if dtype is not None and dtype not in DTYPES:
+            raise RecipeError(f"{key}: '{dtype}' is not a precision; {did_you_mean(dtype, DTYPES)}")
+
+
+def _validate_slice(recipe: RecipeFields, part: Slice, spec: MethodSpec, place: str) -> None:
+    if not part.sources:
+        raise RecipeError(f"{place}: the slice has no sources; name at least {spec.min_models}")
+    if len(part.sources) > MAX_SOURCES:
+        raise RecipeError(f"{place}: {len(part.sources)} sources are too many; write at most {MAX_SOURCES}")
+    _validate_parameters(part.parameters, spec, f"{place}.parameters")
+    sources = f"{place}.sources"
+    if part.sources[0].layer_range is None:
+        place = sources = "models"  # the form that the user wrote
+    for index, source in enumerate(part.sources):
+        _validate_source(source, spec, f"{sources}[{index}]")
+    ranges = {source.num_layers for source in part.sources}
+    if len(ranges) > 1:
+        raise RecipeError(f"{place}: its sources differ in length ({sorted(ranges)} layers); give all the same length")
+    _validate_models(recipe, part, spec, place)
+
+
+def _validate_source(source: Source, spec: MethodSpec, place: str) -> None:
+    if not source.model:
+        raise RecipeError(f"{place}.model: the name is empty; write a folder or a hub id such as org/name")
+    if source.layer_range is not None:
+        start, end = source.layer_range
+        if not 0 <= start <= end:
+            raise RecipeError(f"{place}.layer_range: [{start}, {end}] is no range; write 0 <= start <= end")
+        if end > MAX_LAYERS:
+            raise RecipeError(
+                f"{place}.layer_range: [{start}, {end}] ends beyond {MAX_LAYERS} layers; write a smaller end"
+            )
+    _validate_parameters(source.parameters, spec, f"{place}.parameters", of_source=True)
+
+
+def _validate_models(recipe: RecipeFields, part: Slice, spec: MethodSpec, place: str) -> None:
+    """Check which models a slice merges against what the method asks for."""
+    names = [source.model for source in part.sources]
+    base = recipe.base_of(part)
+    if base is not None and base not in names and part.sources[0].layer_range is None:
+        names.append(base)  # as `expanded` will
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"{place}: '{name}' occurs twice among the sources; use it once per slice")
+    if spec.base == "required" and base is None:
+        raise RecipeError(f"base_model: {spec.name} needs a base; write base_model: ONE_OF_THE_MODELS")
+    count = len(names)
+    if spec.base == "optional":
+        count -= base in names
+    if spec.base == "required":
+        if base not in names:
+            raise RecipeError(f"{place}: the base is not among the sources; add {{model: {base}, layer_range: ...}}")
+        count -= 1
+    if count < spec.min_models or (spec.max_models is not None and count > spec.max_models):
+        wanted = f"{spec.min_models}" if spec.min_models == spec.max_models else f"at least {spec.min_models}"
+        beside = "" if spec.base == "none" else " beside the base"
+        raise RecipeError(f"{place}: {spec.name} takes {wanted} model(s){beside}, not {count}; change its sources")
+
+
+def _validate_depth(recipe: RecipeFields) -> None:
+    unsliced = [source.layer_range is None for part in recipe.slices for source in part.sources]
+    if any(unsliced) and (len(recipe.slices) > 1 or not all(unsliced)):
+        raise RecipeError("slices: a source has no layer_range; give every source layer_range: [start, end]")
+    if not any(unsliced) and not 0 < (total := sum(part.num_layers for part in recipe.slices)) <= MAX_LAYERS:
+        raise RecipeError(f"slices: together they have {total} layers; ask for 1 to {MAX_LAYERS}")
+
+
+def _validate_tail(recipe: RecipeFields) -> None:
+    """Refuse what mergekit gets wrong in silence: sources of the last slice beyond the first's number."""
+    first, last = len(recipe.slices[0].sources), len(recipe.slices[-1].sources)
+    if last > first and len(recipe.specs) == 1:
+        raise RecipeError(
+            f"slices[{len(recipe.slices) - 1}]: the last slice has {last} sources, the first {first}, and "
+            "mergekit drops the rest from the final norm and the head; give both the same number of sources"
+        )
+
+
+def _validate_calibration(recipe: RecipeFields) -> None:
+    if recipe.calibration == "":
+        raise RecipeError("evomerge.calibration: the name is empty; write the path of a text file")
+    if recipe.calibration is None and recipe.needs_calibration:
+        measuring = [spec.name for spec in recipe.specs if spec.statistic is not None]
+        what, whom = (measuring[0], "models") if measuring else ("aim", "the base")
+        raise RecipeError(f"{what}: it needs a text to measure {whom} on; write evomerge: {{calibration: TEXT_FILE}}")
+
+
+def _validate_mixture(recipe: RecipeFields, table: Mixture) -> None:
+    """Check that the table's rows fit the sources, and that nothing beside it gives weights."""
+    place = "evomerge.mixture"
+    if recipe.merge_method != "linear":
+        raise RecipeError(f"{place}: a table of weights is for linear merges; write merge_method: linear")
+    part, *others = recipe.slices
+    if others or any(source.start for source in part.sources):
+        raise RecipeError(f"{place}: it speaks of whole models; write one slice from layer 0, or a `models:` list")
+    if recipe.parameters or part.parameters or any(source.parameters for source in part.sources):
+        raise RecipeError(f"{place}: the weights stand in its rows; remove all parameters")
+    if len(part.sources) != table.sources:
+        raise RecipeError(
+            f"{place}.rows: {table.sources} weights for {len(part.sources)} sources; write one per source, then one "
+            "per noise"
+        )
+    if recipe.donor not in [source.model for source in part.sources]:
+        raise RecipeError(f"{place}: the base is not among the sources; add {recipe.donor}, or remove base_model")
+
+
+def _validate_path(recipe: RecipeFields, path: tuple[PathLayer, ...]) -> None:
+    place = "evomerge.path"
+    if not 0 < len(path) <= MAX_LAYERS:
+        raise RecipeError(f"{place}: {len(path)} layers; write 1 to {MAX_LAYERS}")
+    depth = sum(part.num_layers for part in recipe.slices) if recipe.is_sliced else MAX_LAYERS
+    for index, layer in enumerate(path):
+        end = depth if layer.model is None else MAX_LAYERS
+        if not 0 <= layer.layer < end:
+            raise RecipeError(f"{place}[{index}].layer: there is no layer {layer.layer}; write 0 to {end - 1}")
+        if not math.isfinite(layer.scale):
+            raise RecipeError(f"{place}[{index}].scale: {layer.scale} is not finite; write a number such as 0.5")
+        if layer.model == "":
+            raise RecipeError(f"{place}[{index}].model: the name is empty; write a folder, a hub id, or leave it out")
+
+
+def _validate_parameters(parameters: Parameters, spec: MethodSpec, place: str, *, of_source: bool = False) -> None:
+    previous = ""
+    for name, setting in parameters:
+        parameter = _parameter(spec, name, place)
+        if of_source and not parameter.per_model:
+            # mergekit would pass over it without a word
+            raise RecipeError(f"{place}: '{name}' is not per model; write it in the slice's parameters")
+        if name <= previous:
+            raise RecipeError(f"{place}: parameters must be sorted and unique; put '{name}' before '{previous}'")
+        previous = name
+        if not setting:
+            raise RecipeError(f"{place}.{name}: no value; write a number or a list of {{filter, value}}")
+        if len(setting) > MAX_CONDITIONS:
+            raise RecipeError(f"{place}.{name}: {len(setting)} conditions; write at most {MAX_CONDITIONS}")
+        for condition in setting:
+            _validate_condition(condition, parameter.kind, f"{place}.{name}")
+
+
+def _parameter(spec: MethodSpec, name: str, place: str) -> Parameter:
+    try:
+        return spec.parameter(name)
+    except RecipeError as error:
+        raise RecipeError(f"{place}: {error}") from None
+
+
+def _validate_condition(condition: Condition, kind: type, place: str) -> None:
+    values = condition.value if isinstance(condition.value, tuple) else (condition.value,)
+    if not 0 < len(values) <= MAX_GRADIENT:
+        raise RecipeError(f"{place}: a gradient of {len(values)} values; write 1 to {MAX_GRADIENT}")
+    for value in values:
+        if kind is bool and not isinstance(value, bool):
+            raise RecipeError(f"{place}: {value!r} is not a truth value; write true or false")
+        if kind is float and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise RecipeError(f"{place}: {value!r} is not a number; write one such as 0.5")
+        if kind is float and not math.isfinite(value):
+            raise RecipeError(f"{place}: {value!r} is not finite; write a number such as 0.5")
+    if condition.filter is not None and not isinstance(condition.filter, str):
+        raise RecipeError(f"{place}: the filter {condition.filter!r} is not text; write a part of a tensor's name")

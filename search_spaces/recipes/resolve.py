@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import PathLayer, Slice
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.methods import Parameter
 from search_spaces.recipes.mixture_table import Mixture, Piece
 from search_spaces.recipes.parameter_values import Parameters, Scalar, chain, evaluate, simplified
-from search_spaces.recipes.path_layer import Stop
-from search_spaces.recipes.recipe import Recipe, Slice
+from search_spaces.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -98,23 +98,23 @@ def resolve(recipe: Recipe, layout: ModelLayout) -> tuple[TensorPlan, ...]:
     return tuple(plans)
 
 
-def _along(path: tuple[Stop, ...], merged: tuple[TensorPlan, ...], layout: ModelLayout) -> tuple[TensorPlan, ...]:
+def _along(path: tuple[PathLayer, ...], merged: tuple[TensorPlan, ...], layout: ModelLayout) -> tuple[TensorPlan, ...]:
     """Plan the layers of a path, of a merge with the plans `merged` and of other models."""
     plans = {plan.name: plan for plan in merged}
     found = [plans[name] for name in layout.embeddings]
-    for index, stop in enumerate(path):
-        if stop.layer >= layout.num_layers:
+    for index, at in enumerate(path):
+        if at.layer >= layout.num_layers:
             raise RecipeError(
-                f"evomerge.path[{index}].layer: there is no layer {stop.layer}; write 0 to {layout.num_layers - 1}"
+                f"evomerge.path[{index}].layer: there is no layer {at.layer}; write 0 to {layout.num_layers - 1}"
             )
-        for name in layout.layers[stop.layer]:
-            source, output = layout.layer_tensor(stop.layer, name), layout.layer_tensor(index, name)
-            scale = stop.scale_of(name)
-            if stop.model is None:
+        for name in layout.layers[at.layer]:
+            source, output = layout.layer_tensor(at.layer, name), layout.layer_tensor(index, name)
+            scale = at.scale_of(name)
+            if at.model is None:
                 found.append(replace(plans[source], name=output, scale=scale))
             else:
                 parameters = {} if scale == 1 else {"scale": scale}
-                part = Contribution(stop.model, source, parameters)
+                part = Contribution(at.model, source, parameters)
                 found.append(TensorPlan(output, "passthrough", (part,), None, {}))
     return (*found, *(plans[name] for name in layout.final))
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.plain_data import mapping, shown, text_of
+from search_spaces.recipes.errors import RecipeError, mapping, shown, text_of
 from search_spaces.recipes.references import format_reference, parse_reference
 
 MAX_TOKENS = 4096

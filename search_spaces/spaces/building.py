@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace, Stamp
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.held import HeldSpace
@@ -55,7 +55,7 @@ def _start(
     if not Path(start).is_file():
         raise RecipeError(f"space.start: there is no file {start}; write one, or {', '.join(STARTS)}")
     try:
-        return space.encode(Recipe.from_file(start))
+        return space.encode(mergekit_yaml.read(start))
     except RecipeError as error:
         raise RecipeError(f"space.start: {error}") from None
 

@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import MAX_LAYERS, PathLayer
 from search_spaces.recipes.layer_path import path_of, path_recipe, scales_obstacle
-from search_spaces.recipes.path_layer import Stop
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.recipes.validation import MAX_LAYERS
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow_config import DataFlowConfig
 from search_spaces.spaces.genes import Choice, Gene, Real
@@ -136,7 +135,7 @@ class DataFlowSpace(SearchSpace):
         """Return the recipe of the path: passthrough, with scales on what adds to the residual stream."""
         return self.recipe_of(self.path(genotype))
 
-    def path(self, genotype: Genotype) -> tuple[Stop, ...]:
+    def path(self, genotype: Genotype) -> tuple[PathLayer, ...]:
         """Return the path of `genotype`, the first and the last layer included."""
         point = self._checked(genotype)
         used = self._used(point).tolist()
@@ -145,10 +144,11 @@ class DataFlowSpace(SearchSpace):
         factors += [1.0] * (len(layers) - len(factors))
         products = np.cumprod(factors).tolist()  # c_k
         return tuple(
-            Stop(self.pool[name], layer, 1.0 / product) for (name, layer), product in zip(layers, products, strict=True)
+            PathLayer(self.pool[name], layer, 1.0 / product)
+            for (name, layer), product in zip(layers, products, strict=True)
         )
 
-    def recipe_of(self, path: Sequence[Stop]) -> Recipe:
+    def recipe_of(self, path: Sequence[PathLayer]) -> Recipe:
         """Return the recipe of a path through the pool."""
         return path_recipe(
             path,
@@ -173,7 +173,7 @@ class DataFlowSpace(SearchSpace):
             raise RecipeError(f"the recipe's embeddings are not the base's; take them from {base}")
         return self.genotype_of(path)
 
-    def genotype_of(self, path: Sequence[Stop]) -> Genotype:
+    def genotype_of(self, path: Sequence[PathLayer]) -> Genotype:
         """Return the genotype of a path; raises as `encode` does."""
         names = {reference: name for name, reference in self.pool.items()}
         foreign = [stop.model for stop in path if stop.model not in names]
@@ -199,7 +199,7 @@ class DataFlowSpace(SearchSpace):
             point[self._keys] = keys
         return np.clip(point, self.low, self.high)
 
-    def _write_factors(self, point: Genotype, used: Sequence[int], path: Sequence[Stop]) -> None:
+    def _write_factors(self, point: Genotype, used: Sequence[int], path: Sequence[PathLayer]) -> None:
         products = np.array([1 / stop.scale for stop in path])
         factors = np.round(products[1:] / products[:-1], _DIGITS)
         if self.config.scales == "none" and (factors != 1).any():

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.path_layer import Stop
+from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow import DataFlowSpace
@@ -80,7 +80,7 @@ class StackedSpace(SearchSpace):
     def encode(self, recipe: Recipe) -> Genotype:
         """Return the genotype of a recipe with a path, or of a merge as it is; raises as the two spaces do."""
         depth = self.context.layout.num_layers
-        path = recipe.path or tuple(Stop(None, layer) for layer in range(depth))
+        path = recipe.path or tuple(PathLayer(None, layer) for layer in range(depth))
         return self.join(self.parameters.encode(replace(recipe, path=None)), self.flow.genotype_of(path))
 
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:

@@ -10,19 +10,20 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from evomerge.config.search_file import ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
 from evomerge.merging.sources.limits import LimitError, check_counts, check_header, read_json
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import LogError, Run, RunError
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
 
 
 def recipe(data: bytes) -> None:
     """Read a recipe; what is accepted must survive its own canonical form."""
     with suppress(RecipeError, UnicodeDecodeError):
-        found = Recipe.from_yaml(data.decode())
-        assert Recipe.from_yaml(found.to_yaml()).hash == found.hash
+        found = mergekit_yaml.parse(data.decode())
+        assert mergekit_yaml.parse(mergekit_yaml.dump(found)).hash == found.hash
 
 
 def search_file(data: bytes) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from evomerge.cli.main import main
 from evomerge.cli.merge import merge, open_recipe
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
 
 LINEAR = "merge_method: linear\nmodels:\n- {{model: {model}, parameters: {{weight: {weight}}}}}\n"
 
@@ -38,7 +38,7 @@ TOO_MUCH = {
 @pytest.mark.parametrize("text", TOO_MUCH.values(), ids=TOO_MUCH)
 def test_asks_for_too_much(text, refused):
     with refused(RecipeError):
-        Recipe.from_yaml(text)
+        mergekit_yaml.parse(text)
 
 
 def test_more_layers_than_the_model_has(model, tmp_path, refused):

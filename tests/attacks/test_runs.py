@@ -6,7 +6,8 @@ import sqlite3
 import numpy as np
 import pytest
 
-from evomerge.config.search_file import ConfigError, load_recorded
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load_recorded
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Asked, LogError, Run, RunError, Told
 from evomerge.strategies import Candidate
@@ -80,7 +81,7 @@ def test_tasks_that_come_with_a_run(run, refused):
     (run / "config.yaml").write_text(
         "models: {base: ./base, expert: ./expert}\nfitness: {tasks: [{task: evil}], include_path: [tasks]}\n"
     )
-    with refused(ConfigError, "inside of the run directory", "code"):
+    with refused(ConfigError, "inside the run directory", "code"):
         load_recorded(run)
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from evomerge.config.search_file import ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
@@ -45,7 +46,7 @@ def test_recipes(document, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(document)
     with refused(RecipeError, "recipe.yaml"):
-        Recipe.from_file(tmp_path / "recipe.yaml")
+        mergekit_yaml.read(tmp_path / "recipe.yaml")
     assert not (tmp_path / "owned").exists()
 
 
@@ -53,6 +54,6 @@ def test_bytes_that_are_no_text(tmp_path, refused):
     for name in ("recipe.yaml", "search.yaml"):
         (tmp_path / name).write_bytes(bytes(range(128, 256)) * 10)
     with refused(RecipeError, "recipe.yaml"):
-        Recipe.from_file(tmp_path / "recipe.yaml")
+        mergekit_yaml.read(tmp_path / "recipe.yaml")
     with refused(ConfigError, "search.yaml"):
         load(tmp_path / "search.yaml")

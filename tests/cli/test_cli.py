@@ -12,11 +12,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from evomerge.cli.main import main
-from evomerge.config.search_file import ConfigError
-from evomerge.config.search_file import load as load_config
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load as load_config
 from evomerge.runs.run import Asked, Run
 from evomerge.search.warm_start import warm_start_override
 from evomerge.strategies import M2n2Config
+from search_spaces.recipes import mergekit_yaml
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 COMMAND = Path(sys.executable).parent / "evomerge"
@@ -139,9 +140,8 @@ def test_the_result_is_machine_readable(finished):
     assert result["evaluations"] == 12
     assert result["item_evaluations"] > 12 * 16
     assert set(result["seconds"]) == {"merge", "score", "wait", "overhead"}
-    from search_spaces.recipes.recipe import Recipe
 
-    assert Recipe.from_file(folder / "run" / "best.yaml").hash == result["best"]
+    assert mergekit_yaml.read(folder / "run" / "best.yaml").hash == result["best"]
 
 
 def test_status_reads_a_run(finished):
@@ -199,12 +199,11 @@ def test_export_merge_load_evaluate(finished):
 
 def test_export_by_rank(finished, refuse):
     folder, _ = finished
-    from search_spaces.recipes.recipe import Recipe
 
     hashes = []
     for rank in (1, 2):
         evomerge("export", "run", "--rank", rank, "-o", f"rank{rank}.yaml", cwd=folder)
-        hashes.append(Recipe.from_file(folder / f"rank{rank}.yaml").hash)
+        hashes.append(mergekit_yaml.read(folder / f"rank{rank}.yaml").hash)
     assert hashes[0] != hashes[1]
     refuse("export", folder / "run", "--rank", 99, words=["give 1 to"])
 
@@ -555,5 +554,5 @@ def test_a_warm_start_begins_at_what_a_former_run_found(finished, tmp_path, kind
 
 def test_a_grid_has_no_warm_start(finished, tmp_path):
     grid = load_config(write(tmp_path, strategy={"kind": "grid"}))
-    with pytest.raises(ConfigError, match="a grid is walked whatever was found before; write another"):
+    with pytest.raises(ConfigError, match=r"strategy.kind grid cannot use a former run; write another"):
         warm_start_override(grid, finished[0] / "run")

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from evomerge.cli.main import main
-from evomerge.config.search_file import ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
 from evomerge.search.problem import Problem
 from evomerge.strategies import STRATEGIES as REGISTERED
 from evomerge.testing.planted import PlantedSpace

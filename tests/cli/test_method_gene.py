@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from evomerge.cli.main import main
-from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes import mergekit_yaml
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 METHODS = ["task_arithmetic", "ties", "dare_ties", "slerp", "breadcrumbs"]
@@ -61,7 +61,7 @@ def test_the_method_is_searched_like_any_gene(evomerge, tmp_path):
 
     assert "held-out" in evomerge("search", "search.yaml", "--run", "run")
     assert set(methods_asked(tmp_path / "run" / "events.sqlite")) == set(METHODS)
-    assert Recipe.from_file(tmp_path / "run" / "best.yaml").merge_method in METHODS
+    assert mergekit_yaml.read(tmp_path / "run" / "best.yaml").merge_method in METHODS
     evomerge("merge", "run/best.yaml", "merged")
     assert (tmp_path / "merged" / "model.safetensors").exists()
 

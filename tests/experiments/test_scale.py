@@ -1,15 +1,11 @@
 """The scale experiment on small sizes: its clock, and that it runs."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from experiments.scale.__main__ import main
 from experiments.scale.simulation import ITEMS, Load, SimulatedPool
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def drive(pool, count):
@@ -39,9 +35,7 @@ def test_a_worker_that_waits_for_the_driver_is_idle():
 
 
 def test_it_runs(tmp_path):
-    out = tmp_path / "results.json"
-    command = [sys.executable, "-m", "experiments.scale", "--quick", "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    found = json.loads(out.read_text())
+    main(["--quick", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "results.json").read_text())
     assert {row["strategy"].split()[0] for row in found["sustained"]} == {"cma_es", "m2n2", "random"}
     assert all(row["resume_seconds"] > 0 for row in found["resume"])

@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from experiments.smollm2.__main__ import FOLDER, TASKS, markdown
+from experiments.smollm2.__main__ import TASKS, tables
 from experiments.smollm2.items import Sizes, make_dates, make_sums
 from experiments.smollm2.model import find_gguf
 
+ROOT = Path(__file__).parents[2]
 SIZES = Sizes(200, 50, 50)
 
 
@@ -55,7 +57,7 @@ def test_a_missing_model_names_the_option(tmp_path, monkeypatch):
 def test_quick_run(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.smollm2", "--quick", "--work", tmp_path / "work", "-o", tmp_path / "out"],
-        cwd=FOLDER.parents[1],
+        cwd=ROOT,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -64,7 +66,7 @@ def test_quick_run(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert markdown(found) in done.stdout
+    assert tables(found)[0] in done.stdout
     assert {row["task"] for row in found["held_out"]} == {*TASKS, "all"}
     assert {"base", "sums", "dates", "found"} <= {row["name"] for row in found["held_out"]}
     assert found["costs"]["apply_ns_per_parameter"] > 0

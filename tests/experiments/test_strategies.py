@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.strategies.__main__ import FOLDER, SEEDS, main
+from experiments.strategies.__main__ import main
 from experiments.strategies.contenders import LEVERS, PLAIN, STRATEGIES, FreshItems
 from experiments.strategies.curves import Curve
-from experiments.strategies.report import SHARE, best_known, markdown, plot, reached
+from experiments.strategies.report import best_known, markdown, plot, reached
 from fitness.objectives import Objectives
 
 
@@ -55,30 +55,6 @@ def test_the_table_puts_the_quickest_first(tmp_path: Path) -> None:
     assert rows[2].endswith("| — |  |")
     plot(shown, some, 0.57, tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").is_file()
-
-
-@pytest.fixture(scope="module")
-def committed() -> tuple[list[Curve], float]:
-    """The committed curves, and the level that is to be reached."""
-    found = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
-    some = [Curve(**curve) for curve in found["curves"]]
-    return some, SHARE * best_known(some, found["known_recipe"])
-
-
-def test_readme_shows_the_committed_results(committed: tuple[list[Curve], float]) -> None:
-    names = [contender.name for contender in (*STRATEGIES, *LEVERS)]
-    assert sorted((curve.contender, curve.seed) for curve in committed[0]) == [
-        (name, seed) for name in sorted(names) for seed in range(SEEDS)
-    ]
-    assert markdown((*STRATEGIES, *LEVERS), *committed) in (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert (FOLDER / "curves.svg").stat().st_size < 200_000
-
-
-def test_the_best_one_needs_at_most_half_of_what_plain_cma_es_does(committed: tuple[list[Curve], float]) -> None:
-    some, level = committed
-    needed = [reached(some, contender.name, level) for contender in (*STRATEGIES, *LEVERS)]
-    plain = reached(some, PLAIN.name, level) or max(curve.spent[-1] for curve in some if curve.contender == PLAIN.name)
-    assert min(at for at in needed if at is not None) <= plain / 2
 
 
 def test_fresh_items_come_round() -> None:

@@ -233,19 +233,6 @@ def test_results_match_the_models(results: dict[str, Any], tokenizer: Any) -> No
         assert scores.mean() == pytest.approx(written[name, "zoo_target_gen"]["score"], abs=0.01)
 
 
-def test_results_show_a_target_that_only_a_search_reaches(results: dict[str, Any]) -> None:
-    score = {row["name"]: row["score"] for row in results["rows"] if row["task"] == "zoo_target_gen"}
-    assert max(score[name] for name in STAGES) < 0.5 * score[FOUND]
-    fixed = [value for name, value in score.items() if not name.startswith("found")]
-    assert score[results["best_fixed"]] == max(fixed)
-    assert score[FOUND] > max(fixed) + 0.1
-    assert results["paired_p_value"][results["best_fixed"]] < 0.01
-
-
-def test_readme_quotes_the_results(results: dict[str, Any]) -> None:
-    assert evaluate.table(results) in (ZOO / "README.md").read_text(encoding="utf-8")
-
-
 def test_sign_test() -> None:
     ours, theirs = np.array([1, 1, 1, 1, 1, 0.0]), np.array([0, 0, 0, 0, 0, 0.0])
     assert evaluate.sign_test(ours, theirs) == pytest.approx(2 / 2**5)

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 import evomerge
-from evomerge.config.search_file import ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
 from evomerge.runs.result import Result
 from evomerge.runs.run import Run, RunError
 from tests.cli.test_every_strategy import run, write

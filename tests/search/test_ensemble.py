@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from evomerge.config.search_file import ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
 from evomerge.runs.history import Ledger
 from evomerge.runs.report.html import render
 from evomerge.runs.result import ENSEMBLE_NOTE

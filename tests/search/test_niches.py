@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from evomerge.runs.run import Asked, Final, Run
-from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes import mergekit_yaml
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 COMMAND = Path(sys.executable).parent / "evomerge"
@@ -69,7 +69,7 @@ def test_an_archive_of_a_hundred_is_megabytes(searched):
 @pytest.mark.slow
 def test_the_best_is_rebuilt_from_its_recipe_alone(searched):
     evomerge("export", "run", "-o", "recipe.yaml", cwd=searched)
-    recipe = Recipe.from_file(searched / "recipe.yaml")
+    recipe = mergekit_yaml.read(searched / "recipe.yaml")
     with Run.read(searched / "run") as run:
         finals = [event for event in run.events() if isinstance(event, Final) and event.stage == "held_out"]
     (recorded,) = {final.recipe: final.evaluation for final in finals if final.recipe == recipe.hash}.values()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from evomerge.config.search_file import ConfigError, load
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.problem import Problem
@@ -23,7 +24,7 @@ from evomerge.strategies import (
     RandomConfig,
     WarmStartPopulation,
 )
-from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes import mergekit_yaml
 from tests.cli.test_every_strategy import run, write
 
 STRATEGIES = {
@@ -77,7 +78,7 @@ def test_every_strategy_begins_with_the_best(name, folder, ledger, problem):
     strategy = STRATEGIES[name]
     named = strategy.model_copy(update={"warm_start": strategy.warm_start_type(run=str(folder / "former"))})
     start = warmed(named, problem.config, problem.space, strategy)
-    found = problem.space.encode(Recipe.from_file(folder / "former" / "best.yaml"))
+    found = problem.space.encode(mergekit_yaml.read(folder / "former" / "best.yaml"))
     if name == "cma_es":  # a tenth of eight: the best alone
         assert start.message.startswith("warm start: 1 candidates of ")
         width = problem.space.high - problem.space.low
@@ -98,7 +99,7 @@ def test_other_spaces_say_the_same_recipes(name, folder, ledger, problem):
     changed = Problem(load(write(folder, {"kind": "m2n2", "archive": 3, "warm_start": "former"}, space=SPACES[name])))
     points = changed.resolved().strategy.warm_start.points(changed.space)
     assert len(points) == 3
-    found = Recipe.from_file(folder / "former" / "best.yaml")
+    found = mergekit_yaml.read(folder / "former" / "best.yaml")
     engine = problem.worker.engine
     wanted, said = (
         {key: value.clone() for key, value in engine.apply(recipe).state_dict().items()}
@@ -126,7 +127,7 @@ def test_what_is_left_out_is_counted(folder, tmp_path):
         ledger = Ledger(former.events())
     new = Problem(load(write(tmp_path, {"kind": "genetic", "warm_start": "two"})))
     kept = new.resolved().strategy.warm_start.genotypes
-    methods = {Recipe.from_file(tmp_path / "two" / "best.yaml").merge_method}
+    methods = {mergekit_yaml.read(tmp_path / "two" / "best.yaml").merge_method}
     assert 0 < len(kept) < len(ledger.ranking())
     assert f"{len(kept)} candidates of {tmp_path / 'two'}; " in new.warmed.message
     assert "left out, since this space cannot say them (" in new.warmed.message

@@ -34,7 +34,9 @@ def test_auto_must_be_resolved_first(config):
 
 
 def test_a_grid_that_the_budget_does_not_hold_is_refused():
-    with pytest.raises(ValueError, match=r"2 values for each of 24 genes has more points .* \(300\); write random or"):
+    with pytest.raises(
+        ValueError, match=r"2 values for each of 24 genes has more points .* \(300\); write strategy.kind: random or"
+    ):
         GridConfig().resolved(reals(24), noise=0.0, evaluations=300)
     with pytest.raises(ValueError, match=r"a grid of 5 values for each of 3 genes"):
         GridConfig(points=5).resolved(reals(3), noise=0.0, evaluations=100)

@@ -143,6 +143,11 @@ def test_settings_for_few_genes_are_refused_for_their_own_stage_only(space):
         StagedConfig(second=adapted).resolved(wide, noise=0.0, evaluations=300)
 
 
+def test_a_strategy_that_finishes_cannot_be_a_stage():
+    with pytest.raises(ValueError, match=r"no strategy for a stage 'grid'; valid: catcma, cma_es, eda, genetic, m2n2"):
+        StagedConfig.model_validate({"kind": "staged", "first": {"kind": "grid"}})
+
+
 @pytest.mark.parametrize("budget", [100, 150])
 def test_a_budget_without_a_second_stage_is_refused(space, budget):
     with pytest.raises(ValueError, match=rf"takes 150 candidates, .*; write strategy.evaluations below {budget}, or"):

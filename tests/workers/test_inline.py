@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.config.search_file import load
+from evomerge.config.load import load
 from evomerge.search.problem import Problem
 from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, WorkerError
 from fitness.results import ItemScores

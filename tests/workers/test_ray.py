@@ -3,7 +3,7 @@
 import logging
 from contextlib import closing
 
-from evomerge.config.search_file import load
+from evomerge.config.load import load
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run
 from evomerge.search.loop import Search

@@ -26,6 +26,7 @@ from evomerge.merging.output.writer import OutputError
 from evomerge.merging.sources.adapters import CONFIG, WEIGHTS, AdapterCheckpoint, Factors
 from evomerge.merging.sources.checkpoints import CheckpointError
 from evomerge.merging.sources.licences import licence
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 
 LINEAR = ("linear", "task_arithmetic", "metagpt", "passthrough")
@@ -196,7 +197,7 @@ def _write(
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         write_text(temporary / CONFIG, json.dumps(config, indent=2) + "\n")
-        write_text(temporary / "recipe.yaml", recipe.to_yaml())
+        write_text(temporary / "recipe.yaml", mergekit_yaml.dump(recipe))
         write_text(temporary / "README.md", _card(recipe, origin))
         if out.is_dir():
             out.rmdir()
@@ -217,5 +218,5 @@ def _card(recipe: Recipe, origin: AdapterCheckpoint) -> str:
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n\n# Merge of {', '.join(names.values())}\n\n"
         f"A LoRA adapter, merged with evomerge in core space, method `{recipe.merge_method}`. Recipe:\n\n"
-        f"```yaml\n{recipe.with_models(names).to_yaml().strip()}\n```\n"
+        f"```yaml\n{mergekit_yaml.dump(recipe.with_models(names)).strip()}\n```\n"
     )

@@ -17,11 +17,12 @@ from evomerge.merging.output.writer import OutputError
 from evomerge.merging.sources.adapters import Factors
 from evomerge.merging.sources.checkpoints import CheckpointError
 from evomerge.merging.sources.open_sources import open_sources
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import NOT_IN_CORE
 from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
-from search_spaces.recipes.validation import NOT_IN_CORE
 from tests.conftest import required
 
 peft = required("peft")
@@ -161,7 +162,7 @@ def test_written_adapter_is_loaded_by_peft(adapters: MergeEngine, tmp_path: Path
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "README.md", "recipe.yaml",
     }  # fmt: skip
-    assert Recipe.from_file(tmp_path / "adapter" / "recipe.yaml") == of
+    assert mergekit_yaml.read(tmp_path / "adapter" / "recipe.yaml") == of
     base = AutoModelForCausalLM.from_pretrained(ZOO, dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     tokens = torch.arange(24).view(2, 12)
@@ -220,7 +221,7 @@ def test_methods_on_whole_weights_are_refused(method: str) -> None:
     if method == "slerp":
         data["parameters"] = {"t": 0.5}
     with pytest.raises(RecipeError, match=r"core space holds task vectors only; write adapters: full, or use another"):
-        Recipe.from_dict(data)
+        mergekit_yaml.build(data)
 
 
 def test_whole_models_are_refused_in_core_space(adapters: MergeEngine, llama: Any) -> None:

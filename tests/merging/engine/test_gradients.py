@@ -15,6 +15,7 @@ from evomerge.merging.engine import engine as engine_module
 from evomerge.merging.engine.calibration_statistics import fisher, statistics
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.sources.checkpoints import Checkpoint
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
 from search_spaces.spaces.method_choice import MethodChoiceSpace
@@ -28,7 +29,7 @@ SHARES = {"base": 0.2, "ops": 0.7, "ja": 0.4}
 def recipe(text: Path) -> Recipe:
     models = [{"model": MODELS[name], "parameters": {"weight": share}} for name, share in SHARES.items()]
     data = {"merge_method": "fisher", "models": models, "dtype": "float32", "evomerge": {"calibration": str(text)}}
-    return Recipe.from_dict(data)
+    return mergekit_yaml.build(data)
 
 
 def merged(zoo: dict[str, Checkpoint], recipe: Recipe) -> dict[str, Tensor]:

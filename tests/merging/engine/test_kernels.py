@@ -12,6 +12,7 @@ from torch import Tensor
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.threads import Crew
 from evomerge.testing.merge_methods import merge_tensors
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 from tests.conftest import required
 
@@ -36,7 +37,7 @@ def recipe(family: Any, method: str) -> Recipe:
     }
     if method != "linear":
         data["base_model"] = family.base
-    return Recipe.from_dict(data)
+    return mergekit_yaml.build(data)
 
 
 def filled(engine: MergeEngine, wanted: Recipe) -> dict[str, Tensor]:

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from evomerge.merging.engine.layer_stack import is_stack
 from evomerge.merging.output.writer import write_checkpoint
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.layer_path import path_of, path_recipe
-from search_spaces.recipes.path_layer import Stop
-from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow_config import DataFlowConfig
 
@@ -35,7 +35,7 @@ def some_path(family, scaled=True):
     layers = [(a, 0), (b, 2), (a, 1), (c, 1), (b, 2), (a, 3)]
     factors = [1.0, 0.7, 1.4, 0.9, 0.6, 1.3] if scaled else [1.0] * 6
     products = np.cumprod(factors)
-    return [Stop(m, layer, float(1 / c)) for (m, layer), c in zip(layers, products, strict=True)], factors
+    return [PathLayer(m, layer, float(1 / c)) for (m, layer), c in zip(layers, products, strict=True)], factors
 
 
 def logits(module, tokens=TOKENS):
@@ -94,7 +94,7 @@ def test_an_exported_model_is_the_searched_one(families, name, tmp_path):
     assert type(exported) is type(engine.apply(recipe))
     assert exported.config.num_hidden_layers == 6
     torch.testing.assert_close(logits(exported), searched, atol=1e-4, rtol=0)
-    again = Recipe.from_file(tmp_path / "out" / "recipe.yaml")
+    again = mergekit_yaml.read(tmp_path / "out" / "recipe.yaml")
     assert torch.equal(logits(family.engine().apply(again)), searched)
 
 
@@ -150,7 +150,12 @@ def test_a_merge_and_other_models_along_a_path(families, out_dtype):
     family = families("llama")
     models = {f"m{index}": reference for index, reference in enumerate(family.references)}
     merge = task_arithmetic_recipe(models, 4, 0.4, out_dtype=out_dtype).canonical()
-    path = (Stop(None, 0), Stop(family.references[1], 2, 0.5), Stop(None, 2, 1.5), Stop(None, 2, 0.7))
+    path = (
+        PathLayer(None, 0),
+        PathLayer(family.references[1], 2, 0.5),
+        PathLayer(None, 2, 1.5),
+        PathLayer(None, 2, 0.7),
+    )
     recipe = replace(merge, path=path)
     engine = family.engine()
     assert is_stack(recipe)
@@ -169,22 +174,22 @@ def test_a_merge_beneath_a_path_is_merged_once(llama, monkeypatch):
     models = {f"m{index}": reference for index, reference in enumerate(llama.references)}
     merge = task_arithmetic_recipe(models, 4, 0.4, out_dtype="float32").canonical()
     engine = llama.engine()
-    engine.apply(replace(merge, path=(Stop(None, 0), Stop(None, 0))))
+    engine.apply(replace(merge, path=(PathLayer(None, 0), PathLayer(None, 0))))
     monkeypatch.setattr(engine._stacks, "_merge", lambda recipe: pytest.fail("merged again"))
-    engine.apply(replace(merge, path=(Stop(None, 3), Stop(None, 1), Stop(None, 0))))
+    engine.apply(replace(merge, path=(PathLayer(None, 3), PathLayer(None, 1), PathLayer(None, 0))))
 
 
 def test_plain_models_are_no_stacks(llama):
     assert not is_stack(source_recipe(llama.base, 4))
-    assert is_stack(path_recipe([Stop(llama.base, 0), Stop(llama.base, 0)], llama.base, 4))
+    assert is_stack(path_recipe([PathLayer(llama.base, 0), PathLayer(llama.base, 0)], llama.base, 4))
     a, b, _ = llama.references
-    assert is_stack(path_recipe([Stop(a, 0), Stop(b, 1)], a, 4))
+    assert is_stack(path_recipe([PathLayer(a, 0), PathLayer(b, 1)], a, 4))
 
 
 def test_a_layer_that_is_not_there(llama):
     models = {f"m{index}": reference for index, reference in enumerate(llama.references)}
     merge = task_arithmetic_recipe(models, 4, 0.4).canonical()
-    recipe = replace(merge, path=(Stop(None, 0), Stop(llama.references[1], 9)))
+    recipe = replace(merge, path=(PathLayer(None, 0), PathLayer(llama.references[1], 9)))
     with pytest.raises(RecipeError, match=r"evomerge.path\[1\].layer: there is no layer 9; write 0 to 3"):
         llama.engine().apply(recipe)
 

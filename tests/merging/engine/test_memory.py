@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes import mergekit_yaml
 
 COMPILED = 48 << 20  # bytes of compiled kernels and buffers, whatever the model's size
 
@@ -17,13 +17,13 @@ MEASURE = """
 import sys
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.engine.engine import MergeEngine
-from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes import mergekit_yaml
 
 def resident(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
-recipe = Recipe.from_file(sys.argv[1])
+recipe = mergekit_yaml.read(sys.argv[1])
 engine = MergeEngine({path: Checkpoint.open(path) for path in recipe.models}, base=recipe.donor)
 import transformers.models.llama.modeling_llama
 try:
@@ -50,8 +50,8 @@ def test_a_worker_holds_no_more_than_the_footprint_says(method: str, tmp_path: P
     )
     base, *experts = make_models(tmp_path, config, 3)
     models = [{"model": path, "parameters": {"weight": 0.4}} for path in experts]
-    recipe = Recipe.from_dict({"merge_method": method, "base_model": base, "models": models, "dtype": "float32"})
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    recipe = mergekit_yaml.build({"merge_method": method, "base_model": base, "models": models, "dtype": "float32"})
+    (tmp_path / "recipe.yaml").write_text(mergekit_yaml.dump(recipe))
     program = [sys.executable, "-c", MEASURE, str(tmp_path / "recipe.yaml")]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     held, said = map(int, done.stdout.split())

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from evomerge.merging.output.writer import write_checkpoint
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.coefficients import CoefficientConfig
 from search_spaces.spaces.method_groups import MethodGroupsSpace
@@ -45,7 +46,7 @@ def test_each_group_is_merged_as_by_its_method_alone(llama: Any, tmp_path: Path)
         assert torch.equal(values, alone[chosen[groups[name]]][name]), name
     assert any(not torch.equal(values, alone["linear"][name]) for name, values in found.items())
     out = write_checkpoint(engine, recipe, tmp_path / "out")
-    assert Recipe.from_file(out / "recipe.yaml") == recipe
+    assert mergekit_yaml.read(out / "recipe.yaml") == recipe
     written = load_file(out / "model.safetensors")
     assert all(torch.equal(written[name], values) for name, values in found.items())
     assert "method `dare_ties`" in (out / "README.md").read_text()

@@ -10,6 +10,7 @@ import torch
 from evomerge.files.cache import cache_folder
 from evomerge.merging.engine.gram import gram_matrices, measure
 from evomerge.merging.engine.noise import NoiseStream
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.mixture_table import Noise, Piece
 from search_spaces.spaces.context import SpaceContext
@@ -82,7 +83,7 @@ def test_another_generation_is_rebuilt_from_its_recipe_alone(space, llama):
         a, b = rng.choice(len(points), 2, replace=False)
         points.append(space.mutate(space.crossover(points[a], points[b], rng), rng))
     recipe = space.decode(points[-1])
-    again = type(recipe).from_yaml(recipe.to_yaml())
+    again = mergekit_yaml.parse(mergekit_yaml.dump(recipe))
     first, second = merged(llama.engine(), recipe), merged(llama.engine(), again)
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -9,6 +9,7 @@ import torch
 
 from evomerge.merging.engine.engine import Footprint
 from evomerge.merging.engine.placement import FreeMemory, PlacementError, Share, choose, free_memory
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 
 GB = 10**9
@@ -100,6 +101,6 @@ def test_sources_on_the_device_are_there_before_a_candidate(llama: Any) -> None:
 
 def _recipe(llama: Any) -> Recipe:
     models = [{"model": path, "parameters": {"weight": 0.4}} for path in llama.references[1:]]
-    return Recipe.from_dict(
+    return mergekit_yaml.build(
         {"merge_method": "task_arithmetic", "base_model": llama.base, "models": models, "dtype": "float32"}
     )

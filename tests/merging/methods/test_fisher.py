@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients, merge_tensors
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.coefficients import CoefficientConfig
 
 Merge = Callable[..., Tensor]
@@ -77,13 +77,13 @@ def test_what_cannot_be_divided_by(merge: Merge, tensors: Any, values: dict[str,
 
 def test_it_needs_a_text() -> None:
     with pytest.raises(RecipeError, match=r"fisher: it needs a text to measure models on; write evomerge: \{calib"):
-        Recipe.from_dict(RECIPE)
-    recipe = Recipe.from_dict(RECIPE | {"evomerge": {"calibration": "text.txt"}})
+        mergekit_yaml.build(RECIPE)
+    recipe = mergekit_yaml.build(RECIPE | {"evomerge": {"calibration": "text.txt"}})
     assert recipe.canonical().calibration == "text.txt"
-    assert recipe.hash != Recipe.from_dict(RECIPE | {"evomerge": {"calibration": "other.txt"}}).hash
+    assert recipe.hash != mergekit_yaml.build(RECIPE | {"evomerge": {"calibration": "other.txt"}}).hash
     with pytest.raises(ValueError, match="fisher: it needs a text; write calibration: TEXT_FILE"):
         CoefficientConfig(method="fisher")
     with pytest.raises(ValueError, match="fisher: it needs a text; write calibration: TEXT_FILE"):
         CoefficientConfig(method=("ties", "fisher"))
     with pytest.raises(RecipeError, match="core space has no input channels to weigh; remove calibration"):
-        Recipe.from_dict(RECIPE | {"evomerge": {"calibration": "text.txt", "adapters": "core"}})
+        mergekit_yaml.build(RECIPE | {"evomerge": {"calibration": "text.txt", "adapters": "core"}})

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from evomerge.testing.merge_methods import merge_tensors
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.methods import METHODS as ALL
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe
@@ -60,7 +61,7 @@ def recipe_for(name: str, family: Any, **shared: Any) -> tuple[Recipe, dict[str,
     }
     if spec.base != "none":
         data["base_model"] = family.base
-    return Recipe.from_dict(data), parameters, merged
+    return mergekit_yaml.build(data), parameters, merged
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -141,7 +142,7 @@ def test_ties_over_the_whole_model_keeps_the_density_of_the_model(llama: Any) ->
     engine = llama.engine()
     base = llama.tensors(0)
     settings = {"density": 0.4, "normalize": True, "weight": 1.0, "whole_model": True}
-    one = Recipe.from_dict(
+    one = mergekit_yaml.build(
         {
             "merge_method": "ties",
             "base_model": llama.base,
@@ -177,7 +178,7 @@ def test_parameters_that_read_alike_do_not_mix(llama: Any) -> None:
         ]
         data = {"merge_method": name, "models": models, "parameters": own, "dtype": "float32"}
         for used in (engine, llama.engine()):
-            module = used.apply(Recipe.from_dict(data))
+            module = used.apply(mergekit_yaml.build(data))
             found.append(module.get_parameter("model.layers.0.mlp.up_proj.weight").data.clone())
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[2], found[3])

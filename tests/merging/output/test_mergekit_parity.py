@@ -21,6 +21,7 @@ from transformers import LlamaConfig
 
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.sources.checkpoints import Checkpoint
+from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.parameter_values import Condition, constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
 from tests.conftest import required
@@ -82,7 +83,7 @@ def exported(method: str, sources: tuple[str, ...]) -> Recipe:
 
 def run_mergekit(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
     path, out = folder / "recipe.yaml", folder / "out"
-    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    path.write_text(mergekit_yaml.dump(recipe), encoding="utf-8")
     command = [str(Path(sys.prefix) / "bin" / "mergekit-yaml"), str(path), str(out), "--no-write-model-card"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
@@ -116,7 +117,7 @@ def test_units_apart_counts_representable_numbers() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_mergekit_rebuilds_the_same_weights(method: str, sources: tuple[str, ...], tmp_path: Path) -> None:
     recipe = exported(method, sources)
-    assert recipe.mergekit_obstacles() == ()
+    assert mergekit_export.obstacles(recipe) == ()
     theirs = run_mergekit(recipe, tmp_path)
     engine = MergeEngine({path: Checkpoint.open(path) for path in sources}, base=sources[0])
     resident = {name: values.data for name, values in engine.apply(recipe).named_parameters()}

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.merging.output.shards import stored_tensors, write_shards
 from evomerge.merging.output.writer import write_checkpoint
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 
 
 def average(references: Any, base: str) -> Recipe:
     models = [{"model": path, "parameters": {"weight": 0.4, "density": 0.6}} for path in references[1:]]
-    return Recipe.from_dict(
+    return mergekit_yaml.build(
         {
             "merge_method": "dare_ties",
             "base_model": base,
@@ -89,13 +90,13 @@ from pathlib import Path
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.writer import write_checkpoint
-from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes import mergekit_yaml
 
 def anonymous():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
 
-recipe = Recipe.from_file(sys.argv[1])
+recipe = mergekit_yaml.read(sys.argv[1])
 engine = MergeEngine({path: Checkpoint.open(path) for path in recipe.models}, base=recipe.donor)
 start, peak, done = anonymous(), 0, threading.Event()
 
@@ -126,7 +127,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, make_models: Any) -
         )
         folder = tmp_path / str(layers)
         paths = make_models(folder, config, 3)
-        (folder / "recipe.yaml").write_text(average(paths, paths[0]).to_yaml())
+        (folder / "recipe.yaml").write_text(mergekit_yaml.dump(average(paths, paths[0])))
         program = [sys.executable, "-c", MEASURE, str(folder / "recipe.yaml"), str(folder / "out")]
         done = subprocess.run(program, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.splitlines()[-1]) * 1024)

@@ -14,6 +14,7 @@ import torch
 from evomerge.merging.output import writer
 from evomerge.merging.output.card import model_card
 from evomerge.merging.output.writer import OutputError, WriteError, write_checkpoint
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
@@ -38,7 +39,7 @@ def test_folder_holds_everything(llama: Any, tmp_path: Path) -> None:
         "recipe.yaml",
     ]
     assert left_over(out.parent) == ["out"]
-    assert Recipe.from_file(out / "recipe.yaml") == average(llama)
+    assert mergekit_yaml.read(out / "recipe.yaml") == average(llama)
 
 
 def test_empty_folder_is_used(llama: Any, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 import pytest
 
+from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import resolve
 
 
@@ -44,8 +44,8 @@ def test_baselines_are_plain_mergekit(layout, models):
         task_arithmetic_recipe(models, layout),
         source_recipe("a", 4),
     ):
-        assert recipe.mergekit_obstacles() == ()
-        assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+        assert mergekit_export.obstacles(recipe) == ()
+        assert mergekit_yaml.parse(mergekit_yaml.dump(recipe)) == recipe
 
 
 def test_without_experts(layout):

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.recipe import Condition, Recipe, Slice, Source
 from search_spaces.recipes.resolve import resolve
@@ -36,7 +37,7 @@ def recipes(draw):
             source = {"model": model, "layer_range": [start, start + length]}
             sources.append({**source, **parameters(5, of_source=True)})
         slices.append({"sources": sources, **parameters(3)})
-    return Recipe.from_dict(
+    return mergekit_yaml.build(
         {
             "merge_method": method,
             "base_model": "base",
@@ -60,17 +61,17 @@ def test_canonical_form_means_the_same(layout, recipe):
 @given(recipe=recipes())
 def test_canonical_form_survives_all_round_trips(recipe):
     canonical = recipe.canonical()
-    rebuilt = Recipe.from_yaml(canonical.to_yaml("found\nby chance"))
+    rebuilt = mergekit_yaml.parse(mergekit_yaml.dump(canonical, "found\nby chance"))
     assert rebuilt.slices == canonical.slices
     assert rebuilt.canonical().slices == canonical.slices
-    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
-    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert mergekit_yaml.parse(mergekit_yaml.dump(recipe)) == recipe
+    assert mergekit_yaml.build(mergekit_yaml.as_dict(recipe)) == recipe
     assert recipe.hash == canonical.hash == rebuilt.hash
     assert hash(recipe) == hash(rebuilt)
 
 
 def test_canonical_form_is_the_exact_export():
-    recipe = Recipe.from_yaml("""
+    recipe = mergekit_yaml.parse("""
         merge_method: task_arithmetic
         base_model: base
         dtype: float32
@@ -81,7 +82,7 @@ def test_canonical_form_is_the_exact_export():
           - model: a
             parameters: {weight: [{filter: q, value: [2, 4]}, {value: 5}], density: 0.3}
     """)
-    assert recipe.expanded(2).canonical().to_yaml() == (
+    assert mergekit_yaml.dump(recipe.expanded(2).canonical()) == (
         "merge_method: task_arithmetic\n"
         "base_model: base\n"
         "dtype: float32\n"
@@ -128,7 +129,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
 def test_two_spellings_are_equal(spelling):
-    first, second = Recipe.from_dict({**BASE, "models": MODELS}), Recipe.from_dict({**BASE, **spelling})
+    first, second = mergekit_yaml.build({**BASE, "models": MODELS}), mergekit_yaml.build({**BASE, **spelling})
     assert first == second
     assert first.hash == second.hash
     assert first.expanded(3).hash == second.expanded(3).hash
@@ -149,24 +150,24 @@ DIFFERENCES = {
 
 @pytest.mark.parametrize("other", DIFFERENCES.values(), ids=DIFFERENCES)
 def test_different_merges_differ(other):
-    first, second = Recipe.from_dict({**BASE, "models": MODELS}), Recipe.from_dict({**BASE, **other})
+    first, second = mergekit_yaml.build({**BASE, "models": MODELS}), mergekit_yaml.build({**BASE, **other})
     assert first != second
     assert first.hash != second.hash
 
 
 def test_the_seed_counts_where_something_is_drawn():
     def recipe(**fields):
-        return Recipe.from_dict({**BASE, "merge_method": "dare_ties", "models": MODELS, **fields})
+        return mergekit_yaml.build({**BASE, "merge_method": "dare_ties", "models": MODELS, **fields})
 
     assert recipe() == recipe(evomerge={"seed": 0})
     assert recipe() != recipe(evomerge={"seed": 1})
-    assert recipe(evomerge={"seed": 1}).to_dict()["evomerge"] == {"seed": 1}
+    assert mergekit_yaml.as_dict(recipe(evomerge={"seed": 1}))["evomerge"] == {"seed": 1}
 
 
 def test_slices_that_only_differ_in_their_cut_are_equal():
     def recipe(*ranges):
         slices = [{"sources": [{"model": m, "layer_range": list(r)} for m in ("a", "base")]} for r in ranges]
-        return Recipe.from_dict({**BASE, "slices": slices})
+        return mergekit_yaml.build({**BASE, "slices": slices})
 
     whole = recipe((0, 4))
     assert whole == recipe((0, 1), (1, 4)) == recipe((0, 0), (0, 4), (9, 9)) == recipe((0, 2), (3, 3), (2, 4))
@@ -176,7 +177,7 @@ def test_slices_that_only_differ_in_their_cut_are_equal():
 
 def test_hash_is_stable():
     """Runs name recipes by it: a change here orphans them."""
-    assert Recipe.from_dict({**BASE, "models": MODELS}).expanded(2).hash == "778a7fa6554e7bb7"
+    assert mergekit_yaml.build({**BASE, "models": MODELS}).expanded(2).hash == "778a7fa6554e7bb7"
 
 
 def test_hash_is_fast():
@@ -190,7 +191,7 @@ def test_hash_is_fast():
     ]
     best = 1.0
     for _ in range(20):
-        recipe = Recipe.from_dict({**BASE, "slices": slices})
+        recipe = mergekit_yaml.build({**BASE, "slices": slices})
         start = time.perf_counter()
         recipe.hash  # noqa: B018
         best = min(best, time.perf_counter() - start)
@@ -201,16 +202,16 @@ def test_hash_is_fast():
 
 
 def test_models_in_order_of_first_use():
-    recipe = Recipe.from_dict({**BASE, "models": [{"model": "b"}, {"model": "a"}]})
+    recipe = mergekit_yaml.build({**BASE, "models": [{"model": "b"}, {"model": "a"}]})
     assert recipe.models == ("b", "a", "base")
     assert recipe.num_layers is None
     assert recipe.expanded(4).num_layers == 4
     assert recipe.donor == "base"
-    assert Recipe.from_dict({"merge_method": "linear", "models": [{"model": "b"}]}).donor == "b"
+    assert mergekit_yaml.build({"merge_method": "linear", "models": [{"model": "b"}]}).donor == "b"
 
 
 def test_references_are_replaced_everywhere():
-    recipe = Recipe.from_dict({**BASE, "models": MODELS, "tokenizer_source": "base"})
+    recipe = mergekit_yaml.build({**BASE, "models": MODELS, "tokenizer_source": "base"})
     moved = recipe.with_models({"a": "/m/a", "base": "/m/base", "c": "/m/c"})
     assert moved.models == ("/m/a", "/m/base")
     assert moved.base_model == "/m/base"
@@ -219,7 +220,7 @@ def test_references_are_replaced_everywhere():
 
 
 def test_recipes_do_not_change():
-    recipe = Recipe.from_dict({**BASE, "models": MODELS})
+    recipe = mergekit_yaml.build({**BASE, "models": MODELS})
     with pytest.raises(FrozenInstanceError):
         recipe.seed = 3
     assert recipe != "a recipe"
@@ -288,7 +289,7 @@ def optional(base=True, models=("a", "b"), **parameters):
         "models": [{"model": name, "parameters": {"weight": 0.5}} for name in models],
         "parameters": parameters,
     }
-    return Recipe.from_dict(data | ({"base_model": "base"} if base else {}))
+    return mergekit_yaml.build(data | ({"base_model": "base"} if base else {}))
 
 
 def test_optional_base_is_treated_apart_when_there_is_one(layout):
@@ -298,7 +299,7 @@ def test_optional_base_is_treated_apart_when_there_is_one(layout):
     for recipe in (with_base, without):
         for plan in resolve(recipe, layout):
             assert [c.model for c in plan.contributions] == ["a", "b"]
-        again = Recipe.from_yaml(recipe.canonical().to_yaml())
+        again = mergekit_yaml.parse(mergekit_yaml.dump(recipe.canonical()))
         assert again.hash == recipe.hash
         assert [plan.base for plan in resolve(again, layout)] == [plan.base for plan in resolve(recipe, layout)]
     assert with_base.hash != without.hash

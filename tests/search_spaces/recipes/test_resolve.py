@@ -2,8 +2,8 @@
 
 import pytest
 
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import resolve
 
 EDGES = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
@@ -25,7 +25,7 @@ def by_position(recipe, layout, part="self_attn.q_proj.weight", **which):
 
 
 def task_arithmetic(**fields):
-    return Recipe.from_dict({"merge_method": "task_arithmetic", "base_model": "base", **fields})
+    return mergekit_yaml.build({"merge_method": "task_arithmetic", "base_model": "base", **fields})
 
 
 def sliced(*slices, **fields):
@@ -124,7 +124,7 @@ def test_module_scope_lies_between_slice_and_recipe(layout):
 
 
 def test_defaults_and_parameters_without_effect(layout):
-    recipe = Recipe.from_dict(
+    recipe = mergekit_yaml.build(
         {
             "merge_method": "ties",
             "base_model": "base",
@@ -160,7 +160,7 @@ def test_the_base_may_differ_by_slice(layout):
 
 
 def test_linear_weighs_the_base_as_any_source(layout):
-    recipe = Recipe.from_dict(
+    recipe = mergekit_yaml.build(
         {
             "merge_method": "linear",
             "base_model": "base",
@@ -173,7 +173,7 @@ def test_linear_weighs_the_base_as_any_source(layout):
 
 
 def test_slerp_goes_from_the_base_to_the_other(layout):
-    recipe = Recipe.from_dict(
+    recipe = mergekit_yaml.build(
         {
             "merge_method": "slerp",
             "base_model": "base",
@@ -189,7 +189,7 @@ def test_slerp_goes_from_the_base_to_the_other(layout):
 
 
 def test_passthrough_repeats_skips_and_scales(layout):
-    recipe = Recipe.from_dict(
+    recipe = mergekit_yaml.build(
         {
             "merge_method": "passthrough",
             "base_model": "a",
@@ -227,13 +227,13 @@ def test_output_order_and_names(layout):
         (sliced((1.0, 2, 5)), r"layer_range: \[2, 5\] lies outside of a; end it at 4"),
         (sliced(([{"filter": "mlp", "value": 1.0}], 0, 4)), "weight: model.embed_tokens.weight of a has"),
         (
-            Recipe.from_dict({"merge_method": "linear", "base_model": "base", "models": [
+            mergekit_yaml.build({"merge_method": "linear", "base_model": "base", "models": [
                 {"model": "a", "parameters": {"weight": 1.0}}
             ]}),
             "weight: model.embed_tokens.weight of base has no value; write weight: NUMBER",
         ),
         (
-            Recipe.from_dict({"merge_method": "slerp", "base_model": "base", "models": [{"model": "a"}]}),
+            mergekit_yaml.build({"merge_method": "slerp", "base_model": "base", "models": [{"model": "a"}]}),
             "t: model.embed_tokens.weight has no value; write t: NUMBER",
         ),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.spaces.coefficients import CoefficientConfig
 
 PAGE = (Path(__file__).parents[3] / "docs" / "coefficients.md").read_text(encoding="utf-8")
@@ -18,4 +18,4 @@ def test_block(block):
     if "space" in block:
         assert CoefficientConfig(**block["space"])
     else:
-        assert Recipe.from_dict(block).calibration == "calibration.txt"
+        assert mergekit_yaml.build(block).calibration == "calibration.txt"

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import uniform_recipe
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import resolve
 from search_spaces.spaces.building import coefficient_space, metagpt_weights
 from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
@@ -67,7 +67,7 @@ def test_inactive_genes_do_not_matter_and_active_ones_do(space, data):
 def test_encode_inverts_decode(space, seed):
     point = space.sample(np.random.default_rng(seed))
     recipe = space.decode(point)
-    again = space.encode(Recipe.from_yaml(recipe.to_yaml()))
+    again = space.encode(mergekit_yaml.parse(mergekit_yaml.dump(recipe)))
     assert space.decode(again).hash == recipe.hash
     assert space.genes[0].value(again[0]) == space.genes[0].value(point[0])
 
@@ -152,7 +152,7 @@ def test_recipes_of_no_variant(space, layout, models):
         space.encode(uniform_recipe(models, layout))
     foreign = {"merge_method": "slerp", "base_model": "/m/x", "models": [{"model": "/m/z"}], "parameters": {"t": 0.5}}
     with pytest.raises(RecipeError, match="the recipe's model '/m/z' is not in the space"):
-        space.encode(Recipe.from_dict(foreign))
+        space.encode(mergekit_yaml.build(foreign))
 
 
 # --- starts and what is held ---
@@ -198,7 +198,7 @@ def test_a_recipe_as_the_start(layout, models, tmp_path):
     space = make(layout, models)
     point = chosen(space, "dare_ties", space.sample(np.random.default_rng(1)))
     file = tmp_path / "best.yaml"
-    file.write_text(space.decode(point).to_yaml())
+    file.write_text(mergekit_yaml.dump(space.decode(point)))
     begun = build(layout, models, method=METHODS, start=str(file))
     assert begun.decode(begun.start).hash == space.decode(point).hash
 

@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from evomerge.testing.search_spaces import SearchSpaceSuite
+from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import resolve
 from search_spaces.spaces.building import coefficient_space
 from search_spaces.spaces.coefficients import CoefficientConfig
@@ -48,13 +48,13 @@ class TestMethodGroups(SearchSpaceSuite):
         several = [recipe for recipe in map(subject.decode, self.points(subject)) if len(recipe.specs) > 1]
         assert several
         for recipe in several:
-            (reason,) = recipe.mergekit_obstacles()
+            (reason,) = mergekit_export.obstacles(recipe)
             assert "layers have methods of their own" in reason
             with pytest.raises(RecipeError, match="build the model with evomerge merge, or search one method for all"):
-                recipe.rounded_for_mergekit()
+                mergekit_export.rounded(recipe)
         same = subject.decode(subject.start)
         assert [spec.name for spec in same.specs] == ["task_arithmetic"]
-        assert same.mergekit_obstacles() == ()
+        assert mergekit_export.obstacles(same) == ()
 
     def test_children_of_one_parent_are_that_parent(self, subject):
         pytest.skip("linear's weights are divided by their sum: tested with those of other methods")
@@ -94,7 +94,7 @@ def test_groups_are_merged_by_their_own_methods(layout, models):
 
 
 def test_a_slice_with_a_method_takes_nothing_from_the_recipe(layout):
-    recipe = Recipe.from_yaml(RECIPE)
+    recipe = mergekit_yaml.parse(RECIPE)
     plans = {plan.name: plan for plan in resolve(recipe, layout)}
     first, third, last = (plans[layout.layer_tensor(layer, layout.layers[layer][0])] for layer in (0, 2, 3))
     assert (first.method, first.contributions[0].parameters["weight"]) == ("task_arithmetic", 0.3)
@@ -104,22 +104,22 @@ def test_a_slice_with_a_method_takes_nothing_from_the_recipe(layout):
     assert {plans[name].method for name in layout.final} == {"linear"}
     without = RECIPE.replace("  parameters: {weight: 0.7, density: 0.5}\n", "")
     with pytest.raises(RecipeError, match=r"weight: .* has no value"):
-        resolve(Recipe.from_yaml(without), layout)
+        resolve(mergekit_yaml.parse(without), layout)
 
 
 def test_spellings_of_one_merge_are_equal(layout):
-    recipe = Recipe.from_yaml(RECIPE)
-    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
-    assert Recipe.from_yaml(recipe.canonical().to_yaml()) == recipe
+    recipe = mergekit_yaml.parse(RECIPE)
+    assert mergekit_yaml.parse(mergekit_yaml.dump(recipe)) == recipe
+    assert mergekit_yaml.parse(mergekit_yaml.dump(recipe.canonical())) == recipe
     assert resolve(recipe.canonical(), layout) == resolve(recipe, layout)
-    other = Recipe.from_yaml(RECIPE.replace("evomerge: {merge_method: ties}", "evomerge: {merge_method: dare_ties}"))
+    other = mergekit_yaml.parse(RECIPE.replace("evomerge: {merge_method: ties}", "evomerge: {merge_method: dare_ties}"))
     assert other != recipe
     assert (other.canonical().seed, recipe.canonical().seed) == (0, None)
     one = RECIPE.replace("merge_method: ties", "merge_method: task_arithmetic").replace(", density: 0.5", "")
     named, _, _ = one.partition("- sources:\n")
     plain = named.replace("  evomerge: {merge_method: task_arithmetic}\n", "")
-    assert Recipe.from_yaml(named) == Recipe.from_yaml(plain)
-    assert Recipe.from_yaml(named).mergekit_obstacles() == ()
+    assert mergekit_yaml.parse(named) == mergekit_yaml.parse(plain)
+    assert mergekit_export.obstacles(mergekit_yaml.parse(named)) == ()
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_spellings_of_one_merge_are_equal(layout):
 )
 def test_what_is_refused(method, message):
     with pytest.raises(RecipeError, match=message):
-        Recipe.from_yaml(RECIPE.replace("merge_method: ties", method))
+        mergekit_yaml.parse(RECIPE.replace("merge_method: ties", method))
 
 
 def test_core_space_has_one_method():
     with pytest.raises(RecipeError, match=r"it is for slices of full weights; write it above them"):
-        Recipe.from_yaml(RECIPE + "evomerge: {adapters: core}")
+        mergekit_yaml.parse(RECIPE + "evomerge: {adapters: core}")
 
 
 def test_one_method_has_no_groups(layout, models):
@@ -153,7 +153,7 @@ def test_one_method_has_no_groups(layout, models):
 
 def test_recipes_of_one_method_are_points_too(layout, models):
     space = make(layout, models)
-    recipe = Recipe.from_dict(
+    recipe = mergekit_yaml.build(
         {
             "merge_method": "task_arithmetic",
             "base_model": models["base"],
@@ -164,4 +164,4 @@ def test_recipes_of_one_method_are_points_too(layout, models):
     )
     assert space.decode(space.encode(recipe)) == recipe.expanded(layout.num_layers)
     with pytest.raises(RecipeError, match=r"the recipe's method\[embeddings\] is ties, and the space's are task_arith"):
-        space.encode(Recipe.from_dict(recipe.to_dict() | {"merge_method": "ties"}))
+        space.encode(mergekit_yaml.build(mergekit_yaml.as_dict(recipe) | {"merge_method": "ties"}))

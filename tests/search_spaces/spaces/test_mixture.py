@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.mixture_table import Mixture
-from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import resolve
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.mixture_config import MixtureConfig
@@ -95,7 +95,7 @@ def test_split_points_fall_within_tensors(make):
     space = make(chunks=40)
     cut = [name for name, pieces in space.grid.tensors if len(pieces) > 1]
     assert cut
-    obstacles = space.decode(space.sample(np.random.default_rng(0))).mergekit_obstacles()
+    obstacles = mergekit_export.obstacles(space.decode(space.sample(np.random.default_rng(0))))
     assert "mergekit has one per tensor" in obstacles[0]
 
 
@@ -226,7 +226,7 @@ def test_equal_noises_are_one():
 )
 def test_wrong_tables(mixture, message):
     with pytest.raises(RecipeError, match=message) as caught:
-        Recipe.from_dict(recipe(evomerge={"mixture": mixture}))
+        mergekit_yaml.build(recipe(evomerge={"mixture": mixture}))
     assert str(caught.value).startswith("recipe: evomerge.mixture")
 
 
@@ -244,15 +244,15 @@ def test_wrong_tables(mixture, message):
 )
 def test_tables_in_the_wrong_recipe(changes, message):
     with pytest.raises(RecipeError, match=message):
-        Recipe.from_dict(recipe(**changes))
+        mergekit_yaml.build(recipe(**changes))
 
 
 def test_rounding_takes_the_mean_of_each_tensor(make, layout):
     space = make(chunks=40, noise={"terms": 1, "sigma": 0.1})
     found = space.decode(space.mutate(space.sample(np.random.default_rng(5)), np.random.default_rng(6)))
-    rounded, notes = found.rounded_for_mergekit()
+    rounded, notes = mergekit_export.rounded(found)
     assert len(notes) == 2
-    assert rounded.mergekit_obstacles() == ()
+    assert mergekit_export.obstacles(rounded) == ()
     pieces = dict(found.mixture.pieces())
     for plan in resolve(rounded, layout):
         ends = [0, *(piece.end for piece in pieces[plan.name])]

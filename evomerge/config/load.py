@@ -1,0 +1,122 @@
+"""Reading search files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from evomerge.config.errors import ConfigError, Keys, explain
+from evomerge.config.overrides import override
+from evomerge.config.paths import resolve_paths
+from evomerge.config.search_file import SearchConfig
+from evomerge.config.shorthands import expand
+from search_spaces.recipes.mergekit_yaml import load_yaml
+from search_spaces.yaml_lines import line_of
+
+MAX_BYTES = 1_000_000
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Read a search file.
+
+    Parameters
+    ----------
+    path
+        The YAML file; relative folders in it are relative to its own folder.
+    overrides
+        `key.path=value` strings, the value in YAML: `space.weight.high=2`.
+
+    Raises
+    ------
+    ConfigError
+        With one line per mistake: the file and line, the key and what to type instead.
+    """
+    text, values = _read(path)
+    return _validated(values, overrides, path.resolve().parent, lambda keys: _place(path, line_of(text, keys)))
+
+
+def load_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SearchConfig:
+    """Return the config that a search file with these contents stands for; relative folders are relative to here.
+
+    Raises
+    ------
+    ConfigError
+        As `load`, without lines.
+    """
+    return _validated(copy.deepcopy(dict(values)), overrides, Path.cwd(), lambda keys: "config")
+
+
+def _validated(
+    values: dict[str, Any], overrides: Sequence[str], folder: Path, written: Callable[[Keys], str]
+) -> SearchConfig:
+    values = expand(values)
+    changed: dict[Keys, str] = {}
+    for wanted in overrides:
+        changed[override(values, wanted)] = wanted
+        values = expand(values)
+    resolve_paths(values, folder)
+
+    def origin(keys: Keys) -> str:
+        """Return where a key comes from: the command line, or where it is written."""
+        option = next((text for place, text in reversed(changed.items()) if keys[: len(place)] == place), None)
+        return written(keys) if option is None else f"--set {option}"
+
+    try:
+        return SearchConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, SearchConfig, values, origin)) from None
+
+
+def load_recorded(run: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Read the resolved search file of a run directory, which may come from a stranger.
+
+    lm-eval's task files can hold Python code. Those of a search file are named by its author; a run directory is
+    data, so it must not bring any of its own.
+
+    Raises
+    ------
+    ConfigError
+        As `load`; or if a folder of tasks lies inside the run directory.
+    """
+    config = load(run / "config.yaml", overrides)
+    for folder in config.fitness.include_path:
+        if Path(folder).resolve().is_relative_to(run.resolve()):
+            raise ConfigError(
+                f"{run / 'config.yaml'}: fitness.include_path: {folder} lies inside the run directory, and task "
+                "files can hold code; look at them, and move them elsewhere if you trust them"
+            )
+    return config
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return a file's text, and what it says."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; is this a search file?")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror or error}; `evomerge init` writes a search file to start from"
+        ) from None
+    except ValueError:
+        raise ConfigError(f"{path}: is not text in UTF-8; is this a search file?") from None
+    try:
+        values = load_yaml(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = _place(path, None if mark is None else mark.line + 1)
+        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys such as `models:` and `fitness:`; see `evomerge init`")
+    return text, values
+
+
+def _place(path: Path, line: int | None) -> str:
+    return str(path) if line is None else f"{path}:{line}"

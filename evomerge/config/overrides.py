@@ -1,0 +1,83 @@
+"""Changes to a search file on the command line: `--set key.path=value`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from evomerge.config.errors import ConfigError, Key, Keys
+
+
+def override(values: dict[str, Any], text: str) -> Keys:
+    """Change one key of `values`, in place; return the key's place.
+
+    Parameters
+    ----------
+    values
+        The search file, short forms written out.
+    text
+        `key.path=value`, the value in YAML; a number after `=+` is added to the one that is there.
+
+    Raises
+    ------
+    ConfigError
+        If the text or the place is not valid.
+    """
+    key, equals, wanted = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text}: write it as key.path=value, such as budget.evaluations=100")
+    *parents, last = key.split(".")
+    target: Any = values
+    keys: list[Key] = []
+    for part in parents:
+        keys.append(_key(target, part))
+        target = _section(target, part, text)
+    value = _value(text, wanted)
+    keys.append(_key(target, last))
+    if wanted.startswith("+"):
+        value = _added(text, target, last, value)
+    if isinstance(target, list):
+        if not last.isdigit() or int(last) >= len(target):
+            raise ConfigError(f"--set {text}: name a list entry from 0 to {len(target) - 1}")
+        target[int(last)] = value
+    else:
+        target[last] = value
+    return tuple(keys)
+
+
+def _key(target: Any, part: str) -> Key:
+    return int(part) if isinstance(target, list) and part.isdigit() else part
+
+
+def _section(target: Any, part: str, text: str) -> Any:
+    """Return the mapping or list under a key, made where there is none; a range of two numbers becomes a mapping."""
+    if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+        return target[int(part)]
+    if not isinstance(target, dict):
+        raise ConfigError(f"--set {text}: there is no `{part}` to set anything in; name a key that the file has")
+    if not isinstance(target.get(part), dict | list):
+        target[part] = {}
+    if _is_range(target[part]) and text.partition("=")[0].rpartition(".")[2] in ("low", "high", "start", "std"):
+        low, high = target[part]
+        target[part] = {"low": low, "high": high}
+    return target[part]
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(bound, int | float) for bound in value)
+
+
+def _value(text: str, wanted: str) -> Any:
+    try:
+        return yaml.safe_load(wanted)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"--set {text}: {wanted!r} is not a valid YAML value; quote it") from None
+
+
+def _added(text: str, target: Any, key: str, more: Any) -> Any:
+    """Return what `key=+more` means: that much more than the file says."""
+    present = target.get(key) if isinstance(target, dict) else None
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (present, more)):
+        raise ConfigError(f"--set {text}: there is no number to add to; give the value itself, without +")
+    return present + more

@@ -1,0 +1,49 @@
+"""Paths in a search file: relative to its own folder, whatever folder the command runs in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from evomerge.files.references import absolute, local_or_hub
+from search_spaces.recipes.references import spelled, with_parts
+from search_spaces.spaces.building import STARTS
+
+
+def resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make local paths absolute, so that the run and its recipes do not depend on where they are used."""
+    models = values.get("models")
+    if isinstance(models, dict):
+        values["models"] = {name: _model(reference, folder) for name, reference in models.items()}
+    space, strategy, fitness = (values.get(name) for name in ("space", "strategy", "fitness"))
+    if isinstance(space, dict):
+        if space.get("start") not in STARTS:
+            _resolve_key(space, "start", folder)
+        _resolve_key(space, "calibration", folder)
+    if isinstance(strategy, dict):
+        _resolve_key(strategy, "warm_start", folder)
+        if isinstance(strategy.get("warm_start"), dict):
+            _resolve_key(strategy["warm_start"], "run", folder)
+    if isinstance(fitness, dict):
+        paths = fitness.get("include_path")
+        if isinstance(paths, list | str):
+            fitness["include_path"] = [_local(path, folder) for path in ([paths] if isinstance(paths, str) else paths)]
+        if isinstance(fitness.get("subset"), dict):
+            _resolve_key(fitness["subset"], "calibration", folder)
+
+
+def _resolve_key(section: dict[str, Any], key: str, folder: Path) -> None:
+    if isinstance(section.get(key), str):
+        section[key] = str(absolute(section[key], folder))
+
+
+def _model(reference: Any, folder: Path) -> Any:
+    """Return a model's reference with its folder, and its adapter's, made absolute."""
+    if not isinstance(reference, str):
+        return reference
+    reference = spelled(reference, lambda text: absolute(text, folder).exists())
+    return with_parts(reference, lambda part: _local(part, folder))
+
+
+def _local(reference: Any, folder: Path) -> Any:
+    return str(local_or_hub(reference, folder)) if isinstance(reference, str) and reference else reference

@@ -1,0 +1,159 @@
+"""What may stand at a place of the search file, read from the type hints of its sections."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from search_spaces.registry import ByKind
+
+Hint: TypeAlias = Any
+"""A type hint, such as a field's annotation."""
+Section: TypeAlias = type[BaseModel]
+
+
+def hint_of(field: FieldInfo) -> Hint:
+    """Return a field's type with its constraints."""
+    return typing.cast(Any, Annotated)[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+
+
+def alternatives(hint: Hint) -> list[Hint]:
+    """Return the members of a union without None, each with the constraints around it; of another type, itself."""
+    constraints: tuple[Any, ...] = ()
+    while typing.get_origin(hint) is Annotated:
+        constraints = (*typing.get_args(hint)[1:], *constraints)
+        hint = typing.get_args(hint)[0]
+    registered = next((entry for entry in constraints if isinstance(entry, ByKind)), None)
+    if registered is not None:
+        return list(registered.classes)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [member for argument in typing.get_args(hint) for member in alternatives(argument)]
+    if hint is type(None):
+        return []
+    return [typing.cast(Any, Annotated)[(hint, *constraints)] if constraints else hint]
+
+
+def bare(hint: Hint) -> Hint:
+    """Return a type without its constraints."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def sections(hint: Hint) -> list[Section]:
+    """Return the config sections that a type mentions, at any depth, each once."""
+    return list(dict.fromkeys(_sections(hint)))
+
+
+def _sections(hint: Hint) -> Iterator[Section]:
+    for member in alternatives(hint):
+        plain = bare(member)
+        if _is_section(plain):
+            yield plain
+        for argument in typing.get_args(plain):
+            yield from _sections(argument)
+
+
+def _is_section(plain: Hint) -> bool:
+    return isinstance(plain, type) and issubclass(plain, BaseModel)
+
+
+def kind_of(section: Section) -> str | None:
+    """Return the `kind` that names a section among several; None where there is only one."""
+    field = section.model_fields.get("kind")
+    return None if field is None else str(field.default)
+
+
+def sections_for(hint: Hint, value: Any) -> list[Section]:
+    """Return the sections that `value` can be meant as: the one that its `kind` names, or all where it names none."""
+    found = [
+        plain for plain in map(bare, alternatives(hint)) if isinstance(plain, type) and issubclass(plain, BaseModel)
+    ]
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    named = [section for section in found if kind_of(section) == kind]
+    return named if kind is not None and named else found
+
+
+def step(hint: Hint, key: str | int, value: Any) -> Hint | None:
+    """Return what may stand under a key of `value`; None if nothing may."""
+    fields = [section.model_fields.get(str(key)) for section in sections_for(hint, value)]
+    hints = [hint_of(field) for field in fields if field is not None]
+    for member in map(bare, alternatives(hint)):
+        origin, arguments = typing.get_origin(member), typing.get_args(member)
+        if origin is dict:
+            hints.append(arguments[1])
+        elif origin in (tuple, list) and (isinstance(key, int) or key.isdigit()):
+            hints.append(arguments[0])
+    return typing.Union[tuple(hints)] if hints else None  # noqa: UP007
+
+
+def choices(hint: Hint) -> list[str]:
+    """Return the words that a type accepts."""
+    return [
+        argument
+        for member in map(bare, alternatives(hint))
+        if typing.get_origin(member) is typing.Literal
+        for argument in typing.get_args(member)
+    ]
+
+
+def described(hint: Hint) -> str:
+    """Return in words what may be written: `a number above 0 and below 1, or train, validation or test`."""
+    parts = [_described(member) for member in alternatives(hint)]
+    words = choices(hint)
+    others = [part for part in dict.fromkeys(parts) if part is not None]
+    if words:
+        others.append(listed(words))
+    return ", or ".join(others)
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return `a, b or c`."""
+    return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else words[0]
+
+
+_SCALARS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _described(member: Hint) -> str | None:
+    """Return one alternative in words; None for a choice of words, which are listed together."""
+    plain = bare(member)
+    origin, arguments = typing.get_origin(plain), typing.get_args(plain)
+    if origin is typing.Literal:
+        return None
+    if origin in (tuple, list):
+        several = "" if not _smallest(member) else f" of at least {_smallest(member)}"
+        return f"a list{several}, each {described(arguments[0])}"
+    if origin is dict:
+        several = "" if not _smallest(member) else f"at least {_smallest(member)} "
+        return f"{several}pairs of a name and {described(arguments[1])}"
+    if _is_section(plain):
+        names = [name for name in plain.model_fields if name != "kind"]
+        return f"a section with keys such as {', '.join(names[:3])}" if names else "an empty section"
+    return _SCALARS.get(plain, "another value") + _bounds(member)
+
+
+_BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+
+
+def _constraints(member: Hint) -> Iterable[Any]:
+    """Yield a type's constraints, those inside of a `Field(...)` too."""
+    for entry in typing.get_args(member)[1:] if typing.get_origin(member) is Annotated else ():
+        yield from entry.metadata if isinstance(entry, FieldInfo) else [entry]
+
+
+def _bounds(member: Hint) -> str:
+    found = [
+        f"{word} {getattr(constraint, name):g}"
+        for constraint in _constraints(member)
+        for name, word in _BOUNDS.items()
+        if getattr(constraint, name, None) is not None
+    ]
+    return " " + " and ".join(found) if found else ""
+
+
+def _smallest(member: Hint) -> int:
+    return max((getattr(constraint, "min_length", None) or 0 for constraint in _constraints(member)), default=0)

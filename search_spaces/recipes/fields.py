@@ -1,0 +1,217 @@
+"""The plain data of a recipe: its sources, slices and path, their limits, and what follows from the fields alone.
+
+`Recipe` adds the checks (in ``recipe``) and the equality (in ``canonical``); both are written in terms of this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from search_spaces.recipes.methods import MethodSpec, method_spec
+from search_spaces.recipes.mixture_table import Mixture
+from search_spaces.recipes.parameter_values import Parameters
+from search_spaces.recipes.token_rules import TokenRules
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+# Bounds on what a recipe may ask for, checked before anything is allocated. The canonical form writes every
+# condition of every source for every layer: their product must stay small.
+MAX_LAYERS = 1024
+MAX_SLICES = MAX_LAYERS + 2
+MAX_SOURCES = 64
+MAX_GRADIENT = MAX_LAYERS
+MAX_CONDITIONS = 64
+
+NOT_IN_CORE = ("slerp", "karcher", "widen", "arcee_fusion")
+
+VOCABULARIES = ("union", "base", "first", "pad")
+"""Values of `RecipeFields.tokenizer_source` that do not name a model."""
+
+WRITERS = ("down_proj", "o_proj")
+"""Parts of the names of tensors that add to the residual stream: a path layer's scale multiplies these."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model's part in a slice: its layers ``[start, end)``, or all of them (None: the `models:` form)."""
+
+    model: str
+    layer_range: tuple[int, int] | None
+    parameters: Parameters = ()
+
+    @property
+    def start(self) -> int:
+        """First layer; 0 when it is not sliced yet."""
+        return 0 if self.layer_range is None else self.layer_range[0]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers the source gives; 0 when it is not sliced yet."""
+        return 0 if self.layer_range is None else self.layer_range[1] - self.layer_range[0]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of output layers and the sources it is merged from.
+
+    A slice without layers (``[k, k]``) says where the embeddings come from when it is the first, and the
+    final norm and the head when it is the last. One with a method of its own (ours, mergekit has one for a recipe)
+    takes no parameters from the recipe.
+    """
+
+    sources: tuple[Source, ...]
+    parameters: Parameters = ()
+    base_model: str | None = None
+    merge_method: str | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the output that the slice makes."""
+        return self.sources[0].num_layers if self.sources else 0
+
+
+@dataclass(frozen=True)
+class PathLayer:
+    """One layer of a path.
+
+    Attributes
+    ----------
+    model
+        Reference of the model that it is of; None: the merge that the recipe describes.
+    layer
+        Which of its layers.
+    scale
+        What its writers are multiplied with.
+    """
+
+    model: str | None
+    layer: int
+    scale: float = 1.0
+
+    def scale_of(self, tensor: str) -> float:
+        """Return what the tensor of that name is multiplied with."""
+        return self.scale if any(writer in tensor for writer in WRITERS) else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class RecipeFields:
+    """What a recipe consists of, and what follows from it; without the checks and the equality that `Recipe` adds.
+
+    Attributes
+    ----------
+    merge_method
+        A key of ``METHODS``; of all slices that name none.
+    slices
+        Output slices in order. mergekit's `models:` form is one slice whose sources have no `layer_range`.
+    base_model
+        The base where the method has one, and the donor of config and tokenizer.
+    parameters
+        Settings for all slices, sorted by name; overridden by a slice's, and those by a source's.
+    dtype, out_dtype
+        Precision of the arithmetic and of the result; None: the sources' own, and `dtype`.
+    tokenizer_source
+        Whose vocabulary the result has: ``union``, ``base``, a model, or (ours) ``first``, the first model's that
+        is not the base, and ``pad``, which compares rows by id; None copies the base's, and all must be equal.
+    tokens
+        Whose rows single tokens have, and the number of rows; needs `tokenizer_source`.
+    chat_template
+        ``auto``, the name of a template or a Jinja string.
+    seed
+        Decides the random masks of stochastic methods (None: 0). Ours: mergekit has no such key.
+    calibration
+        The text file that models are measured on, for parameters that need it (`aim`); ours, too.
+    adapters
+        ``core``: merge LoRA adapters in their core space; None: as full weights. Ours.
+    mixture
+        Weights that change within tensors, for ``linear`` alone, in place of its parameters; used as they are and not
+        divided by their sum. Its sources are those of the single slice, which holds all layers. Ours, too.
+    path
+        Layers of the result in order, of the merge that all else describes and of further models. None: the merge as it
+        is. Ours as well; what needs no merge is written as passthrough slices.
+    """
+
+    merge_method: str
+    slices: tuple[Slice, ...]
+    base_model: str | None = None
+    parameters: Parameters = ()
+    dtype: str | None = None
+    out_dtype: str | None = None
+    tokenizer_source: str | None = None
+    chat_template: str | None = None
+    seed: int | None = None
+    calibration: str | None = None
+    adapters: Literal["core"] | None = None
+    mixture: Mixture | None = None
+    path: tuple[PathLayer, ...] | None = None
+    tokens: TokenRules | None = None
+
+    @property
+    def spec(self) -> MethodSpec:
+        """What the merge method takes."""
+        return method_spec(self.merge_method)
+
+    def spec_of(self, part: Slice) -> MethodSpec:
+        """Return what the merge method of `part` takes."""
+        return method_spec(part.merge_method or self.merge_method)
+
+    @property
+    def specs(self) -> tuple[MethodSpec, ...]:
+        """What each of the recipe's methods takes, in order of first use."""
+        return tuple({spec.name: spec for spec in map(self.spec_of, self.slices)}.values())
+
+    @property
+    def methods(self) -> str:
+        """The names of the recipe's methods, for messages."""
+        return ", ".join(spec.name for spec in self.specs)
+
+    def scopes_of(self, part: Slice) -> tuple[Parameters, ...]:
+        """Return the parameters that apply to a slice, the narrowest first."""
+        return (part.parameters, self.parameters) if part.merge_method is None else (part.parameters,)
+
+    @property
+    def is_sliced(self) -> bool:
+        """False for the `models:` form, whose number of layers only the models know."""
+        return self.slices[0].sources[0].layer_range is not None
+
+    @property
+    def num_layers(self) -> int | None:
+        """Layers of the output; None in the `models:` form."""
+        if self.path is not None:
+            return len(self.path)
+        return sum(part.num_layers for part in self.slices) if self.is_sliced else None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All references in order of first use: the sources', then bases that are no source, then the path's."""
+        sources = [source.model for part in self.slices for source in part.sources]
+        bases = [base for base in (self.base_model, *(part.base_model for part in self.slices)) if base]
+        path = [layer.model for layer in self.path or () if layer.model is not None]
+        return tuple(dict.fromkeys(sources + bases + path))
+
+    @property
+    def donor(self) -> str:
+        """The model that config and tokenizer come from: the base, else the first source."""
+        return self.base_model or self.slices[0].sources[0].model
+
+    def base_of(self, part: Slice) -> str | None:
+        """Return the base of `part`: its own, else the recipe's."""
+        return part.base_model or self.base_model
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a method, or a parameter that is set, uses what models do on a text."""
+        if any(spec.statistic is not None for spec in self.specs):
+            return True
+        scopes = [self.parameters, *(part.parameters for part in self.slices)]
+        needing = {
+            parameter.name for spec in (self.spec, *self.specs) for parameter in spec.parameters if parameter.after
+        }
+        return any(name in needing for scope in scopes for name, _ in scope)
+
+    def with_base(self, part: Slice) -> tuple[Source, ...]:
+        """Return the sources of `part`, with the base as the last where the `models:` form leaves it out."""
+        base = self.base_of(part)
+        if self.is_sliced or base is None or any(source.model == base for source in part.sources):
+            return part.sources
+        return (*part.sources, Source(base, None))

@@ -1,0 +1,123 @@
+"""What is printed for a wrong search file: one line per mistake, with file, line and key, in words of the file."""
+
+import re
+
+import pytest
+import yaml
+
+from evomerge.config.errors import ConfigError
+from evomerge.config.load import load
+
+MINIMAL = """\
+models: {base: org/base, expert: org/expert}
+fitness:
+  tasks: [{task: arithmetic}]
+"""
+
+LABELS = re.compile(
+    r"constrained|input tag|instance of|function-|literal\[|union|discriminator|is-instance|[a-z]+_type|Config\b"
+)
+"""Words of validators that mean nothing to the author of a file."""
+
+
+def said(path, *overrides):
+    """Return the lines that loading a file prints, without the folder."""
+    with pytest.raises(ConfigError) as error:
+        load(path, overrides)
+    lines = str(error.value).splitlines()
+    assert not any(LABELS.search(line) for line in lines), lines
+    return [line.replace(f"{path.parent}/", "") for line in lines]
+
+
+BAD = {
+    "spce: {}": "spce: unknown key; did you mean `space`?",
+    "space: {layer_per_group: 2}": "space.layer_per_group: unknown key; did you mean `layers_per_group`?",
+    "strategy: {popsize: 9}": "strategy.popsize: unknown key; valid here: diagonal, kind, learning_rate, ",
+    "strategy: {kind: cmaes}": "strategy.kind: kind 'cmaes' is unknown; did you mean `cma_es`?",
+    "strategy: cmaes": "strategy.kind: kind 'cmaes' is unknown; did you mean `cma_es`?",
+    "space: {kind: 3}": "space.kind: kind 3 is unknown; write data_flow, layer_coefficients, mixture or",
+    "strategy: {kind: staged, first: {population: 4}}": "strategy.first.kind: missing; write catcma, cma_es, eda, m2n2, genetic or random",
+    "workers: {kind: rya}": "workers.kind: kind 'rya' is unknown; did you mean `ray`?",
+    "workers: {kind: ray, count: 0}": "workers.count: write a whole number of at least 1, or auto (got 0)",
+    "budget: {evaluations: 0}": "budget.evaluations: write a whole number of at least 1 (got 0)",
+    "budget: {evaluations: many}": "budget.evaluations: write a whole number of at least 1 (got 'many')",
+    "budget: many": "budget.evaluations: write a whole number of at least 1 (got 'many')",
+    "budget: []": "budget: write a section with keys such as evaluations, hours (got a list)",
+    "models: {base: org/base}": "models: write at least 2 pairs of a name and text (got a section)",
+    "models: {base: org/a, b: 3}": "models.b: write text (got 3)",
+    "models: {base: org/a, b: org/a}": "models: two names stand for the same model; remove one of them",
+    "models: {'a b': org/a, b: org/b}": "models: the model name 'a b' may hold letters, digits, - and _ only; rename",
+    "space: {weight: {low: 1, high: 0}}": "space.weight: low 1.0 is not below high 0.0; write low < high",
+    "space: {method: tise}": "space.method: 'tise' is not a merge method; did you mean 'ties'?",
+    "out_dtype: bfloat": "out_dtype: 'bfloat' is not a choice here; did you mean `bfloat16`?",
+    "out_dtype: 16": "out_dtype: write bfloat16, float16 or float32 (got 16)",
+    "vocabulary: basis": "vocabulary: 'basis' is not a choice here; did you mean `base`?",
+    "allow_unrelated: perhaps": "allow_unrelated: write true or false (got 'perhaps')",
+    "seed:": "seed: write a whole number of at least 0 (got nothing)",
+    "population: 8": "population: unknown key; it belongs elsewhere: write strategy.population",
+    "space: {items: 8}": "space.items: unknown key; it belongs elsewhere: write fitness.subset.items",
+}
+
+
+@pytest.mark.parametrize("section", BAD)
+def test_one_line_names_the_file_the_line_the_key_and_the_remedy(write, section):
+    file = yaml.safe_load(MINIMAL) | yaml.safe_load(section)
+    text = yaml.safe_dump(file, sort_keys=False, default_flow_style=True, width=10_000)  # all of it on line 1
+    (line,) = said(write(text))
+    assert line.startswith(f"search.yaml:1: {BAD[section]}"), line
+
+
+BAD_FITNESS = {
+    "held_out: 2": "fitness.held_out: write a number above 0 and below 1, or train, validation or test (got 2)",
+    "held_out: tset": "fitness.held_out: 'tset' is not a choice here; did you mean `test`?",
+    "subset: {items: -3}": "fitness.subset.items: write a whole number of at least 1, or all (got -3)",
+    "subset: {items: 2.5}": "fitness.subset.items: write a whole number of at least 1, or all (got 2.5)",
+    "subset: 0": "fitness.subset.items: write a whole number of at least 1, or all (got 0)",
+    "subset: {itms: 3}": "fitness.subset.itms: unknown key; did you mean `items`?",
+    "subset: {estimator: pirt}": "fitness.subset.estimator: 'pirt' is not a choice here; did you mean `p_irt`?",
+    "items: 20": "fitness.items: unknown key; it belongs elsewhere: write fitness.subset.items",
+    "tasks: []": "fitness.tasks: write a list of at least 1, each a section with keys such as task, weight, floor",
+    "tasks: [{task: a, weight: 0}]": "fitness.tasks.0.weight: write a number above 0 (got 0)",
+    "tasks: [{weight: 1}]": "fitness.tasks.0.task: missing; write text (`evomerge init` writes an example)",
+    "tasks: [a, a]": "fitness.tasks: task 'a' is listed twice: keep one entry and set its weight instead",
+    "tasks: [3]": "fitness.tasks.0: write a section with keys such as task, weight, floor (got 3)",
+    "racing: {test: sprit}": "fitness.racing.test: 'sprit' is not a choice here; did you mean `sprt`?",
+}
+
+
+@pytest.mark.parametrize("key", BAD_FITNESS)
+def test_mistakes_in_fitness(write, key):
+    fitness = {"tasks": ["arithmetic"]} | yaml.safe_load(key)
+    text = MINIMAL.splitlines()[0] + "\nfitness: " + yaml.safe_dump(fitness, default_flow_style=True, width=10_000)
+    (line,) = said(write(text))
+    assert line.startswith(f"search.yaml:2: {BAD_FITNESS[key]}"), line
+
+
+def test_every_mistake_is_named_at_once_with_its_line(write):
+    text = "budgt: {}\n" + MINIMAL + "spce: {}\nspace:\n  method: ties\n  modules:\n  - attention\n  - mlq\n"
+    lines = said(write(text))
+    places = {line.split(": ")[1]: line.split(": ")[0] for line in lines}
+    assert places == {"budgt": "search.yaml:1", "spce": "search.yaml:5", "space.modules.1": "search.yaml:10"}
+
+
+def test_a_key_of_a_merged_mapping_has_the_line_where_it_stands(write):
+    (line,) = said(write("budget: {<<: &few\n  {evaluations: 0}}\n" + MINIMAL))
+    assert line.startswith("search.yaml:2: budget.evaluations")
+
+
+def test_a_mistake_on_the_command_line_names_the_option(write):
+    path = write(MINIMAL)
+    assert said(path, "fitness.held_out=2") == [
+        "--set fitness.held_out=2: fitness.held_out: write a number above 0 and below 1, or train, validation or test "
+        "(got 2)"
+    ]
+    assert said(path, "budget.evaluatons=2") == [
+        "--set budget.evaluatons=2: budget.evaluatons: unknown key; did you mean `evaluations`?"
+    ]
+
+
+def test_not_yaml_has_a_line(write):
+    assert said(write("models: {a: b}\nfitness: [\n"))[0].startswith("search.yaml:3: not valid YAML: ")
+    assert said(write("models: {a: b}\nseed: 1\nseed: 2\n")) == [
+        "search.yaml:3: not valid YAML: the key 'seed' is given twice"
+    ]
