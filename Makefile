@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-slow lint install lock clean
+.PHONY: quickstart test test-slow test-all lint install lock clean
 
 install: $(STAMP)
 
@@ -29,11 +29,20 @@ quickstart: $(STAMP)
 	@rm -rf $(OUT)/merged
 	$(EVOMERGE) merge $(OUT)/recipe.yaml $(OUT)/merged
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+# The tests of one file share a process, so that what they set up together is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# All but what takes minutes.
+test: $(STAMP)
+	$(PYTEST) -m "not slow"
+
+# What takes minutes, and the property tests again with ten times the examples.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile=thorough
+
+# Everything, once.
+test-all: $(STAMP)
+	$(PYTEST) --hypothesis-profile=thorough
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -20,9 +20,9 @@ class TaskConfig(_Frozen):
     """Name of an lm-eval task, as in its YAML file's `task:` key; not of a group or a tag."""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Share of this task in the objective, relative to the other tasks' weights; > 0, no unit."""
-    floor: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Lowest score that is good enough, as a share of the best source's: 0.9 keeps 90 % of it. A candidate that misses
-    a floor is worse than any that misses none. None: no floor."""
+    min_share_of_best_source: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Constraint: the lowest acceptable score, as a share of the best source's score; 0.9 keeps 90 % of it. Candidates
+    that violate a constraint rank behind all that violate none. None: no constraint."""
     metric: str | None = None
     """Metric to maximise, `name` or lm-eval's `name,filter`. None: the first of the task's metrics that has a
     value for each single item, after the task's first filter. One that is better when lower counts negatively, as
@@ -57,18 +57,18 @@ class SubsetConfig(_Frozen):
     """How the score on all search items follows from those asked. inherited: the experts' answers to all search items
     (they are scored once) and those of earlier candidates fill in the rest. mean: the mean of the answers. auto:
     inherited where scores lie in [0, 1], else mean. The others are published ones and their parts, most of which need
-    a `calibration`."""
+    an `item_bank`."""
     rotate: bool | None = None
     """Whether each generation is asked other items. None: yes, unless the estimator is mean."""
-    calibration: str | None = None
-    """What `evomerge calibrate` has written: other models' answers to the same items, and item parameters fitted to
+    item_bank: str | None = None
+    """What `evomerge fit-items` has written: other models' answers to the same items, and item parameters fitted to
     them. None: there is none."""
 
     @model_validator(mode="after")
     def _calibrated(self) -> "SubsetConfig":
-        if self.calibration is None and self.estimator in (*NEEDS_BANK, *NEEDS_OTHERS):
+        if self.item_bank is None and self.estimator in (*NEEDS_BANK, *NEEDS_OTHERS):
             raise ValueError(
-                f"estimator {self.estimator} needs `calibration`, a file that `evomerge calibrate` writes; "
+                f"estimator {self.estimator} needs `item_bank`, a file that `evomerge fit-items` writes; "
                 "or set estimator: auto"
             )
         return self

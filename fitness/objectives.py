@@ -71,7 +71,11 @@ class Objectives:
             If no source scores above 0 on a task that is to be measured against the best of them.
         """
         weights = {task.task: task.weight for task in config.tasks}
-        shares = {task.task: task.floor for task in config.tasks if task.floor is not None}
+        shares = {
+            task.task: task.min_share_of_best_source
+            for task in config.tasks
+            if task.min_share_of_best_source is not None
+        }
         scaled = weights if config.normalize == "best_source" else ()
         best = _best(sources, [*shares, *(task for task in scaled if task not in shares)])
         floors = {task: share * best[task] for task, share in shares.items()}
@@ -112,7 +116,7 @@ class Objectives:
 
 def relative_to_sources(config: FitnessConfig) -> bool:
     """Whether the objectives cannot be told without the sources' scores."""
-    return config.normalize == "best_source" or any(task.floor is not None for task in config.tasks)
+    return config.normalize == "best_source" or any(task.min_share_of_best_source is not None for task in config.tasks)
 
 
 def _best(sources: Sequence[ItemScores | Evaluation], tasks: Sequence[str]) -> dict[str, float]:
@@ -122,7 +126,8 @@ def _best(sources: Sequence[ItemScores | Evaluation], tasks: Sequence[str]) -> d
     for task, value in best.items():
         if value <= 0:
             raise TaskError(
-                f"task {task!r}: the best source scores {value:g}, and floors and normalize need one above 0: "
-                "remove its floor and set fitness.normalize: none"
+                f"task {task!r}: the best source scores {value:g}; "
+                "min_share_of_best_source and normalize need a score above 0: "
+                "remove the task's min_share_of_best_source and set fitness.normalize: none"
             )
     return best

@@ -16,11 +16,22 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
 
-EXTRAS = {"numba": "evomerge[fast]", "gguf": "evomerge[gguf]", "mergekit": "mergekit==0.1.5"}
+# Every run draws the same examples: few in `make test`, many in `make test-slow` (--hypothesis-profile=thorough).
+settings.register_profile("quick", max_examples=30, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=300, deadline=None, derandomize=True)
+settings.load_profile("quick")
+
+EXTRAS = {
+    "numba": "evomerge[fast]",
+    "gguf": "evomerge[gguf]",
+    "mergekit": "mergekit==0.1.5",
+    "sklearn": "evomerge[experiments]",
+}
 
 
 def required(package: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""`evomerge calibrate`: item parameters from other models' answers to the same items."""
+"""`evomerge fit-items`: item parameters from other models' answers to the same items."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 
 from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
+from evomerge.files.atomic import atomic_file
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run, is_run
 from fitness.estimation.irt import item_fit
 from fitness.estimation.item_banks import (
-    Calibration,
+    ItemBanks,
     Responses,
     by_task,
-    calibrate,
+    fit_item_banks,
     from_run,
     read_csv,
     read_matrix,
@@ -28,7 +29,7 @@ from fitness.estimation.item_banks import (
 MISFIT = 1.3  # of infit: above, an item measures something else
 
 
-def calibrate_items(
+def fit_items(
     sources: Sequence[Path],
     output: Path,
     *,
@@ -46,19 +47,20 @@ def calibrate_items(
         raise ConfigError(f"-o {output}: there is no folder {output.parent}; make it first, or name another")
     try:
         responses = _read(sources, task, split, metric, filter_name)
-        fitted = {name: calibrate(found, dimensions=dimensions) for name, found in responses.items()}
+        fitted = {name: fit_item_banks(found, dimensions=dimensions) for name, found in responses.items()}
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from None
-    calibration = Calibration(responses, fitted)
-    calibration.save(output)
-    summary = [_summary(name, calibration) for name in responses]
+    banks = ItemBanks(responses, fitted)
+    with atomic_file(output) as temporary, temporary.open("wb") as file:
+        banks.save(file)
+    summary = [_summary(name, banks) for name in responses]
     if as_json:
-        print(json.dumps({"calibration": str(output), "tasks": summary}, indent=1))
+        print(json.dumps({"item_bank": str(output), "tasks": summary}, indent=1))
         return
     out = console()
     out.print(grid(["task", "models", "items", "answered", "dimensions", "misfits"], [_cells(row) for row in summary]))
     out.print(f"wrote {output}; use it with", soft_wrap=True)
-    out.print(f"  fitness: {{subset: {{items: 30, calibration: {output}}}}}", soft_wrap=True)
+    out.print(f"  fitness: {{subset: {{items: 30, item_bank: {output}}}}}", soft_wrap=True)
 
 
 def _read(
@@ -98,8 +100,8 @@ def _answers(run: Run) -> Responses:
     return from_run(answers)
 
 
-def _summary(task: str, calibration: Calibration) -> dict[str, Any]:
-    responses, banks = calibration.responses[task], calibration.banks[task]
+def _summary(task: str, item_banks: ItemBanks) -> dict[str, Any]:
+    responses, banks = item_banks.responses[task], item_banks.banks[task]
     misfit_I = item_fit(banks[0], responses.scores).infit > MISFIT
     return {
         "task": task,

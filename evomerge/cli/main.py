@@ -241,8 +241,8 @@ def inspect(
     run(models, quick, allow_unrelated, json)
 
 
-@app.command()
-def calibrate(
+@app.command("fit-items")
+def fit_items(
     sources: Annotated[
         list[Path],
         typer.Argument(
@@ -250,7 +250,7 @@ def calibrate(
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")] = Path("calibration.npz"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")] = Path("item_bank.npz"),
     task: Annotated[
         str | None, typer.Option(help="Task of a matrix whose items do not say it; or the one to take from the logs.")
     ] = None,
@@ -264,8 +264,8 @@ def calibrate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Fit item parameters to other models' answers, for fitness.subset.calibration."""
-    from evomerge.cli.fit_items import calibrate_items as run
+    """Fit item parameters to other models' answers, for fitness.subset.item_bank."""
+    from evomerge.cli.fit_items import fit_items as run
 
     run(
         sources,

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from evomerge.files.atomic import check_place
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.adapter_writer import write_adapter
-from evomerge.merging.output.writer import OutputError, check_place, write_checkpoint
+from evomerge.merging.output.writer import OutputError, write_checkpoint
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.adapters import AdapterCheckpoint
 from evomerge.merging.sources.checkpoints import Checkpoint

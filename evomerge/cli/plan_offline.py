@@ -19,7 +19,7 @@ from evomerge.merging.sources.architecture import first_line, layout_of_module, 
 from evomerge.search.problem import largest_error
 from evomerge.search.warm_start import warmed
 from evomerge.strategies import Strategy, StrategyConfig
-from fitness.tasks.offline import outline
+from fitness.tasks.offline import describe_tasks
 from search_spaces.recipes.references import parts
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.registry import build_space
@@ -78,7 +78,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     space = config.stamped(build_space(config.space, context))
     space.decode(space.start)
     strategy = _strategy(config, space)
-    tasks = outline(config.fitness)
+    tasks = describe_tasks(config.fitness)
     evaluations, items = config.budget.evaluations, config.fitness.subset.items
     asked = None if items == "all" else items * len(tasks)
     references = [part for reference in config.models.values() for part in parts(reference) if part is not None]

@@ -29,7 +29,7 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
         if isinstance(paths, list | str):
             fitness["include_path"] = [_local(path, folder) for path in ([paths] if isinstance(paths, str) else paths)]
         if isinstance(fitness.get("subset"), dict):
-            _resolve_key(fitness["subset"], "calibration", folder)
+            _resolve_key(fitness["subset"], "item_bank", folder)
 
 
 def _resolve_key(section: dict[str, Any], key: str, folder: Path) -> None:

@@ -50,12 +50,12 @@ def atomic_file(
         If the place is a folder, or the disk or the folder refuses; also for such errors raised inside the block.
     """
     temporary = _temporary(path)
-    with _translated(path, elsewhere):
+    with disk_errors(path, elsewhere):
         if path.is_dir():
             raise PlaceError(f"{path}: it is a folder; name a file")
         _check_space(path, size, elsewhere)
         if parents:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
         try:
             temporary.touch(exist_ok=False)
             mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes its files private
@@ -93,10 +93,10 @@ def atomic_folder(path: Path, *, size: int | None = None, elsewhere: str = ELSEW
         If the disk or the parent folder refuses; also for such errors raised inside the block.
     """
     temporary = _temporary(path)
-    with _translated(path, elsewhere):
+    with disk_errors(path, elsewhere):
         check_place(path)
         _check_space(path, size, elsewhere)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             temporary.mkdir()
             mode = temporary.stat().st_mode & 0o666  # the umask's, without the right to enter
@@ -142,6 +142,13 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.tmp")
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # what mkdir says of a file
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+
+
 def _check_space(path: Path, size: int | None, elsewhere: str) -> None:
     if size is None:
         return
@@ -155,8 +162,8 @@ def _check_space(path: Path, size: int | None, elsewhere: str) -> None:
 
 
 @contextmanager
-def _translated(path: Path, elsewhere: str) -> Iterator[None]:
-    """Turn errors of the disk into a FileError about `path`."""
+def disk_errors(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
+    """Turn errors of the disk that the block raises into a FileError about `path`."""
     try:
         yield
     except FileError:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
-from evomerge.files.atomic import FileError, write_text
+from evomerge.files.atomic import FileError, PlaceError, atomic_folder, write_text
 from evomerge.strategies.base import Candidate, Genotype
 from fitness.results import Evaluation
 
@@ -127,21 +127,20 @@ class Run:
         RunError
             If `path` exists and is not an empty folder, or cannot be made.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise _exists(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.mkdir(parents=True)
-            write_text(temporary / "config.yaml", config_yaml)
-            write_text(temporary / "environment.json", json.dumps(environment, indent=1) + "\n")
-            connection = _connect(temporary / "events.sqlite")
-            connection.executescript(_SCHEMA)
-            connection.close()
-            os.replace(temporary, path)  # whole or not at all: a run killed here leaves the name free
-        except (OSError, FileError, sqlite3.Error) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with atomic_folder(path, elsewhere="name a writable place with --run") as temporary:
+                (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
+                text = json.dumps(environment, indent=1) + "\n"
+                (temporary / "environment.json").write_text(text, encoding="utf-8")
+                with closing(_connect(temporary / "events.sqlite")) as connection:
+                    connection.executescript(_SCHEMA)
+        except PlaceError:
+            raise _exists(path) from None
+        except FileError as error:
             if is_run(path):  # another process was quicker
                 raise _exists(path) from None
+            raise RunError(str(error)) from error
+        except sqlite3.Error as error:
             raise RunError(f"{path}: cannot make a run here ({error}); name a writable place with --run") from error
         return cls.open(path)
 

@@ -196,8 +196,8 @@ def _search(run: Run, problem: Problem, pool: Pool, progress: Callable[[Progress
     budget = problem.config.budget
     if problem.needs_sources:
         say(f"scoring the sources on {len(problem.search_items)} search items")
-    measure = problem.measure(Bench(run, Ledger(run.events()), pool))
-    search = Search(run, problem.space, problem.strategy(), budget, measure)
+    plan = problem.evaluation_plan(Bench(run, Ledger(run.events()), pool))
+    search = Search(run, problem.space, problem.strategy(), budget, plan)
     done = len(search.ledger.told)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "

@@ -24,8 +24,8 @@ from evomerge.search.item_blocks import Runner, in_blocks
 from evomerge.strategies.base import Archiving
 from evomerge.workers.base import Pool
 from fitness.config import RacingConfig
-from fitness.estimation.bayesian_bootstrap import completions
-from fitness.estimation.evaluation_plan import Measure
+from fitness.estimation.bayesian_bootstrap import posterior_draws
+from fitness.estimation.evaluation_plan import EvaluationPlan
 from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
 
@@ -51,7 +51,7 @@ class ArchiveRacingPool:
         The workers.
     rules
         Its `error` and `block`.
-    measure
+    plan
         Of the search; judges what a candidate may still answer.
     archive
         The strategy.
@@ -59,8 +59,8 @@ class ArchiveRacingPool:
         Decides the order of the items and the draws.
     """
 
-    def __init__(self, pool: Pool, rules: RacingConfig, measure: Measure, archive: Archiving, seed: int) -> None:
-        self.pool, self.rules, self.measure, self.archive, self.seed = pool, rules, measure, archive, seed
+    def __init__(self, pool: Pool, rules: RacingConfig, plan: EvaluationPlan, archive: Archiving, seed: int) -> None:
+        self.pool, self.rules, self.plan, self.archive, self.seed = pool, rules, plan, archive, seed
         self._working: dict[int, _Heat] = {}
         self._waiting: list[_Heat] = []  # for a worker to become free
 
@@ -107,8 +107,8 @@ class ArchiveRacingPool:
         draws = max(FEWEST_DRAWS, math.ceil(ENTRIES_AT_LIMIT / limit))
         rng = np.random.default_rng([self.seed, heat.runner.tag, len(heat.blocks)])
         entered = 0
-        for drawn in islice(completions(heat.runner.result(heat.items), heat.items, rng), draws):
-            entered += self.archive.keeps(self.measure.judge(drawn))
+        for drawn in islice(posterior_draws(heat.runner.result(heat.items), heat.items, rng), draws):
+            entered += self.archive.keeps(self.plan.judge(drawn))
             if entered >= limit * draws:
                 return False
         return True

@@ -40,7 +40,7 @@ class Conclusion:
         self.run = run
         self.problem = problem
         self.ledger = search.ledger
-        self.objectives = search.measure.objectives
+        self.objectives = search.plan.objectives
         self.strategy = search.strategy
         self.bench = Bench(run, search.ledger, pool)
 

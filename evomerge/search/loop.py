@@ -19,7 +19,7 @@ from evomerge.runs.history import Ledger
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.strategies.base import Candidate, Evaluated, Strategy
 from evomerge.workers.base import Pool
-from fitness.estimation.evaluation_plan import Measure
+from fitness.estimation.evaluation_plan import EvaluationPlan
 from fitness.results import Evaluation
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
@@ -44,7 +44,7 @@ class Search:
         Open for writing; its events are replayed first.
     strategy
         Freshly built; it is led through the recorded events.
-    measure
+    plan
         Which items candidates are asked, and what their answers say; freshly built, it is led through the events.
     """
 
@@ -54,13 +54,13 @@ class Search:
         space: SearchSpace,
         strategy: Strategy,
         budget: BudgetConfig,
-        measure: Measure,
+        plan: EvaluationPlan,
     ) -> None:
         self.run = run
         self.space = space
         self.strategy = strategy
         self.budget = budget
-        self.measure = measure
+        self.plan = plan
         self._notify: Callable[[Ledger], None] = lambda ledger: None
         self.ledger = Ledger()
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
@@ -94,7 +94,7 @@ class Search:
                 self._stop_if_nothing_succeeded()
                 return
             for identity, evaluation in pool.wait():
-                self._tell(identity, self.measure.judge(evaluation), cached=False)
+                self._tell(identity, self.plan.judge(evaluation), cached=False)
                 self._settle_twins(pool, self.ledger.asked[identity].recipe)
 
     @property
@@ -129,7 +129,7 @@ class Search:
             self._twins[recipe_hash].append(candidate.id)
         else:
             self._twins[recipe_hash] = []
-            pool.submit(candidate.id, recipe, self.measure.items(candidate.generation))
+            pool.submit(candidate.id, recipe, self.plan.items(candidate.generation))
 
     def _settle_twins(self, pool: Pool, recipe_hash: str) -> None:
         """Go on with the candidates whose recipe another one had when they were asked: now it has been scored."""
@@ -200,7 +200,7 @@ class Search:
     def _learn(self, told: Told) -> None:
         self.strategy.tell([Evaluated(told.candidate, told.evaluation)])
         if not told.cached:
-            self.measure.learn(told.evaluation)
+            self.plan.learn(told.evaluation)
 
     def _replay(self) -> None:
         for event in self.run.events():
@@ -209,7 +209,7 @@ class Search:
                 continue
             if isinstance(event, Asked):
                 self._check_replayed(event)
-                self.measure.items(event.candidate.generation)
+                self.plan.items(event.candidate.generation)
             self.ledger.add(event)
 
     def _check_replayed(self, event: Asked) -> None:

@@ -16,7 +16,8 @@ import torch
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import InlineConfig, SearchConfig
-from evomerge.merging.engine.engine import Footprint, MergeEngine
+from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.engine.footprint import Footprint
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
 from evomerge.merging.sources import preflight
@@ -35,8 +36,14 @@ from evomerge.workers.ray_pool import RayConfig, RayPool
 from evomerge.workers.source_watch import SourceWatch
 from fitness.config import FitnessConfig
 from fitness.estimation.estimators import NEEDS_PARENTS
-from fitness.estimation.evaluation_plan import EstimatedMeasure, Measure, PlainMeasure, known_of, within_unit_interval
-from fitness.estimation.item_banks import Calibration
+from fitness.estimation.evaluation_plan import (
+    EstimatedPlan,
+    EvaluationPlan,
+    FixedItemsPlan,
+    estimator_inputs,
+    within_unit_interval,
+)
+from fitness.estimation.item_banks import ItemBanks
 from fitness.items import task_of
 from fitness.objectives import Objectives, relative_to_sources
 from fitness.scoring.evaluator import Evaluator
@@ -91,7 +98,7 @@ class Problem:
             raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
-        self.calibration = _calibration(config.fitness)
+        self.item_banks = _item_banks(config.fitness)
         self.held_out_items = self.suite.pool.held_out_ids()
         self.warnings = [
             *self.report.warnings,
@@ -115,7 +122,7 @@ class Problem:
         """Whether candidates are asked only some of the search items."""
         return len(self.subset) < len(self.search_items)
 
-    def measure(self, bench: Bench) -> Measure:
+    def evaluation_plan(self, bench: Bench) -> EvaluationPlan:
         """Return how candidates are measured; sources are scored on all search items where that is needed.
 
         Raises
@@ -136,11 +143,13 @@ class Problem:
             estimator = "inherited" if all(within_unit_interval(answers) for answers in experts) else "mean"
         rotate = estimator != "mean" if few.rotate is None else few.rotate
         if not self.asks_few or (estimator == "mean" and not rotate):
-            return PlainMeasure(self.subset, objectives)
+            return FixedItemsPlan(self.subset, objectives)
         assert few.items != "all"
         tasks = {task: [item for item in self.search_items if task_of(item) == task] for task in objectives.weights}
-        known = {task: known_of(task, items, experts, self.calibration, estimator) for task, items in tasks.items()}
-        return EstimatedMeasure(self.search_items, known, objectives, estimator, few.items, self.config.seed, rotate)
+        known = {
+            task: estimator_inputs(task, items, experts, self.item_banks, estimator) for task, items in tasks.items()
+        }
+        return EstimatedPlan(self.search_items, known, objectives, estimator, few.items, self.config.seed, rotate)
 
     @property
     def noise(self) -> float:
@@ -262,11 +271,11 @@ class Problem:
         }
 
     def _identity(self) -> dict[str, Any]:
-        """The config's identity, with a calibration's content in place of where it lies."""
+        """The config's identity, with the hash of the item banks' file in place of its path."""
         identity = self.resolved().identity()
-        path = self.config.fitness.subset.calibration
+        path = self.config.fitness.subset.item_bank
         if path is not None:
-            identity["fitness"]["subset"]["calibration"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            identity["fitness"]["subset"]["item_bank"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         return identity
 
 
@@ -299,14 +308,14 @@ def inline_settings(workers: InlineConfig | RayConfig) -> InlineConfig:
     return workers
 
 
-def _calibration(fitness: FitnessConfig) -> Calibration | None:
-    """The calibration that a search file names."""
-    if fitness.subset.calibration is None:
+def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:
+    """Return the item banks that a search file names."""
+    if fitness.subset.item_bank is None:
         return None
     try:
-        return Calibration.load(fitness.subset.calibration)
+        return ItemBanks.load(fitness.subset.item_bank)
     except ValueError as error:
-        raise ConfigError(f"fitness.subset.calibration: {error}") from None
+        raise ConfigError(f"fitness.subset.item_bank: {error}") from None
 
 
 def build_worker(

@@ -27,7 +27,7 @@ from evomerge.strategies.base import Archiving, Strategy
 from evomerge.workers.base import Pool
 from fitness.config import RacingConfig
 from fitness.estimation.estimators import Estimate
-from fitness.estimation.evaluation_plan import Measure
+from fitness.estimation.evaluation_plan import EvaluationPlan
 from fitness.estimation.racing_rules import Race, common_correlation
 from fitness.items import task_of
 from fitness.results import Evaluation
@@ -43,7 +43,7 @@ class RacingPool:
         The workers.
     rules
         When a candidate is stopped.
-    measure
+    plan
         Of the search; estimates what the answers so far say.
     ledger
         Of the search; says what is in flight, and what a generation was told before the search was stopped.
@@ -54,9 +54,9 @@ class RacingPool:
     """
 
     def __init__(
-        self, pool: Pool, rules: RacingConfig, measure: Measure, ledger: Ledger, strategy: Strategy, seed: int
+        self, pool: Pool, rules: RacingConfig, plan: EvaluationPlan, ledger: Ledger, strategy: Strategy, seed: int
     ) -> None:
-        self.pool, self.rules, self.measure, self.ledger = pool, rules, measure, ledger
+        self.pool, self.rules, self.plan, self.ledger = pool, rules, plan, ledger
         self.strategy, self.seed = strategy, seed
         self._heats: dict[int, tuple[tuple[str, ...], list[Runner]]] = {}  # by generation
 
@@ -128,10 +128,10 @@ class RacingPool:
         race = Race(len(samples), keep, self.rules.error, looks, test)
         race.active = np.array([not runner.stopped for runner in samples])
         if self.rules.test == "posterior":
-            judged = [self.measure.judge(found) for found in answers]
+            judged = [self.plan.judge(found) for found in answers]
             estimates = [Estimate(found.value, found.standard_error) for found in judged]
             return list(race.update_estimates(estimates, common_correlation(_matrix(answers, {}))))
-        return list(race.update(_matrix(answers, self.measure.objectives.weights)))
+        return list(race.update(_matrix(answers, self.plan.objectives.weights)))
 
 
 def _matrix(answers: Sequence[Evaluation], weights: Mapping[str, float]) -> np.ndarray:
@@ -153,5 +153,5 @@ def racing(pool: Pool, config: SearchConfig, search: Search) -> Pool:
     if rules is None:
         return pool
     if isinstance(search.strategy, Archiving):
-        return ArchiveRacingPool(pool, rules, search.measure, search.strategy, config.seed)
-    return RacingPool(pool, rules, search.measure, search.ledger, search.strategy, config.seed)
+        return ArchiveRacingPool(pool, rules, search.plan, search.strategy, config.seed)
+    return RacingPool(pool, rules, search.plan, search.ledger, search.strategy, config.seed)

@@ -22,9 +22,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from evomerge.merging.engine.jobs import Job
+from evomerge.merging.engine.tensor_merge import TensorMerge
 from evomerge.merging.methods import implementation
-from evomerge.merging.methods.blocks import CPU_BLOCK, Form, Scratch
+from evomerge.merging.methods.blocks import CPU_BLOCK, Scratch, TensorInfo
 from evomerge.merging.methods.registry import MergeMethod, SourceGroup, SourceModel, SourceTensor
 from search_spaces.recipes.methods import MethodSpec
 from search_spaces.recipes.resolve import Contribution, TensorPlan
@@ -32,11 +32,11 @@ from search_spaces.recipes.resolve import Contribution, TensorPlan
 SLACK = 1 << 15  # bytes of scalars and of values per row, beside state per entry
 
 FORMS = {
-    "matrix": Form((12, 20)),
-    "tall matrix": Form((31, 7)),
-    "vector": Form((37,)),
-    "embeddings": Form((24, 8), by_token=True),
-    "stack of matrices": Form((3, 6, 8)),
+    "matrix": TensorInfo((12, 20)),
+    "tall matrix": TensorInfo((31, 7)),
+    "vector": TensorInfo((37,)),
+    "embeddings": TensorInfo((24, 8), by_token=True),
+    "stack of matrices": TensorInfo((3, 6, 8)),
 }
 
 
@@ -93,7 +93,7 @@ class Merge:
     ) -> None:
         self.method: MergeMethod = implementation(method)
         self._shape = models[0].shape
-        self._form = Form(tuple(self._shape), by_token=by_token)
+        self._info = TensorInfo(tuple(self._shape), by_token=by_token)
         self._base = None if base is None else base.reshape(-1)
         self._models = [values.reshape(-1) for values in models]
         self._prepared, self._shared = [], None
@@ -101,13 +101,13 @@ class Merge:
             if self.method.prepare is not None:
                 self._prepared = [self.method.prepare(self._source(name, values, seed)) for values in self._models]
             if self.method.prepare_all is not None:
-                self._shared = self.method.prepare_all(SourceGroup(tuple(self._models), self._base, self._form))
+                self._shared = self.method.prepare_all(SourceGroup(tuple(self._models), self._base, self._info))
 
     def _source(self, name: str, values: Tensor, seed: int) -> SourceTensor:
         """Return a tensor that is all of its model."""
         model = SourceModel(lambda: iter([(values, self._base)]))
         statistic = None if self.method.spec.statistic is None else _statistic(values)
-        return SourceTensor(name, values, self._base, seed, self._form, model, statistic)
+        return SourceTensor(name, values, self._base, seed, self._info, model, statistic)
 
     def run(
         self,
@@ -120,20 +120,20 @@ class Merge:
         """Return the merged tensor."""
         device = self._models[0].device
         out = torch.full((self._models[0].numel(),), float("nan"), dtype=out_dtype, device=device)
-        job = Job(
+        merge = TensorMerge(
             self.method,
             out,
             base=self._base,
             models=self._models,
-            form=self._form,
+            info=self._info,
             prepared=self._prepared,
             shared=self._shared,
-            activation=_activation(self._form).to(device) if "aim" in parameters else None,
+            activation=_activation(self._info).to(device) if "aim" in parameters else None,
         )
         plan, scratch = _plan(self.method.spec, len(self._models), parameters), Scratch(device, block)
         with torch.inference_mode():
-            for piece in job.pieces(plan, out_dtype, compiled=compiled):
-                piece(scratch)
+            for unit in merge.units(plan, out_dtype, compiled=compiled):
+                unit(scratch)
         return out.reshape(self._shape)
 
     @property
@@ -147,9 +147,9 @@ def _statistic(values: Tensor) -> Tensor:
     return values.float().square().bfloat16()
 
 
-def _activation(form: Form) -> Tensor:
+def _activation(info: TensorInfo) -> Tensor:
     """Return some share of the largest activation for each column, float32[N]; one column has it all, one nothing."""
-    return torch.linspace(0.0, 1.0, form.row)
+    return torch.linspace(0.0, 1.0, info.row)
 
 
 def _plan(spec: MethodSpec, count: int, parameters: Mapping[str, Any]) -> TensorPlan:
@@ -209,133 +209,133 @@ class MergeMethodSuite:
         return implementation(self.method).spec
 
     @pytest.fixture(params=list(FORMS.values()), ids=list(FORMS))
-    def form(self, request: pytest.FixtureRequest) -> Form:
+    def info(self, request: pytest.FixtureRequest) -> TensorInfo:
         """Shapes and roles a tensor can have."""
-        form: Form = request.param
-        return form
+        info: TensorInfo = request.param
+        return info
 
     @staticmethod
-    def tensors(form: Form, count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    def tensors(info: TensorInfo, count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """Return a base and models near it, as fine-tunes are."""
-        generator = torch.Generator().manual_seed(len(form.shape) * 1000 + form.shape[0])
-        base = torch.randn(form.shape, generator=generator)
-        deltas = [torch.randn(form.shape, generator=generator) * 0.1 for _ in range(count)]
+        generator = torch.Generator().manual_seed(len(info.shape) * 1000 + info.shape[0])
+        base = torch.randn(info.shape, generator=generator)
+        deltas = [torch.randn(info.shape, generator=generator) * 0.1 for _ in range(count)]
         return [base.to(dtype), *((base + delta).to(dtype) for delta in deltas)]
 
-    def sources(self, form: Form, dtype: torch.dtype = torch.float32) -> tuple[Tensor | None, list[Tensor]]:
+    def sources(self, info: TensorInfo, dtype: torch.dtype = torch.float32) -> tuple[Tensor | None, list[Tensor]]:
         """Return a base, None for methods without, and the models."""
-        base, *models = self.tensors(form, self.models, dtype)
+        base, *models = self.tensors(info, self.models, dtype)
         return (None if self.spec.base == "none" else base), models
 
-    def run(self, base: Tensor | None, models: Sequence[Tensor], form: Form, **options: Any) -> Tensor:
+    def run(self, base: Tensor | None, models: Sequence[Tensor], info: TensorInfo, **options: Any) -> Tensor:
         """Merge with the suite's coefficients, unless `options` say otherwise."""
-        return merge_tensors(self.method, base, models, by_token=form.by_token, **{**self.parameters, **options})
+        return merge_tensors(self.method, base, models, by_token=info.by_token, **{**self.parameters, **options})
 
     def close(self, found: Tensor, expected: Tensor) -> None:
         """Compare up to rounding."""
         torch.testing.assert_close(found, expected, rtol=self.tolerance, atol=self.tolerance)
 
-    def test_one_model_gives_that_model(self, form: Form) -> None:
+    def test_one_model_gives_that_model(self, info: TensorInfo) -> None:
         """With weight 1 and nothing dropped."""
         if self.one_model is None:
             pytest.skip("no coefficients of this method leave a model as it is")
-        base, model = self.tensors(form, 1)
+        base, model = self.tensors(info, 1)
         models = [model] * self.spec.min_models
         merged_base = None if self.spec.base == "none" else base
-        found = merge_tensors(self.method, merged_base, models, by_token=form.by_token, **self.one_model)
+        found = merge_tensors(self.method, merged_base, models, by_token=info.by_token, **self.one_model)
         self.close(found, model)
 
-    def test_zero_deltas_give_the_base(self, form: Form) -> None:
+    def test_zero_deltas_give_the_base(self, info: TensorInfo) -> None:
         """Whatever the coefficients."""
         if self.spec.base == "none":
             pytest.skip("the method knows no base")
-        base, *_ = self.tensors(form, 0)
-        self.close(self.run(base, [base] * self.models, form), base)
+        base, *_ = self.tensors(info, 0)
+        self.close(self.run(base, [base] * self.models, info), base)
 
-    def test_order_of_models(self, form: Form) -> None:
+    def test_order_of_models(self, info: TensorInfo) -> None:
         """Models and their coefficients reversed together change nothing, or something if order matters."""
-        base, models = self.sources(form)
+        base, models = self.sources(info)
         reversed_ = {name: value[::-1] if isinstance(value, list) else value for name, value in self.parameters.items()}
-        found = self.run(base, models[::-1], form, **reversed_)
-        expected = self.run(base, models, form)
+        found = self.run(base, models[::-1], info, **reversed_)
+        expected = self.run(base, models, info)
         if not self.ordered:
             self.close(found, expected)
-        elif form.is_matrix:
+        elif info.is_matrix:
             assert not torch.allclose(found, expected)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_dtype_is_kept_and_rounded_to_once(self, form: Form, dtype: torch.dtype) -> None:
+    def test_dtype_is_kept_and_rounded_to_once(self, info: TensorInfo, dtype: torch.dtype) -> None:
         """Half-precision sources are merged in float32: the result is that of float32 sources, rounded."""
-        base, models = self.sources(form, dtype)
-        found = self.run(base, models, form, out_dtype=dtype)
-        wide = self.run(None if base is None else base.float(), [model.float() for model in models], form)
+        base, models = self.sources(info, dtype)
+        found = self.run(base, models, info, out_dtype=dtype)
+        wide = self.run(None if base is None else base.float(), [model.float() for model in models], info)
         assert found.dtype == dtype
         assert found.device == models[0].device
         if not self.spec.stochastic:  # masks are drawn from the stored bytes
             assert torch.equal(found, wide.to(dtype))
 
-    def test_inputs_stay_as_they_are(self, form: Form) -> None:
+    def test_inputs_stay_as_they_are(self, info: TensorInfo) -> None:
         """Sources are memory-mapped files."""
-        base, models = self.sources(form)
+        base, models = self.sources(info)
         before = [values.clone() for values in (base, *models) if values is not None]
-        self.run(base, models, form)
+        self.run(base, models, info)
         assert all(
             torch.equal(a, b) for a, b in zip(before, (v for v in (base, *models) if v is not None), strict=True)
         )
 
-    def test_seed_decides(self, form: Form) -> None:
+    def test_seed_decides(self, info: TensorInfo) -> None:
         """Equal seeds, equal weights; another seed counts for stochastic methods only."""
-        base, models = self.sources(form)
-        first, again, other = (self.run(base, models, form, seed=seed) for seed in (3, 3, 4))
+        base, models = self.sources(info)
+        first, again, other = (self.run(base, models, info, seed=seed) for seed in (3, 3, 4))
         assert torch.equal(first, again)
         assert torch.equal(first, other) != self.spec.stochastic
 
     @pytest.mark.parametrize("block", [1, 7, 64])
-    def test_blockwise_equals_whole(self, form: Form, block: int) -> None:
+    def test_blockwise_equals_whole(self, info: TensorInfo, block: int) -> None:
         """However the tensor is cut."""
-        base, models = self.sources(form)
-        assert torch.equal(self.run(base, models, form, block=block), self.run(base, models, form))
+        base, models = self.sources(info)
+        assert torch.equal(self.run(base, models, info, block=block), self.run(base, models, info))
 
-    def test_compiled_kernels_change_nothing(self, form: Form) -> None:
+    def test_compiled_kernels_change_nothing(self, info: TensorInfo) -> None:
         """The formula in one pass gives what it gives step by step."""
         if not implementation(self.method).gives_formula:
             pytest.skip("the method does its own arithmetic")
         pytest.importorskip("numba")
-        base, models = self.sources(form, torch.bfloat16)
-        expected = self.run(base, models, form, out_dtype=torch.bfloat16)
-        assert torch.equal(self.run(base, models, form, out_dtype=torch.bfloat16, compiled=True), expected)
+        base, models = self.sources(info, torch.bfloat16)
+        expected = self.run(base, models, info, out_dtype=torch.bfloat16)
+        assert torch.equal(self.run(base, models, info, out_dtype=torch.bfloat16, compiled=True), expected)
 
-    def test_prepared_once_serves_all_coefficients(self, form: Form) -> None:
+    def test_prepared_once_serves_all_coefficients(self, info: TensorInfo) -> None:
         """Prepare once and apply twice gives what preparing for each gives; nothing of the first call is left."""
-        base, models = self.sources(form)
-        merge = Merge(self.method, base, models, by_token=form.by_token)
-        expected = self.run(base, models, form)
+        base, models = self.sources(info)
+        merge = Merge(self.method, base, models, by_token=info.by_token)
+        expected = self.run(base, models, info)
         assert torch.equal(merge.run(**self.parameters), expected)
         if self.others is not None:
             found = merge.run(**self.others)
-            assert torch.equal(found, merge_tensors(self.method, base, models, by_token=form.by_token, **self.others))
+            assert torch.equal(found, merge_tensors(self.method, base, models, by_token=info.by_token, **self.others))
             assert torch.equal(merge.run(**self.parameters), expected)
 
-    def test_result_is_finite_for_degenerate_tensors(self, form: Form) -> None:
+    def test_result_is_finite_for_degenerate_tensors(self, info: TensorInfo) -> None:
         """A zero tensor, a model equal to the base, two equal models: no NaN."""
-        base, models = self.sources(form)
-        zero = torch.zeros(form.shape)
+        base, models = self.sources(info)
+        zero = torch.zeros(info.shape)
         for changed in ([zero] * self.models, [models[-1]] * self.models, [zero, *models[1:]]):
             for start in {id(value): value for value in (base, zero if base is not None else None)}.values():
-                assert bool(torch.isfinite(self.run(start, changed, form)).all())
+                assert bool(torch.isfinite(self.run(start, changed, info)).all())
         if base is not None:
-            assert bool(torch.isfinite(self.run(base, [base, *models[1:]], form)).all())
+            assert bool(torch.isfinite(self.run(base, [base, *models[1:]], info)).all())
 
     def test_prepared_state_is_no_larger_than_said(self) -> None:
         """`prepared_bytes` and `shared_bytes` are what the footprint adds up."""
-        form = Form((128, 192))
-        base, models = self.sources(form)
+        info = TensorInfo((128, 192))
+        base, models = self.sources(info)
         merge = Merge(self.method, base, models)
         merge.run(**self.parameters)
         method = implementation(self.method)
         sources = {values.untyped_storage().data_ptr() for values in (base, *models) if values is not None}
         held = sum(bytes_ for place, bytes_ in _storages(merge.state).items() if place not in sources)
-        said = method.prepared_size(form) * len(models) + method.shared_size(form)
+        said = method.prepared_size(info) * len(models) + method.shared_size(info)
         assert held <= said + SLACK
         assert said == 0 or held > said / 4  # and it says no more than needed, within reason
 

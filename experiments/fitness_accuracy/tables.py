@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.fitness_accuracy.data import Benchmark
-from fitness.estimation.estimators import ESTIMATORS, Estimate, Known, validation_error
+from fitness.estimation.estimators import ESTIMATORS, Estimate, EstimatorInputs, validation_error
 from fitness.estimation.irt import ItemBank, fit_2pl, fit_mirt
 from fitness.estimation.subset import (
     Anchors,
@@ -195,7 +195,7 @@ def _one_draw(
     items = benchmark.scores.shape[1]
     scores = benchmark.scores[calibration]
     banks = (fit_2pl(scores), fit_mirt(scores, min(DIMENSIONS, len(scores))))
-    shared = Known(items, banks=banks, calibration=scores)
+    shared = EstimatorInputs(items, banks=banks, other_models=scores)
     if any(method.estimator == "gp_irt" for method in methods):
         shared = replace(shared, p_irt_error=validation_error(shared))
     without_parents = _variants(shared)
@@ -218,14 +218,14 @@ def _one_draw(
                 yield Record(table, benchmark.name, method.label, size, draw, row, float(answers.mean()), estimate)
 
 
-def _variants(known: Known) -> dict[bool, Known]:
+def _variants(known: EstimatorInputs) -> dict[bool, EstimatorInputs]:
     """With and without the item banks."""
     return {True: known, False: replace(known, banks=())}
 
 
 def _ask(
-    kind: str, known: Known, size: int, seed: int, generation: int, cached: dict[str, Anchors]
-) -> tuple[np.ndarray, Known]:
+    kind: str, known: EstimatorInputs, size: int, seed: int, generation: int, cached: dict[str, Anchors]
+) -> tuple[np.ndarray, EstimatorInputs]:
     """The positions of one kind of subset, and what is known of it."""
     rng = generator(seed, generation)
     if kind == "default":
@@ -233,7 +233,7 @@ def _ask(
     if kind == "neyman":
         return neyman(parent_strata(known.parent_scores), size, rng), known
     if kind == "difficulty":
-        difficulty = -known.calibration_scores.mean(0)
+        difficulty = -known.other_models_scores.mean(0)
         strata = np.argsort(np.argsort(difficulty, kind="stable"), kind="stable") * size // known.items
         return by_difficulty(difficulty, size, rng), replace(known, strata=strata)
     if kind == "random":
@@ -242,7 +242,7 @@ def _ask(
         bank: ItemBank = known.bank
         points = {
             "anchor_irt": np.column_stack((bank.discrimination, bank.difficulty)),
-            "anchor_correctness": known.calibration_scores.T,
+            "anchor_correctness": known.other_models_scores.T,
         }[kind]
         cached[kind] = anchors(points, size, rng)
     chosen = cached[kind]

@@ -70,8 +70,8 @@ def run(arm: str, seed: int, extra: Sequence[str] = ()) -> Outcome:
         Run.create(Path(folder) / "run", config.to_yaml(), {}) as log,
     ):
         pool = problem.pool()
-        measure = problem.measure(Bench(log, Ledger(log.events()), pool))
-        search = Search(log, problem.space, problem.strategy(), config.budget, measure)
+        plan = problem.evaluation_plan(Bench(log, Ledger(log.events()), pool))
+        search = Search(log, problem.space, problem.strategy(), config.budget, plan)
         search.search(racing(pool, config, search))
         result = Conclusion(log, problem, search, pool).conclude()
         ledger = Ledger(log.events())

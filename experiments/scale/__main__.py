@@ -26,7 +26,7 @@ from evomerge.strategies import CmaEsConfig, M2n2Config, RandomConfig, StrategyC
 from evomerge.strategies.base import Evaluated
 from experiments.harness import Experiment, Results
 from experiments.scale.simulation import ITEMS, Load, SimulatedPool, space
-from fitness.estimation.evaluation_plan import PlainMeasure
+from fitness.estimation.evaluation_plan import FixedItemsPlan
 from fitness.objectives import Objectives
 from search_spaces.spaces.coefficients import CoefficientSpace
 
@@ -62,8 +62,8 @@ def strategies(workers: int) -> dict[str, StrategyConfig]:
 def searching(run: Run, searched: CoefficientSpace, config: StrategyConfig, evaluations: int) -> Search:
     """Return a search over `run`, which is led through its events."""
     resolved = config.resolved(searched, noise=0.1, evaluations=evaluations)
-    measure = PlainMeasure(ITEMS, OBJECTIVES)
-    return Search(run, searched, resolved.build(searched, 0), BudgetConfig(evaluations=evaluations), measure)
+    plan = FixedItemsPlan(ITEMS, OBJECTIVES)
+    return Search(run, searched, resolved.build(searched, 0), BudgetConfig(evaluations=evaluations), plan)
 
 
 def drive(layers: int, config: StrategyConfig, workers: int, load: Load, evaluations: int) -> dict[str, Any]:
@@ -113,11 +113,11 @@ def write_log(run: Run, searched: CoefficientSpace, config: StrategyConfig, eval
     """Record a whole search as the driver does, except that no recipe is decoded: its hash is a number."""
     resolved = config.resolved(searched, noise=0.1, evaluations=evaluations)
     strategy, pool = resolved.build(searched, 0), SimulatedPool(1, Load(median=1e-6), seed=0)
-    measure = PlainMeasure(ITEMS, OBJECTIVES)
+    plan = FixedItemsPlan(ITEMS, OBJECTIVES)
     for _ in range(evaluations):
         (candidate,) = strategy.ask(1)
         run.record(Asked(candidate, f"{candidate.id:016x}"))
-        evaluation = measure.judge(pool.evaluation(1.0))
+        evaluation = plan.judge(pool.evaluation(1.0))
         run.record(Told(candidate.id, evaluation, False, float(candidate.id)))
         strategy.tell([Evaluated(candidate.id, evaluation)])
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fitness.estimation.evaluation_plan import PlainMeasure
+from fitness.estimation.evaluation_plan import FixedItemsPlan
 from fitness.items import task_of
 from fitness.objectives import Objectives
 
@@ -84,7 +84,7 @@ LEVERS = (
 )
 
 
-class FreshItems(PlainMeasure):
+class FreshItems(FixedItemsPlan):
     """Each generation is asked the next items of a shuffled list, task by task; the list begins anew at its end.
 
     A search file's ``fitness.subset: {rotate: true, estimator: mean}`` draws each generation's items independently of

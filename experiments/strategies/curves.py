@@ -21,7 +21,7 @@ from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.workers.inline import InlinePool
 from experiments.strategies.contenders import Contender, FreshItems
-from fitness.estimation.evaluation_plan import PlainMeasure
+from fitness.estimation.evaluation_plan import FixedItemsPlan
 from fitness.objectives import Objectives
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.space import Genotype
@@ -93,9 +93,9 @@ def search(job: Job) -> Curve:
     strategy = settings.resolved(space, noise=noise, evaluations=evaluations).build(space, seed)
     objectives = Objectives(opened.suite.weights)
     if contender.fresh:
-        measure: PlainMeasure = FreshItems(opened.search_items, contender.items, objectives, seed)
+        plan: FixedItemsPlan = FreshItems(opened.search_items, contender.items, objectives, seed)
     else:
-        measure = PlainMeasure(opened.suite.pool.subset(contender.items // len(opened.suite.weights), seed), objectives)
+        plan = FixedItemsPlan(opened.suite.pool.subset(contender.items // len(opened.suite.weights), seed), objectives)
     guesses: list[Genotype] = []
 
     def note(ledger: Ledger) -> None:
@@ -106,7 +106,7 @@ def search(job: Job) -> Curve:
             guesses.append(np.array(best if guess is None else guess))
 
     with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", "", {}) as run:
-        state = Search(run, space, strategy, BudgetConfig(evaluations=evaluations), measure)
+        state = Search(run, space, strategy, BudgetConfig(evaluations=evaluations), plan)
         state.search(InlinePool(opened.worker), note)
     scores = [held_out(space.decode(guess), job.held_out_items) for guess in guesses]
     return Curve(contender.name, seed, list(spent[: len(scores)]), scores, evaluations, time.process_time() - started)

@@ -17,7 +17,7 @@ from fitness.objectives import by_task
 from fitness.results import Evaluation
 
 
-def completions(answered: Evaluation, items: Sequence[str], rng: np.random.Generator) -> Iterator[Evaluation]:
+def posterior_draws(answered: Evaluation, items: Sequence[str], rng: np.random.Generator) -> Iterator[Evaluation]:
     """Draw answers to all items without end; what they say of the score has to be judged.
 
     Parameters

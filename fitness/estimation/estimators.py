@@ -1,9 +1,9 @@
 """From the scores of some items to the score of the task, with its standard error.
 
-An `Estimator` takes a candidate's scores, the positions of the items it was asked and what else is `Known`. The
-default is `inherited`; the published ones are here as published, for comparison and for those who want them.
+An `Estimator` takes a candidate's scores, the positions of the items it was asked, and the `EstimatorInputs`. The
+default is `inherited`; the published ones are implemented as published.
 
-Letters: T parents, J calibration models, I items, S asked items, U items not asked, D ability dimensions.
+Letters: T parents, J other models, I items, S asked items, U items not asked, D ability dimensions.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def mean(scores: npt.ArrayLike) -> Estimate:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class EstimatorInputs:
     """What is known beside a candidate's answers; all of one task, items in one order.
 
     Attributes
@@ -81,7 +81,7 @@ class Known:
         float64[T, I], scores of the models that are merged, on all items.
     banks
         Item parameters; the published estimators use the last one, which is the multidimensional one of two.
-    calibration
+    other_models
         float64[J, I], scores of other models on all items.
     weights
         Item position to its weight, of an anchor subset (`fitness.estimation.subset.anchors`); other subsets weigh
@@ -91,20 +91,20 @@ class Known:
     evaluated
         (scores, positions) of candidates of the same parents, oldest first.
     p_irt_error
-        b of gp-IRT, in [0, 1]; None measures it on the calibration models, which takes seconds.
+        b of gp-IRT, in [0, 1]; None measures it on the other models, which takes seconds.
     """
 
     items: int
     parents: Array | None = None
     banks: tuple[ItemBank, ...] = ()
-    calibration: Array | None = None
+    other_models: Array | None = None
     weights: Mapping[int, float] | None = None
     strata: npt.NDArray[np.int64] | None = None
     evaluated: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]] = ()
     p_irt_error: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("parents", "calibration"):
+        for name in ("parents", "other_models"):
             scores = getattr(self, name)
             if scores is not None and (np.ndim(scores) != 2 or np.shape(scores)[1] != self.items):
                 raise ValueError(f"{name} have shape {np.shape(scores)}: give [models, {self.items}]")
@@ -121,7 +121,7 @@ class Known:
     def bank(self) -> ItemBank:
         """The bank that published estimators use."""
         if not self.banks:
-            raise ValueError("this estimator needs item parameters: run `evomerge calibrate` and name its file")
+            raise ValueError("this estimator needs item parameters: run `evomerge fit-items` and name its file")
         return self.banks[-1]
 
     @property
@@ -132,11 +132,11 @@ class Known:
         return self.parents
 
     @property
-    def calibration_scores(self) -> Array:
-        """The calibration models' scores, float64[J, I]."""
-        if self.calibration is None or len(self.calibration) < 2:
+    def other_models_scores(self) -> Array:
+        """Other models' scores, float64[J, I]."""
+        if self.other_models is None or len(self.other_models) < 2:
             raise ValueError("this estimator needs other models' scores on all items: give a responses matrix")
-        return self.calibration
+        return self.other_models
 
     @cached_property
     def measured_p_irt_error(self) -> float:
@@ -155,11 +155,13 @@ class Known:
         return np.stack([ability_map(self.bank, score_I).mean for score_I in self.parent_scores])
 
 
-Estimator = Callable[[npt.ArrayLike, npt.ArrayLike, Known], Estimate]
+Estimator = Callable[[npt.ArrayLike, npt.ArrayLike, EstimatorInputs], Estimate]
 """(scores float[S] in [0, 1], positions int[S] of the asked items, what is known) -> estimate of the mean score."""
 
 
-def _answers(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> tuple[Array, npt.NDArray[np.int64]]:
+def _answers(
+    scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs
+) -> tuple[Array, npt.NDArray[np.int64]]:
     score_S, position_S = check_scores(scores).ravel(), np.asarray(positions, np.int64).ravel()
     if score_S.size == 0 or score_S.size != position_S.size:
         raise ValueError(f"{score_S.size} scores for {position_S.size} items: give one score per item, at least one")
@@ -170,14 +172,14 @@ def _answers(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> t
     return score_S, position_S
 
 
-def subset_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def subset_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """`mean` of a random subset, its error times √(1 − S/I): a subset of all items leaves nothing open."""
     score_S, _ = _answers(scores, positions, known)
     estimate = mean(score_S)
     return Estimate(estimate.value, estimate.standard_error * math.sqrt(1 - score_S.size / known.items))
 
 
-def stratified_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def stratified_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """Mean of the strata's means, weighted by their sizes; a stratum that was not asked takes the overall mean."""
     score_S, position_S = _answers(scores, positions, known)
     stratum_I = parent_strata(known.parent_scores) if known.strata is None else known.strata
@@ -192,7 +194,7 @@ def stratified_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Know
     return Estimate(value, math.sqrt(variance))
 
 
-def anchor_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def anchor_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """Σ w y with the anchors' weights (tinyBenchmarks); the plain mean for other subsets.
 
     The error is that of a mean of as many items as the weights are worth, 1/Σw²; anchors are not drawn at random, so
@@ -206,7 +208,7 @@ def anchor_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -
     return Estimate(value, math.sqrt(centre * (1 - centre) / (count + 2)))
 
 
-def _weights(position_S: npt.NDArray[np.int64], known: Known) -> Array:
+def _weights(position_S: npt.NDArray[np.int64], known: EstimatorInputs) -> Array:
     if known.weights is None:
         return np.full(position_S.size, 1 / position_S.size)
     missing = [int(position) for position in position_S if int(position) not in known.weights]
@@ -281,7 +283,7 @@ def _with_predictions(
     return Estimate(value, math.sqrt(variance))
 
 
-def p_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def p_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """p-IRT as published: answers where given, predictions at the maximum-likelihood ability elsewhere."""
     score_S, position_S = _answers(scores, positions, known)
     ability_D = likeliest_ability(known.bank, score_S, position_S)
@@ -289,7 +291,7 @@ def p_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Esti
     return _with_predictions(known.bank, ability_D, directions, 0.0, score_S, position_S, float(score_S.mean()))
 
 
-def p_irt_map(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def p_irt_map(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """p-IRT with the maximum a posteriori ability under N(0, I)."""
     score_S, position_S = _answers(scores, positions, known)
     ability_D = ability_map(known.bank, score_S, position_S).mean
@@ -297,25 +299,25 @@ def p_irt_map(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> 
     return _with_predictions(known.bank, ability_D, directions, 1.0, score_S, position_S, float(score_S.mean()))
 
 
-def validation_error(known: Known, models: int = 40) -> float:
-    """Mean absolute error of p-IRT with half the items asked, on (up to 40 of) the calibration models."""
-    calibration_JI = known.calibration_scores
+def validation_error(known: EstimatorInputs, models: int = 40) -> float:
+    """Mean absolute error of p-IRT with half the items asked, on up to 40 of the other models."""
+    other_JI = known.other_models_scores
     rng = np.random.default_rng(0)
     errors = []
-    for score_I in calibration_JI[rng.permutation(len(calibration_JI))[:models]]:
+    for score_I in other_JI[rng.permutation(len(other_JI))[:models]]:
         half = np.sort(rng.choice(known.items, max(known.items // 2, 1), replace=False))
         errors.append(abs(p_irt(score_I[half], half, known).value - float(score_I.mean())))
     return float(np.mean(errors))
 
 
-def gp_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def gp_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """gp-IRT as published: ξ·(anchor mean) + (1 − ξ)·(p-IRT), ξ = b²/(b² + v/(4n)).
 
-    b is p-IRT's `validation_error`, v the mean variance of a calibration model's scores.
+    b is p-IRT's `validation_error`, v the mean variance of a model's scores.
     """
     score_S, position_S = _answers(scores, positions, known)
     bias = known.measured_p_irt_error
-    variance = float(known.calibration_scores.var(axis=1).mean())
+    variance = float(known.other_models_scores.var(axis=1).mean())
     share = bias**2 / (bias**2 + variance / (4 * score_S.size)) if bias > 0 else 0.0
     return _blend(share, anchor_mean(score_S, position_S, known), p_irt(score_S, position_S, known))
 
@@ -326,7 +328,7 @@ def _blend(share: float, first: Estimate, second: Estimate) -> Estimate:
     return Estimate(value, share * first.standard_error + (1 - share) * second.standard_error)
 
 
-def mp_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def mp_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """mp-IRT as published (MERGE³): p-IRT at θ = Σ λₜ θₜ, parents' θₜ and λ by maximum likelihood.
 
     Its first term is the anchor-weighted mean.
@@ -338,7 +340,7 @@ def mp_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Est
     return _with_predictions(known.bank, share_T @ abilities_TD, abilities_TD.T, 0.0, score_S, position_S, first)
 
 
-def gmp_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def gmp_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """gmp-IRT as in MERGE³'s code: half the anchor mean, half mp-IRT."""
     score_S, position_S = _answers(scores, positions, known)
     anchored, predicted = anchor_mean(score_S, position_S, known), mp_irt(score_S, position_S, known)
@@ -351,7 +353,7 @@ MIXTURE_PRECISION = 4.0  # of λ's prior around 1/T: halves mp-IRT's error at 10
 STRATUM_STRENGTH = 3.0  # items that the prior of a stratum is worth
 
 
-def _map_mixture(known: Known, score_S: Array, position_S: npt.NDArray[np.int64]) -> Array:
+def _map_mixture(known: EstimatorInputs, score_S: Array, position_S: npt.NDArray[np.int64]) -> Array:
     """float64[T]: λ under N(1/T, 1/4), parents' abilities by MAP; a convex problem in λ."""
     slope_ST = known.bank.discrimination[position_S] @ known.map_abilities.T
     parents = len(known.map_abilities)
@@ -359,7 +361,7 @@ def _map_mixture(known: Known, score_S: Array, position_S: npt.NDArray[np.int64]
     return ability_map(mixture, score_S, None, np.full(parents, 1 / parents), MIXTURE_PRECISION).mean
 
 
-def mp_irt_map(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def mp_irt_map(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """mp-IRT with λ's posterior mode under N(1/T, 1/4) and the parents' abilities by MAP."""
     score_S, position_S = _answers(scores, positions, known)
     share_T, abilities_TD = _map_mixture(known, score_S, position_S), known.map_abilities
@@ -369,14 +371,14 @@ def mp_irt_map(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) ->
     )
 
 
-def ridge(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
-    """Ridge regression of the calibration models' full scores on their answers to the asked items.
+def ridge(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
+    """Ridge regression of other models' full scores on their answers to the asked items.
 
     The penalty minimises the leave-one-out error, which is also the standard error.
     """
     score_S, position_S = _answers(scores, positions, known)
-    calibration_JI = known.calibration_scores
-    x_JS, y_J = calibration_JI[:, position_S], calibration_JI.mean(1)
+    other_JI = known.other_models_scores
+    x_JS, y_J = other_JI[:, position_S], other_JI.mean(1)
     x_mean, y_mean = x_JS.mean(0), float(y_J.mean())
     left_JR, scale_R, right_RS = np.linalg.svd(x_JS - x_mean, full_matrices=False)
     projected_R, models = left_JR.T @ (y_J - y_mean), len(y_J)
@@ -392,19 +394,19 @@ def ridge(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Esti
     return Estimate(value, math.sqrt(best[0]))
 
 
-def blup(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
-    """Best linear unbiased prediction of the unasked items from the calibration models' means and covariance.
+def blup(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
+    """Best linear unbiased prediction of the unasked items from other models' means and covariance.
 
-    The sample covariance is shrunk by 5 % towards its diagonal. Good inside the calibrated range; far off for models
-    better than all calibration models.
+    The sample covariance is shrunk by 5 % towards its diagonal. Good within the range of the other
+    models' scores; far off for a model better than all of them.
     """
     score_S, position_S = _answers(scores, positions, known)
-    calibration_JI = known.calibration_scores
-    mean_I = calibration_JI.mean(0)
-    centred_JI = calibration_JI - mean_I
+    other_JI = known.other_models_scores
+    mean_I = other_JI.mean(0)
+    centred_JI = other_JI - mean_I
     unasked_I = np.ones(known.items, bool)
     unasked_I[position_S] = False
-    models, keep = len(calibration_JI), 0.95
+    models, keep = len(other_JI), 0.95
     total_J = centred_JI[:, unasked_I].sum(1)
     cross_S = keep * centred_JI[:, position_S].T @ total_J / (models - 1)
     covariance_SS = centred_JI[:, position_S].T @ centred_JI[:, position_S] / (models - 1)
@@ -419,10 +421,10 @@ def blup(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estim
     return Estimate(value, math.sqrt(variance) / known.items if unasked else 0.0)
 
 
-def parent_post_stratification(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def parent_post_stratification(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """Strata by which parents are right, each with a Beta prior worth 3 items at .22, .55, .92 (none, some, all).
 
-    Needs neither IRT nor calibration models: Z = (1/I) Σ_k [s_k + (I_k − n_k)(s_k + n₀π_k)/(n_k + n₀)].
+    Needs neither IRT nor other models: Z = (1/I) Σ_k [s_k + (I_k − n_k)(s_k + n₀π_k)/(n_k + n₀)].
     """
     score_S, position_S = _answers(scores, positions, known)
     stratum_I = parent_strata(known.parent_scores)
@@ -438,7 +440,7 @@ def parent_post_stratification(scores: npt.ArrayLike, positions: npt.ArrayLike, 
     return Estimate(total / known.items, math.sqrt(variance) / known.items)
 
 
-def stratified_difference(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def stratified_difference(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """Difference estimator on q = .6·(parents' mean) + .4·(λ-MAP mp-IRT), its offset shrunk in each parent stratum."""
     score_S, position_S = _answers(scores, positions, known)
     ability_D = _map_mixture(known, score_S, position_S) @ known.map_abilities
@@ -460,7 +462,7 @@ def stratified_difference(scores: npt.ArrayLike, positions: npt.ArrayLike, known
     return Estimate(total / known.items, math.sqrt(variance) / known.items)
 
 
-def inherited(scores: npt.ArrayLike, positions: npt.ArrayLike, known: Known) -> Estimate:
+def inherited(scores: npt.ArrayLike, positions: npt.ArrayLike, known: EstimatorInputs) -> Estimate:
     """The default (`fitness.estimation.parent_prior`): parents, a bank, both or neither; learns from candidates."""
     score_S, position_S = _answers(scores, positions, known)
     result = parent_prior.posterior(known.prior, score_S, position_S)

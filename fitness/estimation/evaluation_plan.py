@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fitness.estimation import subset
-from fitness.estimation.estimators import ESTIMATORS, NEEDS_BANK, NEEDS_OTHERS, Known
+from fitness.estimation.estimators import ESTIMATORS, NEEDS_BANK, NEEDS_OTHERS, EstimatorInputs
 from fitness.estimation.irt import check_scores
-from fitness.estimation.item_banks import Calibration
+from fitness.estimation.item_banks import ItemBanks
 from fitness.items import task_of
 from fitness.objectives import Objectives, means
 from fitness.results import Evaluation, TaskError
@@ -28,7 +28,7 @@ ANCHORED = ("anchor_mean", "gp_irt")
 STRATIFIED = ("stratified_mean", "parent_post_stratification", "stratified_difference")
 
 
-class Measure(Protocol):
+class EvaluationPlan(Protocol):
     """What the search driver asks of a measure."""
 
     @property
@@ -45,7 +45,7 @@ class Measure(Protocol):
         """Take a told evaluation into account for later generations."""
 
 
-class PlainMeasure:
+class FixedItemsPlan:
     """The same items for all, and the mean of their scores."""
 
     def __init__(self, items: Sequence[str], objectives: Objectives) -> None:
@@ -64,13 +64,13 @@ class PlainMeasure:
         """Learn nothing."""
 
 
-def known_of(
+def estimator_inputs(
     task: str,
     items: Sequence[str],
     parents: Sequence[Evaluation],
-    calibration: Calibration | None,
+    item_banks: ItemBanks | None,
     estimator: str,
-) -> Known:
+) -> EstimatorInputs:
     """What is known of a task before the search, as far as an estimator uses it.
 
     Parameters
@@ -91,14 +91,14 @@ def known_of(
         rows.append([by_item[item] for item in items])
     try:
         check_scores(rows)
-        if calibration is None or estimator not in (*NEEDS_BANK, *NEEDS_OTHERS, "inherited"):
-            return Known(len(items), parents=np.array(rows, np.float64).reshape(len(rows), len(items)))
-        banks, others = calibration.of(task, items)
-        return Known(
+        if item_banks is None or estimator not in (*NEEDS_BANK, *NEEDS_OTHERS, "inherited"):
+            return EstimatorInputs(len(items), parents=np.array(rows, np.float64).reshape(len(rows), len(items)))
+        banks, others = item_banks.of(task, items)
+        return EstimatorInputs(
             len(items),
             parents=np.array(rows, np.float64).reshape(len(rows), len(items)),
             banks=banks,
-            calibration=others if estimator in NEEDS_OTHERS else None,
+            other_models=others if estimator in NEEDS_OTHERS else None,
         )
     except ValueError as error:
         raise TaskError(f"task {task!r}: {error}; or set fitness.subset.estimator: mean") from None
@@ -114,7 +114,7 @@ class _Task:
     """One task's items, what is known of it, and what its candidates answered so far."""
 
     items: tuple[str, ...]
-    known: Known
+    known: EstimatorInputs
     position: dict[str, int] = field(init=False)
     answers: list[Answers] = field(default_factory=list)
     learnt: int = 0  # answers that `known` rests on
@@ -130,7 +130,7 @@ class _Task:
             self.known = replace(self.known, evaluated=tuple(self.answers))
 
 
-class EstimatedMeasure:
+class EstimatedPlan:
     """Few items, chosen anew for each generation, and an estimator of `fitness.estimation.estimators` for the rest.
 
     Parameters
@@ -154,7 +154,7 @@ class EstimatedMeasure:
     def __init__(
         self,
         items: Sequence[str],
-        known: Mapping[str, Known],
+        known: Mapping[str, EstimatorInputs],
         objectives: Objectives,
         estimator: str,
         count: int,

@@ -121,7 +121,7 @@ class ItemBank:
         if unknown:
             raise ValueError(
                 f"item bank: {len(unknown)} of {len(items)} items are not in it ({unknown[0]!r}, ...): "
-                "calibrate on the items of this task"
+                "fit the items of this task"
             )
         index = np.fromiter((position[item] for item in items), np.int64, len(items))
         return ItemBank(
@@ -182,7 +182,7 @@ def load_banks(path: str | os.PathLike[str]) -> tuple[ItemBank, ...]:
     except FileNotFoundError:
         raise
     except (OSError, KeyError, TypeError, AttributeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not an item bank ({error}): write one with `evomerge calibrate`") from error
+        raise ValueError(f"{path}: not an item bank ({error}): write one with `evomerge fit-items`") from error
 
 
 @dataclass(frozen=True, eq=False)

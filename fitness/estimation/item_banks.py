@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ Array = npt.NDArray[np.float64]
 
 SAMPLES = re.compile(r"samples_(?P<task>.+?)_\d{4}-\d{2}-\d{2}T[\d.:\-]+\.jsonl$")
 SAMPLES_UNDATED = re.compile(r"samples_(?P<task>.+)\.jsonl$")
-CALIBRATION_FORMAT = "evomerge calibration 1"
+ITEM_BANKS_FORMAT = "evomerge item banks 1"
 BANK_ARRAYS = ("discrimination", "difficulty", "abilities")
 FEWEST_MODELS = 2
 MODELS_PER_DIMENSION = 10  # fewer cannot tell the dimensions apart
@@ -177,16 +177,11 @@ def by_task(responses: Responses, task: str | None = None, split: str = "test") 
 def write_matrix(path: str | os.PathLike[str], responses: Responses) -> None:
     """Write a matrix that `read_matrix` reads; 0/1 scores are packed to bits."""
     names: dict[str, Any] = {"models": np.array(responses.models), "items": np.array(responses.items)}
-    temporary = Path(f"{os.fspath(path)}.tmp")
-    with open(temporary, "wb") as file:
-        if np.isin(responses.scores, (0.0, 1.0)).all():
-            packed = np.packbits(responses.scores.astype(np.uint8), axis=1)
-            np.savez_compressed(file, responses=packed, shape=np.array(responses.scores.shape), **names)
-        else:
-            np.savez_compressed(file, responses=responses.scores.astype(np.float32), **names)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    if np.isin(responses.scores, (0.0, 1.0)).all():
+        packed = np.packbits(responses.scores.astype(np.uint8), axis=1)
+        np.savez_compressed(path, responses=packed, shape=np.array(responses.scores.shape), **names)
+    else:
+        np.savez_compressed(path, responses=responses.scores.astype(np.float32), **names)
 
 
 def read_samples(
@@ -298,7 +293,7 @@ def from_run(evaluations: Mapping[str, tuple[Sequence[str], npt.ArrayLike]]) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class ItemBanks:
     """What other models tell of the items of one or several tasks.
 
     Attributes
@@ -324,7 +319,7 @@ class Calibration:
         """
         if task not in self.banks:
             raise ValueError(
-                f"the calibration has no task {task!r}, only {', '.join(self.banks)}: calibrate on it, too"
+                f"there is no item bank for task {task!r}, only for {', '.join(self.banks)}: fit its items too"
             )
         banks = tuple(bank.select(items) for bank in self.banks[task])
         known = self.responses[task]
@@ -332,10 +327,9 @@ class Calibration:
         score_JI = known.scores[:, [column[item] for item in items]]
         return banks, None if np.isnan(score_JI).any() else score_JI
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as one `.npz` (arrays, and the rest as JSON), whole or not at all."""
-        path = Path(path)
-        header: dict[str, Any] = {"format": CALIBRATION_FORMAT, "tasks": {}}
+    def save(self, file: BinaryIO) -> None:
+        """Write it as one `.npz` (arrays, and the rest as JSON) into a file opened for writing."""
+        header: dict[str, Any] = {"format": ITEM_BANKS_FORMAT, "tasks": {}}
         arrays: dict[str, Any] = {}
         for number, (task, responses) in enumerate(self.responses.items()):
             arrays[f"{number}.responses"] = responses.scores.astype(np.float32)
@@ -345,15 +339,10 @@ class Calibration:
                 arrays |= {f"{number}.{index}.{name}": getattr(bank, name) for name in BANK_ARRAYS}
             header["tasks"][task] = {"models": responses.models, "items": responses.items, "banks": facts}
         arrays["header"] = np.frombuffer(json.dumps(header, ensure_ascii=False).encode(), np.uint8)
-        temporary = path.with_name(f"{path.name}.tmp")
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        np.savez_compressed(file, **arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+    def load(cls, path: str | os.PathLike[str]) -> ItemBanks:
         """Read what `save` wrote; nothing is ever unpickled.
 
         Raises
@@ -365,7 +354,7 @@ class Calibration:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 header = json.loads(arrays["header"].tobytes().decode())
-                if header["format"] != CALIBRATION_FORMAT:
+                if header["format"] != ITEM_BANKS_FORMAT:
                     raise KeyError(header["format"])
                 for number, (task, part) in enumerate(header["tasks"].items()):
                     items = tuple(map(str, part["items"]))
@@ -377,7 +366,8 @@ class Calibration:
                     )
         except Exception as error:  # numpy, zipfile and json raise half a dozen kinds for damaged files
             raise ValueError(
-                f"{path}: no calibration ({type(error).__name__}: {error}): write one with `evomerge calibrate`"
+                f"{path}: not a file of item banks ({type(error).__name__}: {error}): "
+                "write one with `evomerge fit-items`"
             ) from error
         return cls(responses, banks)
 
@@ -386,7 +376,7 @@ def _bank(items: tuple[str, ...], arrays: Mapping[str, Array], facts: Mapping[st
     return ItemBank(items, arrays["discrimination"], arrays["difficulty"], arrays["abilities"], dict(facts))
 
 
-def calibrate(
+def fit_item_banks(
     responses: Responses, priors: ItemPriors | None = None, dimensions: int | None = None
 ) -> tuple[ItemBank, ...]:
     """Item banks for the default estimator: 2PL and, with enough models, the multidimensional model.
@@ -403,7 +393,7 @@ def calibrate(
     """
     models = len(responses.models)
     if models < FEWEST_MODELS:
-        raise ValueError(f"{models} model: calibration needs at least {FEWEST_MODELS}, and tens to be of use")
+        raise ValueError(f"{models} model: fitting items needs at least {FEWEST_MODELS}, and tens to be of use")
     unasked = np.isnan(responses.scores).all(0)
     if unasked.any():
         item = responses.items[int(unasked.argmax())]

@@ -4,7 +4,7 @@ Every function but `fresh_first` returns positions among the task's I items, sor
 generation share one subset, so that they are compared on the same items; the next generation gets another one
 (`rotation`), so that a search cannot settle on one subset's luck. Everything follows from (seed, generation).
 
-Letters: T parents, J calibration models, I items, S asked items, F columns of a prior's design, K strata.
+Letters: T parents, J other models, I items, S asked items, F columns of a prior's design, K strata.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def anchors(points: npt.ArrayLike, count: int, rng: np.random.Generator, restart
     Parameters
     ----------
     points
-        float[I, P]: each item's place, `[a; b]` of a bank ("anchor-IRT") or its column of calibration scores
+        float[I, P]: each item's place, `[a; b]` of a bank ("anchor-IRT") or its column of the other models' scores
         ("anchor-correctness").
     restarts
         k-means++ starts, of which the tightest is kept.

@@ -19,7 +19,7 @@ from fitness.results import ItemScores, TaskError
 from fitness.scoring.encoding import Encoder
 from fitness.scoring.generation import GenerationPlan
 from fitness.scoring.loglikelihood import LoglikelihoodPlan, Pair
-from fitness.tasks.loss_metrics import Answers, Scorer, Teller
+from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Scorer
 from fitness.tasks.prompts import Request
 from fitness.tasks.suite import TaskSuite
 
@@ -167,7 +167,9 @@ class Evaluator:
         scorers: list[_Scorer] = []
         for task, where in places.items():
             loaded, asked, starts = self.suite.task(task), [items[at] for at in where], first[where].tolist()
-            scorers.append((np.array(where), loaded.scorer(asked, starts), partial(loaded.teller, asked, starts)))
+            scorers.append(
+                (np.array(where), loaded.scorer(asked, starts), partial(loaded.answer_extractor, asked, starts))
+            )
         return scorers
 
     def _encode(self, item: Item) -> tuple[tuple[Request, Any], ...]:
@@ -182,8 +184,8 @@ class Evaluator:
         return self._encoder.pair(request.context, request.continuation)
 
 
-_Scorer = tuple[npt.NDArray[np.int64], Scorer, Callable[[], Teller]]
-"""Places of a task's items, their scores, and what makes a teller of their answers."""
+_Scorer = tuple[npt.NDArray[np.int64], Scorer, Callable[[], AnswerExtractor]]
+"""Places of a task's items, their scores, and what makes a answer_extractor of their answers."""
 
 
 class _Plan:
@@ -214,9 +216,9 @@ class _Plan:
         answers = Answers(loglikelihood, greedy, texts)
         scores = np.zeros(sum(len(where) for where, *_ in self._scorers), np.float32)
         told = [""] * len(scores) if tell else []
-        for where, scorer, teller in self._scorers:
+        for where, scorer, answer_extractor in self._scorers:
             scores[where] = scorer(answers)
             if tell:
-                for at, text in zip(where.tolist(), teller()(answers), strict=True):
+                for at, text in zip(where.tolist(), answer_extractor()(answers), strict=True):
                     told[at] = text
         return scores, seconds + more_seconds, tuple(told)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 Response = tuple[float, bool] | str  # log-likelihood and "is the greedy answer", or the generated text
 
 OF_THE_RIGHT_ANSWER = ("answer_loss", "bits_per_byte")
-OWN_METRICS = (*OF_THE_RIGHT_ANSWER, "answer_length")
+LOSS_METRICS = (*OF_THE_RIGHT_ANSWER, "answer_length")
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class Answers:
 
 Scorer = Callable[[Answers], npt.NDArray[np.float32]]
 
-Teller = Callable[[Answers], Sequence[str]]
+AnswerExtractor = Callable[[Answers], Sequence[str]]
 """From a model's answers to a list of requests to what it has answered to each item, as text."""
 
 
-def own_scorer(metric: str, continuations: Sequence[str | None], first: Sequence[int]) -> Scorer:
+def loss_scorer(metric: str, continuations: Sequence[str | None], first: Sequence[int]) -> Scorer:
     """A function from answers to scores, one per item.
 
     Parameters
     ----------
     metric
-        One of `OWN_METRICS`.
+        One of `LOSS_METRICS`.
     continuations
         Right answers, for a loss.
     first

@@ -11,7 +11,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from fitness.results import TaskError
 from fitness.tasks.documents import Documents
-from fitness.tasks.loss_metrics import OF_THE_RIGHT_ANSWER, OWN_METRICS
+from fitness.tasks.loss_metrics import LOSS_METRICS, OF_THE_RIGHT_ANSWER
 from fitness.tasks.messages import nearest
 
 
@@ -32,9 +32,9 @@ class Metric:
     sign: float = 1.0
 
     @property
-    def own(self) -> bool:
+    def is_loss(self) -> bool:
         """Whether it is one of `fitness.tasks.loss_metrics`, whose scores are negatives already."""
-        return self.name in OWN_METRICS
+        return self.name in LOSS_METRICS
 
 
 def is_number(value: object) -> bool:
@@ -57,7 +57,7 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
     TaskError
         There is no such metric or filter, it has no value for single items, or the task has none that does.
     """
-    if asked in OWN_METRICS:
+    if asked in LOSS_METRICS:
         _check_own(task, name, asked)
         return Metric(asked, "none")
     filters = [ensemble.name for ensemble in task._filters]

@@ -9,7 +9,7 @@ from typing import Any
 from fitness.config import FitnessConfig, TaskConfig
 from fitness.results import TaskError
 from fitness.tasks.loading import find_task, quick_and_quiet, task_managers
-from fitness.tasks.loss_metrics import OWN_METRICS
+from fitness.tasks.loss_metrics import LOSS_METRICS
 from fitness.tasks.messages import nearest
 
 FILES = ("json", "csv", "parquet", "text", "arrow")
@@ -17,7 +17,7 @@ FILES = ("json", "csv", "parquet", "text", "arrow")
 
 
 @dataclass(frozen=True)
-class TaskOutline:
+class TaskDescription:
     """One task of a search as its YAML has it.
 
     Attributes
@@ -33,7 +33,7 @@ class TaskOutline:
     data: str | None
 
 
-def outline(config: FitnessConfig) -> list[TaskOutline]:
+def describe_tasks(config: FitnessConfig) -> list[TaskDescription]:
     """Return what can be said of the tasks with nothing but lm-eval and the search file at hand.
 
     Raises
@@ -43,21 +43,21 @@ def outline(config: FitnessConfig) -> list[TaskOutline]:
     """
     with quick_and_quiet():
         managers = task_managers(config)
-        return [_outline(entry, find_task(entry.task, managers).task_index[entry.task].cfg) for entry in config.tasks]
+        return [_describe(entry, find_task(entry.task, managers).task_index[entry.task].cfg) for entry in config.tasks]
 
 
-def _outline(entry: TaskConfig, cfg: Mapping[str, Any] | None) -> TaskOutline:
+def _describe(entry: TaskConfig, cfg: Mapping[str, Any] | None) -> TaskDescription:
     said: Mapping[str, Any] = cfg or {}
     metrics = [str(each["metric"]) for each in said.get("metric_list") or ()]
     filters = [str(each["name"]) for each in said.get("filter_list") or ()] or ["none"]
     metric, _, chosen = (entry.metric or ",".join([*metrics[:1], filters[0]][: 2 if metrics else 0])).partition(",")
-    if metrics and metric.strip() not in (*metrics, *OWN_METRICS):
+    if metrics and metric.strip() not in (*metrics, *LOSS_METRICS):
         raise TaskError(f"task {entry.task!r} has no metric {metric!r}: did you mean {nearest(metric, metrics)}?")
     chosen = chosen.strip() or filters[0]
-    if metric not in OWN_METRICS and chosen not in filters:
+    if metric not in LOSS_METRICS and chosen not in filters:
         raise TaskError(
             f"task {entry.task!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric"
         )
     place, part = said.get("dataset_path"), said.get("dataset_name")
     data = None if place in (None, *FILES) else str(place) if part is None else f"{place} ({part})"
-    return TaskOutline(entry.task, f"{metric.strip()},{chosen}" if metric else "", data)
+    return TaskDescription(entry.task, f"{metric.strip()},{chosen}" if metric else "", data)

@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 from fitness.items import Item
 from fitness.results import TaskError
 from fitness.tasks.documents import Documents
-from fitness.tasks.loss_metrics import Answers, Response, Scorer, Teller
+from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Response, Scorer
 from fitness.tasks.metrics import Metric, is_number
 from fitness.tasks.prompts import Prompts
 
@@ -50,8 +50,8 @@ class TaskScores:
 
         return score
 
-    def teller(self, items: Sequence[Item], first: Sequence[int]) -> Teller:
-        """A function from the model's answers to what it has answered to I items; see `LoadedTask.teller`."""
+    def answer_extractor(self, items: Sequence[Item], first: Sequence[int]) -> AnswerExtractor:
+        """A function from the model's answers to what it has answered to I items; see `LoadedTask.answer_extractor`."""
         if self._is_plain_accuracy():
             docs = [self._documents.of(item.split)[item.index] for item in items]
             accuracy = _PlainAccuracy(self._task, self._documents, self._metric.name, docs, first)
@@ -70,7 +70,7 @@ class TaskScores:
     @property
     def vote_obstacle(self) -> str | None:
         """Why several models' answers cannot be put to the vote; None if they can: equal ones have equal scores."""
-        if self._metric.own:
+        if self._metric.is_loss:
             return "is a number of each model's own and no answer"
         if self._task.OUTPUT_TYPE == "generate_until" or self._is_plain_accuracy():
             return None

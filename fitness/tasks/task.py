@@ -11,7 +11,7 @@ from fitness.config import TaskConfig
 from fitness.items import Item
 from fitness.results import TaskError
 from fitness.tasks.documents import Documents
-from fitness.tasks.loss_metrics import OF_THE_RIGHT_ANSWER, Scorer, Teller, own_scorer
+from fitness.tasks.loss_metrics import OF_THE_RIGHT_ANSWER, AnswerExtractor, Scorer, loss_scorer
 from fitness.tasks.metrics import choose_metric
 from fitness.tasks.prompts import ChatTemplate, Prompts, Request
 from fitness.tasks.scores import TaskScores
@@ -71,11 +71,11 @@ class LoadedTask:
         first
             int[I], the position of each item's first request among the answers; the others follow it.
         """
-        if self.metric.own:
-            return own_scorer(self.metric.name, [self.requests(item)[0].continuation for item in items], first)
+        if self.metric.is_loss:
+            return loss_scorer(self.metric.name, [self.requests(item)[0].continuation for item in items], first)
         return self.scores.scorer(items, first)
 
-    def teller(self, items: Sequence[Item], first: Sequence[int]) -> Teller:
+    def answer_extractor(self, items: Sequence[Item], first: Sequence[int]) -> AnswerExtractor:
         """A function from the model's answers to what it has answered to each item: the chosen option, or the text.
 
         The text is what the task's filter leaves; of a long one the beginning and a hash. Parameters as of `scorer`.
@@ -91,4 +91,4 @@ class LoadedTask:
                 f"task {self.name!r}: metric {self.metric.name!r} {obstacle}, so that models cannot vote; "
                 "use another metric, such as acc or exact_match"
             )
-        return self.scores.teller(items, first)
+        return self.scores.answer_extractor(items, first)

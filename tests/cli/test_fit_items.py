@@ -1,4 +1,4 @@
-"""`evomerge calibrate`: from logs, a matrix or a run to a file that searches use; one line for bad input."""
+"""`evomerge fit-items`: from logs, a matrix or a run to a file that searches use; one line for bad input."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import pytest
 from evomerge.cli.main import main
 from evomerge.runs.run import Asked, Final, Run, Told
 from evomerge.strategies import Candidate
-from fitness.estimation.item_banks import Calibration, Responses, write_matrix
+from fitness.estimation.item_banks import ItemBanks, Responses, write_matrix
 from fitness.results import Evaluation
 
 SECONDS = {"merge": 0.1, "score": 0.2, "wait": 0.0}
@@ -23,26 +23,26 @@ def answers(models=24, seed=0):
 
 
 @pytest.fixture
-def calibrate(tmp_path, monkeypatch, capsys):
+def fit_items(tmp_path, monkeypatch, capsys):
     """Return a function that runs the command and returns what it printed and what it wrote."""
 
-    def calibrate(*arguments):
+    def fit_items(*arguments):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["evomerge", "calibrate", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["evomerge", "fit-items", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             main()
         printed = capsys.readouterr()
         assert stop.value.code in (0, None), printed.err
-        return printed.out, Calibration.load(tmp_path / "calibration.npz")
+        return printed.out, ItemBanks.load(tmp_path / "item_bank.npz")
 
-    return calibrate
+    return fit_items
 
 
 @pytest.fixture
 def refuse(tmp_path, monkeypatch, capsys):
     def refuse(*arguments, words):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["evomerge", "calibrate", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["evomerge", "fit-items", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             main()
         message = capsys.readouterr().err.strip()
@@ -53,7 +53,7 @@ def refuse(tmp_path, monkeypatch, capsys):
     return refuse
 
 
-def test_from_sample_logs(tmp_path, calibrate):
+def test_from_sample_logs(tmp_path, fit_items):
     for model, row in enumerate(answers()):
         folder = tmp_path / "logs" / f"org__model-{model:02}"
         folder.mkdir(parents=True)
@@ -62,33 +62,33 @@ def test_from_sample_logs(tmp_path, calibrate):
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "samples_quiz_2024-06-01T10-20-30.123456.jsonl").write_text(text)
-    printed, found = calibrate("logs", "--split", "validation")
-    assert "quiz" in printed and "wrote calibration.npz" in printed
+    printed, found = fit_items("logs", "--split", "validation")
+    assert "quiz" in printed and "wrote item_bank.npz" in printed
     banks, others = found.of("quiz", ITEMS)
     assert [bank.dimensions for bank in banks] == [1, 2]
     np.testing.assert_array_equal(others, answers())
 
 
-def test_from_a_matrix_with_full_names(tmp_path, calibrate):
+def test_from_a_matrix_with_full_names(tmp_path, fit_items):
     write_matrix(tmp_path / "m.npz", Responses(tuple(f"m{j}" for j in range(24)), ITEMS, answers()))
-    printed, found = calibrate("m.npz", "--json", "--dimensions", 1)
+    printed, found = fit_items("m.npz", "--json", "--dimensions", 1)
     (task,) = json.loads(printed)["tasks"]
     assert (task["task"], task["models"], task["items"], task["dimensions"]) == ("quiz", 24, 12, [1])
     difficulty = found.banks["quiz"][0].difficulty
     assert np.corrcoef(difficulty, answers().mean(0))[0, 1] < -0.9
 
 
-def test_from_a_table_with_gaps(tmp_path, calibrate):
+def test_from_a_table_with_gaps(tmp_path, fit_items):
     rows = ["model," + ",".join(str(at) for at in range(12))]
     rows += [f"m{j}," + ",".join(f"{score:g}" for score in row) for j, row in enumerate(answers())]
     rows[1] = "m0,," + ",".join(["1"] * 11)
     (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
-    _, found = calibrate("m.csv", "--task", "quiz", "--split", "validation")
+    _, found = fit_items("m.csv", "--task", "quiz", "--split", "validation")
     assert np.isnan(found.responses["quiz"].scores[0, 0])
     assert found.of("quiz", ITEMS)[0][0].items == ITEMS
 
 
-def test_from_a_run(tmp_path, calibrate):
+def test_from_a_run(tmp_path, fit_items):
     genotype = np.zeros(2)
     with Run.create(tmp_path / "run", "seed: 0\n", {}) as run:
         for identity, row in enumerate(answers()):
@@ -105,7 +105,7 @@ def test_from_a_run(tmp_path, calibrate):
                 Evaluation("ok", (1.0,), (0.1,), ("quiz/test/0",), np.ones(1, np.float32), SECONDS),
             )
         )
-    _, found = calibrate("run")
+    _, found = fit_items("run")
     responses = found.responses["quiz"]
     assert len(responses.models) == 25 and set(responses.items) == set(ITEMS)
     assert np.isnan(responses.scores).sum() == 24 * 6
@@ -122,7 +122,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, refuse):
     (tmp_path / "unnamed.csv").write_text("model,a,b\nm,1,0\nn,0,1\n")
     refuse("unnamed.csv", words=["item 'a' does not say its task", "--task"])
     (tmp_path / "one.csv").write_text("model,a,b\nm,1,0\n")
-    refuse("one.csv", "--task", "t", words=["1 model: calibration needs at least 2"])
+    refuse("one.csv", "--task", "t", words=["1 model: fitting items needs at least 2"])
     (tmp_path / "far.csv").write_text("model,a,b\nm,1,7\nn,0,1\n")
     refuse("far.csv", "--task", "t", words=["far.csv: scores lie in [0, 7]"])
     (tmp_path / "bad.npz").write_bytes(b"torn")

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
-
 import experiments.digits_niches.__main__ as experiment
 from experiments.digits_niches.__main__ import EXPERIMENT, by_method, compare_speed, main, quick_cases, read
 from experiments.digits_niches.methods import Case, run
 from experiments.digits_niches.network import TRAINED, WEIGHTS, Exam, digits, random_network, trained_halves
+from tests.conftest import required
 
+required("sklearn")
 PLOT = 200_000  # bytes
 
 

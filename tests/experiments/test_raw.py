@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.digits_niches.raw import RawWeights, slerp_scales
@@ -34,7 +34,6 @@ class Draws:
         return self.place
 
 
-@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 999), ratio=st.floats(0, 1), place=st.integers(0, 11))
 def test_the_angle_of_the_whole_serves_both_parts(seed, ratio, place):
     a, b = parents(seed, 12)
@@ -43,7 +42,6 @@ def test_the_angle_of_the_whole_serves_both_parts(seed, ratio, place):
     assert np.allclose(child, expected, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 999), ratio=st.floats(0, 1), place=st.integers(2, 9))
 def test_each_part_has_its_own_angle(seed, ratio, place):
     a, b = parents(seed, 12)

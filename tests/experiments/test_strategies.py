@@ -59,8 +59,8 @@ def test_the_table_puts_the_quickest_first(tmp_path: Path) -> None:
 
 def test_fresh_items_come_round() -> None:
     items = [f"{task}/validation/{index}" for task in ("a", "b") for index in range(6)]
-    measure = FreshItems(items, 4, Objectives({"a": 1.0, "b": 1.0}), seed=0)
-    generations = [measure.items(generation) for generation in range(3)]
+    plan = FreshItems(items, 4, Objectives({"a": 1.0, "b": 1.0}), seed=0)
+    generations = [plan.items(generation) for generation in range(3)]
     assert [len(generation) for generation in generations] == [8] * 3
     assert sorted(item for generation in generations for item in generation) == sorted(items * 2)
-    assert measure.items(1) == generations[1]
+    assert plan.items(1) == generations[1]

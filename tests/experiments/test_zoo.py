@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -82,7 +82,6 @@ def test_stored_tokenizer_is_the_one_the_code_builds(tokenizer: Any) -> None:
     assert tokenizer.encode("sort nul 二十九 = 29") == build_tokenizer().encode("sort nul 二十九 = 29")
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(OPERATIONS)), st.sampled_from(sorted(NUMBER_WORDS)), lists)
 def test_text_survives_the_tokenizer(tokenizer: Any, operation: str, language: str, numbers: list[int]) -> None:
     problem = Problem(operation, language, tuple(numbers))
@@ -118,7 +117,6 @@ def test_number_words() -> None:
     assert len(set(words)) == 3 * (HIGHEST + 1)
 
 
-@settings(deadline=None)
 @given(lists, st.randoms(use_true_random=False))
 def test_all_orders_of_a_list_share_a_split(numbers: list[int], random: Any) -> None:
     shuffled = random.sample(numbers, len(numbers))

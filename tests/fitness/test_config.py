@@ -55,7 +55,7 @@ def test_every_field_is_described(model: Any) -> None:
 def test_the_package_is_light() -> None:
     """Configs, items and statistics are for the command line: no torch there."""
     code = (
-        "import sys, fitness, fitness.statistics, fitness.objectives\n"
+        "import sys, fitness, fitness.estimation.intervals, fitness.objectives\n"
         "heavy = {'torch', 'transformers', 'lm_eval', 'datasets', 'search_spaces', 'evomerge'}\n"
         "heavy &= set(sys.modules)\n"
         "print(sorted(heavy))"

@@ -66,7 +66,7 @@ def test_scores_are_divided_by_the_best_sources() -> None:
 
 
 def test_a_floor_is_a_share_of_the_best_source() -> None:
-    asked = config([{"task": "a"}, {"task": "b", "floor": 0.8}])
+    asked = config([{"task": "a"}, {"task": "b", "min_share_of_best_source": 0.8}])
     assert relative_to_sources(asked)
     objectives = Objectives.of(asked, [scores(a=[1, 1], b=[0, 1]), scores(a=[0, 0], b=[0, 0])])
     assert objectives.floors == pytest.approx({"b": 0.4})
@@ -86,8 +86,8 @@ def test_nothing_is_relative_to_sources_without_being_asked_for() -> None:
 
 
 def test_a_floor_needs_a_source_that_can_do_something() -> None:
-    asked = config([{"task": "a", "floor": 0.9}])
-    with pytest.raises(TaskError, match=r"task 'a': the best source scores 0, .* remove its floor"):
+    asked = config([{"task": "a", "min_share_of_best_source": 0.9}])
+    with pytest.raises(TaskError, match=r"task 'a': the best source scores 0; .* remove the task's min_share"):
         Objectives.of(asked, [scores(a=[0, 0])])
 
 

@@ -14,7 +14,7 @@ from evomerge.search.racing_pool import RacingPool, racing
 from evomerge.strategies import M2n2Config, MapElitesConfig, RandomConfig
 from evomerge.strategies.m2n2 import Archive
 from fitness.config import RacingConfig
-from fitness.estimation.evaluation_plan import PlainMeasure
+from fitness.estimation.evaluation_plan import FixedItemsPlan
 from fitness.objectives import Objectives
 from fitness.results import Evaluation
 from search_spaces.recipes.baselines import source_recipe
@@ -28,8 +28,8 @@ CONFIGS = {
 }
 
 
-def measure():
-    return PlainMeasure(ITEMS, Objectives({"a": 1.0, "b": 1.0}))
+def plan():
+    return FixedItemsPlan(ITEMS, Objectives({"a": 1.0, "b": 1.0}))
 
 
 class Answering:
@@ -76,7 +76,7 @@ class Fixed:
 
 
 def answers_of(scores):
-    return measure().judge(Evaluation("ok", items=ITEMS, scores=np.asarray(scores, np.float32)))
+    return plan().judge(Evaluation("ok", items=ITEMS, scores=np.asarray(scores, np.float32)))
 
 
 @pytest.mark.parametrize("spread", [0.0, 2.0])
@@ -94,7 +94,7 @@ def test_of_those_stopped_at_most_the_error_would_have_got_in(spread, error):
     people = [someone() for _ in range(80)]
     column = {item: at for at, item in enumerate(ITEMS)}
     workers = Answering(lambda tag, _, item: people[tag][column[item]])
-    pool = ArchiveRacingPool(workers, RacingConfig(error=error, block=8), measure(), fixed, seed=1)
+    pool = ArchiveRacingPool(workers, RacingConfig(error=error, block=8), plan(), fixed, seed=1)
     wrong = stopped = entering = 0
     for tag, person in enumerate(people):
         pool.submit(tag, RECIPE, ITEMS)
@@ -114,7 +114,7 @@ def test_of_those_stopped_at_most_the_error_would_have_got_in(spread, error):
 def test_while_there_is_room_everybody_gets_in():
     fixed = Fixed([answers_of(np.ones(len(ITEMS)))])
     fixed.archive.places = 2
-    pool = ArchiveRacingPool(Answering(lambda *_: 0.0), RacingConfig(error=0.5, block=4), measure(), fixed, seed=0)
+    pool = ArchiveRacingPool(Answering(lambda *_: 0.0), RacingConfig(error=0.5, block=4), plan(), fixed, seed=0)
     pool.submit(0, RECIPE, ITEMS)
     while not (results := pool.wait()):
         pass
@@ -151,11 +151,11 @@ def start(tmp_path, space):
         """Search in this run, from the start or from where it was stopped."""
         path = tmp_path / name
         run = Run.open(path) if path.exists() else Run.create(path, "seed: 0\n", {})
-        state = Search(run, space, CONFIGS[strategy].build(space, 0), BudgetConfig(evaluations=COUNT), measure())
+        state = Search(run, space, CONFIGS[strategy].build(space, 0), BudgetConfig(evaluations=COUNT), plan())
         workers = Answering(skill, **answering)
         rules = RacingConfig(error=0.2, block=6)
         try:
-            state.search(ArchiveRacingPool(workers, rules, state.measure, state.strategy, 0))
+            state.search(ArchiveRacingPool(workers, rules, state.plan, state.strategy, 0))
         finally:
             run.close()
         return workers
@@ -193,7 +193,7 @@ def test_several_workers_and_the_order_of_tells_is_replayed(start, tmp_path, spa
     assert sorted(order) == list(range(COUNT)) and order != sorted(order)
     assert {status for candidate, status, _, _ in told(tmp_path / "run") if candidate in (2, 5)} == {"failed"}
     with Run.open(tmp_path / "run") as run:  # replayed without an error: the same candidates are proposed
-        Search(run, space, CONFIGS[strategy].build(space, 0), BudgetConfig(evaluations=COUNT), measure())
+        Search(run, space, CONFIGS[strategy].build(space, 0), BudgetConfig(evaluations=COUNT), plan())
         ledger = Ledger(run.events())
     assert ledger.item_evaluations == sum(tag not in (2, 5) for tag, _ in workers.asked)
 
@@ -204,7 +204,7 @@ def test_several_workers_and_the_order_of_tells_is_replayed(start, tmp_path, spa
 )
 def test_strategies_with_an_archive_race_against_it(space, strategy, kind):
     workers = Answering(lambda *_: 0.0)
-    search = SimpleNamespace(strategy=strategy.build(space, 0), measure=measure(), ledger=Ledger())
+    search = SimpleNamespace(strategy=strategy.build(space, 0), plan=plan(), ledger=Ledger())
     for rules, expected in ((RacingConfig(), kind), (None, Answering)):
         config = SimpleNamespace(fitness=SimpleNamespace(racing=rules), seed=0)
         assert type(racing(workers, config, search)) is expected

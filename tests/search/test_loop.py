@@ -10,8 +10,8 @@ from evomerge.runs.history import Ledger
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.loop import Search, SearchError
 from evomerge.strategies import CmaEsConfig, RandomConfig
-from fitness.estimation.estimators import Known
-from fitness.estimation.evaluation_plan import EstimatedMeasure, PlainMeasure
+from fitness.estimation.estimators import EstimatorInputs
+from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan
 from fitness.objectives import Objectives
 from fitness.results import Evaluation
 from search_spaces.recipes import mergekit_yaml
@@ -71,7 +71,7 @@ def create(tmp_path):
 
 def search(run, space, config=CONFIGS["cma_es"], evaluations=40, hours=None):
     budget = BudgetConfig(evaluations=evaluations, hours=hours)
-    return Search(run, space, config.build(space, 0), budget, PlainMeasure(ITEMS, ONE_TASK))
+    return Search(run, space, config.build(space, 0), budget, FixedItemsPlan(ITEMS, ONE_TASK))
 
 
 def signature(run):
@@ -110,10 +110,10 @@ def test_a_stopped_search_goes_on_exactly(create, space, fitness_of, name, dies_
 
 
 def inherited():
-    """Return a measure that learns from every candidate, over 30 items."""
+    """Return a plan that learns from every candidate, over 30 items."""
     items = tuple(f"t/test/{index}" for index in range(30))
     parents = np.array([np.arange(30) % modulus == 0 for modulus in (2, 3)], np.float64)
-    return EstimatedMeasure(items, {"t": Known(30, parents=parents)}, ONE_TASK, "inherited", 8, seed=0)
+    return EstimatedPlan(items, {"t": EstimatorInputs(30, parents=parents)}, ONE_TASK, "inherited", 8, seed=0)
 
 
 @pytest.mark.parametrize("dies_at", [3, 18, 31])
@@ -158,11 +158,11 @@ def share(genotype):
     return float(np.clip(np.mean(genotype), 0, 1))
 
 
-@pytest.mark.parametrize("measure", [lambda: PlainMeasure(ITEMS, ONE_TASK), inherited], ids=["plain", "inherited"])
+@pytest.mark.parametrize("plan", [lambda: FixedItemsPlan(ITEMS, ONE_TASK), inherited], ids=["plain", "inherited"])
 @pytest.mark.parametrize("seed", range(2))
-def test_a_synchronous_search_does_not_depend_on_which_worker_is_quicker(create, space, measure, seed):
+def test_a_synchronous_search_does_not_depend_on_which_worker_is_quicker(create, space, plan, seed):
     def start(run):
-        return Search(run, space, CONFIGS["cma_es"].build(space, 0), BudgetConfig(evaluations=30), measure())
+        return Search(run, space, CONFIGS["cma_es"].build(space, 0), BudgetConfig(evaluations=30), plan())
 
     one, many = create("one"), create("many")
     start(one).search(SyntheticPool(space, share))
@@ -199,7 +199,7 @@ def test_a_recipe_that_is_being_scored_is_not_scored_twice(create, space):
     run = create()
     pool = UnevenPool(space, share, capacity=4, fails=lambda count: count == 1)
     strategy = Stuck(space, 0, RandomConfig())
-    Search(run, space, strategy, BudgetConfig(evaluations=9), PlainMeasure(ITEMS, ONE_TASK)).search(pool)
+    Search(run, space, strategy, BudgetConfig(evaluations=9), FixedItemsPlan(ITEMS, ONE_TASK)).search(pool)
     told = [event for event in run.events() if isinstance(event, Told)]
     assert pool.count == 2  # the first one failed, so the next with this recipe was tried
     assert [event.evaluation.status for event in told] == ["failed"] + ["ok"] * 8
@@ -230,8 +230,8 @@ def test_an_equal_recipe_is_not_scored_twice(create, space, fitness_of):
         def _learn(self, candidate, evaluation):
             pass
 
-    measure = PlainMeasure(ITEMS, ONE_TASK)
-    Search(run, space, Stuck(space, 0, config), BudgetConfig(evaluations=10), measure).search(pool)
+    plan = FixedItemsPlan(ITEMS, ONE_TASK)
+    Search(run, space, Stuck(space, 0, config), BudgetConfig(evaluations=10), plan).search(pool)
     ledger = Ledger(run.events())
     assert pool.count == 1
     assert (ledger.cached, len(ledger.told), ledger.item_evaluations) == (9, 10, len(ITEMS))

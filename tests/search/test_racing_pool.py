@@ -11,8 +11,8 @@ from evomerge.search.loop import Search
 from evomerge.search.racing_pool import RacingPool
 from evomerge.strategies import CmaEsConfig, RandomConfig
 from fitness.config import RacingConfig
-from fitness.estimation.estimators import Known
-from fitness.estimation.evaluation_plan import EstimatedMeasure, PlainMeasure
+from fitness.estimation.estimators import EstimatorInputs
+from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan
 from fitness.objectives import Objectives
 from fitness.results import Evaluation
 
@@ -54,14 +54,16 @@ class Answering:
 
 def inherited():
     parents = np.array([np.arange(40) % modulus == 0 for modulus in (2, 3)], np.float64)
-    return EstimatedMeasure(ITEMS, {"t": Known(40, parents=parents)}, Objectives({"t": 1.0}), "inherited", 20, seed=0)
+    return EstimatedPlan(
+        ITEMS, {"t": EstimatorInputs(40, parents=parents)}, Objectives({"t": 1.0}), "inherited", 20, seed=0
+    )
 
 
 def plain():
-    return PlainMeasure(ITEMS, Objectives({"t": 1.0}))
+    return FixedItemsPlan(ITEMS, Objectives({"t": 1.0}))
 
 
-MEASURES = {"inherited": inherited, "plain": plain}
+PLANS = {"inherited": inherited, "plain": plain}
 
 
 @pytest.fixture
@@ -73,17 +75,17 @@ def space(make_space):
 def start(tmp_path, space):
     runs = []
 
-    def start(name, strategy="cma_es", measure="inherited", rules=None, **answering):
+    def start(name, strategy="cma_es", plan="inherited", rules=None, **answering):
         """Search in this run, from the start or from where it was stopped."""
         path = tmp_path / name
         run = Run.open(path) if path.exists() else Run.create(path, "seed: 0\n", {})
         runs.append(run)
         budget = BudgetConfig(evaluations=20)
-        state = Search(run, space, CONFIGS[strategy].build(space, 0), budget, MEASURES[measure]())
+        state = Search(run, space, CONFIGS[strategy].build(space, 0), budget, PLANS[plan]())
         workers = Answering(space, **answering)
         rules = rules or RacingConfig(error=0.5, block=4)
         try:
-            state.search(RacingPool(workers, rules, state.measure, state.ledger, state.strategy, 0))
+            state.search(RacingPool(workers, rules, state.plan, state.ledger, state.strategy, 0))
         finally:
             run.close()
         return workers
@@ -114,10 +116,10 @@ def test_one_block_where_there_are_no_more_items():
     assert [len(block) for block in in_blocks(ITEMS[:5], 8, seed=0)] == [5]
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("strategy", CONFIGS)
-def test_candidates_that_cannot_matter_are_stopped_and_told_with_an_estimate(start, tmp_path, strategy, measure):
-    workers = start("run", strategy, measure)
+def test_candidates_that_cannot_matter_are_stopped_and_told_with_an_estimate(start, tmp_path, strategy, plan):
+    workers = start("run", strategy, plan)
     ledger = Ledger(Run.read(tmp_path / "run").events())
     status = {identity: told.evaluation.status for identity, told in ledger.told.items()}
     stopped = [identity for identity, name in status.items() if name == "stopped"]
@@ -135,7 +137,7 @@ def test_candidates_that_cannot_matter_are_stopped_and_told_with_an_estimate(sta
 
 
 def test_those_that_are_stopped_are_the_worse_ones(start, tmp_path, space):
-    start("run", measure="plain", rules=RacingConfig(error=0.3, block=10))
+    start("run", plan="plain", rules=RacingConfig(error=0.3, block=10))
     ledger = Ledger(Run.read(tmp_path / "run").events())
     for generation in range(2):
         distance = {"ok": [], "stopped": []}
@@ -163,10 +165,10 @@ def test_a_race_that_was_stopped_goes_on_exactly(start, tmp_path, strategy, dies
     assert told(tmp_path / "run") == told(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("measure", "kept"), [("inherited", 3), ("inherited", 12), ("plain", 12)])
-def test_a_search_stopped_between_two_tells_goes_on_exactly(start, tmp_path, measure, kept, monkeypatch):
+@pytest.mark.parametrize(("plan", "kept"), [("inherited", 3), ("inherited", 12), ("plain", 12)])
+def test_a_search_stopped_between_two_tells_goes_on_exactly(start, tmp_path, plan, kept, monkeypatch):
     """The last generation's results are told in part when the process dies."""
-    start("whole", measure=measure)
+    start("whole", plan=plan)
     count, record = 0, Run.record
 
     def dies(self, event):
@@ -178,10 +180,10 @@ def test_a_search_stopped_between_two_tells_goes_on_exactly(start, tmp_path, mea
 
     monkeypatch.setattr(Run, "record", dies)
     with pytest.raises(KeyboardInterrupt):
-        start("run", measure=measure)
+        start("run", plan=plan)
     monkeypatch.undo()
     assert len(told(tmp_path / "run")) == kept
-    start("run", measure=measure)
+    start("run", plan=plan)
     assert told(tmp_path / "run") == told(tmp_path / "whole")
 
 
@@ -194,5 +196,5 @@ def test_a_failed_candidate_leaves_the_race(start, tmp_path):
 
 @pytest.mark.parametrize("test", ["auto", "sprt", "wilcoxon"])
 def test_paired_comparisons(start, tmp_path, test):
-    start("run", measure="plain", rules=RacingConfig(error=0.5, block=10, keep=0.25, test=test))
+    start("run", plan="plain", rules=RacingConfig(error=0.5, block=10, keep=0.25, test=test))
     assert {name for _, name, _, _ in told(tmp_path / "run")} <= {"ok", "stopped"}

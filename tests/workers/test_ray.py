@@ -21,7 +21,7 @@ def search(folder, name, workers):
         Run.create(folder / name, problem.resolved().to_yaml(), problem.environment()) as run,
     ):
         bench = Bench(run, Ledger(), pool)
-        state = Search(run, problem.space, problem.strategy(), problem.config.budget, problem.measure(bench))
+        state = Search(run, problem.space, problem.strategy(), problem.config.budget, problem.evaluation_plan(bench))
         state.search(pool)
         parent = bench.score("parent", problem.sources()[1], problem.search_items)
         voter = bench.vote(problem.sources()[1], problem.held_out_items)

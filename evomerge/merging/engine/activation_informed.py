@@ -17,6 +17,9 @@ from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 
+PARAMETER = "aim"
+"""The recipe's parameter that turns it on: ω."""
+
 
 def inform(block: Block, share_N: Tensor, omega: float) -> None:
     """Pull what was merged into ``block.out`` towards the base, by each channel's share of the largest activation."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evomerge.files.atomic import FileError
-from evomerge.files.cache import CACHE, cache_folder
+from evomerge.files.atomic import atomic_file
+from evomerge.files.cache import ELSEWHERE, cache_folder
+from evomerge.files.hashing import sha256
 from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
 
 WINDOW = 512
@@ -195,7 +195,7 @@ def _key(kind: str, checkpoint: Checkpoint, content: bytes) -> str:
     files = json.dumps(checkpoint.fingerprint()["files"], sort_keys=True)
     hashed = hashlib.sha256(f"{VERSION}\0{kind}\0{WINDOW}\0{MAX_WINDOWS}\0{files}\0".encode())
     for path in checkpoint.tokenizer_files:
-        hashed.update(hashlib.sha256(path.read_bytes()).digest())
+        hashed.update(bytes.fromhex(sha256(path)))
     hashed.update(content)
     return hashed.hexdigest()[:32]
 
@@ -211,15 +211,6 @@ def _windows(checkpoint: Checkpoint, content: bytes, text: Path) -> Tensor:
 
 
 def _write(file: Path, measured: dict[str, Tensor]) -> None:
-    """Write in one step: temporary file, rename."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(values.nbytes for values in measured.values())
+    with atomic_file(file, size=size, parents=True, elsewhere=ELSEWHERE) as temporary:
         save_file(measured, temporary)
-        os.replace(temporary, file)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise FileError(
-            f"{file}: cannot be written ({error.strerror or error}); make room, or set {CACHE} to another folder"
-        ) from error

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging.engine.jobs import Job, Piece
-from evomerge.merging.methods.blocks import Form, Scratch
+from evomerge.merging.engine.tensor_merge import TensorMerge, WorkUnit
+from evomerge.merging.methods.blocks import Scratch, TensorInfo
 from evomerge.merging.methods.registry import MergeMethod, SourceGroup, SourceModel, SourceTensor
 from evomerge.merging.sources.adapters import AdapterCheckpoint, Factors
 from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
@@ -108,18 +108,20 @@ class CoreSpace:
             return checkpoint.factors(tensor)
         if checkpoint is not self.origin(models):
             raise CheckpointError(
-                f"{model}: it is no adapter, and adapters: core merges adapters only; write adapters: full, or name "
-                "an adapter"
+                f"{model}: it is not an adapter, and adapters: core merges adapters only; write adapters: full, or "
+                "name an adapter"
             )
         return None
 
-    def job(self, method: MergeMethod, plan: TensorPlan, target: Tensor, scratch: Scratch, seed: int) -> CoreJob | None:
+    def merge(
+        self, method: MergeMethod, plan: TensorPlan, target: Tensor, scratch: Scratch, seed: int
+    ) -> CoreTensorMerge | None:
         """Return what fills `target` through core space; None for a tensor that no expert adapts.
 
         Raises
         ------
         CheckpointError
-            If the experts' layers differ, or some expert is no adapter.
+            If the experts' layers differ, or an expert is not an adapter.
         """
         parts = plan.contributions
         if len({part.tensor for part in (*parts, *((plan.base,) if plan.base else ()))}) > 1:
@@ -139,28 +141,28 @@ class CoreSpace:
         values = origin.tensor(parts[0].tensor).reshape(-1)
         merged_PQ = torch.empty(basis.cores[0].shape, device=scratch.device)
         core = self._inner(method, plan, basis, merged_PQ, scratch, seed)
-        return CoreJob(core, merged_PQ, basis, values, target, scratch, has_base=plan.base is not None)
+        return CoreTensorMerge(core, merged_PQ, basis, values, target, scratch, has_base=plan.base is not None)
 
     def _inner(
         self, method: MergeMethod, plan: TensorPlan, basis: CoreBasis, merged_PQ: Tensor, scratch: Scratch, seed: int
-    ) -> Job:
+    ) -> TensorMerge:
         """Return the merge of the core matrices themselves: an ordinary job on small tensors, base zero."""
-        form = Form(tuple(basis.cores[0].shape))
+        info = TensorInfo(tuple(basis.cores[0].shape))
         cores = [core_PQ.to(scratch.device).reshape(-1) for core_PQ in basis.cores]
         base = torch.zeros_like(cores[0]) if plan.base is not None else None
         prepared = []
         if method.prepare:
             for part, core in zip(plan.contributions, cores, strict=True):
                 model = self._model(part, plan)
-                prepared.append(method.prepare(SourceTensor(part.tensor, core, base, seed, form, model)))
-        return Job(
+                prepared.append(method.prepare(SourceTensor(part.tensor, core, base, seed, info, model)))
+        return TensorMerge(
             method,
             merged_PQ.view(-1),
             base=base,
             models=cores,
-            form=form,
+            info=info,
             prepared=prepared,
-            shared=method.prepare_all(SourceGroup(tuple(cores), base, form)) if method.prepare_all else None,
+            shared=method.prepare_all(SourceGroup(tuple(cores), base, info)) if method.prepare_all else None,
         )
 
     def _model(self, part: Contribution, plan: TensorPlan) -> SourceModel:
@@ -178,12 +180,12 @@ class CoreSpace:
         return SourceModel(pairs)
 
 
-class CoreJob:
+class CoreTensorMerge:
     """Fills one parameter: merges the core matrices, expands the result, adds the base."""
 
     def __init__(
         self,
-        core: Job,
+        core: TensorMerge,
         merged_PQ: Tensor,
         basis: CoreBasis,
         origin: Tensor,
@@ -211,8 +213,8 @@ class CoreJob:
         """
         if not self._has_base:
             _check_shares(plan)
-        for piece in self._core.pieces(plan, torch.float32):
-            piece(self._scratch)
+        for unit in self._core.units(plan, torch.float32):
+            unit(self._scratch)
         return self._merged
 
     def factors(self, plan: TensorPlan) -> Factors:
@@ -231,7 +233,7 @@ class CoreJob:
         """Merged by products of matrices, which use all threads by themselves."""
         return True
 
-    def pieces(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[Piece]:
+    def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
         """Yield the work of merging with the coefficients of `plan`, rounding once to `out_dtype`."""
         yield lambda _: self._run(plan, out_dtype)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from evomerge.files.atomic import FileError, atomic_file
 from evomerge.files.cache import cache_folder
 from evomerge.merging.sources.checkpoints import Checkpoint
 from search_spaces.spaces.context import Chunk, Gram
@@ -58,11 +59,6 @@ def _key(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) -> st
 
 
 def _keep(file: Path, matrices: Gram) -> None:
-    """Write the cache in one step; a cache that cannot be written is none."""
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.npy")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(temporary, matrices, allow_pickle=False)
-        os.replace(temporary, file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    """Write the cache; without a cache that can be written, the next search measures again."""
+    with suppress(FileError), atomic_file(file, parents=True) as temporary, temporary.open("wb") as opened:
+        np.save(opened, matrices, allow_pickle=False)

@@ -28,7 +28,7 @@ Merge = Callable[[Recipe], Mapping[str, Tensor]]
 """Gives the merged tensors of a recipe by name, in a storage of their own."""
 
 
-def is_stack(recipe: Recipe) -> bool:
+def is_layer_stack(recipe: Recipe) -> bool:
     """Tell whether a sliced recipe only puts layers in an order, of models as they are or of one merge."""
     if recipe.path is not None:
         return True
@@ -39,8 +39,8 @@ def is_stack(recipe: Recipe) -> bool:
     return layers != list(range(len(layers))) or len(models) > 1
 
 
-class Stacks:
-    """Builds stacks.
+class LayerStacks:
+    """Builds layer stacks.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class Stacks:
         """Return the tensors of what the recipe merges, in `dtype`, anew only where it changed."""
         inner = replace(recipe, path=None)
         if self._merged is None or self._merged[0] != inner.hash:
-            self._merged = None  # let go of the old one first: two may not fit
+            self._merged = None  # free the old one first: two may not fit
             self._merged = inner.hash, self._merge(inner)
         return self._merged[1]
 

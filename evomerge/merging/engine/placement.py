@@ -8,19 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from evomerge.merging.engine.engine import Footprint
 
 Placement = Literal["device", "pinned", "mapped"]
 Setting = Literal["auto", "device", "pinned", "mapped"]
 
 PINNED_SHARE = 0.5
 """Of the free host memory: what is page-locked, the system can give to nobody else."""
+
+
+class MemoryNeed(Protocol):
+    """What a worker's sources and models need, in bytes; a `Footprint` says it."""
+
+    @property
+    def source_bytes(self) -> int:
+        """The sources: what pinned host memory has to hold."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Sources, prepared state and 1.3 models: what the device has to hold."""
 
 
 class PlacementError(ValueError):
@@ -71,7 +81,7 @@ class Choice:
     free: FreeMemory
 
 
-def choose(asked: Setting, device: torch.device, footprint: Footprint, free: FreeMemory) -> Choice:
+def choose(asked: Setting, device: torch.device, need: MemoryNeed, free: FreeMemory) -> Choice:
     """Return where sources go: as asked, or with ``auto`` to the first place that has room.
 
     Raises
@@ -83,19 +93,19 @@ def choose(asked: Setting, device: torch.device, footprint: Footprint, free: Fre
     if device.type == "cpu" or (asked == "pinned" and device.type != "cuda"):
         placement = "mapped"
     elif asked == "auto":
-        placement = _first_with_room(footprint, free)
-    elif asked == "device" and free.device is not None and footprint.peak_bytes > free.device:
+        placement = _first_with_room(need, free)
+    elif asked == "device" and free.device is not None and need.peak_bytes > free.device:
         raise PlacementError(
-            f"workers.placement: device needs {_gb(footprint.peak_bytes)} on {device}, and {_gb(free.device)} are "
+            f"workers.placement: device needs {_gb(need.peak_bytes)} on {device}, and {_gb(free.device)} are "
             "free; write pinned, mapped or auto"
         )
-    elif asked == "pinned" and footprint.source_bytes > free.host:
+    elif asked == "pinned" and need.source_bytes > free.host:
         raise PlacementError(
-            f"workers.placement: pinned needs {_gb(footprint.source_bytes)} of host memory, and {_gb(free.host)} are "
+            f"workers.placement: pinned needs {_gb(need.source_bytes)} of host memory, and {_gb(free.host)} are "
             "free; write mapped or auto"
         )
     assert placement != "auto"
-    return Choice(placement, asked, str(device), footprint.source_bytes, footprint.peak_bytes, free)
+    return Choice(placement, asked, str(device), need.source_bytes, need.peak_bytes, free)
 
 
 def free_memory(device: torch.device, share: Share) -> FreeMemory:
@@ -119,12 +129,12 @@ def placer(placement: Placement, device: torch.device) -> Callable[[Tensor], Ten
     return lambda values: values
 
 
-def _first_with_room(footprint: Footprint, free: FreeMemory) -> Placement:
+def _first_with_room(need: MemoryNeed, free: FreeMemory) -> Placement:
     if free.device is None:
         return "mapped"
-    if footprint.peak_bytes <= free.device:
+    if need.peak_bytes <= free.device:
         return "device"
-    return "pinned" if footprint.source_bytes <= PINNED_SHARE * free.host else "mapped"
+    return "pinned" if need.source_bytes <= PINNED_SHARE * free.host else "mapped"
 
 
 def _gb(count: float) -> str:

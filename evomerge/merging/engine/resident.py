@@ -7,14 +7,13 @@ import mmap
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from evomerge.merging.engine.core_space import CoreJob
-from evomerge.merging.engine.jobs import Job
+from evomerge.merging.engine.core_space import CoreTensorMerge
+from evomerge.merging.engine.tensor_merge import TensorMerge
 from evomerge.merging.sources.architecture import empty_module, quiet
 from evomerge.merging.sources.checkpoints import Checkpoint
 
@@ -23,7 +22,7 @@ LARGE_PAGE = 2 << 20
 
 @dataclass
 class Resident:
-    """A module, its parameters as flat views, and the jobs that have been set up to fill them.
+    """A module, its parameters as flat views, and the merges that were set up to fill them.
 
     Attributes
     ----------
@@ -33,14 +32,14 @@ class Resident:
         Flat views by name; a tied parameter appears once and fills both places.
     dtype
         Of all parameters.
-    jobs
-        By the structure of what fills a tensor, so that candidates which differ by coefficients share them.
+    merges
+        By the structure of what fills a tensor, so that candidates that differ only in coefficients share them.
     """
 
     module: PreTrainedModel
     parameters: dict[str, Tensor]
     dtype: torch.dtype
-    jobs: dict[Any, Job | CoreJob] = field(default_factory=dict)
+    merges: dict[tuple[object, ...], TensorMerge | CoreTensorMerge] = field(default_factory=dict)
 
 
 def build_resident(config: PretrainedConfig, donor: Checkpoint, dtype: torch.dtype, device: torch.device) -> Resident:

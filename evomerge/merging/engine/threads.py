@@ -1,4 +1,4 @@
-"""Who does the pieces of a merge: this thread, or as many as torch computes with."""
+"""Threads that run a merge: the calling thread alone, or as many as torch computes with."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from typing import Protocol
 
 import torch
 
-from evomerge.merging.engine.jobs import Piece
+from evomerge.merging.engine.tensor_merge import WorkUnit
 from evomerge.merging.methods.blocks import Scratch
 
 
-class Work(Protocol):
-    """What a piece belongs to: a `Job`, or one in core space."""
+class HasUnits(Protocol):
+    """What a unit of work belongs to: a `TensorMerge`, or a merge in core space."""
 
     @property
     def is_whole_matrix(self) -> bool:
-        """Whether linear algebra does most of it."""
+        """Whether linear algebra takes most of the time."""
 
 
-class Crew:
-    """The threads of one engine, started when first needed; each has buffers of its own.
+class MergeThreads:
+    """The threads of one engine, started when first needed; each has its own buffers.
 
-    Torch's operations and the compiled kernels release Python's lock, and operations on blocks are too small for torch
-    to share them out itself.
+    Torch's operations and the compiled kernels release Python's lock. Operations on blocks are too small for torch to
+    split them between threads itself.
     """
 
     def __init__(self, device: torch.device, block: int | None) -> None:
         self._device = device
         self._block = block
-        self._here = Scratch(device, block)
+        self._scratch = Scratch(device, block)
         self.for_matrices = Scratch(device, block)
-        self._there = threading.local()
+        self._of_thread = threading.local()
         self._helpers = 0
         self._pool: ThreadPoolExecutor | None = None
 
     @contextmanager
-    def session(self, *, parallel: bool) -> Iterator[Session]:
-        """Take pieces until the end of the ``with`` block, which waits for all of them.
+    def queue(self, *, parallel: bool) -> Iterator[WorkQueue]:
+        """Take units of work until the end of the ``with`` block, which waits for all of them.
 
         Parameters
         ----------
         parallel
-            Whether to share them among ``torch.get_num_threads()`` threads; on a GPU they never are.
+            Whether to split the work between ``torch.get_num_threads()`` threads. On a GPU, one thread does it all.
         """
         threads = torch.get_num_threads() if parallel and self._device.type == "cpu" else 1
-        session = Session(self, shared=threads > 1)
-        yield session
+        queue = WorkQueue(self, parallel=threads > 1)
+        yield queue
         if threads > 1:
-            self._share(session, threads - 1)
+            self._run_all(queue, threads - 1)
 
     def buffer_bytes(self, rows: int, largest_matrix: int) -> int:
-        """Return the most that all threads' buffers take.
+        """Return the size of all threads' buffers.
 
         Parameters
         ----------
@@ -65,38 +65,38 @@ class Crew:
             Entries of the largest tensor that is merged as a single block.
         """
         threads = torch.get_num_threads() if self._device.type == "cpu" else 1
-        return 4 * rows * (threads * self._here.block + largest_matrix)
+        return 4 * rows * (threads * self._scratch.block + largest_matrix)
 
-    def here(self, piece: Piece, *, matrix: bool = False) -> None:
-        """Do a piece in the calling thread."""
-        piece(self.for_matrices if matrix else self._here)
+    def run_here(self, unit: WorkUnit, *, matrix: bool = False) -> None:
+        """Run a unit in the calling thread."""
+        unit(self.for_matrices if matrix else self._scratch)
 
-    def there(self, piece: Piece) -> None:
-        """Do a piece in a thread of the pool."""
-        scratch = getattr(self._there, "scratch", None)
+    def run_in_pool(self, unit: WorkUnit) -> None:
+        """Run a unit in a thread of the pool, with that thread's buffers."""
+        scratch = getattr(self._of_thread, "scratch", None)
         if scratch is None:
-            scratch = self._there.scratch = Scratch(self._device, self._block)
-        with torch.inference_mode():  # a mode is a thread's own
-            piece(scratch)
+            scratch = self._of_thread.scratch = Scratch(self._device, self._block)
+        with torch.inference_mode():  # the mode is per thread
+            unit(scratch)
 
-    def _share(self, session: Session, helpers: int) -> None:
-        """Do the session's pieces, with that many threads' help.
+    def _run_all(self, queue: WorkQueue, helpers: int) -> None:
+        """Run the units of the queue in this thread and `helpers` more.
 
         Raises
         ------
         Exception
-            The first that a piece raised, after all have ended.
+            The first that a unit raised, after all have ended.
         """
         pool = self._started(helpers)
-        others = [pool.submit(session.work, self.there) for _ in range(helpers)]
+        futures = [pool.submit(queue.work, self.run_in_pool) for _ in range(helpers)]
         try:
-            session.work(self.here)
+            queue.work(self.run_here)
         finally:
-            session.waiting.clear()  # unless interrupted, there are none left
-            for other in others:
-                other.result()
-        if session.errors:
-            raise session.errors[0]
+            queue.waiting.clear()  # not empty after an interrupt only
+            for future in futures:
+                future.result()
+        if queue.errors:
+            raise queue.errors[0]
 
     def _started(self, helpers: int) -> ThreadPoolExecutor:
         if self._pool is None or helpers != self._helpers:
@@ -106,37 +106,37 @@ class Crew:
         return self._pool
 
 
-class Session:
-    """The pieces of one model.
+class WorkQueue:
+    """The units of work of one model.
 
-    Threads begin when the last is known. Handed over one by one, they had each thread wait for Python's lock, which
-    the thread that makes the pieces does not give away before it must (5 ms): about half of the time of a merge.
+    Threads start when the last unit is known. When units were handed over one by one, each thread waited for Python's
+    lock, which the thread that makes the units releases only every 5 ms: about half of the time of a merge.
     """
 
-    def __init__(self, crew: Crew, *, shared: bool) -> None:
-        self._crew = crew
-        self._shared = shared
-        self.waiting: deque[Piece] = deque()
+    def __init__(self, threads: MergeThreads, *, parallel: bool) -> None:
+        self._threads = threads
+        self._parallel = parallel
+        self.waiting: deque[WorkUnit] = deque()
         self.errors: list[Exception] = []
 
-    def do(self, job: Work, piece: Piece) -> None:
-        """Do a job's piece, or put it down for all threads.
+    def add(self, merge: HasUnits, unit: WorkUnit) -> None:
+        """Run a unit now, or queue it for all threads.
 
-        Decompositions are done at once: linear algebra uses all threads by itself.
+        Decompositions run at once: linear algebra uses all threads by itself.
         """
-        if self._shared and not job.is_whole_matrix:
-            self.waiting.append(piece)
+        if self._parallel and not merge.is_whole_matrix:
+            self.waiting.append(unit)
         else:
-            self._crew.here(piece, matrix=job.is_whole_matrix)
+            self._threads.run_here(unit, matrix=merge.is_whole_matrix)
 
-    def work(self, do: Callable[[Piece], None]) -> None:
-        """Do one piece after another until no thread finds any."""
+    def work(self, run: Callable[[WorkUnit], None]) -> None:
+        """Run one unit after another until the queue is empty; keep what they raise."""
         while True:
             try:
-                piece = self.waiting.popleft()
+                unit = self.waiting.popleft()
             except IndexError:
                 return
             try:
-                do(piece)
-            except Exception as error:
+                run(unit)
+            except Exception as error:  # of any kind: raised again in the thread that waits for all units
                 self.errors.append(error)

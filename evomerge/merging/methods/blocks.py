@@ -21,7 +21,7 @@ GPU_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
-class Form:
+class TensorInfo:
     """What a method may know of an output tensor besides its values.
 
     Attributes
@@ -98,7 +98,7 @@ class Block:
         Index of the block's first entry in the flattened tensor.
     size
         Entries of the whole tensor that the block is cut from.
-    form
+    info
         Shape and role of that tensor.
     prepared
         What the method prepared for each model, cut to the block.
@@ -106,7 +106,7 @@ class Block:
         What it prepared for all models together, cut to the block; None when it prepares nothing such.
     """
 
-    __slots__ = ("_base", "_models", "_scratch", "entries", "form", "out", "prepared", "shared", "size", "start")
+    __slots__ = ("_base", "_models", "_scratch", "entries", "info", "out", "prepared", "shared", "size", "start")
 
     def __init__(
         self,
@@ -118,13 +118,13 @@ class Block:
         shared: Any,
         start: int,
         size: int,
-        form: Form,
+        info: TensorInfo,
         scratch: Scratch,
     ) -> None:
         self.out = out
         self.start = start
         self.size = size
-        self.form = form
+        self.info = info
         self.prepared = prepared
         self.shared = shared
         self.entries = out.numel()
@@ -135,7 +135,7 @@ class Block:
     @property
     def is_whole_matrix(self) -> bool:
         """Whether the block is a linear map in full; of other tensors, a method with matrix scope sees blocks."""
-        return self.form.is_matrix and self.entries == self.size
+        return self.info.is_matrix and self.entries == self.size
 
     @property
     def has_base(self) -> bool:
@@ -167,14 +167,14 @@ class Block:
 
     def by_row(self, values_M: Tensor) -> Tensor:
         """Return [E]: for each entry of the block, the value of the row that it lies in."""
-        row = self.form.row
+        row = self.info.row
         first, last = self.start // row, (self.start + self.entries - 1) // row
         spread = values_M[first : last + 1].repeat_interleave(row)
         return spread[self.start - first * row :][: self.entries]
 
     def by_column(self, values_N: Tensor) -> Tensor:
         """Return [E]: for each entry of the block, the value of the column that it lies in."""
-        row = self.form.row
+        row = self.info.row
         offset = self.start % row
         repeats = -(-(offset + self.entries) // row)
         return values_N.repeat(repeats)[offset:][: self.entries]

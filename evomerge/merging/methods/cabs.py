@@ -17,8 +17,8 @@ import math
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.formulas import Kept, WeightedSum, Whole
-from evomerge.merging.methods.last_value_cache import Memo
+from evomerge.merging.methods.formulas import Kept, TensorContext, WeightedSum
+from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
 
 
@@ -27,7 +27,7 @@ class Turns:
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
-        self._masks: Memo[list[Tensor]] = Memo()
+        self._masks: LastValueCache[list[Tensor]] = LastValueCache()
 
     def cut(self, span: slice) -> Turns:
         """Return itself: a block looks its entries up."""
@@ -39,7 +39,7 @@ class Turns:
 
 
 @merge_method("cabs", prepare_all=Turns, prepared_bytes=1)
-def cabs(tensor: Whole, *, weight: PerModel, keep: float, group: float, lambda_: float) -> WeightedSum:
+def cabs(tensor: TensorContext, *, weight: PerModel, keep: float, group: float, lambda_: float) -> WeightedSum:
     """Add the task vectors, each thinned to `keep` of every `group` entries that no earlier one took."""
     turns: Turns = tensor.shared
     size = max(round(group), 1)

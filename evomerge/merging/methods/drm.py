@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.blocks import Block, Form
+from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, singular
 from evomerge.merging.methods.registry import PerModel, Prepared, SourceGroup, merge_method
 from evomerge.merging.methods.trimmed import descending_ranks, number_kept
@@ -31,7 +31,7 @@ class SharedBasis:
         whole = singular(torch.cat(deltas, dim=1))
         kept = max(int((whole.values_K >= SMALLEST_VALUE * whole.values_K[0]).sum()), 1)
         self.left_MR, values_R, right = whole.top(kept).stored()
-        parts = right.split(group.form.shape[1], dim=1)
+        parts = right.split(group.info.shape[1], dim=1)
         self.parts = [values_R[:, None] * part_RN for part_RN in parts]
         self.ranks = [descending_ranks(_renormalised(part_RN).abs_().reshape(-1)) for part_RN in parts]
 
@@ -42,12 +42,12 @@ class SharedBasis:
 
 def shared_basis(group: SourceGroup) -> Prepared:
     """Decompose the task vectors of a linear map together."""
-    return SharedBasis(group) if group.form.is_matrix else Nothing()
+    return SharedBasis(group) if group.info.is_matrix else Nothing()
 
 
-def _bytes(form: Form) -> float:
+def _bytes(info: TensorInfo) -> float:
     """X and ranks of a model, and its part of U, per entry; less where components are dropped."""
-    return 8 + 4 * min(form.shape[0] / form.shape[1], 1) if form.is_matrix else 0
+    return 8 + 4 * min(info.shape[0] / info.shape[1], 1) if info.is_matrix else 0
 
 
 @merge_method("drm", prepare_all=shared_basis, prepared_bytes=_bytes, scope="matrix")

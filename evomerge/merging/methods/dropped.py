@@ -25,7 +25,7 @@ from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect_and_merge
-from evomerge.merging.methods.formulas import Election, Kept, WeightedSum, Whole
+from evomerge.merging.methods.formulas import Election, Kept, TensorContext, WeightedSum
 from evomerge.merging.methods.linear import add_and_merge, added
 from evomerge.merging.methods.registry import PerModel, SourceTensor, merge_method
 
@@ -75,7 +75,7 @@ def ranked_draws(source: SourceTensor) -> RankedDraws:
 
 def places(source: SourceTensor) -> Tensor:
     """Return (r − 1)/(n − 1) of each entry, float32; ½ in rows of one."""
-    length = source.form.row
+    length = source.info.row
     if length == 1:
         return torch.full_like(source.values, 0.5, dtype=torch.float32)
     order = torch.argsort(source.delta().abs_().view(-1, length), dim=1)
@@ -86,7 +86,7 @@ def places(source: SourceTensor) -> Tensor:
 
 @merge_method("dare_linear", prepare=draws, prepared_bytes=2)
 def dare_linear(
-    tensor: Whole, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
+    tensor: TensorContext, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
 ) -> WeightedSum:
     """Keep each entry of the task vectors with probability density, add up."""
     return added(weight=weight, normalize=normalize, lambda_=lambda_, kept=_dare(tensor, density, rescale))
@@ -94,7 +94,7 @@ def dare_linear(
 
 @merge_method("dare_ties", prepare=draws, prepared_bytes=2)
 def dare_ties(
-    tensor: Whole, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
+    tensor: TensorContext, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
 ) -> Election:
     """Keep each entry of the task vectors with probability density, elect signs, merge."""
     return Election(weight, normalize, lambda_, _dare(tensor, density, rescale))
@@ -132,7 +132,7 @@ def della(
     elect_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
 
 
-def _dare(tensor: Whole, density: PerModel, rescale: bool) -> list[Kept | None]:
+def _dare(tensor: TensorContext, density: PerModel, rescale: bool) -> list[Kept | None]:
     kept: list[Kept | None] = []
     for drawn, d in zip(tensor.prepared, density, strict=True):
         levels = round(min(max(d, 0.0), 1.0) * LEVELS)

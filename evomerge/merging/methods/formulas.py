@@ -16,16 +16,16 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from evomerge.merging.methods.blocks import Form
+from evomerge.merging.methods.blocks import TensorInfo
 
 
 @dataclass(frozen=True)
-class Whole:
+class TensorContext:
     """An output tensor as a method sees it that returns a formula: all but its entries.
 
     Attributes
     ----------
-    form
+    info
         Shape and role.
     size
         Its number of entries, n.
@@ -37,7 +37,7 @@ class Whole:
         What it prepared for all models together; None when it prepares nothing such.
     """
 
-    form: Form
+    info: TensorInfo
     size: int
     has_base: bool
     prepared: Sequence[Any]
@@ -51,7 +51,7 @@ class Kept:
     Attributes
     ----------
     state
-        Whole numbers [n]: ranks, random draws, masks.
+        TensorContext numbers [n]: ranks, random draws, masks.
     first
         None: no entry is too small.
     """

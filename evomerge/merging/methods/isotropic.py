@@ -18,8 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.blocks import Block, Form
-from evomerge.merging.methods.last_value_cache import Memo
+from evomerge.merging.methods.blocks import Block, TensorInfo
+from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, polar, singular
 from evomerge.merging.methods.registry import PerModel, Prepared, SourceGroup, merge_method
 
@@ -29,7 +29,7 @@ class Flattened:
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
-        self._merged: Memo[Tensor] = Memo()
+        self._merged: LastValueCache[Tensor] = LastValueCache()
 
     def cut(self, span: slice) -> Flattened:
         """Return itself: the spectrum is the whole matrix's."""
@@ -51,7 +51,7 @@ class Flattened:
 
 def flattened(group: SourceGroup) -> Prepared:
     """Prepare Iso-C with equal weights."""
-    if not group.form.is_matrix:
+    if not group.info.is_matrix:
         return Nothing()
     state = Flattened(group)
     state.merged([1.0] * len(group.models), None, common)
@@ -60,11 +60,11 @@ def flattened(group: SourceGroup) -> Prepared:
 
 def flattened_with_tasks(group: SourceGroup) -> Prepared:
     """Prepare Iso-CTS; its first call does the work, for the fraction it is given."""
-    return Flattened(group) if group.form.is_matrix else Nothing()
+    return Flattened(group) if group.info.is_matrix else Nothing()
 
 
-def _bytes(form: Form) -> float:
-    return 4 if form.is_matrix else 0
+def _bytes(info: TensorInfo) -> float:
+    return 4 if info.is_matrix else 0
 
 
 @merge_method("iso_c", prepare_all=flattened, shared_bytes=_bytes, scope="matrix")

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class Memo(Generic[Value]):
+class LastValueCache(Generic[Value]):
     """Remembers the value for one key: the last."""
 
     def __init__(self) -> None:

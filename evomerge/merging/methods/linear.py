@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.formulas import Kept, WeightedSum, Whole
+from evomerge.merging.methods.formulas import Kept, TensorContext, WeightedSum
 from evomerge.merging.methods.registry import OptionalPerModel, PerModel, merge_method
 
 SMALLEST_SUM = 1e-8  # of weights, to divide by
 
 
 @merge_method("linear")
-def linear(_: Whole, *, weight: PerModel, normalize: bool) -> WeightedSum:
+def linear(_: TensorContext, *, weight: PerModel, normalize: bool) -> WeightedSum:
     """θ = Σ w_t θ_t, divided by Σ w_t when `normalize`."""
     total = _sum(weight) if normalize else 1.0
     if abs(total) < SMALLEST_SUM:
@@ -32,13 +32,13 @@ def linear(_: Whole, *, weight: PerModel, normalize: bool) -> WeightedSum:
 
 
 @merge_method("task_arithmetic")
-def task_arithmetic(_: Whole, *, weight: PerModel, normalize: bool, lambda_: float) -> WeightedSum:
+def task_arithmetic(_: TensorContext, *, weight: PerModel, normalize: bool, lambda_: float) -> WeightedSum:
     """θ = θ_0 + λ Σ w_t (θ_t − θ_0), the sum divided by Σ w_t when `normalize`."""
     return added(weight=weight, normalize=normalize, lambda_=lambda_)
 
 
 @merge_method("passthrough")
-def passthrough(_: Whole, *, scale: OptionalPerModel) -> WeightedSum:
+def passthrough(_: TensorContext, *, scale: OptionalPerModel) -> WeightedSum:
     """θ = s θ_1; untouched when no scale is set."""
     (factor,) = scale
     return WeightedSum([1.0 if factor is None else factor], "models")

@@ -1,7 +1,7 @@
 """What the spectral methods share: they decompose linear maps, and average everything else.
 
-A linear map is a matrix that is not an embedding or the output projection (`Form.is_matrix`). Norms, biases, tokens and
-stacks of matrices take the weighted mean of the task vectors, as the papers do for all but linear maps.
+A linear map is a matrix that is not an embedding or the output projection (`TensorInfo.is_matrix`). Norms, biases,
+tokens and stacks of matrices take the weighted mean of the task vectors, as the papers do for all but linear maps.
 GPT-2's `Conv1D` stores its maps transposed; they are decomposed as stored.
 
 Decompositions run in float64 (float32 where the device has none) and are stored in float32: where singular values are
@@ -59,7 +59,7 @@ def polar(matrix_MR: Tensor) -> Tensor:
 
 def delta_matrices(group: SourceGroup) -> list[Tensor]:
     """Return the task vectors as [M, N], in the precision of decompositions."""
-    return [precise(delta).view(group.form.shape) for delta in group.deltas()]
+    return [precise(delta).view(group.info.shape) for delta in group.deltas()]
 
 
 def precise(values: Tensor) -> Tensor:

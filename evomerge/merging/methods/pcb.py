@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.last_value_cache import Memo
+from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
 
 PERCENTILE = 1e-4  # q
@@ -36,7 +36,7 @@ class Competition:
         self.bounds = [_bounds(delta) for delta in deltas]
         signed = [_signed_shares(delta, *bounds) for delta, bounds in zip(deltas, self.bounds, strict=True)]
         self.scores = [_score(own, signed) for own in signed]
-        self._ranges: Memo[list[tuple[float, float]]] = Memo()
+        self._ranges: LastValueCache[list[tuple[float, float]]] = LastValueCache()
 
     def cut(self, span: slice) -> Competition:
         """Return itself: a block looks its entries up."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.last_value_cache import Memo
+from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.registry import SourceGroup, merge_method
 
 STRETCH = 1 << 20
@@ -29,7 +29,7 @@ class Shares:
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
-        self._shares: Memo[list[float]] = Memo()
+        self._shares: LastValueCache[list[float]] = LastValueCache()
 
     def cut(self, span: slice) -> Shares:
         """Return itself: the shares are the whole tensor's."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from evomerge.merging.methods.blocks import Form
+from evomerge.merging.methods.blocks import TensorInfo
 from evomerge.merging.methods.formulas import Formula
 from search_spaces.recipes.methods import MethodSpec, method_spec
 
@@ -64,7 +64,7 @@ class SourceTensor:
         Flattened, in the dtype and (memory-mapped) place they are stored in; `base` is None without a base.
     seed
         The recipe's seed; 0 unless it sets one.
-    form
+    info
         Shape and role.
     model
         The model that the tensor belongs to.
@@ -76,7 +76,7 @@ class SourceTensor:
     values: Tensor
     base: Tensor | None
     seed: int
-    form: Form
+    info: TensorInfo
     model: SourceModel
     statistic: Tensor | None = None
 
@@ -94,13 +94,13 @@ class SourceGroup:
     ----------
     models, base
         Flattened, in the dtype and (memory-mapped) place they are stored in; `base` is None without a base.
-    form
+    info
         Shape and role of the tensor.
     """
 
     models: tuple[Tensor, ...]
     base: Tensor | None
-    form: Form
+    info: TensorInfo
 
     def deltas(self) -> tuple[Tensor, ...]:
         """Return each model minus the base, float32, flat."""
@@ -113,8 +113,8 @@ Prepare: TypeAlias = Callable[[SourceTensor], Prepared]
 PrepareAll: TypeAlias = Callable[[SourceGroup], Prepared]
 Apply: TypeAlias = Callable[..., Formula | None]
 Scope: TypeAlias = Literal["block", "matrix"]
-Bytes: TypeAlias = float | Callable[[Form], float]
-"""Bytes per entry, the same for all tensors or by form."""
+Bytes: TypeAlias = float | Callable[[TensorInfo], float]
+"""Bytes per entry, the same for all tensors or by info."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,13 @@ class MergeMethod:
     shared_bytes: Bytes = 0
     scope: Scope = "block"
 
-    def prepared_size(self, form: Form) -> int:
-        """Return the bytes held for each model of a tensor of that form."""
-        return _size(self.prepared_bytes, form)
+    def prepared_size(self, info: TensorInfo) -> int:
+        """Return the bytes held for each model of a tensor of that info."""
+        return _size(self.prepared_bytes, info)
 
-    def shared_size(self, form: Form) -> int:
-        """Return the bytes held for all models of a tensor of that form, beyond those for each."""
-        return _size(self.shared_bytes, form)
+    def shared_size(self, info: TensorInfo) -> int:
+        """Return the bytes held for all models of a tensor of that info, beyond those for each."""
+        return _size(self.shared_bytes, info)
 
 
 _METHODS: dict[str, MergeMethod] = {}
@@ -177,7 +177,7 @@ def merge_method(
 ) -> Callable[[Apply], Apply]:
     """Register a function as the merge method called `name`; see `MergeMethod` for the rest.
 
-    Takes a `Block` and returns None, or takes a `Whole` and returns a `Formula` (faster: one compiled pass).
+    Takes a `Block` and returns None, or takes a `TensorContext` and returns a `Formula` (faster: one compiled pass).
     Its keyword-only arguments must be the method's parameters in `search_spaces.recipes.methods` (those with an
     effect), those with a value per model annotated as `PerModel`.
 
@@ -224,8 +224,8 @@ def implementation(name: str) -> MergeMethod:
         ) from None
 
 
-def _size(per_entry: Bytes, form: Form) -> int:
-    return int((per_entry(form) if callable(per_entry) else per_entry) * math.prod(form.shape))
+def _size(per_entry: Bytes, info: TensorInfo) -> int:
+    return int((per_entry(info) if callable(per_entry) else per_entry) * math.prod(info.shape))
 
 
 def _arguments(function: Apply, spec: MethodSpec) -> dict[str, str]:

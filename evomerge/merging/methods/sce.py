@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect
-from evomerge.merging.methods.last_value_cache import Memo
+from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.registry import SourceGroup, merge_method
 from evomerge.merging.methods.trimmed import descending_ranks
 
@@ -31,7 +31,7 @@ class Selection:
     def __init__(self, group: SourceGroup) -> None:
         variance = torch.stack(group.deltas()).var(dim=0, unbiased=False)
         self._group = group
-        self._weights: Memo[list[float]] = Memo()
+        self._weights: LastValueCache[list[float]] = LastValueCache()
         self._nonzero = torch.count_nonzero(variance)
         self.rank = descending_ranks(variance)
 

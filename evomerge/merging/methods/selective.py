@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.formulas import Kept, WeightedSum, Whole
+from evomerge.merging.methods.formulas import Kept, TensorContext, WeightedSum
 from evomerge.merging.methods.registry import SourceGroup, merge_method
 
 NEAREST = 1e-6  # distance to divide by
@@ -47,7 +47,7 @@ class Salient:
 def salient(group: SourceGroup) -> Salient:
     """Find the entries whose scores are far above the others'."""
     assert group.base is not None, "arcee_fusion says base='required'"
-    base, model = (values.float().view(-1, group.form.row) for values in (group.base, group.models[0]))
+    base, model = (values.float().view(-1, group.info.row) for values in (group.base, group.models[0]))
     score = (_divergence(model, base) * (model - base).abs_()).flatten()
     ordered = score.sort().values
     low, middle, high = (float(ordered[int(q * (len(ordered) - 1))]) for q in (0.25, 0.5, 0.75))
@@ -56,7 +56,7 @@ def salient(group: SourceGroup) -> Salient:
 
 
 @merge_method("arcee_fusion", prepare_all=salient, shared_bytes=1)
-def arcee_fusion(tensor: Whole) -> WeightedSum:
+def arcee_fusion(tensor: TensorContext) -> WeightedSum:
     """Take the other model's entries where they matter."""
     return WeightedSum([1.0], kept=[Kept(tensor.shared.mask, end=2, first=1)])
 

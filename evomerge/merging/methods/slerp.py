@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.formulas import WeightedSum, Whole
+from evomerge.merging.methods.formulas import TensorContext, WeightedSum
 from evomerge.merging.methods.registry import SourceModel, SourceTensor, merge_method
 
 STRETCH = 1 << 20
@@ -87,7 +87,7 @@ def _angle_of_model(model: SourceModel) -> Angle:
 
 
 @merge_method("slerp", prepare=angle)
-def slerp(tensor: Whole, *, t: float, whole_model: bool) -> WeightedSum:
+def slerp(tensor: TensorContext, *, t: float, whole_model: bool) -> WeightedSum:
     """Interpolate between the base (t = 0) and the other model (t = 1)."""
     own: Angle = tensor.prepared[0]
     return WeightedSum((own.of_model() if whole_model else own).coefficients(t), "base and models")

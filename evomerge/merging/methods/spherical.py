@@ -25,8 +25,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.formulas import WeightedSum, Whole
-from evomerge.merging.methods.last_value_cache import Memo
+from evomerge.merging.methods.formulas import TensorContext, WeightedSum
+from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
 
 Parts: TypeAlias = Literal["whole", "rows", "columns"]
@@ -43,7 +43,7 @@ class Grams:
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
-        self.coefficients: Memo[Tensor] = Memo()
+        self.coefficients: LastValueCache[Tensor] = LastValueCache()
         """float64[K, T], remembered for the parameters of the last call: the same for all blocks of a tensor."""
         self._grams: dict[Parts, Tensor] = {"whole": self._measure("whole")}
 
@@ -59,7 +59,7 @@ class Grams:
 
     def _measure(self, parts: Parts) -> Tensor:
         base, models = self._group.base, self._group.models
-        shape = (-1, self._group.form.row)
+        shape = (-1, self._group.info.row)
         stretch = STRETCH if parts == "whole" else max(1, STRETCH // shape[1]) * shape[1]  # whole rows
         total: list[Tensor] = []
         for start in range(0, models[0].numel(), stretch):
@@ -78,10 +78,10 @@ class Grams:
 
 
 @merge_method("nuslerp", prepare_all=Grams)
-def nuslerp(tensor: Whole, *, weight: PerModel, nuslerp_flatten: bool, nuslerp_row_wise: bool) -> WeightedSum:
+def nuslerp(tensor: TensorContext, *, weight: PerModel, nuslerp_flatten: bool, nuslerp_row_wise: bool) -> WeightedSum:
     """C = (sin((1−t)Ω), sin(tΩ)) / sin Ω with t = w_2/(w_1+w_2); linear where the vectors are colinear."""
     parts: Parts = "whole" if nuslerp_flatten else "columns" if nuslerp_row_wise else "rows"
-    if len(tensor.form.shape) == 1 and nuslerp_row_wise:
+    if len(tensor.info.shape) == 1 and nuslerp_row_wise:
         parts = "whole"  # a vector's only column
     total = sum(weight)
     t = 0.5 if abs(total) < SMALLEST_SUM else weight[1] / total
@@ -98,7 +98,7 @@ def _slerp_coefficients(gram: Tensor, t: float) -> Tensor:
 
 
 @merge_method("multislerp", prepare_all=Grams)
-def multislerp(tensor: Whole, *, weight: PerModel, normalize_weights: bool, eps: float) -> WeightedSum:
+def multislerp(tensor: TensorContext, *, weight: PerModel, normalize_weights: bool, eps: float) -> WeightedSum:
     """Exp_m(Σ w_t (u_t − ⟨u_t, m⟩ m)) · Σ w_t ‖v_t‖ with u_t = v_t/‖v_t‖ and m = Σ w_t u_t, normalised."""
     return _combine(
         tensor,
@@ -129,7 +129,7 @@ def _multislerp_coefficients(gram: Tensor, w_T: Tensor, eps: float) -> Tensor:
 
 
 @merge_method("karcher", prepare_all=Grams)
-def karcher(tensor: Whole, *, weight: PerModel, max_iter: float, tol: float) -> WeightedSum:
+def karcher(tensor: TensorContext, *, weight: PerModel, max_iter: float, tol: float) -> WeightedSum:
     """U ← Exp_u(Σ α_t Log_u(u_t)) until the step is below `tol`; θ = (Σ α_t ‖θ_t‖) u, α = w/Σw."""
     return _combine(
         tensor,
@@ -167,7 +167,7 @@ def _karcher_coefficients(gram: Tensor, share_T: Tensor, max_iter: int, tol: flo
 
 
 @merge_method("model_stock", prepare_all=Grams)
-def model_stock(tensor: Whole, *, filter_wise: bool) -> WeightedSum:
+def model_stock(tensor: TensorContext, *, filter_wise: bool) -> WeightedSum:
     """θ = r θ̄ + (1−r) θ_0, r = T cos/(1+(T−1) cos) in [0, 1], cos the mean cosine of pairs of task vectors."""
     parts: Parts = "rows" if filter_wise else "whole"
     return _combine(tensor, parts, ("model_stock", parts), _stock_coefficients)
@@ -193,7 +193,7 @@ def stock_ratio(gram: Tensor) -> Tensor:
 
 
 @merge_method("metagpt", prepare_all=Grams)
-def metagpt(tensor: Whole, *, lambda_: float) -> WeightedSum:
+def metagpt(tensor: TensorContext, *, lambda_: float) -> WeightedSum:
     """c_t = λ ‖τ_t‖² / Σ ‖τ_s‖²."""
     return _combine(tensor, "whole", ("metagpt", lambda_), lambda gram: lambda_ * squared_shares(gram))
 
@@ -208,7 +208,9 @@ def squared_shares(gram: Tensor) -> Tensor:
 # --- coefficients into weights ---
 
 
-def _combine(tensor: Whole, parts: Parts, key: tuple[object, ...], solve: Callable[[Tensor], Tensor]) -> WeightedSum:
+def _combine(
+    tensor: TensorContext, parts: Parts, key: tuple[object, ...], solve: Callable[[Tensor], Tensor]
+) -> WeightedSum:
     """Return Σ c_t v_t (plus the base), the coefficients as `solve` gives them for the Gram matrix.
 
     `key` tells apart all that the coefficients depend on: methods share the prepared state.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evomerge.merging.methods.blocks import Block, Form
+from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.linear import add_and_merge
 from evomerge.merging.methods.matrices import Nothing, Singular, precise, singular
 from evomerge.merging.methods.registry import PerModel, Prepared, SourceTensor, merge_method
@@ -31,14 +31,14 @@ class Components:
 
 def components(source: SourceTensor) -> Prepared:
     """Decompose the task vector of a linear map."""
-    if not source.form.is_matrix:
+    if not source.info.is_matrix:
         return Nothing()
-    return Components(singular(precise(source.delta()).view(source.form.shape)).stored())
+    return Components(singular(precise(source.delta()).view(source.info.shape)).stored())
 
 
-def _bytes(form: Form) -> float:
+def _bytes(info: TensorInfo) -> float:
     """U and V in float32, per entry."""
-    return 4 * min(form.shape) * sum(form.shape) / (form.shape[0] * form.shape[1]) if form.is_matrix else 0
+    return 4 * min(info.shape) * sum(info.shape) / (info.shape[0] * info.shape[1]) if info.is_matrix else 0
 
 
 @merge_method("star", prepare=components, prepared_bytes=_bytes, scope="matrix")
@@ -49,7 +49,7 @@ def star(block: Block, *, weight: PerModel, eta: float, normalize: bool, lambda_
         add_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
         return
     total = sum(weight) if normalize else 1.0
-    out_MN = block.out.copy_(block.base()).view(block.form.shape)
+    out_MN = block.out.copy_(block.base()).view(block.info.shape)
     for prepared, w in zip(block.prepared, weight, strict=True):
         left_MR, values_R, right_RN = truncated(prepared.singular, eta)
         out_MN.addmm_(left_MR * values_R, right_RN, alpha=lambda_ * w / (total or 1.0))

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.formulas import Election, Kept, WeightedSum, Whole
-from evomerge.merging.methods.last_value_cache import Memo
+from evomerge.merging.methods.formulas import Election, Kept, TensorContext, WeightedSum
+from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.linear import added
 from evomerge.merging.methods.registry import PerModel, SourceModel, SourceTensor, merge_method
 
@@ -39,8 +39,8 @@ class Magnitudes:
     def __init__(self, rank: Tensor, source: SourceTensor) -> None:
         self.rank = rank
         self.source = source
-        self._ratio: Memo[float] = Memo()
-        self._kept: Memo[int] = Memo()
+        self._ratio: LastValueCache[float] = LastValueCache()
+        self._kept: LastValueCache[int] = LastValueCache()
 
     def ratio(self, first: int, end: int) -> float:
         """Return Σ|δ| / Σ|δ kept| over the whole tensor when ranks first … end−1 are, 1 when either vanishes."""
@@ -97,7 +97,7 @@ def descending_ranks(values: Tensor) -> Tensor:
 
 @merge_method("ties", prepare=ranks, prepared_bytes=4)
 def ties(
-    tensor: Whole,
+    tensor: TensorContext,
     *,
     weight: PerModel,
     density: PerModel,
@@ -116,7 +116,7 @@ def ties(
 
 @merge_method("breadcrumbs", prepare=ranks, prepared_bytes=4)
 def breadcrumbs(
-    tensor: Whole,
+    tensor: TensorContext,
     *,
     weight: PerModel,
     density: PerModel,
@@ -132,7 +132,7 @@ def breadcrumbs(
 
 @merge_method("breadcrumbs_ties", prepare=ranks, prepared_bytes=4)
 def breadcrumbs_ties(
-    tensor: Whole,
+    tensor: TensorContext,
     *,
     weight: PerModel,
     density: PerModel,
@@ -145,7 +145,7 @@ def breadcrumbs_ties(
     return Election(weight, normalize, lambda_, _crumbs(tensor, density, gamma, rescale))
 
 
-def _crumbs(tensor: Whole, density: PerModel, gamma: PerModel, rescale: bool) -> list[Kept | None]:
+def _crumbs(tensor: TensorContext, density: PerModel, gamma: PerModel, rescale: bool) -> list[Kept | None]:
     return [
         _between(ranked, *crumbs(d, g, tensor.size), tensor.size, rescale=rescale)
         for ranked, d, g in zip(tensor.prepared, density, gamma, strict=True)

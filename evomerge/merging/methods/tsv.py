@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from evomerge.merging.methods.blocks import Block, Form
+from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, polar, singular
 from evomerge.merging.methods.registry import PerModel, Prepared, SourceGroup, merge_method
 
@@ -23,7 +23,7 @@ class TaskSingularVectors:
 
     def __init__(self, group: SourceGroup) -> None:
         deltas = delta_matrices(group)
-        rank = max(min(group.form.shape) // len(deltas), 1)
+        rank = max(min(group.info.shape) // len(deltas), 1)
         kept = [singular(delta_MN).top(rank) for delta_MN in deltas]
         self.left = polar(torch.cat([part.left_MK for part in kept], dim=1)).float()
         self.values_TR = torch.stack([part.values_K for part in kept]).float()
@@ -36,12 +36,12 @@ class TaskSingularVectors:
 
 def task_singular_vectors(group: SourceGroup) -> Prepared:
     """Decompose and orthogonalise the task vectors of a linear map."""
-    return TaskSingularVectors(group) if group.form.is_matrix else Nothing()
+    return TaskSingularVectors(group) if group.info.is_matrix else Nothing()
 
 
-def _bytes(form: Form) -> float:
+def _bytes(info: TensorInfo) -> float:
     """Both factors in float32, per entry; about, where T does not divide K."""
-    return 4 * min(form.shape) * sum(form.shape) / (form.shape[0] * form.shape[1]) if form.is_matrix else 0
+    return 4 * min(info.shape) * sum(info.shape) / (info.shape[0] * info.shape[1]) if info.is_matrix else 0
 
 
 @merge_method("tsv_m", prepare_all=task_singular_vectors, shared_bytes=_bytes, scope="matrix")

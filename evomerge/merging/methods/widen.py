@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.blocks import Block, Form
-from evomerge.merging.methods.last_value_cache import Memo
+from evomerge.merging.methods.blocks import Block, TensorInfo
+from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.registry import SourceGroup, merge_method
 
 SMALLEST_NORM = 1e-12  # to divide by
@@ -28,13 +28,13 @@ class Importance:
 
     def __init__(self, group: SourceGroup) -> None:
         assert group.base is not None, "widen says base='required'"
-        if len(group.form.shape) == 1:
+        if len(group.info.shape) == 1:
             self.ranks = [torch.stack([_rank(delta.abs_()) for delta in group.deltas()])]
         else:
-            base = _columns(group.base, group.form)
-            changes = [_changes(_columns(values, group.form), base) for values in group.models]
+            base = _columns(group.base, group.info)
+            changes = [_changes(_columns(values, group.info), base) for values in group.models]
             self.ranks = [torch.stack([_rank(change) for change in kind]) for kind in zip(*changes, strict=True)]
-        self._weights: Memo[Tensor] = Memo()
+        self._weights: LastValueCache[Tensor] = LastValueCache()
 
     def cut(self, span: slice) -> Importance:
         """Return itself: a block looks its columns up."""
@@ -49,11 +49,11 @@ class Importance:
         return self._weights.get((ratio, calibration), make)
 
 
-def _bytes(form: Form) -> float:
+def _bytes(info: TensorInfo) -> float:
     """Two ranks and a weight per column in float32, or a rank and a weight per entry of a vector."""
-    if len(form.shape) == 1:
+    if len(info.shape) == 1:
         return 8
-    return 12 / (form.row if form.by_token else _rows(form))
+    return 12 / (info.row if info.by_token else _rows(info))
 
 
 @merge_method("widen", prepare_all=Importance, prepared_bytes=_bytes)
@@ -61,17 +61,17 @@ def widen(block: Block, *, ratio: float, calibration: float) -> None:
     """Weigh the columns of the task vectors by how much fine-tuning changed them."""
     weights = block.shared.weights(ratio, calibration)
     base_E, deltas = block.deltas()
-    spread = block.by_row if block.form.by_token and len(block.form.shape) > 1 else block.by_column
+    spread = block.by_row if block.info.by_token and len(block.info.shape) > 1 else block.by_column
     out_E = block.out.zero_()
     for delta_E, weight in zip(deltas, weights, strict=True):
         out_E.addcmul_(delta_E, spread(weight))
     out_E.add_(base_E)
 
 
-def _columns(values: Tensor, form: Form) -> Tensor:
+def _columns(values: Tensor, info: TensorInfo) -> Tensor:
     """Return [columns, entries of a column]."""
-    matrix = values.float().view(-1, form.row)
-    return matrix if form.by_token else matrix.T
+    matrix = values.float().view(-1, info.row)
+    return matrix if info.by_token else matrix.T
 
 
 def _changes(columns: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,8 +95,8 @@ def _scores(rank: Tensor, ratio: float, calibration: float) -> Tensor:
     return torch.softmax(rank, dim=0).masked_fill_(important, calibration)
 
 
-def _rows(form: Form) -> int:
+def _rows(info: TensorInfo) -> int:
     rows = 1
-    for size in form.shape[:-1]:
+    for size in info.shape[:-1]:
         rows *= size
     return rows

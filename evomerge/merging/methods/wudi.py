@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.blocks import Block, Form
+from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, precise
 from evomerge.merging.methods.registry import PerModel, Prepared, SourceTensor, merge_method
 
@@ -40,11 +40,11 @@ class Interference:
 
 def interference(source: SourceTensor) -> Prepared:
     """Prepare one model's part of the quadratic for a linear map."""
-    return Interference(source.delta().view(source.form.shape)) if source.form.is_matrix else Nothing()
+    return Interference(source.delta().view(source.info.shape)) if source.info.is_matrix else Nothing()
 
 
-def _bytes(form: Form) -> float:
-    return 4 * (1 + form.shape[1] / form.shape[0]) if form.is_matrix else 0
+def _bytes(info: TensorInfo) -> float:
+    return 4 * (1 + info.shape[1] / info.shape[0]) if info.is_matrix else 0
 
 
 @merge_method("wudi", prepare=interference, prepared_bytes=_bytes, scope="matrix")
@@ -53,13 +53,13 @@ def wudi(block: Block, *, weight: PerModel, ridge: float, lambda_: float) -> Non
     if not block.is_whole_matrix:
         average_others(block, weight, lambda_)
         return
-    columns = block.form.shape[1]
+    columns = block.info.shape[1]
     r = max(ridge, 0.0) * sum(weight) / columns
-    right_MN = torch.zeros(block.form.shape, device=block.out.device)
+    right_MN = torch.zeros(block.info.shape, device=block.out.device)
     left_NN = torch.eye(columns, device=block.out.device).mul_(r or SMALLEST)
     _, deltas = block.deltas()
     for part, delta_E, w in zip(block.prepared, deltas, weight, strict=True):
         left_NN.add_(part.gram_NN, alpha=w)
-        right_MN.add_(part.image_MN, alpha=w).add_(delta_E.view(block.form.shape), alpha=w * r)
+        right_MN.add_(part.image_MN, alpha=w).add_(delta_E.view(block.info.shape), alpha=w * r)
     solved_MN = torch.linalg.solve(precise(left_NN), precise(right_MN), left=False)
     add_to_base(block, solved_MN.to(right_MN), lambda_)

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +17,10 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from evomerge.files.atomic import write_text
+from evomerge.files.atomic import atomic_folder, check_place
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.card import public_names
-from evomerge.merging.output.writer import OutputError
+from evomerge.merging.output.writer import MARGIN, OutputError
 from evomerge.merging.sources.adapters import CONFIG, WEIGHTS, AdapterCheckpoint, Factors
 from evomerge.merging.sources.checkpoints import CheckpointError
 from evomerge.merging.sources.licences import licence
@@ -70,14 +68,15 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
 
     Raises
     ------
+    FileError
+        If the folder exists and is not empty, or the disk is too small or fails while writing.
     OutputError
-        If the folder is taken, the recipe's merge is no low-rank one, or it moves layers.
+        If the recipe's merge is not a low-rank one, or it moves layers.
     CheckpointError
         If a source is no adapter.
     """
     out = out.expanduser().absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{out}: it exists already; name a new folder")
+    check_place(out)
     recipe = _in_core(engine, recipe)
     origin = _origin(engine, recipe)
     merged = dict(engine.factors(recipe))
@@ -192,18 +191,12 @@ def _config(origin: AdapterCheckpoint, kept: Mapping[str, Factors], whole: list[
 def _write(
     out: Path, tensors: dict[str, Tensor], config: dict[str, Any], recipe: Recipe, origin: AdapterCheckpoint
 ) -> None:
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    size = sum(values.nbytes for values in tensors.values()) + MARGIN
+    with atomic_folder(out, size=size) as temporary:
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        write_text(temporary / CONFIG, json.dumps(config, indent=2) + "\n")
-        write_text(temporary / "recipe.yaml", mergekit_yaml.dump(recipe))
-        write_text(temporary / "README.md", _card(recipe, origin))
-        if out.is_dir():
-            out.rmdir()
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (temporary / "recipe.yaml").write_text(mergekit_yaml.dump(recipe), encoding="utf-8")
+        (temporary / "README.md").write_text(_card(recipe, origin), encoding="utf-8")
 
 
 def _card(recipe: Recipe, origin: AdapterCheckpoint) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from evomerge.files.hashing import sha256, sha256_of_samples
 from evomerge.merging.sources.architecture import (
     ArchitectureError,
     first_line,
@@ -46,7 +46,6 @@ TOKENIZER_FILES = (
 )
 _INCIDENTAL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
 CONTENT_LIMIT = 1 << 30  # bytes; larger weight files are fingerprinted by their header and samples
-SAMPLE = 1 << 20
 
 
 class CheckpointError(ValueError):
@@ -248,7 +247,7 @@ class Checkpoint:
         files = {
             path.name: {
                 "bytes": path.stat().st_size,
-                "sha256": _sha256(path, whole),
+                "sha256": sha256(path) if whole else sha256_of_samples(path),
                 "covers": "contents" if whole else "samples",
             }
             for path in self.files
@@ -445,17 +444,3 @@ def _renamer(module: PreTrainedModel) -> Callable[[str], str]:
     renamings = [rule for rule in get_model_conversion_mapping(module) if isinstance(rule, WeightRenaming)]
     prefix, names = module.base_model_prefix, module.state_dict()
     return lambda key: str(rename_source_key(key, renamings, [], prefix, names)[0])
-
-
-def _sha256(path: Path, whole: bool) -> str:
-    digest = hashlib.sha256()
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if whole:
-            while chunk := file.read(SAMPLE):
-                digest.update(chunk)
-        else:
-            for index in range(64):
-                file.seek(index * max(size - SAMPLE, 0) // 63)
-                digest.update(file.read(SAMPLE))
-    return digest.hexdigest()

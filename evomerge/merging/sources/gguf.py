@@ -6,9 +6,6 @@ the file holds them so, else as float16, whose rounding is far below that of any
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,13 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from evomerge.files.cache import CACHE, cache_folder
+from evomerge.files.atomic import atomic_folder, disk_errors
+from evomerge.files.cache import ELSEWHERE, cache_folder
+from evomerge.files.hashing import sha256
 from evomerge.merging.sources.architecture import empty_module, first_line, quiet
 from evomerge.merging.sources.checkpoints import CheckpointError
 
 SUFFIX = ".gguf"
-READ = 1 << 22  # bytes hashed at a time
 HEAD = "output.weight"  # the name of an untied head in GGUF
 
 
@@ -43,39 +41,30 @@ def converted(reference: str, cache: Path | None = None) -> Path:
     Raises
     ------
     CheckpointError
-        If the file is damaged or of an architecture that transformers does not read, the disk is full, or the `gguf`
-        package is missing.
+        If the file is damaged or of an architecture that transformers does not read, or the `gguf` package is missing.
+    FileError
+        If the cache cannot be written.
     """
     file = Path(reference).expanduser().resolve()
     root = cache or cache_folder("gguf")
-    folder = root / f"{file.stem}-{_sha256(file)[:16]}"
+    folder = root / f"{file.stem}-{sha256(file)[:16]}"
     if folder.is_dir():
         return folder
-    try:
+    with disk_errors(root, ELSEWHERE):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{folder.name}.lock"):
             if not folder.is_dir():  # another process may have been quicker
                 _convert(reference, file, folder)
-    except OSError as error:
-        raise CheckpointError(
-            f"{reference}: cannot be converted in {root} ({first_line(error)}); set {CACHE} to a folder with room"
-        ) from error
     return folder
 
 
 def _convert(reference: str, file: Path, folder: Path) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        dtype, has_head = _kinds(reference, file)
-        module, tokenizer = _read(reference, file, tied=not has_head)
-        with quiet():
-            module.to(dtype).save_pretrained(temporary)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(temporary)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    dtype, has_head = _kinds(reference, file)
+    module, tokenizer = _read(reference, file, tied=not has_head)
+    with atomic_folder(folder, elsewhere=ELSEWHERE) as temporary, quiet():
+        module.to(dtype).save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
 
 
 def _kinds(reference: str, file: Path) -> tuple[torch.dtype, bool]:
@@ -133,11 +122,3 @@ def _plain(module: Any, tied: bool) -> Any:
     plain = empty_module(config, torch.float32, "cpu")
     plain.load_state_dict(module.state_dict(), strict=not tied)
     return plain
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(READ):
-            digest.update(chunk)
-    return digest.hexdigest()

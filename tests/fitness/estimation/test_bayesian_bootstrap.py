@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from fitness.estimation.bayesian_bootstrap import completions
+from fitness.estimation.bayesian_bootstrap import posterior_draws
 from fitness.results import Evaluation
 
 ITEMS = tuple(f"{task}/test/{index}" for task in "ab" for index in range(20))
@@ -17,7 +17,7 @@ def answered(scores, places):
 
 
 def draw(evaluation, count=2000):
-    return list(islice(completions(evaluation, ITEMS, np.random.default_rng(0)), count))
+    return list(islice(posterior_draws(evaluation, ITEMS, np.random.default_rng(0)), count))
 
 
 def test_right_and_wrong_answers_follow_a_beta_binomial():

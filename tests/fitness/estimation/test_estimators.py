@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fitness.estimation import subset
-from fitness.estimation.estimators import ESTIMATORS, Known, likeliest_ability, mean, validation_error
+from fitness.estimation.estimators import ESTIMATORS, EstimatorInputs, likeliest_ability, mean, validation_error
 from fitness.estimation.irt import fit_2pl, fit_mirt, sigmoid
 
 
@@ -51,7 +51,7 @@ def test_bad_scores() -> None:
 ITEMS = 80
 
 
-def knowledge(seed: int = 0, parents: int = 2, models: int = 60) -> tuple[Known, np.ndarray]:
+def knowledge(seed: int = 0, parents: int = 2, models: int = 60) -> tuple[EstimatorInputs, np.ndarray]:
     """Return what is known of simulated models that follow the 2PL model, and a candidate's true answers."""
     rng = np.random.default_rng(seed)
     a, b = rng.lognormal(0.2, 0.3, ITEMS), rng.normal(0, 1.2, ITEMS)
@@ -59,20 +59,20 @@ def knowledge(seed: int = 0, parents: int = 2, models: int = 60) -> tuple[Known,
     def answers(theta: np.ndarray) -> np.ndarray:
         return (rng.random((len(theta), ITEMS)) < sigmoid(theta[:, None] * a - b)).astype(float)
 
-    calibration, abilities = answers(rng.normal(size=models)), rng.normal(0.3, 0.3, parents)
-    banks = (fit_2pl(calibration), fit_mirt(calibration, 2))
-    known = Known(ITEMS, answers(abilities), banks, calibration, p_irt_error=0.03)
+    others, abilities = answers(rng.normal(size=models)), rng.normal(0.3, 0.3, parents)
+    banks = (fit_2pl(others), fit_mirt(others, 2))
+    known = EstimatorInputs(ITEMS, answers(abilities), banks, others, p_irt_error=0.03)
     return known, answers(np.array([abilities.mean()]))[0]
 
 
 @pytest.fixture(scope="module")
-def known_and_truth() -> tuple[Known, np.ndarray]:
+def known_and_truth() -> tuple[EstimatorInputs, np.ndarray]:
     return knowledge()
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("answer", ["right", "wrong", "one", "parent", "fractions", "everything"])
-def test_estimates_are_finite(name: str, answer: str, known_and_truth: tuple[Known, np.ndarray]) -> None:
+def test_estimates_are_finite(name: str, answer: str, known_and_truth: tuple[EstimatorInputs, np.ndarray]) -> None:
     known, truth = known_and_truth
     chosen = np.arange(ITEMS) if answer == "everything" else np.arange(3, 4 if answer == "one" else ITEMS, 7)
     scores = {
@@ -92,9 +92,9 @@ def test_estimates_are_finite(name: str, answer: str, known_and_truth: tuple[Kno
 def test_one_parent_and_items_that_every_model_answers_right(name: str) -> None:
     known, truth = knowledge(seed=1, parents=1)
     sure = slice(0, 20)
-    calibration, parents = known.calibration_scores.copy(), known.parent_scores.copy()
-    calibration[:, sure] = parents[:, sure] = truth[sure] = 1
-    known = Known(ITEMS, parents, (fit_2pl(calibration),), calibration, p_irt_error=0.03)
+    others, parents = known.other_models_scores.copy(), known.parent_scores.copy()
+    others[:, sure] = parents[:, sure] = truth[sure] = 1
+    known = EstimatorInputs(ITEMS, parents, (fit_2pl(others),), others, p_irt_error=0.03)
     chosen = np.arange(0, ITEMS, 5)
     estimate = ESTIMATORS[name](truth[chosen], chosen, known)
     assert math.isfinite(estimate.value) and math.isfinite(estimate.standard_error)
@@ -102,7 +102,7 @@ def test_one_parent_and_items_that_every_model_answers_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mean", "stratified_mean"])
-def test_sampling_estimators_are_unbiased(name: str, known_and_truth: tuple[Known, np.ndarray]) -> None:
+def test_sampling_estimators_are_unbiased(name: str, known_and_truth: tuple[EstimatorInputs, np.ndarray]) -> None:
     known, truth = known_and_truth
     values = []
     for seed in range(400):
@@ -115,7 +115,7 @@ def test_sampling_estimators_are_unbiased(name: str, known_and_truth: tuple[Know
 
 @pytest.mark.parametrize("name", ["parent_post_stratification", "inherited", "mp_irt_map"])
 def test_shrinking_estimators_lie_between_the_answers_and_what_parents_say(
-    name: str, known_and_truth: tuple[Known, np.ndarray]
+    name: str, known_and_truth: tuple[EstimatorInputs, np.ndarray]
 ) -> None:
     known, _ = known_and_truth
     chosen = np.arange(0, ITEMS, 8)
@@ -145,7 +145,7 @@ def test_errors_and_intervals_on_simulated_models(name: str, bound: float) -> No
     assert np.mean(inside) >= 0.8
 
 
-def test_p_irt_is_answers_plus_predictions(known_and_truth: tuple[Known, np.ndarray]) -> None:
+def test_p_irt_is_answers_plus_predictions(known_and_truth: tuple[EstimatorInputs, np.ndarray]) -> None:
     known, truth = known_and_truth
     chosen = np.arange(0, ITEMS, 4)
     ability = likeliest_ability(known.bank, truth[chosen], chosen)
@@ -156,9 +156,9 @@ def test_p_irt_is_answers_plus_predictions(known_and_truth: tuple[Known, np.ndar
     assert ESTIMATORS["p_irt"](truth[chosen], chosen, known).value == pytest.approx(expected)
 
 
-def test_gmp_irt_is_half_the_anchor_mean_and_half_mp_irt(known_and_truth: tuple[Known, np.ndarray]) -> None:
+def test_gmp_irt_is_half_the_anchor_mean_and_half_mp_irt(known_and_truth: tuple[EstimatorInputs, np.ndarray]) -> None:
     known, truth = known_and_truth
-    found = subset.anchors(known.calibration_scores.T, 12, subset.generator(0))
+    found = subset.anchors(known.other_models_scores.T, 12, subset.generator(0))
     anchored = dataclasses.replace(known, weights=dict(zip(found.positions.tolist(), found.weights, strict=True)))
     values = [
         ESTIMATORS[name](truth[found.positions], found.positions, anchored).value
@@ -168,10 +168,10 @@ def test_gmp_irt_is_half_the_anchor_mean_and_half_mp_irt(known_and_truth: tuple[
     assert values[2] == pytest.approx((values[0] + values[1]) / 2)
 
 
-def test_gp_irt_measures_its_weight_on_the_calibration_models(known_and_truth: tuple[Known, np.ndarray]) -> None:
+def test_gp_irt_measures_its_weight_on_the_others_models(known_and_truth: tuple[EstimatorInputs, np.ndarray]) -> None:
     known, truth = known_and_truth
     chosen = np.arange(0, ITEMS, 4)
-    bias, variance = validation_error(known, models=5), known.calibration_scores.var(1).mean()
+    bias, variance = validation_error(known, models=5), known.other_models_scores.var(1).mean()
     assert 0 < bias < 0.1
     share = bias**2 / (bias**2 + variance / (4 * 20))
     parts = [ESTIMATORS[name](truth[chosen], chosen, known).value for name in ("anchor_mean", "p_irt")]
@@ -181,7 +181,7 @@ def test_gp_irt_measures_its_weight_on_the_calibration_models(known_and_truth: t
 
 
 def test_post_stratification_equals_its_formula() -> None:
-    known = Known(6, np.array([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1.0]]))
+    known = EstimatorInputs(6, np.array([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1.0]]))
     # none: 1 of 2 asked, right; some: 1 of 2, wrong; all: 0 of 2
     expected = (1 + (1 + 3 * 0.22) / 4 + 0 + (0 + 3 * 0.55) / 4 + 2 * 0.92) / 6
     assert ESTIMATORS["parent_post_stratification"]([1, 0], [0, 2], known).value == pytest.approx(expected)
@@ -201,15 +201,21 @@ def test_default_learns_from_the_candidates_evaluated() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ESTIMATORS["p_irt"]([1], [0], Known(3)), "run `evomerge calibrate`"),
-        (lambda: ESTIMATORS["gmp_irt"]([1], [0], Known(3)), "needs the parents' scores|needs item parameters"),
-        (lambda: ESTIMATORS["parent_post_stratification"]([1], [0], Known(3)), "evaluate the sources first"),
-        (lambda: ESTIMATORS["blup"]([1], [0], Known(3)), "give a responses matrix"),
-        (lambda: ESTIMATORS["anchor_mean"]([1], [0], Known(3, weights={1: 1.0})), "ask the anchors' positions"),
-        (lambda: ESTIMATORS["mean"]([], [], Known(3)), "at least one"),
-        (lambda: ESTIMATORS["mean"]([1, 0], [1, 1], Known(3)), "asked twice"),
-        (lambda: ESTIMATORS["mean"]([1], [3], Known(3)), "positions within the task's items"),
-        (lambda: Known(3, parents=np.ones((2, 4))), r"give \[models, 3\]"),
+        (lambda: ESTIMATORS["p_irt"]([1], [0], EstimatorInputs(3)), "run `evomerge fit-items`"),
+        (
+            lambda: ESTIMATORS["gmp_irt"]([1], [0], EstimatorInputs(3)),
+            "needs the parents' scores|needs item parameters",
+        ),
+        (lambda: ESTIMATORS["parent_post_stratification"]([1], [0], EstimatorInputs(3)), "evaluate the sources first"),
+        (lambda: ESTIMATORS["blup"]([1], [0], EstimatorInputs(3)), "give a responses matrix"),
+        (
+            lambda: ESTIMATORS["anchor_mean"]([1], [0], EstimatorInputs(3, weights={1: 1.0})),
+            "ask the anchors' positions",
+        ),
+        (lambda: ESTIMATORS["mean"]([], [], EstimatorInputs(3)), "at least one"),
+        (lambda: ESTIMATORS["mean"]([1, 0], [1, 1], EstimatorInputs(3)), "asked twice"),
+        (lambda: ESTIMATORS["mean"]([1], [3], EstimatorInputs(3)), "positions within the task's items"),
+        (lambda: EstimatorInputs(3, parents=np.ones((2, 4))), r"give \[models, 3\]"),
     ],
 )
 def test_bad_input_to_estimators_says_what_to_give(call, message: str) -> None:

@@ -173,7 +173,7 @@ def test_other_files_are_refused_and_never_unpickled(tmp_path: Path) -> None:
     header = np.frombuffer(json.dumps({"format": "something"}).encode(), np.uint8)
     for arrays in ({"x": np.ones(3)}, {"header": header}, {"header": np.array([{"a": 1}], dtype=object)}):
         np.savez(path, **arrays)
-        with pytest.raises(ValueError, match=r"not an item bank .*evomerge calibrate"):
+        with pytest.raises(ValueError, match=r"not an item bank .*evomerge fit-items"):
             load_banks(path)
     path.write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(ValueError, match="not an item bank"):
@@ -183,7 +183,7 @@ def test_other_files_are_refused_and_never_unpickled(tmp_path: Path) -> None:
 def test_select_reorders_and_refuses_strangers(one_dimensional) -> None:
     bank, *_ = one_dimensional
     assert (bank.select(["7", "3"]).difficulty == bank.difficulty[[7, 3]]).all()
-    with pytest.raises(ValueError, match=r"1 of 2 items are not in it .*calibrate on the items of this task"):
+    with pytest.raises(ValueError, match=r"1 of 2 items are not in it .*fit the items of this task"):
         bank.select(["7", "elsewhere"])
 
 

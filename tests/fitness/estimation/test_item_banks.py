@@ -8,9 +8,9 @@ import pytest
 
 from fitness.estimation.irt import load_banks, save_banks
 from fitness.estimation.item_banks import (
-    Calibration,
+    ItemBanks,
     Responses,
-    calibrate,
+    fit_item_banks,
     from_run,
     read_matrix,
     read_samples,
@@ -125,14 +125,14 @@ def test_a_run_with_different_items_leaves_gaps() -> None:
     assert np.array_equal(found.scores, [[1, 0, np.nan], [np.nan, 1, 0.5]], equal_nan=True)
 
 
-def test_calibration_writes_two_banks_if_there_are_models_enough(tmp_path: Path) -> None:
+def test_fitting_writes_two_banks_if_there_are_models_enough(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scores = (rng.random((40, 12)) < rng.random((40, 1))).astype(float)
     responses = Responses(tuple(f"m{i}" for i in range(40)), tuple(f"t/x/{i}" for i in range(12)), scores)
-    banks = calibrate(responses)
+    banks = fit_item_banks(responses)
     assert [bank.dimensions for bank in banks] == [1, 4]
-    assert [bank.dimensions for bank in calibrate(responses, dimensions=1)] == [1]
-    assert len(calibrate(responses.of(["m0", "m7"]))) == 1
+    assert [bank.dimensions for bank in fit_item_banks(responses, dimensions=1)] == [1]
+    assert len(fit_item_banks(responses.of(["m0", "m7"]))) == 1
     save_banks(tmp_path / "bank.npz", banks)
     assert load_banks(tmp_path / "bank.npz")[1].items == responses.items
 
@@ -145,8 +145,8 @@ def test_calibration_writes_two_banks_if_there_are_models_enough(tmp_path: Path)
         (lambda: Responses(("a",), ("x",), np.ones((2, 1))), "one row per model"),
         (lambda: Responses(("a", "a"), ("x",), np.ones((2, 1))), "model 'a' occurs twice"),
         (lambda: Responses(("a",), ("x",), np.ones((1, 1))).of(["b"]), "no responses of 'b'"),
-        (lambda: calibrate(Responses(("a",), ("x",), np.ones((1, 1)))), "needs at least 2"),
-        (lambda: calibrate(Responses(("a", "b"), ("x",), np.full((2, 1), np.nan))), "asked of no model"),
+        (lambda: fit_item_banks(Responses(("a",), ("x",), np.ones((1, 1)))), "needs at least 2"),
+        (lambda: fit_item_banks(Responses(("a", "b"), ("x",), np.full((2, 1), np.nan))), "asked of no model"),
     ],
 )
 def test_bad_input_says_what_to_give(call, message: str) -> None:
@@ -154,7 +154,7 @@ def test_bad_input_says_what_to_give(call, message: str) -> None:
         call()
 
 
-def test_a_calibration_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_an_item_bank_comes_back_as_it_was(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scores = (rng.random((25, 6)) < 0.5).astype(float)
     scores[0, 0] = np.nan
@@ -162,9 +162,10 @@ def test_a_calibration_comes_back_as_it_was(tmp_path: Path) -> None:
         "quiz": Responses(tuple(f"m{j}" for j in range(25)), tuple(f"quiz/test/{i}" for i in range(6)), scores),
         "täst": Responses(("a", "b"), ("täst/test/0",), np.array([[0.25], [1.0]])),
     }
-    saved = Calibration(responses, {task: calibrate(found) for task, found in responses.items()})
-    saved.save(tmp_path / "calibration.npz")
-    loaded = Calibration.load(tmp_path / "calibration.npz")
+    saved = ItemBanks(responses, {task: fit_item_banks(found) for task, found in responses.items()})
+    with (tmp_path / "item_bank.npz").open("wb") as file:
+        saved.save(file)
+    loaded = ItemBanks.load(tmp_path / "item_bank.npz")
     assert list(loaded.banks) == ["quiz", "täst"]
     items = [f"quiz/test/{i}" for i in (4, 1)]
     for (bank, other), full in zip(
@@ -178,11 +179,11 @@ def test_a_calibration_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"{}"])
-def test_a_damaged_calibration_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "calibration.npz"
+def test_a_damaged_item_bank_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "item_bank.npz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"no calibration .*write one with `evomerge calibrate`"):
-        Calibration.load(path)
+    with pytest.raises(ValueError, match=r"not a file of item banks .*write one with `evomerge fit-items`"):
+        ItemBanks.load(path)
     np.savez(path, header=np.array([object()]))
-    with pytest.raises(ValueError, match="no calibration"):
-        Calibration.load(path)
+    with pytest.raises(ValueError, match="not a file of item banks"):
+        ItemBanks.load(path)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from evomerge.merging.engine import engine as engine_module
+from evomerge.merging.engine import recipe_statistics
 from evomerge.merging.engine.activation_informed import shares
 from evomerge.merging.engine.calibration_statistics import statistics
 from evomerge.merging.engine.engine import MergeEngine
@@ -142,7 +142,7 @@ def test_a_search_measures_before_the_first_candidate(zoo: dict[str, Checkpoint]
     def never(*_: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(engine_module, "statistics", never)
+    monkeypatch.setattr(recipe_statistics, "statistics", never)
     low, high = (engine.apply(space.decode(p)).lm_head.weight.sum().item() for p in (space.low, space.high))
     assert low != high
     recipe = space.decode(space.start)

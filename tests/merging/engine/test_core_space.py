@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from evomerge.files.atomic import FileError
 from evomerge.merging.engine.core_space import core_basis
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.adapter_writer import write_adapter
@@ -234,7 +235,7 @@ def test_what_no_adapter_can_be(adapters: MergeEngine, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     of = recipe(adapters, "task_arithmetic", 0.9, 0.6, 0.7, core=True)
-    with pytest.raises(OutputError, match=r"taken: it exists already; name a new folder"):
+    with pytest.raises(FileError, match=r"taken: the folder exists and is not empty; name a new one or remove it"):
         write_adapter(adapters, of, tmp_path / "taken")
     ties = recipe(adapters, "ties", 0.9, 0.6, 0.7, core=False)
     with pytest.raises(OutputError, match=r"ties of full weights gives no low-rank merge; write evomerge: {adapters: "):

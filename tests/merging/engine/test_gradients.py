@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from evomerge.merging.engine import engine as engine_module
+from evomerge.merging.engine import recipe_statistics
 from evomerge.merging.engine.calibration_statistics import fisher, statistics
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.sources.checkpoints import Checkpoint
@@ -80,7 +80,7 @@ def test_they_are_measured_once_per_model_and_text(
     def counted(kind: str, checkpoint: Checkpoint, place: Path, load: Any) -> Any:
         return statistics(kind, checkpoint, place, lambda: (measured.append(checkpoint.reference), load())[1])
 
-    monkeypatch.setattr(engine_module, "statistics", counted)
+    monkeypatch.setattr(recipe_statistics, "statistics", counted)
     first = merged(zoo, recipe)
     assert measured == list(MODELS.values())
     again = merged(zoo, recipe)  # another engine, the same cache

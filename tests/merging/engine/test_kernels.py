@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.engine.engine import MergeEngine
-from evomerge.merging.engine.threads import Crew
+from evomerge.merging.engine.threads import MergeThreads
 from evomerge.testing.merge_methods import merge_tensors
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
@@ -69,19 +69,19 @@ def two_threads() -> Any:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_large_models_are_merged_alike(llama: Any, method: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evomerge.merging.engine.jobs.PIECE", 700)  # so that tensors are cut
+    monkeypatch.setattr("evomerge.merging.engine.tensor_merge.UNIT", 700)  # so that tensors are split
     expected = filled(llama.engine(compute_dtype=dtype), recipe(llama, method))
     engine = llama.engine(compute_dtype=dtype, large=0)
     for _ in range(2):
         found = filled(engine, recipe(llama, method))
         assert all(torch.equal(found[name], values) for name, values in expected.items())
-    assert engine._crew._pool is not None
+    assert engine._threads._pool is not None
 
 
 def test_small_models_start_no_threads(llama: Any) -> None:
     engine = llama.engine()
     engine.apply(recipe(llama, "linear"))
-    assert engine._crew._pool is None
+    assert engine._threads._pool is None
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])
@@ -134,18 +134,18 @@ def test_an_error_in_a_thread_is_raised_after_all_have_ended() -> None:
     done: list[int] = []
 
     def fail(_: Any) -> None:
-        raise ValueError("this piece")
+        raise ValueError("this unit")
 
     torch.set_num_threads(2)
     try:
-        crew = Crew(torch.device("cpu"), None)
-        with pytest.raises(ValueError, match="this piece"), crew.session(parallel=True) as session:
-            session.do(Work, fail)  # type: ignore[arg-type]
+        threads = MergeThreads(torch.device("cpu"), None)
+        with pytest.raises(ValueError, match="this unit"), threads.queue(parallel=True) as queue:
+            queue.add(Work, fail)  # type: ignore[arg-type]
             for index in range(20):
-                session.do(Work, lambda _, index=index: done.append(index))  # type: ignore[arg-type, misc]
+                queue.add(Work, lambda _, index=index: done.append(index))  # type: ignore[arg-type, misc]
         assert sorted(done) == list(range(20))
-        with pytest.raises(KeyError), crew.session(parallel=True) as session:
-            session.do(Work, fail)  # type: ignore[arg-type]
+        with pytest.raises(KeyError), threads.queue(parallel=True) as queue:
+            queue.add(Work, fail)  # type: ignore[arg-type]
             raise KeyError
     finally:
         torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from evomerge.merging.engine.layer_stack import is_stack
+from evomerge.merging.engine.layer_stack import is_layer_stack
 from evomerge.merging.output.writer import write_checkpoint
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe
@@ -158,7 +158,7 @@ def test_a_merge_and_other_models_along_a_path(families, out_dtype):
     )
     recipe = replace(merge, path=path)
     engine = family.engine()
-    assert is_stack(recipe)
+    assert is_layer_stack(recipe)
     found = {name: value.data.clone() for name, value in engine.apply(recipe).named_parameters(remove_duplicate=False)}
     written = dict(engine.materialize(recipe).named_parameters())
     assert all(torch.equal(found[name], written[name].float()) for name in written)
@@ -175,15 +175,15 @@ def test_a_merge_beneath_a_path_is_merged_once(llama, monkeypatch):
     merge = task_arithmetic_recipe(models, 4, 0.4, out_dtype="float32").canonical()
     engine = llama.engine()
     engine.apply(replace(merge, path=(PathLayer(None, 0), PathLayer(None, 0))))
-    monkeypatch.setattr(engine._stacks, "_merge", lambda recipe: pytest.fail("merged again"))
+    monkeypatch.setattr(engine._layer_stacks, "_merge", lambda recipe: pytest.fail("merged again"))
     engine.apply(replace(merge, path=(PathLayer(None, 3), PathLayer(None, 1), PathLayer(None, 0))))
 
 
 def test_plain_models_are_no_stacks(llama):
-    assert not is_stack(source_recipe(llama.base, 4))
-    assert is_stack(path_recipe([PathLayer(llama.base, 0), PathLayer(llama.base, 0)], llama.base, 4))
+    assert not is_layer_stack(source_recipe(llama.base, 4))
+    assert is_layer_stack(path_recipe([PathLayer(llama.base, 0), PathLayer(llama.base, 0)], llama.base, 4))
     a, b, _ = llama.references
-    assert is_stack(path_recipe([PathLayer(a, 0), PathLayer(b, 1)], a, 4))
+    assert is_layer_stack(path_recipe([PathLayer(a, 0), PathLayer(b, 1)], a, 4))
 
 
 def test_a_layer_that_is_not_there(llama):

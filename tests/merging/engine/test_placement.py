@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from evomerge.merging.engine.engine import Footprint
+from evomerge.merging.engine.footprint import Footprint
 from evomerge.merging.engine.placement import FreeMemory, PlacementError, Share, choose, free_memory
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
@@ -94,7 +94,7 @@ def test_sources_on_the_device_are_there_before_a_candidate(llama: Any) -> None:
     engine = llama.engine(device="meta")
     engine.place_sources("device")
     engine.prepare(_recipe(llama))
-    placed = list(engine._sources.values())
+    placed = list(engine._sources._tensors.values())
     assert sum(values.nbytes for values in placed) == engine.footprint(_recipe(llama)).source_bytes
     assert {values.device.type for values in placed} == {"meta"}
 

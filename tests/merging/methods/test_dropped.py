@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.blocks import Form
+from evomerge.merging.methods.blocks import TensorInfo
 from evomerge.merging.methods.dropped import keep_probability, places
 from evomerge.merging.methods.registry import SourceModel, SourceTensor
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients
@@ -119,12 +119,12 @@ def test_methods_of_one_seed_share_their_draws(merge: Merge, method: str) -> Non
     torch.testing.assert_close(merge(method, base, [model], normalize=False, **options), expected)
 
 
-def source(values: Tensor, form: Form) -> SourceTensor:
-    return SourceTensor("tensor", values, torch.zeros_like(values), 0, form, SourceModel(lambda: iter([])))
+def source(values: Tensor, info: TensorInfo) -> SourceTensor:
+    return SourceTensor("tensor", values, torch.zeros_like(values), 0, info, SourceModel(lambda: iter([])))
 
 
 def test_published_keep_probabilities() -> None:
-    place = places(source(TAU[0], Form((8,))))
+    place = places(source(TAU[0], TensorInfo((8,))))
     found = keep_probability(place, 0.5, 0.1)
     expected = torch.tensor(CASES["della_keep_probability_tau1_density0.5_eps0.1"])
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
@@ -132,9 +132,9 @@ def test_published_keep_probabilities() -> None:
 
 def test_della_ranks_within_rows() -> None:
     values = torch.tensor([[0.1, -0.3, 0.2], [30.0, 20.0, -10.0]])
-    place = places(source(values.view(-1), Form((2, 3))))
+    place = places(source(values.view(-1), TensorInfo((2, 3))))
     assert place.tolist() == [0.0, 1.0, 0.5, 1.0, 0.5, 0.0]
-    assert places(source(values.view(-1), Form((6, 1)))).tolist() == [0.5] * 6
+    assert places(source(values.view(-1), TensorInfo((6, 1)))).tolist() == [0.5] * 6
 
 
 @pytest.mark.parametrize(("density", "epsilon"), [(0.1, 0.15), (0.95, 0.3), (1.0, 0.2), (0.0, 0.2)])

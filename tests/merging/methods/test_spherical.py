@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.blocks import Form
+from evomerge.merging.methods.blocks import TensorInfo
 from evomerge.merging.methods.registry import SourceGroup
 from evomerge.merging.methods.spherical import Grams, squared_shares, stock_ratio
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients
@@ -61,10 +61,10 @@ class TestModelStock(MergeMethodSuite):
     others = coefficients(filter_wise=True)
 
     @staticmethod
-    def tensors(form: Form, count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    def tensors(info: TensorInfo, count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """With a common part, as the method supposes: independent task vectors give the base."""
-        base, *models = MergeMethodSuite.tensors(form, count)
-        common = torch.linspace(-0.2, 0.3, base.numel()).reshape(form.shape)
+        base, *models = MergeMethodSuite.tensors(info, count)
+        common = torch.linspace(-0.2, 0.3, base.numel()).reshape(info.shape)
         return [base.to(dtype), *((model + common).to(dtype) for model in models)]
 
 
@@ -92,14 +92,14 @@ def test_published_karcher_means(merge: MergeTensors) -> None:
 
 
 def test_published_metagpt(merge: MergeTensors) -> None:
-    gram = Grams(SourceGroup(tuple(TAU), torch.zeros(8), Form((8,)))).gram()
+    gram = Grams(SourceGroup(tuple(TAU), torch.zeros(8), TensorInfo((8,)))).gram()
     near(squared_shares(gram)[0].float(), CASES["metagpt_lambda"])
     near(merge("metagpt", torch.zeros(8), TAU), CASES["metagpt"])
 
 
 def test_published_model_stock(merge: MergeTensors) -> None:
     """The ratio of these vectors is negative; ours is clamped, which gives the base."""
-    gram = Grams(SourceGroup(tuple(TAU), torch.zeros(8), Form((8,)))).gram()
+    gram = Grams(SourceGroup(tuple(TAU), torch.zeros(8), TensorInfo((8,)))).gram()
     ratio = stock_ratio(gram)[0]
     assert ratio.item() == pytest.approx(CASES["model_stock_ratio_unclamped"], abs=2e-6)
     cosine = ratio / (3 - 2 * ratio)  # the ratio's formula solved for it

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evomerge.merging.methods.blocks import Form
+from evomerge.merging.methods.blocks import TensorInfo
 from evomerge.merging.methods.registry import SourceModel, SourceTensor
 from evomerge.merging.methods.trimmed import ranks
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients
@@ -190,7 +190,7 @@ def model_of(parts: list[Tensor], base: list[Tensor], density: float) -> list[Te
     )
     found = []
     for part, start in zip(parts, base, strict=True):
-        source = SourceTensor("tensor", part, start, 0, Form((part.numel(),)), joined)
+        source = SourceTensor("tensor", part, start, 0, TensorInfo((part.numel(),)), joined)
         kept = ranks(source).magnitudes.kept_of_model(density)
         rank = ranks(source).rank
         found.append((part - start) * (rank < kept))

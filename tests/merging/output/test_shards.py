@@ -80,7 +80,7 @@ def test_a_tensor_is_gone_when_the_next_is_made(llama: Any) -> None:
         assert not any(reference() is not None for reference in seen[:-1])
         seen.append(weakref.ref(values))
     assert len(seen) == len(llama.checkpoints[llama.base].names)
-    assert engine._prepared == {}
+    assert len(engine._prepared) == 0
     assert engine._resident is None
 
 

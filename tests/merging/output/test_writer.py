@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from evomerge.files import atomic
+from evomerge.files.atomic import FileError
 from evomerge.merging.output import writer
 from evomerge.merging.output.card import model_card
-from evomerge.merging.output.writer import OutputError, WriteError, write_checkpoint
+from evomerge.merging.output.writer import write_checkpoint
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.parameter_values import constant
@@ -91,73 +92,27 @@ def test_chat_template_of_the_recipe(llama: Any, tmp_path: Path) -> None:
 def test_existing_folder_is_kept(llama: Any, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(OutputError, match=r"the folder exists and is not empty; name a new one or remove it"):
+    with pytest.raises(FileError, match=r"the folder exists and is not empty; name a new one or remove it"):
         write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
     assert left_over(tmp_path / "out") == ["precious"]
 
 
-def test_existing_file_is_kept(llama: Any, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("x")
-    with pytest.raises(OutputError, match=r"a file of that name exists; name a new folder"):
-        write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
-
-
 def test_full_disk_is_noticed_before_writing(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
-    with pytest.raises(WriteError, match=r"the disk has 0.00 GB free and the model needs .*; free some space or name"):
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
+    with pytest.raises(FileError, match=r"the disk has 0.00 GB free and 0.02 GB are needed; free some space or name"):
         write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
-    assert left_over(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (
-            OSError(errno.ENOSPC, "No space left on device"),
-            "the disk became full while writing; free some space",
-        ),
-        (
-            PermissionError(errno.EACCES, "Permission denied"),
-            "cannot be written .*; check the folder's permissions",
-        ),
-    ],
-)
-@pytest.mark.parametrize("step", ["save_pretrained", "fsync", "replace"])
-def test_failing_disk_leaves_nothing(
-    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, error: OSError, text: str, step: str
-) -> None:
-    from transformers import PreTrainedModel
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
-    save = PreTrainedModel.save_pretrained
-
-    def save_then_fail(self: Any, folder: Path, **options: Any) -> None:
-        save(self, folder, **options)
-        assert (folder / "config.json").is_file()
-        fail()
-
-    if step == "save_pretrained":
-        monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_then_fail)
-    else:
-        monkeypatch.setattr(writer.os, step, fail)
-    with pytest.raises(WriteError, match=text) as caught:
-        write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
-    assert "\n" not in str(caught.value)
     assert left_over(tmp_path) == []
 
 
 def test_safetensors_own_error_for_a_full_disk(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
-    from transformers import PreTrainedModel
 
     def fail(*_: Any, **__: Any) -> None:
         raise SafetensorError('Error while serializing: I/O error: Os { code: 28, message: "No space left on device" }')
 
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
-    with pytest.raises(WriteError, match=r"the disk became full while writing"):
+    monkeypatch.setattr(writer, "write_shards", fail)
+    with pytest.raises(FileError, match=r"the disk became full while writing"):
         write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
     assert left_over(tmp_path) == []
 

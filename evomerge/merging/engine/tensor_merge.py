@@ -9,23 +9,23 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from evomerge.merging.engine.activation_informed import inform
+from evomerge.merging.engine.activation_informed import PARAMETER, inform
 from evomerge.merging.engine.noise import NoiseStream
-from evomerge.merging.methods.blocks import Block, Form, Scratch
+from evomerge.merging.methods.blocks import Block, Scratch, TensorInfo
 from evomerge.merging.methods.evaluate import evaluate
-from evomerge.merging.methods.formulas import Formula, Whole
+from evomerge.merging.methods.formulas import Formula, TensorContext
 from evomerge.merging.methods.registry import MergeMethod, Prepared
 from search_spaces.recipes.recipe import RecipeError
 from search_spaces.recipes.resolve import TensorPlan
 
-Piece: TypeAlias = Callable[[Scratch], None]
+WorkUnit: TypeAlias = Callable[[Scratch], None]
 """Work on some of a tensor's entries, with buffers that no other thread uses meanwhile."""
 
-PIECE = 1 << 20
+UNIT = 1 << 20
 """Entries that a thread works on at a time, where a tensor may be shared between threads."""
 
 
-class Job:
+class TensorMerge:
     """Fills one parameter of the resident model, block by block.
 
     Parameters
@@ -36,7 +36,7 @@ class Job:
         The parameter, flat, in any floating dtype.
     base, models
         Source tensors, flat, in the dtype they are stored in; `base` is None without a base.
-    form
+    info
         Shape and role of the tensor.
     prepared
         The method's prepared state for each model.
@@ -54,13 +54,13 @@ class Job:
         *,
         base: Tensor | None,
         models: Sequence[Tensor],
-        form: Form,
+        info: TensorInfo,
         prepared: Sequence[Prepared],
         shared: Prepared | None = None,
         activation: Tensor | None = None,
     ) -> None:
         self.method = method
-        self.whole = Whole(form, target.numel(), base is not None, prepared, shared)
+        self.context = TensorContext(info, target.numel(), base is not None, prepared, shared)
         self._target = target
         self._base = base
         self._models = models
@@ -76,14 +76,14 @@ class Job:
     @property
     def size(self) -> int:
         """Entries of the tensor."""
-        return self.whole.size
+        return self.context.size
 
     @property
     def is_whole_matrix(self) -> bool:
         """Whether the tensor is merged as a single block, by a decomposition."""
-        return self.method.scope == "matrix" and self.whole.form.is_matrix
+        return self.method.scope == "matrix" and self.context.info.is_matrix
 
-    def pieces(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[Piece]:
+    def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
         """Yield the work of merging with the coefficients of `plan`, rounding once to `out_dtype`, in any order.
 
         Parameters
@@ -105,22 +105,22 @@ class Job:
             for name, argument, per_model in self._parameters
         }
         apply = self.method.apply
-        omega = plan.parameters.get("aim")
+        omega = plan.parameters.get(PARAMETER)
         after = None
         if omega is not None and self._activation is not None:
             after = partial(inform, share_N=self._activation, omega=omega)
         merge = partial(self._merge, out_dtype=out_dtype, after=after, scale=plan.scale)
         if not self.method.gives_formula:
             # what is remembered between a tensor's blocks is not meant for several threads
-            yield partial(merge, fill=partial(apply, **arguments), span=slice(0, self.whole.size))
+            yield partial(merge, fill=partial(apply, **arguments), span=slice(0, self.context.size))
             return
-        formula = apply(self.whole, **arguments)
+        formula = apply(self.context, **arguments)
         assert formula is not None
         by_kernel = compiled and after is None and plan.scale == 1.0
         kernel = self._kernel(formula, out_dtype) if by_kernel else None
         merge_span = kernel or partial(merge, fill=partial(evaluate, formula=formula))
-        size = self.whole.size
-        step = PIECE if self._target.device.type == "cpu" else size
+        size = self.context.size
+        step = UNIT if self._target.device.type == "cpu" else size
         for start in range(0, size, step):
             yield partial(merge_span, span=slice(start, min(start + step, size)))
 
@@ -151,7 +151,7 @@ class Job:
         noise = NoiseStream(plan.name, plan.pieces)
         start = 0
         for piece in plan.pieces:
-            formula = self.method.apply(self.whole, weight=piece.weights, normalize=False)
+            formula = self.method.apply(self.context, weight=piece.weights, normalize=False)
             assert formula is not None
             for first in range(start, piece.end, scratch.block):
                 span = slice(first, min(first + scratch.block, piece.end))
@@ -170,8 +170,8 @@ class Job:
         return kernels.kernel(self._sources, formula, out_dtype)
 
     def _blocks(self, scratch: Scratch, span: slice) -> Iterator[tuple[Block, Tensor]]:
-        step = self.whole.size if self.is_whole_matrix else scratch.block
-        if span.stop - span.start == self.whole.size <= step:
+        step = self.context.size if self.is_whole_matrix else scratch.block
+        if span.stop - span.start == self.context.size <= step:
             block = self._cached.get(scratch)
             if block is None:
                 block = self._cached[scratch] = self._cut(span, scratch)
@@ -182,16 +182,16 @@ class Job:
             yield self._cut(part, scratch), self._target[part]
 
     def _cut(self, span: slice, scratch: Scratch) -> Block:
-        whole = self.whole
+        context = self.context
         return Block(
             out=scratch.vector("out", span.stop - span.start),
             base=None if self._base is None else self._base[span],
             models=[values[span] for values in self._models],
-            prepared=[state.cut(span) for state in whole.prepared],
-            shared=None if whole.shared is None else whole.shared.cut(span),
+            prepared=[state.cut(span) for state in context.prepared],
+            shared=None if context.shared is None else context.shared.cut(span),
             start=span.start,
-            size=whole.size,
-            form=whole.form,
+            size=context.size,
+            info=context.info,
             scratch=scratch,
         )
 

@@ -1,0 +1,112 @@
+"""The tensors of all sources, each in the place that was chosen for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.engine.placement import Placement, placer
+from evomerge.merging.methods.blocks import TensorInfo
+from evomerge.merging.methods.registry import SourceModel
+from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from search_spaces.recipes.layout import ModelLayout
+from search_spaces.recipes.resolve import Contribution, TensorPlan
+
+
+def sources_of(plan: TensorPlan) -> tuple[Contribution, ...]:
+    """Return all source tensors of a plan, the base first."""
+    return plan.contributions if plan.base is None else (plan.base, *plan.contributions)
+
+
+class PlacedSources:
+    """Opened sources, and their tensors: on the device, in pinned host memory, or memory-mapped.
+
+    Parameters
+    ----------
+    checkpoints
+        Opened sources, by the reference that recipes use.
+    base
+        The reference whose layout stands for all.
+    device
+        Where merging happens.
+    """
+
+    def __init__(self, checkpoints: Mapping[str, Checkpoint], base: str, device: torch.device) -> None:
+        self.checkpoints = dict(checkpoints)
+        self.base = base
+        self.device = device
+        self.placement: Placement = "mapped"
+        self._tensors: dict[tuple[str, str], Tensor] = {}
+        self._models: dict[tuple[str, str | None], SourceModel] = {}
+        layout = self.checkpoint(base).layout
+        self._by_token = {*layout.embeddings, layout.head}
+
+    @property
+    def layout(self) -> ModelLayout:
+        """The base's layout."""
+        return self.checkpoints[self.base].layout
+
+    def checkpoint(self, reference: str) -> Checkpoint:
+        """Return an opened source.
+
+        Raises
+        ------
+        CheckpointError
+            If no source has that reference.
+        """
+        try:
+            return self.checkpoints[reference]
+        except KeyError:
+            raise CheckpointError(
+                f"{reference}: the recipe names a model that is not opened; use one of {', '.join(self.checkpoints)}"
+            ) from None
+
+    def place(self, placement: Placement) -> None:
+        """Place source tensors there from now on; each is moved when it is first read."""
+        self.placement = placement
+        self._tensors.clear()
+
+    def tensor(self, reference: str, name: str) -> Tensor:
+        """Return a source tensor, flat, in the dtype it is stored in, where sources are placed."""
+        key = (reference, name)
+        values = self._tensors.get(key)
+        if values is None:
+            to_its_place = placer(self.placement, self.device)
+            values = self._tensors[key] = to_its_place(self.checkpoint(reference).tensor(name).reshape(-1))
+        return values
+
+    def on_device(self, part: Contribution) -> Tensor:
+        """Return a source tensor, flat, on the device."""
+        return self.tensor(part.model, part.tensor).to(self.device)
+
+    def base_on_device(self, plan: TensorPlan) -> Tensor | None:
+        """Return the plan's base tensor, flat, on the device; None without a base."""
+        return None if plan.base is None else self.on_device(plan.base)
+
+    def shape(self, part: Contribution) -> tuple[int, ...]:
+        """Return a source tensor's shape."""
+        return self.checkpoint(part.model).shape(part.tensor)
+
+    def nbytes(self, part: Contribution) -> int:
+        """Return a source tensor's size in bytes, without moving it to its place."""
+        values = self._tensors.get((part.model, part.tensor))
+        return (self.checkpoint(part.model).tensor(part.tensor) if values is None else values).nbytes
+
+    def info(self, plan: TensorPlan, shape: tuple[int, ...]) -> TensorInfo:
+        """Return the shape and role of the tensor that the plan merges."""
+        return TensorInfo(shape, by_token=plan.name in self._by_token)
+
+    def model(self, plan: TensorPlan, part: Contribution) -> SourceModel:
+        """Return the whole model of a source tensor, for methods that measure over all of it."""
+        base = None if plan.base is None else plan.base.model
+        model = self._models.get((part.model, base))
+        if model is None:
+            model = self._models[part.model, base] = SourceModel(lambda: self._pairs(part.model, base))
+        return model
+
+    def _pairs(self, reference: str, base: str | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for name in self.checkpoint(reference).names:
+            other = None if base is None else self.tensor(base, name).to(self.device)
+            yield self.tensor(reference, name).to(self.device), other
