@@ -1,7 +1,8 @@
 """Search strategies with an ask/tell interface: numpy only, no torch, no I/O, resumable by replay.
 
 A strategy is one file with its settings (a `StrategyConfig`, registered with `register_strategy`) and its `Strategy`.
-Importing this package registers the strategies below. `evomerge.testing.StrategySuite` tests a new one.
+Importing this package imports every file in it, so a new file is registered without an edit elsewhere.
+`evomerge.testing.StrategySuite` tests a strategy.
 """
 
 from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy, StrategyConfig
@@ -15,9 +16,11 @@ from evomerge.strategies.map_elites import MapElites, MapElitesConfig
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
 from evomerge.strategies.random import RandomConfig, RandomSearch
-from evomerge.strategies.registry import STRATEGIES, AnyStrategy, register_strategy
+from evomerge.strategies.registry import STRATEGIES, AnyStrategy, import_files, register_strategy
 from evomerge.strategies.staged import Staged, StagedConfig
 from evomerge.strategies.warm_start import WarmStart, WarmStartDistribution, WarmStartPopulation
+
+import_files(__name__, __path__)
 
 __all__ = [
     "STRATEGIES",

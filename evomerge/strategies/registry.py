@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator
@@ -36,6 +39,12 @@ def register_strategy(config_class: ConfigClass) -> ConfigClass:
     if config_class.as_stage:
         register_kind(STAGES, config_class)
     return config_class
+
+
+def import_files(package: str, folders: Iterable[str]) -> None:
+    """Import every module of a package, which registers the strategies in them."""
+    for module in iter_modules(folders, prefix=f"{package}."):
+        import_module(module.name)
 
 
 def argument_spelled_out(section: Any) -> Any:
