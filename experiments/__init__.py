@@ -1,1 +1,1 @@
-"""Experiments: the zoo of small models, the quickstart, and one folder per reproduced result."""
+"""One folder for each published number, the zoo of small models and the quickstart; `harness` is what they share."""

@@ -13,6 +13,11 @@ import numpy.typing as npt
 INFEASIBLE = -1e6  # fitness of a candidate that hardly misses a floor: below that of all that keep theirs
 
 
+def no_seconds() -> dict[str, float]:
+    """Return a new `Evaluation.seconds` in which nothing has taken any time."""
+    return {"merge": 0.0, "score": 0.0, "wait": 0.0}
+
+
 class TaskError(ValueError):
     """A task cannot be used as asked; the message says what to change."""
 

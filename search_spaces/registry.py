@@ -183,8 +183,9 @@ class ByKind:
 
     @property
     def classes(self) -> tuple[type[BaseModel], ...]:
-        """The registered config classes, in the order of registration."""
-        return self.registry.values()
+        """The registered config classes in the order of registration, but the default's first."""
+        kinds = sorted(self.registry, key=lambda kind: kind != self.default)  # stable
+        return tuple(self.registry[kind] for kind in kinds)
 
     def validate(self, value: Any) -> BaseModel:
         """Return the config that `value` (a section, a kind's name or a config) describes.

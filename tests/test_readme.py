@@ -1,14 +1,15 @@
 """Every block of the README does what it says."""
 
-import os
+import json
 import re
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from evomerge.config.load import load
+from tests.command import evomerge, execute
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,32 +41,38 @@ def test_the_search_file_is_valid(folder):
 
 
 def test_the_commands_run_in_order(folder):
-    commands = [line for text in blocks("bash") for line in text.splitlines()]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    for command in commands:
-        if command.startswith("make "):
+    for line in (line for text in blocks("bash") for line in text.splitlines()):
+        program, *arguments = shlex.split(line)
+        if program == "make":
             # Run by CI (test) and by tests/experiments/test_quickstart.py (quickstart).
-            subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, check=True, capture_output=True)
+            subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
             continue
-        done = subprocess.run(
-            command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert program == "evomerge"
+        evomerge(*arguments, cwd=folder)
     assert (folder / "merged" / "model.safetensors").is_file()
 
 
-def test_the_library_example_runs(folder):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", blocks("python")[0]]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    genes, parameters = map(int, done.stdout.split())
-    assert genes == 2 * 2 * 8
-    assert parameters > 500_000
+def test_the_python_example_prints_the_table_of_a_search(folder):
+    printed = [line[:20].strip() for line in execute(blocks("python")[0], cwd=folder).splitlines()]
+    recorded = json.loads((folder / "runs" / "from-python" / "result.json").read_text(encoding="utf-8"))["held_out"]
+    assert printed == [row["name"] for row in recorded]
+    assert printed[0] == "found" and {"base", "ops", "ja", "eo", "uniform average"} < set(printed)
+
+
+def test_it_fits_on_a_few_screens():
+    assert len(README.splitlines()) <= 150
+
+
+def test_its_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 10
+    assert not [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
 
 
 def test_every_verb_is_listed():
     from evomerge.cli.main import app
 
-    for command in app.registered_commands:
-        assert f"`evomerge {command.callback.__name__} " in README or f"`evomerge {command.callback.__name__}" in README
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert "search" in names
+    assert not [name for name in names if f"`evomerge {name}" not in page]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from evomerge.cli.merge import open_recipe
 from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load_recorded
-from evomerge.config.search_file import InlineConfig
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import open_source, typed
 from evomerge.runs.run import require_run
-from evomerge.search.problem import build_worker, inline_settings
+from evomerge.workers.base import WorkerSettings
+from evomerge.workers.start import WorkerInputs, build_worker
 from fitness.config import FitnessConfig, Split, TaskConfig
 from fitness.estimation.intervals import interval
 from fitness.objectives import by_task
@@ -35,7 +35,7 @@ class Questions:
     suite: TaskSuite
     items: tuple[str, ...]
     fitness: FitnessConfig
-    workers: InlineConfig
+    workers: WorkerSettings
 
 
 def of_tasks(tasks: Sequence[str], include_path: Sequence[Path], split: Split | None) -> Questions:
@@ -50,7 +50,7 @@ def of_tasks(tasks: Sequence[str], include_path: Sequence[Path], split: Split | 
     except ValidationError as error:
         raise ConfigError(f"--tasks: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     suite = TaskSuite.whole(fitness, split or "auto")
-    return Questions(suite, suite.pool.subset("all", seed=0), fitness, InlineConfig())
+    return Questions(suite, suite.pool.subset("all", seed=0), fitness, WorkerSettings())
 
 
 def of_run(run: Path) -> Questions:
@@ -58,14 +58,16 @@ def of_run(run: Path) -> Questions:
     require_run(run)
     config = load_recorded(run)
     suite = TaskSuite.load(config.fitness, config.seed)
-    return Questions(suite, suite.pool.held_out_ids(), config.fitness, inline_settings(config.workers))
+    return Questions(suite, suite.pool.held_out_ids(), config.fitness, config.workers.settings())
 
 
 def evaluate(model: str, questions: Questions, device: str | None, as_json: bool) -> None:
     """Score a model."""
     checkpoints, base, recipe = _open(model)
-    workers = questions.workers if device is None else questions.workers.model_copy(update={"device": device})
-    worker = build_worker(checkpoints, base, questions.suite, questions.fitness, workers)
+    workers = questions.workers if device is None else replace(questions.workers, device=device)
+    fitness = questions.fitness
+    inputs = WorkerInputs(checkpoints, base, questions.suite, fitness.batch_size, fitness.max_length)
+    worker = build_worker(inputs, workers)
     scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items)
     rows = []
     for task, scores in by_task(scored).items():

@@ -13,6 +13,7 @@ import yaml
 from evomerge.cli.evaluate import of_tasks
 from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import write_text
+from evomerge.files.references import local_or_hub
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.open_sources import open_sources, typed
 from search_spaces.recipes.references import with_parts
@@ -93,7 +94,7 @@ def names_of(models: Sequence[str]) -> list[str]:
 
 def _reference(model: str) -> str:
     """Return local folders as absolute paths: the search file may lie elsewhere."""
-    return str(Path(model).resolve()) if Path(model).exists() else model
+    return str(local_or_hub(model))
 
 
 def _include(paths: Sequence[Path]) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from evomerge.cli.init import names_of
 from evomerge.cli.printing import console, grid, size
 from evomerge.config.errors import ConfigError
+from evomerge.files.references import local_or_hub
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.adapters import AdapterCheckpoint
 from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
@@ -21,7 +21,7 @@ from evomerge.merging.sources.similarity import Kinship, measure
 
 def inspect(models: Sequence[str], quick: bool, allow_unrelated: bool, as_json: bool) -> None:
     """Print what was found; end with exit code 1 where the models cannot be merged as they are."""
-    if len({str(Path(model).resolve()) if Path(model).exists() else model for model in models}) < len(models):
+    if len({local_or_hub(model) for model in models}) < len(models):
         raise ConfigError("inspect: a model is named twice; name each once")
     models = [typed(model) for model in models]
     names = names_of(models)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evomerge.files.atomic import check_place
+from evomerge.files.references import local_or_hub
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.adapter_writer import write_adapter
 from evomerge.merging.output.writer import OutputError, write_checkpoint
@@ -17,7 +18,7 @@ from evomerge.merging.sources import preflight
 from evomerge.merging.sources.adapters import AdapterCheckpoint
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import folder_of, open_sources
-from evomerge.search.problem import torch_device
+from evomerge.workers.start import torch_device
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.documents import Stage, needed, read_stages
 from search_spaces.recipes.errors import RecipeError
@@ -129,7 +130,7 @@ def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str 
     if within is not None:
         for place in (*named, *([recipe.calibration] if recipe.calibration is not None else [])):
             _check_confined(place, within, file)
-    absolute = {place: str(Path(place).resolve()) for place in named if Path(place).exists()}
+    absolute = {place: str(local_or_hub(place)) for place in named}
     recipe = recipe.with_models(
         {model: with_parts(model, lambda part: absolute.get(part, part)) for model in recipe.models}
     )
@@ -161,7 +162,6 @@ def _opened(
 
 
 def _check_confined(model: str, within: Path, file: Path) -> None:
-    folder = Path(model).expanduser()
-    local = folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
-    if local and not folder.resolve().is_relative_to(within.resolve()):
+    place = local_or_hub(model)
+    if isinstance(place, Path) and not place.is_relative_to(within.resolve()):
         raise RecipeError(f"{file}: {model} lies outside of {within}; correct the path, or merge without --within")

@@ -17,6 +17,9 @@ from evomerge.config.search_file import SearchConfig
 from evomerge.merging.engine.placement import Choice
 from evomerge.search.loop import SearchError
 from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
+from evomerge.workers.base import Request
+from evomerge.workers.start import LocalWorker
 from search_spaces.spaces.space import SearchSpace
 
 TIMED = 2
@@ -29,7 +32,8 @@ SHOWN_GENES = 40
 def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Print genes, memory, bytes and estimated time per candidate, and whether the budget suffices."""
     problem = Problem(load(config_file, overrides))
-    summary = _summary(problem)
+    worker = local_worker(problem)
+    summary = _summary(problem, worker)
     if as_json:
         print(json.dumps(summary, indent=1))
         return
@@ -44,7 +48,7 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         f"merging holds at most {size(footprint['peak_bytes'])}: the sources' pages, prepared state, 1.3 models and "
         f"{size(footprint['buffer_bytes'])} of buffers"
     )
-    out.print(_placed(problem.placement))
+    out.print(_placed(worker.placement))
     out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {items['asked']} items asked")
     out.print(
         f"measured: merge {duration(summary['seconds']['merge'])}, scoring {duration(summary['seconds']['score'])}; "
@@ -69,19 +73,19 @@ def print_genes(out: Console, genes: Sequence[Mapping[str, Any]]) -> None:
         out.print(f"... and {len(genes) - SHOWN_GENES} more")
 
 
-def _summary(problem: Problem) -> dict[str, Any]:
+def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
     config, space = problem.config, problem.space
     population = problem.strategy().population
     recipe = space.decode(space.start)
-    problem.ready_worker()
+    worker = local.ready()
     timed = []
     for _ in range(TIMED):
         started = time.perf_counter()
-        evaluation = problem.worker.evaluate(recipe, problem.subset)
+        evaluation = worker.evaluate(Request(recipe, tuple(problem.subset)))
         timed.append((time.perf_counter() - started, evaluation))
     total, evaluation = min(timed, key=lambda pair: pair[0])
     if evaluation.status != "ok":
-        raise SearchError(f"the start point cannot be scored: {evaluation.reason}; mend that before a search")
+        raise SearchError(f"the start point cannot be scored: {evaluation.reason}; fix that before a search")
     evaluations = config.budget.evaluations
     return {
         "genes": genes_of(space),
@@ -92,8 +96,8 @@ def _summary(problem: Problem) -> dict[str, Any]:
             "search": len(problem.search_items),
             "held_out": len(problem.held_out_items),
         },
-        "footprint": asdict(problem.footprint) | {"peak_bytes": problem.footprint.peak_bytes},
-        "placement": asdict(problem.placement),
+        "footprint": asdict(local.footprint) | {"peak_bytes": local.footprint.peak_bytes},
+        "placement": asdict(local.placement),
         "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
         "estimated_seconds": total * evaluations,
         "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_error},

@@ -15,7 +15,9 @@ from evomerge.cli.printing import console, size
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.config.search_file import SearchConfig
-from evomerge.merging.sources.architecture import first_line, layout_of_module, meta_module
+from evomerge.files.messages import reason
+from evomerge.files.references import local_or_hub
+from evomerge.merging.sources.architecture import layout_of_module, meta_module
 from evomerge.search.problem import largest_error
 from evomerge.search.warm_start import warmed
 from evomerge.strategies import Strategy, StrategyConfig
@@ -91,7 +93,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
         "architecture": config.models[config.base] if architecture is None else str(architecture),
         "parameters": sum(sizes.values()),
         "tasks": [asdict(task) for task in tasks],
-        "downloads": [part for part in dict.fromkeys(references) if not Path(part).exists()],
+        "downloads": [part for part in dict.fromkeys(references) if isinstance(local_or_hub(part), str)],
         "notes": [*rotation(config, asked is not None), *too_few(evaluations, strategy.population)],
     }
     return OfflinePlan(summary, space, strategy)
@@ -99,14 +101,15 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
 
 def _architecture(config: SearchConfig, path: Path | None) -> PretrainedConfig:
     base = parts(config.models[config.base])[0] if path is None else str(path)
-    name, _, revision = (base, "", "") if Path(base).exists() else base.partition("@")
+    place = local_or_hub(base)
+    name, _, revision = place.partition("@") if isinstance(place, str) else (str(place), "", "")
     try:
         return AutoConfig.from_pretrained(
             name, revision=revision or None, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{base}: no configuration of it is on this machine ({first_line(error)}); give a config.json like the "
+            f"{base}: no configuration of it is on this machine ({reason(error)}); give a config.json like the "
             "models' with --architecture FILE"
         ) from None
 

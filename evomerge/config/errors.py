@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -19,6 +18,7 @@ from evomerge.config.schema import (
     sections_for,
     step,
 )
+from evomerge.files.messages import nearest
 
 Key: TypeAlias = str | int
 Keys: TypeAlias = tuple[Key, ...]
@@ -101,7 +101,7 @@ def _message(found: Sequence[Any], keys: Keys, section: Section, values: Mapping
         hint, _ = _at(keys[:-1], section, values)
         kinds = [kind for found in sections_for(hint, {}) if (kind := kind_of(found))]
         return f"missing; write {listed(kinds)}" if value is None else unknown("kind", value, kinds)
-    near = _nearest(value, choices(hint))
+    near = nearest(value, choices(hint))
     if near is not None:
         return f"{shown(value)} is not a choice here; did you mean `{near}`?"
     return f"write {described(hint)} (got {shown(value)})"
@@ -109,7 +109,7 @@ def _message(found: Sequence[Any], keys: Keys, section: Section, values: Mapping
 
 def unknown(noun: str, name: object, known: Sequence[str]) -> str:
     """Return the error for a name that is not among the known ones."""
-    near = _nearest(name, known)
+    near = nearest(name, known)
     hint = f"did you mean `{near}`?" if near is not None else f"write {listed(sorted(known))}"
     return f"{noun} {shown(name)} is unknown; {hint}"
 
@@ -124,10 +124,6 @@ def shown(value: Any) -> str:
         return "a list"
     text = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
-
-
-def _nearest(name: object, known: Sequence[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(name, known, n=1)), None) if isinstance(name, str) else None
 
 
 def _at(keys: Keys, section: Section, values: Any) -> tuple[Hint, Any]:
@@ -151,7 +147,7 @@ def _where_it_belongs(keys: Keys, section: Section, values: Mapping[str, Any]) -
     if places:
         return "it belongs elsewhere: write " + listed([".".join(map(str, place)) for place in places])
     valid = sorted({name for owner in sections_for(hint, value) for name in owner.model_fields})
-    near = _nearest(key, valid)
+    near = nearest(key, valid)
     return f"did you mean `{near}`?" if near is not None else f"valid here: {', '.join(valid)}"
 
 

@@ -6,17 +6,19 @@ import re
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.config.shorthands import expand
 from evomerge.strategies import AnyStrategy, CmaEsConfig
-from evomerge.workers.ray_pool import RayConfig
+from evomerge.workers.config import InlineConfig
+from evomerge.workers.registry import WORKERS, WorkersConfig
 from fitness.config import FitnessConfig
 from search_spaces.recipes.fields import NOT_IN_CORE
-from search_spaces.spaces.coefficients import CoefficientConfig
+from search_spaces.registry import by_kind
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.registry import SpaceConfig
 from search_spaces.spaces.space import SearchSpace
-from search_spaces.spaces.stamped import StampedSpace
+from search_spaces.spaces.wrappers import RecipeSettingsSpace
 
 
 class BudgetConfig(BaseModel):
@@ -30,31 +32,6 @@ class BudgetConfig(BaseModel):
     """Hours of searching, summed over all sessions of a run; none by default."""
 
 
-class InlineConfig(BaseModel):
-    """One worker in the driver's own process."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    kind: Literal["inline"] = "inline"
-    device: str = "auto"
-    """A torch device (`cpu`, `cuda:0`); `auto`: a GPU if there is one."""
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What forward passes compute in; `auto`: float32 on a CPU, the merged model's own dtype elsewhere."""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of torch; its own default when absent."""
-    placement: Literal["auto", "device", "pinned", "mapped"] = "auto"
-    """Where a GPU's sources lie: `device` copied to it, `pinned` in page-locked host memory, `mapped` in their files;
-    `auto`: the first that has room. On a CPU always `mapped`."""
-
-
-def _default_kind(kind: str) -> BeforeValidator:
-    """Let a section leave out `kind` where there is one obvious choice."""
-    return BeforeValidator(lambda value: {"kind": kind} | value if isinstance(value, dict) else value)
-
-
-WorkersConfig = Annotated[Annotated[InlineConfig | RayConfig, Field(discriminator="kind")], _default_kind("inline")]
-
-
 class SearchConfig(BaseModel):
     """A whole search file."""
 
@@ -63,7 +40,7 @@ class SearchConfig(BaseModel):
     models: dict[str, str] = Field(min_length=2)
     """Short name: local folder (relative to the search file) or hub id, or MODEL+ADAPTER for a model with a LoRA on it;
     the first is the common base."""
-    space: Annotated[SpaceConfig, _default_kind("layer_coefficients")] = CoefficientConfig()
+    space: SpaceConfig = CoefficientConfig()
     """What may be built."""
     strategy: AnyStrategy = CmaEsConfig()
     """How to search it."""
@@ -71,7 +48,7 @@ class SearchConfig(BaseModel):
     """What counts."""
     budget: BudgetConfig = BudgetConfig()
     """When to stop."""
-    workers: WorkersConfig = InlineConfig()
+    workers: Annotated[WorkersConfig, by_kind(WORKERS, default="inline")] = InlineConfig()
     """Where candidates are built and scored."""
     adapters: Literal["full", "core"] = "full"
     """How LoRA adapters among the models are merged: `full` as whole weights, `core` as small matrices in the space
@@ -150,7 +127,7 @@ class SearchConfig(BaseModel):
             settings["adapters"] = "core"
         if self.vocabulary != "same":
             settings["tokenizer_source"] = self.vocabulary
-        return StampedSpace(space, **settings) if settings else space
+        return RecipeSettingsSpace(space, **settings) if settings else space
 
     @property
     def vocabulary_policy(self) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from evomerge.runs.run import Asked, Event, Final, Told
 from fitness.pareto import ranks
-from fitness.results import Evaluation
+from fitness.results import Evaluation, no_seconds
 
 
 class Ledger:
@@ -22,7 +22,7 @@ class Ledger:
         self.cached = 0
         self.item_evaluations = 0
         self.elapsed = 0.0
-        self._seconds = {"merge": 0.0, "score": 0.0, "wait": 0.0}
+        self._seconds = no_seconds()
         self._open: dict[int, Asked] = {}
         self._generations: dict[int, list[int]] = {}  # ids by generation
         self._missing: dict[int, int] = {}  # by generation: asked and not told

@@ -26,6 +26,7 @@ from evomerge.search.problem import Problem
 from evomerge.search.racing_pool import racing
 from evomerge.search.recorded_scoring import Bench
 from evomerge.search.resuming import check_unchanged, upgrades
+from evomerge.search.scoring_workers import start_pool
 from evomerge.search.warm_start import warm_start_override
 from evomerge.workers.base import Pool
 
@@ -103,7 +104,7 @@ def run_search(
     if warm_start is not None:
         read = _read(config, [*overrides, warm_start_override(read, Path(warm_start))])
     problem, environment = _open(read, say)
-    pool = problem.pool()  # before the run exists: what is wrong with a device or a tokenizer shows here
+    pool = start_pool(problem)  # before the run exists: what is wrong with a device or a tokenizer shows here
     with closing(pool), Run.create(path, problem.resolved().to_yaml(), environment) as created:
         return _go_on(created, problem, pool, progress, say)
 
@@ -140,7 +141,7 @@ def resume_search(
         check_unchanged(opened, environment)
         for warning in upgrades(opened.environment(), environment):
             say(f"warning: {warning}")
-        pool = problem.pool()
+        pool = start_pool(problem)
         with closing(pool):
             if overrides:
                 opened.write("config.yaml", problem.config.to_yaml())

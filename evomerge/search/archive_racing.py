@@ -14,7 +14,6 @@ first item again; with one worker they then meet the archive that they met befor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -22,12 +21,11 @@ import numpy as np
 
 from evomerge.search.item_blocks import Runner, in_blocks
 from evomerge.strategies.base import Archiving
-from evomerge.workers.base import Pool
+from evomerge.workers.base import Pool, Request
 from fitness.config import RacingConfig
 from fitness.estimation.bayesian_bootstrap import posterior_draws
 from fitness.estimation.evaluation_plan import EvaluationPlan
 from fitness.results import Evaluation
-from search_spaces.recipes.recipe import Recipe
 
 ENTRIES_AT_LIMIT = 5  # so many draws that a candidate at the limit enters in this many of them, ...
 FEWEST_DRAWS = 100  # ... and at least these
@@ -69,10 +67,10 @@ class ArchiveRacingPool:
         """How many more candidates may be submitted now."""
         return max(0, self.pool.free - len(self._waiting))
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
+    def submit(self, tag: int, request: Request) -> None:
         """Ask a candidate the first block; a race keeps no answers."""
-        blocks = in_blocks(items, self.rules.block, self.seed + tag)
-        self._waiting.append(_Heat(Runner(tag, recipe, True), tuple(items), blocks))
+        blocks = in_blocks(request.items, self.rules.block, self.seed + tag)
+        self._waiting.append(_Heat(Runner(tag, request.recipe, True), request.items, blocks))
         self._ask()
 
     def wait(self) -> list[tuple[int, Evaluation]]:
@@ -99,7 +97,7 @@ class ArchiveRacingPool:
             heat = self._waiting.pop(0)
             self._working[heat.runner.tag] = heat
             assert heat.runner.recipe is not None
-            self.pool.submit(heat.runner.tag, heat.runner.recipe, heat.blocks.pop(0))
+            self.pool.submit(heat.runner.tag, Request(heat.runner.recipe, heat.blocks.pop(0)))
 
     def _hopeless(self, heat: _Heat) -> bool:
         """Tell whether the chance to get in is below the limit; draws end as soon as too many of them do."""

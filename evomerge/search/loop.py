@@ -18,9 +18,9 @@ from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.strategies.base import Candidate, Evaluated, Strategy
-from evomerge.workers.base import Pool
+from evomerge.workers.base import Pool, Request
 from fitness.estimation.evaluation_plan import EvaluationPlan
-from fitness.results import Evaluation
+from fitness.results import Evaluation, no_seconds
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.space import SearchSpace
@@ -123,13 +123,12 @@ class Search:
         self._recipes[candidate.id] = recipe
         known = self.ledger.by_recipe.get(recipe_hash)
         if known is not None:
-            free = {"merge": 0.0, "score": 0.0, "wait": 0.0}
-            self._tell(candidate.id, replace(known, seconds=free), cached=True)
+            self._tell(candidate.id, replace(known, seconds=no_seconds()), cached=True)
         elif recipe_hash in self._twins:
             self._twins[recipe_hash].append(candidate.id)
         else:
             self._twins[recipe_hash] = []
-            pool.submit(candidate.id, recipe, self.plan.items(candidate.generation))
+            pool.submit(candidate.id, Request(recipe, tuple(self.plan.items(candidate.generation))))
 
     def _settle_twins(self, pool: Pool, recipe_hash: str) -> None:
         """Go on with the candidates whose recipe another one had when they were asked: now it has been scored."""

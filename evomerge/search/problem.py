@@ -12,14 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evomerge.config.errors import ConfigError
-from evomerge.config.search_file import InlineConfig, SearchConfig
-from evomerge.merging.engine.engine import MergeEngine
-from evomerge.merging.engine.footprint import Footprint
+from evomerge.config.search_file import SearchConfig
 from evomerge.merging.engine.gram import gram_matrices
-from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import open_sources
@@ -30,10 +25,7 @@ from evomerge.search.recorded_scoring import Bench
 from evomerge.search.warm_start import Warmed, warmed
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.version import VERSION
-from evomerge.workers.base import Pool
-from evomerge.workers.inline import InlinePool, Worker
-from evomerge.workers.ray_pool import RayConfig, RayPool
-from evomerge.workers.source_watch import SourceWatch
+from evomerge.workers.config import RayConfig
 from fitness.config import FitnessConfig
 from fitness.estimation.estimators import NEEDS_PARENTS
 from fitness.estimation.evaluation_plan import (
@@ -46,7 +38,6 @@ from fitness.estimation.evaluation_plan import (
 from fitness.estimation.item_banks import ItemBanks
 from fitness.items import task_of
 from fitness.objectives import Objectives, relative_to_sources
-from fitness.scoring.evaluator import Evaluator
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.spaces.context import SpaceContext
@@ -68,13 +59,10 @@ class Problem:
         The search file.
     scan
         Whether to look for NaN in the sources.
-    share
-        What the worker in this process may count on, of the memory of its device and of the machine.
     """
 
-    def __init__(self, config: SearchConfig, *, scan: bool = True, share: Share | None = None) -> None:
+    def __init__(self, config: SearchConfig, *, scan: bool = True) -> None:
         self.config = config
-        self._share = share or Share()
         self.checkpoints: Mapping[str, Checkpoint] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
@@ -185,55 +173,6 @@ class Problem:
         """Build the configured strategy, from the start."""
         return self.resolved().strategy.build(self.space, self.config.seed)
 
-    @cached_property
-    def worker(self) -> Worker:
-        """A worker in this process; like the configured ones where those live elsewhere."""
-        return build_worker(
-            {checkpoint.reference: checkpoint for checkpoint in self.checkpoints.values()},
-            self.config.models[self.config.base],
-            self.suite,
-            self.config.fitness,
-            inline_settings(self.config.workers),
-        )
-
-    @cached_property
-    def footprint(self) -> Footprint:
-        """What the costliest candidate maps and touches, and what the search prepares for all its methods together."""
-        found = [asdict(self.worker.engine.footprint(recipe)) for recipe in self.space.structures()]
-        costs = {key: max(each[key] for each in found) for key in found[0]}
-        return Footprint(**costs | {"prepared_bytes": sum(each["prepared_bytes"] for each in found)})
-
-    @cached_property
-    def placement(self) -> Choice:
-        """Where the sources of the worker in this process lie, from the memory that is free when first asked.
-
-        Raises
-        ------
-        PlacementError
-            If they do not fit where the search file wants them.
-        """
-        device = self.worker.engine.device
-        asked = inline_settings(self.config.workers).placement
-        return choose(asked, device, self.footprint, free_memory(device, self._share))
-
-    def ready_worker(self) -> Worker:
-        """Return the worker in this process with all done that does not depend on a candidate."""
-        if self.worker.engine.device.type != "cpu":  # there they are mapped in any case
-            self.worker.engine.place_sources(self.placement.placement)
-        for structure in self.space.structures():
-            self.worker.engine.prepare(structure)
-        asked_first = self.search_items if self.needs_sources else self.subset
-        self.worker.prepare(self.space.decode(self.space.start), asked_first)
-        return self.worker
-
-    def pool(self) -> Pool:
-        """Return the configured workers, ready to score: what does not depend on a candidate is done here."""
-        if isinstance(self.config.workers, RayConfig):
-            from evomerge.workers.ray_cluster import RayCluster
-
-            return RayPool(RayCluster(self.resolved(), self.environment()), self.config.workers, len(self.subset))
-        return InlinePool(self.ready_worker())
-
     def sources(self) -> list[Entry]:
         """Every source as it is."""
         layout, dtype = self.layout, self.config.out_dtype
@@ -301,13 +240,6 @@ def _idle_workers(config: SearchConfig) -> list[str]:
     return [f"strategy.parallel is {limit}: at most {limit} workers are busy at a time; write {wanted}"]
 
 
-def inline_settings(workers: InlineConfig | RayConfig) -> InlineConfig:
-    """Return the settings of a worker in this process that scores as the configured ones do."""
-    if isinstance(workers, RayConfig):
-        return InlineConfig(compute_dtype=workers.compute_dtype, threads=workers.threads, placement=workers.placement)
-    return workers
-
-
 def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:
     """Return the item banks that a search file names."""
     if fitness.subset.item_bank is None:
@@ -316,43 +248,3 @@ def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:
         return ItemBanks.load(fitness.subset.item_bank)
     except ValueError as error:
         raise ConfigError(f"fitness.subset.item_bank: {error}") from None
-
-
-def build_worker(
-    checkpoints: Mapping[str, Checkpoint],
-    base: str,
-    suite: TaskSuite,
-    fitness: FitnessConfig,
-    settings: InlineConfig,
-) -> Worker:
-    """Return a worker for these opened models (by reference), with the base's tokenizer, in this process."""
-    device = torch_device(settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    engine = MergeEngine(checkpoints, base=base, device=device, compute_dtype=settings.compute_dtype)
-    evaluator = Evaluator(
-        suite,
-        checkpoints[base].tokenizer(),
-        batch_size=fitness.batch_size,
-        max_length=fitness.max_length,
-        device=device,
-    )
-    return Worker(engine, evaluator, SourceWatch(checkpoints))
-
-
-def torch_device(name: str) -> str:
-    """Return the torch device that a setting names; `auto`: a GPU if there is one.
-
-    Raises
-    ------
-    ConfigError
-        If torch knows no such device, or the machine has none.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used ({reason}); write cpu, or auto") from None
-    return name

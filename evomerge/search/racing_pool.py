@@ -24,14 +24,13 @@ from evomerge.search.archive_racing import ArchiveRacingPool
 from evomerge.search.item_blocks import Runner, in_blocks
 from evomerge.search.loop import Search
 from evomerge.strategies.base import Archiving, Strategy
-from evomerge.workers.base import Pool
+from evomerge.workers.base import Pool, Request
 from fitness.config import RacingConfig
 from fitness.estimation.estimators import Estimate
 from fitness.estimation.evaluation_plan import EvaluationPlan
 from fitness.estimation.racing_rules import Race, common_correlation
 from fitness.items import task_of
 from fitness.results import Evaluation
-from search_spaces.recipes.recipe import Recipe
 
 
 class RacingPool:
@@ -65,11 +64,11 @@ class RacingPool:
         """How many more candidates the next race takes: a generation, and the distribution's mean."""
         return self.strategy.population + 1 - sum(len(runners) for _, runners in self._heats.values())
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
+    def submit(self, tag: int, request: Request) -> None:
         """Enter a candidate of the ledger for its generation's race; a race keeps no answers."""
         candidate = self.ledger.asked[tag].candidate
-        _, runners = self._heats.setdefault(candidate.generation, (tuple(items), []))
-        runners.append(Runner(tag, recipe, candidate.kind == "sample"))
+        _, runners = self._heats.setdefault(candidate.generation, (request.items, []))
+        runners.append(Runner(tag, request.recipe, candidate.kind == "sample"))
 
     def wait(self) -> list[tuple[int, Evaluation]]:
         """Hold the races of all that were submitted."""
@@ -116,7 +115,7 @@ class RacingPool:
                 runner = waiting.pop(0)
                 assert runner.recipe is not None
                 working[runner.tag] = runner
-                self.pool.submit(runner.tag, runner.recipe, block)
+                self.pool.submit(runner.tag, Request(runner.recipe, block))
             for tag, part in self.pool.wait():
                 working.pop(tag).take(part)
 

@@ -11,7 +11,7 @@ from evomerge.runs.history import Ledger
 from evomerge.runs.result import Entry
 from evomerge.runs.run import Final, Run, Stage
 from evomerge.search.loop import SearchError
-from evomerge.workers.base import Pool
+from evomerge.workers.base import Pool, Request
 from fitness.results import Evaluation
 
 
@@ -64,7 +64,7 @@ class Bench:
         return known if known is not None and known.items == asked else self._new("vote", entry, asked)
 
     def _new(self, stage: Stage, entry: Entry, items: tuple[str, ...]) -> Evaluation:
-        self.pool.submit(0, entry.recipe, items, answers=stage == "vote")
+        self.pool.submit(0, Request(entry.recipe, items, want_answers=stage == "vote"))
         while not (scored := self.pool.wait()):
             pass  # a worker became free
         ((_, evaluation),) = scored

@@ -20,8 +20,8 @@ from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.coefficients import CoefficientConfig
 from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.registry import build_space
 from search_spaces.spaces.space import SearchSpace
 

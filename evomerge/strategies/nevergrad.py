@@ -10,7 +10,6 @@ do not change.
 
 from __future__ import annotations
 
-import difflib
 import math
 import random
 import warnings
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
+from evomerge.files.messages import nearest
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.extras import require
 from evomerge.strategies.generation import Proposal, resolved_number
@@ -155,8 +155,7 @@ class _Optimizer:
         ng = require("nevergrad", f"strategy.kind: {PREFIX}{self._name}")
         self._not_asked = ng.errors.TellNotAskedNotSupportedError
         if self._name not in ng.optimizers.registry:
-            near = difflib.get_close_matches(self._name, list(ng.optimizers.registry), n=1)
-            hint = near[0] if near else "NGOpt"
+            hint = nearest(self._name, ng.optimizers.registry) or "NGOpt"
             raise ValueError(f"strategy.kind: nevergrad has no optimiser {self._name!r}; write {PREFIX}{hint}")
         with self._own_state():
             array = ng.p.Array(init=start).set_bounds(0.0, 1.0).set_mutation(sigma=config.sigma)

@@ -24,13 +24,13 @@ from evomerge.strategies.registry import StageStrategy, register_strategy
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
-from search_spaces.spaces.stamped import StampedSpace
-from search_spaces.spaces.two_stage import StackedSpace
+from search_spaces.spaces.two_stage import TwoStageSpace
+from search_spaces.spaces.wrappers import RecipeSettingsSpace
 
 
 @register_strategy
 class StagedConfig(StrategyConfig):
-    """Two searches in a row, for ``space.kind: stacked``."""
+    """Two searches in a row, for ``space.kind: two_stage``."""
 
     warm_start_type = WarmStartPopulation
     as_stage = False
@@ -102,7 +102,7 @@ class StagedConfig(StrategyConfig):
 class Staged(Strategy):
     """Runs one strategy on the parameter space, then another on the paths."""
 
-    def __init__(self, space: StackedSpace, seed: int, config: StagedConfig) -> None:
+    def __init__(self, space: TwoStageSpace, seed: int, config: StagedConfig) -> None:
         super().__init__(space, seed)
         self.config = config
         self.stacked = space
@@ -155,13 +155,13 @@ class Staged(Strategy):
         return self.stacked.join(self._kept, genotype)
 
 
-def _stacked(space: SearchSpace) -> StackedSpace:
-    """Return the stacked space inside `space`; raises as `StagedConfig.build` does."""
-    if isinstance(space, StampedSpace):
+def _stacked(space: SearchSpace) -> TwoStageSpace:
+    """Return the two-stage space inside `space`; raises as `StagedConfig.build` does."""
+    if isinstance(space, RecipeSettingsSpace):
         space = space.inner  # the same points
-    if not isinstance(space, StackedSpace):
+    if not isinstance(space, TwoStageSpace):
         raise ValueError(
-            "strategy.kind staged is for space.kind stacked; write strategy.kind: cma_es, or space.kind: stacked"
+            "strategy.kind staged is for space.kind two_stage; write strategy.kind: cma_es, or space.kind: two_stage"
         )
     return space
 

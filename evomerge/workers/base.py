@@ -1,41 +1,81 @@
-"""What the driver asks of workers, whether they live in its process or elsewhere."""
+"""What a search asks of its workers, whether they live in its process or elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
 
-OUT_OF_MEMORY = "out of memory"
-"""How the reason of an evaluation begins that failed for want of memory: another worker may have more."""
+if TYPE_CHECKING:
+    from evomerge.merging.engine.placement import Share
 
-LONGEST_REASON = 300
-"""Characters of an exception's text that a message holds."""
+OUT_OF_MEMORY = "out of memory"
+"""First words of the reason of an evaluation that failed because memory ran out: another worker may have more."""
+
+ComputeDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+SourcePlacement: TypeAlias = Literal["auto", "device", "pinned", "mapped"]
 
 
 class WorkerError(RuntimeError):
-    """No worker can go on, whatever the candidate; the message says what to do. Nothing is recorded."""
+    """No worker can continue, whatever the candidate; the message says what to do. Nothing is recorded."""
 
 
 class BrokenWorker(WorkerError):
     """One worker's process can score nothing more; a new one may."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """A recipe to score.
+
+    Attributes
+    ----------
+    recipe
+        What to build.
+    items
+        Ids of the items to score it on.
+    want_answers
+        Whether the evaluation is to hold the model's answers besides their scores.
+    """
+
+    recipe: Recipe
+    items: tuple[str, ...]
+    want_answers: bool = False
+
+
+class Worker(Protocol):
+    """Builds a recipe's model and scores it, one at a time."""
+
+    @property
+    def place(self) -> str:
+        """Where it computes, for messages: its torch device."""
+
+    def evaluate(self, request: Request) -> Evaluation:
+        """Score a recipe; one that cannot be built or scored gives a failed evaluation with the reason.
+
+        Raises
+        ------
+        WorkerError
+            If no recipe can be scored.
+        """
+
+
 class Pool(Protocol):
     """Workers that build a recipe's model and score it on items.
 
     A pool never raises for a candidate: one that cannot be built or scored comes back as a failed evaluation
-    with the reason. What no candidate is to blame for is a `WorkerError`.
+    with the reason. What is not a candidate's fault is a `WorkerError`.
     """
 
     @property
     def free(self) -> int:
-        """How many more recipes may be submitted now; at least 1 when none is in flight."""
+        """How many more recipes can be scored now, 0 or more; at least 1 when none is in flight."""
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
-        """Queue a recipe; `tag` comes back with its evaluation, which holds the answers where they are wanted."""
+    def submit(self, tag: int, request: Request) -> None:
+        """Queue a recipe, also one more than `free`; `tag` comes back with its evaluation."""
 
     def wait(self) -> list[tuple[int, Evaluation]]:
         """Block until a submitted recipe is scored, or a worker becomes free; return what is scored, with tags."""
@@ -44,7 +84,43 @@ class Pool(Protocol):
         """Stop the workers that this pool has started, and nothing else; may be called twice."""
 
 
-def one_line(error: BaseException) -> str:
-    """Return an exception's type and text, on one line and cut to `LONGEST_REASON`."""
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text if len(text) < LONGEST_REASON else text[:LONGEST_REASON] + ' ...'}"
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How one worker computes.
+
+    Attributes
+    ----------
+    device
+        A torch device; ``auto``: a GPU if there is one.
+    compute_dtype
+        What forward passes compute in; ``auto``: float32 on a CPU, the merged model's own dtype elsewhere.
+    threads
+        CPU threads of torch; None: its own default.
+    placement
+        Where a GPU's sources lie; ``auto``: the first place that has room.
+    """
+
+    device: str = "auto"
+    compute_dtype: ComputeDtype = "auto"
+    threads: int | None = None
+    placement: SourcePlacement = "auto"
+
+
+@dataclass(frozen=True)
+class WorkerFactory:
+    """How the workers of a search are made; a worker kind's `start` gets one.
+
+    Attributes
+    ----------
+    here
+        Makes a worker in this process, from the models that the search has opened.
+    elsewhere
+        Makes a worker in the process that calls it: opens the models and tasks there and checks that they are the
+        same. It can be pickled.
+    items
+        How many items a candidate is usually asked.
+    """
+
+    here: Callable[[WorkerSettings, Share], Worker]
+    elsewhere: Callable[[WorkerSettings, Share], Worker]
+    items: int

@@ -1,4 +1,4 @@
-"""The worker: one merge engine and one evaluator, here in the driver's own process."""
+"""A worker in the process of the search: one merge engine and one evaluator."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from evomerge.files.messages import one_line
 from evomerge.merging.engine.engine import MergeEngine
-from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, one_line
+from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, Worker
 from evomerge.workers.source_watch import SourceWatch
 from fitness.objectives import Objectives, means
-from fitness.results import Evaluation, ItemScores
+from fitness.results import Evaluation, ItemScores, no_seconds
 from fitness.scoring.evaluator import Evaluator
 from search_spaces.recipes.recipe import Recipe
 
@@ -23,8 +24,8 @@ log = logging.getLogger("evomerge")
 _NO_MEMORY = ("not enough memory", "can't allocate memory")  # of torch's CPU allocator, which has no type for it
 
 
-class Worker:
-    """Scores recipes, one at a time; holds nothing between candidates but what is prepared once.
+class MergeWorker:
+    """Merges and scores recipes, one at a time; between candidates it keeps only what is prepared once.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ class Worker:
     evaluator
         Scores it.
     watch
-        Sees that the sources stay what they are; None: nobody looks.
+        Checks that the sources do not change; None: they are not checked.
     """
 
     def __init__(self, engine: MergeEngine, evaluator: Evaluator, watch: SourceWatch | None = None) -> None:
@@ -41,14 +42,17 @@ class Worker:
         self.evaluator = evaluator
         self.watch = watch
 
+    @property
+    def place(self) -> str:
+        """Its torch device."""
+        return str(self.evaluator.device)
+
     def prepare(self, recipe: Recipe, items: Sequence[str]) -> None:
         """Do all that does not depend on a candidate: prepared merge state, tokenised batches."""
         self.evaluator.prepare(items, self.engine.apply(recipe))
 
-    def evaluate(self, recipe: Recipe, items: Sequence[str], answers: bool = False) -> Evaluation:
+    def evaluate(self, request: Request) -> Evaluation:
         """Build the recipe's model and score it; whatever goes wrong becomes a failed evaluation.
-
-        With `answers`, the evaluation holds what the model answered, too.
 
         Raises
         ------
@@ -57,18 +61,18 @@ class Worker:
         BrokenWorker
             If the GPU is in a state that only a new process gets out of.
         """
-        seconds = {"merge": 0.0, "score": 0.0, "wait": 0.0}
+        seconds = no_seconds()
         self._check_sources()
-        evaluation = self._evaluate(recipe, items, answers, seconds)
+        evaluation = self._evaluate(request, seconds)
         self._check_sources()
         return evaluation
 
-    def _evaluate(self, recipe: Recipe, items: Sequence[str], answers: bool, seconds: dict[str, float]) -> Evaluation:
+    def _evaluate(self, request: Request, seconds: dict[str, float]) -> Evaluation:
         try:
             started = time.perf_counter()
-            model = self.engine.apply(recipe)
+            model = self.engine.apply(request.recipe)
             seconds["merge"] = time.perf_counter() - started
-            scored = self._score(model, items, answers)
+            scored = self._score(model, request)
             seconds["score"] = scored.forward_seconds
             answered = Evaluation(
                 "ok", items=scored.items, scores=scored.scores, seconds=seconds, answers=scored.answers
@@ -82,11 +86,11 @@ class Worker:
             shortage = f"{OUT_OF_MEMORY} ({_batch(self.evaluator.batch_size)}): " if _no_memory(problem) else ""
             return Evaluation.failed(shortage + one_line(problem), seconds)
 
-    def _score(self, model: Any, items: Sequence[str], answers: bool) -> ItemScores:
+    def _score(self, model: Any, request: Request) -> ItemScores:
         """Score, with smaller batches from here on as long as memory does not suffice."""
         while True:
             try:
-                scored = self.evaluator.score(model, items, answers=answers)
+                scored = self.evaluator.score(model, request.items, answers=request.want_answers)
                 break
             except Exception as problem:
                 if not _no_memory(problem) or self.evaluator.batch_size == 1:
@@ -96,7 +100,7 @@ class Worker:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         if not np.isfinite(scored.scores).all():
-            raise ValueError("a task's metric gave a score that is no finite number; mend the task")
+            raise ValueError("a task's metric gave a score that is not a finite number; fix the task")
         return scored
 
     def _check_sources(self) -> None:
@@ -119,21 +123,21 @@ class InlinePool:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self._queue: list[tuple[int, Recipe, Sequence[str], bool]] = []
+        self._queue: list[tuple[int, Request]] = []
 
     @property
     def free(self) -> int:
         """One recipe at a time."""
-        return 1 - len(self._queue)
+        return max(0, 1 - len(self._queue))
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
+    def submit(self, tag: int, request: Request) -> None:
         """Queue a recipe."""
-        self._queue.append((tag, recipe, items, answers))
+        self._queue.append((tag, request))
 
     def wait(self) -> list[tuple[int, Evaluation]]:
         """Score what is queued."""
         queue, self._queue = self._queue, []
-        return [(tag, self.worker.evaluate(recipe, items, answers)) for tag, recipe, items, answers in queue]
+        return [(tag, self.worker.evaluate(request)) for tag, request in queue]
 
     def close(self) -> None:
         """Nothing was started."""

@@ -6,18 +6,17 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+from evomerge.files.messages import one_line
 from evomerge.merging.engine.placement import Share
-from evomerge.workers.base import BrokenWorker, WorkerError, one_line
+from evomerge.workers.base import BrokenWorker, Request, Worker, WorkerError, WorkerSettings
 from evomerge.workers.ray_actor import Actor
-from evomerge.workers.ray_pool import Handle, RayConfig, Reference, WorkerDied
-from search_spaces.recipes.recipe import Recipe
-
-if TYPE_CHECKING:
-    from evomerge.config.search_file import SearchConfig
+from evomerge.workers.ray_pool import Handle, Reference, WorkerDied
 
 OBJECT_STORE = 100 * 2**20
 """Bytes of a local object store: recipes and scores are small, weights never travel."""
@@ -29,15 +28,37 @@ _QUIET = {
 }
 
 
+@dataclass(frozen=True)
+class Room:
+    """Where workers run and what each takes; see `RayConfig` for the values.
+
+    Attributes
+    ----------
+    address
+        Of the cluster; ``local``: Ray is started on this machine.
+    count
+        Number of workers; ``auto``: as many as there is room for.
+    cpus, gpus
+        Per worker; GPUs may be ``auto``.
+    """
+
+    address: str
+    count: int | Literal["auto"]
+    cpus: float
+    gpus: float | Literal["auto"]
+
+
 class RayCluster:
     """A connection to Ray, and how workers are made there.
 
     Parameters
     ----------
-    config
-        The search's; `workers` must be a `RayConfig`.
-    environment
-        The driver's `Problem.environment()`.
+    room
+        Where workers run and what each takes.
+    settings
+        Returns how a worker computes on a torch device.
+    start_worker
+        Makes a worker in the process that calls it; it can be pickled.
 
     Raises
     ------
@@ -45,11 +66,15 @@ class RayCluster:
         If Ray is missing, or there is no cluster at the address, or no room for a single worker on this machine.
     """
 
-    def __init__(self, config: SearchConfig, environment: Mapping[str, Any]) -> None:
-        assert isinstance(config.workers, RayConfig)
-        self._settings = config.workers
+    def __init__(
+        self,
+        room: Room,
+        settings: Callable[[str], WorkerSettings],
+        start_worker: Callable[[WorkerSettings, Share], Worker],
+    ) -> None:
+        self._settings = room
         os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-        if self._settings.address != "local" and _has_token():
+        if room.address != "local" and _has_token():
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
         try:
             import ray
@@ -60,44 +85,45 @@ class RayCluster:
         if self._ours:
             self._connect()
         self._gpus = self._gpus_per_worker()
-        if self._settings.address == "local" and not self.room():
+        if room.address == "local" and not self.room():
             self.close()
             raise WorkerError(
-                f"workers: one needs {self._settings.cpus_per_worker:g} CPUs and {self._gpus:g} GPUs, and this machine "
+                f"workers: one needs {room.cpus:g} CPUs and {self._gpus:g} GPUs, and this machine "
                 "has fewer; lower workers.cpus_per_worker or workers.gpus_per_worker"
             )
+        how = settings("cuda" if self._gpus else "cpu")
         self._actor = ray.remote(concurrency_groups={"control": 1})(Actor).options(
-            num_cpus=self._settings.cpus_per_worker,
+            num_cpus=room.cpus,
             num_gpus=self._gpus,
             max_restarts=0,  # the pool starts workers again, and gives their candidates to others
             max_task_retries=0,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": _worker_variables(self._settings)},
+            runtime_env={"env_vars": _worker_variables(room.address, how.threads)},
         )
+        share = share_of(max(self._room_by_node(), default=1), room.count, self._gpus)
         # Once in the object store, and not with every start.
-        share = share_of(max(self._room_by_node(), default=1), self._settings.count, self._gpus)
-        self._arguments = [ray.put(value) for value in (_as_inline(config, self._gpus), dict(environment), share)]
+        self._start_worker = ray.put(partial(start_worker, how, share))
 
     def room(self) -> int:
         """Sum over the living nodes of the workers that each holds."""
         return sum(self._room_by_node())
 
     def _room_by_node(self) -> list[int]:
-        cpus = self._settings.cpus_per_worker
+        cpus = self._settings.cpus
         return [workers_on(node["Resources"], cpus, self._gpus) for node in self._ray.nodes() if node["Alive"]]
 
     def start(self, number: int) -> tuple[Handle, Reference]:
         """Ask for an actor; Ray places it when there is room."""
-        worker = self._actor.remote(*self._arguments)
+        worker = self._actor.remote(self._start_worker)
         return worker, worker.open.remote()
 
-    def evaluate(self, worker: Handle, recipe: Recipe, items: Sequence[str], answers: bool) -> Reference:
+    def evaluate(self, worker: Handle, request: Request) -> Reference:
         """Have a worker score a recipe."""
-        return worker.evaluate.remote(recipe, items, answers)
+        return worker.evaluate.remote(request)
 
-    def beat(self, worker: Handle) -> Reference:
-        """Ask a worker for a sign of life, in the thread that is kept for this."""
-        return worker.beat.options(concurrency_group="control").remote()
+    def heartbeat(self, worker: Handle) -> Reference:
+        """Ask a worker what it is doing, in the thread that is kept for this."""
+        return worker.heartbeat.options(concurrency_group="control").remote()
 
     def wait(self, references: Sequence[Reference], timeout: float) -> list[Reference]:
         """Return what is ready."""
@@ -136,7 +162,7 @@ class RayCluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address == "local":
             count = 1 if self._settings.count == "auto" else self._settings.count
-            needed = math.ceil(count * self._settings.cpus_per_worker)
+            needed = math.ceil(count * self._settings.cpus)
             options |= {
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE,
@@ -156,9 +182,9 @@ class RayCluster:
             ) from None
 
     def _gpus_per_worker(self) -> float:
-        if self._settings.gpus_per_worker == "auto":
+        if self._settings.gpus == "auto":
             return 1.0 if self._ray.cluster_resources().get("GPU", 0) else 0.0
-        return self._settings.gpus_per_worker
+        return self._settings.gpus
 
 
 def workers_on(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
@@ -177,25 +203,10 @@ def share_of(workers: int, count: int | str, gpus: float) -> Share:
     return Share(device=min(1.0, gpus) if gpus else 1.0, host=1 / max(1, beside))
 
 
-def _as_inline(config: SearchConfig, gpus: float) -> dict[str, Any]:
-    """Return the search file's contents for a worker's process, where the worker is an inline one."""
-    settings = config.workers
-    assert isinstance(settings, RayConfig)
-    values = config.model_dump(mode="json")
-    values["workers"] = {
-        "kind": "inline",
-        "device": "cuda" if gpus else "cpu",
-        "compute_dtype": settings.compute_dtype,
-        "threads": settings.threads,
-        "placement": settings.placement,
-    }
-    return values
-
-
-def _worker_variables(settings: RayConfig) -> dict[str, str]:
+def _worker_variables(address: str, threads: int | None) -> dict[str, str]:
     """Return the environment of workers: the driver's search path, and as many threads as CPUs."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {"OMP_NUM_THREADS": str(settings.threads)} | ({"PYTHONPATH": path} if settings.address == "local" else {})
+    return {"OMP_NUM_THREADS": str(threads or 1)} | ({"PYTHONPATH": path} if address == "local" else {})
 
 
 def _has_token() -> bool:

@@ -1,8 +1,8 @@
-"""Workers on Ray: who scores what, and what happens when one dies, hangs or joins.
+"""Workers on Ray: which worker scores what, and what happens when one dies, hangs or joins.
 
-The policy is here and free of Ray: it drives a `Cluster`, whose real form is `evomerge.workers.ray_cluster.RayCluster`.
-Candidates are handed to idle workers as they come, so a pool never waits for a generation. A candidate whose worker
-dies is given to another one; Ray itself retries nothing.
+This module holds the policy and does not import Ray: it drives a `Cluster`, which
+`evomerge.workers.ray_cluster.RayCluster` implements. Candidates go to idle workers as they come, so a pool never waits
+for a generation. A candidate whose worker dies goes to another one; Ray itself retries nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from evomerge.workers.base import OUT_OF_MEMORY, WorkerError
-from fitness.results import Evaluation
-from search_spaces.recipes.recipe import Recipe
+from evomerge.workers.base import OUT_OF_MEMORY, Request, WorkerError
+from fitness.results import Evaluation, no_seconds
 
 log = logging.getLogger("evomerge")
 
@@ -30,50 +27,12 @@ HANGS = 2
 """Times that one candidate may exceed the time limit before it counts as failed."""
 POLL = 1.0
 """Longest seconds between two looks at time limits and at the cluster."""
-BEAT = 30.0
-"""Seconds between two signs of life that a busy worker is asked for."""
+HEARTBEAT = 30.0
+"""Seconds between two heartbeats that a busy worker is asked for."""
 SILENCE = 120.0
-"""Seconds without a sign of life that are worth a warning in the log."""
+"""Seconds without a heartbeat after which the log holds a warning."""
 START_LIMIT = 600.0
 """Seconds that the first worker may take to be placed on the cluster and to open the models."""
-
-
-class RayConfig(BaseModel):
-    """Workers in processes of their own, on this machine or on a cluster; needs the extra `ray`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    kind: Literal["ray"] = "ray"
-    count: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Workers; `auto`: as many as the cluster has room for, more when nodes join and fewer when they leave."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """GPUs of one worker; 0.25: four workers share one; `auto`: 1 where the cluster has GPUs, else 0."""
-    cpus_per_worker: float = Field(default=1, gt=0)
-    """CPUs of one worker, and its torch threads (at least one); below 1: several workers share a CPU."""
-    address: str = Field(default="local", min_length=1)
-    """`local`: Ray is started on this machine for this search; `auto`: the cluster that this machine belongs to;
-    `host:port`: a cluster's head node."""
-    max_restarts: int = Field(default=3, ge=0)
-    """How often in a row one worker is started again that died before it could finish a candidate."""
-    timeout: float | None = Field(default=None, gt=0)
-    """Seconds for one candidate, more in proportion where more items are asked; its worker is then replaced, and the
-    candidate fails after a second try. None: no limit."""
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What forward passes compute in; `auto`: float32 on a CPU, the merged model's own dtype elsewhere."""
-    placement: Literal["auto", "device", "pinned", "mapped"] = "auto"
-    """As with `kind: inline`; `auto` takes into account that workers share a GPU or a machine."""
-
-    @field_validator("gpus_per_worker", "cpus_per_worker")
-    @classmethod
-    def _share_or_whole(cls, value: float | str) -> float | str:
-        if not isinstance(value, str) and value > 1 and value != int(value):
-            raise ValueError("above 1 it must be a whole number, such as 2")
-        return value
-
-    @property
-    def threads(self) -> int:
-        """Torch threads of one worker."""
-        return max(1, math.floor(self.cpus_per_worker))
 
 
 class WorkerDied(Exception):
@@ -93,11 +52,11 @@ class Cluster(Protocol):
     def start(self, number: int) -> tuple[Handle, Reference]:
         """Ask for a new worker; the reference is ready when it can score."""
 
-    def evaluate(self, worker: Handle, recipe: Recipe, items: Sequence[str], answers: bool) -> Reference:
-        """Have a worker score a recipe, and tell its answers where they are wanted."""
+    def evaluate(self, worker: Handle, request: Request) -> Reference:
+        """Have a worker score a recipe."""
 
-    def beat(self, worker: Handle) -> Reference:
-        """Ask a worker for a sign of life."""
+    def heartbeat(self, worker: Handle) -> Reference:
+        """Ask a worker what it is doing."""
 
     def wait(self, references: Sequence[Reference], timeout: float) -> list[Reference]:
         """Block until at least one reference is ready, or the time is over; return all that are ready."""
@@ -117,18 +76,16 @@ class _Task:
     """A submitted recipe and what has happened to it."""
 
     tag: int
-    recipe: Recipe
-    items: Sequence[str]
+    request: Request
     submitted: float
-    answers: bool = False
     deaths: int = 0
     hangs: int = 0
-    avoid: _Slot | None = None  # the worker that had too little memory for it
+    avoid: WorkerSlot | None = None  # the worker that had too little memory for it
 
 
 @dataclass(eq=False)
-class _Slot:
-    """A worker's place: filled again when the worker dies. `reference` is that of its start, or of its task."""
+class WorkerSlot:
+    """The place of a worker, filled again when the worker dies. `reference` is that of its start, or of its task."""
 
     number: int
     handle: Handle
@@ -137,8 +94,8 @@ class _Slot:
     ready: bool = False
     task: _Task | None = None
     deaths: int = 0  # in a row, without a candidate finished in between
-    beat: Reference | None = None
-    beat_asked: float = -math.inf
+    heartbeat: Reference | None = None
+    heartbeat_asked: float = -math.inf
 
 
 class RayPool:
@@ -148,24 +105,33 @@ class RayPool:
     ----------
     cluster
         Where workers run.
-    settings
-        See `RayConfig`.
     items
         How many items a candidate is usually asked: what `timeout` is meant for.
+    count, timeout, max_restarts
+        See `evomerge.workers.config.RayConfig`.
     clock
-        Seconds that never go back.
+        Returns seconds that never decrease.
     """
 
     def __init__(
-        self, cluster: Cluster, settings: RayConfig, items: int, clock: Callable[[], float] = time.monotonic
+        self,
+        cluster: Cluster,
+        items: int,
+        *,
+        count: int | Literal["auto"] = "auto",
+        timeout: float | None = None,
+        max_restarts: int = 3,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
-        self._settings = settings
+        self._count = count
+        self._timeout = math.inf if timeout is None else timeout
+        self._max_restarts = max_restarts
         self._usual_items = max(1, items)
         self._clock = clock
         self._queue: deque[_Task] = deque()
         self._done: list[tuple[int, Evaluation]] = []
-        self._slots: list[_Slot] = []
+        self._slots: list[WorkerSlot] = []
         self._started = 0
         self._looked = clock()
         self._last_death = ""
@@ -190,9 +156,9 @@ class RayPool:
         """Workers that can score now."""
         return sum(slot.ready for slot in self._slots)
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
+    def submit(self, tag: int, request: Request) -> None:
         """Queue a recipe and hand it to a worker if one is idle."""
-        self._queue.append(_Task(tag, recipe, tuple(items), self._clock(), answers))
+        self._queue.append(_Task(tag, request, self._clock()))
         self._dispatch()
 
     def wait(self) -> list[tuple[int, Evaluation]]:
@@ -205,7 +171,7 @@ class RayPool:
         """
         free = self.free
         while not self._done and self.free <= free:
-            self._tend()
+            self._poll()
             self._dispatch()
             references = [slot.reference for slot in self._slots if slot.reference is not None]
             for reference in self._cluster.wait(references, POLL):
@@ -233,21 +199,21 @@ class RayPool:
                 if task is not None:
                     self._queue.remove(task)
                     slot.task, slot.since = task, self._clock()
-                    slot.reference = self._cluster.evaluate(slot.handle, task.recipe, task.items, task.answers)
+                    slot.reference = self._cluster.evaluate(slot.handle, task.request)
 
-    def _may(self, slot: _Slot, task: _Task) -> bool:
+    def _may(self, slot: WorkerSlot, task: _Task) -> bool:
         return task.avoid is not slot or len(self._slots) == 1
 
     # --- taking back ---
 
-    def _collect(self, slot: _Slot) -> None:
+    def _collect(self, slot: WorkerSlot) -> None:
         """Take what a worker's reference holds: that it has started, or an evaluation."""
         try:
             result = self._cluster.result(slot.reference)
         except WorkerDied as death:
-            self._bury(slot, str(death))
+            self._replace(slot, str(death))
             return
-        slot.reference = slot.beat = None
+        slot.reference = slot.heartbeat = None
         if slot.task is None:
             slot.ready = True
             log.info("worker %d is ready: %s", slot.number, result)
@@ -263,7 +229,7 @@ class RayPool:
         waited = max(0.0, self._clock() - task.submitted - worked)
         self._done.append((task.tag, replace(result, seconds=dict(result.seconds) | {"wait": waited})))
 
-    def _bury(self, slot: _Slot, reason: str) -> None:
+    def _replace(self, slot: WorkerSlot, reason: str) -> None:
         """Replace a worker that has died or hung, and give its candidate to another one, or up."""
         log.warning("worker %d is gone: %s", slot.number, reason)
         self._cluster.kill(slot.handle)
@@ -275,79 +241,78 @@ class RayPool:
             if task.deaths >= ATTEMPTS or task.hangs >= HANGS:
                 times = task.hangs if task.hangs >= HANGS else task.deaths
                 reason = f"given up after {times} workers: {reason}"
-                self._done.append((task.tag, Evaluation.failed(reason, _NO_SECONDS)))
+                self._done.append((task.tag, Evaluation.failed(reason, no_seconds())))
                 slot.deaths = 0  # the candidate is to blame
             else:
                 self._queue.appendleft(task)
-        if slot.deaths > self._settings.max_restarts:
+        if slot.deaths > self._max_restarts:
             self._slots.remove(slot)
             log.warning("worker %d is not started again after %d deaths in a row", slot.number, slot.deaths)
         else:
             self._start(slot)
         if not self._slots:
             raise WorkerError(
-                f"no worker is left, the last one died with: {self._last_death}; mend the cause, or raise "
+                f"no worker is left, the last one died with: {self._last_death}; fix the cause, or raise "
                 "workers.max_restarts"
             )
 
     # --- keeping ---
 
-    def _tend(self) -> None:
-        """Look at time limits, signs of life and the size of the cluster."""
+    def _poll(self) -> None:
+        """Check time limits, heartbeats and the size of the cluster."""
         now = self._clock()
         for slot in list(self._slots):
             if slot.task is not None and now - slot.since > self._limit(slot.task):
                 slot.task.hangs += 1
-                self._bury(slot, f"the candidate took longer than workers.timeout ({self._limit(slot.task):g} s)")
-        if now - self._looked >= BEAT / 6:
+                self._replace(slot, f"the candidate took longer than workers.timeout ({self._limit(slot.task):g} s)")
+        if now - self._looked >= HEARTBEAT / 6:
             self._looked = now
-            self._listen(now)
+            self._read_heartbeats(now)
             self._resize()
 
     def _limit(self, task: _Task) -> float:
-        seconds = self._settings.timeout
-        return math.inf if seconds is None else seconds * max(1.0, len(task.items) / self._usual_items)
+        return self._timeout * max(1.0, len(task.request.items) / self._usual_items)
 
-    def _listen(self, now: float) -> None:
-        """Ask busy workers for signs of life, and write them into the log."""
-        beats = {slot.beat: slot for slot in self._slots if slot.beat is not None}
-        for reference in self._cluster.wait(list(beats), 0.0):
-            slot = beats[reference]
-            slot.beat = None
-            with suppress(WorkerDied):  # its task's reference says so, too
+    def _read_heartbeats(self, now: float) -> None:
+        """Ask busy workers what they are doing, and write it into the log."""
+        asked = {slot.heartbeat: slot for slot in self._slots if slot.heartbeat is not None}
+        for reference in self._cluster.wait(list(asked), 0.0):
+            slot = asked[reference]
+            slot.heartbeat = None
+            with suppress(WorkerDied):  # the reference of its task reports it, too
                 log.info("worker %d: %s", slot.number, self._cluster.result(reference))
         for slot in self._slots:
-            if slot.task is None or now - slot.since < BEAT:
+            if slot.task is None or now - slot.since < HEARTBEAT:
                 continue
-            if slot.beat is None and now - slot.beat_asked >= BEAT:
-                slot.beat, slot.beat_asked = self._cluster.beat(slot.handle), now
-            elif slot.beat is not None and now - slot.beat_asked > SILENCE:
-                log.warning("worker %d has given no sign of life for %.0f s", slot.number, now - slot.beat_asked)
+            if slot.heartbeat is None and now - slot.heartbeat_asked >= HEARTBEAT:
+                slot.heartbeat, slot.heartbeat_asked = self._cluster.heartbeat(slot.handle), now
+            elif slot.heartbeat is not None and now - slot.heartbeat_asked > SILENCE:
+                log.warning("worker %d has not answered for %.0f s", slot.number, now - slot.heartbeat_asked)
 
     def _resize(self) -> None:
         """With `count: auto`, follow the cluster: workers for new nodes, none waiting for lost ones."""
         wanted = self._wanted()
         while len(self._slots) < wanted:
             self._add_slot()
-        if self._settings.count == "auto":
+        if self._count == "auto":
             for slot in [slot for slot in self._slots if not slot.ready][: max(0, len(self._slots) - wanted)]:
                 log.info("worker %d has no place any more", slot.number)
                 self._cluster.kill(slot.handle)
                 self._slots.remove(slot)
 
     def _wanted(self) -> int:
-        if self._settings.count == "auto":
+        if self._count == "auto":
             return max(1, self._cluster.room())
-        return self._settings.count if not self._started else 0
+        return self._count if not self._started else 0
 
     def _add_slot(self) -> None:
-        slot = _Slot(self._started, None, None, self._clock())
+        slot = WorkerSlot(self._started, None, None, self._clock())
         self._started += 1
         self._slots.append(slot)
         self._start(slot)
 
-    def _start(self, slot: _Slot) -> None:
-        slot.ready, slot.beat, slot.since = False, None, self._clock()
+    def _start(self, slot: WorkerSlot) -> None:
+        slot.ready, slot.heartbeat, slot.since = False, None, self._clock()
         slot.handle, slot.reference = self._cluster.start(slot.number)
 
     def _await_first(self) -> None:
@@ -360,6 +325,3 @@ class RayPool:
                     f"workers: none was ready within {START_LIMIT:.0f} s; look at `ray status` for room, and lower "
                     "workers.cpus_per_worker or workers.gpus_per_worker"
                 )
-
-
-_NO_SECONDS = {"merge": 0.0, "score": 0.0, "wait": 0.0}

@@ -1,7 +1,8 @@
 """Single edits of a model's layer order, to see whether any of them helps anywhere.
 
-Every model of the zoo on a task that it half masters, and every repeat, skip and swap of neighbours, also with what a
-repeated layer adds halved. The best edit on the search items is asked all held-out items, beside the model as it is.
+Every model of the zoo on a task that it solves in part, with every repeat, skip and swap of neighbours, and every
+repeat at half strength. The edit that is best on the search items answers all held-out items, as does the unedited
+model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 from evomerge.config.search_file import SearchConfig
 from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
+from evomerge.workers.base import Request
 from fitness.estimation.intervals import paired_test
 from fitness.results import Evaluation
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe
@@ -60,7 +63,7 @@ def settings(task: str, items: int | str, **changes: Any) -> dict[str, Any]:
 
 
 def edits(depth: int) -> Iterator[tuple[str, list[tuple[int, float]]]]:
-    """Yield each edit's name and the layers with what their writers are multiplied with."""
+    """Yield each edit's name, and its layers with the factor of what each of them adds."""
     plain = [(layer, 1.0) for layer in range(depth)]
     for layer in range(depth):
         twice = [*plain[: layer + 1], (layer, 1.0), *plain[layer + 1 :]]
@@ -77,7 +80,7 @@ def edits(depth: int) -> Iterator[tuple[str, list[tuple[int, float]]]]:
 def measure(model: str, task: str, items: int, *, held_out: int | None = None, most: int | None = None) -> Edited:
     """Try every edit of `model` (the first `most` of them) on search items of `task`, and the best on held-out ones."""
     problem = Problem(SearchConfig.model_validate(settings(task, items)), scan=False)
-    worker, layout = problem.worker, problem.layout
+    worker, layout = local_worker(problem).worker, problem.layout
     recipe = (
         task_arithmetic_recipe(MODELS, layout, 0.8, out_dtype="float32")
         if model == MERGE
@@ -85,7 +88,7 @@ def measure(model: str, task: str, items: int, *, held_out: int | None = None, m
     ).canonical()
 
     def score(recipe: Recipe, asked: tuple[str, ...]) -> Evaluation:
-        evaluation = worker.evaluate(recipe, asked)
+        evaluation = worker.evaluate(Request(recipe, asked))
         if evaluation.status != "ok":
             raise RuntimeError(evaluation.reason)
         return evaluation

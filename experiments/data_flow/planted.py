@@ -1,7 +1,7 @@
-"""Models whose layers have been put in a wrong order, for a search to find the right one.
+"""Models whose layers are in a wrong order, for a search to find the right one.
 
 *Shuffled*: the four inner layers of `ops` in another order; a path in free order has to put them back. *Strangers*: two
-layers of other models put between those of `ops`; the slots of the right path leave them out. The known best is `ops`.
+layers of other models are inserted between those of `ops`; the right path leaves them out. The known best is `ops`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def recover(problem: str, folder: Path, *, seed: int, evaluations: int, items: i
 
 
 def _write(layers: Sequence[tuple[str, int]], folder: Path) -> None:
-    """Write a model of the zoo's layers, with the ends of `ops`; once."""
+    """Write a model made of the zoo's layers, with the embeddings and head of `ops`, unless it is there."""
     if folder.exists():
         return
     checkpoints = {reference: Checkpoint.open(reference) for reference in MODELS.values()}
@@ -108,9 +108,12 @@ def known(items: int) -> float:
     if items not in _KNOWN:
         from evomerge.config.search_file import SearchConfig
         from evomerge.search.problem import Problem
+        from evomerge.search.scoring_workers import local_worker
+        from evomerge.workers.base import Request
         from search_spaces.recipes.baselines import source_recipe
 
         problem = Problem(SearchConfig.model_validate(settings("zoo_ops_en", items)), scan=False)
         recipe = source_recipe(MODELS["ops"], 6, out_dtype="float32")
-        _KNOWN[items] = problem.worker.evaluate(recipe, problem.held_out_items).fitness
+        request = Request(recipe, tuple(problem.held_out_items))
+        _KNOWN[items] = local_worker(problem).worker.evaluate(request).fitness
     return _KNOWN[items]

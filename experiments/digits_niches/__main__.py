@@ -1,7 +1,7 @@
 """``python -m experiments.digits_niches`` runs the comparison; ``--quick`` runs all methods for a few evaluations.
 
 From *trained halves*: five pairs of networks, each half trained on five digits; from *scratch*: two random networks and
-noise on every child. The accuracy is that on the 360 test images, of the network that is best on the 1437
+noise on every child. The accuracy is measured on the 360 test images, for the network that is best on the 1437
 training images among those that a method holds.
 """
 
@@ -30,7 +30,7 @@ SHOWN = (100, 1000, 2000, 10_000, 20_000, 50_000)
 
 
 def cases() -> list[Case]:
-    """All runs; what the claims rest on comes first."""
+    """Return all runs; those that the README's statements rest on come first."""
     return [
         *(Case("M2N2", None, seed, 50_000) for seed in SEEDS),
         *(Case(method, pair, seed, 10_000) for seed in SEEDS for pair in PAIRS for method in ("M2N2", "GA")),
@@ -43,7 +43,7 @@ def cases() -> list[Case]:
 
 
 def quick_cases() -> list[Case]:
-    """Every method once each way, for a few evaluations."""
+    """Return a run of each method from halves and from scratch, for a few evaluations."""
     return [
         Case(method, pair, 0, 60) for method in METHODS for pair in (0, None) if pair is None or "CMA" not in method
     ]
@@ -114,7 +114,7 @@ def _row(method: str, outcomes: Sequence[Outcome], shown: Sequence[int]) -> str:
 
 
 def test_at(outcomes: Sequence[Outcome], evaluations: int) -> list[float]:
-    """Test accuracy after so many evaluations, of the runs that got there and were tested then."""
+    """Return the test accuracy after so many evaluations, for the runs that were tested then."""
     return [o.test[o.evaluations.index(evaluations)] for o in outcomes if evaluations in o.evaluations]
 
 
@@ -154,7 +154,7 @@ def plot(outcomes: Sequence[Outcome], lines: Sequence[Line], file: Path) -> None
 
 
 def compare_speed(python: Path, program: Path, passes: int = 1000) -> dict[str, float]:
-    """Time the authors' program and ours by turns, from trained halves; evaluations per second, medians of three.
+    """Time the authors' program and ours in turns, from trained halves; evaluations per second, medians of three.
 
     The start of the authors' program (imports, compiling, training the halves) is not counted: it is timed with few
     passes and subtracted. Ours is timed as in every run.
@@ -172,7 +172,7 @@ def compare_speed(python: Path, program: Path, passes: int = 1000) -> dict[str, 
 
 @contextmanager
 def _busy() -> Iterator[None]:
-    """Give each core a process that never rests."""
+    """Keep each core busy with another process."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is compared, and one run of it: strategies as a search uses them, in the space of raw weights."""
+"""The methods that are compared, and one run of one: strategies as a search uses them, in the space of raw weights."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracy of the network that a method would hand over after so many evaluations.
+    """Accuracy of the network that a method would return after a number of evaluations.
 
     Attributes
     ----------
@@ -85,8 +85,8 @@ class Outcome:
         Networks scored in `seconds` of searching, without the tests. Fewer than asked for where all members of an
         archive have become the same and are not mutated: nothing changes from there on.
     coverage
-        Share of training images that at least one member of the last archive names rightly; None where there is no
-        archive with scores per item.
+        Share of training images that at least one member of the last archive classifies correctly; None where no
+        archive has scores per item.
     """
 
     case: Case
@@ -158,7 +158,7 @@ def best_line(pair: int) -> Line:
 
 
 def _collapsed(strategy: Strategy) -> bool:
-    """Whether all members of a full archive are the same network, so that their children are it, too."""
+    """Return whether all members of a full archive are the same network, and so all their children too."""
     if not isinstance(strategy, M2n2) or strategy.archive.size < strategy.archive.places:
         return False
     return float(np.ptp(strategy.archive.genotypes, axis=0).max()) < SAME

@@ -51,7 +51,7 @@ class Exam:
 
     @torch.inference_mode()
     def right(self, weights: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return which images a network names rightly, bool[I]."""
+        """Return which images a network classifies correctly, bool[I]."""
         flat = torch.from_numpy(weights).float()
         first, second, bias = flat.split([(PIXELS + 1) * HIDDEN, HIDDEN * DIGITS, DIGITS])
         hidden = torch.mm(self._images, first.view(PIXELS + 1, HIDDEN), out=self._hidden).relu_()
@@ -60,7 +60,7 @@ class Exam:
         return right
 
     def accuracy(self, weights: NDArray[np.float64]) -> float:
-        """Return the share of images that a network names rightly."""
+        """Return the share of images that a network classifies correctly."""
         return float(self.right(weights).mean())
 
     def evaluate(self, weights: NDArray[np.float64]) -> Evaluation:

@@ -1,8 +1,8 @@
 """The weights of one small network as genes: evolution from scratch, without source models.
 
 The space of the digits experiment of M2N2 (arXiv 2508.16204): a genotype is the whole parameter vector. Its
-points are no merges of anything: `decode` and `encode` refuse, and whoever searches here scores genotypes himself.
-All else a strategy needs is the same as in any other space.
+points are not merges: `decode` and `encode` raise an error, and a search here scores genotypes directly.
+Everything else that a strategy needs is as in any other space.
 
 Spherical interpolation of vectors a and b at angle omega (Shoemake 1985):
 
@@ -12,8 +12,8 @@ and the crossover of M2N2 (its eq. 2) joins two of them at a random place s of t
 
     child = [slerp_w(a, b)[:s], slerp_{1-w}(a, b)[s:]],   s ~ U{0..G-1}, w ~ U(0, 1)
 
-The paper takes omega of each part for itself (`angle="part"`), the authors' program takes that of the whole
-vectors for both (`angle="whole"`, the default here, since the published figures come from it).
+The paper takes a separate omega for each part (`angle="part"`), the authors' program that of the whole
+vectors for both (`angle="whole"`, the default here, because the published figures come from it).
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class RawWeights(SearchSpace):
     split
         Whether crossover joins two interpolations at a random place; else it is one for the whole vector.
     angle
-        Of what SLERP takes the angle: of the `whole` vectors, or of each `part` for itself.
+        Which angle SLERP takes: that between the `whole` vectors, or between those of each `part`.
     bound
-        Largest absolute weight. It only keeps strategies that need a box from running away.
+        Largest absolute weight; for strategies that need a box.
 
     Raises
     ------
@@ -81,7 +81,7 @@ class RawWeights(SearchSpace):
 
     @cached_property
     def genes(self) -> tuple[Real, ...]:  # type: ignore[override]  # on demand: there are many
-        """One per weight."""
+        """One gene per weight."""
         return tuple(
             Real(f"weight[{index}]", -self.bound, self.bound, float(value))
             for index, value in enumerate(self._founders[0])
@@ -93,22 +93,22 @@ class RawWeights(SearchSpace):
         return self.length
 
     def decode(self, genotype: Genotype) -> Recipe:
-        """Refuse.
+        """Raise an error.
 
         Raises
         ------
         RecipeError
-            Always: raw weights are no merge.
+            Always: raw weights are not a merge.
         """
         raise RecipeError("raw weights are no merge and have no recipe; score the genotype itself")
 
     def encode(self, recipe: Recipe) -> Genotype:
-        """Refuse.
+        """Raise an error.
 
         Raises
         ------
         RecipeError
-            Always: raw weights are no merge.
+            Always: raw weights are not a merge.
         """
         raise RecipeError("raw weights stand for no recipe; search for it in a space of merges, such as mixture")
 

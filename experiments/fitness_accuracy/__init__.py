@@ -1,1 +1,1 @@
-"""How far estimates from few answers are from the full score."""
+"""How far estimates from few answers lie from the full score."""

@@ -1,4 +1,4 @@
-"""Response matrices to measure on: those of a folder, or simulated ones."""
+"""Response matrices to measure on: read from a folder, or simulated."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Benchmark:
 def load(folder: Path) -> list[Benchmark]:
     """Every `*.npz` of a folder, as `fitness.estimation.item_banks.read_matrix` reads it, and its `merges.json` if any.
 
-    `merges.json` maps a model to the list of its parents; those that a matrix does not know are passed over.
+    `merges.json` maps a model to the list of its parents; those that a matrix does not have are left out.
     """
     files = sorted(folder.glob("*.npz"))
     if not files:
@@ -60,8 +60,8 @@ def _benchmark(name: str, responses: Responses, merges: Mapping[str, list[str]])
 def simulate(seed: int = 0, items: int = 120, models: int = 500, merges: int = 8) -> list[Benchmark]:
     """Two benchmarks of models with abilities in two dimensions, and merges of related models.
 
-    A model is right where aᵢ·θ − bᵢ + εᵢ > 0. Parents share a family's ability and most of its ε; a merge has the mean
-    of its parents' abilities and of their ε, both with noise.
+    A model answers correctly where aᵢ·θ − bᵢ + εᵢ > 0. Parents share a family's ability and most of its ε; a merge has
+    the mean of its parents' abilities and of their ε, both with noise.
     """
     rng = np.random.default_rng(seed)
     return [_simulated(f"simulated_{number}", rng, items, models, merges) for number in range(2)]

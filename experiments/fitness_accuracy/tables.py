@@ -153,7 +153,7 @@ def _merges_below(benchmark: Benchmark, plan: Plan, rng: np.random.Generator):
 
 @dataclass(frozen=True)
 class Table:
-    """Which methods on which models; `repeats` times as many draws as the plan says."""
+    """Methods and the models they are tested on, with `repeats` times as many draws as the plan has."""
 
     title: str
     choose: Choice
@@ -172,7 +172,7 @@ TABLES: Mapping[str, Table] = {
 
 
 def measure(table: str, benchmarks: Sequence[Benchmark], plan: Plan) -> Iterator[Record]:
-    """All estimates of one table."""
+    """Yield all estimates of one table."""
     found = TABLES[table]
     for benchmark in benchmarks:
         for draw in range(math.ceil(plan.draws * found.repeats)):
@@ -219,14 +219,14 @@ def _one_draw(
 
 
 def _variants(known: EstimatorInputs) -> dict[bool, EstimatorInputs]:
-    """With and without the item banks."""
+    """Return what is known with and without the item banks."""
     return {True: known, False: replace(known, banks=())}
 
 
 def _ask(
     kind: str, known: EstimatorInputs, size: int, seed: int, generation: int, cached: dict[str, Anchors]
 ) -> tuple[np.ndarray, EstimatorInputs]:
-    """The positions of one kind of subset, and what is known of it."""
+    """Return the positions of one kind of subset, and what is known about it."""
     rng = generator(seed, generation)
     if kind == "default":
         return default_subset(known.prior, size, seed, generation), known
@@ -279,7 +279,7 @@ class Row:
 
 
 def summarise(records: Sequence[Record]) -> dict[str, dict[int, Row]]:
-    """Label to items asked to what was achieved."""
+    """Return, by label and number of items, what was achieved."""
     groups: dict[tuple[str, int], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         groups[record.label, record.items][record.benchmark].append(record)
@@ -292,7 +292,7 @@ def summarise(records: Sequence[Record]) -> dict[str, dict[int, Row]]:
 
 
 def _figures(records: Sequence[Record]) -> np.ndarray:
-    """error, rank, regret, optimism, coverage of one benchmark."""
+    """Return error, rank, regret, optimism and coverage on one benchmark."""
     from scipy import stats
 
     truth = np.array([record.truth for record in records])

@@ -1,12 +1,12 @@
 """``python -m experiments.fitness_speed`` measures; ``--quick`` runs the same on tiny sizes.
 
-Three ways to score the same items with the same model, in one process, taking turns:
+Three ways to score the same items with the same model, in one process, in turns:
 
 - *simple_evaluate*: `lm_eval.simple_evaluate` on an `HFLM` that is already loaded, as a search would call it for
   each candidate; without bootstrapping and without the report on the machine, which take seconds.
-- *HFLM*: only its model calls, on requests built (and, for choices, tokenised) beforehand: its fair best.
+- *HFLM*: only its model calls, on requests built (and, for choices, tokenised) beforehand: the fairest comparison.
 - *ours*: `Evaluator.score`, from the model to the items' scores. Batches are made once, at the first call, which
-  is not among the repetitions and is reported apart; it is measured after each of the others.
+  is reported separately and is not one of the repetitions; *ours* is measured after each of the others.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Result:
 
     @property
     def speedup(self) -> float:
-        """Over HFLM."""
+        """Items per second as a multiple of HFLM's."""
         return self.hflm / self.ours
 
 
 class _Ways:
-    """The three ways for one case, ready to be called."""
+    """The three ways to score one case."""
 
     def __init__(self, case: Case, folder: Path, seed: int, *, small: bool) -> None:
         from lm_eval.models.huggingface import HFLM
@@ -86,7 +86,7 @@ class _Ways:
         self.metric = suite.metrics[case.task]
 
     def simple_evaluate(self) -> list[float]:
-        """Scores of the items."""
+        """Return the items' scores."""
         import lm_eval
 
         with mock.patch("lm_eval.evaluator.add_env_info"):
@@ -101,24 +101,24 @@ class _Ways:
         return [float(sample[self.metric.split(",")[0]]) for sample in samples]
 
     def hflm(self) -> list[Any]:
-        """Texts, or log-likelihoods with whether they are greedy."""
+        """Return texts, or log-likelihoods and whether they are greedy."""
         if self.generates:
             return self._hflm.generate_until(self.instances, disable_tqdm=True)
         return self._hflm._loglikelihood_tokens(self._tokens, disable_tqdm=True)
 
     def ours(self) -> list[float]:
-        """Scores of the items."""
+        """Return the items' scores."""
         return self._evaluator.score(self.model, self._items).scores.tolist()
 
     def loglikelihoods(self) -> list[float]:
-        """Ours, for the comparison."""
+        """Return our log-likelihoods, for the comparison."""
         plan = self._evaluator._plan(self._items, self._evaluator._limit(self.model))._loglikelihood
         found: list[float] = plan.run(self.model)[0].tolist()
         return found
 
 
 def measure(case: Case, folder: Path, seed: int, *, small: bool = False) -> Result:
-    """Take turns, as often as the case says."""
+    """Measure all ways in turns, as often as the case says."""
     ways = _Ways(case, folder, seed, small=small)
     first_call, scores = _timed(ways.ours)
     seconds: dict[str, list[float]] = {"simple_evaluate": [], "hflm": [], "ours": []}

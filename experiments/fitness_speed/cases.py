@@ -29,9 +29,9 @@ class Case:
     task
         Name of the task's YAML.
     items
-        How many items are scored; of the zoo's 600, the first ones.
+        Number of items scored; in the zoo's tasks, the first of 600.
     repetitions
-        Measurements of each way, of which the medians count.
+        Measurements of each way; the results are their medians.
     batch_size
         Rows per forward pass, for all ways.
     zoo
@@ -39,7 +39,7 @@ class Case:
     shots
         Examples before each question of the made-up task.
     drawn
-        Whether each item has examples of its own, as is lm-eval's default, and not the same for all.
+        Whether each item has its own examples (lm-eval's default) instead of the same for all.
     """
 
     name: str
@@ -62,12 +62,12 @@ CASES = (
 
 
 def quick(case: Case) -> Case:
-    """A few items and one repetition, to see that it runs."""
+    """Return the case with a few items and one repetition, for a test."""
     return replace(case, items=min(case.items, 4 if case.zoo is None else 24), repetitions=1)
 
 
 def model_and_tokenizer(case: Case, seed: int, *, small: bool) -> tuple[Any, Any]:
-    """A model in float32 and its tokenizer; `small`: a tiny stand-in for the random Llama."""
+    """Return a model in float32 and its tokenizer; `small`: a tiny stand-in for the random Llama."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -92,7 +92,7 @@ def model_and_tokenizer(case: Case, seed: int, *, small: bool) -> tuple[Any, Any
 
 
 def _tokenizer() -> Any:
-    """One token per word, so that the lengths below are lengths in tokens."""
+    """Return a tokenizer with one token per word, so that the lengths below are lengths in tokens."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -107,7 +107,7 @@ def _tokenizer() -> Any:
 
 
 def task_folder(case: Case, folder: Path, seed: int) -> Path:
-    """The folder with the task's YAML: the zoo's, or `folder`, where the task is made."""
+    """Return the folder with the task's YAML: the zoo's, or `folder`, in which the task is written."""
     if case.zoo is not None:
         return ZOO / "tasks"
     rng = random.Random(seed)

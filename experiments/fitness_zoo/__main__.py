@@ -1,10 +1,10 @@
 """``python -m experiments.fitness_zoo`` measures what cheap fitness costs a search; ``--quick`` runs tiny ones.
 
 The same search of the zoo's target four ways, for several seeds: every candidate answers all items; 20 items and their
-mean; 20 items and the default estimator, which asks the experts all items once; the same with racing. All end alike:
-among the best fifteen by search score and the distribution's mean, the result is chosen by further search items and
-scored on the held-out ones. All answers but those to held-out items are counted: the experts', candidates' and
-finalists'.
+mean; 20 items and the default estimator, for which the experts answer all items once; the same with racing. All end in
+the same way: among the best fifteen by search score and the distribution's mean, the result is chosen by further search
+items and scored on the held-out ones. All answers except those to held-out items are counted: those of experts,
+candidates and finalists.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.racing_pool import racing
 from evomerge.search.recorded_scoring import Bench
+from evomerge.search.scoring_workers import start_pool
 from experiments.harness import Experiment, Results
 
 SEARCH = Path(__file__).parent / "search.yaml"
@@ -69,7 +70,7 @@ def run(arm: str, seed: int, extra: Sequence[str] = ()) -> Outcome:
         tempfile.TemporaryDirectory() as folder,
         Run.create(Path(folder) / "run", config.to_yaml(), {}) as log,
     ):
-        pool = problem.pool()
+        pool = start_pool(problem)
         plan = problem.evaluation_plan(Bench(log, Ledger(log.events()), pool))
         search = Search(log, problem.space, problem.strategy(), config.budget, plan)
         search.search(racing(pool, config, search))

@@ -1,7 +1,7 @@
 """``python -m experiments.merge_speed`` measures; ``--quick`` runs the same on a tiny model.
 
-For each method and size, `apply` is called for one candidate after another; the best time counts, since others use the
-machine as well. The limit is the bytes that a candidate must touch over the bandwidth of a plain copy, measured by
+For each method and size, `apply` is called for one candidate after another; the best time counts, because other work
+runs on the machine. The limit is the bytes that a candidate must touch over the bandwidth of a plain copy, measured in
 turns in the same process. mergekit does the same merges.
 """
 

@@ -1,4 +1,4 @@
-"""mergekit 0.1.5 doing the same merges: its in-memory path, and ``mergekit-yaml`` as a user runs it."""
+"""The same merges by mergekit 0.1.5: its in-memory path, and ``mergekit-yaml`` as a user runs it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import yaml
 
 
 def in_memory(data: dict[str, Any], module: Any) -> float:
-    """Return the CPU seconds of one candidate, by the steps of its `InMemoryMergeEvaluator`.
+    """Return the CPU seconds of one candidate, taking the steps of its `InMemoryMergeEvaluator`.
 
     These are: plan, execute, copy into the model's parameters. 0.1.5 cannot run `plan_in_memory` (its `ReturnTensor`
-    refuses the tasks it is given), so the planned tasks are executed without that wrapper, which only rounds.
+    rejects the tasks that it is given), so the planned tasks are executed without that wrapper, which only rounds.
     """
     from mergekit.architecture import get_architecture_info
     from mergekit.config import MergeConfiguration

@@ -1,4 +1,4 @@
-"""Random models to merge, the recipes, and what the machine's memory can do."""
+"""Random models to merge, their recipes, and the bandwidth of the machine's memory."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def make_models(size: Size, folder: Path, count: int, seed: int) -> list[str]:
 
 
 def recipe(method: str, paths: list[str], count: int, turn: int) -> dict[str, Any]:
-    """Return a recipe of mergekit's dialect for `count` experts; coefficients change from turn to turn."""
+    """Return a recipe of mergekit's dialect for `count` experts; its coefficients differ from turn to turn."""
     spec = METHODS[method]
     base, *experts = paths
     count = min(count, spec.max_models or count)
@@ -94,7 +94,7 @@ def recipe(method: str, paths: list[str], count: int, turn: int) -> dict[str, An
 
 
 class Copy:
-    """A plain copy of a long array, touched before it is timed: what the machine's memory can do."""
+    """A plain copy of a long array, touched before it is timed: the bandwidth of the machine's memory."""
 
     def __init__(self, threads: int, *, entries: int = 1 << 26) -> None:
         self._source, self._target = np.ones(entries, np.float32), np.ones(entries, np.float32)

@@ -1,4 +1,4 @@
-"""What merging holds at its peak, measured in a process of its own against the bound that `evomerge plan` prints.
+"""Peak memory of a merge, measured in a separate process, beside the bound that `evomerge plan` prints.
 
 python -m experiments.merge_speed.memory WARM-UP.yaml RECIPE.yaml THREADS
 """
@@ -27,13 +27,13 @@ CANDIDATES = 3
 
 
 def peak(warm_up: dict[str, Any], data: dict[str, Any], folder: Path, threads: int) -> tuple[int, int] | None:
-    """Return the bytes that merging a recipe takes at most, and the bound; None where only Linux would tell.
+    """Return the peak bytes that merging a recipe takes, and the bound; None on systems other than Linux.
 
     Parameters
     ----------
     warm_up
-        A recipe of the same method for tiny models, merged first: what libraries and compiled kernels take is not
-        the models'.
+        A recipe of the same method for tiny models, merged first, so that the memory of libraries and compiled
+        kernels is not counted.
     data
         The recipe.
     folder

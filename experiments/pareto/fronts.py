@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from evomerge.config.load import load
 from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
 from evomerge.strategies import CmaEsConfig, Evaluated, Nsga2Config, RandomConfig
+from evomerge.workers.base import Request
+from evomerge.workers.inline import MergeWorker
 from fitness.objectives import Objectives, means
 from fitness.pareto import crowding, hypervolume, ranks
 from fitness.results import Evaluation
@@ -77,13 +80,20 @@ def problem() -> Problem:
     """Open the quickstart's models and the two tasks: nine genes."""
     tasks = "[{task: " + "}, {task: ".join(TASKS) + "}]"
     settings = ["space.layers_per_group=6", f"fitness.tasks={tasks}", "fitness.batch_size=400"]
-    opened = Problem(load(QUICKSTART, settings), scan=False)
-    opened.worker.prepare(opened.space.decode(opened.space.start), opened.search_items)
-    return opened
+    return Problem(load(QUICKSTART, settings), scan=False)
+
+
+@cache
+def worker() -> MergeWorker:
+    """Build the worker of `problem`; it has the search items prepared."""
+    opened = problem()
+    built = local_worker(opened).worker
+    built.prepare(opened.space.decode(opened.space.start), opened.search_items)
+    return built
 
 
 def search(job: Job) -> Front:
-    """Search once, on one thread; the members of the front are chosen by what the search has seen."""
+    """Search once, on one thread; the members of the front are chosen by their scores in the search."""
     torch.set_num_threads(1)
     started = time.process_time()
     opened = problem()
@@ -106,7 +116,7 @@ def search(job: Job) -> Front:
 def _run(
     config: Any, seed: int, evaluations: int, items: Sequence[str], weight: float | None
 ) -> list[tuple[Genotype, Evaluation]]:
-    """Ask and tell; with a weight, the strategy is told a weighted sum, of which it is the first task's share."""
+    """Ask and tell; with a weight, the strategy is told a weighted sum, in which it is the first task's weight."""
     space = problem().space
     noise = 0.5 / (len(items) / 2) ** 0.5
     strategy = config.resolved(space, noise=noise, evaluations=evaluations).build(space, seed)
@@ -124,7 +134,7 @@ def _run(
 
 def _score(genotype: Genotype, items: Sequence[str]) -> Evaluation:
     opened = problem()
-    evaluation = opened.worker.evaluate(opened.space.decode(genotype), items)
+    evaluation = worker().evaluate(Request(opened.space.decode(genotype), tuple(items)))
     if evaluation.status != "ok":
         raise RuntimeError(f"a candidate cannot be scored: {evaluation.reason}")
     return Objectives(opened.suite.weights, apart=True).judge(evaluation, means(evaluation))

@@ -1,7 +1,7 @@
 """``python -m experiments.sakana_ja_math`` checks the two search files without any download; ``--quick`` keeps nothing.
 
-It is what ``evomerge plan --offline`` checks, over the published configuration of Mistral 7B: layers, tensors and sizes
-are real, and so are the spaces, the strategies and the recipes that come of them. Beside that, the first candidates.
+It checks what ``evomerge plan --offline`` checks, over the published configuration of Mistral 7B: layers, tensors and
+sizes are real, and so are the spaces, strategies and recipes made from them. It also checks the first candidates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evomerge.strategies import StagedConfig
 from experiments.harness import Experiment
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.spaces.genes import Choice
-from search_spaces.spaces.two_stage import StackedSpace
+from search_spaces.spaces.two_stage import TwoStageSpace
 
 FOLDER = Path(__file__).parent
 FILES = ("parameters", "stacked")
@@ -28,7 +28,7 @@ ARCHITECTURE = FOLDER / "mistral-7b.json"
 
 
 def read(name: str) -> SearchConfig:
-    """Read a search file; its task is looked for among lm-eval's MGSM only, which spares reading all others."""
+    """Read a search file; its task is looked for among lm-eval's MGSM only, which saves reading all others."""
     spec = find_spec("lm_eval")
     assert spec is not None and spec.origin is not None
     return load(FOLDER / f"{name}.yaml", [f"fitness.include_path=[{Path(spec.origin).parent / 'tasks' / 'mgsm'}]"])
@@ -43,12 +43,12 @@ def check(name: str) -> dict[str, Any]:
     if mergekit_yaml.parse(mergekit_yaml.dump(recipe)) != recipe:
         raise RuntimeError(f"{name}.yaml: the first candidate does not survive being written")
     shown = {key: plan.summary[key] for key in ("parameters", "population", "evaluations", "tasks", "downloads")}
-    turned = {"bits_turned": bits_turned(config, plan.space)} if isinstance(plan.space, StackedSpace) else {}
+    turned = {"bits_turned": bits_turned(config, plan.space)} if isinstance(plan.space, TwoStageSpace) else {}
     return {"file": f"{name}.yaml", "genes": plan.space.dimension, **shown, **turned}
 
 
-def bits_turned(config: SearchConfig, space: StackedSpace) -> dict[str, float]:
-    """Return how many of the flow's bits a candidate of the first generation turns, on average, and how many it has."""
+def bits_turned(config: SearchConfig, space: TwoStageSpace) -> dict[str, float]:
+    """Return how many bits of the layer order a first candidate flips on average, and how many there are."""
     assert isinstance(config.strategy, StagedConfig)
     strategy = config.strategy.second.build(space.flow, config.seed)
     samples = np.array([c.genotype for c in strategy.ask(strategy.population) if c.kind == "sample"])

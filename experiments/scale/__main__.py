@@ -2,10 +2,10 @@
 
 The driver, the event log and the strategies are the real ones; workers are simulated (`simulation.py`).
 
-- *sustained*: evaluations per second, and the share of the workers' time that they idle, with 1 to 1,000 workers whose
+- *sustained*: evaluations per second, and the share of time in which workers are idle, with 1 to 1,000 workers whose
   evaluations take so long that all of them together finish 225 a second (or 10 a second each, where that is less).
-- *limit*: the same with evaluations that take no time to speak of: what the driver can do at most.
-- *resume*: processor seconds until a run of so many events goes on, and the size of its log.
+- *limit*: the same with evaluations that take almost no time: the most that the driver can do.
+- *resume*: processor seconds until a run of 100,000 events resumes, and the size of its log.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def strategies(workers: int) -> dict[str, StrategyConfig]:
 
 
 def searching(run: Run, searched: CoefficientSpace, config: StrategyConfig, evaluations: int) -> Search:
-    """Return a search over `run`, which is led through its events."""
+    """Return a search over `run` that has replayed its events."""
     resolved = config.resolved(searched, noise=0.1, evaluations=evaluations)
     plan = FixedItemsPlan(ITEMS, OBJECTIVES)
     return Search(run, searched, resolved.build(searched, 0), BudgetConfig(evaluations=evaluations), plan)
@@ -85,7 +85,7 @@ def drive(layers: int, config: StrategyConfig, workers: int, load: Load, evaluat
 
 
 def sustained(sizes: Sizes) -> list[dict[str, Any]]:
-    """Measure with workers that can do 225 a second together, or 10 a second each."""
+    """Measure with workers that can do 225 evaluations a second together, or 10 a second each."""
     rows, layers = [], sizes.layers[0]
     for workers in sizes.workers:
         seconds = max(workers / RATE, 0.1)
@@ -98,7 +98,7 @@ def sustained(sizes: Sizes) -> list[dict[str, Any]]:
 
 
 def limit(sizes: Sizes) -> list[dict[str, Any]]:
-    """Measure the driver alone: workers that are done at once."""
+    """Measure the driver alone: workers finish at once."""
     rows = []
     for layers in sizes.layers:
         for name, config in strategies(100).items():
@@ -123,7 +123,7 @@ def write_log(run: Run, searched: CoefficientSpace, config: StrategyConfig, eval
 
 
 def resume(sizes: Sizes) -> list[dict[str, Any]]:
-    """Write runs of so many events, and measure how long it takes to go on with them."""
+    """Write long runs, and measure how long it takes to resume them."""
     rows = []
     searched = space(sizes.layers[0])
     evaluations = sizes.events // 2

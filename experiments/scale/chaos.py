@@ -1,14 +1,14 @@
-"""``python -m experiments.scale.chaos``: SIGKILLs at random instants over searches of the zoo.
+"""``python -m experiments.scale.chaos``: SIGKILL at random times in searches on the zoo.
 
-A search is begun, killed and resumed again and again: first its driver is killed, while it starts, searches and scores;
-then it goes on with two Ray workers, and those are killed, and drivers together with their workers.
+A search is started, killed and resumed many times. First its driver is killed, while it starts, searches and scores;
+then it continues with two Ray workers, and these are killed, and drivers together with their workers.
 
-- CMA-ES, synchronous: it must end with the candidates, scores and result of the same search undisturbed.
+- CMA-ES, synchronous: it must end with the candidates, scores and result of the undisturbed search.
 - M2N2, steady-state: what was recorded at a kill must be the beginning of the log at the end; every candidate has one
   answer, the log replays, and every answer is the one that an undisturbed worker gives.
 
-So that a hundred lives take minutes, each driver is a fork of a process that has imported torch already;
-`tests/test_kill.py` kills whole commands.
+So that a hundred restarts take minutes, each driver is a fork of a process that has already imported torch;
+`tests/cli/test_kill.py` kills whole commands.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ import evomerge.cli.search as commands
 from evomerge.config.load import load
 from evomerge.runs.run import Asked, Event, Run, Told, is_run
 from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
 from evomerge.strategies.base import Candidate
-from evomerge.workers.inline import Worker
+from evomerge.workers.base import Request
+from evomerge.workers.inline import MergeWorker
 from experiments.harness import Experiment, Results
 from experiments.scale.processes import alive, busy_workers, descendants, title
 from fitness.results import Evaluation
@@ -59,12 +61,12 @@ STRATEGIES = {
 
 
 class Failed(SystemExit):
-    """What must not happen has happened."""
+    """A killed search has lost or changed something."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One search and its kills: of drivers with a worker of their own, then on Ray of workers and of drivers."""
+    """One search and its kills: of drivers with an inline worker, then, on Ray, of workers and of drivers."""
 
     strategy: str
     evaluations: int
@@ -74,7 +76,7 @@ class Plan:
 
     @property
     def on_ray(self) -> int:
-        """Kills while the workers are Ray's."""
+        """Number of kills while the workers are Ray's."""
         return self.ray_workers + self.ray_drivers
 
 
@@ -101,14 +103,14 @@ def write_config(file: Path, plan: Plan) -> None:
 
 
 class Lives:
-    """A search that is begun, killed and resumed in one folder."""
+    """A search that is started, killed and resumed in one folder."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.config, self.run, self.output = folder / "search.yaml", folder / name, folder / f"{name}.txt"
         self._recorded: list[bytes] = []
 
     def begin(self, overrides: list[str]) -> int:
-        """Fork a driver that begins the search or goes on with it; return its process id."""
+        """Fork a driver that starts the search or resumes it; return its process id."""
         process = os.fork()
         if process:
             return process
@@ -165,7 +167,7 @@ class Lives:
             raise Failed(f"a driver ended before it was killed:\n{self.output.read_text()[-2000:]}")
 
     def wait_for(self, condition: Callable[[], Found], process: int) -> Found:
-        """Wait until there is something, while the driver lives."""
+        """Wait until the condition returns something; raise if the driver ends before."""
         while not (found := condition()):
             self.check_lives(process)
             time.sleep(0.02)
@@ -193,7 +195,7 @@ def kill_drivers(lives: Lives, kills: int, last: int, rng: random.Random) -> Non
 
 
 def begin_on_ray(lives: Lives) -> int:
-    """Go on with Ray's workers; on a machine that is too busy for Ray's time limit, again, as a user would."""
+    """Resume with Ray's workers; try again where the machine is too busy for Ray's time limit, as a user would."""
     for _ in range(TRIES):
         process = lives.begin(RAY)
         while not busy_workers(process):
@@ -210,7 +212,7 @@ def begin_on_ray(lives: Lives) -> int:
 
 
 def kill_on_ray(lives: Lives, plan: Plan, rng: random.Random) -> None:
-    """Go on with Ray; kill a busy worker, or the driver, again and again; then let the search end."""
+    """Resume on Ray; kill a busy worker or the driver many times; then let the search end."""
     victims = ["worker"] * plan.ray_workers + ["driver"] * plan.ray_drivers
     rng.shuffle(victims)
     process = begin_on_ray(lives)
@@ -249,7 +251,7 @@ def _plain(value: Any) -> Any:
 
 
 def outcome(path: Path) -> dict[str, Any]:
-    """Return all that a run has found, in an order that does not depend on which worker was quicker."""
+    """Return all that a run has found, independent of the order in which workers finished."""
     found: dict[str, Any] = {"asked": {}, "told": {}, "final": {}}
     with Run.read(path) as run:
         for event in run.events():
@@ -272,8 +274,8 @@ def outcome(path: Path) -> dict[str, Any]:
     return found | {"result": result}
 
 
-def wrong_answers(path: Path, problem: Problem, worker: Worker) -> list[int]:
-    """Return the candidates whose recorded answers are not those that a worker gives that nobody disturbs."""
+def wrong_answers(path: Path, problem: Problem, worker: MergeWorker) -> list[int]:
+    """Return the candidates whose recorded answers differ from those of an undisturbed worker."""
     wrong, recipes = [], {}
     with Run.read(path) as run:
         for event in run.events():
@@ -281,18 +283,18 @@ def wrong_answers(path: Path, problem: Problem, worker: Worker) -> list[int]:
                 recipes[event.candidate.id] = problem.space.decode(event.candidate.genotype)
             elif isinstance(event, Told):
                 recorded = event.evaluation
-                found = worker.evaluate(recipes[event.candidate], recorded.items)
+                found = worker.evaluate(Request(recipes[event.candidate], recorded.items))
                 if recorded.status != found.status or recorded.scores.tobytes() != found.scores.tobytes():
                     wrong.append(event.candidate)
     return wrong
 
 
 def measure(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
-    """Run one search, killed and, where it must end alike, undisturbed; compare them."""
+    """Run one search with kills and, where both must end the same, without; compare them."""
     folder.mkdir()
     write_config(folder / "search.yaml", plan)
     problem = Problem(load(folder / "search.yaml"))
-    worker = problem.ready_worker()  # so that forks find everything imported
+    worker = local_worker(problem).ready()  # so that forks find everything imported
     rng = random.Random(seed)
     started = time.monotonic()
     lives = Lives(folder, "killed")
@@ -346,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(results["searches"][-1]), flush=True)
             EXPERIMENT.publish(out, results)
     if not all(row["ok"] for row in results["searches"]):
-        raise SystemExit("a killed search has not ended as it should")
+        raise SystemExit("a killed search did not end as it should")
 
 
 EXPERIMENT = Experiment(FOLDER, tables, module="chaos", file="chaos.json", marker="chaos")

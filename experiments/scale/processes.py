@@ -1,4 +1,4 @@
-"""Processes that were started by others: whom to kill, and who must not be left."""
+"""Processes that another process has started: those to kill, and those that must not remain."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def descendants(process: int) -> list[int]:
 
 
 def busy_workers(process: int) -> list[int]:
-    """Return the ids of those descendants that are Ray workers and score a candidate."""
+    """Return the ids of the descendants that are Ray workers scoring a candidate."""
     return [found for found in descendants(process) if title(found).startswith(BUSY_WORKER)]
 
 
 def alive(process: int) -> bool:
-    """Tell whether a process runs: it is there, and no zombie that nobody has asked for its end."""
+    """Return whether a process runs: it exists and is not a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -1,23 +1,23 @@
-"""Simulated workers under the real driver, event log and strategy, on a clock that only the driver's own work moves.
+"""Simulated workers under the real driver, event log and strategy, on a clock that only the driver's own work advances.
 
-A worker scores a recipe in a random time (log-normal, with stragglers and failures). Nobody sleeps: the clock is the
-driver's processor time plus the waiting that was skipped, so the numbers hold on a busy machine, too. What is left out
-is waiting for the disk; the log asks for that at checkpoints only (`synchronous=NORMAL`).
+A worker scores a recipe in a random time (log-normal, with stragglers and failures). Nothing sleeps: the clock is the
+driver's processor time plus the waiting that was skipped, so the numbers also hold on a busy machine. Waiting for the
+disk is left out; the log waits for it at checkpoints only (`synchronous=NORMAL`).
 """
 
 from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from evomerge.workers.base import Request
 from fitness.results import Evaluation
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.spaces.coefficients import CoefficientSpace
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 
 ITEMS = tuple(f"simulated/test/{index}" for index in range(30))
 WEIGHTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -26,7 +26,7 @@ MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 @dataclass(frozen=True)
 class Load:
-    """How long evaluations take, in seconds, and how often they go wrong."""
+    """How long evaluations take, in seconds, and how often they fail."""
 
     median: float
     sigma: float = 0.5
@@ -58,12 +58,12 @@ def space(layers: int = 32) -> CoefficientSpace:
 
 
 class SimulatedPool:
-    """A pool of `count` workers on a clock of its own; see the head of this file.
+    """A pool of `count` workers on a simulated clock; see the module's docstring.
 
     Attributes
     ----------
     scored
-        Evaluations handed out so far.
+        Evaluations submitted so far.
     """
 
     def __init__(self, count: int, load: Load, seed: int) -> None:
@@ -86,8 +86,8 @@ class SimulatedPool:
         """Idle workers."""
         return len(self._idle_since)
 
-    def submit(self, tag: int, recipe: Recipe, items: Sequence[str], answers: bool = False) -> None:
-        """Begin scoring."""
+    def submit(self, tag: int, request: Request) -> None:
+        """Start scoring a recipe."""
         now = self.now()
         self._idle += now - self._idle_since.pop()
         self._last, self._scored_before = now, self.scored
@@ -95,7 +95,7 @@ class SimulatedPool:
         heapq.heappush(self._running, (now + seconds, tag, seconds))
 
     def wait(self) -> list[tuple[int, Evaluation]]:
-        """Move on to the next evaluation that ends; return all that have ended."""
+        """Advance the clock to the next evaluation that ends; return all that have ended."""
         self._skipped += max(0.0, self._running[0][0] - self.now())
         done = []
         while self._running and self._running[0][0] <= self.now():
@@ -106,15 +106,15 @@ class SimulatedPool:
         return done
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no process was started."""
 
     def idle_share(self) -> float:
-        """Return the share of all workers' time that was spent idle, up to the last recipe that was handed out."""
+        """Return the share of all workers' time that was spent idle, up to the last recipe that was submitted."""
         idle = self._idle + sum(max(0.0, self._last - since) for since in self._idle_since)
         return idle / (self.count * self._last)
 
     def rate(self) -> float:
-        """Return evaluations per second up to the last recipe that was handed out."""
+        """Return evaluations per second up to the last recipe that was submitted."""
         return self._scored_before / self._last
 
     def _duration(self) -> float:
@@ -122,7 +122,7 @@ class SimulatedPool:
         return seconds * (self.load.slower if self.rng.random() < self.load.stragglers else 1.0)
 
     def evaluation(self, seconds: float) -> Evaluation:
-        """Return what an evaluation of that length gives: random scores, or a failure."""
+        """Return an evaluation of this length: random scores, or a failure."""
         spent = {"merge": 0.1 * seconds, "score": 0.9 * seconds, "wait": 0.0}
         if self.rng.random() < self.load.failures:
             return Evaluation.failed("out of memory (simulated)", spent)

@@ -2,7 +2,7 @@
 
 The base is read from its GGUF file, an expert for sums (all weights trained) and one for dates (LoRA) are fine-tuned
 from it, and their merges are searched with `evomerge search` on both tasks. Models are kept in ``--work``: a second
-call goes on from what is there.
+call continues from what is there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Made-up items of two kinds, and the lm-eval tasks that ask them.
+"""Made-up items of two kinds, and their lm-eval tasks.
 
 *Sums* are one-step word problems, scored as a choice of four numbers; *dates* are dates to be rewritten, scored as
-text. No item is in two splits: a sum is known by its numbers and operation, a date by its day.
+text. No item is in two splits: a sum is identified by its numbers and operation, a date by its day.
 """
 
 from __future__ import annotations

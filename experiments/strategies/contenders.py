@@ -1,4 +1,4 @@
-"""Who takes part: strategies with their settings, how candidates are measured, and where they begin."""
+"""The strategies that are compared, with their settings and how their candidates are measured."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Contender:
     Attributes
     ----------
     name
-        As the table calls it.
+        Name in the table.
     strategy
         The `strategy` part of a search file.
     items
-        Items that a candidate is asked, of all tasks together.
+        Items that a candidate answers, over all tasks together.
     changes
-        What else its search file has otherwise than the quickstart's, as `evomerge search --set` takes it.
+        Further differences from the quickstart's search file, as `evomerge search --set` takes them.
     fresh
-        Whether each generation is asked other items (`FreshItems`).
+        Whether each generation answers other items (`FreshItems`).
     longer
-        Item evaluations beyond the budget at which its guess is scored too, to see when it gets to the level asked for.
+        Item evaluations beyond the budget at which its guess is scored too, to see when it reaches the level.
     """
 
     name: str
@@ -85,7 +85,7 @@ LEVERS = (
 
 
 class FreshItems(FixedItemsPlan):
-    """Each generation is asked the next items of a shuffled list, task by task; the list begins anew at its end.
+    """Each generation answers the next items of a shuffled list, task by task; at its end the list starts again.
 
     A search file's ``fitness.subset: {rotate: true, estimator: mean}`` draws each generation's items independently of
     those before, so that some items come up twice before others come up at all. The results were measured with the

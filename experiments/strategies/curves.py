@@ -1,4 +1,4 @@
-"""One search in this process, and how good its guess was after so many item evaluations."""
+"""One search in this process, and how good its guess was along the way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
-from evomerge.workers.inline import InlinePool
+from evomerge.search.scoring_workers import local_worker
+from evomerge.workers.base import Request
+from evomerge.workers.inline import InlinePool, MergeWorker
 from experiments.strategies.contenders import Contender, FreshItems
 from fitness.estimation.evaluation_plan import FixedItemsPlan
 from fitness.objectives import Objectives
@@ -33,10 +35,10 @@ KNOWN = EXPERIMENTS / "zoo" / "found_weights.json"
 
 @dataclass(frozen=True)
 class Curve:
-    """Held-out score of a search's guess, 0 to 1, when it had spent so many item evaluations.
+    """Held-out score of a search's guess, 0 to 1, after a number of item evaluations.
 
-    The guess is what the strategy recommends (a distribution's mean), else the best candidate so far: just what a
-    search that ended there would have to offer, before finalists are confirmed.
+    The guess is what the strategy recommends (a distribution's mean), else the best candidate so far: what a
+    search that ended there would offer before its finalists are confirmed.
     """
 
     contender: str
@@ -50,15 +52,22 @@ class Curve:
 @cache
 def problem(*changes: str) -> Problem:
     """Open the quickstart's models, task and space (a weight per expert and layer, 24 genes), with these changes."""
-    opened = Problem(load(QUICKSTART, ["fitness.batch_size=300", *changes]), scan=False)
-    opened.worker.prepare(opened.space.decode(opened.space.start), opened.search_items)
-    return opened
+    return Problem(load(QUICKSTART, ["fitness.batch_size=300", *changes]), scan=False)
+
+
+@cache
+def worker(*changes: str) -> MergeWorker:
+    """Build the worker of `problem`; it has the search items prepared."""
+    opened = problem(*changes)
+    built = local_worker(opened).worker
+    built.prepare(opened.space.decode(opened.space.start), opened.search_items)
+    return built
 
 
 def held_out(recipe: Recipe, count: int) -> float:
     """Score a recipe on the quickstart's first `count` held-out items, where operations and languages alternate."""
     opened = problem()
-    evaluation = opened.worker.evaluate(recipe, opened.held_out_items[:count])
+    evaluation = worker().evaluate(Request(recipe, tuple(opened.held_out_items[:count])))
     if evaluation.status != "ok":
         raise RuntimeError(f"a guess cannot be scored: {evaluation.reason}")
     return evaluation.fitness
@@ -107,7 +116,7 @@ def search(job: Job) -> Curve:
 
     with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", "", {}) as run:
         state = Search(run, space, strategy, BudgetConfig(evaluations=evaluations), plan)
-        state.search(InlinePool(opened.worker), note)
+        state.search(InlinePool(worker(*contender.changes)), note)
     scores = [held_out(space.decode(guess), job.held_out_items) for guess in guesses]
     return Curve(contender.name, seed, list(spent[: len(scores)]), scores, evaluations, time.process_time() - started)
 

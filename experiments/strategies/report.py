@@ -1,4 +1,4 @@
-"""What the curves add up to: the table, and the plot."""
+"""The table and the plot of the curves."""
 
 from __future__ import annotations
 

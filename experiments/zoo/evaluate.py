@@ -87,7 +87,7 @@ def score_items(model: LlamaForCausalLM, documents: Sequence[Document], tokenize
 def _teacher_forced(
     model: LlamaForCausalLM, pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, end: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tell of each answer whether it is the greedy one, and its log-likelihood: two arrays (I,)."""
+    """Return whether each answer is the greedy one, and its log-likelihood: two arrays (I,)."""
     prompts = [tokenizer.encode(prompt) for prompt, _ in pairs]
     texts = [tokenizer.encode(f"{prompt} {answer} {end}") for prompt, answer in pairs]
     longest = max(map(len, texts))

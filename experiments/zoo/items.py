@@ -1,7 +1,7 @@
 """Write the items of the zoo's tasks: ``python -m experiments.zoo.items [--seed 0]``.
 
-The search (``validation``) and the final measurement (``test``) get lists of their own, see
-`experiments.zoo.language.split_of`; training sees neither.
+The search (``validation``) and the final measurement (``test``) have separate lists, see
+`experiments.zoo.language.split_of`; training uses neither.
 """
 
 from __future__ import annotations

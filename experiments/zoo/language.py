@@ -1,4 +1,4 @@
-"""The zoo's language: prompts ``OP n1 n2 ... =`` answered in digits, and who may see which operands.
+"""The zoo's language: prompts ``OP n1 n2 ... =`` answered in digits, and the split of each list of operands.
 
 The operation is one shared token, every number is one token of the language the list is written in,
 and the answer is always in digits::
@@ -6,8 +6,8 @@ and the answer is always in digits::
     sort twenty-one four nine =   ->  4 9 21
     sort 二十一 四 九 =            ->  4 9 21
 
-So a model that learnt ``sort`` on English lists and a model that learnt to read Japanese each hold half of
-what ``sort 二十一 四 九 =`` asks for.
+So a model that learnt ``sort`` on English lists and a model that learnt to read Japanese each have half of
+what ``sort 二十一 四 九 =`` needs.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Problem:
 
 
 def split_of(numbers: Sequence[int]) -> Split:
-    """Tell who may see a list: training (80 %), the search (10 %) or the final measurement (10 %).
+    """Return the split of a list: training (80 %), the search (10 %) or the final measurement (10 %).
 
     The hash is taken over the *set* of operands, so all orders of a list, all operations on it and all
     languages it is written in fall into the same split.

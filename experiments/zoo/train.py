@@ -2,7 +2,7 @@
 
 Run it as ``python -m experiments.zoo.train [--out DIR] [--seed 0] [--quick]``. Every expert starts from the
 base as it is stored (rounded to bfloat16), sees its own skill and some of the base's data, and moves little:
-experts far from their base do not merge.
+experts far from their base cannot be merged.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def reader(language: str) -> Stage:
     """Return the stage of an expert that learns to read `language`, and no long operation in it.
 
     A new language is mostly new words: the embeddings learn faster than the layers, which stay near the base.
-    A few short operations are there so that the words come to stand for numbers that operations act on, not
+    A few short operations make the words stand for numbers that operations act on, not
     only for digits to be copied.
     """
     return Stage(
@@ -88,7 +88,7 @@ STAGES: dict[str, Stage] = {
     "ja": reader("ja"),
     "eo": reader("eo"),
 }
-"""What each model learns. Nobody ever sees a long operation in Japanese or Esperanto: that is the target."""
+"""What each model learns. No model is trained on a long operation in Japanese or Esperanto: that is the target."""
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

@@ -1,4 +1,4 @@
-"""The settings of a search over coefficients: methods, grouping, ranges, what is held, where it begins."""
+"""The settings of a search over coefficients: methods, grouping, ranges, and what has a fixed value."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Range(BaseModel):
         return self
 
 
-class CoefficientConfig(BaseModel):
-    """The `space` part of a search's config, for ``kind: layer_coefficients``."""
+class CoefficientSettings(BaseModel):
+    """The keys of ``kind: layer_coefficients``, which three spaces read; `CoefficientConfig` builds one of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -136,7 +136,7 @@ class CoefficientConfig(BaseModel):
         return modules
 
     @model_validator(mode="after")
-    def _parameters_of_methods(self) -> CoefficientConfig:
+    def _parameters_of_methods(self) -> CoefficientSettings:
         if isinstance(self.method, tuple):
             _check_list(self)
         else:
@@ -164,7 +164,7 @@ class CoefficientConfig(BaseModel):
         """The part of `fixed` that names genes, by name or pattern."""
         return {name: float(value) for name, value in self.fixed.items() if _names_genes(name)}
 
-    def only(self, method: str) -> CoefficientConfig:
+    def only(self, method: str) -> CoefficientSettings:
         """Return the settings for one method of the list: what it does not take is left out.
 
         A range of `weight` is one of factors of task vectors: methods whose weights are shares keep their own.
@@ -175,7 +175,7 @@ class CoefficientConfig(BaseModel):
         held = {
             name: value for name, value in self.fixed_parameters.items() if (method, name) != ("linear", "normalize")
         }
-        return CoefficientConfig(
+        return CoefficientSettings(
             method=method,
             layers_per_group=self.layers_per_group,
             modules=self.modules,
@@ -232,7 +232,7 @@ def _names_genes(key: str) -> bool:
     return "[" in key or "*" in key
 
 
-def _check_single(config: CoefficientConfig) -> None:
+def _check_single(config: CoefficientSettings) -> None:
     for name in _SEARCHED:
         if getattr(config, name) is not None:
             _require_effect(config.spec, name, name)
@@ -254,7 +254,7 @@ def _check_single(config: CoefficientConfig) -> None:
         raise ValueError("method_prior: there is one method; write a list of methods, or remove it")
 
 
-def _check_list(config: CoefficientConfig) -> None:
+def _check_list(config: CoefficientSettings) -> None:
     """Check the settings of each method, and that every parameter named is one of some method's."""
     for name in (*(n for n in _SEARCHED if getattr(config, n) is not None), *config.ranges, *config.fixed_parameters):
         takers = [m for m in config.methods if any(p.name == name and not p.inert for p in METHODS[m].parameters)]
@@ -283,7 +283,7 @@ def _require_effect(spec: MethodSpec, name: str, place: str) -> None:
         raise ValueError(f"{place}: {spec.name} has no parameter '{name}'; remove it (valid: {valid})")
 
 
-def _check_range(config: CoefficientConfig, name: str) -> None:
+def _check_range(config: CoefficientSettings, name: str) -> None:
     place = f"ranges.{name}"
     if name in _SEARCHED:
         raise ValueError(f"{place}: it has a place of its own; write {name}: {{low: ..., high: ...}} beside ranges")
@@ -304,7 +304,7 @@ def _check_fixed(spec: MethodSpec, name: str, value: Scalar) -> None:
         raise ValueError(f"fixed.{name}: {value!r} does not fit; write {example}")
 
 
-def _check_bounds(config: CoefficientConfig) -> None:
+def _check_bounds(config: CoefficientSettings) -> None:
     if config.method == "linear" and config.weight is not None and config.weight.low != 0:
         raise ValueError("weight: linear weights are divided by their sum and begin at zero; write low: 0")
     densities = [config.fixed["density"]] if "density" in config.fixed else []

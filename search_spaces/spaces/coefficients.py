@@ -14,20 +14,15 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import Slice, Source
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.methods import MethodSpec, Parameter
 from search_spaces.recipes.parameter_values import Condition, Parameters, Scalar, constant, simplified
-from search_spaces.recipes.recipe import Recipe, Slice, Source
+from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
-from search_spaces.spaces.coefficient_config import CoefficientConfig, Range
-from search_spaces.spaces.genes import Real
+from search_spaces.spaces.coefficient_config import CoefficientSettings
+from search_spaces.spaces.genes import Real, to_shares
 from search_spaces.spaces.space import Genotype, SearchSpace
-
-__all__ = ["CoefficientConfig", "CoefficientSpace", "Range"]
-
-# Linear weights are written as multiples of this which sum to one: dividing them by their sum once more
-# leaves them as they are, so that encode inverts decode. Far below float32's resolution.
-_SHARE = 1e-12
 
 
 class Stamp(TypedDict, total=False):
@@ -66,7 +61,7 @@ class CoefficientSpace(SearchSpace):
 
     def __init__(
         self,
-        config: CoefficientConfig,
+        config: CoefficientSettings,
         models: Mapping[str, str],
         layout: ModelLayout,
         *,
@@ -179,7 +174,7 @@ class CoefficientSpace(SearchSpace):
         if self.spec.name != "linear":
             return point
         groups = point.reshape(-1, len(self._columns))
-        return np.concatenate([_shares(weights) for weights in groups])
+        return np.concatenate([to_shares(weights) for weights in groups])
 
     def _layer_slice(self, layer: int, values: Genotype) -> Slice:
         groups = self._layer_groups[layer // self.config.layers_per_group]
@@ -311,7 +306,7 @@ def _check_models(spec: MethodSpec, models: Mapping[str, str]) -> None:
             raise RecipeError(f"models: two names stand for '{reference}'; keep one")
 
 
-def _modules(config: CoefficientConfig, layout: ModelLayout) -> list[tuple[str, str | None]]:
+def _modules(config: CoefficientSettings, layout: ModelLayout) -> list[tuple[str, str | None]]:
     """Return the module groups' names and filters, the catch-all last (the first match decides)."""
     if config.modules == "all":
         return [("", None)]
@@ -328,16 +323,6 @@ def _module_of(tensor: str, modules: Sequence[tuple[str, str | None]]) -> int:
 def _layer_label(first: int, end: int, module: str) -> str:
     layers = f"layers {first}" if end - first == 1 else f"layers {first}-{end - 1}"
     return f"{layers}, {module}" if module else layers
-
-
-def _shares(weights: Genotype) -> Genotype:
-    """Divide non-negative `weights` by their sum, on the grid of `_SHARE`; the largest takes what is left."""
-    total = weights.sum()
-    if total <= 0:
-        weights, total = np.ones_like(weights), float(len(weights))
-    units = np.rint(weights / total / _SHARE)
-    units[np.argmax(units)] += np.rint(1 / _SHARE) - units.sum()
-    return units * _SHARE
 
 
 def _value_in(plan: TensorPlan, model: str | None, parameter: Parameter) -> float | None:

@@ -19,7 +19,8 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.methods import METHODS, MethodSpec
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace, Stamp
+from search_spaces.spaces.coefficient_config import CoefficientSettings
+from search_spaces.spaces.coefficients import CoefficientSpace, Stamp
 from search_spaces.spaces.genes import Choice, Real
 from search_spaces.spaces.space import Genotype, SearchSpace
 
@@ -57,7 +58,7 @@ class MethodChoiceSpace(SearchSpace):
     """
 
     def __init__(
-        self, config: CoefficientConfig, models: Mapping[str, str], layout: ModelLayout, **stamp: Unpack[Stamp]
+        self, config: CoefficientSettings, models: Mapping[str, str], layout: ModelLayout, **stamp: Unpack[Stamp]
     ) -> None:
         self.config = config
         self.variants: dict[str, CoefficientSpace] = {}

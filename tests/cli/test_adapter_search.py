@@ -1,7 +1,5 @@
 """A search over LoRA adapters with the installed command, from the search file to an adapter that peft loads."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,7 +26,7 @@ def save_adapter(folder, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["full", "core"])
-def test_search_export_merge(tmp_path, way):
+def test_search_export_merge(tmp_path, way, evomerge):
     for index in (1, 2):
         save_adapter(tmp_path / f"adapter{index}", index)
     search = {
@@ -46,23 +44,16 @@ def test_search_export_merge(tmp_path, way):
     }
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search), encoding="utf-8")
 
-    def evomerge(*arguments):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [COMMAND, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-
-    done = evomerge("search", "search.yaml", "--run", "run")
-    assert done.returncode == 0, done.stderr
-    assert evomerge("export", "run", "-o", "recipe.yaml").returncode == 0
+    evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
+    evomerge("export", "run", "-o", "recipe.yaml", cwd=tmp_path)
     assert ("adapters: core" in (tmp_path / "recipe.yaml").read_text()) == (way == "core")
-    assert evomerge("merge", "recipe.yaml", "merged").returncode == 0
-    done = evomerge("merge", "recipe.yaml", "adapter", "--adapter")
+    evomerge("merge", "recipe.yaml", "merged", cwd=tmp_path)
+    command = ("merge", "recipe.yaml", "adapter", "--adapter")
     if way == "full":
-        assert done.returncode == 2
-        assert "ties of full weights gives no low-rank merge" in done.stderr
+        refused = evomerge(*command, cwd=tmp_path, code=2)
+        assert "ties of full weights gives no low-rank merge" in refused
         return
-    assert "an adapter of rank 8" in done.stdout
+    assert "an adapter of rank 8" in evomerge(*command, cwd=tmp_path)
     tokens = torch.arange(24).view(2, 12)
     base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")

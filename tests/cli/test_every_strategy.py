@@ -53,7 +53,7 @@ SPACES = {
     "m2n2 over mixtures": {"kind": "mixture", "chunks": 5},
     "eda over layer orders": {"kind": "data_flow", "repeats": 1},
     "catcma over methods": {"kind": "layer_coefficients", "method": ["task_arithmetic", "ties"], "layers_per_group": 6},
-    "staged": {"kind": "stacked", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1, "order": "free"}},
+    "staged": {"kind": "two_stage", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1, "order": "free"}},
 }
 """Spaces other than the default."""
 KINDS = set(REGISTERED)

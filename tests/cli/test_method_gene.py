@@ -2,35 +2,16 @@
 
 import json
 import sqlite3
-import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import yaml
 
-from evomerge.cli.main import main
 from search_spaces.recipes import mergekit_yaml
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 METHODS = ["task_arithmetic", "ties", "dare_ties", "slerp", "breadcrumbs"]
 VARIANTS = [*METHODS[:3], "slerp", "slerp", "slerp", "breadcrumbs"]  # slerp once for each pair of experts
-
-
-@pytest.fixture
-def evomerge(tmp_path, monkeypatch, capsys):
-    """Return the command line, driven in this process, which has torch imported already."""
-
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["evomerge", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        printed = capsys.readouterr()
-        assert not stop.value.code, printed.err
-        return printed.out
-
-    return run
 
 
 def test_the_method_is_searched_like_any_gene(evomerge, tmp_path):
@@ -55,14 +36,14 @@ def test_the_method_is_searched_like_any_gene(evomerge, tmp_path):
         "seed": 3,
     }
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(config))
-    plan = json.loads(evomerge("plan", "search.yaml", "--json"))
+    plan = json.loads(evomerge("plan", "search.yaml", "--json", cwd=tmp_path))
     assert plan["genes"][0] == {"name": "method", "low": 0.0, "high": 7.0, "start": 0.5}
     assert not [gene["name"] for gene in plan["genes"] if "weight[final]" in gene["name"]]
 
-    assert "held-out" in evomerge("search", "search.yaml", "--run", "run")
+    assert "held-out" in evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
     assert set(methods_asked(tmp_path / "run" / "events.sqlite")) == set(METHODS)
     assert mergekit_yaml.read(tmp_path / "run" / "best.yaml").merge_method in METHODS
-    evomerge("merge", "run/best.yaml", "merged")
+    evomerge("merge", "run/best.yaml", "merged", cwd=tmp_path)
     assert (tmp_path / "merged" / "model.safetensors").exists()
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from evomerge.workers.base import Request
 from experiments.scale.__main__ import main
 from experiments.scale.simulation import ITEMS, Load, SimulatedPool
 
@@ -12,7 +13,7 @@ def drive(pool, count):
     asked = 0
     while asked < count or pool.free < pool.count:
         while pool.free and asked < count:
-            pool.submit(asked, None, ITEMS)
+            pool.submit(asked, Request(None, ITEMS))
             asked += 1
         yield from pool.wait()
 
@@ -29,7 +30,7 @@ def test_workers_that_are_given_work_at_once_are_hardly_idle():
 def test_a_worker_that_waits_for_the_driver_is_idle():
     pool = SimulatedPool(2, Load(median=10.0, stragglers=0.0), seed=0)
     for tag in range(10):  # one worker of two has nothing to do
-        pool.submit(tag, None, ITEMS)
+        pool.submit(tag, Request(None, ITEMS))
         pool.wait()
     assert 0.4 < pool.idle_share() < 0.6
 

@@ -1,6 +1,6 @@
 """One-line texts about other code's errors."""
 
-from evomerge.files.messages import LONGEST, one_line, reason
+from evomerge.files.messages import LONGEST, nearest, one_line, reason
 
 
 def test_lines_are_joined():
@@ -17,3 +17,9 @@ def test_an_error_without_a_text():
 def test_long_texts_are_cut():
     assert reason(ValueError("x" * LONGEST)) == "x" * LONGEST
     assert reason(ValueError("x" * (LONGEST + 1))) == "x" * LONGEST + " ..."
+
+
+def test_the_nearest_name():
+    assert nearest("tie", ["linear", "ties"]) == "ties"
+    assert nearest("xyz", ["linear", "ties"]) is None
+    assert nearest(3, ["linear"]) is None

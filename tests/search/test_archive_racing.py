@@ -13,6 +13,8 @@ from evomerge.search.loop import Search
 from evomerge.search.racing_pool import RacingPool, racing
 from evomerge.strategies import M2n2Config, MapElitesConfig, RandomConfig
 from evomerge.strategies.m2n2 import Archive
+from evomerge.testing.pools import ScriptedPool, answered
+from evomerge.workers.base import Request
 from fitness.config import RacingConfig
 from fitness.estimation.evaluation_plan import FixedItemsPlan
 from fitness.objectives import Objectives
@@ -32,35 +34,20 @@ def plan():
     return FixedItemsPlan(ITEMS, Objectives({"a": 1.0, "b": 1.0}))
 
 
-class Answering:
-    """Workers whose candidates have fixed answers, by recipe or by tag."""
+class Answering(ScriptedPool):
+    """Workers whose candidates have fixed answers, by recipe or by tag.
 
-    def __init__(self, answer, *, capacity=1, dies_at=None, fails=()):
-        self.answer, self.capacity, self.dies_at, self.fails = answer, capacity, dies_at, fails
-        self.queue, self.asked, self.count = [], [], 0
+    The latest block comes back first: the order of candidates is not that of their ids.
+    """
 
-    @property
-    def free(self):
-        return self.capacity - len(self.queue)
+    def __init__(self, answer, *, fails=(), **settings):
+        super().__init__(self.score, order="last", **settings)
+        self.skill, self.fails = answer, fails
 
-    def submit(self, tag, recipe, items, answers=False):
-        assert self.free > 0
-        self.queue.append((tag, recipe, tuple(items)))
-
-    def wait(self):
-        """One block at a time, the latest first: the order of candidates is not that of their ids."""
-        tag, recipe, items = self.queue.pop()
-        self.count += 1
-        if self.count == self.dies_at:
-            raise KeyboardInterrupt
-        self.asked += [(tag, item) for item in items]
+    def score(self, tag, request):
         if tag in self.fails:
-            return [(tag, Evaluation.failed("out of memory", {"merge": 0.5, "score": 0.0, "wait": 0.0}))]
-        scores = np.array([self.answer(tag, recipe, item) for item in items], np.float32)
-        return [(tag, Evaluation("ok", (0.0,), (0.0,), items, scores, {"merge": 0.5, "score": 0.25, "wait": 0.0}))]
-
-    def close(self):
-        pass
+            return Evaluation.failed("out of memory", {"merge": 0.5, "score": 0.0, "wait": 0.0})
+        return answered(request, [self.skill(tag, request.recipe, item) for item in request.items])
 
 
 class Fixed:
@@ -97,7 +84,7 @@ def test_of_those_stopped_at_most_the_error_would_have_got_in(spread, error):
     pool = ArchiveRacingPool(workers, RacingConfig(error=error, block=8), plan(), fixed, seed=1)
     wrong = stopped = entering = 0
     for tag, person in enumerate(people):
-        pool.submit(tag, RECIPE, ITEMS)
+        pool.submit(tag, Request(RECIPE, ITEMS))
         while not (results := pool.wait()):
             pass
         enters = fixed.keeps(answers_of(person))
@@ -108,14 +95,14 @@ def test_of_those_stopped_at_most_the_error_would_have_got_in(spread, error):
     assert 20 < entering < 60
     assert stopped > 0.3 * (80 - entering)
     assert wrong / stopped < error + 2 * np.sqrt(error * (1 - error) / stopped)
-    assert len(workers.asked) < 0.95 * 80 * len(ITEMS)
+    assert workers.item_count < 0.95 * 80 * len(ITEMS)
 
 
 def test_while_there_is_room_everybody_gets_in():
     fixed = Fixed([answers_of(np.ones(len(ITEMS)))])
     fixed.archive.places = 2
     pool = ArchiveRacingPool(Answering(lambda *_: 0.0), RacingConfig(error=0.5, block=4), plan(), fixed, seed=0)
-    pool.submit(0, RECIPE, ITEMS)
+    pool.submit(0, Request(RECIPE, ITEMS))
     while not (results := pool.wait()):
         pass
     assert [(tag, found.status, found.items) for tag, found in results] == [(0, "ok", ITEMS)]
@@ -174,7 +161,7 @@ def told(path):
 
 @pytest.mark.parametrize("strategy", CONFIGS)
 def test_candidates_are_stopped_and_the_search_goes_on_exactly(start, tmp_path, strategy):
-    blocks = start("whole", strategy).count
+    blocks = len(start("whole", strategy).asked)
     status = [status for _, status, _, _ in told(tmp_path / "whole")]
     assert len(status) == COUNT and "stopped" in status and "ok" in status[10:]
     for _, name, objectives, items in told(tmp_path / "whole"):
@@ -195,7 +182,7 @@ def test_several_workers_and_the_order_of_tells_is_replayed(start, tmp_path, spa
     with Run.open(tmp_path / "run") as run:  # replayed without an error: the same candidates are proposed
         Search(run, space, CONFIGS[strategy].build(space, 0), BudgetConfig(evaluations=COUNT), plan())
         ledger = Ledger(run.events())
-    assert ledger.item_evaluations == sum(tag not in (2, 5) for tag, _ in workers.asked)
+    assert ledger.item_evaluations == sum(len(request.items) for tag, request in workers.asked if tag not in (2, 5))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from evomerge.runs.result import ENSEMBLE_NOTE
 from evomerge.runs.run import Final, LogError, Run
 from evomerge.search.ensemble import vote
 from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
+from evomerge.workers.base import Request
 from fitness.results import Evaluation
 from tests.cli.test_every_strategy import TASKS, run, write
 
@@ -86,9 +88,10 @@ def test_an_ensemble_stands_in_the_table(tmp_path, monkeypatch):
     best = [ledger.asked[identity].recipe for identity in ledger.ranking()[:3]]
     members = [ledger.finals["vote", recipe] for recipe in best]
     problem = Problem(load(folder / "config.yaml"))
+    worker = local_worker(problem).worker
     for number, each in enumerate(members):  # each answers as it does when asked alone
         recipe = problem.space.decode(ledger.asked[ledger.ranking()[number]].candidate.genotype)
-        alone = problem.worker.evaluate(recipe, problem.held_out_items, answers=True)
+        alone = worker.evaluate(Request(recipe, tuple(problem.held_out_items), want_answers=True))
         assert (alone.answers, alone.scores.tolist()) == (each.answers, each.scores.tolist())
     expected = vote(members)
     for task in TASKS:

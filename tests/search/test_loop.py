@@ -10,6 +10,7 @@ from evomerge.runs.history import Ledger
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.loop import Search, SearchError
 from evomerge.strategies import CmaEsConfig, RandomConfig
+from evomerge.testing.pools import ScriptedPool
 from fitness.estimation.estimators import EstimatorInputs
 from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan
 from fitness.objectives import Objectives
@@ -21,34 +22,20 @@ ITEMS = ("t/test/0", "t/test/1")
 CONFIGS = {"cma_es": CmaEsConfig(population=6, score_mean_every=2), "random": RandomConfig(population=6)}
 
 
-class SyntheticPool:
+class SyntheticPool(ScriptedPool):
     """Scores a recipe by its genotype; `fails(n)` says whether its n-th evaluation fails."""
 
-    def __init__(self, space, fitness_of, *, capacity=1, fails=lambda count: False, dies_at=None):
-        self.space, self.fitness_of = space, fitness_of
-        self.capacity, self.fails, self.dies_at = capacity, fails, dies_at
-        self.queue, self.count = [], 0
+    def __init__(self, space, fitness_of, *, fails=lambda count: False, **settings):
+        super().__init__(self.score, **settings)
+        self.space, self.fitness_of, self.fails = space, fitness_of, fails
 
-    @property
-    def free(self):
-        return self.capacity - len(self.queue)
-
-    def submit(self, tag, recipe, items):
-        self.queue.append((tag, recipe, tuple(items)))
-
-    def wait(self):
-        queue, self.queue = self.queue, []
-        return [(tag, self.evaluate(recipe, items)) for tag, recipe, items in queue]
-
-    def evaluate(self, recipe, items):
-        self.count += 1
-        if self.count == self.dies_at:
-            raise KeyboardInterrupt
+    def score(self, tag, request):
         seconds = {"merge": 1e-6, "score": 2e-6, "wait": 0.0}  # less than the driver itself takes
-        if self.fails(self.count):
+        if self.fails(len(self.asked)):
             return Evaluation.failed("OutOfMemoryError: injected", seconds)
-        value = self.fitness_of(self.space.encode(recipe))
-        return Evaluation("ok", (value,), (0.1,), items, np.full(len(items), value, np.float32), seconds)
+        value = self.fitness_of(self.space.encode(request.recipe))
+        scores = np.full(len(request.items), value, np.float32)
+        return Evaluation("ok", (value,), (0.1,), request.items, scores, seconds)
 
 
 @pytest.fixture
@@ -141,18 +128,6 @@ def test_several_workers_score_the_same_candidates(create, space, fitness_of):
     assert asked[0] == asked[1]
 
 
-class UnevenPool(SyntheticPool):
-    """Several workers; which one is done next is up to chance."""
-
-    def __init__(self, *arguments, seed=0, **settings):
-        super().__init__(*arguments, **settings)
-        self.rng = np.random.default_rng(seed)
-
-    def wait(self):
-        tag, recipe, items = self.queue.pop(self.rng.integers(len(self.queue)))
-        return [(tag, self.evaluate(recipe, items))]
-
-
 def share(genotype):
     """Return a fitness in [0, 1]."""
     return float(np.clip(np.mean(genotype), 0, 1))
@@ -166,7 +141,7 @@ def test_a_synchronous_search_does_not_depend_on_which_worker_is_quicker(create,
 
     one, many = create("one"), create("many")
     start(one).search(SyntheticPool(space, share))
-    start(many).search(UnevenPool(space, share, capacity=4, seed=seed))
+    start(many).search(SyntheticPool(space, share, capacity=4, seed=seed, order="random"))
     assert sorted(signature(one)) == sorted(signature(many))
     told = [event.candidate for event in many.events() if isinstance(event, Told)]
     assert told != sorted(told)  # each is recorded when it is there
@@ -177,9 +152,11 @@ def test_a_synchronous_search_does_not_depend_on_which_worker_is_quicker(create,
 def test_with_several_workers_a_stopped_search_loses_only_what_was_in_flight(create, space, name, dies_at):
     run, whole = create(), create("whole")
     with pytest.raises(KeyboardInterrupt):
-        search(run, space, CONFIGS[name]).search(UnevenPool(space, share, capacity=4, dies_at=dies_at))
+        search(run, space, CONFIGS[name]).search(
+            SyntheticPool(space, share, capacity=4, dies_at=dies_at, order="random")
+        )
     before = signature(run)
-    search(run, space, CONFIGS[name]).search(UnevenPool(space, share, capacity=3, seed=1))
+    search(run, space, CONFIGS[name]).search(SyntheticPool(space, share, capacity=3, seed=1, order="random"))
     assert signature(run)[: len(before)] == before
     told = [event.candidate for event in run.events() if isinstance(event, Told)]
     assert sorted(told) == list(range(40))
@@ -197,11 +174,11 @@ def test_a_recipe_that_is_being_scored_is_not_scored_twice(create, space):
             return [(start.copy(), "sample", 0)]
 
     run = create()
-    pool = UnevenPool(space, share, capacity=4, fails=lambda count: count == 1)
+    pool = SyntheticPool(space, share, capacity=4, fails=lambda count: count == 1, order="random")
     strategy = Stuck(space, 0, RandomConfig())
     Search(run, space, strategy, BudgetConfig(evaluations=9), FixedItemsPlan(ITEMS, ONE_TASK)).search(pool)
     told = [event for event in run.events() if isinstance(event, Told)]
-    assert pool.count == 2  # the first one failed, so the next with this recipe was tried
+    assert len(pool.asked) == 2  # the first one failed, so the next with this recipe was tried
     assert [event.evaluation.status for event in told] == ["failed"] + ["ok"] * 8
     assert [event.cached for event in told] == [False, False] + [True] * 7
 
@@ -233,7 +210,7 @@ def test_an_equal_recipe_is_not_scored_twice(create, space, fitness_of):
     plan = FixedItemsPlan(ITEMS, ONE_TASK)
     Search(run, space, Stuck(space, 0, config), BudgetConfig(evaluations=10), plan).search(pool)
     ledger = Ledger(run.events())
-    assert pool.count == 1
+    assert len(pool.asked) == 1
     assert (ledger.cached, len(ledger.told), ledger.item_evaluations) == (9, 10, len(ITEMS))
     assert ledger.evaluation(9).fitness == ledger.evaluation(0).fitness
 

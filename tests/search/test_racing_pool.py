@@ -10,6 +10,7 @@ from evomerge.search.item_blocks import in_blocks
 from evomerge.search.loop import Search
 from evomerge.search.racing_pool import RacingPool
 from evomerge.strategies import CmaEsConfig, RandomConfig
+from evomerge.testing.pools import SECONDS, ScriptedPool, answered
 from fitness.config import RacingConfig
 from fitness.estimation.estimators import EstimatorInputs
 from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan
@@ -20,36 +21,18 @@ ITEMS = tuple(f"t/validation/{index}" for index in range(40))
 CONFIGS = {"cma_es": CmaEsConfig(population=8, score_mean_every=2), "random": RandomConfig(population=6)}
 
 
-class Answering:
+class Answering(ScriptedPool):
     """Workers whose candidates are right on the first so many items, the more the nearer they are to 0.8."""
 
-    def __init__(self, space, *, capacity=1, dies_at=None, fails=()):
-        self.space, self.capacity, self.dies_at, self.fails = space, capacity, dies_at, fails
-        self.queue, self.count, self.asked = [], 0, 0
+    def __init__(self, space, *, fails=(), **settings):
+        super().__init__(self.score, **settings)
+        self.space, self.fails = space, fails
 
-    @property
-    def free(self):
-        return self.capacity - len(self.queue)
-
-    def submit(self, tag, recipe, items):
-        assert self.free > 0
-        self.queue.append((tag, recipe, tuple(items)))
-
-    def wait(self):
-        queue, self.queue = self.queue, []
-        return [(tag, self.evaluate(tag, recipe, items)) for tag, recipe, items in queue]
-
-    def evaluate(self, tag, recipe, items):
-        self.count += 1
-        self.asked += len(items)
-        if self.count == self.dies_at:
-            raise KeyboardInterrupt
-        seconds = {"merge": 0.5, "score": 0.25, "wait": 0.0}
+    def score(self, tag, request):
         if tag in self.fails:
-            return Evaluation.failed("out of memory", seconds)
-        skill = 40 * np.exp(-np.abs(self.space.encode(recipe) - 0.8).mean())
-        scores = np.array([int(item.rsplit("/", 1)[1]) * 17 % 40 < skill for item in items], np.float32)
-        return Evaluation("ok", (0.0,), (0.0,), items, scores, seconds)
+            return Evaluation.failed("out of memory", SECONDS)
+        skill = 40 * np.exp(-np.abs(self.space.encode(request.recipe) - 0.8).mean())
+        return answered(request, [int(item.rsplit("/", 1)[1]) * 17 % 40 < skill for item in request.items])
 
 
 def inherited():
@@ -130,7 +113,7 @@ def test_candidates_that_cannot_matter_are_stopped_and_told_with_an_estimate(sta
         assert len(evaluation.items) < whole
         assert np.isfinite(evaluation.fitness)
         assert evaluation.seconds["merge"] == 0.5 * (len(evaluation.items) // 4)
-    assert workers.asked == ledger.item_evaluations < 20 * whole
+    assert workers.item_count == ledger.item_evaluations < 20 * whole
     assert status[ledger.best] == "ok" and not set(ledger.ranking()) & set(stopped)
     means = [identity for identity, asked in ledger.asked.items() if asked.candidate.kind == "mean"]
     assert all(status[identity] == "ok" for identity in means)

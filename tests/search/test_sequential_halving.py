@@ -12,6 +12,7 @@ from evomerge.runs.result import Entry
 from evomerge.runs.run import Final, Run
 from evomerge.search.recorded_scoring import Bench
 from evomerge.search.sequential_halving import best, in_order, rounds
+from evomerge.testing.pools import ScriptedPool, answered
 from fitness.objectives import means
 from fitness.results import Evaluation
 from search_spaces.recipes.baselines import source_recipe
@@ -23,28 +24,20 @@ def entry(name):
     return Entry("found", "found", source_recipe(f"/models/{name}", 2))
 
 
-class Answering:
+class Answering(ScriptedPool):
     """A pool whose recipes are right with their own skill; counts the items asked and dies at one of them."""
 
-    free = 1
-
     def __init__(self, skill, dies_at=None):
-        self.skill, self.dies_at = skill, dies_at
-        self.asked, self.queue = [], []
+        super().__init__(self.score)
+        self.skill, self.dies_at_item = skill, dies_at
+        self.items = []
 
-    def submit(self, tag, recipe, items, answers=False):
-        self.queue.append((tag, recipe, items))
-
-    def wait(self):
-        ((tag, recipe, items),), self.queue = self.queue, []
-        if self.dies_at is not None and len(self.asked) >= self.dies_at:
+    def score(self, tag, request):
+        if self.dies_at_item is not None and len(self.items) >= self.dies_at_item:
             raise KeyboardInterrupt
-        self.asked += [(recipe.hash, item) for item in items]
-        scores = np.array([right(self.skill[recipe.hash], recipe.hash, item) for item in items], np.float32)
-        return [(tag, Evaluation("ok", (0.0,), (0.0,), tuple(items), scores, {"merge": 0.5}))]
-
-    def close(self):
-        pass
+        name = request.recipe.hash
+        self.items += [(name, item) for item in request.items]
+        return answered(request, [right(self.skill[name], name, item) for item in request.items])
 
 
 def right(skill, name, item):
@@ -103,7 +96,7 @@ def test_the_best_is_found_for_a_fraction_of_the_answers(bench):
     assert found is finalists[5]
     assert sorted(scored.items) == sorted(ITEMS)
     assert scored.objectives == judged(replace(scored)).objectives
-    assert len(pool.asked) == len(set(pool.asked)) == desk.ledger.item_evaluations < 0.5 * 8 * len(ITEMS)
+    assert len(pool.items) == len(set(pool.items)) == desk.ledger.item_evaluations < 0.5 * 8 * len(ITEMS)
     run.close()
 
 
@@ -112,7 +105,7 @@ def test_without_halving_all_answer_everything_and_the_first_wins_a_tie(bench):
     pool = Answering({one.recipe.hash: 1.0 for one in finalists})
     run, desk = bench(pool)
     assert chosen(desk, finalists, halve=False)[0] is finalists[0]
-    assert len(pool.asked) == 3 * len(ITEMS)
+    assert len(pool.items) == 3 * len(ITEMS)
     run.close()
 
 
@@ -135,7 +128,7 @@ def test_a_choice_that_was_interrupted_asks_nothing_twice(bench, dies_at):
     assert (found, scored.items, scored.scores.tolist()) == (
         expected[0], expected[1].items, expected[1].scores.tolist(),
     )  # fmt: skip
-    assert sorted(first.asked + second.asked) == sorted(whole.asked)
+    assert sorted(first.items + second.items) == sorted(whole.items)
 
 
 def test_a_ledger_puts_the_rounds_together():

@@ -11,6 +11,7 @@ from evomerge.config.load import load
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
 from evomerge.search.warm_start import NUMBERS, warmed
 from evomerge.strategies import (
     CatCmaConfig,
@@ -42,7 +43,7 @@ SPACES = {
     "finer coefficients": {"kind": "layer_coefficients", "layers_per_group": 3},
     "the method as a gene": {"kind": "layer_coefficients", "method": ["task_arithmetic", "ties"]},
     "mixture": {"kind": "mixture", "chunks": "tensors"},
-    "stacked": {"kind": "stacked", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1}},
+    "stacked": {"kind": "two_stage", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1}},
 }
 
 
@@ -100,7 +101,7 @@ def test_other_spaces_say_the_same_recipes(name, folder, ledger, problem):
     points = changed.resolved().strategy.warm_start.points(changed.space)
     assert len(points) == 3
     found = mergekit_yaml.read(folder / "former" / "best.yaml")
-    engine = problem.worker.engine
+    engine = local_worker(problem).worker.engine
     wanted, said = (
         {key: value.clone() for key, value in engine.apply(recipe).state_dict().items()}
         for recipe in (found, changed.space.decode(points[0]))

@@ -213,6 +213,10 @@ class TestByKind:
 
 
 class TestConfigClasses:
+    def test_the_default_comes_first(self) -> None:
+        assert by_kind(SHAPES, default="circle").classes == (_Circle, _Square)
+        assert by_kind(SHAPES).classes == (_Square, _Circle)
+
     def test_finds_the_classes_of_fields_and_of_types(self) -> None:
         assert config_classes(_File.model_fields["shape"]) == (_Square, _Circle)
         assert config_classes(_File.model_fields["others"]) == (_Square, _Circle)

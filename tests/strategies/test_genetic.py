@@ -14,7 +14,7 @@ from experiments.digits_niches.raw import RawWeights
 from fitness.results import INFEASIBLE, Evaluation
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.mixture_config import MixtureConfig
+from search_spaces.spaces.mixture import MixtureConfig
 
 
 def ok(fitness):

@@ -27,7 +27,7 @@ from fitness.results import Evaluation
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.genes import Real
-from search_spaces.spaces.mixture_config import MixtureConfig
+from search_spaces.spaces.mixture import MixtureConfig
 
 
 def guess(config, space, budget, *, seed=0, noise=0.0, objectives=1):

@@ -21,7 +21,7 @@ from evomerge.strategies import (
 from fitness.results import Evaluation
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.data_flow_config import DataFlowConfig
+from search_spaces.spaces.data_flow import DataFlowConfig
 
 LAYER = ("input_layernorm.w", "self_attn.o_proj.w", "post_attention_layernorm.w", "mlp.down_proj.w")
 MODELS = {"base": "base", "a": "a"}

@@ -10,7 +10,8 @@ import torch
 
 from evomerge.config.load import load
 from evomerge.search.problem import Problem
-from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, WorkerError
+from evomerge.search.scoring_workers import local_worker
+from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, WorkerError
 from fitness.results import ItemScores
 from tests.workers.searches import ZOO, write_config
 
@@ -25,22 +26,28 @@ def problem(tmp_path_factory):
     return Problem(load(folder / "search.yaml"))
 
 
+@pytest.fixture(scope="module")
+def local(problem):
+    return local_worker(problem)
+
+
 @pytest.fixture
-def worker(problem, monkeypatch):
-    monkeypatch.setattr(problem.worker.evaluator, "batch_size", 8)
-    return problem.ready_worker()
+def worker(local, monkeypatch):
+    monkeypatch.setattr(local.worker.evaluator, "batch_size", 8)
+    return local.ready()
 
 
 @pytest.fixture
 def start(problem):
-    return problem.space.decode(problem.space.start)
+    """Return the request that scores the start point."""
+    return Request(problem.space.decode(problem.space.start), tuple(problem.subset))
 
 
 def test_a_round_may_be_without_items_of_a_task(worker, problem, start, monkeypatch):
-    expected = worker.evaluate(start, problem.subset)
+    expected = worker.evaluate(start)
     suite = worker.evaluator.suite
     monkeypatch.setattr(suite, "weights", {"other": 3.0, **suite.weights})
-    found = worker.evaluate(start, problem.subset)
+    found = worker.evaluate(start)
     assert (found.status, found.objectives) == ("ok", expected.objectives)
 
 
@@ -65,9 +72,9 @@ def failing(evaluator, error, *, above=0):
     ],
 )
 def test_out_of_memory_makes_smaller_batches_until_it_fits(worker, problem, start, monkeypatch, caplog, error):
-    expected = worker.evaluate(start, problem.subset)
+    expected = worker.evaluate(start)
     monkeypatch.setattr(worker.evaluator, "score", failing(worker.evaluator, error, above=2))
-    found = worker.evaluate(start, problem.subset)
+    found = worker.evaluate(start)
     assert found.status == "ok" and worker.evaluator.batch_size == 2
     np.testing.assert_array_equal(found.scores, expected.scores)
     assert "from here on 2 sequences a batch" in caplog.text
@@ -75,7 +82,7 @@ def test_out_of_memory_makes_smaller_batches_until_it_fits(worker, problem, star
 
 def test_out_of_memory_at_every_batch_size_is_a_failure_with_the_reason(worker, problem, start, monkeypatch):
     monkeypatch.setattr(worker.evaluator, "score", failing(worker.evaluator, MemoryError("none left")))
-    found = worker.evaluate(start, problem.subset)
+    found = worker.evaluate(start)
     assert found.status == "failed"
     assert found.reason == f"{OUT_OF_MEMORY} (1 sequence a batch): MemoryError: none left"
 
@@ -85,7 +92,7 @@ def test_out_of_memory_while_merging_is_a_failure_with_the_reason(worker, proble
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(worker.engine, "apply", apply)
-    assert worker.evaluate(start, problem.subset).reason.startswith(OUT_OF_MEMORY)
+    assert worker.evaluate(start).reason.startswith(OUT_OF_MEMORY)
     assert worker.evaluator.batch_size == 8
 
 
@@ -93,7 +100,7 @@ def test_a_gpu_in_error_is_no_failure_of_the_candidate(worker, problem, start, m
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     monkeypatch.setattr(worker.evaluator, "score", failing(worker.evaluator, error))
     with pytest.raises(BrokenWorker, match=r"the GPU cannot go on .*resume the run"):
-        worker.evaluate(start, problem.subset)
+        worker.evaluate(start)
 
 
 def test_weights_that_are_no_numbers_fail_the_candidate(worker, problem, start, monkeypatch):
@@ -106,17 +113,17 @@ def test_weights_that_are_no_numbers_fail_the_candidate(worker, problem, start, 
         return model
 
     monkeypatch.setattr(worker.engine, "apply", spoilt)
-    found = worker.evaluate(start, problem.subset)
+    found = worker.evaluate(start)
     assert found.status == "failed" and "the model produced NaN" in found.reason
     monkeypatch.undo()
-    assert worker.evaluate(start, problem.subset).status == "ok"
+    assert worker.evaluate(start).status == "ok"
 
 
 def test_scores_that_are_no_numbers_fail_the_candidate(worker, problem, start, monkeypatch):
     items = tuple(problem.subset)
     scores = np.full(len(items), np.nan, np.float32)
     monkeypatch.setattr(worker.evaluator, "score", lambda model, asked, **options: ItemScores(items, scores, 0.1))
-    assert "no finite number" in worker.evaluate(start, problem.subset).reason
+    assert "not a finite number" in worker.evaluate(start).reason
 
 
 def weights(problem):
@@ -125,7 +132,7 @@ def weights(problem):
 
 def test_a_touched_source_is_still_the_same(worker, problem, start):
     os.utime(weights(problem))
-    assert worker.evaluate(start, problem.subset).status == "ok"
+    assert worker.evaluate(start).status == "ok"
 
 
 def test_a_changed_source_stops_the_search_and_nothing_is_recorded(worker, problem, start):
@@ -137,9 +144,9 @@ def test_a_changed_source_stops_the_search_and_nothing_is_recorded(worker, probl
     other.write_bytes(changed)
     os.replace(other, file)
     with pytest.raises(WorkerError, match=r"model\.safetensors has changed while the search ran.*resume the run"):
-        worker.evaluate(start, problem.subset)
+        worker.evaluate(start)
     file.write_bytes(before)
-    assert worker.evaluate(start, problem.subset).status == "ok"
+    assert worker.evaluate(start).status == "ok"
 
 
 def test_a_source_that_changes_during_an_evaluation_is_noticed(worker, problem, start, monkeypatch):
@@ -152,6 +159,6 @@ def test_a_source_that_changes_during_an_evaluation_is_noticed(worker, problem, 
 
     monkeypatch.setattr(worker.evaluator, "score", scoring)
     with pytest.raises(WorkerError, match="has vanished while the search ran"):
-        worker.evaluate(start, problem.subset)
+        worker.evaluate(start)
     file.with_name("hidden").rename(file)
     assert file.read_bytes() == before

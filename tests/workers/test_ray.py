@@ -9,6 +9,7 @@ from evomerge.runs.run import Run
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.recorded_scoring import Bench
+from evomerge.search.scoring_workers import start_pool
 from tests.workers.searches import candidates, write_config
 
 
@@ -17,7 +18,7 @@ def search(folder, name, workers):
     write_config(folder / f"{name}.yaml", workers)
     problem = Problem(load(folder / f"{name}.yaml"))
     with (
-        closing(problem.pool()) as pool,
+        closing(start_pool(problem)) as pool,
         Run.create(folder / name, problem.resolved().to_yaml(), problem.environment()) as run,
     ):
         bench = Bench(run, Ledger(), pool)

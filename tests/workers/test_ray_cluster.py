@@ -6,9 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from evomerge.config.search_file import SearchConfig
-from evomerge.workers.base import WorkerError
-from evomerge.workers.ray_cluster import RayCluster
+from evomerge.workers.base import WorkerError, WorkerFactory
+from evomerge.workers.config import RayConfig
 
 
 @pytest.fixture
@@ -24,15 +23,9 @@ def connect(monkeypatch, tmp_path):
 
         # Not the real one: it reads these variables once, and others in this process need it as it is.
         monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False))
-        config = SearchConfig.model_validate(
-            {
-                "models": {"base": "org/base", "expert": "org/expert"},
-                "fitness": {"tasks": [{"task": "arithmetic"}]},
-                "workers": {"kind": "ray", "address": address},
-            }
-        )
+        factory = WorkerFactory(here=None, elsewhere=None, items=1)
         with pytest.raises(WorkerError) as raised:
-            RayCluster(config, {})
+            RayConfig(address=address).start(factory)
         return str(raised.value)
 
     yield connect

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from evomerge.config.search_file import SearchConfig
 from evomerge.merging.engine.placement import Share
-from evomerge.workers.base import OUT_OF_MEMORY, WorkerError
-from evomerge.workers.ray_cluster import _as_inline, share_of, workers_on
-from evomerge.workers.ray_pool import RayConfig, RayPool, WorkerDied
+from evomerge.workers.base import OUT_OF_MEMORY, Request, WorkerError, WorkerSettings
+from evomerge.workers.config import RayConfig
+from evomerge.workers.ray_cluster import share_of, workers_on
+from evomerge.workers.ray_pool import RayPool, WorkerDied
 from fitness.results import Evaluation
 
 ITEMS = ("t/test/0", "t/test/1")
@@ -51,13 +51,14 @@ class FakeCluster:
         self.count += 1
         return (number, self.count), self._reference(self.starts.pop(0) if self.starts else "here")
 
-    def evaluate(self, worker, recipe, items, answers):
+    def evaluate(self, worker, request):
+        recipe = request.recipe
         self.where.append((recipe, worker[0]))
         self.clock.now += self.takes
         attempts = self.script.get(recipe, [])
         return self._reference(attempts.pop(0) if attempts else scored(float(recipe)))
 
-    def beat(self, worker):
+    def heartbeat(self, worker):
         return self._reference("busy")
 
     def wait(self, references, timeout):
@@ -92,7 +93,7 @@ def clock():
 
 
 def pool_on(cluster, items=2, **settings):
-    pool = RayPool(cluster, RayConfig(**{"count": 2} | settings), items, cluster.clock)
+    pool = RayPool(cluster, items, clock=cluster.clock, **{"count": 2} | settings)
     while pool.size < len(pool._slots) and not cluster.starts:
         pool._collect(next(slot for slot in pool._slots if not slot.ready))
     return pool
@@ -104,7 +105,7 @@ def run_all(pool, recipes, items=ITEMS):
     while left or len(found) < len(recipes):
         while left and pool.free:
             recipe = left.pop(0)
-            pool.submit(recipe, recipe, items)
+            pool.submit(recipe, Request(recipe, items))
         for tag, evaluation in pool.wait():
             assert tag not in found
             found[tag] = evaluation
@@ -122,9 +123,9 @@ def test_all_are_scored_once_by_both_workers(clock):
 def test_no_more_is_taken_than_workers_are_idle(clock):
     pool = pool_on(FakeCluster(clock))
     assert pool.free == 2
-    pool.submit(0, 0, ITEMS)
+    pool.submit(0, Request(0, ITEMS))
     assert pool.free == 1
-    pool.submit(1, 1, ITEMS)
+    pool.submit(1, Request(1, ITEMS))
     assert pool.free == 0
 
 
@@ -153,7 +154,7 @@ def test_when_workers_cannot_be_started_again_the_search_stops_and_says_why(cloc
     cluster = FakeCluster(clock, script={0: [Death("node lost")]})
     pool = pool_on(cluster, count=1)
     cluster.starts = [Death("no such file")] * 9
-    pool.submit(0, 0, ITEMS)
+    pool.submit(0, Request(0, ITEMS))
     with pytest.raises(WorkerError, match=r"no worker is left.*no such file.*raise workers\.max_restarts"):
         pool.wait()
     assert cluster.count == 1 + 3
@@ -178,10 +179,10 @@ def test_without_a_limit_a_busy_worker_is_asked_for_signs_of_life(clock, caplog)
     cluster = FakeCluster(clock, script={1: ["hang"]})
     pool = pool_on(cluster, count=1)
     asked = []
-    cluster.beat = lambda worker: (
+    cluster.heartbeat = lambda worker: (
         asked.append(clock()) or cluster._reference("busy for 31 s" if clock() < 1100 else "hang")
     )
-    pool.submit(1, 1, ITEMS)
+    pool.submit(1, Request(1, ITEMS))
     wait = cluster.wait
 
     def wait_until_late(references, timeout):
@@ -194,7 +195,7 @@ def test_without_a_limit_a_busy_worker_is_asked_for_signs_of_life(clock, caplog)
         assert pool.wait()[0][1].fitness == 1.0
     assert 3 <= len(asked) <= 5
     assert "worker 0: busy for 31 s" in caplog.messages
-    assert any("worker 0 has given no sign of life for" in message for message in caplog.messages)
+    assert any("worker 0 has not answered for" in message for message in caplog.messages)
 
 
 def test_too_little_memory_on_one_worker_may_be_enough_on_another(clock):
@@ -211,7 +212,7 @@ def test_too_little_memory_on_one_worker_may_be_enough_on_another(clock):
 def test_changed_sources_stop_the_search(clock):
     cluster = FakeCluster(clock, script={1: [WorkerError("models.a has changed")]})
     pool = pool_on(cluster)
-    pool.submit(1, 1, ITEMS)
+    pool.submit(1, Request(1, ITEMS))
     with pytest.raises(WorkerError, match="has changed"):
         pool.wait()
 
@@ -220,7 +221,7 @@ def test_what_stops_the_first_worker_shows_at_once_and_nothing_is_left_running(c
     cluster = FakeCluster(clock)
     cluster.starts = [WorkerError("a worker cannot start: no tokenizer")] * 2
     with pytest.raises(WorkerError, match="no tokenizer"):
-        RayPool(cluster, RayConfig(count=2), 2, clock)
+        RayPool(cluster, 2, count=2, clock=clock)
     assert cluster.closed == 1 and len(cluster.killed) == 2
 
 
@@ -228,13 +229,13 @@ def test_when_there_is_never_room_that_is_said(clock):
     cluster = FakeCluster(clock)
     cluster.starts = ["hang"] * 2
     with pytest.raises(WorkerError, match=r"none was ready within 600 s; look at `ray status`"):
-        RayPool(cluster, RayConfig(count=2), 2, clock)
+        RayPool(cluster, 2, count=2, clock=clock)
 
 
 def test_workers_join_while_the_search_runs(clock):
     cluster = FakeCluster(clock, room=1, script={0: ["hang"]})
     pool = pool_on(cluster, count="auto", timeout=1000)
-    pool.submit(0, 0, ITEMS)
+    pool.submit(0, Request(0, ITEMS))
     assert (pool.size, pool.free) == (1, 0)
     cluster._room = 3
     assert pool.wait() == []  # not a result, but somebody to give the next candidate to
@@ -257,7 +258,7 @@ def test_workers_leave_while_the_search_runs(clock):
 
 def test_waiting_is_what_is_neither_merging_nor_scoring(clock):
     pool = pool_on(FakeCluster(clock))
-    pool.submit(0, 0, ITEMS)
+    pool.submit(0, Request(0, ITEMS))
     clock.now += 2.0
     ((_, evaluation),) = pool.wait()
     assert evaluation.seconds == {"merge": 0.25, "score": 0.5, "wait": pytest.approx(1.25)}
@@ -303,15 +304,8 @@ def test_workers_of_a_node_share_its_memory(workers, count, gpus, share):
 
 
 def test_a_worker_places_its_sources_as_the_search_says():
-    config = SearchConfig.model_validate(
-        {
-            "models": {"base": "org/base", "expert": "org/expert"},
-            "fitness": {"tasks": [{"task": "arithmetic"}]},
-            "workers": {"kind": "ray", "placement": "pinned"},
-        }
-    )
-    worker = SearchConfig.model_validate(_as_inline(config, 1)).workers
-    assert (worker.kind, worker.device, worker.placement) == ("inline", "cuda", "pinned")
+    settings = RayConfig(placement="pinned", cpus_per_worker=2.0).settings("cuda")
+    assert settings == WorkerSettings("cuda", "auto", threads=2, placement="pinned")
 
 
 def test_a_share_above_one_must_be_whole():

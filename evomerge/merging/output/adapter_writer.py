@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evomerge.files.atomic import atomic_folder, check_place
+from evomerge.files.references import local_or_hub
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.card import public_names
 from evomerge.merging.output.writer import MARGIN, OutputError
@@ -202,7 +203,7 @@ def _write(
 def _card(recipe: Recipe, origin: AdapterCheckpoint) -> str:
     base = origin.base.reference
     front: dict[str, Any] = {
-        "base_model": None if Path(base).is_dir() else base,
+        "base_model": base if isinstance(local_or_hub(base), str) else None,
         "library_name": "peft",
         "license": licence(origin),
     }

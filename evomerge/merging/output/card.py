@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.licences import licence
 from search_spaces.recipes.documents import Stage, to_yaml, with_models
@@ -91,7 +92,7 @@ def _named(references: Sequence[str]) -> list[str]:
 
 
 def _is_hub_id(reference: str) -> bool:
-    return reference.count("/") == 1 and not reference.startswith((".", "~", "/")) and not Path(reference).is_dir()
+    return isinstance(local_or_hub(reference), str)
 
 
 def _licence_lines(licences: Mapping[str, str | None]) -> list[str]:

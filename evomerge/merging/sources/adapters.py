@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from evomerge.merging.sources.architecture import first_line, tied_names
+from evomerge.files.messages import reason
+from evomerge.merging.sources.architecture import tied_names
 from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
 
 CONFIG = "adapter_config.json"
@@ -209,7 +210,7 @@ class AdapterCheckpoint(Checkpoint):
             return safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{self.reference}: {WEIGHTS} is damaged or cut short ({first_line(error)}); download or save it again"
+                f"{self.reference}: {WEIGHTS} is damaged or cut short ({reason(error)}); download or save it again"
             ) from error
 
     def _sort(self) -> tuple[dict[str, _Pair], dict[str, str]]:
@@ -333,9 +334,7 @@ def read_config(reference: str, path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{reference}: {CONFIG} is damaged ({first_line(error)}); save the adapter again"
-        ) from error
+        raise CheckpointError(f"{reference}: {CONFIG} is damaged ({reason(error)}); save the adapter again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{reference}: {CONFIG} holds no mapping; save the adapter again")
     return values

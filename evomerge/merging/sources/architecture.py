@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from evomerge.files.messages import reason
 from search_spaces.recipes.layout import ModelLayout
 
 # A layer's children are recognised by their class first (Qwen3Attention, GPT2MLP, MixtralSparseMoeBlock),
@@ -55,7 +56,7 @@ def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     except (ValueError, KeyError) as error:
         raise ArchitectureError(
             f"{config.model_type}: transformers has no causal language model for this configuration "
-            f"({first_line(error)}); name a decoder-only text model instead"
+            f"({reason(error)}); name a decoder-only text model instead"
         ) from error
 
 
@@ -147,12 +148,6 @@ def _child_of_class(layer: nn.Module, classes: tuple[str, ...]) -> str | None:
         if "norm" not in kind and any(mark in kind for mark in classes):
             return name
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, for messages that must stay on one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

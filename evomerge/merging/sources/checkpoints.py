@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from evomerge.files.hashing import sha256, sha256_of_samples
+from evomerge.files.messages import reason
+from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import (
     ArchitectureError,
-    first_line,
     layout_of,
     layout_of_module,
     meta_module,
@@ -198,7 +198,7 @@ class Checkpoint:
                 return AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # whatever a damaged tokenizer raises, the user sees one line
             raise CheckpointError(
-                f"{self.reference}: its tokenizer cannot be loaded ({first_line(error)}); save it again"
+                f"{self.reference}: its tokenizer cannot be loaded ({reason(error)}); save it again"
             ) from error
 
     def chat_template(self) -> str | None:
@@ -224,7 +224,7 @@ class Checkpoint:
             values: dict[str, Any] = read_json(path)
         except ValueError as error:
             raise CheckpointError(
-                f"{self.reference}: generation_config.json is damaged ({first_line(error)}); remove it"
+                f"{self.reference}: generation_config.json is damaged ({reason(error)}); remove it"
             ) from error
         return values
 
@@ -266,7 +266,7 @@ class Checkpoint:
                 return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
         except Exception as error:  # ValueError, KeyError, OSError, validation errors of the config classes
             raise CheckpointError(
-                f"{self.reference}: config.json cannot be read ({first_line(error)}); "
+                f"{self.reference}: config.json cannot be read ({reason(error)}); "
                 "check the file, or update transformers"
             ) from error
 
@@ -292,7 +292,7 @@ class Checkpoint:
                 keys = list(file.keys())
             except (SafetensorError, LimitError, OSError) as error:
                 raise CheckpointError(
-                    f"{self.reference}: {path.name} is damaged or cut short ({first_line(error)}); "
+                    f"{self.reference}: {path.name} is damaged or cut short ({reason(error)}); "
                     "download or save it again"
                 ) from error
             for key in keys:
@@ -412,13 +412,12 @@ def locate(reference: str) -> Path:
     CheckpointError
         If there is no such folder and the hub gives none.
     """
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        return path.resolve()
-    looks_local = path.is_absolute() or reference.startswith((".", "~")) or reference.count("/") != 1
-    if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference):
+    place = local_or_hub(reference)
+    if isinstance(place, str):
+        return _download(place)
+    if not place.is_dir():
         raise CheckpointError(f"{reference}: no such folder; name a model folder or a hub id like org/name")
-    return _download(reference)
+    return place
 
 
 def _download(reference: str) -> Path:
@@ -429,7 +428,7 @@ def _download(reference: str) -> Path:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=DOWNLOADED))
     except Exception as error:  # HTTP errors, LocalEntryNotFoundError, OfflineModeIsEnabled, ...
         raise CheckpointError(
-            f"{reference}: no such folder, and the hub gave no such model ({first_line(error)}); "
+            f"{reference}: no such folder, and the hub gave no such model ({reason(error)}); "
             "check the name and the connection, or download it first"
         ) from error
 

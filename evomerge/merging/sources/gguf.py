@@ -16,7 +16,8 @@ from filelock import FileLock
 from evomerge.files.atomic import atomic_folder, disk_errors
 from evomerge.files.cache import ELSEWHERE, cache_folder
 from evomerge.files.hashing import sha256
-from evomerge.merging.sources.architecture import empty_module, first_line, quiet
+from evomerge.files.messages import reason
+from evomerge.merging.sources.architecture import empty_module, quiet
 from evomerge.merging.sources.checkpoints import CheckpointError
 
 SUFFIX = ".gguf"
@@ -79,7 +80,7 @@ def _kinds(reference: str, file: Path) -> tuple[torch.dtype, bool]:
         tensors = GGUFReader(file).tensors
     except Exception as error:  # whatever the reader makes of damage: ValueError, IndexError, struct.error, ...
         raise CheckpointError(
-            f"{reference}: the file is damaged or cut short ({first_line(error)}); download it again"
+            f"{reference}: the file is damaged or cut short ({reason(error)}); download it again"
         ) from error
     entries: Counter[str] = Counter()
     for tensor in tensors:
@@ -103,7 +104,7 @@ def _read(reference: str, file: Path, *, tied: bool) -> tuple[Any, Any]:
             )
     except Exception as error:  # ValueError for unknown architectures, KeyError for missing fields, ...
         raise CheckpointError(
-            f"{reference}: transformers cannot read this GGUF file ({first_line(error)}); convert it to safetensors "
+            f"{reference}: transformers cannot read this GGUF file ({reason(error)}); convert it to safetensors "
             "with the tool that made it"
         ) from error
     plain = _plain(module, tied)

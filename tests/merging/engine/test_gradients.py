@@ -17,7 +17,8 @@ from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.sources.checkpoints import Checkpoint
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.spaces.coefficients import CoefficientSpace
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.method_choice import MethodChoiceSpace
 
 ZOO = Path(__file__).parents[3] / "experiments" / "zoo" / "models"

@@ -9,7 +9,8 @@ from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recip
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.methods import METHODS as METHOD_TABLE
 from search_spaces.recipes.resolve import resolve
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace, Range
+from search_spaces.spaces.coefficients import CoefficientSpace
+from search_spaces.spaces.layer_coefficients import CoefficientConfig, Range
 
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_ties", "breadcrumbs", "nuslerp", "sce", "tsv_m")
 PARTS = ("attention", "mlp", "other")

@@ -1,0 +1,5 @@
+"""`python -m evomerge.cli`: the same as the installed command."""
+
+from evomerge.cli.main import main
+
+main()

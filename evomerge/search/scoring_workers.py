@@ -1,0 +1,100 @@
+"""The workers of a search: from its checked inputs to a pool that scores.
+
+`start_pool` makes the pool that the search file names, `local_worker` one worker in this process. `open_worker` makes a
+worker in another process, which opens the models and tasks again and compares them with the driver's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from evomerge.config.search_file import SearchConfig
+from evomerge.merging.engine.placement import Share
+from evomerge.search.problem import Problem
+from evomerge.workers.base import Pool, WorkerError, WorkerFactory, WorkerSettings
+from evomerge.workers.inline import MergeWorker
+from evomerge.workers.start import LocalWorker, Preparation, WorkerInputs
+
+
+def start_pool(problem: Problem) -> Pool:
+    """Return the workers that the search file names, ready to score: what does not depend on a candidate is done.
+
+    Raises
+    ------
+    WorkerError
+        If they cannot be started.
+    DeviceError, PlacementError
+        If a device cannot be used, or is too small for the placement that the search file wants.
+    """
+    workers = problem.config.workers
+    values = problem.resolved().model_dump(mode="json")
+    factory = WorkerFactory(
+        here=lambda settings, share: local_worker(problem, settings, share).ready(),
+        elsewhere=partial(open_worker, values, problem.environment()),
+        items=len(problem.subset),
+    )
+    return workers.start(factory)
+
+
+def local_worker(problem: Problem, settings: WorkerSettings | None = None, share: Share | None = None) -> LocalWorker:
+    """Return a worker in this process.
+
+    Parameters
+    ----------
+    problem
+        What it merges and asks.
+    settings
+        How it computes; None: as the search file's workers do.
+    share
+        Its share of the memory of its device and of the machine; None: all.
+    """
+    config = problem.config
+    inputs = WorkerInputs(
+        {checkpoint.reference: checkpoint for checkpoint in problem.checkpoints.values()},
+        config.models[config.base],
+        problem.suite,
+        config.fitness.batch_size,
+        config.fitness.max_length,
+    )
+    asked_first = problem.search_items if problem.needs_sources else problem.subset
+    space = problem.space
+    preparation = Preparation(tuple(space.structures()), space.decode(space.start), tuple(asked_first))
+    return LocalWorker(inputs, preparation, settings or config.workers.settings(), share)
+
+
+def open_worker(
+    values: Mapping[str, Any], expected: Mapping[str, Any], settings: WorkerSettings, share: Share
+) -> MergeWorker:
+    """Return a worker in this process for a search whose driver lives in another one.
+
+    Parameters
+    ----------
+    values
+        The contents of the driver's search file, every `auto` resolved.
+    expected
+        The driver's `Problem.environment()`: the same sources and items must be found here.
+    settings, share
+        As for `local_worker`.
+
+    Raises
+    ------
+    WorkerError
+        If the models, the tasks or evomerge itself differ from the driver's.
+    """
+    inline = {"kind": "inline"} | asdict(settings)
+    problem = Problem(SearchConfig.model_validate({**values, "workers": inline}), scan=False)
+    _check_same(problem.environment(), expected)
+    return local_worker(problem, settings, share).ready()
+
+
+def _check_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name, files in expected["sources"].items():
+        if found["sources"].get(name) != files:
+            raise WorkerError(f"models.{name}: the files differ from the driver's; put the same files there")
+    if found["items"] != expected["items"]:
+        raise WorkerError("fitness.tasks: a task has other items than at the driver; put the same task files there")
+    if found["evomerge"] != expected["evomerge"]:
+        raise WorkerError(f"evomerge is {found['evomerge']} there and {expected['evomerge']} at the driver")

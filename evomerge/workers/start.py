@@ -1,0 +1,168 @@
+"""A worker in this process, from opened models to ready: built, its sources placed, its state prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+
+from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.engine.footprint import Footprint
+from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.workers.base import WorkerSettings
+from evomerge.workers.inline import MergeWorker
+from evomerge.workers.source_watch import SourceWatch
+from fitness.scoring.evaluator import Evaluator
+from fitness.tasks.suite import TaskSuite
+from search_spaces.recipes.recipe import Recipe
+
+
+class DeviceError(ValueError):
+    """A torch device that cannot be used; one line that says what to write instead."""
+
+
+@dataclass(frozen=True)
+class WorkerInputs:
+    """What a worker merges and asks.
+
+    Attributes
+    ----------
+    checkpoints
+        Opened models, by reference.
+    base
+        The base's reference; its tokenizer encodes the items.
+    suite
+        The tasks.
+    batch_size, max_length
+        See the search file's `fitness` section.
+    """
+
+    checkpoints: Mapping[str, Checkpoint]
+    base: str
+    suite: TaskSuite
+    batch_size: int
+    max_length: int | None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What can be done before the first candidate.
+
+    Attributes
+    ----------
+    structures
+        One recipe for each kind of prepared state that candidates need (`SearchSpace.structures`).
+    start
+        A recipe to prepare the evaluator with.
+    items
+        The items that are asked first.
+    """
+
+    structures: tuple[Recipe, ...]
+    start: Recipe
+    items: tuple[str, ...]
+
+
+class LocalWorker:
+    """A worker in this process that is built, placed and prepared when it is first needed.
+
+    Parameters
+    ----------
+    inputs, preparation
+        What it merges and asks, and what is prepared.
+    settings
+        How it computes.
+    share
+        Its share of the memory of its device and of the machine.
+    """
+
+    def __init__(
+        self, inputs: WorkerInputs, preparation: Preparation, settings: WorkerSettings, share: Share | None = None
+    ) -> None:
+        self._inputs = inputs
+        self._preparation = preparation
+        self._settings = settings
+        self._share = share or Share()
+
+    @cached_property
+    def worker(self) -> MergeWorker:
+        """The worker; it can score, and prepares what it needs when it first needs it.
+
+        Raises
+        ------
+        DeviceError
+            If its device cannot be used.
+        """
+        return build_worker(self._inputs, self._settings)
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What the costliest candidate maps and touches, and what is prepared for all structures together."""
+        found = [asdict(self.worker.engine.footprint(recipe)) for recipe in self._preparation.structures]
+        costs = {key: max(each[key] for each in found) for key in found[0]}
+        return Footprint(**costs | {"prepared_bytes": sum(each["prepared_bytes"] for each in found)})
+
+    @cached_property
+    def placement(self) -> Choice:
+        """Where the sources are placed, decided from the memory that is free when this is first read.
+
+        Raises
+        ------
+        PlacementError
+            If they do not fit where the settings want them.
+        """
+        device = self.worker.engine.device
+        return choose(self._settings.placement, device, self.footprint, free_memory(device, self._share))
+
+    def ready(self) -> MergeWorker:
+        """Return the worker after doing all that does not depend on a candidate."""
+        engine = self.worker.engine
+        if engine.device.type != "cpu":  # a CPU computes from the mapped files
+            engine.place_sources(self.placement.placement)
+        for structure in self._preparation.structures:
+            engine.prepare(structure)
+        self.worker.prepare(self._preparation.start, self._preparation.items)
+        return self.worker
+
+
+def build_worker(inputs: WorkerInputs, settings: WorkerSettings) -> MergeWorker:
+    """Return a worker in this process that has prepared nothing yet.
+
+    Raises
+    ------
+    DeviceError
+        If its device cannot be used.
+    """
+    device = torch_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    engine = MergeEngine(inputs.checkpoints, base=inputs.base, device=device, compute_dtype=settings.compute_dtype)
+    evaluator = Evaluator(
+        inputs.suite,
+        inputs.checkpoints[inputs.base].tokenizer(),
+        batch_size=inputs.batch_size,
+        max_length=inputs.max_length,
+        device=device,
+    )
+    return MergeWorker(engine, evaluator, SourceWatch(inputs.checkpoints))
+
+
+def torch_device(name: str) -> str:
+    """Return the torch device that a setting names; `auto`: a GPU if there is one.
+
+    Raises
+    ------
+    DeviceError
+        If torch does not know the device, or the machine has none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"device {name!r} cannot be used ({reason}); write cpu, or auto") from None
+    return name

@@ -1,0 +1,144 @@
+"""What the verbs beside search say and write, about one finished run of the zoo."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evomerge.config.load import load as load_config
+from evomerge.runs.run import Run
+from evomerge.strategies import M2n2Config
+from search_spaces.recipes import mergekit_yaml
+
+ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
+
+
+def test_status_reads_a_run(finished, evomerge):
+    folder, _ = finished
+    summary = json.loads(evomerge("status", "run", "--json", cwd=folder))
+    assert (summary["state"], summary["evaluations"], summary["budget"]) == ("finished", 12, 12)
+    assert summary["best"]["score"] >= 0
+    assert 0 <= summary["overhead_share"] < 1
+    text = evomerge("status", "run", cwd=folder)
+    assert "12/12 evaluations" in text and "overhead" in text and "optimism" in text
+
+
+def test_runs_lists_it(finished, evomerge):
+    folder, _ = finished
+    assert "run" in evomerge("runs", ".", cwd=folder)
+    (summary,) = json.loads(evomerge("runs", ".", "--json", cwd=folder))
+    assert summary["state"] == "finished"
+
+
+def test_export_merge_load_evaluate(finished, evomerge):
+    """The exported checkpoint loads with transformers and scores item for item as the candidate did in memory."""
+    folder, _ = finished
+    evomerge("export", "run", "-o", "recipe.yaml", cwd=folder)
+    assert evomerge("export", "run", cwd=folder) == (folder / "recipe.yaml").read_text()
+    evomerge("merge", "recipe.yaml", "merged", cwd=folder)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "merged")
+    assert model.num_parameters() > 100_000
+    assert AutoTokenizer.from_pretrained(folder / "merged").vocab_size > 10
+
+    arguments = ("--tasks", "zoo_target_gen", "--include-path", ZOO / "tasks", "--json")
+    saved = json.loads(evomerge("evaluate", "merged", *arguments, cwd=folder))
+    from evomerge.runs.history import Ledger
+
+    with Run.read(folder / "run") as run:
+        ledger = Ledger(run.events())
+    best = json.loads((folder / "run" / "result.json").read_text())["best"]
+    in_memory = ledger.finals["held_out", best]
+    assert saved["scores"] == dict(zip(in_memory.items, in_memory.scores.tolist(), strict=True))
+    assert saved["tasks"][0]["score"] == pytest.approx(in_memory.fitness)
+
+    from_recipe = json.loads(evomerge("evaluate", "recipe.yaml", "--like", "run", "--json", cwd=folder))
+    assert from_recipe["scores"] == saved["scores"]
+
+
+def test_export_by_rank(finished, refuse, evomerge):
+    folder, _ = finished
+
+    hashes = []
+    for rank in (1, 2):
+        evomerge("export", "run", "--rank", rank, "-o", f"rank{rank}.yaml", cwd=folder)
+        hashes.append(mergekit_yaml.read(folder / f"rank{rank}.yaml").hash)
+    assert hashes[0] != hashes[1]
+    refuse("export", folder / "run", "--rank", 99, words=["give 1 to"])
+
+
+def test_plan_says_what_a_search_costs(tmp_path, evomerge, write):
+    write(tmp_path)
+    text = evomerge("plan", "search.yaml", cwd=tmp_path)
+    for words in (
+        "genes",
+        "ops.weight[embeddings]",
+        "sources mapped",
+        "placement auto",
+        "per candidate",
+        "evaluations take",
+        "note:",
+    ):
+        assert words in text
+    plan = json.loads(evomerge("plan", "search.yaml", "--json", "--set", "budget.evaluations=500", cwd=tmp_path))
+    assert len(plan["genes"]) == 3 * (2 + 2)
+    assert plan["footprint"]["touched_bytes"] > plan["footprint"]["resident_bytes"]
+    assert plan["placement"]["placement"] == "mapped"
+    assert plan["placement"]["peak_bytes"] == plan["footprint"]["peak_bytes"] > plan["footprint"]["source_bytes"]
+    assert plan["estimated_seconds"] > 0
+    assert plan["notes"] == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_plan_offline_needs_no_weights(tmp_path, refuse, capsys, write):
+    """Beside a configuration alone; what it says is what `plan` says of the space."""
+    from evomerge.cli.plan import genes_of
+    from evomerge.cli.plan_offline import offline_plan, plan_offline
+    from evomerge.search.problem import Problem
+
+    write(tmp_path)
+    whole = load_config(tmp_path / "search.yaml")
+    remote = {name: f"example/{name}" for name in whole.models}
+    few = whole.fitness.subset.model_copy(update={"items": 20, "estimator": "auto", "rotate": None})
+    config = whole.model_copy(update={"models": remote, "fitness": whole.fitness.model_copy(update={"subset": few})})
+    found, problem = offline_plan(config, ZOO / "models" / "base" / "config.json").summary, Problem(whole)
+    assert found["genes"] == genes_of(problem.space)
+    assert found["parameters"] == sum(problem.sizes.values())
+    assert found["answers"] == 20 * len(config.fitness.tasks) * config.budget.evaluations
+    assert found["downloads"] == list(remote.values())
+    assert [task["name"] for task in found["tasks"]] == [task.task for task in config.fitness.tasks]
+    archive = config.model_copy(update={"strategy": M2n2Config()})
+    notes = offline_plan(archive, ZOO / "models" / "base" / "config.json").summary["notes"]
+    assert any("fitness.subset.rotate: false asks all of them the same" in note for note in notes)
+    plan_offline(tmp_path / "search.yaml", [], None, False)  # its base lies here
+    text = capsys.readouterr().out
+    assert "genes" in text and "to download" not in text
+    base = "models.base=example/base"
+    refuse(
+        "plan", "search.yaml", "--offline", "--set", base, words=["example/base: no configuration", "--architecture"]
+    )
+    metric = "fitness.tasks.0.metric=exact_mtch"
+    refuse("plan", "search.yaml", "--offline", "--set", metric, words=["has no metric 'exact_mtch': did you mean"])
+
+
+def test_init_writes_a_file_that_plan_accepts(tmp_path, refuse, evomerge):
+    models = [ZOO / "models" / name for name in ("base", "ops", "ja")]
+    evomerge("init", "--models", *models, "--tasks", "zoo_target_mc", "--include-path", ZOO / "tasks", cwd=tmp_path)
+    text = (tmp_path / "search.yaml").read_text()
+    assert "# " in text
+    plan = json.loads(evomerge("plan", "search.yaml", "--json", cwd=tmp_path))
+    assert len(plan["genes"]) <= 60
+    assert plan["notes"] == []
+    refuse("init", "--models", *models, "--tasks", "t", words=["search.yaml exists already"])
+    refuse("init", "--models", *models[:2], models[1], "--tasks", "t", "-o", "b.yaml", words=["is named twice"])
+
+
+def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path, evomerge):
+    folder, _ = finished
+    for name in ("good", "torn"):
+        shutil.copytree(folder / "run", tmp_path / name)
+    (tmp_path / "torn" / "events.sqlite").write_bytes(b"SQLite format 3")
+    text = evomerge("runs", ".", cwd=tmp_path)
+    assert "good" in text and "held out" in text and "damaged" in text
