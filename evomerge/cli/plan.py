@@ -126,8 +126,7 @@ def too_few(evaluations: int, population: int) -> list[str]:
 def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
     """Return a note if an archive compares members that have answered different items."""
     few, strategy = config.fitness.subset, config.strategy
-    rotates = few.estimator != "mean" if few.rotate is None else few.rotate
-    if not (asks_few and rotates and strategy.keeps_archive):
+    if not (asks_few and few.rotates() and strategy.keeps_archive):
         return []
     how = f" ({strategy.archive_compares})" if strategy.archive_compares else ""
     return [

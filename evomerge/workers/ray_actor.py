@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from evomerge.plugins import load_plugins
 from evomerge.workers.base import Request, Worker, WorkerError
 from fitness.results import Evaluation
 
@@ -34,6 +35,7 @@ class Actor:
             If the models or tasks cannot be used here, or differ from the driver's.
         """
         place = f"process {os.getpid()} on {socket.gethostname()}"
+        load_plugins()  # recipes may name their methods
         try:
             self._worker = self._start_worker()
         except Exception as error:  # whatever models, tasks and devices raise
