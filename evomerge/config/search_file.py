@@ -13,7 +13,7 @@ from evomerge.strategies import AnyStrategy, CmaEsConfig
 from evomerge.workers.config import InlineConfig
 from evomerge.workers.registry import WORKERS, WorkersConfig
 from fitness.config import FitnessConfig
-from search_spaces.recipes.fields import NOT_IN_CORE
+from search_spaces.recipes.methods import method_spec
 from search_spaces.registry import by_kind
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.registry import SpaceConfig
@@ -113,7 +113,7 @@ class SearchConfig(BaseModel):
     def _methods_in_core(self) -> SearchConfig:
         method: Any = getattr(self.space, "method", ())
         for name in (method,) if isinstance(method, str) else method:
-            if self.adapters == "core" and name in NOT_IN_CORE:
+            if self.adapters == "core" and method_spec(name).core_space == "unsupported":
                 raise ValueError(
                     f"adapters: core space holds task vectors only, and {name} compares whole weights; write adapters: "
                     "full, or another space.method"

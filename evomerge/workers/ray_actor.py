@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from evomerge.files.messages import reason
 from evomerge.plugins import load_plugins
 from evomerge.workers.base import Request, Worker, WorkerError
 from fitness.results import Evaluation
@@ -39,8 +40,7 @@ class Actor:
         try:
             self._worker = self._start_worker()
         except Exception as error:  # whatever models, tasks and devices raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise WorkerError(f"a worker cannot start ({place}): {reason}") from None
+            raise WorkerError(f"a worker cannot start ({place}): {reason(error)}") from None
         return f"{place}, {self._worker.place}"
 
     def evaluate(self, request: Request) -> Evaluation:
