@@ -25,7 +25,7 @@ def founders_of(space: SearchSpace, warm_start: Founders | None, places: int) ->
 
     The space's own founders; with a warm start the former run's candidates, and the space's own in what room is left.
     """
-    own = list(space.founders())
+    own = list(space.initial_population())
     if warm_start is None:
         return own
     former = warm_start.points(space)

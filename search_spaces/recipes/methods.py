@@ -55,7 +55,7 @@ AIM = Parameter(
     extension=True,
     doc="Activation-informed merging (arXiv:2502.02421): what the base's busiest channel keeps of its change.",
 )
-"""Taken by every method that has a base; needs `calibration`, a text."""
+"""Taken by every method that has a base; needs `calibration_text`."""
 
 
 def _sum_parameters(*, normalize: bool, rescale: bool, sparse: bool = True) -> tuple[Parameter, ...]:
