@@ -127,8 +127,7 @@ def too_few(evaluations: int, population: int) -> list[str]:
 def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
     """Say where an archive compares members that have answered different items."""
     few, strategy = config.fitness.subset, config.strategy
-    rotates = few.estimator != "mean" if few.rotate is None else few.rotate
-    if not (asks_few and rotates and isinstance(strategy, M2n2Config | MapElitesConfig)):
+    if not (asks_few and few.rotates() and isinstance(strategy, M2n2Config | MapElitesConfig)):
         return []
     what = "one not asked counts as the mean" if isinstance(strategy, M2n2Config) else "whose means are its cells"
     return [

@@ -28,7 +28,6 @@ from evomerge.strategies.base import Strategy
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
 from fitness.config import FitnessConfig
-from fitness.estimation.estimators import NEEDS_PARENTS
 from fitness.estimation.evaluation_plan import (
     EstimatedPlan,
     EvaluationPlan,
@@ -37,8 +36,7 @@ from fitness.estimation.evaluation_plan import (
     within_unit_interval,
 )
 from fitness.estimation.item_banks import ItemBanks
-from fitness.items import task_of
-from fitness.objectives import Objectives, relative_to_sources
+from fitness.items import positions_by_task, task_of
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.spaces.context import SpaceContext
@@ -102,9 +100,8 @@ class Problem:
     @property
     def needs_sources(self) -> bool:
         """Whether sources are scored on all search items before the search."""
-        estimator = self.config.fitness.subset.estimator
-        inherits = self.asks_few and estimator in ("auto", *NEEDS_PARENTS)
-        return inherits or relative_to_sources(self.config.fitness)
+        fitness = self.config.fitness
+        return fitness.compares_with_sources or (self.asks_few and fitness.subset.needs_parents)
 
     @property
     def asks_few(self) -> bool:
@@ -112,33 +109,34 @@ class Problem:
         return len(self.subset) < len(self.search_items)
 
     def evaluation_plan(self, bench: Bench) -> EvaluationPlan:
-        """Return how candidates are measured; sources are scored on all search items where that is needed.
+        """Return how candidates are evaluated; sources are scored on all search items where that is needed.
 
         Raises
         ------
         TaskError
-            If an estimator lacks what it needs, or no source does what a floor is relative to.
+            If an estimator lacks what it needs, or scores are compared with those of the best source and it scores 0.
         """
         fitness, few = self.config.fitness, self.config.fitness.subset
         scored = {
             entry.name: bench.score("parent", entry, self.search_items)
             for entry in (self.sources() if self.needs_sources else [])
-            if entry.name != self.config.base or relative_to_sources(fitness)
+            if entry.name != self.config.base or fitness.compares_with_sources
         }
-        objectives = Objectives.of(fitness, list(scored.values()))
+        objectives = fitness.objectives_for(list(scored.values()))
         experts = [answers for name, answers in scored.items() if name != self.config.base]
         estimator = few.estimator
         if estimator == "auto":
             estimator = "inherited" if all(within_unit_interval(answers) for answers in experts) else "mean"
-        rotate = estimator != "mean" if few.rotate is None else few.rotate
+        rotate = few.rotates(estimator)
         if not self.asks_few or (estimator == "mean" and not rotate):
             return FixedItemsPlan(self.subset, objectives)
         assert few.items != "all"
-        tasks = {task: [item for item in self.search_items if task_of(item) == task] for task in objectives.weights}
-        known = {
+        places = positions_by_task(self.search_items)
+        tasks = {task: [self.search_items[at] for at in places[task]] for task in objectives.weights}
+        inputs = {
             task: estimator_inputs(task, items, experts, self.item_banks, estimator) for task, items in tasks.items()
         }
-        return EstimatedPlan(self.search_items, known, objectives, estimator, few.items, self.config.seed, rotate)
+        return EstimatedPlan(self.search_items, inputs, objectives, estimator, few.items, self.config.seed, rotate)
 
     @property
     def noise(self) -> float:

@@ -76,11 +76,11 @@ BAD_FITNESS = {
     "subset: {itms: 3}": "fitness.subset.itms: unknown key; did you mean `items`?",
     "subset: {estimator: pirt}": "fitness.subset.estimator: 'pirt' is not a choice here; did you mean `p_irt`?",
     "items: 20": "fitness.items: unknown key; it belongs elsewhere: write fitness.subset.items",
-    "tasks: []": "fitness.tasks: write a list of at least 1, each a section with keys such as task, weight, floor",
+    "tasks: []": "fitness.tasks: write a list of at least 1, each a section with keys such as task, weight, min_share",
     "tasks: [{task: a, weight: 0}]": "fitness.tasks.0.weight: write a number above 0 (got 0)",
     "tasks: [{weight: 1}]": "fitness.tasks.0.task: missing; write text (`evomerge init` writes an example)",
     "tasks: [a, a]": "fitness.tasks: task 'a' is listed twice: keep one entry and set its weight instead",
-    "tasks: [3]": "fitness.tasks.0: write a section with keys such as task, weight, floor (got 3)",
+    "tasks: [3]": "fitness.tasks.0: write a section with keys such as task, weight, min_share_of_best_source (got 3)",
     "racing: {test: sprit}": "fitness.racing.test: 'sprit' is not a choice here; did you mean `sprt`?",
 }
 

@@ -24,7 +24,8 @@ from evomerge.strategies import (
 )
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.testing.planted import PlantedSpace, distances, evaluate, mixed, reals, switched
-from fitness.pareto import hypervolume, ranks
+from experiments.pareto.hypervolume import hypervolume
+from fitness.pareto import ranks
 from fitness.results import Evaluation
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
