@@ -16,15 +16,14 @@ from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import SearchConfig
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.sources import preflight
-from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import open_sources
+from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.merging.sources.task_vectors import squared_norms
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
 from evomerge.search.recorded_scoring import Bench
 from evomerge.search.warm_start import Warmed, warmed
-from evomerge.strategies import AnyStrategyConfig, NevergradConfig, resolved_for
-from evomerge.strategies.base import Strategy
+from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
 from fitness.config import FitnessConfig
@@ -62,7 +61,7 @@ class Problem:
 
     def __init__(self, config: SearchConfig, *, scan: bool = True) -> None:
         self.config = config
-        self.checkpoints: Mapping[str, Checkpoint] = open_sources(
+        self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
         self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
@@ -164,9 +163,9 @@ class Problem:
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
-    def _resolved(self, strategy: AnyStrategyConfig) -> AnyStrategyConfig:
+    def _resolved(self, strategy: StrategyConfig) -> StrategyConfig:
         evaluations = self.config.budget.evaluations
-        return resolved_for(strategy, self.space, noise=self.noise, evaluations=evaluations)
+        return strategy.resolved(self.space, noise=self.noise, evaluations=evaluations)
 
     def strategy(self) -> Strategy:
         """Build the configured strategy, from the start."""
@@ -194,7 +193,7 @@ class Problem:
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
         """Sizes and hashes of the sources' files, as they were when first asked for."""
-        return {name: checkpoint.fingerprint()["files"] for name, checkpoint in self.checkpoints.items()}
+        return {name: fingerprint(checkpoint)["files"] for name, checkpoint in self.checkpoints.items()}
 
     def environment(self) -> dict[str, Any]:
         """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""
@@ -229,17 +228,14 @@ def _installed(packages: Sequence[str]) -> list[str]:
 
 
 def _idle_workers(config: SearchConfig) -> list[str]:
-    """Say where a strategy proposes too few candidates at a time for the workers; that setting cannot change later."""
-    strategy, workers = config.strategy, config.workers
-    if not isinstance(strategy, NevergradConfig) or not isinstance(workers, RayConfig):
+    """Return a note if the strategy proposes too few candidates for the workers; a run cannot change that later."""
+    limit, workers = config.strategy.most_in_flight, config.workers
+    if limit is None or not isinstance(workers, RayConfig):
         return []
-    if strategy.parallel >= (2 if workers.count == "auto" else workers.count):
+    if limit >= (2 if workers.count == "auto" else workers.count):
         return []
     wanted = "the number of workers" if workers.count == "auto" else workers.count
-    return [
-        f"strategy.parallel is {strategy.parallel}: so many workers have something to do at a time, and all others "
-        f"idle; write {wanted}"
-    ]
+    return [f"strategy.parallel is {limit}: at most {limit} workers are busy at a time; write {wanted}"]
 
 
 def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:
