@@ -20,7 +20,7 @@ from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import layout_of_module, meta_module
 from evomerge.search.problem import largest_error
-from evomerge.search.warm_start import warmed
+from evomerge.search.warm_start import load_warm_start
 from evomerge.strategies import resolved_for
 from evomerge.strategies.base import Strategy
 from fitness.tasks.offline import describe_tasks
@@ -122,7 +122,7 @@ def _strategy(config: SearchConfig, space: SearchSpace) -> Strategy:
     noise = largest_error(weights, dict.fromkeys(weights, SUPPOSED if items == "all" else items))
     resolved = partial(resolved_for, space=space, noise=noise, evaluations=config.budget.evaluations)
     try:
-        start = warmed(config.strategy, config, space, resolved(config.strategy))
+        start = load_warm_start(config.strategy, config, space, resolved(config.strategy))
         return resolved(start.strategy).build(space, config.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from None

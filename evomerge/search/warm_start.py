@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.config.search_file import SearchConfig
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, require_run
 from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, GridConfig, M2n2Config, StagedConfig
 from evomerge.strategies.base import Genotype
@@ -34,14 +34,16 @@ LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
-class Warmed:
+class WarmStartSettings:
     """A strategy's settings with what a former run says, and a sentence on it; empty where there is none."""
 
     strategy: AnyStrategyConfig
     message: str = ""
 
 
-def warmed(strategy: AnyStrategyConfig, config: SearchConfig, space: SearchSpace, places: AnyStrategyConfig) -> Warmed:
+def load_warm_start(
+    strategy: AnyStrategyConfig, config: SearchConfig, space: SearchSpace, places: AnyStrategyConfig
+) -> WarmStartSettings:
     """Return the strategy's settings with what the former run that they name says; most name none.
 
     What is read is written into the new run's config, so that resuming it does not depend on the former one.
@@ -63,9 +65,9 @@ def warmed(strategy: AnyStrategyConfig, config: SearchConfig, space: SearchSpace
         If it is no run, or damaged.
     """
     if isinstance(strategy, GridConfig) or strategy.warm_start is None or strategy.warm_start.known:
-        return Warmed(strategy)
+        return WarmStartSettings(strategy)
     path = Path(strategy.warm_start.run)
-    former = _Former(path, config, space)
+    former = _FinishedRun(path, config, space)
     wanted = best_share(former.size) if isinstance(strategy, CmaEsConfig) else _places(places)
     points, left_out = former.best(
         min(wanted, max(1, NUMBERS // space.dimension)), several=strategy.objectives == "several"
@@ -82,8 +84,8 @@ def warmed(strategy: AnyStrategyConfig, config: SearchConfig, space: SearchSpace
         message += f"; {len(left_out)} are left out, since this space cannot say them ({left_out[0]})"
     if isinstance(strategy, CmaEsConfig):
         unit = UnitBox(space).to_unit(points)
-        return Warmed(strategy.model_copy(update={"warm_start": strategy.warm_start.around(unit)}), message)
-    return Warmed(strategy.model_copy(update={"warm_start": strategy.warm_start.of(points)}), message)
+        return WarmStartSettings(strategy.model_copy(update={"warm_start": strategy.warm_start.around(unit)}), message)
+    return WarmStartSettings(strategy.model_copy(update={"warm_start": strategy.warm_start.of(points)}), message)
 
 
 def warm_start_override(config: SearchConfig, path: Path) -> str:
@@ -128,7 +130,7 @@ def space_of(path: Path, models: Mapping[str, str] | None = None) -> SearchSpace
     return config.stamped(build_space(settings, context))
 
 
-class _Former:
+class _FinishedRun:
     """A former run, seen from a new search.
 
     Models of the same name stand for each other, so that runs whose models have moved, and runs over other models in
@@ -142,9 +144,9 @@ class _Former:
 
     def __init__(self, path: Path, config: SearchConfig, space: SearchSpace) -> None:
         with Run.read(path) as run:
-            self._ledger = Ledger(run.events())
+            self._history = RunHistory(run.events())
         self._path, self._space = path, space
-        self._ranking = self._ledger.ranking()
+        self._ranking = self._history.ranking()
         self.size = len(self._ranking)
         former = load(path / "config.yaml")
         known = set(config.models.values())
@@ -179,10 +181,10 @@ class _Former:
         best = self._path / "best.yaml"
         if not several and best.is_file():
             yield mergekit_yaml.read(best).with_models(self._renamed)
-        order = dict.fromkeys([*(self._ledger.front() if several else ()), *self._ranking])
+        order = dict.fromkeys([*(self._history.front() if several else ()), *self._ranking])
         former = None if self._same else space_of(self._path, self._models)
         for identity in list(order)[:LOOKED_AT]:
-            genotype = self._ledger.asked[identity].candidate.genotype
+            genotype = self._history.asked[identity].candidate.genotype
             yield np.array(genotype) if former is None else former.decode(genotype)
 
 
