@@ -1,22 +1,5 @@
-"""How good a model is: tasks, items, scores and their errors.
+"""How good a model is: tasks, items, scores and their standard errors.
 
-Nothing heavy is imported here: torch, transformers and lm-eval belong to `fitness.tasks`, `fitness.scoring.evaluator`
-and the modules under them.
+Importing `fitness.config`, `fitness.objectives` or `fitness.estimation` imports neither torch nor transformers nor
+lm-eval: models are scored in `fitness.scoring`, tasks are loaded in `fitness.tasks`.
 """
-
-from fitness.config import FitnessConfig, SubsetConfig, TaskConfig
-from fitness.estimation.estimators import Estimate
-from fitness.items import Item, ItemPool
-from fitness.results import Evaluation, ItemScores, TaskError
-
-__all__ = [
-    "Estimate",
-    "Evaluation",
-    "FitnessConfig",
-    "Item",
-    "ItemPool",
-    "ItemScores",
-    "SubsetConfig",
-    "TaskConfig",
-    "TaskError",
-]

@@ -1,80 +1,85 @@
-"""The `fitness` part of a search file."""
+"""The `fitness` section of a search file."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
-from fitness.estimation.estimators import NEEDS_BANK, NEEDS_OTHERS
+from fitness.estimation import ESTIMATORS
+from fitness.objectives import Objectives
+from fitness.results import Evaluation, ItemScores
+from fitness.tasks.config import Section, Split, TaskConfig, TasksConfig
 
-Split = Literal["train", "validation", "test"]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class TaskConfig(_Frozen):
-    """One lm-eval task that counts."""
-
-    task: str = Field(min_length=1)
-    """Name of an lm-eval task, as in its YAML file's `task:` key; not of a group or a tag."""
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Share of this task in the objective, relative to the other tasks' weights; > 0, no unit."""
-    min_share_of_best_source: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Constraint: the lowest acceptable score, as a share of the best source's score; 0.9 keeps 90 % of it. Candidates
-    that violate a constraint rank behind all that violate none. None: no constraint."""
-    metric: str | None = None
-    """Metric to maximise, `name` or lm-eval's `name,filter`. None: the first of the task's metrics that has a
-    value for each single item, after the task's first filter. One that is better when lower counts negatively, as
-    do ours: answer_loss (of the right answer, nats), bits_per_byte (the same per byte), answer_length (characters)."""
-    search_split: Literal["auto"] | Split = "auto"
-    """Split that the search items come from. auto: validation if the task has one, else test
-    (which needs `allow_test_split`)."""
+__all__ = ["EstimatorName", "FitnessConfig", "RacingConfig", "Split", "SubsetConfig", "TaskConfig"]
 
 
-class SubsetConfig(_Frozen):
+@dataclass(frozen=True)
+class EstimatorName:
+    """Annotation of a field that names a registered estimator, or `auto`."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All words that may stand there, those of other packages included."""
+        return ("auto", *ESTIMATORS)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return a choice of all names."""
+        return {"enum": list(self.choices)}
+
+
+class SubsetConfig(Section):
     """Which of the search items a candidate is asked."""
 
     items: Annotated[int, Field(ge=1, strict=True)] | Literal["all"] = "all"
     """Search items per task and candidate; >= 1."""
-    estimator: Literal[
-        "auto",
-        "inherited",
-        "mean",
-        "stratified_mean",
-        "parent_post_stratification",
-        "stratified_difference",
-        "anchor_mean",
-        "p_irt",
-        "p_irt_map",
-        "gp_irt",
-        "mp_irt",
-        "gmp_irt",
-        "mp_irt_map",
-        "ridge",
-        "blup",
-    ] = "auto"
-    """How the score on all search items follows from those asked. inherited: the experts' answers to all search items
-    (they are scored once) and those of earlier candidates fill in the rest. mean: the mean of the answers. auto:
-    inherited where scores lie in [0, 1], else mean. The others are published ones and their parts, most of which need
-    an `item_bank`."""
+    estimator: Annotated[str, EstimatorName()] = "auto"
+    """How the score on all search items is estimated from the answers. mean: their mean. inherited: the answers of the
+    experts (each is scored once on all search items) and of earlier candidates predict the items not asked. auto:
+    inherited where scores lie in [0, 1], else mean. The others are published estimators and variants; most need an
+    `item_bank`."""
     rotate: bool | None = None
     """Whether each generation is asked other items. None: yes, unless the estimator is mean."""
     item_bank: str | None = None
-    """What `evomerge fit-items` has written: other models' answers to the same items, and item parameters fitted to
-    them. None: there is none."""
+    """File written by `evomerge fit-items`: other models' answers to the same items, and the item parameters fitted to
+    them."""
+
+    @field_validator("estimator")
+    @classmethod
+    def _known_estimator(cls, name: str) -> str:
+        if name != "auto" and name not in ESTIMATORS:
+            raise PydanticCustomError("unknown_estimator", "{text}", {"text": ESTIMATORS.unknown(name)})
+        return name
 
     @model_validator(mode="after")
-    def _calibrated(self) -> "SubsetConfig":
-        if self.item_bank is None and self.estimator in (*NEEDS_BANK, *NEEDS_OTHERS):
+    def _has_what_its_estimator_needs(self) -> "SubsetConfig":
+        needs = frozenset() if self.estimator == "auto" else ESTIMATORS[self.estimator].needs
+        if self.item_bank is None and needs & {"item_bank", "other_models"}:
             raise ValueError(
                 f"estimator {self.estimator} needs `item_bank`, a file that `evomerge fit-items` writes; "
                 "or set estimator: auto"
             )
         return self
 
+    @property
+    def needs_parents(self) -> bool:
+        """Whether the estimator may need the sources' scores on all search items."""
+        return self.estimator == "auto" or "parents" in ESTIMATORS[self.estimator].needs
 
-class RacingConfig(_Frozen):
+    def rotates(self, estimator: str | None = None) -> bool:
+        """Return whether each generation is asked other items.
+
+        Parameters
+        ----------
+        estimator
+            What `auto` has turned out to mean; None: the one in the file, where `auto` counts as rotating.
+        """
+        name = estimator or self.estimator
+        return (name == "auto" or ESTIMATORS[name].rotates) if self.rotate is None else self.rotate
+
+
+class RacingConfig(Section):
     """When to stop asking a candidate."""
 
     error: float = Field(default=0.05, gt=0, lt=1)
@@ -89,14 +94,15 @@ class RacingConfig(_Frozen):
     many of them: exact and sprt for 0/1 scores, t and wilcoxon for others, auto the one that fits."""
 
 
-class FitnessConfig(_Frozen):
+def _subset_section(value: Any) -> Any:
+    short = isinstance(value, int | float | str) and not isinstance(value, bool)
+    return {"items": value} if short else value
+
+
+class FitnessConfig(TasksConfig):
     """What makes a model good, and how it is measured."""
 
-    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
-    """The tasks, each named once."""
-    include_path: tuple[str, ...] = ()
-    """Folders with lm-eval task YAMLs, searched before lm-eval's own tasks."""
-    subset: SubsetConfig = SubsetConfig()
+    subset: Annotated[SubsetConfig, BeforeValidator(_subset_section)] = SubsetConfig()
     """Which of the search items a candidate is asked."""
     racing: RacingConfig | None = None
     """Ask a generation's candidates in blocks, and stop those that cannot matter any more. None: ask all alike."""
@@ -109,15 +115,6 @@ class FitnessConfig(_Frozen):
     for a front; the others go by the weighted sum."""
     normalize: Literal["none", "best_source"] = "none"
     """best_source: each task's score is divided by that of the source that is best at it, before weighting."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] | Split = 0.5
-    """Items kept for the final table: a fraction of the search split's items, in (0, 1), or the name of
-    another split, which is then used whole."""
-    allow_test_split: bool = False
-    """Acknowledges that search items come from a test split: a published score then means nothing."""
-    num_fewshot: int | None = Field(default=None, ge=0)
-    """Solved examples before each prompt, unless the task fixes their number at 0. None: the task's own."""
-    apply_chat_template: bool = False
-    """Put prompts into the tokenizer's chat template, few-shot examples as turns."""
     batch_size: int = Field(default=64, ge=1)
     """Sequences per forward pass; >= 1."""
     max_length: int | None = Field(default=None, ge=2)
@@ -129,11 +126,25 @@ class FitnessConfig(_Frozen):
             raise ValueError("racing ranks by one objective: remove `racing`, or set objectives: weighted_sum")
         return self
 
-    @field_validator("tasks")
-    @classmethod
-    def _each_task_once(cls, tasks: tuple[TaskConfig, ...]) -> tuple[TaskConfig, ...]:
-        names = [task.task for task in tasks]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"task {name!r} is listed twice: keep one entry and set its weight instead")
-        return tasks
+    @property
+    def compares_with_sources(self) -> bool:
+        """Whether the objectives depend on the sources' scores."""
+        constrained = any(task.min_share_of_best_source is not None for task in self.tasks)
+        return constrained or self.normalize == "best_source"
+
+    def objectives_for(self, sources: Sequence[ItemScores | Evaluation] = ()) -> Objectives:
+        """Return how the tasks' scores become objectives.
+
+        Parameters
+        ----------
+        sources
+            Scores of the models that are merged, on all search items; needed where `compares_with_sources`.
+
+        Raises
+        ------
+        TaskError
+            See `Objectives.of`.
+        """
+        return Objectives.of(
+            self.tasks, sources, normalize=self.normalize == "best_source", apart=self.objectives == "per_task"
+        )

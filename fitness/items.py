@@ -44,6 +44,14 @@ def task_of(item_id: str) -> str:
     return item_id.rsplit("/", 2)[0]
 
 
+def positions_by_task(item_ids: Iterable[str]) -> dict[str, list[int]]:
+    """Task name to the positions of its items; tasks and positions in the order of the items."""
+    groups: dict[str, list[int]] = {}
+    for position, item in enumerate(item_ids):
+        groups.setdefault(task_of(item), []).append(position)
+    return groups
+
+
 def prompt_key(prompt: str) -> str:
     """16 hex digits that equal prompts share, whatever their white space."""
     return hashlib.sha256(" ".join(prompt.split()).encode()).hexdigest()[:16]

@@ -1,41 +1,55 @@
-"""Scores of the tasks to the objectives that a search maximises.
+"""From the tasks' scores to the objectives that a search maximises.
 
 Each task's score may be divided by the best source's (`normalize`), so that tasks of different difficulty count alike.
-`weighted_sum` adds them up to one objective; `per_task` keeps them apart for strategies that look for a front, and
-the weighted sum then only decides which candidate is called the best. A floor is a constraint: a candidate below
-it is worse than any that keeps all floors, and of two such candidates the one that misses by less is the better one
-(K. Deb, "An efficient constraint handling method for genetic algorithms", 2000).
+`weighted_sum` adds the tasks up to one objective; `per_task` keeps them apart for strategies that search for a Pareto
+front, and the weighted sum then only decides which candidate is called the best. A lowest acceptable score is a
+constraint: a candidate that violates one ranks behind all that violate none, and of two that do, the one with the
+smaller violation is better (K. Deb, "An efficient constraint handling method for genetic algorithms", 2000).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from fitness.config import FitnessConfig
-from fitness.estimation.estimators import Estimate, mean
-from fitness.items import task_of
-from fitness.results import Evaluation, ItemScores, TaskError
+from fitness.items import positions_by_task
+from fitness.results import Estimate, Evaluation, ItemScores, TaskError, mean
 
 
-def by_task(scores: ItemScores | Evaluation) -> dict[str, np.ndarray]:
+class WeightedTask(Protocol):
+    """What the objectives need to know about a task of a search file (`fitness.tasks.config.TaskConfig`)."""
+
+    @property
+    def task(self) -> str:
+        """Its name."""
+
+    @property
+    def weight(self) -> float:
+        """Its share of the weighted sum, relative to the other tasks' weights; > 0."""
+
+    @property
+    def min_share_of_best_source(self) -> float | None:
+        """The lowest acceptable score, as a share of the best source's; None: any score is acceptable."""
+
+
+def by_task(scores: ItemScores | Evaluation) -> dict[str, npt.NDArray[np.float64]]:
     """Task name to its items' scores, in the order of the items."""
-    groups: dict[str, list[float]] = {}
-    for item, score in zip(scores.items, scores.scores, strict=True):
-        groups.setdefault(task_of(item), []).append(float(score))
-    return {task: np.asarray(values) for task, values in groups.items()}
+    score_I = np.asarray(scores.scores, np.float64)
+    return {task: score_I[positions] for task, positions in positions_by_task(scores.items).items()}
 
 
 def means(scores: ItemScores | Evaluation) -> dict[str, Estimate]:
-    """Task name to the mean of its items' scores, with its error."""
+    """Task name to the mean of its items' scores, with its standard error."""
     return {task: mean(values) for task, values in by_task(scores).items()}
 
 
 @dataclass(frozen=True)
 class Objectives:
-    """What the tasks' scores add up to.
+    """How the tasks' scores become objectives.
 
     Attributes
     ----------
@@ -44,7 +58,7 @@ class Objectives:
     scales
         Task name to what its scores are divided by, > 0; 1 where absent.
     floors
-        Task name to the lowest score that is good enough, in the unit of its metric, > 0.
+        Task name to the lowest acceptable score, in the unit of its metric, > 0.
     apart
         One objective per task, in the order of the weights, instead of their weighted sum.
     """
@@ -55,41 +69,51 @@ class Objectives:
     apart: bool = False
 
     @classmethod
-    def of(cls, config: FitnessConfig, sources: Sequence[ItemScores | Evaluation] = ()) -> Objectives:
-        """What a search file asks for.
+    def of(
+        cls,
+        tasks: Sequence[WeightedTask],
+        sources: Sequence[ItemScores | Evaluation] = (),
+        *,
+        normalize: bool = False,
+        apart: bool = False,
+    ) -> Objectives:
+        """Return the objectives for some tasks.
 
         Parameters
         ----------
-        config
-            The tasks, how they are normalised, and whether they are kept apart.
+        tasks
+            Names, weights and lowest acceptable scores.
         sources
-            Scores of the models that are merged, on all search items; needed where `relative_to_sources(config)`.
+            Scores of the models that are merged, on all search items; needed where scores are normalised, or a task
+            has a lowest acceptable score.
+        normalize
+            Whether each task's scores are divided by the best source's.
+        apart
+            Whether each task is an objective, instead of their weighted sum.
 
         Raises
         ------
         TaskError
-            If no source scores above 0 on a task that is to be measured against the best of them.
+            No source scores above 0 on a task whose scores are compared with the best source's.
         """
-        weights = {task.task: task.weight for task in config.tasks}
+        weights = {task.task: task.weight for task in tasks}
         shares = {
-            task.task: task.min_share_of_best_source
-            for task in config.tasks
-            if task.min_share_of_best_source is not None
+            task.task: task.min_share_of_best_source for task in tasks if task.min_share_of_best_source is not None
         }
-        scaled = weights if config.normalize == "best_source" else ()
+        scaled = tuple(weights) if normalize else ()
         best = _best(sources, [*shares, *(task for task in scaled if task not in shares)])
         floors = {task: share * best[task] for task, share in shares.items()}
-        return cls(weights, {task: best[task] for task in scaled}, floors, config.objectives == "per_task")
+        return cls(weights, {task: best[task] for task in scaled}, floors, apart)
 
     def judge(self, evaluation: Evaluation, estimates: Mapping[str, Estimate]) -> Evaluation:
-        """Return an evaluation with the objectives that follow from its tasks' estimated scores.
+        """Return the evaluation with the objectives that follow from its tasks' estimated scores.
 
-        Tasks count as independent: the error of a sum is √Σ(wₜ·seₜ)².
+        Tasks count as independent: the standard error of a sum is √Σ(wₜ·seₜ)².
 
         Raises
         ------
         TaskError
-            A weighted task has no estimate, or there is one of a task without a weight.
+            A task with a weight has no estimate, or a task with an estimate has no weight.
         """
         if estimates.keys() != self.weights.keys():
             odd = sorted(estimates.keys() ^ self.weights.keys())
@@ -110,13 +134,8 @@ class Objectives:
         )
 
     def violation(self, estimates: Mapping[str, Estimate]) -> float:
-        """By how much the scores miss their floors, as shares of these, summed; 0 if they keep them all."""
+        """Return by how much scores are below the lowest acceptable ones, as shares of these, summed; 0 if none is."""
         return sum(max(0.0, 1 - estimates[task].value / floor) for task, floor in self.floors.items())
-
-
-def relative_to_sources(config: FitnessConfig) -> bool:
-    """Whether the objectives cannot be told without the sources' scores."""
-    return config.normalize == "best_source" or any(task.min_share_of_best_source is not None for task in config.tasks)
 
 
 def _best(sources: Sequence[ItemScores | Evaluation], tasks: Sequence[str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Fronts of several objectives: who dominates whom, who stands alone, and how much a front covers.
+"""Pareto fronts: which points dominate which others, their fronts, and their crowding distances.
 
 All objectives are maximised. Letters: N points, M objectives.
 """
@@ -66,32 +66,3 @@ def crowding(points: ArrayLike) -> Array:
         if spread > 0 and count > 2:
             distance[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / spread
     return distance / objectives
-
-
-def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
-    """Return the volume that lies between a reference point and the front.
-
-    Sliced along the last objective (While et al. 2006): fine for fronts of tens of points and few objectives.
-
-    Parameters
-    ----------
-    points
-        float[N, M].
-    reference
-        float[M]; points that are not better in every objective count for nothing.
-    """
-    corner = np.asarray(reference, dtype=np.float64)
-    point_NM = np.asarray(points, dtype=np.float64).reshape(-1, len(corner))
-    inside = point_NM[(point_NM > corner).all(axis=1)]
-    if not len(inside):
-        return 0.0
-    if len(corner) == 1:
-        return float(inside.max() - corner[0])
-    levels = np.unique(inside[:, -1])[::-1]
-    below = np.append(levels[1:], corner[-1])
-    return float(
-        sum(
-            (top - bottom) * hypervolume(inside[inside[:, -1] >= top, :-1], corner[:-1])
-            for top, bottom in zip(levels, below, strict=True)
-        )
-    )

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import settings
 
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.spaces.coefficients import CoefficientSpace
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 
 # Every run draws the same examples: few in `make test`, many in `make test-slow` (--hypothesis-profile=thorough).
 settings.register_profile("quick", max_examples=30, deadline=None, derandomize=True)

@@ -22,6 +22,7 @@ ORDER = (
     "fitness.estimation",
     "fitness.config",
     "evomerge.version",
+    "evomerge.plugins",
     "evomerge.files",
     "evomerge.merging",
     "evomerge.merging.methods",

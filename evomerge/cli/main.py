@@ -1,4 +1,4 @@
-"""The command line. Each verb's work lives in `evomerge.commands`, imported only when the verb runs."""
+"""The command line: arguments only. What a verb does is in the module of its name, imported when the verb runs."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ REPEATED = ("--models", "--tasks", "--include-path")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: space.weight.high=2; budget.hours=+1 adds."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key: space.weight.high=2; budget.hours=+1 adds to it."),
 ]
 SearchFile = Annotated[Path, typer.Argument(help="The search file (YAML).", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
-Tasks = Annotated[list[str], typer.Option(help="Names of lm-eval tasks; several may follow.", show_default=False)]
+Tasks = Annotated[list[str], typer.Option(help="Names of lm-eval tasks, one or more.", show_default=False)]
 IncludePath = Annotated[
-    list[Path] | None, typer.Option(help="Folders of lm-eval task files; several may follow.", show_default=False)
+    list[Path] | None, typer.Option(help="Folders with lm-eval task files, one or more.", show_default=False)
 ]
 
 AllowUnrelated = Annotated[
-    bool, typer.Option("--allow-unrelated", help="Take models although their weights do not come from the base's.")
+    bool, typer.Option("--allow-unrelated", help="Accept models that were not trained from the base.")
 ]
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if version:
         typer.echo(f"evomerge {VERSION}")
@@ -52,14 +52,12 @@ def _root(
 
 @app.command()
 def init(
-    models: Annotated[
-        list[str], typer.Option(help="The base model, then the experts; several follow.", show_default=False)
-    ],
+    models: Annotated[list[str], typer.Option(help="The base model, then the experts.", show_default=False)],
     tasks: Tasks,
     include_path: IncludePath = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")] = Path("search.yaml"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("search.yaml"),
 ) -> None:
-    """Write a commented search file after looking at the models."""
+    """Write a commented search file for these models and tasks."""
     from evomerge.cli.init import init as run
 
     run(models, tasks, include_path or [], output)
@@ -71,13 +69,13 @@ def plan(
     set_: Set = None,
     json: Json = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Check what can be without the models' weights and the tasks' data.")
+        bool, typer.Option("--offline", help="Check without the models' weights and the tasks' data.")
     ] = False,
     architecture: Annotated[
-        Path | None, typer.Option(help="For --offline: a config.json like the models'; the base's by default.")
+        Path | None, typer.Option(help="With --offline: a config.json like the models'; by default the base's.")
     ] = None,
 ) -> None:
-    """Check a search file against its models and tasks; say what the search will cost."""
+    """Check a search file and estimate what the search costs."""
     if offline or architecture is not None:
         from evomerge.cli.plan_offline import plan_offline
 
@@ -91,9 +89,11 @@ def plan(
 def search(
     config: SearchFile,
     set_: Set = None,
-    run_: Annotated[Path | None, typer.Option("--run", help="The run directory to make; runs/NAME by default.")] = None,
+    run_: Annotated[
+        Path | None, typer.Option("--run", help="The run directory to create; by default runs/NAME.")
+    ] = None,
     warm_start: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Begin with what a former run has found.")
+        Path | None, typer.Option(metavar="RUN", help="Start from the results of a finished or stopped run.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -105,7 +105,10 @@ def search(
 
 @app.command()
 def resume(run_: RunFolder, set_: Set = None, json: Json = False) -> None:
-    """Go on with a stopped search, exactly; --budget.evaluations=+200 extends a finished one."""
+    """Continue a stopped search, or extend a finished one.
+
+    A stopped search continues exactly as if it had not been stopped. --budget.evaluations=+200 extends a finished one.
+    """
     from evomerge.cli.search import resume as run
 
     run(run_, set_ or [], json)
@@ -113,7 +116,7 @@ def resume(run_: RunFolder, set_: Set = None, json: Json = False) -> None:
 
 @app.command()
 def status(run_: RunFolder, json: Json = False) -> None:
-    """Say where a run stands, also while it runs."""
+    """Show the state of a run, also while it is searching."""
     from evomerge.cli.status import status as run
 
     run(run_, json)
@@ -121,7 +124,7 @@ def status(run_: RunFolder, json: Json = False) -> None:
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Folder that holds run directories.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="The folder with the run directories.")] = Path("runs"),
     json: Json = False,
 ) -> None:
     """List the runs in a folder."""
@@ -133,7 +136,9 @@ def runs(
 @app.command()
 def report(
     run_: RunFolder,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write it; RUN/report.html.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file to write; by default RUN/report.html.")
+    ] = None,
 ) -> None:
     """Write a run as one self-contained HTML page."""
     from evomerge.cli.report import report as run
@@ -145,20 +150,25 @@ def report(
 def export(
     run_: RunFolder,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File to write; standard output by default.")
+        Path | None, typer.Option("-o", "--output", help="The file to write; by default standard output.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(min=1, help="The candidate with this rank by search score instead.")
+        int | None, typer.Option(min=1, help="Write the candidate with this rank by search score instead.")
     ] = None,
     pareto: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write all recipes that none dominates to this folder instead.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the Pareto front, one recipe per file, to this folder instead."),
     ] = None,
     format_: Annotated[
-        Literal["evomerge", "mergekit"], typer.Option("--format", help="Refuse what mergekit cannot rebuild.")
+        Literal["evomerge", "mergekit"],
+        typer.Option("--format", help="mergekit: refuse a recipe that mergekit cannot rebuild exactly."),
     ] = "evomerge",
-    round_: Annotated[bool, typer.Option("--round", help="With --format mergekit: give that up.")] = False,
+    round_: Annotated[
+        bool,
+        typer.Option("--round", help="With --format mergekit: write the nearest recipe that mergekit can rebuild."),
+    ] = False,
 ) -> None:
-    """Write the best recipe as YAML, or the front of several objectives."""
+    """Write the best recipe as YAML, or the whole Pareto front."""
     from evomerge.cli.export import export, export_front
 
     if pareto is not None:
@@ -169,20 +179,26 @@ def export(
 
 @app.command()
 def merge(
-    recipe: Annotated[Path, typer.Argument(help="A recipe of evomerge or mergekit (YAML).", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, from evomerge or mergekit.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
-    adapter: Annotated[bool, typer.Option("--adapter", help="Write a merge of LoRA adapters as one adapter.")] = False,
-    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of that adapter; all by default.")] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write the merge of LoRA adapters as one adapter.")
+    ] = False,
+    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank of the adapter; by default no limit.")] = None,
     within: Annotated[
-        Path | None, typer.Option(help="Refuse local models outside of this folder: for recipes of strangers.")
+        Path | None, typer.Option(help="Refuse local models outside this folder, for recipes you do not trust.")
     ] = None,
     allow_unrelated: AllowUnrelated = False,
     intermediates: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep what a recipe of several documents merges on the way.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the intermediate models of a recipe with several documents here."),
     ] = None,
 ) -> None:
-    """Write a recipe's checkpoint: weights, tokenizer, config and model card."""
+    """Write the checkpoint of a recipe.
+
+    The folder gets the weights, the tokenizer, the config and a model card.
+    """
     from evomerge.cli.merge import merge as run
 
     run(
@@ -200,26 +216,26 @@ def merge(
 @app.command()
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A folder, hub id or recipe.", show_default=False)
+        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A folder, a hub id or a recipe file.", show_default=False)
     ],
     tasks: Annotated[
-        list[str] | None, typer.Option(help="Names of lm-eval tasks; several may follow.", show_default=False)
+        list[str] | None, typer.Option(help="Names of lm-eval tasks, one or more.", show_default=False)
     ] = None,
     include_path: IncludePath = None,
     split: Annotated[
         Literal["train", "validation", "test"] | None,
-        typer.Option(help="Which items; by default test if the task has one, else validation."),
+        typer.Option(help="The split to score; by default test where the task has one, else validation."),
     ] = None,
     like: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Ask a run's held-out items just as the run did, instead of --tasks."),
+        typer.Option(metavar="RUN", help="Score on the held-out items of a run, as the run did, instead of --tasks."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="A torch device; by default a GPU if there is one, or the run's.")
+        str | None, typer.Option(help="A torch device; by default a GPU if there is one, or the device of the run.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Score a model, or a recipe's model, on whole tasks, with confidence intervals."""
+    """Score a model or a recipe, with confidence intervals."""
     from evomerge.cli.evaluate import evaluate as run
     from evomerge.cli.evaluate import of_run, of_tasks
 
@@ -231,11 +247,11 @@ def inspect(
     models: Annotated[
         list[str], typer.Argument(help="Folders, hub ids or GGUF files; the first is the base.", show_default=False)
     ],
-    quick: Annotated[bool, typer.Option("--quick", help="Look at a sample of each tensor only.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Read only a sample of each tensor.")] = False,
     allow_unrelated: AllowUnrelated = False,
     json: Json = False,
 ) -> None:
-    """Say how alike models are, and what stands in the way of merging them."""
+    """Compare models, and say what prevents merging them."""
     from evomerge.cli.inspect import inspect as run
 
     run(models, quick, allow_unrelated, json)
@@ -246,25 +262,33 @@ def fit_items(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            help="lm-eval's samples_*.jsonl or folders of them; or one responses matrix (.npz, .csv); or one run.",
+            help="lm-eval's samples_*.jsonl files, folders of them, one responses matrix (.npz, .csv), or one run.",
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")] = Path("item_bank.npz"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("item_bank.npz"),
     task: Annotated[
-        str | None, typer.Option(help="Task of a matrix whose items do not say it; or the one to take from the logs.")
+        str | None,
+        typer.Option(help="The task of a matrix whose items do not name one, or the only task to read from logs."),
     ] = None,
     split: Annotated[
-        Literal["train", "validation", "test"], typer.Option(help="Split that the items are from; files do not say.")
+        Literal["train", "validation", "test"],
+        typer.Option(help="The split that the items come from; files do not say."),
     ] = "test",
-    metric: Annotated[str | None, typer.Option(help="Score to take from the logs; by default the first.")] = None,
-    filter_: Annotated[str | None, typer.Option("--filter", help="lm-eval's filter; by default the first.")] = None,
+    metric: Annotated[str | None, typer.Option(help="The score to read from the logs; by default the first.")] = None,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", help="The lm-eval filter to read; by default the first.")
+    ] = None,
     dimensions: Annotated[
-        int | None, typer.Option(min=1, help="Of the multidimensional model; by default up to 5, 1 leaves it out.")
+        int | None,
+        typer.Option(min=1, help="Dimensions of the multidimensional model; by default up to 5; 1: no such model."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Fit item parameters to other models' answers, for fitness.subset.item_bank."""
+    """Fit item parameters to the answers of other models.
+
+    The file is for fitness.subset.item_bank.
+    """
     from evomerge.cli.fit_items import fit_items as run
 
     run(
@@ -279,13 +303,21 @@ def fit_items(
     )
 
 
+@app.command()
+def plugins(json: Json = False) -> None:
+    """List everything that a search file can name, by package."""
+    from evomerge.cli.plugins import plugins as run
+
+    run(json)
+
+
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
     arguments = _repeat_options(sys.argv[1:])
     debug = "--debug" in arguments
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="evomerge")
     except Exception as error:
         if debug:
             raise

@@ -15,6 +15,7 @@ from evomerge.config.overrides import override
 from evomerge.config.paths import resolve_paths
 from evomerge.config.search_file import SearchConfig
 from evomerge.config.shorthands import expand
+from evomerge.plugins import load_plugins
 from search_spaces.recipes.mergekit_yaml import load_yaml
 from search_spaces.yaml_lines import line_of
 
@@ -54,6 +55,7 @@ def load_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Se
 def _validated(
     values: dict[str, Any], overrides: Sequence[str], folder: Path, written: Callable[[Keys], str]
 ) -> SearchConfig:
+    load_plugins()
     values = expand(values)
     changed: dict[Keys, str] = {}
     for wanted in overrides:

@@ -7,7 +7,7 @@ from typing import Any
 
 from evomerge.files.references import absolute, local_or_hub
 from search_spaces.recipes.references import spelled, with_parts
-from search_spaces.spaces.building import STARTS
+from search_spaces.spaces.layer_coefficients import STARTS
 
 
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:

@@ -70,15 +70,13 @@ def _default(field: FieldInfo) -> str:
 
 def _type(hint: Hint) -> str:
     """Return a type as a user of YAML would say it."""
-    names = [_name(bare(member)) for member in alternatives(hint)]
+    names = ["" if choices(member) else _name(bare(member)) for member in alternatives(hint)]
     words = ", ".join(f"`{word}`" for word in choices(hint))
     return " or ".join(dict.fromkeys(name for name in [*names, words] if name))
 
 
 def _name(plain: Hint) -> str:
     origin, arguments = typing.get_origin(plain), typing.get_args(plain)
-    if origin is typing.Literal:
-        return ""
     if origin in (tuple, list):
         return f"list of {_type(arguments[0])}"
     if origin is dict:

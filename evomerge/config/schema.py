@@ -19,7 +19,7 @@ Section: TypeAlias = type[BaseModel]
 
 def hint_of(field: FieldInfo) -> Hint:
     """Return a field's type with its constraints."""
-    return typing.cast(Any, Annotated)[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    return _constrained(field.annotation, tuple(field.metadata))
 
 
 def alternatives(hint: Hint) -> list[Hint]:
@@ -32,10 +32,14 @@ def alternatives(hint: Hint) -> list[Hint]:
     if registered is not None:
         return list(registered.classes)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [member for argument in typing.get_args(hint) for member in alternatives(argument)]
-    if hint is type(None):
-        return []
-    return [typing.cast(Any, Annotated)[(hint, *constraints)] if constraints else hint]
+        return [
+            member for argument in typing.get_args(hint) for member in alternatives(_constrained(argument, constraints))
+        ]
+    return [] if hint is type(None) else [_constrained(hint, constraints)]
+
+
+def _constrained(hint: Hint, constraints: tuple[Any, ...]) -> Hint:
+    return typing.cast(Any, Annotated)[(hint, *constraints)] if constraints else hint
 
 
 def bare(hint: Hint) -> Hint:
@@ -92,12 +96,14 @@ def step(hint: Hint, key: str | int, value: Any) -> Hint | None:
 
 def choices(hint: Hint) -> list[str]:
     """Return the words that a type accepts."""
-    return [
-        argument
-        for member in map(bare, alternatives(hint))
-        if typing.get_origin(member) is typing.Literal
-        for argument in typing.get_args(member)
-    ]
+    return [word for member in alternatives(hint) for word in _words(member)]
+
+
+def _words(member: Hint) -> Sequence[str]:
+    """Return the words of a Literal, or of text that is one of some registered names."""
+    if typing.get_origin(bare(member)) is typing.Literal:
+        return typing.get_args(bare(member))
+    return next((entry.choices for entry in _constraints(member) if hasattr(entry, "choices")), ())
 
 
 def described(hint: Hint) -> str:
@@ -122,7 +128,7 @@ def _described(member: Hint) -> str | None:
     """Return one alternative in words; None for a choice of words, which are listed together."""
     plain = bare(member)
     origin, arguments = typing.get_origin(plain), typing.get_args(plain)
-    if origin is typing.Literal:
+    if _words(member):
         return None
     if origin in (tuple, list):
         several = "" if not _smallest(member) else f" of at least {_smallest(member)}"
@@ -132,6 +138,8 @@ def _described(member: Hint) -> str | None:
         return f"{several}pairs of a name and {described(arguments[1])}"
     if _is_section(plain):
         names = [name for name in plain.model_fields if name != "kind"]
+        if names[:2] == ["low", "high"]:
+            return "a range such as [0, 1] or {low: 0, high: 1}"
         return f"a section with keys such as {', '.join(names[:3])}" if names else "an empty section"
     return _SCALARS.get(plain, "another value") + _bounds(member)
 

@@ -106,9 +106,7 @@ class TrackerGroup:
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         self._trackers = [
-            (kind, tracker)
-            for kind, tracker in self._trackers
-            if self._guard(kind, lambda tracker=tracker: call(tracker))
+            (kind, tracker) for kind, tracker in self._trackers if self._guard(kind, partial(call, tracker))
         ]
 
     def _guard(self, kind: str, call: Callable[[], None]) -> bool:

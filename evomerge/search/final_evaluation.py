@@ -87,8 +87,8 @@ class FinalEvaluation:
         return [(entry, self.scorer.score("held_out", entry, self.problem.held_out_items)) for entry in entries]
 
     def _ensemble(self) -> list[tuple[Contender, Evaluation]]:
-        """Return the majority vote of the best candidates, if one is asked for and there are two or more."""
-        best = self.history.ranking()[: ensemble.size_of(self.problem.config.strategy)]
+        """Return the majority vote of the best candidates, where one is asked for and there are two or more."""
+        best = self.history.ranking()[: self.problem.config.strategy.ensemble_size]
         if len(best) < 2:
             return []
         recipes = [self.problem.space.decode(self.history.asked[identity].candidate.genotype) for identity in best]

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fitness.items import task_of
+from fitness.items import positions_by_task
 from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
 
@@ -18,10 +18,8 @@ Blocks = list[tuple[str, ...]]
 def in_blocks(items: Sequence[str], block: int, seed: int) -> Blocks:
     """Items in random order, `block` of each task at a time; the last block takes what is left."""
     rng = np.random.default_rng(seed)
-    tasks: dict[str, list[str]] = {}
-    for item in items:
-        tasks.setdefault(task_of(item), []).append(item)
-    shuffled = [[names[at] for at in rng.permutation(len(names))] for names in tasks.values()]
+    tasks = positions_by_task(items).values()
+    shuffled = [[items[places[at]] for at in rng.permutation(len(places))] for places in tasks]
     most = max(len(names) for names in shuffled)
     cuts = [*range(0, max(1, most // block) * block, block), most]
     return [tuple(item for names in shuffled for item in names[a:b]) for a, b in pairwise(cuts)]

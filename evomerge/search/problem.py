@@ -16,19 +16,17 @@ from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import SearchConfig
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.sources import preflight
-from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import open_sources
+from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.merging.sources.task_vectors import squared_norms
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.warm_start import WarmStartSettings, load_warm_start
-from evomerge.strategies import AnyStrategyConfig, NevergradConfig, resolved_for
-from evomerge.strategies.base import Strategy
+from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
 from fitness.config import FitnessConfig
-from fitness.estimation.estimators import NEEDS_PARENTS
 from fitness.estimation.evaluation_plan import (
     EstimatedPlan,
     EvaluationPlan,
@@ -37,8 +35,7 @@ from fitness.estimation.evaluation_plan import (
     within_unit_interval,
 )
 from fitness.estimation.item_banks import ItemBanks
-from fitness.items import task_of
-from fitness.objectives import Objectives, relative_to_sources
+from fitness.items import positions_by_task, task_of
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.spaces.context import SpaceContext
@@ -64,7 +61,7 @@ class Problem:
 
     def __init__(self, config: SearchConfig, *, scan: bool = True) -> None:
         self.config = config
-        self.checkpoints: Mapping[str, Checkpoint] = open_sources(
+        self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
         self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
@@ -102,9 +99,8 @@ class Problem:
     @property
     def needs_sources(self) -> bool:
         """Whether sources are scored on all search items before the search."""
-        estimator = self.config.fitness.subset.estimator
-        inherits = self.asks_few and estimator in ("auto", *NEEDS_PARENTS)
-        return inherits or relative_to_sources(self.config.fitness)
+        fitness = self.config.fitness
+        return fitness.compares_with_sources or (self.asks_few and fitness.subset.needs_parents)
 
     @property
     def asks_few(self) -> bool:
@@ -112,33 +108,34 @@ class Problem:
         return len(self.subset) < len(self.search_items)
 
     def evaluation_plan(self, scorer: RecordedScorer) -> EvaluationPlan:
-        """Return how candidates are measured; sources are scored on all search items where that is needed.
+        """Return how candidates are evaluated; sources are scored on all search items where that is needed.
 
         Raises
         ------
         TaskError
-            If an estimator lacks what it needs, or no source does what a floor is relative to.
+            If an estimator lacks what it needs, or scores are compared with those of the best source and it scores 0.
         """
         fitness, few = self.config.fitness, self.config.fitness.subset
         scored = {
             entry.name: scorer.score("parent", entry, self.search_items)
             for entry in (self.sources() if self.needs_sources else [])
-            if entry.name != self.config.base or relative_to_sources(fitness)
+            if entry.name != self.config.base or fitness.compares_with_sources
         }
-        objectives = Objectives.of(fitness, list(scored.values()))
+        objectives = fitness.objectives_for(list(scored.values()))
         experts = [answers for name, answers in scored.items() if name != self.config.base]
         estimator = few.estimator
         if estimator == "auto":
             estimator = "inherited" if all(within_unit_interval(answers) for answers in experts) else "mean"
-        rotate = estimator != "mean" if few.rotate is None else few.rotate
+        rotate = few.rotates(estimator)
         if not self.asks_few or (estimator == "mean" and not rotate):
             return FixedItemsPlan(self.subset, objectives)
         assert few.items != "all"
-        tasks = {task: [item for item in self.search_items if task_of(item) == task] for task in objectives.weights}
-        known = {
+        places = positions_by_task(self.search_items)
+        tasks = {task: [self.search_items[at] for at in places[task]] for task in objectives.weights}
+        inputs = {
             task: estimator_inputs(task, items, experts, self.item_banks, estimator) for task, items in tasks.items()
         }
-        return EstimatedPlan(self.search_items, known, objectives, estimator, few.items, self.config.seed, rotate)
+        return EstimatedPlan(self.search_items, inputs, objectives, estimator, few.items, self.config.seed, rotate)
 
     @property
     def noise(self) -> float:
@@ -166,9 +163,9 @@ class Problem:
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
-    def _resolved(self, strategy: AnyStrategyConfig) -> AnyStrategyConfig:
+    def _resolved(self, strategy: StrategyConfig) -> StrategyConfig:
         evaluations = self.config.budget.evaluations
-        return resolved_for(strategy, self.space, noise=self.noise, evaluations=evaluations)
+        return strategy.resolved(self.space, noise=self.noise, evaluations=evaluations)
 
     def strategy(self) -> Strategy:
         """Build the configured strategy, from the start."""
@@ -196,7 +193,7 @@ class Problem:
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
         """Sizes and hashes of the sources' files, as they were when first asked for."""
-        return {name: checkpoint.fingerprint()["files"] for name, checkpoint in self.checkpoints.items()}
+        return {name: fingerprint(checkpoint)["files"] for name, checkpoint in self.checkpoints.items()}
 
     def environment(self) -> dict[str, Any]:
         """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""
@@ -231,17 +228,14 @@ def _installed(packages: Sequence[str]) -> list[str]:
 
 
 def _idle_workers(config: SearchConfig) -> list[str]:
-    """Say where a strategy proposes too few candidates at a time for the workers; that setting cannot change later."""
-    strategy, workers = config.strategy, config.workers
-    if not isinstance(strategy, NevergradConfig) or not isinstance(workers, RayConfig):
+    """Return a note if the strategy proposes too few candidates for the workers; a run cannot change that later."""
+    limit, workers = config.strategy.most_in_flight, config.workers
+    if limit is None or not isinstance(workers, RayConfig):
         return []
-    if strategy.parallel >= (2 if workers.count == "auto" else workers.count):
+    if limit >= (2 if workers.count == "auto" else workers.count):
         return []
     wanted = "the number of workers" if workers.count == "auto" else workers.count
-    return [
-        f"strategy.parallel is {strategy.parallel}: so many workers have something to do at a time, and all others "
-        f"idle; write {wanted}"
-    ]
+    return [f"strategy.parallel is {limit}: at most {limit} workers are busy at a time; write {wanted}"]
 
 
 def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from evomerge.runs.result import Entry
 from fitness.estimation.subset import fresh_first
-from fitness.items import task_of
+from fitness.items import positions_by_task
 from fitness.results import Evaluation
 
 
@@ -31,11 +31,9 @@ def rounds(finalists: int) -> list[tuple[int, float]]:
 
 def in_order(items: Sequence[str], asked: Collection[str], rng: np.random.Generator) -> dict[str, list[str]]:
     """Task name to its items in random order, those that were asked before behind the fresh ones."""
-    tasks: dict[str, list[str]] = {}
-    for item in items:
-        tasks.setdefault(task_of(item), []).append(item)
     order = {}
-    for task, names in tasks.items():
+    for task, places in positions_by_task(items).items():
+        names = [items[at] for at in places]
         used = [at for at, name in enumerate(names) if name in asked]
         order[task] = [names[at] for at in fresh_first(len(names), used, rng)]
     return order

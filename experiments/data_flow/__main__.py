@@ -46,7 +46,7 @@ def configured(way: str, evaluations: int) -> dict[str, Any]:
         return {"space": PARAMETERS, "strategy": {"kind": "cma_es", "population": 12}}
     first = {"kind": "cma_es", "population": 12}
     return {
-        "space": {"kind": "stacked", "parameters": PARAMETERS, "flow": {"repeats": 1}},
+        "space": {"kind": "two_stage", "parameters": PARAMETERS, "flow": {"repeats": 1}},
         "strategy": {"kind": "staged", "evaluations": evaluations * 2 // 3, "first": first, "second": {"kind": "eda"}},
     }
 

@@ -45,6 +45,16 @@ def load(folder: Path) -> list[Benchmark]:
     return [_benchmark(file.stem, read_matrix(file), merges) for file in files]
 
 
+def write_matrix(file: Path, responses: Responses) -> None:
+    """Write a matrix that `fitness.estimation.item_banks.read_matrix` reads; 0/1 scores are packed to bits."""
+    names = {"models": np.array(responses.models), "items": np.array(responses.items)}
+    if np.isin(responses.scores, (0.0, 1.0)).all():
+        packed = np.packbits(responses.scores.astype(np.uint8), axis=1)
+        np.savez_compressed(file, responses=packed, shape=np.array(responses.scores.shape), **names)
+    else:
+        np.savez_compressed(file, responses=responses.scores.astype(np.float32), **names)
+
+
 def _benchmark(name: str, responses: Responses, merges: Mapping[str, list[str]]) -> Benchmark:
     if np.isnan(responses.scores).any():
         raise ValueError(f"{name}: some models were not asked all items: leave these models out")

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.fitness_accuracy.data import Benchmark
-from fitness.estimation.estimators import ESTIMATORS, Estimate, EstimatorInputs, validation_error
+from fitness.estimation import ESTIMATORS, EstimatorInputs
 from fitness.estimation.irt import ItemBank, fit_2pl, fit_mirt
+from fitness.estimation.irt_predictions import validation_error
 from fitness.estimation.subset import (
     Anchors,
     anchors,
@@ -23,6 +24,7 @@ from fitness.estimation.subset import (
     parent_strata,
     random,
 )
+from fitness.results import Estimate
 
 DIMENSIONS = 5
 
@@ -197,7 +199,7 @@ def _one_draw(
     banks = (fit_2pl(scores), fit_mirt(scores, min(DIMENSIONS, len(scores))))
     shared = EstimatorInputs(items, banks=banks, other_models=scores)
     if any(method.estimator == "gp_irt" for method in methods):
-        shared = replace(shared, p_irt_error=validation_error(shared))
+        shared = replace(shared, p_irt_error=validation_error(shared.bank, shared.other_models_scores))
     without_parents = _variants(shared)
     for size in (size for size in plan.sizes if size < items):
         cached: dict[str, Anchors] = {}
@@ -214,7 +216,7 @@ def _one_draw(
                     estimate = Estimate(float(known.parent_scores.mean()), 0.0)
                 else:
                     chosen, known = _ask(method.subset, known, size, plan.seed, generation, cached)
-                    estimate = ESTIMATORS[method.estimator](answers[chosen], chosen, known)
+                    estimate = ESTIMATORS[method.estimator].estimate(answers[chosen], chosen, known)
                 yield Record(table, benchmark.name, method.label, size, draw, row, float(answers.mean()), estimate)
 
 

@@ -19,8 +19,9 @@ from evomerge.search.scoring_workers import local_worker
 from evomerge.strategies import CmaEsConfig, Evaluated, Nsga2Config, RandomConfig
 from evomerge.workers.base import Request
 from evomerge.workers.inline import MergeWorker
+from experiments.pareto.hypervolume import hypervolume
 from fitness.objectives import Objectives, means
-from fitness.pareto import crowding, hypervolume, ranks
+from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation
 from search_spaces.spaces.space import Genotype
 
@@ -119,7 +120,7 @@ def _run(
     """Ask and tell; with a weight, the strategy is told a weighted sum, in which it is the first task's weight."""
     space = problem().space
     noise = 0.5 / (len(items) / 2) ** 0.5
-    strategy = config.resolved(space.dimension, noise=noise, evaluations=evaluations).build(space, seed)
+    strategy = config.resolved(space, noise=noise, evaluations=evaluations).build(space, seed)
     found: list[tuple[Genotype, Evaluation]] = []
     while len(found) < evaluations:
         (candidate,) = strategy.ask(1)

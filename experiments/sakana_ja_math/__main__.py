@@ -20,7 +20,7 @@ from evomerge.strategies import StagedConfig
 from experiments.harness import Experiment
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.spaces.genes import Choice
-from search_spaces.spaces.two_stage import StackedSpace
+from search_spaces.spaces.two_stage import TwoStageSpace
 
 FOLDER = Path(__file__).parent
 FILES = ("parameters", "stacked")
@@ -43,11 +43,11 @@ def check(name: str) -> dict[str, Any]:
     if mergekit_yaml.parse(mergekit_yaml.dump(recipe)) != recipe:
         raise RuntimeError(f"{name}.yaml: the first candidate does not survive being written")
     shown = {key: plan.summary[key] for key in ("parameters", "population", "evaluations", "tasks", "downloads")}
-    turned = {"bits_turned": bits_turned(config, plan.space)} if isinstance(plan.space, StackedSpace) else {}
+    turned = {"bits_turned": bits_turned(config, plan.space)} if isinstance(plan.space, TwoStageSpace) else {}
     return {"file": f"{name}.yaml", "genes": plan.space.dimension, **shown, **turned}
 
 
-def bits_turned(config: SearchConfig, space: StackedSpace) -> dict[str, float]:
+def bits_turned(config: SearchConfig, space: TwoStageSpace) -> dict[str, float]:
     """Return how many bits of the layer order a first candidate flips on average, and how many there are."""
     assert isinstance(config.strategy, StagedConfig)
     strategy = config.strategy.second.build(space.flow, config.seed)

@@ -16,7 +16,8 @@ import numpy as np
 from evomerge.workers.base import Request
 from fitness.results import Evaluation
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.spaces.coefficients import CoefficientSpace
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 
 ITEMS = tuple(f"simulated/test/{index}" for index in range(30))
 WEIGHTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

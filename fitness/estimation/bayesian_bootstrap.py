@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fitness.items import task_of
+from fitness.items import positions_by_task
 from fitness.objectives import by_task
 from fitness.results import Evaluation
 
@@ -36,9 +36,9 @@ def posterior_draws(answered: Evaluation, items: Sequence[str], rng: np.random.G
     score_I = np.array([given.get(item, np.nan) for item in items], np.float32)
     open_I = np.isnan(score_I)
     seen = {task: np.append(scores, _ends(scores)) for task, scores in by_task(answered).items()}
-    places: dict[str, list[int]] = {}
-    for at in np.flatnonzero(open_I).tolist():
-        places.setdefault(task_of(items[at]), []).append(at)
+    open_places = np.flatnonzero(open_I)
+    groups = positions_by_task(items[at] for at in open_places.tolist())
+    places = {task: open_places[where] for task, where in groups.items()}
     for task in places:
         if task not in seen:
             raise ValueError(f"no answer to an item of task {task!r}: ask some items of each task first")

@@ -1,52 +1,52 @@
-"""How candidates are measured: which items each generation is asked, and what the answers say of the full score.
+"""How candidates are evaluated: which items each generation is asked, and what its answers say about the full score.
 
-A measure is a fold over the search's events: what it asks and estimates follows from the candidates asked and told
-before, in order, so that a replayed search measures alike.
+A plan follows the search's events: what it asks and estimates depends on the candidates asked and told so far, in
+order. A resumed search replays the events, so its plan comes out the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fitness.estimation import subset
-from fitness.estimation.estimators import ESTIMATORS, NEEDS_BANK, NEEDS_OTHERS, EstimatorInputs
+from fitness.estimation.inputs import EstimatorInputs
 from fitness.estimation.irt import check_scores
 from fitness.estimation.item_banks import ItemBanks
-from fitness.items import task_of
+from fitness.estimation.registry import ESTIMATORS, SubsetKind
+from fitness.items import positions_by_task, task_of
 from fitness.objectives import Objectives, means
 from fitness.results import Evaluation, TaskError
 
-Answers = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]  # scores, positions among the task's items
+Positions: TypeAlias = npt.NDArray[np.int64]
+Answers: TypeAlias = tuple[npt.NDArray[np.float64], Positions]  # scores, positions among the task's items
 
-LEARN_EVERY = 16  # candidates; learning takes about as long as scoring twenty of a tiny model
-ANCHORED = ("anchor_mean", "gp_irt")
-STRATIFIED = ("stratified_mean", "parent_post_stratification", "stratified_difference")
+LEARN_EVERY = 16  # candidates; learning takes about as long as scoring twenty candidates of a tiny model
 
 
 class EvaluationPlan(Protocol):
-    """What the search driver asks of a measure."""
+    """What the search needs from a plan."""
 
     @property
     def objectives(self) -> Objectives:
-        """What the tasks' scores add up to."""
+        """How the tasks' scores become objectives."""
 
     def items(self, generation: int) -> tuple[str, ...]:
-        """Return the items that candidates of this generation are asked; the first call for it decides."""
+        """Return the items that candidates of this generation are asked; decided at the first call for it."""
 
     def judge(self, evaluation: Evaluation) -> Evaluation:
-        """Return a scored evaluation with its objectives and standard errors; it need not have answered all items."""
+        """Return a scored evaluation with its objectives and standard errors; not all items need an answer."""
 
     def learn(self, evaluation: Evaluation) -> None:
-        """Take a told evaluation into account for later generations."""
+        """Use a told evaluation for later generations."""
 
 
 class FixedItemsPlan:
-    """The same items for all, and the mean of their scores."""
+    """Every candidate is asked the same items; its score is their mean."""
 
     def __init__(self, items: Sequence[str], objectives: Objectives) -> None:
         self._items = tuple(items)
@@ -57,7 +57,7 @@ class FixedItemsPlan:
         return self._items
 
     def judge(self, evaluation: Evaluation) -> Evaluation:
-        """Return the evaluation with its tasks' means as the search's objectives."""
+        """Return the evaluation with the objectives that follow from its tasks' means."""
         return evaluation if evaluation.status == "failed" else self.objectives.judge(evaluation, means(evaluation))
 
     def learn(self, evaluation: Evaluation) -> None:
@@ -71,7 +71,7 @@ def estimator_inputs(
     item_banks: ItemBanks | None,
     estimator: str,
 ) -> EstimatorInputs:
-    """What is known of a task before the search, as far as an estimator uses it.
+    """Return what is known about a task before the search, as far as an estimator uses it.
 
     Parameters
     ----------
@@ -83,64 +83,92 @@ def estimator_inputs(
     Raises
     ------
     TaskError
-        The estimator needs something that there is not, or scores outside of [0, 1].
+        Something that the estimator needs is missing, or scores lie outside of [0, 1].
     """
-    rows = []
-    for scored in parents:
-        by_item = dict(zip(scored.items, scored.scores.tolist(), strict=True))
-        rows.append([by_item[item] for item in items])
+    found = ESTIMATORS[estimator]
+    taken = found.needs | found.uses
+    by_item = [dict(zip(scored.items, scored.scores.tolist(), strict=True)) for scored in parents]
+    parent_TI = np.array([[scores[item] for item in items] for scores in by_item], np.float64)
+    parent_TI = parent_TI.reshape(len(parents), len(items))
     try:
-        check_scores(rows)
-        if item_banks is None or estimator not in (*NEEDS_BANK, *NEEDS_OTHERS, "inherited"):
-            return EstimatorInputs(len(items), parents=np.array(rows, np.float64).reshape(len(rows), len(items)))
+        if not found.any_scores:
+            check_scores(parent_TI)
+        if item_banks is None or not taken & {"item_bank", "other_models"}:
+            return EstimatorInputs(len(items), parents=parent_TI)
         banks, others = item_banks.of(task, items)
-        return EstimatorInputs(
-            len(items),
-            parents=np.array(rows, np.float64).reshape(len(rows), len(items)),
-            banks=banks,
-            other_models=others if estimator in NEEDS_OTHERS else None,
-        )
     except ValueError as error:
         raise TaskError(f"task {task!r}: {error}; or set fitness.subset.estimator: mean") from None
+    others = others if "other_models" in taken else None
+    return EstimatorInputs(len(items), parents=parent_TI, banks=banks, other_models=others)
 
 
 def within_unit_interval(scored: Evaluation) -> bool:
-    """Whether all scores lie in [0, 1], as estimators want them."""
+    """Whether all scores lie in [0, 1]; most estimators need that."""
     return bool((scored.scores >= 0).all() and (scored.scores <= 1).all())
 
 
 @dataclass
 class _Task:
-    """One task's items, what is known of it, and what its candidates answered so far."""
+    """One task's items, the estimator's inputs, and the candidates' answers so far."""
 
     items: tuple[str, ...]
-    known: EstimatorInputs
+    inputs: EstimatorInputs
     position: dict[str, int] = field(init=False)
     answers: list[Answers] = field(default_factory=list)
-    learnt: int = 0  # answers that `known` rests on
+    learned: int = 0  # answers that `inputs` holds
 
     def __post_init__(self) -> None:
         self.position = {item: at for at, item in enumerate(self.items)}
 
     def learn(self) -> None:
-        """Let what is known follow the answers, once there are enough new ones to make a difference."""
-        new = len(self.answers) - self.learnt
-        if new >= LEARN_EVERY or (new and not self.learnt):
-            self.learnt = len(self.answers)
-            self.known = replace(self.known, evaluated=tuple(self.answers))
+        """Put the answers into the inputs, once there are enough new ones to make a difference."""
+        new = len(self.answers) - self.learned
+        if new >= LEARN_EVERY or (new and not self.learned):
+            self.learned = len(self.answers)
+            self.inputs = replace(self.inputs, evaluated=tuple(self.answers))
+
+
+def _informative(task: _Task, count: int, seed: int, generation: int) -> Positions:
+    return subset.default_subset(task.inputs.prior, count, seed, generation)
+
+
+def _anchors(task: _Task, count: int, seed: int, generation: int) -> Positions:
+    bank = task.inputs.bank
+    points = np.column_stack((bank.discrimination, bank.difficulty))
+    anchors = subset.anchors(points, count, subset.generator(seed, generation))
+    weights = dict(zip(anchors.positions.tolist(), anchors.weights.tolist(), strict=True))
+    task.inputs = replace(task.inputs, weights={**(task.inputs.weights or {}), **weights})
+    return anchors.positions
+
+
+def _parent_strata(task: _Task, count: int, seed: int, generation: int) -> Positions:
+    return subset.neyman(subset.parent_strata(task.inputs.parent_scores), count, subset.generator(seed, generation))
+
+
+def _random(task: _Task, count: int, seed: int, generation: int) -> Positions:
+    return subset.random(len(task.items), count, subset.generator(seed, generation))
+
+
+_SUBSETS: Mapping[SubsetKind, Callable[[_Task, int, int, int], Positions]] = {
+    "informative": _informative,
+    "anchors": _anchors,
+    "parent_strata": _parent_strata,
+    "random": _random,
+}
+"""(task, number of items, seed, generation) to the asked positions."""
 
 
 class EstimatedPlan:
-    """Few items, chosen anew for each generation, and an estimator of `fitness.estimation.estimators` for the rest.
+    """Each generation is asked few items; a registered estimator gives the score on all.
 
     Parameters
     ----------
     items
         All search items of all tasks.
-    known
-        Task name to what is known of it: parents' scores, item parameters, other models' scores.
+    inputs
+        Task name to what is known about it: parents' scores, item parameters, other models' scores.
     objectives
-        What the tasks' scores add up to.
+        How the tasks' scores become objectives.
     estimator
         Name of the estimator.
     count
@@ -154,7 +182,7 @@ class EstimatedPlan:
     def __init__(
         self,
         items: Sequence[str],
-        known: Mapping[str, EstimatorInputs],
+        inputs: Mapping[str, EstimatorInputs],
         objectives: Objectives,
         estimator: str,
         count: int,
@@ -162,16 +190,16 @@ class EstimatedPlan:
         rotate: bool = True,
     ) -> None:
         self.objectives = objectives
-        self._name, self._estimate = estimator, ESTIMATORS[estimator]
+        self._estimator = ESTIMATORS[estimator]
         self._count, self._seed, self._rotate = count, seed, rotate
         self._subsets: dict[int, tuple[str, ...]] = {}
+        places = positions_by_task(items)
         self._tasks = {
-            task: _Task(tuple(item for item in items if task_of(item) == task), known[task])
-            for task in objectives.weights
+            task: _Task(tuple(items[at] for at in places.get(task, [])), inputs[task]) for task in objectives.weights
         }
 
     def items(self, generation: int) -> tuple[str, ...]:
-        """Choose a generation's items, where they follow from candidates by those told so far."""
+        """Choose a generation's items; the choice may depend on the candidates told so far."""
         if generation not in self._subsets:
             for task in self._tasks.values():
                 task.learn()
@@ -184,36 +212,22 @@ class EstimatedPlan:
         if evaluation.status == "failed":
             return evaluation
         answers = self._answers(evaluation)
-        estimates = {task: self._estimate(*answers[task], self._tasks[task].known) for task in answers}
+        estimates = {task: self._estimator.estimate(*answers[task], self._tasks[task].inputs) for task in answers}
         return self.objectives.judge(evaluation, estimates)
 
     def learn(self, evaluation: Evaluation) -> None:
-        """Remember a candidate's answers."""
-        if evaluation.status != "failed" and self._name == "inherited":
+        """Remember a candidate's answers, if the estimator learns from them."""
+        if evaluation.status != "failed" and self._estimator.learns:
             for task, answers in self._answers(evaluation).items():
                 self._tasks[task].answers.append(answers)
 
     def _choose(self, generation: int) -> tuple[str, ...]:
+        choose = _SUBSETS[self._estimator.subset_kind]
         chosen: list[str] = []
         for task in self._tasks.values():
-            positions = self._positions(task, min(self._count, len(task.items)), generation)
+            positions = choose(task, min(self._count, len(task.items)), self._seed, generation)
             chosen += [task.items[position] for position in positions]
         return tuple(chosen)
-
-    def _positions(self, task: _Task, count: int, generation: int) -> npt.NDArray[np.int64]:
-        """The asked positions: those that suit the estimator."""
-        rng = subset.generator(self._seed, generation)
-        if self._name == "inherited":
-            return subset.default_subset(task.known.prior, count, self._seed, generation)
-        if self._name in ANCHORED:
-            bank = task.known.bank
-            anchors = subset.anchors(np.column_stack((bank.discrimination, bank.difficulty)), count, rng)
-            weights = dict(zip(anchors.positions.tolist(), anchors.weights.tolist(), strict=True))
-            task.known = replace(task.known, weights={**(task.known.weights or {}), **weights})
-            return anchors.positions
-        if self._name in STRATIFIED:
-            return subset.neyman(subset.parent_strata(task.known.parent_scores), count, rng)
-        return subset.random(len(task.items), count, rng)
 
     def _answers(self, evaluation: Evaluation) -> dict[str, Answers]:
         groups: dict[str, tuple[list[float], list[int]]] = {task: ([], []) for task in self._tasks}

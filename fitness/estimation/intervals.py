@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fitness.estimation.estimators import mean
+from fitness.results import mean
 
 EXACT_UP_TO = 12  # differing pairs: 2^12 sign patterns are enumerated, more are sampled
 RESAMPLES = 9_999
@@ -22,7 +22,7 @@ def interval(scores: npt.ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Confidence interval of the mean score.
 
     Wilson's interval for 0/1 scores. Otherwise Student's t with the standard error of
-    `fitness.estimation.estimators.mean` (honest when all scores are equal), cut to [0, 1] if all scores lie there.
+    `fitness.results.mean` (honest when all scores are equal), cut to [0, 1] if all scores lie there.
 
     Parameters
     ----------

@@ -14,15 +14,8 @@ Letters: J calibration models, I items of the bank, S asked items, D dimensions,
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +23,6 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 LOGIT_BOUND = 30.0  # as tinyBenchmarks' item_curve; σ(30) = 1 − 1e-13
-MAX_EAP_DIMENSIONS = 5  # 5 nodes per axis: 3,125 points
-FORMAT = "evomerge item bank 1"
-ARRAYS = ("discrimination", "difficulty", "abilities")
 
 
 @dataclass(frozen=True)
@@ -127,75 +117,6 @@ class ItemBank:
         return ItemBank(
             tuple(items), self.discrimination[index], self.difficulty[index], self.abilities, dict(self.facts)
         )
-
-
-def save_banks(path: str | os.PathLike[str], banks: Sequence[ItemBank]) -> None:
-    """Write banks as one `.npz` (arrays, and the rest as JSON), whole or not at all.
-
-    Parameters
-    ----------
-    banks
-        At least one; usually the 2PL and the multidimensional model of the same items.
-    """
-    path = Path(path)
-    header = {
-        "format": FORMAT,
-        "banks": [{"items": list(bank.items), "facts": dict(bank.facts)} for bank in banks],
-    }
-    arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(header, ensure_ascii=False).encode(), np.uint8)}
-    for index, bank in enumerate(banks):
-        for name in ARRAYS:
-            arrays[f"{index}.{name}"] = getattr(bank, name)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def load_banks(path: str | os.PathLike[str]) -> tuple[ItemBank, ...]:
-    """Read what `save_banks` wrote; nothing is ever unpickled.
-
-    Raises
-    ------
-    ValueError
-        The file is something else.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            header = json.loads(arrays["header"].tobytes().decode())
-            if header["format"] != FORMAT:
-                raise KeyError(header["format"])
-            return tuple(
-                ItemBank(
-                    items=tuple(str(item) for item in part["items"]),
-                    facts=dict(part["facts"]),
-                    **{name: arrays[f"{index}.{name}"].astype(np.float64) for name in ARRAYS},
-                )
-                for index, part in enumerate(header["banks"])
-            )
-    except FileNotFoundError:
-        raise
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not an item bank ({error}): write one with `evomerge fit-items`") from error
-
-
-@dataclass(frozen=True, eq=False)
-class Ability:
-    """A model's ability: mean float64[D] and covariance float64[D, D] of its (approximate) posterior."""
-
-    mean: Array
-    covariance: Array
-
-    @property
-    def standard_deviation(self) -> Array:
-        """float64[D]."""
-        return np.sqrt(np.diag(self.covariance))
 
 
 def sigmoid(x: Array) -> Array:
@@ -414,8 +335,8 @@ def ability_map(
     positions: npt.ArrayLike | None = None,
     prior_mean: npt.ArrayLike | None = None,
     prior_precision: float | npt.ArrayLike = 1.0,
-) -> Ability:
-    """Ability that maximises the posterior, with the inverse Hessian there as covariance.
+) -> Array:
+    """float64[D]: the ability that maximises the posterior.
 
     Parameters
     ----------
@@ -449,66 +370,7 @@ def ability_map(
         theta_D, value = theta_D - size * step_D, trial
         if np.abs(step_D).max() < 1e-8:
             break
-    p_S = sigmoid(a_SD @ theta_D - b_S)
-    hessian_DD = (a_SD * (p_S * (1 - p_S))[:, None]).T @ a_SD + precision_DD
-    return Ability(theta_D, np.linalg.inv(hessian_DD))
-
-
-def ability_eap(
-    bank: ItemBank,
-    scores: npt.ArrayLike,
-    positions: npt.ArrayLike | None = None,
-    prior_mean: npt.ArrayLike | None = None,
-    prior_precision: float | npt.ArrayLike = 1.0,
-) -> Ability:
-    """Mean and covariance of the ability's posterior, by quadrature around its mode.
-
-    61 points within ±6 posterior standard deviations for D = 1; adaptive Gauss-Hermite quadrature with 5 points
-    per axis for D up to 5. Parameters as in `ability_map`.
-
-    Raises
-    ------
-    ValueError
-        The bank has more than 5 dimensions.
-    """
-    if bank.dimensions > MAX_EAP_DIMENSIONS:
-        raise ValueError(
-            f"EAP needs 5^D points and the bank has D = {bank.dimensions}: use ability_map or D <= {MAX_EAP_DIMENSIONS}"
-        )
-    mode = ability_map(bank, scores, positions, prior_mean, prior_precision)
-    score_S, a_SD, b_S = _asked(bank, scores, positions)
-    mean_D, precision_DD = _prior(bank, prior_mean, prior_precision)
-    if bank.dimensions == 1:
-        standard_QD = np.linspace(-6, 6, 61)[:, None]
-        log_weight_Q = np.zeros(61)
-    else:
-        node, weight = np.polynomial.hermite_e.hermegauss(5)  # weight function e^(−x²/2)
-        standard_QD = np.array(list(itertools.product(node, repeat=bank.dimensions)))
-        log_weight_Q = np.log(np.array(list(itertools.product(weight, repeat=bank.dimensions)))).sum(1)
-        log_weight_Q += 0.5 * (standard_QD**2).sum(1)
-    theta_QD = mode.mean + standard_QD @ np.linalg.cholesky(mode.covariance).T
-    logit_QS = theta_QD @ a_SD.T - b_S
-    offset_QD = theta_QD - mean_D
-    log_weight_Q += logit_QS @ score_S - np.logaddexp(0, logit_QS).sum(1)
-    log_weight_Q -= 0.5 * ((offset_QD @ precision_DD) * offset_QD).sum(1)
-    weight_Q = np.exp(log_weight_Q - log_weight_Q.max())
-    weight_Q /= weight_Q.sum()
-    eap_D = weight_Q @ theta_QD
-    centred_QD = theta_QD - eap_D
-    return Ability(eap_D, (centred_QD * weight_Q[:, None]).T @ centred_QD)
-
-
-def fisher_information(bank: ItemBank, ability: npt.ArrayLike) -> Array:
-    """float64[I]: Fisher information of each item about the ability, P(1−P)·‖a‖² (the trace for D > 1)."""
-    p_I = bank.probability(ability)
-    return p_I * (1 - p_I) * (bank.discrimination**2).sum(1)
-
-
-def information_matrix(bank: ItemBank, ability: npt.ArrayLike, positions: npt.ArrayLike | None = None) -> Array:
-    """float64[D, D]: Fisher information Σ P(1−P)·a aᵀ of the asked items (default: all)."""
-    index_S = np.arange(len(bank.items)) if positions is None else np.asarray(positions, np.int64)
-    p_S, a_SD = bank.probability(ability)[index_S], bank.discrimination[index_S]
-    return (a_SD * (p_S * (1 - p_S))[:, None]).T @ a_SD
+    return theta_D
 
 
 @dataclass(frozen=True, eq=False)
@@ -541,29 +403,3 @@ def item_fit(bank: ItemBank, scores: npt.ArrayLike) -> ItemFit:
     variance_JI = np.where(np.isnan(score_JI), np.nan, p_JI * (1 - p_JI))
     square_JI = (score_JI - p_JI) ** 2
     return ItemFit(np.nansum(square_JI, 0) / np.nansum(variance_JI, 0), np.nanmean(square_JI / variance_JI, 0))
-
-
-@dataclass(frozen=True)
-class Extrapolation:
-    """Where an ability stands among the calibrated ones.
-
-    Attributes
-    ----------
-    quantile
-        Share of calibration models that are expected to score lower than this ability on the bank's items.
-    outside
-        Whether fewer than 5 % of the calibration models lie beyond it, on either side: item parameters are then
-        extrapolated, and estimates that rest on them alone should not be trusted.
-    """
-
-    quantile: float
-    outside: bool
-
-
-def extrapolation(bank: ItemBank, ability: npt.ArrayLike, tail: float = 0.05) -> Extrapolation:
-    """Compare an ability float[D] with the range that the items were calibrated on."""
-    expected_J = sigmoid(bank.abilities @ bank.discrimination.T - bank.difficulty).mean(1)
-    expected = bank.probability(ability).mean()
-    below = float((expected_J < expected).mean())
-    above = float((expected_J > expected).mean())
-    return Extrapolation(below, min(below, above) < tail)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fitness.estimation.irt import ItemBank, ItemPriors, check_scores, fit_2pl, fit_mirt
-from fitness.items import task_of
+from fitness.items import positions_by_task
 
 Array = npt.NDArray[np.float64]
 
@@ -62,14 +62,6 @@ class Responses:
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ValueError(f"{kind} {twice!r} occurs twice in the responses: keep one")
-
-    def of(self, models: Sequence[str]) -> Responses:
-        """The rows of these models, in this order."""
-        row = {model: index for index, model in enumerate(self.models)}
-        missing = [model for model in models if model not in row]
-        if missing:
-            raise ValueError(f"no responses of {missing[0]!r}: name one of the {len(row)} models of the matrix")
-        return Responses(tuple(models), self.items, self.scores[[row[model] for model in models]])
 
 
 def read_matrix(path: str | os.PathLike[str]) -> Responses:
@@ -158,30 +150,18 @@ def by_task(responses: Responses, task: str | None = None, split: str = "test") 
     if task is not None:
         items = tuple(f"{task}/{split}/{item}" for item in responses.items)
         return {task: Responses(responses.models, items, responses.scores)}
-    columns: dict[str, list[int]] = {}
-    for column, item in enumerate(responses.items):
-        if item.count("/") < 2:
-            raise ValueError(
-                f"item {item!r} does not say its task: name it task/split/index, or give --task and --split"
-            )
-        columns.setdefault(task_of(item), []).append(column)
+    unnamed = next((item for item in responses.items if item.count("/") < 2), None)
+    if unnamed is not None:
+        raise ValueError(
+            f"item {unnamed!r} does not say its task: name it task/split/index, or give --task and --split"
+        )
     found = {}
-    for name, where in columns.items():
+    for name, where in positions_by_task(responses.items).items():
         scores = responses.scores[:, where]
         asked = np.flatnonzero(~np.isnan(scores).all(axis=1))  # the others tell nothing of this task
         models = tuple(responses.models[at] for at in asked)
         found[name] = Responses(models, tuple(responses.items[at] for at in where), scores[asked])
     return found
-
-
-def write_matrix(path: str | os.PathLike[str], responses: Responses) -> None:
-    """Write a matrix that `read_matrix` reads; 0/1 scores are packed to bits."""
-    names: dict[str, Any] = {"models": np.array(responses.models), "items": np.array(responses.items)}
-    if np.isin(responses.scores, (0.0, 1.0)).all():
-        packed = np.packbits(responses.scores.astype(np.uint8), axis=1)
-        np.savez_compressed(path, responses=packed, shape=np.array(responses.scores.shape), **names)
-    else:
-        np.savez_compressed(path, responses=responses.scores.astype(np.float32), **names)
 
 
 def read_samples(

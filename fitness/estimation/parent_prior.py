@@ -168,7 +168,7 @@ def _inherited_prior(parent_TI: Array, banks: Sequence[ItemBank]) -> Prior:
 
 
 def _standardised_logit(bank: ItemBank, parent_TI: Array) -> Array:
-    ability_D = np.mean([ability_map(bank, score_I).mean for score_I in parent_TI], axis=0)
+    ability_D = np.mean([ability_map(bank, score_I) for score_I in parent_TI], axis=0)
     logit_I = np.clip(bank.logit(ability_D), -LOGIT_RANGE, LOGIT_RANGE)
     spread = float(logit_I.std())
     return np.zeros_like(logit_I) if spread < 1e-9 else LOGIT_SCALE * (logit_I - logit_I.mean()) / spread

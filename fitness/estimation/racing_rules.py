@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fitness.estimation.estimators import Estimate
+from fitness.results import Estimate
 
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -37,13 +37,6 @@ Test = Literal["auto", "exact", "sprt", "t", "wilcoxon"]
 VARIANCE_FLOOR_ITEMS = 1.0  # pseudo-items with the range's square as squared difference, in the t-test
 QUADRATURE_NODES = 41
 LARGEST_CORRELATION = 0.9  # few items may make all candidates look alike
-
-
-def blocks(items: int, first: int, size: int) -> tuple[int, ...]:
-    """Numbers of items asked after each block: `first`, then `size` more each time, up to `items`."""
-    if not (1 <= first <= items and size >= 1):
-        raise ValueError(f"blocks of {first} and then {size} items out of {items}: give 1 <= first <= items, size >= 1")
-    return (*range(first, items, size), items)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from lm_eval.models.utils import resolve_max_length
 
-from fitness.items import Item
+from fitness.items import Item, positions_by_task
 from fitness.results import ItemScores, TaskError
 from fitness.scoring.encoding import Encoder
 from fitness.scoring.generation import GenerationPlan
@@ -161,11 +161,8 @@ class Evaluator:
 
     def _scorers(self, items: Sequence[Item], first: npt.NDArray[np.int64]) -> list[_Scorer]:
         """One scorer per task: where its items are, and the functions from answers to scores, and to texts."""
-        places: dict[str, list[int]] = {}
-        for at, item in enumerate(items):
-            places.setdefault(item.task, []).append(at)
         scorers: list[_Scorer] = []
-        for task, where in places.items():
+        for task, where in positions_by_task(item.id for item in items).items():
             loaded, asked, starts = self.suite.task(task), [items[at] for at in where], first[where].tolist()
             scorers.append(
                 (np.array(where), loaded.scorer(asked, starts), partial(loaded.answer_extractor, asked, starts))

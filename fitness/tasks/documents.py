@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from lm_eval.api.task import ConfigurableTask
 
-from fitness.config import TaskConfig
 from fitness.items import Item
 from fitness.results import TaskError
+from fitness.tasks.config import TaskConfig
 from fitness.tasks.messages import one_line
 
 NO_ANSWER = -100  # as in lm-eval: matches no choice

@@ -14,12 +14,12 @@ from lm_eval import utils as lm_eval_utils
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
-from fitness.config import FitnessConfig
 from fitness.results import TaskError
+from fitness.tasks.config import TasksConfig
 from fitness.tasks.messages import nearest, one_line
 
 
-def load_tasks(config: FitnessConfig) -> list[ConfigurableTask]:
+def load_tasks(config: TasksConfig) -> list[ConfigurableTask]:
     """Load the named tasks, in order: from the given folders, else from lm-eval's own thousands (about 15 s).
 
     Raises
@@ -36,7 +36,7 @@ def load_tasks(config: FitnessConfig) -> list[ConfigurableTask]:
     return tasks
 
 
-def task_managers(config: FitnessConfig) -> list[TaskManager]:
+def task_managers(config: TasksConfig) -> list[TaskManager]:
     """Index the given folders, and lm-eval's own tasks where one of those named is not in them.
 
     Raises

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fitness.config import FitnessConfig, TaskConfig
 from fitness.results import TaskError
+from fitness.tasks.config import TaskConfig, TasksConfig
 from fitness.tasks.loading import find_task, quick_and_quiet, task_managers
 from fitness.tasks.loss_metrics import LOSS_METRICS
 from fitness.tasks.messages import nearest
@@ -33,7 +33,7 @@ class TaskDescription:
     data: str | None
 
 
-def describe_tasks(config: FitnessConfig) -> list[TaskDescription]:
+def describe_tasks(config: TasksConfig) -> list[TaskDescription]:
     """Return what can be said of the tasks with nothing but lm-eval and the search file at hand.
 
     Raises

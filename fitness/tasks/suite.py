@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from fitness.config import FitnessConfig, Split
 from fitness.items import Item, ItemPool
 from fitness.results import TaskError
+from fitness.tasks.config import Split, TasksConfig
 from fitness.tasks.loading import load_tasks, quick_and_quiet
 from fitness.tasks.task import LoadedTask
 
@@ -30,7 +30,7 @@ class TaskSuite:
         Whether prompts go through the tokenizer's chat template.
     """
 
-    def __init__(self, tasks: Sequence[LoadedTask], pool: ItemPool, config: FitnessConfig) -> None:
+    def __init__(self, tasks: Sequence[LoadedTask], pool: ItemPool, config: TasksConfig) -> None:
         self._tasks = {task.name: task for task in tasks}
         self._items = {
             item.id: item for side in (pool.search, pool.held_out) for items in side.values() for item in items
@@ -42,7 +42,7 @@ class TaskSuite:
         self.metrics: Mapping[str, str] = {task.name: f"{task.metric.name},{task.metric.filter}" for task in tasks}
 
     @classmethod
-    def load(cls, config: FitnessConfig, seed: int) -> TaskSuite:
+    def load(cls, config: TasksConfig, seed: int) -> TaskSuite:
         """Load the tasks and split their items.
 
         Parameters
@@ -71,7 +71,7 @@ class TaskSuite:
             return cls(tasks, ItemPool.build(search, held_out, seed), config)
 
     @classmethod
-    def whole(cls, config: FitnessConfig, split: Literal["auto"] | Split = "auto") -> TaskSuite:
+    def whole(cls, config: TasksConfig, split: Literal["auto"] | Split = "auto") -> TaskSuite:
         """Load the tasks to score a finished model: all items of one split, nothing held out.
 
         Parameters
@@ -110,5 +110,5 @@ class TaskSuite:
         return self._tasks[name]
 
 
-def _loaded(config: FitnessConfig) -> list[LoadedTask]:
+def _loaded(config: TasksConfig) -> list[LoadedTask]:
     return [LoadedTask(task, entry) for task, entry in zip(load_tasks(config), config.tasks, strict=True)]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from lm_eval.api.task import ConfigurableTask
 
-from fitness.config import TaskConfig
 from fitness.items import Item
 from fitness.results import TaskError
+from fitness.tasks.config import TaskConfig
 from fitness.tasks.documents import Documents
 from fitness.tasks.loss_metrics import OF_THE_RIGHT_ANSWER, AnswerExtractor, Scorer, loss_scorer
 from fitness.tasks.metrics import choose_metric

@@ -9,6 +9,9 @@ from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
 
+TASK_ARITHMETIC_SCALE = 0.3
+"""Factor of every task vector, the choice of arXiv:2212.04089 without tuning."""
+
 
 def uniform_recipe(
     models: Mapping[str, str],
@@ -48,7 +51,7 @@ def uniform_recipe(
 def task_arithmetic_recipe(
     models: Mapping[str, str],
     layout: ModelLayout | int,
-    scale: float = 0.3,
+    scale: float = TASK_ARITHMETIC_SCALE,
     *,
     dtype: str | None = "float32",
     out_dtype: str | None = "bfloat16",
@@ -62,7 +65,7 @@ def task_arithmetic_recipe(
     layout
         The models' layout, or their number of layers.
     scale
-        The factor; 0.3 is the paper's choice without tuning.
+        The factor; by default the paper's choice without tuning.
     dtype, out_dtype
         Precision of the arithmetic and of the result.
 

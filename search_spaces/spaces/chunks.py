@@ -22,7 +22,7 @@ Cut = int | Literal["tensors", "layers"]
 
 
 @dataclass(frozen=True)
-class Grid:
+class Chunking:
     """Chunks of the parameter order.
 
     Attributes
@@ -76,9 +76,9 @@ def _mean(found: Sequence[tuple[int, tuple[float, ...]]]) -> npt.NDArray[np.floa
     return counts @ np.array([row for _, row in found]) / counts.sum()
 
 
-def grid(
+def chunking(
     cut: Cut, chromosomes: Sequence[Literal["attention", "mlp"]], layout: ModelLayout, sizes: Mapping[str, int]
-) -> Grid:
+) -> Chunking:
     """Cut the parameter order of a model.
 
     Parameters
@@ -109,7 +109,7 @@ def grid(
         members.append(np.arange(len(chunks), len(chunks) + len(own)))
         chunks += own
         labels += [f"{name} {index}".strip() for index in range(len(own))]
-    return Grid(
+    return Chunking(
         tuple(chunks),
         tuple(labels),
         tuple(members),

@@ -1,4 +1,4 @@
-"""The settings of a search over coefficients: methods, grouping, ranges, what is held, where it begins."""
+"""The settings of a search over coefficients: methods, grouping, ranges, and what has a fixed value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from search_spaces.recipes.errors import RecipeError, did_you_mean
 from search_spaces.recipes.methods import METHODS, MethodSpec, Parameter
 from search_spaces.recipes.parameter_values import Scalar
-from search_spaces.spaces.genes import Real
+from search_spaces.spaces.genes import Real, low_and_high
 
 Module = Literal["attention", "mlp", "other"]
 Modules: TypeAlias = tuple[Module, ...] | Literal["all"]
@@ -18,11 +18,12 @@ Modules: TypeAlias = tuple[Module, ...] | Literal["all"]
 _SEARCHED = ("weight", "density", "t")
 """Parameters searched by default, each with a field of its own in the config."""
 
-_METHODS = tuple(
-    name
-    for name, spec in METHODS.items()
-    if name != "passthrough" and any(p.search is not None and not p.after for p in spec.parameters)
-)
+
+def _is_searchable(name: object) -> bool:
+    """Tell whether a registered method has anything to search."""
+    if name == "passthrough" or name not in METHODS:
+        return False
+    return any(p.search is not None and not p.after for p in METHODS[str(name)].parameters)
 
 
 class Range(BaseModel):
@@ -40,6 +41,11 @@ class Range(BaseModel):
     """Random samples are drawn around `start` with this standard deviation (a normal prior, cut off at the bounds);
     None: uniformly."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return low_and_high(value)
+
     @model_validator(mode="after")
     def _ordered(self) -> Range:
         if not self.low < self.high:
@@ -49,8 +55,8 @@ class Range(BaseModel):
         return self
 
 
-class CoefficientConfig(BaseModel):
-    """The `space` part of a search's config, for ``kind: layer_coefficients``."""
+class CoefficientSettings(BaseModel):
+    """The keys of ``kind: layer_coefficients``, which three spaces read; `CoefficientConfig` builds one of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -91,9 +97,9 @@ class CoefficientConfig(BaseModel):
 
     calibration: str | None = None
     """A text file, for what needs one: the method `fisher`, which measures every model's gradients on it; and the
-    parameter `aim` (activation-informed merging, on top of any method with a base), which damps changes of the channels
-    that are busy when the base reads it. Write `ranges: {aim: {low: 0, high: 1}}` to search it, or hold it in
-    `fixed`."""
+    parameter `activation_informed` (activation-informed merging, on top of any method with a base), which reduces the
+    change of channels that are busy when the base reads it. Write
+    `ranges: {activation_informed: {low: 0, high: 1}}` to search it, or set it in `fixed`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -114,10 +120,11 @@ class CoefficientConfig(BaseModel):
     def _known_methods(cls, method: str | tuple[str, ...]) -> str | tuple[str, ...]:
         names = (method,) if isinstance(method, str) else method
         for name in names:
-            if name in METHODS and name not in _METHODS:
-                raise ValueError(f"{name} has no coefficients to search; use one of {', '.join(_METHODS)}")
-            if name not in _METHODS:
-                raise ValueError(f"'{name}' is not a merge method; {did_you_mean(name, _METHODS)}")
+            if not _is_searchable(name):
+                searchable = [method for method in METHODS if _is_searchable(method)]
+                if name in METHODS:
+                    raise ValueError(f"{name} has no coefficients to search; use one of {', '.join(searchable)}")
+                raise ValueError(f"'{name}' is not a merge method; {did_you_mean(name, searchable)}")
             if names.count(name) > 1:
                 raise ValueError(f"{name} is in the list twice; name each method once")
         if not names:
@@ -136,12 +143,24 @@ class CoefficientConfig(BaseModel):
         return modules
 
     @model_validator(mode="after")
-    def _parameters_of_methods(self) -> CoefficientConfig:
+    def _parameters_of_methods(self) -> CoefficientSettings:
         if isinstance(self.method, tuple):
             _check_list(self)
         else:
             _check_single(self)
         return self
+
+    @classmethod
+    def places_of(cls, key: str, section: object) -> tuple[str, ...]:
+        """Return the mappings of this section where a parameter of its methods belongs that was written beside them."""
+        found = [
+            parameter
+            for spec in _specs_in(section if isinstance(section, dict) else {})
+            for parameter in spec.parameters
+            if parameter.name == key
+        ]
+        searched = any(parameter.search is not None for parameter in found)
+        return (("ranges",) if searched else ()) + (("fixed",) if found else ())
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -164,7 +183,7 @@ class CoefficientConfig(BaseModel):
         """The part of `fixed` that names genes, by name or pattern."""
         return {name: float(value) for name, value in self.fixed.items() if _names_genes(name)}
 
-    def only(self, method: str) -> CoefficientConfig:
+    def only(self, method: str) -> CoefficientSettings:
         """Return the settings for one method of the list: what it does not take is left out.
 
         A range of `weight` is one of factors of task vectors: methods whose weights are shares keep their own.
@@ -173,9 +192,11 @@ class CoefficientConfig(BaseModel):
         taken = {parameter.name for parameter in spec.parameters if not parameter.inert}
         weighs = {name for name in _SEARCHED if name != "weight" or spec.base == "required"}
         held = {
-            name: value for name, value in self.fixed_parameters.items() if (method, name) != ("linear", "normalize")
+            name: value
+            for name, value in self.fixed_parameters.items()
+            if not (spec.weighted_average and name == "normalize")
         }
-        return CoefficientConfig(
+        return CoefficientSettings(
             method=method,
             layers_per_group=self.layers_per_group,
             modules=self.modules,
@@ -225,14 +246,14 @@ def _specs_in(values: dict[str, Any]) -> list[MethodSpec]:
     """Return what is known of the methods that unchecked settings name."""
     method = values.get("method", "task_arithmetic")
     names = method if isinstance(method, list | tuple) else [method]
-    return [METHODS[name] for name in names if isinstance(name, str) and name in _METHODS]
+    return [METHODS[name] for name in names if _is_searchable(name)]
 
 
 def _names_genes(key: str) -> bool:
     return "[" in key or "*" in key
 
 
-def _check_single(config: CoefficientConfig) -> None:
+def _check_single(config: CoefficientSettings) -> None:
     for name in _SEARCHED:
         if getattr(config, name) is not None:
             _require_effect(config.spec, name, name)
@@ -254,7 +275,7 @@ def _check_single(config: CoefficientConfig) -> None:
         raise ValueError("method_prior: there is one method; write a list of methods, or remove it")
 
 
-def _check_list(config: CoefficientConfig) -> None:
+def _check_list(config: CoefficientSettings) -> None:
     """Check the settings of each method, and that every parameter named is one of some method's."""
     for name in (*(n for n in _SEARCHED if getattr(config, n) is not None), *config.ranges, *config.fixed_parameters):
         takers = [m for m in config.methods if any(p.name == name and not p.inert for p in METHODS[m].parameters)]
@@ -283,7 +304,7 @@ def _require_effect(spec: MethodSpec, name: str, place: str) -> None:
         raise ValueError(f"{place}: {spec.name} has no parameter '{name}'; remove it (valid: {valid})")
 
 
-def _check_range(config: CoefficientConfig, name: str) -> None:
+def _check_range(config: CoefficientSettings, name: str) -> None:
     place = f"ranges.{name}"
     if name in _SEARCHED:
         raise ValueError(f"{place}: it has a place of its own; write {name}: {{low: ..., high: ...}} beside ranges")
@@ -297,16 +318,17 @@ def _check_range(config: CoefficientConfig, name: str) -> None:
 
 def _check_fixed(spec: MethodSpec, name: str, value: Scalar) -> None:
     _require_effect(spec, name, "fixed")
-    if spec.name == "linear":
-        raise ValueError(f"fixed: linear weights are searched and divided by their sum; remove '{name}'")
+    if spec.weighted_average:
+        raise ValueError(f"fixed: {spec.name} weights are searched and divided by their sum; remove '{name}'")
     if spec.parameter(name).kind is not type(value):
         example = "true or false" if spec.parameter(name).kind is bool else "a number such as 0.5"
         raise ValueError(f"fixed.{name}: {value!r} does not fit; write {example}")
 
 
-def _check_bounds(config: CoefficientConfig) -> None:
-    if config.method == "linear" and config.weight is not None and config.weight.low != 0:
-        raise ValueError("weight: linear weights are divided by their sum and begin at zero; write low: 0")
+def _check_bounds(config: CoefficientSettings) -> None:
+    averages = isinstance(config.method, str) and config.spec.weighted_average
+    if averages and config.weight is not None and config.weight.low != 0:
+        raise ValueError(f"weight: {config.method} weights are divided by their sum and begin at zero; write low: 0")
     densities = [config.fixed["density"]] if "density" in config.fixed else []
     densities += [config.density.low, config.density.high] if config.density is not None else []
     if any(not 0 < density <= 1 for density in densities):

@@ -14,20 +14,15 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import Slice, Source
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.recipes.methods import MethodSpec, Parameter
+from search_spaces.recipes.methods import MethodSpec, Parameter, method_spec
 from search_spaces.recipes.parameter_values import Condition, Parameters, Scalar, constant, simplified
-from search_spaces.recipes.recipe import Recipe, Slice, Source
+from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
-from search_spaces.spaces.coefficient_config import CoefficientConfig, Range
-from search_spaces.spaces.genes import Real
+from search_spaces.spaces.coefficient_config import CoefficientSettings
+from search_spaces.spaces.genes import Real, to_shares
 from search_spaces.spaces.space import Genotype, SearchSpace
-
-__all__ = ["CoefficientConfig", "CoefficientSpace", "Range"]
-
-# Linear weights are written as multiples of this which sum to one: dividing them by their sum once more
-# leaves them as they are, so that encode inverts decode. Far below float32's resolution.
-_SHARE = 1e-12
 
 
 class Stamp(TypedDict, total=False):
@@ -66,7 +61,7 @@ class CoefficientSpace(SearchSpace):
 
     def __init__(
         self,
-        config: CoefficientConfig,
+        config: CoefficientSettings,
         models: Mapping[str, str],
         layout: ModelLayout,
         *,
@@ -142,7 +137,7 @@ class CoefficientSpace(SearchSpace):
         return {
             p.name: self.config.fixed_parameters.get(p.name, p.default)
             for p in self.spec.parameters
-            if not p.inert and p not in self._searched and (self.spec.name, p.name) != ("linear", "normalize")
+            if not p.inert and p not in self._searched and not (self.spec.weighted_average and p.name == "normalize")
         }
 
     # --- genotype to recipe ---
@@ -170,16 +165,16 @@ class CoefficientSpace(SearchSpace):
 
     def _shared_parameters(self) -> Parameters:
         fixed: dict[str, Scalar] = dict(self.config.fixed_parameters)
-        if self.spec.name == "linear":
+        if self.spec.weighted_average:
             fixed["normalize"] = False  # divided already
         return tuple((name, constant(value)) for name, value in sorted(fixed.items()))
 
     def _written_values(self, point: Genotype) -> Genotype:
         """Return what is written for each gene: itself, or its share of the group's sum for linear."""
-        if self.spec.name != "linear":
+        if not self.spec.weighted_average:
             return point
         groups = point.reshape(-1, len(self._columns))
-        return np.concatenate([_shares(weights) for weights in groups])
+        return np.concatenate([to_shares(weights) for weights in groups])
 
     def _layer_slice(self, layer: int, values: Genotype) -> Slice:
         groups = self._layer_groups[layer // self.config.layers_per_group]
@@ -231,7 +226,7 @@ class CoefficientSpace(SearchSpace):
             known = [value for value in values if value is not None]
             if known:
                 point[group + column] = _mean(known)
-        if self.spec.name == "linear":
+        if self.spec.weighted_average:
             genes = slice(group, group + len(self._columns))
             point[genes] = self._scaled_shares(point[genes], self.start[genes])
 
@@ -311,7 +306,7 @@ def _check_models(spec: MethodSpec, models: Mapping[str, str]) -> None:
             raise RecipeError(f"models: two names stand for '{reference}'; keep one")
 
 
-def _modules(config: CoefficientConfig, layout: ModelLayout) -> list[tuple[str, str | None]]:
+def _modules(config: CoefficientSettings, layout: ModelLayout) -> list[tuple[str, str | None]]:
     """Return the module groups' names and filters, the catch-all last (the first match decides)."""
     if config.modules == "all":
         return [("", None)]
@@ -330,16 +325,6 @@ def _layer_label(first: int, end: int, module: str) -> str:
     return f"{layers}, {module}" if module else layers
 
 
-def _shares(weights: Genotype) -> Genotype:
-    """Divide non-negative `weights` by their sum, on the grid of `_SHARE`; the largest takes what is left."""
-    total = weights.sum()
-    if total <= 0:
-        weights, total = np.ones_like(weights), float(len(weights))
-    units = np.rint(weights / total / _SHARE)
-    units[np.argmax(units)] += np.rint(1 / _SHARE) - units.sum()
-    return units * _SHARE
-
-
 def _value_in(plan: TensorPlan, model: str | None, parameter: Parameter) -> float | None:
     """Return the value of `parameter` in `plan`, of `model` when it is per model; None where it has none."""
     if not parameter.per_model:
@@ -353,7 +338,7 @@ def _value_in(plan: TensorPlan, model: str | None, parameter: Parameter) -> floa
 
 def _norm(plan: TensorPlan) -> float:
     """Return what a linear merge that divides by its weights multiplies each with; 1 for all others."""
-    if plan.method != "linear" or not plan.parameters.get("normalize"):
+    if not method_spec(plan.method).weighted_average or not plan.parameters.get("normalize"):
         return 1.0
     total = sum(contribution.parameters["weight"] for contribution in plan.contributions)
     return 1.0 / total if total else 1.0

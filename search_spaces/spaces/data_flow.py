@@ -15,17 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import MAX_LAYERS, PathLayer
 from search_spaces.recipes.layer_path import path_of, path_recipe, scales_obstacle
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.data_flow_config import DataFlowConfig
-from search_spaces.spaces.genes import Choice, Gene, Real
+from search_spaces.spaces.genes import Choice, Gene, Real, low_and_high
+from search_spaces.spaces.registry import register_space
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 Layer = tuple[str, int]
@@ -34,6 +36,58 @@ _OPTIONS = ("skip", "use")
 _LIKELY = 0.9  # that a sample begins like the base at a slot
 _SPREAD = 0.1  # standard deviation of sampled factors
 _DIGITS = 9  # of factors, so that they can be had back from products of them
+
+
+class ScaleRange(BaseModel):
+    """The interval of the factors of the residual stream; a search begins at 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    low: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    """Smallest factor, above 0 and at most 1."""
+    high: float = Field(default=1.5, allow_inf_nan=False)
+    """Largest factor, at least 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return low_and_high(value)
+
+    @model_validator(mode="after")
+    def _around_one(self) -> ScaleRange:
+        if not (self.low <= 1 <= self.high and self.low < self.high):
+            raise ValueError(f"scale: [{self.low}, {self.high}] does not hold 1; write low: 0.5, high: 1.5 or the like")
+        return self
+
+
+@register_space
+class DataFlowConfig(BaseModel):
+    """The `space` part of a search's config, for ``kind: data_flow``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    keeps_layers: ClassVar[bool] = False
+
+    kind: Literal["data_flow"] = "data_flow"
+    """Which space this is."""
+    models: tuple[str, ...] = ()
+    """Names of the models whose layers are used, beside the base's; all when empty."""
+    repeats: int = Field(default=2, ge=1)
+    """How often all layers of all models are laid in a row: a layer can be used that often."""
+    order: Literal["slots", "free"] = "slots"
+    """`slots`: layers are used in the order in which they are laid out (Sakana's). `free`: in any order, by a random
+    key for each."""
+    scales: Literal["none", "slot", "transition"] = "slot"
+    """Factors of the residual stream on its way into a layer: none, one for each slot, or one for each pair of layers
+    (Sakana's matrix W)."""
+    scale: ScaleRange = ScaleRange()
+    """Range of these factors."""
+    max_layers: int | None = Field(default=None, ge=2)
+    """Largest depth of a model: what would come later is left out before the last layer. None: twice the base's."""
+
+    def build(self, context: SpaceContext) -> DataFlowSpace:
+        """Return the space over these models."""
+        return DataFlowSpace(self, context)
 
 
 class DataFlowSpace(SearchSpace):
@@ -176,12 +230,12 @@ class DataFlowSpace(SearchSpace):
     def genotype_of(self, path: Sequence[PathLayer]) -> Genotype:
         """Return the genotype of a path; raises as `encode` does."""
         names = {reference: name for name, reference in self.pool.items()}
-        foreign = [stop.model for stop in path if stop.model not in names]
+        foreign = [layer.model for layer in path if layer.model not in names]
         if foreign:
             raise RecipeError(
                 f"the recipe's model '{foreign[0]}' is not in the space; use only {', '.join(map(str, names))}"
             )
-        layers: list[Layer] = [(names[stop.model], stop.layer) for stop in path]
+        layers: list[Layer] = [(names[layer.model], layer.layer) for layer in path]
         if len(layers) < 2 or (layers[0], layers[-1]) != (self.first, self.last) or path[0].scale != 1.0:
             raise RecipeError(
                 f"the recipe's path does not lead from {_label(self.first)} to {_label(self.last)}; begin and end it so"
@@ -200,7 +254,7 @@ class DataFlowSpace(SearchSpace):
         return np.clip(point, self.low, self.high)
 
     def _write_factors(self, point: Genotype, used: Sequence[int], path: Sequence[PathLayer]) -> None:
-        products = np.array([1 / stop.scale for stop in path])
+        products = np.array([1 / layer.scale for layer in path])
         factors = np.round(products[1:] / products[:-1], _DIGITS)
         if self.config.scales == "none" and (factors != 1).any():
             raise RecipeError("the recipe scales layers, the space does not; set space.scales: slot")

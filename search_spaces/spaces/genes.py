@@ -14,6 +14,7 @@ from statistics import NormalDist
 from typing import ClassVar, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from search_spaces.recipes.errors import RecipeError, did_you_mean
 
@@ -245,3 +246,26 @@ class Choice:
 
 Gene: TypeAlias = Real | Integer | Choice
 """A coordinate of any kind."""
+
+_GRID = 1e-12
+"""Shares are multiples of this, far below float32's resolution, so that dividing them again changes nothing."""
+
+
+def to_shares(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return non-negative `weights` (float64[T]) divided by their sum, exactly adding up to one.
+
+    Shares are written on the grid of `_GRID`, and the largest takes what is left, so that doing it twice gives the same
+    as once and `encode` inverts `decode`. Weights that are all zero become equal shares.
+    """
+    total = weights.sum()
+    if total <= 0:
+        weights, total = np.ones_like(weights), float(len(weights))
+    units = np.rint(weights / total / _GRID)
+    units[np.argmax(units)] += np.rint(1 / _GRID) - units.sum()
+    shares: npt.NDArray[np.float64] = units * _GRID
+    return shares
+
+
+def low_and_high(value: object) -> object:
+    """Return the section of a range for its short form `[low, high]`; anything else as it is."""
+    return {"low": value[0], "high": value[1]} if isinstance(value, list | tuple) and len(value) == 2 else value

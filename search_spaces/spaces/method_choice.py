@@ -19,12 +19,10 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.methods import METHODS, MethodSpec
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace, Stamp
+from search_spaces.spaces.coefficient_config import CoefficientSettings
+from search_spaces.spaces.coefficients import CoefficientSpace, Stamp
 from search_spaces.spaces.genes import Choice, Real
 from search_spaces.spaces.space import Genotype, SearchSpace
-
-_COMMON = ("weight", "density", "gamma", "epsilon", "lambda")
-"""Parameters that mean the same to all methods that add task vectors to a base."""
 
 
 class MethodChoiceSpace(SearchSpace):
@@ -57,7 +55,7 @@ class MethodChoiceSpace(SearchSpace):
     """
 
     def __init__(
-        self, config: CoefficientConfig, models: Mapping[str, str], layout: ModelLayout, **stamp: Unpack[Stamp]
+        self, config: CoefficientSettings, models: Mapping[str, str], layout: ModelLayout, **stamp: Unpack[Stamp]
     ) -> None:
         self.config = config
         self.variants: dict[str, CoefficientSpace] = {}
@@ -157,7 +155,7 @@ class MethodChoiceSpace(SearchSpace):
 def _shared_name(spec: MethodSpec, gene: str) -> str:
     """Return the name in the joined space of a variant's gene, ``owner.parameter[group]``."""
     parameter = gene.partition("[")[0].rpartition(".")[2]
-    common = spec.base == "required" and parameter in _COMMON
+    common = spec.base == "required" and spec.parameter(parameter).common
     return gene if common else f"{spec.name}.{gene}"
 
 

@@ -17,9 +17,11 @@ import numpy.typing as npt
 from typing_extensions import Unpack
 
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import Slice
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.recipes.recipe import Recipe, Slice
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace, Stamp
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.coefficient_config import CoefficientSettings
+from search_spaces.spaces.coefficients import CoefficientSpace, Stamp
 from search_spaces.spaces.method_choice import MethodChoiceSpace
 from search_spaces.spaces.space import Genotype, SearchSpace
 
@@ -39,7 +41,7 @@ class MethodGroupsSpace(SearchSpace):
     """
 
     def __init__(
-        self, config: CoefficientConfig, models: Mapping[str, str], layout: ModelLayout, **stamp: Unpack[Stamp]
+        self, config: CoefficientSettings, models: Mapping[str, str], layout: ModelLayout, **stamp: Unpack[Stamp]
     ) -> None:
         self._whole = MethodChoiceSpace(config, models, layout, **stamp)
         self._base = next(iter(models.values()))

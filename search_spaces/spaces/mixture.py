@@ -20,20 +20,173 @@ Legend: C chunks, T sources, M noises, G = C·(T + M) + M genes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import Slice, Source
 from search_spaces.recipes.mixture_table import MAX_SEED, Mixture, Piece
-from search_spaces.recipes.recipe import Recipe, Slice, Source
+from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
-from search_spaces.spaces.chunks import Grid, grid
+from search_spaces.spaces.chunks import Chunking, chunking
 from search_spaces.spaces.context import Gram, SpaceContext
-from search_spaces.spaces.genes import Integer, Real
-from search_spaces.spaces.mixture_config import MixtureConfig
+from search_spaces.spaces.genes import Integer, Real, low_and_high, to_shares
+from search_spaces.spaces.registry import register_space
 from search_spaces.spaces.space import Genotype, SearchSpace
+
+Parametrisation = Literal["direct", "simplex", "softmax", "signed"]
+Interpolation = Literal["slerp", "slerp_per_segment", "linear"]
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "direct": (0.0, 1.5),  # spherical children of sources stay within for angles up to 120 degrees
+    "simplex": (0.0, 1.0),
+    "softmax": (-6.0, 6.0),
+    "signed": (-1.5, 1.5),  # LoRAHub's
+}
+
+
+class WeightRange(BaseModel):
+    """The interval that genes of weights lie in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    low: float = Field(allow_inf_nan=False)
+    """Smallest value."""
+    high: float = Field(allow_inf_nan=False)
+    """Largest value, above `low`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return low_and_high(value)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WeightRange:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}; write low < high")
+        return self
+
+
+class NoiseConfig(BaseModel):
+    """Seeded noise as a mutation: none unless asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    terms: int = Field(default=0, ge=0, le=16)
+    """Noises that a recipe may hold; further ones replace the weakest. 0: mutation moves weights instead."""
+    sigma: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    """Standard deviation of a mutation, in the unit of the models' weights; M2N2's is 0.01, for training from scratch,
+    GENOME's 0.001."""
+
+    @property
+    def largest(self) -> float:
+        """Bound of a noise's deviation: what scaling by children may make of it."""
+        return 2 * self.sigma
+
+
+@register_space
+class MixtureConfig(BaseModel):
+    """The `space` part of a search's config, for ``kind: mixture``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["mixture"] = "mixture"
+    """Which space this is."""
+    chunks: int | Literal["tensors", "layers"] = 32
+    """Parts of the parameter order with weights of their own: about so many of equal size, cut within tensors where
+    they fall; or one for each tensor, or for each layer."""
+    chromosomes: tuple[Literal["attention", "mlp"], ...] = ()
+    """Parts of the layers that children get with a split point and an angle of their own; the rest of the model is one
+    more. None: the whole model is one."""
+    weights: Parametrisation = "direct"
+    """What genes mean. `direct`: the sources' weights. `simplex`, `softmax`: shares that sum to one. `signed`: the
+    experts' weights, the base taking what is left of one."""
+    weight: WeightRange | None = None
+    """Interval of the genes; None: [0, 1.5] for direct, [0, 1] for simplex, [-6, 6] for softmax, [-1.5, 1.5] for
+    signed."""
+    crossover: Literal["auto", "slerp", "slerp_per_segment", "linear"] = "auto"
+    """How a child lies between its parents: `slerp` by one angle over the whole chromosome (M2N2's code),
+    `slerp_per_segment` by the angle of each side of the split point (its paper), or `linear`. `auto`: slerp for direct
+    weights, linear for the others."""
+    split: bool = True
+    """Whether a child changes the parents' parts at a random split point."""
+    noise: NoiseConfig = NoiseConfig()
+    """Mutation by seeded noise."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MixtureConfig:
+        if isinstance(self.chunks, int) and not 1 <= self.chunks <= 4096:
+            raise ValueError(f"chunks: {self.chunks} of them; write 1 to 4096, tensors or layers")
+        if self.weights != "direct" and self.crossover in ("slerp", "slerp_per_segment"):
+            raise ValueError(f"crossover: {self.weights} weights would not keep their sum; write crossover: linear")
+        if len(set(self.chromosomes)) < len(self.chromosomes):
+            raise ValueError("chromosomes: one is named twice; name each once")
+        if self.weights == "simplex" and self.bounds[0] < 0:
+            raise ValueError("weight: simplex weights are divided by their sum and begin at zero; write low: 0")
+        return self
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """The crossover, with `auto` decided."""
+        if self.crossover == "auto":
+            return "slerp" if self.weights == "direct" else "linear"
+        return self.crossover
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Interval of the genes."""
+        return _BOUNDS[self.weights] if self.weight is None else (self.weight.low, self.weight.high)
+
+    def codec(self, sources: int) -> Codec:
+        """Return what turns genes into the weights of that many sources."""
+        return Codec(self.weights, sources, *self.bounds)
+
+    def build(self, context: SpaceContext) -> MixtureSpace:
+        """Return the space over these models."""
+        return MixtureSpace(self, context)
+
+
+Vector = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Genes of one chunk to weights of T sources, and back."""
+
+    kind: Parametrisation
+    sources: int
+    low: float
+    high: float
+
+    def decode(self, genes: Vector) -> Vector:
+        """Return the weights float64[T]."""
+        if self.kind == "simplex":
+            return to_shares(genes)
+        if self.kind == "softmax":
+            return to_shares(np.exp(genes - genes.max()))
+        if self.kind == "signed":
+            return np.concatenate([[1.0 - genes.sum()], genes])
+        return genes
+
+    def encode(self, weights: Vector) -> Vector:
+        """Return genes, in the box, for the weights or for the nearest that can be had."""
+        if self.kind == "simplex":
+            positive = np.clip(weights, 0.0, None)
+            positive = positive if positive.any() else np.ones(self.sources)
+            genes = positive * min(1.0, self.high / positive.max())
+        elif self.kind == "softmax":
+            smallest = weights.max() * np.exp(self.low - self.high) if weights.max() > 0 else 1.0
+            logs = np.log(np.clip(weights, smallest, None))
+            genes = logs - logs.max() + self.high
+        else:
+            genes = weights[1:] if self.kind == "signed" else weights
+        return np.clip(genes, self.low, self.high)
+
 
 Table = npt.NDArray[np.float64]
 
@@ -46,7 +199,7 @@ class MixtureSpace(SearchSpace):
     Parameters
     ----------
     config
-        Grid, parametrisation, crossover and noise.
+        Chunks, parametrisation, crossover and noise.
     context
         Of the models. Without `context.gram`, spherical crossover is refused when it is asked for.
 
@@ -64,7 +217,7 @@ class MixtureSpace(SearchSpace):
             raise RecipeError("models: a mixture needs at least two; add models")
         if len(set(self.models.values())) < len(self.models):
             raise RecipeError("models: two names stand for one model; keep one")
-        self.grid: Grid = grid(config.chunks, config.chromosomes, context.layout, context.sizes)
+        self.chunking: Chunking = chunking(config.chunks, config.chromosomes, context.layout, context.sizes)
         self._noises = config.noise.terms
         self._codec = config.codec(len(self.models))
         self.genes = (*self._weight_genes(), *self._seed_genes())
@@ -75,7 +228,7 @@ class MixtureSpace(SearchSpace):
         deviation = self.config.noise.largest
         names = list(self.models)[len(self.models) - len(start) :]  # the base has none where it takes the rest
         genes = []
-        for label in self.grid.labels:
+        for label in self.chunking.labels:
             genes += [
                 Real(f"{name}[{label}]", low, high, float(np.clip(value, low, high)))
                 for name, value in zip(names, start, strict=True)
@@ -91,7 +244,7 @@ class MixtureSpace(SearchSpace):
     def _split(self, point: Genotype) -> tuple[Table, Table, npt.NDArray[np.int64]]:
         """Return the genes of weights [C, genes], the noises' deviations [C, M] and their seeds [M]."""
         count = self.dimension - self._noises
-        table = point[:count].reshape(len(self.grid.chunks), -1)
+        table = point[:count].reshape(len(self.chunking.chunks), -1)
         columns = table.shape[1] - self._noises
         return table[:, :columns], table[:, columns:], _distinct(np.floor(point[count:] + 0.5).astype(np.int64))
 
@@ -110,7 +263,7 @@ class MixtureSpace(SearchSpace):
         _, deviations, seeds = self._split(point)
         rows = np.hstack([self.weights(point), deviations])
         table = Mixture(
-            tuple(tuple(row) for row in rows.tolist()), self.grid.tensors, tuple(int(seed) for seed in seeds)
+            tuple(tuple(row) for row in rows.tolist()), self.chunking.tensors, tuple(int(seed) for seed in seeds)
         )
         layers = (0, self.context.layout.num_layers)
         recipe = Recipe(
@@ -146,7 +299,7 @@ class MixtureSpace(SearchSpace):
         if len(seeds) > self._noises:
             raise RecipeError(f"the recipe has {len(seeds)} noises; set space.noise.terms to that at least")
         seeds += [seed for seed in range(self._noises) if seed not in seeds][: self._noises - len(seeds)]
-        rows = self.grid.means(pieces, seeds)
+        rows = self.chunking.means(pieces, seeds)
         weights, deviations = rows[:, : len(self.models)], rows[:, len(self.models) :]
         genes = np.array([self._codec.encode(row) for row in weights])
         return self._join(genes, deviations, np.array(seeds, dtype=np.int64))
@@ -173,7 +326,7 @@ class MixtureSpace(SearchSpace):
         alone = np.eye(len(self.models))
         points = []
         for row in alone:
-            genes = np.tile(self._codec.encode(row), (len(self.grid.chunks), 1))
+            genes = np.tile(self._codec.encode(row), (len(self.chunking.chunks), 1))
             noise = np.zeros((len(genes), self._noises))
             points.append(self._join(genes, noise, np.arange(self._noises)))
         return tuple(points)
@@ -190,7 +343,7 @@ class MixtureSpace(SearchSpace):
         """
         seeds, rows_a, rows_b = self._aligned(a, b)
         child = np.empty_like(rows_a)
-        for members in self.grid.chromosomes:
+        for members in self.chunking.chromosomes:
             ratio = rng.random()  # ~ U(0, 1)
             split = int(rng.integers(len(members))) if self.config.split else len(members)
             for part, t in ((members[:split], ratio), (members[split:], 1 - ratio)):
@@ -261,17 +414,17 @@ class MixtureSpace(SearchSpace):
     def _metric(self, noises: int) -> Table:
         """Return inner products on each chunk, float64[C, T + noises, T + noises]."""
         count = len(self.models)
-        metric = np.zeros((len(self.grid.chunks), count + noises, count + noises))
+        metric = np.zeros((len(self.chunking.chunks), count + noises, count + noises))
         metric[:, :count, :count] = self._gram
         diagonal = np.arange(count, count + noises)
-        metric[:, diagonal, diagonal] = self.grid.entries[:, None]
+        metric[:, diagonal, diagonal] = self.chunking.entries[:, None]
         return metric
 
     @cached_property
     def _gram(self) -> Gram:
         if self.context.gram is None:
             raise RecipeError("space.crossover: angles need the models' weights; write crossover: linear")
-        return self.context.gram(self.grid.chunks)
+        return self.context.gram(self.chunking.chunks)
 
     def _strongest(self, genes: Table, deviations: Table, seeds: npt.NDArray[np.int64]) -> Genotype:
         """Keep as many noises as the space has room for, the ones with the most squares; in their order."""

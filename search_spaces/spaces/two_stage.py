@@ -11,23 +11,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.data_flow import DataFlowSpace
-from search_spaces.spaces.data_flow_config import DataFlowConfig
+from search_spaces.spaces.data_flow import DataFlowConfig, DataFlowSpace
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
+from search_spaces.spaces.registry import SpaceConfig, SpaceSettings, register_space
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 MERGED = "merged"
 """What the merge is called among the models of the pool."""
 
 
-class StackedSpace(SearchSpace):
+@register_space
+class TwoStageConfig(BaseModel):
+    """The `space` part of a search's config, for ``kind: two_stage``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    keeps_layers: ClassVar[bool] = False
+
+    kind: Literal["two_stage"] = "two_stage"
+    """Which space this is."""
+    parameters: SpaceConfig = CoefficientConfig()
+    """What is merged first: a space of its own, layer_coefficients or mixture."""
+    flow: DataFlowConfig = DataFlowConfig()
+    """How its layers and those of other models are ordered: a data_flow space, in which the merge takes the base's
+    place; `models` names the others, the base among them if it is named."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _keeps_layers(cls, parameters: SpaceSettings) -> SpaceSettings:
+        if not getattr(parameters, "keeps_layers", True):
+            raise ValueError(
+                f"kind {parameters.kind} changes the order of layers, which is what `flow` is for; write kind: "
+                "layer_coefficients or mixture"
+            )
+        return parameters
+
+    def build(self, context: SpaceContext) -> TwoStageSpace:
+        """Return the space over these models."""
+        return TwoStageSpace(self.parameters.build(context), self.flow, context)
+
+
+class TwoStageSpace(SearchSpace):
     """Merges whose layers, with those of other models, lie on a path.
 
     Parameters

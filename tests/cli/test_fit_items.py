@@ -9,7 +9,7 @@ import pytest
 from evomerge.cli.main import main
 from evomerge.runs.run import Asked, ReferenceScore, Run, Told
 from evomerge.strategies import Candidate
-from fitness.estimation.item_banks import ItemBanks, Responses, write_matrix
+from fitness.estimation.item_banks import ItemBanks
 from fitness.results import Evaluation
 
 SECONDS = {"merge": 0.1, "score": 0.2, "wait": 0.0}
@@ -70,7 +70,8 @@ def test_from_sample_logs(tmp_path, fit_items):
 
 
 def test_from_a_matrix_with_full_names(tmp_path, fit_items):
-    write_matrix(tmp_path / "m.npz", Responses(tuple(f"m{j}" for j in range(24)), ITEMS, answers()))
+    names = {"models": np.array([f"m{j}" for j in range(24)]), "items": np.array(ITEMS)}
+    np.savez(tmp_path / "m.npz", responses=answers(), **names)
     printed, found = fit_items("m.npz", "--json", "--dimensions", 1)
     (task,) = json.loads(printed)["tasks"]
     assert (task["task"], task["models"], task["items"], task["dimensions"]) == ("quiz", 24, 12, [1])

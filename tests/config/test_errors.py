@@ -36,7 +36,7 @@ BAD = {
     "strategy: {kind: cmaes}": "strategy.kind: kind 'cmaes' is unknown; did you mean `cma_es`?",
     "strategy: cmaes": "strategy.kind: kind 'cmaes' is unknown; did you mean `cma_es`?",
     "space: {kind: 3}": "space.kind: kind 3 is unknown; write data_flow, layer_coefficients, mixture or",
-    "strategy: {kind: staged, first: {population: 4}}": "strategy.first.kind: missing; write cma_es, eda",
+    "strategy: {kind: staged, first: {population: 4}}": "strategy.first.kind: missing; write catcma, cma_es, eda",
     "workers: {kind: rya}": "workers.kind: kind 'rya' is unknown; did you mean `ray`?",
     "workers: {kind: ray, count: 0}": "workers.count: write a whole number of at least 1, or auto (got 0)",
     "budget: {evaluations: 0}": "budget.evaluations: write a whole number of at least 1 (got 0)",
@@ -55,6 +55,16 @@ BAD = {
     "allow_unrelated: perhaps": "allow_unrelated: write true or false (got 'perhaps')",
     "seed:": "seed: write a whole number of at least 0 (got nothing)",
     "population: 8": "population: unknown key; it belongs elsewhere: write strategy.population",
+    "space: {weight: [1, 0]}": "space.weight: low 1.0 is not below high 0.0; write low < high",
+    "space: {weight: [0, 1, 2]}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1} (got a list)",
+    "space: {weight: [0, much]}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1} (got a list)",
+    "space: {weight: 2}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1} (got 2)",
+    "space: {weigth: {low: 0}}": "space.weigth: unknown key; did you mean `weight`?",
+    "space: {method: breadcrumbs, gamma: 0.1}": "space.gamma: unknown key; it belongs elsewhere: write "
+    "space.ranges.gamma or space.fixed.gamma",
+    "space: {method: ties, normalize: true}": "space.normalize: unknown key; it belongs elsewhere: write "
+    "space.fixed.normalize",
+    "lambda: 0.8": "lambda: unknown key; it belongs elsewhere: write space.ranges.lambda or space.fixed.lambda",
     "space: {items: 8}": "space.items: unknown key; it belongs elsewhere: write fitness.subset.items",
 }
 
@@ -76,11 +86,11 @@ BAD_FITNESS = {
     "subset: {itms: 3}": "fitness.subset.itms: unknown key; did you mean `items`?",
     "subset: {estimator: pirt}": "fitness.subset.estimator: 'pirt' is not a choice here; did you mean `p_irt`?",
     "items: 20": "fitness.items: unknown key; it belongs elsewhere: write fitness.subset.items",
-    "tasks: []": "fitness.tasks: write a list of at least 1, each a section with keys such as task, weight, floor",
+    "tasks: []": "fitness.tasks: write a list of at least 1, each a section with keys such as task, weight, min_share",
     "tasks: [{task: a, weight: 0}]": "fitness.tasks.0.weight: write a number above 0 (got 0)",
     "tasks: [{weight: 1}]": "fitness.tasks.0.task: missing; write text (`evomerge init` writes an example)",
     "tasks: [a, a]": "fitness.tasks: task 'a' is listed twice: keep one entry and set its weight instead",
-    "tasks: [3]": "fitness.tasks.0: write a section with keys such as task, weight, floor (got 3)",
+    "tasks: [3]": "fitness.tasks.0: write a section with keys such as task, weight, min_share_of_best_source (got 3)",
     "racing: {test: sprit}": "fitness.racing.test: 'sprit' is not a choice here; did you mean `sprt`?",
 }
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from experiments.fitness_accuracy.__main__ import main
-from experiments.fitness_accuracy.data import load, simulate
+from experiments.fitness_accuracy.data import load, simulate, write_matrix
 from experiments.fitness_accuracy.tables import TABLES, Plan, Record, measure, summarise
-from fitness.estimation.estimators import Estimate
-from fitness.estimation.item_banks import Responses, write_matrix
+from fitness.estimation.item_banks import Responses
+from fitness.results import Estimate
 
 SMALL = Plan(sizes=(20,), draws=1, calibration=60, few=12, tested=5)
 

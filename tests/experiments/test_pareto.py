@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.pareto.__main__ import WAYS, gathered, main, tables
 from experiments.pareto.fronts import CORNER, Front
-from fitness.pareto import hypervolume
+from experiments.pareto.hypervolume import hypervolume
 
 
 @pytest.mark.slow
@@ -35,3 +36,18 @@ def test_results_name_the_machine() -> None:
     found = gathered(fronts)
     assert [Front(**front) for front in found["fronts"]] == fronts[::-1]
     assert {"cpu", "cores", "threads", "python", "torch"} <= found["machine"].keys()
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_hypervolume_is_pymoos(objectives: int) -> None:
+    from pymoo.indicators.hv import HV
+
+    some = np.random.default_rng(objectives).random((15, objectives))
+    corner = np.full(objectives, 0.2)
+    assert hypervolume(some, corner) == pytest.approx(HV(ref_point=-corner)(-some))
+
+
+def test_hypervolume_by_hand() -> None:
+    assert hypervolume([(2, 1), (1, 2)], (0, 0)) == 3
+    assert hypervolume([(2, 1), (1, 2), (1, 1), (9, -1)], (0, 0)) == 3
+    assert hypervolume([], (0, 0)) == 0

@@ -42,6 +42,40 @@ def test_refused(keys: dict[str, Any]) -> None:
         make(**keys)
 
 
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ({"tasks": ["a", "b"]}, {"tasks": [{"task": "a"}, {"task": "b"}]}),
+        ({"tasks": ["a", {"task": "b", "weight": 2}]}, {"tasks": [{"task": "a"}, {"task": "b", "weight": 2}]}),
+        ({"tasks": "a"}, {"tasks": [{"task": "a"}]}),
+        ({"subset": 20}, {"subset": {"items": 20}}),
+        ({"subset": "all"}, {"subset": {"items": "all"}}),
+    ],
+)
+def test_short_forms(short: dict[str, Any], long: dict[str, Any]) -> None:
+    assert make(**short) == make(**long)
+    assert make(**short).model_dump() == make(**long).model_dump()
+
+
+@pytest.mark.parametrize("short", [0, True, 2.5, "some"])
+def test_a_short_subset_is_a_number_of_items(short: Any) -> None:
+    with pytest.raises(ValidationError, match="subset"):
+        make(subset=short)
+
+
+@pytest.mark.parametrize("estimator", ["p_irt", "gp_irt", "ridge"])
+def test_an_estimator_that_needs_item_parameters_needs_a_file(estimator: str) -> None:
+    with pytest.raises(ValidationError, match=f"estimator {estimator} needs `item_bank`, a file that `evomerge fit-it"):
+        make(subset={"items": 5, "estimator": estimator})
+    assert make(subset={"items": 5, "estimator": estimator, "item_bank": "b.npz"}).subset.rotates()
+
+
+def test_which_estimators_rotate() -> None:
+    subset = SubsetConfig(items=5)
+    assert subset.rotates() and subset.rotates("inherited") and not subset.rotates("mean")
+    assert SubsetConfig(items=5, rotate=True).rotates("mean") and not SubsetConfig(items=5, rotate=False).rotates()
+
+
 def test_a_task_is_listed_once() -> None:
     with pytest.raises(ValidationError, match="task 'a' is listed twice: keep one entry and set its weight"):
         make(tasks=[{"task": "a"}, {"task": "b"}, {"task": "a"}])
@@ -55,7 +89,7 @@ def test_every_field_is_described(model: Any) -> None:
 def test_the_package_is_light() -> None:
     """Configs, items and statistics are for the command line: no torch there."""
     code = (
-        "import sys, fitness, fitness.estimation.intervals, fitness.objectives\n"
+        "import sys, fitness.config, fitness.estimation.intervals, fitness.objectives\n"
         "heavy = {'torch', 'transformers', 'lm_eval', 'datasets', 'search_spaces', 'evomerge'}\n"
         "heavy &= set(sys.modules)\n"
         "print(sorted(heavy))"

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from fitness.config import FitnessConfig
-from fitness.estimation.estimators import Estimate, mean
-from fitness.objectives import Objectives, means, relative_to_sources
-from fitness.results import Evaluation, ItemScores, TaskError
+from fitness.objectives import Objectives, means
+from fitness.results import Estimate, Evaluation, ItemScores, TaskError, mean
 
 
 def scores(**by_task: list[float]) -> Evaluation:
@@ -59,16 +58,16 @@ def test_objectives_kept_apart_and_their_weighted_sum() -> None:
 def test_scores_are_divided_by_the_best_sources() -> None:
     asked = config([{"task": "a"}, {"task": "b"}], normalize="best_source")
     sources = [scores(a=[1, 0], b=[0, 0, 0, 1]), scores(a=[0, 0], b=[0, 0, 1, 1])]
-    assert relative_to_sources(asked)
-    objectives = Objectives.of(asked, sources)
+    assert asked.compares_with_sources
+    objectives = asked.objectives_for(sources)
     assert objectives.scales == {"a": 0.5, "b": 0.5}
     assert judged(objectives, a=[1, 1], b=[0, 0, 0, 1]).fitness == pytest.approx((2 + 0.5) / 2)
 
 
 def test_a_floor_is_a_share_of_the_best_source() -> None:
     asked = config([{"task": "a"}, {"task": "b", "min_share_of_best_source": 0.8}])
-    assert relative_to_sources(asked)
-    objectives = Objectives.of(asked, [scores(a=[1, 1], b=[0, 1]), scores(a=[0, 0], b=[0, 0])])
+    assert asked.compares_with_sources
+    objectives = asked.objectives_for([scores(a=[1, 1], b=[0, 1]), scores(a=[0, 0], b=[0, 0])])
     assert objectives.floors == pytest.approx({"b": 0.4})
     keeps = judged(objectives, a=[0, 0], b=[1, 0])
     misses = judged(objectives, a=[1, 1], b=[1, 0, 0, 0])
@@ -81,14 +80,14 @@ def test_a_floor_is_a_share_of_the_best_source() -> None:
 
 def test_nothing_is_relative_to_sources_without_being_asked_for() -> None:
     plain = config([{"task": "a"}])
-    assert not relative_to_sources(plain)
-    assert Objectives.of(plain) == Objectives({"a": 1.0})
+    assert not plain.compares_with_sources
+    assert plain.objectives_for() == Objectives({"a": 1.0})
 
 
 def test_a_floor_needs_a_source_that_can_do_something() -> None:
     asked = config([{"task": "a", "min_share_of_best_source": 0.9}])
     with pytest.raises(TaskError, match=r"task 'a': the best source scores 0; .* remove the task's min_share"):
-        Objectives.of(asked, [scores(a=[0, 0])])
+        asked.objectives_for([scores(a=[0, 0])])
 
 
 def test_the_violations_of_several_floors_add_up() -> None:

@@ -1,4 +1,4 @@
-"""Fronts, crowding distances and hypervolumes: against pymoo, and by hand."""
+"""Fronts and crowding distances: against pymoo, and by hand."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fitness.pareto import crowding, hypervolume, ranks
+from fitness.pareto import crowding, ranks
 
 points = st.integers(1, 25).flatmap(
     lambda count: st.integers(2, 3).flatmap(
@@ -30,21 +30,6 @@ def test_crowding_distances_are_pymoos(seed):
 
     front = np.random.default_rng(seed).random((12, 2))
     assert np.allclose(crowding(front), calc_crowding_distance(-front))
-
-
-@pytest.mark.parametrize("objectives", [2, 3])
-def test_hypervolume_is_pymoos(objectives):
-    from pymoo.indicators.hv import HV
-
-    some = np.random.default_rng(objectives).random((15, objectives))
-    corner = np.full(objectives, 0.2)
-    assert hypervolume(some, corner) == pytest.approx(HV(ref_point=-corner)(-some))
-
-
-def test_hypervolume_by_hand():
-    assert hypervolume([(2, 1), (1, 2)], (0, 0)) == 3
-    assert hypervolume([(2, 1), (1, 2), (1, 1), (9, -1)], (0, 0)) == 3
-    assert hypervolume([], (0, 0)) == 0
 
 
 def test_who_misses_less_dominates():

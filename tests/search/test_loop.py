@@ -11,7 +11,7 @@ from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.loop import Search, SearchError
 from evomerge.strategies import CmaEsConfig, RandomConfig
 from evomerge.testing.pools import ScriptedPool
-from fitness.estimation.estimators import EstimatorInputs
+from fitness.estimation import EstimatorInputs
 from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan
 from fitness.objectives import Objectives
 from fitness.results import Evaluation

@@ -12,7 +12,7 @@ from evomerge.search.racing_pool import RacingPool
 from evomerge.strategies import CmaEsConfig, RandomConfig
 from evomerge.testing.pools import SECONDS, ScriptedPool, answered
 from fitness.config import RacingConfig
-from fitness.estimation.estimators import EstimatorInputs
+from fitness.estimation import EstimatorInputs
 from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan
 from fitness.objectives import Objectives
 from fitness.results import Evaluation

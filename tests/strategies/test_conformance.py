@@ -16,8 +16,8 @@ from evomerge.strategies import (
 from evomerge.testing import StrategySuite
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.data_flow_config import DataFlowConfig
-from search_spaces.spaces.two_stage import StackedSpace
+from search_spaces.spaces.data_flow import DataFlowConfig
+from search_spaces.spaces.two_stage import TwoStageSpace
 
 
 class TestCmaEs(StrategySuite):
@@ -85,7 +85,7 @@ class TestStaged(StrategySuite):
         layer = ("input_layernorm.w", "self_attn.o_proj.w", "post_attention_layernorm.w", "mlp.down_proj.w")
         layout = ModelLayout(("embed",), (layer,) * 3, "layers.{}.", ("norm",), None, "self_attn", "mlp")
         models = {"base": "/m/base", "a": "/m/a"}
-        return StackedSpace(planted, DataFlowConfig(repeats=1), SpaceContext(models, layout, {}))
+        return TwoStageSpace(planted, DataFlowConfig(repeats=1), SpaceContext(models, layout, {}))
 
 
 class TestStagedWithoutAGuess(TestStaged):

@@ -7,8 +7,8 @@ import pytest
 
 from evomerge.strategies import CatCmaConfig, EdaConfig
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.spaces.coefficients import CoefficientConfig
 from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.registry import build_space
 
 LAYOUT = ModelLayout(("embed",), (("self_attn.w", "mlp.w"),) * 4, "layers.{}.", ("norm",), None, "self_attn", "mlp")

@@ -5,47 +5,16 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
+from numpy.typing import ArrayLike
 
-from fitness.estimation import subset
-from fitness.estimation.estimators import ESTIMATORS, EstimatorInputs, likeliest_ability, mean, validation_error
+from fitness.estimation import ESTIMATORS, EstimatorInputs, subset
 from fitness.estimation.irt import fit_2pl, fit_mirt, sigmoid
+from fitness.estimation.irt_predictions import likeliest_ability, validation_error
+from fitness.results import Estimate
 
 
-@settings(deadline=None)
-@given(right=st.integers(0, 60), wrong=st.integers(0, 60))
-def test_error_is_that_of_the_jeffreys_posterior(right: int, wrong: int) -> None:
-    if right + wrong == 0:
-        return
-    estimate = mean([1.0] * right + [0.0] * wrong)
-    assert estimate.value == right / (right + wrong)
-    assert estimate.standard_error == pytest.approx(stats.beta(right + 0.5, wrong + 0.5).std())
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
-def test_bounded_scores_never_have_a_zero_error(scores: list[float]) -> None:
-    assert 0 < mean(scores).standard_error < 0.5
-
-
-def test_large_samples_agree_with_the_usual_error() -> None:
-    scores = np.random.default_rng(0).beta(2, 5, 20_000)
-    assert mean(scores).standard_error == pytest.approx(scores.std(ddof=1) / math.sqrt(scores.size), rel=1e-3)
-
-
-def test_unbounded_scores() -> None:
-    estimate = mean([1.0, 2.0, 6.0])
-    assert (estimate.value, estimate.standard_error) == (3.0, pytest.approx(math.sqrt(7 / 3)))
-    assert mean([5.0]).standard_error == math.inf
-
-
-def test_bad_scores() -> None:
-    with pytest.raises(ValueError, match="no scores to average: ask at least one item"):
-        mean([])
-    with pytest.raises(ValueError, match="NaN or infinity: leave failed items out"):
-        mean([1.0, math.nan])
+def estimated(name: str, scores: ArrayLike, positions: ArrayLike, inputs: EstimatorInputs) -> Estimate:
+    return ESTIMATORS[name].estimate(scores, positions, inputs)
 
 
 ITEMS = 80
@@ -81,7 +50,7 @@ def test_estimates_are_finite(name: str, answer: str, known_and_truth: tuple[Est
         "parent": known.parent_scores[0, chosen],
         "fractions": np.linspace(0, 1, len(chosen)),
     }.get(answer, truth[chosen])
-    estimate = ESTIMATORS[name](scores, chosen, known)
+    estimate = estimated(name, scores, chosen, known)
     assert math.isfinite(estimate.value) and -1e-9 <= estimate.value <= 1 + 1e-9
     assert math.isfinite(estimate.standard_error) and estimate.standard_error >= 0
     if answer == "everything" and name != "ridge":
@@ -96,7 +65,7 @@ def test_one_parent_and_items_that_every_model_answers_right(name: str) -> None:
     others[:, sure] = parents[:, sure] = truth[sure] = 1
     known = EstimatorInputs(ITEMS, parents, (fit_2pl(others),), others, p_irt_error=0.03)
     chosen = np.arange(0, ITEMS, 5)
-    estimate = ESTIMATORS[name](truth[chosen], chosen, known)
+    estimate = estimated(name, truth[chosen], chosen, known)
     assert math.isfinite(estimate.value) and math.isfinite(estimate.standard_error)
     assert estimate.value == pytest.approx(truth.mean(), abs=0.3)
 
@@ -109,7 +78,7 @@ def test_sampling_estimators_are_unbiased(name: str, known_and_truth: tuple[Esti
         rng = subset.generator(seed)
         strata = subset.parent_strata(known.parent_scores)
         chosen = subset.random(ITEMS, 16, rng) if name == "mean" else subset.neyman(strata, 16, rng, (0.5, 0.5, 0.5))
-        values.append(ESTIMATORS[name](truth[chosen], chosen, known).value)
+        values.append(estimated(name, truth[chosen], chosen, known).value)
     assert abs(np.mean(values) - truth.mean()) < 3 * np.std(values) / 20
 
 
@@ -119,7 +88,7 @@ def test_shrinking_estimators_lie_between_the_answers_and_what_parents_say(
 ) -> None:
     known, _ = known_and_truth
     chosen = np.arange(0, ITEMS, 8)
-    low, high = (ESTIMATORS[name](np.full(10, answer), chosen, known).value for answer in (0.0, 1.0))
+    low, high = (estimated(name, np.full(10, answer), chosen, known).value for answer in (0.0, 1.0))
     assert 0 < low < known.parent_scores.mean() < high < 1
 
 
@@ -138,7 +107,7 @@ def test_errors_and_intervals_on_simulated_models(name: str, bound: float) -> No
     for seed in range(25):
         known, truth = knowledge(seed + 10)
         chosen = subset.random(ITEMS, 20, subset.generator(seed))
-        estimate = ESTIMATORS[name](truth[chosen], chosen, known)
+        estimate = estimated(name, truth[chosen], chosen, known)
         errors.append(abs(estimate.value - truth.mean()))
         inside.append(errors[-1] <= 1.96 * estimate.standard_error)
     assert np.mean(errors) < bound
@@ -153,7 +122,7 @@ def test_p_irt_is_answers_plus_predictions(known_and_truth: tuple[EstimatorInput
     assert a.T @ (truth[chosen] - sigmoid(a @ ability - b)) == pytest.approx([0, 0], abs=1e-3)
     rest = np.setdiff1d(np.arange(ITEMS), chosen)
     expected = (truth[chosen].sum() + known.bank.probability(ability)[rest].sum()) / ITEMS
-    assert ESTIMATORS["p_irt"](truth[chosen], chosen, known).value == pytest.approx(expected)
+    assert estimated("p_irt", truth[chosen], chosen, known).value == pytest.approx(expected)
 
 
 def test_gmp_irt_is_half_the_anchor_mean_and_half_mp_irt(known_and_truth: tuple[EstimatorInputs, np.ndarray]) -> None:
@@ -161,7 +130,7 @@ def test_gmp_irt_is_half_the_anchor_mean_and_half_mp_irt(known_and_truth: tuple[
     found = subset.anchors(known.other_models_scores.T, 12, subset.generator(0))
     anchored = dataclasses.replace(known, weights=dict(zip(found.positions.tolist(), found.weights, strict=True)))
     values = [
-        ESTIMATORS[name](truth[found.positions], found.positions, anchored).value
+        estimated(name, truth[found.positions], found.positions, anchored).value
         for name in ("anchor_mean", "mp_irt", "gmp_irt")
     ]
     assert values[0] == pytest.approx(found.weights @ truth[found.positions])
@@ -171,20 +140,23 @@ def test_gmp_irt_is_half_the_anchor_mean_and_half_mp_irt(known_and_truth: tuple[
 def test_gp_irt_measures_its_weight_on_the_others_models(known_and_truth: tuple[EstimatorInputs, np.ndarray]) -> None:
     known, truth = known_and_truth
     chosen = np.arange(0, ITEMS, 4)
-    bias, variance = validation_error(known, models=5), known.other_models_scores.var(1).mean()
+    bias, variance = (
+        validation_error(known.bank, known.other_models_scores, models=5),
+        known.other_models_scores.var(1).mean(),
+    )
     assert 0 < bias < 0.1
     share = bias**2 / (bias**2 + variance / (4 * 20))
-    parts = [ESTIMATORS[name](truth[chosen], chosen, known).value for name in ("anchor_mean", "p_irt")]
+    parts = [estimated(name, truth[chosen], chosen, known).value for name in ("anchor_mean", "p_irt")]
     measured = dataclasses.replace(known, p_irt_error=bias)
     expected = share * parts[0] + (1 - share) * parts[1]
-    assert ESTIMATORS["gp_irt"](truth[chosen], chosen, measured).value == pytest.approx(expected)
+    assert estimated("gp_irt", truth[chosen], chosen, measured).value == pytest.approx(expected)
 
 
 def test_post_stratification_equals_its_formula() -> None:
     known = EstimatorInputs(6, np.array([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1.0]]))
     # none: 1 of 2 asked, right; some: 1 of 2, wrong; all: 0 of 2
     expected = (1 + (1 + 3 * 0.22) / 4 + 0 + (0 + 3 * 0.55) / 4 + 2 * 0.92) / 6
-    assert ESTIMATORS["parent_post_stratification"]([1, 0], [0, 2], known).value == pytest.approx(expected)
+    assert estimated("parent_post_stratification", [1, 0], [0, 2], known).value == pytest.approx(expected)
 
 
 def test_default_learns_from_the_candidates_evaluated() -> None:
@@ -193,28 +165,29 @@ def test_default_learns_from_the_candidates_evaluated() -> None:
     chosen = np.arange(0, ITEMS, 16)
     informed = dataclasses.replace(known, evaluated=good)
     scores = known.parent_scores[0, chosen]
-    assert (
-        ESTIMATORS["inherited"](scores, chosen, informed).value > ESTIMATORS["inherited"](scores, chosen, known).value
-    )
+    assert estimated("inherited", scores, chosen, informed).value > estimated("inherited", scores, chosen, known).value
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ESTIMATORS["p_irt"]([1], [0], EstimatorInputs(3)), "run `evomerge fit-items`"),
+        (lambda: estimated("p_irt", [1], [0], EstimatorInputs(3)), "run `evomerge fit-items`"),
         (
-            lambda: ESTIMATORS["gmp_irt"]([1], [0], EstimatorInputs(3)),
+            lambda: estimated("gmp_irt", [1], [0], EstimatorInputs(3)),
             "needs the parents' scores|needs item parameters",
         ),
-        (lambda: ESTIMATORS["parent_post_stratification"]([1], [0], EstimatorInputs(3)), "evaluate the sources first"),
-        (lambda: ESTIMATORS["blup"]([1], [0], EstimatorInputs(3)), "give a responses matrix"),
         (
-            lambda: ESTIMATORS["anchor_mean"]([1], [0], EstimatorInputs(3, weights={1: 1.0})),
+            lambda: estimated("parent_post_stratification", [1], [0], EstimatorInputs(3)),
+            "evaluate the sources first",
+        ),
+        (lambda: estimated("blup", [1], [0], EstimatorInputs(3)), "give a responses matrix"),
+        (
+            lambda: estimated("anchor_mean", [1], [0], EstimatorInputs(3, weights={1: 1.0})),
             "ask the anchors' positions",
         ),
-        (lambda: ESTIMATORS["mean"]([], [], EstimatorInputs(3)), "at least one"),
-        (lambda: ESTIMATORS["mean"]([1, 0], [1, 1], EstimatorInputs(3)), "asked twice"),
-        (lambda: ESTIMATORS["mean"]([1], [3], EstimatorInputs(3)), "positions within the task's items"),
+        (lambda: estimated("mean", [], [], EstimatorInputs(3)), "at least one"),
+        (lambda: estimated("mean", [1, 0], [1, 1], EstimatorInputs(3)), "asked twice"),
+        (lambda: estimated("mean", [1], [3], EstimatorInputs(3)), "positions within the task's items"),
         (lambda: EstimatorInputs(3, parents=np.ones((2, 4))), r"give \[models, 3\]"),
     ],
 )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fitness.estimation.estimators import ESTIMATORS, NEEDS_BANK
+from fitness.estimation import ESTIMATORS
 from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan, estimator_inputs
 from fitness.estimation.item_banks import ItemBanks, Responses, fit_item_banks
 from fitness.objectives import Objectives
@@ -145,7 +145,7 @@ def test_part_of_the_items_is_enough_for_an_estimate():
     assert known.judge(answer(model, part)).standard_error > known.judge(answer(model, items)).standard_error
 
 
-@pytest.mark.parametrize("estimator", NEEDS_BANK)
+@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if "item_bank" in ESTIMATORS[name].needs])
 def test_an_estimator_that_lacks_item_parameters_says_so(estimator):
     known = plan(estimator=estimator)
     with pytest.raises(ValueError, match="run `evomerge fit-items` and name its file"):

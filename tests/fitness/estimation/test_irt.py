@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,16 +7,10 @@ from hypothesis import strategies as st
 
 from fitness.estimation.irt import (
     ItemBank,
-    ability_eap,
     ability_map,
-    extrapolation,
-    fisher_information,
     fit_2pl,
     fit_mirt,
-    information_matrix,
     item_fit,
-    load_banks,
-    save_banks,
     sigmoid,
 )
 
@@ -84,60 +75,23 @@ def test_map_is_where_the_gradient_vanishes(one_dimensional) -> None:
     bank, scores, *_ = one_dimensional
     asked = np.arange(0, 150, 7)
     ability = ability_map(bank, scores[0, asked], asked, prior_mean=[0.5], prior_precision=2.0)
-    residual = scores[0, asked] - bank.probability(ability.mean)[asked]
-    gradient = bank.discrimination[asked].T @ residual - 2.0 * (ability.mean - 0.5)
+    residual = scores[0, asked] - bank.probability(ability)[asked]
+    gradient = bank.discrimination[asked].T @ residual - 2.0 * (ability - 0.5)
     assert np.abs(gradient).max() < 1e-6
-    information = information_matrix(bank, ability.mean, asked) + 2.0
-    assert ability.standard_deviation[0] == pytest.approx(information[0, 0] ** -0.5, rel=1e-6)
-
-
-def test_eap_equals_dense_quadrature(one_dimensional) -> None:
-    bank, scores, *_ = one_dimensional
-    asked = np.arange(10)
-    grid = np.linspace(-8, 8, 20_001)
-    logit = grid[:, None] * bank.discrimination[asked, 0] - bank.difficulty[asked]
-    log_density = logit @ scores[3, asked] - np.logaddexp(0, logit).sum(1) - 0.5 * grid**2
-    density = np.exp(log_density - log_density.max())
-    mean = (density * grid).sum() / density.sum()
-    deviation = np.sqrt((density * (grid - mean) ** 2).sum() / density.sum())
-    ability = ability_eap(bank, scores[3, asked], asked)
-    assert ability.mean[0] == pytest.approx(mean, abs=1e-4)
-    assert ability.standard_deviation[0] == pytest.approx(deviation, rel=1e-3)
-
-
-def test_eap_in_two_dimensions_equals_dense_quadrature() -> None:
-    scores, *_ = simulated(models=100, items=40, dimensions=2)
-    bank, asked = fit_mirt(scores, 2), np.arange(8)
-    axis = np.linspace(-6, 6, 301)
-    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-    logit = grid @ bank.discrimination[asked].T - bank.difficulty[asked]
-    log_density = logit @ scores[0, asked] - np.logaddexp(0, logit).sum(1) - 0.5 * (grid**2).sum(1)
-    weight = np.exp(log_density - log_density.max())
-    expected = (weight[:, None] * grid).sum(0) / weight.sum()
-    assert ability_eap(bank, scores[0, asked], asked).mean == pytest.approx(expected, abs=0.02)
 
 
 @settings(deadline=None, max_examples=30)
 @given(answers=st.lists(st.floats(0, 1), max_size=12), precision=st.floats(0.05, 5))
 def test_abilities_are_finite_whatever_the_answers(answers: list[float], precision: float) -> None:
     bank = ItemBank(tuple(map(str, range(12))), np.full((12, 1), 1.5), np.linspace(-2, 2, 12), np.zeros((1, 1)))
-    for ability in (ability_map, ability_eap):
-        found = ability(bank, answers, np.arange(len(answers)), prior_precision=precision)
-        assert np.isfinite(found.mean).all() and (found.standard_deviation <= precision**-0.5 + 1e-6).all()
+    found = ability_map(bank, answers, np.arange(len(answers)), prior_precision=precision)
+    assert np.isfinite(found).all()
 
 
 def test_more_right_answers_mean_a_higher_ability() -> None:
     bank = ItemBank(("x", "y", "z"), np.ones((3, 1)), np.zeros(3), np.zeros((1, 1)))
-    means = [ability_eap(bank, [1.0] * k + [0.0] * (3 - k)).mean[0] for k in range(4)]
+    means = [ability_map(bank, [1.0] * k + [0.0] * (3 - k))[0] for k in range(4)]
     assert means == sorted(means) and means[0] < 0 < means[3]
-
-
-def test_information_is_greatest_where_difficulty_meets_ability() -> None:
-    bank = ItemBank(("e", "m", "h"), np.full((3, 1), 2.0), np.array([-4.0, 0.0, 4.0]), np.zeros((1, 1)))
-    assert fisher_information(bank, [0.0]) == pytest.approx(
-        [4 * sigmoid(np.array(4.0)) * sigmoid(np.array(-4.0)), 1, 0.07], abs=1e-2
-    )
-    assert fisher_information(bank, [2.0]).argmax() == 2
 
 
 def test_item_fit_finds_the_item_that_measures_nothing(one_dimensional) -> None:
@@ -148,36 +102,6 @@ def test_item_fit_finds_the_item_that_measures_nothing(one_dimensional) -> None:
     fit = item_fit(fit_2pl(spoilt), spoilt)
     assert fit.infit.argmax() == 5 and fit.infit[5] > 1.1
     assert 0.9 < np.median(fit.infit) < 1.1
-
-
-def test_extrapolation_is_noticed(one_dimensional) -> None:
-    bank, *_ = one_dimensional
-    assert not extrapolation(bank, [0.0]).outside
-    assert extrapolation(bank, [4.0]).outside and extrapolation(bank, [4.0]).quantile == 1
-    assert extrapolation(bank, [-4.0]).outside
-
-
-def test_banks_survive_a_file(tmp_path: Path, one_dimensional) -> None:
-    bank, scores, *_ = one_dimensional
-    second = fit_mirt(scores[:50], 2)
-    save_banks(tmp_path / "bank.npz", (bank, second))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bank.npz"]
-    found = load_banks(tmp_path / "bank.npz")
-    assert [b.items for b in found] == [bank.items, second.items]
-    assert (found[0].discrimination == bank.discrimination).all() and (found[1].abilities == second.abilities).all()
-    assert found[1].facts["dimensions"] == 2
-
-
-def test_other_files_are_refused_and_never_unpickled(tmp_path: Path) -> None:
-    path = tmp_path / "other.npz"
-    header = np.frombuffer(json.dumps({"format": "something"}).encode(), np.uint8)
-    for arrays in ({"x": np.ones(3)}, {"header": header}, {"header": np.array([{"a": 1}], dtype=object)}):
-        np.savez(path, **arrays)
-        with pytest.raises(ValueError, match=r"not an item bank .*evomerge fit-items"):
-            load_banks(path)
-    path.write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(ValueError, match="not an item bank"):
-        load_banks(path)
 
 
 def test_select_reorders_and_refuses_strangers(one_dimensional) -> None:
@@ -197,7 +121,6 @@ def test_select_reorders_and_refuses_strangers(one_dimensional) -> None:
         (lambda: ItemBank(("a",), np.ones((1, 2)), np.zeros(2), np.zeros((1, 2))), r"give \[I, D\]"),
         (lambda: ability_map(fit_2pl(np.eye(3)), [1.0, 0.0]), "one score per asked item"),
         (lambda: ability_map(fit_2pl(np.eye(3)), [1.0, 0, 1], prior_precision=0), "number above 0"),
-        (lambda: ability_eap(fit_mirt(np.eye(8), 6), np.ones(8)), "use ability_map or D <= 5"),
         (lambda: item_fit(fit_2pl(np.eye(3)), np.eye(2)), "the scores it was calibrated on"),
     ],
 )

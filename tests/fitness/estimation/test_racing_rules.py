@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from fitness.estimation.estimators import Estimate
-from fitness.estimation.racing_rules import Race, blocks, common_correlation, log_e_value, probability_among_best
+from fitness.estimation.racing_rules import Race, common_correlation, log_e_value, probability_among_best
+from fitness.results import Estimate
 
 
 def answers(seed: int, abilities: list[float], items: int) -> np.ndarray:
@@ -28,17 +28,11 @@ def run(race: Race, scores: np.ndarray, ends: tuple[int, ...]) -> int:
     return asked
 
 
-def test_blocks_end_with_all_items() -> None:
-    assert blocks(30, 10, 8) == (10, 18, 26, 30) and blocks(5, 5, 1) == (5,)
-    with pytest.raises(ValueError, match="1 <= first <= items"):
-        blocks(5, 6, 1)
-
-
 @pytest.mark.parametrize("test", ["exact", "sprt", "t", "wilcoxon"])
 def test_hopeless_candidates_stop_early_and_good_ones_stay(test: str) -> None:
     scores = answers(0, [0.9, 0.88, 0.85, 0.2, 0.1, 0.15], 100)
     race = Race(candidates=6, keep=3, error=0.05, looks=4, test=test)
-    asked = run(race, scores, blocks(100, 20, 20))
+    asked = run(race, scores, (20, 40, 60, 80, 100))
     assert race.active.tolist() == [True] * 3 + [False] * 3
     assert asked < 450
 
@@ -49,7 +43,7 @@ def test_a_candidate_that_matters_is_stopped_no_more_often_than_the_error_says(t
     wrong = 0
     for seed in range(150):  # all equal: whoever is best by index must not be stopped more than `error`
         race = Race(candidates=4, keep=1, error=0.2, looks=4, test=test)
-        run(race, answers(seed, [0.6] * 4, 50), blocks(50, 10, 10))
+        run(race, answers(seed, [0.6] * 4, 50), (10, 20, 30, 40, 50))
         wrong += not race.active[0]
     assert wrong / 150 < 0.2 + 3 * (0.2 * 0.8 / 150) ** 0.5
 

@@ -13,7 +13,8 @@ from evomerge.merging.engine import recipe_statistics
 from evomerge.merging.engine.activation_informed import shares
 from evomerge.merging.engine.calibration_statistics import statistics
 from evomerge.merging.engine.engine import MergeEngine
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients, merge_tensors
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import task_arithmetic_recipe
@@ -22,7 +23,8 @@ from search_spaces.recipes.mergekit_export import obstacles, rounded
 from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.spaces.coefficients import CoefficientSpace
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 
 ZOO = Path(__file__).parents[3] / "experiments" / "zoo" / "models"
 MODELS = {name: str(ZOO / name) for name in ("base", "ops", "ja")}
@@ -32,24 +34,24 @@ class TestAim(MergeMethodSuite):
     """On task arithmetic, whose blocks are plain sums."""
 
     method = "task_arithmetic"
-    parameters = coefficients(weight=[0.4, 0.7, 0.2], aim=0.4)
-    others = coefficients(weight=1.0, aim=0.9)
-    one_model = coefficients(weight=1.0, aim=1.0)
+    parameters = coefficients(weight=[0.4, 0.7, 0.2], activation_informed=0.4)
+    others = coefficients(weight=1.0, activation_informed=0.9)
+    one_model = coefficients(weight=1.0, activation_informed=1.0)
 
 
 class TestAimOnTies(MergeMethodSuite):
     """On a method with prepared state."""
 
     method = "ties"
-    parameters = coefficients(weight=[0.4, 0.7, 0.2], density=0.5, aim=0.0)
+    parameters = coefficients(weight=[0.4, 0.7, 0.2], density=0.5, activation_informed=0.0)
     others = coefficients(weight=1.0, density=0.7)
-    one_model = coefficients(weight=1.0, density=1.0, aim=1.0)
+    one_model = coefficients(weight=1.0, density=1.0, activation_informed=1.0)
 
 
 @pytest.fixture
 def recipe(zoo: dict[str, Checkpoint], text: Path) -> Recipe:
     plain = task_arithmetic_recipe(MODELS, zoo[MODELS["base"]].layout, out_dtype="float32")
-    return replace(plain, parameters=(("aim", constant(0.4)),), calibration=str(text))
+    return replace(plain, parameters=(("activation_informed", constant(0.4)),), calibration=str(text))
 
 
 def merged(zoo: dict[str, Checkpoint], recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -65,7 +67,7 @@ def test_formula_on_every_method_with_a_base(method: str) -> None:
     models = [base + 0.1 * torch.randn((12, 20), generator=generator) for _ in range(METHODS[method].max_models or 2)]
     needed = {p.name: 0.6 for p in METHODS[method].parameters if p.name in ("weight", "density", "t")}
     plain = merge_tensors(method, base, models, **needed)
-    informed = merge_tensors(method, base, models, **needed, aim=0.3)
+    informed = merge_tensors(method, base, models, **needed, activation_informed=0.3)
     expected = base + (plain - base) * (1 - 0.7 * torch.linspace(0, 1, 20))
     torch.testing.assert_close(informed, expected, rtol=2e-6, atol=2e-6)
     assert torch.equal(merge_tensors(method, base, models, **needed), plain)
@@ -96,7 +98,7 @@ def test_activations_are_the_mean_sizes_of_inputs(zoo: dict[str, Checkpoint], te
     checkpoint = zoo[MODELS["base"]]
     model = MergeEngine(zoo, base=MODELS["base"]).load(MODELS["base"])
     measured = statistics("activations", checkpoint, text, lambda: model)
-    ids = torch.tensor(checkpoint.tokenizer()(text.read_text(), add_special_tokens=False)["input_ids"])
+    ids = torch.tensor(checkpoint.tokenizer.load()(text.read_text(), add_special_tokens=False)["input_ids"])
     assert len(ids) > 512  # more than one window
     seen = []
     with torch.inference_mode():
@@ -132,10 +134,13 @@ def test_statistics_are_measured_once_for_a_model_and_a_text(
 
 def test_a_search_measures_before_the_first_candidate(zoo: dict[str, Checkpoint], text: Path, monkeypatch: Any) -> None:
     config = CoefficientConfig(
-        method="ties", layers_per_group=9, calibration=str(text), ranges={"aim": {"low": 0.0, "high": 1.0}}
+        method="ties",
+        layers_per_group=9,
+        calibration=str(text),
+        ranges={"activation_informed": {"low": 0.0, "high": 1.0}},
     )
     space = CoefficientSpace(config, MODELS, zoo[MODELS["base"]].layout)
-    assert [gene.name for gene in space.genes[:5]][-1] == "aim[embeddings]"
+    assert [gene.name for gene in space.genes[:5]][-1] == "activation_informed[embeddings]"
     engine = MergeEngine(zoo, base=MODELS["base"])
     engine.prepare(space.decode(space.start))
 
@@ -158,17 +163,19 @@ def test_recipes_say_what_they_rest_on(recipe: Recipe) -> None:
     assert replace(recipe, calibration="other.txt").hash != recipe.hash
     plain = replace(recipe, parameters=())
     assert plain.hash == replace(plain, calibration=None).hash  # a text that nothing needs
-    assert obstacles(recipe) == ("aim: mergekit has no such parameter of task_arithmetic",)
+    assert obstacles(recipe) == ("activation_informed: mergekit has no such parameter of task_arithmetic",)
     exchanged, notes = rounded(recipe)
     assert exchanged.calibration is None
-    assert notes == ("aim is dropped; mergekit has no such parameter",)
+    assert notes == ("activation_informed is dropped; mergekit has no such parameter",)
 
 
 def test_a_missing_text(recipe: Recipe, zoo: dict[str, Checkpoint], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"aim: it needs a text .*; write evomerge: \{calibration: TEXT_FILE\}"):
+    with pytest.raises(
+        RecipeError, match=r"activation_informed: it needs a text .*; write evomerge: \{calibration: TEXT_FILE\}"
+    ):
         replace(recipe, calibration=None)
-    with pytest.raises(ValueError, match="aim: it needs a text; write calibration: TEXT_FILE"):
-        CoefficientConfig(fixed={"aim": 0.4})
+    with pytest.raises(ValueError, match="activation_informed: it needs a text; write calibration: TEXT_FILE"):
+        CoefficientConfig(fixed={"activation_informed": 0.4})
     with pytest.raises(CheckpointError, match=r"absent.txt: the calibration text cannot be read .*; name a text file"):
         merged(zoo, replace(recipe, calibration=str(tmp_path / "absent.txt")))
 

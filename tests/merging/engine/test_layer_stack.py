@@ -15,7 +15,7 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.layer_path import path_of, path_recipe
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.data_flow_config import DataFlowConfig
+from search_spaces.spaces.data_flow import DataFlowConfig
 
 PRE_NORM = ("llama", "llama_tied", "qwen2", "qwen3", "mistral", "gemma")
 OTHERS = ("gemma2", "gemma3", "gpt2")

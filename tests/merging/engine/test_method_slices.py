@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from evomerge.merging.output.writer import write_checkpoint
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.coefficients import CoefficientConfig
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.method_groups import MethodGroupsSpace
 
 METHODS = ("task_arithmetic", "dare_ties", "linear")

@@ -14,7 +14,7 @@ from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.mixture_table import Noise, Piece
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.mixture_config import MixtureConfig
+from search_spaces.spaces.mixture import MixtureConfig
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_table_of_other_models_is_refused(space, llama):
 
 def test_gram_matrices_are_inner_products_and_kept(space, llama, tmp_path, monkeypatch):
     monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path))
-    chunks = space.grid.chunks
+    chunks = space.chunking.chunks
     found = gram_matrices(llama.checkpoints, chunks)
     for index, chunk in enumerate(chunks):
         rows = torch.stack(

@@ -14,7 +14,7 @@ from torch import Tensor
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients, merge_tensors
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.spaces.coefficients import CoefficientConfig
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 
 Merge = Callable[..., Tensor]
 RECIPE = {"merge_method": "fisher", "models": [{"model": "a"}, {"model": "b"}]}

@@ -1,4 +1,4 @@
-"""The conformance suite on every space of the house."""
+"""The conformance suite on every kind of space; the variants of one kind are tested beside it."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from evomerge.testing.search_spaces import SearchSpaceSuite
-from experiments.digits_niches.raw import RawWeights
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
-from search_spaces.spaces.data_flow_config import DataFlowConfig
-from search_spaces.spaces.mixture_config import MixtureConfig
+from search_spaces.spaces.coefficients import CoefficientSpace
+from search_spaces.spaces.data_flow import DataFlowConfig
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
+from search_spaces.spaces.mixture import MixtureConfig
 from search_spaces.spaces.registry import build_space
-from search_spaces.spaces.stamped import StampedSpace
-from search_spaces.spaces.two_stage_config import StackedConfig
+from search_spaces.spaces.two_stage import TwoStageConfig
 
 
 class Spaces(SearchSpaceSuite):
@@ -45,11 +44,6 @@ class TestLinear(Spaces):
         pytest.skip("weights are divided by their sum: tested with those of other methods")
 
 
-class TestDareTies(Spaces):
-    def space(self):
-        return self.coefficients(method="dare_ties", layers_per_group=4)
-
-
 class TestMethods(Spaces):
     def built(self, **config):
         methods = ("task_arithmetic", "dare_ties", "slerp")
@@ -59,13 +53,13 @@ class TestMethods(Spaces):
         return self.built(modules=["attention", "other"])
 
     def one_gene(self):
-        """Only the method: all coefficients are held."""
+        """Only the method: all coefficients have fixed values."""
         return self.built(fixed={f"*.{parameter}[*": 0.5 for parameter in ("weight", "density", "t")})
 
 
-class TestHeld(Spaces):
+class TestFixedGenes(Spaces):
     def space(self):
-        """The final norm and the head are held, and one model's embeddings."""
+        """Fixed are the final norm and the head, and one model's embeddings."""
         fixed = {"ops.weight[embeddings]": 0.0, "*[final]": 0.25, "lambda": 0.5}
         return build_space(CoefficientConfig(fixed=fixed), self.context)
 
@@ -74,7 +68,7 @@ class TestHeld(Spaces):
         return build_space(CoefficientConfig(layers_per_group=4, fixed=fixed), self.context)
 
 
-class TestHeldMethods(Spaces):
+class TestFixedGenesOfMethods(Spaces):
     config: ClassVar = {"method_for": "merge"}
 
     def space(self):
@@ -84,33 +78,11 @@ class TestHeldMethods(Spaces):
         return build_space(config, self.context)
 
 
-class TestHeldMethodsOfGroups(TestHeldMethods):
+class TestFixedGenesOfGroups(TestFixedGenesOfMethods):
     config: ClassVar = {"method_for": "layers"}
 
     def test_mergekit_gets_it_or_a_reason(self, subject):
         pytest.skip("methods of layers are in no mergekit recipe: tested in test_method_groups")
-
-
-class TestRawWeights(SearchSpaceSuite):
-    has_recipes: ClassVar = False
-    config: ClassVar = {}
-
-    def raw(self, length):
-        rng = np.random.default_rng(0)
-        return RawWeights(length, founders=rng.normal(0.0, 0.1, (3, length)), **self.config)
-
-    def space(self):
-        return self.raw(12)
-
-    def one_gene(self):
-        return self.raw(1)
-
-    def many_genes(self):
-        return self.raw(1000)
-
-
-class TestRawWeightsByParts(TestRawWeights):
-    config: ClassVar = {"angle": "part"}
 
 
 class Mixtures(Spaces):
@@ -126,21 +98,12 @@ class Mixtures(Spaces):
         return self.mixture(chunks=170)
 
 
-class TestMixture(Mixtures):
-    pass
-
-
 class TestMixtureWithNoiseAndChromosomes(Mixtures):
     config: ClassVar = {"chromosomes": ("attention", "mlp"), "noise": {"terms": 3, "sigma": 0.1}}
 
 
 class TestMixturePerSegment(Mixtures):
     config: ClassVar = {"crossover": "slerp_per_segment", "split": True}
-
-
-class TestMixtureByTensor(Spaces):
-    def space(self):
-        return MixtureConfig(kind="mixture", chunks="tensors", split=False).build(self.context)
 
 
 class TestMixtureByLayer(Spaces):
@@ -150,10 +113,6 @@ class TestMixtureByLayer(Spaces):
 
 class TestSimplex(Mixtures):
     config: ClassVar = {"weights": "simplex"}
-
-
-class TestSoftmax(Mixtures):
-    config: ClassVar = {"weights": "softmax"}
 
 
 class TestSigned(Mixtures):
@@ -197,65 +156,29 @@ class TestOrder(DataFlow):
     config: ClassVar = {"order": "free"}
 
 
-class Stacked(Spaces):
+class TwoStages(Spaces):
     parameters: ClassVar = {"kind": "layer_coefficients", "layers_per_group": 2}
     flow: ClassVar = {}
 
     def space(self):
-        config = StackedConfig(parameters=self.parameters, flow=self.flow)
+        config = TwoStageConfig(parameters=self.parameters, flow=self.flow)
         return build_space(config, self.context)
 
 
-class TestStacked(Stacked):
+class TestTwoStages(TwoStages):
     def many_genes(self):
-        config = StackedConfig(parameters={"kind": "mixture", "chunks": 100}, flow={"repeats": 8})
+        config = TwoStageConfig(parameters={"kind": "mixture", "chunks": 100}, flow={"repeats": 8})
         return build_space(config, self.context)
 
 
-class TestStackedMixture(Stacked):
+class TestTwoStagesOfMixtures(TwoStages):
     parameters: ClassVar = {"kind": "mixture", "chunks": 5}
     flow: ClassVar = {"order": "free", "models": ("base", "x"), "scales": "none"}
 
 
-class TestStackedSlerp(Stacked):
+class TestTwoStagesOfSlerp(TwoStages):
     parameters: ClassVar = {"kind": "layer_coefficients", "method": ["ties", "slerp"]}
     flow: ClassVar = {"scales": "transition"}
-
-
-class TestStampedMixture(TestMixtureWithNoiseAndChromosomes):
-    def space(self):
-        return StampedSpace(super().space(), adapters="core")
-
-
-class TestStampedStacked(TestStackedSlerp):
-    def space(self):
-        return StampedSpace(super().space(), tokenizer_source="union")
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        CoefficientConfig(method=["ties", "slerp"]),
-        MixtureConfig(chunks=5, noise={"terms": 2, "sigma": 0.1}),
-        StackedConfig(parameters={"kind": "mixture", "chunks": 5}),
-    ],
-    ids=lambda config: config.kind,
-)
-def test_a_stamp_changes_recipes_and_nothing_else(config, context):
-    inner = build_space(config, context)
-    moved = np.where(inner.discrete, inner.start, (inner.start + inner.high) / 2)
-    stamped = StampedSpace(inner, tokenizer_source="union")
-    assert np.array_equal(stamped.start, inner.start)
-    stamped, inner = stamped.starting_at(moved), inner.starting_at(moved)
-    assert np.array_equal(stamped.start, moved)
-    assert np.array_equal(stamped.founders(), inner.founders())
-    assert stamped.decode(moved) == replace(inner.decode(moved), tokenizer_source="union").canonical()
-    assert len(stamped.structures()) == len(inner.structures())
-    assert {recipe.tokenizer_source for recipe in stamped.structures()} == {"union"}
-    rng = np.random.default_rng(0)
-    points = rng.uniform(inner.low, inner.high, (8, inner.dimension))
-    assert np.array_equal(stamped.settled(points), inner.settled(points))
-    assert all(np.array_equal(stamped.active(point), inner.active(point)) for point in points)
 
 
 def test_the_suite_finds_a_space_that_is_wrong(layout, models):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from search_spaces.recipes import mergekit_yaml
-from search_spaces.spaces.coefficients import CoefficientConfig
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 
 PAGE = (Path(__file__).parents[3] / "docs" / "coefficients.md").read_text(encoding="utf-8")
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)]

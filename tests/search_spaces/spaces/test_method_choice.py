@@ -8,11 +8,12 @@ from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import uniform_recipe
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.resolve import resolve
-from search_spaces.spaces.building import coefficient_space, metagpt_weights
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace
+from search_spaces.spaces.coefficients import CoefficientSpace
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.genes import Choice
+from search_spaces.spaces.layer_coefficients import CoefficientConfig, metagpt_weights
 from search_spaces.spaces.method_choice import MethodChoiceSpace
+from search_spaces.spaces.registry import build_space
 
 METHODS = ("task_arithmetic", "ties", "dare_ties", "slerp", "breadcrumbs")
 PAIRS = ("slerp(ops, x)", "slerp(ops, y)", "slerp(x, y)")
@@ -161,7 +162,7 @@ def test_recipes_of_no_variant(space, layout, models):
 def build(layout, models, **config):
     norms = {"ops": 1.0, "x": 3.0, "y": 4.0}
     context = SpaceContext(models, layout, {}, seed=5, squared_norms=lambda: norms)
-    return coefficient_space(CoefficientConfig(**config), context)
+    return build_space(CoefficientConfig(**config), context)
 
 
 def starts(space, parameter="weight"):
@@ -243,7 +244,7 @@ def test_held_genes_of_several_methods(layout, models):
         ({"method": ["sce", "widen"], "start": "uniform"}, "space.start: no weight is searched; give a recipe's file"),
         ({"fixed": {"z.weight[final]": 1}}, r"no gene is called 'z.weight\[final\]'; write a name such as ops.weight"),
         ({"fixed": {"x.weight[final]": 9}}, r"9.0 is not in x.weight\[final\]'s range; write one from -0.5 to 1.5"),
-        ({"fixed": {"*": 1}}, "space.fixed: every gene is held; remove an entry"),
+        ({"fixed": {"*": 1}}, "space.fixed: every gene has a fixed value; remove an entry"),
     ],
 )
 def test_starts_and_values_that_do_not_fit(layout, models, config, message):
@@ -253,7 +254,7 @@ def test_starts_and_values_that_do_not_fit(layout, models, config, message):
 
 def test_metagpt_needs_the_weights(layout, models):
     with pytest.raises(RecipeError, match="metagpt needs the models' weights; write uniform or task_arithmetic"):
-        coefficient_space(CoefficientConfig(start="metagpt"), SpaceContext(models, layout, {}))
+        build_space(CoefficientConfig(start="metagpt"), SpaceContext(models, layout, {}))
 
 
 def test_starts_that_are_no_recipe(layout, models, tmp_path):

@@ -8,11 +8,11 @@ from evomerge.testing.search_spaces import SearchSpaceSuite
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.resolve import resolve
-from search_spaces.spaces.building import coefficient_space
-from search_spaces.spaces.coefficients import CoefficientConfig
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.genes import Choice
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.method_groups import MethodGroupsSpace
+from search_spaces.spaces.registry import build_space
 
 METHODS = ("task_arithmetic", "dare_ties", "slerp", "linear")
 RECIPE = """
@@ -144,7 +144,7 @@ def test_core_space_has_one_method():
 def test_one_method_has_no_groups(layout, models):
     with pytest.raises(ValidationError, match="method_for: there is one method; write a list of methods, or remove it"):
         CoefficientConfig(method="ties", method_for="layers")
-    space = coefficient_space(
+    space = build_space(
         CoefficientConfig(method=METHODS, method_for="layers", start="uniform", fixed={"*.weight[final]": 0.5}),
         SpaceContext(models, layout, {}),
     )

@@ -8,7 +8,7 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.mixture_table import Mixture
 from search_spaces.recipes.resolve import resolve
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.mixture_config import MixtureConfig
+from search_spaces.spaces.mixture import MixtureConfig
 
 
 @pytest.fixture
@@ -30,7 +30,9 @@ def flat(space, recipe, vectors, chromosome):
                 merged[name][span] += weight * vectors[names[part.model]][name][span]
             start = piece.end
     chunks = (
-        space.grid.chunks if chromosome is None else [space.grid.chunks[i] for i in space.grid.chromosomes[chromosome]]
+        space.chunking.chunks
+        if chromosome is None
+        else [space.chunking.chunks[i] for i in space.chunking.chromosomes[chromosome]]
     )
     return np.concatenate([merged[name][start:end] for chunk in chunks for name, start, end in chunk])
 
@@ -45,7 +47,7 @@ def slerp(a, b, t):
 def drawn(space, seed):
     """Return the ratio and the split point of each chromosome that a crossover draws."""
     rng = np.random.default_rng(seed)
-    return [(rng.random(), int(rng.integers(len(members)))) for members in space.grid.chromosomes]
+    return [(rng.random(), int(rng.integers(len(members)))) for members in space.chunking.chromosomes]
 
 
 @pytest.mark.parametrize("crossover", ["slerp", "slerp_per_segment", "linear"])
@@ -58,7 +60,7 @@ def test_children_have_the_weights_that_interpolation_of_the_weights_gives(make,
         child = space.crossover(a, b, np.random.default_rng(seed))
         for index, (ratio, split) in enumerate(drawn(space, seed)):
             x, y, found = (flat(space, space.decode(point), vectors, index) for point in (a, b, child))
-            entries = space.grid.entries[space.grid.chromosomes[index]]
+            entries = space.chunking.entries[space.chunking.chromosomes[index]]
             cut = int(entries[:split].sum())
             if crossover == "slerp":
                 # one angle of the whole vectors, as in the authors' code
@@ -93,7 +95,7 @@ def test_without_split_one_ratio_holds_everywhere(make):
 
 def test_split_points_fall_within_tensors(make):
     space = make(chunks=40)
-    cut = [name for name, pieces in space.grid.tensors if len(pieces) > 1]
+    cut = [name for name, pieces in space.chunking.tensors if len(pieces) > 1]
     assert cut
     obstacles = mergekit_export.obstacles(space.decode(space.sample(np.random.default_rng(0))))
     assert "mergekit has one per tensor" in obstacles[0]
@@ -107,7 +109,7 @@ def test_chunks_cover_every_entry_once(make, context):
         {"chunks": "layers"},
     ):
         seen = {name: np.zeros(size) for name, size in context.sizes.items()}
-        for chunk in make(**config).grid.chunks:
+        for chunk in make(**config).chunking.chunks:
             for name, start, end in chunk:
                 seen[name][start:end] += 1
         assert all((count == 1).all() for count in seen.values())

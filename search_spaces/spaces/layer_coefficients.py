@@ -1,4 +1,8 @@
-"""From settings to the space over coefficients that they describe: one method or several, start, what is held."""
+"""``kind: layer_coefficients``: the config, and the space over coefficients that it describes.
+
+One method is a `CoefficientSpace`. Several are a `MethodChoiceSpace` (one method for the whole merge) or a
+`MethodGroupsSpace` (one for each group of layers). Around it go the start and the genes that have a fixed value.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,42 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace, Stamp
+from search_spaces.spaces.coefficient_config import CoefficientSettings, Range
+from search_spaces.spaces.coefficients import CoefficientSpace, Stamp
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.held import HeldSpace
 from search_spaces.spaces.method_choice import MethodChoiceSpace
 from search_spaces.spaces.method_groups import MethodGroupsSpace
+from search_spaces.spaces.registry import register_space
 from search_spaces.spaces.space import Genotype, SearchSpace
+from search_spaces.spaces.wrappers import FixedGenesSpace
+
+__all__ = ["STARTS", "CoefficientConfig", "Range", "metagpt_weights"]
 
 STARTS = ("uniform", "task_arithmetic", "metagpt")
 """Starts that have a name; any other is a recipe's file."""
 
-TASK_ARITHMETIC_SCALE = 0.3  # the choice of arXiv:2212.04089 without tuning
 
+@register_space
+class CoefficientConfig(CoefficientSettings):
+    """The `space` part of a search's config, for ``kind: layer_coefficients``."""
 
-def coefficient_space(config: CoefficientConfig, context: SpaceContext) -> SearchSpace:
-    """Return the space that `config` describes over the models of `context`.
+    def build(self, context: SpaceContext) -> SearchSpace:
+        """Return the space that the settings describe over the models of `context`.
 
-    Raises
-    ------
-    RecipeError
-        If models or what is held do not fit, or the start cannot be read or is no point of the space.
-    """
-    several = MethodChoiceSpace if config.method_for == "merge" else MethodGroupsSpace
-    kind = CoefficientSpace if isinstance(config.method, str) else several
-    stamp = Stamp(dtype=context.dtype, out_dtype=context.out_dtype, seed=context.seed)
-    space = kind(config, context.models, context.layout, **stamp)
-    if config.start is not None:
-        space = space.starting_at(_start(config.start, space, context.models, context.squared_norms))
-    return HeldSpace(space, config.fixed_genes) if config.fixed_genes else space
+        Raises
+        ------
+        RecipeError
+            If the models or the fixed genes do not fit, or the start cannot be read or is not a point of the space.
+        """
+        several = MethodChoiceSpace if self.method_for == "merge" else MethodGroupsSpace
+        kind = CoefficientSpace if isinstance(self.method, str) else several
+        stamp = Stamp(dtype=context.dtype, out_dtype=context.out_dtype, seed=context.seed)
+        space = kind(self, context.models, context.layout, **stamp)
+        if self.start is not None:
+            space = space.starting_at(_start(self.start, space, context.models, context.squared_norms))
+        return FixedGenesSpace(space, self.fixed_genes) if self.fixed_genes else space
 
 
 def _start(

@@ -1,0 +1,205 @@
+"""Spaces around another space: some genes have a fixed value, or all recipes carry further settings.
+
+`WrappedSpace` forwards the whole interface of `SearchSpace` to the inner space, its operators included, so that a
+wrapper only says what it changes: genotypes, recipes, or both. Legend: G genes of the wrapper, I of the inner space.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.genes import Gene
+from search_spaces.spaces.space import Genotype, SearchSpace
+
+
+class WrappedSpace(SearchSpace):
+    """Another space's points, recipes and operators; a base for wrappers.
+
+    A subclass overrides what it changes: `_inward` and `_outward` for genotypes, `_dressed` and `_undressed` for
+    recipes.
+    An operator that the inner space does not define itself works on the wrapper's genes, as `SearchSpace` has it.
+
+    Parameters
+    ----------
+    inner
+        The space that decodes.
+    """
+
+    def __init__(self, inner: SearchSpace) -> None:
+        self.inner = inner
+        self.genes = self._outer_genes(inner.genes)
+
+    # --- what a wrapper changes ---
+
+    def _outer_genes(self, genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
+        """Return those of the inner space's genes that are the wrapper's."""
+        return genes
+
+    def _inward(self, points: Genotype) -> Genotype:
+        """Return the inner space's genotypes float64[..., I] for the wrapper's, float64[..., G]."""
+        return points
+
+    def _outward(self, points: Genotype) -> Genotype:
+        """Return the wrapper's genotypes float64[..., G] for the inner space's, float64[..., I]."""
+        return points
+
+    def _dressed(self, recipe: Recipe) -> Recipe:
+        """Return the wrapper's recipe for one of the inner space."""
+        return recipe
+
+    def _undressed(self, recipe: Recipe) -> Recipe:
+        """Return the inner space's recipe for one of the wrapper."""
+        return recipe
+
+    # --- the interface, forwarded ---
+
+    def decode(self, genotype: Genotype) -> Recipe:
+        """Return the recipe of the inner space's point, as the wrapper has it."""
+        return self._dressed(self.inner.decode(self._inward(self._checked(genotype))))
+
+    def encode(self, recipe: Recipe) -> Genotype:
+        """Return the genotype of the inner space's point for the recipe."""
+        return self._outward(self.inner.encode(self._undressed(recipe)))
+
+    def starting_at(self, genotype: Genotype) -> Self:
+        """Return the same space with its searches beginning at `genotype` (float64[G], inside the box)."""
+        moved = copy(self)
+        moved.__dict__.pop("start", None)  # cached
+        moved.inner = self.inner.starting_at(self._inward(self._checked(genotype)))
+        moved.genes = moved._outer_genes(moved.inner.genes)
+        return moved
+
+    def structures(self) -> tuple[Recipe, ...]:
+        """Return the inner space's, as the wrapper has them."""
+        return tuple(map(self._dressed, self.inner.structures()))
+
+    def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
+        """Return which genes take part in the recipe, bool[G]."""
+        active: npt.NDArray[np.bool_] = self._outward(self.inner.active(self._inward(genotype)))
+        return active
+
+    def settled(self, points: Genotype) -> Genotype:
+        """Settle as the inner space does."""
+        return self._outward(self.inner.settled(self._inward(points)))
+
+    def founders(self) -> tuple[Genotype, ...]:
+        """Return the inner space's founders."""
+        return tuple(self._outward(point) for point in self.inner.founders())
+
+    def sample(self, rng: np.random.Generator) -> Genotype:
+        """Draw as the inner space does."""
+        if not self._has_own("sample"):
+            return super().sample(rng)
+        return self._outward(self.inner.sample(rng))
+
+    def crossover(self, a: Genotype, b: Genotype, rng: np.random.Generator) -> Genotype:
+        """Cross as the inner space does."""
+        if not self._has_own("crossover"):
+            return super().crossover(a, b, rng)
+        return self._outward(self.inner.crossover(self._inward(a), self._inward(b), rng))
+
+    def recombine(
+        self, point: Genotype, donors: Sequence[Genotype], shares: Sequence[float], rng: np.random.Generator
+    ) -> Genotype:
+        """Recombine as the inner space does."""
+        if not self._has_own("recombine"):
+            return super().recombine(point, donors, shares, rng)
+        inner = [self._inward(donor) for donor in donors]
+        return self._outward(self.inner.recombine(self._inward(point), inner, shares, rng))
+
+    def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
+        """Mutate as the inner space does."""
+        if not self._has_own("mutate"):
+            return super().mutate(a, rng)
+        return self._outward(self.inner.mutate(self._inward(a), rng))
+
+    def _has_own(self, operator: str) -> bool:
+        """Whether the inner space, or one that it wraps, has an operator of its own in place of the general one."""
+        if isinstance(self.inner, WrappedSpace):
+            return self.inner._has_own(operator)
+        return getattr(type(self.inner), operator) is not getattr(SearchSpace, operator)
+
+
+class FixedGenesSpace(WrappedSpace):
+    """The recipes of another space in which some genes have a fixed value; the others are this space's genes.
+
+    Parameters
+    ----------
+    inner
+        Any space.
+    values
+        Value (a number, or a choice's option) by the gene's name, in which ``*`` stands for any text; where several
+        fit, the last decides.
+
+    Raises
+    ------
+    RecipeError
+        If a name fits no gene, a value lies outside of its gene's range, or no gene is left.
+    """
+
+    def __init__(self, inner: SearchSpace, values: Mapping[str, Any]) -> None:
+        self._fixed = np.zeros(inner.dimension, dtype=np.bool_)
+        self._values = np.array(inner.start)
+        for pattern, value in values.items():
+            self._fix(inner.genes, pattern, value)
+        if self._fixed.all():
+            raise RecipeError("space.fixed: every gene has a fixed value; remove an entry")
+        super().__init__(inner)
+
+    def _fix(self, genes: tuple[Gene, ...], pattern: str, value: Any) -> None:
+        matches = re.compile(".*".join(map(re.escape, pattern.split("*")))).fullmatch
+        found = [index for index, gene in enumerate(genes) if matches(gene.name)]
+        if not found:
+            raise RecipeError(f"space.fixed: no gene is called '{pattern}'; write a name such as {genes[0].name}")
+        for index in found:
+            gene = genes[index]
+            x: float = gene.coordinate(value)
+            if gene.value(x) != value:
+                raise RecipeError(
+                    f"space.fixed: {value} is not in {gene.name}'s range; write one from {gene.low} to {gene.high}"
+                )
+            self._fixed[index], self._values[index] = True, x
+
+    def _outer_genes(self, genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
+        return tuple(gene for gene, fixed in zip(genes, self._fixed, strict=True) if not fixed)
+
+    def _inward(self, points: Genotype) -> Genotype:
+        whole = np.broadcast_to(self._values, (*np.shape(points)[:-1], len(self._values))).copy()
+        whole[..., ~self._fixed] = points
+        return whole
+
+    def _outward(self, points: Genotype) -> Genotype:
+        return points[..., ~self._fixed]
+
+
+class RecipeSettingsSpace(WrappedSpace):
+    """Another space's points and operators; its recipes with settings written into them.
+
+    Parameters
+    ----------
+    inner
+        The space that decodes.
+    settings
+        Fields of `Recipe` and their values: whose vocabulary the result has, how adapters are merged.
+    """
+
+    def __init__(self, inner: SearchSpace, **settings: Any) -> None:
+        self._settings = settings
+        super().__init__(inner)
+
+    def _dressed(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, **self._settings).canonical()
+
+    def _undressed(self, recipe: Recipe) -> Recipe:
+        cleared: dict[str, Any] = dict.fromkeys(self._settings)  # the settings say nothing about the point
+        return replace(recipe, **cleared)
