@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from evomerge.runs.csv_tracker import COLUMNS, CsvConfig
 from evomerge.runs.history import RunHistory
@@ -16,6 +16,7 @@ from evomerge.runs.trackers import TRACKERS, TrackerGroup, register_tracker
 from evomerge.strategies import Candidate
 from fitness.results import Evaluation, no_seconds
 
+SETTINGS = ConfigDict(frozen=True, extra="forbid")
 RESULT = Result([], "abc", 1, 2, {}, 0.5, 0.1)
 
 
@@ -105,13 +106,17 @@ def test_ctrl_c_in_a_tracker_is_not_swallowed():
 
 def test_a_tracker_needs_a_kind_and_a_way_to_be_built():
     class NoKind(BaseModel):
+        model_config = SETTINGS
+
         def build(self):
             return Recording()
 
     class NoBuild(BaseModel):
+        model_config = SETTINGS
         kind: Literal["nobuild"] = "nobuild"
 
     class Taken(BaseModel):
+        model_config = SETTINGS
         kind: Literal["csv"] = "csv"
 
         def build(self):
