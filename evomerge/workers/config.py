@@ -25,8 +25,8 @@ class InlineConfig(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; its own default when absent."""
     placement: SourcePlacement = "auto"
-    """Where a GPU's sources lie: `device` copied to it, `pinned` in page-locked host memory, `mapped` in their files;
-    `auto`: the first that has room. On a CPU always `mapped`."""
+    """Where a GPU's sources lie: `device` copied to it, `pinned` in page-locked host memory, `mmap` in their files;
+    `auto`: the first that has room. On a CPU always `mmap`."""
 
     def settings(self) -> WorkerSettings:
         """Return the settings of the worker."""
