@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
+from fitness.estimation.registry import registering as registering_estimators
 from search_spaces.registry import registering
 
 log = logging.getLogger("evomerge")
@@ -67,6 +68,7 @@ def _load(entry: EntryPoint) -> Plugin:
     try:
         with ExitStack() as stack:
             stack.enter_context(registering(package))
+            stack.enter_context(registering_estimators(package))
             entry.load()
     except (Exception, SystemExit) as cause:  # whatever a stranger's module raises
         error = " ".join(f"{type(cause).__name__}: {cause}".split())

@@ -165,13 +165,33 @@ def register_kind(registry: Registry[Any], config_class: ConfigClass, needs: Ite
     Raises
     ------
     ValueError
-        If the name is taken, or the class has no kind or lacks a method.
+        If the name is taken, or the class has no kind, lacks a method, accepts unknown keys, can change after it was
+        read, or does not read back what it writes.
     """
+    name = kind_of(config_class)
     missing = [method for method in needs if not callable(getattr(config_class, method, None))]
     if missing:
         raise ValueError(f"{config_class.__name__}: a {registry.noun} needs a method `{missing[0]}`; define it")
-    registry.register(kind_of(config_class), config_class)
+    _check_settings(config_class)
+    registry.register(name, config_class)
     return config_class
+
+
+def _check_settings(config_class: type[BaseModel]) -> None:
+    """Check what a run relies on: typing errors are refused, and the run's own config reads back as it was."""
+    rules = config_class.model_config
+    if not rules.get("frozen") or rules.get("extra") != "forbid":
+        raise ValueError(
+            f"{config_class.__name__}: settings must be frozen and refuse unknown keys; write model_config = "
+            'ConfigDict(frozen=True, extra="forbid")'
+        )
+    if any(field.is_required() for field in config_class.model_fields.values()):
+        return
+    settings = config_class()
+    if config_class.model_validate(settings.model_dump(mode="json")) != settings:
+        raise ValueError(
+            f"{config_class.__name__}: its defaults, written as JSON, do not read back equal; correct them"
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class LuckyConfig(InlineConfig):
     kind: Literal["lucky"] = "lucky"
 """
 TAKEN = GOOD.replace("lucky", "inline").replace("Lucky", "Other")
+LOOSE = GOOD.replace("lucky", "loose").replace("Lucky", "Loose") + "    model_config = {'extra': 'allow'}\n"
 HALF = GOOD.replace("lucky", "half").replace("Lucky", "Half") + "\nraise RuntimeError('no\\n  licence')\n"
 
 
@@ -81,10 +82,15 @@ def test_a_plugin_is_named_in_a_search_file_like_our_own(installed, tmp_path):
 def test_one_that_fails_is_one_line_and_the_others_work(installed, caplog):
     with caplog.at_level(logging.ERROR, logger="evomerge"):
         found = installed(
-            absent="import not_there_at_all\n", good=GOOD, half=HALF, leaves="raise SystemExit(3)", taken=TAKEN
+            absent="import not_there_at_all\n",
+            good=GOOD,
+            half=HALF,
+            leaves="raise SystemExit(3)",
+            loose=LOOSE,
+            taken=TAKEN,
         )
-    assert [plugin.error is None for plugin in found] == [False, True, False, False, False]
-    assert "lucky" in WORKERS and "half" not in WORKERS
+    assert [plugin.error is None for plugin in found] == [False, True, False, False, False, False]
+    assert "lucky" in WORKERS and "half" not in WORKERS and "loose" not in WORKERS
     assert WORKERS.origin("inline") == "evomerge"
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
@@ -92,6 +98,8 @@ def test_one_that_fails_is_one_line_and_the_others_work(installed, caplog):
         "'not_there_at_all'",
         "plug-in evomerge-half 1.2 (half = plug_half): not loaded, RuntimeError: no licence",
         "plug-in evomerge-leaves 1.2 (leaves = plug_leaves): not loaded, SystemExit: 3",
+        "plug-in evomerge-loose 1.2 (loose = plug_loose): not loaded, ValueError: LooseConfig: settings must be "
+        'frozen and refuse unknown keys; write model_config = ConfigDict(frozen=True, extra="forbid")',
         "plug-in evomerge-taken 1.2 (taken = plug_taken): not loaded, ValueError: worker kind 'inline' is taken, "
         "evomerge registers it; use another name",
     ]

@@ -15,8 +15,8 @@ from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load_recorded
 from evomerge.merging.sources import preflight
-from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import open_source, typed
+from evomerge.merging.sources.source import Source
 from evomerge.runs.run import require_run
 from evomerge.workers.base import WorkerSettings
 from evomerge.workers.start import WorkerInputs, build_worker
@@ -81,7 +81,7 @@ def evaluate(model: str, questions: Questions, device: str | None, as_json: bool
         console().print(grid(columns, [_cells(row) for row in rows]))
 
 
-def _open(model: str) -> tuple[dict[str, Checkpoint], str, Recipe]:
+def _open(model: str) -> tuple[dict[str, Source], str, Recipe]:
     if Path(model).suffix in (".yaml", ".yml"):
         return open_recipe(Path(model))
     checkpoint = open_source(typed(model))

@@ -12,11 +12,12 @@ from evomerge.cli.printing import console, grid, size
 from evomerge.config.errors import ConfigError
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources import preflight
-from evomerge.merging.sources.adapters import AdapterCheckpoint
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.adapters import AdapterSource
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.licences import conflicts, licence
 from evomerge.merging.sources.open_sources import open_sources, typed
 from evomerge.merging.sources.similarity import Kinship, measure
+from evomerge.merging.sources.source import Source
 
 
 def inspect(models: Sequence[str], quick: bool, allow_unrelated: bool, as_json: bool) -> None:
@@ -36,7 +37,7 @@ def inspect(models: Sequence[str], quick: bool, allow_unrelated: bool, as_json: 
 
 
 def inspected(
-    checkpoints: Mapping[str, Checkpoint], base: str, *, quick: bool = False, allow_unrelated: bool = False
+    checkpoints: Mapping[str, Source], base: str, *, quick: bool = False, allow_unrelated: bool = False
 ) -> dict[str, Any]:
     """Return all that is known of the sources, ready for JSON.
 
@@ -51,7 +52,7 @@ def inspected(
     allow_unrelated
         Count sources that do not share the base among the warnings.
     """
-    vocabularies = {name: c.tokenizer().get_vocab() for name, c in checkpoints.items() if c.tokenizer_files}
+    vocabularies = {name: c.tokenizer.load().get_vocab() for name, c in checkpoints.items() if c.tokenizer.files}
     obstacles = _shape_obstacles(checkpoints, base)
     kin = None if obstacles else measure(checkpoints, base, sample=quick)
     warnings = [*conflicts({name: licence(c) for name, c in checkpoints.items()})]
@@ -75,7 +76,7 @@ def inspected(
     }
 
 
-def _shape_obstacles(checkpoints: Mapping[str, Checkpoint], base: str) -> list[str]:
+def _shape_obstacles(checkpoints: Mapping[str, Source], base: str) -> list[str]:
     found = []
     for name, checkpoint in checkpoints.items():
         try:
@@ -85,19 +86,19 @@ def _shape_obstacles(checkpoints: Mapping[str, Checkpoint], base: str) -> list[s
     return found
 
 
-def _model(checkpoint: Checkpoint, vocabulary: Mapping[str, int] | None) -> dict[str, Any]:
+def _model(checkpoint: Source, vocabulary: Mapping[str, int] | None) -> dict[str, Any]:
     return {
         "reference": checkpoint.reference,
-        "kind": "adapter" if isinstance(checkpoint, AdapterCheckpoint) else "checkpoint",
-        "architecture": checkpoint.architecture,
+        "kind": "adapter" if isinstance(checkpoint, AdapterSource) else "checkpoint",
+        "architecture": checkpoint.outline.architecture,
         "layers": checkpoint.layout.num_layers,
-        "parameters": checkpoint.num_parameters,
+        "parameters": checkpoint.outline.num_parameters,
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
-        "tied": checkpoint.tied,
+        "tied": checkpoint.outline.tied,
         "bytes": sum(path.stat().st_size for path in checkpoint.weight_files),
         "rows": checkpoint.shape(checkpoint.names[0])[0],
         "tokens": None if vocabulary is None else len(vocabulary),
-        "chat_template": checkpoint.chat_template() is not None,
+        "chat_template": checkpoint.tokenizer.chat_template() is not None,
         "licence": licence(checkpoint),
     }
 

@@ -15,9 +15,9 @@ from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.adapter_writer import write_adapter
 from evomerge.merging.output.writer import OutputError, write_checkpoint
 from evomerge.merging.sources import preflight
-from evomerge.merging.sources.adapters import AdapterCheckpoint
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.open_sources import folder_of, open_sources
+from evomerge.merging.sources.source import Source
 from evomerge.workers.start import torch_device
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.documents import Stage, needed, read_stages
@@ -109,7 +109,7 @@ def merge_stages(
 
 def open_recipe(
     file: Path, within: Path | None = None, *, allow_unrelated: bool = False
-) -> tuple[dict[str, Checkpoint], str, Recipe]:
+) -> tuple[dict[str, Source], str, Recipe]:
     """Read a recipe and open and check its models; return them, the base's reference and the sliced recipe.
 
     Local paths become absolute, so that the recipe that is written beside the weights rebuilds them anywhere. Models
@@ -141,7 +141,7 @@ def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str 
 
 def _opened(
     recipe: Recipe, file: Path, within: Path | None, *, allow_unrelated: bool
-) -> tuple[dict[str, Checkpoint], str, Recipe]:
+) -> tuple[dict[str, Source], str, Recipe]:
     checkpoints = open_sources(
         {reference: reference for reference in recipe.models},
         recipe.base_model,
@@ -151,7 +151,7 @@ def _opened(
     if within is not None:
         for checkpoint in checkpoints.values():
             # an adapter that comes alone names its base; the recipe's own models are checked already
-            if isinstance(checkpoint, AdapterCheckpoint) and parts(checkpoint.reference)[1] is None:
+            if isinstance(checkpoint, AdapterSource) and parts(checkpoint.reference)[1] is None:
                 _check_confined(checkpoint.base.reference, within, file)
     base = recipe.donor
     averages = any(spec.name != "passthrough" for spec in recipe.specs)

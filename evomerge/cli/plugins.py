@@ -11,6 +11,8 @@ from evomerge.cli.printing import console, grid
 from evomerge.plugins import load_plugins
 
 REGISTRIES = {
+    "space": "search_spaces.spaces.registry:SPACES",
+    "estimator": "fitness.estimation.registry:ESTIMATORS",
     "worker kind": "evomerge.workers.registry:WORKERS",
 }
 """Where the names of each kind are registered."""
@@ -27,7 +29,8 @@ def plugins(as_json: bool) -> None:
         print(json.dumps({"names": names, "failures": failures}, indent=1))
         return
     out = console()
-    out.print(grid(["kind", "name", "package"], [[row["kind"], row["name"], row["package"]] for row in names]))
+    rows = [[row["kind"], row["name"], row["package"]] for row in names]
+    out.print(grid(["kind", "name", "package"], rows, words=True))
     for plugin in loaded:
         if plugin.error is not None:
             out.print(f"plug-in {plugin}", soft_wrap=True)

@@ -18,11 +18,11 @@ def console(stderr: bool = False) -> Console:
     return out if out.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=PLAIN_WIDTH)
 
 
-def grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Make a table whose first column is left-aligned and whose others are right-aligned."""
+def grid(columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> Table:
+    """Make a table whose first column is left-aligned; the others are right-aligned, or left if they hold words."""
     table = Table(box=None, pad_edge=False)
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position else "left", no_wrap=True)
+        table.add_column(column, justify="right" if position and not words else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table

@@ -16,8 +16,8 @@ from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import SearchConfig
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.sources import preflight
-from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import open_sources
+from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.merging.sources.task_vectors import squared_norms
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
@@ -62,7 +62,7 @@ class Problem:
 
     def __init__(self, config: SearchConfig, *, scan: bool = True) -> None:
         self.config = config
-        self.checkpoints: Mapping[str, Checkpoint] = open_sources(
+        self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
         self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
@@ -194,7 +194,7 @@ class Problem:
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
         """Sizes and hashes of the sources' files, as they were when first asked for."""
-        return {name: checkpoint.fingerprint()["files"] for name, checkpoint in self.checkpoints.items()}
+        return {name: fingerprint(checkpoint)["files"] for name, checkpoint in self.checkpoints.items()}
 
     def environment(self) -> dict[str, Any]:
         """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""

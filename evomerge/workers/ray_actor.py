@@ -7,6 +7,8 @@ import socket
 import time
 from collections.abc import Callable
 
+from evomerge.files.messages import reason
+from evomerge.plugins import load_plugins
 from evomerge.workers.base import Request, Worker, WorkerError
 from fitness.results import Evaluation
 
@@ -34,11 +36,11 @@ class Actor:
             If the models or tasks cannot be used here, or differ from the driver's.
         """
         place = f"process {os.getpid()} on {socket.gethostname()}"
+        load_plugins()  # recipes may name their methods
         try:
             self._worker = self._start_worker()
         except Exception as error:  # whatever models, tasks and devices raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise WorkerError(f"a worker cannot start ({place}): {reason}") from None
+            raise WorkerError(f"a worker cannot start ({place}): {reason(error)}") from None
         return f"{place}, {self._worker.place}"
 
     def evaluate(self, request: Request) -> Evaluation:

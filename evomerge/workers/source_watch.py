@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.workers.base import WorkerError
 
 
@@ -19,9 +19,9 @@ class SourceWatch:
         Opened sources, by reference.
     """
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
+    def __init__(self, checkpoints: Mapping[str, Source]) -> None:
         self._checkpoints = dict(checkpoints)
-        self._contents = {reference: one.fingerprint()["files"] for reference, one in self._checkpoints.items()}
+        self._contents = {reference: fingerprint(one)["files"] for reference, one in self._checkpoints.items()}
         self._stamps = {
             path: (reference, _stamp(path))
             for reference, checkpoint in self._checkpoints.items()
@@ -42,7 +42,7 @@ class SourceWatch:
                 continue
             if now is None:
                 raise _changed(reference, path, "vanished")
-            if self._checkpoints[reference].fingerprint()["files"] != self._contents[reference]:
+            if fingerprint(self._checkpoints[reference])["files"] != self._contents[reference]:
                 raise _changed(reference, path, "changed")
             self._stamps[path] = (reference, now)  # touched, or copied over with the same contents
 

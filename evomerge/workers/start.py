@@ -11,7 +11,7 @@ import torch
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.footprint import Footprint
 from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source
 from evomerge.workers.base import WorkerSettings
 from evomerge.workers.inline import MergeWorker
 from evomerge.workers.source_watch import SourceWatch
@@ -40,7 +40,7 @@ class WorkerInputs:
         See the search file's `fitness` section.
     """
 
-    checkpoints: Mapping[str, Checkpoint]
+    checkpoints: Mapping[str, Source]
     base: str
     suite: TaskSuite
     batch_size: int
@@ -142,7 +142,7 @@ def build_worker(inputs: WorkerInputs, settings: WorkerSettings) -> MergeWorker:
     engine = MergeEngine(inputs.checkpoints, base=inputs.base, device=device, compute_dtype=settings.compute_dtype)
     evaluator = Evaluator(
         inputs.suite,
-        inputs.checkpoints[inputs.base].tokenizer(),
+        inputs.checkpoints[inputs.base].tokenizer.load(),
         batch_size=inputs.batch_size,
         max_length=inputs.max_length,
         device=device,

@@ -100,16 +100,18 @@ def main() -> int:
         options.write.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return 0
     recorded = json.loads(options.to.read_text(encoding="utf-8"))
-    differ = False
-    for name, lines in found.items():
-        before, now = comparable(recorded[name]), comparable(lines)
-        print(f"{name}: {len(lines)} events, {'the same' if before == now else 'DIFFERENT'}")
-        for number, (old, new) in enumerate(zip(before, now, strict=False)):
-            if old != new:
-                print(f"first difference, event {number}:\n  {old}\n  {new}")
-                break
-        differ = differ or before != now
-    return int(differ)
+    return 0 if all([compare(name, recorded[name], lines) for name, lines in found.items()]) else 1
+
+
+def compare(name: str, recorded: Sequence[str], found: Sequence[str]) -> bool:
+    """Return whether a search has the recorded events; print it, and the first event that differs."""
+    before, now = comparable(recorded), comparable(found)
+    print(f"{name}: {len(now)} events, {'the same' if before == now else f'DIFFERENT from the {len(before)} recorded'}")
+    for number, (old, new) in enumerate(zip(before, now, strict=False)):
+        if old != new:
+            print(f"first difference, event {number}:\n  {old}\n  {new}")
+            break
+    return before == now
 
 
 if __name__ == "__main__":

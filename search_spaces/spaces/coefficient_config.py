@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from search_spaces.recipes.errors import RecipeError, did_you_mean
 from search_spaces.recipes.methods import METHODS, MethodSpec, Parameter
 from search_spaces.recipes.parameter_values import Scalar
-from search_spaces.spaces.genes import Real
+from search_spaces.spaces.genes import Real, low_and_high
 
 Module = Literal["attention", "mlp", "other"]
 Modules: TypeAlias = tuple[Module, ...] | Literal["all"]
@@ -39,6 +39,11 @@ class Range(BaseModel):
     std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Random samples are drawn around `start` with this standard deviation (a normal prior, cut off at the bounds);
     None: uniformly."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return low_and_high(value)
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
@@ -142,6 +147,18 @@ class CoefficientSettings(BaseModel):
         else:
             _check_single(self)
         return self
+
+    @classmethod
+    def places_of(cls, key: str, section: object) -> tuple[str, ...]:
+        """Return the mappings of this section where a parameter of its methods belongs that was written beside them."""
+        found = [
+            parameter
+            for spec in _specs_in(section if isinstance(section, dict) else {})
+            for parameter in spec.parameters
+            if parameter.name == key
+        ]
+        searched = any(parameter.search is not None for parameter in found)
+        return (("ranges",) if searched else ()) + (("fixed",) if found else ())
 
     @property
     def methods(self) -> tuple[str, ...]:

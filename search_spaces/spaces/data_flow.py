@@ -26,7 +26,7 @@ from search_spaces.recipes.fields import MAX_LAYERS, PathLayer
 from search_spaces.recipes.layer_path import path_of, path_recipe, scales_obstacle
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.genes import Choice, Gene, Real
+from search_spaces.spaces.genes import Choice, Gene, Real, low_and_high
 from search_spaces.spaces.registry import register_space
 from search_spaces.spaces.space import Genotype, SearchSpace
 
@@ -47,6 +47,11 @@ class ScaleRange(BaseModel):
     """Smallest factor, above 0 and at most 1."""
     high: float = Field(default=1.5, allow_inf_nan=False)
     """Largest factor, at least 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return low_and_high(value)
 
     @model_validator(mode="after")
     def _around_one(self) -> ScaleRange:

@@ -264,3 +264,8 @@ def to_shares(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     units[np.argmax(units)] += np.rint(1 / _GRID) - units.sum()
     shares: npt.NDArray[np.float64] = units * _GRID
     return shares
+
+
+def low_and_high(value: object) -> object:
+    """Return the section of a range for its short form `[low, high]`; anything else as it is."""
+    return {"low": value[0], "high": value[1]} if isinstance(value, list | tuple) and len(value) == 2 else value

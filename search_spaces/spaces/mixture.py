@@ -35,7 +35,7 @@ from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
 from search_spaces.spaces.chunks import Chunking, chunking
 from search_spaces.spaces.context import Gram, SpaceContext
-from search_spaces.spaces.genes import Integer, Real, to_shares
+from search_spaces.spaces.genes import Integer, Real, low_and_high, to_shares
 from search_spaces.spaces.registry import register_space
 from search_spaces.spaces.space import Genotype, SearchSpace
 
@@ -59,6 +59,11 @@ class WeightRange(BaseModel):
     """Smallest value."""
     high: float = Field(allow_inf_nan=False)
     """Largest value, above `low`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return low_and_high(value)
 
     @model_validator(mode="after")
     def _ordered(self) -> WeightRange:

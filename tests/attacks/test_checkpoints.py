@@ -5,7 +5,8 @@ import struct
 
 import pytest
 
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 

@@ -55,6 +55,16 @@ BAD = {
     "allow_unrelated: perhaps": "allow_unrelated: write true or false (got 'perhaps')",
     "seed:": "seed: write a whole number of at least 0 (got nothing)",
     "population: 8": "population: unknown key; it belongs elsewhere: write strategy.population",
+    "space: {weight: [1, 0]}": "space.weight: low 1.0 is not below high 0.0; write low < high",
+    "space: {weight: [0, 1, 2]}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1} (got a list)",
+    "space: {weight: [0, much]}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1} (got a list)",
+    "space: {weight: 2}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1} (got 2)",
+    "space: {weigth: {low: 0}}": "space.weigth: unknown key; did you mean `weight`?",
+    "space: {method: breadcrumbs, gamma: 0.1}": "space.gamma: unknown key; it belongs elsewhere: write "
+    "space.ranges.gamma or space.fixed.gamma",
+    "space: {method: ties, normalize: true}": "space.normalize: unknown key; it belongs elsewhere: write "
+    "space.fixed.normalize",
+    "lambda: 0.8": "lambda: unknown key; it belongs elsewhere: write space.ranges.lambda or space.fixed.lambda",
     "space: {items: 8}": "space.items: unknown key; it belongs elsewhere: write fitness.subset.items",
 }
 

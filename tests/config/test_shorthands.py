@@ -14,6 +14,10 @@ SAME = {
     "budget: 200": "budget: {evaluations: 200}",
     "workers: ray": "workers: {kind: ray}",
     "workers: 4": "workers: {kind: ray, count: 4}",
+    "space: {weight: [0, 1]}": "space: {weight: {low: 0, high: 1}}",
+    "space: {method: ties, ranges: {lambda: [0, 1]}}": "space: {method: ties, ranges: {lambda: {low: 0, high: 1}}}",
+    "space: {kind: mixture, weight: [0, 1]}": "space: {kind: mixture, weight: {low: 0, high: 1}}",
+    "space: {kind: data_flow, scale: [0.5, 2]}": "space: {kind: data_flow, scale: {low: 0.5, high: 2}}",
     "workers: 1": "workers: {kind: inline}",
 }
 
@@ -53,6 +57,11 @@ def test_short_forms_work_from_python_too():
             ["strategy=random", "strategy.population=9"],
             lambda c: (c.strategy.kind, c.strategy.population),
             ("random", 9),
+        ),
+        (
+            ["space.weight=[0, 3]", "space.weight.start=2"],
+            lambda c: (c.space.weight.high, c.space.weight.start),
+            (3, 2),
         ),
         (["fitness.tasks.0.weight=2"], lambda c: (c.fitness.tasks[0].task, c.fitness.tasks[0].weight), ("a", 2)),
     ],

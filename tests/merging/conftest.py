@@ -25,6 +25,7 @@ from transformers import (
 
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source
 from tests.merging.tiny import TINY
 
 HEADS = {"head_dim": 8}
@@ -58,7 +59,7 @@ class Family:
 
     name: str
     references: tuple[str, ...]
-    checkpoints: dict[str, Checkpoint]
+    checkpoints: dict[str, Source]
 
     @property
     def base(self) -> str:
@@ -126,7 +127,7 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def zoo() -> dict[str, Checkpoint]:
+def zoo() -> dict[str, Source]:
     """The zoo's base and two experts, opened, by reference."""
     folder = Path(__file__).parents[2] / "experiments" / "zoo" / "models"
     return {str(folder / name): Checkpoint.open(str(folder / name)) for name in ("base", "ops", "ja")}

@@ -190,6 +190,7 @@ class TestByKind:
 
     def test_what_is_registered_later_counts(self) -> None:
         class Hexagon(BaseModel):
+            model_config = ConfigDict(extra="forbid", frozen=True)
             kind: Literal["hexagon"] = "hexagon"
 
             def build(self) -> float:
@@ -223,3 +224,26 @@ class TestConfigClasses:
         assert config_classes(Shape | None) == (_Square, _Circle)
         assert config_classes(_Inner | dict[str, _Square] | None) == (_Inner, _Square)
         assert config_classes(int | None) == ()
+
+
+def test_settings_must_refuse_unknown_keys_and_read_back_what_they_write():
+    class Loose(BaseModel):
+        kind: Literal["loose"] = "loose"
+
+        def build(self) -> float:
+            return 0.0
+
+    class Lossy(BaseModel):
+        model_config = ConfigDict(extra="forbid", frozen=True)
+        kind: Literal["lossy"] = "lossy"
+        side: float = Field(default=1, exclude=True)
+        area: float = Field(default_factory=iter([1.0, 2.0, 3.0]).__next__, exclude=True)
+
+        def build(self) -> float:
+            return 0.0
+
+    with pytest.raises(ValueError, match="Loose: settings must be frozen and refuse unknown keys; write model_config"):
+        register_kind(SHAPES, Loose)
+    with pytest.raises(ValueError, match="Lossy: its defaults, written as JSON, do not read back equal"):
+        register_kind(SHAPES, Lossy)
+    assert set(SHAPES) == {"square", "circle"}

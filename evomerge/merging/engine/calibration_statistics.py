@@ -30,7 +30,8 @@ from transformers import PreTrainedModel
 from evomerge.files.atomic import atomic_file
 from evomerge.files.cache import ELSEWHERE, cache_folder
 from evomerge.files.hashing import sha256
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.errors import CheckpointError
+from evomerge.merging.sources.source import Source, fingerprint
 
 WINDOW = 512
 """Tokens that are read at a time, without what comes before them."""
@@ -45,7 +46,7 @@ Measure: TypeAlias = Callable[[PreTrainedModel, Tensor], Statistics]
 
 
 def statistics(
-    kind: str, checkpoint: Checkpoint, text: Path, load: Callable[[], PreTrainedModel], cache: Path | None = None
+    kind: str, checkpoint: Source, text: Path, load: Callable[[], PreTrainedModel], cache: Path | None = None
 ) -> Statistics:
     """Return a statistic of a model on a text, from the cache where it is there.
 
@@ -191,18 +192,18 @@ def _read(text: Path) -> bytes:
     return content
 
 
-def _key(kind: str, checkpoint: Checkpoint, content: bytes) -> str:
-    files = json.dumps(checkpoint.fingerprint()["files"], sort_keys=True)
+def _key(kind: str, checkpoint: Source, content: bytes) -> str:
+    files = json.dumps(fingerprint(checkpoint)["files"], sort_keys=True)
     hashed = hashlib.sha256(f"{VERSION}\0{kind}\0{WINDOW}\0{MAX_WINDOWS}\0{files}\0".encode())
-    for path in checkpoint.tokenizer_files:
+    for path in checkpoint.tokenizer.files:
         hashed.update(bytes.fromhex(sha256(path)))
     hashed.update(content)
     return hashed.hexdigest()[:32]
 
 
-def _windows(checkpoint: Checkpoint, content: bytes, text: Path) -> Tensor:
+def _windows(checkpoint: Source, content: bytes, text: Path) -> Tensor:
     """Return the text's token ids, int64[W, WINDOW], the last window padded with -1."""
-    encoded = checkpoint.tokenizer()(content.decode("utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = checkpoint.tokenizer.load()(content.decode("utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
     ids = torch.tensor(encoded[: WINDOW * MAX_WINDOWS], dtype=torch.int64)
     if not len(ids):
         raise CheckpointError(f"{text}: the tokenizer of {checkpoint.reference} finds no token in it; write some text")

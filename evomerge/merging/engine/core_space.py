@@ -18,8 +18,9 @@ from torch import Tensor
 from evomerge.merging.engine.tensor_merge import TensorMerge, WorkUnit
 from evomerge.merging.methods.blocks import Scratch, TensorInfo
 from evomerge.merging.methods.registry import MergeMethod, SourceGroup, SourceModel, SourceTensor
-from evomerge.merging.sources.adapters import AdapterCheckpoint, Factors
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.adapters import AdapterSource, Factors
+from evomerge.merging.sources.errors import CheckpointError
+from evomerge.merging.sources.source import Source
 from search_spaces.recipes.resolve import Contribution, TensorPlan
 
 EXPANDED = 1 << 22  # entries of the full weight that are computed together
@@ -67,7 +68,7 @@ def core_basis(experts: Sequence[Factors | None]) -> CoreBasis:
 class CoreSpace:
     """The bases of every adapted tensor, for one engine: each computed when first asked for, and kept."""
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
+    def __init__(self, checkpoints: Mapping[str, Source]) -> None:
         self._checkpoints = checkpoints
         self._bases: dict[tuple[str, tuple[str, ...]], CoreBasis | None] = {}
 
@@ -85,7 +86,7 @@ class CoreSpace:
             self._bases[key] = core_basis(factors) if any(f is not None for f in factors) else None
         return self._bases[key]
 
-    def origin(self, models: Sequence[str]) -> Checkpoint:
+    def origin(self, models: Sequence[str]) -> Source:
         """Return the base that the adapters among `models` share.
 
         Raises
@@ -94,7 +95,7 @@ class CoreSpace:
             If there is no adapter, or two have different bases.
         """
         opened = [self._checkpoints[model] for model in models]
-        bases = {id(c.base): c.base for c in opened if isinstance(c, AdapterCheckpoint)}
+        bases = {id(c.base): c.base for c in opened if isinstance(c, AdapterSource)}
         if len(bases) != 1:
             raise CheckpointError(
                 f"{', '.join(models)}: adapters: core needs adapters of one base, and these have {len(bases)}; write "
@@ -104,7 +105,7 @@ class CoreSpace:
 
     def _factors(self, model: str, models: Sequence[str], tensor: str) -> Factors | None:
         checkpoint = self._checkpoints[model]
-        if isinstance(checkpoint, AdapterCheckpoint):
+        if isinstance(checkpoint, AdapterSource):
             return checkpoint.factors(tensor)
         if checkpoint is not self.origin(models):
             raise CheckpointError(

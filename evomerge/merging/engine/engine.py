@@ -25,8 +25,9 @@ from evomerge.merging.engine.tensor_merge import TensorMerge
 from evomerge.merging.engine.threads import MergeThreads
 from evomerge.merging.methods import implementation
 from evomerge.merging.sources.adapters import Factors
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.layers import LayerOrder, check_kinds, layer_order, reordered
+from evomerge.merging.sources.source import Source, architecture_key
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
@@ -59,7 +60,7 @@ class MergeEngine:
 
     def __init__(
         self,
-        checkpoints: Mapping[str, Checkpoint],
+        checkpoints: Mapping[str, Source],
         *,
         base: str,
         device: str | torch.device = "cpu",
@@ -80,7 +81,7 @@ class MergeEngine:
         self._architectures: dict[tuple[str, LayerOrder], str] = {}
 
     @property
-    def checkpoints(self) -> dict[str, Checkpoint]:
+    def checkpoints(self) -> dict[str, Source]:
         """Opened sources, by the reference that recipes use."""
         return self._sources.checkpoints
 
@@ -99,7 +100,7 @@ class MergeEngine:
         """Where the resident model is kept."""
         return self._device
 
-    def checkpoint(self, reference: str) -> Checkpoint:
+    def checkpoint(self, reference: str) -> Source:
         """Return an opened source.
 
         Raises
@@ -343,7 +344,7 @@ class MergeEngine:
         if key is None:
             config = self._config(donor, order)
             check_kinds(config, order, {model: self.checkpoint(model).layout for model, _ in order})
-            key = self._architectures[donor, order] = self.checkpoint(donor).architecture_key(config)
+            key = self._architectures[donor, order] = architecture_key(self.checkpoint(donor), config)
         return key
 
 

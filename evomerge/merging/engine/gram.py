@@ -17,13 +17,13 @@ import torch
 
 from evomerge.files.atomic import FileError, atomic_file
 from evomerge.files.cache import cache_folder
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source, fingerprint
 from search_spaces.spaces.context import Chunk, Gram
 
 BLOCK = 1 << 18  # entries; 2 MiB per model in float64
 
 
-def gram_matrices(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) -> Gram:
+def gram_matrices(checkpoints: Mapping[str, Source], chunks: tuple[Chunk, ...]) -> Gram:
     """Return the inner products float64[C, T, T] of the models on each chunk, from the cache where they are known."""
     file = cache_folder("gram") / f"{_key(checkpoints, chunks)}.npy"
     shape = (len(chunks), len(checkpoints), len(checkpoints))
@@ -39,7 +39,7 @@ def gram_matrices(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ..
     return measured
 
 
-def measure(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) -> Gram:
+def measure(checkpoints: Mapping[str, Source], chunks: tuple[Chunk, ...]) -> Gram:
     """Return the inner products float64[C, T, T] of the models on each chunk."""
     models = list(checkpoints.values())
     result = np.zeros((len(chunks), len(models), len(models)))
@@ -53,8 +53,8 @@ def measure(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) ->
     return result
 
 
-def _key(checkpoints: Mapping[str, Checkpoint], chunks: tuple[Chunk, ...]) -> str:
-    files = [checkpoint.fingerprint()["files"] for checkpoint in checkpoints.values()]
+def _key(checkpoints: Mapping[str, Source], chunks: tuple[Chunk, ...]) -> str:
+    files = [fingerprint(checkpoint)["files"] for checkpoint in checkpoints.values()]
     return hashlib.sha256(json.dumps([files, chunks], sort_keys=True).encode()).hexdigest()[:32]
 
 

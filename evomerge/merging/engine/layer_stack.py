@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.merging.engine.resident import build_resident
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
@@ -52,7 +52,7 @@ class LayerStacks:
         Where the models lie.
     """
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint], merge: Merge, device: torch.device) -> None:
+    def __init__(self, checkpoints: Mapping[str, Source], merge: Merge, device: torch.device) -> None:
         self._checkpoints = checkpoints
         self._merge = merge
         self._device = device
@@ -85,7 +85,7 @@ class LayerStacks:
             module.tie_weights()
         return module
 
-    def _module(self, donor: Checkpoint, config: PretrainedConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
+    def _module(self, donor: Source, config: PretrainedConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
         """Return a module of that architecture; its parameters are another stack's, or fresh memory not yet used."""
         module = self._modules.get((key, dtype))
         if module is None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from evomerge.merging.engine.placement import Placement, placer
 from evomerge.merging.methods.blocks import TensorInfo
 from evomerge.merging.methods.registry import SourceModel
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.errors import CheckpointError
+from evomerge.merging.sources.source import Source
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.resolve import Contribution, TensorPlan
 
@@ -33,7 +34,7 @@ class PlacedSources:
         Where merging happens.
     """
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint], base: str, device: torch.device) -> None:
+    def __init__(self, checkpoints: Mapping[str, Source], base: str, device: torch.device) -> None:
         self.checkpoints = dict(checkpoints)
         self.base = base
         self.device = device
@@ -48,7 +49,7 @@ class PlacedSources:
         """The base's layout."""
         return self.checkpoints[self.base].layout
 
-    def checkpoint(self, reference: str) -> Checkpoint:
+    def checkpoint(self, reference: str) -> Source:
         """Return an opened source.
 
         Raises

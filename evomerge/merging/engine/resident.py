@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from evomerge.merging.engine.core_space import CoreTensorMerge
 from evomerge.merging.engine.tensor_merge import TensorMerge
 from evomerge.merging.sources.architecture import empty_module, quiet
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source
 
 LARGE_PAGE = 2 << 20
 
@@ -42,9 +42,9 @@ class Resident:
     merges: dict[tuple[object, ...], TensorMerge | CoreTensorMerge] = field(default_factory=dict)
 
 
-def build_resident(config: PretrainedConfig, donor: Checkpoint, dtype: torch.dtype, device: torch.device) -> Resident:
+def build_resident(config: PretrainedConfig, donor: Source, dtype: torch.dtype, device: torch.device) -> Resident:
     """Build an unfilled module of `config`; generation settings and stored buffers come from `donor`."""
-    module = empty_module(config, dtype, device, trust_remote_code=donor.trust_remote_code)
+    module = empty_module(config, dtype, device, trust_remote_code=donor.outline.trust_remote_code)
     generation = donor.generation_config()
     if generation is not None:
         module.generation_config = GenerationConfig.from_dict(generation)
@@ -67,10 +67,10 @@ def _ask_for_large_pages(parameters: Iterable[Tensor]) -> None:
                 advise(ctypes.c_void_p(first), ctypes.c_size_t(size), advice)  # refusing it does no harm
 
 
-def _fill_buffers(module: PreTrainedModel, donor: Checkpoint) -> None:
+def _fill_buffers(module: PreTrainedModel, donor: Source) -> None:
     buffers = dict(module.named_buffers())
     with quiet():
-        for name in donor.persistent_buffers:
+        for name in donor.outline.persistent_buffers:
             stored = donor.stored(name)
             if stored is not None and name in buffers and buffers[name].shape == stored.shape:
                 buffers[name].copy_(stored)

@@ -22,8 +22,8 @@ from evomerge.files.references import local_or_hub
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.card import public_names
 from evomerge.merging.output.writer import MARGIN, OutputError
-from evomerge.merging.sources.adapters import CONFIG, WEIGHTS, AdapterCheckpoint, Factors
-from evomerge.merging.sources.checkpoints import CheckpointError
+from evomerge.merging.sources.adapters import CONFIG, WEIGHTS, AdapterSource, Factors
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.licences import licence
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
@@ -116,11 +116,11 @@ def _in_core(engine: MergeEngine, recipe: Recipe) -> Recipe:
 _MOVED = "slices: the recipe moves or drops layers, which no adapter can; merge without --adapter"
 
 
-def _origin(engine: MergeEngine, recipe: Recipe) -> AdapterCheckpoint:
+def _origin(engine: MergeEngine, recipe: Recipe) -> AdapterSource:
     """Return one of the adapters: their base is common."""
     for model in recipe.models:
         checkpoint = engine.checkpoint(model)
-        if isinstance(checkpoint, AdapterCheckpoint):
+        if isinstance(checkpoint, AdapterSource):
             return checkpoint
     raise CheckpointError(f"{', '.join(recipe.models)}: no adapter among them; merge without --adapter")
 
@@ -141,10 +141,10 @@ def _error(merged: Mapping[str, Factors], kept: Mapping[str, Factors]) -> float:
     return math.sqrt(left_out / total) if total else 0.0
 
 
-def _pair(origin: AdapterCheckpoint, name: str, factors: Factors) -> dict[str, Tensor]:
+def _pair(origin: AdapterSource, name: str, factors: Factors) -> dict[str, Tensor]:
     """Return a module's two matrices under PEFT's keys."""
     module = name.removesuffix(".weight")
-    kind = origin.base.module_of(name)
+    kind = origin.outline.module_of(name)
     left, right = factors.left, factors.right
     a, b = (right, left) if isinstance(kind, nn.Linear) else (left.T, right.T)  # an embedding, or GPT-2's Conv1D
     keys = ("lora_embedding_A", "lora_embedding_B") if isinstance(kind, nn.Embedding) else _LINEAR_KEYS
@@ -157,7 +157,7 @@ _LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
 def _replaced(engine: MergeEngine, recipe: Recipe) -> dict[str, Tensor]:
     """Return the merged values of tensors that an adapter stores whole (modules_to_save)."""
     adapters = [engine.checkpoint(model) for model in recipe.models]
-    names = {name for adapter in adapters if isinstance(adapter, AdapterCheckpoint) for name in adapter.replaced}
+    names = {name for adapter in adapters if isinstance(adapter, AdapterSource) for name in adapter.replaced}
     if any(name.endswith(".bias") for name in names):
         raise OutputError(f"{min(names)}: an adapter trains biases, which are not exported; merge without --adapter")
     if not names:
@@ -166,11 +166,11 @@ def _replaced(engine: MergeEngine, recipe: Recipe) -> dict[str, Tensor]:
     return {name: module.get_parameter(name).detach().to("cpu").float().clone() for name in sorted(names)}
 
 
-def _config(origin: AdapterCheckpoint, kept: Mapping[str, Factors], whole: list[str]) -> dict[str, Any]:
+def _config(origin: AdapterSource, kept: Mapping[str, Factors], whole: list[str]) -> dict[str, Any]:
     ranks = {name.removesuffix(".weight"): factors.rank for name, factors in kept.items()}
     rank = max(ranks.values())
     others = {re.escape(module): own for module, own in ranks.items() if own != rank}
-    modules = [origin.base.module_of(name) for name in kept]
+    modules = [origin.outline.module_of(name) for name in kept]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -190,7 +190,7 @@ def _config(origin: AdapterCheckpoint, kept: Mapping[str, Factors], whole: list[
 
 
 def _write(
-    out: Path, tensors: dict[str, Tensor], config: dict[str, Any], recipe: Recipe, origin: AdapterCheckpoint
+    out: Path, tensors: dict[str, Tensor], config: dict[str, Any], recipe: Recipe, origin: AdapterSource
 ) -> None:
     size = sum(values.nbytes for values in tensors.values()) + MARGIN
     with atomic_folder(out, size=size) as temporary:
@@ -200,7 +200,7 @@ def _write(
         (temporary / "README.md").write_text(_card(recipe, origin), encoding="utf-8")
 
 
-def _card(recipe: Recipe, origin: AdapterCheckpoint) -> str:
+def _card(recipe: Recipe, origin: AdapterSource) -> str:
     base = origin.base.reference
     front: dict[str, Any] = {
         "base_model": base if isinstance(local_or_hub(base), str) else None,

@@ -8,15 +8,15 @@ from pathlib import Path
 import yaml
 
 from evomerge.files.references import local_or_hub
-from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.licences import licence
+from evomerge.merging.sources.source import Source
 from search_spaces.recipes.documents import Stage, to_yaml, with_models
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
 
 
 def model_card(
-    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], notes: Sequence[str] = (), stages: Sequence[Stage] = ()
+    recipe: Recipe, checkpoints: Mapping[str, Source], notes: Sequence[str] = (), stages: Sequence[Stage] = ()
 ) -> str:
     """Write the README.md of a merged model, front matter of the hub included.
 

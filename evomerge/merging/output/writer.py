@@ -13,7 +13,7 @@ from evomerge.merging.output.card import model_card
 from evomerge.merging.output.shards import stored_tensors, write_shards
 from evomerge.merging.sources.architecture import quiet, tied_names
 from evomerge.merging.sources.chat_templates import chat_template
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source
 from search_spaces.recipes.documents import Stage, to_yaml
 from search_spaces.recipes.recipe import VOCABULARIES, Recipe
 
@@ -85,13 +85,13 @@ def _write(
     recipe: Recipe,
     folder: Path,
     *,
-    donor: Checkpoint,
+    donor: Source,
     template: str | None,
     card: str,
     stages: Sequence[Stage],
 ) -> None:
     _write_model(engine, recipe, folder)
-    for path in donor.tokenizer_files:
+    for path in donor.tokenizer.files:
         shutil.copyfile(path, folder / path.name)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -111,6 +111,6 @@ def _write_model(engine: MergeEngine, recipe: Recipe, folder: Path) -> None:
     write_shards(folder, tensors, partial(engine.stream, recipe))
 
 
-def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | None) -> Checkpoint:
+def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | None) -> Source:
     wanted = tokenizer_from or recipe.tokenizer_source or "base"
     return engine.checkpoint(recipe.donor if wanted in VOCABULARIES else wanted)

@@ -1,4 +1,4 @@
-"""PEFT LoRA adapters as sources: base plus ``scale · B @ A``, presented as a checkpoint.
+"""PEFT LoRA adapters as sources: base plus ``scale · B @ A``, each presented as a whole model.
 
 LoRA (arXiv:2106.09685) scales by alpha / r, rsLoRA (arXiv:2312.03732) by alpha / √r. Letters: M rows, N columns of a
 weight, R rank of the adapter.
@@ -17,10 +17,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from evomerge.files.messages import reason
-from evomerge.merging.sources.architecture import tied_names
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.errors import CheckpointError
+from evomerge.merging.sources.source import Source
+from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
+from search_spaces.recipes.layout import ModelLayout
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -75,11 +78,11 @@ class Factors:
         return torch.mm(self.left, self.right).mul_(self.scale)
 
 
-class AdapterCheckpoint(Checkpoint):
+class AdapterSource:
     """The model that an adapter makes of its base.
 
-    Adapted tensors are float32, computed when asked for and held by nobody here; all others are the base's own,
-    memory-mapped. `base` is the checkpoint that the adapter was trained on.
+    Adapted tensors are float32, computed when asked for and not kept; all others are the base's own, memory-mapped.
+    `base` is the model that the adapter was trained on, `adapter_config` what its adapter_config.json holds.
 
     Raises
     ------
@@ -87,22 +90,38 @@ class AdapterCheckpoint(Checkpoint):
         If the adapter is of another kind, pickled or damaged, or does not fit the base.
     """
 
-    def __init__(self, reference: str, path: Path, base: Checkpoint) -> None:
+    def __init__(self, reference: str, path: Path, base: Source) -> None:
         self.reference = reference
         self.path = path
         self.base = base
-        self.trust_remote_code = base.trust_remote_code
-        self.config = base.config
-        self.layout = base.layout
-        self.tied = base.tied
-        self._module = base._module
+        self.outline = base.outline
         self.adapter_config = read_config(reference, path)
         self._refuse_other_kinds()
         self._file = self._open()
         self._pairs, self._saved = self._sort()
         self._check_fit()
 
-    # --- what the engine asks of a checkpoint ---
+    # --- what the engine asks of a source ---
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The base's."""
+        return self.base.config
+
+    @property
+    def layout(self) -> ModelLayout:
+        """The base's."""
+        return self.base.layout
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The base's."""
+        return self.base.names
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's: what the adapted model would be stored in."""
+        return self.base.dtype
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor: the base's, the adapter's own copy, or float32 base plus delta."""
@@ -116,10 +135,9 @@ class AdapterCheckpoint(Checkpoint):
         """Return a tensor's shape without computing it."""
         return self.base.shape(name)
 
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """The base's: what the adapted model would be stored in."""
-        return self.base.dtype
+    def stored(self, name: str) -> Tensor | None:
+        """Return a tensor or persistent buffer; None when neither adapter nor base holds one of that name."""
+        return self.tensor(name) if name in self.names else self.base.stored(name)
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -127,31 +145,19 @@ class AdapterCheckpoint(Checkpoint):
         return (self.path / WEIGHTS,)
 
     @property
-    def config_file(self) -> Path:
-        """The adapter's own configuration: it decides the scale."""
-        return self.path / CONFIG
-
-    @property
     def files(self) -> tuple[Path, ...]:
-        """The adapter's configuration and weights, and the base's."""
-        return (*super().files, *self.base.files)
+        """The adapter's configuration, which decides the scale, its weights, and the base's files."""
+        return (self.path / CONFIG, *self.weight_files, *self.base.files)
 
     @property
-    def tokenizer_files(self) -> tuple[Path, ...]:
+    def tokenizer(self) -> TokenizerFolder:
         """The adapter's tokenizer where it brings one, else the base's."""
-        return super().tokenizer_files or self.base.tokenizer_files
-
-    def tokenizer(self) -> Any:
-        """Return the tokenizer that `tokenizer_files` are of."""
-        return super().tokenizer() if super().tokenizer_files else self.base.tokenizer()
+        own = TokenizerFolder(self.reference, self.path, self.outline.trust_remote_code)
+        return own if own.files else self.base.tokenizer
 
     def generation_config(self) -> dict[str, Any] | None:
         """Return the base's."""
         return self.base.generation_config()
-
-    def stored(self, name: str) -> Tensor | None:
-        """Return a tensor or persistent buffer by name, None when neither adapter nor base holds it."""
-        return self.tensor(name) if name in self.names else self.base.stored(name)
 
     # --- what core space asks ---
 
@@ -232,7 +238,7 @@ class AdapterCheckpoint(Checkpoint):
         return pairs, {name: key for name, key in saved.items() if not self._is_copy(name, key, name in pairs)}
 
     def _name(self, name: str, shown: str) -> str:
-        prefix = self._module.base_model_prefix
+        prefix = self.outline.module.base_model_prefix
         for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
             if candidate in self._base_names:
                 return candidate
@@ -269,7 +275,7 @@ class AdapterCheckpoint(Checkpoint):
 
     def _is_transposed(self, module: str) -> bool:
         """Whether the module stores its weight as [in, out] (GPT-2's Conv1D; fan_in_fan_out in the configuration)."""
-        return not isinstance(self.base.module_of(self._name(f"{module}.weight", module)), nn.Linear)
+        return not isinstance(self.outline.module_of(self._name(f"{module}.weight", module)), nn.Linear)
 
     def _is_copy(self, name: str, key: str, adapted: bool) -> bool:
         """Whether a stored tensor is the base's own (peft saves the embeddings along when it adapts them)."""
@@ -291,7 +297,7 @@ class AdapterCheckpoint(Checkpoint):
 
     def _check_fit(self) -> None:
         """Refuse factors that do not multiply to the base's shapes, and a change of one of two tied tensors."""
-        for name in set(tied_names(self._module).values()) & {*self._pairs, *self._saved}:
+        for name in set(self.outline.tied_names.values()) & {*self._pairs, *self._saved}:
             raise CheckpointError(
                 f"{self.reference}: it changes {name}, to which {self.base.reference} ties its head, and a merge "
                 "cannot tell whether the head was meant; merge the adapter into its model with peft's "

@@ -46,6 +46,67 @@ def layout_of(config: PretrainedConfig) -> ModelLayout:
     return layout_of_module(meta_module(config))
 
 
+class Outline:
+    """A model without its weights: all that follows from its configuration. Costs no memory.
+
+    Attributes
+    ----------
+    config
+        The transformers configuration.
+    trust_remote_code
+        Whether code from the checkpoint's folder may run.
+    module
+        The causal language model on the meta device.
+    layout
+        Its tensors by position.
+    tied_names
+        Names of parameters that share another's storage, with that other's name in the layout.
+
+    Raises
+    ------
+    ArchitectureError
+        As `layout_of`.
+    """
+
+    def __init__(self, config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
+        self.config = config
+        self.trust_remote_code = trust_remote_code
+        self.module = meta_module(config, trust_remote_code=trust_remote_code)
+        self.layout: ModelLayout = layout_of_module(self.module)
+        self.tied_names = tied_names(self.module)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output projection is the embedding matrix."""
+        return bool(self.tied_names)
+
+    @property
+    def architecture(self) -> str:
+        """Class of the causal language model, such as LlamaForCausalLM."""
+        return type(self.module).__name__
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        return sum(self.module.get_parameter(name).numel() for name in self.layout.tensors())
+
+    @property
+    def persistent_buffers(self) -> tuple[str, ...]:
+        """Buffers that checkpoints of this architecture store; a merge takes them from its config donor."""
+        parameters = set(dict(self.module.named_parameters(remove_duplicate=False)))
+        return tuple(name for name in self.module.state_dict() if name not in parameters)
+
+    def module_of(self, name: str) -> nn.Module:
+        """Return the (empty) module that the parameter `name` belongs to."""
+        return self.module.get_submodule(name.rpartition(".")[0])
+
+    @property
+    def rows_by_token(self) -> tuple[str, ...]:
+        """Names of the tensors with a row per token: embeddings, head, the head's bias."""
+        owners = [self.module.get_input_embeddings(), self.module.get_output_embeddings()]
+        return tuple(name for name in self.layout.tensors() if any(self.module_of(name) is owner for owner in owners))
+
+
 def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model of `config` without storage, its tied parameters tied."""
     # a copy: building a module writes its dtype into the configuration

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source
 from search_spaces.recipes.errors import RecipeError
 
 _CHATML = """\
@@ -77,7 +77,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def chat_template(wanted: str | None, sources: Iterable[Checkpoint]) -> str | None:
+def chat_template(wanted: str | None, sources: Iterable[Source]) -> str | None:
     """Return the Jinja text that a recipe's `chat_template` stands for; None to keep that of the tokenizer's donor.
 
     ``auto`` is the most common of the sources' own templates, the first of equally common ones.
@@ -98,8 +98,8 @@ def chat_template(wanted: str | None, sources: Iterable[Checkpoint]) -> str | No
     return TEMPLATES[wanted]
 
 
-def _own_template(checkpoint: Checkpoint) -> str | None:
-    if not checkpoint.tokenizer_files:
+def _own_template(checkpoint: Source) -> str | None:
+    if not checkpoint.tokenizer.files:
         return None
-    template: Any = checkpoint.tokenizer().chat_template
+    template: Any = checkpoint.tokenizer.load().chat_template
     return template if isinstance(template, str) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,46 +9,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from evomerge.files.hashing import sha256, sha256_of_samples
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
-from evomerge.merging.sources.architecture import (
-    ArchitectureError,
-    layout_of,
-    layout_of_module,
-    meta_module,
-    quiet,
-    tied_names,
-)
+from evomerge.merging.sources.architecture import ArchitectureError, Outline, quiet
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import LimitError, check_counts, check_header, read_json
+from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
 from search_spaces.recipes.layout import ModelLayout
-
-__all__ = ["Checkpoint", "CheckpointError", "layout_of"]
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-TOKENIZER_FILES = (
-    "tokenizer*.json",
-    "tokenizer*.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.tiktoken",
-    "spiece.model",
-    "sentencepiece*.model",
-    "chat_template*",
-)
-_INCIDENTAL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
-CONTENT_LIMIT = 1 << 30  # bytes; larger weight files are fingerprinted by their header and samples
-
-
-class CheckpointError(ValueError):
-    """A source checkpoint that cannot be used; one line that says what to do."""
 
 
 class Checkpoint:
@@ -61,24 +34,14 @@ class Checkpoint:
         What the recipe calls it: a folder or a hub id, ``@revision`` appended or not.
     path
         The folder it lies in.
-    config
-        Its transformers configuration.
-    layout
-        Its tensors by position.
-    tied
-        Whether the output projection is the embedding matrix.
-    trust_remote_code
-        Whether code from the checkpoint's folder may run; off unless asked for.
+    outline
+        What follows from its config.json.
     """
 
     def __init__(self, reference: str, path: Path, *, trust_remote_code: bool = False) -> None:
         self.reference = reference
         self.path = path
-        self.trust_remote_code = trust_remote_code
-        self.config = self._read_config()
-        self._module = self._build()
-        self.layout: ModelLayout = layout_of_module(self._module)
-        self.tied = bool(tied_names(self._module))
+        self.outline = self._read_outline(trust_remote_code)
         self._files = self._open_files()
         self._keys = self._match_names()
         self._check_shapes()
@@ -94,6 +57,16 @@ class Checkpoint:
             If there is no such folder or model, it holds no safetensors, or a file is damaged or missing.
         """
         return cls(reference, locate(reference), trust_remote_code=trust_remote_code)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The transformers configuration in config.json."""
+        return self.outline.config
+
+    @property
+    def layout(self) -> ModelLayout:
+        """The tensors by position."""
+        return self.outline.layout
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,43 +100,14 @@ class Checkpoint:
         for name in self.names:
             own = self.tensor(name).dtype
             result = own if result is None else torch.promote_types(result, own)
-        assert result is not None
+        assert result is not None, "a model has tensors"
         return result
 
-    @property
-    def architecture(self) -> str:
-        """Class of the causal language model, such as LlamaForCausalLM."""
-        return type(self._module).__name__
-
-    @cached_property
-    def num_parameters(self) -> int:
-        """Number of parameters, tied ones counted once."""
-        return sum(self._module.get_parameter(name).numel() for name in self.names)
-
-    @cached_property
-    def persistent_buffers(self) -> tuple[str, ...]:
-        """Buffers that checkpoints of this architecture store; a merge takes them from its config donor."""
-        parameters = set(dict(self._module.named_parameters(remove_duplicate=False)))
-        return tuple(name for name in self._module.state_dict() if name not in parameters)
-
-    def module_of(self, name: str) -> nn.Module:
-        """Return the (empty) module that the parameter `name` belongs to."""
-        return self._module.get_submodule(name.rpartition(".")[0])
-
-    @property
-    def embedding_module(self) -> nn.Module:
-        """The (empty) input embedding."""
-        return self._module.get_input_embeddings()
-
-    @property
-    def head_module(self) -> nn.Module | None:
-        """The (empty) output projection; None where the architecture has none."""
-        return self._module.get_output_embeddings()
-
-    @property
-    def config_file(self) -> Path:
-        """The file that says what the weights mean."""
-        return self.path / "config.json"
+    def stored(self, name: str) -> Tensor | None:
+        """Return a tensor or persistent buffer; None when the checkpoint does not hold one of that name."""
+        if self._loaded is not None:
+            return self._loaded.get(name)
+        return self.tensor(name) if name in self._keys else None
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -172,51 +116,16 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that decide the weights."""
-        return (self.config_file, *self.weight_files)
+        """config.json and the safetensors files."""
+        return (self.path / "config.json", *self.weight_files)
 
     @property
-    def tokenizer_files(self) -> tuple[Path, ...]:
-        """The tokenizer's files, sorted by name; empty when the model comes without one."""
-        found = {path for pattern in TOKENIZER_FILES for path in self.path.glob(pattern) if path.is_file()}
-        return tuple(sorted(found))
-
-    def tokenizer(self) -> Any:
-        """Return the model's tokenizer.
-
-        Raises
-        ------
-        CheckpointError
-            If the folder holds none that transformers can load.
-        """
-        if not self.tokenizer_files:
-            raise CheckpointError(
-                f"{self.reference}: no tokenizer in the folder; save one with tokenizer.save_pretrained()"
-            )
-        try:
-            with quiet():
-                return AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
-        except Exception as error:  # whatever a damaged tokenizer raises, the user sees one line
-            raise CheckpointError(
-                f"{self.reference}: its tokenizer cannot be loaded ({reason(error)}); save it again"
-            ) from error
-
-    def chat_template(self) -> str | None:
-        """Return the tokenizer's chat template, None when it has none; read from the files."""
-        for path in self.tokenizer_files:
-            if path.name == "chat_template.jinja":
-                return path.read_text(encoding="utf-8")
-        for path in self.tokenizer_files:
-            if path.name == "tokenizer_config.json":
-                try:
-                    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-                except (ValueError, AttributeError):
-                    return None
-                return template if isinstance(template, str) else None
-        return None
+    def tokenizer(self) -> TokenizerFolder:
+        """The model's own tokenizer."""
+        return TokenizerFolder(self.reference, self.path, self.outline.trust_remote_code)
 
     def generation_config(self) -> dict[str, Any] | None:
-        """Return the contents of generation_config.json, None when there is none."""
+        """Return the contents of generation_config.json; None when there is none."""
         path = self.path / "generation_config.json"
         if not path.is_file():
             return None
@@ -228,58 +137,30 @@ class Checkpoint:
             ) from error
         return values
 
-    def architecture_key(self, config: PretrainedConfig) -> str:
-        """Return text that is equal for two models exactly when one module can serve both.
+    def _read_outline(self, trust_remote_code: bool) -> Outline:
+        config = self._read_config(trust_remote_code)
+        if not getattr(config, "num_hidden_layers", None):
+            raise CheckpointError(
+                f"{self.reference}: {config.model_type} has no num_hidden_layers; "
+                "name a decoder-only text model instead"
+            )
+        try:
+            return Outline(config, trust_remote_code=trust_remote_code)
+        except ArchitectureError as error:
+            raise CheckpointError(f"{self.reference}: {error}") from error
 
-        `config` is this checkpoint's, or one derived from it by reordering layers.
-        """
-        values = {name: value for name, value in config.to_dict().items() if name not in _INCIDENTAL}
-        return json.dumps([values, self.generation_config()], sort_keys=True, default=str)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what identifies the weights: file sizes and hashes, and the hub revision where there is one.
-
-        A file is hashed whole when the checkpoint is smaller than 1 GiB (``covers: contents``); else its
-        header and 64 samples of 1 MiB are (``covers: samples``), which tells two fine-tunes apart but not a
-        single changed entry.
-        """
-        whole = sum(path.stat().st_size for path in self.files) <= CONTENT_LIMIT
-        files = {
-            path.name: {
-                "bytes": path.stat().st_size,
-                "sha256": sha256(path) if whole else sha256_of_samples(path),
-                "covers": "contents" if whole else "samples",
-            }
-            for path in self.files
-        }
-        result: dict[str, Any] = {"reference": self.reference, "files": files}
-        if self.path.parent.name == "snapshots":
-            result["revision"] = self.path.name
-        return result
-
-    def _read_config(self) -> PretrainedConfig:
+    def _read_config(self, trust_remote_code: bool) -> PretrainedConfig:
         if not (self.path / "config.json").is_file():
             raise CheckpointError(f"{self.reference}: no config.json in the folder; name a transformers checkpoint")
         try:
             check_counts(read_json(self.path / "config.json"))
             with quiet():
-                return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+                return AutoConfig.from_pretrained(self.path, trust_remote_code=trust_remote_code)
         except Exception as error:  # ValueError, KeyError, OSError, validation errors of the config classes
             raise CheckpointError(
                 f"{self.reference}: config.json cannot be read ({reason(error)}); "
                 "check the file, or update transformers"
             ) from error
-
-    def _build(self) -> PreTrainedModel:
-        if not getattr(self.config, "num_hidden_layers", None):
-            raise CheckpointError(
-                f"{self.reference}: {self.config.model_type} has no num_hidden_layers; "
-                "name a decoder-only text model instead"
-            )
-        try:
-            return meta_module(self.config, trust_remote_code=self.trust_remote_code)
-        except ArchitectureError as error:
-            raise CheckpointError(f"{self.reference}: {error}") from error
 
     def _open_files(self) -> dict[str, Any]:
         """Map every key to the open file that holds it; headers are read, weights are not."""
@@ -334,20 +215,20 @@ class Checkpoint:
         through transformers and kept in memory.
         """
         self._loaded: Mapping[str, Tensor] | None = None
-        prefix = self._module.base_model_prefix
-        wanted = set(self._module.state_dict())
+        prefix = self.outline.module.base_model_prefix
+        wanted = set(self.outline.module.state_dict())
         keys: dict[str, str] = {}
         for key in self._files:
             for name in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}"):
                 if name in wanted:
                     keys[name] = key
                     break
-        renamed = _renamer(self._module)
+        renamed = _renamer(self.outline.module)
         for key in set(self._files) - set(keys.values()):
             name = renamed(key)
             if name in wanted:
                 keys.setdefault(name, key)
-        for other, canonical in tied_names(self._module).items():
+        for other, canonical in self.outline.tied_names.items():
             if canonical not in keys and other in keys:
                 keys[canonical] = keys[other]
         missing = [name for name in self.names if name not in keys]
@@ -358,7 +239,7 @@ class Checkpoint:
     def _load(self, missing: str) -> Mapping[str, Tensor]:
         with quiet():
             module, info = AutoModelForCausalLM.from_pretrained(
-                self.path, dtype="auto", output_loading_info=True, trust_remote_code=self.trust_remote_code
+                self.path, dtype="auto", output_loading_info=True, trust_remote_code=self.outline.trust_remote_code
             )
         if info["missing_keys"] or info["mismatched_keys"]:
             raise CheckpointError(
@@ -368,7 +249,7 @@ class Checkpoint:
 
     def _check_shapes(self) -> None:
         """Refuse weights that are not of the model that config.json describes."""
-        wanted = self._module.state_dict()
+        wanted = self.outline.module.state_dict()
         for name in self.names:
             if self.shape(name) != tuple(wanted[name].shape):
                 raise CheckpointError(
@@ -381,7 +262,7 @@ class Checkpoint:
 
         transformers then loads the head as its own parameter, and mergekit's output loses it.
         """
-        for other, canonical in tied_names(self._module).items():
+        for other, canonical in self.outline.tied_names.items():
             key = self._keys.get(other)
             if self._loaded is None and key is not None and key != self._keys[canonical]:
                 head, embeddings = self._files[key].get_tensor(key), self.tensor(canonical)
@@ -396,12 +277,6 @@ class Checkpoint:
             return self._keys[name]
         except KeyError:
             raise CheckpointError(f"{self.reference}: no tensor {name}; its names are like {self.names[0]}") from None
-
-    def stored(self, name: str) -> Tensor | None:
-        """Return a tensor or persistent buffer by name, None when the checkpoint does not hold it."""
-        if self._loaded is not None:
-            return self._loaded.get(name)
-        return self.tensor(name) if name in self._keys else None
 
 
 def locate(reference: str) -> Path:

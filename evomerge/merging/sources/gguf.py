@@ -18,7 +18,7 @@ from evomerge.files.cache import ELSEWHERE, cache_folder
 from evomerge.files.hashing import sha256
 from evomerge.files.messages import reason
 from evomerge.merging.sources.architecture import empty_module, quiet
-from evomerge.merging.sources.checkpoints import CheckpointError
+from evomerge.merging.sources.errors import CheckpointError
 
 SUFFIX = ".gguf"
 HEAD = "output.weight"  # the name of an untied head in GGUF

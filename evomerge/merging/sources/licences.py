@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source
 
 Kind = Literal["permissive", "copyleft", "non-commercial", "vendor", "unknown"]
 
@@ -23,7 +23,7 @@ _NON_COMMERCIAL = re.compile(r".*(^|[^a-z])nc([^a-z]|$).*|.*non-?commercial.*|.*
 _VENDOR = re.compile(r"(llama|gemma|qwen|deepseek|falcon|grok|nvidia|lfm|exaone|openrail|bigscience|creativeml)")
 
 
-def licence(source: Checkpoint) -> str | None:
+def licence(source: Source) -> str | None:
     """Return the licence that the source's own card or configuration names, None when neither names one.
 
     Where the card says ``other``, the name it gives beside that counts.
@@ -91,7 +91,7 @@ def _shown(names: list[str], licences: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name} ({licences[name]})" for name in names)
 
 
-def _front_matter(source: Checkpoint) -> dict[str, Any]:
+def _front_matter(source: Source) -> dict[str, Any]:
     try:
         text = (source.path / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

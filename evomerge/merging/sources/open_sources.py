@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from evomerge.merging.sources.adapters import AdapterCheckpoint, is_adapter, read_config
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError, locate
+from evomerge.merging.sources.adapters import AdapterSource, is_adapter, read_config
+from evomerge.merging.sources.aligned import align
+from evomerge.merging.sources.checkpoints import Checkpoint, locate
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.gguf import converted, is_gguf
-from evomerge.merging.sources.vocabulary import align
+from evomerge.merging.sources.source import Source, fingerprint
 from search_spaces.recipes.references import parts, spelled
 from search_spaces.recipes.token_rules import TokenRules
 
@@ -19,7 +21,7 @@ def open_sources(
     *,
     vocabulary: str | None = None,
     tokens: TokenRules | None = None,
-) -> dict[str, Checkpoint]:
+) -> dict[str, Source]:
     """Open the sources by name: each once, adapters on the base (or their own), all in one vocabulary.
 
     Parameters
@@ -38,8 +40,8 @@ def open_sources(
     CheckpointError
         If one cannot be opened, an adapter was trained on another base, or vocabularies cannot be brought together.
     """
-    opened: dict[str, Checkpoint] = {}
-    shared: dict[Path, Checkpoint] = {}
+    opened: dict[str, Source] = {}
+    shared: dict[Path, Source] = {}
     if base is not None:
         opened[base] = open_source(models[base], None, shared)
     for name, reference in models.items():
@@ -49,9 +51,7 @@ def open_sources(
     return opened if vocabulary is None else align(opened, vocabulary, base or next(iter(models)), tokens)
 
 
-def open_source(
-    reference: str, base: Checkpoint | None = None, shared: dict[Path, Checkpoint] | None = None
-) -> Checkpoint:
+def open_source(reference: str, base: Source | None = None, shared: dict[Path, Source] | None = None) -> Source:
     """Open one source.
 
     Parameters
@@ -72,18 +72,18 @@ def open_source(
     model, adapter = parts(reference)
     known = {} if shared is None else shared
     if adapter is not None:
-        return AdapterCheckpoint(reference, _adapter_folder(reference, adapter), _opened(model, known))
+        return AdapterSource(reference, _adapter_folder(reference, adapter), _opened(model, known))
     path = folder_of(model)
     if not is_adapter(path):
         checkpoint = Checkpoint(reference, path)
         known.setdefault(path, checkpoint)
         return checkpoint
-    if isinstance(base, AdapterCheckpoint):
+    if isinstance(base, AdapterSource):
         base = base.base
     if base is not None:
         _check_base(reference, path, base)
-        return AdapterCheckpoint(reference, path, base)
-    return AdapterCheckpoint(reference, path, _opened(_named_base(reference, path), known))
+        return AdapterSource(reference, path, base)
+    return AdapterSource(reference, path, _opened(_named_base(reference, path), known))
 
 
 def typed(model: str) -> str:
@@ -102,7 +102,7 @@ def folder_of(model: str) -> Path:
     return converted(model) if is_gguf(model) else locate(model)
 
 
-def _opened(model: str, known: dict[Path, Checkpoint]) -> Checkpoint:
+def _opened(model: str, known: dict[Path, Source]) -> Source:
     """Return the model that adapters are put on, opened once."""
     folder = folder_of(model)
     if is_adapter(folder):
@@ -138,7 +138,7 @@ def _named_base(reference: str, path: Path) -> str:
     return named
 
 
-def _check_base(reference: str, path: Path, base: Checkpoint) -> None:
+def _check_base(reference: str, path: Path, base: Source) -> None:
     """Refuse a base that is certainly not the adapter's: another folder with other weights, or another hub id.
 
     Names alone say little (folders move, copies are renamed): where both lie on this disk, contents decide.
@@ -154,12 +154,12 @@ def _check_base(reference: str, path: Path, base: Checkpoint) -> None:
         )
 
 
-def unverified_base(checkpoint: Checkpoint) -> str | None:
+def unverified_base(checkpoint: Source) -> str | None:
     """Return the base that an adapter names where nothing shows that it is the one it was put on.
 
     One that a recipe puts on a model by name (``MODEL+ADAPTER``) may be on another model on purpose.
     """
-    if not isinstance(checkpoint, AdapterCheckpoint):
+    if not isinstance(checkpoint, AdapterSource):
         return None
     named = checkpoint.adapter_config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
@@ -181,11 +181,11 @@ def _stem(reference: str) -> str:
     return reference.partition("@")[0].rstrip("/").rsplit("/", 1)[-1].lower()
 
 
-def _holds_same(folder: Path, checkpoint: Checkpoint) -> bool:
+def _holds_same(folder: Path, checkpoint: Source) -> bool:
     """Whether a folder holds a checkpoint's weights."""
     return folder.resolve() == checkpoint.path or _weights(Checkpoint(str(folder), folder)) == _weights(checkpoint)
 
 
-def _weights(checkpoint: Checkpoint) -> object:
-    files = checkpoint.fingerprint()["files"]
+def _weights(checkpoint: Source) -> object:
+    files = fingerprint(checkpoint)["files"]
     return sorted(file["sha256"] for name, file in files.items() if name != "config.json")

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.licences import conflicts, licence
 from evomerge.merging.sources.open_sources import unverified_base
 from evomerge.merging.sources.similarity import Kinship, measure
-from evomerge.merging.sources.vocabulary import by_token
+from evomerge.merging.sources.source import Source
 from search_spaces.recipes.references import parts
 
 STRETCH = 1 << 22  # entries looked at together when scanning for NaN
@@ -51,9 +51,7 @@ class Report:
     warnings: tuple[str, ...]
 
 
-def check(
-    checkpoints: Mapping[str, Checkpoint], base: str, *, scan: bool = True, allow_unrelated: bool = False
-) -> Report:
+def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, allow_unrelated: bool = False) -> Report:
     """Check that the sources can be merged.
 
     Parameters
@@ -99,23 +97,23 @@ def check(
         listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
         warnings.append(f"weights are stored in different precisions: {listed}")
     return Report(
-        architecture=reference.architecture,
+        architecture=reference.outline.architecture,
         layers=reference.layout.num_layers,
-        parameters=reference.num_parameters,
-        tied=reference.tied,
+        parameters=reference.outline.num_parameters,
+        tied=reference.outline.tied,
         dtypes=dtypes,
         kinship=kinship,
         warnings=tuple(warnings),
     )
 
 
-def check_form(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
+def check_form(name: str, checkpoint: Source, base: str, reference: Source) -> None:
     """Refuse a source whose architecture, depth or shapes are not the base's."""
     _check_architecture(name, checkpoint, base, reference)
     _check_shapes(name, checkpoint, base, reference)
 
 
-def unverified_bases(checkpoints: Mapping[str, Checkpoint], base: str) -> Iterator[str]:
+def unverified_bases(checkpoints: Mapping[str, Source], base: str) -> Iterator[str]:
     """Yield a line for each adapter that was perhaps trained on another base."""
     for name, checkpoint in checkpoints.items():
         if (named := unverified_base(checkpoint)) is not None:
@@ -124,19 +122,19 @@ def unverified_bases(checkpoints: Mapping[str, Checkpoint], base: str) -> Iterat
             yield f"{name}: the adapter names {named} as its base, and nothing shows that {on} is the same"
 
 
-def _check_architecture(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
-    own, wanted = checkpoint.architecture, reference.architecture
+def _check_architecture(name: str, checkpoint: Source, base: str, reference: Source) -> None:
+    own, wanted = checkpoint.outline.architecture, reference.outline.architecture
     if own != wanted:
         raise CheckpointError(f"{name}: it is a {own} and {base} a {wanted}; merge models of one architecture")
-    if checkpoint.tied != reference.tied:
-        tied, untied = (name, base) if checkpoint.tied else (base, name)
+    if checkpoint.outline.tied != reference.outline.tied:
+        tied, untied = (name, base) if checkpoint.outline.tied else (base, name)
         raise CheckpointError(
             f"{name}: the head of {tied} is tied to its embeddings and that of {untied} is not; "
             f"save {tied} with tie_word_embeddings=False and a copy of the embeddings as its head"
         )
 
 
-def _check_shapes(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
+def _check_shapes(name: str, checkpoint: Source, base: str, reference: Source) -> None:
     if checkpoint.layout.num_layers != reference.layout.num_layers:
         raise CheckpointError(
             f"{name}: it has {checkpoint.layout.num_layers} layers and {base} {reference.layout.num_layers}; "
@@ -151,7 +149,8 @@ def _check_shapes(name: str, checkpoint: Checkpoint, base: str, reference: Check
     different = {tensor for tensor, (own, wanted) in shapes.items() if own != wanted}
     if not different:
         return
-    by_vocabulary = {tensor for tensor in by_token(reference) if shapes[tensor][0][1:] == shapes[tensor][1][1:]}
+    by_token = reference.outline.rows_by_token
+    by_vocabulary = {tensor for tensor in by_token if shapes[tensor][0][1:] == shapes[tensor][1][1:]}
     others = [tensor for tensor in reference.names if tensor in different - by_vocabulary]
     tensor = others[0] if others else next(tensor for tensor in reference.names if tensor in different)
     own, wanted = shapes[tensor]
@@ -175,21 +174,21 @@ def strangers(kinship: Kinship, base: str) -> Iterator[str]:
             yield f"{expert}: {reason}, so that no average of it with {base} computes anything"
 
 
-def chat_templates(checkpoints: Mapping[str, Checkpoint], base: str) -> Iterator[str]:
+def chat_templates(checkpoints: Mapping[str, Source], base: str) -> Iterator[str]:
     """Yield a line for each expert that was trained with another chat template than the base's."""
-    wanted = checkpoints[base].chat_template()
+    wanted = checkpoints[base].tokenizer.chat_template()
     for name, checkpoint in checkpoints.items():
-        own = checkpoint.chat_template()
+        own = checkpoint.tokenizer.chat_template()
         if own is not None and own != wanted:
             has = "differs from that of" if wanted is not None else "is not in"
             yield f"{name}: its chat template {has} {base}; a merge has the base's (recipes: chat_template)"
 
 
-def check_tokenizers(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> None:
+def check_tokenizers(name: str, checkpoint: Source, base: str, reference: Source) -> None:
     """Compare vocabularies where both models come with one; a model without uses the base's."""
-    if not (checkpoint.tokenizer_files and reference.tokenizer_files):
+    if not (checkpoint.tokenizer.files and reference.tokenizer.files):
         return
-    own, wanted = checkpoint.tokenizer().get_vocab(), reference.tokenizer().get_vocab()
+    own, wanted = checkpoint.tokenizer.load().get_vocab(), reference.tokenizer.load().get_vocab()
     if own != wanted:
         token = min(token for token in own.keys() | wanted.keys() if own.get(token) != wanted.get(token))
         raise CheckpointError(
@@ -198,7 +197,7 @@ def check_tokenizers(name: str, checkpoint: Checkpoint, base: str, reference: Ch
         )
 
 
-def behaviour(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoint) -> Iterator[str]:
+def behaviour(name: str, checkpoint: Source, base: str, reference: Source) -> Iterator[str]:
     """Yield a line for each setting that makes the source compute otherwise than the base with the same weights."""
     for key in BEHAVIOUR:
         own: Any = getattr(checkpoint.config, key, None)
@@ -207,7 +206,7 @@ def behaviour(name: str, checkpoint: Checkpoint, base: str, reference: Checkpoin
             yield f"{name}: {key} is {own} and in {base} {wanted}; merges run with the base's"
 
 
-def _check_finite(name: str, checkpoint: Checkpoint) -> None:
+def _check_finite(name: str, checkpoint: Source) -> None:
     for tensor in checkpoint.names:
         for part in checkpoint.tensor(tensor).reshape(-1).split(STRETCH):
             # a sum is finite only if all terms are, and costs no mask; large weights may overflow it

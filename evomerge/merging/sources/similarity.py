@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source
 from search_spaces.recipes.layout import ModelLayout
 
 STRETCH = 1 << 20  # entries per model looked at together
@@ -89,7 +89,7 @@ class _Sums:
     product: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
 
-def measure(checkpoints: Mapping[str, Checkpoint], base: str, *, sample: bool = False) -> Kinship:
+def measure(checkpoints: Mapping[str, Source], base: str, *, sample: bool = False) -> Kinship:
     """Measure the kinship of all experts with the base and with each other.
 
     Parameters
@@ -129,7 +129,7 @@ def measure(checkpoints: Mapping[str, Checkpoint], base: str, *, sample: bool = 
             sums = groups.setdefault(group, _zeros(count))
             sums.base += float(base_part.square().sum(dtype=torch.float64)) * scale
             sums.delta += part_TT.diagonal()
-    total = origin.num_parameters
+    total = origin.outline.num_parameters
     return Kinship(
         experts=experts,
         entries=entries,

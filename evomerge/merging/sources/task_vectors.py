@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.source import Source
 
 STRETCH = 1 << 22  # entries looked at together
 
 
-def squared_norms(checkpoints: Mapping[str, Checkpoint], base: str) -> dict[str, float]:
+def squared_norms(checkpoints: Mapping[str, Source], base: str) -> dict[str, float]:
     """Return the squared norm of each model's task vector over the whole model, by its name; not the base's.
 
     Tied tensors count once. Reads every weight once, in float32 with a float64 sum.

@@ -13,7 +13,8 @@ from evomerge.merging.engine import recipe_statistics
 from evomerge.merging.engine.activation_informed import shares
 from evomerge.merging.engine.calibration_statistics import statistics
 from evomerge.merging.engine.engine import MergeEngine
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients, merge_tensors
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import task_arithmetic_recipe
@@ -97,7 +98,7 @@ def test_activations_are_the_mean_sizes_of_inputs(zoo: dict[str, Checkpoint], te
     checkpoint = zoo[MODELS["base"]]
     model = MergeEngine(zoo, base=MODELS["base"]).load(MODELS["base"])
     measured = statistics("activations", checkpoint, text, lambda: model)
-    ids = torch.tensor(checkpoint.tokenizer()(text.read_text(), add_special_tokens=False)["input_ids"])
+    ids = torch.tensor(checkpoint.tokenizer.load()(text.read_text(), add_special_tokens=False)["input_ids"])
     assert len(ids) > 512  # more than one window
     seen = []
     with torch.inference_mode():

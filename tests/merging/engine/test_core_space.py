@@ -16,7 +16,7 @@ from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.adapter_writer import write_adapter
 from evomerge.merging.output.writer import OutputError
 from evomerge.merging.sources.adapters import Factors
-from evomerge.merging.sources.checkpoints import CheckpointError
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_sources
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError

@@ -10,7 +10,7 @@ import torch
 
 from evomerge.merging.methods.blocks import CPU_BLOCK
 from evomerge.merging.output.writer import write_checkpoint
-from evomerge.merging.sources.checkpoints import CheckpointError
+from evomerge.merging.sources.errors import CheckpointError
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.parameter_values import Condition, constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
@@ -126,7 +126,7 @@ def test_tied_embeddings_stay_tied(family: Any) -> None:
     engine = family.engine()
     module = engine.apply(per_layer(family, "linear"))
     tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
-    assert tied == family.checkpoints[family.base].tied
+    assert tied == family.checkpoints[family.base].outline.tied
     assert tied == (family.name in ("llama_tied", "gemma", "gemma2", "gemma3", "gpt2"))
 
 

@@ -41,7 +41,7 @@ def merged(zoo: dict[str, Checkpoint], recipe: Recipe) -> dict[str, Tensor]:
 
 def by_autograd(checkpoint: Checkpoint, text: Path) -> dict[str, Tensor]:
     """Return √n F / ‖F‖ from the definition: windows of 512 tokens, one after the other."""
-    ids = torch.tensor(checkpoint.tokenizer()(text.read_text(), add_special_tokens=False)["input_ids"])
+    ids = torch.tensor(checkpoint.tokenizer.load()(text.read_text(), add_special_tokens=False)["input_ids"])
     assert len(ids) > 512  # more than one
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
     names, weights = zip(*model.named_parameters(), strict=True)

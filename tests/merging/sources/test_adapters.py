@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.merging.engine.engine import MergeEngine
-from evomerge.merging.sources.adapters import AdapterCheckpoint
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.adapters import AdapterSource
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_source, open_sources
 from evomerge.merging.sources.preflight import check
+from evomerge.merging.sources.source import architecture_key, fingerprint
 from search_spaces.recipes.baselines import source_recipe
 from search_spaces.recipes.references import adapted
 from tests.conftest import required
@@ -44,7 +46,7 @@ def test_tensors_are_what_peft_merges(families: Any, make_adapter: Any, tmp_path
     base = families(name).base
     path, expected = make_adapter(base, tmp_path / "adapter", **settings)
     adapter = open_source(str(path), Checkpoint.open(base))
-    assert isinstance(adapter, AdapterCheckpoint)
+    assert isinstance(adapter, AdapterSource)
     plain = Checkpoint.open(base)
     changed = {*adapter.adapted, *adapter.replaced}
     assert changed
@@ -63,10 +65,10 @@ def test_the_engine_takes_an_adapter_for_a_checkpoint(llama: Any, make_adapter: 
     merged = engine.apply(source_recipe(expert.reference, expert.layout, out_dtype="float32"))
     for name, values in merged.named_parameters():
         assert torch.allclose(values, expected[name], atol=1e-6)
-    assert expert.tokenizer_files == sources["base"].tokenizer_files
-    assert expert.architecture_key(expert.config) == sources["base"].architecture_key(expert.config)
+    assert expert.tokenizer.files == sources["base"].tokenizer.files
+    assert architecture_key(expert, expert.config) == architecture_key(sources["base"], expert.config)
     own, base = {"adapter_config.json", "adapter_model.safetensors"}, {"config.json", "model.safetensors"}
-    assert set(expert.fingerprint()["files"]) == own | base
+    assert set(fingerprint(expert)["files"]) == own | base
 
 
 def test_the_base_is_found_through_the_adapter(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_an_adapter_goes_on_the_model_that_the_reference_names(llama: Any, make_
         delta = sources["pair"].tensor(tensor).float() - sources["base"].tensor(tensor).float()
         moved = sources["other"].tensor(tensor).float() - sources["other"].base.tensor(tensor).float()
         assert torch.allclose(moved, delta, atol=1e-6)
-    assert sources["pair"].fingerprint()["files"] != sources["other"].fingerprint()["files"]
+    assert fingerprint(sources["pair"])["files"] != fingerprint(sources["other"])["files"]
     warnings = check(sources, "base").warnings
     (warning,) = (line for line in warnings if "as its base" in line)
     assert warning.startswith("other: ")

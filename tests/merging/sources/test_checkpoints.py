@@ -12,7 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError, layout_of
+from evomerge.merging.sources.architecture import layout_of
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.errors import CheckpointError
+from evomerge.merging.sources.source import fingerprint
 
 PREFIXES = {"gpt_neox": "gpt_neox.layers.{}.", "gpt2": "transformer.h.{}."}
 ATTENTION = {"gpt_neox": "attention", "gpt2": "attn"}
@@ -86,9 +89,9 @@ def test_tensors_are_memory_mapped(llama: Any) -> None:
 
 def test_counts(family: Any) -> None:
     checkpoint = family.checkpoints[family.base]
-    assert checkpoint.num_parameters == sum(values.numel() for values in family.tensors(0).values())
+    assert checkpoint.outline.num_parameters == sum(values.numel() for values in family.tensors(0).values())
     assert checkpoint.dtype == torch.bfloat16
-    assert checkpoint.tied == (family.name in TIED)
+    assert checkpoint.outline.tied == (family.name in TIED)
 
 
 def test_shards_are_read(llama: Any, tmp_path: Path) -> None:
@@ -144,16 +147,16 @@ def test_unknown_tensor_is_named(llama: Any) -> None:
 
 
 def test_fingerprint_tells_fine_tunes_apart(llama: Any) -> None:
-    prints = [llama.checkpoints[path].fingerprint() for path in llama.references]
+    prints = [fingerprint(llama.checkpoints[path]) for path in llama.references]
     hashes = {entry["files"]["model.safetensors"]["sha256"] for entry in prints}
     assert len(hashes) == 3
-    assert prints[0] == Checkpoint.open(llama.base).fingerprint()
+    assert prints[0] == fingerprint(Checkpoint.open(llama.base))
     assert prints[0]["files"]["model.safetensors"]["covers"] == "contents"
 
 
 def test_fingerprint_of_large_files_says_that_it_samples(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evomerge.merging.sources.checkpoints.CONTENT_LIMIT", 1000)
-    found = llama.checkpoints[llama.base].fingerprint()
+    monkeypatch.setattr("evomerge.merging.sources.source.CONTENT_LIMIT", 1000)
+    found = fingerprint(llama.checkpoints[llama.base])
     assert found["files"]["model.safetensors"]["covers"] == "samples"
 
 
@@ -264,4 +267,4 @@ def test_tied_by_config_and_untied_in_the_file(copy: Path) -> None:
 
 def test_no_tokenizer(llama: Any) -> None:
     with pytest.raises(CheckpointError, match=r"no tokenizer in the folder; save one"):
-        llama.checkpoints[llama.base].tokenizer()
+        llama.checkpoints[llama.base].tokenizer.load()

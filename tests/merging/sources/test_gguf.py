@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evomerge.merging.sources import gguf as module
-from evomerge.merging.sources.checkpoints import CheckpointError
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.gguf import converted
 from evomerge.merging.sources.open_sources import open_source
 from tests.conftest import required
@@ -86,7 +86,7 @@ def test_tensors_are_those_of_the_model(families: Any, tmp_path: Path, family: s
     write(source, tmp_path / "model.gguf", kind)
     opened = open_source(str(tmp_path / "model.gguf"))
     assert opened.reference.endswith("model.gguf")
-    assert opened.tied == source.tied
+    assert opened.outline.tied == source.outline.tied
     assert opened.dtype == KINDS[kind]
     assert set(opened.names) == set(source.names)
     for name in opened.names:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.preflight import Report, check
 
 
@@ -38,9 +39,9 @@ def test_report(family: Any) -> None:
     named = dict(zip(("base", "a", "b"), family.checkpoints.values(), strict=True))
     report = check(named, "base")
     assert report.layers == 4
-    assert report.tied == named["base"].tied
-    assert report.parameters == named["base"].num_parameters
-    assert report.architecture == named["base"].architecture
+    assert report.tied == named["base"].outline.tied
+    assert report.parameters == named["base"].outline.num_parameters
+    assert report.architecture == named["base"].outline.architecture
     assert report.dtypes == dict.fromkeys(named, "bfloat16")
     assert report.warnings == ()
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.merging.sources import similarity
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.preflight import check
 from evomerge.merging.sources.similarity import measure
 

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from evomerge.cli.merge import merge
-from evomerge.merging.sources.checkpoints import Checkpoint, CheckpointError
+from evomerge.merging.sources.aligned import align
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.preflight import check
-from evomerge.merging.sources.vocabulary import align
 from search_spaces.recipes.token_rules import TokenRow, TokenRules
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -78,9 +79,9 @@ def test_base(sources: dict[str, Checkpoint], name: str) -> None:
     #                                        <s>  </s>  a    b    c: the base's
     assert rows(aligned["expert"], name) == [0.2, 1.2, 4.2, 2.2, 4.1]
     assert rows(aligned["other"], name) == [0.3, 1.3, 2.3, 3.3, 4.3]
-    assert check(aligned, "base", allow_unrelated=True).parameters == sources["base"].num_parameters
+    assert check(aligned, "base", allow_unrelated=True).parameters == sources["base"].outline.num_parameters
     for checkpoint in aligned.values():
-        assert checkpoint.tokenizer().get_vocab() == sources["base"].tokenizer().get_vocab()
+        assert checkpoint.tokenizer.load().get_vocab() == sources["base"].tokenizer.load().get_vocab()
         assert checkpoint.config.vocab_size == 5
 
 
@@ -90,7 +91,7 @@ def test_union(sources: dict[str, Checkpoint]) -> None:
     assert rows(aligned["base"]) == [0.1, 1.1, 2.1, 3.1, 4.1, pytest.approx((3.2 + 5.3) / 2), 5.2]
     assert rows(aligned["expert"]) == [0.2, 1.2, 4.2, 2.2, 4.1, 3.2, 5.2]
     assert rows(aligned["other"]) == [0.3, 1.3, 2.3, 3.3, 4.3, 5.3, 5.2]
-    tokenizer = aligned["base"].tokenizer()
+    tokenizer = aligned["base"].tokenizer.load()
     assert tokenizer.get_vocab() == dict(zip([*BASE, "d", "e"], range(7), strict=True))
     assert tokenizer("e a d").input_ids == [6, 2, 5]
     assert check(aligned, "base", allow_unrelated=True)
@@ -102,7 +103,7 @@ def test_first_and_a_named_model(sources: dict[str, Checkpoint]) -> None:
     #                                 <s>  </s> b    d: mean            a    e: the expert's
     assert rows(aligned["base"]) == [0.1, 1.1, 3.1, pytest.approx((3.2 + 5.3) / 2), 2.1, 5.2]
     assert rows(aligned["other"]) == [0.3, 1.3, 3.3, 5.3, 2.3, 5.2]
-    assert aligned["base"].tokenizer()("b d").input_ids == [2, 3]
+    assert aligned["base"].tokenizer.load()("b d").input_ids == [2, 3]
     named = align(sources, sources["other"].reference, "base")
     assert named["other"] is sources["other"]
     assert rows(named["expert"]) == [0.2, 1.2, 4.2, 2.2, 4.1, 3.2]
@@ -134,7 +135,7 @@ def test_pad(tmp_path: Path, sources: dict[str, Checkpoint]) -> None:
     assert rows(aligned["base"]) == [0.1, 1.1, 2.1, 3.1, 4.1, pytest.approx((5.3 + 5.4) / 2), 6.4, 7.4]
     assert rows(aligned["other"]) == [0.3, 1.3, 2.3, 3.3, 4.3, 5.3, 6.4, 7.4]
     for checkpoint in aligned.values():
-        assert checkpoint.tokenizer().get_vocab() == sources["other"].tokenizer().get_vocab()
+        assert checkpoint.tokenizer.load().get_vocab() == sources["other"].tokenizer.load().get_vocab()
     with pytest.raises(
         CheckpointError, match=r"pad compares rows by id, and .* is . here and .* in expert; write union"
     ):
@@ -201,7 +202,7 @@ def test_single_tokens_take_the_rows_that_a_recipe_names(sources: dict[str, Chec
     assert rows(aligned["expert"])[:10] == [0.2, 1.2, 4.2, 3.1, 0, 3.2, 5.2, 5.2, 4.1, 0]
     assert rows(aligned["other"])[:10] == [0.3, 1.3, 2.3, 3.1, 4.3, 5.3, 5.2, 5.2, 4.1, 0]
     assert aligned["base"].config.vocab_size == 12
-    assert aligned["base"].tokenizer()("a new newest")["input_ids"] == [2, 7, 9]
+    assert aligned["base"].tokenizer.load()("a new newest")["input_ids"] == [2, 7, 9]
     assert check(aligned, "base", allow_unrelated=True)
 
 
