@@ -18,7 +18,6 @@ from evomerge.merging.engine.placement import Choice
 from evomerge.search.loop import SearchError
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
-from evomerge.strategies import M2n2Config, MapElitesConfig
 from evomerge.workers.base import Request
 from evomerge.workers.start import LocalWorker
 from search_spaces.spaces.space import SearchSpace
@@ -125,14 +124,14 @@ def too_few(evaluations: int, population: int) -> list[str]:
 
 
 def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
-    """Say where an archive compares members that have answered different items."""
+    """Return a note if an archive compares members that have answered different items."""
     few, strategy = config.fitness.subset, config.strategy
-    if not (asks_few and few.rotates() and isinstance(strategy, M2n2Config | MapElitesConfig)):
+    if not (asks_few and few.rotates() and strategy.keeps_archive):
         return []
-    what = "one not asked counts as the mean" if isinstance(strategy, M2n2Config) else "whose means are its cells"
+    how = f" ({strategy.archive_compares})" if strategy.archive_compares else ""
     return [
-        f"members of {strategy.kind}'s archive answer different items ({what}); "
-        "fitness.subset.rotate: false asks all of them the same"
+        f"members of {strategy.kind}'s archive answer different items{how}; "
+        "fitness.subset.rotate: false asks all of them the same items"
     ]
 
 

@@ -36,7 +36,7 @@ BAD = {
     "strategy: {kind: cmaes}": "strategy.kind: kind 'cmaes' is unknown; did you mean `cma_es`?",
     "strategy: cmaes": "strategy.kind: kind 'cmaes' is unknown; did you mean `cma_es`?",
     "space: {kind: 3}": "space.kind: kind 3 is unknown; write data_flow, layer_coefficients, mixture or",
-    "strategy: {kind: staged, first: {population: 4}}": "strategy.first.kind: missing; write cma_es, eda",
+    "strategy: {kind: staged, first: {population: 4}}": "strategy.first.kind: missing; write catcma, cma_es, eda",
     "workers: {kind: rya}": "workers.kind: kind 'rya' is unknown; did you mean `ray`?",
     "workers: {kind: ray, count: 0}": "workers.count: write a whole number of at least 1, or auto (got 0)",
     "budget: {evaluations: 0}": "budget.evaluations: write a whole number of at least 1 (got 0)",

@@ -14,6 +14,7 @@ so that R is whole, to the nearest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, polar, singular
-from evomerge.merging.methods.registry import PerModel, Prepared, SourceGroup, merge_method
+from evomerge.merging.methods.parameters import Factor, Lambda, PerModel, Real
+from evomerge.merging.methods.registry import Prepared, SourceGroup, merge_method
 
 
 class Flattened:
@@ -68,8 +70,8 @@ def _bytes(info: TensorInfo) -> float:
 
 
 @merge_method("iso_c", prepare_all=flattened, shared_bytes=_bytes, scope="matrix")
-def iso_c(block: Block, *, weight: PerModel, lambda_: float) -> None:
-    """Give the sum of the task vectors a flat spectrum."""
+def iso_c(block: Block, *, weight: Factor, lambda_: Lambda) -> None:
+    """Sum of the task vectors with all its singular values made equal (arXiv:2502.04959)."""
     if not block.is_whole_matrix:
         average_others(block, weight, lambda_)
         return
@@ -78,8 +80,14 @@ def iso_c(block: Block, *, weight: PerModel, lambda_: float) -> None:
 
 
 @merge_method("iso_cts", prepare_all=flattened_with_tasks, shared_bytes=_bytes, scope="matrix")
-def iso_cts(block: Block, *, weight: PerModel, common_fraction: float, lambda_: float) -> None:
-    """Give common and task-specific directions one flat spectrum."""
+def iso_cts(
+    block: Block,
+    *,
+    weight: Factor,
+    common_fraction: Annotated[float, Real(0.0, 1.0, 0.8, "Fraction of directions in common.", default=0.8)],
+    lambda_: Lambda,
+) -> None:
+    """Common and task-specific singular directions, all with one singular value (arXiv:2502.04959)."""
     if not block.is_whole_matrix:
         average_others(block, weight, lambda_)
         return

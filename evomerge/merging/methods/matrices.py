@@ -19,7 +19,8 @@ from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.linear import total_of
-from evomerge.merging.methods.registry import PerModel, SourceGroup
+from evomerge.merging.methods.parameters import PerModel
+from evomerge.merging.methods.registry import SourceGroup
 
 
 class Singular(NamedTuple):

@@ -13,12 +13,15 @@ The ranks by variance are prepared; another `select_topk` costs one pass over th
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect
 from evomerge.merging.methods.last_value_cache import LastValueCache
+from evomerge.merging.methods.parameters import INT8_MASK, Real
 from evomerge.merging.methods.registry import SourceGroup, merge_method
 from evomerge.merging.methods.trimmed import descending_ranks
 
@@ -59,9 +62,13 @@ class Selection:
         return [float(square) / total for square in squares]
 
 
-@merge_method("sce", prepare_all=Selection, shared_bytes=4)
-def sce(block: Block, *, select_topk: float) -> None:
-    """Select by variance, weigh by mean squares, erase what is against the elected sign."""
+@merge_method("sce", in_mergekit=True, without_effect=(INT8_MASK,), prepare_all=Selection, shared_bytes=4)
+def sce(
+    block: Block,
+    *,
+    select_topk: Annotated[float, Real(0.1, 1.0, 0.5, "Fraction of varying entries selected.", default=1.0)],
+) -> None:
+    """Select entries by their variance over models, weigh models by mean squares, elect signs (arXiv:2408.07990)."""
     selection: Selection = block.shared
     size = selection.size(select_topk)
     weights = selection.weights(size)

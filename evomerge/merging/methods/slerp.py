@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.formulas import TensorContext, WeightedSum
+from evomerge.merging.methods.parameters import Flag, Real
 from evomerge.merging.methods.registry import SourceModel, SourceTensor, merge_method
 
 STRETCH = 1 << 20
@@ -86,9 +88,18 @@ def _angle_of_model(model: SourceModel) -> Angle:
     return _angle((products[0] / norm if norm > 0 else products[0]).clamp(-1, 1).float())
 
 
-@merge_method("slerp", prepare=angle)
-def slerp(tensor: TensorContext, *, t: float, whole_model: bool) -> WeightedSum:
-    """Interpolate between the base (t = 0) and the other model (t = 1)."""
+@merge_method(
+    "slerp", max_models=1, core_space="unsupported", in_mergekit=True, float32_in_mergekit=True, prepare=angle
+)
+def slerp(
+    tensor: TensorContext,
+    *,
+    t: Annotated[float, Real(0.0, 1.0, 0.5, "0 is the base, 1 the other model.")],
+    whole_model: Annotated[
+        bool, Flag(False, "Take all tensors together as one vector, with one angle.", extension=True)
+    ],
+) -> WeightedSum:
+    """Spherical interpolation between the base and one other model, per flattened tensor."""
     own: Angle = tensor.prepared[0]
     return WeightedSum((own.of_model() if whole_model else own).coefficients(t), "base and models")
 
