@@ -345,7 +345,7 @@ def _generate(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
     return ends.rows
 
 
-class _StopRows(StoppingCriteria):
+class _StopRows(StoppingCriteria):  # type: ignore[misc]  # mypy does not follow transformers
     """Stops each row of `model.generate` by itself."""
 
     def __init__(self, ends: _Ends) -> None:
@@ -358,7 +358,7 @@ class _StopRows(StoppingCriteria):
         return torch.tensor(self._done, device=input_ids.device)
 
 
-class _RefuseNaN(LogitsProcessor):
+class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         _most_likely(scores)
         return scores
