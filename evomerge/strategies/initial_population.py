@@ -36,7 +36,7 @@ def initial_population(space: SearchSpace, warm_start: WarmStartPopulation | Non
     These are the space's founders. With a warm start they are the former run's candidates, followed by as many of the
     space's founders as there are places left.
     """
-    own = list(space.founders())
+    own = list(space.initial_population())
     if warm_start is None:
         return own
     former = warm_start.points(space)

@@ -94,7 +94,7 @@ class SearchSpaceSuite:
         if space.dimension < MANY:
             yield space.low
             yield space.high
-        yield from space.founders()
+        yield from space.initial_population()
         for _ in range(POINTS if space.dimension < MANY else 1):
             yield rng.uniform(space.low, space.high)
         a, b = space.sample(rng), space.sample(rng)
@@ -194,7 +194,7 @@ class SearchSpaceSuite:
     def test_variation_stays_in_the_space(self, subject: SearchSpace) -> None:
         """Samples, children and mutants are points of the box; parents stay as they are."""
         rng = np.random.default_rng(2)
-        parents = [np.array(subject.start), *map(np.array, subject.founders()), subject.sample(rng)]
+        parents = [np.array(subject.start), *map(np.array, subject.initial_population()), subject.sample(rng)]
         for _ in range(POINTS):
             a, b = (parents[index] for index in rng.integers(len(parents), size=2))
             before = a.copy(), b.copy()
