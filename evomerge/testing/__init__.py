@@ -9,6 +9,7 @@ from typing import Any
 
 _HOMES = {
     "MergeMethodSuite": "evomerge.testing.merge_methods",
+    "PoolSuite": "evomerge.testing.pools",
     "StrategySuite": "evomerge.testing.strategies",
 }
 
