@@ -68,7 +68,7 @@ class InitialPopulation:
     def genotype(self, identity: int, rng: np.random.Generator) -> Genotype:
         """Return the genotype of the candidate with this id: a given one, or a random merge."""
         if identity < len(self._first):
-            return self._first[identity].copy()
+            return np.array(self._first[identity])
         return random_merge(self._space, self._first, rng)
 
 
