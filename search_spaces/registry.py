@@ -116,6 +116,10 @@ class Registry(Generic[T]):
         """Return all values in the order of registration."""
         return tuple(self._values.values())
 
+    def items(self) -> tuple[tuple[str, T], ...]:
+        """Return all names with their values in the order of registration."""
+        return tuple(self._values.items())
+
     def origin(self, name: str) -> str:
         """Return the name of the distribution that registered `name`; ``evomerge`` for our own."""
         self[name]

@@ -16,7 +16,7 @@ from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.licences import conflicts, licence
 from evomerge.merging.sources.open_sources import open_sources, typed
-from evomerge.merging.sources.similarity import Kinship, measure
+from evomerge.merging.sources.similarity import Similarity, measure_similarity
 from evomerge.merging.sources.source import Source
 
 
@@ -48,13 +48,13 @@ def inspected(
     base
         The base's name.
     quick
-        Measure kinship on a sample of each tensor.
+        Measure similarity on a sample of each tensor.
     allow_unrelated
         Count sources that do not share the base among the warnings.
     """
     vocabularies = {name: c.tokenizer.load().get_vocab() for name, c in checkpoints.items() if c.tokenizer.files}
     obstacles = _shape_obstacles(checkpoints, base)
-    kin = None if obstacles else measure(checkpoints, base, sample=quick)
+    similarity = None if obstacles else measure_similarity(checkpoints, base, sample=quick)
     warnings = [*conflicts({name: licence(c) for name, c in checkpoints.items()})]
     warnings += preflight.chat_templates(checkpoints, base)
     warnings += preflight.unverified_bases(checkpoints, base)
@@ -65,12 +65,12 @@ def inspected(
             preflight.check_tokenizers(name, checkpoint, base, checkpoints[base])
     except CheckpointError as error:
         obstacles.append(str(error))
-    if kin is not None:
-        (warnings if allow_unrelated else obstacles).extend(preflight.strangers(kin, base))
+    if similarity is not None:
+        (warnings if allow_unrelated else obstacles).extend(preflight.unrelated(similarity, base))
     return {
         "models": {name: _model(checkpoint, vocabularies.get(name)) for name, checkpoint in checkpoints.items()},
         "vocabulary": _overlaps(vocabularies, base),
-        "kinship": None if kin is None else _kinship(kin),
+        "similarity": None if similarity is None else _similarity(similarity),
         "warnings": list(dict.fromkeys(warnings)),
         "obstacles": list(dict.fromkeys(obstacles)),
     }
@@ -120,22 +120,22 @@ def _overlaps(vocabularies: Mapping[str, Mapping[str, int]], base: str) -> dict[
     }
 
 
-def _kinship(kin: Kinship) -> dict[str, Any]:
+def _similarity(similarity: Similarity) -> dict[str, Any]:
     return {
-        "entries": kin.entries,
-        "total": kin.total,
-        "groups": list(kin.groups),
-        "base_norms": list(kin.base_norms),
+        "entries": similarity.entries,
+        "total": similarity.total,
+        "groups": list(similarity.groups),
+        "base_norms": list(similarity.base_norms),
         "experts": {
             expert: {
-                "relative_norm": kin.relative_norm(expert),
-                "delta_norms": list(kin.delta_norms[expert]),
-                "weight_cosines": dict(kin.weight_cosines[expert]),
+                "relative_norm": similarity.relative_norm(expert),
+                "delta_norms": list(similarity.delta_norms[expert]),
+                "weight_cosines": dict(similarity.weight_cosines[expert]),
             }
-            for expert in kin.experts
+            for expert in similarity.experts
         },
-        "cosines": _finite(kin.cosines),
-        "pearsons": _finite(kin.pearsons),
+        "cosines": _finite(similarity.cosines),
+        "pearsons": _finite(similarity.pearsons),
     }
 
 
@@ -156,8 +156,8 @@ def _print(summary: dict[str, Any]) -> None:
         columns = ["model", "shared", "same id", "only here", "only in the base"]
         rows = [[name, *(f"{count:,}" for count in counts.values())] for name, counts in summary["vocabulary"].items()]
         out.print(grid(columns, rows))
-    if summary["kinship"] is not None and summary["kinship"]["experts"]:
-        _print_kinship(summary["kinship"])
+    if summary["similarity"] is not None and summary["similarity"]["experts"]:
+        _print_similarity(summary["similarity"])
     for line in summary["warnings"]:
         out.print(f"warning: {line}", soft_wrap=True)
     for line in summary["obstacles"]:
@@ -179,26 +179,27 @@ def _row(name: str, model: dict[str, Any]) -> list[str]:
     ]
 
 
-def _print_kinship(kin: dict[str, Any]) -> None:
+def _print_similarity(similarity: dict[str, Any]) -> None:
     out = console()
-    share = kin["entries"] / kin["total"]
-    out.print(f"\nkinship, from {'all' if share >= 1 else f'{share:.1%} of the'} weights (delta: model minus base)")
-    names = list(kin["experts"])
-    modules = sorted({module for expert in kin["experts"].values() for module in expert["weight_cosines"]})
+    share = similarity["entries"] / similarity["total"]
+    out.print(f"\nsimilarity, from {'all' if share >= 1 else f'{share:.1%} of the'} weights (delta: model minus base)")
+    names = list(similarity["experts"])
+    modules = sorted({module for expert in similarity["experts"].values() for module in expert["weight_cosines"]})
     columns = ["model", "delta / base", *(f"cosine {module}" for module in modules)]
     rows = [
         [name, f"{e['relative_norm']:.4f}", *(f"{e['weight_cosines'].get(module, math.nan):.4f}" for module in modules)]
-        for name, e in kin["experts"].items()
+        for name, e in similarity["experts"].items()
     ]
     out.print(grid(columns, rows))
     out.print("\nnorm of the delta by layer")
-    norms = [[group, f"{base:.3f}", *(f"{kin['experts'][name]['delta_norms'][index]:.3f}" for name in names)]
-             for index, (group, base) in enumerate(zip(kin["groups"], kin["base_norms"], strict=True))]  # fmt: skip
+    deltas = [similarity["experts"][name]["delta_norms"] for name in names]
+    columns_of_norms = zip(similarity["groups"], similarity["base_norms"], *deltas, strict=True)
+    norms = [[group, *(f"{norm:.3f}" for norm in row)] for group, *row in columns_of_norms]
     out.print(grid(["layer", "base's weights", *names], norms))
     if len(names) > 1:
         out.print("\ncosine / Pearson of the deltas")
         pairs = [
-            [name, *(_pair(kin["cosines"][i][j], kin["pearsons"][i][j]) for j in range(len(names)))]
+            [name, *(_pair(similarity["cosines"][i][j], similarity["pearsons"][i][j]) for j in range(len(names)))]
             for i, name in enumerate(names)
         ]
         out.print(grid(["", *names], pairs))

@@ -113,7 +113,7 @@ def open_recipe(
     """Read a recipe and open and check its models; return them, the base's reference and the sliced recipe.
 
     Local paths become absolute, so that the recipe that is written beside the weights rebuilds them anywhere. Models
-    that are not averaged need not be kin: layers of several may be stacked.
+    that are not averaged may be unrelated: layers of several may be stacked.
 
     Raises
     ------

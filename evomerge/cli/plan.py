@@ -12,13 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from evomerge.cli.printing import console, duration, grid, size
-from evomerge.config.load import load
+from evomerge.config.load import load, located
 from evomerge.config.search_file import SearchConfig
 from evomerge.merging.engine.placement import Choice
 from evomerge.search.loop import SearchError
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
-from evomerge.strategies import M2n2Config, MapElitesConfig
 from evomerge.workers.base import Request
 from evomerge.workers.start import LocalWorker
 from search_spaces.spaces.space import SearchSpace
@@ -32,9 +31,10 @@ SHOWN_GENES = 40
 
 def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Print genes, memory, bytes and estimated time per candidate, and whether the budget suffices."""
-    problem = Problem(load(config_file, overrides))
-    worker = local_worker(problem)
-    summary = _summary(problem, worker)
+    with located(config_file, overrides):
+        problem = Problem(load(config_file, overrides))
+        worker = local_worker(problem)
+        summary = _summary(problem, worker)
     if as_json:
         print(json.dumps(summary, indent=1))
         return
@@ -125,14 +125,14 @@ def too_few(evaluations: int, population: int) -> list[str]:
 
 
 def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
-    """Say where an archive compares members that have answered different items."""
+    """Return a note if an archive compares members that have answered different items."""
     few, strategy = config.fitness.subset, config.strategy
-    if not (asks_few and few.rotates() and isinstance(strategy, M2n2Config | MapElitesConfig)):
+    if not (asks_few and few.rotates() and strategy.keeps_archive):
         return []
-    what = "one not asked counts as the mean" if isinstance(strategy, M2n2Config) else "whose means are its cells"
+    how = f" ({strategy.archive_compares})" if strategy.archive_compares else ""
     return [
-        f"members of {strategy.kind}'s archive answer different items ({what}); "
-        "fitness.subset.rotate: false asks all of them the same"
+        f"members of {strategy.kind}'s archive answer different items{how}; "
+        "fitness.subset.rotate: false asks all of them the same items"
     ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +13,14 @@ from transformers import AutoConfig, PretrainedConfig
 from evomerge.cli.plan import genes_of, print_genes, rotation, too_few
 from evomerge.cli.printing import console, size
 from evomerge.config.errors import ConfigError
-from evomerge.config.load import load
+from evomerge.config.load import load, located
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import layout_of_module, meta_module
 from evomerge.search.problem import largest_error
 from evomerge.search.warm_start import warmed
-from evomerge.strategies import resolved_for
-from evomerge.strategies.base import Strategy
+from evomerge.strategies import Strategy, StrategyConfig
 from fitness.tasks.offline import describe_tasks
 from search_spaces.recipes.references import parts
 from search_spaces.spaces.context import SpaceContext
@@ -37,7 +35,8 @@ STORED_BYTES = 2
 
 def plan_offline(config_file: Path, overrides: Sequence[str], architecture: Path | None, as_json: bool) -> None:
     """Print genes, population, answers, and what a search would download."""
-    summary = offline_plan(load(config_file, overrides), architecture).summary
+    with located(config_file, overrides):
+        summary = offline_plan(load(config_file, overrides), architecture).summary
     if as_json:
         print(json.dumps(summary, indent=1))
         return
@@ -120,7 +119,10 @@ def _strategy(config: SearchConfig, space: SearchSpace) -> Strategy:
     items = config.fitness.subset.items
     weights = {task.task: task.weight for task in config.fitness.tasks}
     noise = largest_error(weights, dict.fromkeys(weights, SUPPOSED if items == "all" else items))
-    resolved = partial(resolved_for, space=space, noise=noise, evaluations=config.budget.evaluations)
+
+    def resolved(strategy: StrategyConfig) -> StrategyConfig:
+        return strategy.resolved(space, noise=noise, evaluations=config.budget.evaluations)
+
     try:
         start = warmed(config.strategy, config, space, resolved(config.strategy))
         return resolved(start.strategy).build(space, config.seed)

@@ -6,15 +6,14 @@ import re
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.config.shorthands import expand
-from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, M2n2Config, MapElitesConfig
-from evomerge.strategies.nevergrad import name_from_kind
+from evomerge.strategies import AnyStrategy, CmaEsConfig
 from evomerge.workers.config import InlineConfig
 from evomerge.workers.registry import WORKERS, WorkersConfig
 from fitness.config import FitnessConfig
-from search_spaces.recipes.fields import NOT_IN_CORE
+from search_spaces.recipes.methods import method_spec
 from search_spaces.registry import by_kind
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.registry import SpaceConfig
@@ -33,18 +32,6 @@ class BudgetConfig(BaseModel):
     """Hours of searching, summed over all sessions of a run; none by default."""
 
 
-def _default_kind(kind: str) -> BeforeValidator:
-    """Let a section leave out `kind` where there is one obvious choice."""
-    return BeforeValidator(lambda value: {"kind": kind} | value if isinstance(value, dict) else value)
-
-
-StrategyConfig = Annotated[
-    Annotated[AnyStrategyConfig, Field(discriminator="kind")],
-    BeforeValidator(name_from_kind),
-    _default_kind("cma_es"),
-]
-
-
 class SearchConfig(BaseModel):
     """A whole search file."""
 
@@ -55,7 +42,7 @@ class SearchConfig(BaseModel):
     the first is the common base."""
     space: SpaceConfig = CoefficientConfig()
     """What may be built."""
-    strategy: StrategyConfig = CmaEsConfig()
+    strategy: AnyStrategy = CmaEsConfig()
     """How to search it."""
     fitness: FitnessConfig
     """What counts."""
@@ -108,24 +95,14 @@ class SearchConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _as_many_tasks_as_the_grid_needs(self) -> SearchConfig:
-        if not isinstance(self.strategy, MapElitesConfig):
-            return self
-        tasks = [task.task for task in self.fitness.tasks]
-        if len(self.strategy.axes or tasks) < 2:
-            raise ValueError(
-                "strategy.kind map_elites keeps the best for each combination of scores and there is one axis; "
-                "name two tasks or more in fitness.tasks, or write strategy.kind: m2n2"
-            )
-        unknown = sorted({task for axis in self.strategy.axes or () for task in axis} - set(tasks))
-        if unknown:
-            raise ValueError(f"strategy.axes: {', '.join(unknown)} is not asked; name tasks among {', '.join(tasks)}")
+    def _tasks_that_the_strategy_can_use(self) -> SearchConfig:
+        self.strategy.check_tasks([task.task for task in self.fitness.tasks])
         return self
 
     @model_validator(mode="after")
     def _a_race_against_an_archive(self) -> SearchConfig:
         rules = self.fitness.racing
-        if rules is not None and rules.test != "posterior" and isinstance(self.strategy, MapElitesConfig | M2n2Config):
+        if rules is not None and rules.test != "posterior" and self.strategy.keeps_archive:
             raise ValueError(
                 f"fitness.racing.test {rules.test} compares a generation's candidates, and {self.strategy.kind} has an "
                 "archive instead; write fitness.racing.test: posterior"
@@ -136,7 +113,7 @@ class SearchConfig(BaseModel):
     def _methods_in_core(self) -> SearchConfig:
         method: Any = getattr(self.space, "method", ())
         for name in (method,) if isinstance(method, str) else method:
-            if self.adapters == "core" and name in NOT_IN_CORE:
+            if self.adapters == "core" and method_spec(name).core_space == "unsupported":
                 raise ValueError(
                     f"adapters: core space holds task vectors only, and {name} compares whole weights; write adapters: "
                     "full, or another space.method"

@@ -11,17 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.strategies import AnyStrategyConfig, GeneticConfig
+from evomerge.strategies import StrategyConfig
 from fitness.results import Evaluation
 from fitness.tasks.suite import TaskSuite
 
 
-def size_of(strategy: AnyStrategyConfig) -> int:
-    """Return how many models a search's settings let vote; 0 for none."""
-    return (strategy.ensemble or 0) if isinstance(strategy, GeneticConfig) else 0
-
-
-def check(strategy: AnyStrategyConfig, suite: TaskSuite) -> None:
+def check(strategy: StrategyConfig, suite: TaskSuite) -> None:
     """Refuse a vote on tasks whose answers cannot be counted.
 
     Raises
@@ -29,7 +24,7 @@ def check(strategy: AnyStrategyConfig, suite: TaskSuite) -> None:
     ValueError
         If a task's metric does not follow from one answer per item.
     """
-    if not size_of(strategy):
+    if not strategy.ensemble_size:
         return
     for name, metric in suite.metrics.items():
         obstacle = suite.task(name).scores.vote_obstacle

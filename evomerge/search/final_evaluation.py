@@ -77,7 +77,7 @@ class Conclusion:
 
     def _ensemble(self) -> list[tuple[Contender, Evaluation]]:
         """Return the majority vote of the best candidates, where one is asked for and there are two or more."""
-        best = self.ledger.ranking()[: ensemble.size_of(self.problem.config.strategy)]
+        best = self.ledger.ranking()[: self.problem.config.strategy.ensemble_size]
         if len(best) < 2:
             return []
         recipes = [self.problem.space.decode(self.ledger.asked[identity].candidate.genotype) for identity in best]

@@ -23,8 +23,7 @@ from evomerge.runs.result import Entry
 from evomerge.search import ensemble
 from evomerge.search.recorded_scoring import Bench
 from evomerge.search.warm_start import Warmed, warmed
-from evomerge.strategies import AnyStrategyConfig, NevergradConfig, resolved_for
-from evomerge.strategies.base import Strategy
+from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
 from fitness.config import FitnessConfig
@@ -164,9 +163,9 @@ class Problem:
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
-    def _resolved(self, strategy: AnyStrategyConfig) -> AnyStrategyConfig:
+    def _resolved(self, strategy: StrategyConfig) -> StrategyConfig:
         evaluations = self.config.budget.evaluations
-        return resolved_for(strategy, self.space, noise=self.noise, evaluations=evaluations)
+        return strategy.resolved(self.space, noise=self.noise, evaluations=evaluations)
 
     def strategy(self) -> Strategy:
         """Build the configured strategy, from the start."""
@@ -229,17 +228,14 @@ def _installed(packages: Sequence[str]) -> list[str]:
 
 
 def _idle_workers(config: SearchConfig) -> list[str]:
-    """Say where a strategy proposes too few candidates at a time for the workers; that setting cannot change later."""
-    strategy, workers = config.strategy, config.workers
-    if not isinstance(strategy, NevergradConfig) or not isinstance(workers, RayConfig):
+    """Return a note if the strategy proposes too few candidates for the workers; a run cannot change that later."""
+    limit, workers = config.strategy.most_in_flight, config.workers
+    if limit is None or not isinstance(workers, RayConfig):
         return []
-    if strategy.parallel >= (2 if workers.count == "auto" else workers.count):
+    if limit >= (2 if workers.count == "auto" else workers.count):
         return []
     wanted = "the number of workers" if workers.count == "auto" else workers.count
-    return [
-        f"strategy.parallel is {strategy.parallel}: so many workers have something to do at a time, and all others "
-        f"idle; write {wanted}"
-    ]
+    return [f"strategy.parallel is {limit}: at most {limit} workers are busy at a time; write {wanted}"]
 
 
 def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:

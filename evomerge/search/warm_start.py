@@ -14,10 +14,8 @@ from evomerge.config.load import load
 from evomerge.config.search_file import SearchConfig
 from evomerge.runs.history import Ledger
 from evomerge.runs.run import Run, require_run
-from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, GridConfig, M2n2Config, StagedConfig
+from evomerge.strategies import StrategyConfig
 from evomerge.strategies.base import Genotype
-from evomerge.strategies.unit_box import UnitBox
-from evomerge.strategies.warm_start import best_share
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.layout import ModelLayout
@@ -37,11 +35,11 @@ LOOKED_AT = 1000
 class Warmed:
     """A strategy's settings with what a former run says, and a sentence on it; empty where there is none."""
 
-    strategy: AnyStrategyConfig
+    strategy: StrategyConfig
     message: str = ""
 
 
-def warmed(strategy: AnyStrategyConfig, config: SearchConfig, space: SearchSpace, places: AnyStrategyConfig) -> Warmed:
+def warmed(strategy: StrategyConfig, config: SearchConfig, space: SearchSpace, resolved: StrategyConfig) -> Warmed:
     """Return the strategy's settings with what the former run that they name says; most name none.
 
     What is read is written into the new run's config, so that resuming it does not depend on the former one.
@@ -52,7 +50,7 @@ def warmed(strategy: AnyStrategyConfig, config: SearchConfig, space: SearchSpace
         As the search file says.
     config, space
         The new search's.
-    places
+    resolved
         The resolved settings, which say how large the population is.
 
     Raises
@@ -62,11 +60,12 @@ def warmed(strategy: AnyStrategyConfig, config: SearchConfig, space: SearchSpace
     RunError, LogError
         If it is no run, or damaged.
     """
-    if isinstance(strategy, GridConfig) or strategy.warm_start is None or strategy.warm_start.known:
+    named = strategy.former_run
+    if named is None or named.is_loaded:
         return Warmed(strategy)
-    path = Path(strategy.warm_start.run)
+    path = Path(named.run)
     former = _Former(path, config, space)
-    wanted = best_share(former.size) if isinstance(strategy, CmaEsConfig) else _places(places)
+    wanted = named.wanted(former.size, resolved.places)
     points, left_out = former.best(
         min(wanted, max(1, NUMBERS // space.dimension)), several=strategy.objectives == "several"
     )
@@ -80,10 +79,7 @@ def warmed(strategy: AnyStrategyConfig, config: SearchConfig, space: SearchSpace
     message = f"warm start: {len(points)} candidates of {path}"
     if left_out:
         message += f"; {len(left_out)} are left out, since this space cannot say them ({left_out[0]})"
-    if isinstance(strategy, CmaEsConfig):
-        unit = UnitBox(space).to_unit(points)
-        return Warmed(strategy.model_copy(update={"warm_start": strategy.warm_start.around(unit)}), message)
-    return Warmed(strategy.model_copy(update={"warm_start": strategy.warm_start.of(points)}), message)
+    return Warmed(strategy.warm_started(space, points), message)
 
 
 def warm_start_override(config: SearchConfig, path: Path) -> str:
@@ -92,15 +88,15 @@ def warm_start_override(config: SearchConfig, path: Path) -> str:
     Raises
     ------
     ConfigError
-        If the strategy goes its way whatever was found before.
+        If the strategy cannot use a former run.
     RunError
         If it is no run.
     """
     require_run(path)
-    if isinstance(config.strategy, GridConfig):
+    if config.strategy.warm_start_type is None:
         raise ConfigError(
-            "--warm-start: a grid is walked whatever was found before; write another strategy.kind, or leave "
-            "--warm-start out"
+            f"--warm-start: strategy.kind {config.strategy.kind} cannot use a former run; write another strategy.kind, "
+            "or leave --warm-start out"
         )
     return f"strategy.warm_start={path.resolve()}"
 
@@ -184,12 +180,3 @@ class _Former:
         for identity in list(order)[:LOOKED_AT]:
             genotype = self._ledger.asked[identity].candidate.genotype
             yield np.array(genotype) if former is None else former.decode(genotype)
-
-
-def _places(strategy: AnyStrategyConfig) -> int:
-    """Return how many candidates the first population of a strategy has room for."""
-    if isinstance(strategy, StagedConfig):
-        return max(_places(strategy.first), _places(strategy.second))
-    places = strategy.archive if isinstance(strategy, M2n2Config) else strategy.population
-    assert places != "auto", "resolved"
-    return places

@@ -1,14 +1,11 @@
 """Search strategies with an ask/tell interface: numpy only, no torch, no I/O, resumable by replay.
 
-A strategy is one file with a config (`kind`, `objectives`, `resolved`, `build`) and a `Strategy`; to add one, write
-the file, add its config to `AnyStrategyConfig`, and let `evomerge.testing.StrategySuite` test it. What `auto` means
-follows from the number of genes; for `staged`, whose stages have their own, and `grid`, where a choice has all its
-options, from the space (`resolved_for`).
+A strategy is one file with its settings (a `StrategyConfig`, registered with `register_strategy`) and its `Strategy`.
+Importing this package imports every file in it, so a new file is registered without an edit elsewhere.
+`evomerge.testing.StrategySuite` tests a strategy.
 """
 
-from typing import TypeAlias
-
-from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy
+from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
 from evomerge.strategies.eda import Eda, EdaConfig
@@ -19,52 +16,15 @@ from evomerge.strategies.map_elites import MapElites, MapElitesConfig
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
 from evomerge.strategies.random import RandomConfig, RandomSearch
+from evomerge.strategies.registry import STRATEGIES, AnyStrategy, import_files, register_strategy
 from evomerge.strategies.staged import Staged, StagedConfig
-from evomerge.strategies.warm_start import Founders, WarmStart
-from search_spaces.spaces.space import SearchSpace
+from evomerge.strategies.warm_start import WarmStart, WarmStartDistribution, WarmStartPopulation
 
-AnyStrategyConfig: TypeAlias = (
-    CmaEsConfig  # the default
-    | EdaConfig
-    | CatCmaConfig
-    | M2n2Config
-    | GeneticConfig
-    | MapElitesConfig
-    | Nsga2Config
-    | NevergradConfig
-    | RandomConfig
-    | GridConfig
-    | StagedConfig
-)
-"""Every strategy that a search file can name by its `kind`."""
-
-
-def resolved_for(config: AnyStrategyConfig, space: SearchSpace, *, noise: float, evaluations: int) -> AnyStrategyConfig:
-    """Return a strategy's settings with every `auto` replaced by what it means for this space and budget.
-
-    Parameters
-    ----------
-    config
-        The settings; of a plug-in's, too.
-    space
-        What is searched.
-    noise
-        Standard error to expect of one fitness value.
-    evaluations
-        The budget.
-
-    Raises
-    ------
-    ValueError
-        If the settings are not for this space or budget, or a package is missing.
-    """
-    if isinstance(config, StagedConfig | GridConfig):
-        return config.resolved_for(space, noise=noise, evaluations=evaluations)
-    return config.resolved(space.dimension, noise=noise, evaluations=evaluations)
-
+import_files(__name__, __path__)
 
 __all__ = [
-    "AnyStrategyConfig",
+    "STRATEGIES",
+    "AnyStrategy",
     "AskTellError",
     "Candidate",
     "CatCma",
@@ -74,7 +34,6 @@ __all__ = [
     "Eda",
     "EdaConfig",
     "Evaluated",
-    "Founders",
     "Genetic",
     "GeneticConfig",
     "Genotype",
@@ -93,6 +52,9 @@ __all__ = [
     "Staged",
     "StagedConfig",
     "Strategy",
+    "StrategyConfig",
     "WarmStart",
-    "resolved_for",
+    "WarmStartDistribution",
+    "WarmStartPopulation",
+    "register_strategy",
 ]

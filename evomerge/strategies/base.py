@@ -1,4 +1,4 @@
-"""The ask/tell contract of every strategy: who may be asked what, and when.
+"""The contract of every strategy: its settings (`StrategyConfig`) and its ask/tell interface (`Strategy`).
 
 A strategy proposes genotypes and learns from their evaluations. It never sees a model, a file or a
 clock: given its seed and the order of its tells it always proposes the same candidates, which is what
@@ -8,17 +8,27 @@ makes a run resumable by replay.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from typing_extensions import Self
 
+from evomerge.strategies.warm_start import WarmStart
 from fitness.results import Evaluation
-from search_spaces.spaces.space import SearchSpace
+from search_spaces.spaces.space import Genotype, SearchSpace
 
-Genotype = NDArray[np.float64]
+__all__ = [
+    "Archiving",
+    "AskTellError",
+    "Candidate",
+    "Evaluated",
+    "Genotype",
+    "Strategy",
+    "StrategyConfig",
+]
 
 
 class AskTellError(RuntimeError):
@@ -61,6 +71,122 @@ class Archiving(Protocol):
 
     def keeps(self, evaluation: Evaluation) -> bool:
         """Tell whether a candidate with this evaluation would get into the archive now; changes nothing."""
+
+
+class StrategyConfig(BaseModel):
+    """Settings of a strategy, and what the rest of evomerge must know about it.
+
+    A subclass declares its `kind`, its settings as fields with docstrings (these are the configuration reference), and
+    `build`. Everything else has a default; override what is different::
+
+        @register_strategy
+        class MineConfig(StrategyConfig):
+            kind: Literal["mine"] = "mine"
+            population: int = Field(default=16, ge=1)
+
+            def build(self, space: SearchSpace, seed: int) -> Mine:
+                return Mine(space, seed, self)
+
+    Attributes
+    ----------
+    objectives
+        How many objectives it optimises: "one", "several" (a front of trade-offs) or "any" number.
+    warm_start_type
+        The class of its setting `warm_start`; None: it has no such setting, because it cannot use a former run.
+    archive_compares
+        With `keeps_archive`: how members that were asked different items are compared, for a note of `evomerge plan`.
+    as_stage
+        Whether `staged` can run it as one of its stages. Such a strategy optimises one objective and never finishes.
+    kind_argument
+        A setting that may be written into the kind, as `kind: NAME:VALUE`; None: there is none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    objectives: ClassVar[Literal["one", "several", "any"]] = "one"
+    warm_start_type: ClassVar[type[WarmStart] | None] = None
+    archive_compares: ClassVar[str] = ""
+    as_stage: ClassVar[bool] = True
+    kind_argument: ClassVar[str | None] = None
+
+    kind: str
+
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with every `auto` replaced by what it means for this space and budget.
+
+        Parameters
+        ----------
+        space
+            The space to search.
+        noise
+            Expected standard error of one fitness value.
+        evaluations
+            The budget.
+
+        Raises
+        ------
+        ValueError
+            If the settings do not suit this space or budget, or a package is missing.
+        """
+        return self
+
+    @abstractmethod
+    def build(self, space: SearchSpace, seed: int) -> Strategy:
+        """Return the strategy at its start. The settings must be resolved."""
+
+    @property
+    def keeps_archive(self) -> bool:
+        """Whether the strategy is `Archiving`: it judges each candidate against an archive and has no generations."""
+        return False
+
+    @property
+    def most_in_flight(self) -> int | None:
+        """How many candidates it proposes before it needs a result: its setting `parallel`; None: any number."""
+        return None
+
+    @property
+    def ensemble_size(self) -> int:
+        """How many of the best candidates vote on the held-out items after the search; 0: none."""
+        return 0
+
+    @property
+    def places(self) -> int:
+        """How many candidates of a former run its first population has room for; the settings must be resolved."""
+        return int(getattr(self, "population", 1))
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Check the settings against the names of the tasks that candidates are scored on.
+
+        Raises
+        ------
+        ValueError
+            If they do not suit these tasks; the message names the key and what to write instead.
+        """
+
+    @property
+    def former_run(self) -> WarmStart | None:
+        """The setting `warm_start`; None: the strategy has none, or it is not given."""
+        return None if self.warm_start_type is None else getattr(self, "warm_start", None)
+
+    def warm_started(self, space: SearchSpace, points: Sequence[Genotype]) -> Self:
+        """Return the settings with a warm start from a former run's best candidates.
+
+        Parameters
+        ----------
+        space
+            The space to search.
+        points
+            Its points, float64[G] each, best first; at least one.
+
+        Raises
+        ------
+        ValueError
+            If the strategy cannot use a former run.
+        """
+        if self.warm_start_type is None:
+            raise ValueError(f"strategy.kind {self.kind} cannot use a former run; write another strategy.kind")
+        named = self.former_run or self.warm_start_type()
+        return self.model_copy(update={"warm_start": named.from_points(space, points)})
 
 
 class Strategy(ABC):

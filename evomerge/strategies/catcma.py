@@ -1,24 +1,26 @@
 """CatCMA with margin: one joint Gaussian over real and whole numbers, and a categorical distribution per choice.
 
 R. Hamano et al., "CatCMA: Stochastic Optimization for Mixed-Category Problems", arXiv 2405.09962, and "CatCMA with
-Margin", arXiv 2504.07884; implementation: `CatCMAwM` of the package `cmaes`. The search runs in the unit box. A
-choice begins at its prior, or with half of its probability on the space's start and the rest shared among all.
+Margin", arXiv 2504.07884. Implementation: `CatCMAwM` of the package `cmaes`. The search runs in the unit box. A choice
+starts at its prior, or with half of the probability on the space's start and the other half shared among all options.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.discrete import countable, first_probabilities, seen_probabilities
 from evomerge.strategies.extras import require
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
-from evomerge.strategies.warm_start import Founders, around
+from evomerge.strategies.warm_start import WarmStartPopulation, normal_around
 from fitness.results import Evaluation
 from search_spaces.spaces.genes import Choice
 from search_spaces.spaces.space import SearchSpace
@@ -27,28 +29,27 @@ MIN_GENERATIONS = 12
 START_PROBABILITY = 0.5
 
 
-class CatCmaConfig(BaseModel):
-    """Mixed spaces: reals, whole numbers and choices that depend on each other (the extra `strategies`)."""
+@register_strategy
+class CatCmaConfig(StrategyConfig):
+    """For mixed spaces: real numbers, integers and choices that depend on each other (needs the extra `strategies`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    objectives: ClassVar[Literal["one"]] = "one"
+    warm_start_type = WarmStartPopulation
 
     kind: Literal["catcma"] = "catcma"
     population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
-    """Candidates per generation, at least 4; `auto` follows the number of genes, the noise and the budget."""
+    """Candidates per generation, at least 4. `auto`: from the number of genes, the noise and the budget."""
     sigma: float = Field(default=0.2, gt=0, le=1)
-    """First step size, as a fraction of each gene's range."""
+    """Initial step size, as a fraction of each gene's range."""
     score_mean_every: int = Field(default=5, ge=1)
-    """The distribution's mode is scored each so many generations."""
-    warm_start: Founders | None = None
-    """Begin with the distribution of a former search's best candidates; none by default."""
+    """Score the distribution's mode as a candidate every this many generations."""
+    warm_start: WarmStartPopulation | None = None
+    """Former run whose best candidates give the initial distribution. By default there is none."""
 
-    def resolved(self, genes: int, *, noise: float, evaluations: int) -> CatCmaConfig:
-        """Return the settings with `auto` replaced by what it means for this problem."""
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with `population: auto` replaced."""
         if self.population != "auto":
             return self
-        default = default_population(genes)
+        default = default_population(space.dimension)
         population = max(default, min(2 * default, evaluations // MIN_GENERATIONS))
         return self.model_copy(update={"population": population})
 
@@ -58,7 +59,7 @@ class CatCmaConfig(BaseModel):
 
 
 class CatCma(Strategy):
-    """Synchronous: a generation is learnt from when all its results are in."""
+    """Synchronous: it learns from a generation when all its results are in."""
 
     def __init__(self, space: SearchSpace, seed: int, config: CatCmaConfig) -> None:
         super().__init__(space, seed)
@@ -75,7 +76,7 @@ class CatCma(Strategy):
         self._es = self._begin()
 
     def recommend(self) -> Genotype:
-        """Return the mode: means of real and whole numbers, likeliest options of choices."""
+        """Return the mode: the means of real numbers and integers, the most probable options of choices."""
         point = self.space.start.copy()
         if len(self._reals) + len(self._whole):
             numbers = np.concatenate((self._reals, self._whole))
@@ -127,7 +128,7 @@ class CatCma(Strategy):
             options["sigma"] = self.config.sigma
             options["cov"] = np.eye(len(numbers))
             if former is not None:
-                options["mean"], deviations = around(self._box.to_unit(former)[:, numbers])
+                options["mean"], deviations = normal_around(self._box.to_unit(former)[:, numbers])
                 options["sigma"] = float(np.sqrt(np.mean(deviations**2)))
                 options["cov"] = np.diag((deviations / options["sigma"]) ** 2)
         if len(self._choices):
@@ -144,6 +145,6 @@ class CatCma(Strategy):
         return cmaes.CatCMAwM(population_size=self.population, seed=seed, **options)
 
     def _cells(self, gene: int) -> list[float]:
-        """Return the middles of a whole number's cells, in the unit box."""
+        """Return the midpoints of an integer gene's cells, in the unit box."""
         count = round(self._box.width[gene])
         return ((np.arange(count) + 0.5) / count).tolist()

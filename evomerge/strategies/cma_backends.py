@@ -1,7 +1,16 @@
-"""One descent of CMA-ES in the unit cube, by pycma or, with an adapted learning rate, by `cmaes`.
+"""One descent of CMA-ES in the unit box, by pycma or, with an adapted learning rate, by `cmaes`.
 
-A descent is asked for a population, float64[P, G], told its fitness, and says when it has stalled. It lives in
-at least two dimensions: with one gene a second coordinate is a dummy that nothing reads.
+A descent proposes a population, float64[P, G], is told its fitness, and reports when it has stalled. It needs at
+least two dimensions: with one gene, a second coordinate is added and ignored.
+
+Two libraries are used, because neither replaces the other:
+
+- `cma` (pycma) runs the default: active covariance update, the box by a smooth transformation, diagonal covariance for
+  many genes. `cmaes` handles the box by resampling and clipping and has other stopping criteria. With it, every search
+  with `cma_es` would propose other candidates: the published results would no longer follow from their seeds, and no
+  recorded run could be resumed, because resuming replays the proposals.
+- `cmaes` (the extra `strategies`) has what pycma lacks: the adapted learning rate (LRA-CMA-ES) here, and CatCMA with
+  margin in `catcma`. A default installation has pycma only.
 """
 
 from __future__ import annotations
@@ -22,16 +31,16 @@ DIAGONAL_ABOVE = 200
 
 @dataclass(frozen=True)
 class DescentStart:
-    """Where and how a descent begins.
+    """Initial distribution and population of a descent.
 
     Attributes
     ----------
     mean
-        float64[G], in the unit cube.
+        float64[G], in the unit box.
     sigma
-        Step size, as a fraction of the cube's edge.
+        Step size, as a fraction of the box's edge.
     scales
-        float64[G]: the first standard deviation of each gene is `sigma` times this.
+        float64[G]: the initial standard deviation of each gene is `sigma` times this.
     population
         Samples per generation.
     """
@@ -50,13 +59,13 @@ class DescentStart:
 
 
 class Descent(Protocol):
-    """What CMA-ES asks of an implementation."""
+    """An implementation of CMA-ES."""
 
     def ask(self) -> Array:
         """Draw a population, float64[P, G]."""
 
     def tell(self, fitness: Array) -> None:
-        """Learn from the last population's fitness, float64[P], larger is better."""
+        """Learn from the last population's fitness, float64[P]; larger is better."""
 
     @property
     def mean(self) -> Array:
@@ -64,7 +73,7 @@ class Descent(Protocol):
 
     @property
     def stalled(self) -> bool:
-        """Whether going on promises nothing."""
+        """Whether its stopping criteria are met."""
 
 
 class PycmaDescent:
@@ -72,23 +81,23 @@ class PycmaDescent:
 
     def __init__(self, start: DescentStart, rng: np.random.Generator, *, diagonal: bool) -> None:
         self._dimension = len(start.mean)
-        self._samples: list[Array] = []  # pycma's own arrays, which it must get back
+        self._samples: list[Array] = []  # pycma's own arrays; `tell` needs the same ones
         mean, scales = start.padded
         options = {
             "bounds": [0, 1],
             "popsize": start.population,
             "CMA_stds": scales,
-            # Its own generator, and none of numpy's global one.
+            # Our generator instead of numpy's global one.
             "randn": lambda rows, columns: rng.standard_normal((rows, columns)),
             "seed": math.nan,
             "CMA_diagonal": diagonal,
             "verbose": -9,
             "verb_log": 0,
-            "signals_filename": None,  # else pycma looks for a file of options in the working directory
+            "signals_filename": None,  # otherwise pycma reads options from a file in the working directory
         }
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that matplotlib is missing; that the seed is not used
-            import cma  # slow, and only this strategy needs it
+            warnings.simplefilter("ignore")  # about missing matplotlib, and about the seed, which is not used
+            import cma  # slow to import, and needed by this strategy only
 
             self._es: Any = cma.CMAEvolutionStrategy(mean, start.sigma, options)
 
@@ -108,14 +117,14 @@ class PycmaDescent:
 
     @property
     def stalled(self) -> bool:
-        """What pycma's own criteria say."""
+        """Whether pycma's stopping criteria are met."""
         return bool(self._es.stop())
 
 
 class AdaptedDescent:
-    """LRA-CMA-ES: the learning rates keep the signal-to-noise ratio of the updates constant.
+    """LRA-CMA-ES: adapts the learning rates to keep the signal-to-noise ratio of the updates constant.
 
-    M. Nomura, Y. Akimoto, I. Ono, "CMA-ES with Learning Rate Adaptation", arXiv 2304.03473; the package `cmaes`.
+    M. Nomura, Y. Akimoto, I. Ono, "CMA-ES with Learning Rate Adaptation", arXiv 2304.03473; package `cmaes`.
     """
 
     def __init__(self, start: DescentStart, rng: np.random.Generator) -> None:
@@ -151,5 +160,5 @@ class AdaptedDescent:
 
     @property
     def stalled(self) -> bool:
-        """What cmaes' own criteria say."""
+        """Whether cmaes' stopping criteria are met."""
         return bool(self._es.should_stop())

@@ -1,33 +1,35 @@
-"""CMA-ES over ask and tell, for noisy fitness and a box.
+"""CMA-ES with an ask/tell interface, for noisy fitness and a box of genes.
 
-N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772; implementation: the package `cma`.
-Deviations from pycma's defaults, each for noisy fitness:
+N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772. Implementation: see `cma_backends`.
+Deviations from pycma's defaults, all because fitness is noisy:
 
 - The search runs in the unit box (z = (x - low) / (high - low)), so one step size suits every gene.
 - Population `auto` is four times pycma's 4 + floor(3 ln G) when the fitness has a standard error above
   `NOISY`, but never so large that the budget holds fewer than `MIN_GENERATIONS` generations.
-- Every `score_mean_every` generations the distribution's mean is offered as a candidate of its own. With noisy
-  fitness the best sample ever seen is mostly the luckiest one; the mean has no luck in it. The mean is
-  scored and never told to pycma.
+- Every `score_mean_every` generations the distribution's mean is proposed as a candidate of its own. With noisy
+  fitness the best sample is usually the luckiest one; the mean has no such selection bias. The mean is
+  scored but not told to pycma.
 - When a descent has stalled, a new one starts from a random point: with twice the population (IPOP, Auger and
-  Hansen 2005), or by turns with a growing population and with a small one (BIPOP, see `restarts`).
-- A warm start takes mean and deviations from a former run's best tenth (see `warm_start`).
+  Hansen 2005), or alternately with a growing and a small population (BIPOP, see `restarts`).
+- A warm start takes mean and standard deviations from a former run's best tenth (see `warm_start`).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.cma_backends import DIAGONAL_ABOVE, AdaptedDescent, Descent, DescentStart, PycmaDescent
 from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last, resolved_number
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.restarts import Bipop, Ipop, Restarts
 from evomerge.strategies.unit_box import UnitBox
-from evomerge.strategies.warm_start import WarmStart
+from evomerge.strategies.warm_start import WarmStartDistribution
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
@@ -36,52 +38,43 @@ MIN_GENERATIONS = 12
 ADAPTED_UP_TO = 64
 
 
-class CmaEsConfig(BaseModel):
-    """Covariance matrix adaptation: the default for up to a few hundred genes."""
+@register_strategy
+class CmaEsConfig(StrategyConfig):
+    """Covariance matrix adaptation; the default, for up to a few hundred genes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    objectives: ClassVar[Literal["one", "several"]] = "one"
+    warm_start_type = WarmStartDistribution
 
     kind: Literal["cma_es"] = "cma_es"
     population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
-    """Candidates per generation, at least 4; `auto` follows the number of genes, the noise and the budget."""
+    """Candidates per generation, at least 4. `auto`: from the number of genes, the noise and the budget."""
     sigma: float = Field(default=0.2, gt=0, le=1)
-    """First step size, as a fraction of each gene's range."""
+    """Initial step size, as a fraction of each gene's range."""
     score_mean_every: int = Field(default=5, ge=1)
-    """The distribution's mean is scored each so many generations."""
+    """Score the distribution's mean as a candidate every this many generations."""
     diagonal: bool | Literal["auto"] = "auto"
-    """Separable mode; `auto`: above 200 genes."""
+    """Separable CMA-ES: a diagonal covariance matrix. `auto`: with more than 200 genes."""
     learning_rate: Literal["fixed", "adapted"] = "fixed"
-    """adapted: learning rates that follow the noise (the extra `strategies`; up to 64 genes): slower at first, surer
-    in the end."""
+    """`adapted`: adapt the learning rates to the noise (LRA-CMA-ES; up to 64 genes; needs the extra `strategies`).
+    Slower at first, more reliable in the end."""
     restarts: bool | Literal["ipop", "bipop"] = True
-    """Start again from a random point when the search has stalled. ipop (or true): with twice the population each
-    time; bipop: by turns so and with a small population and small steps."""
-    warm_start: WarmStart | None = None
-    """Begin where a former search has found its best candidates; none by default."""
+    """Restart from a random point when the search has stalled. `ipop` or true: with twice the population each time.
+    `bipop`: alternately so, and with a small population and small steps."""
+    warm_start: WarmStartDistribution | None = None
+    """Former run whose best candidates give the initial distribution. By default there is none."""
 
-    def resolved(self, genes: int, *, noise: float, evaluations: int) -> CmaEsConfig:
-        """Return the settings with `auto` replaced by what it means for this problem.
-
-        Parameters
-        ----------
-        genes
-            Dimension of the space.
-        noise
-            Standard error to expect of one fitness value.
-        evaluations
-            The budget.
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with `population: auto` replaced.
 
         Raises
         ------
         ValueError
             If there are too many genes for an adapted learning rate.
         """
+        genes = space.dimension
         if self.learning_rate == "adapted" and genes > ADAPTED_UP_TO:
             raise ValueError(
                 f"strategy.learning_rate: adapted is for up to {ADAPTED_UP_TO} genes and the space has {genes}; "
-                "write fixed, or have fewer genes (space.layers_per_group, space.modules)"
+                "write fixed, or reduce the number of genes (space.layers_per_group, space.modules)"
             )
         if self.population != "auto":
             return self
@@ -96,7 +89,7 @@ class CmaEsConfig(BaseModel):
 
 
 class CmaEs(Strategy):
-    """CMA-ES over the space's box; synchronous: a generation is learnt from when all its results are in."""
+    """CMA-ES in the space's box. Synchronous: it learns from a generation when all its results are in."""
 
     def __init__(self, space: SearchSpace, seed: int, config: CmaEsConfig) -> None:
         super().__init__(space, seed)
@@ -111,11 +104,11 @@ class CmaEs(Strategy):
 
     @property
     def restarted(self) -> int:
-        """How often it has begun anew."""
+        """How many restarts there were."""
         return self._restarts.count
 
     def recommend(self) -> Genotype:
-        """Return the distribution's mean, or an earlier descent's where that one scored better."""
+        """Return the distribution's mean, or that of an earlier descent if it scored better."""
         if self._best_mean[0] > self._best_mean_of_descent:
             return self._best_mean[1].copy()
         return self._mean()

@@ -1,4 +1,4 @@
-"""Where a distribution over a discrete gene's values begins."""
+"""Initial distributions over the values of discrete genes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MANY_VALUES = 1000
 
 
 def countable(space: SearchSpace) -> NDArray[np.bool_]:
-    """Return which genes have few enough values for a distribution over these, bool[G].
+    """Return which genes have few enough values for a distribution over them, bool[G].
 
-    Other whole numbers, such as the seeds of noise terms, are searched as reals and rounded.
+    Other integer genes, such as the seeds of noise terms, are searched as real numbers and rounded.
     """
     return space.discrete & (space.high - space.low <= MANY_VALUES)
 
@@ -41,16 +41,17 @@ def first_probabilities(gene: Gene, start_probability: float) -> NDArray[np.floa
 
 
 def seen_probabilities(gene: Gene, values: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how often a former search's best candidates had each value, float64[n].
+    """Return how often each value occurs among a former search's best candidates, float64[n], summing to 1.
 
     Parameters
     ----------
     gene
         The discrete gene, of n values.
     values
-        Its coordinate in each of N candidates, float64[N].
+        The gene's coordinate in each of N candidates, float64[N].
     first
-        The distribution without them, float64[n], which counts as one more candidate, so that no value is lost.
+        The distribution without them, float64[n]. It is counted as one more candidate, so that every value keeps a
+        positive probability.
     """
     cells = np.minimum((values - gene.low).astype(int), len(first) - 1)
     return (np.bincount(cells, minlength=len(first)) + first) / (len(values) + 1)

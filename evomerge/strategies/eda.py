@@ -1,70 +1,72 @@
-"""EDA: a categorical distribution per discrete gene, and conditional normal distributions for the real ones.
+"""EDA: a categorical distribution per discrete gene, and a normal distribution per real gene.
 
-Estimation of distribution, univariate: PBIL (S. Baluja, CMU-CS-94-163) for the discrete genes, and for real genes the
-rank-weighted update of a separable CMA-ES's variance, around the old mean, so that the spread follows the step.
-In data-flow spaces most real genes are conditional: a scale counts only where its slot is switched on. So a real
-gene learns only from those of the better candidates in which it was active (`SearchSpace.active`), and in
-proportion to their weight; where it was off, selection says nothing about it.
+Estimation of distribution, univariate: PBIL (S. Baluja, CMU-CS-94-163) for discrete genes; for real genes the
+rank-weighted variance update of separable CMA-ES, computed around the old mean, so that the spread follows the step.
+In data-flow spaces most real genes are conditional: a scale has an effect only where its slot is switched on. A real
+gene therefore learns only from those of the better candidates in which it was active (`SearchSpace.active`), in
+proportion to their weight; selection carries no information about an inactive gene.
 
-Per generation, with the better half's weights w (log-ranks, as in CMA-ES) and a learning rate η:
+Per generation, with weights w for the better half (log-ranks, as in CMA-ES) and a learning rate η:
 
-    p ← (1 - η) p + η Σ w 1[value]              every discrete gene, then not below its margin
+    p ← (1 - η) p + η Σ w 1[value]              every discrete gene; then p is raised to its margin
     m' = Σ w x / Σ w,  s² ← (1 - ηa) s² + ηa Σ w (x - m)² / Σ w,  m ← (1 - a) m + a m'     sums over active ones
 
-with a = the active ones' share of the weight. The margin, 1/(2 D (n - 1)) for a gene with n values among D discrete
-ones, leaves half a flip per candidate when all else is settled.
+with a = the active candidates' share of the weight. The margin is 1/(2 D (n - 1)) for a gene with n values, D discrete
+genes in all: half a changed gene per candidate once all distributions have converged.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.discrete import countable, first_probabilities, seen_probabilities
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
-from evomerge.strategies.warm_start import Founders, around
+from evomerge.strategies.warm_start import WarmStartPopulation, normal_around
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
 Array = NDArray[np.float64]
 
-NOISY = 0.01  # standard error of the fitness above which generations are larger
+NOISY = 0.01  # generations are larger when the standard error of the fitness is above this
 MIN_GENERATIONS = 20
 SMALLEST_DEVIATION = 1e-4  # of a gene's range
 
 
-class EdaConfig(BaseModel):
-    """Univariate distributions: for switches and choices with scales that only count where a switch is on."""
+@register_strategy
+class EdaConfig(StrategyConfig):
+    """Univariate distributions; for switches and choices, and for scales that matter only where a switch is on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    objectives: ClassVar[Literal["one"]] = "one"
+    warm_start_type = WarmStartPopulation
 
     kind: Literal["eda"] = "eda"
     population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
-    """Candidates per generation, at least 4; `auto` follows the number of genes, the noise and the budget."""
+    """Candidates per generation, at least 4. `auto`: from the number of genes, the noise and the budget."""
     sigma: float = Field(default=0.2, gt=0, le=1)
-    """First standard deviation of real genes, as a fraction of each gene's range."""
+    """Initial standard deviation of real genes, as a fraction of each gene's range."""
     learning_rate: float = Field(default=0.5, gt=0, le=1)
-    """How far probabilities and variances move to those of the better half, per generation."""
+    """How far probabilities and variances move towards those of the better half in each generation."""
     start_probability: float = Field(default=0.5, ge=0, lt=1)
-    """First probability of a discrete gene's start, beyond its share of the rest; a prior replaces it."""
+    """Initial probability of a discrete gene's start value. The rest is shared among all its values, the start
+    included. A prior replaces this."""
     score_mean_every: int = Field(default=5, ge=1)
-    """The distribution's mode is scored each so many generations."""
-    warm_start: Founders | None = None
-    """Begin with the distribution of a former search's best candidates; none by default."""
+    """Score the distribution's mode as a candidate every this many generations."""
+    warm_start: WarmStartPopulation | None = None
+    """Former run whose best candidates give the initial distribution. By default there is none."""
 
-    def resolved(self, genes: int, *, noise: float, evaluations: int) -> EdaConfig:
-        """Return the settings with `auto` replaced by what it means for this problem."""
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with `population: auto` replaced."""
         if self.population != "auto":
             return self
-        default = default_population(genes)
+        default = default_population(space.dimension)
         wanted = 4 * default if noise > NOISY else 2 * default
         return self.model_copy(update={"population": max(8, min(wanted, evaluations // MIN_GENERATIONS))})
 
@@ -74,7 +76,7 @@ class EdaConfig(BaseModel):
 
 
 class Eda(Strategy):
-    """Synchronous: a generation is learnt from when all its results are in."""
+    """Synchronous: it learns from a generation when all its results are in."""
 
     def __init__(self, space: SearchSpace, seed: int, config: EdaConfig) -> None:
         super().__init__(space, seed)
@@ -89,11 +91,11 @@ class Eda(Strategy):
             for gene in np.flatnonzero(self._discrete)
         }
         if config.warm_start is not None:
-            self._begin_around(np.array(config.warm_start.points(space)))
+            self._start_around(np.array(config.warm_start.points(space)))
         self._sampling = Sampling(self._samples, self.recommend, config.score_mean_every, self._update)
 
     def recommend(self) -> Genotype:
-        """Return the mode: means of the real genes, likeliest values of the discrete ones."""
+        """Return the mode: the means of real genes, the most probable values of discrete genes."""
         point = self._box.to_genes(self._mean)
         for gene, probability in self._probabilities.items():
             point[gene] = self.space.low[gene] + np.argmax(probability) + 0.5
@@ -105,9 +107,9 @@ class Eda(Strategy):
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         self._sampling.put(candidate, evaluation)
 
-    def _begin_around(self, points: Array) -> None:
-        """Begin with the distribution of points float64[N, G]."""
-        mean, self._deviation = around(self._box.to_unit(points))
+    def _start_around(self, points: Array) -> None:
+        """Start with the distribution of points float64[N, G]."""
+        mean, self._deviation = normal_around(self._box.to_unit(points))
         self._mean = np.where(self._discrete, self._mean, mean)
         for gene, first in self._probabilities.items():
             self._probabilities[gene] = seen_probabilities(self.space.genes[gene], points[:, gene], first)
@@ -122,7 +124,7 @@ class Eda(Strategy):
         return self.space.settled(point)
 
     def _update(self, samples: Array, fitness: Array) -> None:
-        """Learn from P samples, float64[P, G]."""
+        """Learn from P samples, float64[P, G], with their fitness, float64[P]."""
         kept = len(samples) // 2
         best = samples[np.argsort(-fitness, kind="stable")[:kept]]
         weights = math.log(kept + 0.5) - np.log(np.arange(1, kept + 1))

@@ -1,4 +1,4 @@
-"""Packages that only some strategies need: imported when such a strategy is built."""
+"""Optional packages of strategies, imported when such a strategy is built."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXTRA = "strategies"
 
 
 class MissingExtraError(ValueError):
-    """A package is not installed; the message says how to get it."""
+    """An optional package is not installed; the message says how to install it."""
 
 
 def require(package: str, place: str) -> ModuleType:
@@ -19,9 +19,9 @@ def require(package: str, place: str) -> ModuleType:
     Parameters
     ----------
     package
-        Its name.
+        Name of the package.
     place
-        What in the search file asked for it.
+        The setting in the search file that needs it, for the message.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def require(package: str, place: str) -> ModuleType:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that packages of theirs are missing, which nothing here uses
+            warnings.simplefilter("ignore")  # about missing optional packages of theirs, which nothing here uses
             return importlib.import_module(package)
     except ImportError:
         raise MissingExtraError(

@@ -1,4 +1,4 @@
-"""One generation of a synchronous strategy: handed out proposal by proposal, learnt from when all results are in."""
+"""Generations of synchronous strategies: proposed one by one, used for learning when all results are in."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from evomerge.strategies.base import Candidate, Genotype
 from fitness.results import Evaluation
 
 Proposal = tuple[Genotype, Literal["sample", "mean"], int]
-"""Genotype, kind, and number of the generation."""
+"""Genotype, kind, and generation number."""
 
 
 def default_population(genes: int) -> int:
-    """Return how many candidates per generation suit so many genes where scores are exact: 4 + floor(3 ln G).
+    """Return CMA-ES's default population for G genes and exact fitness: 4 + floor(3 ln G).
 
     N. Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv 1604.00772, table 1.
     """
@@ -25,12 +25,12 @@ def default_population(genes: int) -> int:
 
 
 def resolved_number(name: str, value: int | Literal["auto"]) -> int:
-    """Return a setting's number.
+    """Return a setting that must be a number by now.
 
     Raises
     ------
     ValueError
-        If it is still `auto`.
+        If the setting is still `auto`.
     """
     if value == "auto":
         raise ValueError(f"{name} is `auto`: call config.resolved(...) first, or give a number")
@@ -38,18 +38,18 @@ def resolved_number(name: str, value: int | Literal["auto"]) -> int:
 
 
 class Generation:
-    """Proposals with consecutive ids, and what has become of them, whatever the order of the tells.
+    """Proposals with consecutive ids, and their results, told in any order.
 
     Parameters
     ----------
     number
-        Which generation it is, from 0.
+        The generation's number, from 0.
     first
         Id of the first proposal.
     samples
         Genotypes to learn from.
     mean
-        The strategy's own best guess, scored beside them and not learnt from; None: it is not offered.
+        The strategy's own best guess, to be scored as well but not used for learning; None: it is not proposed.
     """
 
     def __init__(self, number: int, first: int, samples: Sequence[Genotype], mean: Genotype | None = None) -> None:
@@ -66,7 +66,7 @@ class Generation:
 
     @classmethod
     def none(cls) -> Generation:
-        """Return the one before the first: nothing in it is missing."""
+        """Return an empty, complete generation with number -1, to start from."""
         return cls(-1, 0, [])
 
     @property
@@ -76,7 +76,7 @@ class Generation:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """What became of the samples, in their order; all must have been told."""
+        """Evaluations of the samples, in their order; all must have been told."""
         return [self._results[position] for position in range(len(self.samples))]
 
     @property
@@ -85,7 +85,7 @@ class Generation:
         return np.array([evaluation.fitness for evaluation in self.evaluations])
 
     def take(self, n: int) -> list[Proposal]:
-        """Return up to `n` proposals that were not handed out yet."""
+        """Return up to `n` proposals that have not been taken yet."""
         taken, self._queue = self._queue[:n], self._queue[n:]
         return taken
 
@@ -100,29 +100,29 @@ class Generation:
 
 
 class Sampling:
-    """Generation after generation drawn from a distribution, which learns from each; now and then its middle, too.
+    """Generations sampled from a distribution that is updated after each; its mode is proposed now and then.
 
     Parameters
     ----------
     draw
         Returns the samples of a generation.
-    middle
+    mode
         Returns the distribution's own best guess.
     every
-        It is offered each so many generations.
+        The mode is proposed every this many generations.
     learn
-        Takes the samples of a generation, float64[P, G], and their fitness, float64[P], failed ones last. It is not
-        called where all have failed or all are equal: that says nothing.
+        Takes the samples of a generation, float64[P, G], and their fitness, float64[P], failed ones lowest. It is not
+        called if all have failed or all are equal, because such a generation carries no information.
     """
 
     def __init__(
         self,
         draw: Callable[[], Sequence[Genotype]],
-        middle: Callable[[], Genotype],
+        mode: Callable[[], Genotype],
         every: int,
         learn: Callable[[NDArray[np.float64], NDArray[np.float64]], None],
     ) -> None:
-        self._draw, self._middle, self._every, self._learn = draw, middle, every, learn
+        self._draw, self._mode, self._every, self._learn = draw, mode, every, learn
         self._generation = Generation.none()
 
     def take(self, n: int, first: int) -> list[Proposal]:
@@ -130,12 +130,12 @@ class Sampling:
         if self._generation.complete:
             number = self._generation.number + 1
             samples = self._draw()
-            middle = self._middle() if number % self._every == 0 else None
-            self._generation = Generation(number, first, samples, middle)
+            mode = self._mode() if number % self._every == 0 else None
+            self._generation = Generation(number, first, samples, mode)
         return self._generation.take(n)
 
     def put(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Take a result; the last one of a generation lets the distribution learn."""
+        """Take a result; after the last one of a generation, update the distribution."""
         if not self._generation.put(candidate, evaluation):
             return
         fitness = failures_last(self._generation.fitness)
@@ -144,7 +144,7 @@ class Sampling:
 
 
 def failures_last(fitness: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return the fitness with failed candidates (NaN) below all others; None when all have failed."""
+    """Return the fitness, float64[P], with failed candidates (NaN) below all others; None if all have failed."""
     good = np.isfinite(fitness)
     if not good.any():
         return None

@@ -1,35 +1,36 @@
 """Genetic algorithm: generations of crossover and mutation, with elitism and tournaments; GENOME's swarm step.
 
-A generation: children of the population are scored, and the next population is chosen from both, elites first and
-the rest by tournament or roulette, each individual at most once.
+In a generation, children of the population are scored, and the next population is chosen from parents and children:
+the elites first, the rest by tournament or roulette, each individual at most once.
 
-`preset: genome` and `genome_plus` are the settings of GENOME and GENOME+, arXiv 2503.01155, as its scripts ship them:
+`preset: genome` and `genome_plus` are the settings of GENOME and GENOME+, arXiv 2503.01155, as in its scripts:
 
 - a child of two parents is their mean, weighted by fitness:  child = (f_1 a + f_2 b) / (f_1 + f_2);
-- before each generation, *succession*: every individual moves towards its own best p, the best of all g and away from
-  the worst w (a particle swarm, as in Model Swarms, arXiv 2410.11163),
+- before each generation, *succession*: every individual x moves towards its own best point p and the best point of all
+  g, and away from the worst individual w (a particle swarm, as in Model Swarms, arXiv 2410.11163),
 
       v <- (r0 phi0 v + r1 phi1 (p - x) + r2 phi2 (g - x) - r3 phi3 (w - x)) / C,   C = sum_k r_k phi_k,
       x <- x + lambda v,
 
-  r ~ U(0, 1) anew for each individual and step, lambda shrinking with every step.
+  with r ~ U(0, 1) drawn for each individual and step; lambda decreases with every step.
 
-`preset: replace_worst` is the genetic algorithm that M2N2 (arXiv 2508.16204) is compared with: one child at a time of
-parents drawn in proportion to fitness, which takes the place of the worst individual. It is M2N2 without competition
-and attraction, and built as such.
+`preset: replace_worst` is the genetic algorithm that M2N2 (arXiv 2508.16204) is compared with: one child at a time,
+from parents drawn in proportion to fitness, replaces the worst individual. It is M2N2 without competition and
+attraction, and is implemented as such.
 
-Deviations from GENOME: its r are drawn once from the seed, so that they never change; here they are drawn anew. It
-moves each gene with a probability and a standard deviation of its own; here mutation is the space's. Mutants'
-parents are selected like others, and not every individual in turn.
+Deviations from GENOME: there r is drawn once from the seed and never changes; here it is drawn for each step. There
+each gene mutates with a probability and a standard deviation of its own; here mutation is the space's operator. The
+parents of mutants are selected like other parents; GENOME takes every individual in turn.
 
-GENOME's genes are real. Here some may be discrete (choices, switches, seeds of noise), and values are never averaged.
-A child of two has each such gene from one parent, with the probability of that parent's share of the mean. In
-succession the gene becomes that of p with the probability lambda r1 phi1 / C, that of g with lambda r2 phi2 / C (lambda
-at most 1), and stays otherwise: on average the published step of a choice written as zeros and a one, without inertia
-and flight, which lead to no other value. A mixture's noise is taken over as a whole, its seeds with their deviations.
+GENOME's genes are real. Here some may be discrete (choices, switches, seeds of noise), and discrete values are never
+averaged. A child of two parents takes each discrete gene from one parent, with a probability equal to that parent's
+share of the mean. In succession a discrete gene takes the value of p with probability lambda r1 phi1 / C, that of g
+with lambda r2 phi2 / C (lambda at most 1), and keeps its own otherwise. For a one-hot encoded choice this equals the
+published step on average, without inertia and repulsion, which lead to no other value. A mixture's noise is copied as
+a whole, the seeds with their deviations.
 
-GENOME+ lets its last population vote, answer by answer; here the result is one recipe, and `ensemble: 10` lets the ten
-best candidates of the search vote beside it.
+GENOME+ lets its last population vote, answer by answer. Here the result is one recipe; `ensemble: 10` additionally
+reports the vote of the ten best candidates.
 """
 
 from __future__ import annotations
@@ -37,18 +38,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.generation import Generation, Proposal
-from evomerge.strategies.initial_population import founders_of, random_merge
+from evomerge.strategies.initial_population import initial_population, random_merge
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import couple, quality, roulette, tournament
-from evomerge.strategies.warm_start import Founders
+from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
@@ -71,80 +73,88 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 class SuccessionConfig(BaseModel):
-    """GENOME's swarm step; the factors are those of the published program."""
+    """GENOME's swarm step; the defaults are those of the published program."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     step: float = Field(default=0.5, gt=0)
-    """Length of the first step, lambda."""
+    """Length of the first step (lambda)."""
     decay: float = Field(default=0.95, gt=0, le=1)
-    """What the length is multiplied by after each step."""
+    """Factor on the length after each step."""
     inertia: float = Field(default=0.2, ge=0)
-    """Weight of the individual's velocity, phi0."""
+    """Weight of the individual's velocity (phi0)."""
     own_best: float = Field(default=0.2, ge=0)
-    """Weight of the individual's own best point, phi1."""
+    """Attraction to the individual's own best point (phi1)."""
     best: float = Field(default=0.2, gt=0)
-    """Weight of the best point of all, phi2."""
+    """Attraction to the best point of all individuals (phi2)."""
     worst: float = Field(default=0.1, ge=0)
-    """Weight of the worst point, which is fled from, phi3."""
+    """Repulsion from the worst individual (phi3)."""
 
 
-class GeneticConfig(BaseModel):
-    """A genetic algorithm with the space's own crossover and mutation; presets for published ones."""
+@register_strategy
+class GeneticConfig(StrategyConfig):
+    """A genetic algorithm with the space's own crossover and mutation, and presets for published ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    objectives: ClassVar[Literal["one"]] = "one"
+    warm_start_type = WarmStartPopulation
+    archive_compares = M2n2Config.archive_compares
 
     kind: Literal["genetic"] = "genetic"
     preset: Literal["genome", "genome_plus", "replace_worst"] | None = None
-    """Published settings, for all that is not given here: GENOME, GENOME+ (with succession), or M2N2's baseline, in
-    which a child replaces the worst."""
+    """Published settings for all keys that are not given: GENOME, GENOME+ (with succession), or M2N2's baseline, in
+    which each child replaces the worst individual."""
     population: int = Field(default=20, ge=2)
     """Individuals, at least 2."""
     offspring_rate: float = Field(default=1.0, gt=0)
-    """Chances for a child in each generation, per individual."""
+    """Expected offspring per individual and generation, before the draws of `crossover` and `mutation`."""
     crossover: float = Field(default=0.7, ge=0, le=1)
     """Probability that a child has two parents."""
     weighted: bool = False
-    """Whether a child of two is their mean weighted by fitness; else the space crosses them."""
+    """Whether a child of two parents is their fitness-weighted mean. Otherwise the space's crossover is used."""
     mutation: float = Field(default=0.5, ge=0, le=1)
-    """Probability that a child is mutated. A chance that brings neither crossover nor mutation brings no child."""
+    """Probability that a child is mutated. If neither crossover nor mutation is drawn, there is no child."""
     parents: Selection = "tournament"
-    """How parents are drawn: the best of a few drawn at random, or each in proportion to its fitness."""
+    """How parents are selected. `tournament`: the best of a few drawn at random. `roulette`: in proportion to
+    fitness."""
     survivors: Selection = "tournament"
-    """How the next population is drawn from individuals and children, after the elites."""
+    """How the rest of the next population is selected from parents and children, after the elites."""
     tournament: int = Field(default=3, ge=1)
-    """How many compete in a tournament."""
+    """Individuals per tournament."""
     elite: float = Field(default=0.1, ge=0, le=1)
-    """Share of the population that the best are sure of, rounded up."""
+    """Fraction of the population kept unchanged as elites, rounded up."""
     replace: Literal["generation", "worst"] = "generation"
-    """`worst`: children come one at a time, and each replaces the worst individual; no worker ever waits."""
+    """What children replace. `worst`: one child at a time replaces the worst individual, and no worker is ever idle."""
     succession: SuccessionConfig | None = None
-    """A swarm step before each generation, which costs as many evaluations as there are individuals."""
+    """A swarm step before each generation; it costs one evaluation per individual."""
     ensemble: int | None = Field(default=None, ge=2, le=100)
-    """After the search, let so many of the best candidates vote on the held-out items, answer by answer: a further row
-    of the final table, and no recipe. For tasks whose metric follows from one answer (accuracy, exact match)."""
-    warm_start: Founders | None = None
-    """Begin with the best candidates of a former search; none by default."""
+    """After the search, let this many of the best candidates vote on the held-out items, answer by answer. This adds a
+    row to the final table; it does not change the result. For tasks scored answer by answer (accuracy, exact match)."""
+    warm_start: WarmStartPopulation | None = None
+    """Former run whose best candidates are proposed first. By default there is none."""
 
     @model_validator(mode="before")
     @classmethod
     def _completed(cls, values: Any) -> Any:
-        """Let a preset give what is not given."""
-        return {**PRESETS.get(values.get("preset") or "", {}), **values} if isinstance(values, dict) else values
+        """Take from the preset what is not given."""
+        preset = values.get("preset") if isinstance(values, dict) else None
+        return {**PRESETS[preset], **values} if isinstance(preset, str) and preset in PRESETS else values
 
     @model_validator(mode="after")
     def _consistent(self) -> GeneticConfig:
         if self.replace == "worst" and (self.parents != "roulette" or self.weighted or self.succession):
-            raise ValueError("replace: worst goes with parents: roulette, and without weighted and succession")
+            raise ValueError("replace: worst needs parents: roulette and neither weighted nor succession; change those")
         if self.crossover == self.mutation == 0.0:
             raise ValueError("crossover and mutation are both 0, so there are no children; raise one of them")
         return self
 
-    def resolved(self, genes: int, *, noise: float, evaluations: int) -> GeneticConfig:
-        """Return the settings as they are: nothing here is `auto`."""
-        return self
+    @property
+    def keeps_archive(self) -> bool:
+        """Whether children replace the worst individual, as in M2N2's archive."""
+        return self.replace == "worst"
+
+    @property
+    def ensemble_size(self) -> int:
+        """How many of the best candidates vote on the held-out items after the search; 0: none."""
+        return self.ensemble or 0
 
     def build(self, space: SearchSpace, seed: int) -> Genetic | M2n2:
         """Build the strategy."""
@@ -164,7 +174,7 @@ class GeneticConfig(BaseModel):
 
 @dataclass(eq=False)
 class Individual:
-    """A member of the population; its own best point and its velocity matter to succession only."""
+    """A member of the population; its best point and its velocity are used by succession only."""
 
     genotype: Genotype
     fitness: float
@@ -173,13 +183,13 @@ class Individual:
     velocity: Genotype
 
     @classmethod
-    def born(cls, genotype: Genotype, fitness: float) -> Individual:
-        """Return one that has not moved yet."""
+    def at_rest(cls, genotype: Genotype, fitness: float) -> Individual:
+        """Return an individual that has not moved yet."""
         return cls(genotype, fitness, genotype, fitness, np.zeros_like(genotype))
 
 
 class Genetic(Strategy):
-    """Generations; synchronous: a generation is learnt from when all its results are in.
+    """Generations. Synchronous: it learns from a generation when all its results are in.
 
     Attributes
     ----------
@@ -193,11 +203,11 @@ class Genetic(Strategy):
         self.population = config.population
         self.individuals: list[Individual] = []
         self._generation = Generation.none()
-        self._learn_from = self._found
+        self._learn_from = self._first_population
         self._step = 0  # swarm steps taken
 
     def recommend(self) -> Genotype | None:
-        """Return the best point that any individual has seen; None while there is none."""
+        """Return the best point of any individual so far; None while there is none."""
         best = max(self.individuals, key=lambda individual: individual.best_fitness, default=None)
         return None if best is None else best.best.copy()
 
@@ -212,7 +222,7 @@ class Genetic(Strategy):
 
     def _next_generation(self) -> None:
         if not self.individuals:
-            genotypes, self._learn_from = self._founders(), self._found
+            genotypes, self._learn_from = self._first_proposals(), self._first_population
         elif self.config.succession is not None and self._learn_from != self._move:
             genotypes, self._learn_from = self._moved(self.config.succession), self._move
         else:
@@ -221,26 +231,26 @@ class Genetic(Strategy):
 
     # --- the first population ---
 
-    def _founders(self) -> list[Genotype]:
-        # Where there were founders already, they have failed: sample.
-        founders = founders_of(self.space, self.config.warm_start, self.population) if self._asked == 0 else []
-        merges = max(self.population - len(founders), 0)
-        return [*founders, *(random_merge(self.space, founders, self.rng) for _ in range(merges))]
+    def _first_proposals(self) -> list[Genotype]:
+        # If initial candidates were proposed before, all of them have failed: sample.
+        initial = initial_population(self.space, self.config.warm_start, self.population) if self._asked == 0 else []
+        merges = max(self.population - len(initial), 0)
+        return [*initial, *(random_merge(self.space, initial, self.rng) for _ in range(merges))]
 
-    def _found(self, generation: Generation) -> None:
-        self.individuals = self._survivors(_born(generation))
+    def _first_population(self, generation: Generation) -> None:
+        self.individuals = self._survivors(_scored(generation))
 
     # --- children ---
 
     def _children(self) -> list[Genotype]:
         children: list[Genotype] = []
-        chances = max(1, round(self.config.offspring_rate * self.population))
+        attempts = max(1, round(self.config.offspring_rate * self.population))
         while not children:
-            children = [child for child in (self._child() for _ in range(chances)) if child is not None]
+            children = [child for child in (self._child() for _ in range(attempts)) if child is not None]
         return children
 
     def _child(self) -> Genotype | None:
-        """Return a child, or nothing where there is neither crossover nor mutation."""
+        """Return a child; None if neither crossover nor mutation is drawn."""
         crossed = len(self.individuals) > 1 and self.rng.random() < self.config.crossover
         mutated = self.rng.random() < self.config.mutation or len(self.individuals) == 1
         if not (crossed or mutated):
@@ -256,7 +266,7 @@ class Genetic(Strategy):
         a, b = self.individuals[first], self.individuals[second]
         if not self.config.weighted:
             return self.space.crossover(a.genotype, b.genotype, self.rng)
-        # Of the whole population: of two alone, the worse one of negative fitness would always weigh nothing.
+        # Weights within the whole population: of two alone, the worse one with negative fitness would get weight 0.
         weights = quality(self._fitness())[[first, second]]
         total = weights.sum()
         share = weights[0] / total if total > 0.0 else 0.5
@@ -271,11 +281,11 @@ class Genetic(Strategy):
         return first, second + (second >= first)
 
     def _select(self, generation: Generation) -> None:
-        self.individuals = self._survivors([*self.individuals, *_born(generation)])
+        self.individuals = self._survivors([*self.individuals, *_scored(generation)])
 
     def _survivors(self, pool: list[Individual]) -> list[Individual]:
-        """Choose the next population: the elites, then the others by tournament or roulette, each at most once."""
-        pool = sorted(pool, key=lambda individual: -individual.fitness)  # stable: the older one wins a tie
+        """Select the next population: the elites, then the rest by tournament or roulette, each individual once."""
+        pool = sorted(pool, key=lambda individual: -individual.fitness)  # stable: the older individual wins a tie
         count = math.ceil(self.config.elite * self.population)
         chosen, rest = pool[:count], pool[count:]
         while rest and len(chosen) < self.population:
@@ -315,7 +325,7 @@ class Genetic(Strategy):
     def _move(self, generation: Generation) -> None:
         moves = zip(self.individuals, generation.samples, generation.fitness.tolist(), strict=True)
         for individual, genotype, fitness in moves:
-            if not math.isfinite(fitness):  # it stays where it is, and stands still
+            if not math.isfinite(fitness):  # a failed move: keep the position, stop the motion
                 individual.velocity = np.zeros_like(genotype)
                 continue
             individual.genotype, individual.fitness = genotype, fitness
@@ -323,6 +333,6 @@ class Genetic(Strategy):
                 individual.best, individual.best_fitness = genotype, fitness
 
 
-def _born(generation: Generation) -> list[Individual]:
+def _scored(generation: Generation) -> list[Individual]:
     pairs = zip(generation.samples, generation.fitness.tolist(), strict=True)
-    return [Individual.born(genotype, fitness) for genotype, fitness in pairs if math.isfinite(fitness)]
+    return [Individual.at_rest(genotype, fitness) for genotype, fitness in pairs if math.isfinite(fitness)]

@@ -1,44 +1,46 @@
-"""Full factorial grid: every combination of a few values per gene, coarse and complete."""
+"""Grid search: every combination of a few values per gene."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.registry import register_strategy
 from fitness.results import Evaluation
 from search_spaces.spaces.genes import Choice, Gene
 from search_spaces.spaces.space import SearchSpace
 
 
-class GridConfig(BaseModel):
-    """All combinations of a few values per gene, for spaces of one to three genes."""
+@register_strategy
+class GridConfig(StrategyConfig):
+    """Grid search: all combinations of a few values per gene; for one to three genes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    objectives: ClassVar[Literal["any"]] = "any"
+    objectives = "any"
+    as_stage = False
 
     kind: Literal["grid"] = "grid"
     points: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
-    """Values per gene, evenly spaced, both bounds among them; at least 2. A discrete gene has all of its values if
-    they are no more, and a choice always. `auto`: as many as the budget holds."""
+    """Values per gene, evenly spaced from bound to bound; at least 2. A discrete gene takes all its values if there are
+    no more than that; a choice gene always takes all its options. `auto`: as many as fit into the budget."""
     population: int = Field(default=16, ge=1)
-    """Candidates per generation: only the unit in which failures are counted; nothing is learnt."""
+    """Batch size. It only sets how often failures are checked; a grid does not learn from results."""
 
-    def resolved_for(self, space: SearchSpace, *, noise: float, evaluations: int) -> GridConfig:
-        """Return the settings with `auto` replaced by what the budget holds of a grid in this space.
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with `points: auto` replaced by as many values as fit into the budget.
 
         Raises
         ------
         ValueError
-            If the budget does not hold the grid.
+            If the grid has more points than the budget.
         """
         genes, points = space.genes, self.points
         if points == "auto":
@@ -48,7 +50,7 @@ class GridConfig(BaseModel):
         if _size(genes, points) > evaluations:
             raise ValueError(
                 f"strategy.kind: a grid of {_described(genes, points)} has more points than "
-                f"budget.evaluations ({evaluations}); write random or cma_es, or have fewer genes"
+                f"budget.evaluations ({evaluations}); write strategy.kind: random or cma_es, or have fewer genes"
             )
         return self.model_copy(update={"points": points})
 
@@ -58,7 +60,7 @@ class GridConfig(BaseModel):
 
 
 class GridSearch(Strategy):
-    """Walks the grid once, the last gene fastest, and is finished then; no random number is drawn."""
+    """Proposes each grid point once, the last gene changing fastest, then finishes. It draws no random numbers."""
 
     steady_state = True
 
@@ -67,8 +69,8 @@ class GridSearch(Strategy):
         self.population = config.population
         points = resolved_number("points", config.points)
         self._axes = [_axis(gene, points) for gene in space.genes]
-        self._walk: Iterator[Genotype] = (np.array(point) for point in _product(self._axes))
-        self._next = next(self._walk, None)
+        self._points: Iterator[Genotype] = (np.array(point) for point in _product(self._axes))
+        self._next = next(self._points, None)
 
     @property
     def finished(self) -> bool:
@@ -80,11 +82,11 @@ class GridSearch(Strategy):
         while self._next is not None and len(proposals) < n:
             generation = (self._asked + len(proposals)) // self.population
             proposals.append((self._next, "sample", generation))
-            self._next = next(self._walk, None)
+            self._next = next(self._points, None)
         return proposals
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Learn nothing."""
+        """Ignore the result."""
 
 
 def _described(genes: Sequence[Gene], points: int) -> str:
@@ -98,7 +100,7 @@ def _size(genes: Sequence[Gene], points: int) -> int:
 
 
 def _count(gene: Gene, points: int) -> int:
-    """Return how many values of a gene the grid has."""
+    """Return how many values of a gene are in the grid."""
     if not gene.discrete:
         return points
     cells = round(gene.high - gene.low)
@@ -106,11 +108,11 @@ def _count(gene: Gene, points: int) -> int:
 
 
 def _axis(gene: Gene, points: int) -> NDArray[np.float64]:
-    """Return the coordinates that one gene takes."""
+    """Return the coordinates of one gene in the grid, float64[n]."""
     count = _count(gene, points)
     if not gene.discrete:
         return np.linspace(gene.low, gene.high, count)
-    last = gene.high - gene.low - 1  # of the cells of width one; the middle of a cell stands for the value
+    last = gene.high - gene.low - 1  # cells have width one; the midpoint of a cell stands for its value
     return np.asarray(gene.low + np.linspace(0, last, count).round() + 0.5, dtype=np.float64)
 
 

@@ -1,4 +1,4 @@
-"""What populations begin with: a former run's best candidates and the space's founders, then random merges of them."""
+"""The first candidates of a population: a former run's best and the space's founders, then random merges of them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,34 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.strategies.base import Genotype
-from evomerge.strategies.warm_start import Founders
+from evomerge.strategies.warm_start import WarmStartPopulation
 from search_spaces.spaces.space import SearchSpace
 
-# Of the budget, what `warm_up: auto` may spend on random merges: as in M2N2's experiments with language models.
 WARM_UP_SHARE = 20
+"""`warm_up: auto` spends at most 1/20 of the budget on random merges, as in M2N2's experiments with language models."""
 
 
-def warm_up_for(places: int, evaluations: int, warm_start: Founders | None) -> int:
-    """Return how many random merges suit a population of so many places, such a budget and such founders."""
+def warm_up_for(places: int, evaluations: int, warm_start: WarmStartPopulation | None) -> int:
+    """Return how many random merges to propose after the initial candidates, for `warm_up: auto`.
+
+    Parameters
+    ----------
+    places
+        Size of the population.
+    evaluations
+        The budget.
+    warm_start
+        A former run's candidates, which take places of their own.
+    """
     taken = 0 if warm_start is None else len(warm_start.genotypes)
     return max(0, min(places - taken, evaluations // WARM_UP_SHARE))
 
 
-def founders_of(space: SearchSpace, warm_start: Founders | None, places: int) -> list[Genotype]:
-    """Return the genotypes that a population of so many places begins with, float64[G] each.
+def initial_population(space: SearchSpace, warm_start: WarmStartPopulation | None, places: int) -> list[Genotype]:
+    """Return the genotypes that a population with this many places starts with, float64[G] each.
 
-    The space's own founders; with a warm start the former run's candidates, and the space's own in what room is left.
+    These are the space's founders. With a warm start they are the former run's candidates, followed by as many of the
+    space's founders as there are places left.
     """
     own = list(space.founders())
     if warm_start is None:
@@ -32,38 +43,38 @@ def founders_of(space: SearchSpace, warm_start: Founders | None, places: int) ->
     return [*former, *own[: max(0, places - len(former))]]
 
 
-class Opening:
-    """The first candidates of a steady-state population.
+class InitialPopulation:
+    """The first candidates of a steady-state population: given genotypes, then random merges of them.
 
     Parameters
     ----------
     space
-        Gives random merges.
-    founders
-        The very first; at least one.
+        Its crossover makes the random merges.
+    first
+        The first genotypes, float64[G] each; at least one.
     warm_up
-        Random merges after them, before the first child is bred.
+        How many random merges follow.
     """
 
-    def __init__(self, space: SearchSpace, founders: Sequence[Genotype], warm_up: int) -> None:
+    def __init__(self, space: SearchSpace, first: Sequence[Genotype], warm_up: int) -> None:
         self._space = space
-        self._founders = founders
-        self._count = len(founders) + warm_up
+        self._first = first
+        self._count = len(first) + warm_up
 
-    def over(self, identity: int) -> bool:
-        """Tell whether the candidate of that id may be bred."""
-        return identity >= self._count
+    def includes(self, identity: int) -> bool:
+        """Return whether the candidate with this id belongs to the initial population."""
+        return identity < self._count
 
     def genotype(self, identity: int, rng: np.random.Generator) -> Genotype:
-        """Return the genotype of the candidate of that id: a founder, or a random merge."""
-        if identity < len(self._founders):
-            return self._founders[identity].copy()
-        return random_merge(self._space, self._founders, rng)
+        """Return the genotype of the candidate with this id: a given one, or a random merge."""
+        if identity < len(self._first):
+            return self._first[identity].copy()
+        return random_merge(self._space, self._first, rng)
 
 
-def random_merge(space: SearchSpace, founders: Sequence[Genotype], rng: np.random.Generator) -> Genotype:
-    """Return a child of two founders drawn at random; a sample of the space where there is only one founder."""
-    if len(founders) < 2:
+def random_merge(space: SearchSpace, parents: Sequence[Genotype], rng: np.random.Generator) -> Genotype:
+    """Return a child of two random parents, or a sample of the space if there are fewer than two parents."""
+    if len(parents) < 2:
         return space.sample(rng)
-    first, second = rng.choice(len(founders), size=2, replace=False)
-    return space.crossover(founders[first], founders[second], rng)
+    first, second = rng.choice(len(parents), size=2, replace=False)
+    return space.crossover(parents[first], parents[second], rng)

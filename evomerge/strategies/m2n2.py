@@ -1,91 +1,104 @@
-"""M2N2: an archive whose members compete for items, and mate where they complement each other.
+"""M2N2: an archive whose members compete for items, and mate with members that complement them.
 
 "Competition and Attraction Improve Model Fusion" (GECCO 2025), arXiv 2508.16204. Steady state: one child at a
 time. P members, I items; s_ij is member i's score on item j.
 
-- Competition (eq. 3, 5): an item has a capacity c_j that the members share in proportion to their scores,
+- Competition (eq. 3, 5): each item has a capacity c_j, shared by the members in proportion to their scores,
 
       f_i = sum_j s_ij c_j / z_j^alpha,   z_j = sum_k s_kj,   c_j = max_i s_ij,
 
-  so that an item that few can solve is worth much to them. c_j = 1 for right and wrong answers.
+  so an item solved by few members is worth much to each of them. For 0/1 scores c_j = 1.
 - The first parent is drawn in proportion to f.
-- Attraction (eq. 4): the second one in proportion to what it could add where the first is weak,
+- Attraction (eq. 4): the second parent is drawn in proportion to what it could add where the first one is weak,
 
       g(a, b) = sum_j max(0, s_bj - s_aj) c_j / z_j^alpha.
 
-- The child is crossed by the space: split points, SLERP and chromosome groups are settings of the space. So is
-  mutation, which the paper uses from scratch only.
-- The archive takes the child in, all compete anew, and the least fit leaves: perhaps the child. Ties: the member
-  with the lowest index leaves, so that the child stays.
+- Crossover is the space's: split points, SLERP and chromosome groups are settings of the space. So is mutation,
+  which the paper uses only when it evolves from scratch.
+- The child joins the archive, fitness is computed again for all members, and the least fit member is removed, which
+  may be the child. On a tie the member with the lowest index is removed, so the child stays.
 
 Deviations:
 
-- (4) as in the authors' program, with the exponent alpha, which the paper's formula leaves out; the same for alpha = 1.
-- If nobody beats the first parent anywhere, the second one is drawn by f (the program divides zero by zero).
-- Empty places are filled before anyone is dropped. The program holds them as zero vectors with no item right, and
-  a member that has nothing right could be dropped for them.
-- Scores may be negative (log-likelihoods): then every item is counted from its worst member up. `relative` does so
-  always, as in the paper's experiment with images.
-- An item that a member was not asked counts as the mean of those that it was asked.
-- Without competition (alpha = 0) capacities are 1, so that a member's fitness is the sum of its scores: with
-  `attraction: false` that is the paper's genetic algorithm.
-- A failed candidate does not enter the archive. One that misses a floor is weaker than all that keep theirs.
+- (4) has the exponent alpha, as in the authors' program; the paper's formula leaves it out. For alpha = 1 they agree.
+- If no member beats the first parent on any item, the second parent is drawn by f (the program divides zero by zero).
+- Empty places are filled before a member is removed. The program represents them as zero vectors with no item right,
+  and could remove a member with no item right in favour of an empty place.
+- Scores may be negative (log-likelihoods): then each item's scores are counted from its worst member. With `relative`
+  they always are, as in the paper's experiment with images.
+- An item that a member was not asked gets the mean of the scores that it has.
+- Without competition (alpha = 0) capacities are 1, and a member's fitness is the sum of its scores. With
+  `attraction: false` this is the paper's genetic algorithm.
+- A failed candidate does not enter the archive. A candidate below a minimum score ranks below all that are not.
 
-With several candidates in flight, the order of the tells decides.
+With several candidates in flight, the order of the tells matters.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.generation import Proposal, resolved_number
-from evomerge.strategies.initial_population import Opening, founders_of, warm_up_for
+from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import roulette
-from evomerge.strategies.warm_start import Founders
+from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
 Scores = NDArray[np.float64]
 
 
-class M2n2Config(BaseModel):
-    """Niches: members of an archive compete for items and mate with those that are strong where they are weak."""
+@register_strategy
+class M2n2Config(StrategyConfig):
+    """Niches: archive members compete for items and mate with members that are strong where they are weak."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    objectives: ClassVar[Literal["one"]] = "one"
+    warm_start_type = WarmStartPopulation
+    archive_compares = "an item that a member was not asked counts as the mean of its scores"
 
     kind: Literal["m2n2"] = "m2n2"
     archive: int = Field(default=20, ge=2)
-    """Members, at least 2; more keep diversity longer and begin slower."""
+    """Members of the archive, at least 2. A larger archive keeps diversity longer and converges more slowly."""
     alpha: float = Field(default=1.0, ge=0)
-    """How strongly members compete for an item; 0: not at all, the mean score decides."""
+    """Strength of the competition for items. 0: no competition, members are ranked by their mean score."""
     attraction: bool = True
-    """Whether the second parent is one that complements the first; else both are drawn alike."""
+    """Whether the second parent is chosen to complement the first. Otherwise both are drawn by fitness."""
     crossover: float = Field(default=1.0, ge=0, le=1)
     """Probability that a child has two parents."""
     mutation: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a child is mutated: 0 for merges, 1 where weights evolve from scratch."""
+    """Probability that a child is mutated: 0 for merges, 1 to evolve weights from scratch."""
     warm_up: int | Literal["auto"] = "auto"
-    """Random merges proposed after the founders, to fill the archive; `auto`: up to its size, and at most a twentieth
-    of the budget."""
+    """Random merges proposed after the initial candidates, to fill the archive. `auto`: up to the archive's size, at
+    most a twentieth of the budget."""
     relative: bool = False
-    """Whether scores count from the archive's worst member up, item by item; where one is negative they always do."""
-    warm_start: Founders | None = None
-    """Begin with the best candidates of a former search; none by default."""
+    """Whether scores are counted from the archive's worst member on each item. For items with a negative score they
+    always are."""
+    warm_start: WarmStartPopulation | None = None
+    """Former run whose best candidates are proposed first. By default there is none."""
 
-    def resolved(self, genes: int, *, noise: float, evaluations: int) -> M2n2Config:
-        """Return the settings with `auto` replaced by what it means for this budget."""
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with `warm_up: auto` replaced."""
         if self.warm_up != "auto":
             return self
         return self.model_copy(update={"warm_up": warm_up_for(self.archive, evaluations, self.warm_start)})
+
+    @property
+    def keeps_archive(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def places(self) -> int:
+        """The archive's size."""
+        return self.archive
 
     def build(self, space: SearchSpace, seed: int) -> M2n2:
         """Build the strategy; the settings must be resolved."""
@@ -93,7 +106,7 @@ class M2n2Config(BaseModel):
 
 
 class M2n2(Strategy):
-    """Competition and attraction over an archive; never waits, so no worker idles."""
+    """Competition and attraction in an archive. It never waits for results, so no worker is idle."""
 
     steady_state = True
 
@@ -102,15 +115,15 @@ class M2n2(Strategy):
         self.config = config
         self.population = config.archive
         self.archive = Archive(config.archive, space.dimension, config.alpha, config.relative)
-        founders = founders_of(space, config.warm_start, config.archive)
-        self._opening = Opening(space, founders, resolved_number("warm_up", config.warm_up))
+        first = initial_population(space, config.warm_start, config.archive)
+        self._initial = InitialPopulation(space, first, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
-        """Return the member with the best search score (not shared fitness); None while there is no member."""
+        """Return the member with the best search score (not the shared fitness); None while there is none."""
         return self.archive.best()
 
     def keeps(self, evaluation: Evaluation) -> bool:
-        """Tell whether a candidate with this evaluation would get into the archive now."""
+        """Return whether a candidate with this evaluation would enter the archive now."""
         return _scored(evaluation) and self.archive.would_take(evaluation)
 
     def _propose(self, n: int) -> list[Proposal]:
@@ -118,8 +131,8 @@ class M2n2(Strategy):
         return [(self._next(identity), "sample", identity // self.population) for identity in identities]
 
     def _next(self, identity: int) -> Genotype:
-        if not self._opening.over(identity) or self.archive.size < 2:
-            return self._opening.genotype(identity, self.rng)
+        if self._initial.includes(identity) or self.archive.size < 2:
+            return self._initial.genotype(identity, self.rng)
         return self._child()
 
     def _child(self) -> Genotype:
@@ -137,7 +150,7 @@ class M2n2(Strategy):
         return child
 
     def _partner(self, competition: Competition, weights: Scores, first: int) -> int:
-        """Draw the second parent; by the weights of first parents where attraction is off or draws to nobody."""
+        """Draw the second parent: by attraction, or like the first one if attraction is off or zero for all members."""
         if self.config.attraction:
             attraction = competition.attraction(first)
             if attraction.any():
@@ -145,7 +158,7 @@ class M2n2(Strategy):
         return roulette(weights, self.rng)
 
     def _weights(self, competition: Competition) -> Scores:
-        """Return what the members are drawn by as first parents, float64[P]: fitness, 0 below a floor."""
+        """Return the weights for drawing first parents, float64[P]: the fitness, 0 below a minimum score."""
         return np.where(self.archive.violations > 0.0, 0.0, competition.fitness())
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
@@ -158,7 +171,7 @@ def _scored(evaluation: Evaluation) -> bool:
 
 
 class Archive:
-    """Up to `places` members with their scores item by item.
+    """Up to `places` members, with their scores on each item.
 
     Attributes
     ----------
@@ -174,24 +187,24 @@ class Archive:
         self._genotypes = np.zeros((places, genes))
         self._fitness = np.zeros(places)
         self._violations = np.zeros(places + 1)
-        self._scores = np.zeros((places + 1, 0))  # the last place is the child's while it competes
+        self._scores = np.zeros((places + 1, 0))  # the last row holds the child while it competes
         self._items: tuple[str, ...] = ()
         self._column: dict[str, int] = {}
         self._competition: Competition | None = None  # until members or items change
 
     @property
     def genotypes(self) -> Genotype:
-        """Members, float64[P, G]; a view."""
+        """Genotypes of the members, float64[P, G]; a view."""
         return self._genotypes[: self.size]
 
     @property
     def scores(self) -> Scores:
-        """Their scores, float64[P, I]; a view."""
+        """Scores of the members, float64[P, I]; a view."""
         return self._scores[: self.size]
 
     @property
     def violations(self) -> Scores:
-        """By how much they miss the floors, float64[P]; a view."""
+        """By how much the members are below their minimum scores, float64[P]; a view."""
         return self._violations[: self.size]
 
     def best(self) -> Genotype | None:
@@ -199,13 +212,13 @@ class Archive:
         return self.genotypes[np.argmax(self._fitness[: self.size])].copy() if self.size else None
 
     def competition(self) -> Competition:
-        """Return how the members stand against each other now."""
+        """Return the competition among the present members."""
         if self._competition is None:
             self._competition = compete(self.scores, self.alpha, self.relative)
         return self._competition
 
     def take(self, genotype: Genotype, evaluation: Evaluation) -> None:
-        """Let a child compete with the members for its place."""
+        """Let a child compete with the members for a place."""
         row = self._row(evaluation)
         place = self.size
         self._scores[place], self._violations[place] = row, evaluation.violation
@@ -221,7 +234,7 @@ class Archive:
         self._competition = None
 
     def would_take(self, evaluation: Evaluation) -> bool:
-        """Tell whether a child would stay; the archive stays as it is."""
+        """Return whether a child would stay; the archive does not change."""
         if self.size < self.places:
             return True
         trial = copy.copy(self)
@@ -232,14 +245,14 @@ class Archive:
         return trial._weakest() != self.places
 
     def _weakest(self) -> int:
-        """Return the place of the least fit among the members and the child, the first on ties."""
+        """Return the index of the least fit among the members and the child, the first one on ties."""
         fitness = compete(self._scores, self.alpha, self.relative).fitness()
         return int(np.argmin(np.where(self._violations > 0.0, -self._violations, fitness)))
 
     def _row(self, evaluation: Evaluation) -> Scores:
-        """Return a child's scores, float64[I], in the order of the archive's items, which may become more."""
+        """Return a child's scores, float64[I], in the order of the archive's items; adds items that are new."""
         items, scores = evaluation.items, np.asarray(evaluation.scores, dtype=np.float64)
-        if not items:  # scored as a whole: one item
+        if not items:  # no scores per item: treat the fitness as one item
             items, scores = ("",), np.array([evaluation.fitness])
         if items is self._items or items == self._items:
             return scores
@@ -261,14 +274,14 @@ class Archive:
 
 
 class Competition(NamedTuple):
-    """How P members stand against each other on I items.
+    """P members that compete for I items.
 
     Attributes
     ----------
     scores
-        As they count, none negative: float64[P, I].
+        Shifted so that none is negative, float64[P, I].
     worth
-        What a score of 1 gets of each item, c_j / z_j^alpha: float64[I].
+        Fitness that a score of 1 on an item gives, c_j / z_j^alpha, float64[I].
     """
 
     scores: Scores
@@ -279,17 +292,17 @@ class Competition(NamedTuple):
         return self._summed(self.scores)
 
     def attraction(self, first: int) -> Scores:
-        """Return what each member could add to the one at `first`, float64[P] (eq. 4)."""
+        """Return what each member could add to the member at index `first`, float64[P] (eq. 4)."""
         gain = self.scores - self.scores[first]
         return self._summed(np.maximum(gain, 0.0, out=gain))
 
     def _summed(self, table: Scores) -> Scores:
-        # Not a matrix product: equal members must be equally fit to the last bit, whatever their place.
+        # Not a matrix product: equal members must get equal fitness to the last bit, whatever their row.
         return np.einsum("pi,i->p", table, self.worth)
 
 
 def compete(scores: Scores, alpha: float, relative: bool = False) -> Competition:
-    """Let members compete for items.
+    """Return the competition of members for items.
 
     Parameters
     ----------
@@ -298,7 +311,7 @@ def compete(scores: Scores, alpha: float, relative: bool = False) -> Competition
     alpha
         Strength of competition.
     relative
-        Whether scores are counted from the worst member up; those of items with a negative score always are.
+        Whether scores are counted from the worst member. On items with a negative score they always are.
     """
     if relative or scores.min(initial=0.0) < 0.0:
         worst = scores.min(axis=0)
@@ -308,4 +321,4 @@ def compete(scores: Scores, alpha: float, relative: bool = False) -> Competition
     capacity = scores.max(axis=0)  # c_j
     taken = scores.sum(axis=0)  # z_j
     divisor = taken**alpha
-    return Competition(scores, capacity / np.where(divisor > 0.0, divisor, 1.0))  # an item that nobody solves: 0
+    return Competition(scores, capacity / np.where(divisor > 0.0, divisor, 1.0))  # 0 for an item solved by no member

@@ -1,76 +1,104 @@
-"""MAP-Elites: the best candidate of every kind, on a grid of kinds.
+"""MAP-Elites: a grid of cells over the scores on the tasks, with the best candidate of each cell.
 
 "Illuminating search spaces by mapping elites", arXiv 1504.04909, in the form that M2N2 (arXiv 2508.16204) compares
-itself with: an axis per task, cut into equal cells; a candidate's kind is the cell of its scores on the tasks, and its
-quality its fitness. Steady-state: two elites, drawn in proportion to quality, have a child, which takes its cell where
-that is empty or held by a lesser one.
+itself with: an axis per task, cut into equal cells; a candidate belongs to the cell of its scores on the tasks, and its
+quality is its fitness. Steady state: two elites, drawn in proportion to quality, have a child, which enters its cell if
+the cell is empty or its elite is worse.
 
-Deviations from that program: a score on or beyond the end of an axis counts to the last cell (there a score of 1
-is lost); one elite alone has a child with itself, so that the search begins. Where few items are asked, a kind follows
-from the plain means of the answers, and quality from the estimate of the full score.
+Deviations from that program: a score at or beyond the end of an axis belongs to the last cell (there a score of 1 is
+lost); a single elite is crossed with itself, so that the search can start. With few items asked, the cell is computed
+from the plain means of the answers, and the quality from the estimate of the full score.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.generation import Proposal, resolved_number
-from evomerge.strategies.initial_population import Opening, founders_of, warm_up_for
+from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import couple, quality
-from evomerge.strategies.warm_start import Founders
+from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.items import task_of
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
 
-class MapElitesConfig(BaseModel):
-    """Quality diversity: the best candidate for each combination of scores on the tasks; for two tasks or more."""
+@register_strategy
+class MapElitesConfig(StrategyConfig):
+    """Quality diversity: keep the best candidate for each combination of task scores; for two tasks or more."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    objectives: ClassVar[Literal["one"]] = "one"
+    warm_start_type = WarmStartPopulation
+    archive_compares = "the means of their answers give their cells"
+    as_stage = False
 
     kind: Literal["map_elites"] = "map_elites"
     cells: int = Field(default=10, ge=2)
-    """Cells of each axis."""
+    """Cells per axis."""
     low: float = Field(default=0.0, allow_inf_nan=False)
-    """Where the axes begin, in the unit of the tasks' metrics."""
+    """Lower end of the axes, in the unit of the tasks' metrics."""
     high: float = Field(default=1.0, allow_inf_nan=False)
-    """Where they end; scores beyond count to the last cell."""
+    """Upper end of the axes. Higher scores belong to the last cell."""
     axes: tuple[tuple[str, ...], ...] | None = None
-    """Groups of tasks, one per axis, each scored by the mean of its tasks: `[[math_en, math_ja], [chat]]`; by default
-    every task has an axis of its own."""
+    """Groups of tasks, one per axis, such as `[[math_en, math_ja], [chat]]`; a group's score is the mean of its tasks.
+    By default each task has its own axis."""
     crossover: float = Field(default=1.0, ge=0, le=1)
     """Probability that a child has two parents."""
     mutation: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a child is mutated: 0 for merges, 1 where weights evolve from scratch."""
+    """Probability that a child is mutated: 0 for merges, 1 to evolve weights from scratch."""
     warm_up: int | Literal["auto"] = "auto"
-    """Random merges proposed after the founders; `auto`: as many as an axis has cells, and at most a twentieth of the
-    budget."""
+    """Random merges proposed after the initial candidates. `auto`: as many as an axis has cells, at most a twentieth of
+    the budget."""
     population: int = Field(default=16, ge=1)
-    """Candidates per generation: only the unit in which failures are counted, and the most that a warm start takes."""
-    warm_start: Founders | None = None
-    """Begin with the best candidates of a former search; none by default."""
+    """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
+    warm_start: WarmStartPopulation | None = None
+    """Former run whose best candidates are proposed first. By default there is none."""
 
     @model_validator(mode="after")
     def _ordered(self) -> MapElitesConfig:
         if not self.low < self.high:
             raise ValueError(f"low {self.low} is not below high {self.high}; write low < high")
         if self.axes is not None and not all(self.axes):
-            raise ValueError("axes: an axis has no task; name at least one task in each")
+            raise ValueError("axes: an axis has no task; name at least one task for each axis")
         return self
 
-    def resolved(self, genes: int, *, noise: float, evaluations: int) -> MapElitesConfig:
-        """Return the settings with `auto` replaced by what it means for this budget."""
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with `warm_up: auto` replaced."""
         if self.warm_up != "auto":
             return self
         return self.model_copy(update={"warm_up": warm_up_for(self.cells, evaluations, self.warm_start)})
+
+    @property
+    def keeps_archive(self) -> bool:
+        """Yes."""
+        return True
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Check that there are two axes or more, and that their tasks are scored.
+
+        Raises
+        ------
+        ValueError
+            If not.
+        """
+        if len(self.axes or tasks) < 2:
+            raise ValueError(
+                "strategy.kind map_elites keeps the best candidate for each combination of scores and there is one "
+                "axis; name two tasks or more in fitness.tasks, or write strategy.kind: m2n2"
+            )
+        unknown = sorted({task for axis in self.axes or () for task in axis} - set(tasks))
+        if unknown:
+            raise ValueError(
+                f"strategy.axes: {', '.join(unknown)} is not in fitness.tasks; name tasks among {', '.join(tasks)}"
+            )
 
     def build(self, space: SearchSpace, seed: int) -> MapElites:
         """Build the strategy; the settings must be resolved."""
@@ -78,12 +106,12 @@ class MapElitesConfig(BaseModel):
 
 
 class MapElites(Strategy):
-    """A grid of elites; never waits, so no worker idles.
+    """A grid of elites. It never waits for results, so no worker is idle.
 
     Attributes
     ----------
     cells
-        Cell (one index per axis) to its place in `genotypes` and `fitness`, in the order in which cells were filled.
+        Maps a cell (one index per axis) to its index in `genotypes` and `fitness`, in the order of filling.
     """
 
     steady_state = True
@@ -96,15 +124,15 @@ class MapElites(Strategy):
         self.genotypes: list[Genotype] = []
         self.fitness: list[float] = []
         self._axes = _Axes(config.axes)
-        founders = founders_of(space, config.warm_start, config.population)
-        self._opening = Opening(space, founders, resolved_number("warm_up", config.warm_up))
+        first = initial_population(space, config.warm_start, config.population)
+        self._initial = InitialPopulation(space, first, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
         """Return the elite with the best fitness; None while there is none."""
         return self.genotypes[int(np.argmax(self.fitness))].copy() if self.genotypes else None
 
     def keeps(self, evaluation: Evaluation) -> bool:
-        """Tell whether a candidate with this evaluation would get into its cell now."""
+        """Return whether a candidate with this evaluation would enter its cell now."""
         if not math.isfinite(evaluation.fitness):
             return False
         place = self.cells.get(self._cell(evaluation))
@@ -115,8 +143,8 @@ class MapElites(Strategy):
         return [(self._next(identity), "sample", identity // self.population) for identity in identities]
 
     def _next(self, identity: int) -> Genotype:
-        if not self._opening.over(identity) or not self.genotypes:
-            return self._opening.genotype(identity, self.rng)
+        if self._initial.includes(identity) or not self.genotypes:
+            return self._initial.genotype(identity, self.rng)
         first, second = couple(quality(np.array(self.fitness)), self.rng)
         child = self.genotypes[first].copy()
         if self.rng.random() < self.config.crossover:
@@ -144,7 +172,7 @@ class MapElites(Strategy):
 
 
 class _Axes:
-    """Where a candidate lies on each axis; what only depends on the items is kept from one candidate to the next."""
+    """A candidate's score on each axis. Weights that depend only on the items are kept between candidates."""
 
     def __init__(self, groups: tuple[tuple[str, ...], ...] | None) -> None:
         self._groups = groups
@@ -157,17 +185,17 @@ class _Axes:
         Raises
         ------
         ValueError
-            If a task of an axis was not asked.
+            If no items of a task of an axis were asked.
         """
         items = evaluation.items
-        if not items:  # scored as a whole: one axis
+        if not items:  # no scores per item: one axis, the fitness
             return np.array([evaluation.fitness])
         if items is not self._items and items != self._items:
             self._weights, self._items = self._weigh(items), items
         return self._weights @ np.asarray(evaluation.scores, dtype=np.float64)
 
     def _weigh(self, items: tuple[str, ...]) -> NDArray[np.float64]:
-        """Return what each item counts on each axis, float64[A, I]."""
+        """Return the weight of each item on each axis, float64[A, I]."""
         task_of_item = np.array([task_of(item) for item in items])
         tasks = list(dict.fromkeys(task_of_item.tolist()))
         groups = self._groups or tuple((task,) for task in tasks)

@@ -1,10 +1,11 @@
-"""Any optimiser of nevergrad, by its name: `kind: nevergrad:TwoPointsDE`.
+"""Any optimiser from nevergrad, by its name: `kind: nevergrad:TwoPointsDE`.
 
-The optimiser sees the unit box as one bounded array; discrete genes are cells of it. nevergrad minimises, and is told
-the fitness's negative; failed candidates get a value beyond the worst one so far.
+The optimiser sees the unit box as one bounded array; discrete genes are cells of it. nevergrad minimises, so it is told
+the negative fitness; a failed candidate gets a loss greater than the largest one so far.
 
-Some optimisers draw from Python's and numpy's global generators. So that a search can be replayed, and the caller's
-generators stay as they are, every call runs with global states of the strategy's own, seeded by its generator.
+Some optimisers draw from Python's and numpy's global generators. Every call therefore runs with global states that
+belong to the strategy and are seeded by its generator. So a search can be replayed, and the caller's global generators
+do not change.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
+from typing_extensions import Self
 
 from evomerge.files.messages import nearest
-from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.extras import require
 from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
-from evomerge.strategies.warm_start import Founders
+from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
@@ -33,63 +36,58 @@ Array = NDArray[np.float64]
 
 PREFIX = "nevergrad:"
 REHEARSED = 60
-"""Evaluations of a quadratic that an optimiser must survive before a search begins."""
+"""Evaluations of a quadratic function on which an optimiser is tried before a search starts."""
 
 
 class OptimizerError(ValueError):
-    """An optimiser of nevergrad broke; the message says which to use instead."""
+    """An optimiser from nevergrad raised an error; the message says which to use instead."""
 
 
-def name_from_kind(values: Any) -> Any:
-    """Let `kind: nevergrad:NAME` stand for `{kind: nevergrad, optimizer: NAME}`; leave all else as it is."""
-    if not isinstance(values, dict) or not str(values.get("kind", "")).startswith(PREFIX):
-        return values
-    return values | {"kind": "nevergrad", "optimizer": values["kind"].removeprefix(PREFIX)}
+@register_strategy
+class NevergradConfig(StrategyConfig):
+    """Any optimiser from nevergrad, written `kind: nevergrad:NAME` (needs the extra `strategies`)."""
 
-
-class NevergradConfig(BaseModel):
-    """Any optimiser of nevergrad, written `kind: nevergrad:NAME` (the extra `strategies`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    objectives: ClassVar[Literal["one"]] = "one"
+    warm_start_type = WarmStartPopulation
+    as_stage = False
+    kind_argument = "optimizer"
 
     kind: Literal["nevergrad"] = "nevergrad"
     optimizer: str = "NGOpt"
-    """Its name in nevergrad's registry; `kind: nevergrad:TBPSA` says it, too."""
+    """Name in nevergrad's registry; `kind: nevergrad:TBPSA` is short for `optimizer: TBPSA`."""
     budget: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Evaluations that the optimiser plans for; `auto`: the search's budget."""
+    """Evaluations that the optimiser plans for. `auto`: the search's budget."""
     parallel: int = Field(default=1, ge=1)
-    """Candidates proposed before results are in; several workers need as many."""
+    """Candidates proposed before a result is needed; set it to the number of workers."""
     sigma: float = Field(default=0.2, gt=0, le=1)
-    """First step size, as a fraction of each gene's range."""
+    """Initial step size, as a fraction of each gene's range."""
     population: int = Field(default=16, ge=1)
-    """Candidates per generation: only the unit in which failures are counted, and the most that a warm start takes."""
-    warm_start: Founders | None = None
-    """Begin at the best candidate of a former search, and propose its best ones first; none by default."""
+    """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
+    warm_start: WarmStartPopulation | None = None
+    """Former run whose best candidate is the optimiser's start, and whose best candidates are proposed first. By
+    default there is none."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _name_in_kind(cls, values: Any) -> Any:
-        return name_from_kind(values)
-
-    def resolved(self, genes: int, *, noise: float, evaluations: int) -> NevergradConfig:
-        """Return the settings with `auto` replaced by the search's budget.
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with `budget: auto` replaced, after a trial of the optimiser on a quadratic function.
 
         Raises
         ------
         ValueError
-            If nevergrad is not installed, has no such optimiser, or that one breaks with the packages that are
-            installed, as NGOpt does with numpy 2.4 in few dimensions.
+            If nevergrad is not installed or has no such optimiser, or if the optimiser raises an error with the
+            installed packages, as NGOpt does with numpy 2.4 in few dimensions.
         """
         budget = evaluations if self.budget == "auto" else self.budget
         settled = self.model_copy(update={"budget": budget})
-        start = np.full(genes, 0.5)
+        start = np.full(space.dimension, 0.5)
         rehearsed = _Optimizer(settled, start, 0, [] if self.warm_start is None else [start, 0.9 * start])
         for _ in range(min(REHEARSED, budget)):
             parameter = rehearsed.ask()
             rehearsed.tell(parameter, float(np.sum((parameter.value - 0.6) ** 2)))
         return settled
+
+    @property
+    def most_in_flight(self) -> int:
+        """The setting `parallel`."""
+        return self.parallel
 
     def build(self, space: SearchSpace, seed: int) -> Nevergrad:
         """Build the strategy; the settings must be resolved."""
@@ -97,7 +95,7 @@ class NevergradConfig(BaseModel):
 
 
 class Nevergrad(Strategy):
-    """Steady-state: accepts results one by one, with up to `parallel` candidates out."""
+    """Steady state: it learns from results one by one, with up to `parallel` candidates in flight."""
 
     steady_state = True
 
@@ -106,8 +104,8 @@ class Nevergrad(Strategy):
         self.config = config
         self.population = config.population
         self._box = UnitBox(space)
-        self._worst = -math.inf  # of the losses, so far
-        self._parameters: dict[int, Any] = {}  # nevergrad's own objects, which it must get back
+        self._worst = -math.inf  # largest loss so far
+        self._parameters: dict[int, Any] = {}  # nevergrad's own objects; `tell` needs the same ones
         warm = config.warm_start
         former = [] if warm is None else [self._box.to_unit(point) for point in warm.points(space)]
         start = former[0] if former else self._box.to_unit(space.start)
@@ -135,7 +133,7 @@ class Nevergrad(Strategy):
 
 
 class _Optimizer:
-    """One of nevergrad's optimisers in the unit cube, with global random states of its own.
+    """One of nevergrad's optimisers in the unit box, with its own global random states.
 
     Parameters
     ----------
@@ -168,23 +166,23 @@ class _Optimizer:
                 self._optimizer.suggest(point)
 
     def ask(self) -> Any:
-        """Return nevergrad's parameter; its `value` is a point float64[G] of the cube."""
+        """Return nevergrad's parameter; its `value` is a point float64[G] of the unit box."""
         with self._own_state():
             return self._optimizer.ask()
 
     def tell(self, parameter: Any, loss: float) -> None:
-        """Take a result; an optimiser that cannot learn from what was suggested to it goes without."""
+        """Take a result; an optimiser that refuses results of suggested points does not get them."""
         with self._own_state(), suppress(self._not_asked):
             self._optimizer.tell(parameter, loss)
 
     def recommend(self) -> Array:
-        """Return its recommendation, float64[G]."""
+        """Return the optimiser's recommendation in the unit box, float64[G]."""
         with self._own_state():
             return np.asarray(self._optimizer.provide_recommendation().value)
 
     @contextmanager
     def _own_state(self) -> Iterator[None]:
-        """Swap the global states for a while; keep nevergrad's warnings to itself, and explain what breaks."""
+        """Use the strategy's global random states inside the block, hide warnings, and translate errors."""
         python, numpy = random.getstate(), np.random.get_state()
         random.setstate(self._python)
         np.random.set_state(self._numpy)
@@ -192,9 +190,9 @@ class _Optimizer:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
-        except Exception as error:  # whatever the optimiser, or a package that it is built on, raises
+        except Exception as error:  # anything that the optimiser, or a package it uses, raises
             raise OptimizerError(
-                f"strategy.kind: {PREFIX}{self._name} breaks with the packages that are installed "
+                f"strategy.kind: {PREFIX}{self._name} fails with the installed packages "
                 f"({type(error).__name__}: {error}); write {PREFIX}TwoPointsDE, {PREFIX}TBPSA or cma_es"
             ) from error
         finally:

@@ -1,51 +1,54 @@
-"""NSGA-II: several objectives at once, towards the whole front of trade-offs.
+"""NSGA-II: several objectives at once; the result is a front of trade-offs.
 
 K. Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", IEEE Trans. Evol. Comp. 6(2), 2002.
-Parents by binary tournament on front, then crowding distance; children by the space's own crossover and mutation (so
-conditional and discrete genes are varied as the space knows best); survivors are the best fronts of parents and
-children, the last one thinned by crowding. A floor that is missed counts as a violated constraint.
+Parents are selected by binary tournament on front, then crowding distance. Children come from the space's own crossover
+and mutation, which handle conditional and discrete genes. Survivors are the best fronts of parents and children, the
+last front reduced by crowding distance. A score below its minimum is a violated constraint.
 
-pymoo's NSGA-II can be replayed as well (0.6.2 draws from one generator of its own, 0.6.1 from numpy's global one), but
-varies boxes of reals only; the tests compare fronts and crowding distances with pymoo's.
+pymoo's NSGA-II can be replayed as well (0.6.2 draws from its own generator, 0.6.1 from numpy's global one), but its
+operators are for boxes of real numbers only. The tests compare fronts and crowding distances with pymoo's.
 
-Deviations: crowding is divided by the number of objectives, as pymoo does (the order is the same); failed candidates
+Deviations: crowding is divided by the number of objectives, as in pymoo (the order is the same); failed candidates
 never become parents.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy
+from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.generation import Generation, Proposal, resolved_number
-from evomerge.strategies.initial_population import founders_of
-from evomerge.strategies.warm_start import Founders
+from evomerge.strategies.initial_population import initial_population
+from evomerge.strategies.registry import register_strategy
+from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
 
-class Nsga2Config(BaseModel):
-    """Several objectives (`fitness.objectives: per_task`): a front of trade-offs instead of one best recipe."""
+@register_strategy
+class Nsga2Config(StrategyConfig):
+    """For several objectives (`fitness.objectives: per_task`): a front of trade-offs instead of one best recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    objectives: ClassVar[Literal["several"]] = "several"
+    objectives = "several"
+    warm_start_type = WarmStartPopulation
+    as_stage = False
 
     kind: Literal["nsga2"] = "nsga2"
     population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
-    """Candidates per generation, at least 4; `auto` follows the budget."""
+    """Candidates per generation, at least 4. `auto`: from the budget."""
     crossover: float = Field(default=0.9, ge=0, le=1)
-    """Share of children with two parents; the others are mutated copies of one."""
-    warm_start: Founders | None = None
-    """Begin with the best candidates of a former search; none by default."""
+    """Fraction of children with two parents; the others are mutated copies of one parent."""
+    warm_start: WarmStartPopulation | None = None
+    """Former run whose best candidates are proposed first. By default there is none."""
 
-    def resolved(self, genes: int, *, noise: float, evaluations: int) -> Nsga2Config:
-        """Return the settings with `auto` replaced by what it means for this problem."""
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with `population: auto` replaced."""
         if self.population != "auto":
             return self
         return self.model_copy(update={"population": int(np.clip(evaluations // 15, 12, 100))})
@@ -56,7 +59,7 @@ class Nsga2Config(BaseModel):
 
 
 class Nsga2(Strategy):
-    """Synchronous: a generation is learnt from when all its results are in."""
+    """Synchronous: it learns from a generation when all its results are in."""
 
     def __init__(self, space: SearchSpace, seed: int, config: Nsga2Config) -> None:
         super().__init__(space, seed)
@@ -67,10 +70,6 @@ class Nsga2(Strategy):
         self._results: list[Evaluation] = []  # of the parents
         self._rank = np.zeros(0, np.int64)
         self._crowding = np.zeros(0)
-
-    def front(self) -> list[tuple[Genotype, Evaluation]]:
-        """Return the parents that none of the others dominates."""
-        return [(self._parents[at].copy(), self._results[at]) for at in np.flatnonzero(self._rank == 0)]
 
     def _propose(self, n: int) -> list[Proposal]:
         if self._generation.complete:
@@ -83,9 +82,9 @@ class Nsga2(Strategy):
             self._survive()
 
     def _first(self) -> list[Genotype]:
-        """Return a former run's candidates, the space's founders, and samples where nothing is known yet."""
-        known = founders_of(self.space, self.config.warm_start, self.population)
-        return [*known, *(self.space.sample(self.rng) for _ in range(self.population - len(known)))]
+        """Return the first generation: initial candidates, then samples of the space."""
+        initial = initial_population(self.space, self.config.warm_start, self.population)
+        return [*initial, *(self.space.sample(self.rng) for _ in range(self.population - len(initial)))]
 
     def _child(self) -> Genotype:
         a = self._parents[self._tournament()]
@@ -94,7 +93,7 @@ class Nsga2(Strategy):
         return self.space.mutate(a, self.rng)
 
     def _tournament(self) -> int:
-        """Return the better one of two parents: nearer to the front, then less crowded."""
+        """Return the index of the better one of two random parents: lower front, then less crowded."""
         first, second = (int(self.rng.integers(len(self._parents))) for _ in range(2))
         keys = [(-self._rank[at], self._crowding[at]) for at in (first, second)]
         return first if keys[0] >= keys[1] else second
@@ -111,7 +110,7 @@ class Nsga2(Strategy):
         points = np.array([result.objectives for result in results])
         rank = ranks(points, [result.violation for result in results])
         distance = _crowding_by_front(points, rank)
-        kept = np.lexsort((-distance, rank))[: self.population]  # front first, then the less crowded
+        kept = np.lexsort((-distance, rank))[: self.population]  # lower front first, then less crowded
         self._parents = [parents[at] for at in kept]
         self._results = [results[at] for at in kept]
         self._rank, self._crowding = rank[kept], distance[kept]

@@ -1,4 +1,4 @@
-"""When a descent of CMA-ES has stalled: the population and the step size of the next one."""
+"""Restarts of CMA-ES: population and step size of the next descent after one has stalled."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ import numpy as np
 
 
 class Restarts(Protocol):
-    """A schedule of restarts; `count` of them so far."""
+    """A schedule of restarts.
+
+    Attributes
+    ----------
+    count
+        Restarts so far.
+    """
 
     count: int
 
     def spent(self, evaluations: int) -> None:
-        """Note what the current descent has used."""
+        """Record evaluations used by the current descent."""
 
     def next(self, rng: np.random.Generator) -> tuple[int, float]:
         """Return population and step size of the next descent."""
 
 
 class Ipop:
-    """Twice the population each time.
+    """IPOP: twice the population at each restart.
 
     A. Auger, N. Hansen, "A Restart CMA Evolution Strategy With Increasing Population Size", CEC 2005.
     """
@@ -31,20 +37,20 @@ class Ipop:
         self._population, self._sigma = population, sigma
 
     def spent(self, evaluations: int) -> None:
-        """Nothing follows from it."""
+        """Ignore it: the schedule does not depend on evaluations."""
 
     def next(self, rng: np.random.Generator) -> tuple[int, float]:
-        """Double."""
+        """Return twice the last population, and the initial step size."""
         self.count += 1
         return self._population * 2**self.count, self._sigma
 
 
 class Bipop:
-    """Two regimes that share the evaluations evenly: a doubling population, and a small one with small steps.
+    """BIPOP: two regimes that share the evaluations evenly, a doubling population and a small one with small steps.
 
     N. Hansen, "Benchmarking a BI-population CMA-ES on the BBOB-2009 function testbed", GECCO 2009, section 2:
-    the regime that has used fewer evaluations is next. Small: λ = λ₀ (λ_large / (2 λ₀))^(U²) and σ = σ₀ 10^(-2U'),
-    U and U' uniform on [0, 1]. The first descent counts for neither regime.
+    the next regime is the one that has used fewer evaluations. Small: λ = λ₀ (λ_large / (2 λ₀))^(U²) and
+    σ = σ₀ 10^(-2U'), with U and U' uniform on [0, 1]. The first descent is counted for neither regime.
     """
 
     def __init__(self, population: int, sigma: float) -> None:
@@ -55,12 +61,12 @@ class Bipop:
         self._used = {"large": 0, "small": 0}
 
     def spent(self, evaluations: int) -> None:
-        """Charge the current regime."""
+        """Add evaluations to the current regime."""
         if self._regime is not None:
             self._used[self._regime] += evaluations
 
     def next(self, rng: np.random.Generator) -> tuple[int, float]:
-        """Let the regime go on that has used less; the large one on a tie."""
+        """Return population and step size of the regime that has used fewer evaluations; the large one on a tie."""
         self.count += 1
         self._regime = "large" if self._used["large"] <= self._used["small"] else "small"
         if self._regime == "large":

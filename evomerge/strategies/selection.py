@@ -1,4 +1,4 @@
-"""Choosing parents: fitness-proportional (roulette) and tournament selection. N individuals."""
+"""Parent selection among N individuals: fitness-proportional (roulette) and tournament."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from fitness.results import INFEASIBLE
 
 
 def roulette(weights: NDArray[np.float64], rng: np.random.Generator) -> int:
-    """Draw an index with probability proportional to `weights` (float64[N], none negative); any if all are zero."""
+    """Draw an index with probability proportional to `weights` (float64[N], none negative); uniform if all are zero."""
     cumulative = np.cumsum(weights)
     total = cumulative[-1]
     if not total > 0.0:
         return int(rng.integers(len(weights)))
-    # side="right": an index of weight zero owns an empty interval and is never drawn.
+    # side="right": an index with weight zero has an empty interval and is never drawn.
     return min(int(np.searchsorted(cumulative, rng.random() * total, side="right")), int(np.argmax(cumulative)))
 
 
 def couple(weights: NDArray[np.float64], rng: np.random.Generator) -> tuple[int, int]:
-    """Draw two indices by `roulette` without replacement; the same one twice where there is only one."""
+    """Draw two indices by `roulette` without replacement; the same one twice if there is only one."""
     first = roulette(weights, rng)
     if len(weights) == 1:
         return first, first
@@ -29,9 +29,9 @@ def couple(weights: NDArray[np.float64], rng: np.random.Generator) -> tuple[int,
 
 
 def quality(fitness: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return weights for `roulette` from fitness (float64[N]): the fitness itself where none is negative.
+    """Return weights for `roulette` from fitness, both float64[N]: the fitness itself if none is negative.
 
-    Otherwise what it exceeds the worst by; candidates that miss a floor count only where there are no others.
+    Otherwise its difference to the worst. Candidates below a minimum score get weight 0, unless there are no others.
     """
     feasible = fitness > INFEASIBLE
     if not feasible.any():

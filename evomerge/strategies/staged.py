@@ -1,70 +1,81 @@
-"""One search after the other over a stacked space: parameters first, then the path through their best merge.
+"""Two searches in a row over a stacked space: first the parameters of the merge, then the path through its layers.
 
 Akiba et al. 2024, arXiv:2403.13187. The first strategy searches the parameter space with all layers in place. After its
-evaluations one merge is kept, and the second strategy searches the flow around it: the first strategy's own guess (a
-distribution's mean), since with noisy fitness the best sample is mostly the luckiest one; the best sample where a
-strategy has no guess. Candidates of both stages are points of the whole space, so one run holds both and is resumed by
-replay as any other.
+evaluations one merge is fixed, and the second strategy searches paths through it. The merge is the first strategy's own
+best guess (a distribution's mean), because with noisy fitness the best sample is usually the luckiest one; it is the
+best sample if the strategy has no guess. Candidates of both stages are points of the whole space, so one run records
+both and is resumed by replay like any other.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Evaluated, Genotype, Strategy
-from evomerge.strategies.catcma import CatCmaConfig
+from evomerge.strategies.base import Candidate, Evaluated, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.eda import EdaConfig
-from evomerge.strategies.genetic import GeneticConfig
-from evomerge.strategies.m2n2 import M2n2Config
-from evomerge.strategies.random import RandomConfig
-from evomerge.strategies.unit_box import UnitBox
-from evomerge.strategies.warm_start import Founders, WarmStart
+from evomerge.strategies.registry import StageStrategy, register_strategy
+from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 from search_spaces.spaces.two_stage import TwoStageSpace
 from search_spaces.spaces.wrappers import RecipeSettingsSpace
 
-StageConfig = Annotated[
-    CmaEsConfig | EdaConfig | CatCmaConfig | M2n2Config | GeneticConfig | RandomConfig, Field(discriminator="kind")
-]
 
-
-class StagedConfig(BaseModel):
+@register_strategy
+class StagedConfig(StrategyConfig):
     """Two searches in a row, for ``space.kind: two_stage``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    objectives: ClassVar[Literal["one"]] = "one"
+    warm_start_type = WarmStartPopulation
+    as_stage = False
 
     kind: Literal["staged"] = "staged"
     evaluations: int = Field(default=150, ge=1)
-    """Candidates of the first stage, fewer than `budget.evaluations`; all further ones belong to the second."""
-    first: StageConfig = CmaEsConfig()
-    """Strategy for the parameter space, with its settings: cma_es, eda, catcma, m2n2, genetic or random."""
-    second: StageConfig = EdaConfig()
-    """Strategy for the flow: the same choice."""
-    warm_start: Founders | None = None
-    """Begin both stages with what a former search has found; none by default."""
+    """Candidates of the first stage, fewer than `budget.evaluations`; the second stage gets the rest."""
+    first: StageStrategy = CmaEsConfig()
+    """Strategy for the parameter space, with its settings."""
+    second: StageStrategy = EdaConfig()
+    """Strategy for the paths, with its settings."""
+    warm_start: WarmStartPopulation | None = None
+    """Former run whose best candidates start both stages. By default there is none."""
 
     @model_validator(mode="after")
-    def _warmed_as_a_whole(self) -> StagedConfig:
+    def _one_warm_start(self) -> Self:
         for name, stage in (("first", self.first), ("second", self.second)):
-            if stage.warm_start is not None:
-                raise ValueError(f"{name}.warm_start: both stages begin with one run; write strategy.warm_start")
+            if stage.former_run is not None:
+                raise ValueError(f"{name}.warm_start: both stages start from one run; write strategy.warm_start")
         return self
 
-    def resolved_for(self, space: SearchSpace, *, noise: float, evaluations: int) -> StagedConfig:
-        """Return the settings with every `auto` of the stages replaced, each by its part of the space and the budget.
+    @property
+    def places(self) -> int:
+        """The larger of the stages' places."""
+        return max(self.first.places, self.second.places)
+
+    @property
+    def most_in_flight(self) -> int | None:
+        """The smaller of the stages' limits; None: neither has one."""
+        limits = [limit for limit in (self.first.most_in_flight, self.second.most_in_flight) if limit is not None]
+        return min(limits, default=None)
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Check both stages' settings against the tasks."""
+        for stage in (self.first, self.second):
+            stage.check_tasks(tasks)
+
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with both stages resolved, each for its part of the space and of the budget.
 
         Raises
         ------
         ValueError
-            If the space is not stacked, the budget leaves the second stage nothing, or a stage's settings do not fit.
+            If the space is not stacked, the budget leaves nothing for the second stage, or a stage's settings do not
+            suit its part.
         """
         stacked = _stacked(space)
         rest = evaluations - self.evaluations
@@ -73,8 +84,8 @@ class StagedConfig(BaseModel):
                 f"strategy.evaluations: the first stage takes {self.evaluations} candidates, and budget.evaluations is "
                 f"{evaluations}; write strategy.evaluations below {evaluations}, or raise budget.evaluations"
             )
-        first = self.first.resolved(stacked.parameters.dimension, noise=noise, evaluations=self.evaluations)
-        second = self.second.resolved(stacked.flow.dimension, noise=noise, evaluations=rest)
+        first = self.first.resolved(stacked.parameters, noise=noise, evaluations=self.evaluations)
+        second = self.second.resolved(stacked.flow, noise=noise, evaluations=rest)
         return self.model_copy(update={"first": first, "second": second})
 
     def build(self, space: SearchSpace, seed: int) -> Staged:
@@ -89,7 +100,7 @@ class StagedConfig(BaseModel):
 
 
 class Staged(Strategy):
-    """Leads one strategy through the parameter space, then another through the flow."""
+    """Runs one strategy on the parameter space, then another on the paths."""
 
     def __init__(self, space: TwoStageSpace, seed: int, config: StagedConfig) -> None:
         super().__init__(space, seed)
@@ -97,14 +108,14 @@ class Staged(Strategy):
         self.stacked = space
         former = [] if config.warm_start is None else config.warm_start.points(space)
         self._former = [space.split(point) for point in former]
-        first = _warmed(config.first, space.parameters, [parameters for parameters, _ in self._former])
+        first = _warm_started(config.first, space.parameters, [parameters for parameters, _ in self._former])
         self._stage = first.build(space.parameters, seed)
         self.population = self._stage.population
-        self._kept: Genotype | None = None  # the first stage's merge, once it is over
+        self._kept: Genotype | None = None  # the first stage's merge, after that stage
         self._best: tuple[float, Genotype] = (-math.inf, np.array(space.parameters.start))
-        self._offset = 0  # of the second stage's generations
+        self._offset = 0  # added to the second stage's generation numbers
         self._last = 0
-        self._ids: dict[int, int] = {}  # the stage's id by ours
+        self._ids: dict[int, int] = {}  # our candidate ids to those of the stage's strategy
 
     def recommend(self) -> Genotype | None:
         """Return the stage's own best guess, as a point of the whole space."""
@@ -114,7 +125,7 @@ class Staged(Strategy):
     def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
         if self._kept is None and self._asked >= self.config.evaluations:
             if self._open:
-                return []  # the best of the first stage is not known before all of it is in
+                return []  # the merge to keep is known when all results of the first stage are in
             self._begin_second()
         if self._kept is None:
             n = min(n, self.config.evaluations - self._asked)
@@ -134,7 +145,7 @@ class Staged(Strategy):
         self._kept = self._best[1] if guess is None else guess
         self._offset = self._last + 1
         seed = int(self.rng.integers(2**31))
-        second = _warmed(self.config.second, self.stacked.flow, [flow for _, flow in self._former])
+        second = _warm_started(self.config.second, self.stacked.flow, [flow for _, flow in self._former])
         self._stage = second.build(self.stacked.flow, seed)
         self.population = self._stage.population
 
@@ -145,19 +156,18 @@ class Staged(Strategy):
 
 
 def _stacked(space: SearchSpace) -> TwoStageSpace:
-    """Return the stacked space that a search is over; raises as `StagedConfig.build` does."""
+    """Return the two-stage space inside `space`; raises as `StagedConfig.build` does."""
     if isinstance(space, RecipeSettingsSpace):
         space = space.inner  # the same points
     if not isinstance(space, TwoStageSpace):
-        raise ValueError("strategy.kind staged is for space.kind two_stage; write strategy.kind: cma_es, or stack")
+        raise ValueError(
+            "strategy.kind staged is for space.kind two_stage; write strategy.kind: cma_es, or space.kind: two_stage"
+        )
     return space
 
 
-def _warmed(config: StageConfig, space: SearchSpace, points: list[Genotype]) -> StageConfig:
-    """Return a stage's settings with its part of what a former run has found, each point once."""
-    if not points:
+def _warm_started(config: StrategyConfig, space: SearchSpace, points: list[Genotype]) -> StrategyConfig:
+    """Return a stage's settings with its part of the former run's points, each distinct one once."""
+    if not points or config.warm_start_type is None:
         return config
-    distinct = list({point.tobytes(): point for point in points}.values())
-    if isinstance(config, CmaEsConfig):
-        return config.model_copy(update={"warm_start": WarmStart().around(UnitBox(space).to_unit(distinct))})
-    return config.model_copy(update={"warm_start": Founders().of(distinct)})
+    return config.warm_started(space, list({point.tobytes(): point for point in points}.values()))

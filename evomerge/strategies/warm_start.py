@@ -1,34 +1,36 @@
-"""A warm start: what a former search has found, for a new one to begin with.
+"""Warm starts: initialise a search from the best candidates of a finished one.
 
-Populations begin with the former run's best candidates themselves (`Founders`). Distributions begin around them:
+Populations start with the candidates themselves (`WarmStartPopulation`). CMA-ES starts with a normal distribution
+around them (`WarmStartDistribution`):
 
 M. Nomura et al., "Warm Starting CMA-ES for Hyperparameter Optimization", AAAI 2021, arXiv 2012.06932, equations 5
-to 7 with a diagonal covariance, since a run's best tenth is mostly smaller than the number of genes: the best
-γ = 10 % of its candidates, each widened by a normal distribution of standard deviation α = 0.1 in the unit box, have
-the mean Σ xᵢ / n and the variance α² + Var(x).
+to 7. The best γ = 10 % of the former run's N candidates, each widened by a normal distribution of standard deviation
+α = 0.1 in the unit box, have the mean Σ xᵢ / n and the variance α² + Var(x), where n = γN. The covariance is diagonal,
+because n is usually smaller than the number of genes.
 
-What was read of the former run is part of the settings, and so of the new run's config: resuming it needs the former
-one no more.
+What is read from the former run becomes part of the settings and is saved with the new run. Resuming the new run does
+not need the former one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
-from evomerge.strategies.base import Genotype
-from search_spaces.spaces.space import SearchSpace
+from evomerge.strategies.unit_box import UnitBox
+from search_spaces.spaces.space import Genotype, SearchSpace
 
 GAMMA = 0.1
 ALPHA = 0.1
 
 
-class FormerRun(BaseModel):
-    """A former run by its folder; a name alone stands for `{run: NAME}`."""
+class WarmStart(BaseModel):
+    """A former run by its folder; a string alone stands for `{run: FOLDER}`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -37,74 +39,83 @@ class FormerRun(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_alone(cls, value: object) -> object:
+    def _name_alone(cls, value: Any) -> Any:
         return {"run": value} if isinstance(value, str) else value
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the former run's candidates have been read into these settings."""
+        raise NotImplementedError
 
-class WarmStart(FormerRun):
-    """The distribution of a former run's best candidates, in place of the space's start."""
+    def wanted(self, scored: int, places: int) -> int:
+        """Return how many of the former run's candidates to read.
+
+        Parameters
+        ----------
+        scored
+            How many candidates the former run has scored.
+        places
+            How many the first population of the new search has room for.
+        """
+        raise NotImplementedError
+
+    def from_points(self, space: SearchSpace, points: Sequence[Genotype]) -> Self:
+        """Return these settings with what `points` give: N points of `space`, float64[G] each, best first; N ≥ 1."""
+        raise NotImplementedError
+
+
+class WarmStartDistribution(WarmStart):
+    """The distribution of a former run's best candidates, used instead of the space's start."""
 
     mean: tuple[float, ...] = ()
-    """What was read from that run when the search began: mean of its best candidates, per gene, in [0, 1]."""
+    """Filled in when the search starts: mean of the former run's best candidates, per gene, in [0, 1]."""
     deviations: tuple[float, ...] = ()
-    """Likewise, standard deviation per gene, as a fraction of its range."""
+    """Filled in when the search starts: standard deviation per gene, as a fraction of its range."""
 
     @property
-    def known(self) -> bool:
-        """Whether the former run has been read."""
+    def is_loaded(self) -> bool:
+        """Whether the former run's candidates have been read into these settings."""
         return bool(self.mean)
 
+    def wanted(self, scored: int, places: int) -> int:
+        """Return how many of the former run's candidates to read: its best tenth, at least one."""
+        return max(1, round(GAMMA * scored))
+
+    def from_points(self, space: SearchSpace, points: Sequence[Genotype]) -> Self:
+        """Return these settings with the normal distribution around `points`, in the unit box."""
+        mean, deviations = normal_around(UnitBox(space).to_unit(points))
+        return self.model_copy(update={"mean": tuple(mean.tolist()), "deviations": tuple(deviations.tolist())})
+
     def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return mean and deviations, float64[G] each.
+        """Return mean and standard deviations in the unit box, float64[G] each.
 
         Raises
         ------
         ValueError
             If the former run has not been read.
         """
-        if not self.known:
-            raise ValueError("warm_start names a run that was not read: call warm_start.learnt(...) first")
+        if not self.is_loaded:
+            raise ValueError(_not_loaded(self))
         return np.array(self.mean), np.array(self.deviations)
 
-    def learnt(self, unit: Sequence[NDArray[np.float64]], fitness: Sequence[float]) -> WarmStart:
-        """Return it with what a former run's candidates say.
 
-        Parameters
-        ----------
-        unit
-            N points float64[G] of the unit box.
-        fitness
-            N values, larger is better.
-
-        Raises
-        ------
-        ValueError
-            If there are no points.
-        """
-        if not len(unit):
-            raise ValueError(f"strategy.warm_start: {self.run} has scored no candidate; name another run")
-        order = np.argsort(-np.asarray(fitness), kind="stable")
-        return self.around(np.array(unit)[order[: best_share(len(unit))]])
-
-    def around(self, best: NDArray[np.float64]) -> WarmStart:
-        """Return it with the distribution around a former run's best points of the unit box, float64[N, G]."""
-        mean, deviations = around(best)
-        return self.model_copy(update={"mean": tuple(mean.tolist()), "deviations": tuple(deviations.tolist())})
-
-
-class Founders(FormerRun):
-    """A former run's best candidates, for the first population."""
+class WarmStartPopulation(WarmStart):
+    """A former run's best candidates, used as the first population."""
 
     genotypes: tuple[tuple[float, ...], ...] = ()
-    """What was read from that run when the search began: its best candidates as points of this search's space."""
+    """Filled in when the search starts: the former run's best candidates as points of this search's space."""
 
     @property
-    def known(self) -> bool:
-        """Whether the former run has been read."""
+    def is_loaded(self) -> bool:
+        """Whether the former run's candidates have been read into these settings."""
         return bool(self.genotypes)
 
-    def of(self, points: Sequence[Genotype]) -> Self:
-        """Return it with these points, float64[G] each, best first."""
+    def wanted(self, scored: int, places: int) -> int:
+        """Return how many of the former run's candidates to read: as many as there is room for."""
+        return places
+
+    def from_points(self, space: SearchSpace, points: Sequence[Genotype]) -> Self:
+        """Return these settings with `points` as the first candidates."""
         return self.model_copy(update={"genotypes": tuple(tuple(point.tolist()) for point in points)})
 
     def points(self, space: SearchSpace) -> list[Genotype]:
@@ -113,23 +124,26 @@ class Founders(FormerRun):
         Raises
         ------
         ValueError
-            If the former run has not been read, or its candidates are points of another space.
+            If the former run has not been read, or its candidates have another number of genes than `space`.
         """
-        if not self.known:
-            raise ValueError("warm_start names a run that was not read: give warm_start.of(points)")
+        if not self.is_loaded:
+            raise ValueError(_not_loaded(self))
         if any(len(genotype) != space.dimension for genotype in self.genotypes):
             raise ValueError(
                 f"strategy.warm_start.genotypes: the space has {space.dimension} genes and these points have not; "
-                "leave them out and name the run"
+                "remove warm_start.genotypes and keep warm_start.run"
             )
         return [space.settled(np.array(genotype)) for genotype in self.genotypes]
 
 
-def best_share(count: int) -> int:
-    """Return how many of so many candidates a distribution begins around."""
-    return max(1, round(GAMMA * count))
+def normal_around(points: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviations, float64[G] each, of unit-box points float64[N, G], each widened by α."""
+    points = np.asarray(points, dtype=np.float64)
+    return points.mean(axis=0), np.sqrt(ALPHA**2 + points.var(axis=0))  # (eq. 7), its diagonal
 
 
-def around(best: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and deviations, float64[G] each, of points of the unit box, float64[N, G], each widened by α."""
-    return best.mean(axis=0), np.sqrt(ALPHA**2 + best.var(axis=0))  # (eq. 7), its diagonal
+def _not_loaded(warm_start: WarmStart) -> str:
+    return (
+        f"strategy.warm_start: the run {warm_start.run!r} has not been read; start the search with `evomerge search`, "
+        "or call warm_start.from_points(space, points) with its best candidates"
+    )

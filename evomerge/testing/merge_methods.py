@@ -71,8 +71,8 @@ def merge_tensors(
         The tensor's, which random masks depend on.
     parameters
         By the method's names (``lambda_`` for ``lambda``); a list is a value per model, one value is all models'.
-        Those left out take their defaults. With `aim`, activations rise evenly from the first column to the last; a
-        statistic that the method asks for is the square of each value.
+        Those left out take their defaults. With `activation_informed`, activations rise evenly from the first column
+        to the last; a statistic that the method asks for is the square of each value.
     """
     merge = Merge(method, base, models, seed=seed, by_token=by_token, name=name)
     return merge.run(block=block, out_dtype=out_dtype, compiled=compiled, **parameters)
@@ -128,7 +128,7 @@ class Merge:
             info=self._info,
             prepared=self._prepared,
             shared=self._shared,
-            activation=_activation(self._info).to(device) if "aim" in parameters else None,
+            activation=_activation(self._info).to(device) if "activation_informed" in parameters else None,
         )
         plan, scratch = _plan(self.method.spec, len(self._models), parameters), Scratch(device, block)
         with torch.inference_mode():
@@ -157,7 +157,7 @@ def _plan(spec: MethodSpec, count: int, parameters: Mapping[str, Any]) -> Tensor
     values |= {key.rstrip("_"): value for key, value in parameters.items()}
     unknown = set(values) - {p.name for p in spec.parameters}
     if unknown:
-        raise ValueError(f"{spec.name} has no parameter '{min(unknown)}'; use those of search_spaces.methods")
+        raise ValueError(f"{spec.name} has no parameter '{min(unknown)}'; use those of its function")
 
     def of_model(index: int) -> dict[str, Any]:
         own = {p.name: values[p.name] for p in spec.per_model if p.name in values}

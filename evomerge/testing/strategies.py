@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from evomerge.strategies import resolved_for
 from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy
 from evomerge.testing.planted import evaluate, mixed, reals
 from fitness.results import Evaluation
@@ -271,7 +270,7 @@ class StrategySuite:
         """What is written to the run's config reads back equal, and resolving it again changes nothing."""
         config = type(self.config)
         assert config.model_validate(self.config.model_dump(mode="json")) == self.config
-        assert resolved_for(self.config, self.around(reals(3)), noise=0.1, evaluations=1000) == self.config
+        assert self.config.resolved(self.around(reals(3)), noise=0.1, evaluations=1000) == self.config
         assert self.config.objectives in (("several", "any") if self.objectives > 1 else ("one", "any"))
 
 

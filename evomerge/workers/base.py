@@ -16,7 +16,7 @@ OUT_OF_MEMORY = "out of memory"
 """First words of the reason of an evaluation that failed because memory ran out: another worker may have more."""
 
 ComputeDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-SourcePlacement: TypeAlias = Literal["auto", "device", "pinned", "mapped"]
+SourcePlacement: TypeAlias = Literal["auto", "device", "pinned", "mmap"]
 
 
 class WorkerError(RuntimeError):

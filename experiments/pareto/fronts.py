@@ -120,7 +120,7 @@ def _run(
     """Ask and tell; with a weight, the strategy is told a weighted sum, in which it is the first task's weight."""
     space = problem().space
     noise = 0.5 / (len(items) / 2) ** 0.5
-    strategy = config.resolved(space.dimension, noise=noise, evaluations=evaluations).build(space, seed)
+    strategy = config.resolved(space, noise=noise, evaluations=evaluations).build(space, seed)
     found: list[tuple[Genotype, Evaluation]] = []
     while len(found) < evaluations:
         (candidate,) = strategy.ask(1)

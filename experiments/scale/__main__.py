@@ -22,7 +22,7 @@ from typing import Any
 from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.loop import Search
-from evomerge.strategies import AnyStrategyConfig, CmaEsConfig, M2n2Config, RandomConfig
+from evomerge.strategies import CmaEsConfig, M2n2Config, RandomConfig, StrategyConfig
 from evomerge.strategies.base import Evaluated
 from experiments.harness import Experiment, Results
 from experiments.scale.simulation import ITEMS, Load, SimulatedPool, space
@@ -49,7 +49,7 @@ class Sizes:
 QUICK = Sizes(workers=(1, 50), per_worker=4, least=100, events=400, layers=(4,))
 
 
-def strategies(workers: int) -> dict[str, AnyStrategyConfig]:
+def strategies(workers: int) -> dict[str, StrategyConfig]:
     """Return the strategies that are measured: one that waits for its generation, and two that never wait."""
     population = max(8, workers)
     return {
@@ -59,14 +59,14 @@ def strategies(workers: int) -> dict[str, AnyStrategyConfig]:
     }
 
 
-def searching(run: Run, searched: CoefficientSpace, config: AnyStrategyConfig, evaluations: int) -> Search:
+def searching(run: Run, searched: CoefficientSpace, config: StrategyConfig, evaluations: int) -> Search:
     """Return a search over `run` that has replayed its events."""
-    resolved = config.resolved(searched.dimension, noise=0.1, evaluations=evaluations)
+    resolved = config.resolved(searched, noise=0.1, evaluations=evaluations)
     plan = FixedItemsPlan(ITEMS, OBJECTIVES)
     return Search(run, searched, resolved.build(searched, 0), BudgetConfig(evaluations=evaluations), plan)
 
 
-def drive(layers: int, config: AnyStrategyConfig, workers: int, load: Load, evaluations: int) -> dict[str, Any]:
+def drive(layers: int, config: StrategyConfig, workers: int, load: Load, evaluations: int) -> dict[str, Any]:
     """Search with simulated workers; return rates and shares."""
     with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", "", {}) as run:
         state = searching(run, space(layers), config, evaluations)
@@ -109,9 +109,9 @@ def limit(sizes: Sizes) -> list[dict[str, Any]]:
     return rows
 
 
-def write_log(run: Run, searched: CoefficientSpace, config: AnyStrategyConfig, evaluations: int) -> None:
+def write_log(run: Run, searched: CoefficientSpace, config: StrategyConfig, evaluations: int) -> None:
     """Record a whole search as the driver does, except that no recipe is decoded: its hash is a number."""
-    resolved = config.resolved(searched.dimension, noise=0.1, evaluations=evaluations)
+    resolved = config.resolved(searched, noise=0.1, evaluations=evaluations)
     strategy, pool = resolved.build(searched, 0), SimulatedPool(1, Load(median=1e-6), seed=0)
     plan = FixedItemsPlan(ITEMS, OBJECTIVES)
     for _ in range(evaluations):

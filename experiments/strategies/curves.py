@@ -20,7 +20,6 @@ from evomerge.runs.run import Run
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
-from evomerge.strategies import resolved_for
 from evomerge.workers.base import Request
 from evomerge.workers.inline import InlinePool, MergeWorker
 from experiments.strategies.contenders import Contender, FreshItems
@@ -100,7 +99,7 @@ def search(job: Job) -> Curve:
     evaluations = -(-spent[-1] // contender.items)
     noise = 0.5 / contender.items**0.5
     settings = strategy_config(contender.strategy)
-    strategy = resolved_for(settings, space, noise=noise, evaluations=evaluations).build(space, seed)
+    strategy = settings.resolved(space, noise=noise, evaluations=evaluations).build(space, seed)
     objectives = Objectives(opened.suite.weights)
     if contender.fresh:
         plan: FixedItemsPlan = FreshItems(opened.search_items, contender.items, objectives, seed)
@@ -126,6 +125,6 @@ def strategy_config(values: Any) -> Any:
     """Return the settings that a `strategy` part of a search file stands for."""
     from pydantic import TypeAdapter
 
-    from evomerge.config.search_file import StrategyConfig
+    from evomerge.strategies import AnyStrategy
 
-    return TypeAdapter(StrategyConfig).validate_python(dict(values))
+    return TypeAdapter(AnyStrategy).validate_python(dict(values))

@@ -23,8 +23,6 @@ MAX_SOURCES = 64
 MAX_GRADIENT = MAX_LAYERS
 MAX_CONDITIONS = 64
 
-NOT_IN_CORE = ("slerp", "karcher", "widen", "arcee_fusion")
-
 VOCABULARIES = ("union", "base", "first", "pad")
 """Values of `RecipeFields.tokenizer_source` that do not name a model."""
 
@@ -120,7 +118,7 @@ class RecipeFields:
     seed
         Decides the random masks of stochastic methods (None: 0). Ours: mergekit has no such key.
     calibration
-        The text file that models are measured on, for parameters that need it (`aim`); ours, too.
+        The text file that models are measured on, for parameters that need it (`activation_informed`); ours, too.
     adapters
         ``core``: merge LoRA adapters in their core space; None: as full weights. Ours.
     mixture

@@ -11,9 +11,6 @@ from search_spaces.recipes.mixture_table import Mixture, Piece
 from search_spaces.recipes.parameter_values import Condition, Parameters, constant, find, simplified
 from search_spaces.recipes.recipe import Recipe, Slice, Source
 
-# These mergekit computes in float32 at least, whatever `dtype`. With the others it rounds to `dtype` after every
-# step, where evomerge accumulates in float32 and rounds once.
-_NOT_ROUNDED_BETWEEN = ("linear", "slerp", "passthrough")
 _PATH = "evomerge.path: mergekit does not merge and reorder layers in one document"
 _SEVERAL = "slices.evomerge.merge_method: layers have methods of their own, and mergekit has one in a document"
 _EXACT_DTYPES = ("float32", "float64")
@@ -63,7 +60,7 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     if len(recipe.specs) > 1:
         raise RecipeError(f"{_SEVERAL}; build the model with evomerge merge, or search one method for all layers")
     if not recipe.spec.in_mergekit:
-        known = ", ".join(sorted(name for name, spec in METHODS.items() if spec.in_mergekit))
+        known = ", ".join(sorted(spec.name for spec in METHODS.values() if spec.in_mergekit))
         raise RecipeError(
             f"merge_method: mergekit 0.1.5 has no '{recipe.merge_method}'; build the model with evomerge merge, or "
             f"search one of {known}"
@@ -211,4 +208,4 @@ def _without(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
 
 
 def _loses_precision(recipe: Recipe) -> bool:
-    return recipe.merge_method not in _NOT_ROUNDED_BETWEEN and recipe.dtype not in _EXACT_DTYPES
+    return not recipe.spec.float32_in_mergekit and recipe.dtype not in _EXACT_DTYPES

@@ -1,14 +1,18 @@
-"""What is known of a merge method: its parameters and what it merges. Data only, no arithmetic."""
+"""The description of a merge method: its parameters and what it merges. Data only, no arithmetic."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from search_spaces.recipes.errors import RecipeError, did_you_mean
 
-BaseRole = Literal["required", "optional", "none"]
+BaseRole: TypeAlias = Literal["required", "optional", "none"]
+CoreSpace: TypeAlias = Literal["exact", "different", "unsupported"]
+
+_KINDS: Mapping[str, type] = {"float": float, "bool": bool}
 
 
 @dataclass(frozen=True)
@@ -27,16 +31,19 @@ class Parameter:
     default
         Value when no scope sets it. ``None`` for a required parameter, or for one that is off unless set.
     low, high, start
-        Range that a search uses unless told otherwise, and where it begins; ``None`` when not searchable.
+        Range that a search uses unless the search file gives another, and where it begins; ``None`` when not
+        searchable.
     required
         Whether every tensor needs a value.
     inert
         Accepted because mergekit accepts it, without effect on the weights; the canonical form drops it.
     after
-        Applied to what was merged, whatever the method: no argument of its function; off unless set, and searched
-        only when asked for.
+        Applied to the merged tensor, whatever the method: not an argument of its function, off unless set, and
+        searched only when the search file names it.
     extension
         Ours: mergekit does not know it, and cannot rebuild a recipe that sets it to other than its default.
+    common
+        Means the same to every method that adds task vectors to a base: a search over methods has one gene for all.
     doc
         Meaning, in one sentence.
     """
@@ -52,6 +59,7 @@ class Parameter:
     inert: bool = False
     after: bool = False
     extension: bool = False
+    common: bool = False
     doc: str = ""
 
     @property
@@ -72,35 +80,46 @@ class MethodSpec:
         The value of ``merge_method``.
     parameters
         Parameters, per-model ones first.
+    doc
+        What the method does and its source, in one sentence.
     base
         ``required``: one source of every slice is the base, and the method treats it apart. ``optional``: it
-        does so when the recipe names a base. ``none``: ``base_model`` names no more than the donor of the
-        config and the tokenizer.
+        does so when the recipe names a base. ``none``: ``base_model`` only names the donor of the config and the
+        tokenizer.
     min_models, max_models
         Sources per slice, the base not counted where it is treated apart; ``max_models=None`` for no bound.
     stochastic
         Whether the weights depend on the recipe's seed.
-    doc
-        Formula or source, in one sentence.
-    in_mergekit
-        Whether mergekit 0.1.5 has a method of this name.
-    deviation
-        Where its weights differ from ours, at ``dtype: float32``, whatever the coefficients; else empty.
     statistic
         What is measured of each model on the recipe's calibration text before it is merged: ``fisher``, the mean
         squared gradient of every weight. None: nothing.
+    weighted_average
+        Whether the result is Σ w_t θ_t / Σ w_t, divided when `normalize`: only the ratios of the weights count.
+    core_space
+        What the method computes from adapters in core space: ``exact``, what it computes from full weights;
+        ``different``, another merge; ``unsupported``, nothing, since it compares whole weights.
+    in_mergekit
+        Whether mergekit 0.1.5 has a method of this name.
+    float32_in_mergekit
+        Whether mergekit computes it in float32 at least, whatever the recipe's `dtype`. Other methods it rounds to
+        `dtype` after every step, where evomerge accumulates in float32 and rounds once.
+    deviation
+        How mergekit's weights differ from ours at ``dtype: float32``, whatever the coefficients; else empty.
     """
 
     name: str
     parameters: tuple[Parameter, ...]
-    base: BaseRole
-    min_models: int
-    max_models: int | None
-    stochastic: bool
     doc: str
-    in_mergekit: bool = True
-    deviation: str = ""
+    base: BaseRole = "required"
+    min_models: int = 1
+    max_models: int | None = None
+    stochastic: bool = False
     statistic: Literal["fisher"] | None = None
+    weighted_average: bool = False
+    core_space: CoreSpace = "different"
+    in_mergekit: bool = False
+    float32_in_mergekit: bool = False
+    deviation: str = ""
 
     def parameter(self, name: str) -> Parameter:
         """Return the parameter called `name`.
@@ -108,7 +127,7 @@ class MethodSpec:
         Raises
         ------
         RecipeError
-            If the method has none of that name; the nearest is named.
+            If the method has none of that name; the text names the nearest.
         """
         for parameter in self.parameters:
             if parameter.name == name:
@@ -125,3 +144,22 @@ class MethodSpec:
     def shared(self) -> tuple[Parameter, ...]:
         """Parameters with one value for the merge."""
         return tuple(parameter for parameter in self.parameters if not parameter.per_model)
+
+
+def as_data(spec: MethodSpec) -> dict[str, Any]:
+    """Return a spec as plain data for JSON, without fields that have their default."""
+    data = _set_fields(spec) | {"parameters": [_set_fields(parameter) for parameter in spec.parameters]}
+    for parameter in data["parameters"]:
+        parameter["kind"] = parameter["kind"].__name__
+    return data
+
+
+def from_data(data: Mapping[str, Any]) -> MethodSpec:
+    """Return the spec that `as_data` wrote."""
+    parameters = tuple(Parameter(**{**values, "kind": _KINDS[values["kind"]]}) for values in data["parameters"])
+    return MethodSpec(**{**data, "parameters": parameters})
+
+
+def _set_fields(value: MethodSpec | Parameter) -> dict[str, Any]:
+    data = asdict(value)
+    return {field.name: data[field.name] for field in fields(value) if data[field.name] != field.default}

@@ -20,7 +20,6 @@ from search_spaces.recipes.fields import (
     MAX_LAYERS,
     MAX_SLICES,
     MAX_SOURCES,
-    NOT_IN_CORE,
     VOCABULARIES,
     PathLayer,
     RecipeFields,
@@ -169,7 +168,7 @@ def _validate_adapters(recipe: RecipeFields, spec: MethodSpec) -> None:
         raise RecipeError(
             "evomerge.adapters: core space has no input channels to weigh; remove calibration, or adapters"
         )
-    if spec.name in NOT_IN_CORE or (spec.base == "optional" and recipe.base_model is None):
+    if spec.core_space == "unsupported" or (spec.base == "optional" and recipe.base_model is None):
         raise RecipeError(
             f"evomerge.adapters: {spec.name} compares whole weights, and core space holds task vectors only; write "
             "adapters: full, or use another method (task_arithmetic, ties, ...)"
@@ -260,7 +259,7 @@ def _validate_calibration(recipe: RecipeFields) -> None:
         raise RecipeError("evomerge.calibration: the name is empty; write the path of a text file")
     if recipe.calibration is None and recipe.needs_calibration:
         measuring = [spec.name for spec in recipe.specs if spec.statistic is not None]
-        what, whom = (measuring[0], "models") if measuring else ("aim", "the base")
+        what, whom = (measuring[0], "models") if measuring else ("activation_informed", "the base")
         raise RecipeError(f"{what}: it needs a text to measure {whom} on; write evomerge: {{calibration: TEXT_FILE}}")
 
 

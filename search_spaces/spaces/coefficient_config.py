@@ -18,11 +18,12 @@ Modules: TypeAlias = tuple[Module, ...] | Literal["all"]
 _SEARCHED = ("weight", "density", "t")
 """Parameters searched by default, each with a field of its own in the config."""
 
-_METHODS = tuple(
-    name
-    for name, spec in METHODS.items()
-    if name != "passthrough" and any(p.search is not None and not p.after for p in spec.parameters)
-)
+
+def _is_searchable(name: object) -> bool:
+    """Tell whether a registered method has anything to search."""
+    if name == "passthrough" or name not in METHODS:
+        return False
+    return any(p.search is not None and not p.after for p in METHODS[str(name)].parameters)
 
 
 class Range(BaseModel):
@@ -96,9 +97,9 @@ class CoefficientSettings(BaseModel):
 
     calibration: str | None = None
     """A text file, for what needs one: the method `fisher`, which measures every model's gradients on it; and the
-    parameter `aim` (activation-informed merging, on top of any method with a base), which damps changes of the channels
-    that are busy when the base reads it. Write `ranges: {aim: {low: 0, high: 1}}` to search it, or hold it in
-    `fixed`."""
+    parameter `activation_informed` (activation-informed merging, on top of any method with a base), which reduces the
+    change of channels that are busy when the base reads it. Write
+    `ranges: {activation_informed: {low: 0, high: 1}}` to search it, or set it in `fixed`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -119,10 +120,11 @@ class CoefficientSettings(BaseModel):
     def _known_methods(cls, method: str | tuple[str, ...]) -> str | tuple[str, ...]:
         names = (method,) if isinstance(method, str) else method
         for name in names:
-            if name in METHODS and name not in _METHODS:
-                raise ValueError(f"{name} has no coefficients to search; use one of {', '.join(_METHODS)}")
-            if name not in _METHODS:
-                raise ValueError(f"'{name}' is not a merge method; {did_you_mean(name, _METHODS)}")
+            if not _is_searchable(name):
+                searchable = [method for method in METHODS if _is_searchable(method)]
+                if name in METHODS:
+                    raise ValueError(f"{name} has no coefficients to search; use one of {', '.join(searchable)}")
+                raise ValueError(f"'{name}' is not a merge method; {did_you_mean(name, searchable)}")
             if names.count(name) > 1:
                 raise ValueError(f"{name} is in the list twice; name each method once")
         if not names:
@@ -190,7 +192,9 @@ class CoefficientSettings(BaseModel):
         taken = {parameter.name for parameter in spec.parameters if not parameter.inert}
         weighs = {name for name in _SEARCHED if name != "weight" or spec.base == "required"}
         held = {
-            name: value for name, value in self.fixed_parameters.items() if (method, name) != ("linear", "normalize")
+            name: value
+            for name, value in self.fixed_parameters.items()
+            if not (spec.weighted_average and name == "normalize")
         }
         return CoefficientSettings(
             method=method,
@@ -242,7 +246,7 @@ def _specs_in(values: dict[str, Any]) -> list[MethodSpec]:
     """Return what is known of the methods that unchecked settings name."""
     method = values.get("method", "task_arithmetic")
     names = method if isinstance(method, list | tuple) else [method]
-    return [METHODS[name] for name in names if isinstance(name, str) and name in _METHODS]
+    return [METHODS[name] for name in names if _is_searchable(name)]
 
 
 def _names_genes(key: str) -> bool:
@@ -314,16 +318,17 @@ def _check_range(config: CoefficientSettings, name: str) -> None:
 
 def _check_fixed(spec: MethodSpec, name: str, value: Scalar) -> None:
     _require_effect(spec, name, "fixed")
-    if spec.name == "linear":
-        raise ValueError(f"fixed: linear weights are searched and divided by their sum; remove '{name}'")
+    if spec.weighted_average:
+        raise ValueError(f"fixed: {spec.name} weights are searched and divided by their sum; remove '{name}'")
     if spec.parameter(name).kind is not type(value):
         example = "true or false" if spec.parameter(name).kind is bool else "a number such as 0.5"
         raise ValueError(f"fixed.{name}: {value!r} does not fit; write {example}")
 
 
 def _check_bounds(config: CoefficientSettings) -> None:
-    if config.method == "linear" and config.weight is not None and config.weight.low != 0:
-        raise ValueError("weight: linear weights are divided by their sum and begin at zero; write low: 0")
+    averages = isinstance(config.method, str) and config.spec.weighted_average
+    if averages and config.weight is not None and config.weight.low != 0:
+        raise ValueError(f"weight: {config.method} weights are divided by their sum and begin at zero; write low: 0")
     densities = [config.fixed["density"]] if "density" in config.fixed else []
     densities += [config.density.low, config.density.high] if config.density is not None else []
     if any(not 0 < density <= 1 for density in densities):

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import Slice, Source
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.recipes.methods import MethodSpec, Parameter
+from search_spaces.recipes.methods import MethodSpec, Parameter, method_spec
 from search_spaces.recipes.parameter_values import Condition, Parameters, Scalar, constant, simplified
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
@@ -137,7 +137,7 @@ class CoefficientSpace(SearchSpace):
         return {
             p.name: self.config.fixed_parameters.get(p.name, p.default)
             for p in self.spec.parameters
-            if not p.inert and p not in self._searched and (self.spec.name, p.name) != ("linear", "normalize")
+            if not p.inert and p not in self._searched and not (self.spec.weighted_average and p.name == "normalize")
         }
 
     # --- genotype to recipe ---
@@ -165,13 +165,13 @@ class CoefficientSpace(SearchSpace):
 
     def _shared_parameters(self) -> Parameters:
         fixed: dict[str, Scalar] = dict(self.config.fixed_parameters)
-        if self.spec.name == "linear":
+        if self.spec.weighted_average:
             fixed["normalize"] = False  # divided already
         return tuple((name, constant(value)) for name, value in sorted(fixed.items()))
 
     def _written_values(self, point: Genotype) -> Genotype:
         """Return what is written for each gene: itself, or its share of the group's sum for linear."""
-        if self.spec.name != "linear":
+        if not self.spec.weighted_average:
             return point
         groups = point.reshape(-1, len(self._columns))
         return np.concatenate([to_shares(weights) for weights in groups])
@@ -226,7 +226,7 @@ class CoefficientSpace(SearchSpace):
             known = [value for value in values if value is not None]
             if known:
                 point[group + column] = _mean(known)
-        if self.spec.name == "linear":
+        if self.spec.weighted_average:
             genes = slice(group, group + len(self._columns))
             point[genes] = self._scaled_shares(point[genes], self.start[genes])
 
@@ -338,7 +338,7 @@ def _value_in(plan: TensorPlan, model: str | None, parameter: Parameter) -> floa
 
 def _norm(plan: TensorPlan) -> float:
     """Return what a linear merge that divides by its weights multiplies each with; 1 for all others."""
-    if plan.method != "linear" or not plan.parameters.get("normalize"):
+    if not method_spec(plan.method).weighted_average or not plan.parameters.get("normalize"):
         return 1.0
     total = sum(contribution.parameters["weight"] for contribution in plan.contributions)
     return 1.0 / total if total else 1.0

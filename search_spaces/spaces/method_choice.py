@@ -24,9 +24,6 @@ from search_spaces.spaces.coefficients import CoefficientSpace, Stamp
 from search_spaces.spaces.genes import Choice, Real
 from search_spaces.spaces.space import Genotype, SearchSpace
 
-_COMMON = ("weight", "density", "gamma", "epsilon", "lambda")
-"""Parameters that mean the same to all methods that add task vectors to a base."""
-
 
 class MethodChoiceSpace(SearchSpace):
     """Recipes of several merge methods; see the module's head.
@@ -158,7 +155,7 @@ class MethodChoiceSpace(SearchSpace):
 def _shared_name(spec: MethodSpec, gene: str) -> str:
     """Return the name in the joined space of a variant's gene, ``owner.parameter[group]``."""
     parameter = gene.partition("[")[0].rpartition(".")[2]
-    common = spec.base == "required" and parameter in _COMMON
+    common = spec.base == "required" and spec.parameter(parameter).common
     return gene if common else f"{spec.name}.{gene}"
 
 

@@ -29,9 +29,9 @@ def inspect(monkeypatch, capsys):
 
 
 @pytest.fixture
-def stranger(tmp_path):
+def unrelated(tmp_path):
     """Return a copy of an expert of the zoo with random weights, another chat template and another licence."""
-    folder = Path(shutil.copytree(ZOO / "ja", tmp_path / "stranger"))
+    folder = Path(shutil.copytree(ZOO / "ja", tmp_path / "unrelated"))
     stored = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
     stored = {
@@ -48,7 +48,7 @@ def test_tables(inspect):
     code, text = inspect(ZOO / "base", ZOO / "ops", ZOO / "ja")
     assert code == 0
     assert "LlamaForCausalLM" in text
-    assert "kinship, from all weights" in text
+    assert "similarity, from all weights" in text
     assert "cosine / Pearson of the deltas" in text
     assert "cannot be merged" not in text
 
@@ -60,25 +60,25 @@ def test_json(inspect):
     assert set(found["models"]) == {"base", "ops", "ja"}
     assert found["models"]["ops"]["layers"] == 6
     assert found["vocabulary"]["ops"] == {"shared": 133, "same_id": 133, "only_here": 0, "only_in_base": 0}
-    kin = found["kinship"]
-    assert 0 < kin["entries"] <= kin["total"]
-    assert 0.1 < kin["experts"]["ops"]["relative_norm"] < 0.4
-    assert len(kin["experts"]["ops"]["delta_norms"]) == len(kin["groups"]) == 8
-    assert 0.1 < kin["cosines"][0][1] < 0.4
+    similarity = found["similarity"]
+    assert 0 < similarity["entries"] <= similarity["total"]
+    assert 0.1 < similarity["experts"]["ops"]["relative_norm"] < 0.4
+    assert len(similarity["experts"]["ops"]["delta_norms"]) == len(similarity["groups"]) == 8
+    assert 0.1 < similarity["cosines"][0][1] < 0.4
     assert found["obstacles"] == []
 
 
-def test_what_stands_in_the_way(inspect, stranger, tmp_path):
+def test_what_stands_in_the_way(inspect, unrelated, tmp_path):
     copy = Path(shutil.copytree(ZOO / "base", tmp_path / "base"))
     (copy / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    code, text = inspect(copy, stranger)
+    code, text = inspect(copy, unrelated)
     assert code == 1
-    assert "cannot be merged: stranger: its weights do not come from the base's (cosine: attention" in text
-    assert "warning: stranger: its chat template is not in base; a merge has the base's" in text
-    assert "warning: stranger (cc-by-nc-4.0): non-commercial terms bind the whole merge, base included" in text
-    code, text = inspect(copy, stranger, "--allow-unrelated")
+    assert "cannot be merged: unrelated: its weights do not come from the base's (cosine: attention" in text
+    assert "warning: unrelated: its chat template is not in base; a merge has the base's" in text
+    assert "warning: unrelated (cc-by-nc-4.0): non-commercial terms bind the whole merge, base included" in text
+    code, text = inspect(copy, unrelated, "--allow-unrelated")
     assert code == 0
-    assert "warning: stranger: its weights do not come from the base's" in text
+    assert "warning: unrelated: its weights do not come from the base's" in text
 
 
 def test_other_shapes_are_named_and_the_rest_is_shown(inspect, tmp_path):

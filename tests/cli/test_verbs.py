@@ -85,7 +85,7 @@ def test_plan_says_what_a_search_costs(tmp_path, evomerge, write):
     plan = json.loads(evomerge("plan", "search.yaml", "--json", "--set", "budget.evaluations=500", cwd=tmp_path))
     assert len(plan["genes"]) == 3 * (2 + 2)
     assert plan["footprint"]["touched_bytes"] > plan["footprint"]["resident_bytes"]
-    assert plan["placement"]["placement"] == "mapped"
+    assert plan["placement"]["placement"] == "mmap"
     assert plan["placement"]["peak_bytes"] == plan["footprint"]["peak_bytes"] > plan["footprint"]["source_bytes"]
     assert plan["estimated_seconds"] > 0
     assert plan["notes"] == []

@@ -94,7 +94,11 @@ def test_bad_overrides(write, override):
     [
         ("[{task: a}]", "map_elites", "there is one axis; name two tasks or more in fitness.tasks"),
         ("[{task: a}, {task: b}]", "map_elites\n  axes: [[a, b]]", "there is one axis"),
-        ("[{task: a}, {task: b}]", "map_elites\n  axes: [[a], [c]]", "c is not asked; name tasks among a, b"),
+        (
+            "[{task: a}, {task: b}]",
+            "map_elites\n  axes: [[a], [c]]",
+            "c is not in fitness.tasks; name tasks among a, b",
+        ),
     ],
 )
 def test_a_grid_of_elites_needs_two_axes_of_known_tasks(write, tasks, strategy, message):

@@ -20,7 +20,7 @@ def test_a_tiny_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["--quick", "--threads", "1", "--method", method, "-o", str(tmp_path)])
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     results = [Result(**result) for result in found["results"]]
-    assert [result.method for result in results] == ["model_stock", "magmax"]
+    assert [result.method for result in results] == ["magmax", "model_stock"]
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert readme == START + markdown(results) + END
     assert markdown(results) in capsys.readouterr().out

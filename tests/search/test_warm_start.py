@@ -17,14 +17,13 @@ from evomerge.strategies import (
     CatCmaConfig,
     CmaEsConfig,
     EdaConfig,
-    Founders,
     GeneticConfig,
     M2n2Config,
     MapElitesConfig,
     NevergradConfig,
     Nsga2Config,
     RandomConfig,
-    WarmStart,
+    WarmStartPopulation,
 )
 from search_spaces.recipes import mergekit_yaml
 from tests.cli.test_every_strategy import run, write
@@ -78,8 +77,7 @@ def genotypes(ledger):
 def test_every_strategy_begins_with_the_best(name, folder, ledger, problem):
     """The run's result first, then its candidates by score; as many as the population holds."""
     strategy = STRATEGIES[name]
-    kind = WarmStart if name == "cma_es" else Founders
-    named = strategy.model_copy(update={"warm_start": kind(run=str(folder / "former"))})
+    named = strategy.model_copy(update={"warm_start": strategy.warm_start_type(run=str(folder / "former"))})
     start = warmed(named, problem.config, problem.space, strategy)
     found = problem.space.encode(mergekit_yaml.read(folder / "former" / "best.yaml"))
     if name == "cma_es":  # a tenth of eight: the best alone
@@ -140,7 +138,7 @@ def test_what_is_left_out_is_counted(folder, tmp_path):
 def test_large_spaces_take_fewer(folder, problem, monkeypatch):
     """The new run's config stays small."""
     monkeypatch.setattr("evomerge.search.warm_start.NUMBERS", 2 * problem.space.dimension)
-    named = GeneticConfig(warm_start=Founders(run=str(folder / "former")))
+    named = GeneticConfig(warm_start=WarmStartPopulation(run=str(folder / "former")))
     start = warmed(named, problem.config, problem.space, named)
     assert len(start.strategy.warm_start.genotypes) == 2
     largest = [[np.pi] * (NUMBERS // 4)] * 4

@@ -33,7 +33,7 @@ def search(strategy, fitness_of, evaluations, batch=1):
 
 def population(strategy, fitness, genes=2):
     """Put individuals of this fitness into a strategy; each genotype holds its index."""
-    strategy.individuals = [Individual.born(np.full(genes, float(i)), f) for i, f in enumerate(fitness)]
+    strategy.individuals = [Individual.at_rest(np.full(genes, float(i)), f) for i, f in enumerate(fitness)]
 
 
 BUDGET = 3000
@@ -70,7 +70,7 @@ def test_a_generation_is_learnt_from_when_it_is_complete(make_space, fitness_of)
 
 def test_the_elites_survive_and_nobody_twice():
     strategy = GeneticConfig(population=5, elite=0.4, tournament=2).build(RawWeights(2), 0)
-    pool = [Individual.born(np.zeros(2), fitness) for fitness in np.linspace(0, 1, 12)]
+    pool = [Individual.at_rest(np.zeros(2), fitness) for fitness in np.linspace(0, 1, 12)]
     for _ in range(30):
         chosen = strategy._survivors(pool)
         assert [individual.fitness for individual in chosen[:2]] == [1.0, pool[-2].fitness]
@@ -80,7 +80,7 @@ def test_the_elites_survive_and_nobody_twice():
 
 def test_survivors_by_roulette_are_mostly_the_fitter():
     strategy = GeneticConfig(population=2, elite=0, survivors="roulette").build(RawWeights(2), 0)
-    pool = [Individual.born(np.zeros(2), fitness) for fitness in (0.0, 1.0, 9.0)]
+    pool = [Individual.at_rest(np.zeros(2), fitness) for fitness in (0.0, 1.0, 9.0)]
     counts = sum(np.bincount([pool.index(i) for i in strategy._survivors(pool)], minlength=3) for _ in range(200))
     assert counts.tolist() == [0, 200, 200]  # a weight of zero is drawn only when nothing else is left
 
@@ -116,7 +116,7 @@ def test_a_weighted_child_has_each_choice_from_one_parent():
     a = np.array([0.0, 0.5, 1.0, 0.0, 2.5, 6.0])
     b = np.array([1.0, 2.5, 3.0, 1.0, 0.5, 0.0])
     strategy = GeneticConfig(weighted=True).build(space, 0)
-    strategy.individuals = [Individual.born(a, 0.6), Individual.born(b, 0.2)]
+    strategy.individuals = [Individual.at_rest(a, 0.6), Individual.at_rest(b, 0.2)]
     children = np.array([strategy._crossed(0, 1) for _ in range(400)])
     assert np.allclose(children[:, [0, 3]], 0.25)
     discrete = children[:, space.discrete]
@@ -142,7 +142,7 @@ def test_a_mixtures_noise_is_that_of_an_individual(preset):
     strategy = GeneticConfig(preset=preset, weighted=True).build(space, 0)
     rng = np.random.default_rng(1)
     founders = [space.mutate(space.mutate(founder, rng), rng) for founder in space.founders()]
-    strategy.individuals = [Individual.born(f, 0.5 + 0.1 * index) for index, f in enumerate(founders)]
+    strategy.individuals = [Individual.at_rest(f, 0.5 + 0.1 * index) for index, f in enumerate(founders)]
     known = [noise_of(space, founder) for founder in founders]
     assert all(len(noise) == 2 for noise in known)
     if preset is None:
@@ -192,7 +192,7 @@ def test_in_succession_a_choice_stays_or_is_taken_over():
     strategy = GeneticConfig(preset="genome_plus").build(space, 0)
     here, own, best = (np.where(choices, option + 0.5, space.start) for option in range(3))
     mover = Individual(here, 0.2, own, 0.3, np.zeros(300))
-    strategy.individuals = [mover, Individual.born(best, 0.9), Individual.born(here, 0.1)]
+    strategy.individuals = [mover, Individual.at_rest(best, 0.9), Individual.at_rest(here, 0.1)]
 
     def moved(**swarm):
         return np.bincount(strategy._moved(SuccessionConfig(**swarm))[0][choices].astype(int), minlength=3) / 100
@@ -263,7 +263,7 @@ def test_the_presets():
     ("bad", "message"),
     [
         ({"replace": "worst"}, "parents: roulette"),
-        ({"preset": "replace_worst", "weighted": True}, "without weighted"),
+        ({"preset": "replace_worst", "weighted": True}, "neither weighted nor succession"),
         ({"crossover": 0, "mutation": 0}, "raise one of them"),
         ({"preset": "genomes"}, "genome_plus"),
         ({"population": 1}, "greater than or equal to 2"),

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from evomerge.strategies.base import Evaluated
 from evomerge.strategies.m2n2 import Archive, M2n2Config, compete
+from evomerge.testing.planted import reals
 from experiments.digits_niches.raw import RawWeights
 from fitness.results import Evaluation
 
@@ -273,9 +274,9 @@ def test_without_crossover_a_child_has_one_parent():
 
 def test_warm_up_auto():
     config = M2n2Config(archive=15)
-    assert config.resolved(9, noise=0.0, evaluations=1000).warm_up == 15
-    assert config.resolved(9, noise=0.0, evaluations=100).warm_up == 5
-    assert M2n2Config(warm_up=3).resolved(9, noise=0.0, evaluations=100).warm_up == 3
+    assert config.resolved(reals(9), noise=0.0, evaluations=1000).warm_up == 15
+    assert config.resolved(reals(9), noise=0.0, evaluations=100).warm_up == 5
+    assert M2n2Config(warm_up=3).resolved(reals(9), noise=0.0, evaluations=100).warm_up == 3
     with pytest.raises(ValueError, match=r"call config\.resolved"):
         config.build(RawWeights(3), 0)
 

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from evomerge.strategies.base import Evaluated
 from evomerge.strategies.map_elites import MapElitesConfig
+from evomerge.testing.planted import reals
 from experiments.digits_niches.raw import RawWeights
 from fitness.results import INFEASIBLE, Evaluation
 
@@ -112,6 +113,6 @@ def test_bad_settings_are_refused(bad):
 
 
 def test_warm_up_auto():
-    assert MapElitesConfig().resolved(9, noise=0.0, evaluations=1000).warm_up == 10
+    assert MapElitesConfig().resolved(reals(9), noise=0.0, evaluations=1000).warm_up == 10
     with pytest.raises(ValueError, match=r"call config\.resolved"):
         MapElitesConfig().build(RawWeights(3), 0)

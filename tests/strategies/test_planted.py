@@ -19,10 +19,8 @@ from evomerge.strategies import (
     NevergradConfig,
     Nsga2Config,
     RandomConfig,
-    WarmStart,
-    resolved_for,
+    WarmStartDistribution,
 )
-from evomerge.strategies.unit_box import UnitBox
 from evomerge.testing.planted import PlantedSpace, distances, evaluate, mixed, reals, switched
 from experiments.pareto.hypervolume import hypervolume
 from fitness.pareto import ranks
@@ -35,7 +33,7 @@ from search_spaces.spaces.mixture import MixtureConfig
 
 def guess(config, space, budget, *, seed=0, noise=0.0, objectives=1):
     """Search with a budget; return the strategy, its guess (else the best candidate) and all results."""
-    strategy = resolved_for(config, space, noise=noise, evaluations=budget).build(space, seed)
+    strategy = config.resolved(space, noise=noise, evaluations=budget).build(space, seed)
     rng = np.random.default_rng(seed)
     told = []
     while len(told) < budget:
@@ -207,42 +205,54 @@ def test_nsga2_covers_the_front():
     best = hypervolume(line, corner)
 
     def volume(config):
-        strategy = config.resolved(8, noise=0.0, evaluations=1500).build(space, 0)
+        strategy = config.resolved(reals(8), noise=0.0, evaluations=1500).build(space, 0)
         points = []
         for _ in range(1500):
             (candidate,) = strategy.ask(1)
             evaluation = space.evaluate(candidate.genotype)
             points.append(evaluation.objectives)
             strategy.tell([Evaluated(candidate.id, evaluation)])
-        front = np.array(points)
-        return hypervolume(front[ranks(front) == 0], corner) / best, strategy
+        front = np.array(points)[ranks(np.array(points)) == 0]
+        return hypervolume(front, corner) / best, front
 
-    share, strategy = volume(Nsga2Config())
+    share, front = volume(Nsga2Config())
     assert share > 0.95
     assert share > volume(RandomConfig())[0]
-    sides = [evaluation.objectives[0] > evaluation.objectives[1] for _, evaluation in strategy.front()]
-    assert 0.25 < np.mean(sides) < 0.75
+    assert 0.25 < np.mean(front[:, 0] > front[:, 1]) < 0.75
 
 
-def test_nsga2_keeps_a_floor():
-    """A candidate that misses a floor is dominated by every one that keeps it."""
-    space = reals(2)
-    strategy = Nsga2Config(population=4).build(space, 0)
-    for number, candidate in enumerate(strategy.ask(4)):
-        strategy.tell(
-            [Evaluated(candidate.id, Evaluation("ok", (number, number), (0, 0), violation=float(number > 1)))]
-        )
-    assert {evaluation.objectives for _, evaluation in strategy.front()} == {(1, 1)}
+class Copying(PlantedSpace):
+    """Children are copies of their first parent."""
+
+    def mutate(self, genotype, rng):
+        return genotype.copy()
+
+    def crossover(self, a, b, rng):
+        return a.copy()
+
+
+def test_nsga2_keeps_a_minimum_score():
+    """The best candidate without a violation takes over the population, not the better ones that violate it."""
+    strategy = Nsga2Config(population=4).build(Copying(reals(2).genes), 0)
+    first = strategy.ask(4)
+    number = {candidate.genotype.tobytes(): value for value, candidate in enumerate(first)}
+    asked = first
+    for _ in range(20):
+        for candidate in asked:
+            value = number[candidate.genotype.tobytes()]
+            found = Evaluation("ok", (value, value), (0, 0), violation=float(value > 1))
+            strategy.tell([Evaluated(candidate.id, found)])
+        asked = strategy.ask(4)
+    assert {number[candidate.genotype.tobytes()] for candidate in asked} == {1}
 
 
 def test_a_warm_start_begins_where_a_former_search_ended():
     """Its first ten candidates are better than a cold start's first forty."""
     space = reals(8)
     _, _, told = guess(CmaEsConfig(), space, 600)
-    box = UnitBox(space)
-    warm = WarmStart(run="former").learnt(
-        [box.to_unit(genotype) for genotype, _ in told], [evaluation.fitness for _, evaluation in told]
-    )
+    told.sort(key=lambda pair: -pair[1].fitness)
+    warm = WarmStartDistribution(run="former")
+    warm = warm.from_points(space, [genotype for genotype, _ in told[: warm.wanted(len(told), places=10)]])
     assert np.all(np.array(warm.deviations) >= 0.1)
 
     def after(config, budget):

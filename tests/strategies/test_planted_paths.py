@@ -17,7 +17,6 @@ from evomerge.strategies import (
     GeneticConfig,
     M2n2Config,
     RandomConfig,
-    resolved_for,
 )
 from fitness.results import Evaluation
 from search_spaces.recipes.layout import ModelLayout
@@ -66,7 +65,7 @@ def factor_errors(path, wanted):
 def found_after(config, problem, budget, seed):
     """Search; return how many evaluations it took to the planted path, None where the budget did not suffice."""
     space, wanted = PROBLEMS[problem]
-    strategy = resolved_for(config, space, noise=0.0, evaluations=budget).build(space, seed)
+    strategy = config.resolved(space, noise=0.0, evaluations=budget).build(space, seed)
     for count in range(1, budget + 1):
         (candidate,) = strategy.ask(1)
         path = steps(space.path(candidate.genotype))

@@ -4,16 +4,17 @@ import sys
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from evomerge.strategies import (
+    AnyStrategy,
     CatCmaConfig,
     CmaEsConfig,
     EdaConfig,
     GridConfig,
     NevergradConfig,
     Nsga2Config,
-    WarmStart,
-    resolved_for,
+    WarmStartDistribution,
 )
 from evomerge.strategies.extras import MissingExtraError
 from evomerge.strategies.restarts import Bipop, Ipop
@@ -27,17 +28,19 @@ AUTO = (CmaEsConfig(), EdaConfig(), CatCmaConfig(), Nsga2Config(), GridConfig(),
 def test_auto_must_be_resolved_first(config):
     with pytest.raises(ValueError, match=r"call config\.resolved"):
         config.build(reals(3), 0)
-    resolved = resolved_for(config, reals(3), noise=0.1, evaluations=300)
+    resolved = config.resolved(reals(3), noise=0.1, evaluations=300)
     resolved.build(reals(3), 0)
-    assert resolved_for(resolved, reals(3), noise=0.5, evaluations=3000) == resolved
+    assert resolved.resolved(reals(3), noise=0.5, evaluations=3000) == resolved
 
 
 def test_a_grid_that_the_budget_does_not_hold_is_refused():
-    with pytest.raises(ValueError, match=r"2 values for each of 24 genes has more points .* \(300\); write random or"):
-        resolved_for(GridConfig(), reals(24), noise=0.0, evaluations=300)
+    with pytest.raises(
+        ValueError, match=r"2 values for each of 24 genes has more points .* \(300\); write strategy.kind: random or"
+    ):
+        GridConfig().resolved(reals(24), noise=0.0, evaluations=300)
     with pytest.raises(ValueError, match=r"a grid of 5 values for each of 3 genes"):
-        resolved_for(GridConfig(points=5), reals(3), noise=0.0, evaluations=100)
-    assert resolved_for(GridConfig(), reals(3), noise=0.0, evaluations=130).points == 5
+        GridConfig(points=5).resolved(reals(3), noise=0.0, evaluations=100)
+    assert GridConfig().resolved(reals(3), noise=0.0, evaluations=130).points == 5
 
 
 def test_the_budget_must_hold_every_option_of_a_choice():
@@ -47,12 +50,12 @@ def test_the_budget_must_hold_every_option_of_a_choice():
         with pytest.raises(
             ValueError, match=r"a grid of all options of each choice has more points than .*\(5\); write"
         ):
-            resolved_for(config, PlantedSpace([ten]), noise=0.0, evaluations=5)
+            config.resolved(PlantedSpace([ten]), noise=0.0, evaluations=5)
         with pytest.raises(
             ValueError, match=r"a grid of 2 values for each of 1 genes and all options of each choice has"
         ):
-            resolved_for(config, PlantedSpace([x, ten]), noise=0.0, evaluations=19)
-    assert resolved_for(GridConfig(points=5), PlantedSpace([x, two]), noise=0.0, evaluations=10).points == 5
+            config.resolved(PlantedSpace([x, ten]), noise=0.0, evaluations=19)
+    assert GridConfig(points=5).resolved(PlantedSpace([x, two]), noise=0.0, evaluations=10).points == 5
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_as_many_values_as_the_budget_holds_of_the_grid_as_it_is(kinds, budget, 
         "r": Integer("rank", 0, 2**31 - 2, 0),
     }
     space = PlantedSpace([genes[kind] for kind in kinds])
-    strategy = resolved_for(GridConfig(), space, noise=0.0, evaluations=budget).build(space, 0)
+    strategy = GridConfig().resolved(space, noise=0.0, evaluations=budget).build(space, 0)
     asked = strategy.ask(budget + 1)
     assert strategy.finished
     assert len({candidate.genotype.tobytes() for candidate in asked}) == len(asked) == size
@@ -84,16 +87,16 @@ def test_a_grid_has_every_option_and_few_of_many_numbers():
 
 def test_an_adapted_rate_is_for_few_genes():
     adapted = CmaEsConfig(learning_rate="adapted")
-    assert adapted.resolved(64, noise=0.1, evaluations=100).population
+    assert adapted.resolved(reals(64), noise=0.1, evaluations=100).population
     with pytest.raises(ValueError, match=r"up to 64 genes and the space has 65; write fixed"):
-        adapted.resolved(65, noise=0.1, evaluations=100)
+        adapted.resolved(reals(65), noise=0.1, evaluations=100)
 
 
 def test_nevergrad_names():
-    config = NevergradConfig.model_validate({"kind": "nevergrad:TBPSA"})
-    assert config.optimizer == "TBPSA"
+    for section in ("nevergrad:TBPSA", {"kind": "nevergrad:TBPSA"}, {"kind": "nevergrad", "optimizer": "TBPSA"}):
+        assert TypeAdapter(AnyStrategy).validate_python(section) == NevergradConfig(optimizer="TBPSA")
     with pytest.raises(ValueError, match=r"no optimiser 'TwoPointDE'; write nevergrad:TwoPointsDE"):
-        NevergradConfig(optimizer="TwoPointDE").resolved(4, noise=0.0, evaluations=10)
+        NevergradConfig(optimizer="TwoPointDE").resolved(reals(4), noise=0.0, evaluations=10)
 
 
 def test_an_optimiser_that_breaks_is_found_before_the_search(monkeypatch):
@@ -103,8 +106,8 @@ def test_an_optimiser_that_breaks_is_found_before_the_search(monkeypatch):
         raise TypeError("only 0-dimensional arrays")
 
     monkeypatch.setattr(nevergrad.optimizers.base.Optimizer, "ask", breaks)
-    with pytest.raises(ValueError, match=r"nevergrad:PSO breaks .* \(TypeError: only 0-.*; write nevergrad:TwoPoints"):
-        NevergradConfig(optimizer="PSO").resolved(4, noise=0.0, evaluations=10)
+    with pytest.raises(ValueError, match=r"nevergrad:PSO fails .* \(TypeError: only 0-.*; write nevergrad:TwoPoints"):
+        NevergradConfig(optimizer="PSO").resolved(reals(4), noise=0.0, evaluations=10)
 
 
 @pytest.mark.parametrize(
@@ -146,13 +149,13 @@ def test_bipop_shares_the_evaluations_between_its_regimes():
 
 
 def test_a_warm_start_is_the_best_tenth():
-    unit = [np.full(3, index / 40) for index in range(40)]
-    learnt = WarmStart(run="runs/a").learnt(unit, list(range(40)))
-    assert learnt.known
-    assert learnt.mean == pytest.approx((37.5 / 40,) * 3)
-    assert learnt.deviations == pytest.approx((np.sqrt(0.01 + np.var([36, 37, 38, 39]) / 1600),) * 3)
-    assert WarmStart.model_validate("runs/a") == WarmStart(run="runs/a")
-    with pytest.raises(ValueError, match="has scored no candidate; name another run"):
-        WarmStart(run="runs/a").learnt([], [])
-    with pytest.raises(ValueError, match="was not read"):
-        CmaEsConfig(population=6, warm_start=WarmStart(run="runs/a")).build(reals(3), 0)
+    space = reals(3)
+    best_first = [space.low + index / 40 * (space.high - space.low) for index in reversed(range(40))]
+    named = WarmStartDistribution(run="runs/a")
+    loaded = named.from_points(space, best_first[: named.wanted(40, places=9)])
+    assert loaded.is_loaded and not named.is_loaded
+    assert loaded.mean == pytest.approx((37.5 / 40,) * 3)
+    assert loaded.deviations == pytest.approx((np.sqrt(0.01 + np.var([36, 37, 38, 39]) / 1600),) * 3)
+    assert WarmStartDistribution.model_validate("runs/a") == named
+    with pytest.raises(ValueError, match=r"the run 'runs/a' has not been read; .*call warm_start.from_points"):
+        CmaEsConfig(population=6, warm_start=named).build(space, 0)

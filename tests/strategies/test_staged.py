@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evomerge.strategies import CmaEsConfig, EdaConfig, Evaluated, RandomConfig, StagedConfig, resolved_for
+from evomerge.strategies import CmaEsConfig, EdaConfig, Evaluated, RandomConfig, StagedConfig
 from fitness.results import Evaluation
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.coefficients import CoefficientSpace
@@ -123,29 +123,34 @@ def test_other_spaces_are_refused(space):
     with pytest.raises(ValueError, match=r"is for space.kind two_stage; write strategy.kind: cma_es"):
         CONFIG.build(space.parameters, 0)
 
-        resolved_for(CONFIG, space.parameters, noise=0.02, evaluations=300)
+        CONFIG.resolved(space.parameters, noise=0.02, evaluations=300)
 
 
 def test_auto_is_resolved_for_each_stage_by_its_own_genes(space):
     wide = TwoStageSpace(space.parameters, DataFlowConfig(repeats=8), SpaceContext(MODELS, LAYOUT, {}))
     assert (wide.parameters.dimension, wide.flow.dimension) == (6, 161)
     for stacked in (wide, RecipeSettingsSpace(wide, tokenizer_source="union")):
-        resolved = resolved_for(StagedConfig(), stacked, noise=0.0, evaluations=3000)
-        assert resolved.first == CmaEsConfig().resolved(6, noise=0.0, evaluations=150)
-        assert resolved.second == EdaConfig().resolved(161, noise=0.0, evaluations=2850)
-        assert resolved_for(resolved, stacked, noise=0.5, evaluations=300) == resolved
+        resolved = StagedConfig().resolved(stacked, noise=0.0, evaluations=3000)
+        assert resolved.first == CmaEsConfig().resolved(wide.parameters, noise=0.0, evaluations=150)
+        assert resolved.second == EdaConfig().resolved(wide.flow, noise=0.0, evaluations=2850)
+        assert resolved.resolved(stacked, noise=0.5, evaluations=300) == resolved
 
 
 def test_settings_for_few_genes_are_refused_for_their_own_stage_only(space):
     wide = TwoStageSpace(space.parameters, DataFlowConfig(repeats=8), SpaceContext(MODELS, LAYOUT, {}))
     adapted = CmaEsConfig(learning_rate="adapted")
-    resolved_for(StagedConfig(first=adapted), wide, noise=0.0, evaluations=300).build(wide, 0)
+    StagedConfig(first=adapted).resolved(wide, noise=0.0, evaluations=300).build(wide, 0)
     with pytest.raises(ValueError, match=r"up to 64 genes and the space has 161; write fixed"):
-        resolved_for(StagedConfig(second=adapted), wide, noise=0.0, evaluations=300)
+        StagedConfig(second=adapted).resolved(wide, noise=0.0, evaluations=300)
+
+
+def test_a_strategy_that_finishes_cannot_be_a_stage():
+    with pytest.raises(ValueError, match=r"no strategy for a stage 'grid'; valid: catcma, cma_es, eda, genetic, m2n2"):
+        StagedConfig.model_validate({"kind": "staged", "first": {"kind": "grid"}})
 
 
 @pytest.mark.parametrize("budget", [100, 150])
 def test_a_budget_without_a_second_stage_is_refused(space, budget):
     with pytest.raises(ValueError, match=rf"takes 150 candidates, .*; write strategy.evaluations below {budget}, or"):
-        resolved_for(StagedConfig(), space, noise=0.1, evaluations=budget)
-    resolved_for(StagedConfig(), space, noise=0.1, evaluations=151)
+        StagedConfig().resolved(space, noise=0.1, evaluations=budget)
+    StagedConfig().resolved(space, noise=0.1, evaluations=151)

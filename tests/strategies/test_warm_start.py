@@ -8,7 +8,6 @@ from evomerge.strategies import (
     CmaEsConfig,
     EdaConfig,
     Evaluated,
-    Founders,
     GeneticConfig,
     M2n2Config,
     MapElitesConfig,
@@ -16,7 +15,8 @@ from evomerge.strategies import (
     Nsga2Config,
     RandomConfig,
     StagedConfig,
-    WarmStart,
+    WarmStartDistribution,
+    WarmStartPopulation,
 )
 from evomerge.testing.planted import distances, evaluate, mixed, reals
 from experiments.digits_niches.raw import RawWeights
@@ -55,16 +55,13 @@ def good_points(space, count=4):
 
 
 def warmed(config, space, points):
-    if isinstance(config, CmaEsConfig):
-        unit = (np.array(points) - space.low) / (space.high - space.low)
-        return config.model_copy(update={"warm_start": WarmStart(run="a").around(unit)})
-    return config.model_copy(update={"warm_start": Founders(run="a").of(points)})
+    return config.model_copy(update={"warm_start": config.warm_start_type(run="a")}).warm_started(space, points)
 
 
 def drive(config, space, count, seed=0):
     """Ask and tell one by one; return the candidates."""
     objectives = 2 if config.objectives == "several" else 1
-    strategy = config.resolved(space.dimension, noise=0.0, evaluations=200).build(space, seed)
+    strategy = config.resolved(space, noise=0.0, evaluations=200).build(space, seed)
     asked = []
     for _ in range(count):
         (candidate,) = strategy.ask(1)
@@ -91,7 +88,7 @@ def test_a_distribution_begins_around_them(name, make):
     """Its first eight candidates are nearer to the optimum than those of a cold start."""
     space = make(6)
     config, points = DISTRIBUTIONS[name], good_points(space)
-    strategy = warmed(config, space, points).resolved(6, noise=0.0, evaluations=200).build(space, 0)
+    strategy = warmed(config, space, points).resolved(reals(6), noise=0.0, evaluations=200).build(space, 0)
     guess = space.settled(strategy.recommend())
     real = ~space.discrete
     np.testing.assert_allclose(guess[real], np.mean(points, axis=0)[real], atol=1e-9)
@@ -125,8 +122,8 @@ def test_populations_begin_with_a_spaces_own_founders(name):
 def test_random_merges_leave_room_for_them():
     space = reals(3)
     config = warmed(M2n2Config(archive=6), space, good_points(space))
-    assert config.resolved(3, noise=0.0, evaluations=1000).warm_up == 2
-    assert M2n2Config(archive=6).resolved(3, noise=0.0, evaluations=1000).warm_up == 6
+    assert config.resolved(reals(3), noise=0.0, evaluations=1000).warm_up == 2
+    assert M2n2Config(archive=6).resolved(reals(3), noise=0.0, evaluations=1000).warm_up == 6
 
 
 def test_no_value_of_a_choice_is_lost():
@@ -137,18 +134,18 @@ def test_no_value_of_a_choice_is_lost():
 
 
 def test_points_of_another_space_are_refused():
-    with pytest.raises(ValueError, match="the space has 3 genes and these points have not; leave them out"):
-        M2n2Config(warm_up=0, warm_start=Founders().of([np.zeros(4)])).build(reals(3), 0)
-    with pytest.raises(ValueError, match="names a run that was not read"):
-        M2n2Config(warm_up=0, warm_start=Founders(run="runs/a")).build(reals(3), 0)
+    with pytest.raises(ValueError, match="the space has 3 genes and these points have not; remove"):
+        M2n2Config(warm_up=0, warm_start=WarmStartPopulation().from_points(reals(4), [np.zeros(4)])).build(reals(3), 0)
+    with pytest.raises(ValueError, match="the run 'runs/a' has not been read"):
+        M2n2Config(warm_up=0, warm_start=WarmStartPopulation(run="runs/a")).build(reals(3), 0)
 
 
 def test_a_stage_has_no_warm_start_of_its_own():
-    with pytest.raises(ValueError, match=r"first.warm_start: both stages begin with one run; write strategy"):
-        StagedConfig(first=CmaEsConfig(warm_start=WarmStart(run="a")))
+    with pytest.raises(ValueError, match=r"first.warm_start: both stages start from one run; write strategy"):
+        StagedConfig(first=CmaEsConfig(warm_start=WarmStartDistribution(run="a")))
 
 
 def test_settings_survive_the_config_file():
-    config = M2n2Config(warm_start=Founders(run="runs/a").of([np.array([0.1, 1 / 3])]))
+    config = M2n2Config(warm_start=WarmStartPopulation(run="runs/a").from_points(reals(2), [np.array([0.1, 1 / 3])]))
     assert M2n2Config.model_validate(config.model_dump(mode="json")) == config
-    assert M2n2Config(warm_start="runs/a").warm_start == Founders(run="runs/a")
+    assert M2n2Config(warm_start="runs/a").warm_start == WarmStartPopulation(run="runs/a")

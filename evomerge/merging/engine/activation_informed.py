@@ -16,8 +16,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
+from evomerge.merging.methods.parameters import ACTIVATION_INFORMED
 
-PARAMETER = "aim"
+PARAMETER = ACTIVATION_INFORMED.name
 """The recipe's parameter that turns it on: ω."""
 
 

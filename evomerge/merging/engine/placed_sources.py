@@ -38,7 +38,7 @@ class PlacedSources:
         self.checkpoints = dict(checkpoints)
         self.base = base
         self.device = device
-        self.placement: Placement = "mapped"
+        self.placement: Placement = "mmap"
         self._tensors: dict[tuple[str, str], Tensor] = {}
         self._models: dict[tuple[str, str | None], SourceModel] = {}
         layout = self.checkpoint(base).layout

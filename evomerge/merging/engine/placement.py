@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Placement = Literal["device", "pinned", "mapped"]
-Setting = Literal["auto", "device", "pinned", "mapped"]
+Placement = Literal["device", "pinned", "mmap"]
+Setting = Literal["auto", "device", "pinned", "mmap"]
 
 PINNED_SHARE = 0.5
 """Of the free host memory: what is page-locked, the system can give to nobody else."""
@@ -91,18 +91,18 @@ def choose(asked: Setting, device: torch.device, need: MemoryNeed, free: FreeMem
     """
     placement = asked
     if device.type == "cpu" or (asked == "pinned" and device.type != "cuda"):
-        placement = "mapped"
+        placement = "mmap"
     elif asked == "auto":
         placement = _first_with_room(need, free)
     elif asked == "device" and free.device is not None and need.peak_bytes > free.device:
         raise PlacementError(
             f"workers.placement: device needs {_gb(need.peak_bytes)} on {device}, and {_gb(free.device)} are "
-            "free; write pinned, mapped or auto"
+            "free; write pinned, mmap or auto"
         )
     elif asked == "pinned" and need.source_bytes > free.host:
         raise PlacementError(
             f"workers.placement: pinned needs {_gb(need.source_bytes)} of host memory, and {_gb(free.host)} are "
-            "free; write mapped or auto"
+            "free; write mmap or auto"
         )
     assert placement != "auto"
     return Choice(placement, asked, str(device), need.source_bytes, need.peak_bytes, free)
@@ -131,10 +131,10 @@ def placer(placement: Placement, device: torch.device) -> Callable[[Tensor], Ten
 
 def _first_with_room(need: MemoryNeed, free: FreeMemory) -> Placement:
     if free.device is None:
-        return "mapped"
+        return "mmap"
     if need.peak_bytes <= free.device:
         return "device"
-    return "pinned" if need.source_bytes <= PINNED_SHARE * free.host else "mapped"
+    return "pinned" if need.source_bytes <= PINNED_SHARE * free.host else "mmap"
 
 
 def _gb(count: float) -> str:

@@ -43,8 +43,8 @@ class TensorMerge:
     shared
         Its prepared state for all of them together, or None.
     activation
-        The share of the largest activation that each column's input has, float32[N], for recipes with `aim`; None
-        where those leave the tensor as it is merged.
+        The share of the largest activation that each column's input has, float32[N], for recipes with
+        `activation_informed`; None where those leave the tensor as it is merged.
     """
 
     def __init__(

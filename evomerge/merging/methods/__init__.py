@@ -1,54 +1,22 @@
-"""Merge methods: one file per family, each method registered by one decorator.
+"""The arithmetic of merge methods: one file per family, each method declared by one decorator.
 
-To add a method: describe it in `search_spaces.recipes.methods`, write a function ``(block, *, parameters) -> None``
-that fills ``block.out``, and decorate it with `merge_method`. Importing the family here makes it known;
-`evomerge.testing.merge_methods` tests it.
+To add a method, write a file here (or in a package of your own) with a function decorated by `merge_method`: it fills
+``block.out``, and its signature declares the method's parameters. Then run ``python -m evomerge.merging.methods``,
+which writes the table that recipes read, and name the method in a subclass of
+`evomerge.testing.MergeMethodSuite`, which tests it.
 """
 
-from evomerge.merging.methods import (
-    cabs,
-    drm,
-    dropped,
-    fisher,
-    isotropic,
-    linear,
-    pcb,
-    ram,
-    sce,
-    selective,
-    slerp,
-    spherical,
-    star,
-    strongest,
-    tall,
-    trimmed,
-    tsv,
-    widen,
-    wudi,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
+from search_spaces.registry import registering
+
+with registering("evomerge"):  # even where another package's import is the first to need them
+    for _module in iter_modules(__path__):
+        if not _module.name.startswith("_"):
+            import_module(f"{__name__}.{_module.name}")
+
+from evomerge.merging.methods.parameters import Flag, OptionalPerModel, PerModel, Real
 from evomerge.merging.methods.registry import MergeMethod, implementation, merge_method
 
-__all__ = [
-    "MergeMethod",
-    "cabs",
-    "drm",
-    "dropped",
-    "fisher",
-    "implementation",
-    "isotropic",
-    "linear",
-    "merge_method",
-    "pcb",
-    "ram",
-    "sce",
-    "selective",
-    "slerp",
-    "spherical",
-    "star",
-    "strongest",
-    "tall",
-    "trimmed",
-    "tsv",
-    "widen",
-    "wudi",
-]
+__all__ = ["Flag", "MergeMethod", "OptionalPerModel", "PerModel", "Real", "implementation", "merge_method"]

@@ -13,25 +13,23 @@ Other values of `keep` and `group` cost a pass over the tensor for the masks.
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.formulas import Kept, TensorContext, WeightedSum
 from evomerge.merging.methods.last_value_cache import LastValueCache
-from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
+from evomerge.merging.methods.parameters import Lambda, PerModel, Real, optional_weight
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 
-class Turns:
+class Turns(WholeTensorState):
     """What each model keeps, bool[n], for the pattern asked for last."""
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
         self._masks: LastValueCache[list[Tensor]] = LastValueCache()
-
-    def cut(self, span: slice) -> Turns:
-        """Return itself: a block looks its entries up."""
-        return self
 
     def masks(self, keep: int, group: int) -> list[Tensor]:
         """Return the models' masks, which are disjoint."""
@@ -39,8 +37,15 @@ class Turns:
 
 
 @merge_method("cabs", prepare_all=Turns, prepared_bytes=1)
-def cabs(tensor: TensorContext, *, weight: PerModel, keep: float, group: float, lambda_: float) -> WeightedSum:
-    """Add the task vectors, each thinned to `keep` of every `group` entries that no earlier one took."""
+def cabs(
+    tensor: TensorContext,
+    *,
+    weight: Annotated[PerModel, optional_weight("Factor of the model's thinned task vector.")],
+    keep: Annotated[float, Real(doc="Entries kept of each group, a whole number (n).", default=64.0)],
+    group: Annotated[float, Real(doc="Entries in a group, a whole number (m).", default=256.0)],
+    lambda_: Lambda,
+) -> WeightedSum:
+    """Disjoint n:m sparsity: in turn, models take the largest entries that are left (arXiv:2503.01874)."""
     turns: Turns = tensor.shared
     size = max(round(group), 1)
     masks = turns.masks(min(max(round(keep), 0), size), size)

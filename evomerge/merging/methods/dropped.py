@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,7 +28,28 @@ from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect_and_merge
 from evomerge.merging.methods.formulas import Election, Kept, TensorContext, WeightedSum
 from evomerge.merging.methods.linear import add_and_merge, added
-from evomerge.merging.methods.registry import PerModel, SourceTensor, merge_method
+from evomerge.merging.methods.parameters import (
+    INT8_MASK,
+    Lambda,
+    Normalize,
+    NormalizeByDefault,
+    PerModel,
+    Real,
+    RescaleByDefault,
+    kept_fraction,
+    required_weight,
+)
+from evomerge.merging.methods.ranking import at_sorted_places
+from evomerge.merging.methods.registry import SourceTensor, merge_method
+
+MASKS = (
+    "evomerge draws each from the seed, the model and the tensor's name and rescales {by}; "
+    "mergekit draws them from one generator and rescales by the sum of magnitudes"
+)
+ThinnedWeight: TypeAlias = Annotated[PerModel, required_weight(-0.5, 1.5, "Factor of the model's thinned task vector.")]
+Epsilon: TypeAlias = Annotated[
+    PerModel, Real(0.0, 0.3, 0.15, "Half the spread of the keep probabilities.", default=0.15, common=True)
+]
 
 LEVELS = 1 << 16  # of a draw
 SMALLEST_PROBABILITY = 1 / LEVELS  # to divide by
@@ -79,55 +101,105 @@ def places(source: SourceTensor) -> Tensor:
     if length == 1:
         return torch.full_like(source.values, 0.5, dtype=torch.float32)
     order = torch.argsort(source.delta().abs_().view(-1, length), dim=1)
-    place = torch.empty(order.shape, device=order.device)
-    place.scatter_(1, order, torch.linspace(0, 1, length, device=order.device).expand(order.shape))
-    return place.view(-1)
+    return at_sorted_places(order, torch.linspace(0, 1, length, device=order.device)).view(-1)
 
 
-@merge_method("dare_linear", prepare=draws, prepared_bytes=2)
+@merge_method(
+    "dare_linear",
+    stochastic=True,
+    in_mergekit=True,
+    deviation=MASKS.format(by="by 1/density"),
+    without_effect=(INT8_MASK,),
+    prepare=draws,
+    prepared_bytes=2,
+)
 def dare_linear(
-    tensor: TensorContext, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
+    tensor: TensorContext,
+    *,
+    weight: ThinnedWeight,
+    density: Annotated[PerModel, kept_fraction("Probability that an entry is kept.")],
+    normalize: Normalize,
+    lambda_: Lambda,
+    rescale: RescaleByDefault,
 ) -> WeightedSum:
-    """Keep each entry of the task vectors with probability density, add up."""
+    """Drop entries of task vectors at random, rescale, add (arXiv:2311.03099).
+
+    Keeps each entry of the task vectors with probability `density`.
+    """
     return added(weight=weight, normalize=normalize, lambda_=lambda_, kept=_dare(tensor, density, rescale))
 
 
-@merge_method("dare_ties", prepare=draws, prepared_bytes=2)
+@merge_method(
+    "dare_ties",
+    stochastic=True,
+    in_mergekit=True,
+    deviation=MASKS.format(by="by 1/density"),
+    without_effect=(INT8_MASK,),
+    prepare=draws,
+    prepared_bytes=2,
+)
 def dare_ties(
-    tensor: TensorContext, *, weight: PerModel, density: PerModel, normalize: bool, lambda_: float, rescale: bool
+    tensor: TensorContext,
+    *,
+    weight: ThinnedWeight,
+    density: Annotated[PerModel, kept_fraction("Probability that an entry is kept.")],
+    normalize: Normalize,
+    lambda_: Lambda,
+    rescale: RescaleByDefault,
 ) -> Election:
-    """Keep each entry of the task vectors with probability density, elect signs, merge."""
+    """Drop entries of task vectors at random, rescale, then elect signs as in ties (arXiv:2311.03099).
+
+    Keeps each entry of the task vectors with probability `density`.
+    """
     return Election(weight, normalize, lambda_, _dare(tensor, density, rescale))
 
 
-@merge_method("della_linear", prepare=ranked_draws, prepared_bytes=6)
+@merge_method(
+    "della_linear",
+    stochastic=True,
+    in_mergekit=True,
+    deviation=MASKS.format(by="each entry by the inverse of its own probability"),
+    without_effect=(INT8_MASK,),
+    prepare=ranked_draws,
+    prepared_bytes=6,
+)
 def della_linear(
     block: Block,
     *,
-    weight: PerModel,
-    density: PerModel,
-    epsilon: PerModel,
-    normalize: bool,
-    lambda_: float,
-    rescale: bool,
+    weight: ThinnedWeight,
+    density: Annotated[PerModel, kept_fraction("Mean probability that an entry is kept.")],
+    epsilon: Epsilon,
+    normalize: Normalize,
+    lambda_: Lambda,
+    rescale: RescaleByDefault,
 ) -> None:
-    """Keep the larger entries of each row with a larger probability, add up."""
+    """Drop entries of task vectors at random, small ones more often, rescale each, add (arXiv:2406.11617)."""
     base_E, deltas = _della(block, density, epsilon, rescale)
     add_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
 
 
-@merge_method("della", prepare=ranked_draws, prepared_bytes=6)
+@merge_method(
+    "della",
+    stochastic=True,
+    in_mergekit=True,
+    deviation=MASKS.format(by="each entry by the inverse of its own probability"),
+    without_effect=(INT8_MASK,),
+    prepare=ranked_draws,
+    prepared_bytes=6,
+)
 def della(
     block: Block,
     *,
-    weight: PerModel,
-    density: PerModel,
-    epsilon: PerModel,
-    normalize: bool,
-    lambda_: float,
-    rescale: bool,
+    weight: Annotated[PerModel, required_weight(0.0, 1.5, "Factor of the model's thinned task vector.")],
+    density: Annotated[PerModel, kept_fraction("Mean probability that an entry is kept.")],
+    epsilon: Epsilon,
+    normalize: NormalizeByDefault,
+    lambda_: Lambda,
+    rescale: RescaleByDefault,
 ) -> None:
-    """Keep the larger entries of each row with a larger probability, elect signs, merge."""
+    """Drop entries of task vectors at random, small ones more often, rescale each, then elect signs as in ties
+    (arXiv:2406.11617).
+    """
     base_E, deltas = _della(block, density, epsilon, rescale)
     elect_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.linear import total_of
-from evomerge.merging.methods.registry import PerModel
+from evomerge.merging.methods.parameters import PerModel
 
 
 def elect_and_merge(

@@ -17,12 +17,14 @@ paper takes each model's own; the authors floor the target model only, at 1e-6 o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.registry import PerModel, SourceTensor, merge_method
+from evomerge.merging.methods.parameters import PerModel, Real
+from evomerge.merging.methods.registry import SourceTensor, merge_method
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,14 @@ def information(source: SourceTensor) -> Information:
     return Information(source.statistic)
 
 
-@merge_method("fisher", prepare=information, prepared_bytes=2)
-def fisher(block: Block, *, weight: PerModel, floor: float) -> None:
-    """Average the models, each entry by its own information."""
+@merge_method("fisher", base="none", statistic="fisher", prepare=information, prepared_bytes=2)
+def fisher(
+    block: Block,
+    *,
+    weight: Annotated[PerModel, Real(0.05, 1.0, 0.5, "Share of the model, beside its information.", default=1.0)],
+    floor: Annotated[float, Real(doc="Smallest information, as a fraction of its root mean square.", default=1e-3)],
+) -> None:
+    """Average of the models, each weight by its Fisher information on the calibration text (arXiv:2111.09832)."""
     if min(weight) < 0 or max(weight) == 0:
         raise ValueError("fisher: the weights are shares; write numbers from 0 on, one of them above")
     if floor <= 0:

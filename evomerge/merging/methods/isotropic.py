@@ -14,6 +14,7 @@ so that R is whole, to the nearest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -21,19 +22,16 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, polar, singular
-from evomerge.merging.methods.registry import PerModel, Prepared, SourceGroup, merge_method
+from evomerge.merging.methods.parameters import Factor, Lambda, PerModel, Real
+from evomerge.merging.methods.registry import Prepared, SourceGroup, WholeTensorState, merge_method
 
 
-class Flattened:
+class Flattened(WholeTensorState):
     """The merged task vector [M, N] for the ratios of weights asked for last."""
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
         self._merged: LastValueCache[Tensor] = LastValueCache()
-
-    def cut(self, span: slice) -> Flattened:
-        """Return itself: the spectrum is the whole matrix's."""
-        return self
 
     def merged(self, weight: PerModel, key: object, merge: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor, float]:
         """Return ``merge(weighted task vectors)`` as a matrix and a factor: it is homogeneous in the weights."""
@@ -68,8 +66,8 @@ def _bytes(info: TensorInfo) -> float:
 
 
 @merge_method("iso_c", prepare_all=flattened, shared_bytes=_bytes, scope="matrix")
-def iso_c(block: Block, *, weight: PerModel, lambda_: float) -> None:
-    """Give the sum of the task vectors a flat spectrum."""
+def iso_c(block: Block, *, weight: Factor, lambda_: Lambda) -> None:
+    """Sum of the task vectors with all its singular values made equal (arXiv:2502.04959)."""
     if not block.is_whole_matrix:
         average_others(block, weight, lambda_)
         return
@@ -78,8 +76,14 @@ def iso_c(block: Block, *, weight: PerModel, lambda_: float) -> None:
 
 
 @merge_method("iso_cts", prepare_all=flattened_with_tasks, shared_bytes=_bytes, scope="matrix")
-def iso_cts(block: Block, *, weight: PerModel, common_fraction: float, lambda_: float) -> None:
-    """Give common and task-specific directions one flat spectrum."""
+def iso_cts(
+    block: Block,
+    *,
+    weight: Factor,
+    common_fraction: Annotated[float, Real(0.0, 1.0, 0.8, "Fraction of directions in common.", default=0.8)],
+    lambda_: Lambda,
+) -> None:
+    """Common and task-specific singular directions, all with one singular value (arXiv:2502.04959)."""
     if not block.is_whole_matrix:
         average_others(block, weight, lambda_)
         return

@@ -11,35 +11,87 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.formulas import Kept, TensorContext, WeightedSum
-from evomerge.merging.methods.registry import OptionalPerModel, PerModel, merge_method
+from evomerge.merging.methods.parameters import (
+    INT8_MASK,
+    Flag,
+    Lambda,
+    Normalize,
+    OptionalPerModel,
+    PerModel,
+    Real,
+    required_weight,
+)
+from evomerge.merging.methods.registry import merge_method
+from search_spaces.recipes.method_spec import Parameter
 
 SMALLEST_SUM = 1e-8  # of weights, to divide by
 
 
-@merge_method("linear")
-def linear(_: TensorContext, *, weight: PerModel, normalize: bool) -> WeightedSum:
-    """θ = Σ w_t θ_t, divided by Σ w_t when `normalize`."""
+@merge_method(
+    "linear",
+    base="none",
+    weighted_average=True,
+    core_space="exact",
+    in_mergekit=True,
+    float32_in_mergekit=True,
+)
+def linear(
+    _: TensorContext,
+    *,
+    weight: Annotated[PerModel, required_weight(0.0, 1.0, "Share of the model; of every source, the base included.")],
+    normalize: Annotated[bool, Flag(True, "Divide by the sum of the weights.")],
+) -> WeightedSum:
+    """Weighted average of the models (arXiv:2203.05482).
+
+    θ = Σ w_t θ_t, divided by Σ w_t when `normalize`.
+    """
     total = _sum(weight) if normalize else 1.0
     if abs(total) < SMALLEST_SUM:
         raise ValueError("linear: the weights sum to 0, so they cannot be normalised; set normalize: false")
     return WeightedSum(weight, "models", divisor=total)
 
 
-@merge_method("task_arithmetic")
-def task_arithmetic(_: TensorContext, *, weight: PerModel, normalize: bool, lambda_: float) -> WeightedSum:
-    """θ = θ_0 + λ Σ w_t (θ_t − θ_0), the sum divided by Σ w_t when `normalize`."""
+@merge_method(
+    "task_arithmetic",
+    core_space="exact",
+    in_mergekit=True,
+    without_effect=(
+        Parameter("density", True, float, 1.0, inert=True, doc="Without effect here: mergekit accepts it."),
+        Parameter("rescale", False, bool, False, inert=True, doc="Restore what sparsity took."),
+        INT8_MASK,
+    ),
+)
+def task_arithmetic(
+    _: TensorContext,
+    *,
+    weight: Annotated[PerModel, required_weight(-0.5, 1.5, "Factor of the model's task vector (model minus base).")],
+    normalize: Normalize,
+    lambda_: Lambda,
+) -> WeightedSum:
+    """Base plus weighted task vectors (arXiv:2212.04089).
+
+    θ = θ_0 + λ Σ w_t (θ_t − θ_0), the sum divided by Σ w_t when `normalize`.
+    """
     return added(weight=weight, normalize=normalize, lambda_=lambda_)
 
 
-@merge_method("passthrough")
-def passthrough(_: TensorContext, *, scale: OptionalPerModel) -> WeightedSum:
-    """θ = s θ_1; untouched when no scale is set."""
+@merge_method("passthrough", base="none", max_models=1, core_space="exact", in_mergekit=True, float32_in_mergekit=True)
+def passthrough(
+    _: TensorContext,
+    *,
+    scale: Annotated[OptionalPerModel, Real(0.0, 2.0, 1.0, "Factor of the tensor; untouched if unset.")],
+) -> WeightedSum:
+    """Take each slice from one model, scaled if asked: layer orders, repeats, skips.
+
+    θ = s θ_1; untouched when no scale is set.
+    """
     (factor,) = scale
     return WeightedSum([1.0 if factor is None else factor], "models")
 

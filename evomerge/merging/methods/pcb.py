@@ -17,18 +17,21 @@ model; 0/0 is 0. As in their code, the upper percentile of a tensor shorter than
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.last_value_cache import LastValueCache
-from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
+from evomerge.merging.methods.parameters import Factor, Lambda, Real
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 PERCENTILE = 1e-4  # q
 SMALLEST = 1e-30  # to divide by
 
 
-class Competition:
+class Competition(WholeTensorState):
     """Scores β_t, float32[n] per model, the percentiles they were clamped to, and the quantiles asked for last."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -38,18 +41,20 @@ class Competition:
         self.scores = [_score(own, signed) for own in signed]
         self._ranges: LastValueCache[list[tuple[float, float]]] = LastValueCache()
 
-    def cut(self, span: slice) -> Competition:
-        """Return itself: a block looks its entries up."""
-        return self
-
     def ranges(self, ratio: float) -> list[tuple[float, float]]:
         """Return, per model, the (1−r)-quantile of its scores and their largest."""
         return self._ranges.get(ratio, lambda: [_range(score, ratio) for score in self.scores])
 
 
 @merge_method("pcb", prepare_all=Competition, prepared_bytes=4)
-def pcb(block: Block, *, weight: PerModel, ratio: float, lambda_: float) -> None:
-    """Average the task vectors by scores of how much an entry matters within its model and agrees with the others."""
+def pcb(
+    block: Block,
+    *,
+    weight: Factor,
+    ratio: Annotated[float, Real(0.02, 1.0, 0.1, "Fraction of entries that score.", default=0.1)],
+    lambda_: Lambda,
+) -> None:
+    """Average of task vectors by scores of strength within a model and agreement between them (arXiv:2410.02396)."""
     competition: Competition = block.shared
     base_E, deltas = block.deltas()
     out_E, total_E = block.out.zero_(), block.spare("total").zero_()

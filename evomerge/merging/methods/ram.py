@@ -12,28 +12,28 @@ where ρ_t is the number of entries that t shares with others over the number of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.last_value_cache import LastValueCache
-from evomerge.merging.methods.registry import SourceGroup, merge_method
+from evomerge.merging.methods.parameters import Real
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
+
+SmallestChange: TypeAlias = Annotated[float, Real(doc="Size of a change that counts.", default=1e-5)]
 
 STRETCH = 1 << 20
 """Entries that are counted at a time."""
 
 
-class Shares:
+class Shares(WholeTensorState):
     """Each model's ρ, worked out for the ε that is asked for."""
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
         self._shares: LastValueCache[list[float]] = LastValueCache()
-
-    def cut(self, span: slice) -> Shares:
-        """Return itself: the shares are the whole tensor's."""
-        return self
 
     def of(self, epsilon: float) -> list[float]:
         """Return ρ of each of the T models."""
@@ -53,15 +53,24 @@ class Shares:
         return (shared / own.clamp(min=epsilon)).tolist()
 
 
-@merge_method("ram")
-def ram(block: Block, *, epsilon: float) -> None:
-    """Sum of the task vectors, an entry divided by the number of models that have changed it."""
+@merge_method("ram", in_mergekit=True)
+def ram(block: Block, *, epsilon: SmallestChange) -> None:
+    """Sum of the task vectors, an entry divided by the number of models that change it (arXiv:2601.13572)."""
     _reinforce(block, epsilon, None)
 
 
-@merge_method("ramplus_tl", prepare_all=Shares)
-def ramplus(block: Block, *, r: float, alpha: float, epsilon: float) -> None:
-    """RAM with entries of one model alone made larger, by how much of what it changed is shared."""
+@merge_method("ramplus_tl", in_mergekit=True, prepare_all=Shares)
+def ramplus(
+    block: Block,
+    *,
+    r: Annotated[float, Real(0.0, 1.0, 0.1, "How much larger, per share of what is shared.", default=0.1)],
+    alpha: Annotated[float, Real(0.0, 1.0, 0.2, "Largest share that counts.", default=0.2)],
+    epsilon: SmallestChange,
+) -> None:
+    """As ram, with entries that one model alone changes made larger (arXiv:2601.13572; counts per tensor).
+
+    The factor grows with the share of a model's changes that others make too.
+    """
     shares = block.shared.of(epsilon)
     _reinforce(block, epsilon, [1 + r * min(max(share, 0.0), alpha) for share in shares])
 

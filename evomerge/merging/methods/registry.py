@@ -1,4 +1,4 @@
-"""The registry of merge methods, and what a method sees of the engine.
+"""The registry of merge methods, and what the engine gives to a method.
 
 Legend: T source models (without the base where a method treats it apart), E entries of one block.
 """
@@ -8,32 +8,41 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
+from typing_extensions import Self
 
 from evomerge.merging.methods.blocks import TensorInfo
 from evomerge.merging.methods.formulas import Formula
-from search_spaces.recipes.methods import MethodSpec, method_spec
-
-PerModel: TypeAlias = Sequence[float]
-"""A parameter with one value per model, in the order of the block's models."""
-
-OptionalPerModel: TypeAlias = Sequence[float | None]
-"""The same for a parameter that is off unless set: None where the recipe sets none."""
+from evomerge.merging.methods.parameters import ACTIVATION_INFORMED, declared_parameters
+from search_spaces.recipes.method_spec import BaseRole, CoreSpace, MethodSpec, Parameter
+from search_spaces.recipes.methods import METHODS, method_spec
+from search_spaces.registry import Registry
 
 
 class Prepared(Protocol):
-    """What a method works out once per tensor, whatever the coefficients."""
+    """What a method computes once per tensor, whatever the coefficients."""
 
     def cut(self, span: slice) -> Prepared:
         """Return the part that belongs to the entries `span` of the flattened tensor."""
 
 
+class WholeTensorState:
+    """Prepared state that every block of a tensor sees in full. Alone, it is the state where there is nothing to hold.
+
+    Methods derive theirs from it.
+    """
+
+    def cut(self, span: slice) -> Self:
+        """Return itself."""
+        return self
+
+
 class SourceModel:
-    """A source and the base in full, for what a method measures over the whole model: lazily, and once.
+    """A source and its base in full, for what a method measures over the whole model: lazily, and once.
 
     Parameters
     ----------
@@ -114,7 +123,7 @@ PrepareAll: TypeAlias = Callable[[SourceGroup], Prepared]
 Apply: TypeAlias = Callable[..., Formula | None]
 Scope: TypeAlias = Literal["block", "matrix"]
 Bytes: TypeAlias = float | Callable[[TensorInfo], float]
-"""Bytes per entry, the same for all tensors or by info."""
+"""Bytes per entry: the same for all tensors, or by their shape and role."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ class MergeMethod:
     Attributes
     ----------
     spec
-        Its description in `search_spaces.recipes.methods`.
+        Its description, for recipes and search spaces.
     apply
         Fills ``block.out`` from one block of the sources, called for every block of every tensor; or, called once per
         tensor, returns the formula that does.
@@ -155,51 +164,98 @@ class MergeMethod:
     scope: Scope = "block"
 
     def prepared_size(self, info: TensorInfo) -> int:
-        """Return the bytes held for each model of a tensor of that info."""
+        """Return the bytes held for each model of such a tensor."""
         return _size(self.prepared_bytes, info)
 
     def shared_size(self, info: TensorInfo) -> int:
-        """Return the bytes held for all models of a tensor of that info, beyond those for each."""
+        """Return the bytes held for all models of such a tensor, beyond those for each."""
         return _size(self.shared_bytes, info)
 
 
-_METHODS: dict[str, MergeMethod] = {}
+IMPLEMENTATIONS: Registry[MergeMethod] = Registry("merge method")
+"""Every method that can be computed, by name."""
 
 
 def merge_method(
     name: str,
     *,
+    base: BaseRole = "required",
+    min_models: int = 1,
+    max_models: int | None = None,
+    stochastic: bool = False,
+    statistic: Literal["fisher"] | None = None,
+    weighted_average: bool = False,
+    core_space: CoreSpace = "different",
+    in_mergekit: bool = False,
+    float32_in_mergekit: bool = False,
+    deviation: str = "",
+    without_effect: tuple[Parameter, ...] = (),
     prepare: Prepare | None = None,
     prepared_bytes: Bytes = 0,
     prepare_all: PrepareAll | None = None,
     shared_bytes: Bytes = 0,
     scope: Scope = "block",
 ) -> Callable[[Apply], Apply]:
-    """Register a function as the merge method called `name`; see `MergeMethod` for the rest.
+    """Register a function as the merge method called `name`, for recipes and for the engine.
 
-    Takes a `Block` and returns None, or takes a `TensorContext` and returns a `Formula` (faster: one compiled pass).
-    Its keyword-only arguments must be the method's parameters in `search_spaces.recipes.methods` (those with an
-    effect), those with a value per model annotated as `PerModel`.
+    The function takes a `Block` and returns None, or takes a `TensorContext` and returns a formula (faster: one
+    compiled pass). Its keyword-only arguments declare the method's parameters (see `parameters`), and the first
+    paragraph of its docstring says what the method does and where it comes from.
+
+    Parameters
+    ----------
+    name
+        The value of ``merge_method`` in recipes.
+    base, min_models, max_models, stochastic, statistic, weighted_average, core_space, in_mergekit
+        As in `MethodSpec`, like the next two.
+    float32_in_mergekit, deviation
+        As in `MethodSpec`.
+    without_effect
+        Parameters that mergekit accepts and that change nothing.
+    prepare, prepared_bytes, prepare_all, shared_bytes, scope
+        As in `MergeMethod`.
 
     Raises
     ------
     TypeError
-        If the signature and the table disagree, at import.
+        If an argument does not declare a parameter, or the function has no docstring or no return annotation.
+    ValueError
+        If the name is taken.
     """
 
     def register(function: Apply) -> Apply:
-        spec = method_spec(name)
-        _METHODS[name] = MergeMethod(
+        declared = declared_parameters(function, name)
+        after = (ACTIVATION_INFORMED,) if base == "required" else ()
+        parameters = (*declared.values(), *without_effect, *after)
+        spec = MethodSpec(
+            name,
+            tuple(sorted(parameters, key=lambda parameter: not parameter.per_model)),
+            _summary(function, name),
+            base=base,
+            min_models=min_models,
+            max_models=max_models,
+            stochastic=stochastic,
+            statistic=statistic,
+            weighted_average=weighted_average,
+            core_space=core_space,
+            in_mergekit=in_mergekit,
+            float32_in_mergekit=float32_in_mergekit,
+            deviation=deviation,
+        )
+        method = MergeMethod(
             spec,
             function,
-            _arguments(function, spec),
-            gives_formula=typing.get_type_hints(function)["return"] is not type(None),
+            {parameter.name: argument for argument, parameter in declared.items()},
+            gives_formula=_gives_formula(function, name),
             prepare=prepare,
             prepared_bytes=prepared_bytes,
             prepare_all=prepare_all,
             shared_bytes=shared_bytes,
             scope=scope,
         )
+        IMPLEMENTATIONS.register(name, method)
+        if not function.__module__.startswith(f"{__package__}."):  # our own specs are in the generated table
+            METHODS.register(name, spec)
         return function
 
     return register
@@ -215,27 +271,28 @@ def implementation(name: str) -> MergeMethod:
     NotImplementedError
         If recipes can name it but nothing computes it.
     """
-    try:
-        return _METHODS[name]
-    except KeyError:
+    if name not in IMPLEMENTATIONS:
         spec = method_spec(name)
         raise NotImplementedError(
-            f"merge_method '{spec.name}' has no implementation; use one of {', '.join(sorted(_METHODS))}"
-        ) from None
+            f"merge_method '{spec.name}' has no implementation; use one of {', '.join(sorted(IMPLEMENTATIONS))}"
+        )
+    return IMPLEMENTATIONS[name]
 
 
 def _size(per_entry: Bytes, info: TensorInfo) -> int:
     return int((per_entry(info) if callable(per_entry) else per_entry) * math.prod(info.shape))
 
 
-def _arguments(function: Apply, spec: MethodSpec) -> dict[str, str]:
+def _summary(function: Apply, method: str) -> str:
+    """Return the first paragraph of the function's docstring as one line."""
+    text = inspect.getdoc(function)
+    if not text:
+        raise TypeError(f"{method}: its function has no docstring; say there what the method does, in one sentence")
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _gives_formula(function: Apply, method: str) -> bool:
     hints: dict[str, Any] = typing.get_type_hints(function)
-    _block, *rest = inspect.signature(function).parameters.values()
-    found = {argument.name.rstrip("_"): hints[argument.name] in (PerModel, OptionalPerModel) for argument in rest}
-    expected = {p.name: p.per_model for p in spec.parameters if not (p.inert or p.after)}
-    if found != expected or any(argument.kind is not argument.KEYWORD_ONLY for argument in rest):
-        raise TypeError(
-            f"{spec.name}: keyword-only arguments (name: is per model) are {found}, "
-            f"search_spaces.methods says {expected}; make them equal"
-        )
-    return {argument.name.rstrip("_"): argument.name for argument in rest}
+    if "return" not in hints:
+        raise TypeError(f"{method}: its function has no return annotation; write -> None, or the formula's class")
+    return hints["return"] is not type(None)

@@ -13,19 +13,22 @@ The ranks by variance are prepared; another `select_topk` costs one pass over th
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect
 from evomerge.merging.methods.last_value_cache import LastValueCache
-from evomerge.merging.methods.registry import SourceGroup, merge_method
-from evomerge.merging.methods.trimmed import descending_ranks
+from evomerge.merging.methods.parameters import INT8_MASK, Real
+from evomerge.merging.methods.ranking import descending_ranks
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 SMALLEST = 1e-6  # sum of mean squares, and of weights, to divide by
 
 
-class Selection:
+class Selection(WholeTensorState):
     """Rank of each entry by variance over the models, int32[n], and the weights that follow from a selection."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -34,10 +37,6 @@ class Selection:
         self._weights: LastValueCache[list[float]] = LastValueCache()
         self._nonzero = torch.count_nonzero(variance)
         self.rank = descending_ranks(variance)
-
-    def cut(self, span: slice) -> Selection:
-        """Return itself: a block looks its entries up."""
-        return self
 
     def size(self, select_topk: float) -> int | None:
         """Return how many entries are selected; None for all."""
@@ -59,9 +58,13 @@ class Selection:
         return [float(square) / total for square in squares]
 
 
-@merge_method("sce", prepare_all=Selection, shared_bytes=4)
-def sce(block: Block, *, select_topk: float) -> None:
-    """Select by variance, weigh by mean squares, erase what is against the elected sign."""
+@merge_method("sce", in_mergekit=True, without_effect=(INT8_MASK,), prepare_all=Selection, shared_bytes=4)
+def sce(
+    block: Block,
+    *,
+    select_topk: Annotated[float, Real(0.1, 1.0, 0.5, "Fraction of varying entries selected.", default=1.0)],
+) -> None:
+    """Select entries by their variance over models, weigh models by mean squares, elect signs (arXiv:2408.07990)."""
     selection: Selection = block.shared
     size = selection.size(select_topk)
     weights = selection.weights(size)

@@ -13,21 +13,23 @@ them at random in larger tensors.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.formulas import Kept, TensorContext, WeightedSum
+from evomerge.merging.methods.parameters import Real
 from evomerge.merging.methods.registry import SourceGroup, merge_method
 
 NEAREST = 1e-6  # distance to divide by
 SMALLEST_SHARE = 1e-8  # of a row's softmax
 
 
-@merge_method("nearswap")
-def nearswap(block: Block, *, t: float) -> None:
-    """Move each entry to the other model's, by t at most."""
+@merge_method("nearswap", max_models=1, in_mergekit=True)
+def nearswap(block: Block, *, t: Annotated[float, Real(0.0, 0.01, 0.001, "The furthest that an entry moves.")]) -> None:
+    """Each entry moved from the base to the other model's, by t at most."""
     base_E, (delta_E,) = block.deltas()
     near_E = torch.abs(delta_E, out=block.out).clamp_(min=NEAREST).reciprocal_().mul_(t).clamp_(0, 1)
     near_E.mul_(delta_E).add_(base_E)
@@ -55,9 +57,17 @@ def salient(group: SourceGroup) -> Salient:
     return Salient((score >= threshold.to(score)).to(torch.uint8))
 
 
-@merge_method("arcee_fusion", prepare_all=salient, shared_bytes=1)
+@merge_method(
+    "arcee_fusion",
+    max_models=1,
+    core_space="unsupported",
+    in_mergekit=True,
+    deviation="its quartiles are exact, where mergekit draws a million entries of larger tensors at random",
+    prepare_all=salient,
+    shared_bytes=1,
+)
 def arcee_fusion(tensor: TensorContext) -> WeightedSum:
-    """Take the other model's entries where they matter."""
+    """The base with those entries of one other model that stand out: by change, and by change of their row."""
     return WeightedSum([1.0], kept=[Kept(tensor.shared.mask, end=2, first=1)])
 
 

@@ -20,14 +20,16 @@ Legend: T models, E entries of one block, K rows (or columns) that are treated a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.formulas import TensorContext, WeightedSum
 from evomerge.merging.methods.last_value_cache import LastValueCache
-from evomerge.merging.methods.registry import PerModel, SourceGroup, merge_method
+from evomerge.merging.methods.parameters import Flag, Lambda, PerModel, Real, optional_weight, required_weight
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
+from evomerge.merging.methods.slerp import on_the_arc
 
 Parts: TypeAlias = Literal["whole", "rows", "columns"]
 
@@ -38,7 +40,7 @@ COLINEAR = 1e-16  # of sin² of the angle
 SMALLEST_PRODUCT = 1e-6  # of two norms, in model stock
 
 
-class Grams:
+class Grams(WholeTensorState):
     """Inner products of a tensor's models (of their task vectors when there is a base), and what follows."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -46,10 +48,6 @@ class Grams:
         self.coefficients: LastValueCache[Tensor] = LastValueCache()
         """float64[K, T], remembered for the parameters of the last call: the same for all blocks of a tensor."""
         self._grams: dict[Parts, Tensor] = {"whole": self._measure("whole")}
-
-    def cut(self, span: slice) -> Grams:
-        """Return itself: angles are the whole tensor's."""
-        return self
 
     def gram(self, parts: Parts = "whole") -> Tensor:
         """Return float64[K, T, T] for the parts that are treated as vectors of their own."""
@@ -77,9 +75,20 @@ class Grams:
         return gram.cpu()
 
 
-@merge_method("nuslerp", prepare_all=Grams)
-def nuslerp(tensor: TensorContext, *, weight: PerModel, nuslerp_flatten: bool, nuslerp_row_wise: bool) -> WeightedSum:
-    """C = (sin((1−t)Ω), sin(tΩ)) / sin Ω with t = w_2/(w_1+w_2); linear where the vectors are colinear."""
+@merge_method("nuslerp", base="optional", min_models=2, max_models=2, in_mergekit=True, prepare_all=Grams)
+def nuslerp(
+    tensor: TensorContext,
+    *,
+    weight: Annotated[
+        PerModel, required_weight(0.0, 1.0, "Share of the model; their ratio is the position between the two.")
+    ],
+    nuslerp_flatten: Annotated[bool, Flag(True, "Take a tensor as one vector, not row by row.")],
+    nuslerp_row_wise: Annotated[bool, Flag(False, "Without flattening: column by column.")],
+) -> WeightedSum:
+    """Spherical interpolation of two models, or of their task vectors when there is a base.
+
+    C = (sin((1−t)Ω), sin(tΩ)) / sin Ω with t = w_2/(w_1+w_2); linear where the vectors are colinear.
+    """
     parts: Parts = "whole" if nuslerp_flatten else "columns" if nuslerp_row_wise else "rows"
     if len(tensor.info.shape) == 1 and nuslerp_row_wise:
         parts = "whole"  # a vector's only column
@@ -93,13 +102,22 @@ def _slerp_coefficients(gram: Tensor, t: float) -> Tensor:
     cosine = (gram[:, 0, 1] / (norms[:, 0] * norms[:, 1])).clamp(-1, 1)
     colinear = 1 - cosine.square() <= COLINEAR
     omega = torch.acos(torch.where(colinear, 0.0, cosine))
-    to_both = torch.stack([torch.sin((1 - t) * omega), torch.sin(t * omega)], dim=1) / torch.sin(omega)[:, None]
-    return torch.where(colinear[:, None], torch.tensor([1 - t, t], dtype=gram.dtype), to_both)
+    shares = torch.tensor([1 - t, t], dtype=gram.dtype)
+    return torch.where(colinear[:, None], shares, on_the_arc(shares, omega))
 
 
-@merge_method("multislerp", prepare_all=Grams)
-def multislerp(tensor: TensorContext, *, weight: PerModel, normalize_weights: bool, eps: float) -> WeightedSum:
-    """Exp_m(Σ w_t (u_t − ⟨u_t, m⟩ m)) · Σ w_t ‖v_t‖ with u_t = v_t/‖v_t‖ and m = Σ w_t u_t, normalised."""
+@merge_method("multislerp", base="optional", in_mergekit=True, prepare_all=Grams)
+def multislerp(
+    tensor: TensorContext,
+    *,
+    weight: Annotated[PerModel, required_weight(0.0, 1.0, "Share of the model.")],
+    normalize_weights: Annotated[bool, Flag(True, "Divide by the sum of the weights.")],
+    eps: Annotated[float, Real(doc="Smallest norm to divide by.", default=1e-8)],
+) -> WeightedSum:
+    """Barycentre of the models' directions in one tangent space of the sphere.
+
+    Exp_m(Σ w_t (u_t − ⟨u_t, m⟩ m)) · Σ w_t ‖v_t‖ with u_t = v_t/‖v_t‖ and m = Σ w_t u_t, normalised.
+    """
     return _combine(
         tensor,
         "whole",
@@ -128,9 +146,18 @@ def _multislerp_coefficients(gram: Tensor, w_T: Tensor, eps: float) -> Tensor:
     return ((mean_T * torch.cos(angle) + tangent_T * (torch.sin(angle) / angle)) * (w_T @ norms_T))[None]
 
 
-@merge_method("karcher", prepare_all=Grams)
-def karcher(tensor: TensorContext, *, weight: PerModel, max_iter: float, tol: float) -> WeightedSum:
-    """U ← Exp_u(Σ α_t Log_u(u_t)) until the step is below `tol`; θ = (Σ α_t ‖θ_t‖) u, α = w/Σw."""
+@merge_method("karcher", base="none", core_space="unsupported", in_mergekit=True, prepare_all=Grams)
+def karcher(
+    tensor: TensorContext,
+    *,
+    weight: Annotated[PerModel, optional_weight("Share of the model.", extension=True)],
+    max_iter: Annotated[float, Real(doc="Most steps of the iteration.", default=10.0)],
+    tol: Annotated[float, Real(doc="Length of a step, in radians, at which it stops.", default=1e-5)],
+) -> WeightedSum:
+    """Mean of the models' directions on the sphere: the point with the least squared angles.
+
+    U ← Exp_u(Σ α_t Log_u(u_t)) until the step is below `tol`; θ = (Σ α_t ‖θ_t‖) u, α = w/Σw.
+    """
     return _combine(
         tensor,
         "whole",
@@ -166,9 +193,20 @@ def _karcher_coefficients(gram: Tensor, share_T: Tensor, max_iter: int, tol: flo
     return (mean_T * (share_T @ norms_T))[None]
 
 
-@merge_method("model_stock", prepare_all=Grams)
-def model_stock(tensor: TensorContext, *, filter_wise: bool) -> WeightedSum:
-    """θ = r θ̄ + (1−r) θ_0, r = T cos/(1+(T−1) cos) in [0, 1], cos the mean cosine of pairs of task vectors."""
+@merge_method(
+    "model_stock",
+    min_models=2,
+    in_mergekit=True,
+    deviation="its ratio is kept within [0, 1], where mergekit's is negative for task vectors that disagree",
+    prepare_all=Grams,
+)
+def model_stock(
+    tensor: TensorContext, *, filter_wise: Annotated[bool, Flag(False, "Measure angles row by row.")]
+) -> WeightedSum:
+    """Base plus the models' mean, as far as their task vectors agree in direction (arXiv:2403.19522).
+
+    θ = r θ̄ + (1−r) θ_0, r = T cos/(1+(T−1) cos) in [0, 1], cos the mean cosine of pairs of task vectors.
+    """
     parts: Parts = "rows" if filter_wise else "whole"
     return _combine(tensor, parts, ("model_stock", parts), _stock_coefficients)
 
@@ -192,9 +230,12 @@ def stock_ratio(gram: Tensor) -> Tensor:
     return torch.where(denominator_K.abs() < SMALLEST_SUM, 0.0, count * cosine_K / denominator_K)
 
 
-@merge_method("metagpt", prepare_all=Grams)
-def metagpt(tensor: TensorContext, *, lambda_: float) -> WeightedSum:
-    """c_t = λ ‖τ_t‖² / Σ ‖τ_s‖²."""
+@merge_method("metagpt", core_space="exact", prepare_all=Grams)
+def metagpt(tensor: TensorContext, *, lambda_: Lambda) -> WeightedSum:
+    """Task arithmetic with weights in proportion to the squared norms of the task vectors (arXiv:2406.11385).
+
+    c_t = λ ‖τ_t‖² / Σ ‖τ_s‖².
+    """
     return _combine(tensor, "whole", ("metagpt", lambda_), lambda gram: lambda_ * squared_shares(gram))
 
 

@@ -9,24 +9,22 @@ The decompositions are prepared; a candidate is a product per model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.linear import add_and_merge
 from evomerge.merging.methods.matrices import Nothing, Singular, precise, singular
-from evomerge.merging.methods.registry import PerModel, Prepared, SourceTensor, merge_method
+from evomerge.merging.methods.parameters import Flag, Lambda, PerModel, Real, optional_weight
+from evomerge.merging.methods.registry import Prepared, SourceTensor, WholeTensorState, merge_method
 
 
 @dataclass(frozen=True)
-class Components:
+class Components(WholeTensorState):
     """Singular components of one task vector."""
 
     singular: Singular
-
-    def cut(self, span: slice) -> Components:
-        """Return itself: they are the whole matrix's."""
-        return self
 
 
 def components(source: SourceTensor) -> Prepared:
@@ -42,8 +40,15 @@ def _bytes(info: TensorInfo) -> float:
 
 
 @merge_method("star", prepare=components, prepared_bytes=_bytes, scope="matrix")
-def star(block: Block, *, weight: PerModel, eta: float, normalize: bool, lambda_: float) -> None:
-    """Average the task vectors, each of them truncated to `eta` percent of its nuclear norm and rescaled to all."""
+def star(
+    block: Block,
+    *,
+    weight: Annotated[PerModel, optional_weight("Share of the model.")],
+    eta: Annotated[float, Real(10.0, 100.0, 40.0, "Percent of the nuclear norm kept.", default=40.0)],
+    normalize: Annotated[bool, Flag(True, "Divide by the sum of the weights.")],
+    lambda_: Lambda,
+) -> None:
+    """Average of task vectors truncated to part of their spectrum and rescaled to all of it (arXiv:2502.10339)."""
     if not block.is_whole_matrix:
         base_E, deltas = block.deltas()
         add_and_merge(block, base_E, deltas, weight=weight, normalize=normalize, lambda_=lambda_)

@@ -15,12 +15,16 @@ import torch
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect
-from evomerge.merging.methods.registry import PerModel, merge_method
+from evomerge.merging.methods.parameters import Factor, Lambda
+from evomerge.merging.methods.registry import merge_method
 
 
 @merge_method("magmax")
-def magmax(block: Block, *, weight: PerModel, lambda_: float) -> None:
-    """τ = τ_t with t = argmax |τ_t|, per entry; θ = θ_0 + λ τ."""
+def magmax(block: Block, *, weight: Factor, lambda_: Lambda) -> None:
+    """Per entry, the task vector that is largest in magnitude (arXiv:2407.06322).
+
+    τ = τ_t with t = argmax |τ_t|, per entry; θ = θ_0 + λ τ.
+    """
     base_E, (first_E, *rest) = block.deltas()
     highest_E, lowest_E = block.out.copy_(first_E).mul_(weight[0]), block.spare("lowest")
     lowest_E.copy_(highest_E)
@@ -36,8 +40,11 @@ def magmax(block: Block, *, weight: PerModel, lambda_: float) -> None:
 
 
 @merge_method("emr")
-def emr(block: Block, *, weight: PerModel, lambda_: float) -> None:
-    """γ = sign(Σ τ_t); τ = γ max_t |τ_t| over those with sign τ_t = γ, per entry; θ = θ_0 + λ τ."""
+def emr(block: Block, *, weight: Factor, lambda_: Lambda) -> None:
+    """Per entry, the largest task vector that has the elected sign: EMR's unified vector (arXiv:2405.17461).
+
+    γ = sign(Σ τ_t); τ = γ max_t |τ_t| over those with sign τ_t = γ, per entry; θ = θ_0 + λ τ.
+    """
     base_E, deltas = block.deltas()
     for delta_E, w in zip(deltas, weight, strict=True):
         delta_E.mul_(w)

@@ -9,17 +9,29 @@ one for each; k counts at most as many tasks as there are, so that a single mode
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.linear import total_of
-from evomerge.merging.methods.registry import PerModel, merge_method
+from evomerge.merging.methods.parameters import Factor, Lambda, Real
+from evomerge.merging.methods.registry import merge_method
 
 
 @merge_method("consensus")
-def consensus(block: Block, *, weight: PerModel, mask_threshold: float, min_tasks: float, lambda_: float) -> None:
-    """Keep of the summed task vectors the entries that matter to at least `min_tasks` of them."""
+def consensus(
+    block: Block,
+    *,
+    weight: Factor,
+    mask_threshold: Annotated[float, Real(0.2, 0.6, 0.4, "Size against the others' to matter.", default=0.4)],
+    min_tasks: Annotated[
+        float, Real(doc="Number of models, a whole number, that an entry must matter to.", default=2.0)
+    ],
+    lambda_: Lambda,
+) -> None:
+    """Sum of the task vectors where it matters to enough of them, by TALL masks (arXiv:2405.07813)."""
     base_E, deltas = block.deltas()
     for delta_E, w in zip(deltas, weight, strict=True):
         delta_E.mul_(w)

@@ -18,6 +18,7 @@ all are. (mergekit before 0.1.5 kept nothing of tensors with γ·n < 1.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,7 +26,24 @@ from torch import Tensor
 from evomerge.merging.methods.formulas import Election, Kept, TensorContext, WeightedSum
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.linear import added
-from evomerge.merging.methods.registry import PerModel, SourceModel, SourceTensor, merge_method
+from evomerge.merging.methods.parameters import (
+    INT8_MASK,
+    Flag,
+    Lambda,
+    Normalize,
+    NormalizeByDefault,
+    PerModel,
+    Real,
+    Rescale,
+    kept_fraction,
+    required_weight,
+)
+from evomerge.merging.methods.ranking import descending_ranks
+from evomerge.merging.methods.registry import SourceModel, SourceTensor, merge_method
+
+TrimmedWeight: TypeAlias = Annotated[PerModel, required_weight(-0.5, 1.5, "Factor of the model's trimmed task vector.")]
+CrumbDensity: TypeAlias = Annotated[PerModel, kept_fraction("Fraction of entries kept, below the outliers.")]
+Gamma: TypeAlias = Annotated[PerModel, Real(0.0, 0.05, 0.01, "Fraction cut off at the top.", default=0.01, common=True)]
 
 STRETCH = 1 << 22  # entries looked at together
 MANTISSA_BITS_DROPPED = 11
@@ -79,34 +97,27 @@ class Ranks:
 
 
 def ranks(source: SourceTensor) -> Ranks:
-    """Rank a task vector's entries by magnitude.
-
-    Ties at the threshold fall as in mergekit's `ties`, which makes this very call: the default (unstable) argsort.
-    """
+    """Rank a task vector's entries by magnitude."""
     rank = descending_ranks(source.delta().abs_())
     return Ranks(rank, Magnitudes(rank, source))
 
 
-def descending_ranks(values: Tensor) -> Tensor:
-    """Return int32[n]: how many entries come before each when the largest is first."""
-    order = torch.argsort(values, descending=True)
-    rank = torch.empty(order.numel(), dtype=torch.int32, device=order.device)
-    rank[order] = torch.arange(order.numel(), dtype=torch.int32, device=order.device)
-    return rank
-
-
-@merge_method("ties", prepare=ranks, prepared_bytes=4)
+@merge_method("ties", in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4)
 def ties(
     tensor: TensorContext,
     *,
-    weight: PerModel,
-    density: PerModel,
-    normalize: bool,
-    lambda_: float,
-    rescale: bool,
-    whole_model: bool,
+    # with `normalize` the kept weights are a divisor: signs that cancel would make it vanish
+    weight: Annotated[PerModel, required_weight(0.0, 1.5, "Factor of the model's trimmed task vector.")],
+    density: Annotated[PerModel, kept_fraction("Fraction of entries kept, the largest by magnitude.")],
+    normalize: NormalizeByDefault,
+    lambda_: Lambda,
+    rescale: Rescale,
+    whole_model: Annotated[bool, Flag(False, "Trim over the whole model, not tensor by tensor.", extension=True)],
 ) -> Election:
-    """Keep the ⌊density·n⌋ largest entries (at least one) of each task vector, elect signs, merge."""
+    """Trim task vectors, elect a sign per entry, merge those that agree (arXiv:2306.01708).
+
+    Keeps the ⌊density·n⌋ largest entries (at least one) of each task vector.
+    """
     kept: list[Kept | None] = []
     for ranked, d in zip(tensor.prepared, density, strict=True):
         count = ranked.magnitudes.kept_of_model(d) if whole_model and d < 1 else number_kept(d, tensor.size)
@@ -114,34 +125,40 @@ def ties(
     return Election(weight, normalize, lambda_, kept)
 
 
-@merge_method("breadcrumbs", prepare=ranks, prepared_bytes=4)
+@merge_method("breadcrumbs", in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4)
 def breadcrumbs(
     tensor: TensorContext,
     *,
-    weight: PerModel,
-    density: PerModel,
-    gamma: PerModel,
-    normalize: bool,
-    lambda_: float,
-    rescale: bool,
+    weight: TrimmedWeight,
+    density: CrumbDensity,
+    gamma: Gamma,
+    normalize: Normalize,
+    lambda_: Lambda,
+    rescale: Rescale,
 ) -> WeightedSum:
-    """Cut off the ⌊γ·n⌋ largest entries, keep the ⌊density·n⌋ next of each task vector, add up."""
+    """Trim task vectors at the bottom and at the top, add (arXiv:2312.06795).
+
+    Cuts off the ⌊γ·n⌋ largest entries of each task vector and keeps the ⌊density·n⌋ next.
+    """
     kept = _crumbs(tensor, density, gamma, rescale)
     return added(weight=weight, normalize=normalize, lambda_=lambda_, kept=kept)
 
 
-@merge_method("breadcrumbs_ties", prepare=ranks, prepared_bytes=4)
+@merge_method("breadcrumbs_ties", in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4)
 def breadcrumbs_ties(
     tensor: TensorContext,
     *,
-    weight: PerModel,
-    density: PerModel,
-    gamma: PerModel,
-    normalize: bool,
-    lambda_: float,
-    rescale: bool,
+    weight: TrimmedWeight,
+    density: CrumbDensity,
+    gamma: Gamma,
+    normalize: Normalize,
+    lambda_: Lambda,
+    rescale: Rescale,
 ) -> Election:
-    """Trim as `breadcrumbs` does, elect signs, merge."""
+    """Trim task vectors at the bottom and at the top, then elect signs as in ties (arXiv:2312.06795).
+
+    Trims as `breadcrumbs` does.
+    """
     return Election(weight, normalize, lambda_, _crumbs(tensor, density, gamma, rescale))
 
 

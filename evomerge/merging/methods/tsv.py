@@ -11,14 +11,17 @@ full rank and its polar factor is not unique: LAPACK's choice in float64, as wit
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, polar, singular
-from evomerge.merging.methods.registry import PerModel, Prepared, SourceGroup, merge_method
+from evomerge.merging.methods.parameters import Lambda, PerModel, optional_weight
+from evomerge.merging.methods.registry import Prepared, SourceGroup, WholeTensorState, merge_method
 
 
-class TaskSingularVectors:
+class TaskSingularVectors(WholeTensorState):
     """Orthogonalised components of all models: left [M, T·R], values [T, R], right [T·R, N]."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -28,10 +31,6 @@ class TaskSingularVectors:
         self.left = polar(torch.cat([part.left_MK for part in kept], dim=1)).float()
         self.values_TR = torch.stack([part.values_K for part in kept]).float()
         self.right = polar(torch.cat([part.right_KN for part in kept])).float()
-
-    def cut(self, span: slice) -> TaskSingularVectors:
-        """Return itself: they are the whole matrix's."""
-        return self
 
 
 def task_singular_vectors(group: SourceGroup) -> Prepared:
@@ -45,8 +44,13 @@ def _bytes(info: TensorInfo) -> float:
 
 
 @merge_method("tsv_m", prepare_all=task_singular_vectors, shared_bytes=_bytes, scope="matrix")
-def tsv_m(block: Block, *, weight: PerModel, lambda_: float) -> None:
-    """Add the models' orthogonalised singular components."""
+def tsv_m(
+    block: Block,
+    *,
+    weight: Annotated[PerModel, optional_weight("Factor of the model's singular values.")],
+    lambda_: Lambda,
+) -> None:
+    """Sum of the models' main singular components, made orthogonal to each other (arXiv:2412.00081)."""
     if not block.is_whole_matrix:
         average_others(block, weight, lambda_)
         return

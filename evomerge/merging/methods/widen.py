@@ -2,7 +2,7 @@
 
 A matrix is taken apart into the norms and the directions of its columns. Each model's columns are ranked by how far
 its fine-tuning moved them, Δν = |ν_t − ν_0| and Δd = 1 − cos(d_t, d_0), in [0, 1) within the model. The scores are the
-softmax of the ranks over the models; columns with a rank above `ratio` times the mean rank score `calibration` instead.
+softmax of the ranks over the models; columns with a rank above `ratio` times the mean rank score `factor` instead.
 θ = θ_0 + Σ w_t ⊙ τ_t, with w_t the mean of a column's two scores. Vectors are ranked entry by entry, by |τ_t|.
 
 Embeddings are taken transposed, a vector per token; deviation: so is the output projection, and stacks of matrices
@@ -13,17 +13,21 @@ The ranks are prepared; other parameters cost a softmax over the columns.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.last_value_cache import LastValueCache
-from evomerge.merging.methods.registry import SourceGroup, merge_method
+from evomerge.merging.methods.parameters import Real
+from evomerge.merging.methods.ranking import at_sorted_places
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 SMALLEST_NORM = 1e-12  # to divide by
 
 
-class Importance:
+class Importance(WholeTensorState):
     """Ranks of each model's columns by what fine-tuning changed: two kinds for matrices, one for vectors."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -36,17 +40,13 @@ class Importance:
             self.ranks = [torch.stack([_rank(change) for change in kind]) for kind in zip(*changes, strict=True)]
         self._weights: LastValueCache[Tensor] = LastValueCache()
 
-    def cut(self, span: slice) -> Importance:
-        """Return itself: a block looks its columns up."""
-        return self
-
-    def weights(self, ratio: float, calibration: float) -> Tensor:
+    def weights(self, ratio: float, factor: float) -> Tensor:
         """Return w [T, columns]."""
 
         def make() -> Tensor:
-            return torch.stack([_scores(rank, ratio, calibration) for rank in self.ranks]).mean(0)
+            return torch.stack([_scores(rank, ratio, factor) for rank in self.ranks]).mean(0)
 
-        return self._weights.get((ratio, calibration), make)
+        return self._weights.get((ratio, factor), make)
 
 
 def _bytes(info: TensorInfo) -> float:
@@ -56,10 +56,15 @@ def _bytes(info: TensorInfo) -> float:
     return 12 / (info.row if info.by_token else _rows(info))
 
 
-@merge_method("widen", prepare_all=Importance, prepared_bytes=_bytes)
-def widen(block: Block, *, ratio: float, calibration: float) -> None:
-    """Weigh the columns of the task vectors by how much fine-tuning changed them."""
-    weights = block.shared.weights(ratio, calibration)
+@merge_method("widen", core_space="unsupported", prepare_all=Importance, prepared_bytes=_bytes)
+def widen(
+    block: Block,
+    *,
+    ratio: Annotated[float, Real(0.0, 2.0, 1.0, "Rank, over the mean, to be important.", default=1.0)],
+    factor: Annotated[float, Real(0.0, 2.0, 1.0, "Weight of what is important.", default=1.0)],
+) -> None:
+    """Task vectors weighted by column, by how much fine-tuning changed its norm and direction (arXiv:2408.03092)."""
+    weights = block.shared.weights(ratio, factor)
     base_E, deltas = block.deltas()
     spread = block.by_row if block.info.by_token and len(block.info.shape) > 1 else block.by_column
     out_E = block.out.zero_()
@@ -84,15 +89,13 @@ def _changes(columns: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
 def _rank(values: Tensor) -> Tensor:
     """Return each entry's place by size, in [0, 1)."""
     order = torch.argsort(values, stable=True)
-    rank = torch.empty(order.shape, device=order.device)
-    rank[order] = torch.arange(len(order), device=order.device) / len(order)
-    return rank
+    return at_sorted_places(order, torch.arange(len(order), device=order.device) / len(order))
 
 
-def _scores(rank: Tensor, ratio: float, calibration: float) -> Tensor:
+def _scores(rank: Tensor, ratio: float, factor: float) -> Tensor:
     """Return the scores [T, columns] of one kind of change."""
     important = rank > ratio * rank.mean(dim=1, keepdim=True)
-    return torch.softmax(rank, dim=0).masked_fill_(important, calibration)
+    return torch.softmax(rank, dim=0).masked_fill_(important, factor)
 
 
 def _rows(info: TensorInfo) -> int:

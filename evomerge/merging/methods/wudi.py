@@ -16,26 +16,25 @@ G_t and τ_t G_t are prepared; a candidate solves one [N, N] system per linear m
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, precise
-from evomerge.merging.methods.registry import PerModel, Prepared, SourceTensor, merge_method
+from evomerge.merging.methods.parameters import Factor, Lambda, Real
+from evomerge.merging.methods.registry import Prepared, SourceTensor, WholeTensorState, merge_method
 
 SMALLEST = 1e-30  # to divide by
 
 
-class Interference:
+class Interference(WholeTensorState):
     """G_t [N, N] and τ_t G_t [M, N] of one model."""
 
     def __init__(self, delta_MN: Tensor) -> None:
         self.gram_NN = (delta_MN.T @ delta_MN).div_(delta_MN.square().sum().clamp(min=SMALLEST))
         self.image_MN = delta_MN @ self.gram_NN
-
-    def cut(self, span: slice) -> Interference:
-        """Return itself: they are the whole matrix's."""
-        return self
 
 
 def interference(source: SourceTensor) -> Prepared:
@@ -48,8 +47,14 @@ def _bytes(info: TensorInfo) -> float:
 
 
 @merge_method("wudi", prepare=interference, prepared_bytes=_bytes, scope="matrix")
-def wudi(block: Block, *, weight: PerModel, ridge: float, lambda_: float) -> None:
-    """Minimise the interference with every task vector."""
+def wudi(
+    block: Block,
+    *,
+    weight: Factor,
+    ridge: Annotated[float, Real(0.01, 10.0, 0.1, "Pull towards task arithmetic, above 0.", default=0.1)],
+    lambda_: Lambda,
+) -> None:
+    """The task vector that interferes least with each model's, pulled towards task arithmetic (arXiv:2503.08099)."""
     if not block.is_whole_matrix:
         average_others(block, weight, lambda_)
         return

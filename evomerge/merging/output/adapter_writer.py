@@ -28,9 +28,6 @@ from evomerge.merging.sources.licences import licence
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 
-LINEAR = ("linear", "task_arithmetic", "metagpt", "passthrough")
-"""Methods whose merge in core space is the one in full space."""
-
 
 @dataclass(frozen=True)
 class WrittenAdapter:
@@ -97,7 +94,7 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
 
 
 def _in_core(engine: MergeEngine, recipe: Recipe) -> Recipe:
-    if recipe.adapters is None and any(spec.name not in LINEAR for spec in recipe.specs):
+    if recipe.adapters is None and any(spec.core_space != "exact" for spec in recipe.specs):
         raise OutputError(
             f"merge_method: {recipe.merge_method} of full weights gives no low-rank merge; write evomerge: "
             "{adapters: core} into the recipe, or merge without --adapter"

@@ -11,7 +11,7 @@ import torch
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.licences import conflicts, licence
 from evomerge.merging.sources.open_sources import unverified_base
-from evomerge.merging.sources.similarity import Kinship, measure
+from evomerge.merging.sources.similarity import Similarity, measure_similarity
 from evomerge.merging.sources.source import Source
 from search_spaces.recipes.references import parts
 
@@ -36,7 +36,7 @@ class Report:
         Whether the head is the embedding matrix.
     dtypes
         Stored dtype by model name.
-    kinship
+    similarity
         What a sample of the weights says of the experts and the base.
     warnings
         One line each.
@@ -47,7 +47,7 @@ class Report:
     parameters: int
     tied: bool
     dtypes: Mapping[str, str]
-    kinship: Kinship
+    similarity: Similarity
     warnings: tuple[str, ...]
 
 
@@ -82,8 +82,8 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
     if scan:
         for name, checkpoint in checkpoints.items():
             _check_finite(name, checkpoint)
-    kinship = measure(checkpoints, base, sample=True)
-    for line in strangers(kinship, base):
+    similarity = measure_similarity(checkpoints, base, sample=True)
+    for line in unrelated(similarity, base):
         if not allow_unrelated:
             raise CheckpointError(
                 f"{line}; name fine-tunes of {base}, or merge them all the same with allow_unrelated: true "
@@ -102,7 +102,7 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
         parameters=reference.outline.num_parameters,
         tied=reference.outline.tied,
         dtypes=dtypes,
-        kinship=kinship,
+        similarity=similarity,
         warnings=tuple(warnings),
     )
 
@@ -167,10 +167,10 @@ _POLICY = (
 )
 
 
-def strangers(kinship: Kinship, base: str) -> Iterator[str]:
+def unrelated(similarity: Similarity, base: str) -> Iterator[str]:
     """Yield a line for each expert that does not share the base."""
-    for expert in kinship.experts:
-        if (reason := kinship.stranger(expert)) is not None:
+    for expert in similarity.experts:
+        if (reason := similarity.why_unrelated(expert)) is not None:
             yield f"{expert}: {reason}, so that no average of it with {base} computes anything"
 
 

@@ -1,4 +1,4 @@
-"""Kinship: how near fine-tunes are to their base and to each other, in one pass over the weights.
+"""Similarity: how near fine-tunes are to their base and to each other, in one pass over the weights.
 
 Fine-tunes of one base lie close around it: on linear maps the cosine with the base's weights is near 1. Models trained
 apart have a cosine near 0 and a difference longer than the weights, and their average is neither. A checkpoint whose
@@ -24,13 +24,13 @@ STRETCH = 1 << 20  # entries per model looked at together
 RUNS, RUN = 16, 1024  # of a sample: stretches per tensor, spread evenly, and entries of each
 
 # With equal norms, cos < 0.5 exactly when the difference from the base is longer than the base itself.
-STRANGER = 0.5
+UNRELATED = 0.5
 
 Module = Literal["attention", "mlp", "other"]
 
 
 @dataclass(frozen=True)
-class Kinship:
+class Similarity:
     """What one pass found.
 
     Attributes
@@ -66,10 +66,10 @@ class Kinship:
         base = math.hypot(*self.base_norms)
         return math.hypot(*self.delta_norms[expert]) / base if base else math.inf
 
-    def stranger(self, expert: str) -> str | None:
+    def why_unrelated(self, expert: str) -> str | None:
         """Return why an expert does not share the base, as a clause; None when it does."""
         cosines = self.weight_cosines[expert]
-        far = {module: value for module, value in cosines.items() if value < STRANGER}
+        far = {module: value for module, value in cosines.items() if value < UNRELATED}
         if not far:
             return None
         shown = ", ".join(f"{module} {value:.2f}" for module, value in cosines.items())
@@ -89,8 +89,8 @@ class _Sums:
     product: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
 
-def measure(checkpoints: Mapping[str, Source], base: str, *, sample: bool = False) -> Kinship:
-    """Measure the kinship of all experts with the base and with each other.
+def measure_similarity(checkpoints: Mapping[str, Source], base: str, *, sample: bool = False) -> Similarity:
+    """Measure the similarity of all experts with the base and with each other.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def measure(checkpoints: Mapping[str, Source], base: str, *, sample: bool = Fals
             sums.base += float(base_part.square().sum(dtype=torch.float64)) * scale
             sums.delta += part_TT.diagonal()
     total = origin.outline.num_parameters
-    return Kinship(
+    return Similarity(
         experts=experts,
         entries=entries,
         total=total,

@@ -34,24 +34,24 @@ class TestAim(MergeMethodSuite):
     """On task arithmetic, whose blocks are plain sums."""
 
     method = "task_arithmetic"
-    parameters = coefficients(weight=[0.4, 0.7, 0.2], aim=0.4)
-    others = coefficients(weight=1.0, aim=0.9)
-    one_model = coefficients(weight=1.0, aim=1.0)
+    parameters = coefficients(weight=[0.4, 0.7, 0.2], activation_informed=0.4)
+    others = coefficients(weight=1.0, activation_informed=0.9)
+    one_model = coefficients(weight=1.0, activation_informed=1.0)
 
 
 class TestAimOnTies(MergeMethodSuite):
     """On a method with prepared state."""
 
     method = "ties"
-    parameters = coefficients(weight=[0.4, 0.7, 0.2], density=0.5, aim=0.0)
+    parameters = coefficients(weight=[0.4, 0.7, 0.2], density=0.5, activation_informed=0.0)
     others = coefficients(weight=1.0, density=0.7)
-    one_model = coefficients(weight=1.0, density=1.0, aim=1.0)
+    one_model = coefficients(weight=1.0, density=1.0, activation_informed=1.0)
 
 
 @pytest.fixture
 def recipe(zoo: dict[str, Checkpoint], text: Path) -> Recipe:
     plain = task_arithmetic_recipe(MODELS, zoo[MODELS["base"]].layout, out_dtype="float32")
-    return replace(plain, parameters=(("aim", constant(0.4)),), calibration=str(text))
+    return replace(plain, parameters=(("activation_informed", constant(0.4)),), calibration=str(text))
 
 
 def merged(zoo: dict[str, Checkpoint], recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -67,7 +67,7 @@ def test_formula_on_every_method_with_a_base(method: str) -> None:
     models = [base + 0.1 * torch.randn((12, 20), generator=generator) for _ in range(METHODS[method].max_models or 2)]
     needed = {p.name: 0.6 for p in METHODS[method].parameters if p.name in ("weight", "density", "t")}
     plain = merge_tensors(method, base, models, **needed)
-    informed = merge_tensors(method, base, models, **needed, aim=0.3)
+    informed = merge_tensors(method, base, models, **needed, activation_informed=0.3)
     expected = base + (plain - base) * (1 - 0.7 * torch.linspace(0, 1, 20))
     torch.testing.assert_close(informed, expected, rtol=2e-6, atol=2e-6)
     assert torch.equal(merge_tensors(method, base, models, **needed), plain)
@@ -134,10 +134,13 @@ def test_statistics_are_measured_once_for_a_model_and_a_text(
 
 def test_a_search_measures_before_the_first_candidate(zoo: dict[str, Checkpoint], text: Path, monkeypatch: Any) -> None:
     config = CoefficientConfig(
-        method="ties", layers_per_group=9, calibration=str(text), ranges={"aim": {"low": 0.0, "high": 1.0}}
+        method="ties",
+        layers_per_group=9,
+        calibration=str(text),
+        ranges={"activation_informed": {"low": 0.0, "high": 1.0}},
     )
     space = CoefficientSpace(config, MODELS, zoo[MODELS["base"]].layout)
-    assert [gene.name for gene in space.genes[:5]][-1] == "aim[embeddings]"
+    assert [gene.name for gene in space.genes[:5]][-1] == "activation_informed[embeddings]"
     engine = MergeEngine(zoo, base=MODELS["base"])
     engine.prepare(space.decode(space.start))
 
@@ -160,17 +163,19 @@ def test_recipes_say_what_they_rest_on(recipe: Recipe) -> None:
     assert replace(recipe, calibration="other.txt").hash != recipe.hash
     plain = replace(recipe, parameters=())
     assert plain.hash == replace(plain, calibration=None).hash  # a text that nothing needs
-    assert obstacles(recipe) == ("aim: mergekit has no such parameter of task_arithmetic",)
+    assert obstacles(recipe) == ("activation_informed: mergekit has no such parameter of task_arithmetic",)
     exchanged, notes = rounded(recipe)
     assert exchanged.calibration is None
-    assert notes == ("aim is dropped; mergekit has no such parameter",)
+    assert notes == ("activation_informed is dropped; mergekit has no such parameter",)
 
 
 def test_a_missing_text(recipe: Recipe, zoo: dict[str, Checkpoint], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"aim: it needs a text .*; write evomerge: \{calibration: TEXT_FILE\}"):
+    with pytest.raises(
+        RecipeError, match=r"activation_informed: it needs a text .*; write evomerge: \{calibration: TEXT_FILE\}"
+    ):
         replace(recipe, calibration=None)
-    with pytest.raises(ValueError, match="aim: it needs a text; write calibration: TEXT_FILE"):
-        CoefficientConfig(fixed={"aim": 0.4})
+    with pytest.raises(ValueError, match="activation_informed: it needs a text; write calibration: TEXT_FILE"):
+        CoefficientConfig(fixed={"activation_informed": 0.4})
     with pytest.raises(CheckpointError, match=r"absent.txt: the calibration text cannot be read .*; name a text file"):
         merged(zoo, replace(recipe, calibration=str(tmp_path / "absent.txt")))
 

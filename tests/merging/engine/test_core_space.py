@@ -20,7 +20,6 @@ from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_sources
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.fields import NOT_IN_CORE
 from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
@@ -121,7 +120,7 @@ def test_linear_methods_equal_the_merge_in_full_space(adapters: MergeEngine, met
     [
         name
         for name, spec in METHODS.items()
-        if spec.base == "required" and spec.max_models is None and name not in NOT_IN_CORE
+        if spec.base == "required" and spec.max_models is None and spec.core_space != "unsupported"
     ],
 )
 def test_every_method_on_task_vectors_runs(small: MergeEngine, method: str) -> None:
@@ -215,7 +214,7 @@ def test_shares_that_do_not_sum_to_one_are_refused(adapters: MergeEngine) -> Non
         adapters.apply(of)
 
 
-@pytest.mark.parametrize("method", NOT_IN_CORE)
+@pytest.mark.parametrize("method", ["slerp", "karcher", "widen", "arcee_fusion"])
 def test_methods_on_whole_weights_are_refused(method: str) -> None:
     models = [{"model": "base"}, {"model": "a"}]
     data = {"merge_method": method, "base_model": "base", "models": models, "evomerge": {"adapters": "core"}}

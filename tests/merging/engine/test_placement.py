@@ -23,8 +23,8 @@ NEEDED = 9.6  # GB: 6 + 1 + 1.3 * 2
     [
         (NEEDED, 1, "device"),
         (NEEDED - 0.1, 12, "pinned"),
-        (NEEDED - 0.1, 11.9, "mapped"),
-        (None, 100, "mapped"),
+        (NEEDED - 0.1, 11.9, "mmap"),
+        (None, 100, "mmap"),
     ],
 )
 def test_auto_takes_the_first_place_with_room(on_device: float | None, on_host: float, expected: str) -> None:
@@ -34,12 +34,12 @@ def test_auto_takes_the_first_place_with_room(on_device: float | None, on_host: 
     assert (choice.source_bytes, choice.peak_bytes, choice.device) == (6 * GB, round(NEEDED * GB), "cuda:0")
 
 
-@pytest.mark.parametrize("asked", ["auto", "device", "pinned", "mapped"])
+@pytest.mark.parametrize("asked", ["auto", "device", "pinned", "mmap"])
 def test_on_a_cpu_sources_stay_mapped(asked: Any) -> None:
-    assert choose(asked, CPU, MODELS, FreeMemory(None, 0)).placement == "mapped"
+    assert choose(asked, CPU, MODELS, FreeMemory(None, 0)).placement == "mmap"
 
 
-@pytest.mark.parametrize(("asked", "expected"), [("auto", "mapped"), ("device", "device"), ("pinned", "mapped")])
+@pytest.mark.parametrize(("asked", "expected"), [("auto", "mmap"), ("device", "device"), ("pinned", "mmap")])
 def test_on_other_devices_only_a_copy_can_be_asked_for(asked: Any, expected: str) -> None:
     assert choose(asked, MPS, MODELS, FreeMemory(None, 0)).placement == expected
 
@@ -49,11 +49,11 @@ def test_on_other_devices_only_a_copy_can_be_asked_for(asked: Any, expected: str
     [
         (
             "device",
-            r"^workers\.placement: device needs 9\.6 GB on cuda:0, and 9\.0 GB are free; write pinned, mapped or auto$",
+            r"^workers\.placement: device needs 9\.6 GB on cuda:0, and 9\.0 GB are free; write pinned, mmap or auto$",
         ),
         (
             "pinned",
-            r"^workers\.placement: pinned needs 6\.0 GB of host memory, and 5\.0 GB are free; write mapped or auto$",
+            r"^workers\.placement: pinned needs 6\.0 GB of host memory, and 5\.0 GB are free; write mmap or auto$",
         ),
     ],
 )

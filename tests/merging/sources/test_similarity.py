@@ -1,4 +1,4 @@
-"""Kinship against plain formulas, and who is refused."""
+"""Similarity against plain formulas, and what is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from evomerge.merging.sources import similarity
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.preflight import check
-from evomerge.merging.sources.similarity import measure
+from evomerge.merging.sources.similarity import measure_similarity
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 
@@ -37,19 +37,19 @@ def flat(family: Any, index: int) -> torch.Tensor:
 def test_measures_are_the_plain_ones(families: Any, monkeypatch: pytest.MonkeyPatch, stretch: int) -> None:
     monkeypatch.setattr(similarity, "STRETCH", stretch)
     family = families("llama")
-    kin = measure(dict(zip(("base", "a", "b"), family.checkpoints.values(), strict=True)), "base")
+    found = measure_similarity(dict(zip(("base", "a", "b"), family.checkpoints.values(), strict=True)), "base")
     base, a, b = (flat(family, index) for index in range(3))
     pairs = torch.stack([a - base, b - base])
-    assert kin.entries == kin.total == len(base)
-    assert kin.groups == ("embeddings", "0", "1", "2", "3", "final")
-    assert torch.tensor(kin.pearsons).allclose(torch.corrcoef(pairs).float(), atol=1e-5)
+    assert found.entries == found.total == len(base)
+    assert found.groups == ("embeddings", "0", "1", "2", "3", "final")
+    assert torch.tensor(found.pearsons).allclose(torch.corrcoef(pairs).float(), atol=1e-5)
     cosine = torch.nn.functional.cosine_similarity(pairs[0], pairs[1], dim=0)
-    assert kin.cosines[0][1] == pytest.approx(float(cosine), abs=1e-5)
-    assert kin.cosines[0][0] == pytest.approx(1.0)
-    assert kin.relative_norm("a") == pytest.approx(float((a - base).norm() / base.norm()), rel=1e-5)
+    assert found.cosines[0][1] == pytest.approx(float(cosine), abs=1e-5)
+    assert found.cosines[0][0] == pytest.approx(1.0)
+    assert found.relative_norm("a") == pytest.approx(float((a - base).norm() / base.norm()), rel=1e-5)
     name = "model.layers.2.self_attn.q_proj.weight"
-    assert set(kin.weight_cosines["a"]) == {"attention", "mlp"}
-    assert all(0.9 < value < 1 for value in kin.weight_cosines["a"].values())
+    assert set(found.weight_cosines["a"]) == {"attention", "mlp"}
+    assert all(0.9 < value < 1 for value in found.weight_cosines["a"].values())
     assert family.checkpoints[family.base].shape(name) == (32, 32)
 
 
@@ -57,27 +57,27 @@ def test_a_sample_estimates_the_whole(llama: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(similarity, "RUNS", 4)
     monkeypatch.setattr(similarity, "RUN", 64)
     named = dict(zip(("base", "a", "b"), llama.checkpoints.values(), strict=True))
-    whole, part = measure(named, "base"), measure(named, "base", sample=True)
+    whole, part = measure_similarity(named, "base"), measure_similarity(named, "base", sample=True)
     assert part.entries < whole.entries / 2
     assert part.delta_norms["a"] == pytest.approx(whole.delta_norms["a"], rel=0.1)
     assert part.weight_cosines["a"]["mlp"] == pytest.approx(whole.weight_cosines["a"]["mlp"], abs=0.02)
 
 
 def test_a_model_alone_has_no_kin(llama: Any) -> None:
-    kin = measure({"base": llama.checkpoints[llama.base]}, "base", sample=True)
-    assert kin.experts == ()
-    assert kin.cosines == ()
+    found = measure_similarity({"base": llama.checkpoints[llama.base]}, "base", sample=True)
+    assert found.experts == ()
+    assert found.cosines == ()
 
 
 def test_a_copy_has_no_direction(llama: Any) -> None:
     base = llama.checkpoints[llama.base]
-    kin = measure({"base": base, "copy": Checkpoint.open(llama.base)}, "base")
-    assert kin.relative_norm("copy") == 0
-    assert kin.cosines[0][0] != kin.cosines[0][0]  # NaN
-    assert kin.stranger("copy") is None
+    found = measure_similarity({"base": base, "copy": Checkpoint.open(llama.base)}, "base")
+    assert found.relative_norm("copy") == 0
+    assert found.cosines[0][0] != found.cosines[0][0]  # NaN
+    assert found.why_unrelated("copy") is None
 
 
-def test_strangers_are_refused(llama: Any, tmp_path: Path) -> None:
+def test_unrelated_models_are_refused(llama: Any, tmp_path: Path) -> None:
     def random(name: str, values: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(len(name))
         return values if "norm" in name else torch.randn(values.shape, generator=generator).to(values.dtype) * 0.02
@@ -101,8 +101,8 @@ def test_rotated_attention_is_refused(llama: Any, tmp_path: Path) -> None:
         return (turn @ values.float().view(-1, 8, values.shape[1])).view(values.shape).to(values.dtype)
 
     named = {"base": llama.checkpoints[llama.base], "expert": changed(llama.references[1], tmp_path / "x", rotated)}
-    kin = measure(named, "base")
-    assert kin.weight_cosines["expert"]["mlp"] > 0.9
+    found = measure_similarity(named, "base")
+    assert found.weight_cosines["expert"]["mlp"] > 0.9
     with pytest.raises(
         CheckpointError, match=r"expert: its attention weights are rotated, permuted or rescaled .*; name"
     ):

@@ -251,7 +251,7 @@ def slerp(*names):
         ({"parameters": (("t", (Condition(float("nan")),)),)}, "parameters.t: nan is not finite; write a"),
         ({"parameters": (("t", (Condition(()),)),)}, "parameters.t: a gradient of 0 values; write 1 to"),
         ({"parameters": (("t", (Condition(1.0, 3),)),)}, "parameters.t: the filter 3 is not text; write a"),
-        ({"parameters": (("w", (Condition(1.0),)),)}, "parameters: slerp has no parameter 'w'; use one of aim, t"),
+        ({"parameters": (("w", (Condition(1.0),)),)}, "parameters: slerp has no parameter 'w'; use one of act"),
     ],
 )  # fmt: skip
 def test_what_is_no_recipe(fields, message):

@@ -334,7 +334,7 @@ def test_ranges_of_the_config_and_of_the_method(layout, models):
     ("config", "message"),
     [
         ({"method": "task_aritmetic"}, "'task_aritmetic' is not a merge method; did you mean"),
-        ({"method": "passthrough"}, "passthrough has no coefficients to search; use one of linear, slerp"),
+        ({"method": "passthrough"}, "passthrough has no coefficients to search; use one of breadcrumbs, "),
         ({"density": {"low": 0.1, "high": 1}}, "density: task_arithmetic has no parameter 'density'; remove"),
         ({"t": {"low": 0.1, "high": 1}}, "t: task_arithmetic has no parameter 't'; remove it"),
         ({"fixed": {"int8_mask": True}}, "fixed: task_arithmetic has no parameter 'int8_mask'; remove it"),
@@ -408,7 +408,7 @@ def test_all_methods_with_a_coefficient_can_be_searched(layout, models):
         assert resolve(recipe, layout)
         assert np.array_equal(space.encode(recipe), (space.low + space.high) / 2) or name == "linear"
     for name in without:
-        with pytest.raises(ValidationError, match=f"{name} has no coefficients to search; use one of linear, slerp"):
+        with pytest.raises(ValidationError, match=f"{name} has no coefficients to search; use one of breadcrumbs, "):
             CoefficientConfig(method=name)
 
 
@@ -422,7 +422,7 @@ def test_what_is_searched_by_default(layout, models):
         "breadcrumbs": {"weight", "density"},
         "sce": {"select_topk"},
         "metagpt": {"lambda"},
-        "widen": {"ratio", "calibration"},
+        "widen": {"ratio", "factor"},
         "nuslerp": {"weight"},
     }
 
