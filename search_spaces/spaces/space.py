@@ -114,7 +114,7 @@ class SearchSpace(ABC):
         cells = np.minimum(np.floor(settled + half) - (self.low + half), self.high - self.low - 1)
         return np.where(self.discrete, self.low + cells + 0.5, settled)
 
-    def founders(self) -> tuple[Genotype, ...]:
+    def initial_population(self) -> tuple[Genotype, ...]:
         """Return the genotypes that a population begins with, float64[G] each; here `start` alone."""
         return (self.start.copy(),)
 

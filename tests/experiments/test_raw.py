@@ -96,8 +96,8 @@ def test_nothing_leaves_the_box():
 def test_founders_are_copies_and_the_first_is_the_start():
     networks = [np.full(4, 0.5), np.arange(4.0)]
     space = RawWeights(4, founders=networks)
-    space.founders()[0][:] = 9.0
-    assert np.array_equal(space.founders()[0], networks[0])
+    space.initial_population()[0][:] = 9.0
+    assert np.array_equal(space.initial_population()[0], networks[0])
     assert np.array_equal(space.start, networks[0])
     assert [gene.name for gene in space.genes] == [f"weight[{i}]" for i in range(4)]
     assert space.dimension == 4

@@ -77,12 +77,12 @@ def test_what_cannot_be_divided_by(merge: Merge, tensors: Any, values: dict[str,
 def test_it_needs_a_text() -> None:
     with pytest.raises(RecipeError, match=r"fisher: it needs a text to measure models on; write evomerge: \{calib"):
         mergekit_yaml.build(RECIPE)
-    recipe = mergekit_yaml.build(RECIPE | {"evomerge": {"calibration": "text.txt"}})
-    assert recipe.canonical().calibration == "text.txt"
-    assert recipe.hash != mergekit_yaml.build(RECIPE | {"evomerge": {"calibration": "other.txt"}}).hash
-    with pytest.raises(ValueError, match="fisher: it needs a text; write calibration: TEXT_FILE"):
+    recipe = mergekit_yaml.build(RECIPE | {"evomerge": {"calibration_text": "text.txt"}})
+    assert recipe.canonical().calibration_text == "text.txt"
+    assert recipe.hash != mergekit_yaml.build(RECIPE | {"evomerge": {"calibration_text": "other.txt"}}).hash
+    with pytest.raises(ValueError, match="fisher: it needs a text; write calibration_text: TEXT_FILE"):
         CoefficientConfig(method="fisher")
-    with pytest.raises(ValueError, match="fisher: it needs a text; write calibration: TEXT_FILE"):
+    with pytest.raises(ValueError, match="fisher: it needs a text; write calibration_text: TEXT_FILE"):
         CoefficientConfig(method=("ties", "fisher"))
-    with pytest.raises(RecipeError, match="core space has no input channels to weigh; remove calibration"):
-        mergekit_yaml.build(RECIPE | {"evomerge": {"calibration": "text.txt", "adapters": "core"}})
+    with pytest.raises(RecipeError, match="core space has no input channels to weigh; remove calibration_text"):
+        mergekit_yaml.build(RECIPE | {"evomerge": {"calibration_text": "text.txt", "adapters": "core"}})
