@@ -109,7 +109,7 @@ class SearchSpace(ABC):
     def settled(self, points: Genotype) -> Genotype:
         """Return `points` (float64[..., G]) inside the box, each discrete gene at the middle of its cell."""
         settled = np.clip(points, self.low, self.high)
-        # Cells begin at whole numbers or at halves, and are rounded as by the genes' `value`; the last has the upper bound.
+        # Cells begin at whole numbers or at halves; rounded as by the genes' `value`. The last has the upper bound.
         half = self.low - np.floor(self.low)
         cells = np.minimum(np.floor(settled + half) - (self.low + half), self.high - self.low - 1)
         return np.where(self.discrete, self.low + cells + 0.5, settled)
