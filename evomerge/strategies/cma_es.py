@@ -110,7 +110,7 @@ class CmaEs(Strategy):
     def recommend(self) -> Genotype:
         """Return the distribution's mean, or that of an earlier descent if it scored better."""
         if self._best_mean[0] > self._best_mean_of_descent:
-            return self._best_mean[1].copy()
+            return np.array(self._best_mean[1])
         return self._mean()
 
     def _propose(self, n: int) -> list[Proposal]:

@@ -135,7 +135,8 @@ class GeneticConfig(StrategyConfig):
     @classmethod
     def _completed(cls, values: Any) -> Any:
         """Take from the preset what is not given."""
-        return {**PRESETS.get(values.get("preset") or "", {}), **values} if isinstance(values, dict) else values
+        preset = values.get("preset") if isinstance(values, dict) else None
+        return {**PRESETS[preset], **values} if isinstance(preset, str) and preset in PRESETS else values
 
     @model_validator(mode="after")
     def _consistent(self) -> GeneticConfig:

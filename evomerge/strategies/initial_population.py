@@ -36,7 +36,7 @@ def initial_population(space: SearchSpace, warm_start: WarmStartPopulation | Non
     These are the space's founders. With a warm start they are the former run's candidates, followed by as many of the
     space's founders as there are places left.
     """
-    own = list(space.founders())
+    own = list(space.initial_population())
     if warm_start is None:
         return own
     former = warm_start.points(space)
@@ -68,7 +68,7 @@ class InitialPopulation:
     def genotype(self, identity: int, rng: np.random.Generator) -> Genotype:
         """Return the genotype of the candidate with this id: a given one, or a random merge."""
         if identity < len(self._first):
-            return self._first[identity].copy()
+            return np.array(self._first[identity])
         return random_merge(self._space, self._first, rng)
 
 

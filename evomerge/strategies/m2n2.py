@@ -298,7 +298,8 @@ class Competition(NamedTuple):
 
     def _summed(self, table: Scores) -> Scores:
         # Not a matrix product: equal members must get equal fitness to the last bit, whatever their row.
-        return np.einsum("pi,i->p", table, self.worth)
+        fitness: Scores = np.einsum("pi,i->p", table, self.worth)
+        return fitness
 
 
 def compete(scores: Scores, alpha: float, relative: bool = False) -> Competition:

@@ -146,7 +146,7 @@ class MapElites(Strategy):
         if self._initial.includes(identity) or not self.genotypes:
             return self._initial.genotype(identity, self.rng)
         first, second = couple(quality(np.array(self.fitness)), self.rng)
-        child = self.genotypes[first].copy()
+        child: Genotype = np.array(self.genotypes[first])
         if self.rng.random() < self.config.crossover:
             child = self.space.crossover(child, self.genotypes[second], self.rng)
         if self.rng.random() < self.config.mutation:

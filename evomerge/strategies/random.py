@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
@@ -48,7 +49,7 @@ class RandomSearch(Strategy):
 
     def _next(self, identity: int) -> Genotype:
         if identity < len(self._first):
-            return self._first[identity].copy()
+            return np.array(self._first[identity])
         return self.space.sample(self.rng)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:

@@ -321,7 +321,7 @@ class MixtureSpace(SearchSpace):
 
     # --- variation ---
 
-    def founders(self) -> tuple[Genotype, ...]:
+    def initial_population(self) -> tuple[Genotype, ...]:
         """Return each source alone, the base first."""
         alone = np.eye(len(self.models))
         points = []

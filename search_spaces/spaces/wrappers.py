@@ -92,9 +92,9 @@ class WrappedSpace(SearchSpace):
         """Settle as the inner space does."""
         return self._outward(self.inner.settled(self._inward(points)))
 
-    def founders(self) -> tuple[Genotype, ...]:
+    def initial_population(self) -> tuple[Genotype, ...]:
         """Return the inner space's founders."""
-        return tuple(self._outward(point) for point in self.inner.founders())
+        return tuple(self._outward(point) for point in self.inner.initial_population())
 
     def sample(self, rng: np.random.Generator) -> Genotype:
         """Draw as the inner space does."""

@@ -21,19 +21,15 @@ from torch import Tensor
 from evomerge.merging.methods.formulas import Kept, TensorContext, WeightedSum
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.parameters import Lambda, PerModel, Real, optional_weight
-from evomerge.merging.methods.registry import SourceGroup, merge_method
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 
-class Turns:
+class Turns(WholeTensorState):
     """What each model keeps, bool[n], for the pattern asked for last."""
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
         self._masks: LastValueCache[list[Tensor]] = LastValueCache()
-
-    def cut(self, span: slice) -> Turns:
-        """Return itself: a block looks its entries up."""
-        return self
 
     def masks(self, keep: int, group: int) -> list[Tensor]:
         """Return the models' masks, which are disjoint."""

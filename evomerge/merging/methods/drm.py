@@ -19,14 +19,15 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, singular
 from evomerge.merging.methods.parameters import Factor, Lambda, PerModel, kept_fraction
-from evomerge.merging.methods.registry import Prepared, SourceGroup, merge_method
-from evomerge.merging.methods.trimmed import descending_ranks, number_kept
+from evomerge.merging.methods.ranking import descending_ranks
+from evomerge.merging.methods.registry import Prepared, SourceGroup, WholeTensorState, merge_method
+from evomerge.merging.methods.trimmed import number_kept
 
 SMALLEST_VALUE = 1e-2  # of the largest singular value
 SMALLEST_NORM = 1e-12  # to divide by
 
 
-class SharedBasis:
+class SharedBasis(WholeTensorState):
     """U [M, R]; per model X_t = S V_t [R, N], not trimmed, and the ranks of |V̂_t| [R·N]."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -37,10 +38,6 @@ class SharedBasis:
         parts = right.split(group.info.shape[1], dim=1)
         self.parts = [values_R[:, None] * part_RN for part_RN in parts]
         self.ranks = [descending_ranks(_renormalised(part_RN).abs_().reshape(-1)) for part_RN in parts]
-
-    def cut(self, span: slice) -> SharedBasis:
-        """Return itself: the basis is the whole matrix's."""
-        return self
 
 
 def shared_basis(group: SourceGroup) -> Prepared:

@@ -39,6 +39,7 @@ from evomerge.merging.methods.parameters import (
     kept_fraction,
     required_weight,
 )
+from evomerge.merging.methods.ranking import at_sorted_places
 from evomerge.merging.methods.registry import SourceTensor, merge_method
 
 MASKS = (
@@ -100,9 +101,7 @@ def places(source: SourceTensor) -> Tensor:
     if length == 1:
         return torch.full_like(source.values, 0.5, dtype=torch.float32)
     order = torch.argsort(source.delta().abs_().view(-1, length), dim=1)
-    place = torch.empty(order.shape, device=order.device)
-    place.scatter_(1, order, torch.linspace(0, 1, length, device=order.device).expand(order.shape))
-    return place.view(-1)
+    return at_sorted_places(order, torch.linspace(0, 1, length, device=order.device)).view(-1)
 
 
 @merge_method(

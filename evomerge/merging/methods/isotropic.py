@@ -23,19 +23,15 @@ from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, polar, singular
 from evomerge.merging.methods.parameters import Factor, Lambda, PerModel, Real
-from evomerge.merging.methods.registry import Prepared, SourceGroup, merge_method
+from evomerge.merging.methods.registry import Prepared, SourceGroup, WholeTensorState, merge_method
 
 
-class Flattened:
+class Flattened(WholeTensorState):
     """The merged task vector [M, N] for the ratios of weights asked for last."""
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
         self._merged: LastValueCache[Tensor] = LastValueCache()
-
-    def cut(self, span: slice) -> Flattened:
-        """Return itself: the spectrum is the whole matrix's."""
-        return self
 
     def merged(self, weight: PerModel, key: object, merge: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor, float]:
         """Return ``merge(weighted task vectors)`` as a matrix and a factor: it is homogeneous in the weights."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.linear import total_of
 from evomerge.merging.methods.parameters import PerModel
-from evomerge.merging.methods.registry import SourceGroup
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState
 
 
 class Singular(NamedTuple):
@@ -39,12 +39,8 @@ class Singular(NamedTuple):
         return Singular(*(part.float().contiguous() for part in self))
 
 
-class Nothing:
+class Nothing(WholeTensorState):
     """The prepared state of a tensor that a method has nothing to prepare for."""
-
-    def cut(self, span: slice) -> Nothing:
-        """Return itself."""
-        return self
 
 
 def singular(matrix_MN: Tensor) -> Singular:

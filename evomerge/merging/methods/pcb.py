@@ -25,13 +25,13 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.parameters import Factor, Lambda, Real
-from evomerge.merging.methods.registry import SourceGroup, merge_method
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 PERCENTILE = 1e-4  # q
 SMALLEST = 1e-30  # to divide by
 
 
-class Competition:
+class Competition(WholeTensorState):
     """Scores β_t, float32[n] per model, the percentiles they were clamped to, and the quantiles asked for last."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -40,10 +40,6 @@ class Competition:
         signed = [_signed_shares(delta, *bounds) for delta, bounds in zip(deltas, self.bounds, strict=True)]
         self.scores = [_score(own, signed) for own in signed]
         self._ranges: LastValueCache[list[tuple[float, float]]] = LastValueCache()
-
-    def cut(self, span: slice) -> Competition:
-        """Return itself: a block looks its entries up."""
-        return self
 
     def ranges(self, ratio: float) -> list[tuple[float, float]]:
         """Return, per model, the (1−r)-quantile of its scores and their largest."""

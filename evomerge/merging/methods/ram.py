@@ -20,7 +20,7 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.parameters import Real
-from evomerge.merging.methods.registry import SourceGroup, merge_method
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 SmallestChange: TypeAlias = Annotated[float, Real(doc="Size of a change that counts.", default=1e-5)]
 
@@ -28,16 +28,12 @@ STRETCH = 1 << 20
 """Entries that are counted at a time."""
 
 
-class Shares:
+class Shares(WholeTensorState):
     """Each model's ρ, worked out for the ε that is asked for."""
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
         self._shares: LastValueCache[list[float]] = LastValueCache()
-
-    def cut(self, span: slice) -> Shares:
-        """Return itself: the shares are the whole tensor's."""
-        return self
 
     def of(self, epsilon: float) -> list[float]:
         """Return ρ of each of the T models."""

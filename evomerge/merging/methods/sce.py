@@ -22,13 +22,13 @@ from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.election import elect
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.parameters import INT8_MASK, Real
-from evomerge.merging.methods.registry import SourceGroup, merge_method
-from evomerge.merging.methods.trimmed import descending_ranks
+from evomerge.merging.methods.ranking import descending_ranks
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 SMALLEST = 1e-6  # sum of mean squares, and of weights, to divide by
 
 
-class Selection:
+class Selection(WholeTensorState):
     """Rank of each entry by variance over the models, int32[n], and the weights that follow from a selection."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -37,10 +37,6 @@ class Selection:
         self._weights: LastValueCache[list[float]] = LastValueCache()
         self._nonzero = torch.count_nonzero(variance)
         self.rank = descending_ranks(variance)
-
-    def cut(self, span: slice) -> Selection:
-        """Return itself: a block looks its entries up."""
-        return self
 
     def size(self, select_topk: float) -> int | None:
         """Return how many entries are selected; None for all."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evomerge.merging.methods.formulas import TensorContext, WeightedSum
 from evomerge.merging.methods.parameters import Flag, Real
-from evomerge.merging.methods.registry import SourceModel, SourceTensor, merge_method
+from evomerge.merging.methods.registry import SourceModel, SourceTensor, WholeTensorState, merge_method
 
 STRETCH = 1 << 20
 PARALLEL = 0.9995
@@ -27,11 +27,10 @@ SMALLEST_NORM = 1e-8
 
 
 @dataclass(frozen=True)
-class Angle:
-    """Angle Ω between base and model and its sine, float32 scalars; None when nearly parallel."""
+class Angle(WholeTensorState):
+    """Angle Ω between base and model, a float32 scalar; None when they are nearly parallel."""
 
     omega: Tensor | None
-    sine: Tensor | None
     model: SourceModel | None = None
     """The model that the tensor belongs to, to ask for the angle of the whole."""
 
@@ -42,15 +41,11 @@ class Angle:
         whole: Angle = model.once("angle", lambda: _angle_of_model(model))
         return whole
 
-    def cut(self, span: slice) -> Angle:
-        """Return itself: the angle is the whole tensor's."""
-        return self
-
     def coefficients(self, t: float) -> tuple[float, float]:
         """Return what base and model are multiplied by, rounded to float32 at each step."""
         shares = _shares(t)
-        if self.omega is not None and self.sine is not None:
-            shares = torch.sin(shares * self.omega) / self.sine
+        if self.omega is not None:
+            shares = on_the_arc(shares, self.omega)
         to_base, to_model = shares.tolist()
         return to_base, to_model
 
@@ -71,9 +66,13 @@ def angle(source: SourceTensor) -> Angle:
 
 def _angle(cosine: Tensor, model: SourceModel | None = None) -> Angle:
     if bool(cosine.abs() > PARALLEL):
-        return Angle(None, None, model)
-    omega = torch.acos(cosine)
-    return Angle(omega, torch.sin(omega), model)
+        return Angle(None, model)
+    return Angle(torch.acos(cosine), model)
+
+
+def on_the_arc(shares: Tensor, omega: Tensor) -> Tensor:
+    """Return sin(sΩ)/sin Ω, [..., 2], for the shares s = (1−t, t) and angles Ω [...] that are not 0 or π."""
+    return torch.sin(omega[..., None] * shares) / torch.sin(omega)[..., None]
 
 
 def _angle_of_model(model: SourceModel) -> Angle:

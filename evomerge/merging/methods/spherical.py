@@ -28,7 +28,8 @@ from torch import Tensor
 from evomerge.merging.methods.formulas import TensorContext, WeightedSum
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.parameters import Flag, Lambda, PerModel, Real, optional_weight, required_weight
-from evomerge.merging.methods.registry import SourceGroup, merge_method
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
+from evomerge.merging.methods.slerp import on_the_arc
 
 Parts: TypeAlias = Literal["whole", "rows", "columns"]
 
@@ -39,7 +40,7 @@ COLINEAR = 1e-16  # of sin² of the angle
 SMALLEST_PRODUCT = 1e-6  # of two norms, in model stock
 
 
-class Grams:
+class Grams(WholeTensorState):
     """Inner products of a tensor's models (of their task vectors when there is a base), and what follows."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -47,10 +48,6 @@ class Grams:
         self.coefficients: LastValueCache[Tensor] = LastValueCache()
         """float64[K, T], remembered for the parameters of the last call: the same for all blocks of a tensor."""
         self._grams: dict[Parts, Tensor] = {"whole": self._measure("whole")}
-
-    def cut(self, span: slice) -> Grams:
-        """Return itself: angles are the whole tensor's."""
-        return self
 
     def gram(self, parts: Parts = "whole") -> Tensor:
         """Return float64[K, T, T] for the parts that are treated as vectors of their own."""
@@ -105,8 +102,8 @@ def _slerp_coefficients(gram: Tensor, t: float) -> Tensor:
     cosine = (gram[:, 0, 1] / (norms[:, 0] * norms[:, 1])).clamp(-1, 1)
     colinear = 1 - cosine.square() <= COLINEAR
     omega = torch.acos(torch.where(colinear, 0.0, cosine))
-    to_both = torch.stack([torch.sin((1 - t) * omega), torch.sin(t * omega)], dim=1) / torch.sin(omega)[:, None]
-    return torch.where(colinear[:, None], torch.tensor([1 - t, t], dtype=gram.dtype), to_both)
+    shares = torch.tensor([1 - t, t], dtype=gram.dtype)
+    return torch.where(colinear[:, None], shares, on_the_arc(shares, omega))
 
 
 @merge_method("multislerp", base="optional", in_mergekit=True, prepare_all=Grams)

@@ -17,18 +17,14 @@ from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.linear import add_and_merge
 from evomerge.merging.methods.matrices import Nothing, Singular, precise, singular
 from evomerge.merging.methods.parameters import Flag, Lambda, PerModel, Real, optional_weight
-from evomerge.merging.methods.registry import Prepared, SourceTensor, merge_method
+from evomerge.merging.methods.registry import Prepared, SourceTensor, WholeTensorState, merge_method
 
 
 @dataclass(frozen=True)
-class Components:
+class Components(WholeTensorState):
     """Singular components of one task vector."""
 
     singular: Singular
-
-    def cut(self, span: slice) -> Components:
-        """Return itself: they are the whole matrix's."""
-        return self
 
 
 def components(source: SourceTensor) -> Prepared:

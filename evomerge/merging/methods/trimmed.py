@@ -38,6 +38,7 @@ from evomerge.merging.methods.parameters import (
     kept_fraction,
     required_weight,
 )
+from evomerge.merging.methods.ranking import descending_ranks
 from evomerge.merging.methods.registry import SourceModel, SourceTensor, merge_method
 
 TrimmedWeight: TypeAlias = Annotated[PerModel, required_weight(-0.5, 1.5, "Factor of the model's trimmed task vector.")]
@@ -96,20 +97,9 @@ class Ranks:
 
 
 def ranks(source: SourceTensor) -> Ranks:
-    """Rank a task vector's entries by magnitude.
-
-    Ties at the threshold fall as in mergekit's `ties`, which makes this very call: the default (unstable) argsort.
-    """
+    """Rank a task vector's entries by magnitude."""
     rank = descending_ranks(source.delta().abs_())
     return Ranks(rank, Magnitudes(rank, source))
-
-
-def descending_ranks(values: Tensor) -> Tensor:
-    """Return int32[n]: how many entries come before each when the largest is first."""
-    order = torch.argsort(values, descending=True)
-    rank = torch.empty(order.numel(), dtype=torch.int32, device=order.device)
-    rank[order] = torch.arange(order.numel(), dtype=torch.int32, device=order.device)
-    return rank
 
 
 @merge_method("ties", in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4)

@@ -18,10 +18,10 @@ import torch
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, polar, singular
 from evomerge.merging.methods.parameters import Lambda, PerModel, optional_weight
-from evomerge.merging.methods.registry import Prepared, SourceGroup, merge_method
+from evomerge.merging.methods.registry import Prepared, SourceGroup, WholeTensorState, merge_method
 
 
-class TaskSingularVectors:
+class TaskSingularVectors(WholeTensorState):
     """Orthogonalised components of all models: left [M, T·R], values [T, R], right [T·R, N]."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -31,10 +31,6 @@ class TaskSingularVectors:
         self.left = polar(torch.cat([part.left_MK for part in kept], dim=1)).float()
         self.values_TR = torch.stack([part.values_K for part in kept]).float()
         self.right = polar(torch.cat([part.right_KN for part in kept])).float()
-
-    def cut(self, span: slice) -> TaskSingularVectors:
-        """Return itself: they are the whole matrix's."""
-        return self
 
 
 def task_singular_vectors(group: SourceGroup) -> Prepared:

@@ -21,12 +21,13 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.parameters import Real
-from evomerge.merging.methods.registry import SourceGroup, merge_method
+from evomerge.merging.methods.ranking import at_sorted_places
+from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 SMALLEST_NORM = 1e-12  # to divide by
 
 
-class Importance:
+class Importance(WholeTensorState):
     """Ranks of each model's columns by what fine-tuning changed: two kinds for matrices, one for vectors."""
 
     def __init__(self, group: SourceGroup) -> None:
@@ -38,10 +39,6 @@ class Importance:
             changes = [_changes(_columns(values, group.info), base) for values in group.models]
             self.ranks = [torch.stack([_rank(change) for change in kind]) for kind in zip(*changes, strict=True)]
         self._weights: LastValueCache[Tensor] = LastValueCache()
-
-    def cut(self, span: slice) -> Importance:
-        """Return itself: a block looks its columns up."""
-        return self
 
     def weights(self, ratio: float, factor: float) -> Tensor:
         """Return w [T, columns]."""
@@ -92,9 +89,7 @@ def _changes(columns: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
 def _rank(values: Tensor) -> Tensor:
     """Return each entry's place by size, in [0, 1)."""
     order = torch.argsort(values, stable=True)
-    rank = torch.empty(order.shape, device=order.device)
-    rank[order] = torch.arange(len(order), device=order.device) / len(order)
-    return rank
+    return at_sorted_places(order, torch.arange(len(order), device=order.device) / len(order))
 
 
 def _scores(rank: Tensor, ratio: float, factor: float) -> Tensor:

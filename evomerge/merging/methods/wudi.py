@@ -24,21 +24,17 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, precise
 from evomerge.merging.methods.parameters import Factor, Lambda, Real
-from evomerge.merging.methods.registry import Prepared, SourceTensor, merge_method
+from evomerge.merging.methods.registry import Prepared, SourceTensor, WholeTensorState, merge_method
 
 SMALLEST = 1e-30  # to divide by
 
 
-class Interference:
+class Interference(WholeTensorState):
     """G_t [N, N] and τ_t G_t [M, N] of one model."""
 
     def __init__(self, delta_MN: Tensor) -> None:
         self.gram_NN = (delta_MN.T @ delta_MN).div_(delta_MN.square().sum().clamp(min=SMALLEST))
         self.image_MN = delta_MN @ self.gram_NN
-
-    def cut(self, span: slice) -> Interference:
-        """Return itself: they are the whole matrix's."""
-        return self
 
 
 def interference(source: SourceTensor) -> Prepared:

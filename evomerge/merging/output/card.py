@@ -10,13 +10,13 @@ import yaml
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.licences import licence
 from evomerge.merging.sources.source import Source
-from search_spaces.recipes.documents import Stage, to_yaml, with_models
+from search_spaces.recipes.documents import Document, dump, with_models
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
 
 
 def model_card(
-    recipe: Recipe, checkpoints: Mapping[str, Source], notes: Sequence[str] = (), stages: Sequence[Stage] = ()
+    recipe: Recipe, checkpoints: Mapping[str, Source], notes: Sequence[str] = (), documents: Sequence[Document] = ()
 ) -> str:
     """Return the README.md of a merged model, with the hub's front matter.
 
@@ -28,12 +28,12 @@ def model_card(
         Opened sources by the recipe's references.
     notes
         Paragraphs to put before the recipe, such as scores and the search that found it.
-    stages
+    documents
         The documents to quote, the recipe's own last; empty: the recipe alone.
     """
-    stages = stages or (Stage(None, recipe),)
-    references = [stage.name for stage in stages if stage.name is not None]
-    references += [model for stage in stages for model in stage.recipe.models if model not in references]
+    documents = documents or (Document(None, recipe),)
+    references = [document.name for document in documents if document.name is not None]
+    references += [model for document in documents for model in document.recipe.models if model not in references]
     licences = {reference: licence(checkpoints[reference]) for reference in recipe.models}
     names = public_names(recipe.models)
     known = set(licences.values())
@@ -61,7 +61,7 @@ def model_card(
         "Also in `recipe.yaml`; `evomerge merge recipe.yaml OUT` rebuilds the model.",
         "",
         "```yaml",
-        to_yaml(with_models(stages, public_names(references))).strip(),
+        dump(with_models(documents, public_names(references))).strip(),
         "```",
         "",
         "## Use",
