@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from evomerge.cli.printing import console, duration, grid, size
-from evomerge.config.load import load
+from evomerge.config.load import load, located
 from evomerge.config.search_file import SearchConfig
 from evomerge.merging.engine.placement import Choice
 from evomerge.search.loop import SearchError
@@ -31,9 +31,10 @@ SHOWN_GENES = 40
 
 def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Print genes, memory, bytes and estimated time per candidate, and whether the budget suffices."""
-    problem = Problem(load(config_file, overrides))
-    worker = local_worker(problem)
-    summary = _summary(problem, worker)
+    with located(config_file, overrides):
+        problem = Problem(load(config_file, overrides))
+        worker = local_worker(problem)
+        summary = _summary(problem, worker)
     if as_json:
         print(json.dumps(summary, indent=1))
         return

@@ -13,13 +13,13 @@ from transformers import AutoConfig, PretrainedConfig
 from evomerge.cli.plan import genes_of, print_genes, rotation, too_few
 from evomerge.cli.printing import console, size
 from evomerge.config.errors import ConfigError
-from evomerge.config.load import load
+from evomerge.config.load import load, located
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import layout_of_module, meta_module
 from evomerge.search.problem import largest_error
-from evomerge.search.warm_start import warmed
+from evomerge.search.warm_start import load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from fitness.tasks.offline import describe_tasks
 from search_spaces.recipes.references import parts
@@ -35,7 +35,8 @@ STORED_BYTES = 2
 
 def plan_offline(config_file: Path, overrides: Sequence[str], architecture: Path | None, as_json: bool) -> None:
     """Print genes, population, answers, and what a search would download."""
-    summary = offline_plan(load(config_file, overrides), architecture).summary
+    with located(config_file, overrides):
+        summary = offline_plan(load(config_file, overrides), architecture).summary
     if as_json:
         print(json.dumps(summary, indent=1))
         return
@@ -123,7 +124,7 @@ def _strategy(config: SearchConfig, space: SearchSpace) -> Strategy:
         return strategy.resolved(space, noise=noise, evaluations=config.budget.evaluations)
 
     try:
-        start = warmed(config.strategy, config, space, resolved(config.strategy))
+        start = load_warm_start(config.strategy, config, space, resolved(config.strategy))
         return resolved(start.strategy).build(space, config.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -12,6 +12,7 @@ from evomerge.plugins import load_plugins
 
 REGISTRIES = {
     "space": "search_spaces.spaces.registry:SPACES",
+    "strategy": "evomerge.strategies.registry:STRATEGIES",
     "estimator": "fitness.estimation.registry:ESTIMATORS",
     "worker kind": "evomerge.workers.registry:WORKERS",
 }

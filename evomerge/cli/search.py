@@ -12,6 +12,7 @@ from rich.console import Console
 
 from evomerge.cli.printing import console, print_held_out
 from evomerge.cli.progress import SearchProgress
+from evomerge.config.load import located
 from evomerge.runs.result import Result
 from evomerge.runs.run import is_run
 from evomerge.search.api import default_run, resume_search, run_search
@@ -23,7 +24,7 @@ def search(
     """Make a new run and search, perhaps from what a finished run has found."""
     out = console(stderr=as_json)
     path = path or default_run(config_file)
-    with _shown(out, path) as progress:
+    with _shown(out, path) as progress, located(config_file, overrides):
         result = run_search(
             config_file, path, progress, overrides=overrides, warm_start=warm_start, say=progress.message
         )
@@ -59,7 +60,8 @@ def _print_end(path: Path, result: Result, out: Console, as_json: bool) -> None:
         return
     print_held_out(out, result.held_out)
     out.print(
-        f"search score of the found recipe {result.search_score:.3f}, {result.optimism:+.3f} above its held-out score"
+        f"search score of the found recipe {result.search_score:.3f}, "
+        f"{result.selection_bias:+.3f} above its held-out score (selection bias)"
     )
     name = quote(str(path))
     out.print("next:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -27,6 +28,8 @@ _NO_KIND = ("unknown_kind", "union_tag_invalid", "union_tag_not_found")
 """Types of the reports that a section's `kind` is not a known one, or missing."""
 LONGEST_SHOWN = 60
 """Characters of a wrong value that an error repeats."""
+MOST_PLACES = 2
+"""Other places of an unknown key that an error names; a key that more have says little."""
 DEEPEST = 4
 """Levels of sections that are searched for the place where a misplaced key belongs."""
 
@@ -59,11 +62,25 @@ def explain(error: ValidationError, section: Section, values: Mapping[str, Any],
     # A list that lost a wrong entry is reported as too short, too: only the innermost mistake counts.
     outer = {keys for keys in places if any(other[: len(keys)] == keys != other for other in places)}
     lines = [
-        f"{origin(keys)}: {'.'.join(map(str, keys)) or 'top level'}: {_message(found, keys, section, values)}"
+        _line(keys, _message(found, keys, section, values), section, origin)
         for keys, found in places.items()
         if keys not in outer
     ]
     return "\n".join(dict.fromkeys(lines))
+
+
+def _line(keys: Keys, message: str, section: Section, origin: Callable[[Keys], str]) -> str:
+    """Return an error's line; one about several sections names the first of them itself."""
+    if keys:
+        return f"{origin(keys)}: {'.'.join(map(str, keys))}: {message}"
+    return f"{origin(named_first(message, section))}: {message}"
+
+
+def named_first(message: str, section: Section) -> Keys:
+    """Return the key that a message begins with, such as `fitness.held_out: ...`; nothing if it begins otherwise."""
+    found = re.match(r"[a-z_]+(?:\.\w+)*(?=: )|[a-z_]+(?:\.\w+)+(?= )", message)
+    keys = tuple(found[0].split(".")) if found else ()
+    return keys if keys and keys[0] in section.model_fields else ()
 
 
 def _place(details: Any, values: Any) -> Keys:
@@ -104,6 +121,8 @@ def _message(found: Sequence[Any], keys: Keys, section: Section, values: Mapping
     near = nearest(value, choices(hint))
     if near is not None:
         return f"{shown(value)} is not a choice here; did you mean `{near}`?"
+    if types == ["too_short"]:
+        return f"write {described(hint)} (got {len(value)})"
     return f"write {described(hint)} (got {shown(value)})"
 
 
@@ -144,7 +163,7 @@ def _where_it_belongs(keys: Keys, section: Section, values: Mapping[str, Any]) -
     key = str(last)
     hint, value = _at(tuple(parents), section, values)
     places = list(_owners(key, hint, value, tuple(parents))) or list(_owners(key, section, values, ()))
-    if places:
+    if 0 < len(places) <= MOST_PLACES:
         return "it belongs elsewhere: write " + listed([".".join(map(str, place)) for place in places])
     valid = sorted({name for owner in sections_for(hint, value) for name in owner.model_fields})
     near = nearest(key, valid)

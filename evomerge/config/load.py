@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from evomerge.config.errors import ConfigError, Keys, explain
+from evomerge.config.errors import ConfigError, Keys, explain, named_first
 from evomerge.config.overrides import override
 from evomerge.config.paths import resolve_paths
 from evomerge.config.search_file import SearchConfig
@@ -38,7 +39,25 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
         With one line per mistake: the file and line, the key and what to type instead.
     """
     text, values = _read(path)
-    return _validated(values, overrides, path.resolve().parent, lambda keys: _place(path, line_of(text, keys)))
+    return _validated(values, overrides, path.resolve().parent, lambda keys: _origin(path, text, overrides, keys))
+
+
+@contextmanager
+def located(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Add file and line to errors about a search file's keys that are raised inside the block, while it is used.
+
+    Raises
+    ------
+    ConfigError
+        In place of a `ValueError` whose text begins with a key, such as `fitness.held_out: ...`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        keys = named_first(str(error), SearchConfig)
+        if not keys:
+            raise
+        raise ConfigError(f"{_origin(path, _read(path)[0], overrides, keys)}: {error}") from error
 
 
 def load_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SearchConfig:
@@ -53,21 +72,14 @@ def load_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Se
 
 
 def _validated(
-    values: dict[str, Any], overrides: Sequence[str], folder: Path, written: Callable[[Keys], str]
+    values: dict[str, Any], overrides: Sequence[str], folder: Path, origin: Callable[[Keys], str]
 ) -> SearchConfig:
     load_plugins()
     values = expand(values)
-    changed: dict[Keys, str] = {}
     for wanted in overrides:
-        changed[override(values, wanted)] = wanted
+        override(values, wanted)
         values = expand(values)
     resolve_paths(values, folder)
-
-    def origin(keys: Keys) -> str:
-        """Return where a key comes from: the command line, or where it is written."""
-        option = next((text for place, text in reversed(changed.items()) if keys[: len(place)] == place), None)
-        return written(keys) if option is None else f"--set {option}"
-
     try:
         return SearchConfig.model_validate(values)
     except ValidationError as error:
@@ -118,6 +130,16 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys such as `models:` and `fitness:`; see `evomerge init`")
     return text, values
+
+
+def _origin(path: Path, text: str, overrides: Sequence[str], keys: Keys) -> str:
+    """Return where a key was set: the option of the command line, or the file and line."""
+    names = [str(key) for key in keys]
+    for wanted in reversed(overrides):
+        place = wanted.partition("=")[0].split(".")
+        if names[: len(place)] == place:
+            return f"--set {wanted}"
+    return _place(path, line_of(text, keys))
 
 
 def _place(path: Path, line: int | None) -> str:

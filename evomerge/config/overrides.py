@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
-from evomerge.config.errors import ConfigError, Key, Keys
+from evomerge.config.errors import ConfigError
 
 
-def override(values: dict[str, Any], text: str) -> Keys:
-    """Change one key of `values`, in place; return the key's place.
+def override(values: dict[str, Any], text: str) -> None:
+    """Change one key of `values`, in place.
 
     Parameters
     ----------
@@ -29,12 +29,9 @@ def override(values: dict[str, Any], text: str) -> Keys:
         raise ConfigError(f"--set {text}: write it as key.path=value, such as budget.evaluations=100")
     *parents, last = key.split(".")
     target: Any = values
-    keys: list[Key] = []
     for part in parents:
-        keys.append(_key(target, part))
         target = _section(target, part, text)
     value = _value(text, wanted)
-    keys.append(_key(target, last))
     if wanted.startswith("+"):
         value = _added(text, target, last, value)
     if isinstance(target, list):
@@ -43,11 +40,6 @@ def override(values: dict[str, Any], text: str) -> Keys:
         target[int(last)] = value
     else:
         target[last] = value
-    return tuple(keys)
-
-
-def _key(target: Any, part: str) -> Key:
-    return int(part) if isinstance(target, list) and part.isdigit() else part
 
 
 def _section(target: Any, part: str, text: str) -> Any:

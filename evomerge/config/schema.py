@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ def alternatives(hint: Hint) -> list[Hint]:
 
 
 def _constrained(hint: Hint, constraints: tuple[Any, ...]) -> Hint:
-    return typing.cast(Any, Annotated)[(hint, *constraints)] if constraints else hint
+    return operator.getitem(typing.cast(Any, Annotated), (hint, *constraints)) if constraints else hint
 
 
 def bare(hint: Hint) -> Hint:
@@ -108,12 +109,13 @@ def _words(member: Hint) -> Sequence[str]:
 
 def described(hint: Hint) -> str:
     """Return in words what may be written: `a number above 0 and below 1, or train, validation or test`."""
-    parts = [_described(member) for member in alternatives(hint)]
+    members = alternatives(hint)
+    kinds = [kind for section in sections_for(hint, None) if (kind := kind_of(section)) is not None]
+    if len(members) > 1 and len(kinds) == len(members):
+        return f"a kind ({listed(kinds)}) or a section with `kind:`"
+    others = [part for part in dict.fromkeys(map(_described, members)) if part is not None]
     words = choices(hint)
-    others = [part for part in dict.fromkeys(parts) if part is not None]
-    if words:
-        others.append(listed(words))
-    return ", or ".join(others)
+    return ", or ".join([*others, listed(words)] if words else others)
 
 
 def listed(words: Sequence[str]) -> str:
@@ -131,11 +133,9 @@ def _described(member: Hint) -> str | None:
     if _words(member):
         return None
     if origin in (tuple, list):
-        several = "" if not _smallest(member) else f" of at least {_smallest(member)}"
-        return f"a list{several}, each {described(arguments[0])}"
+        return f"a list{_at_least(member, ' with ')} (each entry {described(arguments[0])})"
     if origin is dict:
-        several = "" if not _smallest(member) else f"at least {_smallest(member)} "
-        return f"{several}pairs of a name and {described(arguments[1])}"
+        return f"{_at_least(member, '') or 'entries'} of the form `name: {described(arguments[1])}`"
     if _is_section(plain):
         names = [name for name in plain.model_fields if name != "kind"]
         if names[:2] == ["low", "high"]:
@@ -144,24 +144,26 @@ def _described(member: Hint) -> str | None:
     return _SCALARS.get(plain, "another value") + _bounds(member)
 
 
-_BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+def _bounds(member: Hint) -> str:
+    found = {
+        name: f"{getattr(constraint, name):g}"
+        for constraint in _constraints(member)
+        for name in ("ge", "gt", "le", "lt")
+        if getattr(constraint, name, None) is not None
+    }
+    if set(found) == {"ge", "le"}:
+        return f" from {found['ge']} to {found['le']}"
+    words = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " " + " and ".join(f"{words[name]} {bound}" for name, bound in found.items()) if found else ""
+
+
+def _at_least(member: Hint, before: str) -> str:
+    """Return how many entries there must be, if at least one."""
+    fewest = max((getattr(constraint, "min_length", None) or 0 for constraint in _constraints(member)), default=0)
+    return f"{before}at least {fewest} {'entry' if fewest == 1 else 'entries'}" if fewest else ""
 
 
 def _constraints(member: Hint) -> Iterable[Any]:
     """Yield a type's constraints, those inside of a `Field(...)` too."""
     for entry in typing.get_args(member)[1:] if typing.get_origin(member) is Annotated else ():
         yield from entry.metadata if isinstance(entry, FieldInfo) else [entry]
-
-
-def _bounds(member: Hint) -> str:
-    found = [
-        f"{word} {getattr(constraint, name):g}"
-        for constraint in _constraints(member)
-        for name, word in _BOUNDS.items()
-        if getattr(constraint, name, None) is not None
-    ]
-    return " " + " and ".join(found) if found else ""
-
-
-def _smallest(member: Hint) -> int:
-    return max((getattr(constraint, "min_length", None) or 0 for constraint in _constraints(member)), default=0)

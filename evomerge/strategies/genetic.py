@@ -129,13 +129,14 @@ class GeneticConfig(StrategyConfig):
     """After the search, let this many of the best candidates vote on the held-out items, answer by answer. This adds a
     row to the final table; it does not change the result. For tasks scored answer by answer (accuracy, exact match)."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates are proposed first. By default there is none."""
+    """Earlier run whose best candidates are proposed first. By default there is none."""
 
     @model_validator(mode="before")
     @classmethod
     def _completed(cls, values: Any) -> Any:
         """Take from the preset what is not given."""
-        return {**PRESETS.get(values.get("preset") or "", {}), **values} if isinstance(values, dict) else values
+        preset = values.get("preset") if isinstance(values, dict) else None
+        return {**PRESETS[preset], **values} if isinstance(preset, str) and preset in PRESETS else values
 
     @model_validator(mode="after")
     def _consistent(self) -> GeneticConfig:

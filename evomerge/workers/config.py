@@ -50,16 +50,16 @@ class RayConfig(BaseModel):
     count: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Number of workers; `auto`: as many as the cluster has room for, more when nodes join and fewer when they
     leave."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     """GPUs per worker; 0.25: four workers share one; `auto`: 1 if the cluster has GPUs, else 0."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: float = Field(default=1, gt=0, allow_inf_nan=False)
     """CPUs per worker, and its number of torch threads (at least one); below 1: several workers share a CPU."""
     address: str = Field(default="local", min_length=1)
     """`local`: start Ray on this machine for this search; `auto`: the cluster that this machine belongs to;
     `host:port`: a cluster's head node."""
     max_restarts: int = Field(default=3, ge=0)
     """How many times in a row one worker is restarted that died before it could finish a candidate."""
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds for one candidate, more in proportion if more items are asked; then its worker is replaced, and after a
     second try the candidate fails. None: no limit."""
     compute_dtype: ComputeDtype = "auto"

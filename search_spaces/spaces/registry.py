@@ -27,7 +27,7 @@ class SpaceSettings(Protocol):
     def build(self, context: SpaceContext) -> SearchSpace:
         """Return the space over the models of `context`; raise a `RecipeError` if they do not fit."""
 
-    def model_dump(self, **options: Any) -> dict[str, Any]:
+    def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
         """Return the settings as plain data, as pydantic does."""
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from evomerge.config.errors import ConfigError
-from evomerge.config.load import load
+from evomerge.config.load import load, located
 
 MINIMAL = """\
 models: {base: org/base, expert: org/expert}
@@ -42,8 +42,14 @@ BAD = {
     "budget: {evaluations: 0}": "budget.evaluations: write a whole number of at least 1 (got 0)",
     "budget: {evaluations: many}": "budget.evaluations: write a whole number of at least 1 (got 'many')",
     "budget: many": "budget.evaluations: write a whole number of at least 1 (got 'many')",
+    "strategy: []": "strategy: write a kind (cma_es, catcma, ",
+    "strategy: {sigma: 2}": "strategy.sigma: write a number above 0 and at most 1 (got 2)",
+    "strategy: {kind: m2n2, mutation: 2}": "strategy.mutation: write a number from 0 to 1 (got 2)",
+    "space: {modules: attention}": "space.modules: write a list (each entry attention, mlp or other), or all (got 'att",
+    "workers: {kind: ray, cpus_per_worker: .inf}": "workers.cpus_per_worker: write a number above 0 (got inf)",
+    "strategy: nsga2": "strategy.kind nsga2 looks for a front of several objectives and there is one; write",
     "budget: []": "budget: write a section with keys such as evaluations, hours (got a list)",
-    "models: {base: org/base}": "models: write at least 2 pairs of a name and text (got a section)",
+    "models: {base: org/base}": "models: write at least 2 entries of the form `name: text` (got 1)",
     "models: {base: org/a, b: 3}": "models.b: write text (got 3)",
     "models: {base: org/a, b: org/a}": "models: two names stand for the same model; remove one of them",
     "models: {'a b': org/a, b: org/b}": "models: the model name 'a b' may hold letters, digits, - and _ only; rename",
@@ -86,7 +92,7 @@ BAD_FITNESS = {
     "subset: {itms: 3}": "fitness.subset.itms: unknown key; did you mean `items`?",
     "subset: {estimator: pirt}": "fitness.subset.estimator: 'pirt' is not a choice here; did you mean `p_irt`?",
     "items: 20": "fitness.items: unknown key; it belongs elsewhere: write fitness.subset.items",
-    "tasks: []": "fitness.tasks: write a list of at least 1, each a section with keys such as task, weight, min_share",
+    "tasks: []": "fitness.tasks: write a list with at least 1 entry (each entry a section with keys such as task, ",
     "tasks: [{task: a, weight: 0}]": "fitness.tasks.0.weight: write a number above 0 (got 0)",
     "tasks: [{weight: 1}]": "fitness.tasks.0.task: missing; write text (`evomerge init` writes an example)",
     "tasks: [a, a]": "fitness.tasks: task 'a' is listed twice: keep one entry and set its weight instead",
@@ -131,3 +137,13 @@ def test_not_yaml_has_a_line(write):
     assert said(write("models: {a: b}\nseed: 1\nseed: 2\n")) == [
         "search.yaml:3: not valid YAML: the key 'seed' is given twice"
     ]
+
+
+def test_an_error_that_shows_while_the_file_is_used_gets_its_line(write):
+    path = write(MINIMAL + "seed: 1\n")
+    with pytest.raises(ConfigError, match=r"search\.yaml:4: seed: too odd; write 2$"), located(path):
+        raise ValueError("seed: too odd; write 2")
+    with pytest.raises(ConfigError, match=r"^--set seed=3: seed: too odd"), located(path, ["seed=3"]):
+        raise ValueError("seed: too odd; write 2")
+    with pytest.raises(ValueError, match=r"^ops: not a key$"), located(path):
+        raise ValueError("ops: not a key")

@@ -21,7 +21,7 @@ Merge = Callable[..., Tensor]
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "operators.json").read_text())
 CASES = GOLDEN["cases"]
 TAU = [torch.tensor(values, dtype=torch.float32) for values in GOLDEN["tau"]]
-relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class TestTies(MergeMethodSuite):
