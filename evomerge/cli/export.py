@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from evomerge.files.atomic import write_text
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, RunError
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
@@ -17,8 +17,8 @@ from search_spaces.recipes.recipe import Recipe, RecipeError
 def export(path: Path, output: Path | None, rank: int | None, dialect: str, rounded: bool) -> None:
     """Write the best recipe, or the candidate of a rank."""
     with Run.read(path) as run:
-        ledger = Ledger(run.events())
-    recipe = _best(path) if rank is None else _ranked(path, ledger, rank)
+        history = RunHistory(run.events())
+    recipe = _best(path) if rank is None else _ranked(path, history, rank)
     if dialect == "mergekit":
         recipe = _for_mergekit(recipe, rounded)
     text = mergekit_yaml.dump(recipe, f"exported from {path.name} by evomerge")
@@ -32,8 +32,8 @@ def export(path: Path, output: Path | None, rank: int | None, dialect: str, roun
 def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
     """Write every recipe of the front that the search has seen, 1.yaml, 2.yaml, ..., by the first objective."""
     with Run.read(path) as run:
-        ledger = Ledger(run.events())
-    front = ledger.front()
+        history = RunHistory(run.events())
+    front = history.front()
     if not front:
         raise _nothing_yet(path)
     if folder.exists() and any(folder.iterdir()):
@@ -41,10 +41,10 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
     space = space_of(path)
     folder.mkdir(parents=True, exist_ok=True)
     for number, identity in enumerate(front, start=1):
-        recipe = space.decode(ledger.asked[identity].candidate.genotype)
+        recipe = space.decode(history.asked[identity].candidate.genotype)
         if dialect == "mergekit":
             recipe = _for_mergekit(recipe, rounded)
-        values = ", ".join(f"{value:.4f}" for value in ledger.evaluation(identity).objectives)
+        values = ", ".join(f"{value:.4f}" for value in history.evaluation(identity).objectives)
         header = f"candidate {identity} of {path.name}, search objectives {values}"
         write_text(folder / f"{number}.yaml", mergekit_yaml.dump(recipe, header))
     print(f"wrote {len(front)} recipes to {folder}", file=sys.stderr)
@@ -61,11 +61,11 @@ def _best(path: Path) -> Recipe:
     return mergekit_yaml.read(file)
 
 
-def _ranked(path: Path, ledger: Ledger, rank: int) -> Recipe:
-    ranking = ledger.ranking()
+def _ranked(path: Path, history: RunHistory, rank: int) -> Recipe:
+    ranking = history.ranking()
     if rank > len(ranking):
         raise RunError(f"--rank {rank}: {path} has {len(ranking)} distinct scored recipes; give 1 to {len(ranking)}")
-    return space_of(path).decode(ledger.asked[ranking[rank - 1]].candidate.genotype)
+    return space_of(path).decode(history.asked[ranking[rank - 1]].candidate.genotype)
 
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:

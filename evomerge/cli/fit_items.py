@@ -12,7 +12,7 @@ import numpy as np
 from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import atomic_file
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, is_run
 from fitness.estimation.irt import item_fit
 from fitness.estimation.item_banks import (
@@ -88,13 +88,13 @@ def _read(
 
 def _answers(run: Run) -> Responses:
     """Read what a run's sources, candidates and finalists answered, the held-out items left out."""
-    ledger = Ledger(run.events())
+    history = RunHistory(run.events())
     answers = {
-        f"{stage} {recipe}": (evaluation.items, evaluation.scores)
-        for (stage, recipe), evaluation in ledger.finals.items()
-        if stage != "held_out"
+        f"{purpose} {recipe}": (evaluation.items, evaluation.scores)
+        for (purpose, recipe), evaluation in history.reference_scores.items()
+        if purpose != "held_out"
     }
-    for identity, told in ledger.told.items():
+    for identity, told in history.told.items():
         if told.evaluation.status != "failed" and not told.cached:
             answers[f"candidate {identity}"] = (told.evaluation.items, told.evaluation.scores)
     return from_run(answers)

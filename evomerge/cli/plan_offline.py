@@ -19,7 +19,7 @@ from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import layout_of_module, meta_module
 from evomerge.search.problem import largest_error
-from evomerge.search.warm_start import warmed
+from evomerge.search.warm_start import load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from fitness.tasks.offline import describe_tasks
 from search_spaces.recipes.references import parts
@@ -124,7 +124,7 @@ def _strategy(config: SearchConfig, space: SearchSpace) -> Strategy:
         return strategy.resolved(space, noise=noise, evaluations=config.budget.evaluations)
 
     try:
-        start = warmed(config.strategy, config, space, resolved(config.strategy))
+        start = load_warm_start(config.strategy, config, space, resolved(config.strategy))
         return resolved(start.strategy).build(space, config.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.search.api import Progress
 
 PLAIN_INTERVAL = 10.0
@@ -74,10 +74,10 @@ class SearchProgress:
             self._bar = None
 
 
-def best_so_far(ledger: Ledger) -> str:
+def best_so_far(history: RunHistory) -> str:
     """Return the best score with its standard error, or a dash."""
-    if ledger.best is None:
+    if history.best is None:
         return "-"
-    evaluation = ledger.evaluation(ledger.best)
+    evaluation = history.evaluation(history.best)
     below = ", below a floor" if evaluation.violation else ""
     return f"{evaluation.value:.3f} +- {evaluation.standard_error:.3f}{below}"

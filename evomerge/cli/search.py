@@ -60,7 +60,8 @@ def _print_end(path: Path, result: Result, out: Console, as_json: bool) -> None:
         return
     print_held_out(out, result.held_out)
     out.print(
-        f"search score of the found recipe {result.search_score:.3f}, {result.optimism:+.3f} above its held-out score"
+        f"search score of the found recipe {result.search_score:.3f}, "
+        f"{result.selection_bias:+.3f} above its held-out score (selection bias)"
     )
     name = quote(str(path))
     out.print("next:")

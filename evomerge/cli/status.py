@@ -11,33 +11,33 @@ from evomerge.cli.progress import best_so_far
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.config.search_file import BudgetConfig
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result
 from evomerge.runs.run import LogError, Run, RunError, in_use, is_run
 
 
 def status(path: Path, as_json: bool) -> None:
     """Print where a run stands."""
-    summary, ledger, result = _summary(path)
+    summary, history, result = _summary(path)
     if as_json:
         print(json.dumps(summary, indent=1))
         return
     out = console()
     out.print(
         f"{path}: {summary['state']}, {summary['evaluations']}/{summary['budget']} evaluations "
-        f"({ledger.failed} failed, {ledger.cached} repeated), {ledger.item_evaluations} item evaluations"
+        f"({history.failed} failed, {history.cached} repeated), {history.item_evaluations} item evaluations"
     )
-    if ledger.best is not None:
-        out.print(f"best search score {best_so_far(ledger)} (candidate {ledger.best})")
-    if ledger.elapsed:
-        parts = ", ".join(f"{name} {100 * value / ledger.elapsed:.1f} %" for name, value in ledger.seconds.items())
-        out.print(f"searched for {duration(ledger.elapsed)}: {parts}")
+    if history.best is not None:
+        out.print(f"best search score {best_so_far(history)} (candidate {history.best})")
+    if history.elapsed:
+        parts = ", ".join(f"{name} {100 * value / history.elapsed:.1f} %" for name, value in history.seconds.items())
+        out.print(f"searched for {duration(history.elapsed)}: {parts}")
     if summary["remaining_seconds"]:
         out.print(f"about {duration(summary['remaining_seconds'])} remain")
     if result is not None:
         out.print(
             f"found recipe {result.best}: search score {result.search_score:.3f}, "
-            f"optimism {result.optimism:+.3f} over its held-out score"
+            f"{result.selection_bias:+.3f} above its held-out score (selection bias)"
         )
         print_held_out(out, result.held_out)
 
@@ -71,45 +71,45 @@ def _summary_or_reason(path: Path) -> dict[str, Any]:
         return {"run": str(path), "state": "damaged", "reason": str(error)}
 
 
-def _summary(path: Path) -> tuple[dict[str, Any], Ledger, Result | None]:
+def _summary(path: Path) -> tuple[dict[str, Any], RunHistory, Result | None]:
     with Run.read(path) as run:
-        ledger = Ledger(run.events())
+        history = RunHistory(run.events())
     budget = load(path / "config.yaml").budget
     file = path / "result.json"
     result = Result.read(file) if file.is_file() else None
     searching = in_use(path)
     best = None
-    if ledger.best is not None:
-        evaluation = ledger.evaluation(ledger.best)
+    if history.best is not None:
+        evaluation = history.evaluation(history.best)
         best = {
-            "candidate": ledger.best,
-            "recipe": ledger.asked[ledger.best].recipe,
+            "candidate": history.best,
+            "recipe": history.asked[history.best].recipe,
             "score": evaluation.value,
             "standard_error": evaluation.standard_error,
         }
     summary = {
         "run": str(path),
         "state": "searching" if searching else "finished" if result is not None else "stopped",
-        "evaluations": len(ledger.told),
+        "evaluations": len(history.told),
         "budget": budget.evaluations,
-        "failed": ledger.failed,
-        "cached": ledger.cached,
-        "item_evaluations": ledger.item_evaluations,
+        "failed": history.failed,
+        "cached": history.cached,
+        "item_evaluations": history.item_evaluations,
         "best": best,
-        "elapsed_seconds": ledger.elapsed,
-        "remaining_seconds": None if result is not None else _remaining(ledger, budget),
-        "seconds": ledger.seconds,
-        "overhead_share": ledger.seconds["overhead"] / ledger.elapsed if ledger.elapsed else None,
-        "optimism": result.optimism if result is not None else None,
+        "elapsed_seconds": history.elapsed,
+        "remaining_seconds": None if result is not None else _remaining(history, budget),
+        "seconds": history.seconds,
+        "overhead_share": history.seconds["overhead"] / history.elapsed if history.elapsed else None,
+        "selection_bias": result.selection_bias if result is not None else None,
         "held_out": json.loads(result.to_json())["held_out"] if result is not None else None,
     }
-    return summary, ledger, result
+    return summary, history, result
 
 
-def _remaining(ledger: Ledger, budget: BudgetConfig) -> float | None:
+def _remaining(history: RunHistory, budget: BudgetConfig) -> float | None:
     """Return the seconds until the budget is spent, at the rate so far; None before the first evaluation."""
-    done = len(ledger.told)
+    done = len(history.told)
     if not done:
         return None
-    seconds = ledger.elapsed / done * max(0, budget.evaluations - done)
-    return seconds if budget.hours is None else max(0.0, min(seconds, budget.hours * 3600 - ledger.elapsed))
+    seconds = history.elapsed / done * max(0, budget.evaluations - done)
+    return seconds if budget.hours is None else max(0.0, min(seconds, budget.hours * 3600 - history.elapsed))

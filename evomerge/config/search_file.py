@@ -9,6 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.config.shorthands import expand
+from evomerge.runs import csv_tracker  # noqa: F401 - registers the tracker `csv`
+from evomerge.runs.trackers import TRACKERS, TrackerConfig
 from evomerge.strategies import AnyStrategy, CmaEsConfig
 from evomerge.workers.config import InlineConfig
 from evomerge.workers.registry import WORKERS, WorkersConfig
@@ -50,6 +52,8 @@ class SearchConfig(BaseModel):
     """When to stop."""
     workers: Annotated[WorkersConfig, by_kind(WORKERS, default="inline")] = InlineConfig()
     """Where candidates are built and scored."""
+    trackers: tuple[Annotated[TrackerConfig, by_kind(TRACKERS)], ...] = ()
+    """What follows the search besides the run directory, such as `csv`."""
     adapters: Literal["full", "core"] = "full"
     """How LoRA adapters among the models are merged: `full` as whole weights, `core` as small matrices in the space
     that all of them span (then every expert is an adapter of the base), from which one adapter can be written."""
@@ -140,8 +144,8 @@ class SearchConfig(BaseModel):
         return next(iter(self.models))
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes two searches the same: all but the budget, the workers and where files lie."""
-        values = self.model_dump(mode="json", exclude={"budget", "workers"})
+        """Return what makes two searches the same: all but budget, workers, trackers and the places of files."""
+        values = self.model_dump(mode="json", exclude={"budget", "workers", "trackers"})
         values["models"] = list(self.models)
         del values["fitness"]["include_path"]
         return values

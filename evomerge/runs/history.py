@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from evomerge.runs.run import Asked, Event, Final, Told
+from evomerge.runs.run import Asked, Event, ReferenceScore, Told
 from fitness.pareto import ranks
 from fitness.results import Evaluation, no_seconds
 
 
-class Ledger:
+class RunHistory:
     """Running totals over events, the same while searching, on resuming and for `evomerge status`."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.asked: dict[int, Asked] = {}
         self.told: dict[int, Told] = {}
-        self.finals: dict[tuple[str, str], Evaluation] = {}
+        self.reference_scores: dict[tuple[str, str], Evaluation] = {}
         self.by_recipe: dict[str, Evaluation] = {}
         self.best: int | None = None
         self.failed = 0
@@ -55,7 +55,7 @@ class Ledger:
 
     def answers(self, recipe: str) -> dict[str, float]:
         """Return what a recipe scored on each search item that it was asked, as a candidate or as a finalist."""
-        parts = (self.by_recipe.get(recipe), self.finals.get(("confirm", recipe)))
+        parts = (self.by_recipe.get(recipe), self.reference_scores.get(("confirm", recipe)))
         return {
             item: score
             for part in parts
@@ -123,8 +123,10 @@ class Ledger:
         best = self.evaluation(self.best).fitness
         return (event.evaluation.fitness, -event.candidate) > (best, -self.best)
 
-    def _add_final(self, event: Final) -> None:
-        key = event.stage, event.recipe
-        known = self.finals.get(key) if event.stage == "confirm" else None  # a finalist's answers come in rounds
-        self.finals[key] = event.evaluation if known is None else known.with_more(event.evaluation)
+    def _add_final(self, event: ReferenceScore) -> None:
+        key = event.purpose, event.recipe
+        known = (
+            self.reference_scores.get(key) if event.purpose == "confirm" else None
+        )  # a finalist's answers come in rounds
+        self.reference_scores[key] = event.evaluation if known is None else known.with_more(event.evaluation)
         self.item_evaluations += len(event.evaluation.items)

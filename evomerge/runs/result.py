@@ -69,7 +69,7 @@ class Result:
     seconds: Mapping[str, float]
     search_score: float
     """The found recipe's score on all search items."""
-    optimism: float
+    selection_bias: float
     """`search_score` minus its held-out score: what selecting the best has flattered it by."""
 
     def to_json(self) -> str:

@@ -26,7 +26,7 @@ from evomerge.files.atomic import FileError, PlaceError, atomic_folder, write_te
 from evomerge.strategies.base import Candidate, Genotype
 from fitness.results import Evaluation
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _APPLICATION_ID = 0x45564F4D  # "EVOM"
 _SCHEMA = f"""
 BEGIN;
@@ -35,13 +35,13 @@ PRAGMA user_version = {SCHEMA_VERSION};
 CREATE TABLE item_sets (id INTEGER PRIMARY KEY, items TEXT NOT NULL UNIQUE);
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL CHECK (kind IN ('asked', 'told', 'final')),
-    candidate INTEGER,          -- id of the candidate; NULL for final scores
+    kind TEXT NOT NULL CHECK (kind IN ('asked', 'told', 'reference')),
+    candidate INTEGER,          -- id of the candidate; NULL for reference scores
     at REAL NOT NULL,           -- seconds since the epoch
     data TEXT NOT NULL,         -- JSON
     genotype BLOB,              -- asked: float64, little-endian
     item_set INTEGER REFERENCES item_sets (id),
-    scores BLOB                 -- told, final: float32, little-endian, one per item of the set
+    scores BLOB                 -- told, reference: float32, little-endian, one per item of the set
 );
 COMMIT;
 """
@@ -67,7 +67,7 @@ class LogError(RuntimeError):
     """An event log that is damaged or cannot be written; the message says what is kept and what to do."""
 
 
-Stage = Literal["parent", "confirm", "held_out", "vote"]
+Purpose = Literal["parent", "confirm", "held_out", "vote"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,20 +93,21 @@ class Told:
 
 
 @dataclass(frozen=True, eq=False)
-class Final:
-    """A recipe scored beside the search.
+class ReferenceScore:
+    """A recipe that is scored beside the candidates, and for what.
 
-    `stage`: an expert on all search items before it (`parent`), a finalist on all search items after it (`confirm`),
-    any row of the final table on the held-out items (`held_out`), or a member of an ensemble on these, with its answers
-    (`vote`).
+    `purpose`: a source on all search items before the search (`parent`), a finalist on all search items after it
+    (`confirm`), any row of the final table on the held-out items (`held_out`), or a member of an ensemble on these,
+    with its answers (`vote`).
     """
 
-    stage: Stage
+    purpose: Purpose
     recipe: str
     evaluation: Evaluation
 
 
-Event = Asked | Told | Final
+Event = Asked | Told | ReferenceScore
+_KINDS = {Asked: "asked", Told: "told", ReferenceScore: "reference"}
 
 
 class Run:
@@ -215,7 +216,7 @@ class Run:
                 scores = np.asarray(evaluation.scores, dtype="<f4").tobytes()
             self._db.execute(
                 "INSERT INTO events (kind, candidate, at, data, genotype, item_set, scores) VALUES (?,?,?,?,?,?,?)",
-                (type(event).__name__.lower(), candidate, time.time(), json.dumps(data), genotype, item_set, scores),
+                (_KINDS[type(event)], candidate, time.time(), json.dumps(data), genotype, item_set, scores),
             )
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
@@ -364,7 +365,7 @@ def _fields(event: Event) -> tuple[int | None, dict[str, Any], bytes | None, Eva
     if isinstance(event, Told):
         data = {"cached": event.cached, "elapsed": event.elapsed} | _evaluation_data(event.evaluation)
         return event.candidate, data, None, event.evaluation
-    data = {"stage": event.stage, "recipe": event.recipe} | _evaluation_data(event.evaluation)
+    data = {"purpose": event.purpose, "recipe": event.recipe} | _evaluation_data(event.evaluation)
     return None, data, None, event.evaluation
 
 
@@ -396,4 +397,4 @@ def _event(
     evaluation = Evaluation(items=items, scores=np.frombuffer(scores, dtype="<f4").astype(np.float32), **fields)
     if kind == "told":
         return Told(candidate, evaluation, data["cached"], data["elapsed"])
-    return Final(data["stage"], data["recipe"], evaluation)
+    return ReferenceScore(data["purpose"], data["recipe"], evaluation)

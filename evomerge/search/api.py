@@ -16,15 +16,16 @@ from typing import Any
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load, load_mapping, load_recorded
 from evomerge.config.search_file import BudgetConfig, SearchConfig
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Result
-from evomerge.runs.run import Run
-from evomerge.search.final_evaluation import Conclusion
+from evomerge.runs.run import Run, Told
+from evomerge.runs.trackers import TrackerGroup
+from evomerge.search.final_evaluation import FinalEvaluation
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.racing_pool import racing
-from evomerge.search.recorded_scoring import Bench
+from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.resuming import check_unchanged, upgrades
 from evomerge.search.scoring_workers import start_pool
 from evomerge.search.warm_start import warm_start_override
@@ -37,7 +38,7 @@ log = logging.getLogger("evomerge")
 class Progress:
     """How far a search is."""
 
-    history: Ledger
+    history: RunHistory
     """Counts, times and the best candidate of the run, all sessions together."""
     budget: BudgetConfig
     """When the search ends."""
@@ -174,8 +175,8 @@ def _open(config: SearchConfig, say: Say) -> tuple[Problem, dict[str, Any]]:
     for warning in problem.warnings:
         say(f"warning: {warning}")
     environment = problem.environment()
-    if problem.warmed.message:
-        say(problem.warmed.message)
+    if problem.warm_start.message:
+        say(problem.warm_start.message)
     return problem, environment
 
 
@@ -183,32 +184,48 @@ def _go_on(run: Run, problem: Problem, pool: Pool, progress: Callable[[Progress]
     """Search until the budget is spent, then score the finalists; a stop in between loses nothing."""
     with _logged(run.path / "log.txt"):
         try:
-            search = _search(run, problem, pool, progress, say)
+            trackers = TrackerGroup(problem.config.trackers, lambda text: say(f"warning: {text}"))
+            trackers.start(run.path, problem.resolved().model_dump(mode="json"))
+            search = _search(run, problem, pool, progress, trackers, say)
             say(f"scoring the finalists on {len(problem.held_out_items)} held-out items")
-            result = Conclusion(run, problem, search, pool).conclude()
+            result = FinalEvaluation(run, problem, search, pool).evaluate()
         except KeyboardInterrupt:
             log.info("stopped")
             raise
         run.write("report.html", render(run.path))
+        trackers.end(result)
         return result
 
 
-def _search(run: Run, problem: Problem, pool: Pool, progress: Callable[[Progress], None] | None, say: Say) -> Search:
+def _search(
+    run: Run,
+    problem: Problem,
+    pool: Pool,
+    progress: Callable[[Progress], None] | None,
+    trackers: TrackerGroup,
+    say: Say,
+) -> Search:
     budget = problem.config.budget
     if problem.needs_sources:
         say(f"scoring the sources on {len(problem.search_items)} search items")
-    plan = problem.evaluation_plan(Bench(run, Ledger(run.events()), pool))
-    search = Search(run, problem.space, problem.strategy(), budget, plan)
-    done = len(search.ledger.told)
+    history = RunHistory(run.events())
+    plan = problem.evaluation_plan(RecordedScorer(run, history, pool))
+    done = len(history.told)
+
+    def notify(history: RunHistory, told: Told) -> None:
+        trackers.told(history, told)
+        if progress is not None:
+            progress(Progress(history, budget, done))
+
+    search = Search(run, problem.space, problem.strategy(), budget, plan, notify)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")
     )
     log.info("searching from evaluation %d", done)
-    state = Progress(search.ledger, budget, done)
-    notify = (lambda: progress(state)) if progress is not None else (lambda: None)
-    notify()
-    search.search(racing(pool, problem.config, search), lambda _: notify())
+    if progress is not None:
+        progress(Progress(search.history, budget, done))
+    search.search(racing(pool, problem.config, search))
     return search
 
 

@@ -1,13 +1,12 @@
-"""The honest end of a search: which recipe is the result, and how good it is on items no search has seen.
+"""The end of a search: which recipe is the result, and how good it is on items that the search has not used.
 
-The best score seen during a search is the luckiest one. So the few best candidates and the strategy's own best
-guess first answer the other search items, the worse ones not all of them (confirm; see
-`evomerge.search.sequential_halving`); the best
-of those is the result (found), and it is scored on the held-out items beside every source and the standard baselines,
-with intervals and paired tests.
+The best score of a search is biased upward by the selection. So the few best candidates and the strategy's
+recommendation first answer the other search items, the worse ones not all of them (confirm; see
+`evomerge.search.sequential_halving`). The best of these is the result (found). It is scored on the held-out items
+beside every source and the standard baselines, with intervals and paired tests.
 
-With several objectives the result is the one of these with the best weighted sum; beside it stand members of the
-front, spread over it, that none dominates on all search items either.
+With several objectives the result is the finalist with the best weighted sum. Beside it the table has members of the
+front, spread over it, that are not dominated on all search items either.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from evomerge.runs.run import Run
 from evomerge.search import ensemble, sequential_halving
 from evomerge.search.loop import Search, SearchError
 from evomerge.search.problem import Problem
-from evomerge.search.recorded_scoring import Bench
+from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.workers.base import Pool
 from fitness.estimation.subset import generator
 from fitness.objectives import Objectives, means
@@ -33,24 +32,36 @@ FRONT = 8
 """Members of the front of several objectives that are scored on all search items."""
 
 
-class Conclusion:
-    """Scores the finalists of a finished search; each score is recorded at once and never repeated."""
+class FinalEvaluation:
+    """Scores the finalists of a finished search; each score is recorded at once and never repeated.
+
+    Parameters
+    ----------
+    run
+        Open for writing.
+    problem
+        What was searched.
+    search
+        Finished.
+    pool
+        Scores the recipes.
+    """
 
     def __init__(self, run: Run, problem: Problem, search: Search, pool: Pool) -> None:
         self.run = run
         self.problem = problem
-        self.ledger = search.ledger
+        self.history = search.history
         self.objectives = search.plan.objectives
         self.strategy = search.strategy
-        self.bench = Bench(run, search.ledger, pool)
+        self.scorer = RecordedScorer(run, search.history, pool)
 
-    def conclude(self) -> Result:
-        """Confirm, choose, score on the held-out items; write `best.yaml` and `result.json`.
+    def evaluate(self) -> Result:
+        """Confirm the finalists, choose one, score it on the held-out items; write `best.yaml` and `result.json`.
 
         Raises
         ------
         SearchError
-            If no candidate was scored, or a finalist cannot be.
+            If no candidate was scored, or a finalist cannot be scored.
         """
         found, mean, search_score = self._choose()
         voted = self._ensemble()
@@ -61,11 +72,11 @@ class Conclusion:
         result = Result(
             held_out=rows,
             best=found.recipe.hash,
-            evaluations=len(self.ledger.told),
-            item_evaluations=self.ledger.item_evaluations,
-            seconds=self.ledger.seconds,
+            evaluations=len(self.history.told),
+            item_evaluations=self.history.item_evaluations,
+            seconds=self.history.seconds,
             search_score=search_score,
-            optimism=search_score - held_out,
+            selection_bias=search_score - held_out,
         )
         score = f"held-out score {held_out:.4f} +- {scored[0][1].standard_error:.4f}"
         self.run.write("best.yaml", mergekit_yaml.dump(found.recipe, f"found by evomerge, {score}"))
@@ -73,52 +84,52 @@ class Conclusion:
         return result
 
     def _held_out(self, entries: Sequence[Entry]) -> list[tuple[Contender, Evaluation]]:
-        return [(entry, self.bench.score("held_out", entry, self.problem.held_out_items)) for entry in entries]
+        return [(entry, self.scorer.score("held_out", entry, self.problem.held_out_items)) for entry in entries]
 
     def _ensemble(self) -> list[tuple[Contender, Evaluation]]:
         """Return the majority vote of the best candidates, where one is asked for and there are two or more."""
-        best = self.ledger.ranking()[: self.problem.config.strategy.ensemble_size]
+        best = self.history.ranking()[: self.problem.config.strategy.ensemble_size]
         if len(best) < 2:
             return []
-        recipes = [self.problem.space.decode(self.ledger.asked[identity].candidate.genotype) for identity in best]
+        recipes = [self.problem.space.decode(self.history.asked[identity].candidate.genotype) for identity in best]
         members = [
-            self.bench.vote(Entry(f"candidate {identity}", "ensemble", recipe), self.problem.held_out_items)
+            self.scorer.vote(Entry(f"candidate {identity}", "ensemble", recipe), self.problem.held_out_items)
             for identity, recipe in zip(best, recipes, strict=True)
         ]
         return [(Contender(f"ensemble of {len(members)} models", "ensemble"), ensemble.vote(members))]
 
     def _choose(self) -> tuple[Entry, Entry | None, float]:
-        """Return the found recipe, the mean's where there is one, and the found one's score on all search items."""
-        space, ledger = self.problem.space, self.ledger
-        candidates = ledger.ranking()[: self.problem.config.fitness.finalists]
+        """Return the found recipe, the distribution's mean if there is one, and the found one's search score."""
+        space, history = self.problem.space, self.history
+        candidates = history.ranking()[: self.problem.config.fitness.finalists]
         if not candidates:
             raise SearchError(f"{self.run.path}: no candidate was scored; see log.txt for the reasons")
-        recipes = [space.decode(ledger.asked[identity].candidate.genotype) for identity in candidates]
+        recipes = [space.decode(history.asked[identity].candidate.genotype) for identity in candidates]
         guess = self.strategy.recommend()
         mean = Entry("distribution mean", "mean", space.decode(guess)) if guess is not None else None
         if mean is not None:
             recipes.append(mean.recipe)
         entries = [Entry("found", "found", recipe) for recipe in {each.hash: each for each in recipes}.values()]
-        asked = {item for identity in candidates for item in ledger.evaluation(identity).items}
-        rng = generator(self.problem.config.seed, len(ledger.asked))
+        asked = {item for identity in candidates for item in history.evaluation(identity).items}
+        rng = generator(self.problem.config.seed, len(history.asked))
         order = sequential_halving.in_order(self.problem.search_items, asked, rng)
         halve = self.problem.asks_few  # else their scores on all items are known
         found, scored = sequential_halving.best(entries, order, self._confirm, halve=halve)
         return found, mean, Objectives(self.problem.suite.weights).judge(scored, means(scored)).value
 
     def _confirm(self, entry: Entry, items: Sequence[str]) -> Evaluation:
-        answers = self.bench.confirm(entry, items)
+        answers = self.scorer.confirm(entry, items)
         return self.objectives.judge(answers, means(answers))
 
     def _front(self) -> list[Entry]:
-        """Return members of the front as the search items see it, by their first objective; none for one objective."""
+        """Return members of the front on the search items, by their first objective; none for one objective."""
         if not self.objectives.apart:
             return []
-        ledger = self.ledger
-        seen = ledger.front()
-        spread = crowding([ledger.evaluation(identity).objectives for identity in seen])
+        history = self.history
+        seen = history.front()
+        spread = crowding([history.evaluation(identity).objectives for identity in seen])
         chosen = [seen[at] for at in sorted(np.argsort(-spread, kind="stable")[:FRONT].tolist())]
-        recipes = [self.problem.space.decode(ledger.asked[identity].candidate.genotype) for identity in chosen]
+        recipes = [self.problem.space.decode(history.asked[identity].candidate.genotype) for identity in chosen]
         scored = [
             self._confirm(Entry(f"candidate {identity}", "front", recipe), self.problem.search_items)
             for identity, recipe in zip(chosen, recipes, strict=True)

@@ -1,21 +1,21 @@
-"""The search driver: asks the strategy, has recipes scored, tells the results, and forgets nothing.
+"""The search loop: asks the strategy, has recipes scored, tells the results, and records every event.
 
-Resuming is replay: the strategy is built anew and led through the recorded asks and tells; what it proposes
-must equal what is recorded. From there on the run continues exactly as an uninterrupted one.
+Resuming is replay: the strategy is built again and is led through the recorded asks and tells; what it proposes must
+equal what is recorded. From there on the run continues exactly as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from shlex import quote
 
 import numpy as np
 
 from evomerge.config.search_file import BudgetConfig
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.strategies.base import Candidate, Evaluated, Strategy
 from evomerge.workers.base import Pool, Request
@@ -30,9 +30,12 @@ log = logging.getLogger("evomerge")
 # A library upgrade that only reorders float operations stays below this; another algorithm does not.
 REPLAY_TOLERANCE = 1e-9
 
+Notify = Callable[[RunHistory, Told], None]
+"""Takes the history and what was told last, after every evaluation."""
+
 
 class SearchError(RuntimeError):
-    """A search that cannot go on; the message says why and what to do."""
+    """A search that cannot continue; the message says why and what to do."""
 
 
 class Search:
@@ -42,10 +45,26 @@ class Search:
     ----------
     run
         Open for writing; its events are replayed first.
+    space
+        Decodes genotypes.
     strategy
-        Freshly built; it is led through the recorded events.
+        Newly built; it is led through the recorded events.
+    budget
+        When the search ends.
     plan
-        Which items candidates are asked, and what their answers say; freshly built, it is led through the events.
+        Which items candidates are asked, and what their answers say; newly built, it is led through the events.
+    notify
+        Called after every evaluation that is told, not for replayed ones.
+
+    Attributes
+    ----------
+    history
+        What the run's events add up to.
+
+    Raises
+    ------
+    SearchError
+        If the strategy does not propose what is recorded.
     """
 
     def __init__(
@@ -55,25 +74,27 @@ class Search:
         strategy: Strategy,
         budget: BudgetConfig,
         plan: EvaluationPlan,
+        notify: Notify | None = None,
     ) -> None:
         self.run = run
         self.space = space
         self.strategy = strategy
         self.budget = budget
         self.plan = plan
-        self._notify: Callable[[Ledger], None] = lambda ledger: None
-        self.ledger = Ledger()
+        self.history = RunHistory()
+        self._notify = notify
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
-        self._twins: dict[str, list[int]] = {}  # by hash of a recipe being scored: other candidates with it
+        self._duplicates_in_flight: dict[str, list[int]] = {}  # recipe being scored -> other candidates with it
         self._held: dict[int, Told] = {}  # recorded, and told to a synchronous strategy when its turn comes
         self._turn = 0
-        self._clock = 0.0
         self._replay()
+        self._started: float | None = None  # when this session's search began; None before
+        self._elapsed_before = self.history.elapsed
         # The first generation to be judged: one that failed whole in an earlier session has been reported.
         self._generation = self._first_unjudged()
 
-    def search(self, pool: Pool, notify: Callable[[Ledger], None] = lambda ledger: None) -> None:
-        """Search until the budget is spent; `notify` is called with the ledger after every tell.
+    def search(self, pool: Pool) -> None:
+        """Search until the budget is spent.
 
         Raises
         ------
@@ -82,11 +103,10 @@ class Search:
         LogError
             If the log cannot be written.
         """
-        self._notify = notify
-        self._clock = time.perf_counter() - self.ledger.elapsed
-        if self.ledger.best is not None and not self.spent:  # an earlier session may have been killed before it could
-            self._write_best(self.space.decode(self.ledger.asked[self.ledger.best].candidate.genotype))
-        for asked in self.ledger.open:  # in flight when an earlier session ended
+        self._started = time.perf_counter()
+        if self.history.best is not None and not self.spent:  # an earlier session may have been killed before it could
+            self._write_best(self.space.decode(self.history.asked[self.history.best].candidate.genotype))
+        for asked in self.history.open:  # in flight when an earlier session ended
             self._submit(pool, asked.candidate, self.space.decode(asked.candidate.genotype), asked.recipe)
         while True:
             self._fill(pool)
@@ -95,12 +115,12 @@ class Search:
                 return
             for identity, evaluation in pool.wait():
                 self._tell(identity, self.plan.judge(evaluation), cached=False)
-                self._settle_twins(pool, self.ledger.asked[identity].recipe)
+                self._submit_duplicates(pool, self.history.asked[identity].recipe)
 
     @property
     def spent(self) -> bool:
         """Whether the budget allows no further candidate."""
-        asked = len(self.ledger.asked)
+        asked = len(self.history.asked)
         hours = self.budget.hours
         return asked >= self.budget.evaluations or (hours is not None and self._elapsed() >= hours * 3600)
 
@@ -115,25 +135,25 @@ class Search:
             recipe = self.space.decode(candidate.genotype)
             asked = Asked(candidate, recipe.hash)
             self.run.record(asked)
-            self.ledger.add(asked)
+            self.history.add(asked)
             self._submit(pool, candidate, recipe, asked.recipe)
 
     def _submit(self, pool: Pool, candidate: Candidate, recipe: Recipe, recipe_hash: str) -> None:
         """Have a candidate scored, unless an equal recipe has been, or is being."""
         self._recipes[candidate.id] = recipe
-        known = self.ledger.by_recipe.get(recipe_hash)
+        known = self.history.by_recipe.get(recipe_hash)
         if known is not None:
             self._tell(candidate.id, replace(known, seconds=no_seconds()), cached=True)
-        elif recipe_hash in self._twins:
-            self._twins[recipe_hash].append(candidate.id)
+        elif recipe_hash in self._duplicates_in_flight:
+            self._duplicates_in_flight[recipe_hash].append(candidate.id)
         else:
-            self._twins[recipe_hash] = []
+            self._duplicates_in_flight[recipe_hash] = []
             pool.submit(candidate.id, Request(recipe, tuple(self.plan.items(candidate.generation))))
 
-    def _settle_twins(self, pool: Pool, recipe_hash: str) -> None:
-        """Go on with the candidates whose recipe another one had when they were asked: now it has been scored."""
-        for identity in self._twins.pop(recipe_hash):
-            self._submit(pool, self.ledger.asked[identity].candidate, self._recipes[identity], recipe_hash)
+    def _submit_duplicates(self, pool: Pool, recipe_hash: str) -> None:
+        """Continue with the candidates whose recipe was in flight when they were asked; it has been scored now."""
+        for identity in self._duplicates_in_flight.pop(recipe_hash):
+            self._submit(pool, self.history.asked[identity].candidate, self._recipes[identity], recipe_hash)
 
     def _tell(self, identity: int, evaluation: Evaluation, cached: bool) -> None:
         told = Told(identity, evaluation, cached, self._elapsed())
@@ -142,52 +162,54 @@ class Search:
         recipe = self._recipes.pop(identity)
         if evaluation.status == "failed":
             log.warning("candidate %d failed: %s", identity, evaluation.reason)
-        if self.ledger.best == identity:
+        if self.history.best == identity:
             self._write_best(recipe)
-        self._notify(self.ledger)
+        if self._notify is not None:
+            self._notify(self.history, told)
 
     def _write_best(self, recipe: Recipe) -> None:
-        identity = self.ledger.best
+        identity = self.history.best
         assert identity is not None
-        evaluation = self.ledger.evaluation(identity)
+        evaluation = self.history.evaluation(identity)
         score = f"{evaluation.value:.4f} +- {evaluation.standard_error:.4f}"
         log.info("candidate %d is the best so far: %s", identity, score)
-        self.run.write("best.yaml", mergekit_yaml.dump(recipe, f"best of {len(self.ledger.told)} candidates: {score}"))
+        text = mergekit_yaml.dump(recipe, f"best of {len(self.history.told)} candidates: {score}")
+        self.run.write("best.yaml", text)
 
     def _first_unjudged(self) -> int:
-        last = max((asked.candidate.generation for asked in self.ledger.asked.values()), default=0)
-        results = self.ledger.results(last)
-        failed = bool(results) and all(told.evaluation.status == "failed" for told in results)
-        return last + 1 if failed else last
+        last = max((asked.candidate.generation for asked in self.history.asked.values()), default=0)
+        return last + 1 if _all_failed(self.history.results(last)) else last
 
     def _stop_if_a_generation_failed(self, new: int) -> None:
-        """Look at the generations before `new` that this session has worked on, as far as they are complete."""
-        while self._generation < new and not self.ledger.in_flight(self._generation):
-            results = self.ledger.results(self._generation)
-            if results and all(told.evaluation.status == "failed" for told in results):
+        """Judge the generations before `new` that this session has worked on, if they are complete."""
+        while self._generation < new and not self.history.in_flight(self._generation):
+            results = self.history.results(self._generation)
+            if _all_failed(results):
                 raise self._failed(f"all {len(results)} candidates of generation {self._generation}", results[-1])
             self._generation += 1
 
     def _stop_if_nothing_succeeded(self) -> None:
-        if self.ledger.best is None and self.ledger.told:
-            last = self.ledger.told[max(self.ledger.told)]
-            raise self._failed(f"all {len(self.ledger.told)} candidates", last)
+        if self.history.best is None and self.history.told:
+            last = self.history.told[max(self.history.told)]
+            raise self._failed(f"all {len(self.history.told)} candidates", last)
 
     def _failed(self, which: str, last: Told) -> SearchError:
         return SearchError(
             f"{which} failed, the last with: {last.evaluation.reason}; "
-            f"mend the cause, then `evomerge resume {quote(str(self.run.path))}`"
+            f"fix the cause, then `evomerge resume {quote(str(self.run.path))}`"
         )
 
     def _elapsed(self) -> float:
-        return time.perf_counter() - self._clock if self._clock else self.ledger.elapsed
+        """Return the seconds of searching, summed over all sessions."""
+        session = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self._elapsed_before + session
 
     def _take(self, told: Told) -> None:
-        """Let everything that learns know a result, the same whether it is new or replayed.
+        """Give a result to everything that learns, in the same way whether it is new or replayed.
 
-        A synchronous strategy is told in the order of ids: what it learns does not depend on which worker was quicker.
+        A synchronous strategy is told in the order of ids: what it learns does not depend on which worker was faster.
         """
-        self.ledger.add(told)
+        self.history.add(told)
         if self.strategy.steady_state:
             self._learn(told)
             return
@@ -209,7 +231,7 @@ class Search:
             if isinstance(event, Asked):
                 self._check_replayed(event)
                 self.plan.items(event.candidate.generation)
-            self.ledger.add(event)
+            self.history.add(event)
 
     def _check_replayed(self, event: Asked) -> None:
         recorded = event.candidate
@@ -222,6 +244,10 @@ class Search:
         ):
             raise SearchError(
                 f"{self.run.path}: the strategy no longer proposes candidate {recorded.id} as recorded, so this run "
-                "cannot go on exactly; install the package versions that environment.json names, or start a new run "
+                "cannot continue exactly; install the package versions that environment.json names, or start a new run "
                 f"with --warm-start {quote(str(self.run.path))}"
             )
+
+
+def _all_failed(results: Sequence[Told]) -> bool:
+    return bool(results) and all(told.evaluation.status == "failed" for told in results)

@@ -21,8 +21,8 @@ from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.merging.sources.task_vectors import squared_norms
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
-from evomerge.search.recorded_scoring import Bench
-from evomerge.search.warm_start import Warmed, warmed
+from evomerge.search.recorded_scoring import RecordedScorer
+from evomerge.search.warm_start import WarmStartSettings, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
@@ -107,7 +107,7 @@ class Problem:
         """Whether candidates are asked only some of the search items."""
         return len(self.subset) < len(self.search_items)
 
-    def evaluation_plan(self, bench: Bench) -> EvaluationPlan:
+    def evaluation_plan(self, scorer: RecordedScorer) -> EvaluationPlan:
         """Return how candidates are evaluated; sources are scored on all search items where that is needed.
 
         Raises
@@ -117,7 +117,7 @@ class Problem:
         """
         fitness, few = self.config.fitness, self.config.fitness.subset
         scored = {
-            entry.name: bench.score("parent", entry, self.search_items)
+            entry.name: scorer.score("parent", entry, self.search_items)
             for entry in (self.sources() if self.needs_sources else [])
             if entry.name != self.config.base or fitness.compares_with_sources
         }
@@ -151,14 +151,14 @@ class Problem:
             If the strategy is not for this space or budget, a package of its is missing, or the run that it is to be
             warmed by does not fit.
         """
-        return self.config.model_copy(update={"strategy": self.warmed.strategy})
+        return self.config.model_copy(update={"strategy": self.warm_start.strategy})
 
     @cached_property
-    def warmed(self) -> Warmed:
+    def warm_start(self) -> WarmStartSettings:
         """The resolved strategy with what a former run says, which is read once; raises as `resolved` does."""
         strategy = self.config.strategy
         try:
-            start = warmed(strategy, self.config, self.space, self._resolved(strategy))
+            start = load_warm_start(strategy, self.config, self.space, self._resolved(strategy))
             return replace(start, strategy=self._resolved(start.strategy))
         except ValueError as error:
             raise ConfigError(str(error)) from None

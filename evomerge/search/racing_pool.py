@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evomerge.config.search_file import SearchConfig
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.search.archive_racing import ArchiveRacingPool
 from evomerge.search.item_blocks import Runner, in_blocks
 from evomerge.search.loop import Search
@@ -43,7 +43,7 @@ class RacingPool:
         When a candidate is stopped.
     plan
         Of the search; estimates what the answers so far say.
-    ledger
+    history
         Of the search; says what is in flight, and what a generation was told before the search was stopped.
     strategy
         Of the search; says how large a generation is.
@@ -52,9 +52,9 @@ class RacingPool:
     """
 
     def __init__(
-        self, pool: Pool, rules: RacingConfig, plan: EvaluationPlan, ledger: Ledger, strategy: Strategy, seed: int
+        self, pool: Pool, rules: RacingConfig, plan: EvaluationPlan, history: RunHistory, strategy: Strategy, seed: int
     ) -> None:
-        self.pool, self.rules, self.plan, self.ledger = pool, rules, plan, ledger
+        self.pool, self.rules, self.plan, self.history = pool, rules, plan, history
         self.strategy, self.seed = strategy, seed
         self._heats: dict[int, tuple[tuple[str, ...], list[Runner]]] = {}  # by generation
 
@@ -64,8 +64,8 @@ class RacingPool:
         return self.strategy.population + 1 - sum(len(runners) for _, runners in self._heats.values())
 
     def submit(self, tag: int, request: Request) -> None:
-        """Enter a candidate of the ledger for its generation's race; a race keeps no answers."""
-        candidate = self.ledger.asked[tag].candidate
+        """Enter a candidate of the history for its generation's race; a race keeps no answers."""
+        candidate = self.history.asked[tag].candidate
         _, runners = self._heats.setdefault(candidate.generation, (request.items, []))
         runners.append(Runner(tag, request.recipe, candidate.kind == "sample"))
 
@@ -86,10 +86,10 @@ class RacingPool:
         """Candidates of this generation that were told before the search was stopped."""
         return [
             Runner(told.candidate, None, True, dict(zip(evaluation.items, evaluation.scores.tolist(), strict=True)))
-            for told in self.ledger.results(generation)
+            for told in self.history.results(generation)
             if (evaluation := told.evaluation).status != "failed"
             and not told.cached
-            and self.ledger.asked[told.candidate].candidate.kind == "sample"
+            and self.history.asked[told.candidate].candidate.kind == "sample"
             and set(evaluation.items) <= set(items)
         ]
 
@@ -152,4 +152,4 @@ def racing(pool: Pool, config: SearchConfig, search: Search) -> Pool:
         return pool
     if isinstance(search.strategy, Archiving):
         return ArchiveRacingPool(pool, rules, search.plan, search.strategy, config.seed)
-    return RacingPool(pool, rules, search.plan, search.ledger, search.strategy, config.seed)
+    return RacingPool(pool, rules, search.plan, search.history, search.strategy, config.seed)

@@ -1,4 +1,4 @@
-"""Scoring recipes beside the search: each once, recorded at once."""
+"""Scoring recipes beside the candidates: each recipe once, recorded at once."""
 
 from __future__ import annotations
 
@@ -7,24 +7,34 @@ from shlex import quote
 
 import numpy as np
 
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Entry
-from evomerge.runs.run import Final, Run, Stage
+from evomerge.runs.run import Purpose, ReferenceScore, Run
 from evomerge.search.loop import SearchError
 from evomerge.workers.base import Pool, Request
 from fitness.results import Evaluation
 
 
-class Bench:
-    """Scores experts, finalists and baselines on fixed items, or takes the scores that the run has of them."""
+class RecordedScorer:
+    """Scores sources, finalists and baselines on fixed items, or takes the scores that the run has recorded.
 
-    def __init__(self, run: Run, ledger: Ledger, pool: Pool) -> None:
+    Parameters
+    ----------
+    run
+        Open for writing.
+    history
+        What the run's events add up to.
+    pool
+        Scores the recipes, one at a time.
+    """
+
+    def __init__(self, run: Run, history: RunHistory, pool: Pool) -> None:
         self.run = run
-        self.ledger = ledger
+        self.history = history
         self.pool = pool
 
-    def score(self, stage: Stage, entry: Entry, items: Sequence[str]) -> Evaluation:
-        """Return the recipe's mean score on `items`, with its per-item scores; finalists have `confirm`.
+    def score(self, purpose: Purpose, entry: Entry, items: Sequence[str]) -> Evaluation:
+        """Return the recipe's mean score on `items`, with its per-item scores; for finalists there is `confirm`.
 
         Raises
         ------
@@ -33,16 +43,16 @@ class Bench:
         """
         asked = tuple(items)
         for known in (
-            self.ledger.finals.get((stage, entry.recipe.hash)),
-            self.ledger.finals.get(("vote", entry.recipe.hash)),
-            self.ledger.by_recipe.get(entry.recipe.hash),  # the search itself, where it asked the very same items
+            self.history.reference_scores.get((purpose, entry.recipe.hash)),
+            self.history.reference_scores.get(("vote", entry.recipe.hash)),
+            self.history.by_recipe.get(entry.recipe.hash),  # a candidate that was asked the very same items
         ):
             if known is not None and known.items == asked:
                 return known
-        return self._new(stage, entry, asked)
+        return self._new(purpose, entry, asked)
 
     def confirm(self, entry: Entry, items: Sequence[str]) -> Evaluation:
-        """Return the recipe's answers to search items, not judged; only those that it never gave are asked for.
+        """Return the recipe's answers to search items, not judged; asks only for those that it has not given.
 
         Raises
         ------
@@ -50,7 +60,7 @@ class Bench:
             If it cannot be built or scored.
         """
         asked = tuple(items)
-        known = self.ledger.answers(entry.recipe.hash)
+        known = self.history.answers(entry.recipe.hash)
         missing = tuple(item for item in asked if item not in known)
         if missing:
             new = self._new("confirm", entry, missing)
@@ -58,22 +68,22 @@ class Bench:
         return Evaluation("ok", items=asked, scores=np.array([known[item] for item in asked], np.float32))
 
     def vote(self, entry: Entry, items: Sequence[str]) -> Evaluation:
-        """Return a voter's scores on held-out items with what it answered; raises as `score` does."""
+        """Return an ensemble member's scores on held-out items with its answers; raises as `score` does."""
         asked = tuple(items)
-        known = self.ledger.finals.get(("vote", entry.recipe.hash))
+        known = self.history.reference_scores.get(("vote", entry.recipe.hash))
         return known if known is not None and known.items == asked else self._new("vote", entry, asked)
 
-    def _new(self, stage: Stage, entry: Entry, items: tuple[str, ...]) -> Evaluation:
-        self.pool.submit(0, Request(entry.recipe, items, want_answers=stage == "vote"))
+    def _new(self, purpose: Purpose, entry: Entry, items: tuple[str, ...]) -> Evaluation:
+        self.pool.submit(0, Request(entry.recipe, items, want_answers=purpose == "vote"))
         while not (scored := self.pool.wait()):
             pass  # a worker became free
         ((_, evaluation),) = scored
         if evaluation.status != "ok":
             raise SearchError(
-                f"scoring {entry.name} failed: {evaluation.reason}; mend the cause, "
+                f"scoring {entry.name} failed: {evaluation.reason}; fix the cause, "
                 f"then `evomerge resume {quote(str(self.run.path))}`"
             )
-        event = Final(stage, entry.recipe.hash, evaluation)
+        event = ReferenceScore(purpose, entry.recipe.hash, evaluation)
         self.run.record(event)
-        self.ledger.add(event)
+        self.history.add(event)
         return evaluation

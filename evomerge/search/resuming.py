@@ -36,8 +36,8 @@ def check_unchanged(run: Run, environment: Mapping[str, Any]) -> None:
     for key, value in current["config"].items():
         if _given(recorded["config"].get(key)) != _given(value):
             raise RunError(
-                f"{run.path / 'config.yaml'}: {key} was edited since the run began, and only the budget, the workers "
-                f"and places of files may be; put it back, or {_START_NEW}"
+                f"{run.path / 'config.yaml'}: {key} was edited since the run began, and only the budget, the workers, "
+                f"the trackers and places of files may be; put it back, or {_START_NEW}"
             )
     if recorded["items"] != current["items"]:
         raise RunError(

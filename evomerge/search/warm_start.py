@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.config.search_file import SearchConfig
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, require_run
 from evomerge.strategies import StrategyConfig
 from evomerge.strategies.base import Genotype
@@ -32,14 +32,16 @@ LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
-class Warmed:
+class WarmStartSettings:
     """A strategy's settings with what a former run says, and a sentence on it; empty where there is none."""
 
     strategy: StrategyConfig
     message: str = ""
 
 
-def warmed(strategy: StrategyConfig, config: SearchConfig, space: SearchSpace, resolved: StrategyConfig) -> Warmed:
+def load_warm_start(
+    strategy: StrategyConfig, config: SearchConfig, space: SearchSpace, resolved: StrategyConfig
+) -> WarmStartSettings:
     """Return the strategy's settings with what the former run that they name says; most name none.
 
     What is read is written into the new run's config, so that resuming it does not depend on the former one.
@@ -62,9 +64,9 @@ def warmed(strategy: StrategyConfig, config: SearchConfig, space: SearchSpace, r
     """
     named = strategy.former_run
     if named is None or named.is_loaded:
-        return Warmed(strategy)
+        return WarmStartSettings(strategy)
     path = Path(named.run)
-    former = _Former(path, config, space)
+    former = _FinishedRun(path, config, space)
     wanted = named.wanted(former.size, resolved.places)
     points, left_out = former.best(
         min(wanted, max(1, NUMBERS // space.dimension)), several=strategy.objectives == "several"
@@ -79,7 +81,7 @@ def warmed(strategy: StrategyConfig, config: SearchConfig, space: SearchSpace, r
     message = f"warm start: {len(points)} candidates of {path}"
     if left_out:
         message += f"; {len(left_out)} are left out, since this space cannot say them ({left_out[0]})"
-    return Warmed(strategy.warm_started(space, points), message)
+    return WarmStartSettings(strategy.warm_started(space, points), message)
 
 
 def warm_start_override(config: SearchConfig, path: Path) -> str:
@@ -124,7 +126,7 @@ def space_of(path: Path, models: Mapping[str, str] | None = None) -> SearchSpace
     return config.stamped(build_space(settings, context))
 
 
-class _Former:
+class _FinishedRun:
     """A former run, seen from a new search.
 
     Models of the same name stand for each other, so that runs whose models have moved, and runs over other models in
@@ -138,9 +140,9 @@ class _Former:
 
     def __init__(self, path: Path, config: SearchConfig, space: SearchSpace) -> None:
         with Run.read(path) as run:
-            self._ledger = Ledger(run.events())
+            self._history = RunHistory(run.events())
         self._path, self._space = path, space
-        self._ranking = self._ledger.ranking()
+        self._ranking = self._history.ranking()
         self.size = len(self._ranking)
         former = load(path / "config.yaml")
         known = set(config.models.values())
@@ -175,8 +177,8 @@ class _Former:
         best = self._path / "best.yaml"
         if not several and best.is_file():
             yield mergekit_yaml.read(best).with_models(self._renamed)
-        order = dict.fromkeys([*(self._ledger.front() if several else ()), *self._ranking])
+        order = dict.fromkeys([*(self._history.front() if several else ()), *self._ranking])
         former = None if self._same else space_of(self._path, self._models)
         for identity in list(order)[:LOOKED_AT]:
-            genotype = self._ledger.asked[identity].candidate.genotype
+            genotype = self._history.asked[identity].candidate.genotype
             yield np.array(genotype) if former is None else former.decode(genotype)

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evomerge.config.load import load
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run
-from evomerge.search.final_evaluation import Conclusion
+from evomerge.search.final_evaluation import FinalEvaluation
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.racing_pool import racing
-from evomerge.search.recorded_scoring import Bench
+from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.scoring_workers import start_pool
 from experiments.harness import Experiment, Results
 
@@ -71,25 +71,26 @@ def run(arm: str, seed: int, extra: Sequence[str] = ()) -> Outcome:
         Run.create(Path(folder) / "run", config.to_yaml(), {}) as log,
     ):
         pool = start_pool(problem)
-        plan = problem.evaluation_plan(Bench(log, Ledger(log.events()), pool))
+        plan = problem.evaluation_plan(RecordedScorer(log, RunHistory(log.events()), pool))
         search = Search(log, problem.space, problem.strategy(), config.budget, plan)
         search.search(racing(pool, config, search))
-        result = Conclusion(log, problem, search, pool).conclude()
-        ledger = Ledger(log.events())
-    held_out = next(evaluation for (stage, _), evaluation in ledger.finals.items() if stage == "held_out")
-    told = [told for told in ledger.told.values() if not told.cached]
-    apart = sum(len(scored.items) for (stage, _), scored in ledger.finals.items() if stage == "held_out")
+        result = FinalEvaluation(log, problem, search, pool).evaluate()
+        history = RunHistory(log.events())
+    scored = [evaluation for (purpose, _), evaluation in history.reference_scores.items() if purpose == "held_out"]
+    held_out = scored[0]
+    told = [told for told in history.told.values() if not told.cached]
+    apart = sum(len(each.items) for each in scored)
     asked = sum(len(each.evaluation.items) for each in told)
     return Outcome(
         arm=arm,
         seed=seed,
         held_out=held_out.fitness,
         standard_error=held_out.standard_error,
-        candidates=len(ledger.told),
+        candidates=len(history.told),
         stopped=sum(each.evaluation.status == "stopped" for each in told),
         asked=asked,
-        items=ledger.item_evaluations - apart,
-        optimism=result.optimism,
+        items=history.item_evaluations - apart,
+        optimism=result.selection_bias,
     )
 
 

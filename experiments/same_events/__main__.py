@@ -31,7 +31,7 @@ SEARCHES = {
     ],
 }
 TIMES = ("elapsed", "seconds")
-RENAMED: dict[str, str] = {}
+RENAMED = {"final": "reference", "stage": "purpose"}
 """Kinds of events and keys in them: the name in the recorded events, the name now."""
 
 

@@ -137,7 +137,7 @@ def resume(sizes: Sizes) -> list[dict[str, Any]]:
             with Run.open(path) as run:
                 state = searching(run, searched, config, evaluations)
                 seconds = time.process_time() - began
-            if len(state.ledger.told) != evaluations:
+            if len(state.history.told) != evaluations:
                 raise SystemExit("the resumed run has lost evaluations")
         rows.append(
             {

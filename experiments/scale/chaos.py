@@ -261,7 +261,7 @@ def outcome(path: Path) -> dict[str, Any]:
             else:
                 # a finalist answers other items in each round
                 told = isinstance(event, Told)
-                key = event.candidate if told else (event.stage, event.recipe, event.evaluation.items)
+                key = event.candidate if told else (event.purpose, event.recipe, event.evaluation.items)
                 content = _plain(event.evaluation)
             of_kind = found[type(event).__name__.lower()]
             if key in of_kind:

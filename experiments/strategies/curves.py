@@ -15,8 +15,8 @@ import torch
 
 from evomerge.config.load import load
 from evomerge.config.search_file import BudgetConfig
-from evomerge.runs.history import Ledger
-from evomerge.runs.run import Run
+from evomerge.runs.history import RunHistory
+from evomerge.runs.run import Run, Told
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
@@ -107,16 +107,16 @@ def search(job: Job) -> Curve:
         plan = FixedItemsPlan(opened.suite.pool.subset(contender.items // len(opened.suite.weights), seed), objectives)
     guesses: list[Genotype] = []
 
-    def note(ledger: Ledger) -> None:
-        asked = len(ledger.told) * contender.items  # repeated recipes cost nothing, and count all the same
+    def note(history: RunHistory, told: Told) -> None:
+        asked = len(history.told) * contender.items  # repeated recipes cost nothing, and count all the same
         while len(guesses) < len(spent) and asked >= spent[len(guesses)]:
             guess = strategy.recommend()
-            best = ledger.asked[ledger.ranking()[0]].candidate.genotype if ledger.best is not None else space.start
+            best = history.asked[history.ranking()[0]].candidate.genotype if history.best is not None else space.start
             guesses.append(np.array(best if guess is None else guess))
 
     with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", "", {}) as run:
-        state = Search(run, space, strategy, BudgetConfig(evaluations=evaluations), plan)
-        state.search(InlinePool(worker(*contender.changes)), note)
+        state = Search(run, space, strategy, BudgetConfig(evaluations=evaluations), plan, note)
+        state.search(InlinePool(worker(*contender.changes)))
     scores = [held_out(space.decode(guess), job.held_out_items) for guess in guesses]
     return Curve(contender.name, seed, list(spent[: len(scores)]), scores, evaluations, time.process_time() - started)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.merging.sources.limits import LimitError, check_counts, check_header, read_json
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import LogError, Run, RunError
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
@@ -39,7 +39,7 @@ def event_log(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder, suppress(LogError, RunError):
         Path(folder, "events.sqlite").write_bytes(data)
         with Run.read(Path(folder)) as run:
-            Ledger(run.events())
+            RunHistory(run.events())
 
 
 def model_files(data: bytes) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load_recorded
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Asked, LogError, Run, RunError, Told
 from evomerge.strategies import Candidate
 from fitness.results import Evaluation
@@ -54,7 +54,7 @@ def test_logs_that_were_tampered_with(statement, run, refused):
     connection.executescript(statement)
     connection.close()
     with refused(LogError, "events.sqlite"), Run.read(run) as opened:
-        Ledger(opened.events())
+        RunHistory(opened.events())
 
 
 def test_a_schema_that_is_code(run, refused):

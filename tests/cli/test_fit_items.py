@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evomerge.cli.main import main
-from evomerge.runs.run import Asked, Final, Run, Told
+from evomerge.runs.run import Asked, ReferenceScore, Run, Told
 from evomerge.strategies import Candidate
 from fitness.estimation.item_banks import ItemBanks
 from fitness.results import Evaluation
@@ -98,9 +98,9 @@ def test_from_a_run(tmp_path, fit_items):
             scores = row[identity % 2 :: 2].astype(np.float32)
             run.record(Told(identity, Evaluation("ok", (0.5,), (0.1,), half, scores, SECONDS), False, 0.0))
         whole = Evaluation("ok", (0.5,), (0.1,), ITEMS, np.ones(12, np.float32), SECONDS)
-        run.record(Final("parent", "expert", whole))
+        run.record(ReferenceScore("parent", "expert", whole))
         run.record(
-            Final(
+            ReferenceScore(
                 "held_out",
                 "expert",
                 Evaluation("ok", (1.0,), (0.1,), ("quiz/test/0",), np.ones(1, np.float32), SECONDS),

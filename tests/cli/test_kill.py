@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge.runs.run import Asked, Final, LogError, Run, RunError, is_run
+from evomerge.runs.run import Asked, LogError, ReferenceScore, Run, RunError, is_run
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 COMMAND = Path(sys.executable).parent / "evomerge"
@@ -56,8 +56,8 @@ def signature(event):
         return "asked", candidate.id, candidate.kind, candidate.generation, candidate.genotype.tobytes(), event.recipe
     evaluation = event.evaluation
     scores = (evaluation.status, evaluation.objectives, evaluation.items, evaluation.scores.tobytes())
-    if isinstance(event, Final):
-        return "final", event.stage, event.recipe, scores
+    if isinstance(event, ReferenceScore):
+        return "reference", event.purpose, event.recipe, scores
     return "told", event.candidate, event.cached, scores
 
 

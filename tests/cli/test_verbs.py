@@ -21,7 +21,7 @@ def test_status_reads_a_run(finished, evomerge):
     assert summary["best"]["score"] >= 0
     assert 0 <= summary["overhead_share"] < 1
     text = evomerge("status", "run", cwd=folder)
-    assert "12/12 evaluations" in text and "overhead" in text and "optimism" in text
+    assert "12/12 evaluations" in text and "overhead" in text and "selection bias" in text
 
 
 def test_runs_lists_it(finished, evomerge):
@@ -45,12 +45,12 @@ def test_export_merge_load_evaluate(finished, evomerge):
 
     arguments = ("--tasks", "zoo_target_gen", "--include-path", ZOO / "tasks", "--json")
     saved = json.loads(evomerge("evaluate", "merged", *arguments, cwd=folder))
-    from evomerge.runs.history import Ledger
+    from evomerge.runs.history import RunHistory
 
     with Run.read(folder / "run") as run:
-        ledger = Ledger(run.events())
+        history = RunHistory(run.events())
     best = json.loads((folder / "run" / "result.json").read_text())["best"]
-    in_memory = ledger.finals["held_out", best]
+    in_memory = history.reference_scores["held_out", best]
     assert saved["scores"] == dict(zip(in_memory.items, in_memory.scores.tolist(), strict=True))
     assert saved["tasks"][0]["score"] == pytest.approx(in_memory.fitness)
 

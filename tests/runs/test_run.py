@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evomerge.runs.run import SCHEMA_VERSION, Asked, Final, LogError, Run, RunError, Told
+from evomerge.runs.run import SCHEMA_VERSION, Asked, LogError, ReferenceScore, Run, RunError, Told
 from evomerge.strategies import Candidate
 from fitness.results import Evaluation
 
@@ -27,7 +27,7 @@ def some_events():
         Told(1, Evaluation.failed("out of memory", SECONDS), False, 2.0),
         Asked(Candidate(2, genotype, "sample", 2), "cccc"),
         Told(2, replace(evaluation(), shares=(0.25, 0.75), violation=0.125, objectives=(0.5, 0.25)), False, 2.5),
-        Final("held_out", "aaaa", evaluation(items=("t/test/7", "t/test/9"))),
+        ReferenceScore("held_out", "aaaa", evaluation(items=("t/test/7", "t/test/9"))),
     ]
 
 
@@ -64,7 +64,7 @@ def test_events_come_back_as_they_were(run):
         if isinstance(a, Told):
             assert (a.candidate, a.cached, a.elapsed) == (b.candidate, b.cached, b.elapsed)
         else:
-            assert (a.stage, a.recipe) == (b.stage, b.recipe)
+            assert (a.purpose, a.recipe) == (b.purpose, b.recipe)
 
 
 def test_not_a_number_survives(run):
@@ -155,7 +155,7 @@ def test_a_full_disk_keeps_what_was_recorded(run):
 
 def test_an_uncommitted_event_is_not_seen(run):
     run._db.execute("BEGIN IMMEDIATE")
-    run._db.execute("INSERT INTO events (kind, at, data) VALUES ('final', 0, '{}')")
+    run._db.execute("INSERT INTO events (kind, at, data) VALUES ('reference', 0, '{}')")
     with Run.read(run.path) as reader:
         assert list(reader.events()) == []
     run._db.execute("ROLLBACK")

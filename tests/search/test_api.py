@@ -69,6 +69,17 @@ def test_a_finished_run_is_resumed_with_a_larger_budget(folder):
         assert log.count() > 12
 
 
+def test_trackers_of_the_search_file_follow_it_and_may_change_later(folder, expected):
+    overrides = ["trackers=[csv]", "budget.evaluations=4"]
+    evomerge.search(folder / "search.yaml", run=folder / "tracked", overrides=overrides)
+    file = folder / "tracked" / "evaluations.csv"
+    assert len(file.read_text().splitlines()) == 1 + 4
+    result = evomerge.resume(folder / "tracked", overrides=["budget.evaluations=8"])
+    assert len(file.read_text().splitlines()) == 1 + 8
+    assert result.held_out == expected.held_out
+    evomerge.resume(folder / "tracked", overrides=["trackers=[]"])
+
+
 def test_logging_is_as_it_was_after_a_search(folder):
     assert logging.getLogger("evomerge").propagate
     assert not logging.getLogger("evomerge").handlers

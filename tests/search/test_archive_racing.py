@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.config.search_file import BudgetConfig
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, Told
 from evomerge.search.archive_racing import ArchiveRacingPool
 from evomerge.search.loop import Search
@@ -181,8 +181,8 @@ def test_several_workers_and_the_order_of_tells_is_replayed(start, tmp_path, spa
     assert {status for candidate, status, _, _ in told(tmp_path / "run") if candidate in (2, 5)} == {"failed"}
     with Run.open(tmp_path / "run") as run:  # replayed without an error: the same candidates are proposed
         Search(run, space, CONFIGS[strategy].build(space, 0), BudgetConfig(evaluations=COUNT), plan())
-        ledger = Ledger(run.events())
-    assert ledger.item_evaluations == sum(len(request.items) for tag, request in workers.asked if tag not in (2, 5))
+        history = RunHistory(run.events())
+    assert history.item_evaluations == sum(len(request.items) for tag, request in workers.asked if tag not in (2, 5))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_several_workers_and_the_order_of_tells_is_replayed(start, tmp_path, spa
 )
 def test_strategies_with_an_archive_race_against_it(space, strategy, kind):
     workers = Answering(lambda *_: 0.0)
-    search = SimpleNamespace(strategy=strategy.build(space, 0), plan=plan(), ledger=Ledger())
+    search = SimpleNamespace(strategy=strategy.build(space, 0), plan=plan(), history=RunHistory())
     for rules, expected in ((RacingConfig(), kind), (None, Answering)):
         config = SimpleNamespace(fitness=SimpleNamespace(racing=rules), seed=0)
         assert type(racing(workers, config, search)) is expected

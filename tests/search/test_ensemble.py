@@ -8,10 +8,10 @@ import pytest
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.report.html import render
 from evomerge.runs.result import ENSEMBLE_NOTE
-from evomerge.runs.run import Final, LogError, Run
+from evomerge.runs.run import LogError, ReferenceScore, Run
 from evomerge.search.ensemble import vote
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
@@ -40,8 +40,8 @@ def test_most_votes_decide_and_the_better_member_breaks_ties():
 
 def test_answers_are_kept_in_the_log(tmp_path):
     with Run.create(tmp_path / "run", "seed: 0\n", {}) as log:
-        log.record(Final("vote", "hash", member("axxd", "abcd")))
-        log.record(Final("held_out", "hash", Evaluation("ok", (1.0,), (0.1,), ITEMS, np.ones(4, np.float32))))
+        log.record(ReferenceScore("vote", "hash", member("axxd", "abcd")))
+        log.record(ReferenceScore("held_out", "hash", Evaluation("ok", (1.0,), (0.1,), ITEMS, np.ones(4, np.float32))))
         first, second = log.events()
         stored = log._db.execute("SELECT data FROM events ORDER BY seq").fetchall()
     assert first.evaluation.answers == ("a", "x", "x", "d")
@@ -52,7 +52,7 @@ def test_answers_are_kept_in_the_log(tmp_path):
 @pytest.mark.parametrize("answers", [["a"], [1, 2, 3, 4], ["a"] * 5])
 def test_answers_of_a_strangers_log_are_checked(tmp_path, answers):
     with Run.create(tmp_path / "run", "seed: 0\n", {}) as log:
-        log.record(Final("vote", "hash", member("axxd", "abcd")))
+        log.record(ReferenceScore("vote", "hash", member("axxd", "abcd")))
         ((data,),) = log._db.execute("SELECT data FROM events").fetchall()
         changed = json.loads(data)
         changed["evaluation"]["answers"] = answers
@@ -84,13 +84,13 @@ def test_an_ensemble_stands_in_the_table(tmp_path, monkeypatch):
     assert set(rows) == {*TASKS, "all"}
 
     with Run.read(folder) as log:
-        ledger = Ledger(log.events())
-    best = [ledger.asked[identity].recipe for identity in ledger.ranking()[:3]]
-    members = [ledger.finals["vote", recipe] for recipe in best]
+        history = RunHistory(log.events())
+    best = [history.asked[identity].recipe for identity in history.ranking()[:3]]
+    members = [history.reference_scores["vote", recipe] for recipe in best]
     problem = Problem(load(folder / "config.yaml"))
     worker = local_worker(problem).worker
     for number, each in enumerate(members):  # each answers as it does when asked alone
-        recipe = problem.space.decode(ledger.asked[ledger.ranking()[number]].candidate.genotype)
+        recipe = problem.space.decode(history.asked[history.ranking()[number]].candidate.genotype)
         alone = worker.evaluate(Request(recipe, tuple(problem.held_out_items), want_answers=True))
         assert (alone.answers, alone.scores.tolist()) == (each.answers, each.scores.tolist())
     expected = vote(members)
@@ -109,7 +109,8 @@ def test_an_ensemble_stands_in_the_table(tmp_path, monkeypatch):
     (again / "result.json").unlink()
     with Run.open(again) as log:
         log._db.execute(
-            "DELETE FROM events WHERE seq > (SELECT min(seq) FROM events WHERE json_extract(data, '$.stage') = 'vote')"
+            "DELETE FROM events WHERE seq > "
+            "(SELECT min(seq) FROM events WHERE json_extract(data, '$.purpose') = 'vote')"
         )
     code, printed = run(monkeypatch, "resume", again)
     assert code == 0, printed

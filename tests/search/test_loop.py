@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.config.search_file import BudgetConfig
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.loop import Search, SearchError
 from evomerge.strategies import CmaEsConfig, RandomConfig
@@ -209,20 +209,20 @@ def test_an_equal_recipe_is_not_scored_twice(create, space, fitness_of):
 
     plan = FixedItemsPlan(ITEMS, ONE_TASK)
     Search(run, space, Stuck(space, 0, config), BudgetConfig(evaluations=10), plan).search(pool)
-    ledger = Ledger(run.events())
+    history = RunHistory(run.events())
     assert len(pool.asked) == 1
-    assert (ledger.cached, len(ledger.told), ledger.item_evaluations) == (9, 10, len(ITEMS))
-    assert ledger.evaluation(9).fitness == ledger.evaluation(0).fitness
+    assert (history.cached, len(history.told), history.item_evaluations) == (9, 10, len(ITEMS))
+    assert history.evaluation(9).fitness == history.evaluation(0).fitness
 
 
 def test_a_failed_candidate_is_recorded_and_the_search_goes_on(create, space, fitness_of):
     run = create()
     search(run, space).search(SyntheticPool(space, fitness_of, fails=lambda count: count % 3 == 0))
-    ledger = Ledger(run.events())
-    assert ledger.failed == 13
-    assert len(ledger.told) == 40
-    assert "injected" in ledger.evaluation(2).reason
-    assert 2 not in ledger.ranking()
+    history = RunHistory(run.events())
+    assert history.failed == 13
+    assert len(history.told) == 40
+    assert "injected" in history.evaluation(2).reason
+    assert 2 not in history.ranking()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -231,11 +231,11 @@ def test_when_a_whole_generation_fails_the_search_stops_and_says_so(create, spac
     pool = SyntheticPool(space, fitness_of, fails=lambda count: count > 9)
     with pytest.raises(SearchError, match=r"candidates of generation \d failed.*injected.*evomerge resume"):
         search(run, space, CONFIGS[name], evaluations=60).search(pool)
-    told = len(Ledger(run.events()).told)
+    told = len(RunHistory(run.events()).told)
     assert 14 <= told <= 24
     # With the cause mended, it goes on from there.
     search(run, space, CONFIGS[name], evaluations=60).search(SyntheticPool(space, fitness_of))
-    assert len(Ledger(run.events()).told) == 60
+    assert len(RunHistory(run.events()).told) == 60
 
 
 def test_one_failure_after_a_resume_is_no_failed_generation(create, space, fitness_of):
@@ -243,8 +243,8 @@ def test_one_failure_after_a_resume_is_no_failed_generation(create, space, fitne
     with pytest.raises(KeyboardInterrupt):
         search(run, space).search(SyntheticPool(space, fitness_of, dies_at=7))
     search(run, space).search(SyntheticPool(space, fitness_of, fails=lambda count: count == 1))
-    ledger = Ledger(run.events())
-    assert (len(ledger.told), ledger.failed) == (40, 1)
+    history = RunHistory(run.events())
+    assert (len(history.told), history.failed) == (40, 1)
 
 
 def test_when_all_of_a_short_budget_fails_that_is_said_too(create, space, fitness_of):
@@ -259,28 +259,28 @@ def test_hours_end_a_search_and_count_over_sessions(create, space, fitness_of):
 
     run = create()
     search(run, space, evaluations=1000, hours=0.2 / 3600).search(SyntheticPool(space, slow))
-    told = len(Ledger(run.events()).told)
+    told = len(RunHistory(run.events()).told)
     assert 2 <= told <= 15
     search(run, space, evaluations=1000, hours=0.2 / 3600).search(SyntheticPool(space, slow))
-    assert len(Ledger(run.events()).told) == told
+    assert len(RunHistory(run.events()).told) == told
 
 
 def test_the_best_recipe_is_on_disk_while_the_search_runs(create, space, fitness_of):
     run = create()
     with pytest.raises(KeyboardInterrupt):
         search(run, space).search(SyntheticPool(space, fitness_of, dies_at=12))
-    ledger = Ledger(run.events())
+    history = RunHistory(run.events())
 
-    assert mergekit_yaml.read(run.path / "best.yaml").hash == ledger.asked[ledger.best].recipe
+    assert mergekit_yaml.read(run.path / "best.yaml").hash == history.asked[history.best].recipe
 
 
-def test_the_ledger_is_the_same_live_and_from_the_log(create, space, fitness_of):
+def test_the_history_is_the_same_live_and_from_the_log(create, space, fitness_of):
     run = create()
     live = search(run, space)
     live.search(SyntheticPool(space, fitness_of, fails=lambda count: count == 4))
-    read = Ledger(run.events())
+    read = RunHistory(run.events())
     for name in ("best", "failed", "cached", "item_evaluations", "elapsed", "seconds"):
-        assert getattr(live.ledger, name) == getattr(read, name)
-    assert live.ledger.ranking() == read.ranking()
+        assert getattr(live.history, name) == getattr(read, name)
+    assert live.history.ranking() == read.ranking()
     assert read.seconds["merge"] == pytest.approx(40e-6)
     assert sum(read.seconds.values()) == pytest.approx(read.elapsed)

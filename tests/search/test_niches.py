@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from evomerge.runs.run import Asked, Final, Run
+from evomerge.runs.run import Asked, ReferenceScore, Run
 from search_spaces.recipes import mergekit_yaml
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
@@ -71,7 +71,7 @@ def test_the_best_is_rebuilt_from_its_recipe_alone(searched):
     evomerge("export", "run", "-o", "recipe.yaml", cwd=searched)
     recipe = mergekit_yaml.read(searched / "recipe.yaml")
     with Run.read(searched / "run") as run:
-        finals = [event for event in run.events() if isinstance(event, Final) and event.stage == "held_out"]
+        finals = [event for event in run.events() if isinstance(event, ReferenceScore) and event.purpose == "held_out"]
     (recorded,) = {final.recipe: final.evaluation for final in finals if final.recipe == recipe.hash}.values()
     again = json.loads(evomerge("evaluate", "recipe.yaml", "--like", "run", "--json", cwd=searched))["scores"]
     assert tuple(again) == recorded.items

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evomerge.config.search_file import BudgetConfig
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, Told
 from evomerge.search.item_blocks import in_blocks
 from evomerge.search.loop import Search
@@ -68,7 +68,7 @@ def start(tmp_path, space):
         workers = Answering(space, **answering)
         rules = rules or RacingConfig(error=0.5, block=4)
         try:
-            state.search(RacingPool(workers, rules, state.plan, state.ledger, state.strategy, 0))
+            state.search(RacingPool(workers, rules, state.plan, state.history, state.strategy, 0))
         finally:
             run.close()
         return workers
@@ -103,29 +103,29 @@ def test_one_block_where_there_are_no_more_items():
 @pytest.mark.parametrize("strategy", CONFIGS)
 def test_candidates_that_cannot_matter_are_stopped_and_told_with_an_estimate(start, tmp_path, strategy, plan):
     workers = start("run", strategy, plan)
-    ledger = Ledger(Run.read(tmp_path / "run").events())
-    status = {identity: told.evaluation.status for identity, told in ledger.told.items()}
+    history = RunHistory(Run.read(tmp_path / "run").events())
+    status = {identity: told.evaluation.status for identity, told in history.told.items()}
     stopped = [identity for identity, name in status.items() if name == "stopped"]
-    assert stopped and len(ledger.told) == 20
-    whole = max(len(told.evaluation.items) for told in ledger.told.values())
+    assert stopped and len(history.told) == 20
+    whole = max(len(told.evaluation.items) for told in history.told.values())
     for identity in stopped:
-        evaluation = ledger.evaluation(identity)
+        evaluation = history.evaluation(identity)
         assert len(evaluation.items) < whole
         assert np.isfinite(evaluation.fitness)
         assert evaluation.seconds["merge"] == 0.5 * (len(evaluation.items) // 4)
-    assert workers.item_count == ledger.item_evaluations < 20 * whole
-    assert status[ledger.best] == "ok" and not set(ledger.ranking()) & set(stopped)
-    means = [identity for identity, asked in ledger.asked.items() if asked.candidate.kind == "mean"]
+    assert workers.item_count == history.item_evaluations < 20 * whole
+    assert status[history.best] == "ok" and not set(history.ranking()) & set(stopped)
+    means = [identity for identity, asked in history.asked.items() if asked.candidate.kind == "mean"]
     assert all(status[identity] == "ok" for identity in means)
 
 
 def test_those_that_are_stopped_are_the_worse_ones(start, tmp_path, space):
     start("run", plan="plain", rules=RacingConfig(error=0.3, block=10))
-    ledger = Ledger(Run.read(tmp_path / "run").events())
+    history = RunHistory(Run.read(tmp_path / "run").events())
     for generation in range(2):
         distance = {"ok": [], "stopped": []}
-        for result in ledger.results(generation):
-            candidate = ledger.asked[result.candidate].candidate
+        for result in history.results(generation):
+            candidate = history.asked[result.candidate].candidate
             if candidate.kind == "sample":
                 distance[result.evaluation.status].append(np.abs(candidate.genotype - 0.8).mean())
         if distance["stopped"]:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Entry
-from evomerge.runs.run import Final, Run
-from evomerge.search.recorded_scoring import Bench
+from evomerge.runs.run import ReferenceScore, Run
+from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.sequential_halving import best, in_order, rounds
 from evomerge.testing.pools import ScriptedPool, answered
 from fitness.objectives import means
@@ -50,18 +50,18 @@ def judged(evaluation):
 
 
 @pytest.fixture
-def bench(tmp_path):
-    def bench(pool, name="run"):
+def scorer(tmp_path):
+    def scorer(pool, name="run"):
         path = tmp_path / name
         run = Run.open(path) if path.exists() else Run.create(path, "seed: 0\n", {})
-        return run, Bench(run, Ledger(run.events()), pool)
+        return run, RecordedScorer(run, RunHistory(run.events()), pool)
 
-    return bench
+    return scorer
 
 
-def chosen(bench, finalists, **options):
+def chosen(scorer, finalists, **options):
     order = in_order(ITEMS, (), np.random.default_rng(0))
-    return best(finalists, order, lambda one, items: judged(bench.confirm(one, items)), **options)
+    return best(finalists, order, lambda one, items: judged(scorer.confirm(one, items)), **options)
 
 
 def test_rounds_halve_and_cost_the_same():
@@ -87,42 +87,42 @@ def test_items_that_chose_them_come_last():
     assert order["a"][:40] != sorted(order["a"][:40])
 
 
-def test_the_best_is_found_for_a_fraction_of_the_answers(bench):
+def test_the_best_is_found_for_a_fraction_of_the_answers(scorer):
     finalists = [entry(name) for name in "abcdefgh"]
     skill = {one.recipe.hash: 0.9 if one is finalists[5] else 0.3 for one in finalists}
     pool = Answering(skill)
-    run, desk = bench(pool)
+    run, desk = scorer(pool)
     found, scored = chosen(desk, finalists)
     assert found is finalists[5]
     assert sorted(scored.items) == sorted(ITEMS)
     assert scored.objectives == judged(replace(scored)).objectives
-    assert len(pool.items) == len(set(pool.items)) == desk.ledger.item_evaluations < 0.5 * 8 * len(ITEMS)
+    assert len(pool.items) == len(set(pool.items)) == desk.history.item_evaluations < 0.5 * 8 * len(ITEMS)
     run.close()
 
 
-def test_without_halving_all_answer_everything_and_the_first_wins_a_tie(bench):
+def test_without_halving_all_answer_everything_and_the_first_wins_a_tie(scorer):
     finalists = [entry(name) for name in "abc"]
     pool = Answering({one.recipe.hash: 1.0 for one in finalists})
-    run, desk = bench(pool)
+    run, desk = scorer(pool)
     assert chosen(desk, finalists, halve=False)[0] is finalists[0]
     assert len(pool.items) == 3 * len(ITEMS)
     run.close()
 
 
 @pytest.mark.parametrize("dies_at", [1, 40, 100, 150])
-def test_a_choice_that_was_interrupted_asks_nothing_twice(bench, dies_at):
+def test_a_choice_that_was_interrupted_asks_nothing_twice(scorer, dies_at):
     finalists = [entry(name) for name in "abcdefgh"]
     skill = {one.recipe.hash: 0.2 + 0.1 * number for number, one in enumerate(finalists)}
     whole = Answering(skill)
-    run, desk = bench(whole, "whole")
+    run, desk = scorer(whole, "whole")
     expected = chosen(desk, finalists)
     run.close()
     first, second = Answering(skill, dies_at), Answering(skill)
-    run, desk = bench(first)
+    run, desk = scorer(first)
     with pytest.raises(KeyboardInterrupt):
         chosen(desk, finalists)
     run.close()
-    run, desk = bench(second)
+    run, desk = scorer(second)
     found, scored = chosen(desk, finalists)
     run.close()
     assert (found, scored.items, scored.scores.tolist()) == (
@@ -131,12 +131,12 @@ def test_a_choice_that_was_interrupted_asks_nothing_twice(bench, dies_at):
     assert sorted(first.items + second.items) == sorted(whole.items)
 
 
-def test_a_ledger_puts_the_rounds_together():
-    ledger = Ledger()
+def test_a_history_puts_the_rounds_together():
+    history = RunHistory()
     for items, right in (((ITEMS[0], ITEMS[1]), (1, 0)), ((ITEMS[7],), (1,))):
         scores = np.array(right, np.float32)
-        ledger.add(Final("confirm", "x", Evaluation("ok", (1.0,), (0.0,), items, scores, {"merge": 1.5})))
-    assert ledger.answers("x") == {ITEMS[0]: 1.0, ITEMS[1]: 0.0, ITEMS[7]: 1.0}
-    both = ledger.finals["confirm", "x"]
+        history.add(ReferenceScore("confirm", "x", Evaluation("ok", (1.0,), (0.0,), items, scores, {"merge": 1.5})))
+    assert history.answers("x") == {ITEMS[0]: 1.0, ITEMS[1]: 0.0, ITEMS[7]: 1.0}
+    both = history.reference_scores["confirm", "x"]
     assert (both.items, both.objectives, both.seconds) == ((*ITEMS[:2], ITEMS[7]), (), {"merge": 3.0})
-    assert ledger.item_evaluations == 3 and ledger.answers("y") == {}
+    assert history.item_evaluations == 3 and history.answers("y") == {}

@@ -8,11 +8,11 @@ import yaml
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
-from evomerge.search.warm_start import NUMBERS, warmed
+from evomerge.search.warm_start import NUMBERS, load_warm_start
 from evomerge.strategies import (
     CatCmaConfig,
     CmaEsConfig,
@@ -59,9 +59,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ledger(folder):
+def history(folder):
     with Run.read(folder / "former") as former:
-        return Ledger(former.events())
+        return RunHistory(former.events())
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +69,16 @@ def problem(folder):
     return Problem(load(write(folder, {"kind": "random"})))
 
 
-def genotypes(ledger):
-    return [ledger.asked[identity].candidate.genotype for identity in ledger.ranking()]
+def genotypes(history):
+    return [history.asked[identity].candidate.genotype for identity in history.ranking()]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_strategy_begins_with_the_best(name, folder, ledger, problem):
+def test_every_strategy_begins_with_the_best(name, folder, history, problem):
     """The run's result first, then its candidates by score; as many as the population holds."""
     strategy = STRATEGIES[name]
     named = strategy.model_copy(update={"warm_start": strategy.warm_start_type(run=str(folder / "former"))})
-    start = warmed(named, problem.config, problem.space, strategy)
+    start = load_warm_start(named, problem.config, problem.space, strategy)
     found = problem.space.encode(mergekit_yaml.read(folder / "former" / "best.yaml"))
     if name == "cma_es":  # a tenth of eight: the best alone
         assert start.message.startswith("warm start: 1 candidates of ")
@@ -88,7 +88,7 @@ def test_every_strategy_begins_with_the_best(name, folder, ledger, problem):
     assert start.message.startswith("warm start: 4 candidates of ") and "left out" not in start.message
     points = start.strategy.warm_start.points(problem.space)
     assert len(points) == 4
-    best = genotypes(ledger)
+    best = genotypes(history)
     if name != "nsga2":
         np.testing.assert_allclose(points[0], found)
         best = [found, *(point for point in best if not np.allclose(point, found))]
@@ -96,7 +96,7 @@ def test_every_strategy_begins_with_the_best(name, folder, ledger, problem):
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_other_spaces_say_the_same_recipes(name, folder, ledger, problem):
+def test_other_spaces_say_the_same_recipes(name, folder, history, problem):
     changed = Problem(load(write(folder, {"kind": "m2n2", "archive": 3, "warm_start": "former"}, space=SPACES[name])))
     points = changed.resolved().strategy.warm_start.points(changed.space)
     assert len(points) == 3
@@ -125,13 +125,13 @@ def test_what_is_left_out_is_counted(folder, tmp_path):
         code, printed = run(patch, "search", path, "--run", tmp_path / "two")
     assert code == 0, printed
     with Run.read(tmp_path / "two") as former:
-        ledger = Ledger(former.events())
+        history = RunHistory(former.events())
     new = Problem(load(write(tmp_path, {"kind": "genetic", "warm_start": "two"})))
     kept = new.resolved().strategy.warm_start.genotypes
     methods = {mergekit_yaml.read(tmp_path / "two" / "best.yaml").merge_method}
-    assert 0 < len(kept) < len(ledger.ranking())
-    assert f"{len(kept)} candidates of {tmp_path / 'two'}; " in new.warmed.message
-    assert "left out, since this space cannot say them (" in new.warmed.message
+    assert 0 < len(kept) < len(history.ranking())
+    assert f"{len(kept)} candidates of {tmp_path / 'two'}; " in new.warm_start.message
+    assert "left out, since this space cannot say them (" in new.warm_start.message
     assert methods <= {"task_arithmetic", "ties"}
 
 
@@ -139,7 +139,7 @@ def test_large_spaces_take_fewer(folder, problem, monkeypatch):
     """The new run's config stays small."""
     monkeypatch.setattr("evomerge.search.warm_start.NUMBERS", 2 * problem.space.dimension)
     named = GeneticConfig(warm_start=WarmStartPopulation(run=str(folder / "former")))
-    start = warmed(named, problem.config, problem.space, named)
+    start = load_warm_start(named, problem.config, problem.space, named)
     assert len(start.strategy.warm_start.genotypes) == 2
     largest = [[np.pi] * (NUMBERS // 4)] * 4
     assert len(yaml.safe_dump({"strategy": {"warm_start": {"genotypes": largest}}})) < 800_000
@@ -155,7 +155,7 @@ def events(path):
             elif isinstance(event, Told):
                 signatures.append((event.candidate, event.cached, event.evaluation.scores.tobytes()))
             else:
-                signatures.append((event.stage, event.recipe, event.evaluation.scores.tobytes()))
+                signatures.append((event.purpose, event.recipe, event.evaluation.scores.tobytes()))
     return signatures
 
 

@@ -4,11 +4,11 @@ import logging
 from contextlib import closing
 
 from evomerge.config.load import load
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
-from evomerge.search.recorded_scoring import Bench
+from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.scoring_workers import start_pool
 from tests.workers.searches import candidates, write_config
 
@@ -21,11 +21,11 @@ def search(folder, name, workers):
         closing(start_pool(problem)) as pool,
         Run.create(folder / name, problem.resolved().to_yaml(), problem.environment()) as run,
     ):
-        bench = Bench(run, Ledger(), pool)
-        state = Search(run, problem.space, problem.strategy(), problem.config.budget, problem.evaluation_plan(bench))
+        scorer = RecordedScorer(run, RunHistory(), pool)
+        state = Search(run, problem.space, problem.strategy(), problem.config.budget, problem.evaluation_plan(scorer))
         state.search(pool)
-        parent = bench.score("parent", problem.sources()[1], problem.search_items)
-        voter = bench.vote(problem.sources()[1], problem.held_out_items)
+        parent = scorer.score("parent", problem.sources()[1], problem.search_items)
+        voter = scorer.vote(problem.sources()[1], problem.held_out_items)
     assert len(voter.answers) == len(voter.items)
     return candidates(folder / name), parent.scores.tolist(), voter.answers, voter.scores.tolist()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from evomerge.runs.history import Ledger
+from evomerge.runs.history import RunHistory
 from evomerge.runs.result import ENSEMBLE_NOTE, Result
 from evomerge.runs.run import Run
 
@@ -42,7 +42,7 @@ def render(path: Path) -> str:
         If it is no run, or its log is damaged.
     """
     with Run.read(path) as run:
-        ledger = Ledger(run.events())
+        history = RunHistory(run.events())
         packages = run.environment().get("packages", {})
     result_file = path / "result.json"
     result = Result.read(result_file) if result_file.is_file() else None
@@ -51,23 +51,23 @@ def render(path: Path) -> str:
     )
     return environment.get_template("report.html.j2").render(
         name=path.resolve().name,
-        ledger=ledger,
+        history=history,
         result=result,
         ensemble_note=ENSEMBLE_NOTE,
-        curve=_curve(ledger),
+        curve=_curve(history),
         width=WIDTH,
         height=HEIGHT,
-        candidates=_candidates(ledger),
-        failures=_failures(ledger),
+        candidates=_candidates(history),
+        failures=_failures(history),
         config=_quoted(path / "config.yaml"),
         recipe=_quoted(path / "best.yaml"),
         packages=packages if isinstance(packages, dict) else {},
     )
 
 
-def _curve(ledger: Ledger) -> Curve | None:
+def _curve(history: RunHistory) -> Curve | None:
     asked, best, steps = 0, float("-inf"), []
-    for told in ledger.told.values():
+    for told in history.told.values():
         if not told.cached:
             asked += len(told.evaluation.items)
         if told.evaluation.status == "ok" and told.evaluation.value > best:
@@ -85,11 +85,11 @@ def _curve(ledger: Ledger) -> Curve | None:
     return Curve(" ".join(f"{x:.1f},{y:.1f}" for x, y in corners[::stride]), asked, low, high)
 
 
-def _candidates(ledger: Ledger) -> list[dict[str, Any]]:
+def _candidates(history: RunHistory) -> list[dict[str, Any]]:
     """The best distinct recipes by search score."""
     rows = []
-    for rank, identity in enumerate(ledger.ranking()[:MAX_CANDIDATES], start=1):
-        evaluation, asked = ledger.evaluation(identity), ledger.asked[identity]
+    for rank, identity in enumerate(history.ranking()[:MAX_CANDIDATES], start=1):
+        evaluation, asked = history.evaluation(identity), history.asked[identity]
         rows.append(
             {
                 "rank": rank,
@@ -104,8 +104,8 @@ def _candidates(ledger: Ledger) -> list[dict[str, Any]]:
     return rows
 
 
-def _failures(ledger: Ledger) -> list[tuple[int, str]]:
-    told = ((identity, told.evaluation) for identity, told in ledger.told.items())
+def _failures(history: RunHistory) -> list[tuple[int, str]]:
+    told = ((identity, told.evaluation) for identity, told in history.told.items())
     return [(identity, each.reason or "") for identity, each in told if each.status == "failed"][-MAX_FAILURES:]
 
 

@@ -1,0 +1,66 @@
+"""The `csv` tracker: one line per evaluation in a table that other programs read."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge.runs.history import RunHistory
+from evomerge.runs.result import Result
+from evomerge.runs.run import Told
+from evomerge.runs.trackers import register_tracker
+
+COLUMNS = ("candidate", "generation", "recipe", "status", "score", "standard_error", "items", "repeated", "elapsed")
+
+
+@register_tracker
+class CsvConfig(BaseModel):
+    """A table of all evaluations beside the run's other files, for plots and spreadsheets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["csv"] = "csv"
+    file: str = Field(default="evaluations.csv", pattern=r"^[A-Za-z0-9_-]+\.csv$")
+    """Name of the file in the run directory."""
+
+    def build(self) -> CsvTracker:
+        """Return the tracker."""
+        return CsvTracker(self.file)
+
+
+class CsvTracker:
+    """Appends one row per evaluation; a resumed run goes on in the same file.
+
+    Parameters
+    ----------
+    name
+        Name of the file in the run directory.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def start(self, run: Path, config: Mapping[str, Any]) -> None:
+        """Write the header, if there is no file yet."""
+        self._file = run / self._name
+        if not self._file.exists():
+            self._append(COLUMNS)
+
+    def told(self, history: RunHistory, told: Told) -> None:
+        """Append an evaluation; a failed one has no score."""
+        asked, evaluation = history.asked[told.candidate], told.evaluation
+        ok = evaluation.status != "failed"
+        score, error = (evaluation.value, evaluation.standard_error) if ok else ("", "")
+        row = (told.candidate, asked.candidate.generation, asked.recipe, evaluation.status, score, error)
+        self._append((*row, len(evaluation.items), int(told.cached), round(told.elapsed, 3)))
+
+    def end(self, result: Result) -> None:
+        """Nothing is left to write: the result has a file of its own."""
+
+    def _append(self, row: tuple[Any, ...]) -> None:
+        with self._file.open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerow(row)

@@ -1,0 +1,150 @@
+"""Trackers: what they are told, and that one that fails is dropped and ends nothing."""
+
+import csv
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from evomerge.runs.csv_tracker import COLUMNS, CsvConfig
+from evomerge.runs.history import RunHistory
+from evomerge.runs.result import Result
+from evomerge.runs.run import Asked, Told
+from evomerge.runs.trackers import TRACKERS, TrackerGroup, register_tracker
+from evomerge.strategies import Candidate
+from fitness.results import Evaluation, no_seconds
+
+SETTINGS = ConfigDict(frozen=True, extra="forbid")
+RESULT = Result([], "abc", 1, 2, {}, 0.5, 0.1)
+
+
+class Recording:
+    """Notes its calls; raises at one of them."""
+
+    def __init__(self, raises_at=None):
+        self.calls, self.raises_at = [], raises_at
+
+    def note(self, name, *arguments):
+        self.calls.append((name, *arguments))
+        if name == self.raises_at:
+            raise ConnectionError("the server\nis away")
+
+    def start(self, run, config):
+        self.note("start", run, config)
+
+    def told(self, history, told):
+        self.note("told", told.candidate)
+
+    def end(self, result):
+        self.note("end", result)
+
+
+class Config:
+    """A tracker's settings."""
+
+    def __init__(self, kind, tracker):
+        self.kind, self.tracker = kind, tracker
+
+    def build(self):
+        if isinstance(self.tracker, Exception):
+            raise self.tracker
+        return self.tracker
+
+
+def told(identity=0, evaluation=None):
+    scores = np.array([1, 0], np.float32)
+    ok = Evaluation("ok", (0.5,), (0.125,), ("t/test/0", "t/test/1"), scores, no_seconds())
+    return Told(identity, evaluation or ok, False, 1.5)
+
+
+def history(*events):
+    asked = [Asked(Candidate(event.candidate, np.zeros(1), "sample", 3), "hash") for event in events]
+    return RunHistory([*asked, *events])
+
+
+def follow(group):
+    group.start(Path("run"), {"seed": 0})
+    group.told(history(told()), told())
+    group.told(history(told()), told())
+    group.end(RESULT)
+
+
+def test_a_tracker_follows_the_search():
+    tracker, warnings = Recording(), []
+    follow(TrackerGroup([Config("mine", tracker)], warnings.append))
+    assert tracker.calls == [("start", Path("run"), {"seed": 0}), ("told", 0), ("told", 0), ("end", RESULT)]
+    assert not warnings
+
+
+@pytest.mark.parametrize(("at", "calls"), [("start", 1), ("told", 2), ("end", 4)])
+def test_one_that_raises_is_dropped_with_one_warning_and_the_others_go_on(at, calls, caplog):
+    bad, good, warnings = Recording(at), Recording(), []
+    with caplog.at_level("WARNING", "evomerge"):
+        follow(TrackerGroup([Config("bad", bad), Config("good", good)], warnings.append))
+    assert (len(bad.calls), len(good.calls)) == (calls, 4)
+    line = "tracker bad: ConnectionError: the server is away; the search continues without it"
+    assert warnings == caplog.messages == [line]
+
+
+def test_one_that_cannot_be_built_is_dropped_too():
+    good, warnings = Recording(), []
+    follow(TrackerGroup([Config("bad", ImportError("no module named wandb")), Config("good", good)], warnings.append))
+    assert len(good.calls) == 4
+    assert warnings == ["tracker bad: ImportError: no module named wandb; the search continues without it"]
+
+
+def test_ctrl_c_in_a_tracker_is_not_swallowed():
+    class Interrupted(Recording):
+        def start(self, run, config):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TrackerGroup([Config("mine", Interrupted())], print).start(Path("run"), {})
+
+
+def test_a_tracker_needs_a_kind_and_a_way_to_be_built():
+    class NoKind(BaseModel):
+        model_config = SETTINGS
+
+        def build(self):
+            return Recording()
+
+    class NoBuild(BaseModel):
+        model_config = SETTINGS
+        kind: Literal["nobuild"] = "nobuild"
+
+    class Taken(BaseModel):
+        model_config = SETTINGS
+        kind: Literal["csv"] = "csv"
+
+        def build(self):
+            return Recording()
+
+    for config, words in ((NoKind, "has no kind"), (NoBuild, "needs a method `build`"), (Taken, "'csv' is taken")):
+        with pytest.raises(ValueError, match=words):
+            register_tracker(config)
+    assert "nobuild" not in TRACKERS
+
+
+def test_the_csv_tracker_writes_a_row_for_each_evaluation_and_goes_on_in_the_file(tmp_path):
+    failed = told(1, Evaluation.failed("out of memory", no_seconds()))
+    for event in (told(0), failed):  # two sessions
+        tracker = CsvConfig().build()
+        tracker.start(tmp_path, {})
+        tracker.told(history(told(0), failed), event)
+        tracker.end(RESULT)
+    with (tmp_path / "evaluations.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        list(COLUMNS),
+        ["0", "3", "hash", "ok", "0.5", "0.125", "2", "0", "1.5"],
+        ["1", "3", "hash", "failed", "", "", "0", "0", "1.5"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["../x.csv", "a/b.csv", "result.json"])
+def test_the_csv_file_lies_in_the_run_directory(name):
+    with pytest.raises(ValueError, match="file"):
+        CsvConfig(file=name)
