@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from evomerge.config.schema import Hint, Section, alternatives, bare, choices, hint_of, kind_of, sections
 from evomerge.config.search_file import SearchConfig
+from evomerge.plugins import load_plugins
 
 HEAD = """\
 # All keys of a search file
@@ -87,4 +88,5 @@ def _name(plain: Hint) -> str:
 
 
 if __name__ == "__main__":
+    load_plugins()
     print(reference(), end="")
