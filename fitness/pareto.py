@@ -65,4 +65,5 @@ def crowding(points: ArrayLike) -> Array:
         distance[order[[0, -1]]] = np.inf
         if spread > 0 and count > 2:
             distance[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / spread
-    return distance / objectives
+    scaled: Array = distance / objectives
+    return scaled

@@ -20,7 +20,7 @@ from evomerge.merging.sources.open_sources import folder_of, open_sources
 from evomerge.merging.sources.source import Source
 from evomerge.workers.start import torch_device
 from search_spaces.recipes import mergekit_yaml
-from search_spaces.recipes.documents import Stage, needed, read_stages
+from search_spaces.recipes.documents import Document, needed, read_documents
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
@@ -40,15 +40,17 @@ def merge(
     """Write the checkpoint of a recipe, or the adapter."""
     if rank is not None and not adapter:
         raise OutputError("--rank: only an adapter has a rank; add --adapter")
-    stages = read_stages(file)
-    if len(stages) > 1:
+    documents = read_documents(file)
+    if len(documents) > 1:
         if adapter:
-            raise OutputError(f"--adapter: {file} holds {len(stages)} documents, which give whole models; leave it out")
-        merge_stages(stages, file, out, device, intermediates, within=within, allow_unrelated=allow_unrelated)
+            raise OutputError(
+                f"--adapter: {file} holds {len(documents)} documents, which give whole models; leave it out"
+            )
+        merge_documents(documents, file, out, device, intermediates, within=within, allow_unrelated=allow_unrelated)
         return
     if intermediates is not None:
         raise OutputError(f"--intermediates: {file} holds one document and gives nothing between; leave it out")
-    recipe = _local(stages[0].recipe, file, within)
+    recipe = _local(documents[0].recipe, file, within)
     checkpoints, base, recipe = _opened(recipe, file, within, allow_unrelated=allow_unrelated)
     engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
     if not adapter:
@@ -62,8 +64,8 @@ def merge(
     )
 
 
-def merge_stages(
-    stages: Sequence[Stage],
+def merge_documents(
+    documents: Sequence[Document],
     file: Path,
     out: Path,
     device: str,
@@ -76,32 +78,32 @@ def merge_stages(
 
     What is merged on the way lies in the folder `intermediates`, or beside `out` until the last merge is done.
     """
-    names = [stage.name for stage in stages]
-    stages = tuple(replace(stage, recipe=_local(stage.recipe, file, within, names)) for stage in stages)
-    *earlier, last = needed(stages)
-    for stage in stages:
-        if stage is not last and stage not in earlier:
-            print(f"warning: {stage.name} is merged into nothing and left out", file=sys.stderr)
+    names = [document.name for document in documents]
+    documents = tuple(replace(document, recipe=_local(document.recipe, file, within, names)) for document in documents)
+    *earlier, last = needed(documents)
+    for document in documents:
+        if document is not last and document not in earlier:
+            print(f"warning: {document.name} is merged into nothing and left out", file=sys.stderr)
     check_place(out)
-    for stage in (*earlier, last):
-        for model in stage.recipe.models:
+    for document in (*earlier, last):
+        for model in document.recipe.models:
             with_parts(model, lambda part: part if part in names else str(folder_of(part)))  # before hours of merging
     folder = intermediates or out.with_name(f".{out.name}.{os.getpid()}.stages")
     results: dict[str, str] = {}
     try:
-        for stage in (*earlier, last):
+        for document in (*earlier, last):
             checkpoints, base, recipe = _opened(
-                stage.with_results(results), file, within, allow_unrelated=allow_unrelated
+                document.with_results(results), file, within, allow_unrelated=allow_unrelated
             )
             engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
-            if stage is last:
-                write_checkpoint(engine, recipe, out, stages=(*earlier, last))
+            if document is last:
+                write_checkpoint(engine, recipe, out, documents=(*earlier, last))
                 print(f"wrote {out}")
             else:
-                assert stage.name is not None
-                results[stage.name] = str(write_checkpoint(engine, recipe, folder / stage.name))
-                kept = f"wrote {folder / stage.name}" if intermediates else f"merged {stage.name}"
-                print(f"{kept}: {recipe.methods} of {', '.join(stage.recipe.models)}")
+                assert document.name is not None
+                results[document.name] = str(write_checkpoint(engine, recipe, folder / document.name))
+                kept = f"wrote {folder / document.name}" if intermediates else f"merged {document.name}"
+                print(f"{kept}: {recipe.methods} of {', '.join(document.recipe.models)}")
     finally:
         if intermediates is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -128,14 +130,14 @@ def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str 
     """Return the recipe with absolute paths that lie in `within`; `names` of other documents stay."""
     named = [part for model in recipe.models for part in parts(model) if part is not None and part not in names]
     if within is not None:
-        for place in (*named, *([recipe.calibration] if recipe.calibration is not None else [])):
+        for place in (*named, *([recipe.calibration_text] if recipe.calibration_text is not None else [])):
             _check_confined(place, within, file)
     absolute = {place: str(local_or_hub(place)) for place in named}
     recipe = recipe.with_models(
         {model: with_parts(model, lambda part: absolute.get(part, part)) for model in recipe.models}
     )
-    if recipe.calibration is not None:
-        recipe = replace(recipe, calibration=str(Path(recipe.calibration).resolve()))
+    if recipe.calibration_text is not None:
+        recipe = replace(recipe, calibration_text=str(Path(recipe.calibration_text).resolve()))
     return recipe
 
 

@@ -19,7 +19,7 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
     if isinstance(space, dict):
         if space.get("start") not in STARTS:
             _resolve_key(space, "start", folder)
-        _resolve_key(space, "calibration", folder)
+        _resolve_key(space, "calibration_text", folder)
     if isinstance(strategy, dict):
         _resolve_key(strategy, "warm_start", folder)
         if isinstance(strategy.get("warm_start"), dict):

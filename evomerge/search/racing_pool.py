@@ -61,7 +61,7 @@ class RacingPool:
     @property
     def free(self) -> int:
         """How many more candidates the next race takes: a generation, and the distribution's mean."""
-        return self.strategy.population + 1 - sum(len(runners) for _, runners in self._heats.values())
+        return max(0, self.strategy.population + 1 - sum(len(runners) for _, runners in self._heats.values()))
 
     def submit(self, tag: int, request: Request) -> None:
         """Enter a candidate of the history for its generation's race; a race keeps no answers."""

@@ -62,7 +62,7 @@ def load_warm_start(
     RunError, LogError
         If it is no run, or damaged.
     """
-    named = strategy.former_run
+    named = strategy.earlier_run
     if named is None or named.is_loaded:
         return WarmStartSettings(strategy)
     path = Path(named.run)
@@ -90,15 +90,15 @@ def warm_start_override(config: SearchConfig, path: Path) -> str:
     Raises
     ------
     ConfigError
-        If the strategy cannot use a former run.
+        If the strategy cannot use an earlier run.
     RunError
         If it is no run.
     """
     require_run(path)
     if config.strategy.warm_start_type is None:
         raise ConfigError(
-            f"--warm-start: strategy.kind {config.strategy.kind} cannot use a former run; write another strategy.kind, "
-            "or leave --warm-start out"
+            f"--warm-start: strategy.kind {config.strategy.kind} cannot use an earlier run; write another "
+            "strategy.kind, or leave --warm-start out"
         )
     return f"strategy.warm_start={path.resolve()}"
 

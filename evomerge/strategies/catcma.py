@@ -43,7 +43,7 @@ class CatCmaConfig(StrategyConfig):
     score_mean_every: int = Field(default=5, ge=1)
     """Score the distribution's mode as a candidate every this many generations."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates give the initial distribution. By default there is none."""
+    """Earlier run whose best candidates give the initial distribution. By default there is none."""
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
         """Return the settings with `population: auto` replaced."""
@@ -81,11 +81,22 @@ class CatCma(Strategy):
         if len(self._reals) + len(self._whole):
             numbers = np.concatenate((self._reals, self._whole))
             unit = self._box.to_unit(point)
-            unit[numbers] = self._es._mean
+            unit[numbers] = self._mean
             point = self._box.to_genes(unit)
         if len(self._choices):
-            point[self._choices] = np.argmax(self._es._q, axis=1) + 0.5
+            point[self._choices] = np.argmax(self._probabilities, axis=1) + 0.5
         return self.space.settled(point)
+
+    # cmaes makes neither public; pyproject.toml limits its version for that, and the tests would notice a change.
+    @property
+    def _mean(self) -> NDArray[np.float64]:
+        """Mean of the real numbers, then of the integers, in the unit box, float64[N]."""
+        return np.asarray(self._es._mean, dtype=np.float64)
+
+    @property
+    def _probabilities(self) -> NDArray[np.float64]:
+        """Probability of each choice's options, float64[C, most options]; 0 beyond a choice's own options."""
+        return np.asarray(self._es._q, dtype=np.float64)
 
     def _propose(self, n: int) -> list[Proposal]:
         return self._sampling.take(n, self._asked)
@@ -147,4 +158,5 @@ class CatCma(Strategy):
     def _cells(self, gene: int) -> list[float]:
         """Return the midpoints of an integer gene's cells, in the unit box."""
         count = round(self._box.width[gene])
-        return ((np.arange(count) + 0.5) / count).tolist()
+        midpoints: list[float] = ((np.arange(count) + 0.5) / count).tolist()
+        return midpoints

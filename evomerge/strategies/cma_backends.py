@@ -156,7 +156,8 @@ class AdaptedDescent:
     @property
     def mean(self) -> Array:
         """The mean."""
-        return np.clip(np.asarray(self._es.mean), 0.0, 1.0)[: self._dimension]
+        mean: Array = np.clip(np.asarray(self._es.mean), 0.0, 1.0)
+        return mean[: self._dimension]
 
     @property
     def stalled(self) -> bool:

@@ -82,7 +82,7 @@ class M2n2Config(StrategyConfig):
     """Whether scores are counted from the archive's worst member on each item. For items with a negative score they
     always are."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates are proposed first. By default there is none."""
+    """Earlier run whose best candidates are proposed first. By default there is none."""
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
         """Return the settings with `warm_up: auto` replaced."""
@@ -298,7 +298,8 @@ class Competition(NamedTuple):
 
     def _summed(self, table: Scores) -> Scores:
         # Not a matrix product: equal members must get equal fitness to the last bit, whatever their row.
-        return np.einsum("pi,i->p", table, self.worth)
+        fitness: Scores = np.einsum("pi,i->p", table, self.worth)
+        return fitness
 
 
 def compete(scores: Scores, alpha: float, relative: bool = False) -> Competition:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
@@ -25,7 +26,7 @@ class RandomConfig(StrategyConfig):
     population: int = Field(default=16, ge=1)
     """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates are proposed first, instead of the space's start. By default there is none."""
+    """Earlier run whose best candidates are proposed first, instead of the space's start. By default there is none."""
 
     def build(self, space: SearchSpace, seed: int) -> RandomSearch:
         """Build the strategy."""
@@ -48,7 +49,7 @@ class RandomSearch(Strategy):
 
     def _next(self, identity: int) -> Genotype:
         if identity < len(self._first):
-            return self._first[identity].copy()
+            return np.array(self._first[identity])
         return self.space.sample(self.rng)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:

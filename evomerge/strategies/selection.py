@@ -35,7 +35,7 @@ def quality(fitness: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     feasible = fitness > INFEASIBLE
     if not feasible.any():
-        return fitness - fitness.min()
+        return fitness - float(fitness.min())
     return np.where(feasible, fitness - min(0.0, float(fitness[feasible].min())), 0.0)
 
 

@@ -1,14 +1,26 @@
-"""Conformance suites for plug-ins: a new one gets its property tests by naming itself.
+"""Conformance suites, one for each kind of extension: subclass a suite, name your class in it, and run pytest.
 
-Needs pytest. Nothing of evomerge imports this package. Each suite is imported when it is asked for, since that of
-merge methods needs torch.
+Needs pytest. Nothing else in evomerge imports this package. A suite is imported when it is asked for, because some of
+them need torch.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evomerge.testing.evaluators import EvaluatorSuite
+    from evomerge.testing.merge_methods import MergeMethodSuite
+    from evomerge.testing.pools import PoolSuite
+    from evomerge.testing.search_spaces import SearchSpaceSuite
+    from evomerge.testing.strategies import StrategySuite
+
+__all__ = ["EvaluatorSuite", "MergeMethodSuite", "PoolSuite", "SearchSpaceSuite", "StrategySuite"]
 
 _HOMES = {
+    "EvaluatorSuite": "evomerge.testing.evaluators",
     "MergeMethodSuite": "evomerge.testing.merge_methods",
+    "PoolSuite": "evomerge.testing.pools",
+    "SearchSpaceSuite": "evomerge.testing.search_spaces",
     "StrategySuite": "evomerge.testing.strategies",
 }
 

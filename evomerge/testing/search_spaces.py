@@ -1,16 +1,16 @@
-"""What every search space must satisfy, as a suite of tests to subclass.
+"""Conformance tests for search spaces, as a suite to subclass.
 
 ::
 
-    from evomerge.testing.search_spaces import SearchSpaceSuite
+    from evomerge.testing import SearchSpaceSuite
 
     class TestMine(SearchSpaceSuite):
         def space(self):
             return MySpace(...)
 
-pytest then runs the suite on random points, corners and the start of each space that the class gives. A space whose
-points stand for no recipes (``RawWeights``) says ``has_recipes = False``: tests of recipes are left out, and the others
-compare the points themselves.
+pytest then runs the suite on random points, corners and the start of each space that the class gives. If the points of
+a space are not recipes, set ``has_recipes = False``: tests of recipes are skipped, and the others compare the points
+themselves.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 POINTS = 8
-"""Random points that a test looks at; one where there are many genes."""
+"""Random points per test; one for the large space."""
 MANY = 500
-"""Genes that the large space has, at least."""
+"""Least number of genes of the large space."""
 
 of_recipes = pytest.mark.usefixtures("recipes")
 
@@ -39,22 +39,22 @@ class SearchSpaceSuite:
     Attributes
     ----------
     has_recipes
-        Whether its points stand for recipes.
+        Whether its points are recipes.
     """
 
     has_recipes: ClassVar[bool] = True
 
     def space(self) -> SearchSpace:
-        """Return the space under test: small, with all kinds of genes that it can have."""
+        """Return the space to test: small, with every kind of gene that it can have."""
         raise NotImplementedError("give a space")
 
     def one_gene(self) -> SearchSpace:
-        """Return a space with a single gene; left out where the space always has more."""
-        raise NotImplementedError("a suite that overrides this is run on it")
+        """Return a space with a single gene. Do not override it if the space always has more."""
+        raise NotImplementedError("the suite is run on this space only if the class overrides the method")
 
     def many_genes(self) -> SearchSpace:
-        """Return a space with 500 genes or more; left out where that has no meaning."""
-        raise NotImplementedError("a suite that overrides this is run on it")
+        """Return a space with 500 genes or more. Do not override it if the space cannot have as many."""
+        raise NotImplementedError("the suite is run on this space only if the class overrides the method")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Run each test on every space that the class gives."""
@@ -78,23 +78,23 @@ class SearchSpaceSuite:
 
     @pytest.fixture
     def recipes(self) -> None:
-        """Leave a test of recipes out where there are none."""
+        """Skip a test of recipes if there are none."""
         if not self.has_recipes:
-            pytest.skip("its points stand for no recipes")
+            pytest.skip("its points are not recipes")
 
     def meaning(self, space: SearchSpace, point: Genotype) -> str | list[float]:
-        """Return what makes two points the same: their recipe; without recipes their coordinates, to 9 digits."""
+        """Return a value equal for equivalent points: the recipe's hash, or without recipes 9 digits of the genes."""
         return space.decode(point).hash if self.has_recipes else np.round(point, 9).tolist()
 
     @staticmethod
     def points(space: SearchSpace, seed: int = 0) -> Iterator[Genotype]:
-        """Yield the start, corners of the box, founders, uniform points, samples and offspring."""
+        """Yield the start, corners of the box, the initial population, uniform points, samples and offspring."""
         rng = np.random.default_rng(seed)
         yield space.start
         if space.dimension < MANY:
             yield space.low
             yield space.high
-        yield from space.founders()
+        yield from space.initial_population()
         for _ in range(POINTS if space.dimension < MANY else 1):
             yield rng.uniform(space.low, space.high)
         a, b = space.sample(rng), space.sample(rng)
@@ -113,7 +113,7 @@ class SearchSpaceSuite:
 
     @of_recipes
     def test_wrong_genotypes_are_refused(self, subject: SearchSpace) -> None:
-        """Another shape, a coordinate outside, NaN: a sentence that says what to pass."""
+        """A wrong shape, a coordinate out of bounds, or NaN gives an error that says what to pass."""
         for index in {0, subject.dimension - 1}:
             margin = 0.01 * (subject.high[index] - subject.low[index])
             for value in (subject.low[index] - margin, subject.high[index] + margin, np.nan, np.inf):
@@ -125,7 +125,7 @@ class SearchSpaceSuite:
             subject.decode(np.append(subject.start, 0.0))
 
     def test_some_gene_is_active(self, subject: SearchSpace) -> None:
-        """At every point; which are is bool[G]."""
+        """At every point, `active` returns bool[G] with at least one true."""
         for point in self.points(subject):
             active = subject.active(point)
             assert active.shape == point.shape
@@ -136,7 +136,7 @@ class SearchSpaceSuite:
 
     @of_recipes
     def test_decode_is_total(self, subject: SearchSpace) -> None:
-        """Every point is a recipe in canonical form, and stays as it is."""
+        """Every point decodes to a recipe in canonical form, and `decode` does not change the point."""
         for point in self.points(subject):
             before = np.array(point)
             recipe = subject.decode(point)
@@ -145,7 +145,7 @@ class SearchSpaceSuite:
 
     @of_recipes
     def test_recipes_survive_yaml(self, subject: SearchSpace) -> None:
-        """What is written reads back as an equal recipe."""
+        """A recipe written to YAML or plain data reads back equal."""
         for point in self.points(subject):
             recipe = subject.decode(point)
             assert mergekit_yaml.parse(mergekit_yaml.dump(recipe)).hash == recipe.hash
@@ -153,7 +153,7 @@ class SearchSpaceSuite:
 
     @of_recipes
     def test_encode_inverts_decode(self, subject: SearchSpace) -> None:
-        """On the recipes of the space."""
+        """For every recipe in the space."""
         for point in self.points(subject):
             recipe = subject.decode(point)
             again = subject.encode(mergekit_yaml.parse(mergekit_yaml.dump(recipe)))
@@ -161,14 +161,14 @@ class SearchSpaceSuite:
 
     @of_recipes
     def test_encode_refuses_other_models(self, subject: SearchSpace) -> None:
-        """A recipe over models that the space does not have is no point of it."""
+        """A recipe from models that are not in the space has no genotype."""
         recipe = subject.decode(subject.start)
         with pytest.raises(RecipeError):
             subject.encode(recipe.with_models({model: f"{model}-other" for model in recipe.models}))
 
     @of_recipes
     def test_inactive_genes_have_no_effect(self, subject: SearchSpace) -> None:
-        """Points that differ in inactive genes only have one recipe."""
+        """Points that differ only in inactive genes decode to the same recipe."""
         rng = np.random.default_rng(1)
         for point in self.points(subject):
             other = np.where(subject.active(point), point, rng.uniform(subject.low, subject.high))
@@ -176,7 +176,7 @@ class SearchSpaceSuite:
 
     @of_recipes
     def test_mergekit_gets_it_or_a_reason(self, subject: SearchSpace) -> None:
-        """What mergekit cannot rebuild is named in a sentence; the rounded recipe has nothing of that kind left."""
+        """Each thing that mergekit cannot do is named in a sentence, and the rounded recipe needs none of them."""
         for point in self.points(subject):
             recipe = subject.decode(point)
             obstacles = mergekit_export.obstacles(recipe)
@@ -192,9 +192,9 @@ class SearchSpaceSuite:
     # --- variation ---
 
     def test_variation_stays_in_the_space(self, subject: SearchSpace) -> None:
-        """Samples, children and mutants are points of the box; parents stay as they are."""
+        """Samples, children and mutants lie in the box, and parents do not change."""
         rng = np.random.default_rng(2)
-        parents = [np.array(subject.start), *map(np.array, subject.founders()), subject.sample(rng)]
+        parents = [np.array(subject.start), *map(np.array, subject.initial_population()), subject.sample(rng)]
         for _ in range(POINTS):
             a, b = (parents[index] for index in rng.integers(len(parents), size=2))
             before = a.copy(), b.copy()
@@ -208,8 +208,8 @@ class SearchSpaceSuite:
                 self.meaning(subject, child)
             parents += children
 
-    def test_discrete_genes_are_taken_over_and_never_computed(self, subject: SearchSpace) -> None:
-        """What a strategy computes with coordinates becomes a recipe; its choices and its noise are those of donors."""
+    def test_discrete_genes_are_copied_and_never_averaged(self, subject: SearchSpace) -> None:
+        """`recombine` turns computed coordinates into a recipe whose discrete genes come from the donors."""
         rng = np.random.default_rng(8)
         donors = [subject.mutate(np.array(subject.start), rng), subject.mutate(subject.sample(rng), rng)]
         mean = 0.5 * donors[0] + 0.5 * donors[1]
@@ -229,7 +229,7 @@ class SearchSpaceSuite:
             assert rng.bit_generator.state == before
 
     def test_the_generator_decides(self, subject: SearchSpace) -> None:
-        """Equal generators, equal offspring; the generator is the only source of chance."""
+        """Equal generators give equal offspring: there is no other source of random numbers."""
         a, b = (subject.sample(np.random.default_rng(seed)) for seed in (3, 4))
         operators = (lambda rng: subject.crossover(a, b, rng), lambda rng: subject.mutate(a, rng), subject.sample)
         for vary in operators:
@@ -237,14 +237,14 @@ class SearchSpaceSuite:
             assert np.array_equal(first, second)
 
     def test_mutation_mostly_changes_the_recipe(self, subject: SearchSpace) -> None:
-        """A mutant that is the same recipe again would be an evaluation for nothing."""
+        """A mutant that decodes to its parent's recipe would waste an evaluation."""
         rng = np.random.default_rng(6)
         origin = self.meaning(subject, subject.start)
         mutants = [self.meaning(subject, subject.mutate(np.array(subject.start), rng)) for _ in range(10)]
         assert sum(found != origin for found in mutants) >= 5
 
     def test_children_of_one_parent_are_that_parent(self, subject: SearchSpace) -> None:
-        """Crossing a point with itself brings nothing new."""
+        """Crossing a point with itself gives an equivalent point."""
         rng = np.random.default_rng(7)
         for point in (np.array(subject.start), subject.sample(rng)):
             child = subject.crossover(point, point.copy(), rng)

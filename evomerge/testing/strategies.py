@@ -1,14 +1,14 @@
-"""What every strategy must do, as a suite of tests to subclass.
+"""Conformance tests for strategies, as a suite to subclass.
 
 ::
 
     from evomerge.testing import StrategySuite
 
     class TestMine(StrategySuite):
-        config = MineConfig(population=6)  # resolved: nothing in it is `auto`
+        config = MineConfig(population=6)  # resolved: no setting is `auto`
 
-pytest then drives it through planted problems: of reals, mixed, with one gene and with five hundred; with failures,
-constant fitness, several workers, and a replay of what was recorded.
+pytest then runs the strategy on planted problems: with real genes only and with mixed ones, with one gene and with five
+hundred, with failures, with constant fitness, with several workers, and as a replay of recorded events.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
-from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy
+from evomerge.strategies import AnyStrategy, StrategyConfig
+from evomerge.strategies.base import Archiving, AskTellError, Candidate, Evaluated, Genotype, Strategy
 from evomerge.testing.planted import evaluate, mixed, reals
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
@@ -29,24 +31,23 @@ Score = Callable[[Genotype], Evaluation]
 
 
 class StrategySuite:
-    """Tests that every strategy passes; subclass it as ``Test...`` and give its config.
+    """Tests that every strategy passes; subclass it as ``Test...`` and give the settings.
 
     Attributes
     ----------
     config
         Resolved settings, with a small population.
     objectives
-        How many objectives candidates are told.
+        Number of objectives in the results.
     steady_state
-        Whether results count one by one, so that what it proposes depends on their order. Otherwise it proposes the
-        same in whatever order a generation's results come in.
+        Whether its proposals depend on the order of results. If not, asking many at once must equal asking one by one.
     seeded
         Whether another seed gives other proposals.
     most_genes
-        The largest space it takes.
+        The largest number of genes that it is tested with.
     """
 
-    config: ClassVar[Any]
+    config: ClassVar[StrategyConfig]
     objectives: ClassVar[int] = 1
     steady_state: ClassVar[bool] = False
     seeded: ClassVar[bool] = True
@@ -54,19 +55,19 @@ class StrategySuite:
 
     @pytest.fixture(params=[reals, mixed], ids=["reals", "mixed"])
     def make(self, request: pytest.FixtureRequest) -> Callable[[int], SearchSpace]:
-        """Return a maker of spaces with so many planted genes."""
+        """Return a function from a number of genes to a planted space."""
         return lambda count: self.around(request.param(count))
 
     def around(self, planted: SearchSpace) -> SearchSpace:
-        """Return what the strategy searches: the planted space; one of spaces of a kind puts it into such a space."""
+        """Return the space to search; a strategy for one kind of space puts the planted space into such a space."""
         return planted
 
     def score(self, space: SearchSpace) -> Score:
-        """Return what scores genotypes of a space: a planted optimum."""
+        """Return the function that scores genotypes, with a planted optimum."""
         return lambda genotype: evaluate(space, genotype, self.objectives)
 
     def drive(self, strategy: Strategy, score: Score, count: int) -> list[Candidate]:
-        """Ask and tell one by one, until it has finished or `count` are told; return the proposals."""
+        """Ask and tell one by one until the strategy finishes or `count` results are told; return the proposals."""
         proposals: list[Candidate] = []
         while len(proposals) < count:
             asked = strategy.ask(1)
@@ -78,7 +79,7 @@ class StrategySuite:
         return proposals
 
     def same(self, a: list[Candidate], b: list[Candidate]) -> None:
-        """Compare proposals to the last bit."""
+        """Assert that two lists of proposals are equal to the last bit."""
         assert len(a) == len(b)
         for one, other in zip(a, b, strict=True):
             assert (one.id, one.kind, one.generation) == (other.id, other.kind, other.generation)
@@ -98,7 +99,7 @@ class StrategySuite:
             space.decode(candidate.genotype)
 
     def test_generations_count_upwards_from_zero(self) -> None:
-        """The driver judges whole generations."""
+        """Failures are counted per generation."""
         space = self.around(reals(3))
         strategy = self.config.build(space, 0)
         generations = [candidate.generation for candidate in self.drive(strategy, self.score(space), 60)]
@@ -107,7 +108,7 @@ class StrategySuite:
         assert strategy.population >= 1
 
     def test_the_seed_decides(self, make: Callable[[int], SearchSpace]) -> None:
-        """Equal seeds, equal proposals."""
+        """Equal seeds give equal proposals, other seeds others."""
         space = make(4)
         runs = [self.drive(self.config.build(space, seed), self.score(space), 40) for seed in (3, 3, 4)]
         self.same(runs[0], runs[1])
@@ -115,9 +116,9 @@ class StrategySuite:
         assert differs == self.seeded
 
     def test_global_generators_are_neither_read_nor_moved(self, make: Callable[[int], SearchSpace]) -> None:
-        """Neither numpy's nor Python's."""
+        """All random numbers come from the strategy's own generator, not from numpy's or Python's global ones."""
         space = make(4)
-        self.drive(self.config.build(space, 0), self.score(space), 1)  # imports may move them, once
+        self.drive(self.config.build(space, 0), self.score(space), 1)  # importing a package may change them once
         np.random.seed(0)
         random.seed(0)
         before = _global_states()
@@ -134,14 +135,14 @@ class StrategySuite:
         assert all(candidate.genotype.shape == (space.dimension,) for candidate in proposals)
 
     def test_many_genes(self, make: Callable[[int], SearchSpace]) -> None:
-        """As many as a large model has."""
+        """A space with many genes can be searched."""
         space = make(self.most_genes)
         proposals = self.drive(self.config.build(space, 0), self.score(space), 30)
         assert proposals[-1].genotype.shape == (space.dimension,)
         assert all(np.isfinite(candidate.genotype).all() for candidate in proposals)
 
     def test_what_it_recommends_lies_in_the_box(self, make: Callable[[int], SearchSpace]) -> None:
-        """Before the first result, and later; a strategy may have nothing to recommend."""
+        """Before the first result and later; a strategy may have no recommendation."""
         space = make(4)
         strategy = self.config.build(space, 0)
         guesses = [strategy.recommend()]
@@ -155,9 +156,9 @@ class StrategySuite:
 
     @pytest.mark.parametrize("batch", [1, 4, 100])
     def test_asking_many_at_once_equals_asking_one_by_one(self, batch: int) -> None:
-        """And for synchronous strategies the order of a generation's results counts for nothing."""
+        """The order of the results within a generation has no effect either."""
         if self.steady_state:
-            pytest.skip("what it proposes depends on the results so far")
+            pytest.skip("its proposals depend on the results so far")
         space = self.around(reals(4))
         score = self.score(space)
         expected = self.drive(self.config.build(space, 0), score, 40)
@@ -170,7 +171,7 @@ class StrategySuite:
         self.same(expected, proposals[: len(expected)])
 
     def test_a_replay_equals_the_original(self, make: Callable[[int], SearchSpace]) -> None:
-        """Several workers finish in any order; led through the same asks and tells, it proposes the same."""
+        """With several workers results come in any order; the same asks and tells give the same proposals."""
         space = make(4)
         score = self.score(space)
         order = np.random.default_rng(0)
@@ -198,13 +199,13 @@ class StrategySuite:
                 replayed.tell([Evaluated(candidate.id, told)])
 
     def test_an_unknown_id_is_an_error_that_names_the_call(self) -> None:
-        """With what to do instead."""
+        """The message says what to do instead."""
         strategy = self.config.build(self.around(reals(3)), 0)
         with pytest.raises(AskTellError, match=r"candidate 7 was never asked; tell each candidate once"):
             strategy.tell([Evaluated(7, Evaluation.failed("never asked"))])
 
     def test_a_second_tell_is_an_error(self) -> None:
-        """Results are told once."""
+        """Each result is told once."""
         space = self.around(reals(3))
         strategy = self.config.build(space, 0)
         (candidate,) = strategy.ask(1)
@@ -214,12 +215,12 @@ class StrategySuite:
             strategy.tell([result])
 
     def test_asking_for_nothing_is_an_error(self) -> None:
-        """At least one."""
+        """`ask` needs a number of at least one."""
         with pytest.raises(AskTellError, match="at least one"):
             self.config.build(self.around(reals(3)), 0).ask(0)
 
     def test_a_callers_change_to_a_genotype_changes_nothing(self) -> None:
-        """Proposals are copies."""
+        """Proposals are copies of what the strategy keeps."""
         space = self.around(reals(4))
         score = self.score(space)
         expected = self.drive(self.config.build(space, 0), score, 40)
@@ -235,7 +236,7 @@ class StrategySuite:
 
     @pytest.mark.parametrize("share", [0.3, 1.0])
     def test_failed_candidates_do_not_stop_it(self, make: Callable[[int], SearchSpace], share: float) -> None:
-        """Some, or all: it goes on proposing recipes."""
+        """If some or all candidates fail, it keeps proposing recipes."""
         space = make(4)
         score, rng = self.score(space), np.random.default_rng(0)
         proposals = self.drive(
@@ -247,7 +248,7 @@ class StrategySuite:
             space.decode(candidate.genotype)
 
     def test_values_that_are_not_numbers_count_as_failures(self) -> None:
-        """A NaN that got past the evaluator ends no search."""
+        """A NaN in a result that is "ok" does not end the search."""
         space = self.around(reals(4))
         nan = Evaluation("ok", (float("nan"),) * self.objectives, (0.0,) * self.objectives)
         score, rng = self.score(space), np.random.default_rng(0)
@@ -257,7 +258,7 @@ class StrategySuite:
         assert all(np.isfinite(candidate.genotype).all() for candidate in proposals)
 
     def test_constant_fitness_does_not_stop_it(self, make: Callable[[int], SearchSpace]) -> None:
-        """Nothing can be learnt, and nothing breaks."""
+        """There is nothing to learn, and no error."""
         space = make(4)
         constant = self.score(space)(space.start)
         proposals = self.drive(self.config.build(space, 0), lambda genotype: constant, 200)
@@ -267,14 +268,41 @@ class StrategySuite:
     # --- settings ---
 
     def test_settings_survive_the_config_file(self) -> None:
-        """What is written to the run's config reads back equal, and resolving it again changes nothing."""
-        config = type(self.config)
-        assert config.model_validate(self.config.model_dump(mode="json")) == self.config
+        """What is saved with a run reads back equal through the registry, and resolving it again changes nothing."""
+        read = TypeAdapter(AnyStrategy).validate_python(self.config.model_dump(mode="json"))
+        assert type(read) is type(self.config) and read == self.config
         assert self.config.resolved(self.around(reals(3)), noise=0.1, evaluations=1000) == self.config
+
+    def test_the_traits_say_what_the_strategy_does(self) -> None:
+        """The driver, `evomerge plan` and races rely on them."""
+        space = self.around(reals(3))
+        strategy = self.config.build(space, 0)
         assert self.config.objectives in (("several", "any") if self.objectives > 1 else ("one", "any"))
+        assert self.config.keeps_archive == isinstance(strategy, Archiving)
+        assert self.config.places >= 1
+        limit = self.config.most_in_flight
+        asked = sum(len(strategy.ask(1)) for _ in range(40))
+        assert asked <= (40 if limit is None else limit)
+
+    def test_a_warm_start_changes_the_first_proposals(self, make: Callable[[int], SearchSpace]) -> None:
+        """An earlier run's candidates become settings that can be saved, and the search starts from them."""
+        space, rng = make(4), np.random.default_rng(5)
+        points = [space.sample(rng) for _ in range(self.config.places)]
+        if self.config.warm_start_type is None:
+            assert "warm_start" not in type(self.config).model_fields
+            with pytest.raises(ValueError, match="cannot use an earlier run"):
+                self.config.warm_started(space, points)
+            return
+        warm = self.config.warm_started(space, points)
+        assert warm.earlier_run is not None and warm.earlier_run.is_loaded
+        assert type(warm).model_validate(warm.model_dump(mode="json")) == warm
+        proposals, cold = (self.drive(config.build(space, 0), self.score(space), 8) for config in (warm, self.config))
+        for candidate in proposals:
+            space.decode(candidate.genotype)
+        assert any(not np.array_equal(a.genotype, b.genotype) for a, b in zip(proposals, cold, strict=True))
 
 
 def _global_states() -> tuple[object, ...]:
-    """Return the states of numpy's and Python's global generators, to be compared."""
+    """Return the states of numpy's and Python's global generators, in a form that can be compared."""
     numpy: Any = np.random.get_state(legacy=False)
     return numpy["state"]["key"].tolist(), numpy["state"]["pos"], random.getstate()

@@ -90,7 +90,7 @@ class MergeWorker:
         """Score, with smaller batches from here on as long as memory does not suffice."""
         while True:
             try:
-                scored = self.evaluator.score(model, request.items, answers=request.want_answers)
+                scored = self.evaluator.score(model, request.items, want_answers=request.want_answers)
                 break
             except Exception as problem:
                 if not _no_memory(problem) or self.evaluator.batch_size == 1:

@@ -112,7 +112,7 @@ class RawWeights(SearchSpace):
         """
         raise RecipeError("raw weights stand for no recipe; search for it in a space of merges, such as mixture")
 
-    def founders(self) -> tuple[Genotype, ...]:
+    def initial_population(self) -> tuple[Genotype, ...]:
         """Return copies of the networks that a population begins with."""
         return tuple(founder.copy() for founder in self._founders)
 

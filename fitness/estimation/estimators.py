@@ -84,8 +84,9 @@ def _weights(position_S: npt.NDArray[np.int64], inputs: EstimatorInputs) -> Arra
     missing = [int(position) for position in position_S if int(position) not in inputs.weights]
     if missing:
         raise ValueError(f"item {missing[0]} is not among the anchors: ask the anchors' positions")
-    weight_S = np.array([inputs.weights[int(position)] for position in position_S])
-    return weight_S / weight_S.sum()
+    weight_S: Array = np.array([inputs.weights[int(position)] for position in position_S])
+    weight_S /= weight_S.sum()
+    return weight_S
 
 
 # As published: tinyBenchmarks (arXiv:2402.14992) and MERGE³ (arXiv:2502.10436, its code Mergenetic) ---------------

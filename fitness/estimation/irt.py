@@ -88,11 +88,12 @@ class ItemBank:
     @property
     def dimensions(self) -> int:
         """D."""
-        return self.discrimination.shape[1]
+        return int(self.discrimination.shape[1])
 
     def logit(self, ability: npt.ArrayLike) -> Array:
         """float64[I]: the logit of being right at an ability float[D]."""
-        return np.clip(self.discrimination @ np.atleast_1d(ability) - self.difficulty, -LOGIT_BOUND, LOGIT_BOUND)
+        logit_I: Array = self.discrimination @ np.atleast_1d(ability) - self.difficulty
+        return logit_I.clip(-LOGIT_BOUND, LOGIT_BOUND)
 
     def probability(self, ability: npt.ArrayLike) -> Array:
         """float64[I]: the probability of being right at an ability float[D] (1)."""
@@ -216,8 +217,9 @@ def _node_posterior(
     # log P = logit − log(1 + e^logit), log(1−P) = −log(1 + e^logit)
     log_posterior_JQ = right_JI @ logit_IQ - asked_JI @ np.logaddexp(0, logit_IQ) + log_weight_Q
     log_posterior_JQ -= log_posterior_JQ.max(1, keepdims=True)
-    posterior_JQ = np.exp(log_posterior_JQ)
-    return posterior_JQ / posterior_JQ.sum(1, keepdims=True)
+    posterior_JQ: Array = np.exp(log_posterior_JQ)
+    posterior_JQ /= posterior_JQ.sum(1, keepdims=True)
+    return posterior_JQ
 
 
 def _newton_step(
@@ -355,7 +357,7 @@ def ability_map(
         offset_D = theta_D - mean_D
         return float(np.logaddexp(0, logit_S).sum() - score_S @ logit_S + 0.5 * offset_D @ precision_DD @ offset_D)
 
-    theta_D = mean_D.copy()
+    theta_D: Array = mean_D.copy()
     value = loss(theta_D)
     for _ in range(100):  # the loss is strictly convex: Newton with step halving always arrives
         p_S = sigmoid(a_SD @ theta_D - b_S)

@@ -222,8 +222,8 @@ def anchors(points: npt.ArrayLike, count: int, rng: np.random.Generator, restart
 
 
 def _squared_distances(point_IP: Array, centre_SP: Array) -> Array:
-    square = (point_IP**2).sum(1)[:, None] - 2 * point_IP @ centre_SP.T + (centre_SP**2).sum(1)
-    return np.maximum(square, 0.0)
+    square: Array = (point_IP**2).sum(1)[:, None] - 2 * point_IP @ centre_SP.T + (centre_SP**2).sum(1)
+    return square.clip(min=0.0)
 
 
 def _k_means(point_IP: Array, count: int, rng: np.random.Generator) -> tuple[Array, Positions, float]:

@@ -66,7 +66,8 @@ class Encoder:
 
     def _encode(self, text: str) -> list[int]:
         has_prefix = self._prefix_text is not None and text.startswith(self._prefix_text)
-        return self.tokenizer.encode(text, **({"add_special_tokens": False} if has_prefix else {}))
+        tokens: list[int] = self.tokenizer.encode(text, **({"add_special_tokens": False} if has_prefix else {}))
+        return tokens
 
     def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as one text; without the system message if the template knows no such role."""
@@ -76,7 +77,7 @@ class Encoder:
             "continue_final_message": not add_generation_prompt,
         }
         try:
-            return self.tokenizer.apply_chat_template(messages, **settings)
+            return str(self.tokenizer.apply_chat_template(messages, **settings))
         except jinja2.exceptions.TemplateError:
             others = [message for message in messages if message["role"] != "system"]
-            return self.tokenizer.apply_chat_template(others, **settings)
+            return str(self.tokenizer.apply_chat_template(others, **settings))

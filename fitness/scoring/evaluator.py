@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lm_eval.models.utils import resolve_max_length
 
 from fitness.items import Item, positions_by_task
 from fitness.results import ItemScores, TaskError
 from fitness.scoring.encoding import Encoder
 from fitness.scoring.generation import GenerationPlan
 from fitness.scoring.loglikelihood import LoglikelihoodPlan, Pair
+from fitness.tasks.lm_eval_rules import longest_input
 from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Scorer
 from fitness.tasks.prompts import Request
 from fitness.tasks.suite import TaskSuite
@@ -90,7 +90,7 @@ class Evaluator:
         self.batch_size = batch_size
         self._plans.clear()
 
-    def score(self, model: Any, items: Sequence[str], *, answers: bool = False) -> ItemScores:
+    def score(self, model: Any, items: Sequence[str], *, want_answers: bool = False) -> ItemScores:
         """Score a model.
 
         Parameters
@@ -99,8 +99,8 @@ class Evaluator:
             A transformers causal language model in evaluation mode, on this evaluator's device.
         items
             Item ids.
-        answers
-            Whether to return what the model answered, too.
+        want_answers
+            Whether to return the model's answers as text too.
 
         Returns
         -------
@@ -119,13 +119,13 @@ class Evaluator:
             raise ValueError("no items to score: give at least one item id")
         plan = self._plan(asked, self._limit(model))
         model.eval()
-        scores, seconds, told = plan.run(model, answers)
+        scores, seconds, told = plan.run(model, want_answers)
         return ItemScores(asked, scores, seconds, told)
 
     def _limit(self, model: Any) -> int:
         if self.max_length is not None:
             return self.max_length
-        return resolve_max_length(model.config, self._encoder.tokenizer)
+        return longest_input(model.config, self._encoder.tokenizer)
 
     def _plan(self, items: tuple[str, ...], limit: int) -> _Plan:
         key = (items, limit)

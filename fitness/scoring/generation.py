@@ -24,7 +24,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from transformers import DynamicCache, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMixin, LogitsProcessor
@@ -32,6 +31,7 @@ from transformers.generation import GenerationMixin, LogitsProcessor
 from fitness.results import TaskError
 from fitness.scoring.prefix_tree import PASS_COST, PREFIX_COST, common_beginning
 from fitness.scoring.shared_prefix import obstacle
+from fitness.tasks.lm_eval_rules import cut_at_stop, generation_settings
 
 # Settings of a generation config that leave greedy decoding as it is. Anything else: `model.generate`.
 HARMLESS = {
@@ -130,24 +130,22 @@ class GenerationPlan:
             rows = decode(model, batch, ends)
             for request, tokens in zip(batch.requests, rows, strict=True):
                 text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                texts[request] = postprocess_generated_text(text, list(batch.stop), None)
+                texts[request] = cut_at_stop(text, batch.stop)
         return texts, time.perf_counter() - start
 
 
 def _normalised(setting: Mapping[str, Any], tokenizer: Any) -> tuple[int, tuple[str, ...], dict[str, Any]]:
     """Number of new tokens, stop strings, and what else is for `model.generate`."""
-    given: dict[str, Any] = dict(normalize_gen_kwargs(dict(setting)))
     eos = tokenizer.eos_token_id
     end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
-    stop = handle_stop_sequences(given.pop("until", None), eos=end)
-    count = int(given.pop("max_gen_toks"))
+    count, stop, given = generation_settings(setting, end)
     extra = {name: value for name, value in given.items() if name not in SAMPLING}
     if given.get("do_sample") or extra.get("num_beams", 1) > 1 or "max_length" in extra:
         raise TaskError(
             "a task samples, searches with beams or sets max_length: set do_sample: false, num_beams: 1 and "
             "max_gen_toks in its generation_kwargs"
         )
-    return count, tuple(text for text in stop if text), extra
+    return count, stop, extra
 
 
 def _eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -347,7 +345,7 @@ def _generate(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
     return ends.rows
 
 
-class _StopRows(StoppingCriteria):
+class _StopRows(StoppingCriteria):  # type: ignore[misc]  # mypy does not follow transformers
     """Stops each row of `model.generate` by itself."""
 
     def __init__(self, ends: _Ends) -> None:
@@ -360,7 +358,7 @@ class _StopRows(StoppingCriteria):
         return torch.tensor(self._done, device=input_ids.device)
 
 
-class _RefuseNaN(LogitsProcessor):
+class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         _most_likely(scores)
         return scores

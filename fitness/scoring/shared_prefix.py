@@ -90,7 +90,7 @@ def read_prefix(model: Any, prefix: Sequence[int], device: str) -> Cache:
     return Cache(layers=[_Prefix(layer.keys, layer.values) for layer in cache.layers])
 
 
-class _Prefix(DynamicLayer):
+class _Prefix(DynamicLayer):  # type: ignore[misc]  # mypy does not follow transformers
     """Keys and values of the prefix in one layer; those of a batch are put behind them and not kept."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from lm_eval.api.task import ConfigurableTask
 
@@ -10,6 +11,9 @@ from fitness.items import Item
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
 from fitness.tasks.messages import one_line
+
+Document: TypeAlias = dict[str, Any]
+"""One row of a data set, as lm-eval gives it."""
 
 NO_ANSWER = -100  # as in lm-eval: matches no choice
 
@@ -20,14 +24,14 @@ class Documents:
     def __init__(self, task: ConfigurableTask, name: str) -> None:
         self._task = task
         self._name = name
-        self._loaded: dict[str, list[dict]] = {}
+        self._loaded: dict[str, list[Document]] = {}
 
     @property
-    def loaded(self) -> Mapping[str, Sequence[dict]]:
+    def loaded(self) -> Mapping[str, Sequence[Document]]:
         """Split to its documents, of those asked for so far."""
         return self._loaded
 
-    def of(self, split: str) -> Sequence[dict]:
+    def of(self, split: str) -> Sequence[Document]:
         """All documents of a split, in its order."""
         if split not in self._loaded:
             docs = {
@@ -42,7 +46,7 @@ class Documents:
         """All items of a split, in its order."""
         return tuple(Item.of(self._name, split, index, self._prompt(doc)) for index, doc in enumerate(self.of(split)))
 
-    def right_choice(self, doc: dict) -> int:
+    def right_choice(self, doc: Document) -> int:
         """Index of a document's right choice; `NO_ANSWER` when it names none."""
         choices = self._task.doc_to_choice(doc)
         gold = self._task.doc_to_text(doc) if self._task.multiple_input else self._task.doc_to_target(doc)
@@ -95,7 +99,7 @@ class Documents:
         if split not in self.splits():
             raise TaskError(f"task {self._name!r} has no {split} split: set {key} to one of {', '.join(self.splits())}")
 
-    def _prompt(self, doc: dict) -> str:
+    def _prompt(self, doc: Document) -> str:
         """The question of a document, without few-shot examples: what makes two items the same."""
         try:
             text = self._task.doc_to_text(doc)

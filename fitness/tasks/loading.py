@@ -16,6 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from fitness.results import TaskError
 from fitness.tasks.config import TasksConfig
+from fitness.tasks.documents import Document
 from fitness.tasks.messages import nearest, one_line
 
 
@@ -127,9 +128,9 @@ def _remember_templates(task: ConfigurableTask) -> None:
 
 
 def _remembered(render: Callable[..., Any]) -> Callable[..., Any]:
-    cache: dict[int, tuple[dict, Any]] = {}  # by identity; holding the document keeps its id taken
+    cache: dict[int, tuple[Document, Any]] = {}  # by identity; holding the document keeps its id taken
 
-    def remembered(doc: dict, template: Any = None) -> Any:
+    def remembered(doc: Document, template: Any = None) -> Any:
         if template is not None:
             return render(doc, template)
         known = cache.get(id(doc))

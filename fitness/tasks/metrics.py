@@ -111,9 +111,11 @@ def _trial(task: ConfigurableTask, documents: Documents, metric: str) -> object 
     doc = documents.of(split)[0]
     try:
         if task.OUTPUT_TYPE == "generate_until":
-            return task.process_results(doc, [""]).get(metric)
+            value: object = task.process_results(doc, [""]).get(metric)
+            return value
         count = len(task.doc_to_choice(doc)) if task.config.doc_to_choice else 1
         count *= 2 if metric == "acc_mutual_info" else 1
-        return task.process_results(doc, [(-1.0, False)] * count).get(metric)
+        value = task.process_results(doc, [(-1.0, False)] * count).get(metric)
+        return value
     except Exception:  # the task's own code may not like such an answer
         return None

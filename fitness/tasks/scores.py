@@ -12,7 +12,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from fitness.items import Item
 from fitness.results import TaskError
-from fitness.tasks.documents import Documents
+from fitness.tasks.documents import Document, Documents
 from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Response, Scorer
 from fitness.tasks.metrics import Metric, is_number
 from fitness.tasks.prompts import Prompts
@@ -143,7 +143,7 @@ class _PlainAccuracy:
     """
 
     def __init__(
-        self, task: ConfigurableTask, documents: Documents, metric: str, docs: Sequence[dict], first: Sequence[int]
+        self, task: ConfigurableTask, documents: Documents, metric: str, docs: Sequence[Document], first: Sequence[int]
     ) -> None:
         choices = [task.doc_to_choice(doc) for doc in docs]
         width = max(len(c) for c in choices)
@@ -158,12 +158,14 @@ class _PlainAccuracy:
                 self.length_IC[row, : len(texts)] = [len(text.encode()) for text in texts]
 
     def __call__(self, answers: Answers) -> npt.NDArray[np.float32]:
-        return (self.chosen(answers) == self.right_I).astype(np.float32)
+        right_I: npt.NDArray[np.float32] = (self.chosen(answers) == self.right_I).astype(np.float32)
+        return right_I
 
     def chosen(self, answers: Answers) -> npt.NDArray[np.int64]:
         """The position of the choice that the model prefers, int64[I]."""
         score_IC = answers.loglikelihood[self.request_IC] / self.length_IC
-        return score_IC.argmax(axis=1)
+        chosen_I: npt.NDArray[np.int64] = score_IC.argmax(axis=1)
+        return chosen_I
 
 
 def _short(filtered: Sequence[object]) -> str:

@@ -55,7 +55,7 @@ def canonical_form(recipe: AnyRecipe) -> AnyRecipe:
         parameters=(),
         out_dtype=None if recipe.out_dtype == recipe.dtype else recipe.out_dtype,
         seed=(recipe.seed or 0) if any(spec.stochastic for spec in specs) else None,
-        calibration=recipe.calibration if recipe.needs_calibration else None,
+        calibration_text=recipe.calibration_text if recipe.needs_calibration else None,
         path=_path(recipe),
     )
 
@@ -68,7 +68,7 @@ def _canonical_mixture(recipe: AnyRecipe, table: Mixture) -> AnyRecipe:
         slices=(replace(recipe.slices[0], base_model=None),),
         out_dtype=None if recipe.out_dtype == recipe.dtype else recipe.out_dtype,
         seed=None,
-        calibration=None,
+        calibration_text=None,
         mixture=table.canonical(),
         path=_path(recipe),
     )
@@ -102,7 +102,7 @@ def canonical_json(canonical: RecipeFields) -> str:
         canonical.tokenizer_source,
         canonical.chat_template,
         canonical.seed,
-        *(() if canonical.calibration is None else ("calibration", canonical.calibration)),
+        *(() if canonical.calibration_text is None else ("calibration", canonical.calibration_text)),
     )
     if canonical.adapters is not None:
         rest = (*rest, canonical.adapters)

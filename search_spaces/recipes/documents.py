@@ -16,12 +16,13 @@ from typing import Any
 
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import VOCABULARIES, Recipe
+from search_spaces.recipes.fields import VOCABULARIES
+from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import adapted, parts
 
 
 @dataclass(frozen=True)
-class Stage:
+class Document:
     """One document: a merge, and what others call its result; None for the file's own result."""
 
     name: str | None
@@ -45,7 +46,7 @@ class Stage:
         return [*self.recipe.models, *([] if tokenizer is None or tokenizer in VOCABULARIES else [tokenizer])]
 
 
-def read_stages(path: Path) -> tuple[Stage, ...]:
+def read_documents(path: Path) -> tuple[Document, ...]:
     """Read a file of one or several documents; return them in an order in which each comes after those it uses.
 
     The last is the file's result.
@@ -55,58 +56,60 @@ def read_stages(path: Path) -> tuple[Stage, ...]:
     RecipeError
         If a document is no valid recipe, names are missing, equal or unfit, or documents use each other in a circle.
     """
-    return parse_stages(mergekit_yaml.read_text(path), str(path))
+    return parse_documents(mergekit_yaml.read_text(path), str(path))
 
 
-def parse_stages(text: str, origin: str) -> tuple[Stage, ...]:
-    """Read documents from a text; errors start with `origin` and name the document. See `read_stages`."""
-    documents = mergekit_yaml.documents(text, origin)
-    if len(documents) == 1:
-        return (_stage(documents[0], origin),)
-    stages = [_stage(data, f"{origin}: document {index + 1}") for index, data in enumerate(documents)]
-    names = [stage.name for stage in stages]
+def parse_documents(text: str, origin: str) -> tuple[Document, ...]:
+    """Read documents from a text; errors start with `origin` and name the document. See `read_documents`."""
+    loaded = mergekit_yaml.documents(text, origin)
+    if len(loaded) == 1:
+        return (_document(loaded[0], origin),)
+    documents = [_document(data, f"{origin}: document {index + 1}") for index, data in enumerate(loaded)]
+    names = [document.name for document in documents]
     for name in names:
         if names.count(name) > 1:
             said = "have no name; give all but one a name" if name is None else f"are called {name}; rename one"
             raise RecipeError(f"{origin}: two documents {said}")
-    result = next((stage for stage in stages if stage.name is None), stages[-1])
-    by_name = {stage.name: stage for stage in stages}
+    result = next((document for document in documents if document.name is None), documents[-1])
+    by_name = {document.name: document for document in documents}
     try:
-        order = [*TopologicalSorter({stage.name: stage.uses(names) for stage in stages}).static_order()]
+        order = [*TopologicalSorter({document.name: document.uses(names) for document in documents}).static_order()]
     except CycleError as error:
         circle = " -> ".join(str(name) for name in error.args[1])
         raise RecipeError(f"{origin}: documents use each other in a circle ({circle}); rename one of them") from None
     return (*(by_name[name] for name in order if by_name[name] is not result), result)
 
 
-def needed(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+def needed(documents: Sequence[Document]) -> tuple[Document, ...]:
     """Return those that the last one rests on, in their order, and the last one."""
-    names = [stage.name for stage in stages]
-    wanted = {stages[-1].name}
-    for stage in reversed(stages):
-        if stage.name in wanted:
-            wanted.update(stage.uses(names))
-    return tuple(stage for stage in stages if stage.name in wanted)
+    names = [document.name for document in documents]
+    wanted = {documents[-1].name}
+    for document in reversed(documents):
+        if document.name in wanted:
+            wanted.update(document.uses(names))
+    return tuple(document for document in documents if document.name in wanted)
 
 
-def to_yaml(stages: Sequence[Stage]) -> str:
-    """Return the documents as YAML that `parse_stages` reads back."""
-    if len(stages) == 1:
-        return mergekit_yaml.dump(stages[0].recipe)
-    heads = ["" if stage.name is None else f"name: {stage.name}\n" for stage in stages]
-    return "---\n".join(head + mergekit_yaml.dump(stage.recipe) for head, stage in zip(heads, stages, strict=True))
+def dump(documents: Sequence[Document]) -> str:
+    """Return the documents as YAML that `parse_documents` reads back."""
+    if len(documents) == 1:
+        return mergekit_yaml.dump(documents[0].recipe)
+    heads = ["" if document.name is None else f"name: {document.name}\n" for document in documents]
+    return "---\n".join(
+        head + mergekit_yaml.dump(document.recipe) for head, document in zip(heads, documents, strict=True)
+    )
 
 
-def with_models(stages: Sequence[Stage], mapping: Mapping[str, str]) -> tuple[Stage, ...]:
+def with_models(documents: Sequence[Document], mapping: Mapping[str, str]) -> tuple[Document, ...]:
     """Return the documents with references that are keys of `mapping` replaced."""
-    return tuple(replace(stage, recipe=stage.recipe.with_models(mapping)) for stage in stages)
+    return tuple(replace(document, recipe=document.recipe.with_models(mapping)) for document in documents)
 
 
-def _stage(data: Any, origin: str) -> Stage:
+def _document(data: Any, origin: str) -> Document:
     name = None
     if isinstance(data, dict) and "name" in data:
         name = data["name"]
         data = {key: value for key, value in data.items() if key != "name"}
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
             raise RecipeError(f"{origin}: name: {name!r} is not a name; use letters, digits, ., - and _")
-    return Stage(name, mergekit_yaml.build(data, origin))
+    return Document(name, mergekit_yaml.build(data, origin))

@@ -117,7 +117,7 @@ class RecipeFields:
         ``auto``, the name of a template or a Jinja string.
     seed
         Decides the random masks of stochastic methods (None: 0). Ours: mergekit has no such key.
-    calibration
+    calibration_text
         The text file that models are measured on, for parameters that need it (`activation_informed`); ours, too.
     adapters
         ``core``: merge LoRA adapters in their core space; None: as full weights. Ours.
@@ -138,7 +138,7 @@ class RecipeFields:
     tokenizer_source: str | None = None
     chat_template: str | None = None
     seed: int | None = None
-    calibration: str | None = None
+    calibration_text: str | None = None
     adapters: Literal["core"] | None = None
     mixture: Mixture | None = None
     path: tuple[PathLayer, ...] | None = None

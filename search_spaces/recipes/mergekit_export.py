@@ -84,7 +84,7 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         recipe = replace(recipe, dtype="float32", out_dtype=out_dtype)
         saved = f"out_dtype {out_dtype} keeps the result's" if out_dtype else "the result is saved in it as well"
         notes.append(f"dtype: float32 is written for the arithmetic; {saved}")
-    return replace(recipe, seed=None, calibration=None), tuple(notes)
+    return replace(recipe, seed=None, calibration_text=None), tuple(notes)
 
 
 def _with_one_method(recipe: Recipe) -> Recipe:

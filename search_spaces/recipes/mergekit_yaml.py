@@ -2,16 +2,16 @@
 
 Read: every spelling that mergekit 0.1.5 accepts for one decoder-only model, with unknown keys refused
 (mergekit passes over them, so that typing errors change the merge in silence). Written: the spellings that
-both mergekit 0.1.5 and its earlier releases understand. One key is ours:
-``evomerge: {seed: N, calibration: FILE, adapters: core, vocabulary: first|pad, mixture: ..., path: ...}``, and in a
-slice ``evomerge: {merge_method: NAME}``.
+both mergekit 0.1.5 and its earlier releases understand. One key is ours: ``evomerge``. In a recipe it holds ``seed``,
+``calibration_text``, ``adapters: core``, ``vocabulary: first`` or ``pad``, ``mixture`` and ``path``; in a slice
+``merge_method``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -33,7 +33,7 @@ _TOP_KEYS = (
     "parameters", "models", "slices", "modules", "evomerge",
 )  # fmt: skip
 
-_OUR_KEYS = ("seed", "calibration", "adapters", "vocabulary", "mixture", "path")
+_OUR_KEYS = ("seed", "calibration_text", "adapters", "vocabulary", "mixture", "path")
 
 
 # --- reading: text ---
@@ -120,8 +120,12 @@ def build(data: Any, origin: str = "recipe") -> Recipe:
         raise RecipeError(f"{origin}: {error}") from None
 
 
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+if TYPE_CHECKING:
+    from yaml import SafeDumper as _SafeDumper
+    from yaml import SafeLoader as _SafeLoader
+else:  # the compiled ones, ten times as fast, where PyYAML was built with them
+    _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    _SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class StrictLoader(_SafeLoader):
@@ -336,14 +340,14 @@ def _vocabulary(ours: dict[str, Any], mergekits: str | None) -> str | None:
 def _extensions(ours: dict[str, Any]) -> dict[str, Any]:
     """Read what is ours, as arguments of a recipe."""
     mixture = ours.get("mixture")
-    seed, calibration, adapters = ours.get("seed"), ours.get("calibration"), ours.get("adapters")
+    seed, text, adapters = ours.get("seed"), ours.get("calibration_text"), ours.get("adapters")
     if adapters not in (None, "core", "full"):
         raise RecipeError(f"evomerge.adapters: {shown(adapters)} is not core or full; write adapters: core")
     if seed is not None and type(seed) is not int:
         raise RecipeError(f"evomerge.seed: {shown(seed)} is not a whole number; write one such as 0")
     return {
         "seed": seed,
-        "calibration": None if calibration is None else text_of(calibration, "evomerge.calibration"),
+        "calibration_text": None if text is None else text_of(text, "evomerge.calibration_text"),
         "adapters": "core" if adapters == "core" else None,
         "mixture": None if mixture is None else mixture_table.from_data(mixture, "evomerge.mixture"),
         "path": _path(ours.get("path")),
@@ -439,7 +443,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     fields["evomerge"] = _without_empty(
         {
             "seed": recipe.seed,
-            "calibration": recipe.calibration,
+            "calibration_text": recipe.calibration_text,
             "adapters": recipe.adapters,
             "vocabulary": recipe.tokenizer_source if own_policy else None,
             "mixture": None if recipe.mixture is None else mixture_table.as_data(recipe.mixture),

@@ -164,9 +164,9 @@ def _validate_adapters(recipe: RecipeFields, spec: MethodSpec) -> None:
         raise RecipeError(
             f"evomerge.adapters: {recipe.adapters!r} is not a way to merge adapters; write core, or remove it"
         )
-    if recipe.calibration is not None:
+    if recipe.calibration_text is not None:
         raise RecipeError(
-            "evomerge.adapters: core space has no input channels to weigh; remove calibration, or adapters"
+            "evomerge.adapters: core space has no input channels to weigh; remove calibration_text, or adapters"
         )
     if spec.core_space == "unsupported" or (spec.base == "optional" and recipe.base_model is None):
         raise RecipeError(
@@ -255,12 +255,14 @@ def _validate_tail(recipe: RecipeFields) -> None:
 
 
 def _validate_calibration(recipe: RecipeFields) -> None:
-    if recipe.calibration == "":
-        raise RecipeError("evomerge.calibration: the name is empty; write the path of a text file")
-    if recipe.calibration is None and recipe.needs_calibration:
+    if recipe.calibration_text == "":
+        raise RecipeError("evomerge.calibration_text: the name is empty; write the path of a text file")
+    if recipe.calibration_text is None and recipe.needs_calibration:
         measuring = [spec.name for spec in recipe.specs if spec.statistic is not None]
         what, whom = (measuring[0], "models") if measuring else ("activation_informed", "the base")
-        raise RecipeError(f"{what}: it needs a text to measure {whom} on; write evomerge: {{calibration: TEXT_FILE}}")
+        raise RecipeError(
+            f"{what}: it needs a text to measure {whom} on; write evomerge: {{calibration_text: TEXT_FILE}}"
+        )
 
 
 def _validate_mixture(recipe: RecipeFields, table: Mixture) -> None:

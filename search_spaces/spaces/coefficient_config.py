@@ -95,7 +95,7 @@ class CoefficientSettings(BaseModel):
     true`), or single genes by the names that `evomerge plan` shows (`"ops.weight[embeddings]": 0`), a `*` standing
     for anything (`"*[final]": 0.5`)."""
 
-    calibration: str | None = None
+    calibration_text: str | None = None
     """A text file, for what needs one: the method `fisher`, which measures every model's gradients on it; and the
     parameter `activation_informed` (activation-informed merging, on top of any method with a base), which reduces the
     change of channels that are busy when the base reads it. Write
@@ -191,7 +191,7 @@ class CoefficientSettings(BaseModel):
         spec = METHODS[method]
         taken = {parameter.name for parameter in spec.parameters if not parameter.inert}
         weighs = {name for name in _SEARCHED if name != "weight" or spec.base == "required"}
-        held = {
+        kept = {
             name: value
             for name, value in self.fixed_parameters.items()
             if not (spec.weighted_average and name == "normalize")
@@ -200,9 +200,9 @@ class CoefficientSettings(BaseModel):
             method=method,
             layers_per_group=self.layers_per_group,
             modules=self.modules,
-            calibration=self.calibration,
+            calibration_text=self.calibration_text,
             ranges={name: asked for name, asked in self.ranges.items() if name in taken},
-            fixed={name: value for name, value in held.items() if name in taken},
+            fixed={name: value for name, value in kept.items() if name in taken},
             **{name: getattr(self, name) for name in weighs & taken},
         )
 
@@ -264,11 +264,11 @@ def _check_single(config: CoefficientSettings) -> None:
     for name, value in config.fixed_parameters.items():
         _check_fixed(config.spec, name, value)
     _check_bounds(config)
-    if config.spec.statistic is not None and config.calibration is None:
-        raise ValueError(f"{config.method}: it needs a text; write calibration: TEXT_FILE")
+    if config.spec.statistic is not None and config.calibration_text is None:
+        raise ValueError(f"{config.method}: it needs a text; write calibration_text: TEXT_FILE")
     for parameter in config.spec.parameters:
-        if parameter.after and config.calibration is None and parameter.name in {**config.ranges, **config.fixed}:
-            raise ValueError(f"{parameter.name}: it needs a text; write calibration: TEXT_FILE")
+        if parameter.after and config.calibration_text is None and parameter.name in {**config.ranges, **config.fixed}:
+            raise ValueError(f"{parameter.name}: it needs a text; write calibration_text: TEXT_FILE")
     if config.method_for != "merge":
         raise ValueError("method_for: there is one method; write a list of methods, or remove it")
     if config.method_prior:

@@ -25,7 +25,7 @@ from search_spaces.spaces.genes import Real, to_shares
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 
-class Stamp(TypedDict, total=False):
+class RecipeSettings(TypedDict, total=False):
     """What a space writes into each of its recipes, beside the point: see `CoefficientSpace`."""
 
     dtype: str | None
@@ -132,7 +132,7 @@ class CoefficientSpace(SearchSpace):
         return np.clip(point.reshape(-1), self.low, self.high)
 
     @cached_property
-    def _held(self) -> dict[str, Scalar | None]:
+    def _fixed(self) -> dict[str, Scalar | None]:
         """Parameters that no gene decides, and their value in the space; decode divides for linear."""
         return {
             p.name: self.config.fixed_parameters.get(p.name, p.default)
@@ -159,7 +159,7 @@ class CoefficientSpace(SearchSpace):
             dtype=self._dtype,
             out_dtype=self._out_dtype,
             seed=self._seed if self.spec.stochastic else None,
-            calibration=self.config.calibration,
+            calibration_text=self.config.calibration_text,
         )
         return recipe.canonical()
 
@@ -235,8 +235,8 @@ class CoefficientSpace(SearchSpace):
         weights = np.clip(shares, 0.0, None)
         if not weights.any():
             return start
-        scale = min(start.sum() / weights.sum(), self.high[0] / weights.max())
-        return weights * scale
+        scaled: Genotype = weights * min(start.sum() / weights.sum(), self.high[0] / weights.max())
+        return scaled
 
     def _check_same_kind(self, recipe: Recipe) -> None:
         if [spec.name for spec in recipe.specs] != [self.spec.name]:
@@ -269,7 +269,7 @@ class CoefficientSpace(SearchSpace):
             if contribution.tensor != plan.name:
                 moved = f"{contribution.tensor} at {plan.name}"
                 raise RecipeError(f"the recipe puts {moved}; give one that keeps layers in place")
-        for name, expected in self._held.items():
+        for name, expected in self._fixed.items():
             per_model = self.spec.parameter(name).per_model
             for holder in plan.contributions if per_model else (plan,):
                 if holder.parameters.get(name) != expected:

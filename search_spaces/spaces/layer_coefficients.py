@@ -13,7 +13,7 @@ from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.spaces.coefficient_config import CoefficientSettings, Range
-from search_spaces.spaces.coefficients import CoefficientSpace, Stamp
+from search_spaces.spaces.coefficients import CoefficientSpace, RecipeSettings
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.method_choice import MethodChoiceSpace
 from search_spaces.spaces.method_groups import MethodGroupsSpace
@@ -41,8 +41,8 @@ class CoefficientConfig(CoefficientSettings):
         """
         several = MethodChoiceSpace if self.method_for == "merge" else MethodGroupsSpace
         kind = CoefficientSpace if isinstance(self.method, str) else several
-        stamp = Stamp(dtype=context.dtype, out_dtype=context.out_dtype, seed=context.seed)
-        space = kind(self, context.models, context.layout, **stamp)
+        settings = RecipeSettings(dtype=context.dtype, out_dtype=context.out_dtype, seed=context.seed)
+        space = kind(self, context.models, context.layout, **settings)
         if self.start is not None:
             space = space.starting_at(_start(self.start, space, context.models, context.squared_norms))
         return FixedGenesSpace(space, self.fixed_genes) if self.fixed_genes else space

@@ -20,7 +20,7 @@ from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.methods import METHODS, MethodSpec
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.coefficient_config import CoefficientSettings
-from search_spaces.spaces.coefficients import CoefficientSpace, Stamp
+from search_spaces.spaces.coefficients import CoefficientSpace, RecipeSettings
 from search_spaces.spaces.genes import Choice, Real
 from search_spaces.spaces.space import Genotype, SearchSpace
 
@@ -36,7 +36,7 @@ class MethodChoiceSpace(SearchSpace):
         Name to reference of each model, the base first.
     layout
         Of the models, which all have the same.
-    stamp
+    settings
         As of `CoefficientSpace`.
 
     Attributes
@@ -55,7 +55,11 @@ class MethodChoiceSpace(SearchSpace):
     """
 
     def __init__(
-        self, config: CoefficientSettings, models: Mapping[str, str], layout: ModelLayout, **stamp: Unpack[Stamp]
+        self,
+        config: CoefficientSettings,
+        models: Mapping[str, str],
+        layout: ModelLayout,
+        **settings: Unpack[RecipeSettings],
     ) -> None:
         self.config = config
         self.variants: dict[str, CoefficientSpace] = {}
@@ -63,7 +67,7 @@ class MethodChoiceSpace(SearchSpace):
         for method in config.methods:
             subsets = dict(_subsets(METHODS[method], models))
             for label, some in subsets.items():
-                self.variants[label] = CoefficientSpace(config.only(method), some, layout, **stamp)
+                self.variants[label] = CoefficientSpace(config.only(method), some, layout, **settings)
                 likely = config.method_prior.get(method, 0.0) if config.method_prior else 1 / len(config.methods)
                 shares.append(likely / len(subsets))
         options = tuple(self.variants)

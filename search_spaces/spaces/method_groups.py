@@ -21,7 +21,7 @@ from search_spaces.recipes.fields import Slice
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.coefficient_config import CoefficientSettings
-from search_spaces.spaces.coefficients import CoefficientSpace, Stamp
+from search_spaces.spaces.coefficients import CoefficientSpace, RecipeSettings
 from search_spaces.spaces.method_choice import MethodChoiceSpace
 from search_spaces.spaces.space import Genotype, SearchSpace
 
@@ -31,7 +31,7 @@ class MethodGroupsSpace(SearchSpace):
 
     Parameters
     ----------
-    config, models, layout, stamp
+    config, models, layout, settings
         As of `MethodChoiceSpace`.
 
     Raises
@@ -41,9 +41,13 @@ class MethodGroupsSpace(SearchSpace):
     """
 
     def __init__(
-        self, config: CoefficientSettings, models: Mapping[str, str], layout: ModelLayout, **stamp: Unpack[Stamp]
+        self,
+        config: CoefficientSettings,
+        models: Mapping[str, str],
+        layout: ModelLayout,
+        **settings: Unpack[RecipeSettings],
     ) -> None:
-        self._whole = MethodChoiceSpace(config, models, layout, **stamp)
+        self._whole = MethodChoiceSpace(config, models, layout, **settings)
         self._base = next(iter(models.values()))
         coefficients = self._whole.genes[1:]
         labels = dict.fromkeys(_group_of(gene.name) for gene in coefficients)
@@ -88,7 +92,9 @@ class MethodGroupsSpace(SearchSpace):
             slices=tuple(slices),
             base_model=self._base,
             seed=next((recipe.seed for recipe in (first, *others) if recipe.seed is not None), None),
-            calibration=next((r.calibration for r in (first, *others) if r.calibration is not None), None),
+            calibration_text=next(
+                (r.calibration_text for r in (first, *others) if r.calibration_text is not None), None
+            ),
         )
         return together.canonical()
 

@@ -126,9 +126,9 @@ class TwoStageSpace(SearchSpace):
         """Return those of the merge: paths need nothing prepared."""
         return (*self.parameters.structures(), self.decode(self.start))
 
-    def founders(self) -> tuple[Genotype, ...]:
+    def initial_population(self) -> tuple[Genotype, ...]:
         """Return the founders of the parameter space, their layers in place."""
-        return tuple(self.join(founder, self.flow.start) for founder in self.parameters.founders())
+        return tuple(self.join(founder, self.flow.start) for founder in self.parameters.initial_population())
 
     def sample(self, rng: np.random.Generator) -> Genotype:
         """Draw from both spaces."""

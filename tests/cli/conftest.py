@@ -1,49 +1,22 @@
 """The command line as a user drives it, in this process: a new one takes seconds to import torch and lm-eval."""
 
-import io
 import json
-import os
 import shutil
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from evomerge.cli.main import main
+from tests import command
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
-
-
-def run_command(*arguments, cwd):
-    """Call the command's entry point in a folder; return its exit code, standard output and standard error."""
-    out, err, before, argv = io.StringIO(), io.StringIO(), Path.cwd(), sys.argv
-    os.chdir(cwd)
-    sys.argv = ["evomerge", *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        os.chdir(before)
-        sys.argv = argv
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="session")
 def evomerge():
     """Return a function that runs the command and returns its standard output, or its errors where it should fail."""
-
-    def evomerge(*arguments, cwd, code=0):
-        found, out, err = run_command(*arguments, cwd=cwd)
-        assert found == code, f"exit {found}\n{out}\n{err}"
-        return out if code == 0 else err
-
-    return evomerge
+    return command.evomerge
 
 
 @pytest.fixture
@@ -51,7 +24,7 @@ def refuse(tmp_path):
     """Return a check that the command refuses something in one line with these words."""
 
     def refuse(*arguments, words, code=2):
-        found, _, err = run_command(*arguments, cwd=tmp_path)
+        found, _, err = command.run(*arguments, cwd=tmp_path)
         message = err.strip()
         assert found == code, message
         assert len(message.splitlines()) == 1, message

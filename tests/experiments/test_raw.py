@@ -47,7 +47,8 @@ def test_each_part_has_its_own_angle(seed, ratio, place):
     a, b = parents(seed, 12)
     child = RawWeights(12, angle="part").crossover(a, b, Draws(ratio, place))
     parts = slerp(a[:place], b[:place], ratio), slerp(a[place:], b[place:], 1 - ratio)
-    assert np.allclose(child, np.concatenate(parts), atol=1e-9)
+    inside = np.clip(np.concatenate(parts), -10.0, 10.0)  # opposite parts give large factors
+    assert np.allclose(child, inside, atol=1e-9)
 
 
 def test_without_a_split_point_one_ratio_serves_the_whole_vector():
@@ -95,8 +96,8 @@ def test_nothing_leaves_the_box():
 def test_founders_are_copies_and_the_first_is_the_start():
     networks = [np.full(4, 0.5), np.arange(4.0)]
     space = RawWeights(4, founders=networks)
-    space.founders()[0][:] = 9.0
-    assert np.array_equal(space.founders()[0], networks[0])
+    space.initial_population()[0][:] = 9.0
+    assert np.array_equal(space.initial_population()[0], networks[0])
     assert np.array_equal(space.start, networks[0])
     assert [gene.name for gene in space.genes] == [f"weight[{i}]" for i in range(4)]
     assert space.dimension == 4

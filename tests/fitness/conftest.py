@@ -225,6 +225,15 @@ class Toys:
         return TaskSuite.load(self.config(*entries, **keys), seed)
 
 
+@pytest.fixture(scope="session")
+def shared_toys(tmp_path_factory: pytest.TempPathFactory, llama: Any) -> Toys:
+    """One task of each kind, of that name; do not write others."""
+    toys = Toys(tmp_path_factory.mktemp("toys"), llama)
+    for kind in KINDS:
+        toys.write(kind, kind, validation=5, test=30)
+    return toys
+
+
 @pytest.fixture
 def toys(tmp_path: Path, llama: Any) -> Toys:
     return Toys(tmp_path, llama)

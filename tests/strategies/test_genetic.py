@@ -141,7 +141,7 @@ def test_a_mixtures_noise_is_that_of_an_individual(preset):
     space = MixtureConfig(chunks=2, crossover="linear", noise={"terms": 2, "sigma": 0.1}).build(context)
     strategy = GeneticConfig(preset=preset, weighted=True).build(space, 0)
     rng = np.random.default_rng(1)
-    founders = [space.mutate(space.mutate(founder, rng), rng) for founder in space.founders()]
+    founders = [space.mutate(space.mutate(founder, rng), rng) for founder in space.initial_population()]
     strategy.individuals = [Individual.at_rest(f, 0.5 + 0.1 * index) for index, f in enumerate(founders)]
     known = [noise_of(space, founder) for founder in founders]
     assert all(len(noise) == 2 for noise in known)

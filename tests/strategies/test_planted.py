@@ -153,7 +153,7 @@ def test_m2n2_takes_each_layer_from_the_expert_that_knows_it(seed):
         return Evaluation("ok", (float(right.mean()),), (0.0,), items, right)
 
     strategy = M2n2Config(mutation=1.0, warm_up=0).build(space, seed)
-    assert max(score(founder).fitness for founder in space.founders()) == 0.5
+    assert max(score(founder).fitness for founder in space.initial_population()) == 0.5
     for _ in range(1500):
         (candidate,) = strategy.ask(1)
         strategy.tell([Evaluated(candidate.id, score(candidate.genotype))])

@@ -259,7 +259,7 @@ class MergeEngine:
     def _merge_into(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> AnyMerge:
         """Return the merge that fills a parameter of the resident model, which keeps it for later candidates."""
         parts = ((part.model, part.tensor) for part in sources_of(plan))
-        key = (plan.method, plan.name, recipe.seed, recipe.calibration, recipe.adapters, *parts)
+        key = (plan.method, plan.name, recipe.seed, recipe.calibration_text, recipe.adapters, *parts)
         merge = resident.merges.get(key)
         if merge is None:
             shape = tuple(resident.module.get_parameter(plan.name).shape)

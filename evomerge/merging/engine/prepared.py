@@ -69,7 +69,7 @@ class PreparedCache:
         assert prepare is not None, "asked for by of_models"
         key = prepared_key(prepare, plan, (part,), seed if method.spec.stochastic else 0)
         if method.spec.statistic is not None:
-            key = (*key, recipe.calibration)
+            key = (*key, recipe.calibration_text)
 
         def make() -> Prepared:
             source = SourceTensor(

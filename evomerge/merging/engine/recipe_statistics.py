@@ -36,7 +36,7 @@ class RecipeStatistics:
 
     def measure(self, recipe: Recipe, plans: tuple[TensorPlan, ...]) -> None:
         """Measure what the recipe needs on its calibration text."""
-        if recipe.calibration is None:
+        if recipe.calibration_text is None:
             return
         wanted: dict[tuple[str, str], None] = {}  # a set in the order of the plans
         for plan in plans:
@@ -45,7 +45,7 @@ class RecipeStatistics:
             needed = implementation(plan.method).spec.statistic
             if needed is not None:
                 wanted.update(dict.fromkeys((needed, part.model) for part in plan.contributions))
-        text = recipe.calibration
+        text = recipe.calibration_text
         for kind, model in wanted:
             if (kind, model, text) not in self._measured:
                 checkpoint, load = self._sources.checkpoint(model), partial(self._load, model)
@@ -56,9 +56,9 @@ class RecipeStatistics:
 
         None for tensors that activation-informed merging leaves as they are merged.
         """
-        if recipe.calibration is None or plan.base is None or plan.base.tensor in self._sources.layout.embeddings:
+        if recipe.calibration_text is None or plan.base is None or plan.base.tensor in self._sources.layout.embeddings:
             return None
-        key = ("activations", plan.base.model, recipe.calibration)
+        key = ("activations", plan.base.model, recipe.calibration_text)
         measured = self._measured.get(key, {}).get(plan.base.tensor)
         return None if measured is None else shares(measured.to(self._sources.device))
 
@@ -66,6 +66,6 @@ class RecipeStatistics:
         """Return the method's statistic for a source tensor, flat; None if the method needs none."""
         if method.spec.statistic is None:
             return None
-        assert recipe.calibration is not None, "a recipe of such a method is not valid without"
-        measured = self._measured[method.spec.statistic, part.model, recipe.calibration]
+        assert recipe.calibration_text is not None, "a recipe of such a method is not valid without"
+        measured = self._measured[method.spec.statistic, part.model, recipe.calibration_text]
         return measured[part.tensor].reshape(-1).to(self._sources.device)

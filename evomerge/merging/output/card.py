@@ -1,4 +1,4 @@
-"""The model card that goes with a merged checkpoint."""
+"""The model card of a merged checkpoint."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import yaml
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.licences import licence
 from evomerge.merging.sources.source import Source
-from search_spaces.recipes.documents import Stage, to_yaml, with_models
+from search_spaces.recipes.documents import Document, dump, with_models
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
 
 
 def model_card(
-    recipe: Recipe, checkpoints: Mapping[str, Source], notes: Sequence[str] = (), stages: Sequence[Stage] = ()
+    recipe: Recipe, checkpoints: Mapping[str, Source], notes: Sequence[str] = (), documents: Sequence[Document] = ()
 ) -> str:
-    """Write the README.md of a merged model, front matter of the hub included.
+    """Return the README.md of a merged model, with the hub's front matter.
 
     Parameters
     ----------
     recipe
-        What was merged.
+        The recipe that was merged.
     checkpoints
         Opened sources by the recipe's references.
     notes
-        Paragraphs to put before the recipe: scores, where it was found.
-    stages
-        The documents to quote, the recipe's own the last; none: the recipe.
+        Paragraphs to put before the recipe, such as scores and the search that found it.
+    documents
+        The documents to quote, the recipe's own last; empty: the recipe alone.
     """
-    stages = stages or (Stage(None, recipe),)
-    references = [stage.name for stage in stages if stage.name is not None]
-    references += [model for stage in stages for model in stage.recipe.models if model not in references]
+    documents = documents or (Document(None, recipe),)
+    references = [document.name for document in documents if document.name is not None]
+    references += [model for document in documents for model in document.recipe.models if model not in references]
     licences = {reference: licence(checkpoints[reference]) for reference in recipe.models}
     names = public_names(recipe.models)
     known = set(licences.values())
@@ -61,7 +61,7 @@ def model_card(
         "Also in `recipe.yaml`; `evomerge merge recipe.yaml OUT` rebuilds the model.",
         "",
         "```yaml",
-        to_yaml(with_models(stages, public_names(references))).strip(),
+        dump(with_models(documents, public_names(references))).strip(),
         "```",
         "",
         "## Use",
@@ -78,7 +78,7 @@ def model_card(
 
 
 def public_names(references: Sequence[str]) -> dict[str, str]:
-    """Return a name for each that does not tell where on its author's disk a folder lies; no two are equal."""
+    """Return a unique name for each reference that does not reveal folders of its author's disk."""
     names: dict[str, str] = {}
     for reference in references:
         name = with_parts(reference, lambda part: part if _is_hub_id(part) else Path(part).name)
@@ -87,7 +87,7 @@ def public_names(references: Sequence[str]) -> dict[str, str]:
 
 
 def _named(references: Sequence[str]) -> list[str]:
-    """Return every model and adapter, once."""
+    """Return every model and adapter once."""
     return list(dict.fromkeys(part for reference in references for part in parts(reference) if part is not None))
 
 

@@ -14,14 +14,14 @@ from evomerge.merging.output.shards import stored_tensors, write_shards
 from evomerge.merging.sources.architecture import quiet, tied_names
 from evomerge.merging.sources.chat_templates import chat_template
 from evomerge.merging.sources.source import Source
-from search_spaces.recipes.documents import Stage, to_yaml
+from search_spaces.recipes.documents import Document, dump
 from search_spaces.recipes.recipe import VOCABULARIES, Recipe
 
 MARGIN = 16 << 20  # bytes for all but the weights: tokenizer, configuration, file system
 
 
 class OutputError(ValueError):
-    """Something that cannot be written as asked; one line that says what to ask for instead."""
+    """A request for output that cannot be met; one line that says what to ask for instead."""
 
 
 def write_checkpoint(
@@ -32,7 +32,7 @@ def write_checkpoint(
     tokenizer_from: str | None = None,
     card: str | None = None,
     notes: Sequence[str] = (),
-    stages: Sequence[Stage] = (),
+    documents: Sequence[Document] = (),
 ) -> Path:
     """Write the recipe's model: safetensors, config, tokenizer, recipe.yaml, model card.
 
@@ -43,7 +43,7 @@ def write_checkpoint(
     engine
         Holds the opened sources.
     recipe
-        What to write, in its `out_dtype`.
+        The recipe; the weights are written in its `out_dtype`.
     out
         A folder that does not exist yet, or is empty.
     tokenizer_from
@@ -53,9 +53,9 @@ def write_checkpoint(
         Text of README.md; None writes one from the recipe.
     notes
         Paragraphs for that card.
-    stages
-        The documents that recipe.yaml holds where the recipe rests on other merges: those, then itself with their
-        names in place of the folders they lie in. None: the recipe.
+    documents
+        The documents for recipe.yaml where the recipe uses the results of other merges: those merges' documents, then
+        the recipe itself, with their names in place of folders. Empty: the recipe alone.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def write_checkpoint(
         If the folder exists and is not empty, or the disk is too small or fails while writing.
     """
     out = out.expanduser().absolute()
-    stages = stages or (Stage(None, recipe),)
+    documents = documents or (Document(None, recipe),)
     donor = _tokenizer_donor(engine, recipe, tokenizer_from)
     template = chat_template(recipe.chat_template, [engine.checkpoint(model) for model in recipe.models])
     size = engine.footprint(recipe).parameters * engine.out_dtype(recipe).itemsize + MARGIN
@@ -74,8 +74,8 @@ def write_checkpoint(
             temporary,
             donor=donor,
             template=template,
-            card=card or model_card(recipe, engine.checkpoints, notes, stages),
-            stages=stages,
+            card=card or model_card(recipe, engine.checkpoints, notes, documents),
+            documents=documents,
         )
     return out
 
@@ -88,26 +88,26 @@ def _write(
     donor: Source,
     template: str | None,
     card: str,
-    stages: Sequence[Stage],
+    documents: Sequence[Document],
 ) -> None:
     _write_model(engine, recipe, folder)
     for path in donor.tokenizer.files:
         shutil.copyfile(path, folder / path.name)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    (folder / "recipe.yaml").write_text(to_yaml(stages), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(dump(documents), encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write_model(engine: MergeEngine, recipe: Recipe, folder: Path) -> None:
-    """Write configurations and weights, tensor by tensor; whole where transformers rearranges tensors to store them."""
+    """Write configurations and weights tensor by tensor; at once where transformers stores other tensors."""
     outline = engine.outline(recipe)
     tensors = stored_tensors(outline, tied_names(outline))
     with quiet():
         if tensors is None:
             engine.materialize(recipe).save_pretrained(folder)
             return
-        outline.save_pretrained(folder, state_dict={})  # all but the weights
+        outline.save_pretrained(folder, state_dict={})  # everything but the weights
     write_shards(folder, tensors, partial(engine.stream, recipe))
 
 

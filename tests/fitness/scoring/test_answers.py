@@ -14,7 +14,7 @@ from tests.fitness.scoring.test_evaluator import by_lm_eval, ids
 
 
 def told(toys: Any, tokenizer: Any, suite: Any) -> Any:
-    return Evaluator(suite, tokenizer, batch_size=5).score(toys.llama, ids(suite), answers=True)
+    return Evaluator(suite, tokenizer, batch_size=5).score(toys.llama, ids(suite), want_answers=True)
 
 
 @pytest.mark.parametrize("chosen", ["first", "whole"])
@@ -48,11 +48,11 @@ def test_they_come_in_the_order_of_the_items(toys: Any, tokenizer: Any) -> None:
         item: answer
         for task in ("toy", "other")
         for item, answer in zip(
-            ids(suite, task), evaluator.score(toys.llama, ids(suite, task), answers=True).answers, strict=True
+            ids(suite, task), evaluator.score(toys.llama, ids(suite, task), want_answers=True).answers, strict=True
         )
     }
     mixed = [item for pair in zip(ids(suite), ids(suite, "other"), strict=True) for item in pair]
-    assert list(evaluator.score(toys.llama, mixed, answers=True).answers) == [apart[item] for item in mixed]
+    assert list(evaluator.score(toys.llama, mixed, want_answers=True).answers) == [apart[item] for item in mixed]
     assert evaluator.score(toys.llama, mixed).answers == ()
 
 

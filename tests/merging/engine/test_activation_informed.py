@@ -30,7 +30,7 @@ ZOO = Path(__file__).parents[3] / "experiments" / "zoo" / "models"
 MODELS = {name: str(ZOO / name) for name in ("base", "ops", "ja")}
 
 
-class TestAim(MergeMethodSuite):
+class TestActivationInformedTaskArithmetic(MergeMethodSuite):
     """On task arithmetic, whose blocks are plain sums."""
 
     method = "task_arithmetic"
@@ -39,10 +39,11 @@ class TestAim(MergeMethodSuite):
     one_model = coefficients(weight=1.0, activation_informed=1.0)
 
 
-class TestAimOnTies(MergeMethodSuite):
+class TestActivationInformedTies(MergeMethodSuite):
     """On a method with prepared state."""
 
     method = "ties"
+    needs_more_tensors = frozenset({"whole_model"})
     parameters = coefficients(weight=[0.4, 0.7, 0.2], density=0.5, activation_informed=0.0)
     others = coefficients(weight=1.0, density=0.7)
     one_model = coefficients(weight=1.0, density=1.0, activation_informed=1.0)
@@ -51,7 +52,7 @@ class TestAimOnTies(MergeMethodSuite):
 @pytest.fixture
 def recipe(zoo: dict[str, Checkpoint], text: Path) -> Recipe:
     plain = task_arithmetic_recipe(MODELS, zoo[MODELS["base"]].layout, out_dtype="float32")
-    return replace(plain, parameters=(("activation_informed", constant(0.4)),), calibration=str(text))
+    return replace(plain, parameters=(("activation_informed", constant(0.4)),), calibration_text=str(text))
 
 
 def merged(zoo: dict[str, Checkpoint], recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -78,7 +79,7 @@ def test_linear_maps_and_norms_are_damped_and_embeddings_are_not(zoo: dict[str, 
     measured = statistics(
         "activations",
         zoo[base],
-        Path(recipe.calibration or ""),
+        Path(recipe.calibration_text or ""),
         lambda: MergeEngine(zoo, base=base).load(base),
     )
     found, plain = merged(zoo, recipe), merged(zoo, replace(recipe, parameters=()))
@@ -136,7 +137,7 @@ def test_a_search_measures_before_the_first_candidate(zoo: dict[str, Checkpoint]
     config = CoefficientConfig(
         method="ties",
         layers_per_group=9,
-        calibration=str(text),
+        calibration_text=str(text),
         ranges={"activation_informed": {"low": 0.0, "high": 1.0}},
     )
     space = CoefficientSpace(config, MODELS, zoo[MODELS["base"]].layout)
@@ -157,27 +158,27 @@ def test_a_search_measures_before_the_first_candidate(zoo: dict[str, Checkpoint]
 
 def test_recipes_say_what_they_rest_on(recipe: Recipe) -> None:
     text = mergekit_yaml.dump(recipe)
-    assert f"calibration: {recipe.calibration}" in text
+    assert f"calibration_text: {recipe.calibration_text}" in text
     again = mergekit_yaml.parse(text)
     assert again.hash == recipe.hash
-    assert replace(recipe, calibration="other.txt").hash != recipe.hash
+    assert replace(recipe, calibration_text="other.txt").hash != recipe.hash
     plain = replace(recipe, parameters=())
-    assert plain.hash == replace(plain, calibration=None).hash  # a text that nothing needs
+    assert plain.hash == replace(plain, calibration_text=None).hash  # a text that nothing needs
     assert obstacles(recipe) == ("activation_informed: mergekit has no such parameter of task_arithmetic",)
     exchanged, notes = rounded(recipe)
-    assert exchanged.calibration is None
+    assert exchanged.calibration_text is None
     assert notes == ("activation_informed is dropped; mergekit has no such parameter",)
 
 
 def test_a_missing_text(recipe: Recipe, zoo: dict[str, Checkpoint], tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"activation_informed: it needs a text .*; write evomerge: \{calibration: TEXT_FILE\}"
+        RecipeError, match=r"activation_informed: it needs a text .*; write evomerge: \{calibration_text: TEXT_FILE\}"
     ):
-        replace(recipe, calibration=None)
-    with pytest.raises(ValueError, match="activation_informed: it needs a text; write calibration: TEXT_FILE"):
+        replace(recipe, calibration_text=None)
+    with pytest.raises(ValueError, match="activation_informed: it needs a text; write calibration_text: TEXT_FILE"):
         CoefficientConfig(fixed={"activation_informed": 0.4})
     with pytest.raises(CheckpointError, match=r"absent.txt: the calibration text cannot be read .*; name a text file"):
-        merged(zoo, replace(recipe, calibration=str(tmp_path / "absent.txt")))
+        merged(zoo, replace(recipe, calibration_text=str(tmp_path / "absent.txt")))
 
 
 @pytest.mark.parametrize(

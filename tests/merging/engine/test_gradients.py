@@ -29,7 +29,7 @@ SHARES = {"base": 0.2, "ops": 0.7, "ja": 0.4}
 @pytest.fixture
 def recipe(text: Path) -> Recipe:
     models = [{"model": MODELS[name], "parameters": {"weight": share}} for name, share in SHARES.items()]
-    data = {"merge_method": "fisher", "models": models, "dtype": "float32", "evomerge": {"calibration": str(text)}}
+    data = {"merge_method": "fisher", "models": models, "dtype": "float32", "evomerge": {"calibration_text": str(text)}}
     return mergekit_yaml.build(data)
 
 
@@ -101,14 +101,14 @@ def test_weights_are_averaged_by_them(zoo: dict[str, Checkpoint], text: Path, re
         parts = [weights[name] * zoo[MODELS[name]].tensor(tensor).float() for name in weights]
         expected = torch.stack(parts).sum(0) / torch.stack([*weights.values()]).sum(0)
         torch.testing.assert_close(values, expected, rtol=2e-2, atol=1e-3)
-    plain = merged(zoo, replace(recipe, merge_method="linear", calibration=None))
+    plain = merged(zoo, replace(recipe, merge_method="linear", calibration_text=None))
     assert any(not torch.allclose(values, plain[name], atol=1e-3) for name, values in found.items())
 
 
 def test_texts_do_not_mix_in_one_engine(zoo: dict[str, Checkpoint], recipe: Recipe, tmp_path: Path) -> None:
     second = tmp_path / "second.txt"
     second.write_text("one two three = three two one\n" * 30, encoding="utf-8")
-    other = replace(recipe, calibration=str(second))
+    other = replace(recipe, calibration_text=str(second))
     engine = MergeEngine(zoo, base=MODELS["base"])
     expected = {one.hash: merged(zoo, one) for one in (recipe, other)}
     for one in (recipe, other, recipe):
@@ -136,12 +136,12 @@ def test_every_parameter_has_one(families: Any, name: str) -> None:
 
 def test_spaces_search_its_weights(zoo: dict[str, Checkpoint], text: Path) -> None:
     layout = zoo[MODELS["base"]].layout
-    config = CoefficientConfig(method="fisher", layers_per_group=9, calibration=str(text))
+    config = CoefficientConfig(method="fisher", layers_per_group=9, calibration_text=str(text))
     space = CoefficientSpace(config, MODELS, layout)
     assert {gene.name.partition("[")[0] for gene in space.genes} == {f"{name}.weight" for name in MODELS}
     recipe = space.decode(space.start)
-    assert recipe.calibration == str(text)
+    assert recipe.calibration_text == str(text)
     assert all(bool(torch.isfinite(values).all()) for values in merged(zoo, recipe).values())
-    both = CoefficientConfig(method=("ties", "fisher"), layers_per_group=9, calibration=str(text))
+    both = CoefficientConfig(method=("ties", "fisher"), layers_per_group=9, calibration_text=str(text))
     recipes = MethodChoiceSpace(both, MODELS, layout).structures()
-    assert [recipe.calibration for recipe in recipes] == [None, str(text)]
+    assert [recipe.calibration_text for recipe in recipes] == [None, str(text)]

@@ -70,7 +70,7 @@ def test_blocks_do_not_show(space, llama):
 
 
 def test_a_founder_is_its_source(space, llama):
-    for index, founder in enumerate(space.founders()):
+    for index, founder in enumerate(space.initial_population()):
         found, source = merged(llama.engine(), space.decode(founder)), llama.tensors(index)
         assert all(torch.equal(found[name], source[name].float()) for name in found)
 
@@ -78,7 +78,7 @@ def test_a_founder_is_its_source(space, llama):
 def test_another_generation_is_rebuilt_from_its_recipe_alone(space, llama):
     """Children of children, with noise: the recipe's YAML gives the same weights in a fresh engine."""
     rng = np.random.default_rng(2)
-    points = list(space.founders())
+    points = list(space.initial_population())
     for _ in range(6):
         a, b = rng.choice(len(points), 2, replace=False)
         points.append(space.mutate(space.crossover(points[a], points[b], rng), rng))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,7 +37,6 @@ def test_formula(merge: Merge, tensors: Any) -> None:
     torch.testing.assert_close(merge("fisher", None, models, weight=weight, floor=floor), expected)
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 99),
     weight=st.lists(st.floats(0, 2, width=16), min_size=2, max_size=4).filter(lambda values: max(values) > 0.01),
@@ -78,12 +77,12 @@ def test_what_cannot_be_divided_by(merge: Merge, tensors: Any, values: dict[str,
 def test_it_needs_a_text() -> None:
     with pytest.raises(RecipeError, match=r"fisher: it needs a text to measure models on; write evomerge: \{calib"):
         mergekit_yaml.build(RECIPE)
-    recipe = mergekit_yaml.build(RECIPE | {"evomerge": {"calibration": "text.txt"}})
-    assert recipe.canonical().calibration == "text.txt"
-    assert recipe.hash != mergekit_yaml.build(RECIPE | {"evomerge": {"calibration": "other.txt"}}).hash
-    with pytest.raises(ValueError, match="fisher: it needs a text; write calibration: TEXT_FILE"):
+    recipe = mergekit_yaml.build(RECIPE | {"evomerge": {"calibration_text": "text.txt"}})
+    assert recipe.canonical().calibration_text == "text.txt"
+    assert recipe.hash != mergekit_yaml.build(RECIPE | {"evomerge": {"calibration_text": "other.txt"}}).hash
+    with pytest.raises(ValueError, match="fisher: it needs a text; write calibration_text: TEXT_FILE"):
         CoefficientConfig(method="fisher")
-    with pytest.raises(ValueError, match="fisher: it needs a text; write calibration: TEXT_FILE"):
+    with pytest.raises(ValueError, match="fisher: it needs a text; write calibration_text: TEXT_FILE"):
         CoefficientConfig(method=("ties", "fisher"))
-    with pytest.raises(RecipeError, match="core space has no input channels to weigh; remove calibration"):
-        mergekit_yaml.build(RECIPE | {"evomerge": {"calibration": "text.txt", "adapters": "core"}})
+    with pytest.raises(RecipeError, match="core space has no input channels to weigh; remove calibration_text"):
+        mergekit_yaml.build(RECIPE | {"evomerge": {"calibration_text": "text.txt", "adapters": "core"}})

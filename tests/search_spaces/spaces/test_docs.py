@@ -18,4 +18,4 @@ def test_block(block):
     if "space" in block:
         assert CoefficientConfig(**block["space"])
     else:
-        assert mergekit_yaml.build(block).calibration == "calibration.txt"
+        assert mergekit_yaml.build(block).calibration_text == "calibration.txt"

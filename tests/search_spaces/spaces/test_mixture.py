@@ -55,7 +55,7 @@ def drawn(space, seed):
 def test_children_have_the_weights_that_interpolation_of_the_weights_gives(make, vectors, crossover, chromosomes):
     """Interpolating tables equals interpolating merged models, over three generations."""
     space = make(crossover=crossover, chromosomes=chromosomes, chunks=11, weight={"low": -3, "high": 3})
-    base, a, b, c = space.founders()
+    base, a, b, c = space.initial_population()
     for seed in range(3):
         child = space.crossover(a, b, np.random.default_rng(seed))
         for index, (ratio, split) in enumerate(drawn(space, seed)):
@@ -79,7 +79,7 @@ def test_children_have_the_weights_that_interpolation_of_the_weights_gives(make,
 
 def test_parallel_parents_are_mixed_linearly(make):
     space = make(chunks=3, weight={"low": 0, "high": 4})
-    a = space.founders()[1]
+    a = space.initial_population()[1]
     child = space.crossover(a, 2 * a, np.random.default_rng(0))
     ratio, _ = drawn(space, 0)[0]
     assert set(np.round(space.weights(child)[:, 1], 9)) <= {round(1 + ratio, 9), round(2 - ratio, 9)}
@@ -87,7 +87,7 @@ def test_parallel_parents_are_mixed_linearly(make):
 
 def test_without_split_one_ratio_holds_everywhere(make):
     space = make(split=False, crossover="linear")
-    a, b = space.founders()[1:3]
+    a, b = space.initial_population()[1:3]
     weights = space.weights(space.crossover(a, b, np.random.default_rng(1)))
     assert (weights == weights[0]).all()
     assert weights[0].sum() == pytest.approx(1)
@@ -118,7 +118,7 @@ def test_chunks_cover_every_entry_once(make, context):
 def test_founders_are_the_sources(make, models, layout):
     for weights in ("direct", "simplex", "signed"):
         space = make(weights=weights)
-        for founder, reference in zip(space.founders(), models.values(), strict=True):
+        for founder, reference in zip(space.initial_population(), models.values(), strict=True):
             source = source_recipe(reference, layout)
             assert space.decode(founder) == space.decode(space.encode(source))
             rows = space.weights(founder)
@@ -136,15 +136,15 @@ def test_known_merges_are_points(make, models, layout):
 def test_noise_is_added_and_the_weakest_gives_way(make):
     space = make(noise={"terms": 2, "sigma": 0.5}, chunks=4, crossover="linear", split=False)
     rng = np.random.default_rng(3)
-    one = space.mutate(space.founders()[0], rng)
+    one = space.mutate(space.initial_population()[0], rng)
     (seed,) = space.decode(one).mixture.noises
     two = space.mutate(one, rng)
     assert len(space.decode(two).mixture.noises) == 2
-    faded = space.crossover(two, space.founders()[1], rng)
+    faded = space.crossover(two, space.initial_population()[1], rng)
     three = space.decode(space.mutate(faded, rng)).mixture
     assert len(three.noises) == 2
     assert seed in space.decode(one).mixture.noises
-    assert np.array_equal(space.weights(one), space.weights(space.founders()[0]))
+    assert np.array_equal(space.weights(one), space.weights(space.initial_population()[0]))
 
 
 def test_shared_noise_counts_for_the_angle(make):
@@ -161,7 +161,7 @@ def test_shared_noise_counts_for_the_angle(make):
 def test_angles_need_weights(context, models, layout):
     blind = SpaceContext(models, layout, context.sizes)
     space = MixtureConfig(kind="mixture").build(blind)
-    a, b = space.founders()[:2]
+    a, b = space.initial_population()[:2]
     with pytest.raises(RecipeError, match="write crossover: linear"):
         space.crossover(a, b, np.random.default_rng(0))
 

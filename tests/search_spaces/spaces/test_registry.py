@@ -3,7 +3,7 @@
 from typing import Literal
 
 import pytest
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from search_spaces.registry import registering
 from search_spaces.spaces.coefficients import CoefficientSpace
@@ -50,6 +50,8 @@ def test_another_package_adds_a_space_in_one_place(layout, context):
 
         @register_space
         class OneFactor(BaseModel):
+            model_config = ConfigDict(frozen=True, extra="forbid")
+
             kind: Literal["one_factor"] = "one_factor"
             high: float = 1.0
 

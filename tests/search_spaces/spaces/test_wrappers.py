@@ -59,7 +59,7 @@ class Peculiar(CoefficientSpace):
     def mutate(self, a, rng):
         return a + 0.4
 
-    def founders(self):
+    def initial_population(self):
         return (np.full(self.dimension, 0.5), np.full(self.dimension, 0.6))
 
     def settled(self, points):
@@ -82,9 +82,9 @@ def test_a_wrapped_space_keeps_its_own_operators(kind, depth, layout, models):
     assert (space.crossover(a, b, rng) == 0.2).all()
     assert (space.recombine(a, (a, b), (0.5, 0.5), rng) == 0.7 + 0.3).all()
     assert (space.mutate(a, rng) == 0.4).all()
-    assert [point[0] for point in space.founders()] == [0.5, 0.6]
+    assert [point[0] for point in space.initial_population()] == [0.5, 0.6]
     assert (space.settled(b + 0.04) == 0.7).all()
-    assert all(point.shape == (space.dimension,) for point in (space.sample(rng), *space.founders()))
+    assert all(point.shape == (space.dimension,) for point in (space.sample(rng), *space.initial_population()))
 
 
 def test_general_operators_work_on_the_free_genes_alone(layout, models):
@@ -133,7 +133,7 @@ def test_settings_change_recipes_and_nothing_else(config, context):
     assert np.array_equal(space.start, inner.start)
     space, inner = space.starting_at(moved), inner.starting_at(moved)
     assert np.array_equal(space.start, moved)
-    assert np.array_equal(space.founders(), inner.founders())
+    assert np.array_equal(space.initial_population(), inner.initial_population())
     assert space.decode(moved) == replace(inner.decode(moved), tokenizer_source="union").canonical()
     assert len(space.structures()) == len(inner.structures())
     assert {recipe.tokenizer_source for recipe in space.structures()} == {"union"}
