@@ -122,7 +122,7 @@ def test_a_damaged_log(finished, tmp_path, refuse):
 
 
 def test_no_run(refuse):
-    refuse("status", "nothing", words=["is no run directory"])
+    refuse("status", "nothing", words=["is not a run directory"])
 
 
 def test_debug_shows_a_traceback(tmp_path, evomerge):
