@@ -62,7 +62,7 @@ def load_warm_start(
     RunError, LogError
         If it is not a run directory, or is damaged.
     """
-    named = strategy.former_run
+    named = strategy.earlier_run
     if named is None or named.is_loaded:
         return WarmStartSettings(strategy)
     path = Path(named.run)

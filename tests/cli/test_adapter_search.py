@@ -51,7 +51,7 @@ def test_search_export_merge(tmp_path, way, evomerge):
     command = ("merge", "recipe.yaml", "adapter", "--adapter")
     if way == "full":
         refused = evomerge(*command, cwd=tmp_path, code=2)
-        assert "ties of full weights gives no low-rank merge" in refused
+        assert "ties on full weights gives no low-rank merge" in refused
         return
     assert "an adapter of rank 8" in evomerge(*command, cwd=tmp_path)
     tokens = torch.arange(24).view(2, 12)
