@@ -27,11 +27,10 @@ from evomerge.search.loop import Search
 from evomerge.strategies.base import Archiving, Strategy
 from evomerge.workers.base import Pool, Request
 from fitness.config import RacingConfig
-from fitness.estimation.estimators import Estimate
 from fitness.estimation.evaluation_plan import EvaluationPlan
 from fitness.estimation.racing_rules import Race, common_correlation
 from fitness.items import task_of
-from fitness.results import Evaluation
+from fitness.results import Estimate, Evaluation
 
 
 class RacingPool:
