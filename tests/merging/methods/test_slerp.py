@@ -22,6 +22,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "operators.json"
 
 class TestSlerp(MergeMethodSuite):
     method = "slerp"
+    needs_more_tensors = frozenset({"whole_model"})
     models = 1
     parameters = coefficients(t=0.3)
     others = coefficients(t=0.8)

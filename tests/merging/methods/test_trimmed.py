@@ -26,6 +26,7 @@ relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 class TestTies(MergeMethodSuite):
     method = "ties"
+    needs_more_tensors = frozenset({"whole_model"})
     parameters = coefficients(weight=[0.4, 0.9, 0.2], density=[0.3, 0.7, 1.0])
     others = coefficients(weight=1.0, density=0.5, rescale=True, normalize=False)
     one_model = coefficients(weight=1.0)
