@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from evomerge.files.messages import one_line
 from evomerge.version import VERSION
 
 app = typer.Typer(
@@ -338,8 +339,7 @@ def main() -> None:
             for line in str(error).splitlines():
                 print(f"evomerge: {line}", file=sys.stderr)
             sys.exit(2 if isinstance(error, ValueError) else 1)
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"evomerge: unexpected {line}; `evomerge --debug ...` shows where", file=sys.stderr)
+        print(f"evomerge: unexpected {one_line(error)}; `evomerge --debug ...` shows where", file=sys.stderr)
         sys.exit(1)
 
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from evomerge.search.resuming import check_unchanged, upgrades
 from evomerge.search.scoring_workers import start_pool
 from evomerge.search.warm_start import warm_start_override
 from evomerge.workers.base import Pool
+from fitness.estimation.subset import FreshItems
 
 log = logging.getLogger("evomerge")
 
@@ -218,7 +220,8 @@ def _search(
         if progress is not None:
             progress(Progress(history, budget, done))
 
-    search = Search(run, problem.space, problem.strategy(), budget, plan, notify)
+    step_items = partial(FreshItems(problem.search_items, problem.config.seed), problem.config.strategy.items_per_step)
+    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")
