@@ -172,7 +172,8 @@ def _read(config: SearchConfig | Mapping[str, Any] | str | Path, overrides: Sequ
 
 
 def _open(config: SearchConfig, say: Say) -> tuple[Problem, dict[str, Any]]:
-    say(f"checking {len(config.models)} models and {len(config.fitness.tasks)} tasks")
+    tasks = len(config.fitness.tasks)
+    say(f"checking {len(config.models)} models and {tasks} task{'s' if tasks > 1 else ''}")
     problem = Problem(config)
     for warning in problem.warnings:
         say(f"warning: {warning}")
