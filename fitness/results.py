@@ -107,7 +107,8 @@ class Evaluation:
     Attributes
     ----------
     status
-        `ok`; `failed` (see `reason`); `stopped` early, with the items answered until then.
+        `ok`; `failed` (see `reason`); `stopped` early, with the items answered until then; `step`: a step of a search
+        by gradients, which has losses and derivatives and is not a score.
     objectives, standard_errors
         One value per objective, all maximised, in the unit of the metrics; empty when failed.
     shares
@@ -118,11 +119,14 @@ class Evaluation:
         Item ids and float32[I] scores.
     answers
         What was answered to each item, for votes; empty where that was not asked for.
+    gradient
+        For a step: the derivatives of its loss by the genes, float[G]; its objective is the loss with the sign changed,
+        and its scores are the items' losses, likewise.
     seconds
         Wall-clock seconds by activity: `merge`, `score`, `wait`.
     """
 
-    status: Literal["ok", "failed", "stopped"]
+    status: Literal["ok", "failed", "stopped", "step"]
     objectives: tuple[float, ...] = ()
     standard_errors: tuple[float, ...] = ()
     items: tuple[str, ...] = ()
@@ -132,6 +136,12 @@ class Evaluation:
     shares: tuple[float, ...] = ()
     violation: float = 0.0
     answers: tuple[str, ...] = ()
+    gradient: tuple[float, ...] = ()
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether there are scores to judge: not for a failed evaluation, nor for a step of a search by gradients."""
+        return self.status in ("ok", "stopped")
 
     @property
     def fitness(self) -> float:

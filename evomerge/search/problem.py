@@ -1,8 +1,7 @@
-"""What a search file means once its models and tasks have been opened and checked against each other."""
+"""The checked inputs of a search: its file, the opened models and tasks, the space and the items."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import SearchConfig
+from evomerge.files.hashing import sha256
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.open_sources import open_sources
@@ -38,7 +38,9 @@ from fitness.estimation.item_banks import ItemBanks
 from fitness.items import positions_by_task, task_of
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
+from search_spaces.recipes.methods import METHODS, method_spec
 from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.derivatives import ChainRule
 from search_spaces.spaces.registry import build_space
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
@@ -84,17 +86,30 @@ class Problem:
             raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
+        if config.strategy.items_per_step:
+            self._check_gradients()
         self.item_banks = _item_banks(config.fitness)
         self.held_out_items = self.suite.pool.held_out_ids()
         self.warnings = [
             *self.report.warnings,
             *(
-                f"{task}: {count} held-out items are left out, since search items ask the same"
+                f"{task}: {count} held-out items are left out, because search items ask the same"
                 for task, count in self.suite.pool.dropped.items()
                 if count
             ),
             *_idle_workers(config),
         ]
+
+    def _check_gradients(self) -> None:
+        """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""
+        if not ChainRule(self.space, self.layout).searchable().any():
+            names = ", ".join(name for name in METHODS if method_spec(name).differentiable)
+            raise ConfigError(
+                "strategy.kind gradient: no gene of this space has derivatives; write space.kind layer_coefficients "
+                f"with space.method among {names}, or strategy.kind cma_es"
+            )
+        for task, places in positions_by_task(self.search_items).items():
+            self.suite.task(task).check_losses([self.suite.item(self.search_items[at]) for at in places])
 
     @property
     def needs_sources(self) -> bool:
@@ -139,7 +154,7 @@ class Problem:
 
     @property
     def noise(self) -> float:
-        """The largest standard error that one fitness value can have: that of a coin flipped per item."""
+        """The largest standard error that one fitness value can have: that of one coin flip per item."""
         return largest_error(self.suite.weights, Counter(task_of(item) for item in self.subset))
 
     def resolved(self) -> SearchConfig:
@@ -148,14 +163,14 @@ class Problem:
         Raises
         ------
         ConfigError
-            If the strategy is not for this space or budget, a package of its is missing, or the run that it is to be
-            warmed by does not fit.
+            If the strategy does not fit this space or budget, it needs a package that is missing, or the run of its
+            warm start cannot be used.
         """
         return self.config.model_copy(update={"strategy": self.warm_start.strategy})
 
     @cached_property
     def warm_start(self) -> WarmStartSettings:
-        """The resolved strategy with what a former run says, which is read once; raises as `resolved` does."""
+        """The resolved strategy with the candidates of its warm start, read once; raises as `resolved` does."""
         strategy = self.config.strategy
         try:
             start = load_warm_start(strategy, self.config, self.space, self._resolved(strategy))
@@ -168,11 +183,11 @@ class Problem:
         return strategy.resolved(self.space, noise=self.noise, evaluations=evaluations)
 
     def strategy(self) -> Strategy:
-        """Build the configured strategy, from the start."""
+        """Return the configured strategy, newly built."""
         return self.resolved().strategy.build(self.space, self.config.seed)
 
     def sources(self) -> list[Entry]:
-        """Every source as it is."""
+        """Return every source, unchanged."""
         layout, dtype = self.layout, self.config.out_dtype
         return [
             Entry(name, "source", source_recipe(reference, layout, out_dtype=dtype))
@@ -180,7 +195,7 @@ class Problem:
         ]
 
     def baselines(self) -> list[Entry]:
-        """Every source as it is, the uniform average of the experts, and task arithmetic 0.3."""
+        """Return every source, unchanged, the uniform average of the experts, and task arithmetic with weight 0.3."""
         models, layout, dtype = self.config.models, self.layout, self.config.out_dtype
         uniform = uniform_recipe(models, layout, out_dtype=dtype)
         arithmetic = task_arithmetic_recipe(models, layout, TASK_ARITHMETIC_SCALE, out_dtype=dtype)
@@ -192,11 +207,11 @@ class Problem:
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
-        """Sizes and hashes of the sources' files, as they were when first asked for."""
+        """Sizes and hashes of the sources' files, from when this was first read."""
         return {name: fingerprint(checkpoint)["files"] for name, checkpoint in self.checkpoints.items()}
 
     def environment(self) -> dict[str, Any]:
-        """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""
+        """Return the versions of all packages that affect numbers, the search's identity, and the models' tensors."""
         return {
             "evomerge": VERSION,
             "packages": {name: metadata.version(name) for name in (*PACKAGES, *_installed(OPTIONAL_PACKAGES))},
@@ -212,23 +227,23 @@ class Problem:
         identity = self.resolved().identity()
         path = self.config.fitness.subset.item_bank
         if path is not None:
-            identity["fitness"]["subset"]["item_bank"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            identity["fitness"]["subset"]["item_bank"] = sha256(Path(path))
         return identity
 
 
 def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> float:
-    """Return the standard error of a weighted mean over tasks if every answer is a coin flip; both by task name."""
+    """Return the standard error of a weighted mean over tasks if every answer is a coin flip; keys are task names."""
     total = sum(weights.values())
     return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
 
 
 def _installed(packages: Sequence[str]) -> list[str]:
-    """Return those packages that are there; looking for each is quicker than reading the names of all there are."""
+    """Return the packages that are installed; looking for each is faster than reading all installed names."""
     return [package for package in packages if any(metadata.distributions(name=package))]
 
 
 def _idle_workers(config: SearchConfig) -> list[str]:
-    """Return a note if the strategy proposes too few candidates for the workers; a run cannot change that later."""
+    """Return a warning if the strategy proposes too few candidates for the workers; a run cannot change that later."""
     limit, workers = config.strategy.most_in_flight, config.workers
     if limit is None or not isinstance(workers, RayConfig):
         return []

@@ -92,7 +92,7 @@ class M2n2Config(StrategyConfig):
 
     @property
     def keeps_archive(self) -> bool:
-        """Yes."""
+        """True: each child competes with the archive's members for a place."""
         return True
 
     @property
@@ -107,6 +107,8 @@ class M2n2Config(StrategyConfig):
 
 class M2n2(Strategy):
     """Competition and attraction in an archive. It never waits for results, so no worker is idle."""
+
+    guess = "archive's best"
 
     steady_state = True
 

@@ -78,7 +78,7 @@ class MapElitesConfig(StrategyConfig):
 
     @property
     def keeps_archive(self) -> bool:
-        """Yes."""
+        """True: each child competes with the elite of its cell."""
         return True
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
@@ -113,6 +113,8 @@ class MapElites(Strategy):
     cells
         Maps a cell (one index per axis) to its index in `genotypes` and `fitness`, in the order of filling.
     """
+
+    guess = "archive's best"
 
     steady_state = True
 

@@ -39,11 +39,15 @@ class Request:
         Ids of the items to score it on.
     want_answers
         Whether the evaluation is to hold the model's answers besides their scores.
+    gradient_at
+        The recipe's genotype, float[G], where the derivatives of the items' loss by the genes are wanted instead of
+        scores; None: they are not.
     """
 
     recipe: Recipe
     items: tuple[str, ...]
     want_answers: bool = False
+    gradient_at: tuple[float, ...] | None = None
 
 
 class Worker(Protocol):
@@ -97,7 +101,7 @@ class WorkerSettings:
     threads
         CPU threads of torch; None: its own default.
     placement
-        Where a GPU's sources lie; ``auto``: the first place that has room.
+        Where a GPU's sources are; ``auto``: the first place that has room.
     """
 
     device: str = "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from evomerge.files.messages import one_line
+from evomerge.merging.engine.derivatives import watched
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, Worker
 from evomerge.workers.source_watch import SourceWatch
@@ -18,10 +20,12 @@ from fitness.objectives import Objectives, means
 from fitness.results import Evaluation, ItemScores, no_seconds
 from fitness.scoring.evaluator import Evaluator
 from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.derivatives import ChainRule
+from search_spaces.spaces.space import Genotype
 
 log = logging.getLogger("evomerge")
 
-_NO_MEMORY = ("not enough memory", "can't allocate memory")  # of torch's CPU allocator, which has no type for it
+_NO_MEMORY = ("not enough memory", "can't allocate memory")  # torch's CPU allocator raises a RuntimeError
 
 
 class MergeWorker:
@@ -35,12 +39,21 @@ class MergeWorker:
         Scores it.
     watch
         Checks that the sources do not change; None: they are not checked.
+    chain_rule
+        From derivatives by coefficients to derivatives by genes; None: a search by gradients is not for this worker.
     """
 
-    def __init__(self, engine: MergeEngine, evaluator: Evaluator, watch: SourceWatch | None = None) -> None:
+    def __init__(
+        self,
+        engine: MergeEngine,
+        evaluator: Evaluator,
+        watch: SourceWatch | None = None,
+        chain_rule: ChainRule | None = None,
+    ) -> None:
         self.engine = engine
         self.evaluator = evaluator
         self.watch = watch
+        self.chain_rule = chain_rule
 
     @property
     def place(self) -> str:
@@ -48,7 +61,7 @@ class MergeWorker:
         return str(self.evaluator.device)
 
     def prepare(self, recipe: Recipe, items: Sequence[str]) -> None:
-        """Do all that does not depend on a candidate: prepared merge state, tokenised batches."""
+        """Do what does not depend on a candidate: prepare the merge state and tokenise the items."""
         self.evaluator.prepare(items, self.engine.apply(recipe))
 
     def evaluate(self, request: Request) -> Evaluation:
@@ -69,6 +82,8 @@ class MergeWorker:
 
     def _evaluate(self, request: Request, seconds: dict[str, float]) -> Evaluation:
         try:
+            if request.gradient_at is not None:
+                return self._differentiate(request, np.array(request.gradient_at), seconds)
             started = time.perf_counter()
             model = self.engine.apply(request.recipe)
             seconds["merge"] = time.perf_counter() - started
@@ -77,17 +92,41 @@ class MergeWorker:
             answered = Evaluation(
                 "ok", items=scored.items, scores=scored.scores, seconds=seconds, answers=scored.answers
             )
-            estimates = means(scored)  # a race's later rounds may be without items of a small task
+            estimates = means(scored)  # later rounds of a race may have no items of a small task
             weights = {task: self.evaluator.suite.weights[task] for task in estimates}
             return Objectives(weights).judge(answered, estimates)
         except Exception as problem:  # whatever torch, the tasks' own metrics or their templates raise
             if "CUDA error" in str(problem):  # every later call would fail, too
-                raise BrokenWorker(f"the GPU cannot go on ({one_line(problem)}); resume the run") from problem
+                raise BrokenWorker(f"the GPU cannot continue ({one_line(problem)}); resume the run") from problem
             shortage = f"{OUT_OF_MEMORY} ({_batch(self.evaluator.batch_size)}): " if _no_memory(problem) else ""
             return Evaluation.failed(shortage + one_line(problem), seconds)
 
+    def _differentiate(self, request: Request, genotype: Genotype, seconds: dict[str, float]) -> Evaluation:
+        """Return the items' losses and the derivatives of their weighted sum by the genes."""
+        if self.chain_rule is None:
+            raise ValueError("this worker was made without a search space and has no derivatives by genes")
+        started = time.perf_counter()
+        with watched(self.engine, request.recipe) as (model, by_coefficient):
+            seconds["merge"] = time.perf_counter() - started
+            total, losses = 0.0, np.zeros(len(request.items), np.float32)
+            for batch in self.evaluator.losses(model, request.items).losses(model):
+                batch.total.backward()
+                total += float(batch.total.detach())
+                losses[list(batch.places)] = batch.losses
+        gradient = self.chain_rule.derivatives(genotype, by_coefficient)
+        seconds["score"] = time.perf_counter() - started - seconds["merge"]
+        return Evaluation(
+            "step",
+            objectives=(-total,),
+            standard_errors=(float(losses.std(ddof=1) / np.sqrt(losses.size)) if losses.size > 1 else math.inf,),
+            items=request.items,
+            scores=-losses,
+            seconds=seconds,
+            gradient=tuple(gradient.tolist()),
+        )
+
     def _score(self, model: Any, request: Request) -> ItemScores:
-        """Score, with smaller batches from here on as long as memory does not suffice."""
+        """Score; halve the batch size for good whenever memory runs out."""
         while True:
             try:
                 scored = self.evaluator.score(model, request.items, want_answers=request.want_answers)
@@ -119,7 +158,7 @@ def _batch(size: int) -> str:
 
 
 class InlinePool:
-    """A pool of one worker that works when it is waited for."""
+    """A pool of one worker, which scores when `wait` is called."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker

@@ -56,21 +56,30 @@ class Prompts:
         return tuple(_request(instance, self._name) for instance in self._instances[item.split, item.index])
 
     def right_answer(self, item: Item, chat_template: ChatTemplate | None = None) -> Request | None:
-        """The request for the log-likelihood of the right answer alone; None where the document names none."""
+        """Return the request for the right answer's log-likelihood alone; None if the document names none."""
         requests = self.requests(item, chat_template)
         kind = self._task.OUTPUT_TYPE
         if kind == "loglikelihood":
             return requests[0]
+        named = self._named_answer(item)
+        if named is None:
+            return None
+        if isinstance(named, int):
+            return requests[named]
+        return Request(requests[0].context, self._task.config.target_delimiter + named)
+
+    def names_right_answer(self, item: Item) -> bool:
+        """Return whether the document names a right answer; no prompt is built for it."""
+        return self._task.OUTPUT_TYPE == "loglikelihood" or self._named_answer(item) is not None
+
+    def _named_answer(self, item: Item) -> int | str | None:
+        """Return the right choice's position, or the right text; None if the document names neither."""
         doc = self._documents.of(item.split)[item.index]
-        if kind == "multiple_choice":
+        if self._task.OUTPUT_TYPE == "multiple_choice":
             right = self._documents.right_choice(doc)
-            if right >= 0:
-                return requests[right]
-        else:
-            target = self._task.doc_to_target(doc)
-            if isinstance(target, str) and target.strip():
-                return Request(requests[0].context, self._task.config.target_delimiter + target)
-        return None
+            return right if right >= 0 else None
+        target = self._task.doc_to_target(doc)
+        return target if isinstance(target, str) and target.strip() else None
 
     def instances(self, split: str, index: int) -> Sequence[Any]:
         """lm-eval's requests of an item whose prompt has been built; filters leave their results in them."""

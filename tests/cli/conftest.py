@@ -2,15 +2,13 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
 from tests import command
-
-ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
+from tests.zoo import ZOO, few_items
 
 
 @pytest.fixture(scope="session")
@@ -47,45 +45,51 @@ def refuse_search(tmp_path, refuse, write):
     return refuse_search
 
 
-def small_search(**changes):
-    return {
-        "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")},
-        "space": {"layers_per_group": 3, "weight": {"low": 0.0, "high": 1.5, "start": 0.8}},
-        "strategy": {"kind": "cma_es", "population": 5, "score_mean_every": 2},
-        "fitness": {
-            "tasks": [{"task": "zoo_target_gen"}],
-            "include_path": [str(ZOO / "tasks")],
-            "subset": {"items": 16},
-            "held_out": "test",
-        },
-        "budget": {"evaluations": 12},
-        "workers": {"threads": 1},
-    } | changes
-
-
-def write_search(folder, **changes):
-    path = folder / "search.yaml"
-    path.write_text(yaml.safe_dump(small_search(**changes), sort_keys=False), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def config():
-    """Return a function for a small search of the zoo as a mapping, with changes."""
-    return small_search
-
-
-@pytest.fixture
-def write():
-    """Return a function that writes a small search file, with changes, into a folder."""
-    return write_search
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory):
+    """Return a folder with two of the zoo's tasks, of 100 items per split."""
+    return few_items(tmp_path_factory.mktemp("tasks"), ("zoo_target_gen", "zoo_target_mc"), 100)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, evomerge):
+def config(tasks):
+    """Return a function for a small search of the zoo as a mapping, with changes."""
+
+    def config(**changes):
+        return {
+            "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")},
+            "space": {"layers_per_group": 3, "weight": {"low": 0.0, "high": 1.5, "start": 0.8}},
+            "strategy": {"kind": "cma_es", "population": 5, "score_mean_every": 2},
+            "fitness": {
+                "tasks": [{"task": "zoo_target_gen"}],
+                "include_path": [str(tasks)],
+                "subset": {"items": 16},
+                "held_out": "test",
+            },
+            "budget": {"evaluations": 12},
+            "workers": {"threads": 1},
+        } | changes
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def write(config):
+    """Return a function that writes a small search file, with changes, into a folder."""
+
+    def write(folder, **changes):
+        path = folder / "search.yaml"
+        path.write_text(yaml.safe_dump(config(**changes), sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, evomerge, write):
     """Return a folder in which `evomerge search` has run, with its output; for reading only."""
     folder = tmp_path_factory.mktemp("finished")
-    write_search(folder)
+    write(folder)
     output = evomerge("search", "search.yaml", "--run", "run", cwd=folder)
     return folder, output
 
