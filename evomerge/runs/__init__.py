@@ -1,1 +1,1 @@
-"""The run directory: event log, history, result and HTML report."""
+"""The run directory: event log, history, result, HTML report, and trackers that follow a run."""
