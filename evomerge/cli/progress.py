@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evomerge.search.api import Progress
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two lines where the output is no terminal."""
+"""Seconds between two lines if the output is not a terminal."""
 
 
 class SearchProgress:
