@@ -22,6 +22,10 @@ T = TypeVar("T")
 ConfigClass = TypeVar("ConfigClass", bound=type[BaseModel])
 
 
+OURS = ("search_spaces", "fitness", "evomerge")
+"""The packages of this project."""
+
+
 class UnknownName(KeyError):
     """A name that nothing was registered under; the text names the nearest registered one."""
 
@@ -72,8 +76,17 @@ class Registry(Generic[T]):
         self._values: dict[str, T] = {}
         self._origins: dict[str, str] = {}
 
-    def register(self, name: str, value: T) -> None:
+    def register(self, name: str, value: T, module: str = "") -> None:
         """Add a value, with the origin that `registering` sets (``evomerge`` outside of it).
+
+        Parameters
+        ----------
+        name
+            A lower-case identifier.
+        value
+            What it stands for.
+        module
+            Where the value is defined. What is defined in this project is ours, whoever imports it first.
 
         Raises
         ------
@@ -84,7 +97,7 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.noun} {name!r}: not a valid name; use lower-case letters, digits and _")
         if name in self._values:
             raise ValueError(f"{self.noun} '{name}' is taken, {self._origins[name]} registers it; use another name")
-        registration = _current.get()
+        registration = None if module.partition(".")[0] in OURS else _current.get()
         self._values[name] = value
         self._origins[name] = "evomerge" if registration is None else registration.origin
         if registration is not None:
@@ -177,7 +190,7 @@ def register_kind(registry: Registry[Any], config_class: ConfigClass, needs: Ite
     if missing:
         raise ValueError(f"{config_class.__name__}: a {registry.noun} needs a method `{missing[0]}`; define it")
     _check_settings(config_class)
-    registry.register(name, config_class)
+    registry.register(name, config_class, config_class.__module__)
     return config_class
 
 

@@ -37,7 +37,8 @@ def test_imports_are_light(code):
 def test_strategies_do_not_import_torch_even_when_used():
     code = (
         "from evomerge.strategies import CmaEsConfig\n"
-        "from search_spaces.spaces.coefficients import CoefficientConfig, CoefficientSpace\n"
+        "from search_spaces.spaces.coefficients import CoefficientSpace\n"
+        "from search_spaces.spaces.layer_coefficients import CoefficientConfig\n"
         "from search_spaces.recipes.layout import ModelLayout\n"
         "layout = ModelLayout(('e',), (('a',),) * 3, 'l.{}.', ('n',))\n"
         "space = CoefficientSpace(CoefficientConfig(), {'b': 'b', 'x': 'x'}, layout)\n"

@@ -1,15 +1,20 @@
 """Plug-ins of other packages: loaded once, and a failing one is one line and leaves nothing behind."""
 
 import logging
+import os
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
 from evomerge import plugins
 from evomerge.plugins import load_plugins
+from evomerge.workers.config import InlineConfig
 from evomerge.workers.registry import WORKERS
 
+ROOT = Path(__file__).parent.parent
 GOOD = """
 from typing import Literal
 from evomerge.workers.config import InlineConfig
@@ -45,6 +50,7 @@ def installed(tmp_path, monkeypatch):
         load_plugins.cache_clear()
         return load_plugins()
 
+    assert InlineConfig in WORKERS.values()  # ours are registered before
     before = set(WORKERS)
     yield installed
     for name in set(WORKERS) - before:
@@ -111,3 +117,39 @@ def test_they_are_loaded_once(installed):
 
 def test_without_plugins_there_is_nothing_to_say(installed):
     assert installed() == ()
+
+
+BROKEN = """
+import evomerge.merging.methods
+from evomerge.workers.config import InlineConfig
+from fitness.config import FitnessConfig
+raise ValueError("broken")
+"""
+SHOWN = """
+from evomerge.plugins import load_plugins
+(plugin,) = load_plugins()
+from evomerge.merging.methods.registry import IMPLEMENTATIONS
+from evomerge.strategies.registry import STRATEGIES
+from evomerge.workers.registry import WORKERS
+from fitness.estimation.registry import ESTIMATORS
+from search_spaces.recipes.methods import METHODS
+from search_spaces.spaces.registry import SPACES
+print(plugin.error)
+for registry in (IMPLEMENTATIONS, METHODS, STRATEGIES, WORKERS, ESTIMATORS, SPACES):
+    print(len(registry) > 1, {registry.origin(name) for name in registry})
+"""
+
+
+def test_what_a_plugin_imports_of_ours_stays_ours(tmp_path):
+    """A plug-in may be the first to import our modules, and fail after that."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    metadata = tmp_path / "evomerge_broken-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: evomerge-broken\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[evomerge.plugins]\nmine = broken\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHOWN], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == ["ValueError: broken", *["True {'evomerge'}"] * 6]
+    assert done.stderr == "plug-in evomerge-broken 1.0 (mine = broken): not loaded, ValueError: broken\n"

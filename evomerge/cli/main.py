@@ -48,6 +48,9 @@ def _root(
     if version:
         typer.echo(f"evomerge {VERSION}")
         raise typer.Exit
+    from evomerge.plugins import load_plugins
+
+    load_plugins()  # search files and recipes may name what they have; one that fails is reported in a line
 
 
 @app.command()

@@ -11,35 +11,30 @@ from evomerge.cli.printing import console, grid
 from evomerge.plugins import load_plugins
 
 REGISTRIES = {
+    "merge method": "search_spaces.recipes.methods:METHODS",
     "space": "search_spaces.spaces.registry:SPACES",
     "strategy": "evomerge.strategies.registry:STRATEGIES",
     "estimator": "fitness.estimation.registry:ESTIMATORS",
     "worker kind": "evomerge.workers.registry:WORKERS",
+    "tracker": "evomerge.runs.trackers:TRACKERS",
 }
 """Where the names of each kind are registered."""
-OURS = ("evomerge.config.search_file", "evomerge.merging.methods")
-"""Modules whose import registers all of ours."""
 
 
 def plugins(as_json: bool) -> None:
-    """Print all names by kind, with the package that registers each, and the plug-ins that failed."""
-    loaded = load_plugins()
+    """Print all names by kind, with the package that registers each; plug-ins that failed are logged as they load."""
+    failures = [{"package": p.package, "entry": p.entry, "error": p.error} for p in load_plugins() if p.error]
     names = list(_names())
     if as_json:
-        failures = [{"package": p.package, "entry": p.entry, "error": p.error} for p in loaded if p.error]
         print(json.dumps({"names": names, "failures": failures}, indent=1))
         return
     out = console()
     rows = [[row["kind"], row["name"], row["package"]] for row in names]
     out.print(grid(["kind", "name", "package"], rows, words=True))
-    for plugin in loaded:
-        if plugin.error is not None:
-            out.print(f"plug-in {plugin}", soft_wrap=True)
 
 
 def _names() -> Iterator[dict[str, Any]]:
-    for module in OURS:
-        import_module(module)
+    import_module("evomerge.config.search_file")  # registers ours
     for kind, place in REGISTRIES.items():
         module, _, attribute = place.partition(":")
         registry = getattr(import_module(module), attribute)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from evomerge.runs.history import RunHistory
-from evomerge.search.api import Progress
+
+if TYPE_CHECKING:
+    from evomerge.search.api import Progress
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines where the output is no terminal."""

@@ -31,6 +31,8 @@ def override(values: dict[str, Any], text: str) -> None:
     target: Any = values
     for part in parents:
         target = _section(target, part, text)
+    if not isinstance(target, dict | list):
+        raise ConfigError(f"--set {text}: there is nothing to set `{last}` in; set {'.'.join(parents)} as a whole")
     value = _value(text, wanted)
     if wanted.startswith("+"):
         value = _added(text, target, last, value)

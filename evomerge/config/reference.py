@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from evomerge.config.schema import Hint, Section, alternatives, bare, choices, hint_of, kind_of, sections
 from evomerge.config.search_file import SearchConfig
+from evomerge.plugins import load_plugins
 
 HEAD = """\
 # All keys of a search file
@@ -34,29 +35,29 @@ def _tables() -> Iterator[str]:
     yield "## The top level\n\n" + _table(SearchConfig, skip=[name for name, found in top.items() if found])
     described: set[Section] = set()
     for name, found in top.items():
-        for section in found:
-            yield from _described(name, section, described)
+        yield from _described(name, found, described)
 
 
-def _described(place: str, section: Section, described: set[Section]) -> Iterator[str]:
-    """Describe a section and those in it, each once: under the first of the keys that share it."""
-    if section in described:
-        return
-    described.add(section)
-    kind = kind_of(section)
-    yield f"## `{place}`" + (f", `kind: {kind}`" if kind else "") + "\n\n" + _table(section)
-    for name, field in section.model_fields.items():
-        for inner in sections(hint_of(field)):
-            yield from _described(f"{place}.{name}", inner, described)
+def _described(place: str, found: Sequence[Section], described: set[Section]) -> Iterator[str]:
+    """Describe the sections of a place and those inside them, each once: under the first of the keys that share it."""
+    new = [section for section in found if section not in described]
+    described.update(new)
+    for section in new:
+        kind = kind_of(section)
+        yield f"## `{place}`" + (f", `kind: {kind}`" if kind else "") + "\n\n" + _table(section)
+        for name, field in section.model_fields.items():
+            yield from _described(f"{place}.{name}", sections(hint_of(field)), described)
 
 
 def _table(section: Section, skip: typing.Container[str] = ()) -> str:
-    lines = [" ".join((section.__doc__ or "").split()), "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    rows = []
     for name, field in section.model_fields.items():
         if name not in skip and name != "kind":
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            lines.append(f"| `{name}` | {_type(hint_of(field))} | {_default(field)} | {meaning} |")
-    return "\n".join(lines)
+            rows.append(f"| `{name}` | {_type(hint_of(field))} | {_default(field)} | {meaning} |")
+    summary = " ".join((section.__doc__ or "").split())
+    head = ["", "| key | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([summary, *head, *rows] if rows else [summary])
 
 
 def _default(field: FieldInfo) -> str:
@@ -87,4 +88,5 @@ def _name(plain: Hint) -> str:
 
 
 if __name__ == "__main__":
+    load_plugins()
     print(reference(), end="")

@@ -1,4 +1,4 @@
-"""What a run's events add up to: counts, times, the best so far, and scores by recipe."""
+"""The history of a run, from its events: counts, times, the best so far, and scores by recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,30 @@ from fitness.results import Evaluation, no_seconds
 
 
 class RunHistory:
-    """Running totals over events, the same while searching, on resuming and for `evomerge status`."""
+    """Running totals over events, the same while searching, on resuming and for `evomerge status`.
+
+    Parameters
+    ----------
+    events
+        In the order in which they happened.
+
+    Attributes
+    ----------
+    asked, told
+        Events by candidate id.
+    reference_scores
+        What was scored beside the candidates, by purpose and the recipe's hash.
+    by_recipe
+        The first evaluation of each scored recipe, by its hash.
+    best
+        Id of the best candidate; None before the first is scored.
+    failed, cached
+        Candidates that failed, and that had a recipe scored before.
+    item_evaluations
+        Items asked in all.
+    elapsed
+        Seconds of searching, summed over all sessions.
+    """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.asked: dict[int, Asked] = {}
@@ -30,13 +53,13 @@ class RunHistory:
             self.add(event)
 
     def add(self, event: Event) -> None:
-        """Take one event into account."""
+        """Add one event."""
         if isinstance(event, Asked):
             self._add_asked(event)
         elif isinstance(event, Told):
             self._add_told(event)
         else:
-            self._add_final(event)
+            self._add_reference(event)
 
     @property
     def open(self) -> list[Asked]:
@@ -45,7 +68,7 @@ class RunHistory:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of searching by what they went into; `overhead` is all but merging, scoring and waiting."""
+        """Seconds of searching by activity; `overhead` is everything but merging, scoring and waiting."""
         overhead = max(0.0, self.elapsed - sum(self._seconds.values()))
         return self._seconds | {"overhead": overhead}
 
@@ -54,7 +77,7 @@ class RunHistory:
         return self.told[candidate].evaluation
 
     def answers(self, recipe: str) -> dict[str, float]:
-        """Return what a recipe scored on each search item that it was asked, as a candidate or as a finalist."""
+        """Return a recipe's score on each search item that it was asked, as a candidate or as a finalist."""
         parts = (self.by_recipe.get(recipe), self.reference_scores.get(("confirm", recipe)))
         return {
             item: score
@@ -64,7 +87,7 @@ class RunHistory:
         }
 
     def ranking(self) -> list[int]:
-        """Ids of scored candidates with distinct recipes, best first; the earlier one wins a tie."""
+        """Return ids of scored candidates with distinct recipes, best first; the earlier one wins a tie."""
         ok = (identity for identity, told in self.told.items() if told.evaluation.status == "ok")
         distinct: dict[str, int] = {}
         for identity in sorted(ok, key=lambda identity: (-self.evaluation(identity).fitness, identity)):
@@ -72,9 +95,9 @@ class RunHistory:
         return list(distinct.values())
 
     def front(self) -> list[int]:
-        """Ids of scored candidates that none dominates, by their first objective; one per recipe.
+        """Return ids of scored candidates that are not dominated, by their first objective; one per recipe.
 
-        With one objective it is the best alone. Those that miss a floor are on the front only if all do.
+        With one objective that is the best alone. Candidates that violate a minimum are on the front only if all do.
         """
         candidates = self.ranking()
         if not candidates:
@@ -85,11 +108,11 @@ class RunHistory:
         return sorted(front, key=lambda identity: self.evaluation(identity).objectives, reverse=True)
 
     def in_flight(self, generation: int) -> bool:
-        """Tell whether a generation has candidates that are asked and not told."""
+        """Return whether a generation has candidates that are asked and not told."""
         return self._missing.get(generation, 0) > 0
 
     def results(self, generation: int) -> list[Told]:
-        """Return what has been told of a generation, by candidate id."""
+        """Return what was told about a generation, by candidate id."""
         return [self.told[identity] for identity in self._generations.get(generation, ()) if identity in self.told]
 
     def _add_asked(self, event: Asked) -> None:
@@ -117,13 +140,13 @@ class RunHistory:
                 self.best = event.candidate
 
     def _better(self, event: Told) -> bool:
-        """Tell whether a scored candidate beats the best so far; the one asked earlier wins a tie."""
+        """Return whether a scored candidate beats the best so far; the one asked earlier wins a tie."""
         if self.best is None:
             return True
         best = self.evaluation(self.best).fitness
         return (event.evaluation.fitness, -event.candidate) > (best, -self.best)
 
-    def _add_final(self, event: ReferenceScore) -> None:
+    def _add_reference(self, event: ReferenceScore) -> None:
         key = event.purpose, event.recipe
         known = (
             self.reference_scores.get(key) if event.purpose == "confirm" else None

@@ -16,14 +16,16 @@ from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
 
 ALL_TASKS = "all"
-ENSEMBLE_NOTE = "An ensemble is no recipe: the answer that most of its models give, each of which has to be run."
+ENSEMBLE_NOTE = (
+    "An ensemble is not a recipe: it gives the answer of most of its models, and all of them have to be run."
+)
 SEARCHED = ("found", "mean", "front", "ensemble")
-"""Kinds of contenders that the search has made; the others are its rivals."""
+"""Kinds of contenders that come from the search; the others are what it is compared with."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """What the final table has rows for.
+    """Something that the final table has rows for.
 
     `kind`: found, mean, front, ensemble (of several recipes), source, uniform or task_arithmetic.
     """
@@ -68,9 +70,9 @@ class Result:
     item_evaluations: int
     seconds: Mapping[str, float]
     search_score: float
-    """The found recipe's score on all search items."""
+    """Score of the found recipe on all search items."""
     selection_bias: float
-    """`search_score` minus its held-out score: what selecting the best has flattered it by."""
+    """`search_score` minus the held-out score: the upward bias from selecting the best."""
 
     def to_json(self) -> str:
         """Return the JSON text, one row a line."""
@@ -82,7 +84,7 @@ class Result:
 
     @classmethod
     def read(cls, file: Path) -> Result:
-        """Read what `to_json` wrote.
+        """Return the result that `to_json` wrote.
 
         Raises
         ------
@@ -93,7 +95,9 @@ class Result:
             data = json.loads(file.read_text(encoding="utf-8"))
             return cls(held_out=[Row(**row) for row in data.pop("held_out")], **data)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LogError(f"{file} cannot be read ({error}); remove it, and resume the run to write it anew") from None
+            raise LogError(
+                f"{file} cannot be read ({error}); remove it, and resume the run to write it again"
+            ) from None
 
 
 def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, float]) -> list[Row]:

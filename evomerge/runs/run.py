@@ -1,8 +1,8 @@
-"""A run: the directory that holds all a search knows, and the event log that is its checkpoint.
+"""A run: the directory that holds everything about a search, and the event log that is its checkpoint.
 
 Every proposed candidate and every told evaluation is one event, in order, each committed on its own, so a
-process killed at any instant loses at most the candidates in flight. Resuming replays the log through the
-strategy (`evomerge.search.loop`); nothing is pickled and a run directory from a stranger cannot execute code.
+process that is killed at any moment loses at most the candidates in flight. Resuming replays the log through the
+strategy (`evomerge.search.loop`); nothing is pickled, and a run directory from somebody else cannot execute code.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ COMMIT;
 """
 
 MAX_CELL = 20_000_000  # bytes; a network of two million weights evolved from scratch is below
-# What a log from a stranger may not bring: other tables, views or triggers, and cells that would fill the memory.
+# What a log from somebody else may not contain: other tables, views or triggers, and cells that would fill the memory.
 _FOREIGN = f"""
 SELECT 'the ' || type || ' ' || name FROM sqlite_master
 WHERE type NOT IN ('table', 'index') OR tbl_name NOT IN ('events', 'item_sets')
@@ -152,7 +152,7 @@ class Run:
         Raises
         ------
         RunError
-            If it is no run directory, is in use, or of another version.
+            If it is not a run directory, is in use, or has another version.
         LogError
             If the log is damaged.
         """
@@ -171,7 +171,7 @@ class Run:
         return cls(path, _checked(path, read_only=True), None)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Close the log and release the lock."""
         self._db.close()
         if self._lock is not None:
             self._lock.release()
@@ -269,18 +269,20 @@ class Run:
 
 def _exists(path: Path) -> RunError:
     name = quote(str(path))
-    return RunError(f"{path} exists already; go on with `evomerge resume {name}`, or name another with --run")
+    return RunError(f"{path} exists already; continue it with `evomerge resume {name}`, or name another with --run")
 
 
 def is_run(path: Path) -> bool:
-    """Tell whether `path` looks like a run directory."""
+    """Return whether `path` looks like a run directory."""
     return (path / "events.sqlite").is_file()
 
 
 def require_run(path: Path) -> None:
     """Raise RunError unless `path` is a run directory."""
     if not is_run(path):
-        raise RunError(f"{path} is no run directory (no events.sqlite in it); `evomerge runs` lists those there are")
+        raise RunError(
+            f"{path} is not a run directory (it has no events.sqlite); `evomerge runs` lists the run directories"
+        )
 
 
 def _acquire(path: Path) -> FileLock:
@@ -298,14 +300,14 @@ def _acquire(path: Path) -> FileLock:
 
 
 def in_use(path: Path) -> bool:
-    """Tell whether another process has a run open for writing."""
+    """Return whether another process has a run open for writing."""
     lock = FileLock(path / ".lock")
     try:
         with lock.acquire(timeout=0):
             return False
     except Timeout:
         return True
-    except OSError:  # a folder that nobody can write to
+    except OSError:  # a read-only folder
         return False
 
 
@@ -324,7 +326,7 @@ def _connect(file: Path, read_only: bool = False) -> sqlite3.Connection:
 
 
 def _checked(path: Path, read_only: bool) -> sqlite3.Connection:
-    """Connect to an existing log and make sure that it is whole and of our version."""
+    """Connect to an existing log and check that it is intact and has our version."""
     file = path / "events.sqlite"
     try:
         connection = _connect(file, read_only)
@@ -353,7 +355,7 @@ def _damaged(path: Path, reason: object) -> LogError:
     file = path / "events.sqlite"
     return LogError(
         f"{file} is damaged ({reason}); restore it from a backup, or save what is left with "
-        f"`sqlite3 {file} .recover`; best.yaml beside it is still good"
+        f"`sqlite3 {file} .recover`; best.yaml beside it is not affected"
     )
 
 

@@ -1,14 +1,13 @@
-"""Racing for strategies that keep an archive: each candidate by itself, against the members.
+"""Racing for strategies that keep an archive: each candidate by itself, against the archive's members.
 
-Such a strategy learns from each result as it comes and has no generation whose members could race. What matters to it
-is whether a candidate gets into the archive. So a candidate is asked in blocks, and after each its other answers are
-drawn from what it may still give (`fitness.estimation.bayesian_bootstrap`); if it gets in with a probability below
-`error`, it is
-stopped. So of the candidates that are stopped, a share of at most `error` would have got in, as far as items not asked
-are like those asked: blocks are random for that, and others for each candidate.
+Such a strategy learns from each result as it comes and has no generation whose members could race. What matters is
+whether a candidate gets into the archive. So a candidate is asked in blocks, and after each block its other answers are
+drawn from their posterior (`fitness.estimation.bayesian_bootstrap`); if it gets in with a probability below `error`, it
+is stopped. Of the stopped candidates a share of at most `error` would have got in, if items not asked are like those
+asked; for that the blocks are random, and different for each candidate.
 
-A stopped candidate is told with the answers that it has. A search that was stopped asks candidates in flight from their
-first item again; with one worker they then meet the archive that they met before, and all goes on exactly.
+A stopped candidate is told with the answers that it has. A resumed search asks candidates in flight from their first
+item again; with one worker they then meet the archive that they met before, and the run continues exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from itertools import islice
 
 import numpy as np
 
-from evomerge.search.item_blocks import Runner, in_blocks
+from evomerge.search.item_blocks import RacingCandidate, in_blocks
 from evomerge.strategies.base import Archiving
 from evomerge.workers.base import Pool, Request
 from fitness.config import RacingConfig
@@ -27,15 +26,17 @@ from fitness.estimation.bayesian_bootstrap import posterior_draws
 from fitness.estimation.evaluation_plan import EvaluationPlan
 from fitness.results import Evaluation
 
-ENTRIES_AT_LIMIT = 5  # so many draws that a candidate at the limit enters in this many of them, ...
-FEWEST_DRAWS = 100  # ... and at least these
+ENTRIES_AT_LIMIT = 5
+"""Draws are as many as it takes for a candidate at the limit to get in this often, ..."""
+FEWEST_DRAWS = 100
+"""... and at least these."""
 
 
 @dataclass
-class _Heat:
-    """A candidate, all its items, and the blocks of these that it has not been asked."""
+class _Asking:
+    """A candidate, all its items, and the blocks that it has not been asked yet."""
 
-    runner: Runner
+    candidate: RacingCandidate
     items: tuple[str, ...]
     blocks: list[tuple[str, ...]]
 
@@ -48,9 +49,9 @@ class ArchiveRacingPool:
     pool
         The workers.
     rules
-        Its `error` and `block`.
+        `error` and `block` count here.
     plan
-        Of the search; judges what a candidate may still answer.
+        The search's; judges what a candidate may still answer.
     archive
         The strategy.
     seed
@@ -59,8 +60,8 @@ class ArchiveRacingPool:
 
     def __init__(self, pool: Pool, rules: RacingConfig, plan: EvaluationPlan, archive: Archiving, seed: int) -> None:
         self.pool, self.rules, self.plan, self.archive, self.seed = pool, rules, plan, archive, seed
-        self._working: dict[int, _Heat] = {}
-        self._waiting: list[_Heat] = []  # for a worker to become free
+        self._working: dict[int, _Asking] = {}
+        self._waiting: list[_Asking] = []  # until a worker becomes free
 
     @property
     def free(self) -> int:
@@ -70,42 +71,42 @@ class ArchiveRacingPool:
     def submit(self, tag: int, request: Request) -> None:
         """Ask a candidate the first block; a race keeps no answers."""
         blocks = in_blocks(request.items, self.rules.block, self.seed + tag)
-        self._waiting.append(_Heat(Runner(tag, request.recipe, True), request.items, blocks))
+        self._waiting.append(_Asking(RacingCandidate(tag, request.recipe, True), request.items, blocks))
         self._ask()
 
     def wait(self) -> list[tuple[int, Evaluation]]:
         """Wait for a block's answers; return the candidates that are stopped or have no block left."""
         results: list[tuple[int, Evaluation]] = []
         for tag, part in self.pool.wait():
-            heat = self._working.pop(tag)
-            heat.runner.take(part)
-            if heat.runner.failed is None and heat.blocks:
-                heat.runner.stopped = self._hopeless(heat)
-            if heat.runner.failed is not None or heat.runner.stopped or not heat.blocks:
-                results.append((tag, heat.runner.result(heat.items)))
+            asking = self._working.pop(tag)
+            asking.candidate.add(part)
+            if asking.candidate.failed is None and asking.blocks:
+                asking.candidate.stopped = self._hopeless(asking)
+            if asking.candidate.failed is not None or asking.candidate.stopped or not asking.blocks:
+                results.append((tag, asking.candidate.result(asking.items)))
             else:
-                self._waiting.append(heat)
+                self._waiting.append(asking)
         self._ask()
         return results
 
     def close(self) -> None:
-        """Let the workers go."""
+        """Close the pool of workers."""
         self.pool.close()
 
     def _ask(self) -> None:
         while self._waiting and self.pool.free > 0:
-            heat = self._waiting.pop(0)
-            self._working[heat.runner.tag] = heat
-            assert heat.runner.recipe is not None
-            self.pool.submit(heat.runner.tag, Request(heat.runner.recipe, heat.blocks.pop(0)))
+            asking = self._waiting.pop(0)
+            self._working[asking.candidate.tag] = asking
+            assert asking.candidate.recipe is not None
+            self.pool.submit(asking.candidate.tag, Request(asking.candidate.recipe, asking.blocks.pop(0)))
 
-    def _hopeless(self, heat: _Heat) -> bool:
-        """Tell whether the chance to get in is below the limit; draws end as soon as too many of them do."""
+    def _hopeless(self, asking: _Asking) -> bool:
+        """Return whether the chance to get in is below the limit; stop drawing as soon as too many draws get in."""
         limit = self.rules.error
         draws = max(FEWEST_DRAWS, math.ceil(ENTRIES_AT_LIMIT / limit))
-        rng = np.random.default_rng([self.seed, heat.runner.tag, len(heat.blocks)])
+        rng = np.random.default_rng([self.seed, asking.candidate.tag, len(asking.blocks)])
         entered = 0
-        for drawn in islice(posterior_draws(heat.runner.result(heat.items), heat.items, rng), draws):
+        for drawn in islice(posterior_draws(asking.candidate.result(asking.items), asking.items, rng), draws):
             entered += self.archive.keeps(self.plan.judge(drawn))
             if entered >= limit * draws:
                 return False

@@ -1,7 +1,7 @@
 """The best recipes of a search as an ensemble: the answer that most of them give.
 
-After GENOME+ (arXiv 2503.01155), whose last population votes so. An ensemble costs as much to use as all of its models
-together, so it stands beside the found recipe in the held-out table and is never the result.
+After GENOME+ (arXiv 2503.01155), whose last population votes in this way. An ensemble costs as much to run as all its
+models together, so it is a row of the held-out table beside the found recipe and never the result.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def check(strategy: StrategyConfig, suite: TaskSuite) -> None:
 
 
 def vote(members: Sequence[Evaluation]) -> Evaluation:
-    """Return what the answer scores that most members give, item by item.
+    """Return for each item the score of the answer that most members give.
 
-    Where several answers have the most votes, that of the better-ranked member decides. Equal answers have equal
-    scores, so the vote needs no scoring of its own.
+    If several answers have the most votes, the one of the best-ranked member among them counts. Equal answers have
+    equal scores, so the vote itself is not scored.
 
     Parameters
     ----------
@@ -50,6 +50,6 @@ def vote(members: Sequence[Evaluation]) -> Evaluation:
     scores = np.empty(len(items), np.float32)
     for at in range(len(items)):
         given = [member.answers[at] for member in members]
-        (answer, _), *_ = Counter(given).most_common(1)  # of equal counts the first one met: the best-ranked
+        (answer, _), *_ = Counter(given).most_common(1)  # of equal counts the first one: the best-ranked member's
         scores[at] = members[given.index(answer)].scores[at]
     return Evaluation("ok", items=items, scores=scores)

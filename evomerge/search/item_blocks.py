@@ -1,4 +1,4 @@
-"""Items in blocks, and a candidate that is asked them one block after the other."""
+"""Items in blocks, and a candidate that is asked one block after the other."""
 
 from __future__ import annotations
 
@@ -16,18 +16,36 @@ Blocks = list[tuple[str, ...]]
 
 
 def in_blocks(items: Sequence[str], block: int, seed: int) -> Blocks:
-    """Items in random order, `block` of each task at a time; the last block takes what is left."""
+    """Return the items in random order, `block` of each task at a time; the last block takes what is left."""
     rng = np.random.default_rng(seed)
-    tasks = positions_by_task(items).values()
-    shuffled = [[items[places[at]] for at in rng.permutation(len(places))] for places in tasks]
+    groups = positions_by_task(items).values()
+    shuffled = [[items[places[at]] for at in rng.permutation(len(places))] for places in groups]
     most = max(len(names) for names in shuffled)
     cuts = [*range(0, max(1, most // block) * block, block), most]
     return [tuple(item for names in shuffled for item in names[a:b]) for a, b in pairwise(cuts)]
 
 
 @dataclass
-class Runner:
-    """A candidate in a race; without a recipe, its answers come from the log."""
+class RacingCandidate:
+    """A candidate in a race.
+
+    Attributes
+    ----------
+    tag
+        Its tag in the pool.
+    recipe
+        None: the candidate has been told, and its answers are in the log.
+    sample
+        Whether the race may stop it; the distribution's mean is always asked everything.
+    answers
+        Item id to score, of the blocks so far.
+    seconds
+        See `Evaluation.seconds`, summed over the blocks.
+    stopped
+        Whether the race has stopped it.
+    failed
+        The reason, if it could not be scored.
+    """
 
     tag: int
     recipe: Recipe | None
@@ -37,8 +55,8 @@ class Runner:
     stopped: bool = False
     failed: str | None = None
 
-    def take(self, part: Evaluation) -> None:
-        """Add a block's answers, or note that the candidate failed."""
+    def add(self, part: Evaluation) -> None:
+        """Add a block's answers, or record that the candidate failed."""
         self.failed = part.reason if part.status == "failed" else None
         self.answers.update(zip(part.items, part.scores.tolist(), strict=True))
         for name, value in part.seconds.items():

@@ -1,4 +1,4 @@
-"""What a search file means once its models and tasks have been opened and checked against each other."""
+"""The checked inputs of a search: its file, the opened models and tasks, the space and the items."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Problem:
         self.warnings = [
             *self.report.warnings,
             *(
-                f"{task}: {count} held-out items are left out, since search items ask the same"
+                f"{task}: {count} held-out items are left out, because search items ask the same"
                 for task, count in self.suite.pool.dropped.items()
                 if count
             ),
@@ -139,7 +139,7 @@ class Problem:
 
     @property
     def noise(self) -> float:
-        """The largest standard error that one fitness value can have: that of a coin flipped per item."""
+        """The largest standard error that one fitness value can have: that of one coin flip per item."""
         return largest_error(self.suite.weights, Counter(task_of(item) for item in self.subset))
 
     def resolved(self) -> SearchConfig:
@@ -148,14 +148,14 @@ class Problem:
         Raises
         ------
         ConfigError
-            If the strategy is not for this space or budget, a package of its is missing, or the run that it is to be
-            warmed by does not fit.
+            If the strategy does not fit this space or budget, it needs a package that is missing, or the run of its
+            warm start cannot be used.
         """
         return self.config.model_copy(update={"strategy": self.warm_start.strategy})
 
     @cached_property
     def warm_start(self) -> WarmStartSettings:
-        """The resolved strategy with what a former run says, which is read once; raises as `resolved` does."""
+        """The resolved strategy with the candidates of its warm start, read once; raises as `resolved` does."""
         strategy = self.config.strategy
         try:
             start = load_warm_start(strategy, self.config, self.space, self._resolved(strategy))
@@ -168,11 +168,11 @@ class Problem:
         return strategy.resolved(self.space, noise=self.noise, evaluations=evaluations)
 
     def strategy(self) -> Strategy:
-        """Build the configured strategy, from the start."""
+        """Return the configured strategy, newly built."""
         return self.resolved().strategy.build(self.space, self.config.seed)
 
     def sources(self) -> list[Entry]:
-        """Every source as it is."""
+        """Return every source, unchanged."""
         layout, dtype = self.layout, self.config.out_dtype
         return [
             Entry(name, "source", source_recipe(reference, layout, out_dtype=dtype))
@@ -180,7 +180,7 @@ class Problem:
         ]
 
     def baselines(self) -> list[Entry]:
-        """Every source as it is, the uniform average of the experts, and task arithmetic 0.3."""
+        """Return every source, unchanged, the uniform average of the experts, and task arithmetic with weight 0.3."""
         models, layout, dtype = self.config.models, self.layout, self.config.out_dtype
         uniform = uniform_recipe(models, layout, out_dtype=dtype)
         arithmetic = task_arithmetic_recipe(models, layout, TASK_ARITHMETIC_SCALE, out_dtype=dtype)
@@ -192,11 +192,11 @@ class Problem:
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
-        """Sizes and hashes of the sources' files, as they were when first asked for."""
+        """Sizes and hashes of the sources' files, from when this was first read."""
         return {name: fingerprint(checkpoint)["files"] for name, checkpoint in self.checkpoints.items()}
 
     def environment(self) -> dict[str, Any]:
-        """Versions of what decides the numbers; what is searched, asked and merged; the names of the tensors."""
+        """Return the versions of all packages that affect numbers, the search's identity, and the models' tensors."""
         return {
             "evomerge": VERSION,
             "packages": {name: metadata.version(name) for name in (*PACKAGES, *_installed(OPTIONAL_PACKAGES))},
@@ -217,18 +217,18 @@ class Problem:
 
 
 def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> float:
-    """Return the standard error of a weighted mean over tasks if every answer is a coin flip; both by task name."""
+    """Return the standard error of a weighted mean over tasks if every answer is a coin flip; keys are task names."""
     total = sum(weights.values())
     return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
 
 
 def _installed(packages: Sequence[str]) -> list[str]:
-    """Return those packages that are there; looking for each is quicker than reading the names of all there are."""
+    """Return the packages that are installed; looking for each is faster than reading all installed names."""
     return [package for package in packages if any(metadata.distributions(name=package))]
 
 
 def _idle_workers(config: SearchConfig) -> list[str]:
-    """Return a note if the strategy proposes too few candidates for the workers; a run cannot change that later."""
+    """Return a warning if the strategy proposes too few candidates for the workers; a run cannot change that later."""
     limit, workers = config.strategy.most_in_flight, config.workers
     if limit is None or not isinstance(workers, RayConfig):
         return []

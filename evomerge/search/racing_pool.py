@@ -1,14 +1,14 @@
-"""Racing in a search: the candidates of a generation are asked in blocks, and who cannot matter is not asked further.
+"""Racing in a search: a generation answers the items in blocks, and a candidate that cannot matter is stopped.
 
-A pool around another one. It takes a whole generation before it works; then all candidates answer the first block of
-items, those that still race (`fitness.estimation.racing_rules`) the next one, until the items are used up. A stopped
-candidate comes
-back with its answers so far, whose estimate gives it about the right rank. A resumed search may have told some of a
-generation before it was stopped: their answers, from the log, race along, and so all is decided as it would have been.
+A pool around another one. It takes a whole generation before it works. Then all candidates answer the first block of
+items, those that are still in the race (`fitness.estimation.racing_rules`) the next one, until the items are used up.
+A stopped candidate comes back with its answers so far, whose estimate gives it about the right rank. A resumed search
+may have told part of a generation before it was stopped; the answers of that part, from the log, take part in the race,
+so that all decisions are the same as without the interruption.
 
-Merging is repeated for each block: racing saves time where answering a block takes longer than merging.
+Merging is repeated for each block: racing saves time if answering a block takes longer than merging.
 
-Strategies with an archive have no generations to race in: `evomerge.search.archive_racing` is for them.
+Strategies with an archive have no generations; `evomerge.search.archive_racing` is for them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from evomerge.config.search_file import SearchConfig
 from evomerge.runs.history import RunHistory
 from evomerge.search.archive_racing import ArchiveRacingPool
-from evomerge.search.item_blocks import Runner, in_blocks
+from evomerge.search.item_blocks import RacingCandidate, in_blocks
 from evomerge.search.loop import Search
 from evomerge.strategies.base import Archiving, Strategy
 from evomerge.workers.base import Pool, Request
@@ -42,50 +43,58 @@ class RacingPool:
     rules
         When a candidate is stopped.
     plan
-        Of the search; estimates what the answers so far say.
+        The search's; estimates a score from the answers so far.
     history
-        Of the search; says what is in flight, and what a generation was told before the search was stopped.
+        The search's; holds the candidates in flight, and what a generation was told before the search was stopped.
     strategy
-        Of the search; says how large a generation is.
+        The search's; says how large a generation is.
     seed
         Decides the order of the items.
     """
 
     def __init__(
-        self, pool: Pool, rules: RacingConfig, plan: EvaluationPlan, history: RunHistory, strategy: Strategy, seed: int
+        self,
+        pool: Pool,
+        rules: RacingConfig,
+        plan: EvaluationPlan,
+        history: RunHistory,
+        strategy: Strategy,
+        seed: int,
     ) -> None:
         self.pool, self.rules, self.plan, self.history = pool, rules, plan, history
         self.strategy, self.seed = strategy, seed
-        self._heats: dict[int, tuple[tuple[str, ...], list[Runner]]] = {}  # by generation
+        self._entered: dict[int, tuple[tuple[str, ...], list[RacingCandidate]]] = {}  # by generation
 
     @property
     def free(self) -> int:
         """How many more candidates the next race takes: a generation, and the distribution's mean."""
-        return self.strategy.population + 1 - sum(len(runners) for _, runners in self._heats.values())
+        return max(0, self.strategy.population + 1 - sum(len(entered) for _, entered in self._entered.values()))
 
     def submit(self, tag: int, request: Request) -> None:
         """Enter a candidate of the history for its generation's race; a race keeps no answers."""
         candidate = self.history.asked[tag].candidate
-        _, runners = self._heats.setdefault(candidate.generation, (request.items, []))
-        runners.append(Runner(tag, request.recipe, candidate.kind == "sample"))
+        _, entered = self._entered.setdefault(candidate.generation, (request.items, []))
+        entered.append(RacingCandidate(tag, request.recipe, candidate.kind == "sample"))
 
     def wait(self) -> list[tuple[int, Evaluation]]:
-        """Hold the races of all that were submitted."""
-        heats, self._heats = self._heats, {}
+        """Run the races of all that were submitted."""
+        races, self._entered = self._entered, {}
         results: list[tuple[int, Evaluation]] = []
-        for generation, (items, entered) in heats.items():
+        for generation, (items, entered) in races.items():
             self._race(generation, items, [*self._told(generation, items), *entered])
-            results += [(runner.tag, runner.result(items)) for runner in entered]
+            results += [(candidate.tag, candidate.result(items)) for candidate in entered]
         return results
 
     def close(self) -> None:
-        """Let the workers go."""
+        """Close the pool of workers."""
         self.pool.close()
 
-    def _told(self, generation: int, items: Sequence[str]) -> list[Runner]:
-        """Candidates of this generation that were told before the search was stopped."""
+    def _told(self, generation: int, items: Sequence[str]) -> list[RacingCandidate]:
+        """Return the candidates of this generation that were told before the search was stopped."""
         return [
-            Runner(told.candidate, None, True, dict(zip(evaluation.items, evaluation.scores.tolist(), strict=True)))
+            RacingCandidate(
+                told.candidate, None, True, dict(zip(evaluation.items, evaluation.scores.tolist(), strict=True))
+            )
             for told in self.history.results(generation)
             if (evaluation := told.evaluation).status != "failed"
             and not told.cached
@@ -93,38 +102,40 @@ class RacingPool:
             and set(evaluation.items) <= set(items)
         ]
 
-    def _race(self, generation: int, items: Sequence[str], runners: list[Runner]) -> None:
-        runners = sorted(runners, key=lambda runner: runner.tag)
+    def _race(self, generation: int, items: Sequence[str], candidates: list[RacingCandidate]) -> None:
+        candidates = sorted(candidates, key=lambda candidate: candidate.tag)
         blocks = in_blocks(items, self.rules.block, self.seed + generation)
         for look, block in enumerate(blocks, 1):
-            self._ask([runner for runner in runners if not runner.stopped and runner.failed is None], block)
-            samples = [runner for runner in runners if runner.sample and runner.failed is None]
+            self._ask([each for each in candidates if not each.stopped and each.failed is None], block)
+            samples = [each for each in candidates if each.sample and each.failed is None]
             if look == len(blocks) or not samples:
                 continue
             seen = {item for block in blocks[:look] for item in block}
-            for runner, out in zip(samples, self._stopped(samples, items, seen, len(blocks) - 1), strict=True):
-                runner.stopped |= bool(out)
+            for candidate, out in zip(samples, self._stopped(samples, items, seen, len(blocks) - 1), strict=True):
+                candidate.stopped |= bool(out)
 
-    def _ask(self, runners: Sequence[Runner], block: tuple[str, ...]) -> None:
-        """Have them all answer a block, those whose answers the log does not have."""
-        waiting = [runner for runner in runners if runner.recipe is not None]
-        working: dict[int, Runner] = {}
+    def _ask(self, candidates: Sequence[RacingCandidate], block: tuple[str, ...]) -> None:
+        """Have the candidates answer a block, except those whose answers are in the log."""
+        waiting = [candidate for candidate in candidates if candidate.recipe is not None]
+        working: dict[int, RacingCandidate] = {}
         while waiting or working:
             while waiting and self.pool.free > 0:
-                runner = waiting.pop(0)
-                assert runner.recipe is not None
-                working[runner.tag] = runner
-                self.pool.submit(runner.tag, Request(runner.recipe, block))
+                candidate = waiting.pop(0)
+                assert candidate.recipe is not None
+                working[candidate.tag] = candidate
+                self.pool.submit(candidate.tag, Request(candidate.recipe, block))
             for tag, part in self.pool.wait():
-                working.pop(tag).take(part)
+                working.pop(tag).add(part)
 
-    def _stopped(self, samples: Sequence[Runner], items: Sequence[str], seen: set[str], looks: int) -> Sequence[bool]:
-        """Look at what is known of the items seen so far: who is to be stopped now."""
-        answers = [runner.result([item for item in items if item in seen]) for runner in samples]
+    def _stopped(
+        self, samples: Sequence[RacingCandidate], items: Sequence[str], seen: set[str], looks: int
+    ) -> Sequence[bool]:
+        """Return which candidates the answers to the items seen so far stop now."""
+        answers = [candidate.result([item for item in items if item in seen]) for candidate in samples]
         keep = max(1, math.floor(self.rules.keep * len(samples)))  # as pycma: λ/2 rounded down
         test = "auto" if self.rules.test == "posterior" else self.rules.test
-        race = Race(len(samples), keep, self.rules.error, looks, test)
-        race.active = np.array([not runner.stopped for runner in samples])
+        before = [candidate.stopped for candidate in samples]
+        race = Race(len(samples), keep, self.rules.error, looks, test, before)
         if self.rules.test == "posterior":
             judged = [self.plan.judge(found) for found in answers]
             estimates = [Estimate(found.value, found.standard_error) for found in judged]
@@ -132,8 +143,8 @@ class RacingPool:
         return list(race.update(_matrix(answers, self.plan.objectives.weights)))
 
 
-def _matrix(answers: Sequence[Evaluation], weights: Mapping[str, float]) -> np.ndarray:
-    """float64[C, I]: scores, NaN where not asked; with several tasks, each weighs as it does in the objective."""
+def _matrix(answers: Sequence[Evaluation], weights: Mapping[str, float]) -> npt.NDArray[np.float64]:
+    """Return float64[C, I]: scores, NaN where not asked; several tasks have the weights of the objective."""
     items = tuple(dict.fromkeys(item for evaluation in answers for item in evaluation.items))
     column = {item: at for at, item in enumerate(items)}
     score_CI = np.full((len(answers), len(items)), np.nan)

@@ -1,11 +1,11 @@
-"""Who of the finalists is the best: sequential halving on fresh search items.
+"""Choosing among the finalists: sequential halving on fresh search items.
 
-All answer some items, the better half of them more, and so on; each round costs the same, so that most answers go to
-those that are hard to tell apart (Z. Karnin, T. Koren, O. Somekh, "Almost optimal exploration in multi-armed bandits",
-ICML 2013). Deviations: answers of all rounds count, since all that are left have answered the same items; and the last
-two answer all items, so that the found recipe has a score on these.
+All finalists answer some items, the better half of them more, and so on. Each round costs the same, so that most
+answers go to finalists that are hard to tell apart (Z. Karnin, T. Koren, O. Somekh, "Almost optimal exploration in
+multi-armed bandits", ICML 2013). Deviations: answers from all rounds count, because the finalists that are left have
+answered the same items; and the last two answer all items, so that the found recipe has a score on all of them.
 
-Items that chose a finalist during the search come last: it was chosen for the luck it had with them, too.
+Items already used to select a finalist are asked last, because their scores are biased upward.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fitness.results import Evaluation
 
 
 def rounds(finalists: int) -> list[tuple[int, float]]:
-    """For each round, how many are left in it, and the share of all items that these have answered at its end."""
+    """Return for each round how many finalists it has, and the share of all items they have answered at its end."""
     left = [finalists]
     while left[-1] > 2:
         left.append((left[-1] + 1) // 2)
@@ -30,7 +30,7 @@ def rounds(finalists: int) -> list[tuple[int, float]]:
 
 
 def in_order(items: Sequence[str], asked: Collection[str], rng: np.random.Generator) -> dict[str, list[str]]:
-    """Task name to its items in random order, those that were asked before behind the fresh ones."""
+    """Return task name to its items in random order, the fresh ones before those that were asked already."""
     order = {}
     for task, places in positions_by_task(items).items():
         names = [items[at] for at in places]
@@ -55,7 +55,7 @@ def best(
     order
         Task name to its items, in the order in which they are asked.
     score
-        Asks a recipe those of the items that it has not answered yet, and judges all its answers to them.
+        Asks a recipe the items that it has not answered yet, and judges all its answers to them.
     halve
         Whether the worse half leaves after each round; else there is one round, in which all answer everything.
     """

@@ -1,4 +1,4 @@
-"""What a former run has found, for a new search to begin with: of any strategy, over any space."""
+"""Warm starts: begin a search with the results of an earlier run, whatever its strategy or space."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from search_spaces.spaces.registry import build_space
 from search_spaces.spaces.space import SearchSpace
 
 NUMBERS = 20_000
-"""Genes that a warm start may write into the new run's config, all candidates together: about half a megabyte."""
+"""Most genes that a warm start writes into the new run's config, all candidates together: about half a megabyte."""
 LOOKED_AT = 1000
-"""Candidates of a former run, best first, that are looked at."""
+"""Most candidates of the earlier run, best first, that are considered."""
 
 
 @dataclass(frozen=True)
 class WarmStartSettings:
-    """A strategy's settings with what a former run says, and a sentence on it; empty where there is none."""
+    """A strategy's settings with the candidates of an earlier run, and a sentence about these (empty if none)."""
 
     strategy: StrategyConfig
     message: str = ""
@@ -42,14 +42,14 @@ class WarmStartSettings:
 def load_warm_start(
     strategy: StrategyConfig, config: SearchConfig, space: SearchSpace, resolved: StrategyConfig
 ) -> WarmStartSettings:
-    """Return the strategy's settings with what the former run that they name says; most name none.
+    """Return the strategy's settings with the candidates of the earlier run that they name, if they name one.
 
-    What is read is written into the new run's config, so that resuming it does not depend on the former one.
+    The candidates are written into the new run's config, so that resuming it does not depend on the earlier run.
 
     Parameters
     ----------
     strategy
-        As the search file says.
+        As in the search file.
     config, space
         The new search's.
     resolved
@@ -58,11 +58,11 @@ def load_warm_start(
     Raises
     ------
     ConfigError
-        If nothing that the former run has found can be said in this space.
+        If this space can express none of the earlier run's candidates.
     RunError, LogError
-        If it is no run, or damaged.
+        If it is not a run directory, or is damaged.
     """
-    named = strategy.former_run
+    named = strategy.earlier_run
     if named is None or named.is_loaded:
         return WarmStartSettings(strategy)
     path = Path(named.run)
@@ -75,43 +75,43 @@ def load_warm_start(
         if not former.size:
             raise ConfigError(f"strategy.warm_start: {path} has scored no candidate; name another run")
         raise ConfigError(
-            f"strategy.warm_start: nothing that {path} has found can be said in this space ({left_out[0]}); "
+            f"strategy.warm_start: this space can express none of the candidates of {path} ({left_out[0]}); "
             "name another run, or begin without one"
         )
     message = f"warm start: {len(points)} candidates of {path}"
     if left_out:
-        message += f"; {len(left_out)} are left out, since this space cannot say them ({left_out[0]})"
+        message += f"; {len(left_out)} are left out, because this space cannot express them ({left_out[0]})"
     return WarmStartSettings(strategy.warm_started(space, points), message)
 
 
 def warm_start_override(config: SearchConfig, path: Path) -> str:
-    """Return the `key=value` by which a search begins with what a run has found.
+    """Return the `key=value` that makes a search begin with the candidates of a run.
 
     Raises
     ------
     ConfigError
-        If the strategy cannot use a former run.
+        If the strategy cannot use an earlier run.
     RunError
-        If it is no run.
+        If it is not a run directory.
     """
     require_run(path)
     if config.strategy.warm_start_type is None:
         raise ConfigError(
-            f"--warm-start: strategy.kind {config.strategy.kind} cannot use a former run; write another strategy.kind, "
-            "or leave --warm-start out"
+            f"--warm-start: strategy.kind {config.strategy.kind} cannot use an earlier run; write another "
+            "strategy.kind, or leave --warm-start out"
         )
     return f"strategy.warm_start={path.resolve()}"
 
 
 def space_of(path: Path, models: Mapping[str, str] | None = None) -> SearchSpace:
-    """Return the space that a run searches, without looking at its models.
+    """Return the space that a run searches, without opening its models.
 
     Parameters
     ----------
     path
         The run directory.
     models
-        Where its models lie, by name; None: where they lay.
+        References of its models, by name; None: as in the run's config.
     """
     config = load(path / "config.yaml")
     with Run.read(path) as run:
@@ -127,10 +127,10 @@ def space_of(path: Path, models: Mapping[str, str] | None = None) -> SearchSpace
 
 
 class _FinishedRun:
-    """A former run, seen from a new search.
+    """An earlier run, as a source of candidates for a new search.
 
-    Models of the same name stand for each other, so that runs whose models have moved, and runs over other models in
-    the same roles, can be carried over.
+    Models with the same name count as the same model, so that runs whose models have moved, and runs over other models
+    in the same roles, can be used.
 
     Attributes
     ----------
@@ -154,9 +154,9 @@ class _FinishedRun:
         self._same = (former.space, list(former.models)) == (config.space, list(config.models))
 
     def best(self, count: int, *, several: bool) -> tuple[list[Genotype], list[str]]:
-        """Return up to `count` distinct candidates as points of the new space, and why others could not be said.
+        """Return up to `count` distinct candidates as points of the new space, and why it cannot express others.
 
-        The run's result comes first, then its candidates by search score. With several objectives, those of its
+        The run's result comes first, then its candidates by search score. With several objectives, the members of its
         front come before the others.
         """
         points: dict[str, Genotype] = {}
@@ -173,7 +173,7 @@ class _FinishedRun:
         return list(points.values()), refusals
 
     def _candidates(self, several: bool) -> Iterator[Recipe | Genotype]:
-        """Yield recipes, best first; genotypes where the spaces are the same."""
+        """Yield recipes, best first; genotypes if the spaces are the same."""
         best = self._path / "best.yaml"
         if not several and best.is_file():
             yield mergekit_yaml.read(best).with_models(self._renamed)

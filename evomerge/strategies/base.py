@@ -32,7 +32,7 @@ __all__ = [
 
 
 class AskTellError(RuntimeError):
-    """A call out of order: an id that was never asked, or one that was already told."""
+    """A call out of order, such as a result for an id that was never asked or was told already."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +42,13 @@ class Candidate:
     Attributes
     ----------
     id
-        Counts proposals from 0; `tell` takes it back.
+        Number of the proposal, from 0; `tell` refers to it.
     genotype
         float64[G], inside the space's box.
     kind
-        "sample" for a proposal the strategy learns from, "mean" for its own best guess offered for scoring.
+        "sample" for a proposal that the strategy learns from, "mean" for its own best guess, which is only scored.
     generation
-        Which generation it belongs to, from 0.
+        Number of its generation, from 0.
     """
 
     id: int
@@ -67,10 +67,10 @@ class Evaluated:
 
 @runtime_checkable
 class Archiving(Protocol):
-    """A strategy that keeps the best in an archive, each candidate by itself: a race asks it whether one can get in."""
+    """A strategy with an archive, which each candidate enters or not; racing asks whether one still can."""
 
     def keeps(self, evaluation: Evaluation) -> bool:
-        """Tell whether a candidate with this evaluation would get into the archive now; changes nothing."""
+        """Return whether a candidate with this evaluation would enter the archive now; changes nothing."""
 
 
 class StrategyConfig(BaseModel):
@@ -92,7 +92,7 @@ class StrategyConfig(BaseModel):
     objectives
         How many objectives it optimises: "one", "several" (a front of trade-offs) or "any" number.
     warm_start_type
-        The class of its setting `warm_start`; None: it has no such setting, because it cannot use a former run.
+        The class of its setting `warm_start`; None: it has no such setting, because it cannot use an earlier run.
     archive_compares
         With `keeps_archive`: how members that were asked different items are compared, for a note of `evomerge plan`.
     as_stage
@@ -151,7 +151,7 @@ class StrategyConfig(BaseModel):
 
     @property
     def places(self) -> int:
-        """How many candidates of a former run its first population has room for; the settings must be resolved."""
+        """How many candidates of an earlier run its first population has room for; the settings must be resolved."""
         return int(getattr(self, "population", 1))
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
@@ -164,12 +164,12 @@ class StrategyConfig(BaseModel):
         """
 
     @property
-    def former_run(self) -> WarmStart | None:
+    def earlier_run(self) -> WarmStart | None:
         """The setting `warm_start`; None: the strategy has none, or it is not given."""
         return None if self.warm_start_type is None else getattr(self, "warm_start", None)
 
     def warm_started(self, space: SearchSpace, points: Sequence[Genotype]) -> Self:
-        """Return the settings with a warm start from a former run's best candidates.
+        """Return the settings with a warm start from an earlier run's best candidates.
 
         Parameters
         ----------
@@ -181,27 +181,27 @@ class StrategyConfig(BaseModel):
         Raises
         ------
         ValueError
-            If the strategy cannot use a former run.
+            If the strategy cannot use an earlier run.
         """
         if self.warm_start_type is None:
-            raise ValueError(f"strategy.kind {self.kind} cannot use a former run; write another strategy.kind")
-        named = self.former_run or self.warm_start_type()
+            raise ValueError(f"strategy.kind {self.kind} cannot use an earlier run; write another strategy.kind")
+        named = self.earlier_run or self.warm_start_type()
         return self.model_copy(update={"warm_start": named.from_points(space, points)})
 
 
 class Strategy(ABC):
     """Proposes genotypes of `space` and learns from their evaluations.
 
-    Subclasses implement `_propose` and `_learn`; the state machine of ids lives here, once. All randomness
-    comes from `self.rng`.
+    Subclasses implement `_propose` and `_learn`; this class keeps track of ids. All random numbers
+    come from `self.rng`.
 
     Attributes
     ----------
     population
         Candidates per generation.
     steady_state
-        Whether it learns from each result as it comes and never waits for a generation's slowest member. If not,
-        the driver tells results in the order of their ids, so that the number of workers changes nothing.
+        Whether it learns from each result as it comes and never waits for the rest of a generation. If not, the driver
+        tells results in the order of their ids, so that the number of workers changes nothing.
     """
 
     population: int
@@ -214,12 +214,12 @@ class Strategy(ABC):
         self._open: dict[int, Candidate] = {}
 
     def ask(self, n: int = 1) -> list[Candidate]:
-        """Propose up to `n` candidates; fewer, or none, while a generation waits for its results or at the end.
+        """Propose up to `n` candidates: fewer or none while a generation waits for its results, or at the end.
 
         Raises
         ------
         AskTellError
-            If nothing can be proposed although no candidate is open and the strategy has not finished.
+            If `n` is below 1, or if nothing is proposed although no candidate is open and it has not finished.
         """
         if n < 1:
             raise AskTellError(f"ask({n}): ask for at least one candidate")
@@ -228,7 +228,7 @@ class Strategy(ABC):
             for offset, (genotype, kind, generation) in enumerate(self._propose(n))
         ]
         self._asked += len(candidates)
-        # What it learns from later is a copy of its own: the caller may do with the genotype as they like.
+        # Keep a copy to learn from, because the caller may change the genotype.
         self._open.update((one.id, replace(one, genotype=one.genotype.copy())) for one in candidates)
         if not self._open and not self.finished:
             raise AskTellError(f"{type(self).__name__} proposes nothing and waits for nothing")
@@ -253,11 +253,11 @@ class Strategy(ABC):
 
     @property
     def finished(self) -> bool:
-        """Whether it will never propose anything again; most strategies go on for as long as they are asked."""
+        """Whether it will not propose anything any more; most strategies never finish."""
         return False
 
     def recommend(self) -> Genotype | None:
-        """Return the strategy's own best guess where it has one (a distribution's mean), else None."""
+        """Return the strategy's own best guess, such as a distribution's mean; None if it has none."""
         return None
 
     @abstractmethod

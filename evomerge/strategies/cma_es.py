@@ -11,7 +11,7 @@ Deviations from pycma's defaults, all because fitness is noisy:
   scored but not told to pycma.
 - When a descent has stalled, a new one starts from a random point: with twice the population (IPOP, Auger and
   Hansen 2005), or alternately with a growing and a small population (BIPOP, see `restarts`).
-- A warm start takes mean and standard deviations from a former run's best tenth (see `warm_start`).
+- A warm start takes mean and standard deviations from an earlier run's best tenth (see `warm_start`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class CmaEsConfig(StrategyConfig):
     """Restart from a random point when the search has stalled. `ipop` or true: with twice the population each time.
     `bipop`: alternately so, and with a small population and small steps."""
     warm_start: WarmStartDistribution | None = None
-    """Former run whose best candidates give the initial distribution. By default there is none."""
+    """Earlier run whose best candidates give the initial distribution. By default there is none."""
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
         """Return the settings with `population: auto` replaced.
@@ -101,11 +101,6 @@ class CmaEs(Strategy):
         self._best_mean: tuple[float, Genotype] = (-math.inf, space.start.copy())
         self._best_mean_of_descent = -math.inf
         self._descent = self._begin(self._first_start())
-
-    @property
-    def restarted(self) -> int:
-        """How many restarts there were."""
-        return self._restarts.count
 
     def recommend(self) -> Genotype:
         """Return the distribution's mean, or that of an earlier descent if it scored better."""

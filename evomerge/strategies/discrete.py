@@ -41,7 +41,7 @@ def first_probabilities(gene: Gene, start_probability: float) -> NDArray[np.floa
 
 
 def seen_probabilities(gene: Gene, values: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how often each value occurs among a former search's best candidates, float64[n], summing to 1.
+    """Return how often each value occurs among an earlier search's best candidates, float64[n], summing to 1.
 
     Parameters
     ----------

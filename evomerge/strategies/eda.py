@@ -60,7 +60,7 @@ class EdaConfig(StrategyConfig):
     score_mean_every: int = Field(default=5, ge=1)
     """Score the distribution's mode as a candidate every this many generations."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates give the initial distribution. By default there is none."""
+    """Earlier run whose best candidates give the initial distribution. By default there is none."""
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
         """Return the settings with `population: auto` replaced."""

@@ -129,7 +129,7 @@ class GeneticConfig(StrategyConfig):
     """After the search, let this many of the best candidates vote on the held-out items, answer by answer. This adds a
     row to the final table; it does not change the result. For tasks scored answer by answer (accuracy, exact match)."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates are proposed first. By default there is none."""
+    """Earlier run whose best candidates are proposed first. By default there is none."""
 
     @model_validator(mode="before")
     @classmethod

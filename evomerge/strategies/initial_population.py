@@ -1,4 +1,4 @@
-"""The first candidates of a population: a former run's best and the space's founders, then random merges of them."""
+"""The first candidates of a population: an earlier run's best ones, the space's own, then random merges of both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def warm_up_for(places: int, evaluations: int, warm_start: WarmStartPopulation |
     evaluations
         The budget.
     warm_start
-        A former run's candidates, which take places of their own.
+        An earlier run's candidates, which take places of their own.
     """
     taken = 0 if warm_start is None else len(warm_start.genotypes)
     return max(0, min(places - taken, evaluations // WARM_UP_SHARE))
@@ -33,8 +33,8 @@ def warm_up_for(places: int, evaluations: int, warm_start: WarmStartPopulation |
 def initial_population(space: SearchSpace, warm_start: WarmStartPopulation | None, places: int) -> list[Genotype]:
     """Return the genotypes that a population with this many places starts with, float64[G] each.
 
-    These are the space's founders. With a warm start they are the former run's candidates, followed by as many of the
-    space's founders as there are places left.
+    These are the space's own initial population. With a warm start they are the earlier run's candidates, followed by
+    as many from the space's own as there are places left.
     """
     own = list(space.initial_population())
     if warm_start is None:

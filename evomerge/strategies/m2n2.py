@@ -82,7 +82,7 @@ class M2n2Config(StrategyConfig):
     """Whether scores are counted from the archive's worst member on each item. For items with a negative score they
     always are."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates are proposed first. By default there is none."""
+    """Earlier run whose best candidates are proposed first. By default there is none."""
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
         """Return the settings with `warm_up: auto` replaced."""

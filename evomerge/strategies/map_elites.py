@@ -37,7 +37,7 @@ class MapElitesConfig(StrategyConfig):
     """Quality diversity: keep the best candidate for each combination of task scores; for two tasks or more."""
 
     warm_start_type = WarmStartPopulation
-    archive_compares = "the means of their answers give their cells"
+    archive_compares = "a member's cell follows from the means of its answers"
     as_stage = False
 
     kind: Literal["map_elites"] = "map_elites"
@@ -60,7 +60,7 @@ class MapElitesConfig(StrategyConfig):
     population: int = Field(default=16, ge=1)
     """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates are proposed first. By default there is none."""
+    """Earlier run whose best candidates are proposed first. By default there is none."""
 
     @model_validator(mode="after")
     def _ordered(self) -> MapElitesConfig:

@@ -35,7 +35,7 @@ from search_spaces.spaces.space import SearchSpace
 Array = NDArray[np.float64]
 
 PREFIX = "nevergrad:"
-REHEARSED = 60
+TRIAL_EVALUATIONS = 60
 """Evaluations of a quadratic function on which an optimiser is tried before a search starts."""
 
 
@@ -63,7 +63,7 @@ class NevergradConfig(StrategyConfig):
     population: int = Field(default=16, ge=1)
     """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidate is the optimiser's start, and whose best candidates are proposed first. By
+    """Earlier run whose best candidate is the optimiser's start, and whose best candidates are proposed first. By
     default there is none."""
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
@@ -78,10 +78,10 @@ class NevergradConfig(StrategyConfig):
         budget = evaluations if self.budget == "auto" else self.budget
         settled = self.model_copy(update={"budget": budget})
         start = np.full(space.dimension, 0.5)
-        rehearsed = _Optimizer(settled, start, 0, [] if self.warm_start is None else [start, 0.9 * start])
-        for _ in range(min(REHEARSED, budget)):
-            parameter = rehearsed.ask()
-            rehearsed.tell(parameter, float(np.sum((parameter.value - 0.6) ** 2)))
+        trial = _Optimizer(settled, start, 0, [] if self.warm_start is None else [start, 0.9 * start])
+        for _ in range(min(TRIAL_EVALUATIONS, budget)):
+            parameter = trial.ask()
+            trial.tell(parameter, float(np.sum((parameter.value - 0.6) ** 2)))
         return settled
 
     @property
@@ -107,9 +107,9 @@ class Nevergrad(Strategy):
         self._worst = -math.inf  # largest loss so far
         self._parameters: dict[int, Any] = {}  # nevergrad's own objects; `tell` needs the same ones
         warm = config.warm_start
-        former = [] if warm is None else [self._box.to_unit(point) for point in warm.points(space)]
-        start = former[0] if former else self._box.to_unit(space.start)
-        self._optimizer = _Optimizer(config, start, int(self.rng.integers(2**32)), former)
+        first = [] if warm is None else [self._box.to_unit(point) for point in warm.points(space)]
+        start = first[0] if first else self._box.to_unit(space.start)
+        self._optimizer = _Optimizer(config, start, int(self.rng.integers(2**32)), first)
 
     def recommend(self) -> Genotype | None:
         """Return the optimiser's recommendation; None before the first result."""
@@ -140,14 +140,14 @@ class _Optimizer:
     config
         Resolved settings.
     start
-        float64[G], in the unit cube.
+        float64[G], in the unit box.
     seed
-        Decides all that it draws.
-    former
-        What it proposes first, best first, float64[G] each.
+        Seed of all random numbers.
+    first
+        Points to propose first, best first, float64[G] each.
     """
 
-    def __init__(self, config: NevergradConfig, start: Array, seed: int, former: Sequence[Array]) -> None:
+    def __init__(self, config: NevergradConfig, start: Array, seed: int, first: Sequence[Array]) -> None:
         self._name = config.optimizer
         budget = resolved_number("budget", config.budget)
         self._python = random.Random(seed).getstate()
@@ -162,7 +162,7 @@ class _Optimizer:
             array.random_state = np.random.RandomState(seed)
             optimizer = ng.optimizers.registry[self._name]
             self._optimizer = optimizer(array, budget=budget, num_workers=config.parallel)
-            for point in reversed(former):  # the last suggested is the first asked
+            for point in reversed(first):  # the last suggested is the first asked
                 self._optimizer.suggest(point)
 
     def ask(self) -> Any:

@@ -45,7 +45,7 @@ class Nsga2Config(StrategyConfig):
     crossover: float = Field(default=0.9, ge=0, le=1)
     """Fraction of children with two parents; the others are mutated copies of one parent."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates are proposed first. By default there is none."""
+    """Earlier run whose best candidates are proposed first. By default there is none."""
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
         """Return the settings with `population: auto` replaced."""

@@ -26,7 +26,7 @@ class RandomConfig(StrategyConfig):
     population: int = Field(default=16, ge=1)
     """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates are proposed first, instead of the space's start. By default there is none."""
+    """Earlier run whose best candidates are proposed first, instead of the space's start. By default there is none."""
 
     def build(self, space: SearchSpace, seed: int) -> RandomSearch:
         """Build the strategy."""

@@ -1,4 +1,4 @@
-"""Two searches in a row over a stacked space: first the parameters of the merge, then the path through its layers.
+"""Two searches in a row over a two-stage space: first the parameters of the merge, then the path through its layers.
 
 Akiba et al. 2024, arXiv:2403.13187. The first strategy searches the parameter space with all layers in place. After its
 evaluations one merge is fixed, and the second strategy searches paths through it. The merge is the first strategy's own
@@ -43,12 +43,12 @@ class StagedConfig(StrategyConfig):
     second: StageStrategy = EdaConfig()
     """Strategy for the paths, with its settings."""
     warm_start: WarmStartPopulation | None = None
-    """Former run whose best candidates start both stages. By default there is none."""
+    """Earlier run whose best candidates start both stages. By default there is none."""
 
     @model_validator(mode="after")
     def _one_warm_start(self) -> Self:
         for name, stage in (("first", self.first), ("second", self.second)):
-            if stage.former_run is not None:
+            if stage.earlier_run is not None:
                 raise ValueError(f"{name}.warm_start: both stages start from one run; write strategy.warm_start")
         return self
 
@@ -74,18 +74,18 @@ class StagedConfig(StrategyConfig):
         Raises
         ------
         ValueError
-            If the space is not stacked, the budget leaves nothing for the second stage, or a stage's settings do not
-            suit its part.
+            If the space does not have two stages, the budget leaves nothing for the second stage, or a stage's settings
+            do not suit its part.
         """
-        stacked = _stacked(space)
+        two_stage = _two_stage(space)
         rest = evaluations - self.evaluations
         if rest < 1:
             raise ValueError(
                 f"strategy.evaluations: the first stage takes {self.evaluations} candidates, and budget.evaluations is "
                 f"{evaluations}; write strategy.evaluations below {evaluations}, or raise budget.evaluations"
             )
-        first = self.first.resolved(stacked.parameters, noise=noise, evaluations=self.evaluations)
-        second = self.second.resolved(stacked.flow, noise=noise, evaluations=rest)
+        first = self.first.resolved(two_stage.parameters, noise=noise, evaluations=self.evaluations)
+        second = self.second.resolved(two_stage.flow, noise=noise, evaluations=rest)
         return self.model_copy(update={"first": first, "second": second})
 
     def build(self, space: SearchSpace, seed: int) -> Staged:
@@ -94,9 +94,9 @@ class StagedConfig(StrategyConfig):
         Raises
         ------
         ValueError
-            If the space is not stacked.
+            If the space does not have two stages.
         """
-        return Staged(_stacked(space), seed, self)
+        return Staged(_two_stage(space), seed, self)
 
 
 class Staged(Strategy):
@@ -105,10 +105,10 @@ class Staged(Strategy):
     def __init__(self, space: TwoStageSpace, seed: int, config: StagedConfig) -> None:
         super().__init__(space, seed)
         self.config = config
-        self.stacked = space
-        former = [] if config.warm_start is None else config.warm_start.points(space)
-        self._former = [space.split(point) for point in former]
-        first = _warm_started(config.first, space.parameters, [parameters for parameters, _ in self._former])
+        self.two_stage = space
+        earlier = [] if config.warm_start is None else config.warm_start.points(space)
+        self._earlier = [space.split(point) for point in earlier]
+        first = _warm_started(config.first, space.parameters, [parameters for parameters, _ in self._earlier])
         self._stage = first.build(space.parameters, seed)
         self.population = self._stage.population
         self._kept: Genotype | None = None  # the first stage's merge, after that stage
@@ -138,24 +138,24 @@ class Staged(Strategy):
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         self._stage.tell([Evaluated(self._ids.pop(candidate.id), evaluation)])
         if self._kept is None and evaluation.status != "failed" and evaluation.fitness > self._best[0]:
-            self._best = evaluation.fitness, self.stacked.split(candidate.genotype)[0]
+            self._best = evaluation.fitness, self.two_stage.split(candidate.genotype)[0]
 
     def _begin_second(self) -> None:
         guess = self._stage.recommend()
         self._kept = self._best[1] if guess is None else guess
         self._offset = self._last + 1
         seed = int(self.rng.integers(2**31))
-        second = _warm_started(self.config.second, self.stacked.flow, [flow for _, flow in self._former])
-        self._stage = second.build(self.stacked.flow, seed)
+        second = _warm_started(self.config.second, self.two_stage.flow, [flow for _, flow in self._earlier])
+        self._stage = second.build(self.two_stage.flow, seed)
         self.population = self._stage.population
 
     def _whole(self, genotype: Genotype) -> Genotype:
         if self._kept is None:
-            return self.stacked.join(genotype, self.stacked.flow.start)
-        return self.stacked.join(self._kept, genotype)
+            return self.two_stage.join(genotype, self.two_stage.flow.start)
+        return self.two_stage.join(self._kept, genotype)
 
 
-def _stacked(space: SearchSpace) -> TwoStageSpace:
+def _two_stage(space: SearchSpace) -> TwoStageSpace:
     """Return the two-stage space inside `space`; raises as `StagedConfig.build` does."""
     if isinstance(space, RecipeSettingsSpace):
         space = space.inner  # the same points
@@ -167,7 +167,7 @@ def _stacked(space: SearchSpace) -> TwoStageSpace:
 
 
 def _warm_started(config: StrategyConfig, space: SearchSpace, points: list[Genotype]) -> StrategyConfig:
-    """Return a stage's settings with its part of the former run's points, each distinct one once."""
+    """Return a stage's settings with its part of the earlier run's points, each distinct one once."""
     if not points or config.warm_start_type is None:
         return config
     return config.warm_started(space, list({point.tobytes(): point for point in points}.values()))

@@ -4,12 +4,12 @@ Populations start with the candidates themselves (`WarmStartPopulation`). CMA-ES
 around them (`WarmStartDistribution`):
 
 M. Nomura et al., "Warm Starting CMA-ES for Hyperparameter Optimization", AAAI 2021, arXiv 2012.06932, equations 5
-to 7. The best γ = 10 % of the former run's N candidates, each widened by a normal distribution of standard deviation
+to 7. The best γ = 10 % of the earlier run's N candidates, each widened by a normal distribution of standard deviation
 α = 0.1 in the unit box, have the mean Σ xᵢ / n and the variance α² + Var(x), where n = γN. The covariance is diagonal,
 because n is usually smaller than the number of genes.
 
-What is read from the former run becomes part of the settings and is saved with the new run. Resuming the new run does
-not need the former one.
+What is read from the earlier run becomes part of the settings and is saved with the new run. Resuming the new run does
+not need the earlier one.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ ALPHA = 0.1
 
 
 class WarmStart(BaseModel):
-    """A former run by its folder; a string alone stands for `{run: FOLDER}`."""
+    """An earlier run by its folder; a string alone stands for `{run: FOLDER}`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     run: str = ""
-    """Run directory of a former search."""
+    """Run directory of an earlier search."""
 
     @model_validator(mode="before")
     @classmethod
@@ -44,16 +44,16 @@ class WarmStart(BaseModel):
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the former run's candidates have been read into these settings."""
+        """Whether the earlier run's candidates have been read into these settings."""
         raise NotImplementedError
 
     def wanted(self, scored: int, places: int) -> int:
-        """Return how many of the former run's candidates to read.
+        """Return how many of the earlier run's candidates to read.
 
         Parameters
         ----------
         scored
-            How many candidates the former run has scored.
+            How many candidates the earlier run has scored.
         places
             How many the first population of the new search has room for.
         """
@@ -65,20 +65,20 @@ class WarmStart(BaseModel):
 
 
 class WarmStartDistribution(WarmStart):
-    """The distribution of a former run's best candidates, used instead of the space's start."""
+    """The distribution of an earlier run's best candidates, used instead of the space's start."""
 
     mean: tuple[float, ...] = ()
-    """Filled in when the search starts: mean of the former run's best candidates, per gene, in [0, 1]."""
+    """Filled in when the search starts: mean of the earlier run's best candidates, per gene, in [0, 1]."""
     deviations: tuple[float, ...] = ()
     """Filled in when the search starts: standard deviation per gene, as a fraction of its range."""
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the former run's candidates have been read into these settings."""
+        """Whether the earlier run's candidates have been read into these settings."""
         return bool(self.mean)
 
     def wanted(self, scored: int, places: int) -> int:
-        """Return how many of the former run's candidates to read: its best tenth, at least one."""
+        """Return how many of the earlier run's candidates to read: its best tenth, at least one."""
         return max(1, round(GAMMA * scored))
 
     def from_points(self, space: SearchSpace, points: Sequence[Genotype]) -> Self:
@@ -92,7 +92,7 @@ class WarmStartDistribution(WarmStart):
         Raises
         ------
         ValueError
-            If the former run has not been read.
+            If the earlier run has not been read.
         """
         if not self.is_loaded:
             raise ValueError(_not_loaded(self))
@@ -100,18 +100,18 @@ class WarmStartDistribution(WarmStart):
 
 
 class WarmStartPopulation(WarmStart):
-    """A former run's best candidates, used as the first population."""
+    """An earlier run's best candidates, used as the first population."""
 
     genotypes: tuple[tuple[float, ...], ...] = ()
-    """Filled in when the search starts: the former run's best candidates as points of this search's space."""
+    """Filled in when the search starts: the earlier run's best candidates as points of this search's space."""
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the former run's candidates have been read into these settings."""
+        """Whether the earlier run's candidates have been read into these settings."""
         return bool(self.genotypes)
 
     def wanted(self, scored: int, places: int) -> int:
-        """Return how many of the former run's candidates to read: as many as there is room for."""
+        """Return how many of the earlier run's candidates to read: as many as there is room for."""
         return places
 
     def from_points(self, space: SearchSpace, points: Sequence[Genotype]) -> Self:
@@ -124,7 +124,7 @@ class WarmStartPopulation(WarmStart):
         Raises
         ------
         ValueError
-            If the former run has not been read, or its candidates have another number of genes than `space`.
+            If the earlier run has not been read, or its candidates have another number of genes than `space`.
         """
         if not self.is_loaded:
             raise ValueError(_not_loaded(self))

@@ -26,12 +26,12 @@ from evomerge.merging.engine.tensor_merge import TensorMerge
 from evomerge.merging.methods import implementation
 from evomerge.merging.methods.blocks import CPU_BLOCK, Scratch, TensorInfo
 from evomerge.merging.methods.registry import MergeMethod, SourceGroup, SourceModel, SourceTensor
-from search_spaces.recipes.methods import MethodSpec
+from search_spaces.recipes.method_spec import MethodSpec, Parameter
 from search_spaces.recipes.resolve import Contribution, TensorPlan
 
 SLACK = 1 << 15  # bytes of scalars and of values per row, beside state per entry
 
-FORMS = {
+TENSORS = {
     "matrix": TensorInfo((12, 20)),
     "tall matrix": TensorInfo((31, 7)),
     "vector": TensorInfo((37,)),
@@ -183,7 +183,7 @@ class MergeMethodSuite:
     parameters
         Some ordinary coefficients; a list holds a value per model, for as many models as the suite merges.
     others
-        Further coefficients, to see that one `prepare` serves all: they must give another result.
+        Further coefficients, to see that one `prepare` serves all: they must give another linear map.
     one_model
         Coefficients with which a single model (with `min_models` 2: two copies of it) comes back unchanged;
         None when there are none.
@@ -191,6 +191,8 @@ class MergeMethodSuite:
         How many models are merged.
     ordered
         Whether the order of the models matters.
+    needs_more_tensors
+        Parameters that change nothing in a model of one tensor, as the suite's are; test them elsewhere.
     tolerance
         Absolute and relative error that rounding may cause, float32.
     """
@@ -201,18 +203,18 @@ class MergeMethodSuite:
     one_model: ClassVar[Mapping[str, Any] | None] = MappingProxyType({})
     models: ClassVar[int] = 3
     ordered: ClassVar[bool] = False
+    needs_more_tensors: ClassVar[frozenset[str]] = frozenset()
     tolerance: ClassVar[float] = 2e-6
 
     @property
     def spec(self) -> MethodSpec:
-        """The method's entry in the table."""
+        """The method's description."""
         return implementation(self.method).spec
 
-    @pytest.fixture(params=list(FORMS.values()), ids=list(FORMS))
+    @pytest.fixture(params=["matrix", "vector"])
     def info(self, request: pytest.FixtureRequest) -> TensorInfo:
-        """Shapes and roles a tensor can have."""
-        info: TensorInfo = request.param
-        return info
+        """A linear map and another tensor."""
+        return TENSORS[request.param]
 
     @staticmethod
     def tensors(info: TensorInfo, count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -228,60 +230,66 @@ class MergeMethodSuite:
         return (None if self.spec.base == "none" else base), models
 
     def run(self, base: Tensor | None, models: Sequence[Tensor], info: TensorInfo, **options: Any) -> Tensor:
-        """Merge with the suite's coefficients, unless `options` say otherwise."""
+        """Merge with the suite's coefficients, unless `options` give others."""
         return merge_tensors(self.method, base, models, by_token=info.by_token, **{**self.parameters, **options})
 
-    def close(self, found: Tensor, expected: Tensor) -> None:
+    def close(self, found: Tensor, expected: Tensor, place: str = "") -> None:
         """Compare up to rounding."""
-        torch.testing.assert_close(found, expected, rtol=self.tolerance, atol=self.tolerance)
+        torch.testing.assert_close(
+            found, expected, rtol=self.tolerance, atol=self.tolerance, msg=lambda text: f"{place}: {text}"
+        )
 
-    def test_one_model_gives_that_model(self, info: TensorInfo) -> None:
-        """With weight 1 and nothing dropped."""
+    def test_one_model_gives_that_model(self) -> None:
+        """With weight 1 and nothing dropped, on tensors of every shape and role."""
         if self.one_model is None:
             pytest.skip("no coefficients of this method leave a model as it is")
-        base, model = self.tensors(info, 1)
-        models = [model] * self.spec.min_models
-        merged_base = None if self.spec.base == "none" else base
-        found = merge_tensors(self.method, merged_base, models, by_token=info.by_token, **self.one_model)
-        self.close(found, model)
+        for name, info in TENSORS.items():
+            base, model = self.tensors(info, 1)
+            models = [model] * self.spec.min_models
+            merged_base = None if self.spec.base == "none" else base
+            found = merge_tensors(self.method, merged_base, models, by_token=info.by_token, **self.one_model)
+            self.close(found, model, name)
 
-    def test_zero_deltas_give_the_base(self, info: TensorInfo) -> None:
-        """Whatever the coefficients."""
+    def test_zero_deltas_give_the_base(self) -> None:
+        """Whatever the coefficients, on tensors of every shape and role."""
         if self.spec.base == "none":
             pytest.skip("the method knows no base")
-        base, *_ = self.tensors(info, 0)
-        self.close(self.run(base, [base] * self.models, info), base)
+        for name, info in TENSORS.items():
+            base, *_ = self.tensors(info, 0)
+            self.close(self.run(base, [base] * self.models, info), base, name)
 
     def test_order_of_models(self, info: TensorInfo) -> None:
         """Models and their coefficients reversed together change nothing, or something if order matters."""
+        if self.models == 1:
+            pytest.skip("one model has no order")
         base, models = self.sources(info)
         reversed_ = {name: value[::-1] if isinstance(value, list) else value for name, value in self.parameters.items()}
         found = self.run(base, models[::-1], info, **reversed_)
         expected = self.run(base, models, info)
-        if not self.ordered:
-            self.close(found, expected)
-        elif info.is_matrix:
+        if self.ordered:
             assert not torch.allclose(found, expected)
+        else:
+            self.close(found, expected)
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_dtype_is_kept_and_rounded_to_once(self, info: TensorInfo, dtype: torch.dtype) -> None:
-        """Half-precision sources are merged in float32: the result is that of float32 sources, rounded."""
-        base, models = self.sources(info, dtype)
-        found = self.run(base, models, info, out_dtype=dtype)
-        wide = self.run(None if base is None else base.float(), [model.float() for model in models], info)
-        assert found.dtype == dtype
-        assert found.device == models[0].device
-        if not self.spec.stochastic:  # masks are drawn from the stored bytes
-            assert torch.equal(found, wide.to(dtype))
+    def test_half_precision_is_rounded_to_once(self, info: TensorInfo) -> None:
+        """Merged in float32, as float32 sources of equal values are, and rounded at the end; the device is kept."""
+        for dtype in (torch.bfloat16, torch.float16):
+            base, models = self.sources(info, dtype)
+            found = self.run(base, models, info, out_dtype=dtype)
+            assert found.dtype == dtype
+            assert found.device == models[0].device
+            assert torch.equal(found, self.run(base, models, info).to(dtype))
+            if not self.spec.stochastic:  # masks are drawn from the stored bytes
+                wide = self.run(None if base is None else base.float(), [model.float() for model in models], info)
+                assert torch.equal(found, wide.to(dtype))
 
     def test_inputs_stay_as_they_are(self, info: TensorInfo) -> None:
         """Sources are memory-mapped files."""
         base, models = self.sources(info)
-        before = [values.clone() for values in (base, *models) if values is not None]
+        sources = [values for values in (base, *models) if values is not None]
+        before = [values.clone() for values in sources]
         self.run(base, models, info)
-        assert all(
-            torch.equal(a, b) for a, b in zip(before, (v for v in (base, *models) if v is not None), strict=True)
-        )
+        assert all(torch.equal(a, b) for a, b in zip(before, sources, strict=True))
 
     def test_seed_decides(self, info: TensorInfo) -> None:
         """Equal seeds, equal weights; another seed counts for stochastic methods only."""
@@ -290,11 +298,15 @@ class MergeMethodSuite:
         assert torch.equal(first, again)
         assert torch.equal(first, other) != self.spec.stochastic
 
-    @pytest.mark.parametrize("block", [1, 7, 64])
-    def test_blockwise_equals_whole(self, info: TensorInfo, block: int) -> None:
-        """However the tensor is cut."""
-        base, models = self.sources(info)
-        assert torch.equal(self.run(base, models, info, block=block), self.run(base, models, info))
+    @pytest.mark.parametrize("tensor", TENSORS)
+    def test_blockwise_equals_whole(self, tensor: str) -> None:
+        """However the tensor is split, whatever its shape, role and dtype."""
+        info = TENSORS[tensor]
+        for dtype in (torch.float32, torch.bfloat16):
+            base, models = self.sources(info, dtype)
+            expected = self.run(base, models, info, out_dtype=dtype)
+            for block in (1, 7, 64):
+                assert torch.equal(self.run(base, models, info, out_dtype=dtype, block=block), expected), (dtype, block)
 
     def test_compiled_kernels_change_nothing(self, info: TensorInfo) -> None:
         """The formula in one pass gives what it gives step by step."""
@@ -306,7 +318,7 @@ class MergeMethodSuite:
         assert torch.equal(self.run(base, models, info, out_dtype=torch.bfloat16, compiled=True), expected)
 
     def test_prepared_once_serves_all_coefficients(self, info: TensorInfo) -> None:
-        """Prepare once and apply twice gives what preparing for each gives; nothing of the first call is left."""
+        """Prepare once and apply twice gives what preparing for each gives; the first call leaves no trace."""
         base, models = self.sources(info)
         merge = Merge(self.method, base, models, by_token=info.by_token)
         expected = self.run(base, models, info)
@@ -314,17 +326,20 @@ class MergeMethodSuite:
         if self.others is not None:
             found = merge.run(**self.others)
             assert torch.equal(found, merge_tensors(self.method, base, models, by_token=info.by_token, **self.others))
+            assert not (info.is_matrix and torch.equal(found, expected))
             assert torch.equal(merge.run(**self.parameters), expected)
 
-    def test_result_is_finite_for_degenerate_tensors(self, info: TensorInfo) -> None:
-        """A zero tensor, a model equal to the base, two equal models: no NaN."""
-        base, models = self.sources(info)
-        zero = torch.zeros(info.shape)
-        for changed in ([zero] * self.models, [models[-1]] * self.models, [zero, *models[1:]]):
-            for start in {id(value): value for value in (base, zero if base is not None else None)}.values():
-                assert bool(torch.isfinite(self.run(start, changed, info)).all())
-        if base is not None:
-            assert bool(torch.isfinite(self.run(base, [base, *models[1:]], info)).all())
+    def test_result_is_finite_for_degenerate_tensors(self) -> None:
+        """A zero tensor, a model equal to the base, two equal models: no NaN, whatever the shape and role."""
+        for info in TENSORS.values():
+            base, models = self.sources(info)
+            zero = torch.zeros(info.shape)
+            bases = [None] if base is None else [base, zero]
+            for changed in ([zero] * self.models, [models[-1]] * self.models, [zero, *models[1:]]):
+                for start in bases:
+                    assert bool(torch.isfinite(self.run(start, changed, info)).all()), info
+            if base is not None:
+                assert bool(torch.isfinite(self.run(base, [base, *models[1:]], info)).all()), info
 
     def test_prepared_state_is_no_larger_than_said(self) -> None:
         """`prepared_bytes` and `shared_bytes` are what the footprint adds up."""
@@ -339,11 +354,32 @@ class MergeMethodSuite:
         assert held <= said + SLACK
         assert said == 0 or held > said / 4  # and it says no more than needed, within reason
 
-    def test_names_its_parameters(self) -> None:
-        """The suite's coefficients are the method's, and every one that has an effect is searched or flagged."""
+    def test_every_parameter_has_an_effect(self) -> None:
+        """Some two values of each give different results: the ends of its range, its default, or the suite's own."""
+        own = [self.parameters, self.others or {}, self.one_model or {}]
         names = {parameter.name for parameter in self.spec.parameters}
-        used = set(self.parameters) | set(self.others or {}) | set(self.one_model or {})
-        assert {name.rstrip("_") for name in used} <= names
+        assert {name.rstrip("_") for values in own for name in values} <= names, "the suite sets other parameters"
+        for parameter in self.spec.parameters:
+            if not (parameter.inert or parameter.after or parameter.name in self.needs_more_tensors):
+                assert self._has_effect(parameter), f"{parameter.name}: ignored, or the suite sets no second value"
+
+    def _has_effect(self, parameter: Parameter) -> bool:
+        values: list[Any] = [parameter.default, parameter.low, parameter.high]
+        if parameter.kind is bool:
+            values = [True, False]
+        elif parameter.per_model:  # one model apart from the others: weights may be divided by their sum
+            others = [parameter.start] * (self.models - 1)
+            values = [[parameter.start, *others], [parameter.high, *others]]
+        own = [{name.rstrip("_"): value for name, value in c.items()} for c in (self.parameters, self.others or {})]
+        values += [given[parameter.name] for given in own if parameter.name in given]
+        for info in (TENSORS["matrix"], TENSORS["vector"]):
+            base, models = self.sources(info)
+            merge = Merge(self.method, base, models, by_token=info.by_token)
+            for given in own:
+                runs = [merge.run(**{**given, parameter.name: value}) for value in values if value is not None]
+                if any(not torch.equal(found, runs[0]) for found in runs[1:]):
+                    return True
+        return False
 
 
 def _storages(state: object, seen: set[int] | None = None) -> dict[int, int]:

@@ -5,8 +5,9 @@
     from evomerge.testing import PoolSuite
 
     class TestMine(PoolSuite):
-        def make(self, answer):
-            return MyPool(MyWorker(answer))  # a worker whose `evaluate` calls `answer`
+        config = MyWorkersConfig(count=2)
+
+pytest then starts the pool with workers that score recipes by their hash, and submits, waits and closes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 
-from evomerge.workers.base import Pool, Request
+from evomerge.merging.engine.placement import Share
+from evomerge.workers.base import Pool, Request, WorkerFactory, WorkerSettings
+from evomerge.workers.registry import WorkersConfig
 from fitness.results import Evaluation
 from search_spaces.recipes.baselines import source_recipe
 
@@ -116,23 +119,41 @@ def hashed(tag: int, request: Request) -> Evaluation:
     return answered(request, [float(sum(f"{request.recipe.hash}{item}".encode()) % 2) for item in request.items])
 
 
+class HashedWorker:
+    """A worker that scores as `hashed` does, without any model."""
+
+    place = "nowhere"
+
+    def evaluate(self, request: Request) -> Evaluation:
+        """Score a recipe."""
+        return hashed(0, request)
+
+
+def hashed_worker(settings: WorkerSettings, share: Share) -> HashedWorker:
+    """Return a worker for `WorkerFactory`, here or in another process."""
+    return HashedWorker()
+
+
 class PoolSuite:
-    """Tests that every pool passes; subclass it as ``Test...`` and define `make`.
+    """Tests that every pool passes; subclass it as ``Test...`` and give the config of a worker kind, or `make`.
 
     Attributes
     ----------
+    config
+        The settings that start the pool.
     keeps_answers
         Whether evaluations hold the model's answers where a request wants them.
     most
         How many recipes a test submits.
     """
 
+    config: ClassVar[WorkersConfig]
     keeps_answers: ClassVar[bool] = True
     most: ClassVar[int] = 7
 
-    def make(self, answer: Answer) -> Pool:
-        """Return a new pool whose workers give these evaluations."""
-        raise NotImplementedError
+    def make(self) -> Pool:
+        """Return a new pool."""
+        return self.config.start(WorkerFactory(hashed_worker, hashed_worker, len(ITEMS)))
 
     def requests(self, count: int) -> list[Request]:
         """Return so many different recipes to score."""
@@ -145,7 +166,7 @@ class PoolSuite:
     @pytest.fixture
     def pool(self) -> Iterator[Pool]:
         """Return a pool that is closed after the test."""
-        pool = self.make(hashed)
+        pool = self.make()
         yield pool
         pool.close()
 
@@ -206,15 +227,17 @@ class PoolSuite:
     def test_scores_do_not_depend_on_what_else_is_scored(self) -> None:
         """A recipe alone in a new pool has the scores that it has among others."""
         requests = self.requests(3)
-        together, alone = self.make(hashed), self.make(hashed)
-        for tag, evaluation in self.score(together, requests).items():
-            expected = hashed(tag, requests[tag])
-            known = dict(zip(expected.items, expected.scores.tolist(), strict=True))
-            assert evaluation.scores.tolist() == [known[item] for item in evaluation.items]
-        (evaluation,) = self.score(alone, requests[:1]).values()
-        assert evaluation.scores.tolist() == hashed(0, requests[0]).scores.tolist()
-        for pool in (together, alone):
+        together = self.make()
+        among_others = self.score(together, requests)
+        together.close()
+        for tag, request in enumerate(requests):
+            pool = self.make()
+            (alone,) = self.score(pool, [request]).values()
             pool.close()
+            known = dict(zip(alone.items, alone.scores.tolist(), strict=True))
+            found = dict(zip(among_others[tag].items, among_others[tag].scores.tolist(), strict=True))
+            both = known.keys() & found.keys()
+            assert both and all(known[item] == found[item] for item in both)
 
     def test_seconds_are_told_by_activity(self, pool: Pool) -> None:
         """Merging, scoring and waiting, none of them negative."""

@@ -88,7 +88,7 @@ class SearchSpaceSuite:
 
     @staticmethod
     def points(space: SearchSpace, seed: int = 0) -> Iterator[Genotype]:
-        """Yield the start, corners of the box, founders, uniform points, samples and offspring."""
+        """Yield the start, corners of the box, the initial population, uniform points, samples and offspring."""
         rng = np.random.default_rng(seed)
         yield space.start
         if space.dimension < MANY:

@@ -285,16 +285,16 @@ class StrategySuite:
         assert asked <= (40 if limit is None else limit)
 
     def test_a_warm_start_changes_the_first_proposals(self, make: Callable[[int], SearchSpace]) -> None:
-        """A former run's candidates become settings that can be saved, and the search starts from them."""
+        """An earlier run's candidates become settings that can be saved, and the search starts from them."""
         space, rng = make(4), np.random.default_rng(5)
         points = [space.sample(rng) for _ in range(self.config.places)]
         if self.config.warm_start_type is None:
             assert "warm_start" not in type(self.config).model_fields
-            with pytest.raises(ValueError, match="cannot use a former run"):
+            with pytest.raises(ValueError, match="cannot use an earlier run"):
                 self.config.warm_started(space, points)
             return
         warm = self.config.warm_started(space, points)
-        assert warm.former_run is not None and warm.former_run.is_loaded
+        assert warm.earlier_run is not None and warm.earlier_run.is_loaded
         assert type(warm).model_validate(warm.model_dump(mode="json")) == warm
         proposals, cold = (self.drive(config.build(space, 0), self.score(space), 8) for config in (warm, self.config))
         for candidate in proposals:

@@ -129,6 +129,7 @@ class RayCluster:
         """Return what is ready."""
         if not references:
             return []
+        ready: list[Reference]
         ready, others = self._ray.wait(list(references), num_returns=1, timeout=timeout)
         if ready and others:  # Ray returns no more than it was asked for
             more, _ = self._ray.wait(others, num_returns=len(others), timeout=0)

@@ -22,7 +22,8 @@ Letters: C candidates, I items asked so far.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -55,6 +56,8 @@ class Race:
         How often the race is checked: the number of blocks without the last, after which stopping saves nothing.
     test
         `auto`: `exact` for 0/1 scores, `t` for others.
+    stopped
+        bool[C]: the candidates that an earlier check has stopped; None: none.
     active
         bool[C]: which candidates are still in the race.
     """
@@ -64,9 +67,10 @@ class Race:
     error: float = 0.05
     looks: int = 1
     test: Test = "auto"
+    stopped: InitVar[Sequence[bool] | None] = None
     active: Flags = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, stopped: Sequence[bool] | None) -> None:
         if not 1 <= self.keep <= self.candidates:
             raise ValueError(f"keep is {self.keep}: give 1 to {self.candidates}, the number of candidates")
         if not 0 < self.error < 1:
@@ -75,7 +79,7 @@ class Race:
             raise ValueError(f"looks is {self.looks}: give the number of blocks, at least 1")
         if self.test not in ("auto", "exact", "sprt", "t", "wilcoxon"):
             raise ValueError(f"test is {self.test!r}: give auto, exact, sprt, t or wilcoxon")
-        self.active = np.ones(self.candidates, bool)
+        self.active = np.ones(self.candidates, bool) if stopped is None else ~np.array(stopped, bool)
 
     def update(self, scores: npt.ArrayLike) -> Flags:
         """Stop candidates that are beaten by at least `keep` others.

@@ -95,7 +95,8 @@ class EstimatorRegistry:
             raise ValueError(f"estimator {name!r}: not a valid name; use lower-case letters, digits and _, not auto")
         if name in self._estimators:
             raise ValueError(f"estimator '{name}' is taken, {self._origins[name]} registers it; use another name")
-        registration = _current.get()
+        ours = estimator.estimate.__module__.startswith("fitness.")  # whoever imports it first
+        registration = None if ours else _current.get()
         self._estimators[name] = estimator
         self._origins[name] = "evomerge" if registration is None else registration.origin
         if registration is not None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import VOCABULARIES, Recipe
+from search_spaces.recipes.fields import VOCABULARIES
+from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import adapted, parts
 
 

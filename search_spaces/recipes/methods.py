@@ -28,7 +28,7 @@ METHODS: Registry[MethodSpec] = Registry("merge method")
 def _register_own_methods() -> None:
     with registering("evomerge"):  # even where another package's import is the first to need them
         for data in json.loads(TABLE.read_text(encoding="utf-8")):
-            METHODS.register(data["name"], from_data(data))
+            METHODS.register(data["name"], from_data(data), __name__)
 
 
 def method_spec(name: str) -> MethodSpec:

@@ -102,7 +102,8 @@ def _parse_path(value: Any, place: str) -> str:
     for key in value:
         if key not in ("path", "revision"):
             raise RecipeError(f"{place}: unknown key '{key}'; {did_you_mean(key, ('path', 'revision'))}")
-    path, revision = value["path"], value.get("revision")
+    path: str = value["path"]
+    revision = value.get("revision")
     if LORA in path:
         raise RecipeError(f"{place}: '{path}' holds '{LORA}', which marks an adapter here; rename the folder")
     if revision is None:

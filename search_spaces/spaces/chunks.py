@@ -73,7 +73,8 @@ def _overlaps(
 
 def _mean(found: Sequence[tuple[int, tuple[float, ...]]]) -> npt.NDArray[np.float64]:
     counts = np.array([count for count, _ in found], dtype=np.float64)
-    return counts @ np.array([row for _, row in found]) / counts.sum()
+    mean: npt.NDArray[np.float64] = counts @ np.array([row for _, row in found]) / counts.sum()
+    return mean
 
 
 def chunking(

@@ -235,8 +235,8 @@ class CoefficientSpace(SearchSpace):
         weights = np.clip(shares, 0.0, None)
         if not weights.any():
             return start
-        scale = min(start.sum() / weights.sum(), self.high[0] / weights.max())
-        return weights * scale
+        scaled: Genotype = weights * min(start.sum() / weights.sum(), self.high[0] / weights.max())
+        return scaled
 
     def _check_same_kind(self, recipe: Recipe) -> None:
         if [spec.name for spec in recipe.specs] != [self.spec.name]:

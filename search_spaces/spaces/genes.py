@@ -225,10 +225,11 @@ class Choice:
         return replace(self, initial=self.value(x))
 
     @property
-    def probabilities(self) -> np.ndarray:
+    def probabilities(self) -> npt.NDArray[np.float64]:
         """The prior, float64[n], as an array that sums to one."""
         weights = np.ones(len(self.options)) if self.prior is None else np.array(self.prior)
-        return weights / weights.sum()
+        probabilities: npt.NDArray[np.float64] = weights / weights.sum()
+        return probabilities
 
     def sample(self, rng: np.random.Generator) -> float:
         """Draw the coordinate of an option from the prior."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -151,7 +151,7 @@ class MixtureConfig(BaseModel):
         return MixtureSpace(self, context)
 
 
-Vector = npt.NDArray[Any]
+Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ class Codec:
             genes = logs - logs.max() + self.high
         else:
             genes = weights[1:] if self.kind == "signed" else weights
-        return np.clip(genes, self.low, self.high)
+        inside: Vector = np.clip(genes, self.low, self.high)
+        return inside
 
 
 Table = npt.NDArray[np.float64]
@@ -250,7 +251,8 @@ class MixtureSpace(SearchSpace):
 
     def _join(self, genes: Table, deviations: Table, seeds: npt.NDArray[np.int64]) -> Genotype:
         point = np.concatenate([np.hstack([genes, deviations]).ravel(), seeds.astype(np.float64)])
-        return np.clip(point, self.low, self.high)
+        inside: Genotype = np.clip(point, self.low, self.high)
+        return inside
 
     def weights(self, genotype: Genotype) -> Table:
         """Return what the recipe of `genotype` weighs the sources with, float64[C, T]."""

@@ -109,8 +109,9 @@ class SearchSpace(ABC):
     def settled(self, points: Genotype) -> Genotype:
         """Return `points` (float64[..., G]) inside the box, each discrete gene at the middle of its cell."""
         settled = np.clip(points, self.low, self.high)
-        # Cells are counted from the box's lower bound; the upper bound belongs to the last.
-        cells = np.minimum(np.floor(settled - self.low), self.high - self.low - 1)
+        # Cells begin at whole numbers or at halves; rounded as by the genes' `value`. The last has the upper bound.
+        half = self.low - np.floor(self.low)
+        cells = np.minimum(np.floor(settled + half) - (self.low + half), self.high - self.low - 1)
         return np.where(self.discrete, self.low + cells + 0.5, settled)
 
     def initial_population(self) -> tuple[Genotype, ...]:

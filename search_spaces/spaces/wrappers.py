@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.genes import Gene
 from search_spaces.spaces.space import Genotype, SearchSpace
+
+Value = TypeVar("Value", bound=np.generic)
 
 
 class WrappedSpace(SearchSpace):
@@ -49,8 +51,8 @@ class WrappedSpace(SearchSpace):
         """Return the inner space's genotypes float64[..., I] for the wrapper's, float64[..., G]."""
         return points
 
-    def _outward(self, points: Genotype) -> Genotype:
-        """Return the wrapper's genotypes float64[..., G] for the inner space's, float64[..., I]."""
+    def _outward(self, points: npt.NDArray[Value]) -> npt.NDArray[Value]:
+        """Return the wrapper's values [..., G], one per gene, for the inner space's, [..., I]."""
         return points
 
     def _dressed(self, recipe: Recipe) -> Recipe:
@@ -85,8 +87,7 @@ class WrappedSpace(SearchSpace):
 
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
         """Return which genes take part in the recipe, bool[G]."""
-        active: npt.NDArray[np.bool_] = self._outward(self.inner.active(self._inward(genotype)))
-        return active
+        return self._outward(self.inner.active(self._inward(genotype)))
 
     def settled(self, points: Genotype) -> Genotype:
         """Settle as the inner space does."""
@@ -174,12 +175,13 @@ class FixedGenesSpace(WrappedSpace):
         return tuple(gene for gene, fixed in zip(genes, self._fixed, strict=True) if not fixed)
 
     def _inward(self, points: Genotype) -> Genotype:
-        whole = np.broadcast_to(self._values, (*np.shape(points)[:-1], len(self._values))).copy()
+        whole: Genotype = np.broadcast_to(self._values, (*np.shape(points)[:-1], len(self._values))).copy()
         whole[..., ~self._fixed] = points
         return whole
 
-    def _outward(self, points: Genotype) -> Genotype:
-        return points[..., ~self._fixed]
+    def _outward(self, points: npt.NDArray[Value]) -> npt.NDArray[Value]:
+        free: npt.NDArray[Value] = points[..., ~self._fixed]
+        return free
 
 
 class RecipeSettingsSpace(WrappedSpace):

@@ -4,7 +4,7 @@ import sqlite3
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.runs.run import Asked, Run, Told
@@ -47,14 +47,12 @@ def edited(seed: bytes, changes: list) -> bytes:
 
 
 @pytest.mark.parametrize("reader", SEEDS)
-@settings(deadline=None, max_examples=150)
 @given(changes=edits)
 def test_edited_files(reader, changes):
     READERS[reader](edited(SEEDS[reader], changes))
 
 
 @pytest.mark.parametrize("reader", READERS)
-@settings(deadline=None, max_examples=50)
 @given(data=st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
 def test_any_bytes(reader, data):
     READERS[reader](data)
@@ -76,7 +74,6 @@ def log(tmp_path_factory):
     return (path / "events.sqlite").read_bytes()
 
 
-@settings(deadline=None, max_examples=150)
 @given(changes=edits)
 def test_edited_logs(log, changes):
     event_log(edited(log, changes))

@@ -70,7 +70,7 @@ def test_a_schema_that_is_code(run, refused):
 def test_a_log_that_is_a_link_to_a_device(run, refused):
     (run / "events.sqlite").unlink()
     (run / "events.sqlite").symlink_to("/dev/zero")
-    with refused(RunError, "no run directory"), Run.read(run):
+    with refused(RunError, "not a run directory"), Run.read(run):
         pass
 
 

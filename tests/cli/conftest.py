@@ -1,49 +1,20 @@
 """The command line as a user drives it, in this process: a new one takes seconds to import torch and lm-eval."""
 
-import io
 import json
-import os
 import shutil
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from evomerge.cli.main import main
-
-ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
-
-
-def run_command(*arguments, cwd):
-    """Call the command's entry point in a folder; return its exit code, standard output and standard error."""
-    out, err, before, argv = io.StringIO(), io.StringIO(), Path.cwd(), sys.argv
-    os.chdir(cwd)
-    sys.argv = ["evomerge", *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        os.chdir(before)
-        sys.argv = argv
-    return code, out.getvalue(), err.getvalue()
+from tests import command
+from tests.zoo import ZOO, few_items
 
 
 @pytest.fixture(scope="session")
 def evomerge():
     """Return a function that runs the command and returns its standard output, or its errors where it should fail."""
-
-    def evomerge(*arguments, cwd, code=0):
-        found, out, err = run_command(*arguments, cwd=cwd)
-        assert found == code, f"exit {found}\n{out}\n{err}"
-        return out if code == 0 else err
-
-    return evomerge
+    return command.evomerge
 
 
 @pytest.fixture
@@ -51,7 +22,7 @@ def refuse(tmp_path):
     """Return a check that the command refuses something in one line with these words."""
 
     def refuse(*arguments, words, code=2):
-        found, _, err = run_command(*arguments, cwd=tmp_path)
+        found, _, err = command.run(*arguments, cwd=tmp_path)
         message = err.strip()
         assert found == code, message
         assert len(message.splitlines()) == 1, message
@@ -74,45 +45,51 @@ def refuse_search(tmp_path, refuse, write):
     return refuse_search
 
 
-def small_search(**changes):
-    return {
-        "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")},
-        "space": {"layers_per_group": 3, "weight": {"low": 0.0, "high": 1.5, "start": 0.8}},
-        "strategy": {"kind": "cma_es", "population": 5, "score_mean_every": 2},
-        "fitness": {
-            "tasks": [{"task": "zoo_target_gen"}],
-            "include_path": [str(ZOO / "tasks")],
-            "subset": {"items": 16},
-            "held_out": "test",
-        },
-        "budget": {"evaluations": 12},
-        "workers": {"threads": 1},
-    } | changes
-
-
-def write_search(folder, **changes):
-    path = folder / "search.yaml"
-    path.write_text(yaml.safe_dump(small_search(**changes), sort_keys=False), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def config():
-    """Return a function for a small search of the zoo as a mapping, with changes."""
-    return small_search
-
-
-@pytest.fixture
-def write():
-    """Return a function that writes a small search file, with changes, into a folder."""
-    return write_search
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory):
+    """Return a folder with two of the zoo's tasks, of 100 items per split."""
+    return few_items(tmp_path_factory.mktemp("tasks"), ("zoo_target_gen", "zoo_target_mc"), 100)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, evomerge):
+def config(tasks):
+    """Return a function for a small search of the zoo as a mapping, with changes."""
+
+    def config(**changes):
+        return {
+            "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")},
+            "space": {"layers_per_group": 3, "weight": {"low": 0.0, "high": 1.5, "start": 0.8}},
+            "strategy": {"kind": "cma_es", "population": 5, "score_mean_every": 2},
+            "fitness": {
+                "tasks": [{"task": "zoo_target_gen"}],
+                "include_path": [str(tasks)],
+                "subset": {"items": 16},
+                "held_out": "test",
+            },
+            "budget": {"evaluations": 12},
+            "workers": {"threads": 1},
+        } | changes
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def write(config):
+    """Return a function that writes a small search file, with changes, into a folder."""
+
+    def write(folder, **changes):
+        path = folder / "search.yaml"
+        path.write_text(yaml.safe_dump(config(**changes), sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, evomerge, write):
     """Return a folder in which `evomerge search` has run, with its output; for reading only."""
     folder = tmp_path_factory.mktemp("finished")
-    write_search(folder)
+    write(folder)
     output = evomerge("search", "search.yaml", "--run", "run", cwd=folder)
     return folder, output
 

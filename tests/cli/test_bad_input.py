@@ -118,11 +118,11 @@ def test_a_damaged_log(finished, tmp_path, refuse):
     file = tmp_path / "run" / "events.sqlite"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     for verb in ("status", "resume", "export"):
-        refuse(verb, "run", words=["events.sqlite is damaged", "best.yaml beside it is still good"], code=1)
+        refuse(verb, "run", words=["events.sqlite is damaged", "best.yaml beside it is not affected"], code=1)
 
 
 def test_no_run(refuse):
-    refuse("status", "nothing", words=["is no run directory"])
+    refuse("status", "nothing", words=["is not a run directory"])
 
 
 def test_debug_shows_a_traceback(tmp_path, evomerge):

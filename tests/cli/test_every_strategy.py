@@ -7,7 +7,6 @@ since starting Python with torch takes as long as the search.
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -24,8 +23,8 @@ from evomerge.strategies import STRATEGIES as REGISTERED
 from evomerge.testing.planted import PlantedSpace
 from search_spaces.spaces.genes import Choice
 from search_spaces.spaces.registry import SPACES as REGISTERED_SPACES
+from tests.zoo import ZOO, few_items
 
-ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 TASKS = ("zoo_ops_en", "zoo_short_en")
 BUDGET = 8
 
@@ -58,20 +57,6 @@ SPACES = {
 KINDS = set(REGISTERED)
 
 
-def tasks(folder):
-    """Write the first thirty items of each split of two of the zoo's tasks; return where."""
-    folder.mkdir(exist_ok=True)
-    for name in ("_generate.template", "documents.py", *(f"{task}.yaml" for task in TASKS)):
-        shutil.copy(ZOO / "tasks" / name, folder)
-    for task in TASKS:
-        lines = (ZOO / "tasks" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
-        kept = []
-        for split in ("validation", "test"):
-            kept += [line for line in lines if json.loads(line)["split"] == split][:30]
-        (folder / f"{task}.jsonl").write_text("\n".join(kept), encoding="utf-8")
-    return folder
-
-
 def write(folder, strategy, **changes):
     """Write a search file of seconds: three genes, six items per task."""
     several = strategy["kind"] == "nsga2"
@@ -81,7 +66,7 @@ def write(folder, strategy, **changes):
         "strategy": strategy,
         "fitness": {
             "tasks": [{"task": task} for task in TASKS],
-            "include_path": [str(tasks(folder / "tasks"))],
+            "include_path": [str(few_items(folder / "tasks", TASKS, 30))],
             "subset": {"items": 6, "estimator": "mean"},
             "objectives": "per_task" if several else "weighted_sum",
         },

@@ -74,8 +74,8 @@ def test_what_stands_in_the_way(inspect, unrelated, tmp_path):
     code, text = inspect(copy, unrelated)
     assert code == 1
     assert "cannot be merged: unrelated: its weights do not come from the base's (cosine: attention" in text
-    assert "warning: unrelated: its chat template is not in base; a merge has the base's" in text
-    assert "warning: unrelated (cc-by-nc-4.0): non-commercial terms bind the whole merge, base included" in text
+    assert "warning: unrelated: it has a chat template and base has none; a merge has none either" in text
+    assert "warning: unrelated (cc-by-nc-4.0): non-commercial terms apply to the whole merge, base included" in text
     code, text = inspect(copy, unrelated, "--allow-unrelated")
     assert code == 0
     assert "warning: unrelated: its weights do not come from the base's" in text
@@ -89,7 +89,7 @@ def test_other_shapes_are_named_and_the_rest_is_shown(inspect, tmp_path):
     model.save_pretrained(tmp_path / "resized")
     code, text = inspect(ZOO / "base", tmp_path / "resized")
     assert code == 1
-    assert "cannot be merged: resized: model.embed_tokens.weight has shape [140, 96] and in base [" in text
+    assert "cannot be merged: resized: model.embed_tokens.weight has shape [140, 96] here and [" in text
     assert "set vocabulary: base, union, first or pad" in text
     assert "LlamaForCausalLM" in text
 

@@ -14,7 +14,7 @@ METHODS = ["task_arithmetic", "ties", "dare_ties", "slerp", "breadcrumbs"]
 VARIANTS = [*METHODS[:3], "slerp", "slerp", "slerp", "breadcrumbs"]  # slerp once for each pair of experts
 
 
-def test_the_method_is_searched_like_any_gene(evomerge, tmp_path):
+def test_the_method_is_searched_like_any_gene(evomerge, tmp_path, tasks):
     config = {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja", "eo")},
         "space": {
@@ -27,7 +27,7 @@ def test_the_method_is_searched_like_any_gene(evomerge, tmp_path):
         "strategy": {"kind": "random"},
         "fitness": {
             "tasks": [{"task": "zoo_target_mc"}],
-            "include_path": [str(ZOO / "tasks")],
+            "include_path": [str(tasks)],
             "subset": {"items": 8},
             "held_out": "test",
         },

@@ -46,7 +46,7 @@ def test_the_result_is_machine_readable(finished):
         assert set(row) == {"name", "kind", "task", "score", "low", "high", "items", "p_value"}
         assert row["task"] == "zoo_target_gen"
         assert row["low"] <= row["score"] <= row["high"]
-        assert row["items"] >= 400
+        assert row["items"] == 100
         assert 0 < row["p_value"] <= 1
     assert result["evaluations"] == 12
     assert result["item_evaluations"] > 12 * 16
@@ -144,5 +144,5 @@ def test_a_warm_start_begins_at_what_a_former_run_found(finished, tmp_path, kind
 
 def test_a_grid_has_no_warm_start(finished, tmp_path, write):
     grid = load_config(write(tmp_path, strategy={"kind": "grid"}))
-    with pytest.raises(ConfigError, match=r"strategy.kind grid cannot use a former run; write another"):
+    with pytest.raises(ConfigError, match=r"strategy.kind grid cannot use an earlier run; write another"):
         warm_start_override(grid, finished[0] / "run")

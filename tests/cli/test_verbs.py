@@ -31,7 +31,7 @@ def test_runs_lists_it(finished, evomerge):
     assert summary["state"] == "finished"
 
 
-def test_export_merge_load_evaluate(finished, evomerge):
+def test_export_merge_load_evaluate(finished, evomerge, tasks):
     """The exported checkpoint loads with transformers and scores item for item as the candidate did in memory."""
     folder, _ = finished
     evomerge("export", "run", "-o", "recipe.yaml", cwd=folder)
@@ -43,7 +43,7 @@ def test_export_merge_load_evaluate(finished, evomerge):
     assert model.num_parameters() > 100_000
     assert AutoTokenizer.from_pretrained(folder / "merged").vocab_size > 10
 
-    arguments = ("--tasks", "zoo_target_gen", "--include-path", ZOO / "tasks", "--json")
+    arguments = ("--tasks", "zoo_target_gen", "--include-path", tasks, "--json")
     saved = json.loads(evomerge("evaluate", "merged", *arguments, cwd=folder))
     from evomerge.runs.history import RunHistory
 

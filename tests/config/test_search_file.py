@@ -83,10 +83,13 @@ def test_yaml_tags_are_not_executed(write):
         load(write("models: !!python/object/apply:os.getcwd []"))
 
 
-@pytest.mark.parametrize("override", ["seed", "=3", "fitness.tasks.9.weight=1", "seed.deep.er=1", "seed=[", "seed=-1"])
+@pytest.mark.parametrize(
+    "override",
+    ["seed", "=3", "fitness.tasks.9.weight=1", "seed.deep.er=1", "fitness.include_path.0.x=1", "seed=[", "seed=-1"],
+)
 def test_bad_overrides(write, override):
     with pytest.raises(ConfigError):
-        load(write(MINIMAL), [override])
+        load(write(MINIMAL.replace("tasks:", "include_path: [x]\n  tasks:")), [override])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fitness.items import Item, ItemPool, prompt_key, split_by_hash, task_of
@@ -25,7 +25,6 @@ def test_keys_ignore_white_space_and_nothing_else() -> None:
     assert prompt_key("a b") != prompt_key("a B")
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**31), shuffle=st.integers())
 def test_the_split_does_not_depend_on_the_order(seed: int, shuffle: int) -> None:
     pool = items(40)
@@ -34,7 +33,6 @@ def test_the_split_does_not_depend_on_the_order(seed: int, shuffle: int) -> None
         assert set(one) == set(other)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**31), prompts=st.lists(st.sampled_from("abcdef"), max_size=40))
 def test_equal_prompts_fall_on_one_side(seed: int, prompts: list[str]) -> None:
     pool = [Item.of(f"task{n % 3}", "validation", n, prompt) for n, prompt in enumerate(prompts)]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -15,7 +15,6 @@ points = st.integers(1, 25).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=60)
 @given(points)
 def test_ranks_are_pymoos(point_NM):
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting

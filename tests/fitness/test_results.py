@@ -6,14 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from fitness.results import mean
 
 
-@settings(deadline=None)
 @given(right=st.integers(0, 60), wrong=st.integers(0, 60))
 def test_error_is_that_of_the_jeffreys_posterior(right: int, wrong: int) -> None:
     if right + wrong == 0:
@@ -23,7 +22,6 @@ def test_error_is_that_of_the_jeffreys_posterior(right: int, wrong: int) -> None
     assert estimate.standard_error == pytest.approx(stats.beta(right + 0.5, wrong + 0.5).std())
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
 def test_bounded_scores_never_have_a_zero_error(scores: list[float]) -> None:
     assert 0 < mean(scores).standard_error < 0.5

@@ -95,12 +95,12 @@ def test_the_lock_is_free_after_closing(run):
 
 
 def test_an_existing_folder_is_not_overwritten(run):
-    with pytest.raises(RunError, match="exists already; go on with `evomerge resume"):
+    with pytest.raises(RunError, match="exists already; continue it with `evomerge resume"):
         Run.create(run.path, "", {})
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(RunError, match="is no run directory"):
+    with pytest.raises(RunError, match="is not a run directory"):
         Run.open(tmp_path)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.runs.history import RunHistory
@@ -70,7 +70,6 @@ def test_rounds_halve_and_cost_the_same():
 
 
 @given(st.integers(1, 200))
-@settings(deadline=None)
 def test_each_round_costs_the_same_and_the_last_two_answer_all(finalists):
     left, share = zip(*rounds(finalists), strict=True)
     cost = np.array(left) * np.diff([0, *share])

@@ -113,7 +113,7 @@ def test_other_spaces_say_the_same_recipes(name, folder, history, problem):
 def test_what_a_space_cannot_say_is_refused(folder):
     """Paths through layers hold no merged weights."""
     path = write(folder, {"kind": "eda", "warm_start": "former"}, space={"kind": "data_flow"})
-    with pytest.raises(ConfigError, match=r"nothing that .* has found can be said in this space .*; name another"):
+    with pytest.raises(ConfigError, match=r"this space can express none of the candidates of .*; name another"):
         Problem(load(path)).resolved()
 
 
@@ -131,7 +131,7 @@ def test_what_is_left_out_is_counted(folder, tmp_path):
     methods = {mergekit_yaml.read(tmp_path / "two" / "best.yaml").merge_method}
     assert 0 < len(kept) < len(history.ranking())
     assert f"{len(kept)} candidates of {tmp_path / 'two'}; " in new.warm_start.message
-    assert "left out, since this space cannot say them (" in new.warm_start.message
+    assert "left out, because this space cannot express them (" in new.warm_start.message
     assert methods <= {"task_arithmetic", "ties"}
 
 

@@ -1,4 +1,4 @@
-"""Every strategy passes the suite that plug-ins pass, too."""
+"""Every strategy passes the conformance suite, which plug-ins use as well."""
 
 from evomerge.strategies import (
     CatCmaConfig,

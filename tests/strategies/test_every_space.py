@@ -1,4 +1,4 @@
-"""Every strategy proposes recipes in every space, and proposes them again when replayed; no model is needed.
+"""Every strategy proposes recipes in every kind of space, and the same ones again in a replay; no model is needed.
 
 `tests/test_every_strategy.py` runs them on the zoo, from a search file to the held-out table.
 """

@@ -1,4 +1,4 @@
-"""The method that strategies of distributions begin with, and how often random samples have each."""
+"""The merge method that distributions start with, and how often random samples have each method."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ STRATEGIES = [EdaConfig(population=400), CatCmaConfig(population=400)]
 
 
 def begun(method_for="merge", start="dare_ties", **config):
-    """Return a space whose searches begin with a method, and its number of method genes."""
+    """Return a space whose start has a method, and its number of method genes."""
     config = CoefficientConfig(method=METHODS, method_for=method_for, layers_per_group=2, **config)
     space = build_space(config, SpaceContext(MODELS, LAYOUT, {}, seed=5))
     choices = [index for index, gene in enumerate(space.genes) if gene.discrete]
@@ -28,7 +28,7 @@ def begun(method_for="merge", start="dare_ties", **config):
 
 
 def shares(space, points):
-    """Return how often the first gene has each method, whatever the models."""
+    """Return the share of points whose first gene has each method, with any models."""
     counts = Counter(space.genes[0].value(point[0]).partition("(")[0] for point in points)
     return {method: counts[method] / len(points) for method in METHODS}
 

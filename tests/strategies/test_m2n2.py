@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -53,14 +53,12 @@ class PlainArchive:
 matrices = st.integers(0, 10_000).map(lambda seed: np.random.default_rng(seed).random((14, 9)))
 
 
-@settings(deadline=None, max_examples=60)
 @given(matrix=matrices, alpha=st.sampled_from([0.0, 0.5, 1.0, 2.0]), binary=st.booleans())
 def test_fitness_is_that_of_the_equations(matrix, alpha, binary):
     scores = (matrix > 0.6).astype(float) if binary else matrix
     assert np.allclose(compete(scores, alpha).fitness(), plain_fitness(scores.tolist(), alpha))
 
 
-@settings(deadline=None, max_examples=60)
 @given(matrix=matrices, alpha=st.sampled_from([0.0, 1.0]))
 def test_the_archive_is_that_of_the_authors(matrix, alpha):
     archive, plain = Archive(4, 1, alpha, relative=False), PlainArchive(4)
@@ -104,7 +102,6 @@ def test_negative_scores_count_from_the_worst_up():
     assert np.allclose(compete(scores, 1.0, relative=True).scores, [[0.0, 0.0], [2.0, 1.0]])
 
 
-@settings(deadline=None, max_examples=60)
 @given(matrix=matrices, places=st.permutations(range(14)))
 def test_equal_members_are_equally_fit_to_the_last_bit(matrix, places):
     scores = np.repeat(matrix[:7], 2, axis=0)[places]

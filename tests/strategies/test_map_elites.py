@@ -1,4 +1,4 @@
-"""MAP-Elites: the grid, who takes a cell, and a problem with a known answer."""
+"""MAP-Elites: the grid, which candidate takes a cell, and a problem with a known answer."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""One file is a strategy: what it declares is all that the rest of evomerge needs."""
+"""A strategy is one file: the rest of evomerge needs only what its config declares."""
 
 import sys
 import textwrap
@@ -78,14 +78,14 @@ def test_a_file_in_the_folder_can_be_named_in_a_search_file(mine):
     assert TypeAdapter(AnyStrategy).validate_python(staged).first == config.strategy
 
 
-def test_its_traits_decide_what_is_refused_and_what_a_former_run_gives(mine):
+def test_its_traits_decide_what_is_refused_and_what_a_earlier_run_gives(mine):
     with pytest.raises(ValueError, match=r"racing.test t compares a generation's candidates, and mine has"):
         SearchConfig.model_validate({**SEARCH, "strategy": "mine:archive"})
     with pytest.raises(ValueError, match=r"strategy.flavour: c needs task c; add it"):
         SearchConfig.model_validate({**SEARCH, "strategy": {"kind": "mine", "flavour": "c"}})
     space = reals(3)
     warm = TypeAdapter(AnyStrategy).validate_python("mine").warm_started(space, [space.start])
-    assert warm.former_run.points(space)[0] == pytest.approx(space.start)
+    assert warm.earlier_run.points(space)[0] == pytest.approx(space.start)
 
 
 def test_a_genetic_algorithm_that_replaces_the_worst_has_an_archive():
@@ -103,7 +103,7 @@ def test_settings_that_are_no_strategy_are_refused():
         register_strategy(RandomConfig)
 
 
-def test_a_strategy_without_a_former_run_refuses_one():
+def test_a_strategy_without_a_earlier_run_refuses_one():
     space = reals(2)
-    with pytest.raises(ValueError, match=r"strategy.kind grid cannot use a former run; write another strategy.kind"):
+    with pytest.raises(ValueError, match=r"strategy.kind grid cannot use an earlier run; write another strategy.kind"):
         TypeAdapter(AnyStrategy).validate_python("grid").warm_started(space, [space.start])

@@ -1,4 +1,4 @@
-"""What `auto` means, and which settings are refused, with what to write instead."""
+"""The values of `auto`, and errors about settings, which say what to write instead."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Two searches in a row over a stacked space."""
+"""Two searches in a row over a two-stage space."""
 
 import numpy as np
 import pytest

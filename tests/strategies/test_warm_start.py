@@ -1,4 +1,4 @@
-"""What a former search has found: populations begin with it, distributions around it."""
+"""Warm starts: populations start with an earlier run's best candidates, distributions around them."""
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ def test_the_spaces_own_founders_fill_what_room_is_left():
 
 @pytest.mark.parametrize("name", ["m2n2", "genetic", "map_elites", "nsga2"])
 def test_populations_begin_with_a_spaces_own_founders(name):
-    """All of them: a mixture's sources, each alone, and no mean of them before."""
+    """Such as a mixture's sources, each alone; their mean is not proposed before them."""
     experts = list(np.eye(5))
     asked = drive(POPULATIONS[name], RawWeights(5, founders=experts), 12)
     assert np.array_equal(asked[:5], experts)

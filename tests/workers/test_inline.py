@@ -11,8 +11,11 @@ import torch
 from evomerge.config.load import load
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
+from evomerge.testing import PoolSuite
 from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, WorkerError
+from evomerge.workers.inline import InlinePool
 from fitness.results import ItemScores
+from search_spaces.recipes.baselines import source_recipe
 from tests.workers.searches import ZOO, write_config
 
 
@@ -162,3 +165,24 @@ def test_a_source_that_changes_during_an_evaluation_is_noticed(worker, problem, 
         worker.evaluate(start)
     file.with_name("hidden").rename(file)
     assert file.read_bytes() == before
+
+
+class TestAWorkerOfTheZooInAPool(PoolSuite):
+    """The real worker behind the pool in this process."""
+
+    most = 3
+
+    @pytest.fixture(autouse=True)
+    def _use(self, worker, problem):
+        self.worker, self.problem = worker, problem
+
+    def make(self):
+        return InlinePool(self.worker)
+
+    def requests(self, count):
+        space, items = self.problem.space, tuple(self.problem.subset[:4])
+        points = np.linspace(0.2, 0.6, count)
+        return [Request(space.decode(np.full(space.dimension, point)), items) for point in points]
+
+    def broken(self):
+        return Request(source_recipe("/models/nowhere", 2), self.requests(1)[0].items)

@@ -134,8 +134,8 @@ def _declared(argument: inspect.Parameter, hint: Any, method: str) -> Parameter:
     if isinstance(declaration, (Real, Flag)) and not declaration.doc:
         raise TypeError(f"{place}: it has no doc; say in one sentence what it means")
     if annotated is bool and isinstance(declaration, Flag):
-        values = {"kind": bool, "default": declaration.default, "doc": declaration.doc}
-        return Parameter(name, per_model=False, extension=declaration.extension, **values)
+        flag = declaration
+        return Parameter(name, False, bool, flag.default, extension=flag.extension, doc=flag.doc)
     if annotated in (PerModel, OptionalPerModel, float) and isinstance(declaration, Real):
         _check_range(declaration, place)
         return Parameter(

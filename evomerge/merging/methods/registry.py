@@ -253,9 +253,9 @@ def merge_method(
             shared_bytes=shared_bytes,
             scope=scope,
         )
-        IMPLEMENTATIONS.register(name, method)
+        IMPLEMENTATIONS.register(name, method, function.__module__)
         if not function.__module__.startswith(f"{__package__}."):  # our own specs are in the generated table
-            METHODS.register(name, spec)
+            METHODS.register(name, spec, function.__module__)
         return function
 
     return register

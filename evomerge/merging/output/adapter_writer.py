@@ -31,16 +31,16 @@ from search_spaces.recipes.recipe import Recipe
 
 @dataclass(frozen=True)
 class WrittenAdapter:
-    """What an adapter came to.
+    """An adapter that was written.
 
     Attributes
     ----------
     rank
-        The largest of its modules.
+        The largest rank of its modules.
     parameters
-        Entries of all its matrices.
+        Number of entries of all its matrices.
     error
-        Frobenius norm of what the rank leaves out of the merged task vectors, over their own norm.
+        Frobenius norm of the part of the merged task vectors that the rank leaves out, over the norm of the whole.
     """
 
     rank: int
@@ -58,11 +58,11 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
     engine
         Holds the opened sources.
     recipe
-        With ``adapters: core``, or of a method for which that makes no difference.
+        One with ``adapters: core``, or with a method for which that makes no difference.
     out
         A folder that does not exist yet, or is empty.
     rank
-        At most so many columns per module, the heaviest singular directions; None: all, the sum of the ranks.
+        Keep so many singular directions per module, the largest ones; None: all, which is the sum of the ranks.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
     OutputError
         If the recipe's merge is not a low-rank one, or it moves layers.
     CheckpointError
-        If a source is no adapter.
+        If no source is an adapter.
     """
     out = out.expanduser().absolute()
     check_place(out)
@@ -79,7 +79,7 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
     origin = _origin(engine, recipe)
     merged = dict(engine.factors(recipe))
     if not merged:
-        raise OutputError(f"{', '.join(recipe.models)}: no low-rank tensor among them; merge without --adapter")
+        raise OutputError(f"{', '.join(recipe.models)}: none of them has a low-rank tensor; merge without --adapter")
     kept = {name: _truncated(factors, rank) for name, factors in merged.items()}
     tensors = {key: values for name, factors in kept.items() for key, values in _pair(origin, name, factors).items()}
     whole = _replaced(engine, recipe)
@@ -96,7 +96,7 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
 def _in_core(engine: MergeEngine, recipe: Recipe) -> Recipe:
     if recipe.adapters is None and any(spec.core_space != "exact" for spec in recipe.specs):
         raise OutputError(
-            f"merge_method: {recipe.merge_method} of full weights gives no low-rank merge; write evomerge: "
+            f"merge_method: {recipe.merge_method} on full weights gives no low-rank merge; write evomerge: "
             "{adapters: core} into the recipe, or merge without --adapter"
         )
     recipe = replace(recipe.expanded(engine.layout.num_layers), adapters="core")
@@ -110,16 +110,16 @@ def _in_core(engine: MergeEngine, recipe: Recipe) -> Recipe:
     return recipe
 
 
-_MOVED = "slices: the recipe moves or drops layers, which no adapter can; merge without --adapter"
+_MOVED = "slices: the recipe moves or drops layers, which an adapter cannot do; merge without --adapter"
 
 
 def _origin(engine: MergeEngine, recipe: Recipe) -> AdapterSource:
-    """Return one of the adapters: their base is common."""
+    """Return one of the adapters: they share their base."""
     for model in recipe.models:
         checkpoint = engine.checkpoint(model)
         if isinstance(checkpoint, AdapterSource):
             return checkpoint
-    raise CheckpointError(f"{', '.join(recipe.models)}: no adapter among them; merge without --adapter")
+    raise CheckpointError(f"{', '.join(recipe.models)}: none of them is an adapter; merge without --adapter")
 
 
 def _truncated(factors: Factors, rank: int | None) -> Factors:
@@ -129,7 +129,7 @@ def _truncated(factors: Factors, rank: int | None) -> Factors:
 
 
 def _error(merged: Mapping[str, Factors], kept: Mapping[str, Factors]) -> float:
-    """Return the relative error; the columns of `left` are orthogonal, each as long as its row of `right`."""
+    """Return the relative error; the columns of `left` are orthogonal, and each is as long as its row of `right`."""
     total = left_out = 0.0
     for name, factors in merged.items():
         squares_K = (factors.left.double().norm(dim=0) * factors.right.double().norm(dim=1)).square()
@@ -152,11 +152,11 @@ _LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
 
 
 def _replaced(engine: MergeEngine, recipe: Recipe) -> dict[str, Tensor]:
-    """Return the merged values of tensors that an adapter stores whole (modules_to_save)."""
+    """Return the merged values of the tensors that an adapter stores whole (modules_to_save)."""
     adapters = [engine.checkpoint(model) for model in recipe.models]
     names = {name for adapter in adapters if isinstance(adapter, AdapterSource) for name in adapter.replaced}
     if any(name.endswith(".bias") for name in names):
-        raise OutputError(f"{min(names)}: an adapter trains biases, which are not exported; merge without --adapter")
+        raise OutputError(f"{min(names)}: an adapter trains biases, which cannot be exported; merge without --adapter")
     if not names:
         return {}
     module = engine.apply(recipe)

@@ -1,4 +1,4 @@
-"""The model card that goes with a merged checkpoint."""
+"""The model card of a merged checkpoint."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from search_spaces.recipes.references import parts, with_parts
 def model_card(
     recipe: Recipe, checkpoints: Mapping[str, Source], notes: Sequence[str] = (), documents: Sequence[Document] = ()
 ) -> str:
-    """Write the README.md of a merged model, front matter of the hub included.
+    """Return the README.md of a merged model, with the hub's front matter.
 
     Parameters
     ----------
     recipe
-        What was merged.
+        The recipe that was merged.
     checkpoints
         Opened sources by the recipe's references.
     notes
-        Paragraphs to put before the recipe: scores, where it was found.
+        Paragraphs to put before the recipe, such as scores and the search that found it.
     documents
-        The documents to quote, the recipe's own the last; none: the recipe.
+        The documents to quote, the recipe's own last; empty: the recipe alone.
     """
     documents = documents or (Document(None, recipe),)
     references = [document.name for document in documents if document.name is not None]
@@ -78,7 +78,7 @@ def model_card(
 
 
 def public_names(references: Sequence[str]) -> dict[str, str]:
-    """Return a name for each that does not tell where on its author's disk a folder lies; no two are equal."""
+    """Return a unique name for each reference that does not reveal folders of its author's disk."""
     names: dict[str, str] = {}
     for reference in references:
         name = with_parts(reference, lambda part: part if _is_hub_id(part) else Path(part).name)
@@ -87,7 +87,7 @@ def public_names(references: Sequence[str]) -> dict[str, str]:
 
 
 def _named(references: Sequence[str]) -> list[str]:
-    """Return every model and adapter, once."""
+    """Return every model and adapter once."""
     return list(dict.fromkeys(part for reference in references for part in parts(reference) if part is not None))
 
 

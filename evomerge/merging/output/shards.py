@@ -1,7 +1,7 @@
-"""safetensors files written tensor by tensor, so that memory holds one tensor however large the model is.
+"""Writing safetensors files tensor by tensor, so that memory holds one tensor, however large the model is.
 
-The bytes are those that the safetensors package writes: a header of names, types, shapes and places; then the
-tensors, by decreasing size of their type, then by name.
+The bytes are the same that the safetensors package writes: a header with names, types, shapes and offsets, then the
+tensors, sorted by decreasing size of their type, then by name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.serialization import split_state_dict_into_shards_factory
 from torch import Tensor, nn
 
-SHARD = 50 * 10**9  # bytes of a file, transformers' own default
+SHARD = 50 * 10**9  # bytes per file, the default of transformers
 INDEX = "model.safetensors.index.json"
 TYPES = {
     torch.float64: "F64",
@@ -32,21 +32,22 @@ TYPES = {
 
 
 class Stream(Protocol):
-    """Gives tensors one after another, in the order asked for."""
+    """A function that gives tensors one after another, in the order asked for."""
 
     def __call__(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield each name with its tensor, on the CPU."""
 
 
 def stored_tensors(module: nn.Module, tied: Mapping[str, str]) -> dict[str, Tensor] | None:
-    """Return what a checkpoint of the module holds, tied parameters once, on the module's (meta) device.
+    """Return the tensors in a checkpoint of the module, tied parameters once, on the module's (meta) device.
 
-    None where transformers stores other tensors than the module has: experts that it keeps fused are stored apart.
+    None where transformers stores other tensors than the module has: experts that are fused in memory are stored one
+    by one.
     """
     state = {name: values for name, values in module.state_dict().items() if name not in tied}
     try:
         from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # a transformers 5 without conversions
+    except ImportError:  # a release of transformers 5 without conversions
         return state
     stored = revert_weight_conversion(module, dict(state))
     same = stored.keys() == state.keys() and all(stored[name] is state[name] for name in state)
@@ -54,18 +55,18 @@ def stored_tensors(module: nn.Module, tied: Mapping[str, str]) -> dict[str, Tens
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor], stream: Stream, *, shard: int = SHARD) -> None:
-    """Write ``model.safetensors``, or several files and their index when they are larger than a shard.
+    """Write ``model.safetensors``, or several files and their index when the model is larger than a shard.
 
     Parameters
     ----------
     folder
-        Where to.
+        The folder to write to.
     tensors
         Shapes and dtypes by name: meta tensors.
     stream
         Gives the values.
     shard
-        Bytes of a file at most, a single larger tensor aside.
+        Largest size of a file in bytes; a single larger tensor gets a file of its own.
     """
     split = split_state_dict_into_shards_factory(
         dict(tensors),
@@ -92,7 +93,7 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor], stream: Stream) -> No
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the length of the description, 8 bytes, and the description, padded to a multiple of 8."""
+    """Return the length of the description in 8 bytes, then the description, padded to a multiple of 8."""
     described: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, values in tensors.items():

@@ -21,7 +21,7 @@ MARGIN = 16 << 20  # bytes for all but the weights: tokenizer, configuration, fi
 
 
 class OutputError(ValueError):
-    """Something that cannot be written as asked; one line that says what to ask for instead."""
+    """A request for output that cannot be met; one line that says what to ask for instead."""
 
 
 def write_checkpoint(
@@ -43,7 +43,7 @@ def write_checkpoint(
     engine
         Holds the opened sources.
     recipe
-        What to write, in its `out_dtype`.
+        The recipe; the weights are written in its `out_dtype`.
     out
         A folder that does not exist yet, or is empty.
     tokenizer_from
@@ -54,8 +54,8 @@ def write_checkpoint(
     notes
         Paragraphs for that card.
     documents
-        The documents that recipe.yaml holds where the recipe rests on other merges: those, then itself with their
-        names in place of the folders they lie in. None: the recipe.
+        The documents for recipe.yaml where the recipe uses the results of other merges: those merges' documents, then
+        the recipe itself, with their names in place of folders. Empty: the recipe alone.
 
     Raises
     ------
@@ -100,14 +100,14 @@ def _write(
 
 
 def _write_model(engine: MergeEngine, recipe: Recipe, folder: Path) -> None:
-    """Write configurations and weights, tensor by tensor; whole where transformers rearranges tensors to store them."""
+    """Write configurations and weights tensor by tensor; at once where transformers stores other tensors."""
     outline = engine.outline(recipe)
     tensors = stored_tensors(outline, tied_names(outline))
     with quiet():
         if tensors is None:
             engine.materialize(recipe).save_pretrained(folder)
             return
-        outline.save_pretrained(folder, state_dict={})  # all but the weights
+        outline.save_pretrained(folder, state_dict={})  # everything but the weights
     write_shards(folder, tensors, partial(engine.stream, recipe))
 
 

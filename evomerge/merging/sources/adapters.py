@@ -28,7 +28,7 @@ from search_spaces.recipes.layout import ModelLayout
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-# Kinds of LoRA whose delta is more than scale · B @ A, or whose targets are no weight of the base.
+# Kinds of LoRA whose delta is more than scale · B @ A, or whose targets are not weights of the base.
 UNSUPPORTED = (
     "use_dora",
     "lora_bias",
@@ -43,7 +43,7 @@ UNSUPPORTED = (
     "kasa_config",
     "velora_config",
 )
-# Initialisations that change the base's weights: what is stored is a delta from weights that nobody has.
+# Initialisations that change the base's weights: the stored delta starts from weights that are not published.
 SHIFTED = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 _PARTS = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
@@ -57,7 +57,7 @@ class Factors:
     Attributes
     ----------
     left
-        float32[M, R], rows of the weight as the module stores it.
+        float32[M, R]; rows are the rows of the weight as the module stores it.
     right
         float32[R, N].
     scale
@@ -79,7 +79,7 @@ class Factors:
 
 
 class AdapterSource:
-    """The model that an adapter makes of its base.
+    """A model that consists of a base and an adapter.
 
     Adapted tensors are float32, computed when asked for and not kept; all others are the base's own, memory-mapped.
     `base` is the model that the adapter was trained on, `adapter_config` what its adapter_config.json holds.
@@ -159,7 +159,7 @@ class AdapterSource:
         """Return the base's."""
         return self.base.generation_config()
 
-    # --- what core space asks ---
+    # --- what core space needs ---
 
     @property
     def adapted(self) -> tuple[str, ...]:
@@ -168,11 +168,11 @@ class AdapterSource:
 
     @property
     def replaced(self) -> tuple[str, ...]:
-        """Tensors of which the adapter stores a whole copy (modules_to_save, biases), in the layout's order."""
+        """Tensors that the adapter stores whole (modules_to_save, biases), in the layout's order."""
         return tuple(name for name in self.names if name in self._saved)
 
     def factors(self, name: str) -> Factors | None:
-        """Return the low-rank task vector of a tensor, None where there is none."""
+        """Return the low-rank task vector of a tensor; None for a tensor without one."""
         pair = self._pairs.get(name)
         if pair is None:
             return None
@@ -187,7 +187,7 @@ class AdapterSource:
         config = self.adapter_config
         if config.get("peft_type") != "LORA":
             raise CheckpointError(
-                f"{self.reference}: its peft_type is {config.get('peft_type')} and only LORA can be merged; merge the "
+                f"{self.reference}: its peft_type is {config.get('peft_type')}, and only LORA can be merged; merge the "
                 "adapter into its model with peft's merge_and_unload() and name that folder"
             )
         for key in UNSUPPORTED:
@@ -199,18 +199,17 @@ class AdapterSource:
         start = config.get("init_lora_weights")
         if isinstance(start, str) and start.lower().startswith(SHIFTED):
             raise CheckpointError(
-                f"{self.reference}: it was started with init_lora_weights={start}, which changes the base's weights; "
+                f"{self.reference}: init_lora_weights={start} changed the base's weights before training; "
                 "save it with path_initial_model_for_weight_conversion=..., which makes it a plain LoRA"
             )
 
     def _open(self) -> Any:
         path = self.path / WEIGHTS
         if not path.is_file():
-            kind = (
-                "only pickled weights, which can run code when read" if any(self.path.glob("*.bin")) else "no weights"
-            )
+            pickled = any(self.path.glob("*.bin"))
+            found = "its weights are pickled, which can run code when they are read" if pickled else "it has no weights"
             raise CheckpointError(
-                f"{self.reference}: {kind} in the folder; save the adapter again with peft, which writes {WEIGHTS}"
+                f"{self.reference}: {found}; save the adapter again with peft, which writes {WEIGHTS}"
             )
         try:
             return safe_open(path, framework="pt")
@@ -231,7 +230,7 @@ class AdapterSource:
                 saved[self._name(f"{plain[1]}.{plain[2]}", key)] = key
             else:
                 raise CheckpointError(
-                    f"{self.reference}: {key} is no tensor of a LoRA; merge the adapter into its model with peft's "
+                    f"{self.reference}: {key} is not a tensor of a LoRA; merge the adapter into its model with peft's "
                     "merge_and_unload() and name that folder"
                 )
         pairs = {self._name(f"{module}.weight", module): self._pair(module, keys) for module, keys in halves.items()}
@@ -262,14 +261,14 @@ class AdapterSource:
         return _Pair(keys["A"], keys["B"], embedding or self._is_transposed(module), scale)
 
     def _alpha(self, module: str) -> float:
-        """Return the module's alpha; a pattern is a regular expression that the name's end must match, as in peft."""
+        """Return the module's alpha; as in peft, a pattern is a regular expression for the end of the name."""
         for pattern, alpha in (self.adapter_config.get("alpha_pattern") or {}).items():
             try:
                 if re.fullmatch(rf"(.*\.)?({pattern})", module):
                     return float(alpha)
             except re.error:
                 raise CheckpointError(
-                    f"{self.reference}: alpha_pattern {pattern!r} in {CONFIG} is no regular expression; correct it"
+                    f"{self.reference}: alpha_pattern {pattern!r} in {CONFIG} is not a regular expression; correct it"
                 ) from None
         return float(self.adapter_config.get("lora_alpha", 8))
 
@@ -278,29 +277,29 @@ class AdapterSource:
         return not isinstance(self.outline.module_of(self._name(f"{module}.weight", module)), nn.Linear)
 
     def _is_copy(self, name: str, key: str, adapted: bool) -> bool:
-        """Whether a stored tensor is the base's own (peft saves the embeddings along when it adapts them)."""
+        """Whether a stored tensor is the base's own (peft also saves the embeddings when it adapts them)."""
         values = self.base.tensor(name)
         own = self._file.get_tensor(key)
         if own.shape != values.shape:
             raise CheckpointError(
-                f"{self.reference}: {name} has shape {list(own.shape)} and in {self.base.reference} "
-                f"{list(values.shape)}; merge the adapter into its model with peft's merge_and_unload() and set a "
+                f"{self.reference}: {name} has shape {list(own.shape)} here and {list(values.shape)} in "
+                f"{self.base.reference}; merge the adapter into its model with peft's merge_and_unload() and set a "
                 "vocabulary policy"
             )
         same = torch.equal(own.to(values.dtype), values)
         if adapted and not same:
             raise CheckpointError(
-                f"{self.reference}: {name} is both stored anew and adapted; merge the adapter into its model with "
+                f"{self.reference}: {name} is both stored whole and adapted; merge the adapter into its model with "
                 "peft's merge_and_unload() and name that folder"
             )
         return same
 
     def _check_fit(self) -> None:
-        """Refuse factors that do not multiply to the base's shapes, and a change of one of two tied tensors."""
+        """Refuse factors whose product does not have the base's shape, and a change to one of two tied tensors."""
         for name in set(self.outline.tied_names.values()) & {*self._pairs, *self._saved}:
             raise CheckpointError(
-                f"{self.reference}: it changes {name}, to which {self.base.reference} ties its head, and a merge "
-                "cannot tell whether the head was meant; merge the adapter into its model with peft's "
+                f"{self.reference}: it changes {name}, to which the head of {self.base.reference} is tied, and a merge "
+                "cannot tell whether the head was meant too; merge the adapter into its model with peft's "
                 "merge_and_unload() and name that folder"
             )
         for name, pair in self._pairs.items():
@@ -308,9 +307,9 @@ class AdapterSource:
             made = (inner, outer) if pair.transposed else (outer, inner)
             if rank != other or made != self.base.shape(name):
                 raise CheckpointError(
-                    f"{self.reference}: its delta of {name} has shape {list(made)} and rank {rank}, {other}, and in "
-                    f"{self.base.reference} the tensor is {list(self.base.shape(name))}; name the base that the "
-                    "adapter was trained on"
+                    f"{self.reference}: its delta for {name} has shape {list(made)} and ranks {rank} and {other}, and "
+                    f"the tensor has shape {list(self.base.shape(name))} in {self.base.reference}; name the base that "
+                    "the adapter was trained on"
                 )
 
 
@@ -325,7 +324,7 @@ class _Pair:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether the folder holds a PEFT adapter and no whole model."""
+    """Whether the folder holds a PEFT adapter and not a whole model."""
     return (path / CONFIG).is_file() and not (path / "config.json").is_file()
 
 
@@ -342,5 +341,5 @@ def read_config(reference: str, path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{reference}: {CONFIG} is damaged ({reason(error)}); save the adapter again") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{reference}: {CONFIG} holds no mapping; save the adapter again")
+        raise CheckpointError(f"{reference}: {CONFIG} does not hold a mapping; save the adapter again")
     return values

@@ -39,7 +39,7 @@ def align(sources: Mapping[str, Source], policy: str, base: str, rules: TokenRul
 class AlignedSource:
     """A source in another vocabulary.
 
-    Tensors with a row per token are made when asked for; all others are the source's own. `inner` is that source.
+    Tensors with a row per token are computed when asked for; all others are the source's own. `inner` is that source.
     """
 
     def __init__(self, name: str, inner: Source, vocabulary: Vocabulary, sources: Mapping[str, Source]) -> None:
@@ -85,12 +85,12 @@ class AlignedSource:
         return self.inner.dtype
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor; one with a row per token in the common vocabulary, in the source's dtype."""
+        """Return a tensor; one with a row per token has the common vocabulary's rows, in the source's dtype."""
         own = self.inner.tensor(name)
         return self._aligned(name, own) if name in self._by_token else own
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without making it."""
+        """Return a tensor's shape without computing the tensor."""
         shape = self.inner.shape(name)
         return (self._vocabulary.rows, *shape[1:]) if name in self._by_token else shape
 
@@ -136,7 +136,7 @@ class AlignedSource:
         return result
 
     def _filled(self, name: str, ids: Tensor, own: Tensor) -> Tensor:
-        """Return the common rows `ids` as the models give them that have them, float32[len(ids), D]."""
+        """Return the common rows `ids` from the models that have them, float32[len(ids), D]."""
         vocabulary = self._vocabulary
         total = own.new_zeros((len(ids), *own.shape[1:]), dtype=torch.float32)
         count = torch.zeros(len(ids))
@@ -151,7 +151,7 @@ class AlignedSource:
 
 
 def _has(source: Source, name: str, vocabulary: Vocabulary, base: Source) -> bool:
-    """Whether the model has the common vocabulary already, rows and tokenizer."""
+    """Whether the model has the common vocabulary already, both its rows and its tokenizer."""
     index_V = vocabulary.indices[name]
     if vocabulary.given:
         return False

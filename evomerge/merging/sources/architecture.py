@@ -1,7 +1,7 @@
-"""A transformers architecture seen from outside: its tensors by position, and an empty module of it.
+"""A transformers architecture: its tensors by position, and empty modules of it.
 
-Everything here is read from the module itself, built on the meta device (no memory, no weights), so that any
-decoder-only architecture that transformers loads works without a table of names.
+Everything is read from the module itself, built on the meta device (no memory, no weights), so that every decoder-only
+architecture that transformers loads works without a table of names.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from transformers.initialization import no_init_weights
 from evomerge.files.messages import reason
 from search_spaces.recipes.layout import ModelLayout
 
-# A layer's children are recognised by their class first (Qwen3Attention, GPT2MLP, MixtralSparseMoeBlock),
-# since attribute names mislead: Gemma has a norm called post_attention_layernorm.
+# A layer's children are recognised by their class (Qwen3Attention, GPT2MLP, MixtralSparseMoeBlock), because attribute
+# names mislead: Gemma has a norm called post_attention_layernorm.
 _ATTENTION_CLASSES = ("attention",)
 _MLP_CLASSES = ("mlp", "feedforward", "moe", "experts")
 _FINAL_MARKS = ("final", "ln_f", "lm_head", "embed_out", "project_out")
 
 
 class ArchitectureError(ValueError):
-    """A configuration that is not a decoder-only model which evomerge can take apart."""
+    """A configuration that does not describe a decoder-only model with a list of layers."""
 
 
 def layout_of(config: PretrainedConfig) -> ModelLayout:
-    """Names of the model's tensors by position, generic over decoder-only architectures.
+    """Return the names of the model's tensors by position, for any decoder-only architecture.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def layout_of(config: PretrainedConfig) -> ModelLayout:
 
 
 class Outline:
-    """A model without its weights: all that follows from its configuration. Costs no memory.
+    """A model without its weights: everything that follows from its configuration. It takes no memory.
 
     Attributes
     ----------
@@ -108,8 +108,8 @@ class Outline:
 
 
 def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The causal language model of `config` without storage, its tied parameters tied."""
-    # a copy: building a module writes its dtype into the configuration
+    """Return the causal language model of `config` without storage, its tied parameters tied."""
+    # a copy, because building a module writes its dtype into the configuration
     own = type(config).from_dict(config.to_dict())
     try:
         with quiet(), torch.device("meta"):
@@ -122,7 +122,7 @@ def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
 
 
 def layout_of_module(module: PreTrainedModel) -> ModelLayout:
-    """The layout of a built module, see `layout_of`."""
+    """Return the layout of a module that is built already, see `layout_of`."""
     count = int(module.config.num_hidden_layers)
     prefix, blocks = _layer_list(module, count)
     parameters = [name for name, _ in module.named_parameters()]  # tied ones once
@@ -156,9 +156,9 @@ def empty_module(
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A module of `config` in eval mode whose parameters hold whatever was in memory; buffers are right.
+    """Return a module of `config` in eval mode with uninitialised parameters and correct buffers.
 
-    The global random generator is left as it was.
+    The state of the global random generator does not change.
     """
     own = type(config).from_dict(config.to_dict())
     with quiet(), no_init_weights(), torch.random.fork_rng(devices=[]), torch.device(device):
@@ -169,7 +169,7 @@ def empty_module(
 
 
 def tied_names(module: PreTrainedModel) -> dict[str, str]:
-    """Names that share another parameter's storage, as ``{other name: name in the layout}``."""
+    """Return the names that share another parameter's storage, as ``{other name: name in the layout}``."""
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -180,7 +180,7 @@ def tied_names(module: PreTrainedModel) -> dict[str, str]:
 
 
 def _layer_list(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
-    """The outermost ``ModuleList`` with as many entries as the model has layers."""
+    """Return the outermost ``ModuleList`` with as many entries as the model has layers."""
     found = [
         (name, child)
         for name, child in module.named_modules()
@@ -194,7 +194,7 @@ def _layer_list(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
 
 
 def _head_name(module: PreTrainedModel, final: list[str]) -> str | None:
-    """The output projection's name, or None when it is the embedding matrix."""
+    """Return the output projection's name; None when it is the embedding matrix."""
     head = module.get_output_embeddings()
     if head is None:
         return None
@@ -213,7 +213,7 @@ def _child_of_class(layer: nn.Module, classes: tuple[str, ...]) -> str | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' log below errors and its progress bars while we build, load or save."""
+    """Silence transformers' warnings and progress bars inside the block."""
     from transformers.utils import logging
 
     before: Any = logging.get_verbosity()

@@ -1,7 +1,7 @@
 """Chat templates that a recipe may ask for: Jinja text, a known format by name, or the sources' own.
 
-The formats are those that mergekit 0.1.5 knows by name; the text is ours. transformers renders it with the line breaks
-after block tags removed.
+mergekit 0.1.5 knows the same formats by name; the text here is our own. transformers removes the line break after a
+block tag when it renders them.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
 
 
 def chat_template(wanted: str | None, sources: Iterable[Source]) -> str | None:
-    """Return the Jinja text that a recipe's `chat_template` stands for; None to keep that of the tokenizer's donor.
+    """Return the Jinja text that a recipe's `chat_template` stands for; None keeps the tokenizer donor's template.
 
-    ``auto`` is the most common of the sources' own templates, the first of equally common ones.
+    ``auto`` is the most common template among the sources; of equally common ones, the first.
 
     Raises
     ------
     RecipeError
-        If it is neither Jinja text nor a known name.
+        If `wanted` is neither Jinja text nor a known name.
     """
     if wanted is None or "{" in wanted:
         return wanted
@@ -94,7 +94,7 @@ def chat_template(wanted: str | None, sources: Iterable[Source]) -> str | None:
         return Counter(own).most_common(1)[0][0] if own else None
     if wanted not in TEMPLATES:
         names = ", ".join(TEMPLATES)
-        raise RecipeError(f"chat_template: '{wanted}' is no template; write Jinja text, auto, or one of {names}")
+        raise RecipeError(f"chat_template: '{wanted}' is not a template; write Jinja text, auto, or one of {names}")
     return TEMPLATES[wanted]
 
 

@@ -1,4 +1,4 @@
-"""Source checkpoints: opened once, memory-mapped, addressed by the names that the module itself uses."""
+"""Checkpoints: opened once, memory-mapped, addressed by the names that the transformers module uses."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tikto
 
 
 class Checkpoint:
-    """A model on disk: configuration, layout and memory-mapped tensors.
+    """A model in a folder: its configuration, its layout, and its tensors, memory-mapped.
 
     Attributes
     ----------
     reference
-        What the recipe calls it: a folder or a hub id, ``@revision`` appended or not.
+        The recipe's name for it: a folder or a hub id, ``@revision`` appended or not.
     path
-        The folder it lies in.
+        Its folder.
     outline
         What follows from its config.json.
     """
@@ -54,7 +54,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            If there is no such folder or model, it holds no safetensors, or a file is damaged or missing.
+            If there is no such folder or model, it has no safetensors file, or a file is damaged or missing.
         """
         return cls(reference, locate(reference), trust_remote_code=trust_remote_code)
 
@@ -74,7 +74,7 @@ class Checkpoint:
         return self.layout.tensors()
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor, memory-mapped: not to be written to.
+        """Return a tensor, memory-mapped: do not write to it.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class Checkpoint:
         return self._files[key].get_tensor(key)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without reading it."""
+        """Return a tensor's shape without reading the tensor."""
         if self._loaded is not None:
             return tuple(self._loaded[name].shape)
         key = self._key(name)
@@ -95,7 +95,7 @@ class Checkpoint:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype that holds every tensor without loss: the common one, or the wider where they differ."""
+        """The dtype that holds every tensor without loss: the common one, or a wider one where they differ."""
         result: torch.dtype | None = None
         for name in self.names:
             own = self.tensor(name).dtype
@@ -151,7 +151,7 @@ class Checkpoint:
 
     def _read_config(self, trust_remote_code: bool) -> PretrainedConfig:
         if not (self.path / "config.json").is_file():
-            raise CheckpointError(f"{self.reference}: no config.json in the folder; name a transformers checkpoint")
+            raise CheckpointError(f"{self.reference}: the folder has no config.json; name a transformers checkpoint")
         try:
             check_counts(read_json(self.path / "config.json"))
             with quiet():
@@ -188,7 +188,9 @@ class Checkpoint:
                 named = sorted(set(read_json(index)["weight_map"].values()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{self.reference}: {INDEX} is damaged; save the model again") from error
-            paths = [self.path / Path(name).name for name in named]  # names only: an index cannot leave its folder
+            paths = [
+                self.path / Path(name).name for name in named
+            ]  # names alone: an index cannot point out of its folder
             missing = [path.name for path in paths if not path.is_file()]
             if missing:
                 raise CheckpointError(
@@ -202,17 +204,17 @@ class Checkpoint:
             return paths
         if any(next(self.path.glob(pattern), None) for pattern in PICKLES):
             raise CheckpointError(
-                f"{self.reference}: only pickled weights, which can run code when read; convert them to "
+                f"{self.reference}: its weights are pickled, which can run code when they are read; convert them to "
                 "safetensors with "
                 'AutoModelForCausalLM.from_pretrained("...").save_pretrained("NEW")'
             )
-        raise CheckpointError(f"{self.reference}: no safetensors file in the folder; name a transformers checkpoint")
+        raise CheckpointError(f"{self.reference}: the folder has no safetensors file; name a transformers checkpoint")
 
     def _match_names(self) -> dict[str, str]:
         """Map the module's names to the checkpoint's keys, as transformers does when it loads.
 
-        Where the weights themselves must be rearranged (experts to fuse, rows to split), the model is loaded
-        through transformers and kept in memory.
+        Where the weights themselves must be rearranged (experts to fuse, rows to split), transformers loads the model,
+        and it stays in memory.
         """
         self._loaded: Mapping[str, Tensor] | None = None
         prefix = self.outline.module.base_model_prefix
@@ -243,24 +245,24 @@ class Checkpoint:
             )
         if info["missing_keys"] or info["mismatched_keys"]:
             raise CheckpointError(
-                f"{self.reference}: no tensor for {missing} in the weight files; download the model again"
+                f"{self.reference}: the weight files have no tensor for {missing}; download the model again"
             )
         return module.state_dict()
 
     def _check_shapes(self) -> None:
-        """Refuse weights that are not of the model that config.json describes."""
+        """Refuse weights that do not have the shapes that config.json gives."""
         wanted = self.outline.module.state_dict()
         for name in self.names:
             if self.shape(name) != tuple(wanted[name].shape):
                 raise CheckpointError(
-                    f"{self.reference}: {name} has shape {list(self.shape(name))} and config.json makes it "
-                    f"{list(wanted[name].shape)}; put the config.json there that the weights were saved with"
+                    f"{self.reference}: {name} has shape {list(self.shape(name))}, and config.json asks for "
+                    f"{list(wanted[name].shape)}; use the config.json that was saved with the weights"
                 )
 
     def _check_tied(self) -> None:
-        """Refuse a head that the configuration says is tied and the file says is not.
+        """Refuse a head that the configuration ties to the embeddings and that differs from them in the file.
 
-        transformers then loads the head as its own parameter, and mergekit's output loses it.
+        transformers loads such a head as its own parameter, and mergekit's output loses it.
         """
         for other, canonical in self.outline.tied_names.items():
             key = self._keys.get(other)
@@ -268,7 +270,7 @@ class Checkpoint:
                 head, embeddings = self._files[key].get_tensor(key), self.tensor(canonical)
                 if head.shape != embeddings.shape or not torch.equal(head, embeddings):
                     raise CheckpointError(
-                        f"{self.reference}: {other} differs from {canonical} but config.json ties them; "
+                        f"{self.reference}: {other} differs from {canonical}, but config.json ties them; "
                         "set tie_word_embeddings to false there"
                     )
 
@@ -276,16 +278,18 @@ class Checkpoint:
         try:
             return self._keys[name]
         except KeyError:
-            raise CheckpointError(f"{self.reference}: no tensor {name}; its names are like {self.names[0]}") from None
+            raise CheckpointError(
+                f"{self.reference}: it has no tensor {name}; its names look like {self.names[0]}"
+            ) from None
 
 
 def locate(reference: str) -> Path:
-    """Return the folder of a local checkpoint or adapter, or of one that the hub gives.
+    """Return the folder of a checkpoint or adapter on this disk, or downloaded from the hub.
 
     Raises
     ------
     CheckpointError
-        If there is no such folder and the hub gives none.
+        If there is no such folder, and the hub has no such model or cannot be reached.
     """
     place = local_or_hub(reference)
     if isinstance(place, str):
@@ -303,17 +307,17 @@ def _download(reference: str) -> Path:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=DOWNLOADED))
     except Exception as error:  # HTTP errors, LocalEntryNotFoundError, OfflineModeIsEnabled, ...
         raise CheckpointError(
-            f"{reference}: no such folder, and the hub gave no such model ({reason(error)}); "
+            f"{reference}: no such folder, and the hub did not give a model of that name ({reason(error)}); "
             "check the name and the connection, or download it first"
         ) from error
 
 
 def _renamer(module: PreTrainedModel) -> Callable[[str], str]:
-    """Return what gives the module's name for a key that transformers renames when it loads (GPT-NeoX's embed_out)."""
+    """Return a function from a key to its name in the module; transformers renames some keys (GPT-NeoX's embed_out)."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, rename_source_key
-    except ImportError:  # not every transformers 5 has these
+    except ImportError:  # some releases of transformers 5 lack these
         return lambda key: key
     renamings = [rule for rule in get_model_conversion_mapping(module) if isinstance(rule, WeightRenaming)]
     prefix, names = module.base_model_prefix, module.state_dict()

@@ -1,7 +1,8 @@
-"""GGUF files as sources: read through transformers, converted once into a folder of safetensors.
+"""GGUF files as sources: transformers reads them, and each is converted once into a folder of safetensors.
 
-A quantised file is dequantised; what quantisation lost stays lost. Matrices are stored as bfloat16 or float32 where
-the file holds them so, else as float16, whose rounding is far below that of any quantisation.
+A quantised file is dequantised; the precision that quantisation lost does not come back. Matrices are stored as
+bfloat16 or float32 where the file holds them in that type, else as float16, whose rounding error is far below that of
+any quantisation.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ def is_gguf(reference: str) -> bool:
 
 
 def converted(reference: str, cache: Path | None = None) -> Path:
-    """Return the folder of a GGUF file's safetensors checkpoint, converted at first use.
+    """Return the folder of a GGUF file's safetensors checkpoint, which is converted at first use.
 
     Parameters
     ----------
     reference
         The file.
     cache
-        Where converted folders lie; None: `cache_folder`.
+        The folder for converted files; None: `cache_folder`.
 
     Raises
     ------
@@ -54,7 +55,7 @@ def converted(reference: str, cache: Path | None = None) -> Path:
     with disk_errors(root, ELSEWHERE):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{folder.name}.lock"):
-            if not folder.is_dir():  # another process may have been quicker
+            if not folder.is_dir():  # another process may have converted it meanwhile
                 _convert(reference, file, folder)
     return folder
 
@@ -69,7 +70,7 @@ def _convert(reference: str, file: Path, folder: Path) -> None:
 
 
 def _kinds(reference: str, file: Path) -> tuple[torch.dtype, bool]:
-    """Return the dtype to store, by what most of the file's matrix entries are, and whether it holds a head."""
+    """Return the dtype to store, after the type of most matrix entries, and whether the file holds a head."""
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -78,7 +79,7 @@ def _kinds(reference: str, file: Path) -> tuple[torch.dtype, bool]:
         ) from None
     try:
         tensors = GGUFReader(file).tensors
-    except Exception as error:  # whatever the reader makes of damage: ValueError, IndexError, struct.error, ...
+    except Exception as error:  # damage raises ValueError, IndexError, struct.error, ...
         raise CheckpointError(
             f"{reference}: the file is damaged or cut short ({reason(error)}); download it again"
         ) from error
@@ -92,7 +93,7 @@ def _kinds(reference: str, file: Path) -> tuple[torch.dtype, bool]:
 
 
 def _read(reference: str, file: Path, *, tied: bool) -> tuple[Any, Any]:
-    """Return the model in float32, its head tied where the file holds none, and its tokenizer if it has one."""
+    """Return the model in float32, with a tied head where the file holds none, and its tokenizer if it has one."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -111,12 +112,12 @@ def _read(reference: str, file: Path, *, tied: bool) -> tuple[Any, Any]:
     try:
         with quiet():
             return plain, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception:  # a file without a vocabulary, or with one of a kind that transformers does not know
+    except Exception:  # no vocabulary, or one of a kind that transformers does not know
         return plain, None
 
 
 def _plain(module: Any, tied: bool) -> Any:
-    """Return a model of the same weights that can be saved: what was read counts as quantised, though it is not now."""
+    """Return a model with the same weights that can be saved: transformers treats the one it read as quantised."""
     config = type(module.config).from_dict(module.config.to_dict())
     config.__dict__.pop("quantization_config", None)
     config.tie_word_embeddings = tied

@@ -1,10 +1,10 @@
 """Which source layer each output layer comes from, and the configuration that says so.
 
-Some architectures say in their configuration what kind each layer is: by a list with an entry per layer (Qwen3 and
+Some architectures state in their configuration what kind each layer is: by a list with an entry per layer (Qwen3 and
 Gemma: full or sliding attention), by a list of the layers of one kind (Qwen-MoE: ``mlp_only_layers``), or by a rule
-over layer numbers (DeepSeek: ``first_k_dense_replace``). A merge that reorders, repeats or drops layers must carry
-these along: mergekit 0.1.5 keeps them positional, which gives a moved layer another layer's attention, and fails to
-save when the depth changes. What cannot be said of moved layers is refused.
+over layer numbers (DeepSeek: ``first_k_dense_replace``). When a merge reorders, repeats or drops layers, these settings
+must move with them. mergekit 0.1.5 leaves them in place, which gives a moved layer another layer's attention, and fails
+to save when the depth changes. Moves that a configuration cannot express are refused.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 
 LayerOrder: TypeAlias = tuple[tuple[str, int], ...]
-"""For each output layer, the model (by reference) and the layer in it that decide its kind."""
+"""For each output layer: the reference of a model and the number of its layer, which decide the output layer's kind."""
 
 Values: TypeAlias = dict[str, Any]
 """A configuration as plain data."""
 
-# All names are those of transformers 5's configurations of decoder-only models.
+# All names come from the configurations of decoder-only models in transformers 5.
 _PER_LAYER = re.compile(
     r"(?!mtp_).*(layer_types|layers_block_type|_layers|_per_layer|layer_rope_theta|indexer_types|sparsity_pattern)"
     r"|sliding_windows|swiglu_limits(_shared)?|intermediate_size|num_experts|moe_topk|num_(attention|key_value)_heads"
 )
-_NUMBERS = (  # lists of the numbers of the layers that are of one kind
+_NUMBERS = (  # lists of the numbers of all layers of one kind
     "attn_layer_indices",
     "cross_attention_layers",
     "local_layer_ids",
@@ -39,25 +39,25 @@ _NUMBERS = (  # lists of the numbers of the layers that are of one kind
     "moe_layers",
     "rope_scaling_layers",
 )
-_FIRST = ("first_k_dense_replace", "num_dense_layers")  # so many layers at the beginning have no experts
-_CYCLES = ("block_types",)  # kinds that are repeated until there are enough (RecurrentGemma)
+_FIRST = ("first_k_dense_replace", "num_dense_layers")  # number of layers at the beginning without experts
+_CYCLES = ("block_types",)  # kinds that repeat until there is one for each layer (RecurrentGemma)
 _BY_PLACE = {
     "scale_attn_by_inverse_layer_idx": "attention is divided by the layer's number",
     "num_kv_shared_layers": "the last layers use the keys and values of earlier ones",
     "kv_source_layers": "layers use the keys and values of earlier ones",
-    "hidden_size_per_layer_input": "each layer reads a part of the embeddings that is its own",
-    "ple_layer_ids": "layers read embeddings made for their numbers",
+    "hidden_size_per_layer_input": "each layer reads its own part of the embeddings",
+    "ple_layer_ids": "layers read embeddings that belong to their numbers",
 }
 _MODELS_BY_PLACE = {
-    "diffllama": "its attention is subtracted by an amount that follows from the layer's number",
-    "minimax": "the decay of its attention follows from the layer's number",
-    "zamba": "its attention blocks are shared among layers",
-    "zamba2": "its attention blocks are shared among layers",
+    "diffllama": "the amount that its attention subtracts depends on the layer's number",
+    "minimax": "the decay of its attention depends on the layer's number",
+    "zamba": "its layers share attention blocks",
+    "zamba2": "its layers share attention blocks",
 }
 
 
 def layer_order(recipe: Recipe) -> LayerOrder:
-    """Return where the layers come from: the base where it is a source, else the first source."""
+    """Return where the output's layers come from: from the base where it is a source, else from the first source."""
     order: list[tuple[str, int]] = []
     for part in recipe.slices:
         base = recipe.base_of(part)
@@ -65,16 +65,16 @@ def layer_order(recipe: Recipe) -> LayerOrder:
         order.extend((leader.model, leader.start + index) for index in range(part.num_layers))
     if recipe.path is None:
         return tuple(order)
-    return tuple(order[stop.layer] if stop.model is None else (stop.model, stop.layer) for stop in recipe.path)
+    return tuple(order[step.layer] if step.model is None else (step.model, step.layer) for step in recipe.path)
 
 
 def reordered(config: PretrainedConfig, order: LayerOrder, configs: Mapping[str, PretrainedConfig]) -> PretrainedConfig:
-    """Return `config` for the layers of `order`: their number, and all that says of which kind each of them is.
+    """Return `config` for the layers of `order`: with their number and all settings that depend on layer numbers.
 
     Parameters
     ----------
     config
-        The donor's configuration; not changed.
+        The donor's configuration; it is not changed.
     order
         The output's layers.
     configs
@@ -83,7 +83,7 @@ def reordered(config: PretrainedConfig, order: LayerOrder, configs: Mapping[str,
     Raises
     ------
     RecipeError
-        If layers move, and what they do follows from their place in a way that a configuration cannot say otherwise.
+        If layers move, and they depend on their position in a way that a configuration cannot express.
     """
     values = config.to_dict()
     sources = {model: configs[model].to_dict() for model in dict.fromkeys(model for model, _ in order)}
@@ -111,24 +111,24 @@ def per_layer_lists(config: PretrainedConfig) -> tuple[str, ...]:
         name
         for name, value in config.to_dict().items()
         if isinstance(value, (list, tuple))
-        and (len(value) == config.num_hidden_layers or (name == "no_rope_layers" and value))  # it may be longer
+        and (len(value) == config.num_hidden_layers or (name == "no_rope_layers" and value))  # may be longer
         and _PER_LAYER.fullmatch(name)
         and name not in (*_NUMBERS, *_BY_PLACE)
     )
 
 
 def check_kinds(config: PretrainedConfig, order: LayerOrder, layouts: Mapping[str, ModelLayout]) -> None:
-    """Check that `config`, which `reordered` gave, builds layers with the tensors of those that `order` names.
+    """Check that `config`, as `reordered` returned it, builds layers with the tensors of those that `order` names.
 
     Parameters
     ----------
     layouts
-        Of the models that `order` names, by reference.
+        Layouts of the models that `order` names, by reference.
 
     Raises
     ------
     RecipeError
-        If it does not: layers differ by a rule over their numbers that is not known here.
+        If it does not: the architecture has a rule over layer numbers that evomerge does not know.
     """
     wanted = [layouts[model].layers[layer] for model, layer in order]
     if len({names for layout in layouts.values() for names in layout.layers}) == 1:
@@ -138,12 +138,12 @@ def check_kinds(config: PretrainedConfig, order: LayerOrder, layouts: Mapping[st
             model, layer = order[place]
             raise RecipeError(
                 f"layer {layer} of {model} cannot be layer {place} of the merge: {config.model_type} has another kind "
-                "of layer there; keep layers of each kind where the model has them"
+                "of layer there; keep each layer where its kind belongs"
             )
 
 
 def _refuse_by_place(values: Values, lists: tuple[str, ...]) -> None:
-    """Refuse to move layers that depend on where they are, or may: an unknown list that is called after layers."""
+    """Refuse to move layers that depend on their position, or may: where a list named after layers is unknown."""
     kind = values.get("model_type", "")
     reasons = [f"{kind}: {_MODELS_BY_PLACE[kind]}"] if kind in _MODELS_BY_PLACE else []
     for name, value in values.items():
@@ -152,15 +152,15 @@ def _refuse_by_place(values: Values, lists: tuple[str, ...]) -> None:
             reasons.append(f"{kind}: {_BY_PLACE[name]} ({name})")
         listed = isinstance(value, (list, tuple)) and value and ("layer" in name or "block" in name)
         if listed and not name.startswith("mtp_") and name not in (*lists, *_NUMBERS, *_BY_PLACE, *_CYCLES):
-            reasons.append(f"{kind}: what its list {name} means for moved layers is not known")
+            reasons.append(f"{kind}: evomerge does not know what its list {name} means for moved layers")
     if reasons:
         raise RecipeError(f"{reasons[0]}, so its layers cannot be moved; keep every layer in its place")
 
 
 def _write_rules(values: Values, layers: list[tuple[Values, int]]) -> None:
-    """Write rules over layer numbers anew, so that each layer stays of its kind."""
+    """Rewrite rules over layer numbers so that each layer keeps its kind."""
     if "decoder_sparse_step" in values and "mlp_only_layers" in values:
-        # Layers without experts are those listed and those that the step leaves out: from here on, those listed.
+        # Layers without experts are those listed and those that the step skips: list them all.
         for own in {id(own): own for own, _ in layers}.values():
             step, numbers = own["decoder_sparse_step"], own["mlp_only_layers"] or ()
             own["mlp_only_layers"] = [n for n in range(own["num_hidden_layers"]) if n in numbers or (n + 1) % step]
@@ -171,14 +171,14 @@ def _write_rules(values: Values, layers: list[tuple[Values, int]]) -> None:
             values[name] = sum(dense)
             if not all(dense[: sum(dense)]):
                 raise RecipeError(
-                    f"{values['model_type']}: layers without experts come first ({name}), and the recipe puts one "
-                    "behind a layer with experts; keep them before all others"
+                    f"{values['model_type']}: layers without experts must come first ({name}), and the recipe puts one "
+                    "after a layer with experts; keep them before all others"
                 )
     for name in _CYCLES:
         if values.get(name):
             values[name] = [own[name][layer % len(own[name])] for own, layer in layers]
     if values.get("kv_source_layers"):
-        values["kv_source_layers"] = list(range(len(layers)))  # nothing is shared, else it was refused
+        values["kv_source_layers"] = list(range(len(layers)))  # no layer shares: others were refused
 
 
 def _entry(own: Values, name: str, layer: int, fallback: list[Any]) -> Any:

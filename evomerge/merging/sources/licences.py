@@ -1,6 +1,6 @@
-"""Licences of the sources, as their model cards state them, and which of them do not go together.
+"""Licences of the sources, as their model cards state them, and which of them conflict.
 
-A hint, not advice: a merge is taken for a work derived from every source.
+A hint, not legal advice: a merge is treated as a work derived from every source.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _VENDOR = re.compile(r"(llama|gemma|qwen|deepseek|falcon|grok|nvidia|lfm|exaone|
 
 
 def licence(source: Source) -> str | None:
-    """Return the licence that the source's own card or configuration names, None when neither names one.
+    """Return the licence that the source's own card or configuration names; None when neither names one.
 
-    Where the card says ``other``, the name it gives beside that counts.
+    Where the card says ``other``, its ``license_name`` counts.
     """
     card = _front_matter(source)
     for name in (card.get("license_name") if card.get("license") == "other" else None, card.get("license")):
@@ -39,7 +39,7 @@ def licence(source: Source) -> str | None:
 
 
 def kind_of(name: str | None) -> Kind:
-    """Return what a licence's name says of its terms."""
+    """Return the kind of terms that a licence's name stands for."""
     if name is None:
         return "unknown"
     text = name.lower().replace("_", "-").replace(" ", "-")
@@ -53,28 +53,30 @@ def kind_of(name: str | None) -> Kind:
 
 
 def conflicts(licences: Mapping[str, str | None]) -> list[str]:
-    """Return a sentence for each pair of terms that do not go together, or that bind more than their own model.
+    """Return a sentence for each pair of terms that conflict, or that bind more than their own model.
 
     Parameters
     ----------
     licences
-        By the model's name, as `licence` gives them.
+        Licences by the model's name, as `licence` returns them.
     """
     kinds = {name: kind_of(stated) for name, stated in licences.items()}
     found = []
     closed = _of(kinds, "non-commercial")
     open_ = [name for name in kinds if kinds[name] in ("permissive", "copyleft", "vendor")]
     if closed and open_:
-        found.append(f"{_shown(closed, licences)}: non-commercial terms bind the whole merge, {_names(open_)} included")
+        found.append(
+            f"{_shown(closed, licences)}: non-commercial terms apply to the whole merge, {_names(open_)} included"
+        )
     vendors = _of(kinds, "vendor")
     families = {match[1] for name in vendors if (match := _VENDOR.match(str(licences[name]).lower()))}
     if len(families) > 1:
-        found.append(f"{_shown(vendors, licences)}: the terms of several vendors bind the merge at once")
+        found.append(f"{_shown(vendors, licences)}: the terms of several vendors apply to the merge at once")
     copyleft = _of(kinds, "copyleft")
     if copyleft and (closed or vendors):
         found.append(
-            f"{_shown(copyleft, licences)}: allows no further restrictions, and "
-            f"{_shown([*closed, *vendors], licences)} has some; such a merge may not be passed on"
+            f"{_shown(copyleft, licences)}: forbids further restrictions, and "
+            f"{_shown([*closed, *vendors], licences)} has some; such a merge may not be distributed"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Bounds on what a stranger's model folder may make us allocate, checked before anything is built from it."""
+"""Bounds on what a model folder may make evomerge allocate, checked before anything is built from it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MAX_JSON_BYTES = 16_000_000  # config.json is some kB, an index of a thousand shards some MB
-MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors format itself
-MAX_LAYERS = 1_024  # each becomes a module of its own; the deepest published models have some 130
+MAX_JSON_BYTES = 16_000_000  # config.json takes some kB, an index of a thousand shards some MB
+MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own bound
+MAX_LAYERS = 1_024  # each becomes a module; the deepest published models have about 130
 MAX_COUNT = 65_536  # heads, experts, labels
 
 
 class LimitError(ValueError):
-    """A file that asks for more than any model needs; the message says which value, without the file's name."""
+    """A file that asks for more than any model needs; the message names the value but not the file."""
 
 
 def read_json(path: Path) -> Any:
@@ -26,7 +26,7 @@ def read_json(path: Path) -> Any:
     LimitError
         If the file is too large or nested too deeply.
     ValueError
-        If it is no JSON.
+        If it is not JSON.
     OSError
         If it cannot be read.
     """
@@ -41,12 +41,12 @@ def read_json(path: Path) -> Any:
 
 
 def check_counts(values: Any) -> None:
-    """Refuse counts of layers, heads or experts in a model's configuration that no model has.
+    """Refuse a configuration with more layers, heads or experts than any model has.
 
     Raises
     ------
     LimitError
-        If one is above `MAX_LAYERS` or `MAX_COUNT`; it names the key.
+        If a count is above `MAX_LAYERS` or `MAX_COUNT`; the message names the key.
     """
     for key, value in _pairs(values):
         layers = key.endswith("_layers") or key == "n_layer"
@@ -54,23 +54,23 @@ def check_counts(values: Any) -> None:
             continue
         limit = MAX_LAYERS if layers else MAX_COUNT
         if isinstance(value, int | float) and not abs(value) <= limit:
-            raise LimitError(f"{key} is {value:g}, and a model may have {limit:,}")
+            raise LimitError(f"{key} is {value:g}; the limit is {limit:,}")
 
 
 def check_header(path: Path) -> None:
-    """Refuse a safetensors file whose first eight bytes claim a header that cannot be in it.
+    """Refuse a safetensors file that is too short for the header that its first eight bytes announce.
 
     Raises
     ------
     LimitError
-        If it is shorter than its header says, or the header is beyond the format's own bound.
+        If the file is shorter than its header, or the header is longer than the format allows.
     """
     with path.open("rb") as file:
         start = file.read(8)
     size = path.stat().st_size
     claimed = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if claimed > min(MAX_HEADER_BYTES, size - 8) or size < 8:
-        raise LimitError(f"its header claims {claimed:,} bytes, the file has {size:,}")
+        raise LimitError(f"its header should have {claimed:,} bytes, and the file has {size:,}")
 
 
 def _pairs(values: Any) -> Iterator[tuple[str, Any]]:

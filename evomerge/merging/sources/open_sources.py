@@ -1,4 +1,4 @@
-"""Opening what a search or a recipe names: checkpoints, and adapters on the base they share."""
+"""Opening the models that a search or a recipe names: checkpoints, and adapters on the base that they share."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def open_sources(
     vocabulary: str | None = None,
     tokens: TokenRules | None = None,
 ) -> dict[str, Source]:
-    """Open the sources by name: each once, adapters on the base (or their own), all in one vocabulary.
+    """Open the sources by name, each once: adapters on the base (or their own base), and all in one vocabulary.
 
     Parameters
     ----------
     models
         Name to reference.
     base
-        The name of the base; None: adapters name it themselves, and the first model stands for it otherwise.
+        The name of the base; None: adapters name theirs, and otherwise the first model takes its role.
     vocabulary
-        A policy of `evomerge.merging.sources.vocabulary`; None: as they are.
+        A policy of `evomerge.merging.sources.vocabulary`; None: leave the vocabularies as they are.
     tokens
-        What is said of single tokens.
+        Rules for single tokens.
 
     Raises
     ------
     CheckpointError
-        If one cannot be opened, an adapter was trained on another base, or vocabularies cannot be brought together.
+        If a source cannot be opened, an adapter was trained on another base, or vocabularies cannot be joined.
     """
     opened: dict[str, Source] = {}
     shared: dict[Path, Source] = {}
@@ -60,14 +60,15 @@ def open_source(reference: str, base: Source | None = None, shared: dict[Path, S
         A local folder or a hub id, of a checkpoint or of an adapter; or a local GGUF file; or a model with an adapter
         on it (see `search_spaces.recipes.references`).
     base
-        What an adapter is put on that comes alone; None, or an adapter itself: the base that its configuration names.
+        The base for an adapter that is named without one; None, or itself an adapter: the base that the adapter's
+        configuration names.
     shared
-        Bases opened so far, by folder; what is opened here is added.
+        Bases opened so far, by folder; bases opened here are added.
 
     Raises
     ------
     CheckpointError
-        If it cannot be opened, or the configuration of an adapter that comes alone names another base.
+        If it cannot be opened, or the configuration of an adapter without a base in its reference names another base.
     """
     model, adapter = parts(reference)
     known = {} if shared is None else shared
@@ -92,21 +93,23 @@ def typed(model: str) -> str:
 
 
 def folder_of(model: str) -> Path:
-    """Return the folder of a checkpoint or an adapter, fetched from the hub or converted where need be.
+    """Return the folder of a checkpoint or an adapter; downloads from the hub or converts where necessary.
 
     Raises
     ------
     CheckpointError
-        If there is none.
+        If there is no such folder or model.
     """
     return converted(model) if is_gguf(model) else locate(model)
 
 
 def _opened(model: str, known: dict[Path, Source]) -> Source:
-    """Return the model that adapters are put on, opened once."""
+    """Return the base of adapters, opened once."""
     folder = folder_of(model)
     if is_adapter(folder):
-        raise CheckpointError(f"{model}: it is an adapter, and adapters are put on whole models; name its base instead")
+        raise CheckpointError(
+            f"{model}: it is an adapter, and an adapter needs a whole model as its base; name its base instead"
+        )
     if folder not in known:
         known[folder] = Checkpoint(model, folder)
     return known[folder]
@@ -115,7 +118,7 @@ def _opened(model: str, known: dict[Path, Source]) -> Source:
 def _adapter_folder(reference: str, adapter: str) -> Path:
     folder = locate(adapter)
     if not is_adapter(folder):
-        raise CheckpointError(f"{reference}: {adapter} is no LoRA adapter; name a folder with adapter_config.json")
+        raise CheckpointError(f"{reference}: {adapter} is not a LoRA adapter; name a folder with adapter_config.json")
     return folder
 
 
@@ -124,7 +127,7 @@ def _named_base(reference: str, path: Path) -> str:
     named = read_config(reference, path).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise CheckpointError(
-            f"{reference}: adapter_config.json names no base; name it as the base of the merge (base_model: BASE)"
+            f"{reference}: adapter_config.json does not name its base; name it in the recipe (base_model: BASE)"
         )
     folder = _local_base(path, named)
     if folder is not None:
@@ -133,20 +136,21 @@ def _named_base(reference: str, path: Path) -> str:
         locate(named)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{reference}: its base {named} is not here; name the base of the merge (base_model: BASE), or download it"
+            f"{reference}: its base {named} is not on this machine; download it, or name another folder of it in the "
+            "recipe (base_model: BASE)"
         ) from error
     return named
 
 
 def _check_base(reference: str, path: Path, base: Source) -> None:
-    """Refuse a base that is certainly not the adapter's: another folder with other weights, or another hub id.
+    """Refuse a base that is certainly not the adapter's: another folder with other weights.
 
-    Names alone say little (folders move, copies are renamed): where both lie on this disk, contents decide.
+    Names alone prove little (folders move, copies are renamed), so where both are on this disk, contents decide.
     """
     named = read_config(reference, path).get("base_model_name_or_path")
     folder = _local_base(path, named)
     if folder is None or not isinstance(named, str):
-        return  # a hub id, or a folder that has moved: shapes are checked, and the preflight warns of other names
+        return  # a hub id, or a folder that has moved: shapes are checked, and the preflight warns about other names
     if not _holds_same(folder, base):
         raise CheckpointError(
             f"{reference}: the adapter was trained on {named}, whose weights are not those of {base.reference}; name "
@@ -155,9 +159,9 @@ def _check_base(reference: str, path: Path, base: Source) -> None:
 
 
 def unverified_base(checkpoint: Source) -> str | None:
-    """Return the base that an adapter names where nothing shows that it is the one it was put on.
+    """Return the base that an adapter names, where nothing shows that it is the same model as the base in use.
 
-    One that a recipe puts on a model by name (``MODEL+ADAPTER``) may be on another model on purpose.
+    A recipe may put an adapter on another model on purpose (``MODEL+ADAPTER``).
     """
     if not isinstance(checkpoint, AdapterSource):
         return None
@@ -171,7 +175,7 @@ def unverified_base(checkpoint: Source) -> str | None:
 
 
 def _local_base(path: Path, named: object) -> Path | None:
-    """Return the folder that an adapter in `path` names as its base, where it is one of this disk."""
+    """Return the folder that an adapter in `path` names as its base; None when it is not on this disk."""
     if not isinstance(named, str) or not named:
         return None
     return next((place for place in (path / named, Path(named).expanduser()) if place.is_dir()), None)

@@ -15,16 +15,16 @@ from evomerge.merging.sources.similarity import Similarity, measure_similarity
 from evomerge.merging.sources.source import Source
 from search_spaces.recipes.references import parts
 
-STRETCH = 1 << 22  # entries looked at together when scanning for NaN
+STRETCH = 1 << 22  # entries read together when scanning for NaN
 
-# Settings that change what a model computes with the same weights. Where sources differ in one, a merge runs
-# with the base's, and so may a source behave otherwise than alone.
+# Settings that change what a model computes with the same weights. A merge uses the base's, so a source with other
+# values behaves differently inside a merge than on its own.
 BEHAVIOUR = ("rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "layer_types", "hidden_act")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the check found that does not stand in the way.
+    """What the check found about sources that can be merged.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Report:
     dtypes
         Stored dtype by model name.
     similarity
-        What a sample of the weights says of the experts and the base.
+        How similar experts and base are, measured on a sample of the weights.
     warnings
         One line each.
     """
@@ -57,13 +57,13 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
     Parameters
     ----------
     checkpoints
-        Opened sources by the user's name for them.
+        Opened sources by the user's names for them.
     base
-        The name of the one all others are compared with.
+        The name of the source that all others are compared with.
     scan
         Read every weight once, to find NaN and infinite values.
     allow_unrelated
-        Warn of sources that do not share the base instead of refusing them. Told from a sample of each tensor.
+        Warn about sources that do not share the base instead of refusing them. Decided from a sample of each tensor.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
     for line in unrelated(similarity, base):
         if not allow_unrelated:
             raise CheckpointError(
-                f"{line}; name fine-tunes of {base}, or merge them all the same with allow_unrelated: true "
+                f"{line}; name fine-tunes of {base}, or allow unrelated models with allow_unrelated: true "
                 "(--allow-unrelated)"
             )
         warnings.append(line)
@@ -114,22 +114,24 @@ def check_form(name: str, checkpoint: Source, base: str, reference: Source) -> N
 
 
 def unverified_bases(checkpoints: Mapping[str, Source], base: str) -> Iterator[str]:
-    """Yield a line for each adapter that was perhaps trained on another base."""
+    """Yield a line for each adapter that may have been trained on another base."""
     for name, checkpoint in checkpoints.items():
         if (named := unverified_base(checkpoint)) is not None:
             model, adapter = parts(checkpoint.reference)
             on = base if adapter is None else model
-            yield f"{name}: the adapter names {named} as its base, and nothing shows that {on} is the same"
+            yield f"{name}: the adapter was trained on {named}; evomerge cannot tell whether {on} is the same model"
 
 
 def _check_architecture(name: str, checkpoint: Source, base: str, reference: Source) -> None:
     own, wanted = checkpoint.outline.architecture, reference.outline.architecture
     if own != wanted:
-        raise CheckpointError(f"{name}: it is a {own} and {base} a {wanted}; merge models of one architecture")
+        raise CheckpointError(
+            f"{name}: its architecture is {own}, and that of {base} is {wanted}; merge models of one architecture"
+        )
     if checkpoint.outline.tied != reference.outline.tied:
         tied, untied = (name, base) if checkpoint.outline.tied else (base, name)
         raise CheckpointError(
-            f"{name}: the head of {tied} is tied to its embeddings and that of {untied} is not; "
+            f"{name}: the head of {tied} is tied to its embeddings, and the head of {untied} is not; "
             f"save {tied} with tie_word_embeddings=False and a copy of the embeddings as its head"
         )
 
@@ -137,14 +139,16 @@ def _check_architecture(name: str, checkpoint: Source, base: str, reference: Sou
 def _check_shapes(name: str, checkpoint: Source, base: str, reference: Source) -> None:
     if checkpoint.layout.num_layers != reference.layout.num_layers:
         raise CheckpointError(
-            f"{name}: it has {checkpoint.layout.num_layers} layers and {base} {reference.layout.num_layers}; "
+            f"{name}: it has {checkpoint.layout.num_layers} layers, and {base} has {reference.layout.num_layers}; "
             "name models of the same depth"
         )
     different = set(checkpoint.names) ^ set(reference.names)
     if different:
         tensor = min(different)
         holder, other = (name, base) if tensor in checkpoint.names else (base, name)
-        raise CheckpointError(f"{name}: {tensor} is in {holder} and not in {other}; merge models of one architecture")
+        raise CheckpointError(
+            f"{name}: {holder} has the tensor {tensor}, and {other} does not; merge models of one architecture"
+        )
     shapes = {tensor: (checkpoint.shape(tensor), reference.shape(tensor)) for tensor in reference.names}
     different = {tensor for tensor, (own, wanted) in shapes.items() if own != wanted}
     if not different:
@@ -154,11 +158,13 @@ def _check_shapes(name: str, checkpoint: Source, base: str, reference: Source) -
     others = [tensor for tensor in reference.names if tensor in different - by_vocabulary]
     tensor = others[0] if others else next(tensor for tensor in reference.names if tensor in different)
     own, wanted = shapes[tensor]
-    line = f"{name}: {tensor} has shape {list(own)} and in {base} {list(wanted)}"
+    line = f"{name}: {tensor} has shape {list(own)} here and {list(wanted)} in {base}"
     if others:
         raise CheckpointError(f"{line}; merge models of one size")
-    rest = "".join(f", so has {other}" for other in sorted(different - {tensor}))
-    raise CheckpointError(f"{line}{rest}: the vocabularies differ in size; {_POLICY}")
+    likewise = ", ".join(sorted(different - {tensor}))
+    raise CheckpointError(
+        f"{line}{f' ({likewise} likewise)' if likewise else ''}: the vocabularies differ in size; {_POLICY}"
+    )
 
 
 _POLICY = (
@@ -171,39 +177,42 @@ def unrelated(similarity: Similarity, base: str) -> Iterator[str]:
     """Yield a line for each expert that does not share the base."""
     for expert in similarity.experts:
         if (reason := similarity.why_unrelated(expert)) is not None:
-            yield f"{expert}: {reason}, so that no average of it with {base} computes anything"
+            yield f"{expert}: {reason}; averaging it with {base} gives no working model"
 
 
 def chat_templates(checkpoints: Mapping[str, Source], base: str) -> Iterator[str]:
-    """Yield a line for each expert that was trained with another chat template than the base's."""
+    """Yield a line for each expert whose chat template is not the base's."""
     wanted = checkpoints[base].tokenizer.chat_template()
     for name, checkpoint in checkpoints.items():
         own = checkpoint.tokenizer.chat_template()
         if own is not None and own != wanted:
-            has = "differs from that of" if wanted is not None else "is not in"
-            yield f"{name}: its chat template {has} {base}; a merge has the base's (recipes: chat_template)"
+            if wanted is None:
+                line = f"it has a chat template and {base} has none; a merge has none either"
+            else:
+                line = f"its chat template differs from that of {base}; a merge has the base's"
+            yield f"{name}: {line} (a recipe can set chat_template)"
 
 
 def check_tokenizers(name: str, checkpoint: Source, base: str, reference: Source) -> None:
-    """Compare vocabularies where both models come with one; a model without uses the base's."""
+    """Compare vocabularies where both models have a tokenizer; a model without one uses the base's."""
     if not (checkpoint.tokenizer.files and reference.tokenizer.files):
         return
     own, wanted = checkpoint.tokenizer.load().get_vocab(), reference.tokenizer.load().get_vocab()
     if own != wanted:
         token = min(token for token in own.keys() | wanted.keys() if own.get(token) != wanted.get(token))
         raise CheckpointError(
-            f"{name}: its tokenizer gives {token!r} the id {own.get(token)} and that of {base} "
+            f"{name}: its tokenizer gives {token!r} the id {own.get(token)}, and that of {base} gives it "
             f"{wanted.get(token)}; {_POLICY}"
         )
 
 
 def behaviour(name: str, checkpoint: Source, base: str, reference: Source) -> Iterator[str]:
-    """Yield a line for each setting that makes the source compute otherwise than the base with the same weights."""
+    """Yield a line for each setting with which the source computes something else than the base does."""
     for key in BEHAVIOUR:
         own: Any = getattr(checkpoint.config, key, None)
         wanted: Any = getattr(reference.config, key, None)
         if own != wanted:
-            yield f"{name}: {key} is {own} and in {base} {wanted}; merges run with the base's"
+            yield f"{name}: {key} is {own} here and {wanted} in {base}; a merge has the base's"
 
 
 def _check_finite(name: str, checkpoint: Source) -> None:

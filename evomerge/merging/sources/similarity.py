@@ -1,10 +1,11 @@
-"""Similarity: how near fine-tunes are to their base and to each other, in one pass over the weights.
+"""Similarity: how close fine-tunes are to their base and to each other, measured in one pass over the weights.
 
-Fine-tunes of one base lie close around it: on linear maps the cosine with the base's weights is near 1. Models trained
-apart have a cosine near 0 and a difference longer than the weights, and their average is neither. A checkpoint whose
-attention or MLP has been rotated or permuted (protected against merging) computes the same function with such weights.
+Fine-tunes of one base lie close to it: the cosine between their linear maps and the base's is near 1. Models that were
+trained separately have a cosine near 0 and a difference longer than the weights themselves, and their average works as
+neither of them. A checkpoint whose attention or MLP was rotated or permuted (to protect it against merging) has such
+weights, although it computes the same function.
 
-Letters: T experts, E entries looked at together.
+Letters: T experts, E entries read together.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch import Tensor
 from evomerge.merging.sources.source import Source
 from search_spaces.recipes.layout import ModelLayout
 
-STRETCH = 1 << 20  # entries per model looked at together
-RUNS, RUN = 16, 1024  # of a sample: stretches per tensor, spread evenly, and entries of each
+STRETCH = 1 << 20  # entries per model read together
+RUNS, RUN = 16, 1024  # of a sample: stretches per tensor, evenly spread, and entries in each
 
 # With equal norms, cos < 0.5 exactly when the difference from the base is longer than the base itself.
 UNRELATED = 0.5
@@ -31,24 +32,24 @@ Module = Literal["attention", "mlp", "other"]
 
 @dataclass(frozen=True)
 class Similarity:
-    """What one pass found.
+    """What one pass measured.
 
     Attributes
     ----------
     experts
         Names, T of them.
     entries, total
-        Entries looked at per model, and all there are.
+        Entries read per model, and entries in all.
     groups
         Names of the positions: ``embeddings``, a layer's number, ``final``.
     delta_norms
-        Norm of the task vector per expert and group; of a sample scaled to the whole.
+        Norm of the task vector per expert and group; one measured on a sample is scaled to the whole.
     base_norms
-        Norm of the base per group, likewise.
+        Norm of the base per group, scaled likewise.
     weight_cosines
         Cosine of each expert's linear maps with the base's, by module.
     cosines, pearsons
-        Between the experts' task vectors over the whole model, [T][T]; NaN where one is zero.
+        Between the experts' task vectors over the whole model, [T][T]; NaN where a task vector is zero.
     """
 
     experts: tuple[str, ...]
@@ -67,7 +68,7 @@ class Similarity:
         return math.hypot(*self.delta_norms[expert]) / base if base else math.inf
 
     def why_unrelated(self, expert: str) -> str | None:
-        """Return why an expert does not share the base, as a clause; None when it does."""
+        """Return why an expert does not share the base, as a clause; None when it shares it."""
         cosines = self.weight_cosines[expert]
         far = {module: value for module, value in cosines.items() if value < UNRELATED}
         if not far:
@@ -99,8 +100,8 @@ def measure_similarity(checkpoints: Mapping[str, Source], base: str, *, sample: 
     base
         The base's name.
     sample
-        Look at 16 stretches of 1,024 entries per tensor instead of all of it: some 5 million entries per model of
-        300 tensors, a fraction of a second where the files are in the page cache.
+        Read 16 stretches of 1,024 entries per tensor instead of whole tensors: about 5 million entries of a model with
+        300 tensors, which takes a fraction of a second when the files are in the page cache.
     """
     origin = checkpoints[base]
     experts = tuple(name for name in checkpoints if name != base)

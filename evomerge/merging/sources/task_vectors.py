@@ -1,4 +1,4 @@
-"""What is measured of task vectors before a search."""
+"""Norms of task vectors, measured before a search."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 from evomerge.merging.sources.source import Source
 
-STRETCH = 1 << 22  # entries looked at together
+STRETCH = 1 << 22  # entries read together
 
 
 def squared_norms(checkpoints: Mapping[str, Source], base: str) -> dict[str, float]:
-    """Return the squared norm of each model's task vector over the whole model, by its name; not the base's.
+    """Return the squared norm of each model's task vector over the whole model, by name, without the base.
 
     Tied tensors count once. Reads every weight once, in float32 with a float64 sum.
     """

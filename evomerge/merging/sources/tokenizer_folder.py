@@ -60,7 +60,7 @@ class TokenizerFolder:
         """
         if not self.files:
             raise CheckpointError(
-                f"{self.reference}: no tokenizer in the folder; save one with tokenizer.save_pretrained()"
+                f"{self.reference}: the folder has no tokenizer; save one with tokenizer.save_pretrained()"
             )
         try:
             with quiet():

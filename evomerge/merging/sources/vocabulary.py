@@ -1,15 +1,14 @@
-"""Sources whose vocabularies differ, brought to one: embedding rows matched by token, what is missing filled.
+"""One vocabulary for sources whose vocabularies differ: embedding rows are matched by token, missing rows filled.
 
-Policies, as in mergekit's `tokenizer_source` (`union`, `base`, a model) and two of ours (`first`, `pad`):
+Policies, from mergekit's `tokenizer_source` (`union`, `base`, a model) and two of our own (`first`, `pad`):
 
 * ``base``, a model, ``first`` (the first that is not the base): that model's vocabulary;
-* ``union``: the base's with its ids, then every further token in order of the models;
-* ``pad``: rows compared by id, not by token, up to the longest matrix.
+* ``union``: the base's vocabulary with its ids, then every further token in the order of the models;
+* ``pad``: rows are matched by id instead of by token, up to the longest matrix.
 
-A row that a model lacks is the base's; where the base lacks it too, the mean of those that have it (mergekit's rule). A
-recipe may say otherwise of single tokens, and add tokens and rows (`search_spaces.recipes.token_rules`). Added rows
-without a
-token are the mean of the model's rows with one.
+A row that a model lacks is the base's; where the base lacks it too, it is the mean over the models that have it
+(mergekit's rule). A recipe may set other rules for single tokens, and add tokens and rows
+(`search_spaces.recipes.token_rules`). Added rows without a token are the mean of the model's rows with one.
 
 Letters: V rows of the common vocabulary, D width of the embeddings.
 """
@@ -37,7 +36,7 @@ MISSING = -1
 
 @dataclass(frozen=True)
 class Given:
-    """A row that a recipe names: one of a model's own, by its name; None: zeros."""
+    """A row that a recipe names: row `row` of the model with the name `model`; zeros where `model` is None."""
 
     model: str | None
     row: int
@@ -53,17 +52,17 @@ class Vocabulary:
     rows
         Length V of the embedding matrices.
     tokens
-        Id of each token; ids from V on have no row.
+        Id of each token; ids of V and above have no row.
     indices
         Per model, int64[V]: the model's own row for each common one, or -1.
     base
-        Name of the model whose rows stand in for missing ones.
+        Name of the model whose rows replace missing ones.
     owner
-        Name of the model whose tokenizer settings and special tokens the result has.
+        Name of the model that gives the tokenizer settings and the special tokens.
     folder
-        Where the tokenizer lies.
+        The tokenizer's folder.
     given
-        By common row: the model and the row of its that models without the token have, or all of them (`force`).
+        By common row: the row that models without the token get, or all models (`force`).
     padding
         int64[P]: rows that were added to reach a multiple.
     """
@@ -76,7 +75,7 @@ class Vocabulary:
     folder: Path
     given: Mapping[int, Given] = field(default_factory=dict)
     padding: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    kept: object = None  # what must live as long as `folder` does
+    kept: object = None  # keeps a temporary `folder` alive
 
 
 def rows_of(source: Source) -> int:
@@ -124,7 +123,7 @@ def _by_policy(sources: Mapping[str, Source], policy: str, base: str, added: Seq
     rows = rows_of(sources[owner])
     further = [token for token in added if token not in target]
     if further:
-        source, before = folder, kept  # what `folder` lies in must live until it is read
+        source, before = folder, kept  # a temporary folder must stay until it is read
         kept = tempfile.TemporaryDirectory(prefix="evomerge-tokenizer-")
         folder = Path(kept.name)
         target = _withtokens_of(source, further, folder)
@@ -139,7 +138,7 @@ def _by_policy(sources: Mapping[str, Source], policy: str, base: str, added: Seq
 
 
 def _ruled(vocabulary: Vocabulary, sources: Mapping[str, Source], rules: TokenRules) -> Vocabulary:
-    """Return the vocabulary with the rows that the rules name, as many as they ask for."""
+    """Return the vocabulary with the rows and the number of rows that the rules ask for."""
     given = {
         vocabulary.tokens[rule.token]: _given(rule, sources, sources[vocabulary.base])
         for rule in rules.rows
@@ -162,7 +161,9 @@ def _given(rule: TokenRow, sources: Mapping[str, Source], base: Source) -> Given
         return Given(None, 0, rule.force)
     name = next((name for name, c in sources.items() if rule.model in (name, c.reference)), None)
     if name is None:
-        raise CheckpointError(f"{place}: {rule.model} is none of the models; write source: one of {', '.join(sources)}")
+        raise CheckpointError(
+            f"{place}: {rule.model} is not one of the models; write source: one of {', '.join(sources)}"
+        )
     source, row = sources[name], rule.row
     if not isinstance(row, int):
         token = rule.token if row is None else row
@@ -185,13 +186,13 @@ def _withtokens_of(source: Path, added: Sequence[str], folder: Path) -> dict[str
     target: dict[str, int] = _load(folder).get_vocab()
     if target != tokenizer.get_vocab():
         raise CheckpointError(
-            f"tokenizer.tokens: {', '.join(added)} cannot be added to the tokenizer; name tokens of one of the models"
+            f"tokenizer.tokens: the tokenizer does not take {', '.join(added)}; name tokens of one of the models"
         )
     return target
 
 
 def _index(target: Mapping[str, int], own: Mapping[str, int], rows: int, own_rows: int, *, is_owner: bool) -> Tensor:
-    """Return the model's own row of every common one; rows without a token (padding) are the owner's."""
+    """Return the model's own row for every common row; rows without a token (padding) are the owner's."""
     index_V = torch.full((rows,), MISSING)
     if is_owner:
         index_V[:own_rows] = torch.arange(own_rows)
@@ -212,19 +213,19 @@ def _owner(sources: Mapping[str, Source], policy: str, base: str) -> str:
         if policy in (name, source.reference):
             return name
     raise CheckpointError(
-        f"tokenizer_source: {policy} is none of the models; write base, union, or one of {', '.join(sources)}"
+        f"tokenizer_source: {policy} is not one of the models; write base, union, or one of {', '.join(sources)}"
     )
 
 
 def _padded(sources: Mapping[str, Source], base: str) -> Vocabulary:
-    """Return the vocabulary of the longest tokenizer, which the others must be beginnings of."""
+    """Return the vocabulary of the longest tokenizer; every other one must be a beginning of it."""
     tokens = {name: tokens_of(source, sources[base]) for name, source in sources.items()}
     owner = max(tokens, key=lambda name: (len(tokens[name]), name == base))
     for name, own in tokens.items():
         for token, place in own.items():
             if tokens[owner].get(token) != place:
                 raise CheckpointError(
-                    f"{name}: pad compares rows by id, and {token!r} is {place} here and {tokens[owner].get(token)} in "
+                    f"{name}: pad matches rows by id, and {token!r} is {place} here and {tokens[owner].get(token)} in "
                     f"{owner}; write union, or base"
                 )
     rows = max(rows_of(source) for source in sources.values())
@@ -237,7 +238,7 @@ def _padded(sources: Mapping[str, Source], base: str) -> Vocabulary:
 
 
 def tokens_of(source: Source, base: Source) -> dict[str, int]:
-    """Return the model's vocabulary; one without a tokenizer has the base's."""
+    """Return the model's vocabulary; a model without a tokenizer has the base's."""
     vocabulary: dict[str, int] = _tokenizer(source, base).load().get_vocab()
     return vocabulary
 
@@ -254,8 +255,8 @@ def _join(
 ) -> dict[str, int]:
     """Write the base's tokenizer with all further tokens into `folder`; return its vocabulary.
 
-    Text is cut up as by the base: a token that another model's merges would have made is in the vocabulary and never
-    made; added tokens (special ones, chat marks) are recognised.
+    The result splits text as the base does: a token that only another model's merges produce is in the vocabulary but
+    never produced. Added tokens (special tokens, chat marks) are recognised.
     """
     tokenizer = sources[base].tokenizer.load()
     if not getattr(tokenizer, "is_fast", False):
@@ -265,7 +266,7 @@ def _join(
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     target = dict(tokens[base])
     in_model = data["model"].get("vocab") if isinstance(data["model"].get("vocab"), dict) else None
-    if in_model is not None:  # ids of added tokens are kept only where the model knows them too
+    if in_model is not None:  # added tokens keep their ids only if the model knows them too
         in_model.update({entry["content"]: entry["id"] for entry in data["added_tokens"]})
     for name, source in sources.items():
         if name == base or not source.tokenizer.files:
@@ -283,7 +284,7 @@ def _join(
     joined: dict[str, int] = _load(folder).get_vocab()
     if joined != target:
         raise CheckpointError(
-            f"{', '.join(sources)}: their tokenizers cannot be joined; write tokenizer_source: base, or a model"
+            f"{', '.join(sources)}: their tokenizers cannot be joined; write tokenizer_source: base, or name a model"
         )
     return target
 

@@ -1,1 +1,1 @@
-"""What a run looks like to a reader: one HTML page without scripts or outside references."""
+"""The HTML report of a run: one page without scripts or references to other pages."""

@@ -1,26 +1,26 @@
 """The HTML report of a run: read-only, self-contained, and everything in it escaped.
 
-A run directory may come from a stranger: names of models, tasks and items, and reasons of failures, are data. The
-template escapes all of them, and the page's own policy forbids scripts and requests.
+A run directory may come from somebody else: names of models, tasks and items, and reasons of failures, are data. The
+template escapes all of them, and the page's content policy forbids scripts and requests.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import ENSEMBLE_NOTE, Result
-from evomerge.runs.run import Run
+from evomerge.runs.run import Asked, Run
+from fitness.results import Evaluation
 
 WIDTH, HEIGHT = 640, 220  # of the curve, in pixels
 MAX_CANDIDATES = 20
 MAX_FAILURES = 20
 MAX_POINTS = 2000
-MAX_TEXT = 200_000  # characters quoted of a file
+MAX_TEXT = 200_000  # characters quoted from a file
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,26 @@ class Curve:
     high: float
 
 
+@dataclass(frozen=True)
+class CandidateRow:
+    """One line of the table of the best candidates; `items`: how many it was asked."""
+
+    rank: int
+    candidate: int
+    generation: int
+    score: float
+    standard_error: float
+    items: int
+    recipe: str
+
+
 def render(path: Path) -> str:
     """Return the report of the run directory `path` as HTML.
 
     Raises
     ------
     RunError, LogError
-        If it is no run, or its log is damaged.
+        If it is not a run directory, or its log is damaged.
     """
     with Run.read(path) as run:
         history = RunHistory(run.events())
@@ -85,23 +98,18 @@ def _curve(history: RunHistory) -> Curve | None:
     return Curve(" ".join(f"{x:.1f},{y:.1f}" for x, y in corners[::stride]), asked, low, high)
 
 
-def _candidates(history: RunHistory) -> list[dict[str, Any]]:
-    """The best distinct recipes by search score."""
-    rows = []
-    for rank, identity in enumerate(history.ranking()[:MAX_CANDIDATES], start=1):
-        evaluation, asked = history.evaluation(identity), history.asked[identity]
-        rows.append(
-            {
-                "rank": rank,
-                "id": identity,
-                "generation": asked.candidate.generation,
-                "recipe": asked.recipe,
-                "score": evaluation.value,
-                "standard_error": evaluation.standard_error,
-                "items": len(evaluation.items),
-            }
-        )
-    return rows
+def _candidates(history: RunHistory) -> list[CandidateRow]:
+    """Return the best distinct recipes by search score."""
+    return [
+        _row(rank, history.asked[identity], history.evaluation(identity))
+        for rank, identity in enumerate(history.ranking()[:MAX_CANDIDATES], start=1)
+    ]
+
+
+def _row(rank: int, asked: Asked, evaluation: Evaluation) -> CandidateRow:
+    candidate = asked.candidate
+    scores = (evaluation.value, evaluation.standard_error, len(evaluation.items))
+    return CandidateRow(rank, candidate.id, candidate.generation, *scores, asked.recipe)
 
 
 def _failures(history: RunHistory) -> list[tuple[int, str]]:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -25,7 +25,6 @@ def test_t_interval_otherwise() -> None:
     assert interval([3.0]) == (-math.inf, math.inf)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_intervals_of_bounded_scores_stay_inside_and_hold_the_mean(scores: list[float]) -> None:
     low, high = interval(scores)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fitness.estimation.irt import (
@@ -80,7 +80,6 @@ def test_map_is_where_the_gradient_vanishes(one_dimensional) -> None:
     assert np.abs(gradient).max() < 1e-6
 
 
-@settings(deadline=None, max_examples=30)
 @given(answers=st.lists(st.floats(0, 1), max_size=12), precision=st.floats(0.05, 5))
 def test_abilities_are_finite_whatever_the_answers(answers: list[float], precision: float) -> None:
     bank = ItemBank(tuple(map(str, range(12))), np.full((12, 1), 1.5), np.linspace(-2, 2, 12), np.zeros((1, 1)))

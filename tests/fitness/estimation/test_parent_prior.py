@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fitness.estimation import subset
@@ -72,7 +72,6 @@ def test_a_candidate_identical_to_its_parent_is_recognised() -> None:
         assert found.value == pytest.approx(parent.mean(), abs=0.04)
 
 
-@settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 100), count=st.integers(1, 40), flips=st.integers(1, 10))
 def test_more_right_answers_never_lower_the_estimate(seed: int, count: int, flips: int) -> None:
     given_prior = prior(ITEMS, related_answers(seed, 2))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fitness.estimation import subset
@@ -119,7 +119,6 @@ def test_greedy_stays_within_the_available_items() -> None:
     assert set(subset.greedy(prior(60, parents()), 20, rng(), available)) == set(available)
 
 
-@settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 30))
 def test_anchor_weights_are_the_clusters_shares(seed: int, count: int) -> None:
     points = np.random.default_rng(seed).normal(size=(30, 3))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fitness.scoring import loglikelihood, prefix_tree, shared_prefix
@@ -64,7 +64,6 @@ def planned(pairs: list[Pair], max_length: int = 64, batch_size: int = 3) -> Log
     return LoglikelihoodPlan(pairs, max_length=max_length, batch_size=batch_size, device="cpu")
 
 
-@settings(deadline=None, max_examples=30)
 @given(pairs=st.lists(st.tuples(tokens, tokens), min_size=1, max_size=12), batch_size=st.integers(1, 5))
 def test_equals_one_pass_per_request(pairs: list[Pair], batch_size: int, llama: Any) -> None:
     values, greedy, seconds = planned(pairs, batch_size=batch_size).run(llama)

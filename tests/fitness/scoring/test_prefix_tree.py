@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fitness.scoring.prefix_tree import PACK_SLOTS, Group, Row, Tokens, owners, separate, share
@@ -34,7 +34,6 @@ def questions(rng: random.Random, prefix: Tokens, count: int, *, context: int, c
     return found
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(few, st.integers(0, 13), min_size=1, max_size=25),
     st.lists(few, max_size=2),

@@ -30,7 +30,7 @@ ZOO = Path(__file__).parents[3] / "experiments" / "zoo" / "models"
 MODELS = {name: str(ZOO / name) for name in ("base", "ops", "ja")}
 
 
-class TestAim(MergeMethodSuite):
+class TestActivationInformedTaskArithmetic(MergeMethodSuite):
     """On task arithmetic, whose blocks are plain sums."""
 
     method = "task_arithmetic"
@@ -39,10 +39,11 @@ class TestAim(MergeMethodSuite):
     one_model = coefficients(weight=1.0, activation_informed=1.0)
 
 
-class TestAimOnTies(MergeMethodSuite):
+class TestActivationInformedTies(MergeMethodSuite):
     """On a method with prepared state."""
 
     method = "ties"
+    needs_more_tensors = frozenset({"whole_model"})
     parameters = coefficients(weight=[0.4, 0.7, 0.2], density=0.5, activation_informed=0.0)
     others = coefficients(weight=1.0, density=0.7)
     one_model = coefficients(weight=1.0, density=1.0, activation_informed=1.0)

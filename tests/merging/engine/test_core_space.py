@@ -237,10 +237,10 @@ def test_what_no_adapter_can_be(adapters: MergeEngine, tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"taken: the folder exists and is not empty; name a new one or remove it"):
         write_adapter(adapters, of, tmp_path / "taken")
     ties = recipe(adapters, "ties", 0.9, 0.6, 0.7, core=False)
-    with pytest.raises(OutputError, match=r"ties of full weights gives no low-rank merge; write evomerge: {adapters: "):
+    with pytest.raises(OutputError, match=r"ties on full weights gives no low-rank merge; write evomerge: {adapters: "):
         write_adapter(adapters, ties, tmp_path / "new")
     (part,) = of.slices
     shorter = replace(of, slices=(Slice(tuple(replace(s, layer_range=(1, 4)) for s in part.sources)),))
-    with pytest.raises(OutputError, match=r"moves or drops layers, which no adapter can; merge without --adapter"):
+    with pytest.raises(OutputError, match=r"moves or drops layers, which an adapter cannot do; merge without"):
         write_adapter(adapters, shorter, tmp_path / "new")
     assert not (tmp_path / "new").exists()

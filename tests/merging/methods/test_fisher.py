@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,7 +37,6 @@ def test_formula(merge: Merge, tensors: Any) -> None:
     torch.testing.assert_close(merge("fisher", None, models, weight=weight, floor=floor), expected)
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 99),
     weight=st.lists(st.floats(0, 2, width=16), min_size=2, max_size=4).filter(lambda values: max(values) > 0.01),

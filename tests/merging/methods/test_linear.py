@@ -13,7 +13,7 @@ from torch import Tensor
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients
 
 Merge = Callable[..., Tensor]
-relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 weights = st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=5)
 
 

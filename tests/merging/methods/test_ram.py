@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,7 +37,6 @@ def test_alone_whole_and_together_averaged(merge: Merge) -> None:
     torch.testing.assert_close(found, torch.tensor([1.25, 3.0, 3 * 1.4, 0.0, 5.0]))
 
 
-@settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 99), models=st.integers(1, 4), epsilon=st.sampled_from([0.0, 0.2, 1.0]))
 def test_without_a_factor_both_are_one(seed: int, models: int, epsilon: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -22,6 +22,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "operators.json"
 
 class TestSlerp(MergeMethodSuite):
     method = "slerp"
+    needs_more_tensors = frozenset({"whole_model"})
     models = 1
     parameters = coefficients(t=0.3)
     others = coefficients(t=0.8)
@@ -40,7 +41,7 @@ def test_published_example(merge: Merge) -> None:
     torch.testing.assert_close(found, torch.tensor(case["expected"]), rtol=0, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0, 1, width=32))
 def test_formula(merge: Merge, t: float) -> None:
     a, b = pair()

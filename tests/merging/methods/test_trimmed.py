@@ -21,11 +21,12 @@ Merge = Callable[..., Tensor]
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "operators.json").read_text())
 CASES = GOLDEN["cases"]
 TAU = [torch.tensor(values, dtype=torch.float32) for values in GOLDEN["tau"]]
-relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class TestTies(MergeMethodSuite):
     method = "ties"
+    needs_more_tensors = frozenset({"whole_model"})
     parameters = coefficients(weight=[0.4, 0.9, 0.2], density=[0.3, 0.7, 1.0])
     others = coefficients(weight=1.0, density=0.5, rescale=True, normalize=False)
     one_model = coefficients(weight=1.0)

@@ -82,7 +82,7 @@ def test_chat_template_of_the_recipe(llama: Any, tmp_path: Path) -> None:
     recipe = average(llama, chat_template="{{ messages }}")
     out = write_checkpoint(llama.engine(), recipe, tmp_path / "out")
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
-    with pytest.raises(RecipeError, match="'vicuna' is no template; write Jinja text, auto, or one of alpaca, chatml"):
+    with pytest.raises(RecipeError, match="'vicuna' is not a template; write Jinja text, auto, or one of alpaca"):
         write_checkpoint(llama.engine(), average(llama, chat_template="vicuna"), tmp_path / "other")
 
 

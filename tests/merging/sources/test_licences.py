@@ -54,8 +54,8 @@ def test_conflicts() -> None:
     assert conflicts({"a": "apache-2.0", "b": "mit", "c": None}) == []
     assert conflicts({"a": "llama3.1", "b": "llama3.2", "c": "mit"}) == []
     (line,) = conflicts({"a": "apache-2.0", "b": "cc-by-nc-4.0"})
-    assert line == "b (cc-by-nc-4.0): non-commercial terms bind the whole merge, a included"
+    assert line == "b (cc-by-nc-4.0): non-commercial terms apply to the whole merge, a included"
     (line,) = conflicts({"a": "llama3.1", "b": "gemma"})
-    assert line == "a (llama3.1), b (gemma): the terms of several vendors bind the merge at once"
+    assert line == "a (llama3.1), b (gemma): the terms of several vendors apply to the merge at once"
     (line,) = conflicts({"a": "gpl-3.0", "b": "gemma"})
-    assert "a (gpl-3.0): allows no further restrictions, and b (gemma) has some" in line
+    assert "a (gpl-3.0): forbids further restrictions, and b (gemma) has some" in line

@@ -64,9 +64,7 @@ def rows(checkpoint: Checkpoint, name: str = EMBED) -> list[float]:
 
 
 def test_without_a_policy_they_are_refused_and_the_tensors_named(sources: dict[str, Checkpoint]) -> None:
-    pattern = (
-        r"expert: model.embed_tokens.weight has shape \[6, 16\] and in base \[5, 16\], so has lm_head.weight: the voc"
-    )
+    pattern = r"expert: model.embed_tokens.weight has shape \[6, 16\] here and \[5, 16\] in base \(lm_head.weight likew"
     with pytest.raises(CheckpointError, match=pattern):
         check(sources, "base")
 
@@ -108,7 +106,7 @@ def test_first_and_a_named_model(sources: dict[str, Checkpoint]) -> None:
     assert named["other"] is sources["other"]
     assert rows(named["expert"]) == [0.2, 1.2, 4.2, 2.2, 4.1, 3.2]
     with pytest.raises(
-        CheckpointError, match=r"tokenizer_source: nobody is none of the models; write base, union, or one"
+        CheckpointError, match=r"tokenizer_source: nobody is not one of the models; write base, union, or one"
     ):
         align(sources, "nobody", "base")
 
@@ -137,7 +135,7 @@ def test_pad(tmp_path: Path, sources: dict[str, Checkpoint]) -> None:
     for checkpoint in aligned.values():
         assert checkpoint.tokenizer.load().get_vocab() == sources["other"].tokenizer.load().get_vocab()
     with pytest.raises(
-        CheckpointError, match=r"pad compares rows by id, and .* is . here and .* in expert; write union"
+        CheckpointError, match=r"pad matches rows by id, and .* is . here and .* in expert; write union"
     ):
         align(sources, "pad", "base")
 
@@ -216,7 +214,10 @@ def test_rows_are_padded_without_other_changes(sources: dict[str, Checkpoint]) -
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (TokenRow("d", "nobody"), "tokenizer.tokens.d: nobody is none of the models; write source: one of base, exp"),
+        (
+            TokenRow("d", "nobody"),
+            "tokenizer.tokens.d: nobody is not one of the models; write source: one of base",
+        ),
         (TokenRow("d", "base"), "tokenizer.tokens.d: base has no token 'd'; name a model that has it"),
         (TokenRow("d", "base", 5), "tokenizer.tokens.d: base has no row 5; write a token_id below 5"),
     ],

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.recipes.parameter_values import Condition, at, chain, constant, evaluate, interpolate, simplified
@@ -51,7 +51,6 @@ def test_simplified_means_the_same_and_is_no_longer(setting):
     assert simplified(short) == short
 
 
-@settings(deadline=None)
 @given(gradient=st.lists(values, min_size=1, max_size=9).map(tuple), t=st.floats(0, 1))
 def test_gradient_stays_between_its_values(gradient, t):
     value = at((Condition(gradient, "mlp"),), t)[0].value

@@ -2,7 +2,7 @@ import time
 from dataclasses import FrozenInstanceError
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.recipes import mergekit_yaml
@@ -51,13 +51,11 @@ def recipes(draw):
 # --- canonical form ---
 
 
-@settings(deadline=None, max_examples=150)
 @given(recipe=recipes())
 def test_canonical_form_means_the_same(layout, recipe):
     assert resolve(recipe.canonical(), layout) == resolve(recipe, layout)
 
 
-@settings(deadline=None, max_examples=100)
 @given(recipe=recipes())
 def test_canonical_form_survives_all_round_trips(recipe):
     canonical = recipe.canonical()

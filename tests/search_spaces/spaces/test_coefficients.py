@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -48,7 +48,6 @@ seeds = st.integers(0, 2**32 - 1)
 # --- decode and encode ---
 
 
-@settings(deadline=None, max_examples=80)
 @given(data=st.data())
 def test_decode_is_total_and_canonical(spaces, layout, data):
     space, (point,) = data.draw(spaces_and_points(spaces))
@@ -61,7 +60,6 @@ def test_decode_is_total_and_canonical(spaces, layout, data):
     assert np.array_equal(point, before)
 
 
-@settings(deadline=None, max_examples=80)
 @given(data=st.data())
 def test_encode_inverts_decode(spaces, data):
     space, (point,) = data.draw(spaces_and_points(spaces))
@@ -129,7 +127,6 @@ def test_linear_weights_are_shares_of_every_model(layout, models):
     assert {c.parameters["weight"] for plan in zeros for c in plan.contributions} == {0.25}
 
 
-@settings(deadline=None, max_examples=40)
 @given(scale=st.floats(1e-3, 1.0), seed=seeds)
 def test_linear_recipes_do_not_know_the_scale(spaces, scale, seed):
     space = spaces["linear", "all"]
@@ -258,7 +255,6 @@ def test_recipes_of_another_kind(layout, models, change, message):
 # --- variation operators ---
 
 
-@settings(deadline=None, max_examples=80)
 @given(data=st.data(), seed=seeds)
 def test_operators_stay_in_the_box_and_leave_parents_alone(spaces, data, seed):
     space, (a, b) = data.draw(spaces_and_points(spaces, count=2))
@@ -274,7 +270,6 @@ def test_operators_stay_in_the_box_and_leave_parents_alone(spaces, data, seed):
     assert np.array_equal(b, parents[1])
 
 
-@settings(deadline=None, max_examples=25)
 @given(seed=seeds)
 def test_operators_are_decided_by_the_generator(spaces, seed):
     space = spaces["ties", PARTS]

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.recipes.errors import RecipeError
@@ -82,7 +82,6 @@ def test_coordinates_and_values():
     assert Real("weight", 0.0, 1.0, 0.5).coordinate(1.2) == 1.0
 
 
-@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_settling_changes_no_value(data):
     space = Mixed()

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -47,7 +47,6 @@ def test_one_gene_for_the_method_and_shared_genes_for_the_rest(space):
     assert (weight.low, weight.high) == (-0.5, 1.5)  # the widest: that of ties begins at 0
 
 
-@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_inactive_genes_do_not_matter_and_active_ones_do(space, data):
     seed = data.draw(st.integers(0, 2**32 - 1))
@@ -63,7 +62,6 @@ def test_inactive_genes_do_not_matter_and_active_ones_do(space, data):
     assert space.decode(moved).hash != space.decode(a).hash
 
 
-@settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_encode_inverts_decode(space, seed):
     point = space.sample(np.random.default_rng(seed))
