@@ -20,11 +20,8 @@ from fitness.estimation.parent_prior import SCALES, SHARES, Prior, averaged_sigm
 Array = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 
-STRATUM_PROBABILITY = (
-    0.22,
-    0.55,
-    0.92,
-)  # of a right answer if no, some, all parents are right; from published merges of 7B models
+STRATUM_PROBABILITY = (0.22, 0.55, 0.92)
+"""Of a right answer if no, some, all parents are right; from published merges of 7B models."""
 LEFT_OUT = 0.1  # share of the items that a generation is not asked
 
 

@@ -142,7 +142,10 @@ def test_fitting_gives_two_banks_if_there_are_models_enough() -> None:
         (lambda: Responses(("a",), ("x",), np.ones((2, 1))), "one row per model"),
         (lambda: Responses(("a", "a"), ("x",), np.ones((2, 1))), "model 'a' occurs twice"),
         (lambda: fit_item_banks(Responses(("a",), ("x",), np.ones((1, 1)))), "needs at least 2"),
-        (lambda: fit_item_banks(Responses(("a", "b"), ("x",), np.full((2, 1), np.nan))), "no model was asked item 'x': remove it"),
+        (
+            lambda: fit_item_banks(Responses(("a", "b"), ("x",), np.full((2, 1), np.nan))),
+            "no model was asked item 'x': remove it",
+        ),
     ],
 )
 def test_bad_input_says_what_to_give(call, message: str) -> None:
