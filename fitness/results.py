@@ -107,7 +107,8 @@ class Evaluation:
     Attributes
     ----------
     status
-        `ok`; `failed` (see `reason`); `stopped` early, with the items answered so far.
+        `ok`; `failed` (see `reason`); `stopped` early, with the items answered so far; `step`: a step of a search by
+        gradients, which has losses and derivatives but no scores.
     objectives, standard_errors
         One value per objective, all maximised, in the unit of the metrics; empty when failed.
     shares
@@ -118,11 +119,14 @@ class Evaluation:
         Item ids and float32[I] scores.
     answers
         The answer to each item, for votes; empty where answers were not wanted.
+    gradient
+        For a step: the derivatives of its loss by the genes, float[G]; its objective is the negated loss, its scores
+        are the items' negated losses.
     seconds
         Wall-clock seconds by activity: `merge`, `score`, `wait`.
     """
 
-    status: Literal["ok", "failed", "stopped"]
+    status: Literal["ok", "failed", "stopped", "step"]
     objectives: tuple[float, ...] = ()
     standard_errors: tuple[float, ...] = ()
     items: tuple[str, ...] = ()
@@ -132,6 +136,12 @@ class Evaluation:
     shares: tuple[float, ...] = ()
     violation: float = 0.0
     answers: tuple[str, ...] = ()
+    gradient: tuple[float, ...] = ()
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether there are scores to judge: not for a failed evaluation, nor for a step of a search by gradients."""
+        return self.status in ("ok", "stopped")
 
     @property
     def fitness(self) -> float:

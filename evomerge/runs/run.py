@@ -374,8 +374,9 @@ def _fields(event: Event) -> tuple[int | None, dict[str, Any], bytes | None, Eva
 def _evaluation_data(evaluation: Evaluation) -> dict[str, Any]:
     data = {name: value for name, value in vars(evaluation).items() if name not in ("items", "scores")}
     data["seconds"] = dict(evaluation.seconds)
-    if not evaluation.answers:
-        del data["answers"]
+    for key in ("answers", "gradient"):  # most have none
+        if not data[key]:
+            del data[key]
     for key in ("objectives", "standard_errors"):  # JSON has no NaN
         data[key] = [value if math.isfinite(value) else None for value in data[key]]
     return {"evaluation": data}
@@ -393,6 +394,7 @@ def _event(
     for key in ("objectives", "standard_errors"):
         fields[key] = tuple(math.nan if value is None else value for value in fields[key])
     fields["shares"] = tuple(fields.get("shares", ()))
+    fields["gradient"] = tuple(fields.get("gradient", ()))
     fields["answers"] = answers = tuple(fields.get("answers", ()))
     if len(answers) not in (0, len(items)) or not all(isinstance(answer, str) for answer in answers):
         raise ValueError("a member of an ensemble has answers to other items than it was asked")

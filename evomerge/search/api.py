@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from evomerge.search.resuming import check_unchanged, upgrades
 from evomerge.search.scoring_workers import start_pool
 from evomerge.search.warm_start import warm_start_override
 from evomerge.workers.base import Pool
+from fitness.estimation.subset import FreshItems
 
 log = logging.getLogger("evomerge")
 
@@ -170,7 +172,8 @@ def _read(config: SearchConfig | Mapping[str, Any] | str | Path, overrides: Sequ
 
 
 def _open(config: SearchConfig, say: Say) -> tuple[Problem, dict[str, Any]]:
-    say(f"checking {len(config.models)} models and {len(config.fitness.tasks)} tasks")
+    tasks = len(config.fitness.tasks)
+    say(f"checking {len(config.models)} models and {tasks} task{'s' if tasks > 1 else ''}")
     problem = Problem(config)
     for warning in problem.warnings:
         say(f"warning: {warning}")
@@ -217,7 +220,8 @@ def _search(
         if progress is not None:
             progress(Progress(history, budget, done))
 
-    search = Search(run, problem.space, problem.strategy(), budget, plan, notify)
+    step_items = partial(FreshItems(problem.search_items, problem.config.seed), problem.config.strategy.items_per_step)
+    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")

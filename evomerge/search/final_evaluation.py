@@ -99,14 +99,14 @@ class FinalEvaluation:
         return [(Contender(f"ensemble of {len(members)} models", "ensemble"), ensemble.vote(members))]
 
     def _choose(self) -> tuple[Entry, Entry | None, float]:
-        """Return the found recipe, the distribution's mean if there is one, and the found one's search score."""
+        """Return the found recipe, the strategy's own guess if it has one, and the found one's search score."""
         space, history = self.problem.space, self.history
         candidates = history.ranking()[: self.problem.config.fitness.finalists]
-        if not candidates:
+        guess = self.strategy.recommend()
+        if not candidates and guess is None:
             raise SearchError(f"{self.run.path}: no candidate was scored; see log.txt for the reasons")
         recipes = [space.decode(history.asked[identity].candidate.genotype) for identity in candidates]
-        guess = self.strategy.recommend()
-        mean = Entry("distribution mean", "mean", space.decode(guess)) if guess is not None else None
+        mean = Entry(self.strategy.guess, "mean", space.decode(guess)) if guess is not None else None
         if mean is not None:
             recipes.append(mean.recipe)
         entries = [Entry("found", "found", recipe) for recipe in {each.hash: each for each in recipes}.values()]

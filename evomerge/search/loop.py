@@ -53,6 +53,8 @@ class Search:
         When the search ends.
     plan
         Which items candidates are asked, and what their answers say; newly built, it is led through the events.
+    step_items
+        Which items a step of a search by gradients is asked, by its generation; None: as other candidates.
     notify
         Called after every evaluation that is told, not for replayed ones.
 
@@ -75,6 +77,7 @@ class Search:
         budget: BudgetConfig,
         plan: EvaluationPlan,
         notify: Notify | None = None,
+        step_items: Callable[[int], tuple[str, ...]] | None = None,
     ) -> None:
         self.run = run
         self.space = space
@@ -83,6 +86,7 @@ class Search:
         self.plan = plan
         self.history = RunHistory()
         self._notify = notify
+        self._step_items = step_items or plan.items
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
         self._duplicates_in_flight: dict[str, list[int]] = {}  # recipe being scored -> other candidates with it
         self._held: dict[int, Told] = {}  # recorded, and told to a synchronous strategy when its turn comes
@@ -141,14 +145,19 @@ class Search:
     def _submit(self, pool: Pool, candidate: Candidate, recipe: Recipe, recipe_hash: str) -> None:
         """Have a candidate scored, unless an equal recipe has been, or is being."""
         self._recipes[candidate.id] = recipe
-        known = self.history.by_recipe.get(recipe_hash)
+        is_step = candidate.kind == "gradient"  # its derivatives are wanted, which a score does not give
+        known = None if is_step else self.history.by_recipe.get(recipe_hash)
         if known is not None:
             self._tell(candidate.id, replace(known, seconds=no_seconds()), cached=True)
         elif recipe_hash in self._duplicates_in_flight:
             self._duplicates_in_flight[recipe_hash].append(candidate.id)
         else:
             self._duplicates_in_flight[recipe_hash] = []
-            pool.submit(candidate.id, Request(recipe, tuple(self.plan.items(candidate.generation))))
+            genotype = tuple(candidate.genotype.tolist()) if is_step else None
+            pool.submit(candidate.id, Request(recipe, self._items(candidate), gradient_at=genotype))
+
+    def _items(self, candidate: Candidate) -> tuple[str, ...]:
+        return tuple((self._step_items if candidate.kind == "gradient" else self.plan.items)(candidate.generation))
 
     def _submit_duplicates(self, pool: Pool, recipe_hash: str) -> None:
         """Continue with the candidates whose recipe was in flight when they were asked; it has been scored now."""
@@ -184,12 +193,16 @@ class Search:
         """Judge the generations before `new` that this session has worked on, if they are complete."""
         while self._generation < new and not self.history.in_flight(self._generation):
             results = self.history.results(self._generation)
-            if _all_failed(results):
+            if _all_failed(results) and not self._are_steps(results):
                 raise self._failed(f"all {len(results)} candidates of generation {self._generation}", results[-1])
             self._generation += 1
 
+    def _are_steps(self, results: Sequence[Told]) -> bool:
+        """Return whether these are steps of a search by gradients: the strategy decides what follows failed ones."""
+        return all(self.history.asked[told.candidate].candidate.kind == "gradient" for told in results)
+
     def _stop_if_nothing_succeeded(self) -> None:
-        if self.history.best is None and self.history.told:
+        if self.history.told and self.history.failed == len(self.history.told):
             last = self.history.told[max(self.history.told)]
             raise self._failed(f"all {len(self.history.told)} candidates", last)
 
@@ -230,7 +243,7 @@ class Search:
                 continue
             if isinstance(event, Asked):
                 self._check_replayed(event)
-                self.plan.items(event.candidate.generation)
+                self._items(event.candidate)
             self.history.add(event)
 
     def _check_replayed(self, event: Asked) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import SearchConfig
+from evomerge.files.hashing import sha256
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.open_sources import open_sources
@@ -38,7 +38,9 @@ from fitness.estimation.item_banks import ItemBanks
 from fitness.items import positions_by_task, task_of
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
+from search_spaces.recipes.methods import METHODS, method_spec
 from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.derivatives import ChainRule
 from search_spaces.spaces.registry import build_space
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
@@ -84,6 +86,8 @@ class Problem:
             raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
+        if config.strategy.items_per_step:
+            self._check_gradients()
         self.item_banks = _item_banks(config.fitness)
         self.held_out_items = self.suite.pool.held_out_ids()
         self.warnings = [
@@ -95,6 +99,17 @@ class Problem:
             ),
             *_idle_workers(config),
         ]
+
+    def _check_gradients(self) -> None:
+        """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""
+        if not ChainRule(self.space, self.layout).searchable().any():
+            names = ", ".join(name for name in METHODS if method_spec(name).differentiable)
+            raise ConfigError(
+                "strategy.kind gradient: no gene of this space has derivatives; write space.kind layer_coefficients "
+                f"with space.method among {names}, or strategy.kind cma_es"
+            )
+        for task, places in positions_by_task(self.search_items).items():
+            self.suite.task(task).check_losses([self.suite.item(self.search_items[at]) for at in places])
 
     @property
     def needs_sources(self) -> bool:
@@ -212,7 +227,7 @@ class Problem:
         identity = self.resolved().identity()
         path = self.config.fitness.subset.item_bank
         if path is not None:
-            identity["fitness"]["subset"]["item_bank"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            identity["fitness"]["subset"]["item_bank"] = sha256(Path(path))
         return identity
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -24,11 +24,15 @@ __all__ = [
     "Archiving",
     "AskTellError",
     "Candidate",
+    "CandidateKind",
     "Evaluated",
     "Genotype",
     "Strategy",
     "StrategyConfig",
 ]
+
+
+CandidateKind: TypeAlias = Literal["sample", "mean", "gradient"]
 
 
 class AskTellError(RuntimeError):
@@ -46,14 +50,15 @@ class Candidate:
     genotype
         float64[G], inside the space's box.
     kind
-        "sample" for a proposal that the strategy learns from, "mean" for its own best guess, which is only scored.
+        "sample" for a proposal that the strategy learns from, "mean" for its own best guess, which is only scored,
+        "gradient" for a point where it asks for a loss and its derivatives by the genes instead of a score.
     generation
         Number of its generation, from 0.
     """
 
     id: int
     genotype: Genotype
-    kind: Literal["sample", "mean"]
+    kind: CandidateKind
     generation: int
 
 
@@ -150,6 +155,11 @@ class StrategyConfig(BaseModel):
         return 0
 
     @property
+    def items_per_step(self) -> int:
+        """How many search items per task a candidate of kind "gradient" is asked; 0: the strategy proposes none."""
+        return 0
+
+    @property
     def places(self) -> int:
         """How many candidates of an earlier run its first population has room for; the settings must be resolved."""
         return int(getattr(self, "population", 1))
@@ -202,10 +212,13 @@ class Strategy(ABC):
     steady_state
         Whether it learns from each result as it comes and never waits for the rest of a generation. If not, the driver
         tells results in the order of their ids, so that the number of workers changes nothing.
+    guess
+        What `recommend` returns, as the final table calls it.
     """
 
     population: int
     steady_state: ClassVar[bool] = False
+    guess: str = "distribution mean"
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self.space = space
@@ -261,7 +274,7 @@ class Strategy(ABC):
         return None
 
     @abstractmethod
-    def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
+    def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
         """Return up to `n` proposals as (genotype, kind, generation)."""
 
     @abstractmethod

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.strategies.base import Candidate, Genotype
+from evomerge.strategies.base import Candidate, CandidateKind, Genotype
 from fitness.results import Evaluation
 
-Proposal = tuple[Genotype, Literal["sample", "mean"], int]
+Proposal = tuple[Genotype, CandidateKind, int]
 """Genotype, kind, and generation number."""
 
 

@@ -197,6 +197,8 @@ class Genetic(Strategy):
         The population, float64[G] genotypes with their fitness.
     """
 
+    guess = "population's best"
+
     def __init__(self, space: SearchSpace, seed: int, config: GeneticConfig) -> None:
         super().__init__(space, seed)
         self.config = config

@@ -108,6 +108,8 @@ class M2n2Config(StrategyConfig):
 class M2n2(Strategy):
     """Competition and attraction in an archive. It never waits for results, so no worker is idle."""
 
+    guess = "archive's best"
+
     steady_state = True
 
     def __init__(self, space: SearchSpace, seed: int, config: M2n2Config) -> None:

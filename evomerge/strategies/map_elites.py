@@ -114,6 +114,8 @@ class MapElites(Strategy):
         Maps a cell (one index per axis) to its index in `genotypes` and `fitness`, in the order of filling.
     """
 
+    guess = "archive's best"
+
     steady_state = True
 
     def __init__(self, space: SearchSpace, seed: int, config: MapElitesConfig) -> None:

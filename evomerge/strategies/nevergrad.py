@@ -97,6 +97,8 @@ class NevergradConfig(StrategyConfig):
 class Nevergrad(Strategy):
     """Steady state: it learns from results one by one, with up to `parallel` candidates in flight."""
 
+    guess = "optimiser's guess"
+
     steady_state = True
 
     def __init__(self, space: SearchSpace, seed: int, config: NevergradConfig) -> None:

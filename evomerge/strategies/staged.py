@@ -17,10 +17,11 @@ import numpy as np
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Evaluated, Genotype, Strategy, StrategyConfig
+from evomerge.strategies.base import Candidate, CandidateKind, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.eda import EdaConfig
 from evomerge.strategies.registry import StageStrategy, register_strategy
+from evomerge.strategies.stage import Stage
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
@@ -109,45 +110,38 @@ class Staged(Strategy):
         earlier = [] if config.warm_start is None else config.warm_start.points(space)
         self._earlier = [space.split(point) for point in earlier]
         first = _warm_started(config.first, space.parameters, [parameters for parameters, _ in self._earlier])
-        self._stage = first.build(space.parameters, seed)
-        self.population = self._stage.population
         self._kept: Genotype | None = None  # the first stage's merge, after that stage
+        self._enter(Stage(first.build(space.parameters, seed), whole=self._whole))
         self._best: tuple[float, Genotype] = (-math.inf, np.array(space.parameters.start))
-        self._offset = 0  # added to the second stage's generation numbers
-        self._last = 0
-        self._ids: dict[int, int] = {}  # our candidate ids to those of the stage's strategy
 
     def recommend(self) -> Genotype | None:
         """Return the stage's own best guess, as a point of the whole space."""
-        guess = self._stage.recommend()
-        return None if guess is None else self._whole(guess)
+        return self._stage.recommend()
 
-    def _propose(self, n: int) -> list[tuple[Genotype, Literal["sample", "mean"], int]]:
+    def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
         if self._kept is None and self._asked >= self.config.evaluations:
             if self._open:
                 return []  # the merge to keep is known when all results of the first stage are in
             self._begin_second()
         if self._kept is None:
             n = min(n, self.config.evaluations - self._asked)
-        candidates = self._stage.ask(n)
-        for index, candidate in enumerate(candidates):
-            self._ids[self._asked + index] = candidate.id
-            self._last = max(self._last, candidate.generation + self._offset)
-        return [(self._whole(c.genotype), c.kind, c.generation + self._offset) for c in candidates]
+        return self._stage.ask(n, self._asked)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        self._stage.tell([Evaluated(self._ids.pop(candidate.id), evaluation)])
+        self._stage.tell(candidate, evaluation)
         if self._kept is None and evaluation.status != "failed" and evaluation.fitness > self._best[0]:
             self._best = evaluation.fitness, self.two_stage.split(candidate.genotype)[0]
 
     def _begin_second(self) -> None:
-        guess = self._stage.recommend()
+        guess = self._stage.strategy.recommend()
         self._kept = self._best[1] if guess is None else guess
-        self._offset = self._last + 1
         seed = int(self.rng.integers(2**31))
         second = _warm_started(self.config.second, self.two_stage.flow, [flow for _, flow in self._earlier])
-        self._stage = second.build(self.two_stage.flow, seed)
-        self.population = self._stage.population
+        self._enter(Stage(second.build(self.two_stage.flow, seed), self._stage.last + 1, self._whole))
+
+    def _enter(self, stage: Stage) -> None:
+        self._stage = stage
+        self.population, self.guess = stage.strategy.population, stage.strategy.guess
 
     def _whole(self, genotype: Genotype) -> Genotype:
         if self._kept is None:

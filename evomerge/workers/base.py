@@ -39,11 +39,15 @@ class Request:
         Ids of the items to score it on.
     want_answers
         Whether the evaluation is to hold the model's answers besides their scores.
+    gradient_at
+        The recipe's genotype, float[G], where the derivatives of the items' loss by the genes are wanted instead of
+        scores; None: they are not.
     """
 
     recipe: Recipe
     items: tuple[str, ...]
     want_answers: bool = False
+    gradient_at: tuple[float, ...] | None = None
 
 
 class Worker(Protocol):

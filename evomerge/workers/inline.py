@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from evomerge.files.messages import one_line
+from evomerge.merging.engine.derivatives import watched
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, Worker
 from evomerge.workers.source_watch import SourceWatch
@@ -18,6 +20,8 @@ from fitness.objectives import Objectives, means
 from fitness.results import Evaluation, ItemScores, no_seconds
 from fitness.scoring.evaluator import Evaluator
 from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.derivatives import ChainRule
+from search_spaces.spaces.space import Genotype
 
 log = logging.getLogger("evomerge")
 
@@ -35,12 +39,21 @@ class MergeWorker:
         Scores it.
     watch
         Checks that the sources do not change; None: they are not checked.
+    chain_rule
+        From derivatives by coefficients to derivatives by genes; None: a search by gradients is not for this worker.
     """
 
-    def __init__(self, engine: MergeEngine, evaluator: Evaluator, watch: SourceWatch | None = None) -> None:
+    def __init__(
+        self,
+        engine: MergeEngine,
+        evaluator: Evaluator,
+        watch: SourceWatch | None = None,
+        chain_rule: ChainRule | None = None,
+    ) -> None:
         self.engine = engine
         self.evaluator = evaluator
         self.watch = watch
+        self.chain_rule = chain_rule
 
     @property
     def place(self) -> str:
@@ -69,6 +82,8 @@ class MergeWorker:
 
     def _evaluate(self, request: Request, seconds: dict[str, float]) -> Evaluation:
         try:
+            if request.gradient_at is not None:
+                return self._differentiate(request, np.array(request.gradient_at), seconds)
             started = time.perf_counter()
             model = self.engine.apply(request.recipe)
             seconds["merge"] = time.perf_counter() - started
@@ -85,6 +100,30 @@ class MergeWorker:
                 raise BrokenWorker(f"the GPU cannot go on ({one_line(problem)}); resume the run") from problem
             shortage = f"{OUT_OF_MEMORY} ({_batch(self.evaluator.batch_size)}): " if _no_memory(problem) else ""
             return Evaluation.failed(shortage + one_line(problem), seconds)
+
+    def _differentiate(self, request: Request, genotype: Genotype, seconds: dict[str, float]) -> Evaluation:
+        """Return the items' losses and the derivatives of their weighted sum by the genes."""
+        if self.chain_rule is None:
+            raise ValueError("this worker was made without a search space and has no derivatives by genes")
+        started = time.perf_counter()
+        with watched(self.engine, request.recipe) as (model, by_coefficient):
+            seconds["merge"] = time.perf_counter() - started
+            total, losses = 0.0, np.zeros(len(request.items), np.float32)
+            for batch in self.evaluator.losses(model, request.items).losses(model):
+                batch.total.backward()
+                total += float(batch.total.detach())
+                losses[list(batch.places)] = batch.losses
+        gradient = self.chain_rule.derivatives(genotype, by_coefficient)
+        seconds["score"] = time.perf_counter() - started - seconds["merge"]
+        return Evaluation(
+            "step",
+            objectives=(-total,),
+            standard_errors=(float(losses.std(ddof=1) / np.sqrt(losses.size)) if losses.size > 1 else math.inf,),
+            items=request.items,
+            scores=-losses,
+            seconds=seconds,
+            gradient=tuple(gradient.tolist()),
+        )
 
     def _score(self, model: Any, request: Request) -> ItemScores:
         """Score, with smaller batches from here on as long as memory does not suffice."""

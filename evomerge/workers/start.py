@@ -18,6 +18,8 @@ from evomerge.workers.source_watch import SourceWatch
 from fitness.scoring.evaluator import Evaluator
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.derivatives import ChainRule
+from search_spaces.spaces.space import SearchSpace
 
 
 class DeviceError(ValueError):
@@ -38,6 +40,8 @@ class WorkerInputs:
         The tasks.
     batch_size, max_length
         See the search file's `fitness` section.
+    space
+        What is searched, for derivatives by its genes; None: nothing is.
     """
 
     checkpoints: Mapping[str, Source]
@@ -45,6 +49,7 @@ class WorkerInputs:
     suite: TaskSuite
     batch_size: int
     max_length: int | None
+    space: SearchSpace | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,8 @@ def build_worker(inputs: WorkerInputs, settings: WorkerSettings) -> MergeWorker:
         max_length=inputs.max_length,
         device=device,
     )
-    return MergeWorker(engine, evaluator, SourceWatch(inputs.checkpoints))
+    rule = None if inputs.space is None else ChainRule(inputs.space, inputs.checkpoints[inputs.base].layout)
+    return MergeWorker(engine, evaluator, SourceWatch(inputs.checkpoints), rule)
 
 
 def torch_device(name: str) -> str:

@@ -58,7 +58,7 @@ class FixedItemsPlan:
 
     def judge(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with the objectives that follow from its tasks' means."""
-        return evaluation if evaluation.status == "failed" else self.objectives.judge(evaluation, means(evaluation))
+        return self.objectives.judge(evaluation, means(evaluation)) if evaluation.has_scores else evaluation
 
     def learn(self, evaluation: Evaluation) -> None:
         """Learn nothing."""
@@ -209,7 +209,7 @@ class EstimatedPlan:
 
     def judge(self, evaluation: Evaluation) -> Evaluation:
         """Estimate the full scores from the answers and from all that is known."""
-        if evaluation.status == "failed":
+        if not evaluation.has_scores:
             return evaluation
         answers = self._answers(evaluation)
         estimates = {task: self._estimator.estimate(*answers[task], self._tasks[task].inputs) for task in answers}
@@ -217,7 +217,7 @@ class EstimatedPlan:
 
     def learn(self, evaluation: Evaluation) -> None:
         """Remember a candidate's answers, if the estimator learns from them."""
-        if evaluation.status != "failed" and self._estimator.learns:
+        if evaluation.has_scores and self._estimator.learns:
             for task, answers in self._answers(evaluation).items():
                 self._tasks[task].answers.append(answers)
 

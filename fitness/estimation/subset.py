@@ -9,6 +9,7 @@ Letters: T parents, J other models, I items, S asked items, F columns of a prior
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from fitness.estimation.irt import check_scores
 from fitness.estimation.parent_prior import SCALES, SHARES, Prior, averaged_sigmoid
+from fitness.items import positions_by_task
 
 Array = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
@@ -46,6 +48,31 @@ def generator(seed: int, generation: int = 0) -> np.random.Generator:
     if seed < 0 or generation < 0:
         raise ValueError(f"seed {seed}, generation {generation}: give numbers >= 0")
     return np.random.default_rng([seed, generation])
+
+
+class FreshItems:
+    """Random items for successive steps; every item is asked once before any is asked again.
+
+    Parameters
+    ----------
+    items
+        All search items, of all tasks.
+    seed
+        Decides their order.
+    """
+
+    def __init__(self, items: Sequence[str], seed: int) -> None:
+        self._tasks = [[items[at] for at in places] for places in positions_by_task(items).values()]
+        self._seed = seed
+
+    def __call__(self, count: int, step: int) -> tuple[str, ...]:
+        """Return `count` items of each task, or all if it has fewer, for step `step` (from 0)."""
+        return tuple(item for names in self._tasks for item in self._of(names, count, step))
+
+    def _of(self, names: Sequence[str], count: int, step: int) -> list[str]:
+        epoch, place = divmod(step, max(1, len(names) // count))
+        order = generator(self._seed, epoch).permutation(len(names))
+        return [names[at] for at in order[place * count : (place + 1) * count]]
 
 
 def _check_count(count: int, available: int) -> None:

@@ -5,7 +5,7 @@ Scores equal those of `lm_eval.simple_evaluate` item for item; tasks, prompts, t
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from fitness.results import ItemScores, TaskError
 from fitness.scoring.encoding import Encoder
 from fitness.scoring.generation import GenerationPlan
 from fitness.scoring.loglikelihood import LoglikelihoodPlan, Pair
+from fitness.scoring.losses import LossItem, LossPlan
 from fitness.tasks.lm_eval_rules import longest_input
 from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Scorer
 from fitness.tasks.prompts import Request
@@ -121,6 +122,39 @@ class Evaluator:
         model.eval()
         scores, seconds, told = plan.run(model, want_answers)
         return ItemScores(asked, scores, seconds, told)
+
+    def losses(self, model: Any, items: Sequence[str]) -> LossPlan:
+        """Return the differentiable losses of some items, with the tasks' weights in the objective.
+
+        Their weighted sum is the mean loss of each task, averaged over tasks by their weights.
+
+        Raises
+        ------
+        TaskError
+            See `prepare`; or an item has no right answer.
+        """
+        asked = [self.suite.item(item) for item in items]
+        counts = Counter(item.task for item in asked)
+        total = sum(self.suite.weights[task] for task in counts)
+        return LossPlan(
+            [self._loss_item(item, self.suite.weights[item.task] / total / counts[item.task]) for item in asked],
+            max_length=self._limit(model),
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+    def _loss_item(self, item: Item, weight: float) -> LossItem:
+        requests, right = self.suite.task(item.task).loss_requests(item, self._chat)
+        return LossItem(tuple(self._encoder.pair(*self._answered(request)) for request in requests), right, weight)
+
+    def _answered(self, request: Request) -> tuple[str, str]:
+        """Return context and continuation; a stop string or the end-of-sequence token follows a generated answer."""
+        assert request.continuation is not None
+        if not request.generation:
+            return request.context, request.continuation
+        stops = request.generation.get("until") or []
+        end = ([stops] if isinstance(stops, str) else [*stops, self._encoder.tokenizer.eos_token or ""])[0]
+        return request.context, request.continuation + end
 
     def _limit(self, model: Any) -> int:
         if self.max_length is not None:

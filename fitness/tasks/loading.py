@@ -74,7 +74,7 @@ def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
         names = sorted({known for m in managers for known in m.all_subtasks})
         raise TaskError(
             f"no task {name!r}: did you mean {nearest(name, names)}? "
-            "Name an lm-eval task, or the folder of your own with fitness.include_path"
+            "Name an lm-eval task, or give the folder with your own task files (fitness.include_path, --include-path)"
         )
     if name not in manager.all_subtasks:
         raise TaskError(f"{name!r} is a group or tag of tasks: list its tasks one by one")

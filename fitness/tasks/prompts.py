@@ -61,16 +61,25 @@ class Prompts:
         kind = self._task.OUTPUT_TYPE
         if kind == "loglikelihood":
             return requests[0]
+        named = self._named_answer(item)
+        if named is None:
+            return None
+        if isinstance(named, int):
+            return requests[named]
+        return Request(requests[0].context, self._task.config.target_delimiter + named)
+
+    def names_right_answer(self, item: Item) -> bool:
+        """Return whether the document has a right answer; no prompt is built."""
+        return self._task.OUTPUT_TYPE == "loglikelihood" or self._named_answer(item) is not None
+
+    def _named_answer(self, item: Item) -> int | str | None:
+        """Return the right choice's position, or the right text; None if the document has neither."""
         doc = self._documents.of(item.split)[item.index]
-        if kind == "multiple_choice":
+        if self._task.OUTPUT_TYPE == "multiple_choice":
             right = self._documents.right_choice(doc)
-            if right >= 0:
-                return requests[right]
-        else:
-            target = self._task.doc_to_target(doc)
-            if isinstance(target, str) and target.strip():
-                return Request(requests[0].context, self._task.config.target_delimiter + target)
-        return None
+            return right if right >= 0 else None
+        target = self._task.doc_to_target(doc)
+        return target if isinstance(target, str) and target.strip() else None
 
     def instances(self, split: str, index: int) -> Sequence[Any]:
         """Return lm-eval's requests for an item whose prompt has been built; filters store their results in them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lm_eval.api.task import ConfigurableTask
 
@@ -60,6 +61,39 @@ class LoadedTask:
                 f"{self.metric.name!r} needs: use another metric"
             )
         return (request,)
+
+    def check_losses(self, items: Sequence[Item]) -> None:
+        """Check that every item has a differentiable loss.
+
+        Raises
+        ------
+        TaskError
+            An item has no right answer.
+        """
+        for item in items:
+            if not self.prompts.names_right_answer(item):
+                raise TaskError(
+                    f"task {self.name!r}: item {item.index} of its {item.split} split has no right answer, so it has "
+                    "no loss to differentiate: use a strategy.kind without gradients, such as cma_es"
+                )
+
+    def loss_requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[tuple[Request, ...], int]:
+        """Return the requests for an item's differentiable loss, and the position of the right one.
+
+        All choices if the item has choices; else the right answer alone, with its generation settings.
+
+        Raises
+        ------
+        TaskError
+            The item has no right answer.
+        """
+        self.check_losses([item])
+        found = self.prompts.right_answer(item, chat_template)
+        assert found is not None
+        requests = self.prompts.requests(item, chat_template)
+        if self.kind == "multiple_choice":
+            return requests, requests.index(found)
+        return (replace(found, generation=requests[0].generation),), 0
 
     def scorer(self, items: Sequence[Item], first: Sequence[int]) -> Scorer:
         """Return a function from the model's answers to the items' scores.

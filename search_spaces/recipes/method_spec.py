@@ -95,6 +95,9 @@ class MethodSpec:
         squared gradient of every weight. None: nothing.
     weighted_average
         Whether the result is Σ w_t θ_t / Σ w_t, divided when `normalize`: only the ratios of the weights count.
+    differentiable
+        Whether merged weights are smooth in its weights, lambda and t, with everything prepared held: a search may
+        follow derivatives by them.
     core_space
         What the method computes from adapters in core space: ``exact``, what it computes from full weights;
         ``different``, another merge; ``unsupported``, nothing, since it compares whole weights.
@@ -116,6 +119,7 @@ class MethodSpec:
     stochastic: bool = False
     statistic: Literal["fisher"] | None = None
     weighted_average: bool = False
+    differentiable: bool = False
     core_space: CoreSpace = "different"
     in_mergekit: bool = False
     float32_in_mergekit: bool = False

@@ -1,4 +1,4 @@
-"""Each attack must end in a clear error of ours, without taking much memory."""
+"""Each attack must end in a clear error of evomerge's own, without taking much memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _peak() -> int:
 
 @pytest.fixture
 def refused() -> Callable:
-    """Return a context in which an error of this type must come, in one line with these words and little memory."""
+    """Return a context that expects an error of this type, on one line with these words, and little memory in use."""
 
     @contextmanager
     def refused(error: type[Exception], *words: str) -> Iterator[None]:
@@ -47,7 +47,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def set_config(model: Path) -> Callable[..., None]:
-    """Return what overwrites values of the model's config.json."""
+    """Return a function that overwrites values in the model's config.json."""
 
     def set_config(**values: object) -> None:
         file = model / "config.json"

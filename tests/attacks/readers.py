@@ -1,4 +1,4 @@
-"""What reads data of strangers, each as a function of bytes: for the fuzz tests here and for long runs.
+"""Readers of untrusted data, each as a function of bytes: for the fuzz tests here and for long runs.
 
 python -m tests.attacks.readers recipe CORPUS_FOLDER      # needs `pip install atheris`; Ctrl-C ends it
 """
@@ -43,7 +43,7 @@ def event_log(data: bytes) -> None:
 
 
 def model_files(data: bytes) -> None:
-    """Check a config and a safetensors header before anything is built of them."""
+    """Check a config and a safetensors header before anything is built from them."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "file")
         file.write_bytes(data)

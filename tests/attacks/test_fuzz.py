@@ -1,4 +1,4 @@
-"""Readers of strangers' data end in a value or in an error of ours, whatever the bytes."""
+"""Readers of untrusted data end in a value or in an error of evomerge's own, whatever the bytes."""
 
 import sqlite3
 

@@ -62,9 +62,9 @@ def test_models_outside_of_the_folder(spelling, model, tmp_path, monkeypatch, re
 
 def test_the_calibration_text_is_confined_too(model, tmp_path, refused):
     text = tmp_path / "private.txt"
-    text.write_text("not for strangers")
+    text.write_text("not for others")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(LINEAR.format(model=model, weight=1) + f"evomerge: {{calibration: {text}}}\n")
+    recipe.write_text(LINEAR.format(model=model, weight=1) + f"evomerge: {{calibration_text: {text}}}\n")
     with refused(RecipeError, "private.txt lies outside of", "--within"):
         open_recipe(recipe, within=model)
 

@@ -1,4 +1,4 @@
-"""Run directories from strangers: event logs and search files that are data, whatever is in them."""
+"""Untrusted run directories: event logs and search files count as data, whatever is in them."""
 
 import json
 import sqlite3

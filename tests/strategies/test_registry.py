@@ -1,7 +1,9 @@
 """A strategy is one file: the rest of evomerge needs only what its config declares."""
 
+import inspect
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
@@ -107,3 +109,19 @@ def test_a_strategy_without_a_earlier_run_refuses_one():
     space = reals(2)
     with pytest.raises(ValueError, match=r"strategy.kind grid cannot use an earlier run; write another strategy.kind"):
         TypeAdapter(AnyStrategy).validate_python("grid").warm_started(space, [space.start])
+
+
+def test_the_example_in_the_docs_passes_the_suite():
+    """Every test of the suite that needs no argument."""
+    page = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text(encoding="utf-8")
+    section = page.split("## A strategy of your own\n")[1].split("\n## ")[0]
+    code = textwrap.dedent("\n".join(line for line in section.splitlines() if not line or line.startswith("    ")))
+    with pytest.raises(Undo), registering("somebody-else"):
+        names = {"__name__": "mine"}
+        exec(code, names)
+        suite = names["TestMine"]()
+        tests = [getattr(suite, name) for name in dir(suite) if name.startswith("test_")]
+        run = [test() for test in tests if not inspect.signature(test).parameters]
+        assert len(run) > 8
+        raise Undo
+    assert "mine" not in STRATEGIES

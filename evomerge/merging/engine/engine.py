@@ -121,7 +121,7 @@ class MergeEngine:
 
     def prepare(self, recipe: Recipe) -> None:
         """Compute everything for the recipe's structure that does not depend on its coefficients."""
-        recipe, plans = self._plan(recipe)
+        recipe, plans = self.plans(recipe)
         if is_layer_stack(recipe):
             self.apply(recipe)
             return
@@ -144,7 +144,7 @@ class MergeEngine:
         CheckpointError
             If it names a model that is not opened, or tensors of different shapes.
         """
-        recipe, plans = self._plan(recipe)
+        recipe, plans = self.plans(recipe)
         if is_layer_stack(recipe):
             return self._layer_stack(recipe)
         self._statistics.measure(recipe, plans)
@@ -164,7 +164,7 @@ class MergeEngine:
 
     def materialize(self, recipe: Recipe) -> PreTrainedModel:
         """Return a new model of the recipe in its `out_dtype`, in the CPU's memory, for the writer."""
-        recipe, plans = self._plan(recipe)
+        recipe, plans = self.plans(recipe)
         self._statistics.measure(recipe, plans)
         config = self._config(recipe.donor, layer_order(recipe))
         resident = build_resident(config, self.checkpoint(recipe.donor), self.out_dtype(recipe), torch.device("cpu"))
@@ -179,7 +179,7 @@ class MergeEngine:
         CheckpointError
             If a source is not an adapter, or layers change places.
         """
-        recipe, plans = self._plan(recipe)
+        recipe, plans = self.plans(recipe)
         resident = self._resident_for(recipe)
         with torch.inference_mode():
             for plan in plans:
@@ -189,7 +189,7 @@ class MergeEngine:
 
     def outline(self, recipe: Recipe) -> PreTrainedModel:
         """Return the recipe's model without weights, in its `out_dtype` and with its configuration, for the writer."""
-        recipe, _ = self._plan(recipe)
+        recipe, _ = self.plans(recipe)
         config = self._config(recipe.donor, layer_order(recipe))
         return build_resident(
             config, self.checkpoint(recipe.donor), self.out_dtype(recipe), torch.device("meta")
@@ -201,7 +201,7 @@ class MergeEngine:
         Nothing computed for a tensor is kept when the next is asked for. Buffers are the donor's.
         """
         donor = self.checkpoint(recipe.donor)
-        recipe, plans = self._plan(recipe)
+        recipe, plans = self.plans(recipe)
         self._statistics.measure(recipe, plans)
         by_name = {plan.name: plan for plan in plans}
         out_dtype = self.out_dtype(recipe)
@@ -222,8 +222,36 @@ class MergeEngine:
 
     def footprint(self, recipe: Recipe) -> Footprint:
         """Return what preparing and applying the recipe costs, without doing it."""
-        recipe, plans = self._plan(recipe)
+        recipe, plans = self.plans(recipe)
         return footprint(plans, self._sources, self._threads, self._dtype_for(self.out_dtype(recipe)).itemsize)
+
+    def plans(self, recipe: Recipe) -> tuple[Recipe, tuple[TensorPlan, ...]]:
+        """Return the recipe with its layers written out, and how each tensor of its model is merged, in order.
+
+        Raises
+        ------
+        RecipeError
+            If the recipe does not fit the models.
+        """
+        layout = self.checkpoint(recipe.donor).layout
+        sliced = recipe.expanded(layout.num_layers)
+        return sliced, resolve(sliced, layout)
+
+    def merge_tensor(self, recipe: Recipe, plan: TensorPlan, target: Tensor) -> None:
+        """Merge one tensor as `plan` says into `target` (contiguous, on the engine's device), rounding to its dtype.
+
+        Parameters
+        ----------
+        recipe
+            With its layers written out, as `plans` returns it.
+        plan
+            One of its plans, perhaps with other coefficients.
+        target
+            Of the shape of the sources' tensors.
+        """
+        with torch.inference_mode():
+            merge = self._new_merge(target.view(-1), tuple(target.shape), recipe, plan)
+            self._run([(merge, plan)], target.dtype, large=target.numel() >= self._large)
 
     def out_dtype(self, recipe: Recipe) -> torch.dtype:
         """Return the dtype of the recipe's weights: its `out_dtype`, its `dtype`, or the sources'."""
@@ -237,11 +265,6 @@ class MergeEngine:
         return result
 
     # --- from recipe to merges of tensors ---
-
-    def _plan(self, recipe: Recipe) -> tuple[Recipe, tuple[TensorPlan, ...]]:
-        layout = self.checkpoint(recipe.donor).layout
-        sliced = recipe.expanded(layout.num_layers)
-        return sliced, resolve(sliced, layout)
 
     def _fill(self, resident: Resident, recipe: Recipe, plans: tuple[TensorPlan, ...]) -> None:
         out_dtype = self.out_dtype(recipe)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.engine.activation_informed import PARAMETER, inform
-from evomerge.merging.engine.noise import NoiseStream
 from evomerge.merging.methods.blocks import Block, Scratch, TensorInfo
 from evomerge.merging.methods.evaluate import evaluate
 from evomerge.merging.methods.formulas import Formula, TensorContext
+from evomerge.merging.methods.noise import NoiseStream
 from evomerge.merging.methods.registry import MergeMethod, Prepared
 from search_spaces.recipes.recipe import RecipeError
 from search_spaces.recipes.resolve import TensorPlan

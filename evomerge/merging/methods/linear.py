@@ -36,6 +36,7 @@ SMALLEST_SUM = 1e-8  # of weights, to divide by
 
 @merge_method(
     "linear",
+    differentiable=True,
     base="none",
     weighted_average=True,
     core_space="exact",
@@ -60,6 +61,7 @@ def linear(
 
 @merge_method(
     "task_arithmetic",
+    differentiable=True,
     core_space="exact",
     in_mergekit=True,
     without_effect=(
@@ -82,7 +84,15 @@ def task_arithmetic(
     return added(weight=weight, normalize=normalize, lambda_=lambda_)
 
 
-@merge_method("passthrough", base="none", max_models=1, core_space="exact", in_mergekit=True, float32_in_mergekit=True)
+@merge_method(
+    "passthrough",
+    differentiable=True,
+    base="none",
+    max_models=1,
+    core_space="exact",
+    in_mergekit=True,
+    float32_in_mergekit=True,
+)
 def passthrough(
     _: TensorContext,
     *,

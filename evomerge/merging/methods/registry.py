@@ -185,6 +185,7 @@ def merge_method(
     stochastic: bool = False,
     statistic: Literal["fisher"] | None = None,
     weighted_average: bool = False,
+    differentiable: bool = False,
     core_space: CoreSpace = "different",
     in_mergekit: bool = False,
     float32_in_mergekit: bool = False,
@@ -206,9 +207,9 @@ def merge_method(
     ----------
     name
         The value of ``merge_method`` in recipes.
-    base, min_models, max_models, stochastic, statistic, weighted_average, core_space, in_mergekit
-        As in `MethodSpec`, like the next two.
-    float32_in_mergekit, deviation
+    base, min_models, max_models, stochastic, statistic, weighted_average, differentiable, core_space
+        As in `MethodSpec`, like the next three.
+    in_mergekit, float32_in_mergekit, deviation
         As in `MethodSpec`.
     without_effect
         Parameters that mergekit accepts and that change nothing.
@@ -237,6 +238,7 @@ def merge_method(
             stochastic=stochastic,
             statistic=statistic,
             weighted_average=weighted_average,
+            differentiable=differentiable,
             core_space=core_space,
             in_mergekit=in_mergekit,
             float32_in_mergekit=float32_in_mergekit,

@@ -88,7 +88,13 @@ def _angle_of_model(model: SourceModel) -> Angle:
 
 
 @merge_method(
-    "slerp", max_models=1, core_space="unsupported", in_mergekit=True, float32_in_mergekit=True, prepare=angle
+    "slerp",
+    differentiable=True,
+    max_models=1,
+    core_space="unsupported",
+    in_mergekit=True,
+    float32_in_mergekit=True,
+    prepare=angle,
 )
 def slerp(
     tensor: TensorContext,

@@ -75,7 +75,9 @@ class Grams(WholeTensorState):
         return gram.cpu()
 
 
-@merge_method("nuslerp", base="optional", min_models=2, max_models=2, in_mergekit=True, prepare_all=Grams)
+@merge_method(
+    "nuslerp", differentiable=True, base="optional", min_models=2, max_models=2, in_mergekit=True, prepare_all=Grams
+)
 def nuslerp(
     tensor: TensorContext,
     *,
@@ -106,7 +108,7 @@ def _slerp_coefficients(gram: Tensor, t: float) -> Tensor:
     return torch.where(colinear[:, None], shares, on_the_arc(shares, omega))
 
 
-@merge_method("multislerp", base="optional", in_mergekit=True, prepare_all=Grams)
+@merge_method("multislerp", differentiable=True, base="optional", in_mergekit=True, prepare_all=Grams)
 def multislerp(
     tensor: TensorContext,
     *,

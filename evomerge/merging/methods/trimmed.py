@@ -102,7 +102,9 @@ def ranks(source: SourceTensor) -> Ranks:
     return Ranks(rank, Magnitudes(rank, source))
 
 
-@merge_method("ties", in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4)
+@merge_method(
+    "ties", differentiable=True, in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4
+)
 def ties(
     tensor: TensorContext,
     *,
@@ -125,7 +127,9 @@ def ties(
     return Election(weight, normalize, lambda_, kept)
 
 
-@merge_method("breadcrumbs", in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4)
+@merge_method(
+    "breadcrumbs", differentiable=True, in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4
+)
 def breadcrumbs(
     tensor: TensorContext,
     *,
@@ -144,7 +148,14 @@ def breadcrumbs(
     return added(weight=weight, normalize=normalize, lambda_=lambda_, kept=kept)
 
 
-@merge_method("breadcrumbs_ties", in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4)
+@merge_method(
+    "breadcrumbs_ties",
+    differentiable=True,
+    in_mergekit=True,
+    without_effect=(INT8_MASK,),
+    prepare=ranks,
+    prepared_bytes=4,
+)
 def breadcrumbs_ties(
     tensor: TensorContext,
     *,

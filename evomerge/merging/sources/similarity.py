@@ -155,7 +155,7 @@ def _zeros(count: int) -> _Sums:
 
 
 def _places(layout: ModelLayout) -> Iterator[tuple[str, str, Module | None]]:
-    """Yield every tensor with its group, and its module where it lies in a layer."""
+    """Yield every tensor with its group, and with its module if it belongs to a layer."""
     yield from ((name, "embeddings", None) for name in layout.embeddings)
     for layer, names in enumerate(layout.layers):
         for name in names:

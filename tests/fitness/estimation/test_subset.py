@@ -160,3 +160,14 @@ def test_the_elite_is_asked_fresh_items_first() -> None:
 def test_bad_input_says_what_to_give(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_fresh_items_come_once_before_any_comes_again() -> None:
+    items = [f"a/validation/{n}" for n in range(10)] + [f"b/validation/{n}" for n in range(4)]
+    fresh = subset.FreshItems(items, 3)
+    asked = [item for step in range(3) for item in fresh(3, step)]
+    of_a = [item for item in asked if item.startswith("a/")]
+    assert len(of_a) == len(set(of_a)) == 9
+    assert all(len([item for item in fresh(3, step) if item.startswith("b/")]) == 3 for step in range(4))
+    assert fresh(3, 1) == subset.FreshItems(items, 3)(3, 1) != subset.FreshItems(items, 4)(3, 1)
+    assert set(fresh(100, 5)) == set(items)

@@ -9,7 +9,7 @@ import torch
 
 from evomerge.files.cache import cache_folder
 from evomerge.merging.engine.gram import gram_matrices, measure
-from evomerge.merging.engine.noise import NoiseStream
+from evomerge.merging.methods.noise import NoiseStream
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.mixture_table import Noise, Piece

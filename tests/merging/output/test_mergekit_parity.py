@@ -1,8 +1,7 @@
 """Parity with the authority: `mergekit-yaml` (mergekit 0.1.5) run on our recipes, tensor by tensor.
 
 The exported form is the canonical one: a slice per layer, zero-length head and tail slices, coefficients per
-layer and module, float32 arithmetic, bfloat16 result. mergekit is run as a user would, in a process of its
-own.
+layer and module, float32 arithmetic, bfloat16 result. mergekit's command runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,16 +79,31 @@ def exported(method: str, sources: tuple[str, ...]) -> Recipe:
     return Recipe(method, tuple(slices), base, shared, dtype="float32", out_dtype="bfloat16")
 
 
-def run_mergekit(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
-    path, out = folder / "recipe.yaml", folder / "out"
-    path.write_text(mergekit_yaml.dump(recipe), encoding="utf-8")
-    command = [str(Path(sys.prefix) / "bin" / "mergekit-yaml"), str(path), str(out), "--no-write-model-card"]
+_MERGE_ALL = """
+import sys
+from pathlib import Path
+from mergekit.scripts.run_yaml import main
+for recipe in sorted(Path(sys.argv[1]).glob("*.yaml")):
+    main([str(recipe), str(recipe.with_suffix("")), "--no-write-model-card"], standalone_mode=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def theirs(sources: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the tensors that `mergekit-yaml` makes of each method's recipe, all in one process."""
+    folder = tmp_path_factory.mktemp("mergekit")
+    for method in METHODS:
+        recipe = exported(method, sources)
+        assert mergekit_export.obstacles(recipe) == ()
+        (folder / f"{method}.yaml").write_text(mergekit_yaml.dump(recipe), encoding="utf-8")
+    command = [sys.executable, "-c", _MERGE_ALL, str(folder)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(out.glob("*.safetensors")):
-        tensors |= load_file(file)
+    tensors: dict[str, dict[str, torch.Tensor]] = {method: {} for method in METHODS}
+    for method, found in tensors.items():
+        for file in sorted((folder / method).glob("*.safetensors")):
+            found.update(load_file(file))
     return tensors
 
 
@@ -115,16 +128,16 @@ def test_units_apart_counts_representable_numbers() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_mergekit_rebuilds_the_same_weights(method: str, sources: tuple[str, ...], tmp_path: Path) -> None:
+def test_mergekit_rebuilds_the_same_weights(
+    method: str, sources: tuple[str, ...], theirs: dict[str, dict[str, torch.Tensor]]
+) -> None:
     recipe = exported(method, sources)
-    assert mergekit_export.obstacles(recipe) == ()
-    theirs = run_mergekit(recipe, tmp_path)
     engine = MergeEngine({path: Checkpoint.open(path) for path in sources}, base=sources[0])
     resident = {name: values.data for name, values in engine.apply(recipe).named_parameters()}
-    assert resident.keys() == theirs.keys()
+    assert resident.keys() == theirs[method].keys()
     distances: dict[str, Any] = {}
     apart = entries = 0
-    for name, values in theirs.items():
+    for name, values in theirs[method].items():
         assert values.dtype == torch.bfloat16
         distances[name] = units_apart(resident[name].bfloat16(), values)
         assert torch.equal(resident[name].bfloat16().float(), resident[name])

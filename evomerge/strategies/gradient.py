@@ -1,0 +1,193 @@
+"""Search by gradients of a loss with respect to the genes.
+
+A merged weight is a differentiable function of most coefficients: of weights, lambda and t, with masks, densities and
+choices held. So one forward and one backward pass of the merged model give the derivatives of a loss by all genes at
+once (AdaMerging, Yang et al. 2024, arXiv 2310.02575, does so with the entropy of the outputs). Each step is asked fresh
+items, and its genes move by Adam (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1) in the unit box:
+
+    m ← β1 m + (1 − β1) g,   v ← β2 v + (1 − β2) g²,   z ← z − α (m / (1 − β1ᵗ)) / (√(v / (1 − β2ᵗ)) + ε).
+
+The result is the mean of the later iterates (Polyak and Juditsky 1992): single iterates follow the last items.
+A step is a candidate like any other: it counts for the budget, and it is recorded with its derivatives, so that replay
+leads to the same genes. numpy in place of torch's Adam: strategies load no torch, and state must be replayable data.
+
+A failed step (a loss that is not finite, or no memory) halves the learning rate and begins again at the mean so far.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import Self
+
+from evomerge.strategies.base import Candidate, CandidateKind, Genotype, Strategy, StrategyConfig
+from evomerge.strategies.registry import StageStrategy, register_strategy
+from evomerge.strategies.stage import Stage
+from evomerge.strategies.unit_box import UnitBox
+from fitness.results import Evaluation
+from search_spaces.spaces.space import SearchSpace
+
+BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-12
+MOST_FAILURES = 5
+"""Failed steps in a row after which the search by gradients ends."""
+STEPS_BEFORE = 40
+"""Steps before another strategy, unless the file says otherwise; at most half the budget."""
+
+
+@register_strategy
+class GradientConfig(StrategyConfig):
+    """Adam on all genes that the loss has a derivative by; other genes stay at their start."""
+
+    as_stage = False
+
+    kind: Literal["gradient"] = "gradient"
+    steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Number of steps. `auto`: the whole budget; with `then`, 40 or half the budget, whichever is less."""
+    items: int = Field(default=25, ge=1)
+    """Fresh search items per task and step."""
+    learning_rate: float = Field(default=0.02, gt=0, le=1)
+    """Adam's step size, as a fraction of each gene's range."""
+    averaged: float = Field(default=0.5, gt=0, le=1)
+    """Fraction of the steps, counted from the last, whose genes are averaged into the result."""
+    then: StageStrategy | None = None
+    """Strategy that searches around the result with the rest of the budget. By default there is none."""
+
+    @property
+    def items_per_step(self) -> int:
+        """How many search items per task a step is asked."""
+        return self.items
+
+    def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
+        """Return the settings with `auto` replaced, and `then` resolved for what is left of the budget.
+
+        Raises
+        ------
+        ValueError
+            If the steps leave nothing for `then`, or its settings do not suit the space.
+        """
+        if self.then is None:
+            return self.model_copy(update={"steps": evaluations}) if self.steps == "auto" else self
+        steps = min(STEPS_BEFORE, evaluations // 2) if self.steps == "auto" else self.steps
+        if not 1 <= steps < evaluations:
+            raise ValueError(
+                f"strategy.steps: {steps} of budget.evaluations {evaluations} leave too little for one stage; write "
+                "fewer steps, or raise budget.evaluations"
+            )
+        then = self.then.resolved(space, noise=noise, evaluations=evaluations - steps)
+        return self.model_copy(update={"steps": steps, "then": then})
+
+    def build(self, space: SearchSpace, seed: int) -> Strategy:
+        """Build the strategy; the settings must be resolved."""
+        first = Gradient(space, seed, self)
+        return first if self.then is None else GradientThen(space, seed, first, self.then)
+
+
+class Gradient(Strategy):
+    """Follows the derivatives that evaluations contain, one step at a time."""
+
+    guess = "mean of the steps"
+
+    def __init__(self, space: SearchSpace, seed: int, config: GradientConfig) -> None:
+        super().__init__(space, seed)
+        if config.steps == "auto":
+            raise ValueError("steps is `auto`: call config.resolved(...) first, or give a number")
+        self.config = config
+        self.population = 1
+        self._steps = config.steps
+        self._box = UnitBox(space)
+        self._moves = ~space.discrete
+        self._rate = config.learning_rate
+        self._failures = 0
+        self._iterates: list[NDArray[np.float64]] = []
+        self._point = self._box.to_unit(space.start)
+        self._forget()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or too many have failed in a row."""
+        return self._asked >= self._steps or self._failures >= MOST_FAILURES
+
+    def recommend(self) -> Genotype:
+        """Return the mean of the later iterates; the start before the first step."""
+        return self.space.settled(self._box.to_genes(self._average()))
+
+    def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
+        if self._open or self.finished:
+            return []
+        return [(self._box.to_genes(self._point), "gradient", self._asked)]
+
+    def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        gradient = np.array(evaluation.gradient)
+        if evaluation.status == "failed" or not np.isfinite(gradient).all():
+            self._failures += 1
+            self._rate /= 2
+            self._point = self._average()
+            self._forget()
+            return
+        self._failures = 0
+        self._move(np.where(self._moves, gradient * self._box.width, 0.0))
+        self._iterates.append(self._point.copy())
+
+    def _move(self, gradient: NDArray[np.float64]) -> None:
+        """One step of Adam, float64[G] in the unit box; genes without a derivative stay."""
+        self._time += 1
+        self._mean = BETA1 * self._mean + (1 - BETA1) * gradient
+        self._square = BETA2 * self._square + (1 - BETA2) * gradient**2
+        mean = self._mean / (1 - BETA1**self._time)
+        square = self._square / (1 - BETA2**self._time)
+        self._point = np.clip(self._point - self._rate * mean / (np.sqrt(square) + EPSILON), 0.0, 1.0)
+
+    def _forget(self) -> None:
+        self._time = 0
+        self._mean = np.zeros(self.space.dimension)
+        self._square = np.zeros(self.space.dimension)
+
+    def _average(self) -> NDArray[np.float64]:
+        if not self._iterates:
+            return self._point.copy()
+        count = max(1, round(self.config.averaged * len(self._iterates)))
+        average: NDArray[np.float64] = np.mean(self._iterates[-count:], axis=0)
+        return average
+
+
+class GradientThen(Strategy):
+    """A search by gradients, then another strategy that starts at its result."""
+
+    def __init__(self, space: SearchSpace, seed: int, first: Gradient, then: StrategyConfig) -> None:
+        super().__init__(space, seed)
+        self._then = then
+        self._start: Genotype | None = None  # the result of the search by gradients, once it is over
+        self._enter(Stage(first))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the second strategy is."""
+        return self._start is not None and self._stage.strategy.finished
+
+    def recommend(self) -> Genotype | None:
+        """Return the current strategy's own best guess, else the result of the search by gradients."""
+        guess = self._stage.recommend()
+        return self._start if guess is None else guess
+
+    def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
+        if self._start is not None or not self._stage.strategy.finished:
+            return self._stage.ask(n, self._asked)
+        if self._open:
+            return []
+        start = self._stage.recommend()
+        assert start is not None
+        self._start = start
+        offset = self._stage.last + 1
+        self._enter(Stage(self._then.build(self.space.starting_at(start), int(self.rng.integers(2**31))), offset + 1))
+        return [(start.copy(), "mean", offset)]  # scored once, so that it can be chosen; not told to anybody
+
+    def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        if self._stage.owns(candidate):
+            self._stage.tell(candidate, evaluation)
+
+    def _enter(self, stage: Stage) -> None:
+        self._stage = stage
+        self.population, self.guess = stage.strategy.population, stage.strategy.guess

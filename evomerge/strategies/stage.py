@@ -1,0 +1,57 @@
+"""One strategy inside of another: its candidates under the outer strategy's ids and generation numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from evomerge.strategies.base import Candidate, CandidateKind, Evaluated, Genotype, Strategy
+from fitness.results import Evaluation
+
+
+class Stage:
+    """A strategy that another one runs for a while.
+
+    Parameters
+    ----------
+    strategy
+        The inner strategy, at its start.
+    offset
+        Added to its generation numbers.
+    whole
+        Turns its genotypes into the outer strategy's.
+
+    Attributes
+    ----------
+    last
+        The highest generation number so far, as the outer strategy counts.
+    """
+
+    def __init__(
+        self, strategy: Strategy, offset: int = 0, whole: Callable[[Genotype], Genotype] = lambda x: x
+    ) -> None:
+        self.strategy = strategy
+        self.last = offset - 1
+        self._offset = offset
+        self._whole = whole
+        self._ids: dict[int, int] = {}  # the outer strategy's candidate ids to the inner one's
+
+    def ask(self, n: int, first: int) -> list[tuple[Genotype, CandidateKind, int]]:
+        """Return up to `n` proposals; the outer strategy gives them ids from `first`."""
+        candidates = self.strategy.ask(n)
+        for index, candidate in enumerate(candidates):
+            self._ids[first + index] = candidate.id
+            self.last = max(self.last, candidate.generation + self._offset)
+        return [(self._whole(one.genotype), one.kind, one.generation + self._offset) for one in candidates]
+
+    def owns(self, candidate: Candidate) -> bool:
+        """Tell whether a candidate is one of its own that has not been told."""
+        return candidate.id in self._ids
+
+    def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Pass a result on, of one of its candidates."""
+        self.strategy.tell([Evaluated(self._ids.pop(candidate.id), evaluation)])
+
+    def recommend(self) -> Genotype | None:
+        """Return the inner strategy's own best guess as the outer strategy's genotype."""
+        guess = self.strategy.recommend()
+        return None if guess is None else self._whole(guess)
