@@ -1,4 +1,4 @@
-"""Paths in a search file: relative to its own folder, whatever folder the command runs in."""
+"""Paths in a search file: relative to its own folder, not to the working directory."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def parse_documents(text: str, origin: str) -> tuple[Document, ...]:
     """Read documents from a text; errors start with `origin` and name the document. See `read_documents`."""
     loaded = mergekit_yaml.documents(text, origin)
     if len(loaded) == 1:
-        return (_document(loaded[0], origin),)
+        return (_document(loaded[0], origin, text),)
     documents = [_document(data, f"{origin}: document {index + 1}") for index, data in enumerate(loaded)]
     names = [document.name for document in documents]
     for name in names:
@@ -106,11 +106,11 @@ def with_models(documents: Sequence[Document], mapping: Mapping[str, str]) -> tu
     return tuple(replace(document, recipe=document.recipe.with_models(mapping)) for document in documents)
 
 
-def _document(data: Any, origin: str) -> Document:
+def _document(data: Any, origin: str, text: str = "") -> Document:
     name = None
     if isinstance(data, dict) and "name" in data:
         name = data["name"]
         data = {key: value for key, value in data.items() if key != "name"}
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
             raise RecipeError(f"{origin}: name: {name!r} is not a name; use letters, digits, ., - and _")
-    return Document(name, mergekit_yaml.build(data, origin))
+    return Document(name, mergekit_yaml.build(data, origin, text))

@@ -8,6 +8,7 @@ earlier releases understand. One key is ours, ``evomerge``. In a recipe it has `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from search_spaces.recipes.parameter_values import Condition, Parameters, Scalar
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import format_reference, parse_reference
 from search_spaces.recipes.token_rules import TokenRules
+from search_spaces.yaml_lines import line_of
 
 MAX_BYTES = 4_000_000  # a canonical recipe of 128 layers and 8 sources is about 200 kB
 MAX_NESTING = 32  # the grammar needs 8; parsers recurse
@@ -82,7 +84,7 @@ def parse(text: str, origin: str = "recipe") -> Recipe:
             f"{origin}: it holds {1 + len(others)} documents, and only one can be used here; merge them with "
             "`evomerge merge FILE OUT` and name OUT"
         )
-    return build(data, origin)
+    return build(data, origin, text)
 
 
 def documents(text: str, origin: str) -> list[Any]:
@@ -98,14 +100,26 @@ def documents(text: str, origin: str) -> list[Any]:
     try:
         loaded = load_yaml_documents(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{origin}: {_yaml_message(error)}; correct the YAML there") from None
+        mark = getattr(error, "problem_mark", None)
+        place = origin if mark is None else f"{origin}:{mark.line + 1}"
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{place}: not valid YAML: {problem}; correct it there") from None
     except (ValueError, TypeError) as error:  # dates that do not exist, mappings as keys, nesting
         raise RecipeError(f"{origin}: {error}; write plain mappings, lists and numbers") from None
     return [data for data in loaded if data is not None] or [None]
 
 
-def build(data: Any, origin: str = "recipe") -> Recipe:
+def build(data: Any, origin: str = "recipe", text: str = "") -> Recipe:
     """Return the recipe in plain mappings, lists and scalars, as `as_dict` gives them.
+
+    Parameters
+    ----------
+    data
+        The mapping.
+    origin
+        What errors start with.
+    text
+        The YAML document that `data` was read from: errors then name the line in it.
 
     Raises
     ------
@@ -116,7 +130,14 @@ def build(data: Any, origin: str = "recipe") -> Recipe:
         _check_amount(data)
         return _recipe(data)
     except RecipeError as error:
-        raise RecipeError(f"{origin}: {error}") from None
+        raise RecipeError(f"{_with_line(origin, text, str(error))}: {error}") from None
+
+
+def _with_line(origin: str, text: str, message: str) -> str:
+    """Return `origin` with the line of the place that a message begins with, if the text is a document that has it."""
+    place = re.match(r"[a-z_]+(\[\d+\]|\.\w+)*(?=: )", message)
+    line = line_of(text, re.findall(r"\w+", place[0])) if place and text else None
+    return origin if line is None else f"{origin}:{line}"
 
 
 if TYPE_CHECKING:
@@ -181,12 +202,6 @@ def _check_events(text: str) -> None:
             raise ValueError(f"nested more than {MAX_NESTING} levels deep")
         if values > MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES} values")
-
-
-def _yaml_message(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or "not valid YAML"
-    return f"line {mark.line + 1}: {problem}" if mark is not None else str(problem).splitlines()[0]
 
 
 def _check_amount(data: Any) -> None:

@@ -136,7 +136,7 @@ def test_rules_for_single_tokens():
     ],
 )  # fmt: skip
 def test_errors_name_the_place_and_the_way_out(text, message):
-    with pytest.raises(RecipeError, match="^my.yaml: .*" + message) as caught:
+    with pytest.raises(RecipeError, match=r"^my\.yaml(:\d+)?: .*" + message) as caught:
         mergekit_yaml.parse(text, "my.yaml")
     assert "\n" not in str(caught.value)
 
@@ -154,12 +154,12 @@ def nested_aliases(levels):
         ("[" * 1_000_000, "nested more than 32 levels deep; write plain mappings"),
         (nested_aliases(9), "more than 200000 values; write a smaller file"),
         ("&a [*a]", "more than 200000 values; write a smaller file"),
-        ("x: !!python/object/apply:os.system [ls]", "line 1: could not determine a constructor"),
-        (LINEAR + LINEAR, "line 3: the key 'merge_method' is given twice; correct the YAML there"),
-        ("a: b: c", "line 1: mapping values are not allowed"),
+        ("x: !!python/object/apply:os.system [ls]", ":1: not valid YAML: could not determine a constructor"),
+        (LINEAR + LINEAR, ":3: not valid YAML: the key 'merge_method' is given twice; correct it there"),
+        ("a: b: c", ":1: not valid YAML: mapping values are not allowed"),
         ("- 1", r"the document: \[1\] is not a mapping; write pairs such as merge_method: ..."),
         ("", "the document: None is not a mapping"),
-        ("\x00", "not valid YAML; correct the YAML there"),
+        ("\x00", "not valid YAML: .*; correct it there"),
         ("merge_method: 2020-13-45", "month must be in 1..12; write plain mappings"),
         ("a" * (mergekit_yaml.MAX_BYTES + 1), "is larger than 4000000 bytes; name a recipe's YAML file"),
     ],
@@ -179,3 +179,11 @@ def test_from_file(tmp_path):
         mergekit_yaml.read(path)
     with pytest.raises(RecipeError, match=r"none.yaml: cannot be read \(No such file or directory\); name a"):
         mergekit_yaml.read(tmp_path / "none.yaml")
+
+
+def test_errors_carry_the_line_of_their_place():
+    text = "merge_method: ties\nbase_model: b\nmodels:\n- model: b\n- model: x\n  parameters: {wieght: 1}\n"
+    with pytest.raises(RecipeError, match=r"^r\.yaml:6: models\[1\]\.parameters: unknown parameter of ties 'wieght'"):
+        mergekit_yaml.parse(text, "r.yaml")
+    with pytest.raises(RecipeError, match=r"^r\.yaml: merge_method 'tise' is unknown"):
+        mergekit_yaml.parse(text.replace("ties", "tise"), "r.yaml")
