@@ -37,7 +37,7 @@ from fitness.estimation.evaluation_plan import (
 from fitness.estimation.item_banks import ItemBanks
 from fitness.items import positions_by_task, task_of
 from fitness.tasks.suite import TaskSuite
-from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
+from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.methods import METHODS, method_spec
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.derivatives import ChainRule
@@ -45,7 +45,6 @@ from search_spaces.spaces.registry import build_space
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
 OPTIONAL_PACKAGES = ("cmaes", "nevergrad")
-TASK_ARITHMETIC_SCALE = 0.3
 
 
 class Problem:
