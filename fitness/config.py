@@ -30,10 +30,10 @@ class EstimatorName:
 
 
 class SubsetConfig(Section):
-    """Which of the search items a candidate is asked."""
+    """How many of the search items each candidate is asked, and how its full score is estimated from them."""
 
     items: Annotated[int, Field(ge=1, strict=True)] | Literal["all"] = "all"
-    """Search items per task and candidate; >= 1."""
+    """Search items per task and candidate, at least 1; or all."""
     estimator: Annotated[str, EstimatorName()] = "auto"
     """How the score on all search items is estimated from the answers. mean: their mean. inherited: the answers of the
     experts (each is scored once on all search items) and of earlier candidates predict the items not asked. auto:
@@ -80,18 +80,19 @@ class SubsetConfig(Section):
 
 
 class RacingConfig(Section):
-    """When to stop asking a candidate."""
+    """When to stop evaluating a candidate early."""
 
     error: float = Field(default=0.05, gt=0, lt=1)
-    """Tolerated chance that one given candidate that matters is stopped, in (0, 1); for strategies with an archive
-    (m2n2, map_elites), the share of those stopped that would have got into it."""
+    """Accepted probability of stopping a given candidate that belongs to the best `keep`, in (0, 1). For strategies
+    with an archive (m2n2, map_elites): the accepted share of stopped candidates that would have entered it."""
     block: int = Field(default=8, ge=1)
-    """Items per task that are asked between two looks; >= 1. A candidate's model is built anew for each block."""
+    """Items per task between two checks; at least 1. The candidate's model is merged again for each block."""
     keep: float = Field(default=0.5, gt=0, le=1)
-    """Share of a generation that matters to the strategy: CMA-ES learns from the better half. Archives ignore it."""
+    """Fraction of a generation that the strategy uses: CMA-ES updates from the better half. Strategies with an archive
+    ignore it."""
     test: Literal["posterior", "auto", "exact", "sprt", "t", "wilcoxon"] = "posterior"
-    """posterior: by the estimates and their standard errors. The others compare answers to common items, which needs
-    many of them: exact and sprt for 0/1 scores, t and wilcoxon for others, auto the one that fits."""
+    """posterior compares estimates by their standard errors. The other tests compare answers to common items and need
+    many of them: exact and sprt for 0/1 scores, t and wilcoxon for other scores, auto chooses exact or t."""
 
 
 def _subset_section(value: Any) -> Any:
@@ -100,25 +101,26 @@ def _subset_section(value: Any) -> Any:
 
 
 class FitnessConfig(TasksConfig):
-    """What makes a model good, and how it is measured."""
+    """The tasks that define a good model, and how candidates are evaluated on them."""
 
     subset: Annotated[SubsetConfig, BeforeValidator(_subset_section)] = SubsetConfig()
-    """Which of the search items a candidate is asked."""
+    """How many of the search items each candidate is asked; a number alone sets `items`."""
     racing: RacingConfig | None = None
-    """Ask a generation's candidates in blocks, and stop those that cannot matter any more. None: ask all alike."""
+    """Ask a generation's candidates in blocks of items, and stop those that are clearly not among the best. None: no
+    candidate is stopped early."""
     finalists: int = Field(default=15, ge=1)
-    """Candidates, best by search score, among which the result is chosen, beside the strategy's own guess; >= 1. Where
-    candidates are asked few items, these answer the others in rounds; the worse half leaves after each, and the last
-    two answer all search items."""
+    """Number of candidates, those with the best search scores, from which the result is chosen, besides the strategy's
+    own guess; at least 1. Where candidates are asked only some items, the finalists answer further ones in rounds; each
+    round drops the worse half, and the last two answer all search items (sequential halving)."""
     objectives: Literal["weighted_sum", "per_task"] = "weighted_sum"
-    """What strategies are told. weighted_sum: one number. per_task: one objective per task, for strategies that look
-    for a front; the others go by the weighted sum."""
+    """What strategies maximise. weighted_sum: one number. per_task: one objective per task, for multi-objective
+    strategies; other strategies use the weighted sum."""
     normalize: Literal["none", "best_source"] = "none"
-    """best_source: each task's score is divided by that of the source that is best at it, before weighting."""
+    """best_source: divide each task's score by the best source's score on it before weighting."""
     batch_size: int = Field(default=64, ge=1)
-    """Sequences per forward pass; >= 1."""
+    """Sequences per forward pass; at least 1."""
     max_length: int | None = Field(default=None, ge=2)
-    """Longest sequence in tokens; longer prompts lose their beginning. None: what the model allows."""
+    """Longest sequence in tokens; longer prompts are cut at the left. None: what the model allows."""
 
     @model_validator(mode="after")
     def _racing_needs_one_objective(self) -> "FitnessConfig":

@@ -1,6 +1,6 @@
-"""The item pool: which items the search may see and which are kept for the end.
+"""Items and the item pool: which items the search may use, and which are held out for the final table.
 
-All choices hash the item, so that they depend on the seed alone and not on the order of the items.
+All choices are made by hashing the item, so they depend on the seed and not on the order of the items.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Item:
     task, split, index
         lm-eval's task name, `train`, `validation` or `test`, and the position within that split.
     key
-        Hash of the question's text (see `prompt_key`): items that ask the same share it, across tasks too.
+        Hash of the question's text (see `prompt_key`); items with the same question share it, even across tasks.
     """
 
     id: str
@@ -35,12 +35,12 @@ class Item:
 
     @classmethod
     def of(cls, task: str, split: str, index: int, prompt: str) -> Item:
-        """The item at `index` of a task's split, which asks `prompt`."""
+        """Return the item at `index` of a task's split, with the question `prompt`."""
         return cls(f"{task}/{split}/{index}", task, split, index, prompt_key(prompt))
 
 
 def task_of(item_id: str) -> str:
-    """Name of the task that an item id belongs to."""
+    """Return the name of an item's task."""
     return item_id.rsplit("/", 2)[0]
 
 
@@ -53,23 +53,23 @@ def positions_by_task(item_ids: Iterable[str]) -> dict[str, list[int]]:
 
 
 def prompt_key(prompt: str) -> str:
-    """16 hex digits that equal prompts share, whatever their white space."""
+    """Return 16 hex digits that are equal for prompts that differ only in white space."""
     return hashlib.sha256(" ".join(prompt.split()).encode()).hexdigest()[:16]
 
 
 def uniform_hash(seed: int, text: str) -> float:
-    """A number in [0, 1) that looks random and depends on `seed` and `text` only."""
+    """Return a pseudo-random number in [0, 1) that depends only on `seed` and `text`."""
     digest = hashlib.sha256(f"{seed}/{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def split_by_hash(items: Iterable[Item], held_out: float, seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """Split items into search and held-out ones; equal prompts fall on the same side.
+    """Split items into search items and held-out ones; equal prompts end up on the same side.
 
     Parameters
     ----------
     held_out
-        Expected share of the held-out side, in (0, 1).
+        Expected fraction of held-out items, in (0, 1).
     """
     search: list[Item] = []
     kept: list[Item] = []
@@ -87,8 +87,7 @@ class ItemPool:
     search, held_out
         Task name to its items, in the split's order; never empty.
     dropped
-        Task name to the number of held-out items left out because their prompt is also among the search items
-        (of any task).
+        Task name to the number of held-out items left out because a search item (of any task) has the same prompt.
     """
 
     search: Mapping[str, tuple[Item, ...]]
@@ -107,10 +106,10 @@ class ItemPool:
         Parameters
         ----------
         search
-            Task name to the items that the search may see.
+            Task name to the items that the search may use.
         held_out
-            The share of them to hold out, or other items to hold out; those lose the items whose prompt
-            occurs among the search items of any task.
+            The fraction of them to hold out; or task name to other items to hold out, from which items are dropped
+            whose prompt a search item of any task has.
 
         Raises
         ------
@@ -135,9 +134,9 @@ class ItemPool:
         return cls(seen, kept, dropped)
 
     def subset(self, n: int | Literal["all"], seed: int) -> tuple[str, ...]:
-        """Ids of `n` random search items of each task, or all of them where a task has fewer.
+        """Return the ids of `n` random search items of each task, or all of them where a task has fewer.
 
-        The same for the same seed, and a smaller subset is part of a larger one; in the order of the pool.
+        The seed decides; a smaller subset is part of a larger one. Ids come in the order of the pool.
         """
         chosen: list[str] = []
         for items in self.search.values():
@@ -150,5 +149,5 @@ class ItemPool:
         return tuple(chosen)
 
     def held_out_ids(self) -> tuple[str, ...]:
-        """Ids of all held-out items, task by task."""
+        """Return the ids of all held-out items, task by task."""
         return tuple(item.id for items in self.held_out.values() for item in items)

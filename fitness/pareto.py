@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 
 def dominates(points: ArrayLike) -> NDArray[np.bool_]:
-    """Return who dominates whom, bool[N, N]: no objective worse and one better.
+    """Return which points dominate which, bool[N, N]: no objective is worse and at least one is better.
 
     Parameters
     ----------
@@ -25,15 +25,15 @@ def dominates(points: ArrayLike) -> NDArray[np.bool_]:
 
 
 def ranks(points: ArrayLike, violation: ArrayLike | None = None) -> NDArray[np.int64]:
-    """Return the front that each point is on, int[N]: 0 for those that none dominates, then those only behind these.
+    """Return each point's front, int[N]: 0 if no point dominates it, 1 if only points of front 0 do, and so on.
 
     Parameters
     ----------
     points
         float[N, M].
     violation
-        float[N]: by how much a point misses its constraints. One that misses less dominates one that misses more
-        (Deb 2000); None: nobody misses any.
+        float[N]: each point's constraint violation. A point with a smaller violation dominates one with a larger
+        violation (Deb 2000). None: no point violates any constraint.
     """
     better = dominates(points)
     if violation is not None:
@@ -49,7 +49,7 @@ def ranks(points: ArrayLike, violation: ArrayLike | None = None) -> NDArray[np.i
 
 
 def crowding(points: ArrayLike) -> Array:
-    """Return each point's crowding distance on its front, float64[N]; infinite at the ends (Deb et al. 2002, III.B).
+    """Return each point's crowding distance in its front, float64[N]; infinite at the ends (Deb et al. 2002, III.B).
 
     Parameters
     ----------

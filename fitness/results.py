@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-INFEASIBLE = -1e6  # fitness of a candidate that hardly misses a floor: below that of all that keep theirs
+INFEASIBLE = -1e6  # fitness of a candidate that barely violates a constraint: below that of every feasible one
 
 
 def no_seconds() -> dict[str, float]:
@@ -19,7 +19,7 @@ def no_seconds() -> dict[str, float]:
 
 
 class TaskError(ValueError):
-    """A task cannot be used as asked; the message says what to change."""
+    """A task cannot be used as requested; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ class Estimate:
 def mean(scores: npt.ArrayLike) -> Estimate:
     """The plain mean.
 
-    The usual error s/√I says 0 when all items agree, but 8 right answers of 8 are no proof of perfection. For
-    scores within [0, 1] the error therefore counts half a pseudo-item at 0 and half a one at 1 (Jeffreys'
+    The usual error s/√I is 0 when all items agree, although 8 right answers out of 8 do not prove perfection. For
+    scores within [0, 1] the error therefore includes half a pseudo-item at 0 and half a pseudo-item at 1 (Jeffreys'
     prior). With I items and x̃ the mean of items and pseudo-items,
 
         ṽ = (Σ x² + ½) / (I + 1) − x̃²,      standard error = √(ṽ / (I + 2)).
 
     For 0/1 scores this is exactly the standard deviation of the Beta(½ + right, ½ + wrong) posterior. The
-    value itself stays the plain mean.
+    value is the plain mean.
 
     Parameters
     ----------
     scores
-        float[I]; I >= 1. Outside of [0, 1] the error is s/√I (infinite for a single item).
+        float[I]; I >= 1. If any score lies outside [0, 1], the error is s/√I (infinite for a single item).
 
     Raises
     ------
@@ -81,7 +81,7 @@ class ItemScores:
     forward_seconds
         Time spent inside the model.
     answers
-        What the model answered to each item, as short text, where that was asked for: length I, else 0.
+        The model's answer to each item as short text: length I where answers were wanted, else 0.
     """
 
     items: tuple[str, ...]
@@ -102,26 +102,26 @@ def _no_scores() -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What became of one candidate.
+    """The outcome of evaluating one candidate.
 
     Attributes
     ----------
     status
-        `ok`; `failed` (see `reason`); `stopped` early, with the items answered until then; `step`: a step of a search
-        by gradients, which has losses and derivatives and is not a score.
+        `ok`; `failed` (see `reason`); `stopped` early, with the items answered so far; `step`: a step of a search by
+        gradients, which has losses and derivatives but no scores.
     objectives, standard_errors
         One value per objective, all maximised, in the unit of the metrics; empty when failed.
     shares
-        What each of several objectives counts for in `fitness`, summing to 1; empty when there is one.
+        Weights of several objectives in `fitness`, summing to 1; empty for a single objective.
     violation
-        By how much it misses the floors, summed; 0 if it keeps them all.
+        Constraint violation: by how much scores are below the lowest acceptable ones, summed; 0 if none is.
     items, scores
         Item ids and float32[I] scores.
     answers
-        What was answered to each item, for votes; empty where that was not asked for.
+        The answer to each item, for votes; empty where answers were not wanted.
     gradient
-        For a step: the derivatives of its loss by the genes, float[G]; its objective is the loss with the sign changed,
-        and its scores are the items' losses, likewise.
+        For a step: the derivatives of its loss by the genes, float[G]; its objective is the negated loss, its scores
+        are the items' negated losses.
     seconds
         Wall-clock seconds by activity: `merge`, `score`, `wait`.
     """
@@ -147,7 +147,7 @@ class Evaluation:
     def fitness(self) -> float:
         """One number to rank by: larger is better, nan when the evaluation failed.
 
-        The objective, or the weighted sum of several; below `INFEASIBLE` where a floor is missed.
+        The objective, or the weighted sum of several; below `INFEASIBLE` where a constraint is violated.
         """
         if self.status == "failed" or not self.objectives:
             return math.nan
@@ -155,7 +155,7 @@ class Evaluation:
 
     @property
     def value(self) -> float:
-        """The objective, or the weighted sum of several, whatever the floors say; there must be one."""
+        """The objective, or the weighted sum of several, constraints ignored; there must be at least one."""
         if not self.shares:
             return self.objectives[0]
         return math.fsum(share * value for share, value in zip(self.shares, self.objectives, strict=True))
@@ -168,7 +168,7 @@ class Evaluation:
         return math.hypot(*(share * error for share, error in zip(self.shares, self.standard_errors, strict=True)))
 
     def with_more(self, more: Evaluation) -> Evaluation:
-        """The same candidate with answers to further items; what they say of its score has to be judged anew."""
+        """Return the same candidate with answers to more items; its objectives have to be judged again."""
         return Evaluation(
             self.status,
             items=self.items + more.items,
@@ -178,5 +178,5 @@ class Evaluation:
 
     @classmethod
     def failed(cls, reason: str, seconds: Mapping[str, float] | None = None) -> Evaluation:
-        """An evaluation that gave no scores, with the reason in one line."""
+        """Return an evaluation without scores, with the reason in one line."""
         return cls(status="failed", reason=reason, seconds=dict(seconds or {}))

@@ -1,1 +1,1 @@
-"""What may be merged: the recipe (a point) and the search spaces (sets of points)."""
+"""What may be merged: recipes (points) and search spaces (sets of points); no torch."""

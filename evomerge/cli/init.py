@@ -22,25 +22,23 @@ GENES = 60
 """About as many genes as a few hundred evaluations can search."""
 
 TEMPLATE = """\
-# A search file for evomerge: check it with `evomerge plan {file}`, then run `evomerge search {file}`.
-models:                        # the first is the base that the others were trained from
+# A search file for evomerge. Check it with `evomerge plan {file}`, then run `evomerge search {file}`.
+# All keys are in docs/reference.md; the names that space, method and strategy may have: `evomerge plugins`.
+models:  # the first is the base that the others were trained from
 {models}
 space:
-  kind: layer_coefficients     # one weight per layer group and expert
+  kind: layer_coefficients  # one weight per expert and group of layers
   method: {method}
-  layers_per_group: {layers_per_group}          # the models have {num_layers} layers; 1 gives each its own weights
-  modules: all                 # or [attention, mlp, other]: a weight for each
+  layers_per_group: {layers_per_group}  # the models have {num_layers} layers; 1: each has weights of its own
+  modules: all  # or [attention, mlp, other]: a weight for each
   weight: {{low: -0.5, high: 1.5, start: 0.5}}
-strategy:
-  kind: cma_es
+strategy: cma_es
 fitness:
-  tasks:
-{tasks}
-{include}  subset: {{items: 100}}       # search items per task and candidate, or `all`
-  held_out: 0.5                # kept for the final table: a fraction, or the name of another split
-  # allow_test_split: true     # needed where a task has a test split only
-budget:
-  evaluations: {evaluations}
+  tasks: {tasks}  # or {{task: NAME, weight: 2}} in place of a name
+{include}  subset: 100  # search items per task and candidate, or `all`
+  held_out: 0.5  # kept for the final table: a fraction, or the name of another split
+  # allow_test_split: true  # needed if a task has only a test split
+budget: {evaluations}  # candidates to score
 out_dtype: bfloat16
 seed: 0
 """
@@ -60,7 +58,7 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
     names = names_of(models)
     checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0])
     preflight.check(checkpoints, names[0], scan=False)
-    of_tasks(tasks, include_path, split=None)  # that they exist
+    of_tasks(tasks, include_path, split=None)  # checks that they exist
     num_layers, experts = checkpoints[names[0]].layout.num_layers, len(models) - 1
     groups = max(1, min(num_layers, GENES // experts - 2))  # embeddings and head are groups of their own
     layers_per_group = math.ceil(num_layers / groups)
@@ -71,7 +69,7 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
         method="task_arithmetic",
         layers_per_group=layers_per_group,
         num_layers=num_layers,
-        tasks="\n".join(f"    - task: {_text(task)}" for task in tasks),
+        tasks=_text(list(tasks)),
         include="".join(_include(include_path)),
         evaluations=max(200, 10 * genes),
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from evomerge.files.messages import one_line
 from evomerge.version import VERSION
 
 app = typer.Typer(
@@ -21,12 +22,22 @@ app = typer.Typer(
 )
 
 OURS = ("evomerge", "search_spaces", "fitness")
+SETTING_VERBS = ("plan", "search", "resume")
+SECTIONS = (
+    "models", "space", "strategy", "fitness", "budget", "workers", "trackers", "adapters", "vocabulary",
+    "allow_unrelated", "out_dtype", "seed",
+)  # fmt: skip
+"""The search file's keys at the top level; here, since the config takes long to import."""
 REPEATED = ("--models", "--tasks", "--include-path")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a key: space.weight.high=2; budget.hours=+1 adds to it."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key: space.weight.high=2; budget.hours=+1 adds to it. Also as --KEY=VALUE.",
+    ),
 ]
 SearchFile = Annotated[Path, typer.Argument(help="The search file (YAML).", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
@@ -325,20 +336,25 @@ def main() -> None:
         if debug:
             raise
         if type(error).__module__.split(".")[0] in OURS:
-            print(f"evomerge: {error}", file=sys.stderr)
+            for line in str(error).splitlines():
+                print(f"evomerge: {line}", file=sys.stderr)
             sys.exit(2 if isinstance(error, ValueError) else 1)
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"evomerge: unexpected {line}; `evomerge --debug ...` shows where", file=sys.stderr)
+        print(f"evomerge: unexpected {one_line(error)}; `evomerge --debug ...` shows where", file=sys.stderr)
         sys.exit(1)
 
 
 def _repeat_options(arguments: list[str]) -> list[str]:
-    """Let `--models A B` stand for `--models A --models B`, and `--budget.hours=2` for `--set budget.hours=2`."""
+    """Write out what the command line abbreviates.
+
+    `--models A B` stands for `--models A --models B`; `--budget.hours=2`, and in verbs that read a search file
+    `--strategy=m2n2`, for `--set budget.hours=2` and `--set strategy=m2n2`.
+    """
     expanded: list[str] = []
     option, taken = None, 0
+    sets = next((argument for argument in arguments if not argument.startswith("-")), None) in SETTING_VERBS
     for argument in arguments:
         key, equals, _ = argument.partition("=")
-        if key.startswith("--") and "." in key and equals:
+        if key.startswith("--") and equals and ("." in key or (sets and key[2:] in SECTIONS)):
             expanded += ["--set", argument[2:]]
             option = None
             continue

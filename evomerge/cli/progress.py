@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from evomerge.cli.printing import duration
 from evomerge.runs.history import RunHistory
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ class SearchProgress:
             self._bar.update(self._task, completed=done, rate=rate, best=best)
         elif now - self._printed >= PLAIN_INTERVAL or done == total:
             self._printed = now
-            remaining = (total - done) / max(per_second, 1e-9)
-            self._console.print(f"{done}/{total} evaluations, {rate}, best {best}, about {remaining:.0f} s remain")
+            seconds = (total - done) / max(per_second, 1e-9)
+            remaining = f", about {duration(seconds)} remain" if done < total else ""
+            self._console.print(f"{done}/{total} evaluations, {rate}, best {best}{remaining}")
 
     def _begin(self, total: int, done: int) -> None:
         if not self._console.is_terminal:

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from evomerge.config.errors import ConfigError
+from evomerge.config.shorthands import MAIN_KEYS
 
 
 def override(values: dict[str, Any], text: str) -> None:
@@ -72,6 +73,9 @@ def _value(text: str, wanted: str) -> Any:
 def _added(text: str, target: Any, key: str, more: Any) -> Any:
     """Return what `key=+more` means: that much more than the file says."""
     present = target.get(key) if isinstance(target, dict) else None
+    main = MAIN_KEYS.get((key,)) if text.startswith(f"{key}=") else None
+    if isinstance(present, dict) and main is not None:
+        return present | {main: _added(text, present, main, more)}
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (present, more)):
         raise ConfigError(f"--set {text}: there is no number to add to; give the value itself, without +")
     return present + more

@@ -9,7 +9,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.config.shorthands import expand
-from evomerge.runs import csv_tracker  # noqa: F401 - registers the tracker `csv`
 from evomerge.runs.trackers import TRACKERS, TrackerConfig
 from evomerge.strategies import AnyStrategy, CmaEsConfig
 from evomerge.workers.config import InlineConfig

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, whatever interrupts the writing."""
+"""Files and folders that appear complete or not at all, even if the process is killed while it writes."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _failure(path: Path, error: Exception, elsewhere: str) -> str:
 
 def _sync_tree(folder: Path, mode: int) -> None:
     """Give all files in `folder` the same mode and flush them, and the folders' entries, to the disk."""
-    for place in sorted(folder.rglob("*"), reverse=True):  # what lies in a folder before the folder
+    for place in sorted(folder.rglob("*"), reverse=True):  # the contents of a folder before the folder
         if not place.is_dir():
             place.chmod(mode)
         _sync(place)

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evomerge.config.errors import ConfigError
 from evomerge.config.load import load, load_mapping, load_recorded
 from evomerge.config.search_file import BudgetConfig, SearchConfig
 from evomerge.runs.history import RunHistory
@@ -73,12 +72,11 @@ def run_search(
     progress
         Called once when the search begins, and after every evaluation.
     overrides
-        `key.path=value` strings, the value in YAML: `budget.evaluations=100`. Not for a config that has been read.
+        `key.path=value` strings, the value in YAML: `budget.evaluations=100`.
     warm_start
         The directory of a finished run whose best candidates this search begins with.
     say
-        Called with a sentence for the user where a phase begins and where something is to be known; None: nobody is
-        told.
+        Called with a sentence for the user when a phase begins, and with warnings; None: they are dropped.
 
     Returns
     -------
@@ -94,7 +92,7 @@ def run_search(
     SearchError
         If no candidate can be scored.
     WorkerError
-        If no worker can start, or go on.
+        If no worker can start or continue.
 
     Notes
     -----
@@ -163,16 +161,15 @@ def default_run(config: SearchConfig | Mapping[str, Any] | str | Path) -> Path:
 
 def _read(config: SearchConfig | Mapping[str, Any] | str | Path, overrides: Sequence[str]) -> SearchConfig:
     if isinstance(config, SearchConfig):
-        if not overrides:
-            return config
-        raise ConfigError(f"{overrides[0]}: set it in the config, which has been read already")
+        return load_mapping(config.model_dump(mode="json"), overrides) if overrides else config
     if isinstance(config, str | Path):
         return load(Path(config), overrides)
     return load_mapping(config, overrides)
 
 
 def _open(config: SearchConfig, say: Say) -> tuple[Problem, dict[str, Any]]:
-    say(f"checking {len(config.models)} models and {len(config.fitness.tasks)} tasks")
+    tasks = len(config.fitness.tasks)
+    say(f"checking {len(config.models)} models and {tasks} task{'s' if tasks > 1 else ''}")
     problem = Problem(config)
     for warning in problem.warnings:
         say(f"warning: {warning}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import SearchConfig
+from evomerge.files.hashing import sha256
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.open_sources import open_sources
@@ -233,7 +233,7 @@ class Problem:
         identity = self.resolved().identity()
         path = self.config.fitness.subset.item_bank
         if path is not None:
-            identity["fitness"]["subset"]["item_bank"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            identity["fitness"]["subset"]["item_bank"] = sha256(Path(path))
         return identity
 
 

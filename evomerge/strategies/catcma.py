@@ -68,18 +68,18 @@ class CatCma(Strategy):
         self._box = UnitBox(space)
         choices = np.array([isinstance(gene, Choice) for gene in space.genes])
         self._choices = np.flatnonzero(choices)
-        whole = countable(space) & ~choices
-        self._reals = np.flatnonzero(~whole & ~choices)
-        self._whole = np.flatnonzero(whole)
+        integers = countable(space) & ~choices
+        self._reals = np.flatnonzero(~integers & ~choices)
+        self._integers = np.flatnonzero(integers)
         self._solutions: list[Any] = []
         self._sampling = Sampling(self._samples, self.recommend, config.score_mean_every, self._update)
-        self._es = self._begin()
+        self._es = self._start()
 
     def recommend(self) -> Genotype:
         """Return the mode: the means of real numbers and integers, the most probable options of choices."""
         point = self.space.start.copy()
-        if len(self._reals) + len(self._whole):
-            numbers = np.concatenate((self._reals, self._whole))
+        if len(self._reals) + len(self._integers):
+            numbers = np.concatenate((self._reals, self._integers))
             unit = self._box.to_unit(point)
             unit[numbers] = self._mean
             point = self._box.to_genes(unit)
@@ -116,44 +116,54 @@ class CatCma(Strategy):
         unit = np.zeros(self.space.dimension)
         if len(self._reals):
             unit[self._reals] = solution.x
-        if len(self._whole):
-            unit[self._whole] = solution.z
+        if len(self._integers):
+            unit[self._integers] = solution.z
         point = self._box.to_genes(unit)
         if len(self._choices):
             point[self._choices] = np.argmax(solution.c, axis=1) + 0.5
         return self.space.settled(point)
 
-    def _begin(self) -> Any:
+    def _start(self) -> Any:
+        """Return cmaes' optimiser at its start."""
         cmaes = require("cmaes", "strategy.kind: catcma")
-        space = self.space
-        options: dict[str, Any] = {}
         warm = self.config.warm_start
-        former = None if warm is None else np.array(warm.points(space))  # float64[N, G]
-        if len(self._reals):
-            options["x_space"] = [[0.0, 1.0]] * len(self._reals)
-        if len(self._whole):
-            options["z_space"] = [self._cells(int(gene)) for gene in self._whole]
-        if len(self._reals) + len(self._whole):
-            numbers = np.concatenate((self._reals, self._whole))
-            options["mean"] = self._box.to_unit(space.start)[numbers]
-            options["sigma"] = self.config.sigma
-            options["cov"] = np.eye(len(numbers))
-            if former is not None:
-                options["mean"], deviations = normal_around(self._box.to_unit(former)[:, numbers])
-                options["sigma"] = float(np.sqrt(np.mean(deviations**2)))
-                options["cov"] = np.diag((deviations / options["sigma"]) ** 2)
+        earlier = None if warm is None else np.array(warm.points(self.space))  # float64[N, G]
+        options: dict[str, Any] = {}
+        if len(self._reals) + len(self._integers):
+            options |= self._normal(earlier)
         if len(self._choices):
-            first = [first_probabilities(space.genes[gene], START_PROBABILITY) for gene in self._choices]
-            if former is not None:
-                first = [
-                    seen_probabilities(space.genes[gene], former[:, gene], probabilities)
-                    for gene, probabilities in zip(self._choices, first, strict=True)
-                ]
-            options["c_space"] = [len(probabilities) for probabilities in first]
-            longest = max(options["c_space"])
-            options["cat_param"] = np.array([np.pad(p, (0, longest - len(p))) for p in first])
+            options |= self._categorical(earlier)
         seed = int(self.rng.integers(2**32))
         return cmaes.CatCMAwM(population_size=self.population, seed=seed, **options)
+
+    def _normal(self, earlier: NDArray[np.float64] | None) -> dict[str, Any]:
+        """Return the options for real numbers and integers; `earlier` are an earlier run's points, float64[N, G]."""
+        numbers = np.concatenate((self._reals, self._integers))
+        mean, sigma = self._box.to_unit(self.space.start)[numbers], self.config.sigma
+        covariance = np.eye(len(numbers))
+        if earlier is not None:
+            mean, deviations = normal_around(self._box.to_unit(earlier)[:, numbers])
+            sigma = float(np.sqrt(np.mean(deviations**2)))
+            covariance = np.diag((deviations / sigma) ** 2)
+        options: dict[str, Any] = {"mean": mean, "sigma": sigma, "cov": covariance}
+        if len(self._reals):
+            options["x_space"] = [[0.0, 1.0]] * len(self._reals)
+        if len(self._integers):
+            options["z_space"] = [self._cells(int(gene)) for gene in self._integers]
+        return options
+
+    def _categorical(self, earlier: NDArray[np.float64] | None) -> dict[str, Any]:
+        """Return the options for choices; `earlier` are an earlier run's points, float64[N, G]."""
+        genes = self.space.genes
+        first = [first_probabilities(genes[gene], START_PROBABILITY) for gene in self._choices]
+        if earlier is not None:
+            first = [
+                seen_probabilities(genes[gene], earlier[:, gene], probabilities)
+                for gene, probabilities in zip(self._choices, first, strict=True)
+            ]
+        sizes = [len(probabilities) for probabilities in first]
+        padded = [np.pad(probabilities, (0, max(sizes) - len(probabilities))) for probabilities in first]
+        return {"c_space": sizes, "cat_param": np.array(padded)}
 
     def _cells(self, gene: int) -> list[float]:
         """Return the midpoints of an integer gene's cells, in the unit box."""

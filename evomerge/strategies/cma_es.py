@@ -100,7 +100,7 @@ class CmaEs(Strategy):
         self._generation = Generation.none()
         self._best_mean: tuple[float, Genotype] = (-math.inf, space.start.copy())
         self._best_mean_of_descent = -math.inf
-        self._descent = self._begin(self._first_start())
+        self._descent = self._start(self._first_start())
 
     def recommend(self) -> Genotype:
         """Return the distribution's mean, or that of an earlier descent if it scored better."""
@@ -135,7 +135,7 @@ class CmaEs(Strategy):
         self.population, sigma = self._restarts.next(self.rng)
         self._best_mean_of_descent = -math.inf
         start = self._box.to_unit(self.space.sample(self.rng))
-        self._descent = self._begin(DescentStart(start, sigma, np.ones(len(start)), self.population))
+        self._descent = self._start(DescentStart(start, sigma, np.ones(len(start)), self.population))
 
     def _first_start(self) -> DescentStart:
         warm = self.config.warm_start
@@ -146,7 +146,7 @@ class CmaEs(Strategy):
         start = self._box.to_unit(self.space.start)
         return DescentStart(start, self.config.sigma, np.ones(len(start)), self.population)
 
-    def _begin(self, start: DescentStart) -> Descent:
+    def _start(self, start: DescentStart) -> Descent:
         if self.config.learning_rate == "adapted":
             return AdaptedDescent(start, self.rng)
         diagonal = self.config.diagonal

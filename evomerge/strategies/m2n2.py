@@ -92,7 +92,7 @@ class M2n2Config(StrategyConfig):
 
     @property
     def keeps_archive(self) -> bool:
-        """Yes."""
+        """True: each child competes with the archive's members for a place."""
         return True
 
     @property

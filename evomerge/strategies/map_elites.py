@@ -78,7 +78,7 @@ class MapElitesConfig(StrategyConfig):
 
     @property
     def keeps_archive(self) -> bool:
-        """Yes."""
+        """True: each child competes with the elite of its cell."""
         return True
 
     def check_tasks(self, tasks: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What every merge method must satisfy, as a suite of tests to subclass.
+"""The conformance suite of merge methods: subclass it and name a method.
 
 ::
 
@@ -71,7 +71,7 @@ def merge_tensors(
         The tensor's, which random masks depend on.
     parameters
         By the method's names (``lambda_`` for ``lambda``); a list is a value per model, one value is all models'.
-        Those left out take their defaults. With `activation_informed`, activations rise evenly from the first column
+        Those left out have their defaults. With `activation_informed`, activations rise evenly from the first column
         to the last; a statistic that the method asks for is the square of each value.
     """
     merge = Merge(method, base, models, seed=seed, by_token=by_token, name=name)
@@ -79,7 +79,7 @@ def merge_tensors(
 
 
 class Merge:
-    """One method prepared for one tensor, to be run with several coefficients."""
+    """One method prepared for one tensor; run it with any coefficients."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Merge:
                 self._shared = self.method.prepare_all(SourceGroup(tuple(self._models), self._base, self._info))
 
     def _source(self, name: str, values: Tensor, seed: int) -> SourceTensor:
-        """Return a tensor that is all of its model."""
+        """Return a tensor that is the whole of its model."""
         model = SourceModel(lambda: iter([(values, self._base)]))
         statistic = None if self.method.spec.statistic is None else _statistic(values)
         return SourceTensor(name, values, self._base, seed, self._info, model, statistic)
@@ -138,17 +138,17 @@ class Merge:
 
     @property
     def state(self) -> object:
-        """All that was prepared."""
+        """All prepared state."""
         return self._prepared, self._shared
 
 
 def _statistic(values: Tensor) -> Tensor:
-    """Return squared values as what was measured of each, bfloat16[n]."""
+    """Return squared values as the statistic of each entry, bfloat16[n]."""
     return values.float().square().bfloat16()
 
 
 def _activation(info: TensorInfo) -> Tensor:
-    """Return some share of the largest activation for each column, float32[N]; one column has it all, one nothing."""
+    """Return a share of the largest activation for each column, float32[N], from 0 to 1."""
     return torch.linspace(0.0, 1.0, info.row)
 
 
@@ -208,7 +208,7 @@ class MergeMethodSuite:
 
     @property
     def spec(self) -> MethodSpec:
-        """The method's description."""
+        """The method's spec."""
         return implementation(self.method).spec
 
     @pytest.fixture(params=["matrix", "vector"])

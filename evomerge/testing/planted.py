@@ -1,7 +1,7 @@
-"""Problems with a known best point, over any genes: what a strategy is tried on without a model.
+"""Problems with a known best point, over any genes, for testing strategies without a model.
 
 A planted space has genes and no models. Its recipes are sums of task vectors of models that need not exist, one per
-gene, with the gene's coordinate as its weight: enough to tell two genotypes apart.
+gene, weighted by the gene's coordinate; so two genotypes give the same recipe only if they are equal.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class PlantedSpace(SearchSpace):
     genes
         One or more.
     switches
-        Position of a conditional gene: position of the choice that it depends on. It is active where that choice is
-        not its first option.
+        Position of a conditional gene to the position of the choice that it depends on. The gene is active unless the
+        choice is its first option.
     """
 
     def __init__(self, genes: Sequence[Gene], switches: Mapping[int, int] | None = None) -> None:
@@ -63,7 +63,7 @@ def reals(count: int) -> PlantedSpace:
 
 
 def mixed(count: int) -> PlantedSpace:
-    """Return a space of reals, whole numbers and choices by turns, starting away from `optimum`."""
+    """Return a space of reals, choices and whole numbers in turn; its start is not the optimum."""
     kinds = (
         lambda index: Real(f"x{index}", -0.5, 1.5, 0.3),
         lambda index: Choice(f"method{index}", ("linear", "ties", "slerp"), "linear"),
@@ -73,16 +73,16 @@ def mixed(count: int) -> PlantedSpace:
 
 
 def switched(slots: int) -> PlantedSpace:
-    """Return a switch per slot, all off at first but every other one, and a scale that counts where it is on."""
+    """Return a space with a switch per slot, every second one on at the start, and a scale that counts if it is on."""
     bits = [Choice(f"slot{index}", ("off", "on"), "on" if index % 2 else "off") for index in range(slots)]
     scales = [Real(f"scale{index}", 0.0, 2.0, 1.0) for index in range(slots)]
     return PlantedSpace([*bits, *scales], {slots + index: index for index in range(slots)})
 
 
 def distances(space: SearchSpace, genotype: Genotype) -> NDArray[np.float64]:
-    """Return how far each gene is from the planted optimum, float64[G], in shares of its range; 0 where it is inactive.
+    """Return each gene's distance from the planted optimum, float64[G], as a share of its range; 0 if it is inactive.
 
-    The optimum lies at 0.65 of a real or whole range; of a choice it is the last option.
+    The optimum is at 0.65 of a real or whole range, and the last option of a choice.
     """
     point = space.settled(genotype)
     wanted = space.settled(space.low + 0.65 * (space.high - space.low))
@@ -93,9 +93,9 @@ def distances(space: SearchSpace, genotype: Genotype) -> NDArray[np.float64]:
 
 
 def evaluate(space: SearchSpace, genotype: Genotype, objectives: int = 1) -> Evaluation:
-    """Score a genotype: each objective is 1 minus the squared distance on its own share of the genes.
+    """Score a genotype: each objective is 1 minus the squared distance over its own share of the genes.
 
-    With scores per item, 0 or 1: an item is right where a gene of its own is near enough.
+    Items have scores 0 or 1: an item is right if its gene is near enough to the optimum.
     """
     off = distances(space, genotype)
     values = tuple(1.0 - float((off[part::objectives] ** 2).sum()) for part in range(objectives))

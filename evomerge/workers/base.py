@@ -101,7 +101,7 @@ class WorkerSettings:
     threads
         CPU threads of torch; None: its own default.
     placement
-        Where a GPU's sources lie; ``auto``: the first place that has room.
+        Where a GPU's sources are; ``auto``: the first place that has room.
     """
 
     device: str = "auto"

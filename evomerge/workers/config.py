@@ -25,7 +25,7 @@ class InlineConfig(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; its own default when absent."""
     placement: SourcePlacement = "auto"
-    """Where a GPU's sources lie: `device` copied to it, `pinned` in page-locked host memory, `mmap` in their files;
+    """Where a GPU's sources are: `device` copied to it, `pinned` in page-locked host memory, `mmap` in their files;
     `auto`: the first that has room. On a CPU always `mmap`."""
 
     def settings(self) -> WorkerSettings:
@@ -81,9 +81,9 @@ class RayConfig(BaseModel):
 
     def start(self, factory: WorkerFactory) -> Pool:
         """Return the pool, with a worker that is ready to score."""
-        from evomerge.workers.ray_cluster import RayCluster, Room
+        from evomerge.workers.ray_cluster import ClusterSettings, RayCluster
         from evomerge.workers.ray_pool import RayPool
 
-        room = Room(self.address, self.count, self.cpus_per_worker, self.gpus_per_worker)
-        cluster = RayCluster(room, self.settings, factory.elsewhere)
+        needed = ClusterSettings(self.address, self.count, self.cpus_per_worker, self.gpus_per_worker)
+        cluster = RayCluster(needed, self.settings, factory.elsewhere)
         return RayPool(cluster, factory.items, count=self.count, timeout=self.timeout, max_restarts=self.max_restarts)

@@ -25,7 +25,7 @@ from search_spaces.spaces.space import Genotype
 
 log = logging.getLogger("evomerge")
 
-_NO_MEMORY = ("not enough memory", "can't allocate memory")  # of torch's CPU allocator, which has no type for it
+_NO_MEMORY = ("not enough memory", "can't allocate memory")  # torch's CPU allocator raises a RuntimeError
 
 
 class MergeWorker:
@@ -61,7 +61,7 @@ class MergeWorker:
         return str(self.evaluator.device)
 
     def prepare(self, recipe: Recipe, items: Sequence[str]) -> None:
-        """Do all that does not depend on a candidate: prepared merge state, tokenised batches."""
+        """Do what does not depend on a candidate: prepare the merge state and tokenise the items."""
         self.evaluator.prepare(items, self.engine.apply(recipe))
 
     def evaluate(self, request: Request) -> Evaluation:
@@ -92,12 +92,12 @@ class MergeWorker:
             answered = Evaluation(
                 "ok", items=scored.items, scores=scored.scores, seconds=seconds, answers=scored.answers
             )
-            estimates = means(scored)  # a race's later rounds may be without items of a small task
+            estimates = means(scored)  # later rounds of a race may have no items of a small task
             weights = {task: self.evaluator.suite.weights[task] for task in estimates}
             return Objectives(weights).judge(answered, estimates)
         except Exception as problem:  # whatever torch, the tasks' own metrics or their templates raise
             if "CUDA error" in str(problem):  # every later call would fail, too
-                raise BrokenWorker(f"the GPU cannot go on ({one_line(problem)}); resume the run") from problem
+                raise BrokenWorker(f"the GPU cannot continue ({one_line(problem)}); resume the run") from problem
             shortage = f"{OUT_OF_MEMORY} ({_batch(self.evaluator.batch_size)}): " if _no_memory(problem) else ""
             return Evaluation.failed(shortage + one_line(problem), seconds)
 
@@ -126,7 +126,7 @@ class MergeWorker:
         )
 
     def _score(self, model: Any, request: Request) -> ItemScores:
-        """Score, with smaller batches from here on as long as memory does not suffice."""
+        """Score; halve the batch size for good whenever memory runs out."""
         while True:
             try:
                 scored = self.evaluator.score(model, request.items, want_answers=request.want_answers)
@@ -158,7 +158,7 @@ def _batch(size: int) -> str:
 
 
 class InlinePool:
-    """A pool of one worker that works when it is waited for."""
+    """A pool of one worker, which scores when `wait` is called."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker

@@ -19,18 +19,18 @@ from evomerge.workers.ray_actor import Actor
 from evomerge.workers.ray_pool import Handle, Reference, WorkerDied
 
 OBJECT_STORE = 100 * 2**20
-"""Bytes of a local object store: recipes and scores are small, weights never travel."""
+"""Bytes of a local object store: it holds recipes and scores, never weights."""
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no internet
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning per worker without a GPU
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # else its word on each dead worker lands in standard output, which may be JSON
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # else messages about dead workers go to standard output, which may be JSON
 }
 
 
 @dataclass(frozen=True)
-class Room:
-    """Where workers run and what each takes; see `RayConfig` for the values.
+class ClusterSettings:
+    """Where workers run and what each needs; see `RayConfig` for the values.
 
     Attributes
     ----------
@@ -53,8 +53,8 @@ class RayCluster:
 
     Parameters
     ----------
-    room
-        Where workers run and what each takes.
+    cluster
+        Where workers run and what each needs.
     settings
         Returns how a worker computes on a torch device.
     start_worker
@@ -68,13 +68,13 @@ class RayCluster:
 
     def __init__(
         self,
-        room: Room,
+        cluster: ClusterSettings,
         settings: Callable[[str], WorkerSettings],
         start_worker: Callable[[WorkerSettings, Share], Worker],
     ) -> None:
-        self._settings = room
+        self._settings = cluster
         os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-        if room.address != "local" and _has_token():
+        if cluster.address != "local" and _has_token():
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
         try:
             import ray
@@ -85,22 +85,22 @@ class RayCluster:
         if self._ours:
             self._connect()
         self._gpus = self._gpus_per_worker()
-        if room.address == "local" and not self.room():
+        if cluster.address == "local" and not self.room():
             self.close()
             raise WorkerError(
-                f"workers: one needs {room.cpus:g} CPUs and {self._gpus:g} GPUs, and this machine "
+                f"workers: one needs {cluster.cpus:g} CPUs and {self._gpus:g} GPUs, and this machine "
                 "has fewer; lower workers.cpus_per_worker or workers.gpus_per_worker"
             )
         how = settings("cuda" if self._gpus else "cpu")
         self._actor = ray.remote(concurrency_groups={"control": 1})(Actor).options(
-            num_cpus=room.cpus,
+            num_cpus=cluster.cpus,
             num_gpus=self._gpus,
             max_restarts=0,  # the pool starts workers again, and gives their candidates to others
             max_task_retries=0,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": _worker_variables(room.address, how.threads)},
+            runtime_env={"env_vars": _worker_variables(cluster.address, how.threads)},
         )
-        share = share_of(max(self._room_by_node(), default=1), room.count, self._gpus)
+        share = share_of(max(self._room_by_node(), default=1), cluster.count, self._gpus)
         # Once in the object store, and not with every start.
         self._start_worker = ray.put(partial(start_worker, how, share))
 
@@ -137,7 +137,7 @@ class RayCluster:
         return ready
 
     def result(self, reference: Reference) -> Any:
-        """Return a result; tell a worker that died from one that cannot go on."""
+        """Return a result; raise `WorkerDied` for a worker that died and `WorkerError` for one that cannot continue."""
         errors = self._ray.exceptions
         try:
             return self._ray.get(reference)

@@ -22,11 +22,11 @@ from fitness.results import Evaluation, no_seconds
 log = logging.getLogger("evomerge")
 
 ATTEMPTS = 3
-"""Workers that one candidate may take down before it counts as failed."""
+"""Workers that may die with one candidate before it counts as failed."""
 HANGS = 2
 """Times that one candidate may exceed the time limit before it counts as failed."""
 POLL = 1.0
-"""Longest seconds between two looks at time limits and at the cluster."""
+"""Most seconds between two checks of time limits and of the cluster."""
 HEARTBEAT = 30.0
 """Seconds between two heartbeats that a busy worker is asked for."""
 SILENCE = 120.0
@@ -62,7 +62,7 @@ class Cluster(Protocol):
         """Block until at least one reference is ready, or the time is over; return all that are ready."""
 
     def result(self, reference: Reference) -> Any:
-        """Return what a ready reference holds; raise WorkerDied or WorkerError where there is no result."""
+        """Return what a ready reference holds; raise WorkerDied or WorkerError if it holds no result."""
 
     def kill(self, worker: Handle) -> None:
         """End a worker at once, whatever it does."""
@@ -207,7 +207,7 @@ class RayPool:
     # --- taking back ---
 
     def _collect(self, slot: WorkerSlot) -> None:
-        """Take what a worker's reference holds: that it has started, or an evaluation."""
+        """Read a worker's ready reference: it has started, or has an evaluation."""
         try:
             result = self._cluster.result(slot.reference)
         except WorkerDied as death:
@@ -230,7 +230,7 @@ class RayPool:
         self._done.append((task.tag, replace(result, seconds=dict(result.seconds) | {"wait": waited})))
 
     def _replace(self, slot: WorkerSlot, reason: str) -> None:
-        """Replace a worker that has died or hung, and give its candidate to another one, or up."""
+        """Replace a worker that has died or hung; give its candidate to another worker, or give the candidate up."""
         log.warning("worker %d is gone: %s", slot.number, reason)
         self._cluster.kill(slot.handle)
         self._last_death = reason
@@ -242,7 +242,7 @@ class RayPool:
                 times = task.hangs if task.hangs >= HANGS else task.deaths
                 reason = f"given up after {times} workers: {reason}"
                 self._done.append((task.tag, Evaluation.failed(reason, no_seconds())))
-                slot.deaths = 0  # the candidate is to blame
+                slot.deaths = 0  # the candidate is the cause
             else:
                 self._queue.appendleft(task)
         if slot.deaths > self._max_restarts:
@@ -290,13 +290,13 @@ class RayPool:
                 log.warning("worker %d has not answered for %.0f s", slot.number, now - slot.heartbeat_asked)
 
     def _resize(self) -> None:
-        """With `count: auto`, follow the cluster: workers for new nodes, none waiting for lost ones."""
+        """With `count: auto`, follow the cluster: add workers for new nodes, drop those that wait for lost ones."""
         wanted = self._wanted()
         while len(self._slots) < wanted:
             self._add_slot()
         if self._count == "auto":
             for slot in [slot for slot in self._slots if not slot.ready][: max(0, len(self._slots) - wanted)]:
-                log.info("worker %d has no place any more", slot.number)
+                log.info("worker %d is removed, since the cluster has no room for it", slot.number)
                 self._cluster.kill(slot.handle)
                 self._slots.remove(slot)
 
@@ -316,7 +316,7 @@ class RayPool:
         slot.handle, slot.reference = self._cluster.start(slot.number)
 
     def _await_first(self) -> None:
-        """Wait until a worker is ready, so that what is wrong with all of them shows before a run begins."""
+        """Wait until a worker is ready, so that an error in all of them shows before a run begins."""
         while not self.size:
             for reference in self._cluster.wait([slot.reference for slot in self._slots], POLL):
                 self._collect(next(slot for slot in self._slots if slot.reference is reference))

@@ -1,4 +1,4 @@
-"""Sources must stay what they were when they were opened: nothing that other weights gave may be recorded."""
+"""Checks that source files do not change during a search, so that no score of other weights is recorded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from evomerge.workers.base import WorkerError
 
 
 class SourceWatch:
-    """Compares the sources' files with what they were: size, time and place by every look, contents if those differ.
+    """Compares the sources' files with their first state: size, time and inode at each check, contents if those differ.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class SourceWatch:
         }
 
     def check(self) -> None:
-        """Look at every file; a few microseconds each.
+        """Check every file; a few microseconds each.
 
         Raises
         ------
@@ -44,11 +44,11 @@ class SourceWatch:
                 raise _changed(reference, path, "vanished")
             if fingerprint(self._checkpoints[reference])["files"] != self._contents[reference]:
                 raise _changed(reference, path, "changed")
-            self._stamps[path] = (reference, now)  # touched, or copied over with the same contents
+            self._stamps[path] = (reference, now)  # touched, or replaced by a copy
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Return size, time of change in nanoseconds, and identity of a file; None if it is not there."""
+    """Return size, modification time in nanoseconds, device and inode of a file; None if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:
@@ -58,6 +58,6 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
 
 def _changed(reference: str, path: Path, what: str) -> WorkerError:
     return WorkerError(
-        f"{reference}: {path.name} has {what} while the search ran, and nothing was recorded since; put the old file "
-        "back, then resume the run"
+        f"{reference}: {path.name} has {what} while the search ran; nothing was recorded since; put the old file back, "
+        "then resume the run"
     )

@@ -1,8 +1,9 @@
-"""What a candidate may still answer, given its answers so far.
+"""Posterior draws of a candidate's remaining answers, given its answers so far.
 
-If items come in random order, those not asked yet are like those asked. Their scores are drawn from a Bayesian
-bootstrap (D. B. Rubin, "The Bayesian bootstrap", 1981): a random distribution over the answers given, and over one best
-and one worst answer besides. For right and wrong answers that is Bernoulli with a rate from Beta(1 + right, 1 + wrong).
+If items are asked in random order, the remaining items are exchangeable with those asked. Their scores are drawn by a
+Bayesian bootstrap (D. B. Rubin, "The Bayesian bootstrap", 1981): from a random distribution over the answers given and
+one best and one worst answer. For 0/1 scores this is a Bernoulli distribution with a rate from
+Beta(1 + right, 1 + wrong).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from fitness.results import Evaluation
 
 
 def posterior_draws(answered: Evaluation, items: Sequence[str], rng: np.random.Generator) -> Iterator[Evaluation]:
-    """Draw answers to all items without end; what they say of the score has to be judged.
+    """Yield draws of the answers to all items, without end; the caller judges them.
 
     Parameters
     ----------
     answered
-        Answers to some of the items, at least one of each task.
+        Answers to some of the items, at least one per task.
     items
-        All items that the candidate may be asked.
+        All items that the candidate can be asked.
 
     Raises
     ------
@@ -41,7 +42,7 @@ def posterior_draws(answered: Evaluation, items: Sequence[str], rng: np.random.G
     places = {task: open_places[where] for task, where in groups.items()}
     for task in places:
         if task not in seen:
-            raise ValueError(f"no answer to an item of task {task!r}: ask some items of each task first")
+            raise ValueError(f"no item of task {task!r} has an answer: ask some items of each task first")
     while True:
         drawn_I = score_I.copy()
         for task, where in places.items():
@@ -51,7 +52,7 @@ def posterior_draws(answered: Evaluation, items: Sequence[str], rng: np.random.G
 
 
 def _ends(scores: np.ndarray) -> tuple[float, float]:
-    """The worst and the best answer there is, or where scores have no bounds, the worst and the best one given."""
+    """The worst and the best possible answer; if scores are not in [0, 1], the worst and the best one given."""
     if scores.min() >= 0 and scores.max() <= 1:
         return 0.0, 1.0
     return float(scores.min()), float(scores.max())

@@ -33,7 +33,9 @@ def _answers(
     score_S = (np.asarray(scores, np.float64) if any_scores else check_scores(scores)).ravel()
     position_S = np.asarray(positions, np.int64).ravel()
     if score_S.size == 0 or score_S.size != position_S.size:
-        raise ValueError(f"{score_S.size} scores for {position_S.size} items: give one score per item, at least one")
+        raise ValueError(
+            f"{score_S.size} scores for {position_S.size} items: give one score per item, and at least one"
+        )
     if position_S.min() < 0 or position_S.max() >= inputs.items:
         raise ValueError(f"asked items lie outside of 0 to {inputs.items - 1}: give positions within the task's items")
     if np.unique(position_S).size < position_S.size:
@@ -42,7 +44,7 @@ def _answers(
 
 
 def subset_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorInputs) -> Estimate:
-    """`mean` of a random subset, its error times √(1 − S/I): a subset of all items leaves nothing open."""
+    """`mean` of a random subset, with a standard error times √(1 − S/I): 0 if all items were asked."""
     score_S, _ = _answers(scores, positions, inputs, any_scores=True)
     estimate = mean(score_S)
     open_share = 1 - score_S.size / inputs.items
@@ -50,7 +52,7 @@ def subset_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: Estimat
 
 
 def stratified_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorInputs) -> Estimate:
-    """Mean of the strata's means, weighted by their sizes; a stratum that was not asked takes the overall mean."""
+    """Mean of the strata's means, weighted by their sizes; a stratum without answers takes the overall mean."""
     score_S, position_S = _answers(scores, positions, inputs)
     stratum_I = parent_strata(inputs.parent_scores) if inputs.strata is None else inputs.strata
     overall = mean(score_S)
@@ -67,8 +69,8 @@ def stratified_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: Est
 def anchor_mean(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorInputs) -> Estimate:
     """Σ w y with the anchors' weights (tinyBenchmarks); the plain mean for other subsets.
 
-    The error is that of a mean of as many items as the weights are worth, 1/Σw²; anchors are not drawn at random, so
-    this is a rough figure.
+    The error is that of a mean over the effective number of items, 1/Σw². It is approximate, because anchors are not
+    drawn at random.
     """
     score_S, position_S = _answers(scores, positions, inputs)
     weight_S = _weights(position_S, inputs)
@@ -91,11 +93,11 @@ def _weights(position_S: npt.NDArray[np.int64], inputs: EstimatorInputs) -> Arra
 
 # As published: tinyBenchmarks (arXiv:2402.14992) and MERGE³ (arXiv:2502.10436, its code Mergenetic) ---------------
 
-PUBLISHED_MIX = 0.5  # gmp-IRT's c: the paper has a heuristic, the code this number
+PUBLISHED_MIX = 0.5  # gmp-IRT's c: the paper uses a heuristic, its code this number
 
 
 def p_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorInputs) -> Estimate:
-    """p-IRT as published: answers where given, predictions at the maximum-likelihood ability elsewhere."""
+    """p-IRT as published: the answers given, and predictions at the maximum-likelihood ability for the other items."""
     score_S, position_S = _answers(scores, positions, inputs)
     return p_irt_score(inputs.bank, score_S, position_S)
 
@@ -121,7 +123,7 @@ def gp_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorInp
 
 
 def _blend(share: float, first: Estimate, second: Estimate) -> Estimate:
-    """share·first + (1 − share)·second; both rest on the same answers, so their errors add up linearly."""
+    """share·first + (1 − share)·second; both use the same answers, so their errors add linearly."""
     value = share * first.value + (1 - share) * second.value
     return Estimate(value, share * first.standard_error + (1 - share) * second.standard_error)
 
@@ -147,7 +149,7 @@ def gmp_irt(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorIn
 
 # Corrected and other estimators ---------------------------------------------------------------------------------
 
-MIXTURE_PRECISION = 4.0  # of λ's prior around 1/T: halves mp-IRT's error at 10 to 20 items
+MIXTURE_PRECISION = 4.0  # of λ's prior around 1/T; halves mp-IRT's error at 10 to 20 items
 STRATUM_STRENGTH = 3.0  # items that the prior of a stratum is worth
 
 
@@ -174,7 +176,7 @@ def mp_irt_map(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: Estimato
 def ridge(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorInputs) -> Estimate:
     """Ridge regression of other models' full scores on their answers to the asked items.
 
-    The penalty minimises the leave-one-out error, which is also the standard error.
+    The penalty minimises the leave-one-out error, which is used as the standard error.
     """
     score_S, position_S = _answers(scores, positions, inputs)
     other_JI = inputs.other_models_scores
@@ -222,7 +224,7 @@ def blup(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorInput
 
 
 def parent_post_stratification(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorInputs) -> Estimate:
-    """Strata by which parents are right, each with a Beta prior worth 3 items at .22, .55, .92 (none, some, all).
+    """Strata by whether no, some or all parents are right, with Beta priors of weight 3 at .22, .55, .92.
 
     Needs neither IRT nor other models: Z = (1/I) Σ_k [s_k + (I_k − n_k)(s_k + n₀π_k)/(n_k + n₀)].
     """
@@ -256,14 +258,14 @@ def stratified_difference(scores: npt.ArrayLike, positions: npt.ArrayLike, input
         offset = float((score_S - predicted_I[position_S])[inside_S].sum()) / strength
         rate_U = np.clip(predicted_I[open_I] + offset, 0, 1)
         total += float(rate_U.sum())
-        # each item's own variance, half a pseudo-item keeping it off 0, and that of the offset
+        # variance of each item, with half a pseudo-item to keep it above 0, and of the offset
         spread = float((rate_U * (1 - rate_U)).mean() + 0.5 / (strength + 1)) if rate_U.size else 0.0
         variance += rate_U.size * spread + rate_U.size**2 * spread / strength
     return Estimate(total / inputs.items, math.sqrt(variance) / inputs.items)
 
 
 def inherited(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorInputs) -> Estimate:
-    """The default (`fitness.estimation.parent_prior`): parents, a bank, both or neither; learns from candidates."""
+    """The default (`fitness.estimation.parent_prior`), from parents, a bank or both; learns from candidates."""
     score_S, position_S = _answers(scores, positions, inputs)
     result = parent_prior.posterior(inputs.prior, score_S, position_S)
     return Estimate(result.value, result.standard_error)

@@ -1,4 +1,4 @@
-"""What an estimator may use beside a candidate's answers.
+"""The inputs of estimators besides a candidate's answers.
 
 Letters: T parents, J other models, I items, D ability dimensions.
 """
@@ -21,27 +21,26 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class EstimatorInputs:
-    """What is known beside a candidate's answers; all of one task, items in one order.
+    """What is known about one task besides a candidate's answers; all arrays have the items in the same order.
 
     Attributes
     ----------
     items
-        I, the number of items of the task.
+        I, the number of the task's items.
     parents
-        float64[T, I], scores of the models that are merged, on all items.
+        float64[T, I], scores of the merged models on all items.
     banks
-        Item parameters; the published estimators use the last one, which is the multidimensional one of two.
+        Item parameters; published estimators use the last bank, which is the multidimensional one if there are two.
     other_models
         float64[J, I], scores of other models on all items.
     weights
-        Item position to its weight, of an anchor subset (`fitness.estimation.subset.anchors`); other subsets weigh
-        equally.
+        Item position to its weight in an anchor subset (`fitness.estimation.subset.anchors`); None: equal weights.
     strata
-        int[I], for `stratified_mean`; by default the parents' (`fitness.estimation.subset.parent_strata`).
+        int[I], for `stratified_mean`; None: the parents' strata (`fitness.estimation.subset.parent_strata`).
     evaluated
-        (scores, positions) of candidates of the same parents, oldest first.
+        (scores, positions) of earlier candidates with the same parents, oldest first.
     p_irt_error
-        b of gp-IRT, in [0, 1]; None measures it on the other models, which takes seconds.
+        b of gp-IRT, in [0, 1]; None: measure it on the other models, which takes seconds.
     """
 
     items: int
@@ -60,16 +59,18 @@ class EstimatorInputs:
                 raise ValueError(f"{name} have shape {np.shape(scores)}: give [models, {self.items}]")
         for bank in self.banks:
             if len(bank.items) != self.items:
-                raise ValueError(f"the item bank has {len(bank.items)} items, the task {self.items}: select them first")
+                raise ValueError(
+                    f"the item bank has {len(bank.items)} items and the task {self.items}: use ItemBank.select first"
+                )
 
     @cached_property
     def prior(self) -> parent_prior.Prior:
-        """What the default estimator expects of a candidate: from parents, banks and evaluated candidates."""
+        """The default estimator's prior for a candidate, from parents, banks and evaluated candidates."""
         return parent_prior.learn(parent_prior.prior(self.items, self.parents, self.banks), self.evaluated)
 
     @property
     def bank(self) -> ItemBank:
-        """The bank that published estimators use."""
+        """The item parameters that published estimators use."""
         if not self.banks:
             raise ValueError("this estimator needs item parameters: run `evomerge fit-items` and name its file")
         return self.banks[-1]

@@ -22,7 +22,7 @@ def interval(scores: npt.ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Confidence interval of the mean score.
 
     Wilson's interval for 0/1 scores. Otherwise Student's t with the standard error of
-    `fitness.results.mean` (honest when all scores are equal), cut to [0, 1] if all scores lie there.
+    `fitness.results.mean` (above 0 even if all scores are equal), cut to [0, 1] if all scores lie there.
 
     Parameters
     ----------
@@ -39,9 +39,9 @@ def interval(scores: npt.ArrayLike, level: float = 0.95) -> tuple[float, float]:
     if not 0 < level < 1:
         raise ValueError(f"level is {level}: give a number between 0 and 1, such as 0.95")
     score_I = np.asarray(scores, np.float64).ravel()
-    estimate = mean(score_I)  # checks the scores, too
+    estimate = mean(score_I)  # also checks the scores
     count = score_I.size
-    from scipy import stats  # seconds to import: not for those who only read results
+    from scipy import stats  # takes seconds to import, so not at the top
 
     if _is_binary(score_I):
         test = stats.binomtest(int(score_I.sum()), count)
@@ -71,7 +71,7 @@ def paired_test(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     Returns
     -------
     p_value
-        In (0, 1]; 1 when all scores agree. Which of the two is better is for the means to say.
+        In (0, 1]; 1 if all scores agree. Compare the means to see which is better.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def paired_test(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """
     a_I, b_I = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     if a_I.size != b_I.size or a_I.size == 0:
-        raise ValueError(f"a has {a_I.size} scores and b {b_I.size}: give both for the same items, in one order")
+        raise ValueError(f"a has {a_I.size} scores and b {b_I.size}: give both for the same items, in the same order")
     if not (np.isfinite(a_I).all() and np.isfinite(b_I).all()):
         raise ValueError("scores contain NaN or infinity: leave these items out of both")
     difference = (a_I - b_I)[a_I != b_I]
@@ -121,8 +121,8 @@ def weighted_interval(tasks: Sequence[tuple[npt.ArrayLike, float]], level: float
 def weighted_paired_test(tasks: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, float]]) -> float:
     """Two-sided p-value of "a and b are equally good" on the weighted mean of several tasks.
 
-    The sign-flip permutation test of `paired_test`, each item's difference counting with its task's weight
-    over the task's number of items.
+    The sign-flip permutation test of `paired_test`; each item's difference has the weight of its task
+    divided by the task's number of items.
 
     Parameters
     ----------

@@ -1,13 +1,13 @@
-"""Item response theory: how hard each question is, how well it separates models, and how able a model is.
+"""Item response theory: the difficulty and discrimination of items, and the ability of models.
 
     P(model j right on item i) = σ(aᵢ·θⱼ − bᵢ)                                              (1)
 
 with aᵢ, θⱼ ∈ ℝᴰ: the two-parameter logistic model (2PL; Birnbaum 1968) for D = 1, its compensatory
 multidimensional version (MIRT; Reckase 2009) for D > 1. The sign convention is that of tinyBenchmarks
-(arXiv:2402.14992) and MERGE³ (arXiv:2502.10436). Parameters of py-irt >= 0.5, where the logit is
-Σ a(θ − b), do not fit in here.
+(arXiv:2402.14992) and MERGE³ (arXiv:2502.10436). Parameters from py-irt >= 0.5, whose logit is Σ a(θ − b),
+cannot be used.
 
-Scores may lie anywhere in [0, 1]: log-likelihoods are then the usual fractional ones, y log P + (1−y) log(1−P).
+Scores may be any number in [0, 1]; log-likelihoods are then fractional, y log P + (1−y) log(1−P).
 
 Letters: J calibration models, I items of the bank, S asked items, D dimensions, Q quadrature nodes.
 """
@@ -27,14 +27,14 @@ LOGIT_BOUND = 30.0  # as tinyBenchmarks' item_curve; σ(30) = 1 − 1e-13
 
 @dataclass(frozen=True)
 class ItemPriors:
-    """Normal priors of the item parameters; abilities are N(0, I), which fixes the scale.
+    """Normal priors of the item parameters. Abilities are N(0, I), which fixes the scale.
 
     Attributes
     ----------
     log_discrimination_mean, log_discrimination_sd
         Of log a in the 2PL model: discriminations are positive.
     discrimination_sd
-        Of each coordinate of a in the multidimensional model, around 0: signs are free.
+        Of each coordinate of a in the multidimensional model, around 0; signs are free.
     difficulty_sd
         Of b, around 0, in both models.
     """
@@ -47,7 +47,7 @@ class ItemPriors:
 
 @dataclass(frozen=True, eq=False)
 class ItemBank:
-    """Item parameters, and the abilities they were calibrated on.
+    """Item parameters, and the abilities of the models they were calibrated on.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class ItemBank:
     abilities
         float64[J, D], the calibration models' abilities.
     facts
-        What else is worth keeping (priors, number of models, source); plain JSON.
+        Further information (priors, number of models, source); plain JSON.
     """
 
     items: tuple[str, ...]
@@ -83,7 +83,7 @@ class ItemBank:
                 f"{self.difficulty.shape}, abilities {self.abilities.shape}: give [I, D], [I] and [J, D]"
             )
         if not all(np.isfinite(array).all() for array in (self.discrimination, self.difficulty, self.abilities)):
-            raise ValueError("item bank: NaN or infinity among the parameters: calibrate it again")
+            raise ValueError("item bank: parameters contain NaN or infinity: fit it again")
 
     @property
     def dimensions(self) -> int:
@@ -100,7 +100,7 @@ class ItemBank:
         return sigmoid(self.logit(ability))
 
     def select(self, items: Sequence[str]) -> ItemBank:
-        """The bank of these items, in this order.
+        """Return the bank of these items, in this order.
 
         Raises
         ------
@@ -121,17 +121,17 @@ class ItemBank:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + e⁻ˣ), without overflow."""
+    """Return 1 / (1 + e⁻ˣ), without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
 def check_scores(scores: npt.ArrayLike, missing: bool = False) -> Array:
-    """Scores as float64, all in [0, 1]; NaN only where `missing` allows it.
+    """Return scores as float64, all in [0, 1]; NaN is allowed only with `missing`.
 
     Raises
     ------
     ValueError
-        Scores outside of [0, 1], or missing ones that may not be.
+        Scores lie outside [0, 1], or some are missing without `missing`.
     """
     array = np.asarray(scores, np.float64)
     known = array[~np.isnan(array)]
@@ -160,10 +160,10 @@ def fit_2pl(
     tolerance: float = 1e-3,
     max_iterations: int = 200,
 ) -> ItemBank:
-    """Item parameters of the 2PL model by marginal maximum a posteriori (EM; Bock & Aitkin 1981).
+    """Fit the 2PL model by marginal maximum a posteriori (EM; Bock & Aitkin 1981).
 
-    The E step integrates the abilities out on a grid of `nodes` points in [−5, 5]; the M step makes Newton
-    steps in (log a, b) for all items at once. 300 models × 2,000 items: a few seconds on one core.
+    The E step integrates the abilities out on a grid of `nodes` points in [−5, 5]; the M step takes Newton steps in
+    (log a, b) for all items at once. 300 models × 2,000 items take a few seconds on one core.
 
     Parameters
     ----------
@@ -172,12 +172,12 @@ def fit_2pl(
     items
         Item ids; by default "0", "1", ...
     tolerance
-        Stop when no parameter moves more than this in one iteration.
+        Stop when no parameter changes by more than this in one iteration.
 
     Returns
     -------
     bank
-        With D = 1 and the calibration models' EAP abilities.
+        With D = 1 and the models' EAP abilities.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def fit_2pl(
     count_I = asked_JI.sum(0)
     share_I = (right_JI.sum(0) + 0.5) / (count_I + 1)
     log_a_I = np.full(len(names), priors.log_discrimination_mean)
-    b_I = -np.log(share_I / (1 - share_I)) * 1.2  # a marginal logit is flatter than the one given the ability
+    b_I = -np.log(share_I / (1 - share_I)) * 1.2  # a marginal logit is flatter than the logit given the ability
     for _ in range(max_iterations):
         posterior_JQ = _node_posterior(np.exp(log_a_I), b_I, node_Q, log_weight_Q, right_JI, asked_JI)
         right_IQ, asked_IQ = right_JI.T @ posterior_JQ, asked_JI.T @ posterior_JQ
@@ -249,11 +249,11 @@ def fit_mirt(
     priors: ItemPriors | None = None,
     max_iterations: int = 500,
 ) -> ItemBank:
-    """Item parameters of the D-dimensional model by joint maximum a posteriori (L-BFGS).
+    """Fit the D-dimensional model by joint maximum a posteriori (L-BFGS).
 
-    Abilities and item parameters are maximised together, which is biased at few models but quick and, with the
-    priors, stable. Axes are defined up to a rotation. The start (principal components of the scores) makes the
-    fit deterministic.
+    Abilities and item parameters are optimised together, which is biased with few models, but fast and, with the
+    priors, stable. Axes are defined up to a rotation. The fit is deterministic: it starts from the principal components
+    of the scores.
 
     Parameters
     ----------
@@ -265,7 +265,7 @@ def fit_mirt(
     Raises
     ------
     ValueError
-        No models or items, scores outside of [0, 1], or a D that the data cannot carry.
+        No models or items, scores outside of [0, 1], or a D too large for the data.
     """
     from scipy import optimize
 
@@ -343,9 +343,9 @@ def ability_map(
     Parameters
     ----------
     scores
-        float[S] in [0, 1]; S may be 0, which gives the prior.
+        float[S] in [0, 1]; S may be 0, which gives the prior mean.
     positions
-        int[S], where the asked items stand in the bank; by default all I of them.
+        int[S], positions of the asked items in the bank; by default all I items.
     prior_mean, prior_precision
         Normal prior: float[D] (default 0) and a number > 0 or a matrix float[D, D].
     """
@@ -359,7 +359,7 @@ def ability_map(
 
     theta_D: Array = mean_D.copy()
     value = loss(theta_D)
-    for _ in range(100):  # the loss is strictly convex: Newton with step halving always arrives
+    for _ in range(100):  # the loss is strictly convex, so Newton steps with halving converge
         p_S = sigmoid(a_SD @ theta_D - b_S)
         gradient_D = a_SD.T @ (p_S - score_S) + precision_DD @ (theta_D - mean_D)
         hessian_DD = (a_SD * (p_S * (1 - p_S))[:, None]).T @ a_SD + precision_DD
@@ -379,8 +379,9 @@ def ability_map(
 class ItemFit:
     """Mean squared standardised residuals of each item, float64[I]: 1 where the model holds.
 
-    `infit` weights models by the item's information about them, `outfit` all alike (so that a single surprising
-    answer shows). Below 0.7: more regular than the model; above 1.3: the item measures something else.
+    `infit` weights models by the item's information about them; `outfit` weights all models equally, so that a single
+    surprising answer is visible. Below 0.7 an item is more regular than the model; above 1.3 it measures something
+    else.
     """
 
     infit: Array
@@ -388,12 +389,12 @@ class ItemFit:
 
 
 def item_fit(bank: ItemBank, scores: npt.ArrayLike) -> ItemFit:
-    """Fit of each item to the models it was calibrated on (Wright & Masters 1982).
+    """Return how well the model fits each item, on the models it was calibrated on (Wright & Masters 1982).
 
     Parameters
     ----------
     scores
-        float[J, I], of the models whose abilities the bank holds, in their order; NaN where not asked.
+        float[J, I], of the models whose abilities the bank has, in the same order; NaN where not asked.
     """
     score_JI = check_scores(scores, missing=True)
     if score_JI.shape != (len(bank.abilities), len(bank.items)):

@@ -1,4 +1,4 @@
-"""From abilities to scores: the answers of a model to items that it was not asked, by item response theory.
+"""From abilities to scores: predictions of a model's answers to items it was not asked, by item response theory.
 
 Maximum-likelihood abilities and p-IRT as published: tinyBenchmarks (arXiv:2402.14992) and MERGE³ (arXiv:2502.10436, its
 code Mergenetic).
@@ -18,7 +18,7 @@ from fitness.results import Estimate
 
 Array = npt.NDArray[np.float64]
 
-PUBLISHED_EPSILON = 1e-10  # inside their logarithms
+PUBLISHED_EPSILON = 1e-10  # inside the logarithms
 
 
 def _published_loss(logit_S: Array, score_S: Array) -> float:
@@ -28,7 +28,7 @@ def _published_loss(logit_S: Array, score_S: Array) -> float:
 
 
 def likeliest_ability(bank: ItemBank, scores: Array, positions: npt.NDArray[np.int64]) -> Array:
-    """float64[D]: maximum-likelihood ability by BFGS from 0, without a prior: it diverges on all-right answers."""
+    """float64[D]: maximum-likelihood ability by BFGS from 0, without a prior; it diverges if all answers are right."""
     from scipy import optimize
 
     a_SD, b_S = bank.discrimination[positions], bank.difficulty[positions]
@@ -40,7 +40,7 @@ def likeliest_ability(bank: ItemBank, scores: Array, positions: npt.NDArray[np.i
 
 
 def likeliest_mixture(bank: ItemBank, abilities: Array, scores: Array, positions: npt.NDArray[np.int64]) -> Array:
-    """float64[T]: λ of θ = Σ λₜ θₜ by maximum likelihood: BFGS from 1/T, neither prior nor simplex."""
+    """float64[T]: λ in θ = Σ λₜ θₜ by maximum likelihood: BFGS from 1/T, without a prior or a simplex constraint."""
     from scipy import optimize
 
     slope_ST, b_S = bank.discrimination[positions] @ abilities.T, bank.difficulty[positions]
@@ -63,8 +63,8 @@ def with_predictions(
 ) -> Estimate:
     """τ·(first term) + (1 − τ)·(mean prediction of the other items), and its error.
 
-    The error has the other items' own variance and, by the delta method, that of the ability along `directions`
-    float64[D, K] under a prior of this precision.
+    The error includes the variance of the other items and, by the delta method, that of the ability along `directions`
+    float64[D, K] under a prior with this precision.
     """
     items = len(bank.items)
     unasked_I = np.ones(items, bool)
@@ -88,7 +88,7 @@ def p_irt(bank: ItemBank, score_S: Array, position_S: npt.NDArray[np.int64]) -> 
 
 
 def validation_error(bank: ItemBank, scores: Array, models: int = 40) -> float:
-    """Mean absolute error of p-IRT with half the items asked.
+    """Return the mean absolute error of p-IRT with half the items asked.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Which models were right on which items, from the files people have, and item banks from that.
+"""Item banks: reading other models' answers to a task's items, and fitting item parameters to them.
 
-Three sources: lm-eval's sample logs (`lm_eval --log_samples` writes `OUT/MODEL/samples_TASK_TIME.jsonl`), a
-responses matrix in an `.npz`, and the per-item scores of a run of our own. None of them is ever unpickled.
+Answers come from lm-eval's sample logs (`lm_eval --log_samples` writes `OUT/MODEL/samples_TASK_TIME.jsonl`), from a
+matrix of responses in an `.npz` or CSV file, or from the scores of one of our runs. Nothing is unpickled.
 
 Letters: J models, I items.
 """
@@ -31,7 +31,7 @@ SAMPLES_UNDATED = re.compile(r"samples_(?P<task>.+)\.jsonl$")
 ITEM_BANKS_FORMAT = "evomerge item banks 1"
 BANK_ARRAYS = ("discrimination", "difficulty", "abilities")
 FEWEST_MODELS = 2
-MODELS_PER_DIMENSION = 10  # fewer cannot tell the dimensions apart
+MODELS_PER_DIMENSION = 10  # with fewer models, dimensions cannot be distinguished
 DIMENSIONS = 5  # tinyBenchmarks chooses between 5 and 10
 
 
@@ -42,7 +42,7 @@ class Responses:
     Attributes
     ----------
     models, items
-        Names, J and I of them, each once.
+        Distinct names, J and I of them.
     scores
         float64[J, I] in [0, 1]; NaN where a model was not asked.
     """
@@ -61,19 +61,19 @@ class Responses:
         for kind, names in (("model", self.models), ("item", self.items)):
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
-                raise ValueError(f"{kind} {twice!r} occurs twice in the responses: keep one")
+                raise ValueError(f"{kind} {twice!r} occurs twice in the responses: keep one of them")
 
 
 def read_matrix(path: str | os.PathLike[str]) -> Responses:
     """Read a responses matrix from an `.npz`.
 
     Arrays: `responses`, either numbers [J, I] in [0, 1] or bits packed along the items (`numpy.packbits(x, axis=1)`)
-    with their `shape`; `models` and `items`, names or numbers, which may be left out.
+    with their `shape`; optionally `models` and `items`, names or numbers.
 
     Raises
     ------
     ValueError
-        The file is something else.
+        The file is not such a matrix.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -92,7 +92,7 @@ def read_matrix(path: str | os.PathLike[str]) -> Responses:
             return Responses(names[0], names[1], response.astype(np.float64))
     except FileNotFoundError:
         raise
-    except Exception as error:  # numpy raises half a dozen kinds for damaged files
+    except Exception as error:  # numpy raises many types for damaged files
         raise ValueError(
             f"{path}: not a responses matrix ({error}): give an .npz with `responses` [models, items], "
             "`models` and `items`"
@@ -107,23 +107,25 @@ def read_csv(path: str | os.PathLike[str]) -> Responses:
     Raises
     ------
     ValueError
-        A row of another length than the header, or a cell that is no number in [0, 1].
+        A row differs in length from the header, or a cell is not a number in [0, 1].
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.reader(file) if row]
     if len(rows) < 2 or len(rows[0]) < 2:
-        raise ValueError(f"{path}: no responses matrix: give a header `model,item,...` and one row per model")
+        raise ValueError(f"{path}: not a matrix of responses: give a header `model,item,...` and one row per model")
     header, *body = rows
     scores = np.full((len(body), len(header) - 1), math.nan)
     for at, row in enumerate(body):
         if len(row) != len(header):
-            raise ValueError(f"{path}, model {row[0]!r}: {len(row)} cells, the header has {len(header)}: fill them up")
+            raise ValueError(
+                f"{path}, model {row[0]!r}: {len(row)} cells, the header has {len(header)}: write one cell per item"
+            )
         for column, cell in enumerate(row[1:]):
             try:
                 scores[at, column] = float(cell) if cell.strip() else math.nan
             except ValueError:
                 raise ValueError(
-                    f"{path}, model {row[0]!r}, item {header[column + 1]!r}: {cell!r} is no number: give 0 to 1"
+                    f"{path}, model {row[0]!r}, item {header[column + 1]!r}: {cell!r} is not a number: give 0 to 1"
                 ) from None
     try:
         return Responses(tuple(row[0] for row in body), tuple(header[1:]), scores)
@@ -132,20 +134,20 @@ def read_csv(path: str | os.PathLike[str]) -> Responses:
 
 
 def by_task(responses: Responses, task: str | None = None, split: str = "test") -> dict[str, Responses]:
-    """Split a matrix into those of its tasks.
+    """Split a matrix by task.
 
     Parameters
     ----------
     responses
-        Items are named `task/split/index`, as in a run; or anything else, such as the document's number in its split,
-        where `task` is given.
+        Items are named `task/split/index`, as in a run; or, with `task`, anything, such as the document's number in its
+        split.
     task, split
-        What `task/split/` to put before the names of the items; all of one task, then.
+        If given, all items belong to this task, and `task/split/` is put before their names.
 
     Raises
     ------
     ValueError
-        Items of another name, and no task.
+        Items are named differently, and `task` is not given.
     """
     if task is not None:
         items = tuple(f"{task}/{split}/{item}" for item in responses.items)
@@ -153,12 +155,12 @@ def by_task(responses: Responses, task: str | None = None, split: str = "test") 
     unnamed = next((item for item in responses.items if item.count("/") < 2), None)
     if unnamed is not None:
         raise ValueError(
-            f"item {unnamed!r} does not say its task: name it task/split/index, or give --task and --split"
+            f"item {unnamed!r} does not name its task: call it task/split/index, or give --task and --split"
         )
     found = {}
     for name, where in positions_by_task(responses.items).items():
         scores = responses.scores[:, where]
-        asked = np.flatnonzero(~np.isnan(scores).all(axis=1))  # the others tell nothing of this task
+        asked = np.flatnonzero(~np.isnan(scores).all(axis=1))  # the others were asked no item of this task
         models = tuple(responses.models[at] for at in asked)
         found[name] = Responses(models, tuple(responses.items[at] for at in where), scores[asked])
     return found
@@ -172,24 +174,24 @@ def read_samples(
 ) -> dict[str, Responses]:
     """Read lm-eval's sample logs.
 
-    A model is named by the folder that its log lies in, as lm-eval writes it; of several logs of one model and task
-    the last by name, the newest, counts. Items are named `task/split/doc_id`, as in a run.
+    A model is named after the folder of its log, as lm-eval writes it; of several logs of one model and task, the last
+    by name, which is the newest, is used. Items are named `task/split/doc_id`, as in a run.
 
     Parameters
     ----------
     paths
-        `samples_*.jsonl` files, and folders that are searched for them.
+        `samples_*.jsonl` files, and folders to search for them.
     metric
         Key of the score in each line; by default the first of the line's `metrics`.
     filter_name
-        lm-eval's filter (a task with two writes each item twice); by default that of the file's first line.
+        lm-eval's filter (a task with two filters logs each item twice); by default that of the file's first line.
     split
-        Split that the logs were made on; logs do not say.
+        The split that the logs are about; logs do not contain it.
 
     Returns
     -------
     responses
-        Task name to its matrix: the models and items of any log, NaN where a model has no answer.
+        Task name to its matrix, with the models and items of all logs; NaN where a model has no answer.
 
     Raises
     ------
@@ -235,7 +237,7 @@ def _read_log(file: Path, metric: str | None, filter_name: str | None) -> dict[i
                 continue
             answers[document] = _score(sample, metric, place)
     if not answers:
-        raise ValueError(f"{file}: no samples with filter {filter_name!r}: name one that the file has")
+        raise ValueError(f"{file}: no samples with filter {filter_name!r}: name a filter of the file")
     return answers
 
 
@@ -243,24 +245,24 @@ def _score(sample: Mapping[str, object], metric: str | None, place: str) -> floa
     if metric is None:
         metrics = sample.get("metrics")
         if not isinstance(metrics, list) or not metrics:
-            raise ValueError(f"{place}: lists no metrics: name the metric, such as acc")
+            raise ValueError(f"{place}: no list of metrics: name the metric, such as acc")
         metric = str(metrics[0])
     value = sample.get(metric)
     if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{place}: metric {metric!r} is {value!r}: name one with a score from 0 to 1")
+        raise ValueError(f"{place}: metric {metric!r} is {value!r}: name a metric with scores from 0 to 1")
     return float(value)
 
 
 def from_run(evaluations: Mapping[str, tuple[Sequence[str], npt.ArrayLike]]) -> Responses:
-    """Responses from a run's own scores.
+    """Return the responses in a run's scores.
 
     Parameters
     ----------
     evaluations
-        Model or candidate name to its (item ids, float[] scores); they need not have been asked the same items.
+        Model or candidate name to its (item ids, float[] scores); the items may differ.
     """
     if not evaluations:
-        raise ValueError("there are no evaluations to calibrate on: let the first generation answer all items")
+        raise ValueError("there are no evaluations to fit items to: use a run with scored candidates")
     items = tuple(dict.fromkeys(item for ids, _ in evaluations.values() for item in ids))
     column = {item: index for index, item in enumerate(items)}
     score_JI = np.full((len(evaluations), len(items)), np.nan)
@@ -274,28 +276,28 @@ def from_run(evaluations: Mapping[str, tuple[Sequence[str], npt.ArrayLike]]) -> 
 
 @dataclass(frozen=True, eq=False)
 class ItemBanks:
-    """What other models tell of the items of one or several tasks.
+    """Other models' answers to the items of one or several tasks, and item parameters.
 
     Attributes
     ----------
     responses
-        Task name to the scores of other models.
+        Task name to other models' scores.
     banks
-        Task name to the item parameters fitted to them.
+        Task name to item parameters fitted to these scores.
     """
 
     responses: Mapping[str, Responses]
     banks: Mapping[str, tuple[ItemBank, ...]]
 
     def of(self, task: str, items: Sequence[str]) -> tuple[tuple[ItemBank, ...], Array | None]:
-        """Banks and other models' scores float64[J, I] of these items, in this order.
+        """Return banks and other models' scores float64[J, I] of these items, in this order.
 
         The scores are None unless every model answered every item.
 
         Raises
         ------
         ValueError
-            If the task or one of the items is not in it.
+            The task or one of the items is unknown.
         """
         if task not in self.banks:
             raise ValueError(
@@ -323,12 +325,12 @@ class ItemBanks:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ItemBanks:
-        """Read what `save` wrote; nothing is ever unpickled.
+        """Read a file that `save` wrote; nothing is unpickled.
 
         Raises
         ------
         ValueError
-            The file is missing, or something else.
+            The file is missing, damaged or of another kind.
         """
         responses, banks = {}, {}
         try:
@@ -344,7 +346,7 @@ class ItemBanks:
                         _bank(items, {name: arrays[f"{number}.{index}.{name}"] for name in BANK_ARRAYS}, facts)
                         for index, facts in enumerate(part["banks"])
                     )
-        except Exception as error:  # numpy, zipfile and json raise half a dozen kinds for damaged files
+        except Exception as error:  # numpy, zipfile and json raise many types for damaged files
             raise ValueError(
                 f"{path}: not a file of item banks ({type(error).__name__}: {error}): "
                 "write one with `evomerge fit-items`"
@@ -359,25 +361,25 @@ def _bank(items: tuple[str, ...], arrays: Mapping[str, Array], facts: Mapping[st
 def fit_item_banks(
     responses: Responses, priors: ItemPriors | None = None, dimensions: int | None = None
 ) -> tuple[ItemBank, ...]:
-    """Item banks for the default estimator: 2PL and, with enough models, the multidimensional model.
+    """Fit item banks: the 2PL model and, with enough models, the multidimensional model.
 
     Parameters
     ----------
     dimensions
-        D of the second bank; 1 leaves it out. By default 5, or as many as there are tens of models.
+        D of the second bank; 1: no second bank. By default one dimension per ten models, up to 5.
 
     Raises
     ------
     ValueError
-        Fewer than 2 models, or an item that no model was asked.
+        There are fewer than 2 models, or an item was asked of no model.
     """
     models = len(responses.models)
     if models < FEWEST_MODELS:
-        raise ValueError(f"{models} model: fitting items needs at least {FEWEST_MODELS}, and tens to be of use")
+        raise ValueError(f"{models} model: fitting items needs at least {FEWEST_MODELS}, and tens to be useful")
     unasked = np.isnan(responses.scores).all(0)
     if unasked.any():
         item = responses.items[int(unasked.argmax())]
-        raise ValueError(f"item {item!r} was asked of no model: leave it out of the responses")
+        raise ValueError(f"no model was asked item {item!r}: remove it from the responses")
     if dimensions is None:
         dimensions = min(DIMENSIONS, models // MODELS_PER_DIMENSION, len(responses.items))
     banks = [fit_2pl(responses.scores, responses.items, priors)]

@@ -1,28 +1,28 @@
-"""What a merge inherits: the full score of a candidate from few answers, its parents' answers and an item bank.
+"""The default estimator: the full score of a merge from few answers, its parents' answers and an item bank.
 
-The default estimator. A merge rarely errs where all its parents are right, and rarely finds what none of them
-knows; so its answers are mostly known before it is asked, and the few that it gives tell how it deviates. With
-design row xᵢ, whose entries follow from the parents' answers and from item response theory,
+A merge is rarely wrong where all its parents are right, and rarely right where none of them is. So its answers are
+largely predictable, and the few answers it gives show how it deviates from the prediction. With design row xᵢ, whose
+entries are computed from the parents' answers and by item response theory,
 
     P(right on item i) = σ(oᵢ + xᵢ·u),     u ~ N(m, κΛ),     κ ∈ {1, 4, 16, 64}                     (1)
 
-and the score is the mean over all items of the answers given and of the probabilities of the others. The
-posterior of u is a normal one at its mode (Laplace) for each κ; the κ are averaged by their evidence, which
-gives the prior heavy tails: a broken merge, or one that composes its parents' skills, is not shrunk to them.
+and the score is the mean over all items of the answers given and the probabilities of the others. The posterior of u is
+approximated by a normal distribution at its mode (Laplace) for each κ; the κ are averaged by their evidence. This gives
+the prior heavy tails: a broken merge, or one that combines its parents' skills, is not shrunk towards the parents.
 
 The prior, fixed before any answer; h is the share of right parents, d the parents' disagreement:
 
-- intercept: such that the expected score is the parents' mean score, + d; sd √(0.25² + (2 d)²). Merges of
-  parents that disagree tend to be better than their mean, and vary more;
-- 2h − 1: logit(1 − d) ± 0.5. A merge leaves its parents' common answer about as often as they leave each other;
-- yₜ − h of each parent t: 0 ± 0.6. A merge may be closer to one parent;
-- 1 − |2h − 1|: 0 ± 0.7, what it does where they disagree;
-- the item's logit at the parents' mean ability (MERGE³'s linear inheritance, arXiv:2502.10436, without its
-  fitted weights), standardised over the items: 1 ± 0.3. Standardising makes it robust to banks calibrated on
-  models much weaker than the parents, as only the order and the relative spacing of the items enter.
+- intercept: such that the expected score is the parents' mean score, + d; sd √(0.25² + (2 d)²). Merges of parents that
+  disagree tend to be better than the parents' mean, and vary more;
+- 2h − 1: logit(1 − d) ± 0.5. A merge differs from its parents' common answer about as often as they differ;
+- yₜ − h of each parent t: 0 ± 0.6. A merge can be closer to one parent;
+- 1 − |2h − 1|: 0 ± 0.7. What a merge does where its parents disagree;
+- the item's logit at the parents' mean ability (MERGE³'s linear inheritance, arXiv:2502.10436, without its fitted
+  weights), standardised over the items: 1 ± 0.3. Standardising makes it robust to banks calibrated on models much
+  weaker than the parents, because only the order and the relative spacing of the items matter.
 
-Strata by which parents are right are the special case without a bank. `learn` moves m and Λ to what the candidates
-evaluated so far were like (empirical Bayes). Scores in [0, 1] enter as a quasi-likelihood with dispersion φ.
+Without a bank, this stratifies items by which parents are right. `learn` fits m and Λ to the candidates evaluated
+so far (empirical Bayes). Scores within (0, 1) enter as a quasi-likelihood with dispersion φ.
 
 Letters: T parents, I items, S asked items, F columns of the design.
 """
@@ -48,16 +48,16 @@ AGREEMENT_SD, AGREEMENT_RANGE = 0.5, (0.5, 4.5)
 PARENT_SD, MIXED_SD = 0.6, 0.7
 LOGIT_SCALE, LOGIT_MEAN, LOGIT_SD, BANKS_DIFFER_SD = 1.7, 1.0, 0.3, 0.7
 LOGIT_RANGE = 6.0
-ONE_PARENT_DISAGREEMENT = 0.15  # a single parent says nothing of how far a merge strays
-UNINFORMED_SD = 1.5  # of the intercept's logit with neither parents nor a bank
+ONE_PARENT_DISAGREEMENT = 0.15  # a single parent does not show how far a merge deviates
+UNINFORMED_SD = 1.5  # of the intercept without parents and bank, in logits
 SMALLEST_DISPERSION = 0.02
-MEAN_STRENGTH, COVARIANCE_STRENGTH = 2.0, 8.0  # candidates that the prior is worth in `learn`
-LEARN_FROM = 32  # latest candidates: a search moves on
+MEAN_STRENGTH, COVARIANCE_STRENGTH = 2.0, 8.0  # weight of the prior in `learn`, in candidates
+LEARN_FROM = 32  # latest candidates, because a search moves on
 
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """What is expected of a candidate before it is asked anything, as in (1).
+    """The prior of a candidate before any answer, as in (1).
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class Prior:
     dispersion
         φ: 1 for 0/1 scores; less for scores within (0, 1), whose variance is φ p(1 − p).
     parents
-        How many it rests on.
+        Number of parents it is based on.
     """
 
     design: Array
@@ -80,20 +80,20 @@ class Prior:
 
     @property
     def probability(self) -> Array:
-        """float64[I]: the probability of being right, without the heavy tails."""
+        """float64[I]: the probability of a right answer, without the heavy tails."""
         return _marginal_probability(self, self.mean, self.covariance)
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """What is known of a candidate after its answers.
+    """The estimate of a candidate's scores after its answers.
 
     Attributes
     ----------
     value, standard_error
         Of the mean score over all I items.
     probability
-        float64[I]: expected score of each item; the answers themselves where given.
+        float64[I]: the expected score of each item; the answer itself where given.
     """
 
     value: float
@@ -102,29 +102,31 @@ class Posterior:
 
 
 def prior(items: int, parents: npt.ArrayLike | None = None, banks: Sequence[ItemBank] = ()) -> Prior:
-    """The prior of a candidate.
+    """Return the prior of a candidate.
 
     Parameters
     ----------
     items
         I.
     parents
-        float[T, I], the scores in [0, 1] of the models that are merged, on all items; T may be 0.
+        float[T, I], the merged models' scores in [0, 1] on all items; T may be 0.
     banks
-        None, one or two (2PL and multidimensional) banks of these items, in this order. Without parents only
-        the first counts, and u is the ability.
+        Up to two banks of these items (2PL and multidimensional), in this order. Without parents only the first is
+        used, and u is the ability.
 
     Raises
     ------
     ValueError
-        Parents or banks of another number of items, or scores outside of [0, 1].
+        Parents or banks have another number of items, or scores lie outside of [0, 1].
     """
     parent_TI = np.empty((0, items)) if parents is None else check_scores(parents)
     if parent_TI.ndim != 2 or parent_TI.shape[1] != items:
         raise ValueError(f"parents' scores have shape {parent_TI.shape}: give [parents, {items}]")
     for bank in banks:
         if len(bank.items) != items:
-            raise ValueError(f"the item bank has {len(bank.items)} items, the task {items}: use ItemBank.select first")
+            raise ValueError(
+                f"the item bank has {len(bank.items)} items and the task {items}: use ItemBank.select first"
+            )
     if len(parent_TI):
         return _inherited_prior(parent_TI, banks)
     if banks:
@@ -135,7 +137,7 @@ def prior(items: int, parents: npt.ArrayLike | None = None, banks: Sequence[Item
 
 
 def disagreement(parents: Array) -> float:
-    """Mean absolute difference between two parents' scores of an item, in (0, 1): kept off 0 by half an item."""
+    """Return two parents' mean absolute difference per item, in (0, 1); half an item keeps it above 0."""
     count, items = parents.shape
     if count < 2:
         return ONE_PARENT_DISAGREEMENT
@@ -175,7 +177,7 @@ def _standardised_logit(bank: ItemBank, parent_TI: Array) -> Array:
 
 
 def _dispersion(score_TI: Array) -> float:
-    """Variance of the scores over that of 0/1 scores with the same mean; exactly 1 for 0/1 scores."""
+    """The variance of the scores divided by that of 0/1 scores with the same mean; exactly 1 for 0/1 scores."""
     mean = float(score_TI.mean())
     if np.isin(score_TI, (0.0, 1.0)).all() or not 0 < mean < 1:
         return 1.0
@@ -197,7 +199,7 @@ def _intercept_for(given: Prior, expected: float) -> float:
 
 
 def averaged_sigmoid(logit: Array, variance: Array) -> Array:
-    """E σ(x) for x ~ N(logit, variance): the usual probit approximation (MacKay 1992)."""
+    """Return E σ(x) for x ~ N(logit, variance), by the probit approximation (MacKay 1992)."""
     return sigmoid(logit / np.sqrt(1 + math.pi / 8 * variance))
 
 
@@ -208,7 +210,7 @@ def _marginal_probability(given: Prior, mean: Array, covariance: Array) -> Array
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    """The answers of C candidates, side by side; where one has fewer than S, `asked` is 0."""
+    """The answers of C candidates as arrays; `asked` is 0 where a candidate has fewer than S answers."""
 
     design: Array  # [C, S, F]
     offset: Array  # [C, S]
@@ -227,7 +229,7 @@ class _Answers:
 
 @dataclass(frozen=True, eq=False)
 class _Laplace:
-    """Normal approximations of u for each of C candidates and K scales, and the posterior shares of the scales."""
+    """Normal approximations of u for each of C candidates and K scales, and the posterior weights of the scales."""
 
     mean: Array  # [C, K, F]
     covariance: Array  # [C, K, F, F]
@@ -235,7 +237,7 @@ class _Laplace:
 
 
 def _laplace(given: Prior, answers: _Answers, start_CKF: Array | None = None) -> _Laplace:
-    """All candidates and scales at once: concave problems, by Newton's method with step halving."""
+    """Solve all candidates and scales at once: concave problems, by Newton's method with step halving."""
     score_CKS, asked_CKS = answers.score[:, None], answers.asked[:, None]
     design_CKSF = answers.design[:, None]
     scale_K = np.array(SCALES)
@@ -293,19 +295,19 @@ def _check_answers(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike
 
 
 def posterior(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike) -> Posterior:
-    """Expected full score of a candidate after its answers.
+    """Return the expected full score of a candidate after its answers.
 
     Parameters
     ----------
     scores
         float[S] in [0, 1]; S may be 0.
     positions
-        int[S], which of the I items were asked; each once.
+        int[S], the distinct positions of the asked items.
 
     Raises
     ------
     ValueError
-        Scores outside of [0, 1], or positions that do not fit.
+        Scores lie outside of [0, 1], or positions are out of range or repeated.
     """
     score_S, position_S = _check_answers(given, scores, positions)
     items = len(given.design)
@@ -321,7 +323,7 @@ def posterior(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike) -> 
         expected = float(p_U.sum())
         variance = float(slope_F @ covariance_FF @ slope_F) + given.dispersion * float((p_U * (1 - p_U)).sum())
         sums.append(expected)
-        # the delta method overshoots for wide posteriors: a sum within [0, U] has at most this variance
+        # the delta method is too large for wide posteriors: a sum within [0, U] has at most this variance
         variances.append(min(variance, expected * (p_U.size - expected)))
         probability_U += weight * p_U
     total = float(share @ np.array(sums))
@@ -332,15 +334,15 @@ def posterior(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike) -> 
 
 
 def learn(given: Prior, evaluated: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], iterations: int = 10) -> Prior:
-    """The prior after some candidates of the same parents: empirical Bayes by EM.
+    """Return the prior after some candidates with the same parents: empirical Bayes by EM.
 
-    m and Λ move to the mean and the covariance of what the latest 32 candidates were like; the prior is worth 2 of
-    them for m and 8 for Λ.
+    m and Λ become the mean and the covariance of the latest 32 candidates' u, where the prior has the weight of 2
+    candidates for m and of 8 for Λ.
 
     Parameters
     ----------
     evaluated
-        (scores, positions) of each candidate, as in `posterior`, oldest first; none of them needs all items.
+        (scores, positions) of each candidate, as in `posterior`, oldest first; no candidate needs all items.
     """
     answers = [_check_answers(given, scores, positions) for scores, positions in evaluated[-LEARN_FROM:]]
     answers = [(score_S, position_S) for score_S, position_S in answers if position_S.size]

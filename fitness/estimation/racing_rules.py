@@ -1,20 +1,20 @@
-"""When to stop asking a candidate: items come in blocks, and who cannot matter any more is not asked further.
+"""Racing: items are asked in blocks, and candidates that are clearly not among the best are stopped.
 
-A strategy needs the best `keep` of a generation (CMA-ES: the better half and its order). After each block, a
-candidate stops if at least `keep` others are better than it beyond doubt:
+A strategy needs the best `keep` of a generation (CMA-ES: the better half and its order). After each block, a candidate
+is stopped if at least `keep` others are significantly better:
 
-- `exact`: McNemar's test, the binomial on items that just one of two got right; for 0/1 scores;
-- `sprt`: for 0/1 scores, too. The mixture e-value against "not worse", E = ∫ Π 2θ^y(1−θ)^(1−y) dθ over θ in (½, 1),
-  which may be looked at after every item at no cost (Robbins 1970; Ville's inequality);
-- `t`: paired t-test of the differences, for other scores; with a floor under their variance, as for few items
-  Student's distribution is only approximate;
+- `exact`: McNemar's test, the binomial test on items that only one of two candidates got right; for 0/1 scores;
+- `sprt`: for 0/1 scores. The mixture e-value against "not worse", E = ∫ Π 2θ^y(1−θ)^(1−y) dθ over θ in (½, 1), which
+  allows a check after every item without correction (Robbins 1970; Ville's inequality);
+- `t`: paired t-test of the differences, for other scores; with a lower bound on their variance, because Student's
+  distribution is only approximate for few items;
 - `wilcoxon`: signed-rank test, for other scores with outliers;
-- `posterior`: the candidates' estimates with their standard errors (`Race.update_estimates`). Uses what parents and
-  item bank say, so it decides much earlier; right as far as those errors are.
+- `posterior`: the candidates' estimates with their standard errors (`Race.update_estimates`). It uses the parents and
+  the item bank, so it decides much earlier; its error rate is as accurate as those standard errors.
 
-With the first four, the chance that one given candidate of the true best `keep` is ever stopped is at most
-`error`: such a stop needs at least one wrong verdict among its C − 1 comparisons (Bonferroni), and tests that are
-repeated after each of B blocks share the error among the blocks.
+With the first four, the probability that a given candidate of the true best `keep` is ever stopped is at most `error`:
+such a stop needs at least one wrong decision among its C − 1 comparisons (Bonferroni), and tests repeated after each of
+B blocks divide the error among the blocks.
 
 Letters: C candidates, I items asked so far.
 """
@@ -37,7 +37,7 @@ Test = Literal["auto", "exact", "sprt", "t", "wilcoxon"]
 
 VARIANCE_FLOOR_ITEMS = 1.0  # pseudo-items with the range's square as squared difference, in the t-test
 QUADRATURE_NODES = 41
-LARGEST_CORRELATION = 0.9  # few items may make all candidates look alike
+LARGEST_CORRELATION = 0.9  # with few items, all candidates may look alike
 
 
 @dataclass
@@ -49,17 +49,17 @@ class Race:
     candidates
         C.
     keep
-        How many of the best matter, 1 to C.
+        How many of the best are needed, 1 to C.
     error
-        Tolerated chance, in (0, 1), that a candidate that matters is stopped.
+        Accepted probability, in (0, 1), of stopping a candidate that is among the best `keep`.
     looks
-        How often the race will be looked at (blocks, without the last: nothing is saved by stopping there).
+        How often the race is checked: the number of blocks without the last, after which stopping saves nothing.
     test
         `auto`: `exact` for 0/1 scores, `t` for others.
     stopped
-        bool[C]: the candidates that an earlier look has stopped; None: nobody.
+        bool[C]: the candidates that an earlier check has stopped; None: none.
     active
-        bool[C]: the candidates that are still asked.
+        bool[C]: which candidates are still in the race.
     """
 
     candidates: int
@@ -82,23 +82,23 @@ class Race:
         self.active = np.ones(self.candidates, bool) if stopped is None else ~np.array(stopped, bool)
 
     def update(self, scores: npt.ArrayLike) -> Flags:
-        """Stop who is beaten by at least `keep` others.
+        """Stop candidates that are beaten by at least `keep` others.
 
         Parameters
         ----------
         scores
             float[C, I]: all answers so far, NaN where a stopped candidate was not asked. Two candidates are compared on
-            the items that both answered, so stopped ones still count against others.
+            the items that both answered, so stopped ones are still compared with others.
 
         Returns
         -------
         stopped
-            bool[C]: those stopped by this call.
+            bool[C]: the candidates stopped by this call.
 
         Raises
         ------
         ValueError
-            Wrong shape; an active candidate without an answer; a test for 0/1 scores with others.
+            Wrong shape; an active candidate without an answer; a test for 0/1 scores with other scores.
         """
         score_CI = np.asarray(scores, np.float64)
         if score_CI.ndim != 2 or len(score_CI) != self.candidates or score_CI.shape[1] == 0:
@@ -116,20 +116,20 @@ class Race:
         return self._stop(_beaten_by(score_CI, self.active, test, level, float(np.ptp(known))))
 
     def update_estimates(self, estimates: list[Estimate], correlation: float = 0.0) -> Flags:
-        """Stop who is among the best `keep` with a posterior probability below `error`/`looks`.
+        """Stop candidates whose posterior probability of being among the best `keep` is below `error`/`looks`.
 
         Parameters
         ----------
         estimates
-            Of all C candidates, stopped ones too (with what they answered).
+            Of all C candidates, also of stopped ones (from their answers).
         correlation
-            Of two estimates' errors, in [0, 1). Common items make the same errors in both (`common_correlation`); 0 is
-            on the safe side.
+            Of two estimates' errors, in [0, 1). Common items cause the same errors in both (`common_correlation`); 0 is
+            conservative.
 
         Returns
         -------
         stopped
-            bool[C]: those stopped by this call.
+            bool[C]: the candidates stopped by this call.
         """
         if len(estimates) != self.candidates:
             raise ValueError(f"{len(estimates)} estimates for {self.candidates} candidates: give one for each")
@@ -148,7 +148,7 @@ class Race:
 
 
 def _beaten_by(score_CI: Array, active_C: Flags, test: str, level: float, spread: float) -> npt.NDArray[np.int64]:
-    """int[C]: by how many others each active candidate is beaten at this level."""
+    """int[C]: the number of others that beat each active candidate at this level."""
     beaten_C = np.zeros(len(score_CI), np.int64)
     for row in np.flatnonzero(active_C):
         difference_CI = score_CI - score_CI[row]  # NaN where the other was not asked
@@ -168,7 +168,7 @@ def _beaten_by(score_CI: Array, active_C: Flags, test: str, level: float, spread
 
 
 def _binomial_tail(better: npt.NDArray[np.int64], worse: npt.NDArray[np.int64]) -> Array:
-    """One-sided exact p-value of `better` or more successes among better + worse fair coin flips."""
+    """One-sided exact p-value of `better` or more successes in better + worse fair coin flips."""
     from scipy import stats
 
     return np.asarray(stats.binom.sf(better - 1, better + worse, 0.5), np.float64)
@@ -198,10 +198,10 @@ def _t_test(difference: Array, spread: float) -> float:
 
 
 def _signed_rank_test(difference: Array, _: float) -> float:
-    """One-sided p-value of Wilcoxon's signed-rank test; 1 when nothing differs.
+    """One-sided p-value of Wilcoxon's signed-rank test; 1 if no items differ.
 
-    Normal approximation with continuity correction: given the ranks, each has a random sign, so that the sum of the
-    positive ones has mean Σr/2 and variance Σr²/4, with ties as without.
+    Normal approximation with continuity correction: given the ranks, the signs are random, so the sum of the positive
+    ranks has mean Σr/2 and variance Σr²/4, with or without ties.
     """
     from scipy import special, stats
 
@@ -214,15 +214,15 @@ def _signed_rank_test(difference: Array, _: float) -> float:
 
 
 def common_correlation(scores: npt.ArrayLike) -> float:
-    """Correlation of two candidates' answers to an item, in [0, 0.9]: hard items are hard for all of them.
+    """Correlation of two candidates' answers to an item, in [0, 0.9]: hard items are hard for both.
 
-    The intraclass correlation ICC(C,1) of a two-way layout (Shrout & Fleiss 1979). What the errors of means over the
-    same items share cancels in their differences.
+    The intraclass correlation ICC(C,1) of a two-way layout (Shrout & Fleiss 1979). The common part of the errors of
+    means over the same items cancels in their difference.
 
     Parameters
     ----------
     scores
-        float[C, I], NaN where not asked; candidates that lack an answer are left out.
+        float[C, I], NaN where not asked; candidates without all answers are ignored.
     """
     score_CI = np.asarray(scores, np.float64)
     score_CI = score_CI[~np.isnan(score_CI).any(1)]
@@ -238,10 +238,10 @@ def common_correlation(scores: npt.ArrayLike) -> float:
 
 
 def probability_among_best(value: Array, error: Array, keep: int) -> Array:
-    """float64[C]: the chance that each of C independent normal values is among the `keep` largest.
+    """float64[C]: the probability that each of C independent normal values is among the `keep` largest.
 
-    Integrates over the candidate's own value; the number of others above it is a sum of independent coin flips, whose
-    distribution is built up one candidate at a time.
+    Integrates over the candidate's own value; given it, the number of others above is a sum of independent Bernoulli
+    variables, whose distribution is built up one candidate at a time.
     """
     from scipy import special
 

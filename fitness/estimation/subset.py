@@ -1,8 +1,8 @@
-"""Which items to ask a candidate.
+"""Subsets: which items to ask a candidate.
 
-Every function but `fresh_first` returns positions among the task's I items, sorted, each once. All candidates of a
-generation share one subset, so that they are compared on the same items; the next generation gets another one
-(`rotation`), so that a search cannot settle on one subset's luck. Everything follows from (seed, generation).
+Every function except `fresh_first` returns positions among the task's I items, sorted and distinct. All candidates of a
+generation are asked the same subset, so that they are compared on the same items; the next generation is asked another
+one (`rotation`), so that a search does not overfit one subset. Everything is determined by (seed, generation).
 
 Letters: T parents, J other models, I items, S asked items, F columns of a prior's design, K strata.
 """
@@ -22,13 +22,14 @@ from fitness.items import positions_by_task
 Array = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 
-STRATUM_PROBABILITY = (0.22, 0.55, 0.92)  # right when no, some, all parents are; published merges of 7B models
-LEFT_OUT = 0.1  # share of the items that one generation may not ask
+STRATUM_PROBABILITY = (0.22, 0.55, 0.92)
+"""Of a right answer if no, some, all parents are right; from published merges of 7B models."""
+LEFT_OUT = 0.1  # share of the items that a generation is not asked
 
 
 @dataclass(frozen=True, eq=False)
 class Anchors:
-    """Representative items and the share of the task that each stands for.
+    """Representative items and the share of the task that each represents.
 
     Attributes
     ----------
@@ -43,14 +44,14 @@ class Anchors:
 
 
 def generator(seed: int, generation: int = 0) -> np.random.Generator:
-    """The random numbers of one generation's subset; others than those of any other generation."""
+    """Return the random generator for one generation's subset."""
     if seed < 0 or generation < 0:
         raise ValueError(f"seed {seed}, generation {generation}: give numbers >= 0")
     return np.random.default_rng([seed, generation])
 
 
 class FreshItems:
-    """Random items for one step after another: each comes once before any comes again.
+    """Random items for successive steps; every item is asked once before any is asked again.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ class FreshItems:
         self._seed = seed
 
     def __call__(self, count: int, step: int) -> tuple[str, ...]:
-        """Return `count` items of each task, or all where it has fewer, for step `step` (from 0)."""
+        """Return `count` items of each task, or all if it has fewer, for step `step` (from 0)."""
         return tuple(item for names in self._tasks for item in self._of(names, count, step))
 
     def _of(self, names: Sequence[str], count: int, step: int) -> list[str]:
@@ -80,13 +81,13 @@ def _check_count(count: int, available: int) -> None:
 
 
 def random(items: int, count: int, rng: np.random.Generator) -> Positions:
-    """`count` of `items` positions, all equally likely."""
+    """Return `count` of `items` positions, all equally likely."""
     _check_count(count, items)
     return np.sort(rng.choice(items, count, replace=False))
 
 
 def rotation(items: int, count: int, rng: np.random.Generator, left_out: float = LEFT_OUT) -> Positions:
-    """The positions that one generation may ask: a random (1 − left_out) of them, at least `count`."""
+    """Return the positions that a generation may be asked: a random share 1 − left_out of them, at least `count`."""
     if not 0 <= left_out < 1:
         raise ValueError(f"left_out is {left_out}: give a share of the items from 0 to below 1")
     _check_count(count, items)
@@ -94,12 +95,12 @@ def rotation(items: int, count: int, rng: np.random.Generator, left_out: float =
 
 
 def by_difficulty(difficulty: npt.ArrayLike, count: int, rng: np.random.Generator) -> Positions:
-    """One random item from each of `count` equally large difficulty classes.
+    """Return one random item from each of `count` equally large difficulty classes.
 
     Parameters
     ----------
     difficulty
-        float[I]; only its order matters (IRT difficulty, or the share of models that are wrong).
+        float[I]; only its order matters (IRT difficulty, or the share of wrong answers).
     """
     difficulty_I = np.asarray(difficulty, np.float64).ravel()
     _check_count(count, difficulty_I.size)
@@ -111,7 +112,7 @@ def by_difficulty(difficulty: npt.ArrayLike, count: int, rng: np.random.Generato
 def parent_strata(parents: npt.ArrayLike) -> Positions:
     """int[I]: 0 where no parent is right, 2 where all are, 1 elsewhere.
 
-    Scores within (0, 1) count by the parents' mean: up to 1/4 none, from 3/4 all.
+    If scores lie within (0, 1), a mean up to 1/4 counts as none and a mean from 3/4 as all.
     """
     parent_TI = check_scores(parents)
     if parent_TI.ndim != 2 or not len(parent_TI):
@@ -128,7 +129,7 @@ def neyman(
     rng: np.random.Generator,
     probability: npt.ArrayLike = STRATUM_PROBABILITY,
 ) -> Positions:
-    """Random items within strata, as many of each as minimises the variance of the stratified mean.
+    """Return random items within strata; the numbers per stratum minimise the variance of the stratified mean.
 
     n_k ∝ N_k √(π_k (1 − π_k)), rounded by largest remainder (Neyman 1934).
 
@@ -154,30 +155,29 @@ def neyman(
 
 
 def greedy(given: Prior, count: int, rng: np.random.Generator, available: npt.ArrayLike | None = None) -> Positions:
-    """The items that, one after the other, most reduce the expected variance of the estimated full score.
+    """Return the items that, chosen one by one, most reduce the expected variance of the estimated full score.
 
-    The variance is the average over the scales κ of the prior (1) of `fitness.estimation.parent_prior`: the wide
-    ones make the
-    first items tell whether the candidate is anything like its parents, the narrow one makes the others tell details.
-    For each κ, with the model linearised at the prior mean and weights wᵢ = pᵢ(1 − pᵢ), it is g'Pg + φ Σ wᵢ over the
-    items not asked, g = Σ wᵢ xᵢ; asking an item takes it out of both sums and updates P by Sherman-Morrison. Equal
-    items are taken in random order: without a bank this is an allocation over the parents' strata, random within each.
+    The variance is the average over the scales κ of the prior (1) in `fitness.estimation.parent_prior`: with the wide
+    scales, the first items show whether the candidate resembles its parents; with the narrow scale, the others show
+    details. For each κ, with the model linearised at the prior mean and weights wᵢ = pᵢ(1 − pᵢ), it is g'Pg + φ Σ wᵢ
+    over the items not asked, g = Σ wᵢ xᵢ; asking an item removes it from both sums and updates P by Sherman-Morrison.
+    Ties are broken at random: without a bank, this is an allocation over the parents' strata, random within each.
 
     Parameters
     ----------
     available
-        int[], positions that may be asked; by default all.
+        int[], the positions to choose from; by default all.
     """
     items = len(given.design)
     pool = np.arange(items) if available is None else np.asarray(available, np.int64)
     _check_count(count, pool.size)
-    pool = rng.permutation(pool)  # the order decides among equals
+    pool = rng.permutation(pool)  # the order breaks ties
     plans = [_VariancePlan(given, pool, scale) for scale in SCALES]
     free_P = np.ones(pool.size, bool)
     chosen: list[int] = []
     for _ in range(count):
         after_P = sum(share * plan.variance_after() for share, plan in zip(SHARES, plans, strict=True))
-        # rounding: differences far below any real one must not decide among equals
+        # rounding: numerical noise must not break ties
         best = int(np.argmin(np.where(free_P, np.round(after_P, 9), np.inf)))
         chosen.append(int(pool[best]))
         free_P[best] = False
@@ -187,7 +187,7 @@ def greedy(given: Prior, count: int, rng: np.random.Generator, available: npt.Ar
 
 
 class _VariancePlan:
-    """Variance of the estimated sum of scores for one scale κ, as items of a pool are asked. P: items of the pool."""
+    """Variance of the estimated sum of scores for one scale κ while items of a pool are asked. P: items of the pool."""
 
     def __init__(self, given: Prior, pool: Positions, scale: float) -> None:
         self.covariance_FF = scale * given.covariance
@@ -215,15 +215,15 @@ class _VariancePlan:
 
 
 def anchors(points: npt.ArrayLike, count: int, rng: np.random.Generator, restarts: int = 3) -> Anchors:
-    """Anchor points (tinyBenchmarks): the item nearest to each k-means centre, with its cluster's share.
+    """Return anchor points (tinyBenchmarks): the item nearest to each k-means centre, with its cluster's share.
 
     Parameters
     ----------
     points
-        float[I, P]: each item's place, `[a; b]` of a bank ("anchor-IRT") or its column of the other models' scores
+        float[I, P]: each item's coordinates: `[a; b]` of a bank ("anchor-IRT"), or its column of other models' scores
         ("anchor-correctness").
     restarts
-        k-means++ starts, of which the tightest is kept.
+        Number of k-means++ starts; the one with the smallest sum of squares is kept.
     """
     point_IP = np.asarray(points, np.float64)
     if point_IP.ndim != 2:
@@ -240,7 +240,7 @@ def anchors(points: npt.ArrayLike, count: int, rng: np.random.Generator, restart
     mass: list[float] = []
     for cluster in range(count):
         members = np.flatnonzero(label_I == cluster)
-        if members.size:  # fewer distinct points than clusters leave some empty
+        if members.size:  # with fewer distinct points than clusters, some are empty
             offset = ((point_IP[members] - centre_SP[cluster]) ** 2).sum(1)
             chosen.append(int(members[offset.argmin()]))
             mass.append(members.size / len(point_IP))
@@ -279,12 +279,12 @@ def _k_means(point_IP: Array, count: int, rng: np.random.Generator) -> tuple[Arr
 
 
 def fresh_first(items: int, asked: npt.ArrayLike, rng: np.random.Generator) -> Positions:
-    """All positions in the order in which to ask the elite: at random, but those asked before at the end.
+    """Return all positions in the order to ask finalists: at random, those asked before last.
 
     Parameters
     ----------
     asked
-        int[], positions that chose the elite; the luck they had with them should not count again.
+        int[], positions that were used to select the finalists, whose scores on them are biased upward.
     """
     used = np.zeros(items, bool)
     used[np.asarray(asked, np.int64)] = True
@@ -294,17 +294,18 @@ def fresh_first(items: int, asked: npt.ArrayLike, rng: np.random.Generator) -> P
 def default_subset(
     given: Prior, count: int | None, seed: int, generation: int = 0, left_out: float = LEFT_OUT
 ) -> Positions:
-    """The default: `greedy` among the items that this generation may ask (`rotation`).
+    """Return the default subset: `greedy` among the items that this generation may be asked (`rotation`).
 
-    Without parents, all rests on one or few ability dimensions, and the items that are the most telling about these are
-    the worst guide to what they leave out: then one item of each difficulty class (`by_difficulty`).
+    Without parents, the prior has only one or a few ability dimensions, and the items that are most informative about
+    these are the least informative about everything else; then one item of each difficulty class is asked
+    (`by_difficulty`).
 
     Parameters
     ----------
     given
-        What is expected of a candidate, from `fitness.estimation.parent_prior.prior` or `learn`.
+        The prior of a candidate, from `fitness.estimation.parent_prior.prior` or `learn`.
     count
-        Items to ask; None, or as many as there are, asks all.
+        Number of items; None, or the number of all items or more, asks all.
     """
     items = len(given.design)
     if count is None or count >= items:

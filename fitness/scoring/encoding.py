@@ -1,4 +1,4 @@
-"""Text to tokens, by the rules of lm-eval's `HFLM`, so that scores agree with it item for item."""
+"""Text to tokens, by the rules of lm-eval's `HFLM`, so that scores agree with lm-eval item for item."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fitness.results import TaskError
 
 
 class Encoder:
-    """Tokenises prompts; the tokenizer is read, never changed.
+    """Tokenises prompts; the tokenizer is never changed.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Encoder:
         self._contexts: dict[str, list[int]] = {}  # the choices of a question share their context
 
     def pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Tokens of a context and of its continuation; white space at the seam belongs to the continuation.
+        """Return the tokens of a context and of its continuation; white space between them belongs to the continuation.
 
         An empty context becomes the beginning-of-sequence token (or the end-of-sequence one).
         """
@@ -36,13 +36,13 @@ class Encoder:
             if kept not in self._contexts:
                 self._contexts[kept] = self._encode(kept)
             start = len(self._contexts[kept])
-            # the context's own tokens, not whole[:start]: the seam may merge, and HFLM does the same
+            # not whole[:start]: a token may span both texts; HFLM does the same
             context_tokens, tokens = self._contexts[kept], whole[start:]
         else:
             tokens = self.tokenizer.encode(continuation, add_special_tokens=False)
             if self._prefix is None:
                 raise TaskError(
-                    "a prompt is empty and the tokenizer has neither a bos nor an eos token to start from: "
+                    "a prompt is empty, and the tokenizer has neither a bos nor an eos token to start from: "
                     "set one in the tokenizer, or give the task a doc_to_text"
                 )
             context_tokens = [self._prefix]
@@ -50,13 +50,13 @@ class Encoder:
                 context_tokens, tokens = tokens[:1], tokens[1:]
         if not tokens or not context_tokens:
             raise TaskError(
-                f"the tokenizer leaves no token of its own for {continuation!r} after {context[-40:]!r}: "
+                f"the tokenizer gives {continuation!r} after {context[-40:]!r} no token of its own: "
                 "set the task's target_delimiter so that both sides have tokens"
             )
         return tuple(context_tokens), tuple(tokens)
 
     def prompt(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text to continue, with special tokens unless it starts with the bos token."""
+        """Return the tokens of a text to continue, with special tokens unless it starts with the bos token."""
         bos = self.tokenizer.bos_token
         has_bos = bos is not None and text.startswith(bos)
         tokens = tuple(self.tokenizer(text, **({"add_special_tokens": False} if has_bos else {}))["input_ids"])
@@ -70,7 +70,7 @@ class Encoder:
         return tokens
 
     def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as one text; without the system message if the template knows no such role."""
+        """Return a conversation as one text, without its system message if the template does not support one."""
         settings = {
             "tokenize": False,
             "add_generation_prompt": add_generation_prompt,

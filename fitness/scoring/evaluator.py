@@ -1,6 +1,6 @@
-"""Model in, per-item scores out: the tasks of a suite asked with one tokenizer.
+"""The evaluator: scores a model on the items of a suite.
 
-The result equals `lm_eval.simple_evaluate` item for item; tasks, prompts, tokens and batches are made once.
+Scores equal those of `lm_eval.simple_evaluate` item for item; tasks, prompts, tokens and batches are built only once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Scorer
 from fitness.tasks.prompts import Request
 from fitness.tasks.suite import TaskSuite
 
-PLANS_KEPT = 16  # item sets with their batches in memory; the least recently used goes first
+PLANS_KEPT = 16  # item sets whose batches stay in memory; the least recently used is dropped first
 
 
 class Evaluator:
@@ -35,13 +35,13 @@ class Evaluator:
     suite
         The tasks.
     tokenizer
-        The transformers tokenizer of all models scored.
+        The transformers tokenizer of all models to score.
     batch_size
         Sequences per forward pass; >= 1.
     max_length
         Longest sequence in tokens. None: what the config of the model allows.
     device
-        Where the models are.
+        Torch device of the models.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class Evaluator:
         self._plans: OrderedDict[tuple[tuple[str, ...], int], _Plan] = OrderedDict()
 
     def prepare(self, items: Sequence[str], model: Any = None) -> None:
-        """Build prompts and tokens of these items; with a model, or a `max_length`, their batches, too.
+        """Build prompts and tokens of these items; with a model or a `max_length` also their batches.
 
-        `score` does it when needed; calling it before lets errors come before the search.
+        `score` does this when needed; call it before the search to see errors early.
 
         Raises
         ------
         TaskError
-            An unknown item, or a prompt that cannot be built, tokenised or fitted into `max_length`.
+            An item is unknown, or a prompt cannot be built, tokenised or fitted into `max_length`.
         """
         if self.max_length is not None or model is not None:
             self._plan(tuple(items), self._limit(model))
@@ -85,7 +85,7 @@ class Evaluator:
             self._encode(self.suite.item(item))
 
     def use_batch_size(self, batch_size: int) -> None:
-        """Make batches of another size from here on."""
+        """Use batches of another size from here on."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: give at least 1")
         self.batch_size = batch_size
@@ -111,7 +111,7 @@ class Evaluator:
         Raises
         ------
         TaskError
-            See `prepare`; or the answers of a task cannot be told from its scores.
+            See `prepare`; or a task has no answers that can be returned as text.
         ValueError
             The model produced NaN.
         """
@@ -124,14 +124,14 @@ class Evaluator:
         return ItemScores(asked, scores, seconds, told)
 
     def losses(self, model: Any, items: Sequence[str]) -> LossPlan:
-        """Return the differentiable losses of some items, each task weighed as in the objective.
+        """Return the differentiable losses of some items, with the tasks' weights in the objective.
 
         Their weighted sum is the mean loss of each task, averaged over tasks by their weights.
 
         Raises
         ------
         TaskError
-            See `prepare`; or an item names no right answer.
+            See `prepare`; or an item has no right answer.
         """
         asked = [self.suite.item(item) for item in items]
         counts = Counter(item.task for item in asked)
@@ -148,7 +148,7 @@ class Evaluator:
         return LossItem(tuple(self._encoder.pair(*self._answered(request)) for request in requests), right, weight)
 
     def _answered(self, request: Request) -> tuple[str, str]:
-        """Return context and continuation; an answer that has to be generated ends as generation would."""
+        """Return context and continuation; a stop string or the end-of-sequence token follows a generated answer."""
         assert request.continuation is not None
         if not request.generation:
             return request.context, request.continuation
@@ -194,7 +194,7 @@ class Evaluator:
         )
 
     def _scorers(self, items: Sequence[Item], first: npt.NDArray[np.int64]) -> list[_Scorer]:
-        """One scorer per task: where its items are, and the functions from answers to scores, and to texts."""
+        """One entry per task: the places of its items, and the functions from answers to scores and to texts."""
         scorers: list[_Scorer] = []
         for task, where in positions_by_task(item.id for item in items).items():
             loaded, asked, starts = self.suite.task(task), [items[at] for at in where], first[where].tolist()
@@ -216,11 +216,11 @@ class Evaluator:
 
 
 _Scorer = tuple[npt.NDArray[np.int64], Scorer, Callable[[], AnswerExtractor]]
-"""Places of a task's items, their scores, and what makes a answer_extractor of their answers."""
+"""Places of a task's items, the function to their scores, and one that makes their answer extractor."""
 
 
 class _Plan:
-    """All that is the same for every candidate asked the same items."""
+    """Everything that is the same for all candidates asked the same items."""
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class _Plan:
         self._loglikelihood, self._generation, self._scorers = loglikelihood, generation, scorers
 
     def run(self, model: Any, tell: bool = False) -> tuple[npt.NDArray[np.float32], float, tuple[str, ...]]:
-        """Return scores float32[I], seconds in the model, and the items' answers where they are wanted."""
+        """Return scores float32[I], seconds in the model, and the items' answers if they are wanted."""
         loglikelihood = np.full(self._size + 1, -np.inf)
         greedy = np.zeros(self._size, np.bool_)
         texts: list[str | None] = [None] * self._size

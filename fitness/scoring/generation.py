@@ -1,17 +1,16 @@
 """Greedy generation, planned once per item set and run once per candidate.
 
-`model.generate` is general and slow for tiny models: much of its time goes into bookkeeping, and it goes on
-until the last sequence of the batch is done. The loop below keeps a key-value cache, reads what the prompts of
-a batch begin with (few-shot examples) once, leaves finished rows out, and looks at the text of a row only when a
-token could have completed a stop string. Where a model or a task needs more (processed logits, another kind of
-cache, no position ids), `model.generate` does the work.
+`model.generate` is general, and slow for tiny models: it spends much of its time on bookkeeping and continues until the
+last sequence of the batch is done. The loop below keeps a key-value cache, reads the common prefix of a batch's prompts
+(few-shot examples) once, drops finished rows, and decodes a row's text only if the last token could complete a stop
+string. Where a model or a task needs more (processed logits, another kind of cache, no position ids),
+`model.generate` is used.
 
-A text ends before the first stop string, at an end-of-sequence token, or after the task's number of tokens.
-That is what lm-eval's `HFLM` gives with a batch of one. In larger batches HFLM goes on after an
-end-of-sequence token that the model's generation config does not name, and the text then depends on its
-neighbours.
+A text ends before the first stop string, at an end-of-sequence token, or after the task's maximum number of tokens.
+lm-eval's `HFLM` gives the same with batches of one. In larger batches, HFLM continues after an end-of-sequence token
+that the model's generation config does not name, so that a text depends on the other texts of its batch.
 
-Shapes: B rows, S tokens, F tokens of a common beginning, V vocabulary.
+Shapes: B rows, S tokens, F tokens of a common prefix, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ from fitness.scoring.prefix_tree import PASS_COST, PREFIX_COST, common_beginning
 from fitness.scoring.shared_prefix import obstacle
 from fitness.tasks.lm_eval_rules import cut_at_stop, generation_settings
 
-# Settings of a generation config that leave greedy decoding as it is. Anything else: `model.generate`.
+# Settings of a generation config that do not change greedy decoding. With any other, `model.generate` is used.
 HARMLESS = {
     "_from_model_config", "bos_token_id", "do_sample", "eos_token_id", "epsilon_cutoff", "eta_cutoff",
     "max_length", "max_new_tokens", "min_p", "num_beams", "output_attentions", "output_hidden_states",
     "pad_token_id", "return_dict_in_generate", "temperature", "top_h", "top_k", "top_p",
     "transformers_version", "typical_p", "use_cache",
 }  # fmt: skip
-SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "min_p"}  # without effect when nothing is sampled
-SHRINK_AT = 0.75  # leave finished rows out when at most this share is left: copying the cache costs time, too
+SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "min_p"}  # no effect on greedy decoding
+SHRINK_AT = 0.75  # drop finished rows when at most this share is left, because copying the cache takes time
 
 
 @dataclass(frozen=True)
 class _Batch:
     input_BS: torch.Tensor  # prompts, padded on the left with 0
     mask_BS: torch.Tensor  # 1 for tokens, 0 for padding
-    beginning: int  # F: that many first tokens of all prompts agree, and reading them once pays; or 0
+    beginning: int  # F: length of the common prefix of all prompts if reading it once saves time; else 0
     requests: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...]
@@ -65,14 +64,14 @@ class GenerationPlan:
     settings
         The tasks' R `generation_kwargs`.
     max_length
-        Longest prompt plus answer, in tokens; longer prompts lose their beginning.
+        Longest prompt plus answer, in tokens; longer prompts are cut at the left.
     batch_size
         Rows per forward pass.
 
     Raises
     ------
     TaskError
-        No room for a prompt beside the answer.
+        The answer leaves no room for a prompt.
     """
 
     def __init__(
@@ -135,14 +134,14 @@ class GenerationPlan:
 
 
 def _normalised(setting: Mapping[str, Any], tokenizer: Any) -> tuple[int, tuple[str, ...], dict[str, Any]]:
-    """Number of new tokens, stop strings, and what else is for `model.generate`."""
+    """Return the number of new tokens, the stop strings, and further settings for `model.generate`."""
     eos = tokenizer.eos_token_id
     end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
     count, stop, given = generation_settings(setting, end)
     extra = {name: value for name, value in given.items() if name not in SAMPLING}
     if given.get("do_sample") or extra.get("num_beams", 1) > 1 or "max_length" in extra:
         raise TaskError(
-            "a task samples, searches with beams or sets max_length: set do_sample: false, num_beams: 1 and "
+            "a task samples, uses beam search or sets max_length: set do_sample: false, num_beams: 1 and "
             "max_gen_toks in its generation_kwargs"
         )
     return count, stop, extra
@@ -155,7 +154,7 @@ def _eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 class _Ends:
-    """Tells when a row is done; it collects the row's tokens on the way."""
+    """Collects the rows' tokens and detects when a row is done."""
 
     def __init__(self, tokenizer: Any, batch: _Batch, eos: frozenset[int]) -> None:
         self.eos = eos
@@ -166,7 +165,7 @@ class _Ends:
         self._may_complete = _completing_tokens(tokenizer, batch.stop)
 
     def done(self, row: int, token: int) -> bool:
-        """Note a row's next token; True if it is the last."""
+        """Append a row's next token; True if it is the last one."""
         tokens = self.rows[row]
         tokens.append(token)
         if token in self.eos or len(tokens) >= self.limit:
@@ -179,9 +178,9 @@ class _Ends:
 
 @lru_cache(maxsize=32)
 def _completing_tokens(tokenizer: Any, stop: tuple[str, ...]) -> Any:
-    """A quick test whether a token may complete a stop string: its text has the last character of one.
+    """Return a quick test whether a token may complete a stop string: its text has the last character of one.
 
-    A wrong no costs tokens and not the result: the text is cut at the stop string afterwards.
+    A wrong "no" only costs tokens: the text is cut at the stop string afterwards.
     """
     last = {text[-1] for text in stop}
     known: dict[int, bool] = {}
@@ -196,7 +195,7 @@ def _completing_tokens(tokenizer: Any, stop: tuple[str, ...]) -> Any:
 
 
 def _loop_applies(model: Any, batch: _Batch) -> bool:
-    """Whether the loop below gives what `model.generate` would."""
+    """Whether the loop below gives the same as `model.generate`."""
     return not batch.extra and _plain_settings(model.generation_config) and _plain_model(model)
 
 
@@ -227,7 +226,7 @@ def _new_cache(model: Any) -> DynamicCache:
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts [B, S] padded on the left with 0, and their mask [B, S]."""
+    """Return prompts [B, S], padded on the left with 0, and their mask [B, S]."""
     width = max(len(prompt) for prompt in prompts)
     input_BS = torch.zeros(len(prompts), width, dtype=torch.long)
     mask_BS = torch.zeros_like(input_BS)
@@ -238,8 +237,8 @@ def _pad_left(prompts: Sequence[Sequence[int]], device: str) -> tuple[torch.Tens
 
 
 def _beginning(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many first tokens to read once for all prompts; each keeps one token of its own."""
-    first, last = min(prompts), max(prompts)  # in sorted order; all others lie between them
+    """Return how many first tokens to read once for all prompts; each prompt keeps at least one more token."""
+    first, last = min(prompts), max(prompts)  # in sorted order, all others lie between them
     shared = min(common_beginning(first, last), min(len(prompt) for prompt in prompts) - 1)
     tokens = sum(len(prompt) for prompt in prompts)
     cost = PASS_COST + tokens - shared * (len(prompts) - 1)
@@ -247,15 +246,15 @@ def _beginning(prompts: Sequence[tuple[int, ...]]) -> int:
 
 
 def _reads_apart(model: Any, cache: DynamicCache) -> bool:
-    """Whether a beginning may be read before the rest, with padding between them.
+    """Whether the common prefix may be read first, with padding between it and the rest.
 
-    Sliding windows of a cache count the padding.
+    With a sliding-window cache it may not: the window counts the padding.
     """
     return obstacle(model) is None and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _read_beginning(model: Any, batch: _Batch, cache: DynamicCache) -> None:
-    """Put keys and values of what all prompts begin with into the cache, for each row."""
+    """Put keys and values of the common prefix into the cache, for each row."""
     longest = int(batch.mask_BS.sum(dim=1).argmax())  # has no padding
     common_1F = batch.input_BS[longest : longest + 1, : batch.beginning]
     position_1F = torch.arange(batch.beginning, device=common_1F.device)[None]
@@ -264,9 +263,9 @@ def _read_beginning(model: Any, batch: _Batch, cache: DynamicCache) -> None:
 
 
 def _mask_without_beginning(batch: _Batch) -> torch.Tensor:
-    """Mask [B, S] of the beginning and, behind it, of the input without its first F columns.
+    """Return the mask [B, S] of the common prefix, followed by the input without its first F columns.
 
-    A row with p places of padding still has p tokens of the beginning in front of its own there: they are hidden.
+    In a row with p places of padding, the first p of these columns repeat tokens of the prefix; they are masked.
     """
     width = batch.input_BS.shape[1]
     padding_B1 = width - batch.mask_BS.sum(dim=1, keepdim=True)
@@ -279,7 +278,7 @@ def _last_only(model: Any) -> dict[str, int]:
 
 
 def _greedy(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
-    """Most likely token after most likely token, with a key-value cache; finished rows leave the batch."""
+    """Decode greedily with a key-value cache; finished rows leave the batch."""
     input_BS, mask_BS = batch.input_BS, batch.mask_BS
     options = _last_only(model)
     cache, width = _new_cache(model), input_BS.shape[1]
@@ -320,7 +319,7 @@ def _greedy(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
 
 
 def _most_likely(logits_BV: torch.Tensor) -> torch.Tensor:
-    """Index of the largest logit per row, int64[B]; the maximum is NaN if any logit is."""
+    """Return the index of the largest logit per row, int64[B]; raise ValueError if a logit is NaN."""
     value_B, token_B = logits_BV.max(dim=-1)
     if bool(value_B.isnan().any()):
         raise ValueError("the model produced NaN instead of logits: its weights are not usable")
@@ -328,7 +327,7 @@ def _most_likely(logits_BV: torch.Tensor) -> torch.Tensor:
 
 
 def _generate(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
-    """The same by `model.generate`."""
+    """Decode greedily by `model.generate`."""
     tokenizer = ends.tokenizer
     candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
     model.generate(
@@ -346,7 +345,7 @@ def _generate(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
 
 
 class _StopRows(StoppingCriteria):  # type: ignore[misc]  # mypy does not follow transformers
-    """Stops each row of `model.generate` by itself."""
+    """Makes `model.generate` stop each row separately."""
 
     def __init__(self, ends: _Ends) -> None:
         self._ends = ends

@@ -1,19 +1,19 @@
-"""Log-likelihoods of continuations, with as few tokens read and logits computed as possible.
+"""Log-likelihoods of continuations, reading as few tokens and computing as few logits as possible.
 
 Planned once per item set, run once per candidate:
 
-- Requests whose input tokens agree share one row (choices of one token after the same question), and so do
-  requests whose input is the beginning of another's: a causal model sees the same tokens there.
-- Shared prefixes are read once: the choices of a question, and questions on one passage, are packed into a row
-  with a tree mask; few-shot examples that many rows begin with are read once, and their keys and values serve
-  all (`prefix_tree`, `shared_prefix`).
-- Rows are sorted by length and padded on the right. Rows without branches need no mask: padding comes after
-  everything that is read.
+- Requests with equal input tokens share one row (choices of one token after the same question), and so do requests
+  whose input is a prefix of another's, because a causal model sees the same tokens there.
+- Shared prefixes are read once: the choices of a question, and questions about one passage, are packed into a row with
+  a tree mask; few-shot examples at the start of many rows are read once, and all rows use their keys and values
+  (`prefix_tree`, `shared_prefix`).
+- Rows are sorted by length and padded on the right. Rows without branches need no mask, because padding comes after
+  all tokens whose logits are read.
 
-Whether a model reads packed rows correctly is decided in two steps. `shared_prefix.obstacle` rules out what is
-known not to work. Then the first model of each kind (class, config, data type) answers some requests once more in
-plain rows: those of the rows with the most slots and of the longest sequences, without a prefix and behind one. If
-a log-likelihood differs by more than rounding, or the packed pass fails, all models of that kind get plain rows.
+Whether a model reads packed rows correctly is decided in two steps. `shared_prefix.obstacle` rules out models that are
+known not to. Then the first model of each kind (class, config, data type) answers some requests a second time in plain
+rows: those of the rows with the most slots and with the longest sequences, with and without a prefix. If a
+log-likelihood differs by more than rounding, or the packed pass fails, all models of that kind use plain rows.
 
 Shapes: B rows, S slots, P slots read, N scored tokens, R requests, V vocabulary.
 """
@@ -39,7 +39,7 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of the context and of t
 
 MASK_SIZE = 1 << 25  # elements of one batch's mask; 128 MB in float32
 TOLERANCE = {torch.float32: (5e-5, 1e-6), torch.float64: (5e-5, 1e-6)}  # absolute and relative, in nats
-HALF_TOLERANCE = (0.5, 0.05)  # a wrong mask changes a choice by nats; rounding to bfloat16, by tenths
+HALF_TOLERANCE = (0.5, 0.05)  # a wrong mask changes a choice by nats, rounding to bfloat16 by tenths of a nat
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Sum:
-    """Per request: summed log-likelihood, and how many tokens are not the most likely ones."""
+    """Per request: the summed log-likelihood, and the number of tokens that are not the most likely ones."""
 
     total_R: npt.NDArray[np.float64]
     misses_R: npt.NDArray[np.int64]
@@ -75,23 +75,23 @@ class LoglikelihoodPlan:
     pairs
         R (context, continuation) pairs of tokens, both non-empty.
     max_length
-        Longest input in tokens; longer ones lose their beginning.
+        Longest input in tokens; longer ones are cut at the left.
     batch_size
         Rows per forward pass.
 
     Attributes
     ----------
     rows
-        Rows when each sequence has one of its own.
+        Number of rows if each sequence has its own.
     tokens
-        Tokens read when prefixes are shared, without padding.
+        Number of tokens read if prefixes are shared, without padding.
     plain_because
-        Why the last run did not share prefixes; None if it did, or if there was nothing to share.
+        Why the last run did not share prefixes; None if it did, or if there are none.
 
     Raises
     ------
     TaskError
-        A continuation alone is longer than `max_length`.
+        A continuation is longer than `max_length`.
     """
 
     def __init__(self, pairs: Sequence[Pair], *, max_length: int, batch_size: int, device: str) -> None:
@@ -117,12 +117,12 @@ class LoglikelihoodPlan:
         Returns
         -------
         loglikelihood
-            float64[R], natural logarithm, summed over the continuation. As in lm-eval, log-softmax is taken
-            in the data type of the model's logits.
+            float64[R], natural logarithm, summed over the continuation. As in lm-eval, log-softmax is computed in the
+            data type of the model's logits.
         greedy
             bool[R], whether each token of the continuation is the most likely one.
         seconds
-            Time in the model, until its answers are on the CPU.
+            Time in the model until its answers are on the CPU.
 
         Raises
         ------
@@ -137,10 +137,10 @@ class LoglikelihoodPlan:
         _refuse_nan(found.total_R)
         return found.total_R, found.misses_R == 0, seconds
 
-    # --- sharing, and whether it is right ---
+    # --- sharing prefixes, and the check that it is correct ---
 
     def _sharing(self, model: Any) -> _Sum | None:
-        """Scores by shared prefixes; None when they cannot be trusted."""
+        """Scores by shared prefixes; None if the model does not support them."""
         config = model.config
         kind = type(model), model.dtype, config._attn_implementation, config.to_json_string(use_diff=False)
         known = kind in self._verdicts
@@ -155,24 +155,24 @@ class LoglikelihoodPlan:
         return found
 
     def _checked(self, model: Any) -> _Sum | None:
-        """The same for the first model of a kind; sets `plain_because`."""
+        """Scores by shared prefixes, compared with plain rows, for the first model of a kind; sets `plain_because`."""
         sample = self._sample()
         plain = self._score(model, self._batches(separate(sample)))
         asked = np.array([request for tokens in sample for request in self._requests_of[tokens]])
-        _refuse_nan(plain.total_R[asked])  # before there is a verdict: the next model of the kind is checked
+        _refuse_nan(plain.total_R[asked])  # before the verdict, so that the next model of the kind is checked
         try:
             found = self._score(model, self._shared_batches)
-        except Exception as error:  # whatever a model's own code says to masks and caches it does not know
+        except Exception as error:  # a model's own code may fail on such masks and caches
             self.plain_because = f"it fails on packed rows ({type(error).__name__})"
             return None
         absolute, relative = TOLERANCE.get(model.dtype, HALF_TOLERANCE)
         if np.allclose(found.total_R[asked], plain.total_R[asked], atol=absolute, rtol=relative):
             return found
-        self.plain_because = "its log-likelihoods of packed rows differ from those of plain rows"
+        self.plain_because = "log-likelihoods from packed rows differ from those from plain rows"
         return None
 
     def _sample(self) -> list[Tokens]:
-        """Sequences whose requests tell whether sharing is right: where slots, paths and prefixes are longest."""
+        """Sequences to check sharing with: those of the rows with the most slots and the longest sequences."""
         rows = [row for group in self._shared if not group.prefix for row in group.rows if row.branches]
         behind = [row for group in self._shared if group.prefix for row in group.rows]
         chosen: dict[Tokens, None] = {}
@@ -193,13 +193,13 @@ class LoglikelihoodPlan:
         return self._batches(separate(list(self._requests_of)))
 
     def _batches(self, groups: Iterable[Group]) -> list[tuple[Tokens, list[_Batch]]]:
-        """For each group its prefix and the batches behind it."""
+        """For each group its prefix and its batches."""
         return [
             (group.prefix, [self._batch(rows, len(group.prefix)) for rows in self._split(group)]) for group in groups
         ]
 
     def _split(self, group: Group) -> list[Sequence[Row]]:
-        """Rows of a group by length, in batches; those that need no mask apart."""
+        """A group's rows in batches, sorted by length; rows without a mask come in separate batches."""
         prefix = len(group.prefix)
         plain = [row for row in group.rows if not (prefix or row.branches)]
         masked = [row for row in group.rows if prefix or row.branches]
@@ -218,7 +218,7 @@ class LoglikelihoodPlan:
         return min(self._span(request)[0] for request in self._requests_of[tokens])
 
     def _span(self, request: int) -> tuple[int, int]:
-        """First position whose logits a request needs, and the one after the last."""
+        """The first position whose logits a request needs, and the position after the last."""
         end = len(self._inputs[request])
         return end - len(self._pairs[request][1]), end
 
@@ -271,7 +271,7 @@ def _longest(row: Row) -> int:
 
 
 def _input(pair: Pair, max_length: int) -> Tokens:
-    """What the model reads: all but the last token, cut from the left."""
+    """The tokens that the model reads: all but the last, cut at the left."""
     context, continuation = pair
     if len(continuation) > max_length:
         raise TaskError(
@@ -282,7 +282,7 @@ def _input(pair: Pair, max_length: int) -> Tokens:
 
 
 def _sums(logits_PV: torch.Tensor, batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Log-likelihoods and misses of a batch's requests, in its order."""
+    """Log-likelihoods and misses of a batch's requests, in the batch's order."""
     logp_PV = torch.log_softmax(logits_PV, dim=-1)
     best_P = logp_PV.argmax(dim=-1)
     logp_N = logp_PV[batch.place_N, batch.token_N]

@@ -1,12 +1,12 @@
-"""Differentiable losses of items: what a search by gradients minimises in place of a score that has no slope.
+"""Differentiable losses of items, which a search by gradients minimises instead of scores.
 
-- An item with choices: the cross-entropy of the right choice under the softmax over the choices' log-likelihoods,
-  the very numbers that scoring compares.
-- Any other item with a right answer: the negative log-likelihood of the answer and of what ends it, read in one pass
-  (teacher forcing) instead of generated token by token; divided by the number of tokens, so that long answers do not
-  outweigh short ones.
+- An item with choices: the cross-entropy of the right choice under the softmax over the choices' log-likelihoods, the
+  numbers that scoring compares.
+- Any other item with a right answer: the negative log-likelihood of the answer and its end, read in one pass (teacher
+  forcing) instead of generated token by token, and divided by the number of tokens, so that long and short answers have
+  the same weight.
 
-Rows are padded on the right and read without a mask: a causal model does not see what comes after.
+Rows are padded on the right and read without a mask, because a causal model does not see later tokens.
 
 Shapes: B rows, S slots, V vocabulary, N scored tokens, I items.
 """
@@ -25,16 +25,16 @@ from fitness.scoring.loglikelihood import Pair
 
 @dataclass(frozen=True)
 class LossItem:
-    """What one item's loss is made from.
+    """The requests of one item's loss.
 
     Attributes
     ----------
     pairs
-        (context, continuation) pairs of tokens: one for each choice, or one for the right answer.
+        (context, continuation) pairs of tokens: one per choice, or one for the right answer.
     right
         Position of the right choice; 0 for a single pair.
     weight
-        What the item's loss counts in the sum.
+        Weight of the item's loss in the sum.
     """
 
     pairs: tuple[Pair, ...]
@@ -44,12 +44,12 @@ class LossItem:
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """What one batch gives.
+    """The loss of one batch.
 
     Attributes
     ----------
     total
-        Its items' losses times their weights, summed: a scalar with a graph.
+        The weighted sum of its items' losses: a scalar with a graph.
     places
         Positions of its items among those of the plan.
     losses
@@ -69,13 +69,13 @@ class LossPlan:
     items
         At least one.
     max_length
-        Longest input in tokens; longer ones lose their beginning.
+        Longest input in tokens; longer ones are cut at the left.
     batch_size
         Rows per forward pass; an item's choices stay together.
     pad
-        Token that fills rows; what it is does not matter.
+        Token that fills rows; any token will do.
     device
-        Where the model is.
+        Torch device of the model.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class LossPlan:
         Raises
         ------
         ValueError
-            If a loss is not finite.
+            A loss is not finite.
         """
         for batch in self._batches:
             items = [self._items[at] for at in batch]
@@ -116,7 +116,7 @@ class LossPlan:
         token_BS = torch.tensor(
             [[*tokens[:-1], *[self.pad] * (width - len(tokens) + 1)] for tokens in inputs], device=self.device
         )
-        # Only slots whose next token is scored get logits: a vocabulary is wide.
+        # Logits only for slots whose next token is scored, because the vocabulary is large.
         row_N = [at for at, (_, answer) in enumerate(rows) for _ in answer]
         slot_N = [
             len(tokens) - 1 - len(answer) + place
@@ -135,7 +135,7 @@ class LossPlan:
     def _of_items(total_B: Tensor, batch: Sequence[LossItem]) -> Tensor:
         """Return the loss of every item of a batch, float32[I]."""
         losses = []
-        for item, own in zip(batch, total_B.split([len(item.pairs) for item in batch]), strict=True):
+        for item, own in zip(batch, torch.split(total_B, [len(item.pairs) for item in batch]), strict=True):
             several = len(item.pairs) > 1
             losses.append(-torch.log_softmax(own, 0)[item.right] if several else -own[0] / len(item.pairs[0][1]))
         return torch.stack(losses)

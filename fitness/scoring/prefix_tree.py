@@ -1,13 +1,13 @@
-"""What token sequences have in common: which rows to send to a model so that shared beginnings are read once.
+"""Common prefixes of token sequences: which rows to send to a model so that shared prefixes are read once.
 
-Two ways to share, chosen by the number of tokens read:
+Two ways to share, chosen by the number of tokens to read:
 
-- *Packing*: sequences that branch late (the choices of a question, the questions on a passage) become one row,
+- *Packing*: sequences that branch late (the choices of a question, the questions about a passage) become one row, in
   the depth-first order of their tree. Slot j is an ancestor of slot i exactly if ``j <= i < end[j]``.
-- *A common prefix*: rows that begin alike (few-shot examples) form a group; the prefix is read once, and its
-  keys and values serve all rows.
+- *A common prefix*: rows with the same prefix (few-shot examples) form a group; the prefix is read once, and all rows
+  use its keys and values.
 
-Plain Python on tuples: nothing here knows a model.
+Plain Python on tuples; independent of any model.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from itertools import pairwise
 
 Tokens = tuple[int, ...]
 
-PASS_COST = 128  # what one more forward pass costs, in tokens
-PREFIX_COST = 0.8  # a prefix is used when it leaves at most this part of the tokens: it is copied for each row
-PACK_SHARE = 0.25  # sequences are packed when they share at least this part of the longest one, ...
-PACK_SHARED = 4  # ... at least so many tokens, ...
-PACK_SLOTS = 512  # ... and the row stays this short (or twice the longest sequence): attention is quadratic
-DEEPEST = 64  # branchings above each other that are looked at; far more than prompts have
+PASS_COST = 128  # cost of one more forward pass, in tokens
+PREFIX_COST = 0.8  # a prefix is used if at most this share of the tokens remains, because it is copied for each row
+PACK_SHARE = 0.25  # sequences are packed if they share at least this fraction of the longest one, ...
+PACK_SHARED = 4  # ... at least this many tokens, ...
+PACK_SLOTS = 512  # ... and the row has at most this many slots (or twice the longest sequence): attention is quadratic
+DEEPEST = 64  # nested branchings considered; far more than prompts have
 
 
 @dataclass(frozen=True)
 class Row:
-    """Sequences that branch from each other, as one list of S slots; the group's prefix is left out.
+    """Sequences that branch from each other, as one list of S slots without the group's prefix.
 
     Attributes
     ----------
     tokens
         Token of each slot.
     position
-        Place of each slot in its sequence, the prefix counted.
+        Position of each slot in its sequence, the prefix included.
     end
-        The slot after the last descendant of each slot.
+        For each slot, the slot after its last descendant.
     paths
         For each sequence of the row, its slots.
     """
@@ -49,20 +49,20 @@ class Row:
 
     @property
     def branches(self) -> bool:
-        """Whether there is more than one sequence."""
+        """Whether it has more than one sequence."""
         return len(self.paths) > 1
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that continue the same prefix, which may be empty."""
+    """Rows that follow the same prefix, which may be empty."""
 
     prefix: Tokens
     rows: tuple[Row, ...]
 
 
 def owners(sequences: Sequence[Tokens]) -> dict[Tokens, Tokens]:
-    """Each sequence to the longest one that begins with it; in sorted order, candidates follow directly."""
+    """Map each sequence to the longest one that starts with it; in sorted order, those follow directly."""
     ordered = sorted(set(sequences))
     owner = {tokens: tokens for tokens in ordered}
     for tokens, longer in zip(reversed(ordered[:-1]), reversed(ordered[1:]), strict=True):
@@ -72,23 +72,23 @@ def owners(sequences: Sequence[Tokens]) -> dict[Tokens, Tokens]:
 
 
 def separate(sequences: Sequence[Tokens]) -> list[Group]:
-    """Every sequence a row of its own."""
+    """Give every sequence its own row."""
     return [Group((), tuple(_row([tokens], [0], 0) for tokens in sorted(set(sequences))))]
 
 
 def share(first_read: dict[Tokens, int]) -> list[Group]:
-    """Group sequences so that few tokens are read.
+    """Group sequences so that few tokens have to be read.
 
     Parameters
     ----------
     first_read
-        Sequences, none of which begins another, with the first position at which each one's logits are read.
-        It never falls into a prefix.
+        Sequences, none of which is a prefix of another, with the first position at which each one's logits are read.
+        That position is never inside a prefix.
 
     Returns
     -------
     groups
-        Each sequence is in one row of one group. At most one group, the first, has no prefix.
+        Each sequence is in exactly one row of one group. At most one group, the first, has no prefix.
     """
     return _Tree(first_read).groups() if first_read else []
 
@@ -97,14 +97,14 @@ Range = tuple[int, int]  # of sorted sequences
 
 
 class _Tree:
-    """Sorted sequences with the lengths of the beginnings that neighbours share: a radix tree, in ranges."""
+    """Sorted sequences with the lengths of the prefixes that neighbours share: a radix tree, as ranges."""
 
     def __init__(self, first_read: dict[Tokens, int]) -> None:
         self.leaves = sorted(first_read)
         self.first_read = [first_read[leaf] for leaf in self.leaves]
         self.lengths = [len(leaf) for leaf in self.leaves]
-        self.common = [0, *(common_beginning(*pair) for pair in pairwise(self.leaves))]  # with the leaf before
-        self.new = [0]  # tokens that leaves before this one add to those before them
+        self.common = [0, *(common_beginning(*pair) for pair in pairwise(self.leaves))]  # with the previous leaf
+        self.new = [0]  # tokens that the leaves before this one add
         for length, common in zip(self.lengths, self.common, strict=True):
             self.new.append(self.new[-1] + length - common)
 
@@ -123,7 +123,7 @@ class _Tree:
         return Group(self.leaves[rows[0][0]][:prefix], tuple(built))
 
     def _groups(self, leaves: Range, depth: int) -> tuple[int, list[tuple[int, list[Range]]]]:
-        """The cheaper of one prefix for all these leaves and of what is best below; with its cost in tokens."""
+        """The cheaper of one prefix for all these leaves and the best groups below, with its cost in tokens."""
         if self._packs(leaves, 0) or depth == 0:
             rows = self._rows(leaves, 0, depth)
             return self._cost(rows, 0), [(0, rows)]
@@ -133,7 +133,7 @@ class _Tree:
             below += cost
             groups += best
         prefix = min(self._branching(leaves), *self.first_read[slice(*leaves)])
-        if prefix * (leaves[1] - leaves[0] - 1) > PASS_COST:  # else it cannot save its own forward pass
+        if prefix * (leaves[1] - leaves[0] - 1) > PASS_COST:  # else it saves less than its forward pass costs
             rows = self._rows(leaves, prefix, depth)
             cost = PASS_COST + prefix + self._cost(rows, prefix)
             if cost <= PREFIX_COST * below:
@@ -157,7 +157,7 @@ class _Tree:
         return self._slots(leaves) - prefix <= max(PACK_SLOTS, 2 * longest)
 
     def _branching(self, leaves: Range) -> int:
-        """Length of the beginning that the leaves share; at least two leaves."""
+        """Length of the prefix that the leaves (at least two) share."""
         return min(self.common[leaves[0] + 1 : leaves[1]])
 
     def _children(self, leaves: Range) -> Iterator[Range]:
@@ -176,7 +176,7 @@ class _Tree:
 
 
 def common_beginning(one: Tokens, other: Tokens) -> int:
-    """Length of the beginning that two sequences share."""
+    """Return the length of the prefix that two sequences share."""
     for at, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
             return at
@@ -184,7 +184,7 @@ def common_beginning(one: Tokens, other: Tokens) -> int:
 
 
 def _row(leaves: Sequence[Tokens], common: Sequence[int], prefix: int) -> Row:
-    """Depth-first order of sorted leaves that share `common` tokens with the one before."""
+    """The depth-first order of sorted leaves, each of which shares `common` tokens with the previous one."""
     tokens: list[int] = []
     position: list[int] = []
     end: list[int] = []

@@ -1,14 +1,14 @@
 """One forward pass over packed rows: tree masks, position ids, and the keys and values of a common prefix.
 
-Which models it is right for
-----------------------------
-A packed row is read correctly by a model that (1) mixes positions in attention only, (2) takes that attention's
-mask from its caller, and (3) takes positions from `position_ids`. `obstacle` rules out what is known not to be
-so: recurrent and convolutional layers, chunked attention, kernels without arbitrary masks, ALiBi, rotary
-embeddings that change with the length of the input. What no list can tell, `LoglikelihoodPlan` measures.
+Which models support it
+-----------------------
+A model reads packed rows correctly if it (1) mixes positions only in attention, (2) takes the attention mask from its
+caller, and (3) takes positions from `position_ids`. `obstacle` rules out models that are known not to: recurrent and
+convolutional layers, chunked attention, kernels without arbitrary masks, ALiBi, rotary embeddings that depend on the
+length of the input. `LoglikelihoodPlan` checks the others by measurement.
 
-Sliding windows are written into the mask, in positions of the sequences and not in slots of the row; the cache
-keeps all keys for that. Soft caps, scalings and projections act on single scores or positions: nothing to do.
+Sliding windows are written into the mask, counted in positions of the sequences and not in slots of the row; the cache
+therefore keeps all keys. Soft caps, scalings and projections act on single scores or positions and need no change.
 
 Shapes: B rows, S slots, F tokens of the prefix, P slots read, V vocabulary.
 """
@@ -26,19 +26,19 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from fitness.scoring.prefix_tree import Row
 
-ATTENTION = {"eager", "sdpa"}  # implementations that add any mask they are given
+ATTENTION = {"eager", "sdpa"}  # implementations that accept any additive mask
 LAYERS = {"full_attention", "sliding_attention"}
-ROTARY_BY_LENGTH = {"dynamic", "longrope"}  # rotary embeddings that depend on how long the input is
+ROTARY_BY_LENGTH = {"dynamic", "longrope"}  # rotary embeddings that depend on the length of the input
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of equal width with their reading places; padded slots see the prefix and themselves."""
+    """Rows padded to equal width; a padded slot attends to the prefix and to itself."""
 
     input_BS: torch.Tensor
     position_BS: torch.Tensor
     end_BS: torch.Tensor  # the slot after the last descendant
-    plain: bool  # no row branches and there is no prefix: an ordinary causal batch
+    plain: bool  # without branches and prefix: an ordinary causal batch
 
     @classmethod
     def of(cls, rows: Sequence[Row], prefix: int, device: str) -> Packed:
@@ -57,24 +57,24 @@ class Packed:
 
 
 def obstacle(model: Any) -> str | None:
-    """Why packed rows would be wrong for this model; None when nothing is known to stand against them."""
+    """Return why this model cannot read packed rows; None if no reason is known."""
     config = model.config.get_text_config(decoder=True)
     missing = {"position_ids", "attention_mask", "past_key_values"} - set(inspect.signature(model.forward).parameters)
     if config.is_encoder_decoder or missing:
-        return "its forward pass takes no position ids, mask and cache"
+        return "its forward pass does not take position ids, a mask and a cache"
     if config._attn_implementation not in ATTENTION:
-        return f"its attention ({config._attn_implementation}) takes no mask of its own"
+        return f"its attention ({config._attn_implementation}) takes no custom mask"
     others = set(getattr(config, "layer_types", None) or ()) - LAYERS
     if others:
-        return f"it has layers that are not attention over all earlier tokens ({', '.join(sorted(others))})"
+        return f"it has layers other than attention over earlier tokens ({', '.join(sorted(others))})"
     if getattr(config, "alibi", False):
-        return "its attention counts distances in slots (ALiBi)"
+        return "its attention uses distances in slots (ALiBi)"
     changing = ROTARY_BY_LENGTH & _rotary_types(getattr(config, "rope_parameters", None))
-    return f"its rotary embeddings depend on the input's length ({', '.join(changing)})" if changing else None
+    return f"its rotary embeddings depend on the length of the input ({', '.join(changing)})" if changing else None
 
 
 def _rotary_types(parameters: Any) -> set[Any]:
-    """Type of the rotary embeddings, one for all layers or one for each kind of layer."""
+    """Types of the rotary embeddings: one for all layers, or one per kind of layer."""
     if not isinstance(parameters, dict):
         return set()
     nested = (_rotary_types(value) for value in parameters.values())
@@ -82,7 +82,7 @@ def _rotary_types(parameters: Any) -> set[Any]:
 
 
 def read_prefix(model: Any, prefix: Sequence[int], device: str) -> Cache:
-    """Keys and values of a prefix, to be read by any number of rows."""
+    """Return keys and values of a prefix, for any number of rows."""
     input_1F = torch.tensor([prefix], device=device)
     origin = torch.zeros(1, dtype=torch.long, device=device)
     cache = DynamicCache()
@@ -91,7 +91,7 @@ def read_prefix(model: Any, prefix: Sequence[int], device: str) -> Cache:
 
 
 class _Prefix(DynamicLayer):  # type: ignore[misc]  # mypy does not follow transformers
-    """Keys and values of the prefix in one layer; those of a batch are put behind them and not kept."""
+    """Keys and values of the prefix in one layer; those of a batch are appended and not kept."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Prefix(DynamicLayer):  # type: ignore[misc]  # mypy does not follow trans
 def read_rows(
     model: Any, packed: Packed, row_P: torch.Tensor, slot_P: torch.Tensor, prefix: Cache | None
 ) -> torch.Tensor:
-    """Logits [P, V] at the slots that are read."""
+    """Return the logits [P, V] at the slots that are read."""
     if packed.plain:
         return _forward(model, packed.input_BS, row_P, slot_P, use_cache=False)
     options: dict[str, Any] = {"use_cache": False}
@@ -127,7 +127,7 @@ def read_rows(
 
 
 def _masks(model: Any, packed: Packed, prefix: int) -> Any:
-    """The mask, or one for each kind of attention layer when they differ."""
+    """The mask, or one per kind of attention layer if they differ."""
     config = model.config.get_text_config(decoder=True)
     window = getattr(config, "sliding_window", None)
     dtype = model.dtype
@@ -143,7 +143,7 @@ def _masks(model: Any, packed: Packed, prefix: int) -> Any:
 
 
 def _mask(packed: Packed, prefix: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to attention scores, [B, 1, S, F + S]: 0 for a slot's ancestors and itself."""
+    """The additive attention mask [B, 1, S, F + S]: 0 for a slot's ancestors and the slot itself."""
     rows, width = packed.input_BS.shape
     device = packed.input_BS.device
     slot_S = torch.arange(width, device=device)
@@ -160,10 +160,10 @@ def _mask(packed: Packed, prefix: int, window: int | None, dtype: torch.dtype) -
 def _forward(
     model: Any, input_BS: torch.Tensor, row_P: torch.Tensor, slot_P: torch.Tensor, **options: Any
 ) -> torch.Tensor:
-    """Logits [P, V]; the output projection runs on the slots that are read only.
+    """Logits [P, V]; the output projection is computed only for the slots that are read.
 
-    A hook on it cuts the hidden states, so that whatever an architecture does to its logits afterwards
-    (scaling, soft caps) still happens.
+    A hook on the projection selects the hidden states, so that what an architecture does to its logits afterwards
+    (scaling, soft caps) still applies.
     """
     cut = False
 

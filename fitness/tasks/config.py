@@ -18,40 +18,39 @@ class Section(BaseModel):
 
 
 class TaskConfig(Section):
-    """One lm-eval task that counts."""
+    """One lm-eval task and its weight; a name alone is a task with the default settings."""
 
     task: str = Field(min_length=1)
-    """Name of an lm-eval task, as in its YAML file's `task:` key; not of a group or a tag."""
+    """Name of an lm-eval task, as in the `task:` key of its YAML file; not a group or a tag."""
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Share of this task in the objective, relative to the other tasks' weights; > 0, no unit."""
+    """Weight of this task in the objective, relative to the other tasks' weights; above 0, no unit."""
     min_share_of_best_source: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Constraint: the lowest acceptable score, as a share of the best source's score; 0.9 keeps 90 % of it. Candidates
     that violate a constraint rank behind all that violate none. None: no constraint."""
     metric: str | None = None
-    """Metric to maximise, `name` or lm-eval's `name,filter`. None: the first of the task's metrics that has a
-    value for each single item, after the task's first filter. One that is better when lower counts negatively, as
-    do ours: answer_loss (of the right answer, nats), bits_per_byte (the same per byte), answer_length (characters)."""
+    """Metric to maximise, `name` or lm-eval's `name,filter`. None: the task's first metric with a value for each item,
+    after the task's first filter. Metrics where lower is better are negated, ours included: answer_loss (negative
+    log-likelihood of the right answer, nats), bits_per_byte (the same per byte), answer_length (characters)."""
     search_split: Literal["auto"] | Split = "auto"
-    """Split that the search items come from. auto: validation if the task has one, else test
-    (which needs `allow_test_split`)."""
+    """Split of the search items. auto: validation if the task has one, else test (which needs `allow_test_split`)."""
 
 
 class TasksConfig(Section):
     """The tasks, where their items come from, and how they are asked."""
 
     tasks: tuple[Annotated[TaskConfig, BeforeValidator(_task_section)], ...] = Field(min_length=1)
-    """The tasks, each named once."""
+    """The tasks, each listed once."""
     include_path: tuple[str, ...] = ()
-    """Folders with lm-eval task YAMLs, searched before lm-eval's own tasks."""
+    """Folders of lm-eval task YAML files; they take precedence over lm-eval's own tasks."""
     held_out: Annotated[float, Field(gt=0, lt=1)] | Split = 0.5
-    """Items kept for the final table: a fraction of the search split's items, in (0, 1), or the name of
-    another split, which is then used whole."""
+    """Items kept for the final table: a fraction of the search split's items, in (0, 1), or the name of another split,
+    which is then used completely."""
     allow_test_split: bool = False
-    """Acknowledges that search items come from a test split: a published score then means nothing."""
+    """Allow a test split to be searched on; its published score is then meaningless."""
     num_fewshot: int | None = Field(default=None, ge=0)
-    """Solved examples before each prompt, unless the task fixes their number at 0. None: the task's own."""
+    """Few-shot examples before each prompt, unless the task fixes their number at 0. None: the task's own number."""
     apply_chat_template: bool = False
-    """Put prompts into the tokenizer's chat template, few-shot examples as turns."""
+    """Format prompts with the tokenizer's chat template, few-shot examples as turns."""
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -64,5 +63,5 @@ class TasksConfig(Section):
         names = [task.task for task in tasks]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"task {name!r} is listed twice: keep one entry and set its weight instead")
+                raise ValueError(f"task {name!r} is listed twice: keep one entry and set its weight")
         return tasks

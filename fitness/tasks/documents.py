@@ -1,4 +1,4 @@
-"""A task's documents: which splits there are, which of them a search may use, and the items that they are."""
+"""A task's documents: its splits, which of them a search may use, and the items they consist of."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fitness.tasks.messages import one_line
 Document: TypeAlias = dict[str, Any]
 """One row of a data set, as lm-eval gives it."""
 
-NO_ANSWER = -100  # as in lm-eval: matches no choice
+NO_ANSWER = -100  # as in lm-eval: equals no choice
 
 
 class Documents:
-    """The documents of one task; a split is loaded when it is first asked for."""
+    """The documents of one task; a split is loaded when it is first needed."""
 
     def __init__(self, task: ConfigurableTask, name: str) -> None:
         self._task = task
@@ -28,11 +28,11 @@ class Documents:
 
     @property
     def loaded(self) -> Mapping[str, Sequence[Document]]:
-        """Split to its documents, of those asked for so far."""
+        """Split to its documents, for the splits loaded so far."""
         return self._loaded
 
     def of(self, split: str) -> Sequence[Document]:
-        """All documents of a split, in its order."""
+        """Return all documents of a split, in order."""
         if split not in self._loaded:
             docs = {
                 "train": self._task.training_docs,
@@ -43,11 +43,11 @@ class Documents:
         return self._loaded[split]
 
     def items(self, split: str) -> tuple[Item, ...]:
-        """All items of a split, in its order."""
+        """Return all items of a split, in order."""
         return tuple(Item.of(self._name, split, index, self._prompt(doc)) for index, doc in enumerate(self.of(split)))
 
     def right_choice(self, doc: Document) -> int:
-        """Index of a document's right choice; `NO_ANSWER` when it names none."""
+        """Return the index of a document's right choice; `NO_ANSWER` if it has none."""
         choices = self._task.doc_to_choice(doc)
         gold = self._task.doc_to_text(doc) if self._task.multiple_input else self._task.doc_to_target(doc)
         if isinstance(gold, str):
@@ -55,7 +55,7 @@ class Documents:
         return int(gold) if gold < len(choices) else NO_ANSWER
 
     def splits(self) -> tuple[str, ...]:
-        """Which of train, validation and test this task has."""
+        """Return which of train, validation and test this task has."""
         present = {
             "train": self._task.has_training_docs(),
             "validation": self._task.has_validation_docs(),
@@ -64,7 +64,7 @@ class Documents:
         return tuple(split for split, there in present.items() if there)
 
     def search_split(self, entry: TaskConfig, allow_test_split: bool) -> str:
-        """The split that search items come from; see `TaskConfig.search_split`."""
+        """Return the split of the search items; see `TaskConfig.search_split`."""
         has = self.splits()
         split: str = entry.search_split
         if split == "auto":
@@ -72,25 +72,25 @@ class Documents:
         self._require(split, "search_split")
         if split == "test" and not allow_test_split:
             raise TaskError(
-                f"task {self._name!r}: the search would use items of its test split, and its published score "
-                "would mean nothing afterwards: set fitness.allow_test_split: true to accept that, or name "
-                f"another search_split (the task has {', '.join(has)})"
+                f"task {self._name!r}: the search would use items of its test split, which makes its published score "
+                "meaningless: set fitness.allow_test_split: true to accept that, or name another search_split "
+                f"(the task has {', '.join(has)})"
             )
         return split
 
     def final_split(self, split: str) -> str:
-        """The split to score a finished model on; auto: test if there is one, else validation, as lm-eval does."""
+        """Return the split to score a finished model on; auto: test if there is one, else validation, as in lm-eval."""
         if split == "auto":
             split = "test" if "test" in self.splits() else "validation"
         self._require(split, "split")
         return split
 
     def held_out_items(self, split: str, search: Sequence[Item]) -> tuple[Item, ...]:
-        """All items of the held-out split, which must not be the search items' split."""
+        """Return all items of the held-out split, which must not be the search items' split."""
         self._require(split, "held_out")
         if any(item.split == split for item in search):
             raise TaskError(
-                f"task {self._name!r}: its search items are the whole {split} split: "
+                f"task {self._name!r}: the whole {split} split is used for search items: "
                 "set fitness.held_out to a fraction such as 0.5 or to another split"
             )
         return self.items(split)
@@ -100,7 +100,7 @@ class Documents:
             raise TaskError(f"task {self._name!r} has no {split} split: set {key} to one of {', '.join(self.splits())}")
 
     def _prompt(self, doc: Document) -> str:
-        """The question of a document, without few-shot examples: what makes two items the same."""
+        """Return a document's question without few-shot examples; items with equal questions count as the same."""
         try:
             text = self._task.doc_to_text(doc)
             if isinstance(text, str) and text.strip():

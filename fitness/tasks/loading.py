@@ -1,4 +1,4 @@
-"""From names to lm-eval's task objects: found, refused if a search cannot use them, made quicker."""
+"""From names to lm-eval's task objects: find them, refuse those that a search cannot use, make them faster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fitness.tasks.messages import nearest, one_line
 
 
 def load_tasks(config: TasksConfig) -> list[ConfigurableTask]:
-    """Load the named tasks, in order: from the given folders, else from lm-eval's own thousands (about 15 s).
+    """Load the named tasks, in order: from the given folders, else from lm-eval's own (about 15 s to index).
 
     Raises
     ------
@@ -38,19 +38,19 @@ def load_tasks(config: TasksConfig) -> list[ConfigurableTask]:
 
 
 def task_managers(config: TasksConfig) -> list[TaskManager]:
-    """Index the given folders, and lm-eval's own tasks where one of those named is not in them.
+    """Index the given folders, and lm-eval's own tasks if a named task is not in the folders.
 
     Raises
     ------
     TaskError
-        A folder does not exist or holds no YAML.
+        A folder does not exist or has no YAML file.
     """
     folders = [Path(folder).expanduser() for folder in config.include_path]
     for folder in folders:
         if not folder.is_dir():
-            raise TaskError(f"include_path: {folder} is not a folder: name one that holds task YAML files")
+            raise TaskError(f"include_path: {folder} is not a folder: name a folder of task YAML files")
         if next(folder.glob("**/*.yaml"), None) is None:
-            raise TaskError(f"include_path: {folder} holds no .yaml file: name a folder of task YAML files")
+            raise TaskError(f"include_path: {folder} has no .yaml file: name a folder of task YAML files")
     managers = [_task_manager(folders, include_defaults=False)] if folders else []
     if not managers or any(task.task not in managers[0].task_index for task in config.tasks):
         managers.append(_task_manager(folders, include_defaults=True))
@@ -62,19 +62,19 @@ def _task_manager(folders: Sequence[Path], *, include_defaults: bool) -> TaskMan
 
 
 def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
-    """Return the first index that has the task.
+    """Return the first index with the task.
 
     Raises
     ------
     TaskError
-        None has it, or it is a group.
+        No index has it, or it is a group.
     """
     manager = next((m for m in managers if name in m.task_index), None)
     if manager is None:
         names = sorted({known for m in managers for known in m.all_subtasks})
         raise TaskError(
             f"no task {name!r}: did you mean {nearest(name, names)}? "
-            "Name an lm-eval task, or the folder of your own with fitness.include_path"
+            "Name an lm-eval task, or give the folder with your own task files (fitness.include_path, --include-path)"
         )
     if name not in manager.all_subtasks:
         raise TaskError(f"{name!r} is a group or tag of tasks: list its tasks one by one")
@@ -85,7 +85,7 @@ def _load_task(name: str, managers: Sequence[TaskManager]) -> ConfigurableTask:
     manager = find_task(name, managers)
     try:
         loaded: ConfigurableTask = manager.load([name])["tasks"][name]
-    except Exception as error:  # YAML, data set and functions of the task's author
+    except Exception as error:  # the author's YAML, data set and functions can raise anything
         raise TaskError(
             f"task {name!r} could not be loaded ({one_line(error)}): "
             "check its YAML and that its data set is on this machine or can be downloaded"
@@ -97,7 +97,7 @@ def _check_usable(task: Any, name: str) -> None:
     if not isinstance(task, ConfigurableTask):
         raise TaskError(f"task {name!r} is Python code without a YAML configuration: use a YAML task")
     if getattr(task, "UNSAFE_CODE", False):
-        raise TaskError(f"task {name!r} runs code that the model writes, evomerge never does: use another task")
+        raise TaskError(f"task {name!r} runs code written by the model, which evomerge never does: use another task")
     if getattr(task, "MULTIMODAL", False):
         raise TaskError(f"task {name!r} needs images or sound: use a text task")
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
@@ -106,12 +106,12 @@ def _check_usable(task: Any, name: str) -> None:
     if settings.get("do_sample") or settings.get("num_beams", 1) > 1:
         raise TaskError(
             f"task {name!r} samples or searches with beams: set do_sample: false and num_beams: 1 in its "
-            "generation_kwargs, so that a candidate's score does not depend on chance"
+            "generation_kwargs, so that scores are deterministic"
         )
 
 
 def _set_fewshot(task: ConfigurableTask, num_fewshot: int | None) -> None:
-    """lm-eval's rule: a task that says 0 keeps 0, others take the user's number, the default is 0."""
+    """Apply lm-eval's rule: a task that sets 0 keeps 0, other tasks take the user's number; the default is 0."""
     if num_fewshot is not None and task.config.num_fewshot != 0:
         task.set_config(key="num_fewshot", value=num_fewshot)
     elif task.config.num_fewshot is None:
@@ -119,16 +119,16 @@ def _set_fewshot(task: ConfigurableTask, num_fewshot: int | None) -> None:
 
 
 def _remember_templates(task: ConfigurableTask) -> None:
-    """Let the task render each template of a document once; lm-eval compiles it anew for every metric.
+    """Make the task render each template of a document once; lm-eval compiles it again for every metric.
 
-    Measured: 0.4 ms per item and candidate, more than a tiny model's forward pass.
+    Compiling takes 0.4 ms per item and candidate, more than a tiny model's forward pass.
     """
     for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         setattr(task, name, _remembered(getattr(task, name)))
 
 
 def _remembered(render: Callable[..., Any]) -> Callable[..., Any]:
-    cache: dict[int, tuple[Document, Any]] = {}  # by identity; holding the document keeps its id taken
+    cache: dict[int, tuple[Document, Any]] = {}  # by identity; the reference to the document keeps its id unique
 
     def remembered(doc: Document, template: Any = None) -> Any:
         if template is not None:
@@ -143,9 +143,9 @@ def _remembered(render: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def quick_and_quiet() -> Iterator[None]:
-    """Load without progress bars, advice and repeated work of libraries; errors still come.
+    """Load without the libraries' progress bars, advice and repeated work; errors are still raised.
 
-    lm-eval compiles a Jinja template anew for each document: 0.5 ms each, most of loading.
+    lm-eval compiles a Jinja template again for each document: 0.5 ms each, most of the loading time.
     """
     logger = logging.getLogger("lm_eval")
     level, bars = logger.level, datasets.is_progress_bar_enabled()

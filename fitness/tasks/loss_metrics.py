@@ -1,11 +1,11 @@
-"""What a model answers, and the metrics that are made from it here and not by lm-eval.
+"""A model's answers to requests, and three metrics of ours that lm-eval does not have.
 
-- `answer_loss`: the negative log-likelihood of the right answer in nats. Smooth where accuracy jumps: it tells two
-  merges apart that are wrong on the same items, and for a task that generates text it needs one forward pass.
-- `bits_per_byte`: the same, in bits, per byte of the answer: long and short answers count alike.
-- `answer_length`: characters of the generated text, to keep answers short.
+- `answer_loss`: the negative log-likelihood of the right answer in nats. It is smooth where accuracy jumps, so it
+  distinguishes two merges that are wrong on the same items; for a generation task it needs only one forward pass.
+- `bits_per_byte`: the same in bits per byte of the answer, so that long and short answers have the same weight.
+- `answer_length`: the number of characters of the generated text, to keep answers short.
 
-All are to be minimised, and a search maximises, so scores are their negatives.
+Lower is better for all three, and a search maximises, so scores are their negatives.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ LOSS_METRICS = (*OF_THE_RIGHT_ANSWER, "answer_length")
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers to a list of requests.
+    """A model's answers to a list of R requests.
 
     Attributes
     ----------
     loglikelihood
-        float64[R + 1], natural logarithm; -inf where a text was generated, and at the end.
+        float64[R + 1], natural logarithm; -inf where a text was generated, and in the last place.
     greedy
-        bool[R]: the continuation is what greedy decoding would say.
+        bool[R]: whether greedy decoding gives the continuation.
     texts
         R generated texts; None where a continuation was scored.
     """
@@ -42,7 +42,7 @@ class Answers:
     texts: Sequence[str | None]
 
     def responses(self, start: int, count: int) -> tuple[Response, ...]:
-        """The answers from `start`, as lm-eval's metrics take them."""
+        """Return `count` answers from `start` on, in the form that lm-eval's metrics take."""
         found: list[Response] = []
         for at in range(start, start + count):
             text = self.texts[at]
@@ -54,18 +54,18 @@ class Answers:
 Scorer = Callable[[Answers], npt.NDArray[np.float32]]
 
 AnswerExtractor = Callable[[Answers], Sequence[str]]
-"""From a model's answers to a list of requests to what it has answered to each item, as text."""
+"""From a model's answers to a list of requests to its answer to each item, as text."""
 
 
 def loss_scorer(metric: str, continuations: Sequence[str | None], first: Sequence[int]) -> Scorer:
-    """A function from answers to scores, one per item.
+    """Return a function from answers to scores, one per item.
 
     Parameters
     ----------
     metric
         One of `LOSS_METRICS`.
     continuations
-        Right answers, for a loss.
+        Right answers, for metrics of their loss.
     first
         int[I], the position of each item's request among the answers.
     """

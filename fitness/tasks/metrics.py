@@ -1,4 +1,4 @@
-"""Which number counts: the metric of a task that has a value for each single item, and the filter before it."""
+"""Choosing a task's metric: one with a value for each item, and the filter applied before it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fitness.tasks.messages import nearest
 
 @dataclass(frozen=True)
 class Metric:
-    """What the items of a task are scored by.
+    """The metric of a task.
 
     Attributes
     ----------
     name, filter
         As lm-eval writes them, `name,filter`; the filter of our own metrics is `none`.
     sign
-        −1 where lower values are better and scores are their negatives, else 1.
+        −1 if lower values are better, so that scores are their negatives; else 1.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Metric:
 
     @property
     def is_loss(self) -> bool:
-        """Whether it is one of `fitness.tasks.loss_metrics`, whose scores are negatives already."""
+        """Whether it is one of `fitness.tasks.loss_metrics`, whose scores are already negated."""
         return self.name in LOSS_METRICS
 
 
@@ -43,19 +43,19 @@ def is_number(value: object) -> bool:
 
 
 def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked: str | None) -> Metric:
-    """The metric asked for, or the task's first one that can be used, after its first filter.
+    """Return the requested metric, or the task's first usable one with its first filter.
 
     Parameters
     ----------
     name
-        The task's.
+        The task's name.
     asked
-        `metric` or `metric,filter`; None: the choice is ours.
+        `metric` or `metric,filter`; None: choose the first usable one.
 
     Raises
     ------
     TaskError
-        There is no such metric or filter, it has no value for single items, or the task has none that does.
+        The metric or filter does not exist, the metric has no value for single items, or no metric of the task has.
     """
     if asked in LOSS_METRICS:
         _check_own(task, name, asked)
@@ -86,19 +86,19 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
 
 
 def _check_own(task: ConfigurableTask, name: str, metric: str) -> None:
-    """Refuse a metric of ours that this kind of task cannot have."""
+    """Refuse a metric of ours that does not apply to this kind of task."""
     if metric == "answer_length" and task.OUTPUT_TYPE != "generate_until":
-        raise TaskError(f"task {name!r} generates no text that answer_length could measure: use answer_loss")
+        raise TaskError(f"task {name!r} generates no text, which answer_length needs: use answer_loss")
     if metric in OF_THE_RIGHT_ANSWER and task.OUTPUT_TYPE == "multiple_choice" and task.multiple_target:
-        raise TaskError(f"task {name!r} has several right answers, {metric} wants one: use another metric")
+        raise TaskError(f"task {name!r} has several right answers, {metric} needs exactly one: use another metric")
 
 
 def _obstacle(task: ConfigurableTask, documents: Documents, metric: str, named: bool) -> str | None:
-    """Why a metric cannot be the score of single items; None if it can."""
+    """Return why a metric cannot score single items; None if it can."""
     if task.aggregation()[metric] is not get_aggregation("mean"):
-        return "is computed from all items together and has no value for a single one"
+        return "is computed from all items together and has no value for a single item"
     if not task.higher_is_better().get(metric, True) and not named:
-        return "is better when lower, and so has to be named"
+        return "is better when lower, so it has to be named"
     trial = _trial(task, documents, metric)
     if trial is not None and not is_number(trial):
         return f"gives {type(trial).__name__} instead of a number for an item"
@@ -106,8 +106,8 @@ def _obstacle(task: ConfigurableTask, documents: Documents, metric: str, named: 
 
 
 def _trial(task: ConfigurableTask, documents: Documents, metric: str) -> object | None:
-    """The metric's value for an arbitrary answer; None when that cannot be told before scoring."""
-    split = "test" if task.has_test_docs() else "validation"  # lm-eval insists on one of them
+    """Return the metric's value for an arbitrary answer; None if that cannot be known before scoring."""
+    split = "test" if task.has_test_docs() else "validation"  # lm-eval requires one of them
     doc = documents.of(split)[0]
     try:
         if task.OUTPUT_TYPE == "generate_until":
@@ -117,5 +117,5 @@ def _trial(task: ConfigurableTask, documents: Documents, metric: str) -> object 
         count *= 2 if metric == "acc_mutual_info" else 1
         value = task.process_results(doc, [(-1.0, False)] * count).get(metric)
         return value
-    except Exception:  # the task's own code may not like such an answer
+    except Exception:  # the task's own code may fail on such an answer
         return None

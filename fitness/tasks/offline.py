@@ -1,4 +1,4 @@
-"""What lm-eval's YAML files say of tasks, without their data sets: names, metrics, filters, where the data are."""
+"""What lm-eval's YAML files say about tasks, without their data sets: names, metrics, filters, data sources."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from fitness.tasks.loss_metrics import LOSS_METRICS
 from fitness.tasks.messages import nearest
 
 FILES = ("json", "csv", "parquet", "text", "arrow")
-"""What a task names instead of a data set when its data are files beside it."""
+"""Values of `dataset_path` for tasks whose data are files beside the YAML."""
 
 
 @dataclass(frozen=True)
 class TaskDescription:
-    """One task of a search as its YAML has it.
+    """One task of a search, as its YAML describes it.
 
     Attributes
     ----------
     metric
-        `name,filter`, as asked for, else the first of each; empty where the YAML leaves them to lm-eval.
+        `name,filter`, as requested, else the first of each; empty where the YAML leaves them to lm-eval.
     data
         The data set on the hub; None where the data are files.
     """
@@ -34,7 +34,7 @@ class TaskDescription:
 
 
 def describe_tasks(config: TasksConfig) -> list[TaskDescription]:
-    """Return what can be said of the tasks with nothing but lm-eval and the search file at hand.
+    """Describe the tasks from lm-eval and the search file alone.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What the model is asked for an item: prompts with few-shot examples, as `lm_eval.simple_evaluate` builds them."""
+"""The requests for an item: prompts with few-shot examples, as `lm_eval.simple_evaluate` builds them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ ChatTemplate = Callable[..., str]
 
 @dataclass(frozen=True)
 class Request:
-    """One question to the model: a continuation's log-likelihood, or a text to generate.
+    """One request to the model: the log-likelihood of a continuation, or a text to generate.
 
     Attributes
     ----------
     context
-        What the model reads first.
+        The text that the model reads first.
     continuation
-        Text to score; None when a text is to be generated.
+        The text to score; None if a text is to be generated.
     generation
-        The task's generation settings (`until`, `max_gen_toks`, ...) in that case.
+        The task's generation settings (`until`, `max_gen_toks`, ...), if a text is to be generated.
     repeats
-        Answers that the task's filters expect.
+        How many answers the task's filters expect.
     """
 
     context: str
@@ -51,12 +51,12 @@ class Prompts:
         self.shots: int = task.config.num_fewshot or 0
 
     def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
-        """What to ask the model for one item, as the task wants it."""
+        """Return the task's requests for one item."""
         self._ensure_built(item, chat_template)
         return tuple(_request(instance, self._name) for instance in self._instances[item.split, item.index])
 
     def right_answer(self, item: Item, chat_template: ChatTemplate | None = None) -> Request | None:
-        """Return the request for the right answer's log-likelihood alone; None if the document names none."""
+        """Return the request for the log-likelihood of the right answer; None if the document has no right answer."""
         requests = self.requests(item, chat_template)
         kind = self._task.OUTPUT_TYPE
         if kind == "loglikelihood":
@@ -69,11 +69,11 @@ class Prompts:
         return Request(requests[0].context, self._task.config.target_delimiter + named)
 
     def names_right_answer(self, item: Item) -> bool:
-        """Return whether the document names a right answer; no prompt is built for it."""
+        """Return whether the document has a right answer; no prompt is built."""
         return self._task.OUTPUT_TYPE == "loglikelihood" or self._named_answer(item) is not None
 
     def _named_answer(self, item: Item) -> int | str | None:
-        """Return the right choice's position, or the right text; None if the document names neither."""
+        """Return the right choice's position, or the right text; None if the document has neither."""
         doc = self._documents.of(item.split)[item.index]
         if self._task.OUTPUT_TYPE == "multiple_choice":
             right = self._documents.right_choice(doc)
@@ -82,14 +82,14 @@ class Prompts:
         return target if isinstance(target, str) and target.strip() else None
 
     def instances(self, split: str, index: int) -> Sequence[Any]:
-        """lm-eval's requests of an item whose prompt has been built; filters leave their results in them."""
+        """Return lm-eval's requests for an item whose prompt has been built; filters store their results in them."""
         return self._instances[split, index]
 
     def _ensure_built(self, item: Item, chat_template: ChatTemplate | None) -> None:
         if (item.split, item.index) in self._instances:
             return
         self._task.set_fewshot_seed(DEFAULT_OTHER_SEED)  # as in lm_eval.simple_evaluate
-        # The examples of an item follow from all draws before it: build the whole split, in order.
+        # An item's examples depend on all draws before it: build the whole split, in order.
         indices = range(len(self._documents.of(item.split))) if self.shots else [item.index]
         with _evaluated_split(self._task, item.split):
             for index in indices:
@@ -113,7 +113,7 @@ class Prompts:
                 apply_chat_template=chat,
                 chat_template=chat_template,
             )
-        except Exception as error:  # templates and functions of the task's author run here
+        except Exception as error:  # the author's templates and functions can raise anything
             raise TaskError(
                 f"task {self._name!r}: no prompt could be built for item {index} of its {split} split "
                 f"({one_line(error)}): correct the task's YAML, or num_fewshot ({self.shots})"
@@ -129,14 +129,16 @@ def _request(instance: Any, task: str) -> Request:
     if instance.request_type == "generate_until":
         context, generation = instance.args
         return Request(context, generation=generation, repeats=repeats)
-    raise TaskError(f"task {task!r} asks for {instance.request_type}: use a task that scores choices or generates text")
+    raise TaskError(
+        f"task {task!r} has requests of type {instance.request_type}: use a task that scores choices or generates text"
+    )
 
 
 @contextmanager
 def _evaluated_split(task: ConfigurableTask, split: str) -> Iterator[None]:
-    """Let lm-eval take `split` for the one it evaluates.
+    """Make lm-eval treat `split` as the evaluated one.
 
-    It leaves the evaluated document out of the few-shot examples only if they come from `config.test_split`.
+    lm-eval leaves the evaluated document out of the few-shot examples only if they come from `config.test_split`.
     """
     config, fewshot = task.config, task.fewshot_cfg
     if split == ("test" if task.has_test_docs() else "validation"):

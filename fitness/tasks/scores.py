@@ -1,4 +1,4 @@
-"""From the model's answers to the items' scores: the task's filter and metric, and short cuts for the plain ones."""
+"""From the model's answers to the items' scores: the task's filter and metric, and faster code for the common ones."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fitness.tasks.metrics import Metric, is_number
 from fitness.tasks.prompts import Prompts
 
 PLAIN_ACCURACIES = ("acc", "acc_norm", "acc_bytes")
-LONGEST_ANSWER = 200  # characters kept of an answer that is voted on; a hash stands for the rest
-SCORES_KEPT = 100_000  # scored texts per task; a bound on memory, reached after hours
+LONGEST_ANSWER = 200  # characters kept of an answer for voting; a hash replaces the rest
+SCORES_KEPT = 100_000  # scored texts kept per task; bounds the memory, reached after hours
 
 _Key = tuple[str, int, tuple[Response, ...]]  # split, index, answers
 
@@ -35,7 +35,7 @@ class TaskScores:
         self._known: dict[_Key, float] = {}
 
     def scorer(self, items: Sequence[Item], first: Sequence[int]) -> Scorer:
-        """A function from the model's answers to the scores of I items; see `LoadedTask.scorer`."""
+        """Return a function from the model's answers to the scores of I items; see `LoadedTask.scorer`."""
         if self._is_plain_accuracy():
             docs = [self._documents.of(item.split)[item.index] for item in items]
             return _PlainAccuracy(self._task, self._documents, self._metric.name, docs, first)
@@ -51,7 +51,7 @@ class TaskScores:
         return score
 
     def answer_extractor(self, items: Sequence[Item], first: Sequence[int]) -> AnswerExtractor:
-        """A function from the model's answers to what it has answered to I items; see `LoadedTask.answer_extractor`."""
+        """Return a function from the model's answers to its answers to I items; see `LoadedTask.answer_extractor`."""
         if self._is_plain_accuracy():
             docs = [self._documents.of(item.split)[item.index] for item in items]
             accuracy = _PlainAccuracy(self._task, self._documents, self._metric.name, docs, first)
@@ -69,18 +69,18 @@ class TaskScores:
 
     @property
     def vote_obstacle(self) -> str | None:
-        """Why several models' answers cannot be put to the vote; None if they can: equal ones have equal scores."""
+        """Why several models cannot vote on an answer; None if they can: equal answers have equal scores."""
         if self._metric.is_loss:
-            return "is a number of each model's own and no answer"
+            return "is a number that differs between models and not an answer"
         if self._task.OUTPUT_TYPE == "generate_until" or self._is_plain_accuracy():
             return None
-        return "follows from log-likelihoods and not from one chosen answer"
+        return "depends on log-likelihoods and not on one chosen answer"
 
     def of(self, items: Sequence[Item], responses: Sequence[tuple[Response, ...]]) -> npt.NDArray[np.float32]:
-        """Apply the task's filter and metric; texts seen before are looked up."""
+        """Return the scores by the task's filter and metric; texts seen before are looked up."""
         keys = [(item.split, item.index, given) for item, given in zip(items, responses, strict=True)]
         if self._task.OUTPUT_TYPE != "generate_until" or len(self._known) > SCORES_KEPT:
-            self._known.clear()  # log-likelihoods do not come twice
+            self._known.clear()  # log-likelihoods hardly ever repeat
         new = [key for key in dict.fromkeys(keys) if key not in self._known]
         if new:
             self._filter(new)
@@ -89,7 +89,7 @@ class TaskScores:
         return np.array([self._known[key] for key in keys], np.float32)
 
     def _filter(self, keys: Sequence[_Key]) -> None:
-        """Run the chosen filter over the responses; results are left in the instances, as lm-eval does."""
+        """Run the chosen filter over the responses; it stores its results in the instances, as in lm-eval."""
         batch = []
         for split, index, responses in keys:
             for instance, response in zip(self._prompts.instances(split, index), responses, strict=True):
@@ -107,12 +107,12 @@ class TaskScores:
         if not is_number(value):
             raise TaskError(
                 f"task {self._name!r}: metric {self._metric.name!r} gave {value!r} for item {index} of its {split} "
-                "split: set metric to one that is a number for each item"
+                "split: choose a metric that is a number for each item"
             )
         return self._metric.sign * float(value)
 
     def _is_plain(self) -> bool:
-        """Whether lm-eval's own code turns responses into metrics, with nothing of the task's in between."""
+        """Whether lm-eval's own code turns responses into metrics, without any code of the task."""
         task = self._task
         return (
             type(task).process_results is ConfigurableTask.process_results
@@ -139,7 +139,7 @@ class TaskScores:
 class _PlainAccuracy:
     """lm-eval's `acc`, `acc_norm` and `acc_bytes` of many items at once.
 
-    `process_results` costs as much as the forward pass of a tiny model; a test holds the two equal.
+    `process_results` takes as long as the forward pass of a tiny model; a test checks that the two agree.
     """
 
     def __init__(
@@ -162,14 +162,14 @@ class _PlainAccuracy:
         return right_I
 
     def chosen(self, answers: Answers) -> npt.NDArray[np.int64]:
-        """The position of the choice that the model prefers, int64[I]."""
+        """Return the position of the model's preferred choice, int64[I]."""
         score_IC = answers.loglikelihood[self.request_IC] / self.length_IC
         chosen_I: npt.NDArray[np.int64] = score_IC.argmax(axis=1)
         return chosen_I
 
 
 def _short(filtered: Sequence[object]) -> str:
-    """One text for what a filter has left of an item's responses; equal ones have equal texts."""
+    """Return one text for an item's filtered responses; equal responses have equal texts."""
     text = filtered[0] if len(filtered) == 1 and isinstance(filtered[0], str) else json.dumps(filtered, default=str)
     assert isinstance(text, str)
     if len(text) <= LONGEST_ANSWER:

@@ -1,4 +1,4 @@
-"""The tasks of a search with their items; needs neither a tokenizer nor a model."""
+"""The tasks of a search with their items; without a tokenizer or a model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class TaskSuite:
     kinds
         Task name to lm-eval's output type: `multiple_choice`, `loglikelihood` or `generate_until`.
     metrics
-        Task name to the metric scored, as lm-eval writes it: `name,filter`.
+        Task name to its metric, as lm-eval writes it: `name,filter`.
     apply_chat_template
-        Whether prompts go through the tokenizer's chat template.
+        Whether prompts are formatted with the tokenizer's chat template.
     """
 
     def __init__(self, tasks: Sequence[LoadedTask], pool: ItemPool, config: TasksConfig) -> None:
@@ -48,9 +48,9 @@ class TaskSuite:
         Parameters
         ----------
         config
-            The tasks and how to measure them.
+            The tasks and how to use them.
         seed
-            Decides which items are held out when `config.held_out` is a fraction.
+            Decides which items are held out if `config.held_out` is a fraction.
 
         Raises
         ------
@@ -72,14 +72,14 @@ class TaskSuite:
 
     @classmethod
     def whole(cls, config: TasksConfig, split: Literal["auto"] | Split = "auto") -> TaskSuite:
-        """Load the tasks to score a finished model: all items of one split, nothing held out.
+        """Load the tasks to score a finished model: all items of one split, none held out.
 
         Parameters
         ----------
         config
-            The tasks; their `search_split`, `config.subset` and `config.held_out` are not used.
+            The tasks; their `search_split` and `config.held_out` are not used.
         split
-            Which items; auto: test if the task has one, else validation, as lm-eval does.
+            Which items; auto: test if the task has one, else validation, as in lm-eval.
 
         Raises
         ------
@@ -92,21 +92,21 @@ class TaskSuite:
             return cls(tasks, ItemPool(items, {}), config)
 
     def digest(self) -> str:
-        """Hash of the tasks' items, answers included, and of what is asked and scored: equal where scores compare."""
+        """Return a hash of the tasks' items, answers, prompts and metrics; scores are comparable if it is equal."""
         hashed = hashlib.sha256()
         for task in self._tasks.values():
             hashed.update(task.description().encode())
         return hashed.hexdigest()
 
     def item(self, item_id: str) -> Item:
-        """The item with this id; TaskError when there is none."""
+        """Return the item with this id; TaskError if there is none."""
         try:
             return self._items[item_id]
         except KeyError:
             raise TaskError(f"no item {item_id!r}: take ids from the pool of the same search file") from None
 
     def task(self, name: str) -> LoadedTask:
-        """The loaded task of that name."""
+        """Return the loaded task of that name."""
         return self._tasks[name]
 
 

@@ -1,4 +1,4 @@
-"""One task as the search sees it: items, what to ask for each, and how the answers are scored."""
+"""One task of a search: its items, their requests, and the scores of the answers."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from fitness.tasks.scores import TaskScores
 
 
 class LoadedTask:
-    """One lm-eval task: documents in, requests out; responses in, one score per item out.
+    """One lm-eval task: from documents to requests, and from responses to one score per item.
 
     Attributes
     ----------
     name
-        lm-eval's.
+        As in lm-eval.
     kind
         Its output type: `multiple_choice`, `loglikelihood` or `generate_until`.
     documents, prompts, metric, scores
-        The parts: its items, what is asked for them, what counts, and how answers become that.
+        The parts: its items, their requests, the metric, and the scores of answers.
 
     Raises
     ------
     TaskError
-        The metric does not exist or has no value for single items.
+        The metric does not exist, or has no value for single items.
     """
 
     def __init__(self, task: ConfigurableTask, entry: TaskConfig) -> None:
@@ -45,20 +45,20 @@ class LoadedTask:
         self.scores = TaskScores(task, self.name, self.documents, self.prompts, self.metric)
 
     def description(self) -> str:
-        """Everything that the scores of this task follow from, besides the model, as JSON text."""
+        """Return everything besides the model that this task's scores depend on, as JSON text."""
         metric, shots, documents = self.metric, self.prompts.shots, self.documents.loaded
         described = [self.name, self.kind, metric.name, metric.filter, shots, documents]
         return json.dumps(described, sort_keys=True, default=str)
 
     def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
-        """What to ask the model for one item; built once, `chat_template` is that of the first call."""
+        """Return the requests for one item; they are built once, with the `chat_template` of the first call."""
         if self.metric.name not in OF_THE_RIGHT_ANSWER:
             return self.prompts.requests(item, chat_template)
         request = self.prompts.right_answer(item, chat_template)
         if request is None:
             raise TaskError(
-                f"task {self.name!r}: item {item.index} of its {item.split} split names no right answer, and metric "
-                f"{self.metric.name!r} is its loss: use another metric"
+                f"task {self.name!r}: item {item.index} of its {item.split} split has no right answer, which metric "
+                f"{self.metric.name!r} needs: use another metric"
             )
         return (request,)
 
@@ -68,24 +68,24 @@ class LoadedTask:
         Raises
         ------
         TaskError
-            If an item names no right answer.
+            An item has no right answer.
         """
         for item in items:
             if not self.prompts.names_right_answer(item):
                 raise TaskError(
-                    f"task {self.name!r}: item {item.index} of its {item.split} split names no right answer, so it has "
-                    "no loss to differentiate; write a strategy.kind without gradients, such as cma_es"
+                    f"task {self.name!r}: item {item.index} of its {item.split} split has no right answer, so it has "
+                    "no loss to differentiate: use a strategy.kind without gradients, such as cma_es"
                 )
 
     def loss_requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[tuple[Request, ...], int]:
-        """Return the requests that an item's differentiable loss is made from, and the position of the right one.
+        """Return the requests for an item's differentiable loss, and the position of the right one.
 
-        All choices of an item that has any; else the right answer alone, with the settings of its generation.
+        All choices if the item has choices; else the right answer alone, with its generation settings.
 
         Raises
         ------
         TaskError
-            If the item names no right answer.
+            The item has no right answer.
         """
         self.check_losses([item])
         found = self.prompts.right_answer(item, chat_template)
@@ -96,33 +96,33 @@ class LoadedTask:
         return (replace(found, generation=requests[0].generation),), 0
 
     def scorer(self, items: Sequence[Item], first: Sequence[int]) -> Scorer:
-        """A function from the model's answers to the items' scores.
+        """Return a function from the model's answers to the items' scores.
 
         Parameters
         ----------
         items
             Items of this task whose requests have been built; I of them.
         first
-            int[I], the position of each item's first request among the answers; the others follow it.
+            int[I], the position of each item's first request among the answers; its other requests follow.
         """
         if self.metric.is_loss:
             return loss_scorer(self.metric.name, [self.requests(item)[0].continuation for item in items], first)
         return self.scores.scorer(items, first)
 
     def answer_extractor(self, items: Sequence[Item], first: Sequence[int]) -> AnswerExtractor:
-        """A function from the model's answers to what it has answered to each item: the chosen option, or the text.
+        """Return a function from the model's answers to its answer to each item: the chosen option, or the text.
 
-        The text is what the task's filter leaves; of a long one the beginning and a hash. Parameters as of `scorer`.
+        The text is filtered by the task's filter; a long one is cut and ends in a hash. Parameters as in `scorer`.
 
         Raises
         ------
         TaskError
-            If the answers cannot be voted on; see `TaskScores.vote_obstacle`.
+            The answers cannot be voted on; see `TaskScores.vote_obstacle`.
         """
         obstacle = self.scores.vote_obstacle
         if obstacle is not None:
             raise TaskError(
-                f"task {self.name!r}: metric {self.metric.name!r} {obstacle}, so that models cannot vote; "
+                f"task {self.name!r}: metric {self.metric.name!r} {obstacle}, so models cannot vote; "
                 "use another metric, such as acc or exact_match"
             )
         return self.scores.answer_extractor(items, first)

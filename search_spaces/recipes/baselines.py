@@ -1,4 +1,4 @@
-"""The standard merges that a found recipe is compared with."""
+"""Standard merges, as baselines for the recipes that a search finds."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def uniform_recipe(
     Parameters
     ----------
     models
-        Name to reference, the base first. The base only gives config and tokenizer.
+        Name to reference, the base first, which only gives config and tokenizer.
     layout
         The models' layout, or their number of layers.
     method
-        ``linear``, or a method with a base and weights (which all are one over the number of experts).
+        ``linear``, or a method with a base and weights, which are all 1 / (number of experts).
     dtype, out_dtype
         Precision of the arithmetic and of the result.
 
@@ -88,7 +88,7 @@ def source_recipe(
     dtype: str | None = "float32",
     out_dtype: str | None = "bfloat16",
 ) -> Recipe:
-    """Return the recipe that takes all of one model: `model` is its reference.
+    """Return the recipe that is one model unchanged.
 
     Parameters
     ----------

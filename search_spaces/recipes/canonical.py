@@ -1,9 +1,9 @@
 """The canonical form of a recipe, and the hash over it.
 
-Two recipes that give the same weights by mergekit's rules should have one form: the same merge is then
-never scored twice. The form writes every value where it applies: a head slice without layers for the
-embeddings, one slice per layer, a tail slice without layers for the final norm and the head; parameters at
-their sources (or at the slice when shared), nothing that equals its default, no gradients, the base last.
+Two recipes that give the same weights by mergekit's rules have one form, so that no merge is scored twice. The form
+writes every value where it applies: a head slice without layers for the embeddings, one slice per layer, and a tail
+slice without layers for the final norm and the head. Parameters are at their sources, or at the slice if shared.
+Values that equal their defaults are left out, gradients are evaluated, and the base comes last.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ AnyRecipe = TypeVar("AnyRecipe", bound=RecipeFields)
 
 
 def canonical_form(recipe: AnyRecipe) -> AnyRecipe:
-    """Return the canonical form of `recipe`; see the module's head."""
+    """Return the canonical form of `recipe`; see the module's docstring."""
     if recipe.mixture is not None:
         return _canonical_mixture(recipe, recipe.mixture)
     main = recipe.spec_of(recipe.slices[0]).name
@@ -61,7 +61,7 @@ def canonical_form(recipe: AnyRecipe) -> AnyRecipe:
 
 
 def _canonical_mixture(recipe: AnyRecipe, table: Mixture) -> AnyRecipe:
-    """Return the canonical form of a recipe whose weights stand in a table: its one slice stays as it is."""
+    """Return the canonical form of a recipe with a table of weights: its only slice is not split into layers."""
     return replace(
         recipe,
         base_model=recipe.donor,
@@ -75,7 +75,7 @@ def _canonical_mixture(recipe: AnyRecipe, table: Mixture) -> AnyRecipe:
 
 
 def _path(recipe: RecipeFields) -> tuple[PathLayer, ...] | None:
-    """Return the recipe's path; None where it is the merge as it is."""
+    """Return the recipe's path; None if it keeps the merge's layers in their order."""
     if recipe.path is None:
         return None
     path = tuple(PathLayer(layer.model, layer.layer, float(layer.scale) + 0.0) for layer in recipe.path)
@@ -84,7 +84,7 @@ def _path(recipe: RecipeFields) -> tuple[PathLayer, ...] | None:
 
 
 def canonical_json(canonical: RecipeFields) -> str:
-    """Return a canonical recipe as JSON without spaces: equal text, equal merge."""
+    """Return a canonical recipe as JSON without spaces: equal texts are equal merges."""
     slices = [
         (
             [(source.model, source.layer_range, source.parameters) for source in part.sources],
@@ -128,7 +128,7 @@ def digest(text: str) -> str:
 
 
 def _depths(recipe: RecipeFields) -> dict[str, int]:
-    """Where each model's ranges end: the tail slice's empty range is written there, for readers only."""
+    """Return where each model's ranges end. The tail slice's empty range is written there, for human readers only."""
     depths = dict.fromkeys(recipe.models, 0)
     for part in recipe.slices:
         for source in part.sources:
@@ -138,7 +138,7 @@ def _depths(recipe: RecipeFields) -> dict[str, int]:
 
 
 def _edge(part: Slice, positions: Mapping[str, int], spec: MethodSpec) -> Slice:
-    """Return what `part` says of the tensors outside of the layers, where gradients stand at their start."""
+    """Return the settings of `part` for the tensors outside the layers, where gradients have their first value."""
     ranges = [(positions[source.model], positions[source.model]) for source in part.sources]
     return _written(part, ranges, 0.0, spec)
 
@@ -153,9 +153,9 @@ def _layer(part: Slice, index: int, spec: MethodSpec) -> Slice:
 
 
 def _lowered(recipe: RecipeFields, part: Slice, main: str) -> Slice:
-    """Return `part` with all that the recipe's scopes and the defaults say of it written into it.
+    """Return `part` with the settings of the recipe's wider scopes and the defaults written into it.
 
-    `main` is the method that need not be named.
+    `main` is the recipe's method, which a slice does not repeat.
     """
     spec, scopes, base = recipe.spec_of(part), recipe.scopes_of(part), recipe.base_of(part)
     treated_apart = base if spec.base != "none" else None
@@ -168,7 +168,7 @@ def _lowered(recipe: RecipeFields, part: Slice, main: str) -> Slice:
         for source in recipe.with_base(part)
     ]
     if treated_apart is not None:
-        sources.sort(key=lambda source: source.model == treated_apart)  # stable: the others keep their order
+        sources.sort(key=lambda source: source.model == treated_apart)  # stable: the other sources keep their order
     return Slice(
         sources=tuple(sources),
         parameters=_joined(spec.shared, scopes),
@@ -199,7 +199,7 @@ def _shortened(parameters: Parameters, t: float | None, spec: MethodSpec) -> Par
     written = []
     for name, setting in parameters:
         first = setting[0]
-        if first.is_catch_all:  # nothing after it decides; the quick way for most of a search's recipes
+        if first.is_catch_all:  # later conditions have no effect; the fast path for most recipes of a search
             value = first.value if t is None else interpolate(first.value, t)
             short: Setting = (Condition(_plain_value(value)),)
         else:
@@ -211,7 +211,7 @@ def _shortened(parameters: Parameters, t: float | None, spec: MethodSpec) -> Par
 
 
 def _plain(setting: Setting) -> Setting:
-    """Spell equal numbers equally: 1 as 1.0, -0.0 as 0.0, a gradient of one value as that value."""
+    """Write equal numbers alike: 1 as 1.0, -0.0 as 0.0, a gradient of one value as that value."""
     return tuple(Condition(_plain_value(condition.value), condition.filter) for condition in setting)
 
 

@@ -1,8 +1,8 @@
-"""Recipes of several documents: merges in turn, of which later ones use the results of earlier ones by name.
+"""Files with several recipes, where later merges use the results of earlier ones by name.
 
-The file that mergekit-multi reads: YAML documents apart by ``---``, each a recipe, those that others use with a
-``name``. Their order in the file does not matter. The result is the document without a name, or the last where all have
-one.
+The format of mergekit-multi: YAML documents separated by ``---``, each a recipe. A document that another one uses has a
+``name``. The order in the file does not matter. The file's result is the document without a name, or the last one if
+all have names.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from search_spaces.recipes.references import adapted, parts
 
 @dataclass(frozen=True)
 class Document:
-    """One document: a merge, and what others call its result; None for the file's own result."""
+    """One document: a merge and the name of its result; None for the file's own result."""
 
     name: str | None
     recipe: Recipe
 
     def uses(self, names: Sequence[str | None]) -> tuple[str, ...]:
-        """Return those of `names` that the recipe has among its models, perhaps with an adapter on it."""
+        """Return the `names` that are models of the recipe, with an adapter or without."""
         models = dict.fromkeys(parts(reference)[0] for reference in self._references())
         return tuple(model for model in models if model in names)
 
     def with_results(self, folders: Mapping[str, str]) -> Recipe:
-        """Return the recipe with names of other documents replaced by where their results lie."""
+        """Return the recipe with names of other documents replaced by the folders of their results."""
         mapping = {}
         for reference in self._references():
             model, adapter = parts(reference)
@@ -47,14 +47,15 @@ class Document:
 
 
 def read_documents(path: Path) -> tuple[Document, ...]:
-    """Read a file of one or several documents; return them in an order in which each comes after those it uses.
+    """Read a file of one or several documents; return each document after those it uses.
 
     The last is the file's result.
 
     Raises
     ------
     RecipeError
-        If a document is no valid recipe, names are missing, equal or unfit, or documents use each other in a circle.
+        If a document is not a valid recipe, a name is missing, repeated or invalid, or documents use each other in a
+        circle.
     """
     return parse_documents(mergekit_yaml.read_text(path), str(path))
 
@@ -63,7 +64,7 @@ def parse_documents(text: str, origin: str) -> tuple[Document, ...]:
     """Read documents from a text; errors start with `origin` and name the document. See `read_documents`."""
     loaded = mergekit_yaml.documents(text, origin)
     if len(loaded) == 1:
-        return (_document(loaded[0], origin),)
+        return (_document(loaded[0], origin, text),)
     documents = [_document(data, f"{origin}: document {index + 1}") for index, data in enumerate(loaded)]
     names = [document.name for document in documents]
     for name in names:
@@ -81,7 +82,7 @@ def parse_documents(text: str, origin: str) -> tuple[Document, ...]:
 
 
 def needed(documents: Sequence[Document]) -> tuple[Document, ...]:
-    """Return those that the last one rests on, in their order, and the last one."""
+    """Return the documents that the last one needs, in their order, and the last one."""
     names = [document.name for document in documents]
     wanted = {documents[-1].name}
     for document in reversed(documents):
@@ -105,11 +106,11 @@ def with_models(documents: Sequence[Document], mapping: Mapping[str, str]) -> tu
     return tuple(replace(document, recipe=document.recipe.with_models(mapping)) for document in documents)
 
 
-def _document(data: Any, origin: str) -> Document:
+def _document(data: Any, origin: str, text: str = "") -> Document:
     name = None
     if isinstance(data, dict) and "name" in data:
         name = data["name"]
         data = {key: value for key, value in data.items() if key != "name"}
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
             raise RecipeError(f"{origin}: name: {name!r} is not a name; use letters, digits, ., - and _")
-    return Document(name, mergekit_yaml.build(data, origin))
+    return Document(name, mergekit_yaml.build(data, origin, text))

@@ -8,11 +8,11 @@ from typing import Any
 
 
 class RecipeError(ValueError):
-    """A recipe or search space that cannot be used; one line that says what to type instead."""
+    """A recipe or search space that cannot be used; the text is one line that says what to write instead."""
 
 
 def did_you_mean(name: object, valid: Iterable[str]) -> str:
-    """Return the tail of an error about an unknown name: the nearest valid one, and all of them when few."""
+    """Return the end of an error about an unknown name: the nearest valid one, or all if none is near."""
     choices = sorted(valid)
     nearest = get_close_matches(str(name), choices, n=1, cutoff=0.5)
     if nearest:
@@ -26,7 +26,7 @@ def did_you_mean(name: object, valid: Iterable[str]) -> str:
 def mapping(
     value: Any, place: str, valid: Sequence[str], *, required: Sequence[str] = (), owner: str = "key"
 ) -> dict[str, Any]:
-    """Return `value` if it is a mapping with keys among `valid`, the `required` ones set; `owner` is what keys are."""
+    """Return `value` if it is a mapping with `valid` keys only and all `required` ones; `owner` is the keys' noun."""
     if not isinstance(value, dict):
         raise RecipeError(f"{place}: {shown(value)} is not a mapping; write pairs such as {valid[0]}: ...")
     for key in value:
@@ -55,6 +55,6 @@ def text_of(value: Any, place: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error shows it, cut short."""
+    """Return a value as errors show it, shortened."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -15,8 +15,8 @@ from search_spaces.recipes.token_rules import TokenRules
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-# Bounds on what a recipe may ask for, checked before anything is allocated. The canonical form writes every
-# condition of every source for every layer: their product must stay small.
+# Limits of a recipe, checked before anything is allocated. The canonical form writes every condition of every
+# source for every layer, so their product must stay small.
 MAX_LAYERS = 1024
 MAX_SLICES = MAX_LAYERS + 2
 MAX_SOURCES = 64
@@ -45,7 +45,7 @@ class Source:
 
     @property
     def num_layers(self) -> int:
-        """Layers the source gives; 0 when it is not sliced yet."""
+        """Number of layers; 0 when it is not sliced yet."""
         return 0 if self.layer_range is None else self.layer_range[1] - self.layer_range[0]
 
 
@@ -53,9 +53,8 @@ class Source:
 class Slice:
     """A run of output layers and the sources it is merged from.
 
-    A slice without layers (``[k, k]``) says where the embeddings come from when it is the first, and the
-    final norm and the head when it is the last. One with a method of its own (ours, mergekit has one for a recipe)
-    takes no parameters from the recipe.
+    A first slice without layers (``[k, k]``) gives the embeddings, a last one the final norm and the head. A slice with
+    its own method takes no parameters from the recipe. (mergekit has one method per recipe; this is our extension.)
     """
 
     sources: tuple[Source, ...]
@@ -76,11 +75,11 @@ class PathLayer:
     Attributes
     ----------
     model
-        Reference of the model that it is of; None: the merge that the recipe describes.
+        Reference of the model that has it; None: the merge that the recipe describes.
     layer
         Which of its layers.
     scale
-        What its writers are multiplied with.
+        Factor of its writers (`WRITERS`).
     """
 
     model: str | None
@@ -88,45 +87,45 @@ class PathLayer:
     scale: float = 1.0
 
     def scale_of(self, tensor: str) -> float:
-        """Return what the tensor of that name is multiplied with."""
+        """Return the factor of the tensor with that name."""
         return self.scale if any(writer in tensor for writer in WRITERS) else 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class RecipeFields:
-    """What a recipe consists of, and what follows from it; without the checks and the equality that `Recipe` adds.
+    """The fields of a recipe and what follows from them, without the checks and the equality that `Recipe` adds.
 
     Attributes
     ----------
     merge_method
-        A key of ``METHODS``; of all slices that name none.
+        A name in ``METHODS``, for all slices without their own.
     slices
         Output slices in order. mergekit's `models:` form is one slice whose sources have no `layer_range`.
     base_model
-        The base where the method has one, and the donor of config and tokenizer.
+        The base if the method has one, and the donor of config and tokenizer.
     parameters
-        Settings for all slices, sorted by name; overridden by a slice's, and those by a source's.
+        Settings for all slices, sorted by name. A slice's settings override them, and a source's override both.
     dtype, out_dtype
-        Precision of the arithmetic and of the result; None: the sources' own, and `dtype`.
+        Precision of the arithmetic and of the result; None: the sources' precision, and `dtype`.
     tokenizer_source
-        Whose vocabulary the result has: ``union``, ``base``, a model, or (ours) ``first``, the first model's that
-        is not the base, and ``pad``, which compares rows by id; None copies the base's, and all must be equal.
+        The result's vocabulary: ``union``, ``base``, a model, or one of our extensions: ``first``, that of the first
+        model that is not the base, and ``pad``, which compares rows by id. None copies the base's; all must be equal.
     tokens
-        Whose rows single tokens have, and the number of rows; needs `tokenizer_source`.
+        Sources of single tokens' embeddings, and the number of rows; needs `tokenizer_source`.
     chat_template
         ``auto``, the name of a template or a Jinja string.
     seed
-        Decides the random masks of stochastic methods (None: 0). Ours: mergekit has no such key.
+        Seed of the random masks of stochastic methods (None: 0). Our extension, like all fields below but `tokens`.
     calibration_text
-        The text file that models are measured on, for parameters that need it (`activation_informed`); ours, too.
+        Text file for statistics of the models, for methods and parameters that need them (`activation_informed`).
     adapters
-        ``core``: merge LoRA adapters in their core space; None: as full weights. Ours.
+        ``core``: merge LoRA adapters in their core space; None: as full weights.
     mixture
-        Weights that change within tensors, for ``linear`` alone, in place of its parameters; used as they are and not
-        divided by their sum. Its sources are those of the single slice, which holds all layers. Ours, too.
+        Weights that change within tensors, only for ``linear`` and in place of its parameters. They are not divided by
+        their sum. Its sources are those of the only slice, which has all layers.
     path
-        Layers of the result in order, of the merge that all else describes and of further models. None: the merge as it
-        is. Ours as well; what needs no merge is written as passthrough slices.
+        Layers of the result in order, from the merge that the other fields describe and from further models. None: the
+        merge's own layers. Paths without a merge are written as passthrough slices instead.
     """
 
     merge_method: str
@@ -169,7 +168,7 @@ class RecipeFields:
 
     @property
     def is_sliced(self) -> bool:
-        """False for the `models:` form, whose number of layers only the models know."""
+        """False for the `models:` form, whose number of layers is only known from the models."""
         return self.slices[0].sources[0].layer_range is not None
 
     @property
@@ -181,7 +180,7 @@ class RecipeFields:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All references in order of first use: the sources', then bases that are no source, then the path's."""
+        """All references in order of first use: sources, then bases that are not sources, then the path's models."""
         sources = [source.model for part in self.slices for source in part.sources]
         bases = [base for base in (self.base_model, *(part.base_model for part in self.slices)) if base]
         path = [layer.model for layer in self.path or () if layer.model is not None]
@@ -189,7 +188,7 @@ class RecipeFields:
 
     @property
     def donor(self) -> str:
-        """The model that config and tokenizer come from: the base, else the first source."""
+        """The model that gives config and tokenizer: the base, else the first source."""
         return self.base_model or self.slices[0].sources[0].model
 
     def base_of(self, part: Slice) -> str | None:
@@ -208,7 +207,7 @@ class RecipeFields:
         return any(name in needing for scope in scopes for name, _ in scope)
 
     def with_base(self, part: Slice) -> tuple[Source, ...]:
-        """Return the sources of `part`, with the base as the last where the `models:` form leaves it out."""
+        """Return the sources of `part`, with the base last if the `models:` form leaves it out."""
         base = self.base_of(part)
         if self.is_sliced or base is None or any(source.model == base for source in part.sources):
             return part.sources

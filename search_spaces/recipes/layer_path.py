@@ -1,13 +1,13 @@
-"""Layers in another order: paths through the layers of a pool of models, and where their scales may be written.
+"""Paths through the layers of several models, as passthrough recipes, and which models can have scaled paths.
 
 A path is written as mergekit does, as a passthrough merge with one slice per layer. Sakana's scaling of the residual
-stream needs no code in the model. Multiply the stream by w_k > 0 before layer k, for each layer of the path, and let
-c_k = w_1 ⋯ w_k. Divide the stream behind layer k by c_k, in thought: a layer reads it through a norm that forgets its
-scale, so it reads the same; what the layer adds must be divided as well, and it is added by `o_proj` and `down_proj`
-alone. So multiplying these two by 1/c_k, and the final norm forgetting c_L, is the very same function.
-(Equal up to the norms' epsilon, which is beside the squared stream.)
-That holds where a layer reads through a norm and adds without one. Behind Gemma 2's and 3's, GLM 4's and OLMo 2's
-attention and MLP stands another norm, which takes the factor away again: those carry no scales.
+stream needs no code in the model. Let the stream be multiplied by w_k > 0 before layer k, for each layer of the path,
+and let c_k = w_1 ⋯ w_k. Rescale the stream after layer k by 1/c_k. A layer reads the stream through a norm, which is
+invariant to its scale, so its input does not change. Its output must be multiplied by 1/c_k, and only `o_proj` and
+`down_proj` write it. So multiplying these two by 1/c_k computes the same function, since the final norm is invariant
+to c_L. (Equal up to the epsilon that norms add to the mean square.)
+This needs layers that read through a norm and write without one. Gemma 2 and 3, GLM 4 and OLMo 2 have another norm
+after attention and MLP, which would remove the factor: their paths cannot be scaled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from search_spaces.recipes.parameter_values import Condition, Parameters, evalua
 from search_spaces.recipes.recipe import Recipe
 
 _READERS = ({"input_layernorm", "post_attention_layernorm"}, {"input_layernorm"})
-"""The norms of layers that read through a norm and add without one: one before each part, or one before both."""
+"""Norms of layers that read through a norm and write without one: one before each part, or one before both."""
 
 
 def scales_obstacle(layout: ModelLayout) -> str | None:
@@ -31,7 +31,7 @@ def scales_obstacle(layout: ModelLayout) -> str | None:
         if norms not in _READERS:
             extra = sorted(norms - _READERS[0])
             which = f"norms besides those before attention and MLP ({', '.join(extra)})" if extra else "no such norms"
-            return f"their layers have {which}, so that a scale of the residual stream is lost or changes what is read"
+            return f"their layers have {which}, which would remove a scale of the residual stream or change its use"
         missing = [writer for writer in WRITERS if not any(writer in name for name in names)]
         if missing:
             return f"their layers have no {missing[0]} that a scale could be written into"
@@ -53,9 +53,9 @@ def path_recipe(
     path
         The layers in order.
     base
-        Reference of the model that the rest comes from.
+        Reference of the model that gives all other tensors.
     num_layers
-        Of that model.
+        The base's number of layers.
     dtype, out_dtype
         Precision of the arithmetic and of the result.
     """
@@ -71,7 +71,7 @@ def path_of(recipe: Recipe, num_layers: int) -> tuple[PathLayer, ...]:
     Raises
     ------
     RecipeError
-        If it is no passthrough recipe, or scales other tensors than the writers, or these differently.
+        If it is not a passthrough recipe, or scales other tensors than the writers, or the writers differently.
     """
     if any(spec.name != "passthrough" for spec in recipe.specs):
         raise RecipeError(f"the recipe's merge_method is {recipe.merge_method}; give one with passthrough")
@@ -83,7 +83,8 @@ def path_of(recipe: Recipe, num_layers: int) -> tuple[PathLayer, ...]:
         others = evaluate(setting, "", 0.0)
         if len(factors) > 1 or others not in (None, 1.0) or (not source.num_layers and factors - {None, 1.0}):
             raise RecipeError(
-                "the recipe scales other things than o_proj and down_proj, alike; give a layer's scale so"
+                "the recipe scales tensors other than o_proj and down_proj, or these two differently; "
+                "scale both alike, and no others"
             )
         if source.num_layers:
             factor = factors.pop()

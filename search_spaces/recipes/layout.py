@@ -1,4 +1,4 @@
-"""Where the tensors of a decoder-only model lie: before the layers, in each layer, after them."""
+"""The tensors of a decoder-only model by position: before the layers, in each layer, after them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ModelLayout:
         Raises
         ------
         RecipeError
-            If the model has no child module known as such.
+            If the model's layers have no such child module.
         """
         child = self.attention if module == "attention" else self.mlp
         if child is None:

@@ -1,4 +1,4 @@
-"""What mergekit 0.1.5 cannot rebuild to the same weights, and the nearest recipe that it can."""
+"""Reasons why mergekit 0.1.5 cannot rebuild a recipe's weights, and the nearest recipe that it can."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from search_spaces.recipes.parameter_values import Condition, Parameters, consta
 from search_spaces.recipes.recipe import Recipe, Slice, Source
 
 _PATH = "evomerge.path: mergekit does not merge and reorder layers in one document"
-_SEVERAL = "slices.evomerge.merge_method: layers have methods of their own, and mergekit has one in a document"
+_SEVERAL = "slices.evomerge.merge_method: layers have their own methods, and mergekit allows one per document"
 _EXACT_DTYPES = ("float32", "float64")
 
 
 def obstacles(recipe: Recipe) -> tuple[str, ...]:
-    """Return a sentence for each reason why mergekit would give other weights; nothing when it would not."""
+    """Return a sentence for each reason why mergekit would give other weights; empty if it gives the same."""
     recipe = _with_one_method(recipe)
     if recipe.path is not None:
         return (_PATH, *obstacles(replace(recipe, path=None)))
@@ -88,7 +88,7 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def _with_one_method(recipe: Recipe) -> Recipe:
-    """Return the recipe with its method above the slices where all have the same."""
+    """Return the recipe with its method above the slices if all slices have the same."""
     return recipe.canonical() if any(part.merge_method for part in recipe.slices) else recipe
 
 
@@ -134,7 +134,7 @@ def _without_mixture(recipe: Recipe, table: Mixture) -> tuple[Recipe, tuple[str,
 
 
 def _weights_of(source: int, rows: dict[str, tuple[float, ...]]) -> Parameters:
-    """Return one source's weights as conditions on tensor names, the last for all that are not named."""
+    """Return one source's weights as conditions on tensor names, the last for all other tensors."""
     # longer names first: one may contain another
     names = sorted(rows, key=lambda name: (-len(name), name))
     conditions = [Condition(rows[name][source], name) for name in names]
@@ -153,7 +153,7 @@ def _mean_weights(pieces: tuple[Piece, ...]) -> tuple[float, ...]:
 
 
 def _layer_of(name: str) -> int | None:
-    """Return the layer that a tensor is of, by the first number in its name; None outside of the layers."""
+    """Return a tensor's layer, the first number in its name; None outside the layers."""
     number = next((part for part in name.split(".") if part.isdigit()), None)
     return None if number is None else int(number)
 
@@ -168,7 +168,7 @@ def _subject(recipe: Recipe) -> str:
 
 
 def _deviates(recipe: Recipe) -> bool:
-    """Whether the method's deviation shows: random masks do only where a density is below 1."""
+    """Whether the method's deviation has an effect; that of random masks needs a density below 1."""
     if not recipe.spec.stochastic:
         return bool(recipe.spec.deviation)
     scopes = [source.parameters for part in recipe.canonical().slices for source in part.sources]
@@ -189,7 +189,7 @@ def _parameters(recipe: Recipe) -> Iterator[str]:
 
 
 def _without(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
-    """Return the recipe with no mention of the parameters `names`."""
+    """Return the recipe without the parameters `names`."""
     if not names:
         return recipe
 

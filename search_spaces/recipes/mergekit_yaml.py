@@ -1,14 +1,14 @@
-"""mergekit's YAML dialect: recipes in and out.
+"""Recipes as YAML in mergekit's dialect: reading and writing.
 
-Read: every spelling that mergekit 0.1.5 accepts for one decoder-only model, with unknown keys refused
-(mergekit passes over them, so that typing errors change the merge in silence). Written: the spellings that
-both mergekit 0.1.5 and its earlier releases understand. One key is ours: ``evomerge``. In a recipe it holds ``seed``,
-``calibration_text``, ``adapters: core``, ``vocabulary: first`` or ``pad``, ``mixture`` and ``path``; in a slice
-``merge_method``.
+Reading accepts every spelling of mergekit 0.1.5 for one decoder-only model, and refuses unknown keys. (mergekit ignores
+them, so that a typing error changes the merge without a message.) Writing uses spellings that both mergekit 0.1.5 and
+earlier releases understand. One key is ours, ``evomerge``. In a recipe it has ``seed``, ``calibration_text``,
+``adapters: core``, ``vocabulary: first`` or ``pad``, ``mixture`` and ``path``; in a slice ``merge_method``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from search_spaces.recipes.parameter_values import Condition, Parameters, Scalar
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import format_reference, parse_reference
 from search_spaces.recipes.token_rules import TokenRules
+from search_spaces.yaml_lines import line_of
 
 MAX_BYTES = 4_000_000  # a canonical recipe of 128 layers and 8 sources is about 200 kB
 MAX_NESTING = 32  # the grammar needs 8; parsers recurse
@@ -57,7 +58,7 @@ def read_text(path: Path) -> str:
     Raises
     ------
     RecipeError
-        If it cannot be read or is no text.
+        If it cannot be read or is not text.
     """
     try:
         with path.open("rb") as file:
@@ -80,14 +81,14 @@ def parse(text: str, origin: str = "recipe") -> Recipe:
     data, *others = documents(text, origin)
     if others:
         raise RecipeError(
-            f"{origin}: it holds {1 + len(others)} documents and here one is wanted; merge them with "
+            f"{origin}: it holds {1 + len(others)} documents, and only one can be used here; merge them with "
             "`evomerge merge FILE OUT` and name OUT"
         )
-    return build(data, origin)
+    return build(data, origin, text)
 
 
 def documents(text: str, origin: str) -> list[Any]:
-    """Return the plain data of each YAML document in `text`, one at least; empty ones are left out.
+    """Return the plain data of each YAML document in `text`, at least one; empty documents are left out.
 
     Raises
     ------
@@ -99,14 +100,26 @@ def documents(text: str, origin: str) -> list[Any]:
     try:
         loaded = load_yaml_documents(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{origin}: {_yaml_message(error)}; correct the YAML there") from None
+        mark = getattr(error, "problem_mark", None)
+        place = origin if mark is None else f"{origin}:{mark.line + 1}"
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{place}: not valid YAML: {problem}; correct it there") from None
     except (ValueError, TypeError) as error:  # dates that do not exist, mappings as keys, nesting
         raise RecipeError(f"{origin}: {error}; write plain mappings, lists and numbers") from None
     return [data for data in loaded if data is not None] or [None]
 
 
-def build(data: Any, origin: str = "recipe") -> Recipe:
+def build(data: Any, origin: str = "recipe", text: str = "") -> Recipe:
     """Return the recipe in plain mappings, lists and scalars, as `as_dict` gives them.
+
+    Parameters
+    ----------
+    data
+        The mapping.
+    origin
+        What errors start with.
+    text
+        The YAML document that `data` was read from: errors then name the line in it.
 
     Raises
     ------
@@ -117,7 +130,14 @@ def build(data: Any, origin: str = "recipe") -> Recipe:
         _check_amount(data)
         return _recipe(data)
     except RecipeError as error:
-        raise RecipeError(f"{origin}: {error}") from None
+        raise RecipeError(f"{_with_line(origin, text, str(error))}: {error}") from None
+
+
+def _with_line(origin: str, text: str, message: str) -> str:
+    """Return `origin` with the line of the place that a message begins with, if the text is a document that has it."""
+    place = re.match(r"[a-z_]+(\[\d+\]|\.\w+)*(?=: )", message)
+    line = line_of(text, re.findall(r"\w+", place[0])) if place and text else None
+    return origin if line is None else f"{origin}:{line}"
 
 
 if TYPE_CHECKING:
@@ -132,7 +152,7 @@ class StrictLoader(_SafeLoader):
     """The safe loader, except that a key given twice is an error instead of an overwrite."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping, unless a key is there twice."""
+        """Build a mapping; raise if a key is repeated."""
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
@@ -145,14 +165,14 @@ class StrictLoader(_SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Return the plain data of a YAML text that may come from anywhere.
+    """Return the plain data of a YAML text from an untrusted source.
 
     Raises
     ------
     yaml.YAMLError
-        If it is no YAML, names a type of its own, or gives a key twice.
+        If it is not YAML, names a Python type, or repeats a key.
     ValueError
-        If it is nested too deeply, holds too many values, or one that is none (a date that does not exist).
+        If it is nested too deeply, has too many values, or an impossible one (a date that does not exist).
     """
     loaded = load_yaml_documents(text)
     if len(loaded) > 1:
@@ -161,7 +181,7 @@ def load_yaml(text: str) -> Any:
 
 
 def load_yaml_documents(text: str) -> list[Any]:
-    """Return the plain data of each document of a YAML text that may come from anywhere; see `load_yaml`."""
+    """Return the plain data of each document of a YAML text from an untrusted source; see `load_yaml`."""
     _check_events(text)
     loaded = list(yaml.load_all(text, Loader=StrictLoader))
     _check_amount(loaded)
@@ -169,7 +189,7 @@ def load_yaml_documents(text: str) -> list[Any]:
 
 
 def _check_events(text: str) -> None:
-    """Stop deep nesting and masses of values while reading events one by one, before anything is built of them."""
+    """Raise on deep nesting or too many values, event by event, before anything is built."""
     depth = values = 0
     for event in yaml.parse(text, Loader=_SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -182,12 +202,6 @@ def _check_events(text: str) -> None:
             raise ValueError(f"nested more than {MAX_NESTING} levels deep")
         if values > MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES} values")
-
-
-def _yaml_message(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or "not valid YAML"
-    return f"line {mark.line + 1}: {problem}" if mark is not None else str(problem).splitlines()[0]
 
 
 def _check_amount(data: Any) -> None:
@@ -234,16 +248,16 @@ def _content(top: dict[str, Any], spec: MethodSpec) -> tuple[str, Any, Parameter
     forms = [key for key in ("models", "slices", "modules") if top.get(key)]
     if len(forms) != 1:
         found = " and ".join(forms) if forms else "none of them"
-        raise RecipeError(f"exactly one of models, slices and modules is wanted, not {found}; write `slices:`")
+        raise RecipeError(f"write exactly one of models, slices and modules, not {found}")
     if forms[0] != "modules":
         return forms[0], top[forms[0]], parameters
     modules = mapping(top["modules"], "modules", ("default",), required=("default",))
     module = mapping(modules["default"], "modules.default", ("models", "slices", "parameters"))
     forms = [key for key in ("models", "slices") if module.get(key)]
     if len(forms) != 1:
-        raise RecipeError("modules.default: exactly one of models and slices is wanted; write `slices:`")
+        raise RecipeError("modules.default: write exactly one of models and slices, such as `slices:`")
     inner = dict(_parameters(module, "modules.default.parameters", spec))
-    for name, setting in parameters:  # the module's scope lies inside the recipe's
+    for name, setting in parameters:  # the module's scope is within the recipe's
         inner[name] = inner.get(name, ()) + setting
     return forms[0], module[forms[0]], tuple(sorted(inner.items()))
 
@@ -264,7 +278,13 @@ def _slices(value: Any, spec: MethodSpec) -> tuple[Slice, ...]:
 
 
 def _slice(value: Any, spec: MethodSpec, place: str) -> Slice:
-    valid = ("sources", "parameters", "base_model", "evomerge", "residual_weight")  # the last: never used
+    valid = (
+        "sources",
+        "parameters",
+        "base_model",
+        "evomerge",
+        "residual_weight",
+    )  # mergekit accepts residual_weight and ignores it
     fields = mapping(value, place, valid, required=("sources",))
     own = mapping(fields.get("evomerge") or {}, f"{place}.evomerge", ("merge_method",)).get("merge_method")
     if own is not None:
@@ -289,7 +309,7 @@ def _source(value: Any, spec: MethodSpec, place: str) -> Source:
     fields = mapping(value, place, ("model", "layer_range", "parameters"), required=("model", "layer_range"))
     bounds = fields["layer_range"]
     if not isinstance(bounds, list) or len(bounds) != 2 or not all(type(bound) is int for bound in bounds):
-        raise RecipeError(f"{place}.layer_range: {shown(bounds)} is no range; write [start, end]")
+        raise RecipeError(f"{place}.layer_range: {shown(bounds)} is not a range; write [start, end]")
     return Source(
         model=parse_reference(fields["model"], f"{place}.model"),
         layer_range=(bounds[0], bounds[1]),
@@ -312,7 +332,7 @@ def _dtype(top: dict[str, Any], key: str) -> str | None:
 
 
 def _tokenizer(top: dict[str, Any]) -> tuple[str | None, TokenRules | None]:
-    """Return whose vocabulary the result has, and what is said of single tokens."""
+    """Return the source of the result's vocabulary, and the rules for single tokens."""
     nested = top.get("tokenizer")
     if nested is None:
         source = top.get("tokenizer_source")
@@ -320,25 +340,25 @@ def _tokenizer(top: dict[str, Any]) -> tuple[str | None, TokenRules | None]:
             return parse_reference(source.removeprefix("model:"), "tokenizer_source"), None
         return _optional_reference(top, "tokenizer_source"), None
     if top.get("tokenizer_source") is not None:
-        raise RecipeError("tokenizer and tokenizer_source are both there; remove one")
+        raise RecipeError("tokenizer and tokenizer_source are both given; remove one")
     fields = mapping(nested, "tokenizer", ("source", "tokens", "pad_to_multiple_of"))
     return _optional_reference(fields, "source", "tokenizer") or "union", token_rules.from_data(fields, "tokenizer")
 
 
 def _vocabulary(ours: dict[str, Any], mergekits: str | None) -> str | None:
-    """Return our policies where they are set: mergekit has no word for them and would take them for a model."""
+    """Return our own policy if it is set. mergekit has no such policy and would read its name as a model."""
     own = ours.get("vocabulary")
     if own is None:
         return mergekits
     if own not in ("first", "pad"):
         raise RecipeError(f"evomerge.vocabulary: {shown(own)} is not first or pad; write others as tokenizer_source")
     if mergekits is not None:
-        raise RecipeError("evomerge.vocabulary and tokenizer_source are both there; remove one")
+        raise RecipeError("evomerge.vocabulary and tokenizer_source are both given; remove one")
     return str(own)
 
 
 def _extensions(ours: dict[str, Any]) -> dict[str, Any]:
-    """Read what is ours, as arguments of a recipe."""
+    """Return our own keys as arguments of a recipe."""
     mixture = ours.get("mixture")
     seed, text, adapters = ours.get("seed"), ours.get("calibration_text"), ours.get("adapters")
     if adapters not in (None, "core", "full"):
@@ -407,7 +427,7 @@ def _value(value: Any, kind: type, place: str) -> Scalar | tuple[Scalar, ...]:
 
 
 def _scalar(value: Any, kind: type, place: str) -> Scalar:
-    """Read a scalar as mergekit does: YAML 1.1 takes 1e-5 for text, and 0 and 1 are truth values."""
+    """Read a scalar as mergekit does: YAML 1.1 reads 1e-5 as text, and 0 and 1 are truth values."""
     try:
         if kind is bool:
             if isinstance(value, (bool, int, float)) and value in (0, 1):
@@ -498,7 +518,7 @@ def _parameters_dict(parameters: Parameters) -> dict[str, Any]:
 
 
 def _setting_data(setting: Setting) -> Any:
-    """A catch-all alone as its value, all else as a list (earlier releases refuse a bare mapping)."""
+    """Return a single catch-all as its value, anything else as a list (earlier releases refuse a bare mapping)."""
     if len(setting) == 1 and setting[0].is_catch_all:
         return _value_data(setting[0])
     return [
@@ -514,11 +534,11 @@ def _value_data(condition: Condition) -> Any:
 
 
 class _Line(dict[str, Any]):
-    """A mapping that is written on one line."""
+    """A mapping written on one line."""
 
 
 class _Row(list[Any]):
-    """A list that is written on one line."""
+    """A list written on one line."""
 
 
 class _Dumper(_SafeDumper):

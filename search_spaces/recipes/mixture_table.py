@@ -1,8 +1,8 @@
-"""Weights that change within a tensor: the table by which a recipe can say what no list of parameters can.
+"""Weights that change within a tensor: a table, for what lists of parameters cannot express.
 
-A `Mixture` cuts every tensor into pieces and names for each a row: one weight per source, and one standard
-deviation per seeded noise. The merged entries of a piece are the weighted sum of the sources' entries there, plus
-each noise's standard normal numbers times its deviation. Legend: K sources, M noises, R rows.
+A `Mixture` divides every tensor into pieces and names a row for each: one weight per source, and one standard deviation
+per seeded noise. The merged entries of a piece are the weighted sum of the sources' entries, plus each noise's standard
+normal numbers times its deviation. Legend: K sources, M noises, R rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Piece:
-    """Entries of a flattened tensor up to `end`, from where the piece before it ends."""
+    """Entries of a flattened tensor from the end of the piece before it to `end`."""
 
     end: int
     weights: Row
@@ -42,7 +42,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Which weights hold where.
+    """A table of weights by position.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Mixture:
     Raises
     ------
     RecipeError
-        If rows differ in length or are not finite, a piece is empty or names no row, or there is too much of anything.
+        If rows differ in length or are not finite, a piece is empty or names no row, or a limit is exceeded.
     """
 
     rows: tuple[Row, ...]
@@ -75,7 +75,7 @@ class Mixture:
         return len(self.rows[0]) - len(self.noises)
 
     def pieces(self) -> Iterator[tuple[str, tuple[Piece, ...]]]:
-        """Yield each tensor's name and pieces, without what has no effect."""
+        """Yield each tensor's name and pieces, without noises of deviation zero."""
         count = self.sources
         written = [(row[:count], self._noises(row[count:])) for row in self.rows]
         for name, pieces in self.tensors:
@@ -86,10 +86,10 @@ class Mixture:
         return tuple(Noise(seed, deviation) for seed, deviation in pairs if deviation)
 
     def canonical(self) -> Mixture:
-        """Return the one spelling that all tables of the same weights share.
+        """Return the form that all tables with the same weights share.
 
         Rows are distinct, all used, numbered by first use; neighbouring pieces of one row are joined; noises are
-        sorted by seed, each there once and somewhere not zero.
+        sorted by seed, each listed once and somewhere not zero.
         """
         noises, spell = _joined_noises(self)
         spelled = [spell(row) for row in self.rows]
@@ -107,7 +107,7 @@ class Mixture:
 
 
 def _joined_noises(table: Mixture) -> tuple[tuple[int, ...], Callable[[Row], Row]]:
-    """Return the noises that have an effect, sorted, and what spells a row with them alone."""
+    """Return the sorted noises that have an effect, and a function that rewrites a row for them."""
     count = table.sources
     used = {row for _, pieces in table.tensors for _, row in pieces}
     columns = {
@@ -138,28 +138,28 @@ def as_data(table: Mixture) -> dict[str, Any]:
 
 
 def from_data(data: Any, place: str) -> Mixture:
-    """Read what `as_data` gives; `place` is where in the document it stands.
+    """Return the table of what `as_data` gives; `place` is its path in the document.
 
     Raises
     ------
     RecipeError
-        If it is no such table.
+        If it is not such a table.
     """
     if not isinstance(data, dict) or not {"rows", "tensors"} <= set(data) <= {"rows", "tensors", "noises"}:
-        raise RecipeError(f"{place}: is no table of weights; write rows: [[...]], tensors: {{NAME: [[END, ROW]]}}")
+        raise RecipeError(f"{place}: is not a table of weights; write rows: [[...]], tensors: {{NAME: [[END, ROW]]}}")
     rows, tensors, noises = data["rows"], data["tensors"], data.get("noises", [])
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        raise RecipeError(f"{place}.rows: is no list of rows; write one list of numbers per row")
+        raise RecipeError(f"{place}.rows: is not a list of rows; write one list of numbers per row")
     if any(type(value) not in (int, float) for row in rows for value in row):
-        raise RecipeError(f"{place}.rows: holds something that is no number; write numbers such as 0.5")
+        raise RecipeError(f"{place}.rows: contains something that is not a number; write numbers such as 0.5")
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise RecipeError(f"{place}.tensors: is no mapping of names; write NAME: [[END, ROW]]")
+        raise RecipeError(f"{place}.tensors: is not a mapping of names; write NAME: [[END, ROW]]")
     for name, pieces in tensors.items():
         whole = isinstance(pieces, list) and all(isinstance(piece, list) and len(piece) == 2 for piece in pieces)
         if not whole or any(type(number) is not int for piece in pieces for number in piece):
-            raise RecipeError(f"{place}.tensors.{name}: is no list of pieces; write [[END, ROW], ...]")
+            raise RecipeError(f"{place}.tensors.{name}: is not a list of pieces; write [[END, ROW], ...]")
     if not isinstance(noises, list) or any(type(seed) is not int for seed in noises):
-        raise RecipeError(f"{place}.noises: is no list of seeds; write whole numbers")
+        raise RecipeError(f"{place}.noises: is not a list of seeds; write whole numbers")
     try:
         return Mixture(
             tuple(tuple(float(value) for value in row) for row in rows),
@@ -177,7 +177,7 @@ def _check_rows(table: Mixture) -> None:
     if not 0 < len(table.rows) <= MAX_ROWS:
         raise RecipeError(f"rows: {len(table.rows)} of them; write 1 to {MAX_ROWS}")
     if len({len(row) for row in table.rows}) > 1:
-        raise RecipeError("rows: they differ in length; write one number per source and noise in each")
+        raise RecipeError("rows: they have different lengths; write one number per source and noise in each")
     if any(not math.isfinite(value) for row in table.rows for value in row):
         raise RecipeError("rows: a number is not finite; write numbers such as 0.5")
 

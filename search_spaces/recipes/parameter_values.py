@@ -1,7 +1,7 @@
-"""How the value of a parameter is written in a recipe, and what it is for one tensor.
+"""Values of parameters as recipes write them, and their value for one tensor.
 
-mergekit 0.1.5's rules: a setting is a list of conditions, the first whose filter is a substring of the
-tensor's name decides; a condition's value is a scalar or a gradient over the layers of its slice.
+mergekit 0.1.5's rules: a setting is a list of conditions, and the first whose filter is a substring of the tensor's
+name applies. A condition's value is a scalar or a gradient over the layers of its slice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Scalar: TypeAlias = float | bool
 
 @dataclass(frozen=True)
 class Condition:
-    """A value for the tensors whose name contains `filter`; for all of them when it is None, empty or ``*``.
+    """A value for the tensors whose name contains `filter`; for all tensors if it is None, empty or ``*``.
 
     `value` is a scalar, or a tuple: a gradient spread evenly over the layers of the slice.
     """
@@ -55,7 +55,7 @@ def interpolate(value: Scalar | tuple[Scalar, ...], t: float) -> Scalar:
 
 
 def evaluate(setting: Setting, tensor: str, t: float) -> Scalar | None:
-    """Return what `setting` says for the tensor called `tensor`; None when no condition matches."""
+    """Return the value of `setting` for the tensor called `tensor`; None if no condition matches."""
     for condition in setting:
         if not condition.filter or condition.filter == "*" or condition.filter in tensor:
             return interpolate(condition.value, t)
@@ -73,8 +73,8 @@ def find(parameters: Parameters, name: str) -> Setting:
 def chain(scopes: Iterable[Parameters], name: str, default: Scalar | None = None) -> Setting:
     """Join the settings of one parameter from the narrowest scope to the widest, then its default.
 
-    A scope in which no condition matches hands over to the next, and the first match decides: so the scopes
-    one after another are a single setting, with the same meaning.
+    If no condition of a scope matches, the next scope applies; so the scopes one after another are a single setting
+    with the same meaning.
     """
     joined: Setting = ()
     for scope in scopes:
@@ -92,8 +92,8 @@ def at(setting: Setting, t: float) -> Setting:
 def simplified(setting: Setting) -> Setting:
     """Return the shortest setting with the same meaning that is found by dropping conditions.
 
-    Dropped are those that can never decide (after a catch-all, or with a filter that contains an earlier one)
-    and those that only repeat the catch-all which follows them.
+    Conditions that can never apply are dropped (after a catch-all, or with a filter that contains an earlier one), and
+    those that only repeat the catch-all after them.
     """
     kept: list[Condition] = []
     for condition in setting:

@@ -35,7 +35,7 @@ __all__ = ["Condition", "Parameters", "PathLayer", "Recipe", "RecipeError", "Sli
 
 @dataclass(frozen=True, eq=False)
 class Recipe(RecipeFields):
-    """What to merge and how; immutable, validated at construction, equal to every other spelling of itself.
+    """What to merge and how; immutable, validated at construction, equal to every spelling of the same merge.
 
     Raises
     ------
@@ -48,7 +48,7 @@ class Recipe(RecipeFields):
         _validate(self)
 
     def with_models(self, mapping: Mapping[str, str]) -> Recipe:
-        """Return the recipe with every reference that is a key of `mapping` replaced; others stay."""
+        """Return the recipe with every reference that is a key of `mapping` replaced."""
 
         def renamed(reference: str | None) -> str | None:
             return reference if reference is None else mapping.get(reference, reference)
@@ -84,10 +84,10 @@ class Recipe(RecipeFields):
         return replace(self, slices=(replace(part, sources=sources),))
 
     def canonical(self) -> Recipe:
-        """Return the one spelling that all recipes for this merge share.
+        """Return the form that all recipes for this merge share.
 
-        Sliced recipes become one slice per layer between a head and a tail slice without layers, every value
-        written where it applies. The `models:` form keeps its shape: call `expanded` first to compare it with
+        Sliced recipes become one slice per layer between a head and a tail slice without layers, with every
+        value written where it applies. The `models:` form keeps its shape: call `expanded` first to compare it with
         sliced ones.
         """
         return self._canonical
@@ -95,7 +95,7 @@ class Recipe(RecipeFields):
     @cached_property
     def _canonical(self) -> Recipe:
         form = canonical_form(self)
-        form.__dict__["_canonical"] = form  # so that nothing computes the canonical form of a canonical form
+        form.__dict__["_canonical"] = form  # the canonical form is its own canonical form
         return form
 
     @cached_property
@@ -149,7 +149,10 @@ def _spec_of(recipe: RecipeFields, part: Slice, place: str) -> MethodSpec:
     if part.merge_method is None:
         return recipe.spec
     if not recipe.is_sliced or recipe.mixture is not None or recipe.adapters is not None:
-        raise RecipeError(f"{place}.evomerge.merge_method: it is for slices of full weights; write it above them")
+        raise RecipeError(
+            f"{place}.evomerge.merge_method: only slices of full weights can have their own; write one merge_method "
+            "for the whole recipe"
+        )
     try:
         return method_spec(part.merge_method)
     except RecipeError as error:
@@ -157,7 +160,7 @@ def _spec_of(recipe: RecipeFields, part: Slice, place: str) -> MethodSpec:
 
 
 def _validate_adapters(recipe: RecipeFields, spec: MethodSpec) -> None:
-    """Refuse methods that measure whole weights where only task vectors are at hand."""
+    """Refuse methods that compare whole weights: core space has task vectors only."""
     if recipe.adapters is None:
         return
     if recipe.adapters != "core":
@@ -194,7 +197,9 @@ def _validate_slice(recipe: RecipeFields, part: Slice, spec: MethodSpec, place: 
         _validate_source(source, spec, f"{sources}[{index}]")
     ranges = {source.num_layers for source in part.sources}
     if len(ranges) > 1:
-        raise RecipeError(f"{place}: its sources differ in length ({sorted(ranges)} layers); give all the same length")
+        raise RecipeError(
+            f"{place}: its sources have different numbers of layers ({sorted(ranges)}); give all the same number"
+        )
     _validate_models(recipe, part, spec, place)
 
 
@@ -204,7 +209,7 @@ def _validate_source(source: Source, spec: MethodSpec, place: str) -> None:
     if source.layer_range is not None:
         start, end = source.layer_range
         if not 0 <= start <= end:
-            raise RecipeError(f"{place}.layer_range: [{start}, {end}] is no range; write 0 <= start <= end")
+            raise RecipeError(f"{place}.layer_range: [{start}, {end}] is not a range; write 0 <= start <= end")
         if end > MAX_LAYERS:
             raise RecipeError(
                 f"{place}.layer_range: [{start}, {end}] ends beyond {MAX_LAYERS} layers; write a smaller end"
@@ -213,7 +218,7 @@ def _validate_source(source: Source, spec: MethodSpec, place: str) -> None:
 
 
 def _validate_models(recipe: RecipeFields, part: Slice, spec: MethodSpec, place: str) -> None:
-    """Check which models a slice merges against what the method asks for."""
+    """Check a slice's models against the method's requirements."""
     names = [source.model for source in part.sources]
     base = recipe.base_of(part)
     if base is not None and base not in names and part.sources[0].layer_range is None:
@@ -245,7 +250,7 @@ def _validate_depth(recipe: RecipeFields) -> None:
 
 
 def _validate_tail(recipe: RecipeFields) -> None:
-    """Refuse what mergekit gets wrong in silence: sources of the last slice beyond the first's number."""
+    """Refuse more sources in the last slice than in the first, which mergekit merges wrongly without a message."""
     first, last = len(recipe.slices[0].sources), len(recipe.slices[-1].sources)
     if last > first and len(recipe.specs) == 1:
         raise RecipeError(
@@ -266,15 +271,15 @@ def _validate_calibration(recipe: RecipeFields) -> None:
 
 
 def _validate_mixture(recipe: RecipeFields, table: Mixture) -> None:
-    """Check that the table's rows fit the sources, and that nothing beside it gives weights."""
+    """Check that the table's rows fit the sources, and that no parameters give weights as well."""
     place = "evomerge.mixture"
     if recipe.merge_method != "linear":
         raise RecipeError(f"{place}: a table of weights is for linear merges; write merge_method: linear")
     part, *others = recipe.slices
     if others or any(source.start for source in part.sources):
-        raise RecipeError(f"{place}: it speaks of whole models; write one slice from layer 0, or a `models:` list")
+        raise RecipeError(f"{place}: it is for whole models; write one slice from layer 0, or a `models:` list")
     if recipe.parameters or part.parameters or any(source.parameters for source in part.sources):
-        raise RecipeError(f"{place}: the weights stand in its rows; remove all parameters")
+        raise RecipeError(f"{place}: the weights are in its rows; remove all parameters")
     if len(part.sources) != table.sources:
         raise RecipeError(
             f"{place}.rows: {table.sources} weights for {len(part.sources)} sources; write one per source, then one "
@@ -304,7 +309,7 @@ def _validate_parameters(parameters: Parameters, spec: MethodSpec, place: str, *
     for name, setting in parameters:
         parameter = _parameter(spec, name, place)
         if of_source and not parameter.per_model:
-            # mergekit would pass over it without a word
+            # mergekit would ignore it without a message
             raise RecipeError(f"{place}: '{name}' is not per model; write it in the slice's parameters")
         if name <= previous:
             raise RecipeError(f"{place}: parameters must be sorted and unique; put '{name}' before '{previous}'")

@@ -1,7 +1,7 @@
-"""How a recipe names a model: mergekit's string and its mapping form.
+"""References to models in a recipe: mergekit's string form and its mapping form.
 
-A reference is a local folder or a hub id with an optional revision (``org/name@main``); or such a model with a LoRA
-adapter put on it, which is held as ``MODEL+lora:ADAPTER`` (see `adapted`). In mergekit's string form ``+`` starts the
+A reference is a local folder or a hub id with an optional revision (``org/name@main``), or such a model with a LoRA
+adapter on it, which is stored as ``MODEL+lora:ADAPTER`` (see `adapted`). In mergekit's string form ``+`` starts the
 adapter and ``@`` a revision, so a local path that contains either is written as a mapping.
 """
 
@@ -20,24 +20,24 @@ _KEYS = ("model", "lora", "override_architecture")
 
 
 def adapted(model: str, adapter: str | None) -> str:
-    """Return the reference of `model` with `adapter` put on it; of the model alone when that is None."""
+    """Return the reference of `model` with `adapter` on it; of the model alone if `adapter` is None."""
     return model if adapter is None else f"{model}{LORA}{adapter}"
 
 
 def parts(reference: str) -> tuple[str, str | None]:
-    """Return the model that a reference names, and the adapter on it or None."""
+    """Return a reference's model, and its adapter or None."""
     model, _, adapter = reference.partition(LORA)
     return model, adapter or None
 
 
 def with_parts(reference: str, change: Callable[[str], str]) -> str:
-    """Return the reference with `change` applied to its model, and to its adapter where there is one."""
+    """Return the reference with `change` applied to its model, and to its adapter if it has one."""
     model, adapter = parts(reference)
     return adapted(change(model), None if adapter is None else change(adapter))
 
 
 def spelled(text: str, exists: Callable[[str], bool]) -> str:
-    """Return the reference that a user wrote outside of a recipe: MODEL+ADAPTER, unless such a path `exists`."""
+    """Return the reference for text outside a recipe: MODEL+ADAPTER is split unless such a path `exists`."""
     model, _, adapter = text.partition("+")
     if LORA in text or "+" in adapter or not (model and adapter) or exists(text):
         return text
@@ -49,7 +49,7 @@ def _is_local_path(reference: str) -> bool:
 
 
 def parse_reference(value: Any, place: str) -> str:
-    """Return the reference that `value` (a string or mergekit's mapping) stands for.
+    """Return the reference for `value`, a string or mergekit's mapping.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def _parse_name(value: str, place: str) -> str:
 
 
 def _parse_path(value: Any, place: str) -> str:
-    """Read one model or adapter: a string, in which no ``+`` may be, or a mapping, in whose path it may."""
+    """Read one model or adapter: a string without ``+``, or a mapping, whose path may contain it."""
     if isinstance(value, str):
         if "+" in value:
             raise RecipeError(f"{place}: '{value}' has a '+'; write {{path: ...}} if it belongs to the folder's name")
@@ -105,7 +105,7 @@ def _parse_path(value: Any, place: str) -> str:
     path: str = value["path"]
     revision = value.get("revision")
     if LORA in path:
-        raise RecipeError(f"{place}: '{path}' holds '{LORA}', which marks an adapter here; rename the folder")
+        raise RecipeError(f"{place}: '{path}' contains '{LORA}', which marks an adapter here; rename the folder")
     if revision is None:
         return path
     if _is_local_path(path):
@@ -114,7 +114,7 @@ def _parse_path(value: Any, place: str) -> str:
 
 
 def format_reference(reference: str) -> str | dict[str, Any]:
-    """Return `reference` as mergekit reads it: a string where that is safe, else its mapping form."""
+    """Return `reference` as mergekit reads it: a string if that is unambiguous, else the mapping form."""
     model, adapter = parts(reference)
     if _is_safe(model) and (adapter is None or _is_safe(adapter)):
         return model if adapter is None else f"{model}+{adapter}"

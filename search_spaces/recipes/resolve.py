@@ -1,11 +1,11 @@
-"""From a recipe to what happens to each tensor, by the rules of mergekit 0.1.5.
+"""From a recipe to a plan for each tensor, by the rules of mergekit 0.1.5.
 
 * Scopes, first match wins: source, slice, recipe, the method's default.
-* A filter is a substring; for per-model parameters of the SOURCE's tensor name (its layer number included),
-  for shared ones of the OUTPUT's.
-* A gradient runs over the layers of its slice; a single layer stands at its end (t = 1).
-* Tensors before the layers follow the first slice, those after them the last, both at t = 0: the final norm
-  and the head take a gradient's FIRST value.
+* A filter is a substring of a tensor's name: of the SOURCE's for per-model parameters (its layer number included), of
+  the OUTPUT's for shared ones.
+* A gradient runs over the layers of its slice; a slice of one layer takes its last value (t = 1).
+* Tensors before the layers use the first slice, those after them the last, both at t = 0: the final norm and the head
+  take a gradient's FIRST value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from search_spaces.recipes.recipe import Recipe
 
 @dataclass(frozen=True)
 class Contribution:
-    """One source's part in an output tensor: `tensor` is its name in the source."""
+    """One source's part of an output tensor; `tensor` is the tensor's name in the source."""
 
     model: str
     tensor: str
@@ -43,17 +43,17 @@ class TensorPlan:
     method
         The merge method.
     contributions
-        Sources in the recipe's order, without the base where the method treats it apart.
+        Sources in the recipe's order, without the base if the method treats it apart.
     base
-        The base's tensor for such methods, else None. For slerp it is where t = 0.
+        The base's tensor for such methods, else None. For slerp it is the end at t = 0.
     parameters
-        Shared parameters. Absent, here and in contributions, are those without effect (``int8_mask``) and
-        those that are off unless set (``scale``).
+        Shared parameters. Parameters without effect (``int8_mask``) and those that are off unless set (``scale``) are
+        absent, here and in contributions.
     pieces
-        Where weights change within the tensor: its pieces in order, with a weight per contribution in place of all
+        If weights change within the tensor: its pieces in order, with a weight per contribution in place of all
         parameters. Else empty.
     scale
-        What the merged tensor is multiplied with.
+        Factor of the merged tensor.
     """
 
     name: str
@@ -73,12 +73,12 @@ def resolve(recipe: Recipe, layout: ModelLayout) -> tuple[TensorPlan, ...]:
     recipe
         Any form; `models:` is expanded to the layout's layers.
     layout
-        Of the sources, which all have the same.
+        The layout of all sources.
 
     Raises
     ------
     RecipeError
-        If a layer range lies outside of the model or a tensor lacks a required parameter.
+        If a layer range is outside the model or a tensor lacks a required parameter.
     """
     recipe = recipe.expanded(layout.num_layers)
     if recipe.path is not None:
@@ -87,7 +87,7 @@ def resolve(recipe: Recipe, layout: ModelLayout) -> tuple[TensorPlan, ...]:
     if recipe.mixture is not None:
         return _mixed(recipe, recipe.mixture, layout)
     slices = [_SliceRules(recipe, part) for part in recipe.slices]
-    nowhere = dict.fromkeys(recipe.models, "")  # outside of the layers, sources and output share their names
+    nowhere = dict.fromkeys(recipe.models, "")  # outside the layers, sources and output have the same names
     plans = [slices[0].plan(name, "", nowhere, 0.0) for name in layout.embeddings]
     layer = 0
     for rules in slices:
@@ -99,7 +99,7 @@ def resolve(recipe: Recipe, layout: ModelLayout) -> tuple[TensorPlan, ...]:
 
 
 def _along(path: tuple[PathLayer, ...], merged: tuple[TensorPlan, ...], layout: ModelLayout) -> tuple[TensorPlan, ...]:
-    """Plan the layers of a path, of a merge with the plans `merged` and of other models."""
+    """Plan a path through the layers of a merge (with the plans `merged`) and of other models."""
     plans = {plan.name: plan for plan in merged}
     found = [plans[name] for name in layout.embeddings]
     for index, at in enumerate(path):
@@ -120,7 +120,7 @@ def _along(path: tuple[PathLayer, ...], merged: tuple[TensorPlan, ...], layout: 
 
 
 def _mixed(recipe: Recipe, table: Mixture, layout: ModelLayout) -> tuple[TensorPlan, ...]:
-    """Plan a merge whose weights stand in a table."""
+    """Plan a merge with a table of weights."""
     pieces, names = dict(table.pieces()), layout.tensors()
     different = set(pieces) ^ set(names)
     if different:
@@ -162,7 +162,7 @@ def _check_ranges(recipe: Recipe, layout: ModelLayout) -> None:
 
 
 class _SliceRules:
-    """One slice with every scope joined, so that a tensor costs a few substring tests."""
+    """One slice with all scopes joined, so that each tensor needs only a few substring tests."""
 
     def __init__(self, recipe: Recipe, part: Slice) -> None:
         spec, scopes = recipe.spec_of(part), recipe.scopes_of(part)
@@ -179,7 +179,7 @@ class _SliceRules:
         ]
 
     def plan(self, name: str, prefix: str, source_prefixes: Mapping[str, str], t: float) -> TensorPlan:
-        """Plan the tensor ``prefix + name`` at position `t`; in sources it has prefixes of their own."""
+        """Plan the tensor ``prefix + name`` at position `t`; each source has its own prefix."""
         contributions = []
         for rules in self._merged:
             tensor = source_prefixes[rules.model] + name
@@ -202,7 +202,7 @@ class _Rules:
         self._constant = self._same_everywhere()
 
     def _same_everywhere(self) -> dict[str, Scalar] | None:
-        """Return the values if they depend on neither the tensor nor t: the common case."""
+        """Return the values if they depend on neither the tensor nor t, which is the common case."""
         values = {}
         for parameter, setting in self._settings:
             if len(setting) != 1 or setting[0].filter is not None or isinstance(setting[0].value, tuple):
@@ -211,7 +211,7 @@ class _Rules:
         return values
 
     def values(self, tensor: str, t: float) -> Mapping[str, Scalar]:
-        """Return each parameter's value for the tensor of that name, at position `t` of its slice."""
+        """Return each parameter's value for a tensor, at position `t` of its slice."""
         if self._constant is not None:
             return self._constant
         values = {}

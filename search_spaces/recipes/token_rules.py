@@ -1,4 +1,4 @@
-"""What a recipe says of single tokens: mergekit's ``tokenizer.tokens`` and ``tokenizer.pad_to_multiple_of``."""
+"""A recipe's rules for single tokens: mergekit's ``tokenizer.tokens`` and ``tokenizer.pad_to_multiple_of``."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ MAX_MULTIPLE = 1 << 16
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Whose embedding a token has.
+    """The source of one token's embedding.
 
     Attributes
     ----------
     token
-        The token; one that the vocabulary lacks is added to it.
+        The token; it is added if the vocabulary lacks it.
     model
-        The model that gives the row. None: zeros, or with `row` also None and not `zero` what holds for any token.
+        The model that gives the row. None: zeros; or, if `row` is None and `zero` is False, the rule for all tokens.
     row
-        The model's token, or the id, whose row it is; None: the same token.
+        The model's token, or its id, that has the row; None: the same token.
     zero
         The row is zeros.
     force
-        All models get the row; False: those that lack the token do.
+        True: all models get the row; False: only those that lack the token.
     """
 
     token: str
@@ -40,14 +40,14 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class TokenRules:
-    """Rows of single tokens, and a divisor of the number of rows (None: any number)."""
+    """Rows of single tokens, and a number that divides the number of rows (None: any number of rows)."""
 
     rows: tuple[TokenRow, ...] = ()
     multiple: int | None = None
 
     @property
     def added(self) -> tuple[str, ...]:
-        """Tokens that the vocabulary gets where it lacks them."""
+        """Tokens that are added to the vocabulary if it lacks them."""
         return tuple(row.token for row in self.rows)
 
     def with_models(self, names: Mapping[str, str]) -> TokenRules:
@@ -57,7 +57,7 @@ class TokenRules:
 
 
 def from_data(fields: dict[str, Any], place: str) -> TokenRules | None:
-    """Read the keys `tokens` and `pad_to_multiple_of` of a recipe's tokenizer section; None where it has neither.
+    """Read the keys `tokens` and `pad_to_multiple_of` of a recipe's tokenizer section; None if it has neither.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def from_data(fields: dict[str, Any], place: str) -> TokenRules | None:
     tokens, multiple = fields.get("tokens") or {}, fields.get("pad_to_multiple_of")
     if multiple is not None and (type(multiple) is not int or not 0 < multiple <= MAX_MULTIPLE):
         raise RecipeError(
-            f"{place}.pad_to_multiple_of: {shown(multiple)} is no number of rows; write a whole number such as 64"
+            f"{place}.pad_to_multiple_of: {shown(multiple)} is not a number of rows; write a whole number such as 64"
         )
     if not isinstance(tokens, dict) or len(tokens) > MAX_TOKENS:
         raise RecipeError(f"{place}.tokens: write at most {MAX_TOKENS} pairs such as <|im_start|>: {{source: MODEL}}")
@@ -85,7 +85,7 @@ def _row(token: Any, value: Any, place: str) -> TokenRow:
     source = fields.get("source")
     if source is None:
         if force:
-            raise RecipeError(f"{place}: force says that all models get a row and not which; add source: MODEL")
+            raise RecipeError(f"{place}: force gives all models the row, but no row is named; add source: MODEL")
         return TokenRow(token)
     if not isinstance(source, dict) or "kind" not in source:
         return TokenRow(token, parse_reference(source, f"{place}.source"), force=force)
@@ -97,9 +97,9 @@ def _row(token: Any, value: Any, place: str) -> TokenRow:
     source = mapping(source, f"{place}.source", ("kind", "model", "token", "token_id"), required=("model",))
     own, index = source.get("token"), source.get("token_id")
     if (own is None) == (index is None):
-        raise RecipeError(f"{place}.source: one of token and token_id is wanted; write token: TEXT")
+        raise RecipeError(f"{place}.source: give either token or token_id; write token: TEXT")
     if index is not None and (type(index) is not int or index < 0):
-        raise RecipeError(f"{place}.source.token_id: {shown(index)} is no id; write a whole number from 0 on")
+        raise RecipeError(f"{place}.source.token_id: {shown(index)} is not an id; write a whole number from 0 on")
     row = index if own is None else text_of(own, f"{place}.source.token")
     return TokenRow(token, parse_reference(source["model"], f"{place}.source.model"), row, force=force)
 

@@ -46,7 +46,7 @@ class Real:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise RecipeError(f"gene {self.name}: [{self.low}, {self.high}] is no range; write low < high")
+            raise RecipeError(f"gene {self.name}: [{self.low}, {self.high}] is not a range; write low < high")
         if not self.low <= self.start <= self.high:
             raise RecipeError(
                 f"gene {self.name}: start {self.start} is not in [{self.low}, {self.high}]; write one inside"
@@ -103,7 +103,7 @@ class Integer:
 
     def __post_init__(self) -> None:
         if not self.smallest < self.largest:
-            raise RecipeError(f"gene {self.name}: {self.smallest} to {self.largest} is no range; write low < high")
+            raise RecipeError(f"gene {self.name}: {self.smallest} to {self.largest} is not a range; write low < high")
         if not self.smallest <= self.start <= self.largest:
             raise RecipeError(
                 f"gene {self.name}: start {self.start} is not in [{self.smallest}, {self.largest}]; write one inside"

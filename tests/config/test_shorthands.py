@@ -52,6 +52,7 @@ def test_short_forms_work_from_python_too():
     [
         (["strategy.population=9"], lambda c: (c.strategy.kind, c.strategy.population), ("nsga2", 9)),
         (["budget.hours=2"], lambda c: (c.budget.evaluations, c.budget.hours), (200, 2)),
+        (["budget=+5"], lambda c: c.budget.evaluations, 205),
         (["budget.evaluations=+5"], lambda c: c.budget.evaluations, 205),
         (
             ["strategy=random", "strategy.population=9"],

@@ -79,8 +79,8 @@ def test_recorded_events_that_vanish_or_change_are_noticed(tmp_path, damage):
 def test_wrong_answers_are_noticed(tmp_path):
     run = record(tmp_path / "run", events(3))
     problem = SimpleNamespace(space=SimpleNamespace(decode=lambda genotype: genotype[0]))
-    same = SimpleNamespace(evaluate=lambda recipe, items: evaluation(1.0, 0.0))
-    other = SimpleNamespace(evaluate=lambda recipe, items: evaluation(1.0, 1.0 if recipe == 2 else 0.0))
+    same = SimpleNamespace(evaluate=lambda request: evaluation(1.0, 0.0))
+    other = SimpleNamespace(evaluate=lambda request: evaluation(1.0, 1.0 if request.recipe == 2 else 0.0))
     assert wrong_answers(run, problem, same) == []
     assert wrong_answers(run, problem, other) == [2]
 

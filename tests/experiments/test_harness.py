@@ -32,6 +32,13 @@ def test_plots_stay_small_and_are_shown(plot: Path) -> None:
     assert f"]({plot.name})" in (plot.parent / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_index_names_every_folder() -> None:
+    index = (FOLDER / "README.md").read_text(encoding="utf-8")
+    folders = {file.parent.name for file in FOLDER.glob("*/README.md")}
+    assert folders == {folder.name for folder in FOLDER.iterdir() if (folder / "__init__.py").exists()}
+    assert all(f"[{name}]({name}/README.md)" in index for name in folders)
+
+
 def tables(results: Results) -> list[str]:
     return [f"| {name} |\n" for name in results["names"]]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+import evomerge.runs
 from evomerge.runs.csv_tracker import COLUMNS, CsvConfig
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result
@@ -126,6 +127,34 @@ def test_a_tracker_needs_a_kind_and_a_way_to_be_built():
         with pytest.raises(ValueError, match=words):
             register_tracker(config)
     assert "nobuild" not in TRACKERS
+
+
+NEW_FILE = """
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from evomerge.runs.trackers import register_tracker
+
+
+@register_tracker
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["brand_new"] = "brand_new"
+
+    def build(self):
+        pass
+"""
+
+
+def test_a_new_file_is_all_that_a_tracker_takes(tmp_path, monkeypatch):
+    (tmp_path / "brand_new_tracker.py").write_text(NEW_FILE)
+    (tmp_path / "something_else.py").write_text("raise AssertionError('this is no tracker')")
+    monkeypatch.setattr(evomerge.runs, "__path__", [*evomerge.runs.__path__, str(tmp_path)])
+    monkeypatch.setattr(TRACKERS, "_values", dict(TRACKERS._values))
+    monkeypatch.setattr(TRACKERS, "_origins", dict(TRACKERS._origins))
+    exec(compile(Path(evomerge.runs.__file__).read_text(), "runs", "exec"), vars(evomerge.runs))
+    assert list(TRACKERS) == ["csv", "brand_new"]
 
 
 def test_the_csv_tracker_writes_a_row_for_each_evaluation_and_goes_on_in_the_file(tmp_path):

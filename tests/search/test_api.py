@@ -59,8 +59,8 @@ def test_a_mapping_is_a_search_file_and_its_folders_are_relative_to_here(folder,
 
 
 def test_a_finished_run_is_resumed_with_a_larger_budget(folder):
-    config = load(folder / "search.yaml", ["budget.evaluations=4"])
-    first = evomerge.search(config, run=folder / "resumed")
+    config = load(folder / "search.yaml")
+    first = evomerge.search(config, run=folder / "resumed", overrides=["budget.evaluations=4"])
     states = []
     second = evomerge.resume(folder / "resumed", states.append, overrides=["budget.evaluations=+2"])
     assert (first.evaluations, second.evaluations) == (4, 6)
@@ -87,8 +87,8 @@ def test_logging_is_as_it_was_after_a_search(folder):
 
 def test_what_cannot_be_used_is_refused(folder):
     config = load(folder / "search.yaml")
-    with pytest.raises(ConfigError, match=r"budget.evaluations=2: set it in the config"):
-        evomerge.search(config, overrides=["budget.evaluations=2"])
+    with pytest.raises(ConfigError, match=r"budget\.evaluations"):
+        evomerge.search(config, overrides=["budget.evaluations=none"])
     with pytest.raises(ConfigError, match=r"config: models: "):
         evomerge.search({"models": {"one": "a"}, "fitness": {"tasks": [{"task": "t"}]}})
     with pytest.raises(RunError, match="exists already"):

@@ -1,9 +1,6 @@
-"""M2N2 over mixtures of the zoo by the installed command: an archive of recipes, no weights but the sources'."""
+"""M2N2 over mixtures of the zoo: an archive holds recipes, and the only weights are those of the sources."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +9,20 @@ import yaml
 
 from evomerge.runs.run import Asked, ReferenceScore, Run
 from search_spaces.recipes import mergekit_yaml
+from tests.cli.test_every_strategy import run
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
-COMMAND = Path(sys.executable).parent / "evomerge"
 ARCHIVE, EVALUATIONS = 100, 160
 MEGABYTE = 1_000_000
 
 
 def evomerge(*arguments, cwd):
-    done = subprocess.run(
-        [COMMAND, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    """Call the command in this process; return what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        code, printed = run(patch, *arguments)
+    assert code == 0, printed
+    return printed
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ def test_out_of_memory_while_merging_is_a_failure_with_the_reason(worker, proble
 def test_a_gpu_in_error_is_no_failure_of_the_candidate(worker, problem, start, monkeypatch):
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     monkeypatch.setattr(worker.evaluator, "score", failing(worker.evaluator, error))
-    with pytest.raises(BrokenWorker, match=r"the GPU cannot go on .*resume the run"):
+    with pytest.raises(BrokenWorker, match=r"the GPU cannot continue .*resume the run"):
         worker.evaluate(start)
 
 

@@ -1,4 +1,4 @@
-"""Activation-informed merging: the base's busy channels move less, whatever the merge method.
+"""Activation-informed merging (AIM): the base's busy channels change less, whatever the merge method.
 
 AIM: Nobari et al. 2025, arXiv:2502.02421. With a_j the mean absolute activation of input channel j of a module in the
 base model on a calibration text, and θ the result of any merge method on the base θ_0,
@@ -23,7 +23,7 @@ PARAMETER = ACTIVATION_INFORMED.name
 
 
 def inform(block: Block, share_N: Tensor, omega: float) -> None:
-    """Pull what was merged into ``block.out`` towards the base, by each channel's share of the largest activation."""
+    """Move the merged ``block.out`` towards the base, by each channel's share of the largest activation."""
     base_E = block.base()
     kept_E = block.by_column(1.0 - (1.0 - omega) * share_N)
     block.out.sub_(base_E).mul_(kept_E).add_(base_E)

@@ -34,11 +34,11 @@ from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.source import Source, fingerprint
 
 WINDOW = 512
-"""Tokens that are read at a time, without what comes before them."""
+"""Tokens of one window; windows are read independently."""
 MAX_WINDOWS = 256
-"""Windows read at most: what AIM's authors use."""
+"""At most this many windows are read, as by AIM's authors."""
 VERSION = 1
-"""Of what is measured; part of the key."""
+"""Version of the measurements; part of the cache's key."""
 
 Statistics: TypeAlias = Mapping[str, Tensor]
 """By the tensor's name in the module: float32[N] of activations, bfloat16 in the tensor's own shape of `fisher`."""
@@ -48,7 +48,7 @@ Measure: TypeAlias = Callable[[PreTrainedModel, Tensor], Statistics]
 def statistics(
     kind: str, checkpoint: Source, text: Path, load: Callable[[], PreTrainedModel], cache: Path | None = None
 ) -> Statistics:
-    """Return a statistic of a model on a text, from the cache where it is there.
+    """Return a statistic of a model on a text, from the cache if it is in it.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def statistics(
     text
         UTF-8; its first 256 windows of 512 tokens count.
     load
-        Gives the model with its weights; called only when there is something to measure.
+        Gives the model with its weights; called only if something has to be measured.
     cache
         The folder; None: `cache_folder`.
 
@@ -74,7 +74,7 @@ def statistics(
     folder = cache or cache_folder("statistics")
     file = folder / f"{kind}-{_key(kind, checkpoint, content)}.safetensors"
     if file.exists():
-        with suppress(Exception):  # damaged: measured again
+        with suppress(Exception):  # damaged: measure again
             return load_file(file)
     windows = _windows(checkpoint, content, text)
     measured = {name: values.contiguous() for name, values in _MEASURES[kind](load(), windows).items()}
@@ -102,7 +102,7 @@ def fisher(model: PreTrainedModel, windows: Tensor) -> Statistics:
     """Return √n F / ‖F‖ by the weight's name: F is the mean squared gradient of a window's log-likelihood.
 
     The diagonal of the empirical Fisher information, over the n weights of the model. `windows` as for `activations`;
-    one by one, so that no more is held than a gradient, the sums and what one window's layers remember.
+    one by one, so that memory holds one gradient, the sums and one window's activations.
     """
     with torch.inference_mode(False), torch.enable_grad(), _squared_gradients(model) as sums:
         for window in windows:
@@ -118,7 +118,7 @@ def fisher(model: PreTrainedModel, windows: Tensor) -> Statistics:
 
 @contextmanager
 def _squared_gradients(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """Add up each parameter's squared gradients, float32, whenever one is complete; and let go of it."""
+    """Add up each parameter's squared gradients, float32, as soon as one is complete; then free it."""
     sums = {name: torch.zeros_like(values, dtype=torch.float32) for name, values in model.named_parameters()}
 
     def add(name: str) -> Callable[[Tensor], None]:

@@ -2,7 +2,7 @@
 
 With the experts' task vectors ``s_t B_t A_t``: U_B holds the left singular vectors of [B_1 … B_T], V_A the right ones
 of [A_1; …; A_T], and ``M_t = s_t (U_Bᵀ B_t)(A_t V_Aᵀ)``. The merged task vector is ``U_B · op(M_1, …, M_T) · V_A``:
-the full-space one where `op` is linear, another and better conditioned method where it works entry by entry.
+equal to the full-space one if `op` is linear; another, better conditioned method if it works entry by entry.
 
 Letters: M rows, N columns of a weight; P = min(M, ΣR), Q = min(N, ΣR) of a core matrix.
 """
@@ -51,7 +51,7 @@ class CoreBasis:
 
 
 def core_basis(experts: Sequence[Factors | None]) -> CoreBasis:
-    """Compute the bases from the experts' factors; at least one must be there."""
+    """Compute the bases from the experts' factors; at least one must have some."""
     present = [factors for factors in experts if factors is not None]
     left_MP = torch.linalg.svd(torch.cat([f.left for f in present], 1).double(), full_matrices=False).U
     right_QN = torch.linalg.svd(torch.cat([f.right for f in present], 0).double(), full_matrices=False).Vh
@@ -117,7 +117,7 @@ class CoreSpace:
     def merge(
         self, method: MergeMethod, plan: TensorPlan, target: Tensor, scratch: Scratch, seed: int
     ) -> CoreTensorMerge | None:
-        """Return what fills `target` through core space; None for a tensor that no expert adapts.
+        """Return the merge that fills `target` through core space; None for a tensor that no expert adapts.
 
         Raises
         ------
@@ -147,7 +147,7 @@ class CoreSpace:
     def _inner(
         self, method: MergeMethod, plan: TensorPlan, basis: CoreBasis, merged_PQ: Tensor, scratch: Scratch, seed: int
     ) -> TensorMerge:
-        """Return the merge of the core matrices themselves: an ordinary job on small tensors, base zero."""
+        """Return the merge of the core matrices themselves: an ordinary one on small tensors, with base zero."""
         info = TensorInfo(tuple(basis.cores[0].shape))
         cores = [core_PQ.to(scratch.device).reshape(-1) for core_PQ in basis.cores]
         base = torch.zeros_like(cores[0]) if plan.base is not None else None
@@ -250,7 +250,7 @@ class CoreTensorMerge:
 
 
 def _check_shares(plan: TensorPlan) -> None:
-    """Refuse to average whole weights with shares that do not sum to one: core space holds task vectors only."""
+    """Raise an error if shares of whole weights do not sum to one: core space holds task vectors only."""
     if plan.parameters.get("normalize"):
         return
     shares = [part.parameters.get("weight", part.parameters.get("scale")) for part in plan.contributions]

@@ -1,7 +1,7 @@
 """Inner products of models, chunk by chunk: all that spherical interpolation between their mixtures needs.
 
 One pass over the weights, in float64, in blocks of a fixed size and order; the result is kept in the user's cache, so
-that a resumed search reads the very same numbers. Legend: C chunks, T models, E entries of a block.
+a resumed search reads the same numbers. Legend: C chunks, T models, E entries of a block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLOCK = 1 << 18  # entries; 2 MiB per model in float64
 
 
 def gram_matrices(checkpoints: Mapping[str, Source], chunks: tuple[Chunk, ...]) -> Gram:
-    """Return the inner products float64[C, T, T] of the models on each chunk, from the cache where they are known."""
+    """Return the inner products float64[C, T, T] of the models on each chunk, from the cache if they are in it."""
     file = cache_folder("gram") / f"{_key(checkpoints, chunks)}.npy"
     shape = (len(chunks), len(checkpoints), len(checkpoints))
     if file.is_file():
@@ -32,14 +32,14 @@ def gram_matrices(checkpoints: Mapping[str, Source], chunks: tuple[Chunk, ...]) 
             known: Gram = np.load(file, allow_pickle=False)
             if known.shape == shape and known.dtype == np.float64:
                 return known
-        except (OSError, ValueError, EOFError):  # cut short: measured again
+        except (OSError, ValueError, EOFError):  # truncated: computed again
             pass
-    measured = measure(checkpoints, chunks)
-    _keep(file, measured)
-    return measured
+    computed = inner_products(checkpoints, chunks)
+    _keep(file, computed)
+    return computed
 
 
-def measure(checkpoints: Mapping[str, Source], chunks: tuple[Chunk, ...]) -> Gram:
+def inner_products(checkpoints: Mapping[str, Source], chunks: tuple[Chunk, ...]) -> Gram:
     """Return the inner products float64[C, T, T] of the models on each chunk."""
     models = list(checkpoints.values())
     result = np.zeros((len(chunks), len(models), len(models)))

@@ -1,4 +1,4 @@
-"""Formulas at memory speed: which of them compiled code can compute, and its arguments (see `compiled`).
+"""Formulas at memory speed: those that compiled code can compute, and its arguments (see `compiled`).
 
 Needs the extra `fast`; for CPUs, and models whose weights are all bfloat16 or all float32.
 """
@@ -19,7 +19,7 @@ from evomerge.merging.methods.blocks import Scratch
 from evomerge.merging.methods.formulas import Election, Formula, Kept, WeightedSum
 
 MAX_TERMS = 8
-"""More would not be unrolled."""
+"""Sources at most: loops over more are not unrolled."""
 LOWEST = np.iinfo(np.int32).min
 
 f32, i32 = np.float32, np.int32
@@ -27,7 +27,7 @@ f32, i32 = np.float32, np.int32
 
 @dataclass(frozen=True)
 class Sources:
-    """A tensor's sources and its target as numpy sees them; equal places in memory."""
+    """A tensor's sources and its target as numpy arrays on the same memory."""
 
     target: np.ndarray[Any, Any]
     base: np.ndarray[Any, Any] | None
@@ -51,7 +51,7 @@ class Sources:
 
 
 def kernel(sources: Sources, formula: Formula, out_dtype: torch.dtype) -> Callable[..., None] | None:
-    """Return a function of scratch (not used) and ``span`` that fills that stretch of the target.
+    """Return a function of scratch (not used) and ``span`` that fills that part of the target.
 
     None if the kernels cannot compute it: other dtypes, weights per row or column, more than `MAX_TERMS` sources.
     """
@@ -67,7 +67,7 @@ def kernel(sources: Sources, formula: Formula, out_dtype: torch.dtype) -> Callab
 
 
 def _numbers(formula: Formula, *, rounds: bool) -> tuple[Sum | Elect, tuple[np.ndarray[Any, Any], ...] | None]:
-    """Return the formula's numbers, and the states that decide what is kept, None when everything is."""
+    """Return the formula's numbers, and the states that decide which entries are kept; None if all are."""
     weights, scale = tuple(map(f32, formula.weights)), f32(formula.scale)
     some = [kept for kept in formula.kept if kept is not None]
     kept = [part or Kept(some[0].state, np.iinfo(np.int32).max) for part in formula.kept] if some else []

@@ -1,9 +1,9 @@
-"""Models whose layers lie in another order, built from references: nothing is copied that is there already.
+"""Models with layers in another order, built from references to weights that are already in memory.
 
 A candidate of a search over layer orders shares its weights with the sources, and layers that occur twice share them
 with each other; each occurrence is a module of its own, with its own index into the cache of keys and values. Only
-tensors with a scale are new. What the recipe merges before it reorders is merged once, and kept while candidates
-agree in it.
+tensors with a scale are new. If the recipe merges before it reorders, that merge is computed once and kept while
+candidates have it in common.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
 
-KEPT = 16  # modules without weights of their own, by architecture: a search comes back to the same depths
+KEPT = 16  # modules without weights of their own, by architecture: a search returns to the same depths
 
 Merge = Callable[[Recipe], Mapping[str, Tensor]]
-"""Gives the merged tensors of a recipe by name, in a storage of their own."""
+"""Gives a recipe's merged tensors by name, in their own storage."""
 
 
 def is_layer_stack(recipe: Recipe) -> bool:
-    """Tell whether a sliced recipe only puts layers in an order, of models as they are or of one merge."""
+    """Tell whether a sliced recipe only reorders layers, of unmerged models or of one merge."""
     if recipe.path is not None:
         return True
     if any(spec.name != "passthrough" for spec in recipe.specs):
@@ -47,9 +47,9 @@ class LayerStacks:
     checkpoints
         Opened sources, by reference.
     merge
-        Merges what a recipe merges before it reorders.
+        Computes the merge that a recipe then reorders.
     device
-        Where the models lie.
+        Where the models are kept.
     """
 
     def __init__(self, checkpoints: Mapping[str, Source], merge: Merge, device: torch.device) -> None:
@@ -68,9 +68,9 @@ class LayerStacks:
         Parameters
         ----------
         recipe
-            Sliced; a stack.
+            Sliced; a layer stack.
         config
-            Of the result.
+            The result's.
         key
             Equal for equal architectures.
         out_dtype, dtype
@@ -86,7 +86,7 @@ class LayerStacks:
         return module
 
     def _module(self, donor: Source, config: PretrainedConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
-        """Return a module of that architecture; its parameters are another stack's, or fresh memory not yet used."""
+        """Return a module of that architecture; its parameters are another stack's, or uninitialised."""
         module = self._modules.get((key, dtype))
         if module is None:
             module = build_resident(config, donor, dtype, torch.device("cpu")).module
@@ -100,7 +100,7 @@ class LayerStacks:
         return module
 
     def _inner(self, recipe: Recipe) -> Mapping[str, Tensor]:
-        """Return the tensors of what the recipe merges, in `dtype`, anew only where it changed."""
+        """Return the tensors of the recipe's merge, in `dtype`, merged again only if it has changed."""
         inner = replace(recipe, path=None)
         if self._merged is None or self._merged[0] != inner.hash:
             self._merged = None  # free the old one first: two may not fit
@@ -133,11 +133,11 @@ class LayerStacks:
 
 
 MERGED = "merged"
-"""In place of a method: the tensor is one of those that were merged before."""
+"""In place of a method: the tensor comes from the merge below."""
 
 
 def _plans(recipe: Recipe, layout: ModelLayout) -> tuple[TensorPlan, ...]:
-    """Return where each tensor comes from, those of a merge by their names in it."""
+    """Return where each tensor comes from; tensors of a merge by their names in it."""
     if recipe.path is None:
         return resolve(recipe, layout)
     source = recipe.slices[0].sources[0].model

@@ -1,7 +1,7 @@
-"""Where a worker's sources lie: on its device, in page-locked host memory, or mapped from their files.
+"""Where a worker keeps its sources: on its device, in pinned host memory, or memory-mapped from their files.
 
-Only a GPU gives a choice. A CPU computes from the mapped pages themselves: a copy would be a second one, so that there
-sources stay mapped whatever is asked for.
+Only a GPU has a choice. A CPU computes directly from the mapped pages: a copy would only take more memory, so sources
+stay mapped there, whatever the search file says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Placement = Literal["device", "pinned", "mmap"]
 Setting = Literal["auto", "device", "pinned", "mmap"]
 
 PINNED_SHARE = 0.5
-"""Of the free host memory: what is page-locked, the system can give to nobody else."""
+"""Fraction of free host memory that may be pinned; pinned pages are unavailable to other processes."""
 
 
 class MemoryNeed(Protocol):
@@ -34,12 +34,12 @@ class MemoryNeed(Protocol):
 
 
 class PlacementError(ValueError):
-    """Sources that do not fit where the search file wants them; one line that says what to write instead."""
+    """Sources that do not fit where the search file places them; one line that says what to write instead."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker may count on, of a device's memory and of the free host memory; 1: it is alone there."""
+    """The fraction of a device's memory and of the free host memory that one worker may use; 1: all of it."""
 
     device: float = 1.0
     host: float = 1.0
@@ -47,7 +47,7 @@ class Share:
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Bytes that one worker may take; `device` is None where torch does not tell."""
+    """Bytes that one worker may use; `device` is None where torch does not report it."""
 
     device: int | None
     host: int
@@ -55,22 +55,22 @@ class FreeMemory:
 
 @dataclass(frozen=True)
 class Choice:
-    """Where the sources lie, and the numbers that decided.
+    """Where the sources are placed, and the numbers that decided it.
 
     Attributes
     ----------
     placement
-        What it is.
+        The place.
     asked
-        What the search file says.
+        What the search file asks for.
     device
-        The worker's.
+        The worker's device.
     source_bytes
         The sources: what pinned host memory has to hold.
     peak_bytes
         Sources, prepared state and 1.3 models: what the device has to hold.
     free
-        What was free.
+        The free memory.
     """
 
     placement: Placement
@@ -82,7 +82,7 @@ class Choice:
 
 
 def choose(asked: Setting, device: torch.device, need: MemoryNeed, free: FreeMemory) -> Choice:
-    """Return where sources go: as asked, or with ``auto`` to the first place that has room.
+    """Return where sources are placed: as asked, or with ``auto`` in the first place that has room.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def choose(asked: Setting, device: torch.device, need: MemoryNeed, free: FreeMem
 
 
 def free_memory(device: torch.device, share: Share) -> FreeMemory:
-    """Return what is free now. Of a shared device, a worker's share of all memory, since others start meanwhile."""
+    """Return the free memory; on a shared device at most the worker's share of all of it, since others start later."""
     import psutil
     import torch
 
@@ -121,7 +121,7 @@ def free_memory(device: torch.device, share: Share) -> FreeMemory:
 
 
 def placer(placement: Placement, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return what brings a mapped tensor to its place."""
+    """Return a function that moves a mapped tensor to its place."""
     if placement == "device":
         return lambda values: values.to(device)
     if placement == "pinned":

@@ -56,7 +56,7 @@ def build_resident(config: PretrainedConfig, donor: Source, dtype: torch.dtype, 
 
 
 def _ask_for_large_pages(parameters: Iterable[Tensor]) -> None:
-    """Have Linux lay unfilled parameters out in pages of 2 MB: writing them is then about 15 % faster."""
+    """Ask Linux for pages of 2 MB for unfilled parameters: writing them is then about 15 % faster."""
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     with suppress(OSError, AttributeError):  # another C library
         advise = ctypes.CDLL(None).madvise
@@ -64,7 +64,7 @@ def _ask_for_large_pages(parameters: Iterable[Tensor]) -> None:
             first = -(-values.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
             size = values.data_ptr() + values.nbytes - first
             if advice is not None and size >= LARGE_PAGE:
-                advise(ctypes.c_void_p(first), ctypes.c_size_t(size), advice)  # refusing it does no harm
+                advise(ctypes.c_void_p(first), ctypes.c_size_t(size), advice)  # a refusal does no harm
 
 
 def _fill_buffers(module: PreTrainedModel, donor: Source) -> None:

@@ -1,4 +1,4 @@
-"""One output tensor of a merge: where its sources lie, how it is cut into pieces, where the result goes."""
+"""The merge of one output tensor: its sources, how it is split into units of work, where the result goes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from search_spaces.recipes.recipe import RecipeError
 from search_spaces.recipes.resolve import TensorPlan
 
 WorkUnit: TypeAlias = Callable[[Scratch], None]
-"""Work on some of a tensor's entries, with buffers that no other thread uses meanwhile."""
+"""Merges some of a tensor's entries, with buffers that no other thread uses at the same time."""
 
 UNIT = 1 << 20
-"""Entries that a thread works on at a time, where a tensor may be shared between threads."""
+"""Entries of one unit, where several threads may merge one tensor."""
 
 
 class TensorMerge:
@@ -111,7 +111,7 @@ class TensorMerge:
             after = partial(inform, share_N=self._activation, omega=omega)
         merge = partial(self._merge, out_dtype=out_dtype, after=after, scale=plan.scale)
         if not self.method.gives_formula:
-            # what is remembered between a tensor's blocks is not meant for several threads
+            # values cached between a tensor's blocks are not safe to share between threads
             yield partial(merge, fill=partial(apply, **arguments), span=slice(0, self.context.size))
             return
         formula = apply(self.context, **arguments)
@@ -141,7 +141,7 @@ class TensorMerge:
             _store(block.out, target, out_dtype, scratch, scale)
 
     def _mix(self, scratch: Scratch, *, plan: TensorPlan, out_dtype: torch.dtype) -> None:
-        """Merge a tensor whose weights change within it; the noise of an entry does not depend on how it is cut."""
+        """Merge a tensor whose weights change within it; an entry's noise does not depend on the blocks."""
         size = self._target.numel()
         if plan.pieces[-1].end != size:
             raise RecipeError(
@@ -162,7 +162,7 @@ class TensorMerge:
             start = piece.end
 
     def _kernel(self, formula: Formula, out_dtype: torch.dtype) -> Callable[..., None] | None:
-        """Return what computes a stretch of the formula, None if that is beyond the kernels."""
+        """Return a function that computes the formula for a span of entries; None if the kernels cannot."""
         from evomerge.merging.engine import kernels
 
         if self._sources is None:
@@ -197,9 +197,9 @@ class TensorMerge:
 
 
 def _store(merged: Tensor, target: Tensor, out_dtype: torch.dtype, scratch: Scratch, scale: float) -> None:
-    """Round float32 results to `out_dtype` and leave them in the parameter, in its own dtype.
+    """Round float32 results to `out_dtype` and store them in the parameter, in its own dtype.
 
-    A scale multiplies them as rounded, as if the merge had been saved before its layers were put in an order.
+    A scale multiplies the rounded values, as if the merge had been saved before its layers were reordered.
     """
     if scale != 1.0:
         merged.copy_(merged.to(out_dtype)).mul_(scale)

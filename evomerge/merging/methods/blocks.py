@@ -1,4 +1,4 @@
-"""Blocks: the stretches in which tensors pass through the cache, and the float32 scratch they are merged in.
+"""Blocks: the spans of tensors that are merged at a time, and the float32 buffers they are merged in.
 
 Legend: T source models, E entries of one block.
 """
@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 # Entries per block. On a CPU the float32 scratch of a few models (128 KiB each) stays in the second-level cache,
-# and torch runs operations of this size in the calling thread alone. That is meant: a merge is thousands of short
-# operations, and sharing each with a second thread made it about ten times slower (measured) while other
-# processes wanted the cores; a forward pass costs far more than a merge. A GPU wants long kernels.
+# and torch runs operations of this size in the calling thread alone. That is intended: a merge is thousands of short
+# operations, and splitting each with a second thread made it about ten times slower (measured) while other
+# processes used the cores; a forward pass costs far more than a merge. A GPU needs long kernels.
 CPU_BLOCK = 1 << 15
 GPU_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a method may know of an output tensor besides its values.
+    """Shape and role of an output tensor.
 
     Attributes
     ----------
     shape
-        Of the tensor; blocks are cut from it flattened.
+        The tensor's shape; blocks are spans of it, flattened.
     by_token
         Whether it has a row per token or position: embeddings, the output projection.
     """
@@ -57,7 +57,7 @@ class Scratch:
         self._rows: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
     def vector(self, name: str, entries: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the buffer called `name` as [entries]; its contents are whatever was written last."""
+        """Return the buffer called `name` as [entries]; it holds what was last written to it."""
         key = (name, entries, dtype)
         view = self._views.get(key)
         if view is None:
@@ -81,14 +81,14 @@ class Scratch:
         return buffer
 
     def _forget(self, name: str, dtype: torch.dtype) -> None:
-        """Drop the views of a buffer that is too small, so that nothing keeps it alive."""
+        """Drop a buffer that is too small, and its views, so that its memory is freed."""
         self._buffers.pop((name, dtype), None)
         self._views = {key: view for key, view in self._views.items() if (key[0], key[2]) != (name, dtype)}
         self._rows.clear()
 
 
 class Block:
-    """One stretch of one output tensor as a merge method sees it.
+    """A span of one output tensor, and what a merge method needs to fill it.
 
     Attributes
     ----------
@@ -97,13 +97,13 @@ class Block:
     start
         Index of the block's first entry in the flattened tensor.
     size
-        Entries of the whole tensor that the block is cut from.
+        Entries of the whole tensor.
     info
         Shape and role of that tensor.
     prepared
         What the method prepared for each model, cut to the block.
     shared
-        What it prepared for all models together, cut to the block; None when it prepares nothing such.
+        What it prepared for all models together, cut to the block; None if it prepares nothing of that kind.
     """
 
     __slots__ = ("_base", "_models", "_scratch", "entries", "info", "out", "prepared", "shared", "size", "start")
@@ -134,12 +134,12 @@ class Block:
 
     @property
     def is_whole_matrix(self) -> bool:
-        """Whether the block is a linear map in full; of other tensors, a method with matrix scope sees blocks."""
+        """Whether the block is a linear map in full; of other tensors, a method with matrix scope gets blocks."""
         return self.info.is_matrix and self.entries == self.size
 
     @property
     def has_base(self) -> bool:
-        """Whether the merge has a base, for methods that can do without."""
+        """Whether the merge has a base, for methods that work without one."""
         return self._base is not None
 
     def base(self) -> Tensor:
@@ -166,14 +166,14 @@ class Block:
         return self._scratch.vector(name, self.entries)
 
     def by_row(self, values_M: Tensor) -> Tensor:
-        """Return [E]: for each entry of the block, the value of the row that it lies in."""
+        """Return [E]: for each entry of the block, its row's value."""
         row = self.info.row
         first, last = self.start // row, (self.start + self.entries - 1) // row
         spread = values_M[first : last + 1].repeat_interleave(row)
         return spread[self.start - first * row :][: self.entries]
 
     def by_column(self, values_N: Tensor) -> Tensor:
-        """Return [E]: for each entry of the block, the value of the column that it lies in."""
+        """Return [E]: for each entry of the block, its column's value."""
         row = self.info.row
         offset = self.start % row
         repeats = -(-(offset + self.entries) // row)

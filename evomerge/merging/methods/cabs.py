@@ -25,7 +25,7 @@ from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, mer
 
 
 class Turns(WholeTensorState):
-    """What each model keeps, bool[n], for the pattern asked for last."""
+    """The entries that each model keeps, bool[n], for the last pattern."""
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group

@@ -69,7 +69,7 @@ class Draws:
 def draws(source: SourceTensor) -> Draws:
     """Draw the uniform numbers that decide, at any density, which entries are dropped.
 
-    Masks are nested: what a density keeps, every larger one keeps.
+    Masks are nested: an entry that one density keeps, every larger density keeps.
     """
     digest = hashlib.sha256(f"{source.seed}\0{source.name}\0".encode())
     digest.update(source.values.cpu().contiguous().view(torch.uint8).numpy().data)

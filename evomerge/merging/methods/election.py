@@ -1,4 +1,4 @@
-"""The last step of TIES (Yadav et al. 2023, arXiv:2306.01708), which many methods share: elect a sign, then merge.
+"""The last step of TIES (Yadav et al. 2023, arXiv:2306.01708), used by many methods: elect a sign, then merge.
 
 γ = sign(Σ δ_t), +1 at 0;  A = {t : sign δ_t = γ};  θ = θ_0 + λ Σ_A δ_t, divided by Σ_A w_t when `normalize` (by 1
 where that is 0), for weighted task vectors δ_t. The order of operations is mergekit 0.1.5's at ``dtype: float32``.
@@ -39,7 +39,7 @@ def elect_and_merge(
 
 
 def elect(block: Block, deltas: Sequence[Tensor]) -> Tensor:
-    """Return the elected signs, and leave in each delta the size of the entries that have it, 0 elsewhere."""
+    """Return the elected signs; reduce each delta to the magnitudes of entries with that sign, 0 elsewhere."""
     sign_E = total_of(deltas, block.spare("sign"))
     torch.ge(sign_E, 0, out=sign_E).mul_(2).sub_(1)
     for delta_E in deltas:

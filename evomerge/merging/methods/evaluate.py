@@ -1,4 +1,4 @@
-"""Formulas in torch, block by block, on any device: the reference that the compiled kernels equal.
+"""Formulas in torch, block by block, on any device: the reference for the compiled kernels, which equal it.
 
 Every product and every sum is rounded on its own (no fused multiply-add), so that both agree to the last bit; the order
 is mergekit 0.1.5's at ``dtype: float32``.
@@ -17,7 +17,7 @@ from evomerge.merging.methods.linear import scale_by
 
 
 def evaluate(block: Block, *, formula: Formula) -> None:
-    """Fill the block as the formula says."""
+    """Fill the block with the formula's result."""
     if not isinstance(formula, WeightedSum):
         base_E, deltas = _kept(block, formula.kept)
         elect_and_merge(

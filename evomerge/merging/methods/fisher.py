@@ -1,6 +1,6 @@
 """Fisher-weighted averaging: Matena & Raffel 2022, arXiv:2111.09832.
 
-Each model's weights count as much as a text says of them: with F_t the diagonal of model t's empirical Fisher
+Each weight counts by how much a text's likelihood depends on it: with F_t the diagonal of model t's empirical Fisher
 information, the mean squared gradient of the text's log-likelihood
 (`evomerge.merging.engine.calibration_statistics`), per entry
 
@@ -29,7 +29,7 @@ from evomerge.merging.methods.registry import SourceTensor, merge_method
 
 @dataclass(frozen=True)
 class Information:
-    """√n F / ‖F‖ of a model's entries, bfloat16[n], in the place that the cache gives it."""
+    """√n F / ‖F‖ of a model's entries, bfloat16[n], where the cache keeps it."""
 
     values: Tensor
 
@@ -39,7 +39,7 @@ class Information:
 
 
 def information(source: SourceTensor) -> Information:
-    """Take what was measured of a source tensor."""
+    """Return the statistic of a source tensor."""
     assert source.statistic is not None, "fisher says statistic='fisher'"
     return Information(source.statistic)
 
@@ -53,7 +53,7 @@ def fisher(
 ) -> None:
     """Average of the models, each weight by its Fisher information on the calibration text (arXiv:2111.09832)."""
     if min(weight) < 0 or max(weight) == 0:
-        raise ValueError("fisher: the weights are shares; write numbers from 0 on, one of them above")
+        raise ValueError("fisher: the weights are shares; write numbers of at least 0, one of them above")
     if floor <= 0:
         raise ValueError("fisher: a floor of 0 leaves weights without any information; write one such as 0.001")
     total_E, share_E = block.spare("total").zero_(), block.spare("share")

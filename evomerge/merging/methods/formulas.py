@@ -1,9 +1,8 @@
-"""What most methods come to once their coefficients are known: one of two formulas per tensor.
+"""The formulas of merge methods: with known coefficients, most methods are one of two per tensor.
 
 A method may return its formula and leave the arithmetic to the engine, which then makes a single pass over the
-sources: by `evomerge.merging.engine.kernels`, compiled, for large models, or by `evomerge.merging.methods.evaluate`,
-in torch,
-everywhere. Both round alike.
+sources: with `evomerge.merging.engine.kernels`, compiled, for large models, or else with
+`evomerge.merging.methods.evaluate`, in torch. Both round alike.
 
 Legend: T terms, n entries of the tensor, K rows or columns.
 """
@@ -21,7 +20,7 @@ from evomerge.merging.methods.blocks import TensorInfo
 
 @dataclass(frozen=True)
 class TensorContext:
-    """An output tensor as a method sees it that returns a formula: all but its entries.
+    """All that a method needs to know of an output tensor to return its formula: everything but its entries.
 
     Attributes
     ----------
@@ -34,7 +33,7 @@ class TensorContext:
     prepared
         What the method prepared for each model.
     shared
-        What it prepared for all models together; None when it prepares nothing such.
+        What it prepared for all models together; None if it prepares nothing of that kind.
     """
 
     info: TensorInfo
@@ -46,14 +45,14 @@ class TensorContext:
 
 @dataclass(frozen=True)
 class Kept:
-    """Which entries of a task vector are kept: those with ``first <= state < end``, multiplied by `factor`.
+    """The entries of a task vector that are kept: those with ``first <= state < end``, multiplied by `factor`.
 
     Attributes
     ----------
     state
         TensorContext numbers [n]: ranks, random draws, masks.
     first
-        None: no entry is too small.
+        None: there is no lower bound.
     """
 
     state: Tensor
@@ -79,9 +78,9 @@ class WeightedSum:
     divisor, scale
         d and s.
     per
-        What has a weight of its own.
+        What each weight belongs to.
     kept
-        Empty, or for each task vector what is kept of it, None for all.
+        Empty, or the kept entries of each task vector; None for all of them.
     """
 
     weights: Sequence[Any]
@@ -105,7 +104,7 @@ class Election:
     scale
         Multiplies the sum: λ.
     kept
-        Empty, or for each task vector what is kept of it, None for all.
+        Empty, or the kept entries of each task vector; None for all of them.
     """
 
     weights: Sequence[float]

@@ -27,7 +27,7 @@ from evomerge.merging.methods.registry import Prepared, SourceGroup, WholeTensor
 
 
 class Flattened(WholeTensorState):
-    """The merged task vector [M, N] for the ratios of weights asked for last."""
+    """The merged task vector [M, N] for the last ratios of weights."""
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
@@ -57,7 +57,7 @@ def flattened(group: SourceGroup) -> Prepared:
 
 
 def flattened_with_tasks(group: SourceGroup) -> Prepared:
-    """Prepare Iso-CTS; its first call does the work, for the fraction it is given."""
+    """Prepare Iso-CTS; its first call does the computation, for the fraction it is given."""
     return Flattened(group) if group.info.is_matrix else Nothing()
 
 

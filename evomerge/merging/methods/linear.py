@@ -4,7 +4,7 @@ Model soups: Wortsman et al. 2022, arXiv:2203.05482. Task arithmetic: Ilharco et
 The order of operations is mergekit 0.1.5's at ``dtype: float32``, so that task arithmetic agrees to the last bit;
 `linear` rounds each product, which mergekit fuses with its sum.
 Unlike mergekit, whatever the recipe's `dtype`, we compute in float32: a difference of bf16 tensors taken in
-bf16 loses the small task vectors that the methods are about.
+bf16 loses the small task vectors that these methods merge.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def add_and_merge(
     normalize: bool,
     lambda_: float,
 ) -> None:
-    """Add weighted task vectors to the base as `task_arithmetic` says; overwrites them."""
+    """Add weighted task vectors to the base as `task_arithmetic` does; overwrites them."""
     for delta_E, w in zip(deltas, weight, strict=True):
         delta_E.mul_(w)
     out_E = total_of(deltas, block.out)
@@ -137,7 +137,7 @@ def scale_by(out_E: Tensor, divisor: float, factor: float) -> None:
 
 
 def total_of(values: Sequence[Tensor], out_E: Tensor) -> Tensor:
-    """Add tensors up in `out_E`, in their order."""
+    """Sum tensors into `out_E`, in their order."""
     first, *rest = values
     if not rest:
         return out_E.copy_(first)
@@ -158,5 +158,5 @@ def _sum(weight: PerModel) -> float:
 
 @lru_cache(maxsize=256)
 def _float32_sum(weight: tuple[float, ...]) -> float:
-    """Add up as torch does; remembered, since most tensors of a model have the same weights."""
+    """Add up as torch does; cached, since most tensors of a model have the same weights."""
     return float(torch.tensor(weight, dtype=torch.float32).sum())

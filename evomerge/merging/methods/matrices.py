@@ -1,4 +1,4 @@
-"""What the spectral methods share: they decompose linear maps, and average everything else.
+"""Shared by the spectral methods, which decompose linear maps and average all other tensors.
 
 A linear map is a matrix that is not an embedding or the output projection (`TensorInfo.is_matrix`). Norms, biases,
 tokens and stacks of matrices take the weighted mean of the task vectors, as the papers do for all but linear maps.
@@ -35,12 +35,12 @@ class Singular(NamedTuple):
         return Singular(self.left_MK[:, :count], self.values_K[:count], self.right_KN[:count])
 
     def stored(self) -> Singular:
-        """Return float32 tensors of their own."""
+        """Return float32 copies that share no memory with the decomposition."""
         return Singular(*(part.float().contiguous() for part in self))
 
 
 class Nothing(WholeTensorState):
-    """The prepared state of a tensor that a method has nothing to prepare for."""
+    """The prepared state of a tensor for which a method prepares nothing."""
 
 
 def singular(matrix_MN: Tensor) -> Singular:
@@ -70,7 +70,7 @@ def add_to_base(block: Block, matrix_MN: Tensor, lambda_: float) -> None:
 
 
 def average_others(block: Block, weight: PerModel, lambda_: float) -> None:
-    """Fill a block of a tensor that is no linear map: θ_0 + λ Σ w_t τ_t / T."""
+    """Fill a block of a tensor that is not a linear map: θ_0 + λ Σ w_t τ_t / T."""
     base_E, deltas = block.deltas()
     for delta_E, w in zip(deltas, weight, strict=True):
         delta_E.mul_(w)

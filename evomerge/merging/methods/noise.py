@@ -15,7 +15,7 @@ from search_spaces.recipes.mixture_table import Piece
 class NoiseStream:
     """The noises of one tensor, drawn from its first entry to its last.
 
-    numpy's ziggurat draws one number after the other, so that how the tensor is cut does not show.
+    numpy's ziggurat draws one number after the other, so the blocks make no difference.
     """
 
     def __init__(self, tensor: str, pieces: Sequence[Piece]) -> None:
@@ -23,7 +23,7 @@ class NoiseStream:
         self._streams = {seed: _generator(seed, tensor) for seed in seeds}
 
     def add_to(self, out_E: Tensor, piece: Piece) -> None:
-        """Add the noises of the next E entries, which lie in `piece`, to float32[E]."""
+        """Add the noises of the next E entries, which are part of `piece`, to float32[E]."""
         deviations = {noise.seed: noise.deviation for noise in piece.noises}
         for seed, stream in self._streams.items():
             drawn = stream.standard_normal(out_E.numel(), dtype=np.float32)  # ~ N(0, 1), drawn in any case

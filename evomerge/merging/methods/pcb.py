@@ -32,7 +32,7 @@ SMALLEST = 1e-30  # to divide by
 
 
 class Competition(WholeTensorState):
-    """Scores β_t, float32[n] per model, the percentiles they were clamped to, and the quantiles asked for last."""
+    """Scores β_t, float32[n] per model, the percentiles they were clamped to, and the last quantiles."""
 
     def __init__(self, group: SourceGroup) -> None:
         deltas = group.deltas()

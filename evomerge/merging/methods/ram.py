@@ -1,4 +1,4 @@
-"""RAM and RAM+: what one model alone has changed is kept whole, what several have is averaged (arXiv:2601.13572).
+"""RAM and RAM+: entries that one model alone changed are kept whole, others averaged (arXiv:2601.13572).
 
 An entry counts as changed by model t where |τ_t| > ε, c is the number of models that have changed it.
 
@@ -25,11 +25,11 @@ from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, mer
 SmallestChange: TypeAlias = Annotated[float, Real(doc="Size of a change that counts.", default=1e-5)]
 
 STRETCH = 1 << 20
-"""Entries that are counted at a time."""
+"""Entries counted at a time."""
 
 
 class Shares(WholeTensorState):
-    """Each model's ρ, worked out for the ε that is asked for."""
+    """Each model's ρ, computed for the last ε."""
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group

@@ -47,7 +47,7 @@ class SourceModel:
     Parameters
     ----------
     pairs
-        Gives the tensors, flat, each with the base's of the same name (None without a base), as often as asked.
+        Gives the tensors, flat, each with the base's of the same name (None without a base); may be called repeatedly.
     """
 
     def __init__(self, pairs: Callable[[], Iterator[tuple[Tensor, Tensor | None]]]) -> None:
@@ -55,7 +55,7 @@ class SourceModel:
         self._measured: dict[object, Any] = {}
 
     def once(self, key: object, measure: Callable[[], Any]) -> Any:
-        """Return what `measure` gave when first called with `key`."""
+        """Return what `measure` returned when it was first called with `key`."""
         if key not in self._measured:
             self._measured[key] = measure()
         return self._measured[key]
@@ -63,7 +63,7 @@ class SourceModel:
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """One source tensor, whole, as a method's `prepare` sees it.
+    """One source tensor in full: the argument of a method's `prepare`.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class SourceTensor:
     model
         The model that the tensor belongs to.
     statistic
-        What was measured of the tensor on the calibration text, flat, where the method's `statistic` asks for it.
+        The tensor's statistic on the calibration text, flat, if the method's spec names a `statistic`.
     """
 
     name: str
@@ -97,7 +97,7 @@ class SourceTensor:
 
 @dataclass(frozen=True)
 class SourceGroup:
-    """All sources of one output tensor, whole, as a method's `prepare_all` sees them.
+    """All sources of one output tensor in full: the argument of a method's `prepare_all`.
 
     Attributes
     ----------
@@ -142,11 +142,11 @@ class MergeMethod:
     gives_formula
         Which of the two `apply` does, as its annotations say.
     prepare
-        Run once per source tensor, or None when nothing can be known of one before the coefficients are.
+        Called once per source tensor; None if nothing can be computed before the coefficients are known.
     prepared_bytes
         Bytes that the prepared state holds per entry and model.
     prepare_all
-        Run once per output tensor, on all its sources together, or None.
+        Called once per output tensor, with all its sources; or None.
     shared_bytes
         Bytes that its result holds per entry of the output tensor, beyond `prepared_bytes` per model.
     scope

@@ -1,6 +1,6 @@
-"""Two models, entry by entry: NearSwap, and Arcee's fusion.
+"""Two models, entry by entry: NearSwap and Arcee fusion.
 
-NearSwap (alchemonaut): the other model's entries as far as they are near, w = clip(t / |θ_1 − θ_0|, 0, 1) and
+NearSwap (alchemonaut): moves to the other model's entries where these are near, w = clip(t / |θ_1 − θ_0|, 0, 1) and
 θ = w θ_1 + (1 − w) θ_0; so no entry moves by more than t.
 Arcee fusion: the entries that matter most, θ = θ_0 + [s ≥ m + 1.5 (q_3 − q_1)] (θ_1 − θ_0), where an entry's score s
 is |θ_1 − θ_0| times the Kullback-Leibler divergence of its row's softmax in the two models, and q_1, m, q_3 are the

@@ -2,7 +2,7 @@
 
 θ = sin((1−t)Ω)/sin Ω · θ_0 + sin(tΩ)/sin Ω · θ_1 with Ω the angle between the tensors, both keeping their
 magnitudes; linear interpolation when they are nearly parallel or opposite (|cos Ω| > 0.9995). The angle does
-not depend on t and is prepared once. Its sums run in stretches of 2^20 entries, as mergekit 0.1.5's do, so
+not depend on t and is prepared once. Its sums run over spans of 2^20 entries, as in mergekit 0.1.5, so
 that the last bits agree.
 
 `whole_model`, which mergekit lacks, takes all tensors of a model together as one vector: one angle for all.
@@ -32,7 +32,7 @@ class Angle(WholeTensorState):
 
     omega: Tensor | None
     model: SourceModel | None = None
-    """The model that the tensor belongs to, to ask for the angle of the whole."""
+    """The model that the tensor belongs to, for the angle between whole models."""
 
     def of_model(self) -> Angle:
         """Return the angle between the whole models."""
@@ -111,7 +111,7 @@ def slerp(
 
 @lru_cache(maxsize=256)
 def _shares(t: float) -> Tensor:
-    """Return 1 − t and t, float32[2]; remembered, since most tensors of a model have the same."""
+    """Return 1 − t and t, float32[2]; cached, since most tensors of a model have the same."""
     t32 = torch.tensor(t, dtype=torch.float32)
     return torch.stack([1 - t32, t32])
 

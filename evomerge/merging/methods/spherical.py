@@ -41,16 +41,16 @@ SMALLEST_PRODUCT = 1e-6  # of two norms, in model stock
 
 
 class Grams(WholeTensorState):
-    """Inner products of a tensor's models (of their task vectors when there is a base), and what follows."""
+    """Inner products of a tensor's models (of their task vectors when there is a base), and coefficients from them."""
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
         self.coefficients: LastValueCache[Tensor] = LastValueCache()
-        """float64[K, T], remembered for the parameters of the last call: the same for all blocks of a tensor."""
+        """float64[K, T] for the parameters of the last call: the same for all blocks of a tensor."""
         self._grams: dict[Parts, Tensor] = {"whole": self._measure("whole")}
 
     def gram(self, parts: Parts = "whole") -> Tensor:
-        """Return float64[K, T, T] for the parts that are treated as vectors of their own."""
+        """Return float64[K, T, T] for the parts that are treated as separate vectors."""
         if parts not in self._grams:
             self._grams[parts] = self._measure(parts)
         return self._grams[parts]
@@ -256,7 +256,7 @@ def _combine(
 ) -> WeightedSum:
     """Return Σ c_t v_t (plus the base), the coefficients as `solve` gives them for the Gram matrix.
 
-    `key` tells apart all that the coefficients depend on: methods share the prepared state.
+    `key` holds all that the coefficients depend on, because methods share the prepared state.
     """
     grams: Grams = tensor.shared
     terms: Literal["models", "task vectors"] = "task vectors" if tensor.has_base else "models"

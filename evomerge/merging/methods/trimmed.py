@@ -45,14 +45,14 @@ TrimmedWeight: TypeAlias = Annotated[PerModel, required_weight(-0.5, 1.5, "Facto
 CrumbDensity: TypeAlias = Annotated[PerModel, kept_fraction("Fraction of entries kept, below the outliers.")]
 Gamma: TypeAlias = Annotated[PerModel, Real(0.0, 0.05, 0.01, "Fraction cut off at the top.", default=0.01, common=True)]
 
-STRETCH = 1 << 22  # entries looked at together
+STRETCH = 1 << 22  # entries counted together
 MANTISSA_BITS_DROPPED = 11
 BINS = 1 << (31 - MANTISSA_BITS_DROPPED)
 SMALLEST_NORM = 1e-7  # below it, mergekit's rescaling is left out
 
 
 class Magnitudes:
-    """What trimming needs of a whole task vector, beyond the ranks; remembers the last answers."""
+    """What trimming needs to know of a whole task vector beyond the ranks; keeps the last answers."""
 
     def __init__(self, rank: Tensor, source: SourceTensor) -> None:
         self.rank = rank

@@ -1,6 +1,6 @@
 """WUDI's quadratic in closed form, with a ridge (Cheng et al. 2025, arXiv:2503.08099; OptMerge, arXiv:2505.19892).
 
-Per linear map, WUDI looks for the τ that interferes least with each task vector on the inputs that the task vector
+Per linear map, WUDI finds the τ that interferes least with each task vector on the inputs that the task vector
 itself suggests: min Σ w_t ‖(τ − τ_t) τ_tᵀ‖² / ‖τ_t‖². With G_t = τ_tᵀ τ_t / ‖τ_t‖² and ridge r towards task arithmetic,
 + r ‖τ − Σ w_t τ_t‖², the minimum is
 

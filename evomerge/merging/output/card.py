@@ -36,20 +36,8 @@ def model_card(
     references += [model for document in documents for model in document.recipe.models if model not in references]
     licences = {reference: licence(checkpoints[reference]) for reference in recipe.models}
     names = public_names(recipe.models)
-    known = set(licences.values())
-    front: dict[str, object] = {
-        "base_model": [name for name in _named(references) if _is_hub_id(name)] or None,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["merge", "evomerge"],
-        "license": known.pop() if len(known) == 1 and None not in known else None,
-    }
-    front = {key: value for key, value in front.items() if value is not None}
     lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-        "---",
-        "",
+        *_front_matter(references, set(licences.values())),
         f"# Merge of {', '.join(names.values())}",
         "",
         *(f"Merged with evomerge, method `{spec.name}`: {spec.doc}" for spec in recipe.specs),
@@ -75,6 +63,19 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _front_matter(references: Sequence[str], licences: set[str | None]) -> list[str]:
+    """Return the lines that the hub reads; a licence only where all sources have the same."""
+    front: dict[str, object] = {
+        "base_model": [name for name in _named(references) if _is_hub_id(name)] or None,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "evomerge"],
+        "license": next(iter(licences)) if len(licences) == 1 else None,
+    }
+    known = {key: value for key, value in front.items() if value is not None}
+    return ["---", yaml.safe_dump(known, sort_keys=False, allow_unicode=True).strip(), "---", ""]
 
 
 def public_names(references: Sequence[str]) -> dict[str, str]:

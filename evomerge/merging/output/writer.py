@@ -15,7 +15,8 @@ from evomerge.merging.sources.architecture import quiet, tied_names
 from evomerge.merging.sources.chat_templates import chat_template
 from evomerge.merging.sources.source import Source
 from search_spaces.recipes.documents import Document, dump
-from search_spaces.recipes.recipe import VOCABULARIES, Recipe
+from search_spaces.recipes.fields import VOCABULARIES
+from search_spaces.recipes.recipe import Recipe
 
 MARGIN = 16 << 20  # bytes for all but the weights: tokenizer, configuration, file system
 

@@ -1,1 +1,1 @@
-"""Opening what is merged: checkpoints, adapters, GGUF files, vocabularies, and the checks between them."""
+"""Opening the models to merge: checkpoints, adapters and GGUF files, their vocabularies, and checks between them."""

@@ -82,7 +82,7 @@ class AdapterSource:
     """A model that consists of a base and an adapter.
 
     Adapted tensors are float32, computed when asked for and not kept; all others are the base's own, memory-mapped.
-    `base` is the model that the adapter was trained on, `adapter_config` what its adapter_config.json holds.
+    `base` is the model that the adapter was trained on, `adapter_config` the contents of its adapter_config.json.
 
     Raises
     ------
@@ -101,7 +101,7 @@ class AdapterSource:
         self._pairs, self._saved = self._sort()
         self._check_fit()
 
-    # --- what the engine asks of a source ---
+    # --- the members of a source ---
 
     @property
     def config(self) -> PretrainedConfig:
@@ -120,7 +120,7 @@ class AdapterSource:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The base's: what the adapted model would be stored in."""
+        """The base's: a checkpoint of the adapted model would have it."""
         return self.base.dtype
 
     def tensor(self, name: str) -> Tensor:
@@ -151,7 +151,7 @@ class AdapterSource:
 
     @property
     def tokenizer(self) -> TokenizerFolder:
-        """The adapter's tokenizer where it brings one, else the base's."""
+        """The adapter's own tokenizer if it has one, else the base's."""
         own = TokenizerFolder(self.reference, self.path, self.outline.trust_remote_code)
         return own if own.files else self.base.tokenizer
 

@@ -11,9 +11,9 @@ Letters: T experts, E entries read together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,64 +105,87 @@ def measure_similarity(checkpoints: Mapping[str, Source], base: str, *, sample: 
     """
     origin = checkpoints[base]
     experts = tuple(name for name in checkpoints if name != base)
-    count = len(experts)
-    gram_TT, sums_T = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-    groups: dict[str, _Sums] = {}
-    modules: dict[Module, _Sums] = {}
-    entries = 0
-    for tensor, group, module in _places(origin.layout):
-        size = math.prod(origin.shape(tensor))
+    sums = _Pass(len(experts))
+    for place in _places(origin.layout):
+        tensor, size = place.tensor, math.prod(origin.shape(place.tensor))
         base_E = _sampled(origin.tensor(tensor), sample)
         own_TE = [_sampled(checkpoints[name].tensor(tensor), sample) for name in experts]
         scale = size / base_E.numel() if size else 1.0
-        entries += base_E.numel()
-        is_map = module is not None and len(origin.shape(tensor)) > 1
+        is_map = len(origin.shape(tensor)) > 1
         for start in range(0, base_E.numel(), STRETCH):
             span = slice(start, start + STRETCH)
-            base_part = base_E[span].float()
-            own_part = torch.stack([base_part, *(own_E[span].float() for own_E in own_TE)])[1:]  # [0, E] without any
-            if is_map and module is not None:
-                _add_weights(modules.setdefault(module, _zeros(count)), base_part, own_part, scale)
-            delta_part = own_part - base_part
-            part_TT = (delta_part @ delta_part.T).double() * scale
-            gram_TT += part_TT
-            sums_T += delta_part.sum(1, dtype=torch.float64) * scale
-            sums = groups.setdefault(group, _zeros(count))
-            sums.base += float(base_part.square().sum(dtype=torch.float64)) * scale
-            sums.delta += part_TT.diagonal()
-    total = origin.outline.num_parameters
-    return Similarity(
-        experts=experts,
-        entries=entries,
-        total=total,
-        groups=tuple(groups),
-        delta_norms={
-            name: tuple(math.sqrt(float(sums.delta[index])) for sums in groups.values())
-            for index, name in enumerate(experts)
-        },
-        base_norms=tuple(math.sqrt(sums.base) for sums in groups.values()),
-        weight_cosines={
-            name: {module: _cosine(sums, index) for module, sums in modules.items()}
-            for index, name in enumerate(experts)
-        },
-        cosines=_normalised(gram_TT),
-        pearsons=_normalised(gram_TT - torch.outer(sums_T, sums_T) / total),
-    )
+            sums.add(place, base_E[span], [own_E[span] for own_E in own_TE], scale, is_map=is_map)
+    return sums.result(experts, origin.outline.num_parameters)
+
+
+class _Place(NamedTuple):
+    """A tensor, the group it counts in, and its module if it belongs to a layer."""
+
+    tensor: str
+    group: str
+    module: Module | None
+
+
+class _Pass:
+    """All sums of one pass over the weights of T experts."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.entries = 0
+        self.gram_TT = torch.zeros(count, count, dtype=torch.float64)
+        self.sums_T = torch.zeros(count, dtype=torch.float64)
+        self.groups: dict[str, _Sums] = {}
+        self.modules: dict[Module, _Sums] = {}
+
+    def add(self, place: _Place, base_E: Tensor, own_TE: Sequence[Tensor], scale: float, *, is_map: bool) -> None:
+        """Add E entries of each model, which count `scale` times."""
+        self.entries += base_E.numel()
+        base_part = base_E.float()
+        own_part = torch.stack([base_part, *(own_E.float() for own_E in own_TE)])[1:]  # [0, E] without experts
+        if is_map and place.module is not None:
+            _add_weights(self.modules.setdefault(place.module, _zeros(self.count)), base_part, own_part, scale)
+        delta_part = own_part - base_part
+        part_TT = (delta_part @ delta_part.T).double() * scale
+        self.gram_TT += part_TT
+        self.sums_T += delta_part.sum(1, dtype=torch.float64) * scale
+        sums = self.groups.setdefault(place.group, _zeros(self.count))
+        sums.base += float(base_part.square().sum(dtype=torch.float64)) * scale
+        sums.delta += part_TT.diagonal()
+
+    def result(self, experts: tuple[str, ...], total: int) -> Similarity:
+        """Return what the sums say about models of `total` entries."""
+        groups, modules = self.groups.values(), self.modules.items()
+        return Similarity(
+            experts=experts,
+            entries=self.entries,
+            total=total,
+            groups=tuple(self.groups),
+            delta_norms={
+                name: tuple(math.sqrt(float(sums.delta[index])) for sums in groups)
+                for index, name in enumerate(experts)
+            },
+            base_norms=tuple(math.sqrt(sums.base) for sums in groups),
+            weight_cosines={
+                name: {module: _cosine(sums, index) for module, sums in modules} for index, name in enumerate(experts)
+            },
+            cosines=_normalised(self.gram_TT),
+            pearsons=_normalised(self.gram_TT - torch.outer(self.sums_T, self.sums_T) / total),
+        )
 
 
 def _zeros(count: int) -> _Sums:
     return _Sums(0.0, *(torch.zeros(count, dtype=torch.float64) for _ in range(3)))
 
 
-def _places(layout: ModelLayout) -> Iterator[tuple[str, str, Module | None]]:
-    """Yield every tensor with its group, and its module where it lies in a layer."""
-    yield from ((name, "embeddings", None) for name in layout.embeddings)
+def _places(layout: ModelLayout) -> Iterator[_Place]:
+    """Yield every tensor with its group, and with its module if it belongs to a layer."""
+    yield from (_Place(name, "embeddings", None) for name in layout.embeddings)
     for layer, names in enumerate(layout.layers):
         for name in names:
             child = name.partition(".")[0]
             module: Module = "attention" if child == layout.attention else "mlp" if child == layout.mlp else "other"
-            yield layout.layer_tensor(layer, name), str(layer), module
-    yield from ((name, "final", None) for name in layout.final)
+            yield _Place(layout.layer_tensor(layer, name), str(layer), module)
+    yield from (_Place(name, "final", None) for name in layout.final)
 
 
 def _sampled(tensor: Tensor, sample: bool) -> Tensor:

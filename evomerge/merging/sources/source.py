@@ -1,4 +1,4 @@
-"""What the engine asks of a model that is merged, whatever it is made of."""
+"""The protocol of a model to merge, and functions for any such model."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Source(Protocol):
 
     @property
     def tokenizer(self) -> TokenizerFolder:
-        """Its tokenizer's files, of which there may be none."""
+        """The folder of its tokenizer, which may hold none."""
 
     def generation_config(self) -> dict[str, Any] | None:
         """Return the contents of generation_config.json; None when there is none.

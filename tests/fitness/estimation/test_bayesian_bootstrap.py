@@ -38,5 +38,5 @@ def test_scores_without_bounds_stay_among_those_given():
 
 
 def test_a_task_without_an_answer():
-    with pytest.raises(ValueError, match="no answer to an item of task 'b': ask some items of each task first"):
+    with pytest.raises(ValueError, match="no item of task 'b' has an answer: ask some items of each task first"):
         draw(answered([1.0], [0]), 1)

@@ -54,7 +54,7 @@ def test_one_of_several_filters_is_read(tmp_path: Path) -> None:
     )
     assert read_samples([path])["quiz"].scores.tolist() == [[0.0, 1.0]]
     assert read_samples([path], filter_name="flexible-extract")["quiz"].scores.tolist() == [[1.0]]
-    with pytest.raises(ValueError, match="name one that the file has"):
+    with pytest.raises(ValueError, match="name a filter of the file"):
         read_samples([path], filter_name="other")
 
 
@@ -137,12 +137,15 @@ def test_fitting_gives_two_banks_if_there_are_models_enough() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: from_run({}), "first generation"),
+        (lambda: from_run({}), "use a run with scored candidates"),
         (lambda: from_run({"a": (["x"], [1, 2])}), "one score per item"),
         (lambda: Responses(("a",), ("x",), np.ones((2, 1))), "one row per model"),
         (lambda: Responses(("a", "a"), ("x",), np.ones((2, 1))), "model 'a' occurs twice"),
         (lambda: fit_item_banks(Responses(("a",), ("x",), np.ones((1, 1)))), "needs at least 2"),
-        (lambda: fit_item_banks(Responses(("a", "b"), ("x",), np.full((2, 1), np.nan))), "asked of no model"),
+        (
+            lambda: fit_item_banks(Responses(("a", "b"), ("x",), np.full((2, 1), np.nan))),
+            "no model was asked item 'x': remove it",
+        ),
     ],
 )
 def test_bad_input_says_what_to_give(call, message: str) -> None:

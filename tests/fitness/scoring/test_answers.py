@@ -59,10 +59,10 @@ def test_they_come_in_the_order_of_the_items(toys: Any, tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "metric", "words"),
     [
-        ("gen", "answer_loss", "metric 'answer_loss' is a number of each model's own and no answer"),
-        ("gen", "answer_length", "is a number of each model's own"),
-        ("mc_information", "acc_mutual_info", "follows from log-likelihoods and not from one chosen answer"),
-        ("ll", "acc", "follows from log-likelihoods"),
+        ("gen", "answer_loss", "metric 'answer_loss' is a number that differs between models and not an answer"),
+        ("gen", "answer_length", "is a number that differs between models"),
+        ("mc_information", "acc_mutual_info", "depends on log-likelihoods and not on one chosen answer"),
+        ("ll", "acc", "depends on log-likelihoods"),
     ],
 )
 def test_numbers_are_no_answers(kind: str, metric: str, words: str, toys: Any, tokenizer: Any) -> None:

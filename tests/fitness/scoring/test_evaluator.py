@@ -245,7 +245,7 @@ def test_a_choice_longer_than_the_model_reads(toys: Any, tokenizer: Any) -> None
 def test_a_choice_without_a_token(toys: Any, tokenizer: Any) -> None:
     toys.write("toy", "mc", validation=5, test=5, doc_to_choice=["w1", " "], doc_to_target=0)
     suite = toys.suite("toy")
-    with pytest.raises(TaskError, match=r"leaves no token .* set the task's target_delimiter"):
+    with pytest.raises(TaskError, match=r"gives ' +' after .* no token of its own: set the task's target_delimiter"):
         Evaluator(suite, tokenizer).prepare(ids(suite))
 
 

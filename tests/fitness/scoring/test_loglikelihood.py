@@ -132,9 +132,9 @@ def test_equals_hflm(architecture: str, max_length: int, form: str, make_model: 
     [
         (
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
-            "depend on the input's length",
+            "depend on the length of the input",
         ),
-        ({"attn_implementation": "flex_attention"}, "takes no mask of its own"),
+        ({"attn_implementation": "flex_attention"}, "takes no custom mask"),
     ],
 )
 def test_known_obstacles(settings: dict[str, Any], reason: str, make_model: Callable) -> None:
@@ -147,7 +147,7 @@ def test_known_obstacles(settings: dict[str, Any], reason: str, make_model: Call
 @pytest.mark.parametrize(
     ("kind", "sizes", "reason"),
     [
-        ("bloom", {"n_layer": 2, "n_head": 2}, "takes no position ids"),
+        ("bloom", {"n_layer": 2, "n_head": 2}, "does not take position ids"),
         ("falcon", {"num_hidden_layers": 2, "num_attention_heads": 2, "alibi": True}, "ALiBi"),
         (
             "gpt_neo",
@@ -159,7 +159,7 @@ def test_known_obstacles(settings: dict[str, Any], reason: str, make_model: Call
             },
             "it fails",
         ),
-        ("mamba", {"num_hidden_layers": 2, "state_size": 4}, "takes no position ids"),
+        ("mamba", {"num_hidden_layers": 2, "state_size": 4}, "does not take position ids"),
     ],
 )
 def test_other_architectures_get_plain_rows(kind: str, sizes: dict[str, Any], reason: str) -> None:
@@ -187,7 +187,7 @@ def test_a_model_that_reads_packed_rows_wrongly_gets_plain_rows(
     plan = planned(pairs)
     for _ in range(2):
         np.testing.assert_allclose(plan.run(llama)[0], plainly(llama, pairs)[0], atol=1e-4, rtol=0)
-        assert plan.plain_because == "its log-likelihoods of packed rows differ from those of plain rows"
+        assert plan.plain_because == "log-likelihoods from packed rows differ from those from plain rows"
 
 
 def test_a_broken_candidate_decides_nothing(make_model: Callable) -> None:

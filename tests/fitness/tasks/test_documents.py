@@ -41,5 +41,7 @@ def test_splits_that_are_not_there(toys: Any) -> None:
         toys.suite({"task": "toy", "search_split": "train"}, held_out=0.5)
     with pytest.raises(TaskError, match="'toy' has no test split: set held_out to one of validation"):
         toys.suite("toy", held_out="test")
-    with pytest.raises(TaskError, match=r"the whole validation split: set fitness\.held_out to a fraction"):
+    with pytest.raises(
+        TaskError, match=r"the whole validation split is used for search items: set fitness\.held_out to a fraction"
+    ):
         toys.suite("toy", held_out="validation")

@@ -37,10 +37,10 @@ def test_groups_are_not_tasks(toys: Any) -> None:
 
 
 def test_folders_without_tasks(toys: Any) -> None:
-    with pytest.raises(TaskError, match=r"include_path: .* holds no \.yaml file: name a folder of task YAML"):
+    with pytest.raises(TaskError, match=r"include_path: .* has no \.yaml file: name a folder of task YAML"):
         toys.suite("toy")
     missing = toys.folder / "missing"
-    with pytest.raises(TaskError, match="missing is not a folder: name one that holds task YAML files"):
+    with pytest.raises(TaskError, match="missing is not a folder: name a folder of task YAML files"):
         toys.suite("toy", include_path=[str(missing)])
 
 
@@ -64,7 +64,7 @@ def test_a_prompt_template_that_fails(toys: Any) -> None:
     [
         ({"generation_kwargs": {"until": ["."], "do_sample": True}}, "set do_sample: false"),
         ({"generation_kwargs": {"until": ["."], "num_beams": 3}}, "searches with beams"),
-        ({"unsafe_code": True}, "runs code that the model writes, evomerge never does: use another task"),
+        ({"unsafe_code": True}, "runs code written by the model, which evomerge never does: use another task"),
         ({"doc_to_image": "question"}, "needs images or sound: use a text task"),
     ],
 )

@@ -65,11 +65,11 @@ def test_the_length_of_texts(toys: Any, tokenizer: Any) -> None:
 
 def test_what_cannot_be_measured_is_refused(toys: Any) -> None:
     toys.write("toy", "mc", validation=3, test=2)
-    with pytest.raises(TaskError, match=r"'toy' generates no text .*: use answer_loss"):
+    with pytest.raises(TaskError, match=r"'toy' generates no text, .*: use answer_loss"):
         toys.suite({"task": "toy", "metric": "answer_length"})
     toys.write("gen", "gen", validation=3, test=2, doc_to_target="{{''}}")
     suite = toys.suite({"task": "gen", "metric": "answer_loss"})
-    with pytest.raises(TaskError, match=r"item 0 of its validation split names no right answer.*use another metric"):
+    with pytest.raises(TaskError, match=r"item 0 of its validation split has no right answer.*use another metric"):
         suite.task("gen").requests(suite.pool.search["gen"][0])
 
 

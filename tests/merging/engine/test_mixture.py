@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evomerge.files.cache import cache_folder
-from evomerge.merging.engine.gram import gram_matrices, measure
+from evomerge.merging.engine.gram import gram_matrices, inner_products
 from evomerge.merging.methods.noise import NoiseStream
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
@@ -26,7 +26,7 @@ def space(llama):
         first.layout,
         sizes,
         out_dtype="float32",
-        gram=lambda chunks: measure(llama.checkpoints, chunks),
+        gram=lambda chunks: inner_products(llama.checkpoints, chunks),
     )
     return MixtureConfig(kind="mixture", chunks=23, noise={"terms": 2, "sigma": 0.1}).build(context)
 

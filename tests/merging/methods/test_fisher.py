@@ -64,8 +64,8 @@ def test_without_differences_in_information_it_is_the_average(merge: Merge, tens
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"weight": [-0.1, 1.0]}, "fisher: the weights are shares; write numbers from 0 on"),
-        ({"weight": 0.0}, "fisher: the weights are shares; write numbers from 0 on, one of them above"),
+        ({"weight": [-0.1, 1.0]}, "fisher: the weights are shares; write numbers of at least 0"),
+        ({"weight": 0.0}, "fisher: the weights are shares; write numbers of at least 0, one of them above"),
         ({"floor": 0.0}, r"fisher: a floor of 0 leaves weights without any information; write one such as 0.001"),
     ],
 )

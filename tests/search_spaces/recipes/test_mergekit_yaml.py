@@ -99,8 +99,8 @@ def test_rules_for_single_tokens():
     [
         (LINEAR + "base_modle: a", "the document: unknown key 'base_modle'; did you mean 'base_model'"),
         ("models: [{model: a}]", "merge_method is missing; write one such as merge_method: linear"),
-        ("merge_method: linear", "exactly one of models, slices and modules is wanted, not none of them;"),
-        (LINEAR + "slices: [1]", "wanted, not models and slices; write `slices:`"),
+        ("merge_method: linear", "write exactly one of models, slices and modules, not none of them"),
+        (LINEAR + "slices: [1]", "write exactly one of models, slices and modules, not models and slices"),
         (LINEAR.replace("weight", "wieght"), r"models\[0\].parameters: unknown parameter of linear"),
         (LINEAR.replace("1}", "[]}"), r"models\[0\].parameters.weight: the list is empty; write at least"),
         (LINEAR.replace("1}", "x}"), r"models\[0\].parameters.weight: 'x' is not a number; write one such"),
@@ -112,21 +112,21 @@ def test_rules_for_single_tokens():
          r"models\[0\].parameters: 'normalize' is not per model; write it in the slice's parameters"),
         (LINEAR + "parameters: {normalize: 2}", "parameters.normalize: 2 is not a truth value; write true"),
         (LINEAR.replace("model: a", "model: a+b+c"), r"models\[0\].model: 'a\+b\+c' is not a model with one adapter"),
-        (LINEAR + "tokenizer: {pad_to_multiple_of: 0}", "tokenizer.pad_to_multiple_of: 0 is no number of rows; write"),
+        (LINEAR + "tokenizer: {pad_to_multiple_of: 0}", "pad_to_multiple_of: 0 is not a number of rows; write"),
         (LINEAR + "tokenizer: {tokens: {t: {sourc: a}}}", "tokenizer.tokens.t: unknown key 'sourc'; did you mean"),
-        (LINEAR + "tokenizer: {tokens: {t: {force: true}}}", "tokens.t: force says .*; add source: MODEL"),
+        (LINEAR + "tokenizer: {tokens: {t: {force: true}}}", "tokens.t: force gives .*; add source: MODEL"),
         (LINEAR + "tokenizer: {tokens: {t: {source: {kind: one}}}}", "kind: 'one' is not zero or model_token; write"),
-        (LINEAR + "tokenizer: {tokens: {t: {source: {kind: model_token, model: a}}}}", "one of token and token_id is"),
+        (LINEAR + "tokenizer: {tokens: {t: {source: {kind: model_token, model: a}}}}", "give either token or"),
         (
             LINEAR + "tokenizer: {tokens: {t: {source: {kind: model_token, model: a, token_id: -1}}}}",
-            "token_id: -1 is no id; write a whole number",
+            "token_id: -1 is not an id; write a whole number",
         ),
-        (LINEAR + "tokenizer: {}\ntokenizer_source: base", "tokenizer and tokenizer_source are both there;"),
+        (LINEAR + "tokenizer: {}\ntokenizer_source: base", "tokenizer and tokenizer_source are both given;"),
         (LINEAR + "evomerge: {sed: 1}", "evomerge: unknown key 'sed'; did you mean 'seed'"),
         (LINEAR + "evomerge: {seed: a}", "evomerge.seed: 'a' is not a whole number; write one such as 0"),
-        (SLICE % "[0]", r"slices\[0\].sources\[0\].layer_range: \[0\] is no range; write \[start, end\]"),
-        (SLICE % "[0, true]", r"layer_range: \[0, True\] is no range; write \[start, end\]"),
-        (SLICE % "[2, 1]", r"layer_range: \[2, 1\] is no range; write 0 <= start <= end"),
+        (SLICE % "[0]", r"slices\[0\].sources\[0\].layer_range: \[0\] is not a range; write \[start, end\]"),
+        (SLICE % "[0, true]", r"layer_range: \[0, True\] is not a range; write \[start, end\]"),
+        (SLICE % "[2, 1]", r"layer_range: \[2, 1\] is not a range; write 0 <= start <= end"),
         (SLICE % "[0, 9999999]", r"layer_range: \[0, 9999999\] ends beyond 1024 layers; write a smaller end"),
         (SLICE % "[3, 3]", "slices: together they have 0 layers; ask for 1 to 1024"),
         ("merge_method: linear\nslices: [{sources: 3}]", r"slices\[0\].sources: 3 is not a list; begin each"),
@@ -136,7 +136,7 @@ def test_rules_for_single_tokens():
     ],
 )  # fmt: skip
 def test_errors_name_the_place_and_the_way_out(text, message):
-    with pytest.raises(RecipeError, match="^my.yaml: .*" + message) as caught:
+    with pytest.raises(RecipeError, match=r"^my\.yaml(:\d+)?: .*" + message) as caught:
         mergekit_yaml.parse(text, "my.yaml")
     assert "\n" not in str(caught.value)
 
@@ -154,12 +154,12 @@ def nested_aliases(levels):
         ("[" * 1_000_000, "nested more than 32 levels deep; write plain mappings"),
         (nested_aliases(9), "more than 200000 values; write a smaller file"),
         ("&a [*a]", "more than 200000 values; write a smaller file"),
-        ("x: !!python/object/apply:os.system [ls]", "line 1: could not determine a constructor"),
-        (LINEAR + LINEAR, "line 3: the key 'merge_method' is given twice; correct the YAML there"),
-        ("a: b: c", "line 1: mapping values are not allowed"),
+        ("x: !!python/object/apply:os.system [ls]", ":1: not valid YAML: could not determine a constructor"),
+        (LINEAR + LINEAR, ":3: not valid YAML: the key 'merge_method' is given twice; correct it there"),
+        ("a: b: c", ":1: not valid YAML: mapping values are not allowed"),
         ("- 1", r"the document: \[1\] is not a mapping; write pairs such as merge_method: ..."),
         ("", "the document: None is not a mapping"),
-        ("\x00", "not valid YAML; correct the YAML there"),
+        ("\x00", "not valid YAML: .*; correct it there"),
         ("merge_method: 2020-13-45", "month must be in 1..12; write plain mappings"),
         ("a" * (mergekit_yaml.MAX_BYTES + 1), "is larger than 4000000 bytes; name a recipe's YAML file"),
     ],
@@ -179,3 +179,11 @@ def test_from_file(tmp_path):
         mergekit_yaml.read(path)
     with pytest.raises(RecipeError, match=r"none.yaml: cannot be read \(No such file or directory\); name a"):
         mergekit_yaml.read(tmp_path / "none.yaml")
+
+
+def test_errors_carry_the_line_of_their_place():
+    text = "merge_method: ties\nbase_model: b\nmodels:\n- model: b\n- model: x\n  parameters: {wieght: 1}\n"
+    with pytest.raises(RecipeError, match=r"^r\.yaml:6: models\[1\]\.parameters: unknown parameter of ties 'wieght'"):
+        mergekit_yaml.parse(text, "r.yaml")
+    with pytest.raises(RecipeError, match=r"^r\.yaml: merge_method 'tise' is unknown"):
+        mergekit_yaml.parse(text.replace("ties", "tise"), "r.yaml")

@@ -59,7 +59,7 @@ def test_what_is_typed_stays_unless_it_is_a_model_and_an_adapter(text):
         ("a+", r"m: 'a\+' is not a model with one adapter; write MODEL\+ADAPTER"),
         ("+b", "m: the model's name is empty; write a folder"),
         ({"model": "a+b"}, r"m: 'a\+b' has a '\+'; write \{path: ...\} if it belongs to the folder's name"),
-        ({"model": {"path": "a+lora:b"}}, r"m: 'a\+lora:b' holds '\+lora:', which marks an adapter here; rename"),
+        ({"model": {"path": "a+lora:b"}}, r"m: 'a\+lora:b' contains '\+lora:', which marks an adapter here; rename"),
         ({"model": "a", "lora": {"pth": "b"}}, "m.lora: the model has no path"),
         ({"model": "a", "override_architecture": "X"}, "m: override_architecture is not supported, .*; remove it"),
         ("a@b@c", "m: 'a@b@c' has more than one '@'; write org/name@revision"),

@@ -40,9 +40,9 @@ def rng():
 @pytest.mark.parametrize(
     ("low", "high", "start", "message"),
     [
-        (1.0, 1.0, 1.0, r"gene g: \[1.0, 1.0\] is no range; write low < high"),
-        (0.0, math.inf, 1.0, "is no range; write low < high"),
-        (math.nan, 1.0, 1.0, "is no range; write low < high"),
+        (1.0, 1.0, 1.0, r"gene g: \[1.0, 1.0\] is not a range; write low < high"),
+        (0.0, math.inf, 1.0, "is not a range; write low < high"),
+        (math.nan, 1.0, 1.0, "is not a range; write low < high"),
         (0.0, 1.0, 2.0, r"gene g: start 2.0 is not in \[0.0, 1.0\]; write one inside"),
     ],
 )
@@ -56,7 +56,7 @@ def test_impossible_ranges(low, high, start, message):
     [
         (lambda: Real("g", 0.0, 1.0, 0.5, prior=(2.0, 0.1)), r"prior's mean 2.0 is not in \[0.0, 1.0\]; write one"),
         (lambda: Real("g", 0.0, 1.0, 0.5, prior=(0.5, 0.0)), "standard deviation is 0.0; write one above 0"),
-        (lambda: Integer("g", 3, 3, 3), "gene g: 3 to 3 is no range; write low < high"),
+        (lambda: Integer("g", 3, 3, 3), "gene g: 3 to 3 is not a range; write low < high"),
         (lambda: Integer("g", 0, 3, 4), r"gene g: start 4 is not in \[0, 3\]; write one inside"),
         (lambda: Choice("g", ("a",), "a"), r"gene g: \['a'\] is no choice; write two or more, each once"),
         (lambda: Choice("g", ("a", "a"), "a"), "is no choice; write two or more, each once"),

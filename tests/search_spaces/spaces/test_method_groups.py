@@ -49,7 +49,7 @@ class TestMethodGroups(SearchSpaceSuite):
         assert several
         for recipe in several:
             (reason,) = mergekit_export.obstacles(recipe)
-            assert "layers have methods of their own" in reason
+            assert "layers have their own methods" in reason
             with pytest.raises(RecipeError, match="build the model with evomerge merge, or search one method for all"):
                 mergekit_export.rounded(recipe)
         same = subject.decode(subject.start)
@@ -137,7 +137,9 @@ def test_what_is_refused(method, message):
 
 
 def test_core_space_has_one_method():
-    with pytest.raises(RecipeError, match=r"it is for slices of full weights; write it above them"):
+    with pytest.raises(
+        RecipeError, match=r"only slices of full weights can have their own; write one merge_method for the whole"
+    ):
         mergekit_yaml.parse(RECIPE + "evomerge: {adapters: core}")
 
 

@@ -216,14 +216,14 @@ def test_equal_noises_are_one():
     ("mixture", "message"),
     [
         ({"rows": [[1.0]], "tensors": {"a": [[4, 0]]}}, "1 weights for 2 sources; write one per source"),
-        ({"rows": [[1.0, "x"]], "tensors": {}}, "rows: holds something that is no number"),
+        ({"rows": [[1.0, "x"]], "tensors": {}}, "rows: contains something that is not a number"),
         ({"rows": [[1.0, 0.0]], "tensors": {"a": [[4, 1]]}}, "there is no row 1; name one of 0 to 0"),
         ({"rows": [[1.0, 0.0]], "tensors": {"a": [[4, 0], [4, 0]]}}, "ends at 4, not after 4; sort the pieces"),
-        ({"rows": [[1.0, 0.0], [1.0]], "tensors": {"a": [[4, 0]]}}, "they differ in length"),
+        ({"rows": [[1.0, 0.0], [1.0]], "tensors": {"a": [[4, 0]]}}, "they have different lengths"),
         ({"rows": [[1.0, float("nan")]], "tensors": {"a": [[4, 0]]}}, "not finite"),
-        ({"rows": [[1.0, 0.0]], "tensors": {"a": [[4]]}}, "tensors.a: is no list of pieces"),
+        ({"rows": [[1.0, 0.0]], "tensors": {"a": [[4]]}}, "tensors.a: is not a list of pieces"),
         ({"rows": [[1.0, 0.0, 0.1]], "tensors": {"a": [[4, 0]]}, "noises": [-1]}, "a seed is out of range"),
-        ({"rows": [[1.0, 0.0]]}, "is no table of weights"),
+        ({"rows": [[1.0, 0.0]]}, "is not a table of weights"),
     ],
 )
 def test_wrong_tables(mixture, message):
