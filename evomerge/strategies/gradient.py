@@ -125,8 +125,8 @@ class Gradient(Strategy):
         self._moves = ~space.discrete
         self._rate = config.learning_rate
         self._failures = 0
-        self._iterates: list[NDArray[np.float64]] = []
-        self._point = self._box.to_unit(space.start)
+        self._iterates: list[Genotype] = []
+        self._point: Genotype = self._box.to_unit(space.start)
         self._adam = Adam(space.dimension)
 
     @property
@@ -156,11 +156,12 @@ class Gradient(Strategy):
         self._point = np.clip(self._point - self._rate * change, 0.0, 1.0)
         self._iterates.append(self._point.copy())
 
-    def _average(self) -> NDArray[np.float64]:
+    def _average(self) -> Genotype:
         if not self._iterates:
             return self._point.copy()
         count = max(1, round(self.config.averaged * len(self._iterates)))
-        return np.array(self._iterates[-count:]).mean(axis=0, dtype=np.float64)
+        average: Genotype = np.mean(np.array(self._iterates[-count:]), axis=0)
+        return average
 
 
 class GradientThen(Strategy):
