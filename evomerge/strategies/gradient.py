@@ -158,7 +158,7 @@ class Gradient(Strategy):
 
     def _average(self) -> Genotype:
         if not self._iterates:
-            return self._point.copy()
+            return np.array(self._point)
         count = max(1, round(self.config.averaged * len(self._iterates)))
         average: Genotype = np.mean(np.array(self._iterates[-count:]), axis=0)
         return average

@@ -42,7 +42,6 @@ STRATEGIES = {
     "random": {"kind": "random"},
     "gradient": {"kind": "gradient", "items": 4, "steps": 4, "then": {"kind": "random"}},
     "grid": {"kind": "grid"},
-    "gradient": {"kind": "gradient", "items": 4, "then": {"kind": "random"}},
     "m2n2 over mixtures": {"kind": "m2n2", "archive": 3},
     "eda over layer orders": {"kind": "eda", "population": 4},
     "catcma over methods": {"kind": "catcma", "population": 4},
