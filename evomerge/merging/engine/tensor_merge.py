@@ -91,7 +91,7 @@ class TensorMerge:
         plan
             Gives the coefficients.
         out_dtype
-            What results are rounded to.
+            The dtype that results are rounded to.
         compiled
             Whether to use the compiled kernels where they can do it.
         """
