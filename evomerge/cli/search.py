@@ -59,6 +59,8 @@ def _print_end(path: Path, result: Result, out: Console, as_json: bool) -> None:
         print(result.to_json())
         return
     print_held_out(out, result.held_out)
+    if result.verdict is not None:
+        out.print(result.verdict.sentence, soft_wrap=True)
     out.print(
         f"search score of the found recipe {result.search_score:.3f}, "
         f"{result.selection_bias:+.3f} above its held-out score (selection bias)"

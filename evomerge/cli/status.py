@@ -40,6 +40,8 @@ def status(path: Path, as_json: bool) -> None:
             f"{result.selection_bias:+.3f} above its held-out score (selection bias)"
         )
         print_held_out(out, result.held_out)
+        if result.verdict is not None:
+            out.print(result.verdict.sentence, soft_wrap=True)
 
 
 def runs(folder: Path, as_json: bool) -> None:

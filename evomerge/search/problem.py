@@ -204,6 +204,12 @@ class Problem:
             Entry(f"task arithmetic {TASK_ARITHMETIC_SCALE}", "task_arithmetic", arithmetic),
         ]
 
+    def alternatives(self) -> list[Entry]:
+        """Every recipe that one has without a search: the baselines, and the space's start if it is none of them."""
+        baselines = self.baselines()
+        start = Entry("start", "start", self.space.decode(self.space.start))
+        return baselines if any(start.recipe == entry.recipe for entry in baselines) else [*baselines, start]
+
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
         """Sizes and hashes of the sources' files, from when this was first read."""
