@@ -70,7 +70,7 @@ def _load(entry: EntryPoint) -> Plugin:
             stack.enter_context(registering(package))
             stack.enter_context(registering_estimators(package))
             entry.load()
-    except (Exception, SystemExit) as cause:  # whatever a stranger's module raises
+    except (Exception, SystemExit) as cause:  # whatever the module raises
         error = " ".join(f"{type(cause).__name__}: {cause}".split())
     plugin = Plugin(package, entry.dist.version if entry.dist else "", f"{entry.name} = {entry.value}", error)
     if error is not None:

@@ -44,7 +44,7 @@ def fit_items(
     if output.suffix != ".npz":
         raise ConfigError(f"-o {output}: name a file that ends in .npz")
     if not output.resolve().parent.is_dir():
-        raise ConfigError(f"-o {output}: there is no folder {output.parent}; make it first, or name another")
+        raise ConfigError(f"-o {output}: the folder {output.parent} does not exist; create it, or name another")
     try:
         responses = _read(sources, task, split, metric, filter_name)
         fitted = {name: fit_item_banks(found, dimensions=dimensions) for name, found in responses.items()}
@@ -73,7 +73,7 @@ def _read(
     first = sources[0]
     if is_run(first) or first.suffix in (".npz", ".csv"):
         if len(sources) > 1:
-            raise ConfigError(f"{sources[1]}: a run or a matrix is read alone; leave the others out")
+            raise ConfigError(f"{sources[1]}: a run or a matrix must be the only source; remove the others")
         if is_run(first):
             with Run.read(first) as run:
                 return by_task(_answers(run))
@@ -82,7 +82,7 @@ def _read(
     if task is None:
         return found
     if task not in found:
-        raise ConfigError(f"--task {task}: the logs are of {', '.join(found)}; name one of them")
+        raise ConfigError(f"--task {task}: the logs are about {', '.join(found)}; name one of them")
     return {task: found[task]}
 
 

@@ -1,4 +1,4 @@
-"""`evomerge inspect`: how alike models are, and what stands in the way of merging them."""
+"""`evomerge inspect`: how similar models are, and what prevents merging them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from evomerge.merging.sources.source import Source
 
 
 def inspect(models: Sequence[str], quick: bool, allow_unrelated: bool, as_json: bool) -> None:
-    """Print what was found; end with exit code 1 where the models cannot be merged as they are."""
+    """Print what was found; end with exit code 1 if the models cannot be merged as they are."""
     if len({local_or_hub(model) for model in models}) < len(models):
         raise ConfigError("inspect: a model is named twice; name each once")
     models = [typed(model) for model in models]
@@ -39,7 +39,7 @@ def inspect(models: Sequence[str], quick: bool, allow_unrelated: bool, as_json: 
 def inspected(
     checkpoints: Mapping[str, Source], base: str, *, quick: bool = False, allow_unrelated: bool = False
 ) -> dict[str, Any]:
-    """Return all that is known of the sources, ready for JSON.
+    """Return everything found out about the sources, as plain data for JSON.
 
     Parameters
     ----------

@@ -44,12 +44,12 @@ def merge(
     if len(documents) > 1:
         if adapter:
             raise OutputError(
-                f"--adapter: {file} holds {len(documents)} documents, which give whole models; leave it out"
+                f"--adapter: {file} holds {len(documents)} documents, which merge full models; leave it out"
             )
         merge_documents(documents, file, out, device, intermediates, within=within, allow_unrelated=allow_unrelated)
         return
     if intermediates is not None:
-        raise OutputError(f"--intermediates: {file} holds one document and gives nothing between; leave it out")
+        raise OutputError(f"--intermediates: {file} has one document and so no intermediate models; leave it out")
     recipe = _local(documents[0].recipe, file, within)
     checkpoints, base, recipe = _opened(recipe, file, within, allow_unrelated=allow_unrelated)
     engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
@@ -76,14 +76,14 @@ def merge_documents(
 ) -> None:
     """Write the checkpoint of a recipe of several documents.
 
-    What is merged on the way lies in the folder `intermediates`, or beside `out` until the last merge is done.
+    Intermediate models are kept in the folder `intermediates`, or beside `out` until the last merge is done.
     """
     names = [document.name for document in documents]
     documents = tuple(replace(document, recipe=_local(document.recipe, file, within, names)) for document in documents)
     *earlier, last = needed(documents)
     for document in documents:
         if document is not last and document not in earlier:
-            print(f"warning: {document.name} is merged into nothing and left out", file=sys.stderr)
+            print(f"warning: {document.name} is not used by the last document and is left out", file=sys.stderr)
     check_place(out)
     for document in (*earlier, last):
         for model in document.recipe.models:
@@ -166,4 +166,4 @@ def _opened(
 def _check_confined(model: str, within: Path, file: Path) -> None:
     place = local_or_hub(model)
     if isinstance(place, Path) and not place.is_relative_to(within.resolve()):
-        raise RecipeError(f"{file}: {model} lies outside of {within}; correct the path, or merge without --within")
+        raise RecipeError(f"{file}: {model} is outside {within}; correct the path, or merge without --within")

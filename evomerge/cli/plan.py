@@ -66,7 +66,7 @@ def genes_of(space: SearchSpace) -> list[dict[str, Any]]:
 
 
 def print_genes(out: Console, genes: Sequence[Mapping[str, Any]]) -> None:
-    """Print how many genes there are, and the first of them."""
+    """Print the number of genes, and the first of them."""
     rows = [[g["name"], f"{g['low']:g}", f"{g['high']:g}", f"{g['start']:g}"] for g in genes[:SHOWN_GENES]]
     out.print(f"{len(genes)} genes")
     out.print(grid(["gene", "low", "high", "start"], rows))
@@ -107,20 +107,20 @@ def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
 
 
 def _placed(choice: Choice) -> str:
-    """Say where the sources lie, and what was free when that was decided."""
+    """Return where the sources are kept, and how much memory was free when that was decided."""
     free = [] if choice.free.device is None else [f"{size(choice.free.device)} free on {choice.device}"]
     free.append(f"{size(choice.free.host)} of host memory free")
     return f"placement {choice.asked}: sources {choice.placement} (worker on {choice.device}; {', '.join(free)})"
 
 
 def too_few(evaluations: int, population: int) -> list[str]:
-    """Say where the budget is too small for the space."""
+    """Return a note if the budget is too small for the space."""
     wanted = GENERATIONS * population
     if evaluations >= wanted:
         return []
     return [
         f"{evaluations} evaluations are fewer than {GENERATIONS} generations of {population}; set "
-        f"budget.evaluations to {wanted} or more, or have fewer genes (space.layers_per_group, space.modules)"
+        f"budget.evaluations to {wanted} or more, or reduce the genes (space.layers_per_group, space.modules)"
     ]
 
 
@@ -137,7 +137,7 @@ def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
 
 
 def _budget_notes(population: int, problem: Problem, seconds: float) -> list[str]:
-    """Say where the budget is too small for the space, or for the hours."""
+    """Return notes if the evaluations are too few for the space, or the hours for the evaluations."""
     budget = problem.config.budget
     notes = too_few(budget.evaluations, population)
     if budget.hours is not None and seconds * budget.evaluations > budget.hours * 3600:

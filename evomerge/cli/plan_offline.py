@@ -69,11 +69,11 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     Raises
     ------
     ConfigError
-        If no configuration of the base is at hand, or the strategy does not fit.
+        If the base's configuration is not on this machine, or the strategy does not fit.
     RecipeError
         If the space does not fit the models.
     TaskError
-        If lm-eval knows no such task, metric or filter.
+        If lm-eval has no such task, metric or filter.
     """
     module = meta_module(_architecture(config, architecture))
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
@@ -110,7 +110,7 @@ def _architecture(config: SearchConfig, path: Path | None) -> PretrainedConfig:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{base}: no configuration of it is on this machine ({reason(error)}); give a config.json like the "
+            f"{base}: its configuration is not on this machine ({reason(error)}); give a config.json like the "
             "models' with --architecture FILE"
         ) from None
 

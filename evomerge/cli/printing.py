@@ -13,7 +13,7 @@ PLAIN_WIDTH = 140
 
 
 def console(stderr: bool = False) -> Console:
-    """Return a console that is plain, and wide enough for tables, where the output is no terminal."""
+    """Return a console; if the output is not a terminal, a plain one that is wide enough for tables."""
     out = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     return out if out.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=PLAIN_WIDTH)
 
@@ -48,7 +48,7 @@ def _p(value: float) -> str:
 
 
 def size(count: float) -> str:
-    """Return bytes in a unit that a person reads."""
+    """Return a number of bytes in a readable unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -57,7 +57,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in a unit that a person reads."""
+    """Return seconds in a readable unit."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

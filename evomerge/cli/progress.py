@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evomerge.search.api import Progress
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two lines where the output is no terminal."""
+"""Seconds between two lines if the output is not a terminal."""
 
 
 class SearchProgress:
@@ -84,5 +84,5 @@ def best_so_far(history: RunHistory) -> str:
     if history.best is None:
         return "-"
     evaluation = history.evaluation(history.best)
-    below = ", below a floor" if evaluation.violation else ""
+    below = ", violates a constraint" if evaluation.violation else ""
     return f"{evaluation.value:.3f} +- {evaluation.standard_error:.3f}{below}"

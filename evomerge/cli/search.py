@@ -21,7 +21,7 @@ from evomerge.search.api import default_run, resume_search, run_search
 def search(
     config_file: Path, overrides: Sequence[str], path: Path | None, warm_start: Path | None, as_json: bool
 ) -> None:
-    """Make a new run and search, perhaps from what a finished run has found."""
+    """Create a run and search, from the results of another run if one is given."""
     out = console(stderr=as_json)
     path = path or default_run(config_file)
     with _shown(out, path) as progress, located(config_file, overrides):
@@ -43,14 +43,14 @@ def resume(path: Path, overrides: Sequence[str], as_json: bool) -> None:
 def _shown(out: Console, run: Path) -> Iterator[SearchProgress]:
     """Show a search's progress; end with a sentence and exit code 130 on Ctrl-C or SIGTERM."""
     existed = is_run(run)
-    resumable = f"stopped; nothing scored is lost. Go on with: evomerge resume {quote(str(run))}"
+    resumable = f"stopped; nothing scored is lost. Continue with: evomerge resume {quote(str(run))}"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with SearchProgress(out) as progress:
             yield progress
     except KeyboardInterrupt:
         began = existed or is_run(run)
-        out.print(resumable if began else "stopped before the search began; nothing is kept", soft_wrap=True)
+        out.print(resumable if began else "stopped before the search began; nothing was saved", soft_wrap=True)
         raise SystemExit(130) from None
 
 
@@ -59,6 +59,8 @@ def _print_end(path: Path, result: Result, out: Console, as_json: bool) -> None:
         print(result.to_json())
         return
     print_held_out(out, result.held_out)
+    if result.verdict is not None:
+        out.print(result.verdict.sentence, soft_wrap=True)
     out.print(
         f"search score of the found recipe {result.search_score:.3f}, "
         f"{result.selection_bias:+.3f} above its held-out score (selection bias)"

@@ -17,7 +17,7 @@ from evomerge.runs.run import LogError, Run, RunError, in_use, is_run
 
 
 def status(path: Path, as_json: bool) -> None:
-    """Print where a run stands."""
+    """Print the state of a run."""
     summary, history, result = _summary(path)
     if as_json:
         print(json.dumps(summary, indent=1))
@@ -40,12 +40,14 @@ def status(path: Path, as_json: bool) -> None:
             f"{result.selection_bias:+.3f} above its held-out score (selection bias)"
         )
         print_held_out(out, result.held_out)
+        if result.verdict is not None:
+            out.print(result.verdict.sentence, soft_wrap=True)
 
 
 def runs(folder: Path, as_json: bool) -> None:
     """Print one line per run in a folder; a damaged one does not hide the others."""
     if not folder.is_dir():
-        raise RunError(f"{folder}: there is no such folder; name the one that holds your run directories")
+        raise RunError(f"{folder}: no such folder; name the folder with your run directories")
     found = sorted(path for path in folder.iterdir() if is_run(path))
     summaries = [_summary_or_reason(path) for path in found]
     if as_json:

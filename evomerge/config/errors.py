@@ -70,7 +70,7 @@ def explain(error: ValidationError, section: Section, values: Mapping[str, Any],
 
 
 def _line(keys: Keys, message: str, section: Section, origin: Callable[[Keys], str]) -> str:
-    """Return an error's line; one about several sections names the first of them itself."""
+    """Return an error's line; an error about several sections names the first of them itself."""
     if keys:
         return f"{origin(keys)}: {'.'.join(map(str, keys))}: {message}"
     return f"{origin(named_first(message, section))}: {message}"
@@ -146,7 +146,7 @@ def shown(value: Any) -> str:
 
 
 def _at(keys: Keys, section: Section, values: Any) -> tuple[Hint, Any]:
-    """Return what may stand at a place, and what does."""
+    """Return the type and the value at a place."""
     hint: Hint = section
     for key in keys:
         hint = step(hint, key, values)
@@ -158,7 +158,7 @@ def _at(keys: Keys, section: Section, values: Any) -> tuple[Hint, Any]:
 
 
 def _where_it_belongs(keys: Keys, section: Section, values: Mapping[str, Any]) -> str:
-    """Return the hint for an unknown key: the other place that has it, or the nearest key of this one."""
+    """Return the hint for an unknown key: where it belongs, or the nearest valid key here."""
     *parents, last = keys
     key = str(last)
     hint, value = _at(tuple(parents), section, values)
@@ -171,7 +171,7 @@ def _where_it_belongs(keys: Keys, section: Section, values: Mapping[str, Any]) -
 
 
 def _owners(key: str, hint: Hint, value: Any, place: Keys) -> Iterator[Keys]:
-    """Yield the places in a section, or in those inside of it, where `key` may stand."""
+    """Yield the places in a section, nested ones included, where `key` is valid."""
     if len(place) > DEEPEST:
         return
     for section in sections_for(hint, value):

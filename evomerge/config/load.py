@@ -87,7 +87,7 @@ def _validated(
 
 
 def load_recorded(run: Path, overrides: Sequence[str] = ()) -> SearchConfig:
-    """Read the resolved search file of a run directory, which may come from a stranger.
+    """Read the resolved search file of a run directory, which may come from an untrusted source.
 
     lm-eval's task files can hold Python code. Those of a search file are named by its author; a run directory is
     data, so it must not bring any of its own.

@@ -33,7 +33,7 @@ def override(values: dict[str, Any], text: str) -> None:
     for part in parents:
         target = _section(target, part, text)
     if not isinstance(target, dict | list):
-        raise ConfigError(f"--set {text}: there is nothing to set `{last}` in; set {'.'.join(parents)} as a whole")
+        raise ConfigError(f"--set {text}: {'.'.join(parents)} has no keys; set it as a whole")
     value = _value(text, wanted)
     if wanted.startswith("+"):
         value = _added(text, target, last, value)
@@ -50,7 +50,7 @@ def _section(target: Any, part: str, text: str) -> Any:
     if isinstance(target, list) and part.isdigit() and int(part) < len(target):
         return target[int(part)]
     if not isinstance(target, dict):
-        raise ConfigError(f"--set {text}: there is no `{part}` to set anything in; name a key that the file has")
+        raise ConfigError(f"--set {text}: the file has no `{part}` to set a key in; name a key that it has")
     if not isinstance(target.get(part), dict | list):
         target[part] = {}
     if _is_range(target[part]) and text.partition("=")[0].rpartition(".")[2] in ("low", "high", "start", "std"):
@@ -77,5 +77,5 @@ def _added(text: str, target: Any, key: str, more: Any) -> Any:
     if isinstance(present, dict) and main is not None:
         return present | {main: _added(text, present, main, more)}
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (present, more)):
-        raise ConfigError(f"--set {text}: there is no number to add to; give the value itself, without +")
+        raise ConfigError(f"--set {text}: the file has no number to add to; give the value itself, without +")
     return present + more

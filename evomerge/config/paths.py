@@ -1,4 +1,4 @@
-"""Paths in a search file: relative to its own folder, whatever folder the command runs in."""
+"""Paths in a search file: relative to its own folder, not to the working directory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
         values["models"] = {name: _model(reference, folder) for name, reference in models.items()}
     space, strategy, fitness = (values.get(name) for name in ("space", "strategy", "fitness"))
     if isinstance(space, dict):
-        if space.get("start") not in STARTS:
-            _resolve_key(space, "start", folder)
-        _resolve_key(space, "calibration_text", folder)
+        _space(space, folder)
     if isinstance(strategy, dict):
         _resolve_key(strategy, "warm_start", folder)
         if isinstance(strategy.get("warm_start"), dict):
@@ -30,6 +28,16 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
             fitness["include_path"] = [_local(path, folder) for path in ([paths] if isinstance(paths, str) else paths)]
         if isinstance(fitness.get("subset"), dict):
             _resolve_key(fitness["subset"], "item_bank", folder)
+
+
+def _space(space: dict[str, Any], folder: Path) -> None:
+    """Resolve the paths of a space that has any; a `start` of another package's space is not a path."""
+    if space.get("kind", "layer_coefficients") == "layer_coefficients":
+        if space.get("start") not in STARTS:
+            _resolve_key(space, "start", folder)
+        _resolve_key(space, "calibration_text", folder)
+    if isinstance(space.get("parameters"), dict):
+        _space(space["parameters"], folder)
 
 
 def _resolve_key(section: dict[str, Any], key: str, folder: Path) -> None:

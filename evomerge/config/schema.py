@@ -1,4 +1,4 @@
-"""What may stand at a place of the search file, read from the type hints of its sections."""
+"""What is valid at a place of the search file, read from the type hints of its sections."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def kind_of(section: Section) -> str | None:
 
 
 def sections_for(hint: Hint, value: Any) -> list[Section]:
-    """Return the sections that `value` can be meant as: the one that its `kind` names, or all where it names none."""
+    """Return the section that the `kind` of `value` names, or all sections of the type if it names none."""
     found = [
         plain for plain in map(bare, alternatives(hint)) if isinstance(plain, type) and issubclass(plain, BaseModel)
     ]
@@ -83,7 +83,7 @@ def sections_for(hint: Hint, value: Any) -> list[Section]:
 
 
 def step(hint: Hint, key: str | int, value: Any) -> Hint | None:
-    """Return what may stand under a key of `value`; None if nothing may."""
+    """Return the type of a key of `value`; None if it has no such key."""
     fields = [section.model_fields.get(str(key)) for section in sections_for(hint, value)]
     hints = [hint_of(field) for field in fields if field is not None]
     for member in map(bare, alternatives(hint)):

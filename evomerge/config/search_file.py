@@ -28,9 +28,9 @@ class BudgetConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     evaluations: int = Field(default=300, ge=1)
-    """Candidates to score."""
-    hours: float | None = Field(default=None, gt=0)
-    """Hours of searching, summed over all sessions of a run; none by default."""
+    """Number of candidates to score."""
+    hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Hours of searching, summed over all sessions of a run. None: no limit."""
 
 
 class SearchConfig(BaseModel):
@@ -39,32 +39,32 @@ class SearchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     models: dict[str, str] = Field(min_length=2)
-    """Short name: local folder (relative to the search file) or hub id, or MODEL+ADAPTER for a model with a LoRA on it;
-    the first is the common base."""
+    """The models to merge, as `name: reference`. A reference is a local folder (relative to the search file), a hub id,
+    or MODEL+ADAPTER for a model with a LoRA adapter. The first model is the base that the others were trained from."""
     space: SpaceConfig = CoefficientConfig()
-    """What may be built."""
+    """Which merges can be built."""
     strategy: AnyStrategy = CmaEsConfig()
-    """How to search it."""
+    """How the space is searched."""
     fitness: FitnessConfig
-    """What counts."""
+    """What makes a merge good."""
     budget: BudgetConfig = BudgetConfig()
-    """When to stop."""
+    """When the search ends."""
     workers: Annotated[WorkersConfig, by_kind(WORKERS, default="inline")] = InlineConfig()
     """Where candidates are built and scored."""
     trackers: tuple[Annotated[TrackerConfig, by_kind(TRACKERS)], ...] = ()
-    """What follows the search besides the run directory, such as `csv`."""
+    """What records the search in addition to the run directory, such as `csv`."""
     adapters: Literal["full", "core"] = "full"
-    """How LoRA adapters among the models are merged: `full` as whole weights, `core` as small matrices in the space
-    that all of them span (then every expert is an adapter of the base), from which one adapter can be written."""
+    """How LoRA adapters are merged. `full`: as full weights. `core`: as small matrices in the space that the adapters
+    span together; every expert must then be an adapter of the base, and the result can be written as one adapter."""
     vocabulary: Literal["same", "base", "union", "first", "pad"] = "same"
-    """Whose vocabulary merges have where the models' differ: `same` refuses, `base` takes the base's, `first` the first
-    expert's, `union` all tokens; `pad` compares rows by id and fills up the shorter matrices."""
+    """Vocabulary of the merged model if the models' vocabularies differ. `same`: raise an error. `base`: the base's.
+    `first`: the first expert's. `union`: all tokens. `pad`: match embedding rows by id and pad the shorter matrices."""
     allow_unrelated: bool = False
-    """Merge models although their weights do not come from the base's."""
+    """Accept models that were not trained from the base."""
     out_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """What merged weights are stored in; the merging itself is done in float32."""
+    """Data type of the merged weights. The merging itself is done in float32."""
     seed: int = Field(default=0, ge=0)
-    """Decides the search's random numbers, the random masks, the subset and the held-out split."""
+    """Seed of the search, of random masks, of the item subset and of the held-out split."""
 
     @model_validator(mode="before")
     @classmethod
@@ -76,9 +76,9 @@ class SearchConfig(BaseModel):
     def _plain_names(cls, models: dict[str, str]) -> dict[str, str]:
         for name in models:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-                raise ValueError(f"the model name {name!r} may hold letters, digits, - and _ only; rename it")
+                raise ValueError(f"the model name {name!r} may contain only letters, digits, - and _; rename it")
         if len(set(models.values())) < len(models):
-            raise ValueError("two names stand for the same model; remove one of them")
+            raise ValueError("two names refer to the same model; remove one of them")
         return models
 
     @model_validator(mode="after")
@@ -87,8 +87,8 @@ class SearchConfig(BaseModel):
         several = self.fitness.objectives == "per_task" and len(self.fitness.tasks) > 1
         if wanted == "several" and not several:
             raise ValueError(
-                f"strategy.kind {kind} looks for a front of several objectives and there is one; write "
-                "fitness.objectives: per_task with two tasks or more, or strategy.kind: cma_es"
+                f"strategy.kind {kind} searches for a Pareto front and there is only one objective; write "
+                "fitness.objectives: per_task with two or more tasks, or strategy.kind: cma_es"
             )
         if wanted == "one" and several:
             raise ValueError(
@@ -118,13 +118,13 @@ class SearchConfig(BaseModel):
         for name in (method,) if isinstance(method, str) else method:
             if self.adapters == "core" and method_spec(name).core_space == "unsupported":
                 raise ValueError(
-                    f"adapters: core space holds task vectors only, and {name} compares whole weights; write adapters: "
+                    f"adapters: {name} compares full weights, and with core only task vectors exist; write adapters: "
                     "full, or another space.method"
                 )
         return self
 
     def stamped(self, space: SearchSpace) -> SearchSpace:
-        """Return the space whose recipes say how the sources of this search are to be read."""
+        """Return the space with the settings in its recipes that tell how this search reads the sources."""
         settings: dict[str, Any] = {}
         if self.adapters == "core":
             settings["adapters"] = "core"
@@ -134,7 +134,7 @@ class SearchConfig(BaseModel):
 
     @property
     def vocabulary_policy(self) -> str | None:
-        """The policy for opening the sources; None where they are to be as they are."""
+        """The policy for opening the sources; None if their vocabularies must be the same."""
         return None if self.vocabulary == "same" else self.vocabulary
 
     @property
@@ -143,7 +143,7 @@ class SearchConfig(BaseModel):
         return next(iter(self.models))
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes two searches the same: all but budget, workers, trackers and the places of files."""
+        """Return what two sessions of one run must share: all but budget, workers, trackers and the places of files."""
         values = self.model_dump(mode="json", exclude={"budget", "workers", "trackers"})
         values["models"] = list(self.models)
         del values["fitness"]["include_path"]

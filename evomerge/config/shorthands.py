@@ -1,17 +1,17 @@
-"""Short forms of the search file: one word or number that stands for a section."""
+"""Short forms in the search file: one word or number in place of a section."""
 
 from __future__ import annotations
 
 from typing import Any
 
 MAIN_KEYS = {("budget",): "evaluations", ("space",): "kind", ("strategy",): "kind", ("fitness", "subset"): "items"}
-"""The key that a section's value alone is meant for, by the section's place."""
+"""Which key a lone value sets, by the section's place."""
 DEFAULT_KINDS = {"space": "layer_coefficients", "strategy": "cma_es", "workers": "inline"}
 """The kind of a section that names none."""
 
 
 def expand(values: Any) -> Any:
-    """Return the values of a search file with every short form written out; what is none of them stays as it is.
+    """Return the values of a search file with every short form written out; other values are unchanged.
 
     `strategy: m2n2`, `space: mixture`, `tasks: [a, b]`, `subset: 20`, `budget: 200`, `workers: 4`.
     """

@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evomerge.runs.run import LogError
+from evomerge.runs.verdict import Comparison, Verdict, verdict
 from fitness.estimation.intervals import interval, paired_test, weighted_interval, weighted_paired_test
 from fitness.objectives import by_task
 from fitness.results import Evaluation
@@ -27,7 +29,7 @@ SEARCHED = ("found", "mean", "front", "ensemble")
 class Contender:
     """Something that the final table has rows for.
 
-    `kind`: found, mean, front, ensemble (of several recipes), source, uniform or task_arithmetic.
+    `kind`: found, mean, front, ensemble (of several recipes), source, uniform, task_arithmetic or start.
     """
 
     name: str
@@ -73,6 +75,8 @@ class Result:
     """Score of the found recipe on all search items."""
     selection_bias: float
     """`search_score` minus the held-out score: the upward bias from selecting the best."""
+    verdict: Verdict | None = None
+    """Whether the search was worth it, and which row's recipe is `best.yaml`; None in results of older versions."""
 
     def to_json(self) -> str:
         """Return the JSON text, one row a line."""
@@ -93,7 +97,8 @@ class Result:
         """
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
-            return cls(held_out=[Row(**row) for row in data.pop("held_out")], **data)
+            rows = [Row(**row) for row in data.pop("held_out")]
+            return cls(held_out=rows, verdict=_read_verdict(data.pop("verdict", None)), **data)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LogError(
                 f"{file} cannot be read ({error}); remove it, and resume the run to write it again"
@@ -116,6 +121,26 @@ def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, 
             items = sum(len(scores[name]) for name in use)
             rows.append(Row(entry.name, entry.kind, task, _mean(scores, use), low, high, items, p_value))
     return rows
+
+
+def verdict_on(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, float]) -> Verdict:
+    """Compare the found recipe, first in `scored`, with all that do not come from the search, over all tasks."""
+    (found, evaluation), *others = scored
+    own = by_task(evaluation)
+    scores = {entry.name: by_task(other) for entry, other in others if entry.kind not in SEARCHED}
+    return verdict(
+        found.name,
+        list(scores),
+        lambda name: _mean(own, weights) - _mean(scores[name], weights),
+        lambda name: _p_value(own, scores[name], weights),
+    )
+
+
+def _read_verdict(data: dict[str, Any] | None) -> Verdict | None:
+    if data is None:
+        return None
+    comparisons = tuple(Comparison(**one) for one in data.pop("comparisons"))
+    return Verdict(comparisons=comparisons, **data)
 
 
 Scores = Mapping[str, np.ndarray]

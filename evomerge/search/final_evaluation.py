@@ -3,7 +3,9 @@
 The best score of a search is biased upward by the selection. So the few best candidates and the strategy's
 recommendation first answer the other search items, the worse ones not all of them (confirm; see
 `evomerge.search.sequential_halving`). The best of these is the result (found). It is scored on the held-out items
-beside every source and the standard baselines, with intervals and paired tests.
+beside every source, the standard baselines and the start of the search, with intervals and paired tests. The verdict
+says which of them to take (see `evomerge.runs.verdict`), and that recipe is `best.yaml`: a search never hands over a
+loss. Alternatives that miss a minimum share of the best source's score are not compared.
 
 With several objectives the result is the finalist with the best weighted sum. Beside it the table has members of the
 front, spread over it, that are not dominated on all search items either.
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.runs.result import Contender, Entry, Result, table
+from evomerge.runs.result import Contender, Entry, Result, table, verdict_on
 from evomerge.runs.run import Run
 from evomerge.search import ensemble, sequential_halving
 from evomerge.search.loop import Search, SearchError
@@ -66,22 +68,32 @@ class FinalEvaluation:
         found, mean, search_score = self._choose()
         voted = self._ensemble()
         searched = [found, *([mean] if mean else []), *self._front()]
-        scored = [*self._held_out(searched), *voted, *self._held_out(self.problem.baselines())]
-        rows = table(scored, self.problem.suite.weights)
+        alternatives = self.problem.alternatives()
+        scored = [*self._held_out(searched), *voted, *self._held_out(alternatives)]
+        weights = self.problem.suite.weights
         held_out = scored[0][1].fitness
+        verdict = verdict_on([one for one in scored if one is scored[0] or self._keeps_minimums(one[1])], weights)
+        taken = next((entry for entry in alternatives if entry.name == verdict.recommended), found)
         result = Result(
-            held_out=rows,
-            best=found.recipe.hash,
+            held_out=table(scored, weights),
+            best=taken.recipe.hash,
             evaluations=len(self.history.told),
             item_evaluations=self.history.item_evaluations,
             seconds=self.history.seconds,
             search_score=search_score,
             selection_bias=search_score - held_out,
+            verdict=verdict,
         )
-        score = f"held-out score {held_out:.4f} +- {scored[0][1].standard_error:.4f}"
-        self.run.write("best.yaml", mergekit_yaml.dump(found.recipe, f"found by evomerge, {score}"))
+        evaluation = next(evaluation for entry, evaluation in scored if entry.name == taken.name)
+        score = f"held-out score {evaluation.fitness:.4f} +- {evaluation.standard_error:.4f}"
+        origin = "found by evomerge" if taken is found else f"{taken.name}, better than what evomerge found"
+        self.run.write("best.yaml", mergekit_yaml.dump(taken.recipe, f"{origin}, {score}"))
         self.run.write("result.json", result.to_json())
         return result
+
+    def _keeps_minimums(self, evaluation: Evaluation) -> bool:
+        """Return whether held-out scores keep each task's minimum share of the best source's score."""
+        return self.objectives.judge(evaluation, means(evaluation)).violation == 0
 
     def _held_out(self, entries: Sequence[Entry]) -> list[tuple[Contender, Evaluation]]:
         return [(entry, self.scorer.score("held_out", entry, self.problem.held_out_items)) for entry in entries]

@@ -37,7 +37,7 @@ from fitness.estimation.evaluation_plan import (
 from fitness.estimation.item_banks import ItemBanks
 from fitness.items import positions_by_task, task_of
 from fitness.tasks.suite import TaskSuite
-from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
+from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.methods import METHODS, method_spec
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.derivatives import ChainRule
@@ -45,7 +45,6 @@ from search_spaces.spaces.registry import build_space
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
 OPTIONAL_PACKAGES = ("cmaes", "nevergrad")
-TASK_ARITHMETIC_SCALE = 0.3
 
 
 class Problem:
@@ -204,6 +203,12 @@ class Problem:
             Entry("uniform average", "uniform", uniform),
             Entry(f"task arithmetic {TASK_ARITHMETIC_SCALE}", "task_arithmetic", arithmetic),
         ]
+
+    def alternatives(self) -> list[Entry]:
+        """Every recipe that one has without a search: the baselines, and the space's start if it is none of them."""
+        baselines = self.baselines()
+        start = Entry("start", "start", self.space.decode(self.space.start))
+        return baselines if any(start.recipe == entry.recipe for entry in baselines) else [*baselines, start]
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:

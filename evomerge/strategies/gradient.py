@@ -85,6 +85,30 @@ class GradientConfig(StrategyConfig):
         return first if self.then is None else GradientThen(space, seed, first, self.then)
 
 
+class Adam:
+    """The moments of Adam, and what they make of a gradient; genes without a derivative stay where they are.
+
+    Parameters
+    ----------
+    genes
+        G.
+    """
+
+    def __init__(self, genes: int) -> None:
+        self.time = 0
+        self.mean: NDArray[np.float64] = np.zeros(genes)
+        self.square: NDArray[np.float64] = np.zeros(genes)
+
+    def step(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Take a gradient and return the change that a learning rate multiplies, float64[G] both."""
+        self.time += 1
+        self.mean = BETA1 * self.mean + (1 - BETA1) * gradient
+        self.square = BETA2 * self.square + (1 - BETA2) * gradient**2
+        mean = self.mean / (1 - BETA1**self.time)
+        change: NDArray[np.float64] = mean / (np.sqrt(self.square / (1 - BETA2**self.time)) + EPSILON)
+        return change
+
+
 class Gradient(Strategy):
     """Follows the derivatives that evaluations contain, one step at a time."""
 
@@ -101,9 +125,9 @@ class Gradient(Strategy):
         self._moves = ~space.discrete
         self._rate = config.learning_rate
         self._failures = 0
-        self._iterates: list[NDArray[np.float64]] = []
-        self._point = self._box.to_unit(space.start)
-        self._forget()
+        self._iterates: list[Genotype] = []
+        self._point: Genotype = self._box.to_unit(space.start)
+        self._adam = Adam(space.dimension)
 
     @property
     def finished(self) -> bool:
@@ -125,31 +149,18 @@ class Gradient(Strategy):
             self._failures += 1
             self._rate /= 2
             self._point = self._average()
-            self._forget()
+            self._adam = Adam(self.space.dimension)
             return
         self._failures = 0
-        self._move(np.where(self._moves, gradient * self._box.width, 0.0))
+        change = self._adam.step(np.where(self._moves, gradient * self._box.width, 0.0))
+        self._point = np.clip(self._point - self._rate * change, 0.0, 1.0)
         self._iterates.append(self._point.copy())
 
-    def _move(self, gradient: NDArray[np.float64]) -> None:
-        """One step of Adam, float64[G] in the unit box; genes without a derivative stay."""
-        self._time += 1
-        self._mean = BETA1 * self._mean + (1 - BETA1) * gradient
-        self._square = BETA2 * self._square + (1 - BETA2) * gradient**2
-        mean = self._mean / (1 - BETA1**self._time)
-        square = self._square / (1 - BETA2**self._time)
-        self._point = np.clip(self._point - self._rate * mean / (np.sqrt(square) + EPSILON), 0.0, 1.0)
-
-    def _forget(self) -> None:
-        self._time = 0
-        self._mean = np.zeros(self.space.dimension)
-        self._square = np.zeros(self.space.dimension)
-
-    def _average(self) -> NDArray[np.float64]:
+    def _average(self) -> Genotype:
         if not self._iterates:
-            return self._point.copy()
+            return np.array(self._point)
         count = max(1, round(self.config.averaged * len(self._iterates)))
-        average: NDArray[np.float64] = np.mean(self._iterates[-count:], axis=0)
+        average: Genotype = np.mean(np.array(self._iterates[-count:]), axis=0)
         return average
 
 

@@ -119,7 +119,7 @@ class SearchSpaceSuite:
             for value in (subject.low[index] - margin, subject.high[index] + margin, np.nan, np.inf):
                 point = np.array(subject.start)
                 point[index] = value
-                with pytest.raises(RecipeError, match=r"lies outside of .*; pass a number from"):
+                with pytest.raises(RecipeError, match=r"is outside .*; pass a number from"):
                     subject.decode(point)
         with pytest.raises(RecipeError, match="pass an array of shape"):
             subject.decode(np.append(subject.start, 0.0))

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import Protocol
 
+from evomerge.merging.engine.placement import ComputeDtype, Share, SourcePlacement
 from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
 
-if TYPE_CHECKING:
-    from evomerge.merging.engine.placement import Share
-
 OUT_OF_MEMORY = "out of memory"
 """First words of the reason of an evaluation that failed because memory ran out: another worker may have more."""
-
-ComputeDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-SourcePlacement: TypeAlias = Literal["auto", "device", "pinned", "mmap"]
 
 
 class WorkerError(RuntimeError):

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from evomerge.workers.base import ComputeDtype, Pool, SourcePlacement, WorkerFactory, WorkerSettings
+from evomerge.merging.engine.placement import ComputeDtype, SourcePlacement
+from evomerge.workers.base import Pool, WorkerFactory, WorkerSettings
 from evomerge.workers.registry import register_workers
 
 

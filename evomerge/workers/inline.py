@@ -110,7 +110,7 @@ class MergeWorker:
             seconds["merge"] = time.perf_counter() - started
             total, losses = 0.0, np.zeros(len(request.items), np.float32)
             for batch in self.evaluator.losses(model, request.items).losses(model):
-                batch.total.backward()
+                batch.total.backward()  # type: ignore[no-untyped-call]  # torch says no type
                 total += float(batch.total.detach())
                 losses[list(batch.places)] = batch.losses
         gradient = self.chain_rule.derivatives(genotype, by_coefficient)

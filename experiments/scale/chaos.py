@@ -252,26 +252,26 @@ def _plain(value: Any) -> Any:
 
 def outcome(path: Path) -> dict[str, Any]:
     """Return all that a run has found, independent of the order in which workers finished."""
-    found: dict[str, Any] = {"asked": {}, "told": {}, "final": {}}
+    asked: dict[Any, Any] = {}
+    told: dict[Any, Any] = {}
+    beside: dict[Any, Any] = {}
     with Run.read(path) as run:
         for event in run.events():
             if isinstance(event, Asked):
-                key: Any = event.candidate.id
-                content: Any = (_plain(event.candidate), event.recipe)
-            else:
-                # a finalist answers other items in each round
-                told = isinstance(event, Told)
-                key = event.candidate if told else (event.purpose, event.recipe, event.evaluation.items)
-                content = _plain(event.evaluation)
-            of_kind = found[type(event).__name__.lower()]
+                of_kind, key, content = asked, event.candidate.id, (_plain(event.candidate), event.recipe)
+            elif isinstance(event, Told):
+                of_kind, key, content = told, event.candidate, _plain(event.evaluation)
+            else:  # a finalist answers other items in each round
+                scored = event.purpose, event.recipe, event.evaluation.items
+                of_kind, key, content = beside, scored, _plain(event.evaluation)
             if key in of_kind:
                 raise Failed(f"{key} is recorded twice: {event}")
             of_kind[key] = content
-    if unanswered := found["asked"].keys() - found["told"].keys():
+    if unanswered := asked.keys() - told.keys():
         raise Failed(f"candidates without an answer: {sorted(unanswered)}")
     result = json.loads((path / "result.json").read_text())
     del result["seconds"]
-    return found | {"result": result}
+    return {"asked": asked, "told": told, "beside": beside, "result": result}
 
 
 def wrong_answers(path: Path, problem: Problem, worker: MergeWorker) -> list[int]:

@@ -137,6 +137,22 @@ def weighted_paired_test(tasks: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, flo
     return _sign_flip_p_value(difference) if difference.size else 1.0
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, in the same order.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979: the
+    k-th smallest of m is multiplied by m - k + 1, and none falls below a smaller one's. Rejecting those below α keeps
+    the chance of any wrong rejection at most α.
+    """
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = largest
+    return adjusted
+
+
 def _sign_flip_p_value(difference: np.ndarray) -> float:
     count = difference.size
     observed = abs(difference.sum()) * (1 - 1e-12)  # sums in another order differ in the last bits

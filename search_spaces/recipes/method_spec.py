@@ -72,7 +72,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What a merge method takes.
+    """The description of a merge method.
 
     Attributes
     ----------
@@ -91,8 +91,8 @@ class MethodSpec:
     stochastic
         Whether the weights depend on the recipe's seed.
     statistic
-        What is measured of each model on the recipe's calibration text before it is merged: ``fisher``, the mean
-        squared gradient of every weight. None: nothing.
+        The statistic of each model on the recipe's calibration text that the method uses: ``fisher``, the mean
+        squared gradient of every weight. None: it uses none.
     weighted_average
         Whether the result is Σ w_t θ_t / Σ w_t, divided when `normalize`: only the ratios of the weights count.
     differentiable

@@ -1,7 +1,7 @@
-"""Cutting the parameter order into chunks, whole tensors or not, in one chromosome or several.
+"""Dividing the parameter order into chunks, in one chromosome or several.
 
-A chromosome is a part of the tensors in parameter order: with attention as a chromosome of its own, all attention
-tensors follow each other, and all others. Chunks never reach across chromosomes. Legend: C chunks.
+A chromosome is a part of the tensors, in parameter order: with attention as a chromosome, all attention tensors follow
+each other, and so do all others. A chunk belongs to one chromosome. Legend: C chunks.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Chunking:
     Attributes
     ----------
     chunks
-        C of them, those of one chromosome after each other.
+        C chunks, grouped by chromosome.
     labels
-        What each is called.
+        Name of each chunk.
     chromosomes
-        Which chunks each chromosome has, in order.
+        Indices of each chromosome's chunks, in order.
     tensors
-        By name, sorted: the chunks that each tensor is made of, as the pieces of a `Mixture` with a row per chunk.
+        By name, sorted: each tensor's chunks, as the pieces of a `Mixture` with one row per chunk.
     entries
-        Entries of each chunk, float64[C].
+        Number of entries of each chunk, float64[C].
     """
 
     chunks: tuple[Chunk, ...]
@@ -54,7 +54,7 @@ class Chunking:
             for name, start, end in chunk:
                 found += _overlaps(pieces[name], start, end, seeds)
             values = {row for _, row in found}
-            # exactly the value where all are equal, which a rounded mean need not give
+            # exactly the common value if all are equal, which rounding could change
             rows[index] = values.pop() if len(values) == 1 else _mean(found)
         return rows
 
@@ -80,17 +80,17 @@ def _mean(found: Sequence[tuple[int, tuple[float, ...]]]) -> npt.NDArray[np.floa
 def chunking(
     cut: Cut, chromosomes: Sequence[Literal["attention", "mlp"]], layout: ModelLayout, sizes: Mapping[str, int]
 ) -> Chunking:
-    """Cut the parameter order of a model.
+    """Divide the parameter order of a model into chunks.
 
     Parameters
     ----------
     cut
-        How many chunks of about equal size; or one per tensor, or one per layer (with embeddings, and what follows
-        the layers, as chunks of their own).
+        Number of chunks of about equal size; or one per tensor, or one per layer (plus one for the embeddings and one
+        for the tensors after the layers).
     chromosomes
-        Parts of a layer that are chromosomes of their own; the rest of the model is the last one.
+        Parts of a layer that are separate chromosomes; the rest of the model is the last one.
     layout, sizes
-        Of the models.
+        Layout of the models, and entries of each tensor.
 
     Raises
     ------

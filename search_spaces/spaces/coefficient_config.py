@@ -16,18 +16,18 @@ Module = Literal["attention", "mlp", "other"]
 Modules: TypeAlias = tuple[Module, ...] | Literal["all"]
 
 _SEARCHED = ("weight", "density", "t")
-"""Parameters searched by default, each with a field of its own in the config."""
+"""Parameters that are searched by default and have their own keys in the config."""
 
 
 def _is_searchable(name: object) -> bool:
-    """Tell whether a registered method has anything to search."""
+    """Return whether a registered method has anything to search."""
     if name == "passthrough" or name not in METHODS:
         return False
     return any(p.search is not None and not p.after for p in METHODS[str(name)].parameters)
 
 
 class Range(BaseModel):
-    """The interval in which a parameter is searched."""
+    """The range in which a parameter is searched; `[low, high]` for short."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -36,10 +36,10 @@ class Range(BaseModel):
     high: float = Field(allow_inf_nan=False)
     """Largest value, above `low`."""
     start: float | None = Field(default=None, allow_inf_nan=False)
-    """Where the search begins, in [low, high]; None: the method's own start, or the middle if outside."""
+    """Where the search begins, within the range. None: the method's default, or the middle if that is outside."""
     std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Random samples are drawn around `start` with this standard deviation (a normal prior, cut off at the bounds);
-    None: uniformly."""
+    """Standard deviation of random samples around `start` (a normal prior, truncated at the bounds). None: samples are
+    uniform."""
 
     @model_validator(mode="before")
     @classmethod
@@ -63,48 +63,49 @@ class CoefficientSettings(BaseModel):
     kind: Literal["layer_coefficients"] = "layer_coefficients"
     """Which space this is."""
     method: str | tuple[str, ...] = "task_arithmetic"
-    """Merge method: any but passthrough, and those that have nothing to search (model_stock, ram, arcee_fusion). A list
-    makes the method itself a gene, for the whole merge: a coefficient that a method does not take rests while that
-    method is chosen, and methods share the coefficients that mean the same to them. One that takes two models (slerp)
-    is searched over the pairs of experts."""
+    """Merge method; any except passthrough and methods without searchable parameters (model_stock, ram, arcee_fusion).
+    With a list, the method itself is a gene. Coefficients that the chosen method does not use are ignored (inactive
+    genes), and methods share coefficients with the same meaning. A method for two models (slerp) is searched over all
+    pairs of experts."""
     method_for: Literal["merge", "layers"] = "merge"
-    """With a list of methods: one gene for the whole `merge`, or one for each group of `layers` (the embeddings and the
-    final norm with the head are groups, too). mergekit cannot rebuild what has several methods."""
+    """With a list of methods: one method gene for the whole `merge`, or one for each group of `layers` (the embeddings,
+    and the final norm with the head, are groups as well). mergekit cannot rebuild a merge with several methods."""
     method_prior: dict[str, float] = Field(default_factory=dict)
-    """Probability with which random samples have each method of the list, and with which `eda` and `catcma` begin:
-    `{ties: 0.7, slerp: 0.3}`. By default samples have all alike, and those two begin with the start's method."""
+    """Prior probability of each method in the list: `{ties: 0.7, slerp: 0.3}`. Random samples follow it, and `eda` and
+    `catcma` begin with it. By default samples are uniform, and these two begin with the start's method."""
     start: str | None = None
-    """Where the search begins: `uniform` (weights of 1/T for T experts), `task_arithmetic` (0.3), `metagpt` (in
-    proportion to the squared norms of the task vectors), or a recipe's file; by default where the ranges say."""
+    """Where the search begins: `uniform` (weights of 1/T for T experts), `task_arithmetic` (weights of 0.3), `metagpt`
+    (weights proportional to the squared norms of the task vectors), or a recipe file. By default each gene begins at
+    its range's start."""
     layers_per_group: int = Field(default=1, ge=1)
-    """Neighbouring layers that share their coefficients; at least 1. The last group may be smaller."""
+    """Number of consecutive layers that share their coefficients. The last group may be smaller."""
     modules: Modules = "all"
-    """Parts of a layer with coefficients of their own: a list of attention, mlp and other (all that is not
-    named; it must be there), or `all` for one coefficient per layer."""
+    """Parts of a layer with separate coefficients: a list of `attention`, `mlp` and `other` (the rest, which is
+    required), or `all` for one coefficient per layer."""
     weight: Range | None = None
-    """Range of the models' weights (a factor); None: the method's own."""
+    """Range of the models' weights. None: the method's default."""
     density: Range | None = None
-    """Range of the kept fraction of each task vector, within (0, 1]; None: the method's own."""
+    """Range of the fraction of each task vector that is kept, within (0, 1]. None: the method's default."""
     t: Range | None = None
-    """Range of slerp's position between the base (0) and the other model (1); None: the method's own."""
+    """Range of slerp's position between the base (0) and the other model (1). None: the method's default."""
     ranges: dict[str, Range] = Field(default_factory=dict)
-    """Further parameters of the method to search, by name: `gamma: {low: 0.0, high: 0.05}`, `lambda: {low: 0.5,
-    high: 1.5}`. Where a method has none of weight, density and t, all its parameters are searched as they are."""
+    """Ranges of further parameters of the method, by name: `gamma: {low: 0.0, high: 0.05}`, `lambda: {low: 0.5, high:
+    1.5}`. A method without weight, density and t has all its parameters searched in their default ranges."""
     fixed: dict[str, float | bool] = Field(default_factory=dict)
-    """What is not searched but held at a value: parameters of the whole merge by name (`lambda: 0.8`, `normalize:
-    true`), or single genes by the names that `evomerge plan` shows (`"ops.weight[embeddings]": 0`), a `*` standing
-    for anything (`"*[final]": 0.5`)."""
+    """Fixed values, which are not searched: parameters of the whole merge by name (`lambda: 0.8`, `normalize: true`),
+    or single genes by the names that `evomerge plan` prints (`"ops.weight[embeddings]": 0`), where `*` matches any
+    text (`"*[final]": 0.5`)."""
 
     calibration_text: str | None = None
-    """A text file, for what needs one: the method `fisher`, which measures every model's gradients on it; and the
-    parameter `activation_informed` (activation-informed merging, on top of any method with a base), which reduces the
-    change of channels that are busy when the base reads it. Write
-    `ranges: {activation_informed: {low: 0, high: 1}}` to search it, or set it in `fixed`."""
+    """Text file for calibration. The method `fisher` needs it to measure every model's gradients. The parameter
+    `activation_informed` (activation-informed merging, for any method with a base) needs it to find the base's most
+    active channels, whose change it reduces. Write `ranges: {activation_informed: {low: 0, high: 1}}` to search that
+    parameter, or set it in `fixed`."""
 
     @model_validator(mode="before")
     @classmethod
     def _complete_ranges(cls, values: Any) -> Any:
-        """Let a range name one bound only: the other is the method's own, the widest of several methods'."""
+        """Let a range give one bound only; the other is the method's default, the widest of several methods'."""
         if not isinstance(values, dict):
             return values
         completed = dict(values)
@@ -152,7 +153,7 @@ class CoefficientSettings(BaseModel):
 
     @classmethod
     def places_of(cls, key: str, section: object) -> tuple[str, ...]:
-        """Return the mappings of this section where a parameter of its methods belongs that was written beside them."""
+        """Return the keys of this section under which a method's parameter `key` belongs."""
         found = [
             parameter
             for spec in _specs_in(section if isinstance(section, dict) else {})
@@ -175,18 +176,18 @@ class CoefficientSettings(BaseModel):
 
     @property
     def fixed_parameters(self) -> dict[str, Scalar]:
-        """The part of `fixed` that names parameters."""
+        """The entries of `fixed` that name parameters."""
         return {name: value for name, value in self.fixed.items() if not _names_genes(name)}
 
     @property
     def fixed_genes(self) -> dict[str, float]:
-        """The part of `fixed` that names genes, by name or pattern."""
+        """The entries of `fixed` that name genes, by name or pattern."""
         return {name: float(value) for name, value in self.fixed.items() if _names_genes(name)}
 
     def only(self, method: str) -> CoefficientSettings:
-        """Return the settings for one method of the list: what it does not take is left out.
+        """Return the settings for one method of the list, without parameters that it does not have.
 
-        A range of `weight` is one of factors of task vectors: methods whose weights are shares keep their own.
+        A range of `weight` is for factors of task vectors; methods whose weights are shares keep their default range.
         """
         spec = METHODS[method]
         taken = {parameter.name for parameter in spec.parameters if not parameter.inert}
@@ -243,7 +244,7 @@ class CoefficientSettings(BaseModel):
 
 
 def _specs_in(values: dict[str, Any]) -> list[MethodSpec]:
-    """Return what is known of the methods that unchecked settings name."""
+    """Return the specifications of the methods in settings that are not validated yet."""
     method = values.get("method", "task_arithmetic")
     names = method if isinstance(method, list | tuple) else [method]
     return [METHODS[name] for name in names if _is_searchable(name)]
@@ -276,7 +277,7 @@ def _check_single(config: CoefficientSettings) -> None:
 
 
 def _check_list(config: CoefficientSettings) -> None:
-    """Check the settings of each method, and that every parameter named is one of some method's."""
+    """Check the settings for each method, and that some method has each parameter."""
     for name in (*(n for n in _SEARCHED if getattr(config, n) is not None), *config.ranges, *config.fixed_parameters):
         takers = [m for m in config.methods if any(p.name == name and not p.inert for p in METHODS[m].parameters)]
         if not takers:
@@ -307,7 +308,7 @@ def _require_effect(spec: MethodSpec, name: str, place: str) -> None:
 def _check_range(config: CoefficientSettings, name: str) -> None:
     place = f"ranges.{name}"
     if name in _SEARCHED:
-        raise ValueError(f"{place}: it has a place of its own; write {name}: {{low: ..., high: ...}} beside ranges")
+        raise ValueError(f"{place}: it has its own key; write {name}: {{low: ..., high: ...}} beside ranges")
     _require_effect(config.spec, name, place)
     if config.spec.parameter(name).search is None:
         able = [parameter.name for parameter in config.spec.parameters if parameter.search is not None]

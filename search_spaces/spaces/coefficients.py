@@ -1,8 +1,8 @@
 """The parameter space: one coefficient per layer group, module group, source and parameter.
 
-Letters: T source models, L layers, G genes. Groups in order: the embeddings; runs of `layers_per_group`
-layers, each split into the module groups; the final norm with the head. A group has one gene per model and
-per-model parameter, or per shared parameter (slerp's ``t``).
+Letters: T source models, L layers, G genes. The groups in order: the embeddings; runs of `layers_per_group` layers,
+each divided into module groups; the final norm with the head. A group has one gene per model and per-model parameter,
+and one per shared parameter (slerp's ``t``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from search_spaces.spaces.space import Genotype, SearchSpace
 
 
 class RecipeSettings(TypedDict, total=False):
-    """What a space writes into each of its recipes, beside the point: see `CoefficientSpace`."""
+    """Settings that a space writes into all its recipes; see `CoefficientSpace`."""
 
     dtype: str | None
     out_dtype: str | None
@@ -39,12 +39,12 @@ class CoefficientSpace(SearchSpace):
     Parameters
     ----------
     config
-        Method (one), grouping and ranges; `method_choice` has the space of several methods.
+        One method, grouping and ranges; for several methods see `method_choice`.
     models
-        Name to reference of each model, the base first (T of them). For linear every model is weighed, the
-        base included; the other methods weigh the experts.
+        Name to reference of each model, the base first (T of them). linear weights all models, the base included;
+        other methods weight the experts.
     layout
-        Of the models, which all have the same.
+        The layout of all models.
     dtype, out_dtype
         Written into the recipes: precision of the arithmetic and of the result.
     seed
@@ -53,8 +53,8 @@ class CoefficientSpace(SearchSpace):
     Raises
     ------
     RecipeError
-        If there are too few or too many models for the method, two have the same reference, a module group
-        has no tensors that are known by name, or nothing is left to search.
+        If there are too few or too many models for the method, two have the same reference, the models have no such
+        module, or nothing is left to search.
     """
 
     genes: tuple[Real, ...]
@@ -85,7 +85,7 @@ class CoefficientSpace(SearchSpace):
         self._build_groups()
 
     def _build_groups(self) -> None:
-        """Lay out groups and genes, in the order of the module's head; a group is its first gene's index."""
+        """Make groups and genes in the order of the module's docstring; a group is the index of its first gene."""
         genes: list[Real] = []
 
         def group(label: str) -> int:
@@ -105,15 +105,14 @@ class CoefficientSpace(SearchSpace):
 
     @cached_property
     def _columns(self) -> list[tuple[str, Parameter]]:
-        """Genes of a group in order: prefix of the name (``expert.``, or nothing when shared), parameter."""
+        """A group's genes in order: prefix of the name (``expert.``, empty for shared ones) and parameter."""
         columns = [(f"{name}.", p) for name, _ in self._merged for p in self._searched if p.per_model]
         return columns + [("", p) for p in self._searched if not p.per_model]
 
     def weighted(self, weights: Mapping[str, float]) -> Genotype:
-        """Return the start with other weights, float64[G]: everywhere the same, by the expert's name.
+        """Return the start with other weights, float64[G]: one per expert, by name, the same in all groups.
 
-        Where weights are shares (linear), the base has what the experts leave of 1. Weights outside of the box go to
-        its boundary.
+        If weights are shares (linear), the base gets the rest of 1. Weights outside the box are moved to its boundary.
 
         Raises
         ------
@@ -133,7 +132,7 @@ class CoefficientSpace(SearchSpace):
 
     @cached_property
     def _fixed(self) -> dict[str, Scalar | None]:
-        """Parameters that no gene decides, and their value in the space; decode divides for linear."""
+        """Parameters without genes and their values in the space; `normalize` of averages is left to `decode`."""
         return {
             p.name: self.config.fixed_parameters.get(p.name, p.default)
             for p in self.spec.parameters
@@ -166,11 +165,11 @@ class CoefficientSpace(SearchSpace):
     def _shared_parameters(self) -> Parameters:
         fixed: dict[str, Scalar] = dict(self.config.fixed_parameters)
         if self.spec.weighted_average:
-            fixed["normalize"] = False  # divided already
+            fixed["normalize"] = False  # already divided
         return tuple((name, constant(value)) for name, value in sorted(fixed.items()))
 
     def _written_values(self, point: Genotype) -> Genotype:
-        """Return what is written for each gene: itself, or its share of the group's sum for linear."""
+        """Return the value written for each gene: its coordinate, or for linear its share of the group's sum."""
         if not self.spec.weighted_average:
             return point
         groups = point.reshape(-1, len(self._columns))
@@ -182,7 +181,7 @@ class CoefficientSpace(SearchSpace):
         return self._slice((layer, layer + 1), list(zip(filters, groups, strict=True)), values)
 
     def _slice(self, layers: tuple[int, int], groups: Sequence[tuple[str | None, int]], values: Genotype) -> Slice:
-        """Write one slice; `groups` are its module groups with their filters, the catch-all last."""
+        """Return one slice; `groups` are its module groups with their filters, the catch-all last."""
         settings: dict[str, dict[str, list[Condition]]] = {}
         for pattern, group in groups:
             for column, (owner, parameter) in enumerate(self._columns):
@@ -201,15 +200,15 @@ class CoefficientSpace(SearchSpace):
     # --- recipe to genotype ---
 
     def encode(self, recipe: Recipe) -> Genotype:
-        """Return the genotype of `recipe`; for a recipe outside of the space, the nearest by group means.
+        """Return the genotype of `recipe`; for a recipe outside the space, the mean of each group's values.
 
-        A model that the recipe does not use has weight zero. Values outside of the box go to its boundary.
+        A model that the recipe does not use has weight zero. Values outside the box are moved to its boundary.
 
         Raises
         ------
         RecipeError
-            If the recipe has another method, base, depth or layer order, models that are not the space's, or
-            other values of the parameters that the space holds fixed.
+            If the recipe has another method, base, depth or layer order, models that are not in the space, or other
+            values of parameters that are fixed in the space.
         """
         self._check_same_kind(recipe)
         plans = self._plans_by_name(recipe)
@@ -326,7 +325,7 @@ def _layer_label(first: int, end: int, module: str) -> str:
 
 
 def _value_in(plan: TensorPlan, model: str | None, parameter: Parameter) -> float | None:
-    """Return the value of `parameter` in `plan`, of `model` when it is per model; None where it has none."""
+    """Return the value of `parameter` in `plan`, for `model` if it is per model; None if it has none."""
     if not parameter.per_model:
         return plan.parameters.get(parameter.name)
     for contribution in plan.contributions:
@@ -345,5 +344,5 @@ def _norm(plan: TensorPlan) -> float:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Return the mean; exactly the value when all are equal, which a rounded sum need not give."""
+    """Return the mean, and exactly the common value if all are equal, which rounding could change."""
     return float(values[0]) if len(set(values)) == 1 else float(np.mean(values))

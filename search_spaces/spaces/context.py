@@ -1,4 +1,4 @@
-"""What a search space must know of the models to be built; nothing of it needs their weights in memory."""
+"""Facts about the models that spaces are built from; none needs the weights in memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy.typing as npt
 from search_spaces.recipes.layout import ModelLayout
 
 Span: TypeAlias = tuple[str, int, int]
-"""Entries [start, end) of the flattened tensor of that name."""
+"""A tensor's name and a range [start, end) of its flattened entries."""
 
 Chunk: TypeAlias = tuple[Span, ...]
-"""A stretch of the parameter order; it may begin and end within a tensor."""
+"""A contiguous part of the parameter order; it may begin and end within a tensor."""
 
 Gram: TypeAlias = npt.NDArray[np.float64]
 """float64[C, T, T]: inner products of the T models' entries, for each of C chunks."""
@@ -23,12 +23,12 @@ Gram: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SpaceContext:
-    """The models that a space is about.
+    """The models of a space.
 
     Attributes
     ----------
     models
-        Name to reference, the base first; T of them.
+        Name to reference, the base first; T models.
     layout
         Their tensors by position.
     sizes
@@ -38,10 +38,10 @@ class SpaceContext:
     seed
         Written into the recipes of stochastic methods.
     gram
-        Measures chunks of the models, the models in the order of `models`; None where the weights are not at hand,
-        which only leaves out what depends on angles.
+        Returns the Gram matrices of the models, in the order of `models`, for some chunks. None if the weights are not
+        available; then operators that need angles raise.
     squared_norms
-        Gives the squared norm of each expert's task vector by its name, or None as above.
+        Returns the squared norm of each expert's task vector, by name; None if the weights are not available.
     """
 
     models: Mapping[str, str]

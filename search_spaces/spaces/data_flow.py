@@ -1,12 +1,12 @@
-"""The data-flow space: which layers of which models a token passes, and how strong it arrives.
+"""The data-flow space: paths through the layers of several models, with factors of the residual stream.
 
-Akiba et al. 2024, arXiv:2403.13187 (Sakana's DFS). All layers of all models are laid in a row, the row is repeated r
-times, and a bit per slot says whether the slot is on the path; between the first and the last layer of the base, which
-are always on it. On its way into a layer the residual stream is multiplied by a factor, per slot or per pair of layers
-(W_ij). Weights stay as they are; `layer_path` says how factors become part of an ordinary model.
+Akiba et al. 2024, arXiv:2403.13187 (Sakana's DFS). The layers of all models form a sequence that is repeated r times.
+One bit per slot says whether the slot is on the path. The base's first and last layer begin and end every path. Before
+a layer, the residual stream is multiplied by a factor, per slot or per pair of layers (W_ij). The layers' weights do
+not change; `layer_path` explains how factors become part of an ordinary model.
 
-With ``order: free`` a random key per slot (Bean 1994) says where on the path it lies, so that paths are permutations
-with repeats and skips. Searches begin at the base: its layers in the first repeat, all factors 1.
+With ``order: free``, a random key per slot (Bean 1994) gives its position on the path, so that paths are permutations
+with repeats and skips. Searches begin at the base: its layers in the first repetition, and all factors 1.
 
 Legend: T models, L layers each, r repeats, S = T·L·r − 2r slots.
 """
@@ -33,13 +33,13 @@ from search_spaces.spaces.space import Genotype, SearchSpace
 Layer = tuple[str, int]
 
 _OPTIONS = ("skip", "use")
-_LIKELY = 0.9  # that a sample begins like the base at a slot
+_LIKELY = 0.9  # probability that a sample agrees with the base at a slot
 _SPREAD = 0.1  # standard deviation of sampled factors
-_DIGITS = 9  # of factors, so that they can be had back from products of them
+_DIGITS = 9  # of factors, so that they can be recovered from their products
 
 
 class ScaleRange(BaseModel):
-    """The interval of the factors of the residual stream; a search begins at 1."""
+    """Range of the factors of the residual stream, which begin at 1; `[low, high]` for short."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -56,13 +56,13 @@ class ScaleRange(BaseModel):
     @model_validator(mode="after")
     def _around_one(self) -> ScaleRange:
         if not (self.low <= 1 <= self.high and self.low < self.high):
-            raise ValueError(f"scale: [{self.low}, {self.high}] does not hold 1; write low: 0.5, high: 1.5 or the like")
+            raise ValueError(f"scale: [{self.low}, {self.high}] does not contain 1; write a range such as [0.5, 1.5]")
         return self
 
 
 @register_space
 class DataFlowConfig(BaseModel):
-    """The `space` part of a search's config, for ``kind: data_flow``."""
+    """Paths through the layers of the models, with scales (Sakana's data-flow space)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -71,19 +71,18 @@ class DataFlowConfig(BaseModel):
     kind: Literal["data_flow"] = "data_flow"
     """Which space this is."""
     models: tuple[str, ...] = ()
-    """Names of the models whose layers are used, beside the base's; all when empty."""
+    """Names of the models whose layers are used in addition to the base's. If empty, all models."""
     repeats: int = Field(default=2, ge=1)
-    """How often all layers of all models are laid in a row: a layer can be used that often."""
+    """Repetitions of the sequence of all layers of all models: a layer can be used this many times."""
     order: Literal["slots", "free"] = "slots"
-    """`slots`: layers are used in the order in which they are laid out (Sakana's). `free`: in any order, by a random
-    key for each."""
+    """`slots`: layers keep the order of the sequence (Sakana's). `free`: any order, by a random key per slot."""
     scales: Literal["none", "slot", "transition"] = "slot"
-    """Factors of the residual stream on its way into a layer: none, one for each slot, or one for each pair of layers
+    """Factors of the residual stream before a layer: none, one per slot, or one per pair of consecutive layers
     (Sakana's matrix W)."""
     scale: ScaleRange = ScaleRange()
-    """Range of these factors."""
+    """Range of the factors."""
     max_layers: int | None = Field(default=None, ge=2)
-    """Largest depth of a model: what would come later is left out before the last layer. None: twice the base's."""
+    """Largest number of layers. Longer paths are truncated before the last layer. None: twice the base's number."""
 
     def build(self, context: SpaceContext) -> DataFlowSpace:
         """Return the space over these models."""
@@ -96,12 +95,12 @@ class DataFlowSpace(SearchSpace):
     Parameters
     ----------
     config
-        Slots, order, factors.
+        Slots, order and factors.
     context
-        Of the models.
+        The models.
     pool
-        Name and reference of the models whose layers are used, the first in the base's place; None for what the
-        config says. A merge that has no reference yet has None for it.
+        Name and reference of the models whose layers are used, the first in place of the base. None: the models that
+        the config names. A merge, which has no reference yet, has None as its reference.
 
     Raises
     ------
@@ -133,7 +132,7 @@ class DataFlowSpace(SearchSpace):
         self.genes = tuple(self._genes(inner))
 
     def _transitions(self, nodes: Sequence[Layer]) -> dict[tuple[Layer, Layer], int]:
-        """Number the pairs of layers that can follow each other; empty unless each has a factor of its own."""
+        """Number the pairs of layers that can follow each other; empty unless each has its own factor."""
         if self.config.scales != "transition":
             return {}
         pairs = [(a, b) for a in nodes if a != self.last for b in nodes if b != self.first]
@@ -175,7 +174,7 @@ class DataFlowSpace(SearchSpace):
         return used[: self.max_layers - 2]
 
     def _factor_places(self, used: Sequence[int]) -> list[int]:
-        """Return which factors hold on the way into each layer of the path after the first."""
+        """Return the index of the factor before each layer of the path but the first."""
         if self.config.scales == "none":
             return []
         if self.config.scales == "slot":
@@ -186,7 +185,7 @@ class DataFlowSpace(SearchSpace):
     # --- genotype and recipe ---
 
     def decode(self, genotype: Genotype) -> Recipe:
-        """Return the recipe of the path: passthrough, with scales on what adds to the residual stream."""
+        """Return the recipe of the path: passthrough, with scales of the tensors that add to the residual stream."""
         return self.recipe_of(self.path(genotype))
 
     def path(self, genotype: Genotype) -> tuple[PathLayer, ...]:
@@ -238,7 +237,8 @@ class DataFlowSpace(SearchSpace):
         layers: list[Layer] = [(names[layer.model], layer.layer) for layer in path]
         if len(layers) < 2 or (layers[0], layers[-1]) != (self.first, self.last) or path[0].scale != 1.0:
             raise RecipeError(
-                f"the recipe's path does not lead from {_label(self.first)} to {_label(self.last)}; begin and end it so"
+                f"the recipe's path does not lead from {_label(self.first)} to {_label(self.last)}; begin and end it "
+                "with these layers"
             )
         if len(layers) > self.max_layers:
             raise RecipeError(f"the recipe has {len(layers)} layers; set space.max_layers to that at least")
@@ -264,7 +264,7 @@ class DataFlowSpace(SearchSpace):
         point[self._factors] = values
 
     def _slots_of(self, layers: Sequence[Layer]) -> list[int]:
-        """Return a slot for each layer of a path: the first that is free, and in order where that counts."""
+        """Return the first free slot for each layer of a path; after the previous one if the order is fixed."""
         used: list[int] = []
         for layer in layers:
             after = used[-1] + 1 if used and self.config.order == "slots" else 0
@@ -278,7 +278,7 @@ class DataFlowSpace(SearchSpace):
     # --- variation ---
 
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
-        """Return all bits, and the factors and keys that the path meets."""
+        """Return which genes take part, bool[G]: all bits, and the factors and keys of layers on the path."""
         active = np.zeros(self.dimension, dtype=np.bool_)
         active[: len(self.slots)] = True
         used = self._used(np.asarray(genotype))
@@ -288,7 +288,7 @@ class DataFlowSpace(SearchSpace):
         return active
 
     def crossover(self, a: Genotype, b: Genotype, rng: np.random.Generator) -> Genotype:
-        """Return a child that has each slot, with its factor and its key, from either parent."""
+        """Return a child that takes each slot, with its factor and its key, from either parent."""
         slots = len(self.slots)
         first = rng.random(slots) < 0.5
         parts = [first]

@@ -1,9 +1,9 @@
-"""Genes: what one coordinate of a genotype may be.
+"""Genes: the kinds of coordinates of a genotype.
 
-Every kind is an interval of a box, so that strategies of vectors need not know kinds: `low`, `high` and `start` are
-box coordinates, `value` says what a coordinate stands for and `coordinate` inverts it. A discrete gene cuts its
-interval into cells of width one and names each by its middle, so that a uniform draw from the box is a uniform draw
-of values.
+Every kind is an interval, so that genotypes are vectors in a box and strategies need not know the kinds: `low`, `high`
+and `start` are coordinates, `value` maps a coordinate to its value and `coordinate` is the inverse. A discrete gene
+divides its interval into cells of width one, with the middle as each cell's coordinate, so that a uniform sample of the
+box is a uniform sample of values.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Real:
     Attributes
     ----------
     prior
-        Mean, in the range, and standard deviation of a normal distribution cut off at the bounds, from which samples
-        are drawn; None for the uniform distribution.
+        Mean, within the range, and standard deviation of a normal distribution truncated at the bounds, from which
+        samples are drawn; None for the uniform distribution.
 
     Raises
     ------
     RecipeError
-        If a bound is not finite, the range is empty, `start` or the prior's mean lie outside of it, or the prior's
+        If a bound is not finite, the range is empty, `start` or the prior's mean is outside it, or the prior's
         standard deviation is not positive.
     """
 
@@ -62,7 +62,7 @@ class Real:
             raise RecipeError(f"gene {self.name}: the prior's standard deviation is {deviation}; write one above 0")
 
     def value(self, x: float) -> float:
-        """Return the number that coordinate `x` stands for: itself."""
+        """Return the value of coordinate `x`, which is `x`."""
         return float(x)
 
     def coordinate(self, value: float) -> float:
@@ -70,7 +70,7 @@ class Real:
         return min(max(float(value), self.low), self.high)
 
     def starting_at(self, x: float) -> Real:
-        """Return the gene with another start, and the prior's mean there."""
+        """Return the gene with another start, which is also the prior's mean."""
         return replace(self, start=x, prior=None if self.prior is None else (x, self.prior[1]))
 
     def sample(self, rng: np.random.Generator) -> float:
@@ -91,7 +91,7 @@ class Integer:
     Raises
     ------
     RecipeError
-        If the range holds less than two numbers, or `start` lies outside of it.
+        If the range has fewer than two numbers, or `start` is outside it.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Integer:
         return self.largest + 0.5
 
     def value(self, x: float) -> int:
-        """Return the number nearest to coordinate `x`; halves go up."""
+        """Return the number nearest to coordinate `x`; halves round up."""
         return min(max(math.floor(x + 0.5), self.smallest), self.largest)
 
     def coordinate(self, value: int) -> float:
@@ -132,7 +132,7 @@ class Integer:
         return replace(self, start=self.value(x))
 
     def sample(self, rng: np.random.Generator) -> float:
-        """Draw the coordinate of a number, all equally likely."""
+        """Draw the coordinate of a number, uniformly."""
         return float(rng.integers(self.smallest, self.largest, endpoint=True))
 
     def another(self, x: float, rng: np.random.Generator) -> float:
@@ -148,20 +148,20 @@ class Integer:
 class Choice:
     """One of several named options; searches begin at `initial`.
 
-    The box is ``[0, n]`` for n options: option i owns ``[i, i + 1)``, and its middle stands for it.
+    The box is ``[0, n]`` for n options: option i has the cell ``[i, i + 1)``, and the middle is its coordinate.
 
     Attributes
     ----------
     prior
-        Probability of each option, from which samples and mutations are drawn; None when all are alike.
+        Probability of each option, from which samples and mutations are drawn; None for equal probabilities.
     believed
-        Whether the prior also says which options are likely to be good, so that distributions begin with it. Otherwise
-        it only says how often samples have each, and distributions begin around `initial`.
+        Whether the prior says which options are likely to be good, so that search distributions begin with it.
+        Otherwise it only gives the frequency in samples, and search distributions begin around `initial`.
 
     Raises
     ------
     RecipeError
-        If there are less than two options, one is there twice, `initial` is none of them, or the prior is no
+        If there are fewer than two options, one is repeated, `initial` is not one of them, or the prior is not a
         distribution over them.
     """
 
@@ -176,10 +176,12 @@ class Choice:
 
     def __post_init__(self) -> None:
         if len(self.options) < 2 or len(set(self.options)) != len(self.options):
-            raise RecipeError(f"gene {self.name}: {list(self.options)} is no choice; write two or more, each once")
+            raise RecipeError(
+                f"gene {self.name}: {list(self.options)} is not a choice; write two or more options, each once"
+            )
         if self.initial not in self.options:
             raise RecipeError(
-                f"gene {self.name}: start '{self.initial}' is no option; {did_you_mean(self.initial, self.options)}"
+                f"gene {self.name}: start '{self.initial}' is not an option; {did_you_mean(self.initial, self.options)}"
             )
         if self.prior is not None and not self._is_distribution(self.prior):
             raise RecipeError(
@@ -201,11 +203,11 @@ class Choice:
         return self.coordinate(self.initial)
 
     def index(self, x: float) -> int:
-        """Return which option coordinate `x` stands for."""
+        """Return the index of the option of coordinate `x`."""
         return min(max(math.floor(x), 0), len(self.options) - 1)
 
     def value(self, x: float) -> str:
-        """Return the option that coordinate `x` stands for."""
+        """Return the option of coordinate `x`."""
         return self.options[self.index(x)]
 
     def coordinate(self, value: str) -> float:
@@ -214,10 +216,10 @@ class Choice:
         Raises
         ------
         RecipeError
-            If it is no option.
+            If it is not an option.
         """
         if value not in self.options:
-            raise RecipeError(f"gene {self.name}: '{value}' is no option; {did_you_mean(value, self.options)}")
+            raise RecipeError(f"gene {self.name}: '{value}' is not an option; {did_you_mean(value, self.options)}")
         return self.options.index(value) + 0.5
 
     def starting_at(self, x: float) -> Choice:

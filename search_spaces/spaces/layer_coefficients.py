@@ -1,7 +1,7 @@
 """``kind: layer_coefficients``: the config, and the space over coefficients that it describes.
 
 One method is a `CoefficientSpace`. Several are a `MethodChoiceSpace` (one method for the whole merge) or a
-`MethodGroupsSpace` (one for each group of layers). Around it go the start and the genes that have a fixed value.
+`MethodGroupsSpace` (one for each group of layers). Start and fixed genes are applied on top.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from search_spaces.spaces.wrappers import FixedGenesSpace
 __all__ = ["STARTS", "CoefficientConfig", "Range", "metagpt_weights"]
 
 STARTS = ("uniform", "task_arithmetic", "metagpt")
-"""Starts that have a name; any other is a recipe's file."""
+"""Starts by name; any other start is a recipe file."""
 
 
 @register_space
 class CoefficientConfig(CoefficientSettings):
-    """The `space` part of a search's config, for ``kind: layer_coefficients``."""
+    """One coefficient per group of layers, group of modules, model and parameter of the merge method."""
 
     def build(self, context: SpaceContext) -> SearchSpace:
         """Return the space that the settings describe over the models of `context`.

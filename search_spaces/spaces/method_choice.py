@@ -1,9 +1,10 @@
-"""The merge method as a gene, with the coefficients of every method beside it.
+"""The merge method as a gene, with the coefficients of every method.
 
-The first gene chooses a variant: a method, or for one that takes fewer models than there are, the method with some of
-the experts (``slerp(ops, ja)``). The rest is the union of the variants' coefficients, of which those of the chosen one
-are active. Methods that add task vectors to a base share weights, densities and the like, for these mean the same to
-each; so a search that goes from one method to another keeps what it has learnt. All else bears the method's name.
+The first gene chooses a variant: a method, or, for a method that takes fewer models than there are, the method with
+some of the experts (``slerp(ops, ja)``). The other genes are the union of the variants' coefficients; those of the
+chosen variant are active. Methods that add task vectors to a base share weights, densities and the like, which mean the
+same for each, so that a search which changes the method keeps what it learned. All other coefficients have the
+method's name in theirs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from search_spaces.spaces.space import Genotype, SearchSpace
 
 
 class MethodChoiceSpace(SearchSpace):
-    """Recipes of several merge methods; see the module's head.
+    """Recipes of several merge methods; see the module's docstring.
 
     Parameters
     ----------
@@ -35,18 +36,18 @@ class MethodChoiceSpace(SearchSpace):
     models
         Name to reference of each model, the base first.
     layout
-        Of the models, which all have the same.
+        The layout of all models.
     settings
-        As of `CoefficientSpace`.
+        As for `CoefficientSpace`.
 
     Attributes
     ----------
     variants
-        By option of the first gene: the space of a method, and of some of the models.
+        By option of the first gene: the space of one method and all or some of the models.
     choice
         The first gene.
     places
-        By option: the indices of the variant's genes among the joined ones.
+        By option: the indices of the variant's genes among the joint genes.
 
     Raises
     ------
@@ -71,12 +72,12 @@ class MethodChoiceSpace(SearchSpace):
                 likely = config.method_prior.get(method, 0.0) if config.method_prior else 1 / len(config.methods)
                 shares.append(likely / len(subsets))
         options = tuple(self.variants)
-        # Without `method_prior` the shares are no opinion: they only keep subsets of models from counting as methods.
+        # Without `method_prior` the shares only keep subsets of models from counting as separate methods.
         self.choice = Choice("method", options, options[0], tuple(shares), believed=bool(config.method_prior))
         self._build_genes()
 
     def _build_genes(self) -> None:
-        """Join the variants' genes; a shared one has the widest of their ranges and the first one's start."""
+        """Join the variants' genes; a shared gene has the widest of their ranges and the first one's start."""
         joined: dict[str, Real] = {}
         for space in self.variants.values():
             for gene in space.genes:
@@ -92,7 +93,7 @@ class MethodChoiceSpace(SearchSpace):
         }
 
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
-        """Return which genes the chosen method reads, bool[G]: the choice itself, and its coefficients."""
+        """Return which genes take part, bool[G]: the choice and the chosen method's coefficients."""
         active = np.zeros(self.dimension, dtype=np.bool_)
         active[0] = True
         active[self.places[self.choice.value(genotype[0])]] = True
@@ -119,7 +120,7 @@ class MethodChoiceSpace(SearchSpace):
         return np.clip(point, self.low, self.high)
 
     def decode(self, genotype: Genotype) -> Recipe:
-        """Return the canonical recipe of `genotype`; a coefficient outside of the method's own range is moved to it."""
+        """Return the canonical recipe of `genotype`; coefficients are moved into the method's own range."""
         point = self._checked(genotype)
         label = self.choice.value(point[0])
         space = self.variants[label]
@@ -152,7 +153,7 @@ class MethodChoiceSpace(SearchSpace):
         raise refusal
 
     def structures(self) -> tuple[Recipe, ...]:
-        """Return a recipe of each variant: between them they need all that is worth preparing once."""
+        """Return a recipe of each variant: together they need everything worth preparing."""
         return tuple(space.decode(space.start) for space in self.variants.values())
 
 
@@ -166,7 +167,7 @@ def _shared_name(spec: MethodSpec, gene: str) -> str:
 def _subsets(spec: MethodSpec, models: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield label and models of each variant: all models, or as many experts at a time as the method takes.
 
-    Where the base is one end of an interpolation (slerp), so is the first of two experts.
+    If the base is one end of an interpolation (slerp), the first of two experts takes its place.
     """
     base, *experts = models
     ends = spec.base == "required" and spec.max_models == 1

@@ -1,8 +1,8 @@
-"""A method gene for each group of layers, the coefficients of every method beside it.
+"""A method gene for each group of layers, with the coefficients of every method.
 
-The variants and the joined coefficients are those of `method_choice`; in front of them stands a choice for each group:
-the embeddings, runs of layers, the final norm with the head. A group's coefficients are those of its own choice.
-Recipes have slices with methods of their own, which is ours: mergekit has one method in a document.
+The variants and the joint coefficients are those of `method_choice`. They are preceded by a choice for each group: the
+embeddings, runs of layers, and the final norm with the head. A group uses the coefficients of its own choice. Slices
+of the recipes have their own methods, which is our extension: mergekit has one method per document.
 
 Letters: G groups.
 """
@@ -27,12 +27,12 @@ from search_spaces.spaces.space import Genotype, SearchSpace
 
 
 class MethodGroupsSpace(SearchSpace):
-    """Recipes whose groups of layers have merge methods of their own; see the module's head.
+    """Recipes whose groups of layers have their own merge methods; see the module's docstring.
 
     Parameters
     ----------
     config, models, layout, settings
-        As of `MethodChoiceSpace`.
+        As for `MethodChoiceSpace`.
 
     Raises
     ------
@@ -58,7 +58,7 @@ class MethodGroupsSpace(SearchSpace):
         self._slices = [0, *(1 + layer // size for layer in range(depth)), len(labels) - 1]
 
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
-        """Return which genes count, bool[G + coefficients]: the choices, and each group's own coefficients."""
+        """Return which genes take part, bool[G + coefficients]: the choices, and each group's own coefficients."""
         active = np.zeros(self.dimension, dtype=np.bool_)
         active[: len(self._groups)] = True
         for group in range(len(self._groups)):
@@ -77,7 +77,7 @@ class MethodGroupsSpace(SearchSpace):
         return np.array([*[first] * len(self._groups), *coefficients])
 
     def decode(self, genotype: Genotype) -> Recipe:
-        """Return the canonical recipe of `genotype`; a coefficient outside of a method's own range is moved to it."""
+        """Return the canonical recipe of `genotype`; coefficients are moved into their method's own range."""
         point = self._checked(genotype)
         labels = [self._label(point, group) for group in range(len(self._groups))]
         recipes = {label: self._variant_recipe(label, point) for label in dict.fromkeys(labels)}
@@ -122,11 +122,11 @@ class MethodGroupsSpace(SearchSpace):
         return point
 
     def structures(self) -> tuple[Recipe, ...]:
-        """Return a recipe of each variant: between them they need all that is worth preparing once."""
+        """Return a recipe of each variant: together they need everything worth preparing."""
         return self._whole.structures()
 
     def _encoded(self, recipe: Recipe, group: int) -> tuple[str, Genotype]:
-        """Return the variant that a group of the recipe is of, and its coefficients."""
+        """Return the variant of a group of the recipe, and its coefficients."""
         members = {index: recipe.slices[index] for index, own in enumerate(self._slices) if own == group}
         methods = {recipe.spec_of(part).name for part in members.values()}
         refusal = RecipeError(
@@ -155,13 +155,13 @@ class MethodGroupsSpace(SearchSpace):
         return places
 
     def _own(self, label: str, group: int) -> npt.NDArray[np.int_]:
-        """Return those of them that belong to a group."""
+        """Return the indices of a variant's genes that belong to a group."""
         places = self._coefficients(label)
         return places[[self._groups[_group_of(self.genes[place].name)] == group for place in places]]
 
 
 def _with_slices(space: CoefficientSpace, members: Mapping[int, Slice], recipe: Recipe) -> Recipe:
-    """Return the start of a variant with some slices of a recipe in place of its own."""
+    """Return the start of a variant, with some slices replaced by a recipe's."""
     start = space.decode(space.start)
     slices = list(start.slices)
     for index, part in members.items():

@@ -1,18 +1,18 @@
 """The mixture space: tables of weights, positions × sources, over the parameter order.
 
 The space of M2N2 (arXiv:2508.16204), of soups over many checkpoints and of LoRAHub's signed sums. A genotype is a
-table: the parameter order is cut into C chunks, which need not end where tensors do, and each chunk weighs the T
-sources. Children are made by spherical interpolation with a split point, as in M2N2:
+table: the parameter order is divided into C chunks, which may end within tensors, with T weights for each chunk, one
+per source. Crossover is spherical interpolation with a split point, as in M2N2:
 
     child_k = sin((1 − t_k)ω)/sin ω · A_k + sin(t_k ω)/sin ω · B_k,    t_k = w before the split, 1 − w after it.
 
-A and B are weighted sums of the sources, so the child is one as well, and its weights follow from theirs: the angle ω
-needs inner products only, ⟨A, B⟩ = Σ_c a_cᵀ G_c b_c with the T × T Gram matrix G_c of the sources on chunk c. Nothing
-but tables is ever stored; every individual is a recipe over the original sources.
+A and B are weighted sums of the sources, so the child is one too, and its weights follow from theirs. The angle ω
+needs only inner products, ⟨A, B⟩ = Σ_c a_cᵀ G_c b_c with the T × T Gram matrix G_c of the sources on chunk c. So only
+tables are stored, and every individual is a recipe over the original sources.
 
-Deviations from M2N2: split points lie between chunks (set `chunks` as fine as wanted); noise is a seeded term of the
-recipe, at most `noise.terms` of them, the weakest giving way, and is taken as orthogonal to the sources and to other
-noise (true up to 1/√n for n entries).
+Deviations from M2N2: split points are between chunks (more `chunks` make them finer). Noise is a seeded term of the
+recipe; there are at most `noise.terms` of them, a new one replaces the weakest, and noise is treated as orthogonal to
+the sources and to other noise (correct up to 1/√n for n entries).
 
 Legend: C chunks, T sources, M noises, G = C·(T + M) + M genes.
 """
@@ -43,7 +43,7 @@ Parametrisation = Literal["direct", "simplex", "softmax", "signed"]
 Interpolation = Literal["slerp", "slerp_per_segment", "linear"]
 
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "direct": (0.0, 1.5),  # spherical children of sources stay within for angles up to 120 degrees
+    "direct": (0.0, 1.5),  # contains spherical children of sources for angles up to 120 degrees
     "simplex": (0.0, 1.0),
     "softmax": (-6.0, 6.0),
     "signed": (-1.5, 1.5),  # LoRAHub's
@@ -51,7 +51,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 
 
 class WeightRange(BaseModel):
-    """The interval that genes of weights lie in."""
+    """Range of the genes of weights; `[low, high]` for short."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -73,55 +73,58 @@ class WeightRange(BaseModel):
 
 
 class NoiseConfig(BaseModel):
-    """Seeded noise as a mutation: none unless asked for."""
+    """Seeded noise as a mutation; off by default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     terms: int = Field(default=0, ge=0, le=16)
-    """Noises that a recipe may hold; further ones replace the weakest. 0: mutation moves weights instead."""
+    """Largest number of noise terms in a recipe; a further one replaces the weakest. 0: mutation changes weights
+    instead."""
     sigma: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    """Standard deviation of a mutation, in the unit of the models' weights; M2N2's is 0.01, for training from scratch,
-    GENOME's 0.001."""
+    """Standard deviation of a mutation, in units of the models' weights. M2N2 uses 0.01 (for training from scratch),
+    GENOME 0.001."""
 
     @property
     def largest(self) -> float:
-        """Bound of a noise's deviation: what scaling by children may make of it."""
+        """Bound of a noise's deviation, which crossover may scale."""
         return 2 * self.sigma
 
 
 @register_space
 class MixtureConfig(BaseModel):
-    """The `space` part of a search's config, for ``kind: mixture``."""
+    """Weights of the models in chunks of the parameter order, with crossover between the models (M2N2)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["mixture"] = "mixture"
     """Which space this is."""
     chunks: int | Literal["tensors", "layers"] = 32
-    """Parts of the parameter order with weights of their own: about so many of equal size, cut within tensors where
-    they fall; or one for each tensor, or for each layer."""
+    """Parts of the parameter order with separate weights: about this many of equal size, which may begin and end within
+    tensors; or one per tensor (`tensors`) or layer (`layers`)."""
     chromosomes: tuple[Literal["attention", "mlp"], ...] = ()
-    """Parts of the layers that children get with a split point and an angle of their own; the rest of the model is one
-    more. None: the whole model is one."""
+    """Parts of the layers that crossover treats as separate chromosomes, each with its own split point and angle; the
+    rest of the model is one more. If empty, the whole model is one chromosome."""
     weights: Parametrisation = "direct"
-    """What genes mean. `direct`: the sources' weights. `simplex`, `softmax`: shares that sum to one. `signed`: the
-    experts' weights, the base taking what is left of one."""
+    """Meaning of the genes. `direct`: the sources' weights. `simplex`, `softmax`: shares that sum to one. `signed`: the
+    experts' weights; the base gets one minus their sum."""
     weight: WeightRange | None = None
-    """Interval of the genes; None: [0, 1.5] for direct, [0, 1] for simplex, [-6, 6] for softmax, [-1.5, 1.5] for
+    """Range of the genes. None: [0, 1.5] for direct, [0, 1] for simplex, [-6, 6] for softmax, [-1.5, 1.5] for
     signed."""
     crossover: Literal["auto", "slerp", "slerp_per_segment", "linear"] = "auto"
-    """How a child lies between its parents: `slerp` by one angle over the whole chromosome (M2N2's code),
-    `slerp_per_segment` by the angle of each side of the split point (its paper), or `linear`. `auto`: slerp for direct
-    weights, linear for the others."""
+    """Interpolation between parents: `slerp` with one angle for the whole chromosome (as in M2N2's code),
+    `slerp_per_segment` with one angle for each side of the split point (as in its paper), or `linear`. `auto`: slerp
+    for direct weights, linear otherwise."""
     split: bool = True
-    """Whether a child changes the parents' parts at a random split point."""
+    """Whether the parents' shares are exchanged at a random split point."""
     noise: NoiseConfig = NoiseConfig()
     """Mutation by seeded noise."""
 
     @model_validator(mode="after")
     def _consistent(self) -> MixtureConfig:
         if isinstance(self.chunks, int) and not 1 <= self.chunks <= 4096:
-            raise ValueError(f"chunks: {self.chunks} of them; write 1 to 4096, tensors or layers")
+            raise ValueError(
+                f"chunks: {self.chunks} is outside 1 to 4096; write a number in that range, tensors or layers"
+            )
         if self.weights != "direct" and self.crossover in ("slerp", "slerp_per_segment"):
             raise ValueError(f"crossover: {self.weights} weights would not keep their sum; write crossover: linear")
         if len(set(self.chromosomes)) < len(self.chromosomes):
@@ -132,18 +135,18 @@ class MixtureConfig(BaseModel):
 
     @property
     def interpolation(self) -> Interpolation:
-        """The crossover, with `auto` decided."""
+        """The crossover, with `auto` resolved."""
         if self.crossover == "auto":
             return "slerp" if self.weights == "direct" else "linear"
         return self.crossover
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Interval of the genes."""
+        """Range of the genes."""
         return _BOUNDS[self.weights] if self.weight is None else (self.weight.low, self.weight.high)
 
     def codec(self, sources: int) -> Codec:
-        """Return what turns genes into the weights of that many sources."""
+        """Return the codec between genes and the weights of that many sources."""
         return Codec(self.weights, sources, *self.bounds)
 
     def build(self, context: SpaceContext) -> MixtureSpace:
@@ -174,7 +177,7 @@ class Codec:
         return genes
 
     def encode(self, weights: Vector) -> Vector:
-        """Return genes, in the box, for the weights or for the nearest that can be had."""
+        """Return genes inside the box for the weights, or for the nearest possible ones."""
         if self.kind == "simplex":
             positive = np.clip(weights, 0.0, None)
             positive = positive if positive.any() else np.ones(self.sources)
@@ -191,18 +194,18 @@ class Codec:
 
 Table = npt.NDArray[np.float64]
 
-PARALLEL = 1e-6  # sin ω from which down vectors are mixed linearly; the authors' bound
+PARALLEL = 1e-6  # largest sin ω at which vectors are interpolated linearly; the authors' bound
 
 
 class MixtureSpace(SearchSpace):
-    """Recipes that weigh the sources chunk by chunk.
+    """Recipes with weights of the sources for each chunk.
 
     Parameters
     ----------
     config
         Chunks, parametrisation, crossover and noise.
     context
-        Of the models. Without `context.gram`, spherical crossover is refused when it is asked for.
+        The models. Without `context.gram`, spherical crossover raises.
 
     Raises
     ------
@@ -227,7 +230,7 @@ class MixtureSpace(SearchSpace):
         low, high = self.config.bounds
         start = self._codec.encode(np.full(len(self.models), 1 / len(self.models)))
         deviation = self.config.noise.largest
-        names = list(self.models)[len(self.models) - len(start) :]  # the base has none where it takes the rest
+        names = list(self.models)[len(self.models) - len(start) :]  # none for the base if its weight is the rest
         genes = []
         for label in self.chunking.labels:
             genes += [
@@ -255,7 +258,7 @@ class MixtureSpace(SearchSpace):
         return inside
 
     def weights(self, genotype: Genotype) -> Table:
-        """Return what the recipe of `genotype` weighs the sources with, float64[C, T]."""
+        """Return the sources' weights in the recipe of `genotype`, float64[C, T]."""
         genes, _, _ = self._split(self._checked(genotype))
         return np.array([self._codec.decode(row) for row in genes])
 
@@ -281,12 +284,12 @@ class MixtureSpace(SearchSpace):
     def encode(self, recipe: Recipe) -> Genotype:
         """Return the genotype of `recipe`: a mixture, or any linear merge, task arithmetic or single model.
 
-        Where the recipe's weights change within a chunk, their mean by entries is taken.
+        If the recipe's weights change within a chunk, their mean over its entries is taken.
 
         Raises
         ------
         RecipeError
-            If the recipe is no weighted sum of the space's models, moves layers, or has more noises than the space.
+            If the recipe is not a weighted sum of the space's models, moves layers, or has more noises than the space.
         """
         foreign = [model for model in recipe.models if model not in self.models.values()]
         if foreign:
@@ -324,7 +327,7 @@ class MixtureSpace(SearchSpace):
     # --- variation ---
 
     def initial_population(self) -> tuple[Genotype, ...]:
-        """Return each source alone, the base first."""
+        """Return the genotypes of the single sources, the base first."""
         alone = np.eye(len(self.models))
         points = []
         for row in alone:
@@ -374,7 +377,7 @@ class MixtureSpace(SearchSpace):
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
         """Return `a` with noise of deviation `noise.sigma` on all weights, as a new seeded term.
 
-        Without noise terms it is the general operator: normal steps on a few genes.
+        Without noise terms it is the general operator, normal steps of a few genes.
         """
         if not self._noises:
             return super().mutate(a, rng)
@@ -399,7 +402,7 @@ class MixtureSpace(SearchSpace):
     def _factors(
         self, a: Table, b: Table, members: npt.NDArray[np.int64], seeds: npt.NDArray[np.int64], t: float
     ) -> tuple[float, float]:
-        """Return what to multiply `a` and `b` with at position t, their angle taken over the chunks `members`."""
+        """Return the factors of `a` and `b` at position t, from their angle over the chunks `members`."""
         if self.config.interpolation == "linear":
             return 1 - t, t
 
@@ -429,7 +432,7 @@ class MixtureSpace(SearchSpace):
         return self.context.gram(self.chunking.chunks)
 
     def _strongest(self, genes: Table, deviations: Table, seeds: npt.NDArray[np.int64]) -> Genotype:
-        """Keep as many noises as the space has room for, the ones with the most squares; in their order."""
+        """Return the genotype with only the strongest noises, by sum of squares, in their order."""
         missing = max(0, self._noises - len(seeds))
         unused = [seed for seed in range(len(seeds) + missing) if seed not in seeds][:missing]
         deviations = np.hstack([deviations, np.zeros((len(genes), missing))])
@@ -440,7 +443,7 @@ class MixtureSpace(SearchSpace):
 
 
 def _distinct(seeds: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Move a seed that is there already to the next that is not: equal noises would add up beyond the box."""
+    """Return seeds with each repeat moved to the next free one: equal noises would add up beyond the box."""
     taken: list[int] = []
     for seed in np.clip(seeds, 0, MAX_SEED - 1).tolist():
         while seed in taken:
@@ -457,7 +460,7 @@ def _placed(order: list[int], weights: tuple[float, ...], count: int) -> tuple[f
 
 
 def _sum_of(plan: TensorPlan) -> list[tuple[str, float]]:
-    """Return a tensor's models and their weights, for the methods that are weighted sums."""
+    """Return a tensor's models and their weights, for methods that are weighted sums."""
     weights = [float(part.parameters.get("weight", 1.0)) for part in plan.contributions]
     models = [part.model for part in plan.contributions]
     if plan.method == "passthrough" and all(part.parameters.get("scale", 1.0) == 1 for part in plan.contributions):
@@ -471,4 +474,4 @@ def _sum_of(plan: TensorPlan) -> list[tuple[str, float]]:
             scale /= sum(weights)
         scaled = [(model, scale * weight) for model, weight in zip(models, weights, strict=True)]
         return [*scaled, (plan.base.model, 1.0 - sum(weight for _, weight in scaled))]
-    raise RecipeError(f"the recipe's {plan.method} is no weighted sum of models; give linear or task_arithmetic")
+    raise RecipeError(f"the recipe's {plan.method} is not a weighted sum of models; give linear or task_arithmetic")

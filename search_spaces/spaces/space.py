@@ -1,6 +1,6 @@
 """Search spaces: sets of recipes with coordinates, and the ways to vary a point.
 
-A space owns the genotype and its variation operators; selection is the strategies' business. G genes.
+A space defines genotypes and their variation operators; strategies select. Letters: G genes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from search_spaces.spaces.genes import Gene, Integer, Real
 Genotype = npt.NDArray[np.float64]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
-# Numerical dust that a strategy's transformations may leave outside of the box, relative to its width.
+# Rounding errors that a strategy's transformations may leave outside the box, relative to its width.
 _TOLERANCE = 1e-9
 
 
 class SearchSpace(ABC):
-    """A box of genotypes and the recipes they stand for.
+    """A box of genotypes and their recipes.
 
-    Subclasses set `genes` and say what a genotype means. The operators here respect the kinds of genes and their
+    Subclasses set `genes` and define `decode` and `encode`. The operators here respect the kinds of genes and their
     priors; a space with conditional genes overrides `active`.
 
     Attributes
@@ -42,12 +42,12 @@ class SearchSpace(ABC):
 
     @abstractmethod
     def decode(self, genotype: Genotype) -> Recipe:
-        """Return the recipe that `genotype` (float64[G], inside the box) stands for, in canonical form.
+        """Return the recipe of `genotype` (float64[G], inside the box), in canonical form.
 
         Raises
         ------
         RecipeError
-            If the genotype has another shape, is not finite, or lies outside of the box.
+            If the genotype has another shape, is not finite, or is outside the box.
         """
 
     @abstractmethod
@@ -94,20 +94,20 @@ class SearchSpace(ABC):
         return moved
 
     def structures(self) -> tuple[Recipe, ...]:
-        """Return recipes that between them need all that is worth preparing before the first candidate."""
+        """Return recipes that together need everything worth preparing before the first candidate."""
         return (self.decode(self.start),)
 
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
         """Return which genes take part in the recipe of `genotype`, bool[G].
 
-        A conditional gene is inactive where another gene's value gives it no meaning (a density, when the method
-        has none): `decode` ignores it, so genotypes that differ only there have one recipe. At least one gene is
+        A conditional gene is inactive if another gene's value makes it meaningless (a density, if the method has none).
+        `decode` ignores it, so genotypes that differ only in inactive genes have the same recipe. At least one gene is
         active.
         """
         return np.ones(self.dimension, dtype=np.bool_)
 
     def settled(self, points: Genotype) -> Genotype:
-        """Return `points` (float64[..., G]) inside the box, each discrete gene at the middle of its cell."""
+        """Return `points` (float64[..., G]) moved into the box, with each discrete gene at the middle of its cell."""
         settled = np.clip(points, self.low, self.high)
         # Cells begin at whole numbers or at halves; rounded as by the genes' `value`. The last has the upper bound.
         half = self.low - np.floor(self.low)
@@ -115,11 +115,11 @@ class SearchSpace(ABC):
         return np.where(self.discrete, self.low + cells + 0.5, settled)
 
     def initial_population(self) -> tuple[Genotype, ...]:
-        """Return the genotypes that a population begins with, float64[G] each; here `start` alone."""
+        """Return genotypes for a first population, float64[G] each; by default only `start`."""
         return (self.start.copy(),)
 
     def sample(self, rng: np.random.Generator) -> Genotype:
-        """Draw a genotype float64[G] from the genes' priors: without one, uniformly from the box."""
+        """Draw a genotype float64[G] from the genes' priors; genes without one are uniform."""
         point = self.settled(rng.uniform(self.low, self.high))
         for index, gene in enumerate(self.genes):
             if not isinstance(gene, Integer) and gene.prior is not None:
@@ -130,8 +130,8 @@ class SearchSpace(ABC):
         """Return a child of `a` and `b`, float64[G].
 
         Blend crossover BLX-0.5 (Eshelman and Schaffer 1993): each real gene is uniform on the parents' interval,
-        widened by half its length on both sides, so that children are not drawn to the middle. What falls
-        outside of the box is put on its boundary. A discrete gene is that of either parent, as likely as not.
+        widened by half its length on both sides, so that children are not drawn to the middle. Values outside the box
+        are moved to its boundary. A discrete gene is that of either parent, with probability ½.
         """
         low, high = np.minimum(a, b), np.maximum(a, b)
         margin = 0.5 * (high - low)
@@ -144,11 +144,11 @@ class SearchSpace(ABC):
     def recombine(
         self, point: Genotype, donors: Sequence[Genotype], shares: Sequence[float], rng: np.random.Generator
     ) -> Genotype:
-        """Return `point` inside the box, float64[G], with discrete genes of `donors`: there is no mean of two methods.
+        """Return `point` inside the box, float64[G], with the discrete genes of `donors`: two methods have no mean.
 
-        For strategies that compute with coordinates, as with a mean of parents: each discrete gene is that of one
-        donor (float64[G] each), drawn with the probabilities `shares`, which sum to one. Nothing is drawn where all
-        genes are real.
+        For strategies that compute with coordinates, such as the mean of parents. Each discrete gene is that of one
+        donor (float64[G] each), drawn with the probabilities `shares`, which sum to one. Nothing is drawn if all genes
+        are real.
         """
         settled = self.settled(point)
         if not self.discrete.any():
@@ -159,9 +159,9 @@ class SearchSpace(ABC):
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
         """Return `a` with some genes moved, float64[G].
 
-        Each gene moves with probability one over the number of active genes, and an active one always does: a real
-        gene by a normal step of a tenth of its range, reflected at the bounds, so that the boundary does not
-        collect mass; a discrete gene to another value. Inactive genes drift unseen.
+        Each gene moves with probability 1 / (number of active genes), and at least one active gene does. A real gene
+        moves by a normal step of a tenth of its range, reflected at the bounds so that mass does not collect there; a
+        discrete gene moves to another value. Inactive genes drift.
         """
         active = np.flatnonzero(self.active(a))
         moved = rng.random(self.dimension) < 1.0 / len(active)
@@ -175,13 +175,13 @@ class SearchSpace(ABC):
         return child
 
     def _reflected(self, points: Genotype) -> Genotype:
-        """Fold `points` back into the box at its bounds, as often as needed."""
+        """Reflect `points` at the bounds, as often as needed, until they are inside the box."""
         width = self.high - self.low
         folded = np.abs(np.mod(points - self.low + width, 2 * width) - width)
         return np.clip(self.low + folded, self.low, self.high)
 
     def _checked(self, genotype: Genotype) -> Genotype:
-        """Return `genotype` as float64[G] inside the box; see `decode` for what is refused."""
+        """Return `genotype` as float64[G] inside the box; raises as `decode` does."""
         point = np.asarray(genotype, dtype=np.float64)
         if point.shape != (self.dimension,):
             raise RecipeError(f"genotype: its shape is {point.shape}; pass an array of shape ({self.dimension},)")
@@ -191,7 +191,7 @@ class SearchSpace(ABC):
             index = int(np.argmax(outside))
             gene = self.genes[index]
             raise RecipeError(
-                f"genotype[{index}]: {point[index]} lies outside of {gene.name}'s range; "
+                f"genotype[{index}]: {point[index]} is outside {gene.name}'s range; "
                 f"pass a number from {gene.low} to {gene.high}"
             )
         return np.clip(point, self.low, self.high)

@@ -1,10 +1,10 @@
-"""One space after another: a merge in parameter space, then a path through its layers and other models'.
+"""Two spaces in sequence: a merge in parameter space, then a path through its layers and those of other models.
 
-Akiba et al. 2024, arXiv:2403.13187, section "Merging in Both Spaces": the result of the parameter space joins the pool
-of the data-flow space, as the model that paths begin and end in. A genotype holds the genes of both; the recipe is the
-merge with a path. Searched at once, or one after the other by the strategy `staged`.
+Akiba et al. 2024, arXiv:2403.13187, section "Merging in Both Spaces": the merge joins the pool of the data-flow space,
+as the model in which paths begin and end. A genotype has the genes of both spaces; its recipe is the merge with a path.
+Both can be searched together, or one after the other by the strategy `staged`.
 
-Legend: G = P + F genes, P of the parameter space and F of the flow.
+Legend: G = P + F genes, P of the parameter space and F of the data-flow space.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from search_spaces.spaces.registry import SpaceConfig, SpaceSettings, register_s
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 MERGED = "merged"
-"""What the merge is called among the models of the pool."""
+"""Name of the merge among the models of the pool."""
 
 
 @register_space
 class TwoStageConfig(BaseModel):
-    """The `space` part of a search's config, for ``kind: two_stage``."""
+    """A merge in parameter space, then a path through its layers and those of other models."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -41,10 +41,10 @@ class TwoStageConfig(BaseModel):
     kind: Literal["two_stage"] = "two_stage"
     """Which space this is."""
     parameters: SpaceConfig = CoefficientConfig()
-    """What is merged first: a space of its own, layer_coefficients or mixture."""
+    """The space of the merge: `layer_coefficients`, `mixture`, or another that keeps layers in place."""
     flow: DataFlowConfig = DataFlowConfig()
-    """How its layers and those of other models are ordered: a data_flow space, in which the merge takes the base's
-    place; `models` names the others, the base among them if it is named."""
+    """The space of paths: a `data_flow` space in which the merge takes the base's place. `models` names the other
+    models, which may include the base."""
 
     @field_validator("parameters")
     @classmethod
@@ -62,21 +62,21 @@ class TwoStageConfig(BaseModel):
 
 
 class TwoStageSpace(SearchSpace):
-    """Merges whose layers, with those of other models, lie on a path.
+    """Merges with a path through their layers and those of other models.
 
     Parameters
     ----------
     parameters
-        The first space; its recipes keep layers in place.
+        The first space, whose recipes keep layers in place.
     flow
-        Settings of the second.
+        Settings of the second space.
     context
-        Of the models.
+        The models.
 
     Attributes
     ----------
     parameters, flow
-        The two spaces. `flow` has paths and no recipes of its own: the merge in its pool has no reference.
+        The two spaces. `flow` only gives paths, not recipes: the merge in its pool has no reference.
 
     Raises
     ------
@@ -86,7 +86,7 @@ class TwoStageSpace(SearchSpace):
 
     def __init__(self, parameters: SearchSpace, flow: DataFlowConfig, context: SpaceContext) -> None:
         if MERGED in context.models:
-            raise RecipeError(f"models.{MERGED}: this is what a stacked space calls its merge; rename the model")
+            raise RecipeError(f"models.{MERGED}: kind two_stage gives its merge this name; rename the model")
         unknown = [name for name in flow.models if name not in context.models]
         if unknown:
             raise RecipeError(f"space.flow.models: there is no '{unknown[0]}'; use only {', '.join(context.models)}")
@@ -123,7 +123,7 @@ class TwoStageSpace(SearchSpace):
         return np.concatenate([self.parameters.active(parameters), self.flow.active(flow)])
 
     def structures(self) -> tuple[Recipe, ...]:
-        """Return those of the merge: paths need nothing prepared."""
+        """Return those of the merge; paths need no preparation."""
         return (*self.parameters.structures(), self.decode(self.start))
 
     def initial_population(self) -> tuple[Genotype, ...]:
@@ -150,7 +150,7 @@ class TwoStageSpace(SearchSpace):
         return self.join(parameters, self.flow.recombine(flow, [path for _, path in parts], shares, rng))
 
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
-        """Return `a` mutated in one of the spaces, either as likely as the other."""
+        """Return `a` mutated in one of the spaces, each with probability ½."""
         parameters, flow = self.split(a)
         if rng.random() < 0.5:
             return self.join(self.parameters.mutate(parameters, rng), flow)

@@ -55,7 +55,7 @@ def test_models_outside_of_the_folder(spelling, model, tmp_path, monkeypatch, re
     reference = tmp_path / "inside" / "linked" if spelling == "linked" else spelling.format(model)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(LINEAR.format(model=reference, weight=1))
-    with refused(RecipeError, "lies outside of", "--within"):
+    with refused(RecipeError, "is outside", "--within"):
         open_recipe(recipe, within=tmp_path / "inside")
     assert open_recipe(recipe, within=tmp_path)[2].models
 
@@ -65,7 +65,7 @@ def test_the_calibration_text_is_confined_too(model, tmp_path, refused):
     text.write_text("not for others")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(LINEAR.format(model=model, weight=1) + f"evomerge: {{calibration_text: {text}}}\n")
-    with refused(RecipeError, "private.txt lies outside of", "--within"):
+    with refused(RecipeError, "private.txt is outside", "--within"):
         open_recipe(recipe, within=model)
 
 
@@ -79,5 +79,5 @@ def test_the_command_confines_too(model, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    assert "lies outside of" in capsys.readouterr().err
+    assert "is outside" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

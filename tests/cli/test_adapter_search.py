@@ -45,7 +45,7 @@ def test_search_export_merge(tmp_path, way, evomerge, tasks):
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search), encoding="utf-8")
 
     evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
-    evomerge("export", "run", "-o", "recipe.yaml", cwd=tmp_path)
+    evomerge("export", "run", "--rank", "1", "-o", "recipe.yaml", cwd=tmp_path)
     assert ("adapters: core" in (tmp_path / "recipe.yaml").read_text()) == (way == "core")
     evomerge("merge", "recipe.yaml", "merged", cwd=tmp_path)
     command = ("merge", "recipe.yaml", "adapter", "--adapter")

@@ -81,7 +81,7 @@ def test_what_is_wrong_with_a_worker_shows_before_the_run_exists(refuse_search, 
 
 
 def test_a_folder_without_runs(refuse):
-    refuse("runs", "nowhere", words=["there is no such folder"])
+    refuse("runs", "nowhere", words=["nowhere: no such folder; name the folder with your run directories"])
 
 
 def test_weights_with_nan_are_not_merged_alone(tmp_path, refuse, broken_expert, alter_weights):

@@ -129,5 +129,5 @@ def test_bad_input_is_refused_in_one_line(tmp_path, refuse):
     (tmp_path / "bad.npz").write_bytes(b"torn")
     refuse("bad.npz", words=["bad.npz: not a responses matrix"])
     refuse("unnamed.csv", "--task", "t", "-o", "x.json", words=["name a file that ends in .npz"])
-    refuse("unnamed.csv", "--task", "t", "-o", "no/where.npz", words=["there is no folder no"])
-    refuse("unnamed.csv", "one.csv", words=["one.csv: a run or a matrix is read alone"])
+    refuse("unnamed.csv", "--task", "t", "-o", "no/where.npz", words=["the folder no does not exist; create it"])
+    refuse("unnamed.csv", "one.csv", words=["one.csv: a run or a matrix must be the only source"])

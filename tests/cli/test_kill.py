@@ -18,10 +18,9 @@ from evomerge.runs.run import Asked, LogError, ReferenceScore, Run, RunError, is
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 COMMAND = Path(sys.executable).parent / "evomerge"
-EVALUATIONS = 30
 
 
-def write_config(folder, tasks):
+def write_config(folder, tasks, evaluations):
     config = {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops")},
         "space": {"layers_per_group": 2},
@@ -32,7 +31,7 @@ def write_config(folder, tasks):
             "subset": {"items": 12},
             "held_out": "test",
         },
-        "budget": {"evaluations": EVALUATIONS},
+        "budget": {"evaluations": evaluations},
         "workers": {"threads": 1},
     }
     (folder / "search.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -96,7 +95,7 @@ def kill_after_some_events(process, run, more, rng):
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_and_resumed(tmp_path, kills, evomerge, tasks):
-    write_config(tmp_path, tasks)
+    write_config(tmp_path, tasks, 30 * kills)  # enough that every kill comes before the end
     evomerge("search", "search.yaml", "--run", "whole", cwd=tmp_path)
     expected = events(tmp_path / "whole")
 

@@ -41,6 +41,7 @@ def test_the_result_is_machine_readable(finished):
         *["source"] * 4,
         "uniform",
         "task_arithmetic",
+        "start",
     ]
     for row in result["held_out"]:
         assert set(row) == {"name", "kind", "task", "score", "low", "high", "items", "p_value"}

@@ -117,7 +117,12 @@ def test_plan_offline_needs_no_weights(tmp_path, refuse, capsys, write):
     assert "genes" in text and "to download" not in text
     base = "models.base=example/base"
     refuse(
-        "plan", "search.yaml", "--offline", "--set", base, words=["example/base: no configuration", "--architecture"]
+        "plan",
+        "search.yaml",
+        "--offline",
+        "--set",
+        base,
+        words=["example/base: its configuration is not on this machine", "--architecture"],
     )
     metric = "fitness.tasks.0.metric=exact_mtch"
     refuse("plan", "search.yaml", "--offline", "--set", metric, words=["has no metric 'exact_mtch': did you mean"])

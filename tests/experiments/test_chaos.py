@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evomerge.runs.run import Asked, Run, Told
+from evomerge.runs.run import Asked, ReferenceScore, Run, Told
 from evomerge.strategies.base import Candidate
 from experiments.scale.chaos import Failed, Lives, outcome, wrong_answers
 from experiments.scale.processes import alive, busy_workers, descendants
@@ -39,6 +39,15 @@ def record(path, recorded):
             run.record(event)
     (path / "result.json").write_text('{"seconds": 1.0}')
     return path
+
+
+def test_scores_beside_the_candidates_count_too(tmp_path):
+    finalist = ReferenceScore("confirm", "aaaa", evaluation(1.0, 0.0))
+    whole = outcome(record(tmp_path / "whole", [*events(1), finalist]))
+    other = replace(finalist, evaluation=evaluation(1.0, 1.0))
+    assert outcome(record(tmp_path / "other", [*events(1), other])) != whole
+    with pytest.raises(Failed, match="recorded twice"):
+        outcome(record(tmp_path / "twice", [*events(1), finalist, finalist]))
 
 
 def test_equal_runs_are_equal_and_others_are_not(tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evomerge.runs.result import ALL_TASKS, Entry, Result, table
+from evomerge.runs.result import ALL_TASKS, Entry, Result, table, verdict_on
 from evomerge.runs.run import LogError
 from fitness.results import Evaluation
 from search_spaces.recipes.baselines import source_recipe
@@ -66,10 +66,24 @@ def test_a_found_recipe_equal_to_a_rival_is_not_significant():
     assert [row.p_value for row in rows] == [1.0, 1.0]
 
 
+def test_the_verdict_weighs_the_tasks():
+    entries = [
+        scored("found", "found", a=right(80), b=right(50)),
+        scored("mean", "mean", a=right(90), b=right(90)),
+        scored("x", "source", a=right(90), b=right(20)),
+        scored("y", "start", a=right(20), b=right(49)),
+    ]
+    found = verdict_on(entries, {"a": 1.0, "b": 3.0})
+    assert {one.name: one.difference for one in found.comparisons} == pytest.approx({"x": 0.2, "y": 0.1575})
+    assert found.outcome == "better"
+    assert verdict_on(entries, {"a": 3.0, "b": 0.1}).recommended == "x"
+
+
 def test_the_json_reads_back(tmp_path):
     file = tmp_path / "result.json"
     rows = table([scored("found", "found", a=right(50)), scored("x", "source", a=right(40))], {"a": 1.0})
-    result = Result(rows, "abc", 10, 200, {"merge": 1.0, "overhead": 0.5}, 0.6, 0.1)
+    verdict = verdict_on([scored("found", "found", a=right(80)), scored("x", "source", a=right(10))], {"a": 1.0})
+    result = Result(rows, "abc", 10, 200, {"merge": 1.0, "overhead": 0.5}, 0.6, 0.1, verdict)
     file.write_text(result.to_json(), encoding="utf-8")
     assert Result.read(file) == result
     file.write_text(result.to_json()[:-20], encoding="utf-8")

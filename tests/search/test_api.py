@@ -80,6 +80,15 @@ def test_trackers_of_the_search_file_follow_it_and_may_change_later(folder, expe
     evomerge.resume(folder / "tracked", overrides=["trackers=[]"])
 
 
+def test_a_search_begins_with_what_another_run_has_found(folder):
+    config, said = load(folder / "search.yaml"), []
+    evomerge.search(
+        config, run=folder / "warm", overrides=["budget.evaluations=4"], warm_start=folder / "cli", say=said.append
+    )
+    assert f"warm start: 1 candidates of {folder / 'cli'}" in said
+    assert load(folder / "warm" / "config.yaml").strategy.warm_start.is_loaded
+
+
 def test_logging_is_as_it_was_after_a_search(folder):
     assert logging.getLogger("evomerge").propagate
     assert not logging.getLogger("evomerge").handlers

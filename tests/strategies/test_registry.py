@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-import evomerge.strategies
 from evomerge.config.search_file import SearchConfig
 from evomerge.strategies import STRATEGIES, AnyStrategy, RandomConfig, register_strategy
 from evomerge.strategies.registry import import_files
@@ -59,13 +58,14 @@ class Undo(Exception):
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """A file in the folder of strategies."""
-    (tmp_path / "mine.py").write_text(textwrap.dedent(MINE))
-    monkeypatch.setattr(evomerge.strategies, "__path__", [*evomerge.strategies.__path__, str(tmp_path)])
+    """A file in a folder of strategies, imported as `evomerge.strategies` imports its own files."""
+    (tmp_path / "plugged").mkdir()
+    (tmp_path / "plugged" / "mine.py").write_text(textwrap.dedent(MINE))
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(Undo), registering("somebody-else"):
-        import_files("evomerge.strategies", evomerge.strategies.__path__)
+        import_files("plugged", [str(tmp_path / "plugged")])
         yield
-        del sys.modules["evomerge.strategies.mine"]
+        del sys.modules["plugged.mine"], sys.modules["plugged"]
         raise Undo
 
 

@@ -1,4 +1,4 @@
-"""What models do on a text: measured before the first candidate, and kept on disk.
+"""Statistics of models on a calibration text: measured before the first candidate, and kept on disk.
 
 The seam for data-aware merging. A statistic is one array per tensor of one model on one text; it does not depend on
 any coefficient, so it belongs to what is prepared. There are two kinds: `activations` (mean sizes of each module's

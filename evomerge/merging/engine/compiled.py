@@ -1,13 +1,13 @@
 """Formulas compiled by numba: one pass over the sources, without scratch; results equal torch's.
 
 Compiled at the first use for each number of models (a second or two), then read from numba's cache. Python's lock is
-released meanwhile.
+released while they run.
 
 bfloat16 is handled as its bits, uint16: the upper half of a float32. Sums and products are rounded one by one, as in
 `evomerge.merging.methods.evaluate`. Coefficients come as tuples, so that loops over models unroll and those over
-entries become vector instructions. `overload` picks code by dtype, and leaves out what an argument of None stands for.
+entries become vector instructions. `overload` picks code by dtype, and generates none for an argument of None.
 
-Legend: t a term, e an entry of the stretch.
+Legend: t a term, e an entry of the span.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ f32, u32 = np.float32, np.uint32
 
 
 class Sum(NamedTuple):
-    """A `WeightedSum` as compiled code takes it; None where there is nothing to do, so that no code is made for it.
+    """A `WeightedSum` for compiled code; None where there is nothing to do, so that no code is generated for it.
 
     Attributes
     ----------
     weights, divisor, scale
         As there, float32.
     first, end, factor
-        What is kept, by term; empty when everything is.
+        The kept entries, by term; empty if all are kept.
     rounds
-        To bfloat16, or None.
+        True: round to bfloat16; or None.
     """
 
     weights: tuple[np.float32, ...]
@@ -52,7 +52,7 @@ class Sum(NamedTuple):
 
 
 class Elect(NamedTuple):
-    """The same of an `Election`."""
+    """The same for an `Election`."""
 
     weights: tuple[np.float32, ...]
     normalize: bool | None
@@ -130,7 +130,7 @@ def _borrowed(_: Any, array: Any) -> Any:
 
 
 def _cut(values: Any, begin: Any, end: Any) -> Any:
-    """Return a stretch of an array, of each array of a tuple, or of None."""
+    """Return a span of an array, of each array of a tuple, or of None."""
 
 
 @overload(_cut)
@@ -195,7 +195,7 @@ def _normalized(size: Any, weight: Any, normalize: Any) -> Any:
 
 @njit(forceinline=True, error_model="numpy")
 def _delta(t: Any, e: Any, start: Any, models: Any, states: Any, how: Any) -> Any:
-    """Return an entry of a task vector, times the factor or 0 where a state says so."""
+    """Return an entry of a task vector, times the factor or 0 where a state drops it."""
     delta = _wide(models[t][e]) - start
     if states is not None:
         state = states[t][e]
@@ -238,7 +238,7 @@ def _elect(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
 
 
 def _stretch(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
-    """Fill a stretch of the target."""
+    """Fill a span of the target."""
 
 
 @overload(_stretch)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from evomerge.merging.engine.core_space import CoreSpace, CoreTensorMerge
 from evomerge.merging.engine.footprint import Footprint, footprint
 from evomerge.merging.engine.layer_stack import LayerStacks, is_layer_stack
 from evomerge.merging.engine.placed_sources import PlacedSources, sources_of
-from evomerge.merging.engine.placement import Placement
+from evomerge.merging.engine.placement import ComputeDtype, Placement
 from evomerge.merging.engine.prepared import PreparedCache
 from evomerge.merging.engine.recipe_statistics import RecipeStatistics
 from evomerge.merging.engine.resident import Resident, build_resident
@@ -33,7 +33,6 @@ from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
 
 LARGE = 1 << 22
-ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 AnyMerge: TypeAlias = TensorMerge | CoreTensorMerge
 
 
@@ -45,7 +44,7 @@ class MergeEngine:
     checkpoints
         Opened sources, by the reference that recipes use.
     base
-        The reference whose layout stands for all.
+        The reference of the source whose layout is used; all have the same.
     device
         Where the resident model is kept and the merging happens.
     compute_dtype
@@ -87,7 +86,7 @@ class MergeEngine:
 
     @property
     def base(self) -> str:
-        """The reference whose layout stands for all."""
+        """The reference of the source whose layout is used; all have the same."""
         return self._sources.base
 
     @property
@@ -238,7 +237,7 @@ class MergeEngine:
         return sliced, resolve(sliced, layout)
 
     def merge_tensor(self, recipe: Recipe, plan: TensorPlan, target: Tensor) -> None:
-        """Merge one tensor as `plan` says into `target` (contiguous, on the engine's device), rounding to its dtype.
+        """Merge one tensor by `plan` into `target` (contiguous, on the engine's device), rounding to its dtype.
 
         Parameters
         ----------
@@ -293,7 +292,7 @@ class MergeEngine:
     def _new_merge(
         self, target: Tensor, shape: tuple[int, ...], recipe: Recipe, plan: TensorPlan, *, keep: bool = True
     ) -> AnyMerge:
-        """Return what fills the target; in core space where the recipe says so and an expert adapts the tensor.
+        """Return the merge that fills the target; in core space if the recipe says so and an expert adapts the tensor.
 
         With `keep`, prepared state stays in the cache for later merges.
         """

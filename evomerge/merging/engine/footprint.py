@@ -1,4 +1,4 @@
-"""What a recipe costs in memory, computed from plans and shapes alone."""
+"""The memory that a recipe needs, computed from plans and shapes alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OTHER_BUFFERS = 8
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a recipe costs, in bytes, known before it is merged.
+    """The memory that a recipe needs and touches, in bytes, known before it is merged.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Footprint:
 def footprint(
     plans: Sequence[TensorPlan], sources: PlacedSources, threads: MergeThreads, parameter_bytes: int
 ) -> Footprint:
-    """Return what merging the plans costs.
+    """Return the memory that merging the plans needs.
 
     Parameters
     ----------

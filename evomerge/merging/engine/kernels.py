@@ -26,7 +26,7 @@ f32, i32 = np.float32, np.int32
 
 
 @dataclass(frozen=True)
-class Sources:
+class TensorArrays:
     """A tensor's sources and its target as numpy arrays on the same memory."""
 
     target: np.ndarray[Any, Any]
@@ -35,7 +35,7 @@ class Sources:
     supported: bool
 
     @classmethod
-    def of(cls, target: Tensor, base: Tensor | None, models: Sequence[Tensor]) -> Sources:
+    def of(cls, target: Tensor, base: Tensor | None, models: Sequence[Tensor]) -> TensorArrays:
         """Return the arrays that share the tensors' memory."""
         sources = [*models] if base is None else [base, *models]
         dtypes = {values.dtype for values in sources}
@@ -50,7 +50,7 @@ class Sources:
         return cls(_array(target), None if base is None else _array(base), arrays, supported=True)
 
 
-def kernel(sources: Sources, formula: Formula, out_dtype: torch.dtype) -> Callable[..., None] | None:
+def kernel(sources: TensorArrays, formula: Formula, out_dtype: torch.dtype) -> Callable[..., None] | None:
     """Return a function of scratch (not used) and ``span`` that fills that part of the target.
 
     None if the kernels cannot compute it: other dtypes, weights per row or column, more than `MAX_TERMS` sources.

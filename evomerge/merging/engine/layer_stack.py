@@ -74,7 +74,7 @@ class LayerStacks:
         key
             Equal for equal architectures.
         out_dtype, dtype
-            What weights are rounded to, and what the module holds them in.
+            The dtype that weights are rounded to, and the module's.
         """
         donor = self._checkpoints[recipe.donor]
         module = self._module(donor, config, key, dtype)

@@ -29,7 +29,7 @@ class PlacedSources:
     checkpoints
         Opened sources, by the reference that recipes use.
     base
-        The reference whose layout stands for all.
+        The reference of the source whose layout is used; all have the same.
     device
         Where merging happens.
     """

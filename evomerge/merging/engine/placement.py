@@ -8,21 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Placement = Literal["device", "pinned", "mmap"]
-Setting = Literal["auto", "device", "pinned", "mmap"]
+Placement: TypeAlias = Literal["device", "pinned", "mmap"]
+SourcePlacement: TypeAlias = Literal["auto", "device", "pinned", "mmap"]
+"""What a search file may ask for."""
+ComputeDtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+"""Dtype of the resident parameters."""
 
 PINNED_SHARE = 0.5
 """Fraction of free host memory that may be pinned; pinned pages are unavailable to other processes."""
 
 
 class MemoryNeed(Protocol):
-    """What a worker's sources and models need, in bytes; a `Footprint` says it."""
+    """The memory that a worker's sources and models need, in bytes; a `Footprint` is one."""
 
     @property
     def source_bytes(self) -> int:
@@ -74,20 +77,20 @@ class Choice:
     """
 
     placement: Placement
-    asked: Setting
+    asked: SourcePlacement
     device: str
     source_bytes: int
     peak_bytes: int
     free: FreeMemory
 
 
-def choose(asked: Setting, device: torch.device, need: MemoryNeed, free: FreeMemory) -> Choice:
+def choose(asked: SourcePlacement, device: torch.device, need: MemoryNeed, free: FreeMemory) -> Choice:
     """Return where sources are placed: as asked, or with ``auto`` in the first place that has room.
 
     Raises
     ------
     PlacementError
-        If a GPU or its host has less room than what is asked for needs.
+        If the asked place has too little free memory.
     """
     placement = asked
     if device.type == "cpu" or (asked == "pinned" and device.type != "cuda"):

@@ -66,7 +66,7 @@ class TensorMerge:
         self._models = models
         self._activation = activation
         self._cached: dict[Scratch, Block] = {}
-        self._sources: Any = None
+        self._arrays: Any = None
         self._parameters = [
             (parameter.name, method.arguments[parameter.name], parameter.per_model)
             for parameter in method.spec.parameters
@@ -91,7 +91,7 @@ class TensorMerge:
         plan
             Gives the coefficients.
         out_dtype
-            What results are rounded to.
+            The dtype that results are rounded to.
         compiled
             Whether to use the compiled kernels where they can do it.
         """
@@ -165,9 +165,9 @@ class TensorMerge:
         """Return a function that computes the formula for a span of entries; None if the kernels cannot."""
         from evomerge.merging.engine import kernels
 
-        if self._sources is None:
-            self._sources = kernels.Sources.of(self._target, self._base, self._models)
-        return kernels.kernel(self._sources, formula, out_dtype)
+        if self._arrays is None:
+            self._arrays = kernels.TensorArrays.of(self._target, self._base, self._models)
+        return kernels.kernel(self._arrays, formula, out_dtype)
 
     def _blocks(self, scratch: Scratch, span: slice) -> Iterator[tuple[Block, Tensor]]:
         step = self.context.size if self.is_whole_matrix else scratch.block

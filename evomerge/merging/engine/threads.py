@@ -16,7 +16,7 @@ from evomerge.merging.methods.blocks import Scratch
 
 
 class HasUnits(Protocol):
-    """What a unit of work belongs to: a `TensorMerge`, or a merge in core space."""
+    """The owner of a unit of work: a `TensorMerge`, or a merge in core space."""
 
     @property
     def is_whole_matrix(self) -> bool:

@@ -144,7 +144,7 @@ class Block:
 
     def base(self) -> Tensor:
         """Return the base's values as float32[E], in scratch."""
-        assert self._base is not None, "a method that asks for the base says base='required'"
+        assert self._base is not None, "the method uses a base: declare base='required'"
         return self._scratch.vector("base", self.entries).copy_(self._base)
 
     def models(self) -> tuple[Tensor, ...]:

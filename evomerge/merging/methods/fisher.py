@@ -40,7 +40,7 @@ class Information:
 
 def information(source: SourceTensor) -> Information:
     """Return the statistic of a source tensor."""
-    assert source.statistic is not None, "fisher says statistic='fisher'"
+    assert source.statistic is not None, "the spec asks for the statistic"
     return Information(source.statistic)
 
 

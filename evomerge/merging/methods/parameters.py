@@ -118,7 +118,7 @@ def declared_parameters(function: Callable[..., Any], method: str) -> dict[str, 
     Raises
     ------
     TypeError
-        If an argument after the first is not keyword-only, or is not annotated as this module says.
+        If an argument after the first is not keyword-only, or its annotation is not as described above.
     """
     _tensor, *arguments = inspect.signature(function).parameters.values()
     hints = typing.get_type_hints(function, include_extras=True)

@@ -41,7 +41,7 @@ class Shares(WholeTensorState):
 
     def _count(self, epsilon: float) -> list[float]:
         base = self._group.base
-        assert base is not None, "ramplus_tl says base='required'"
+        assert base is not None, "ramplus_tl requires a base"
         shared = own = torch.zeros(len(self._group.models), dtype=torch.int64, device=base.device)
         for start in range(0, len(base), STRETCH):
             span = slice(start, start + STRETCH)

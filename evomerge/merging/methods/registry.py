@@ -91,7 +91,7 @@ class SourceTensor:
 
     def delta(self) -> Tensor:
         """Return the task vector, float32, flat."""
-        assert self.base is not None, "a method that asks for the base says base='required'"
+        assert self.base is not None, "the method uses a base: declare base='required'"
         return self.values.float() - self.base.float()
 
 
@@ -113,7 +113,7 @@ class SourceGroup:
 
     def deltas(self) -> tuple[Tensor, ...]:
         """Return each model minus the base, float32, flat."""
-        assert self.base is not None, "a method that asks for the base says base='required'"
+        assert self.base is not None, "the method uses a base: declare base='required'"
         base = self.base.float()
         return tuple(values.float() - base for values in self.models)
 

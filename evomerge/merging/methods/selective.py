@@ -48,7 +48,7 @@ class Salient:
 
 def salient(group: SourceGroup) -> Salient:
     """Find the entries whose scores are far above the others'."""
-    assert group.base is not None, "arcee_fusion says base='required'"
+    assert group.base is not None, "arcee_fusion requires a base"
     base, model = (values.float().view(-1, group.info.row) for values in (group.base, group.models[0]))
     score = (_divergence(model, base) * (model - base).abs_()).flatten()
     ordered = score.sort().values

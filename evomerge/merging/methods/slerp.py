@@ -52,7 +52,7 @@ class Angle(WholeTensorState):
 
 def angle(source: SourceTensor) -> Angle:
     """Measure the angle between a source tensor and the base's."""
-    assert source.base is not None, "slerp says base='required'"
+    assert source.base is not None, "slerp requires a base"
     pairs = list(zip(source.base.split(STRETCH), source.values.split(STRETCH), strict=True))
     norms = [torch.stack([_norm(x), _norm(y)]) for x, y in pairs]
     base_norm, norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
@@ -79,7 +79,7 @@ def _angle_of_model(model: SourceModel) -> Angle:
     """Measure the angle between all tensors of a model and of the base, each as one vector."""
     products = torch.zeros(3, dtype=torch.float64)  # ⟨x, y⟩, ⟨x, x⟩, ⟨y, y⟩
     for values, base in model.pairs():
-        assert base is not None, "slerp says base='required'"
+        assert base is not None, "slerp requires a base"
         for x, y in zip(base.split(STRETCH), values.split(STRETCH), strict=True):
             pair = torch.stack([x.double(), y.double()])
             products += (pair @ pair.T).flatten()[[1, 0, 3]].cpu()

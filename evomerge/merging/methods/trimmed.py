@@ -199,7 +199,7 @@ def _counts_from_the_top(model: SourceModel) -> Tensor:
     """Count the entries of all the model's task vectors in the bins of largest magnitude, int64[BINS], cumulated."""
     counts = torch.zeros(BINS, dtype=torch.int64)
     for values, base in model.pairs():
-        assert base is not None, "ties says base='required'"
+        assert base is not None, "ties requires a base"
         for part, base_part in zip(values.split(STRETCH), base.split(STRETCH), strict=True):
             counts += torch.bincount(_bins(part.float() - base_part.float()), minlength=BINS).cpu()
     return counts.flip(0).cumsum(0)

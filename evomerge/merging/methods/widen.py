@@ -6,7 +6,7 @@ softmax of the ranks over the models; columns with a rank above `ratio` times th
 θ = θ_0 + Σ w_t ⊙ τ_t, with w_t the mean of a column's two scores. Vectors are ranked entry by entry, by |τ_t|.
 
 Embeddings are taken transposed, a vector per token; deviation: so is the output projection, and stacks of matrices
-count as one matrix with their columns joined. What a fine-tune has not moved ranks in the order of the columns.
+count as one matrix with their columns joined. Columns that a fine-tune has not changed are ranked in their order.
 
 The ranks are prepared; other parameters cost a softmax over the columns.
 """
@@ -31,7 +31,7 @@ class Importance(WholeTensorState):
     """Ranks of each model's columns by what fine-tuning changed: two kinds for matrices, one for vectors."""
 
     def __init__(self, group: SourceGroup) -> None:
-        assert group.base is not None, "widen says base='required'"
+        assert group.base is not None, "widen requires a base"
         if len(group.info.shape) == 1:
             self.ranks = [torch.stack([_rank(delta.abs_()) for delta in group.deltas()])]
         else:

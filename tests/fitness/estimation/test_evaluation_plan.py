@@ -167,3 +167,17 @@ def test_a_item_banks_of_other_items_is_refused(item_banks):
         estimator_inputs("c", ["c/validation/0"], [], item_banks, "p_irt")
     with pytest.raises(TaskError, match="fit the items of this task"):
         estimator_inputs("a", ["a/validation/99"], [], item_banks, "p_irt")
+
+
+def test_the_mean_of_fresh_items_takes_scores_of_any_size():
+    """Losses lie outside of [0, 1]; their mean needs no more than they do."""
+    items = ITEMS["a"]
+    losing = [Evaluation("ok", items=tuple(items), scores=np.full(len(items), -2.5, np.float32))]
+    inputs = {"a": estimator_inputs("a", items, losing, None, "mean")}
+    asking = EstimatedPlan(items, inputs, Objectives({"a": 1.0}), "mean", 4, seed=0)
+    first, second = asking.items(0), asking.items(1)
+    assert len(first) == 4 and first != second
+    found = asking.judge(Evaluation("ok", items=first, scores=np.array([-1, -2, -3, -6], np.float32)))
+    assert found.objectives == (-3.0,)
+    with pytest.raises(TaskError, match=r"rescale them to \[0, 1\] first; or set fitness.subset.estimator: mean"):
+        estimator_inputs("a", items, losing, None, "inherited")

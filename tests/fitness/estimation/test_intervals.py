@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fitness.estimation.intervals import interval, paired_test, weighted_interval, weighted_paired_test
+from fitness.estimation.intervals import holm, interval, paired_test, weighted_interval, weighted_paired_test
 
 
 def test_wilson_interval_for_right_and_wrong() -> None:
@@ -80,3 +80,15 @@ def test_several_tasks_count_with_their_weights() -> None:
     # one task for a and as much of the other for b: undecided, unless one weighs more
     assert weighted_paired_test([(right, wrong, 1.0), (wrong, right, 1.0)]) > 0.9
     assert weighted_paired_test([(right, wrong, 9.0), (wrong, right, 1.0)]) < 0.001
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_holm_keeps_the_family_wise_error() -> None:
+    rng = np.random.default_rng(0)
+    wrong = sum(min(holm(rng.uniform(size=8).tolist())) < 0.05 for _ in range(2000))
+    assert wrong / 2000 < 0.065

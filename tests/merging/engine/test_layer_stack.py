@@ -146,7 +146,7 @@ def test_sources_stay_as_they_are_and_candidates_do_not_mix(llama):
 
 @pytest.mark.parametrize("out_dtype", ["float32", "bfloat16"])
 def test_a_merge_and_other_models_along_a_path(families, out_dtype):
-    """What is merged first and then put in an order: searched from references, materialised tensor by tensor."""
+    """A merge whose layers are then reordered: searched from references, materialised tensor by tensor."""
     family = families("llama")
     models = {f"m{index}": reference for index, reference in enumerate(family.references)}
     merge = task_arithmetic_recipe(models, 4, 0.4, out_dtype=out_dtype).canonical()

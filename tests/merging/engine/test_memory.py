@@ -1,4 +1,4 @@
-"""What a worker holds, libraries aside: measured in a process of its own, against what the footprint says."""
+"""A worker's memory without the libraries: measured in its own process, compared with the footprint."""
 
 from __future__ import annotations
 

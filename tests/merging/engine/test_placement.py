@@ -1,4 +1,4 @@
-"""Where sources lie: what is chosen from the memory that is free, and what the engine does then. No GPU is needed."""
+"""Where sources are placed: the choice by free memory, and what the engine does then. No GPU is needed."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_published_selection(merge: Merge, tau: list[Tensor], published: Any, ne
 
 
 def test_small_task_vectors_weigh_the_same(merge: Merge, tensors: Any) -> None:
-    """mergekit's rule: below 1e-6 in total, mean squares are no ground to tell models apart."""
+    """mergekit's rule: below 1e-6 in total, mean squares do not tell models apart."""
     a, b = (1e-4 * values.abs() for values in tensors(2))
     found = merge("sce", torch.zeros(211), [a, 3 * b])
     torch.testing.assert_close(found, (a + 3 * b) / 2, rtol=1e-4, atol=1e-9)

@@ -162,9 +162,9 @@ def test_recipe_carries_what_was_asked(layout, models):
         (np.zeros(3), r"genotype: its shape is \(3,\); pass an array of shape \(18,\)"),
         (
             np.full(18, np.nan),
-            r"genotype\[0\]: nan lies outside of ops.weight\[embeddings\]'s range; pass a number",
+            r"genotype\[0\]: nan is outside ops.weight\[embeddings\]'s range; pass a number",
         ),
-        (np.full(18, 1.6), r"genotype\[0\]: 1.6 lies outside of .* pass a number from -0.5 to 1.5"),
+        (np.full(18, 1.6), r"genotype\[0\]: 1.6 is outside .* pass a number from -0.5 to 1.5"),
     ],
 )
 def test_points_outside_of_the_box(layout, models, point, message):
@@ -446,7 +446,7 @@ def test_ranges_add_parameters(layout, models):
 @pytest.mark.parametrize(
     ("ranges", "fixed", "message"),
     [
-        ({"weight": {"low": 0, "high": 1}}, {}, r"ranges.weight: it has a place of its own; write weight: \{low"),
+        ({"weight": {"low": 0, "high": 1}}, {}, r"ranges.weight: it has its own key; write weight: \{low"),
         ({"gama": {"low": 0, "high": 1}}, {}, r"ranges.gama: breadcrumbs has no parameter 'gama'"),
         ({"rescale": {"low": 0, "high": 1}}, {}, r"ranges.rescale: it cannot be searched; use .*gamma"),
         ({"gamma": {"low": 0, "high": 1}}, {"gamma": 0.5}, "gamma is both searched and fixed; remove one"),

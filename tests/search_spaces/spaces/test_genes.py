@@ -58,12 +58,12 @@ def test_impossible_ranges(low, high, start, message):
         (lambda: Real("g", 0.0, 1.0, 0.5, prior=(0.5, 0.0)), "standard deviation is 0.0; write one above 0"),
         (lambda: Integer("g", 3, 3, 3), "gene g: 3 to 3 is not a range; write low < high"),
         (lambda: Integer("g", 0, 3, 4), r"gene g: start 4 is not in \[0, 3\]; write one inside"),
-        (lambda: Choice("g", ("a",), "a"), r"gene g: \['a'\] is no choice; write two or more, each once"),
-        (lambda: Choice("g", ("a", "a"), "a"), "is no choice; write two or more, each once"),
-        (lambda: Choice("g", METHODS, "tie"), "gene g: start 'tie' is no option; did you mean 'ties'"),
+        (lambda: Choice("g", ("a",), "a"), r"gene g: \['a'\] is not a choice; write two or more options, each once"),
+        (lambda: Choice("g", ("a", "a"), "a"), "is not a choice; write two or more options, each once"),
+        (lambda: Choice("g", METHODS, "tie"), "gene g: start 'tie' is not an option; did you mean 'ties'"),
         (lambda: Choice("g", METHODS, "ties", (0.5, 0.5)), "does not fit; write 3 probabilities that sum to one"),
         (lambda: Choice("g", METHODS, "ties", (0.9, 0.9, -0.8)), "write 3 probabilities that sum to one"),
-        (lambda: Choice("g", METHODS, "ties").coordinate("slrp"), "'slrp' is no option; did you mean 'slerp'"),
+        (lambda: Choice("g", METHODS, "ties").coordinate("slrp"), "'slrp' is not an option; did you mean 'slerp'"),
     ],
 )
 def test_impossible_genes(make, message):

@@ -170,7 +170,7 @@ def test_angles_need_weights(context, models, layout):
     ("config", "message"),
     [
         ({"weights": "simplex", "crossover": "slerp"}, "write crossover: linear"),
-        ({"chunks": 0}, "write 1 to 4096"),
+        ({"chunks": 0}, "chunks: 0 is outside 1 to 4096"),
         ({"chromosomes": ("mlp", "mlp")}, "name each once"),
         ({"weights": "simplex", "weight": {"low": -1, "high": 1}}, "write low: 0"),
         ({"weight": {"low": 1, "high": 1}}, "write low < high"),

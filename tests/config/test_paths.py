@@ -1,0 +1,25 @@
+from evomerge.config.paths import resolve_paths
+
+
+def resolved(folder, **values):
+    resolve_paths(values, folder)
+    return values
+
+
+def test_paths_of_a_space_are_relative_to_the_file_in_a_stage_too(tmp_path):
+    start = str(tmp_path / "start.yaml")
+    assert resolved(tmp_path, space={"start": "start.yaml"})["space"]["start"] == start
+    stages = {"kind": "two_stage", "parameters": {"start": "start.yaml"}}
+    assert resolved(tmp_path, space=stages)["space"]["parameters"]["start"] == start
+    assert resolved(tmp_path, space={"start": "uniform"})["space"]["start"] == "uniform"
+
+
+def test_a_start_of_another_packages_space_is_not_a_path(tmp_path):
+    assert resolved(tmp_path, space={"kind": "theirs", "start": "middle"})["space"]["start"] == "middle"
+
+
+def test_a_former_run_an_item_bank_and_task_folders(tmp_path):
+    strategy = resolved(tmp_path, strategy={"kind": "random", "warm_start": {"run": "runs/one"}})["strategy"]
+    assert strategy["warm_start"]["run"] == str(tmp_path / "runs" / "one")
+    fitness = resolved(tmp_path, fitness={"include_path": "tasks", "subset": {"item_bank": "bank.npz"}})["fitness"]
+    assert fitness == {"include_path": [str(tmp_path / "tasks")], "subset": {"item_bank": str(tmp_path / "bank.npz")}}

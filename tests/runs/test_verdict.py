@@ -1,0 +1,48 @@
+"""The sentence at the end of a search, and the recipe that it recommends."""
+
+from __future__ import annotations
+
+import pytest
+
+from evomerge.runs.verdict import Verdict, verdict
+
+
+def verdict_of(alternatives: dict[str, tuple[float, float]]) -> Verdict:
+    """Return the verdict on alternatives given by difference and p-value."""
+    return verdict("found", list(alternatives), lambda name: alternatives[name][0], lambda name: alternatives[name][1])
+
+
+def test_better_than_all() -> None:
+    found = verdict_of({"base": (0.5, 1e-20), "start": (0.2, 0.001)})
+    assert (found.outcome, found.recommended) == ("better", "found")
+    assert found.sentence == (
+        "The found recipe is better than every alternative on the held-out items: +0.200, p = 0.001 against start, the "
+        "best of 2."
+    )
+    assert [one.p_value for one in found.comparisons] == pytest.approx([2e-20, 0.001])
+
+
+def test_worse_than_one_names_it_and_recommends_it() -> None:
+    found = verdict_of({"math": (-0.4, 1e-9), "base": (0.1, 0.01), "ja": (-0.1, 0.001)})
+    assert (found.outcome, found.recommended) == ("worse", "math")
+    assert found.sentence == (
+        "The found recipe is worse than math on the held-out items (-0.400, p < 1e-4): take math, which best.yaml is."
+    )
+
+
+@pytest.mark.parametrize(("difference", "taken"), [(0.01, "found"), (-0.01, "start")])
+def test_what_cannot_be_told_apart(difference: float, taken: str) -> None:
+    found = verdict_of({"base": (0.5, 1e-20), "start": (difference, 0.6)})
+    assert (found.outcome, found.recommended) == ("indistinguishable", taken)
+    assert "cannot be told from start" in found.sentence
+
+
+def test_the_number_of_comparisons_counts() -> None:
+    """Five comparisons at p = 0.03 are no evidence that all of them are won."""
+    found = verdict_of({f"model {n}": (0.1, 0.03) for n in range(5)})
+    assert found.outcome == "indistinguishable"
+
+
+def test_nothing_keeps_the_minimums() -> None:
+    found = verdict_of({})
+    assert (found.outcome, found.recommended) == ("better", "found")
