@@ -140,15 +140,14 @@ class Registry(Generic[T]):
 
     def unknown(self, name: object) -> str:
         """Return the message about a name that is not registered: the nearest one, and all of them."""
-        return f"there is no {self.noun} {name!r}; {nearest(name, self)}"
+        near = nearest(name, self)
+        hint = "" if near is None else f"did you mean '{near}'? "
+        return f"there is no {self.noun} {name!r}; {hint}valid: {', '.join(sorted(self))}"
 
 
-def nearest(name: object, valid: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest valid name, if any is near, and all of them."""
-    choices = sorted(valid)
-    close = get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}valid: {', '.join(choices)}"
+def nearest(name: object, valid: Iterable[str]) -> str | None:
+    """Return the valid name that is most like an unknown one; None if none is like it."""
+    return next(iter(get_close_matches(str(name), sorted(valid), n=1, cutoff=0.5)), None)
 
 
 def kind_of(config_class: type[BaseModel]) -> str:

@@ -17,8 +17,8 @@ from evomerge.files.hashing import sha256
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.open_sources import open_sources
+from evomerge.merging.sources.similarity import squared_norms
 from evomerge.merging.sources.source import Source, fingerprint
-from evomerge.merging.sources.task_vectors import squared_norms
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
 from evomerge.search.recorded_scoring import RecordedScorer
@@ -37,7 +37,7 @@ from fitness.estimation.evaluation_plan import (
 from fitness.estimation.item_banks import ItemBanks
 from fitness.items import positions_by_task, task_of
 from fitness.tasks.suite import TaskSuite
-from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
+from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.methods import METHODS, method_spec
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.derivatives import ChainRule
@@ -45,7 +45,6 @@ from search_spaces.spaces.registry import build_space
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
 OPTIONAL_PACKAGES = ("cmaes", "nevergrad")
-TASK_ARITHMETIC_SCALE = 0.3
 
 
 class Problem:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import Any
+
+from search_spaces.registry import nearest
 
 
 class RecipeError(ValueError):
@@ -14,10 +15,8 @@ class RecipeError(ValueError):
 def did_you_mean(name: object, valid: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: the nearest valid one, or all if none is near."""
     choices = sorted(valid)
-    nearest = get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    if nearest:
-        return f"did you mean '{nearest[0]}'?"
-    return "use one of " + ", ".join(choices)
+    near = nearest(name, choices)
+    return f"use one of {', '.join(choices)}" if near is None else f"did you mean '{near}'?"
 
 
 # --- checks of plain data, as YAML gives it; `place` is the path in the document ---

@@ -23,7 +23,7 @@ from search_spaces.recipes.methods import method_spec
 from search_spaces.recipes.resolve import TensorPlan, resolve
 from search_spaces.spaces.space import Genotype, SearchSpace
 
-DIFFERENTIABLE = ("weight", "lambda", "t", "scale", "aim")
+DIFFERENTIABLE = ("weight", "lambda", "t", "scale", "activation_informed")
 """Parameters of merge methods that merged weights are differentiable in."""
 STEP = 1e-3
 """Half the distance between the two points of a difference, as a fraction of a gene's range."""

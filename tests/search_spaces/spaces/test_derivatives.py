@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.resolve import resolve
 from search_spaces.spaces.coefficients import CoefficientSpace
-from search_spaces.spaces.derivatives import ChainRule, Coefficient, coefficients_of, values
+from search_spaces.spaces.derivatives import DIFFERENTIABLE, ChainRule, Coefficient, coefficients_of, values
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from tests.conftest import make_layout
 
@@ -96,3 +97,17 @@ def test_kept_differences_are_measured_again_when_they_no_longer_hold() -> None:
 def test_methods_without_derivatives_have_no_coefficients() -> None:
     space = space_of(method="tsv_m")
     assert not [key for plan in resolve(space.decode(space.start), make_layout(3)) for key in coefficients_of(plan)]
+
+
+def test_what_is_differentiable_are_parameters_of_methods() -> None:
+    """A parameter that is renamed would else be held without a word."""
+    assert set(DIFFERENTIABLE) <= {parameter.name for spec in METHODS.values() for parameter in spec.parameters}
+
+
+def test_the_gene_of_activation_informed_merging_moves() -> None:
+    space = space_of(
+        method="task_arithmetic", calibration_text="text.txt", ranges={"activation_informed": {"low": 0.0, "high": 1.0}}
+    )
+    moves = ChainRule(space, make_layout(3)).searchable()
+    assert all(moves[index] for index, gene in enumerate(space.genes) if "activation_informed" in gene.name)
+    assert any("activation_informed" in gene.name for gene in space.genes)
