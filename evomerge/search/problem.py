@@ -17,8 +17,8 @@ from evomerge.files.hashing import sha256
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.sources import preflight
 from evomerge.merging.sources.open_sources import open_sources
+from evomerge.merging.sources.similarity import squared_norms
 from evomerge.merging.sources.source import Source, fingerprint
-from evomerge.merging.sources.task_vectors import squared_norms
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
 from evomerge.search.recorded_scoring import RecordedScorer

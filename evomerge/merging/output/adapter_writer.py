@@ -21,7 +21,7 @@ from evomerge.files.atomic import atomic_folder, check_place
 from evomerge.files.references import local_or_hub
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.card import public_names
-from evomerge.merging.output.writer import MARGIN, OutputError
+from evomerge.merging.output.writer import MARGIN, OutputError, finite
 from evomerge.merging.sources.adapters import CONFIG, WEIGHTS, AdapterSource, Factors
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.licences import licence
@@ -69,7 +69,7 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
     FileError
         If the folder exists and is not empty, or the disk is too small or fails while writing.
     OutputError
-        If the recipe's merge is not a low-rank one, or it moves layers.
+        If the recipe's merge is not a low-rank one, it moves layers, or a merged weight is infinite or NaN.
     CheckpointError
         If no source is an adapter.
     """
@@ -84,6 +84,7 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
     tensors = {key: values for name, factors in kept.items() for key, values in _pair(origin, name, factors).items()}
     whole = _replaced(engine, recipe)
     tensors |= {f"base_model.model.{name}": values for name, values in whole.items()}
+    tensors = dict(finite(tensors.items()))
     config = _config(origin, kept, sorted({name.rpartition(".")[0] for name in whole}))
     _write(out, tensors, config, recipe, origin)
     return WrittenAdapter(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
 
 from evomerge.files.atomic import atomic_folder
 from evomerge.merging.engine.engine import MergeEngine
@@ -14,10 +16,12 @@ from evomerge.merging.output.shards import stored_tensors, write_shards
 from evomerge.merging.sources.architecture import quiet, tied_names
 from evomerge.merging.sources.chat_templates import chat_template
 from evomerge.merging.sources.source import Source
+from evomerge.merging.sources.statements import usable_generation_config
 from search_spaces.recipes.documents import Document, dump
 from search_spaces.recipes.fields import VOCABULARIES
 from search_spaces.recipes.recipe import Recipe
 
+STRETCH = 1 << 24  # entries looked at together
 MARGIN = 16 << 20  # bytes for all but the weights: tokenizer, configuration, file system
 
 
@@ -62,6 +66,8 @@ def write_checkpoint(
     ------
     FileError
         If the folder exists and is not empty, or the disk is too small or fails while writing.
+    OutputError
+        If a merged weight is infinite or NaN.
     """
     out = out.expanduser().absolute()
     documents = documents or (Document(None, recipe),)
@@ -92,8 +98,7 @@ def _write(
     documents: Sequence[Document],
 ) -> None:
     _write_model(engine, recipe, folder)
-    for path in donor.tokenizer.files:
-        shutil.copyfile(path, folder / path.name)
+    donor.tokenizer.copy_to(folder)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     (folder / "recipe.yaml").write_text(dump(documents), encoding="utf-8")
@@ -104,12 +109,52 @@ def _write_model(engine: MergeEngine, recipe: Recipe, folder: Path) -> None:
     """Write configurations and weights tensor by tensor; at once where transformers stores other tensors."""
     outline = engine.outline(recipe)
     tensors = stored_tensors(outline, tied_names(outline))
+    if tensors is None:
+        module = engine.materialize(recipe)
+        for _ in finite(module.named_parameters()):
+            pass
+    else:
+        module = outline
+    _drop_unsaveable(module, recipe)
     with quiet():
         if tensors is None:
-            engine.materialize(recipe).save_pretrained(folder)
+            module.save_pretrained(folder)
             return
-        outline.save_pretrained(folder, state_dict={})  # everything but the weights
-    write_shards(folder, tensors, partial(engine.stream, recipe))
+        module.save_pretrained(folder, state_dict={})  # everything but the weights
+    buffers = frozenset(name for name, _ in outline.named_buffers())
+    write_shards(folder, tensors, lambda names: finite(engine.stream(recipe, names), buffers))
+
+
+def finite(
+    tensors: Iterable[tuple[str, Tensor]], buffers: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield merged tensors on; buffers may hold infinity, weights may not.
+
+    Raises
+    ------
+    OutputError
+        If a weight is NaN or infinite: a dtype with a small range cannot hold it, or the recipe's weights are extreme.
+    """
+    for name, values in tensors:
+        if name not in buffers:
+            bad = sum(int((~torch.isfinite(part)).sum()) for part in values.detach().reshape(-1).split(STRETCH))
+            if bad:
+                kind = str(values.dtype).removeprefix("torch.")
+                raise OutputError(
+                    f"{name}: {bad} merged weights are infinite or NaN in {kind}, so nothing is written; set "
+                    "out_dtype to bfloat16 or float32, which hold larger numbers, or use smaller weights"
+                )
+        yield name, values
+
+
+def _drop_unsaveable(module: PreTrainedModel, recipe: Recipe) -> None:
+    """Remove settings that the merge does not take over (see `evomerge.merging.sources.statements`)."""
+    module.config.__dict__.pop("auto_map", None)
+    settings = module.generation_config
+    if settings is not None:
+        usable, dropped = usable_generation_config(recipe.donor, settings.to_diff_dict())
+        if dropped:
+            module.generation_config = GenerationConfig.from_dict(usable)
 
 
 def _tokenizer_donor(engine: MergeEngine, recipe: Recipe, tokenizer_from: str | None) -> Source:

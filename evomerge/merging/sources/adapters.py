@@ -46,6 +46,7 @@ UNSUPPORTED = (
 # Initialisations that change the base's weights: the stored delta starts from weights that are not published.
 SHIFTED = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
+_MERGED = "merge the adapter into its model with peft's merge_and_unload() and name that folder"
 _PARTS = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 _PLAIN = re.compile(r"(.+?)(?:\.modules_to_save|\.base_layer)?\.(weight|bias)")
 
@@ -155,6 +156,11 @@ class AdapterSource:
         own = TokenizerFolder(self.reference, self.path, self.outline.trust_remote_code)
         return own if own.files else self.base.tokenizer
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The base's."""
+        return self.base.left_out
+
     def generation_config(self) -> dict[str, Any] | None:
         """Return the base's."""
         return self.base.generation_config()
@@ -224,10 +230,13 @@ class AdapterSource:
         saved: dict[str, str] = {}
         for key in list(self._file.keys()):
             bare = key.removeprefix("base_model.model.")
+            if ".original_module." in bare:
+                continue  # peft stores the base's own tensor beside a trained copy
             if part := _PARTS.fullmatch(bare):
                 halves.setdefault(part[1], {})[part[3]] = key
             elif plain := _PLAIN.fullmatch(bare):
-                saved[self._name(f"{plain[1]}.{plain[2]}", key)] = key
+                if not self._is_tied_copy(f"{plain[1]}.{plain[2]}", key):
+                    saved[self._name(f"{plain[1]}.{plain[2]}", key)] = key
             else:
                 raise CheckpointError(
                     f"{self.reference}: {key} is not a tensor of a LoRA; merge the adapter into its model with peft's "
@@ -237,14 +246,35 @@ class AdapterSource:
         return pairs, {name: key for name, key in saved.items() if not self._is_copy(name, key, name in pairs)}
 
     def _name(self, name: str, shown: str) -> str:
-        prefix = self.outline.module.base_model_prefix
-        for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
+        spellings = self._spellings(name)
+        for candidate in spellings:
             if candidate in self._base_names:
                 return candidate
+        for candidate in spellings:
+            if candidate in self.outline.tied_names:
+                raise CheckpointError(
+                    f"{self.reference}: it changes {candidate}, which {self.base.reference} ties to "
+                    f"{self.outline.tied_names[candidate]}, and a merge cannot change one of two tied tensors; "
+                    f"{_MERGED}"
+                )
         raise CheckpointError(
-            f"{self.reference}: it adapts {shown}, which {self.base.reference} does not have (or ties to another "
-            "tensor); name the base that the adapter was trained on"
+            f"{self.reference}: it adapts {shown}, and {self.base.reference} has no such tensor; name the base that "
+            "the adapter was trained on"
         )
+
+    def _spellings(self, name: str) -> tuple[str, ...]:
+        prefix = self.outline.module.base_model_prefix
+        return name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"
+
+    def _is_tied_copy(self, name: str, key: str) -> bool:
+        """Whether a whole tensor is a tied one that equals the base's (peft also saves an untouched head)."""
+        tied = next(
+            (self.outline.tied_names[own] for own in self._spellings(name) if own in self.outline.tied_names), None
+        )
+        if tied is None:
+            return False
+        values, own = self.base.tensor(tied), self._file.get_tensor(key)
+        return own.shape == values.shape and torch.equal(own.to(values.dtype), values)
 
     @cached_property
     def _base_names(self) -> frozenset[str]:
@@ -281,11 +311,7 @@ class AdapterSource:
         values = self.base.tensor(name)
         own = self._file.get_tensor(key)
         if own.shape != values.shape:
-            raise CheckpointError(
-                f"{self.reference}: {name} has shape {list(own.shape)} here and {list(values.shape)} in "
-                f"{self.base.reference}; merge the adapter into its model with peft's merge_and_unload() and set a "
-                "vocabulary policy"
-            )
+            raise CheckpointError(self._why_other_shape(name, list(own.shape), list(values.shape)))
         same = torch.equal(own.to(values.dtype), values)
         if adapted and not same:
             raise CheckpointError(
@@ -294,13 +320,22 @@ class AdapterSource:
             )
         return same
 
+    def _why_other_shape(self, name: str, own: list[int], base: list[int]) -> str:
+        line = f"{self.reference}: {name} has shape {own} here and {base} in {self.base.reference}"
+        if name in self.outline.rows_by_token and own[1:] == base[1:]:
+            return (
+                f"{line}: the adapter was trained with a vocabulary of {own[0]} rows; load the base, call "
+                f"model.resize_token_embeddings({own[0]}), put the adapter on it, save the result of "
+                "merge_and_unload() with the adapter's tokenizer, name that folder, and set vocabulary: first or union"
+            )
+        return f"{line}; name the base that the adapter was trained on"
+
     def _check_fit(self) -> None:
         """Refuse factors whose product does not have the base's shape, and a change to one of two tied tensors."""
         for name in set(self.outline.tied_names.values()) & {*self._pairs, *self._saved}:
             raise CheckpointError(
                 f"{self.reference}: it changes {name}, to which the head of {self.base.reference} is tied, and a merge "
-                "cannot tell whether the head was meant too; merge the adapter into its model with peft's "
-                "merge_and_unload() and name that folder"
+                f"cannot tell whether the head was meant too; {_MERGED}"
             )
         for name, pair in self._pairs.items():
             (rank, inner), (outer, other) = (self._file.get_slice(key).get_shape() for key in (pair.a, pair.b))
@@ -324,8 +359,22 @@ class _Pair:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether the folder holds a PEFT adapter and not a whole model."""
-    return (path / CONFIG).is_file() and not (path / "config.json").is_file()
+    """Whether the folder holds a PEFT adapter and no whole model; trainers leave the base's config.json beside it.
+
+    Raises
+    ------
+    CheckpointError
+        If it holds the weights of both, so that nobody can tell which is meant.
+    """
+    if not (path / CONFIG).is_file():
+        return False
+    others = sorted(file.name for file in path.glob("*.safetensors") if file.name != WEIGHTS)
+    if others and (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path}: the folder holds a whole model ({others[0]}) and an adapter ({CONFIG}); move one of them to a "
+            "folder of its own, and write MODEL+ADAPTER to merge both"
+        )
+    return True
 
 
 def read_config(reference: str, path: Path) -> dict[str, Any]:

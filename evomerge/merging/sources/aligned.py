@@ -113,6 +113,11 @@ class AlignedSource:
         """The common vocabulary's."""
         return TokenizerFolder(self.reference, self._vocabulary.folder)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The source's."""
+        return self.inner.left_out
+
     def generation_config(self) -> dict[str, Any] | None:
         """Return the source's, with the special tokens of the vocabulary's owner."""
         own = self.inner.generation_config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +15,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
+from evomerge.merging.sources.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from evomerge.merging.sources.architecture import ArchitectureError, Outline, quiet
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import LimitError, check_counts, check_header, read_json
+from evomerge.merging.sources.statements import (
+    left_out,
+    quantised_by_files,
+    refuse_other_models,
+    refuse_quantised,
+    usable_generation_config,
+)
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
 from search_spaces.recipes.layout import ModelLayout
 
 INDEX = "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors writes the types of weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_ROTARY = r"rotary_emb\.inv_freq$"  # a buffer that old releases of transformers stored and new ones compute
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 
 
@@ -44,6 +56,7 @@ class Checkpoint:
         self.outline = self._read_outline(trust_remote_code)
         self._files = self._open_files()
         self._keys = self._match_names()
+        self._check_types()
         self._check_shapes()
         self._check_tied()
 
@@ -125,25 +138,33 @@ class Checkpoint:
         return TokenizerFolder(self.reference, self.path, self.outline.trust_remote_code)
 
     def generation_config(self) -> dict[str, Any] | None:
-        """Return the contents of generation_config.json; None when there is none."""
+        """Return generation_config.json without settings that have no effect; None when there is none."""
+        return None if self._generation is None else dict(self._generation[0])
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A sentence for each statement of the folder that a merge does not take over."""
+        return left_out(self.path, () if self._generation is None else self._generation[1])
+
+    @cached_property
+    def _generation(self) -> tuple[dict[str, Any], tuple[str, ...]] | None:
+        """The contents of generation_config.json, and the settings that were removed from it."""
         path = self.path / "generation_config.json"
         if not path.is_file():
             return None
         try:
-            values: dict[str, Any] = read_json(path)
+            values = read_json(path)
         except ValueError as error:
             raise CheckpointError(
                 f"{self.reference}: generation_config.json is damaged ({reason(error)}); remove it"
             ) from error
-        return values
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{self.reference}: generation_config.json does not hold a mapping; remove it")
+        return usable_generation_config(self.reference, values)
 
     def _read_outline(self, trust_remote_code: bool) -> Outline:
         config = self._read_config(trust_remote_code)
-        if not getattr(config, "num_hidden_layers", None):
-            raise CheckpointError(
-                f"{self.reference}: {config.model_type} has no num_hidden_layers; "
-                "name a decoder-only text model instead"
-            )
+        refuse_other_models(self.reference, config)
         try:
             return Outline(config, trust_remote_code=trust_remote_code)
         except ArchitectureError as error:
@@ -153,9 +174,14 @@ class Checkpoint:
         if not (self.path / "config.json").is_file():
             raise CheckpointError(f"{self.reference}: the folder has no config.json; name a transformers checkpoint")
         try:
-            check_counts(read_json(self.path / "config.json"))
+            values = read_json(self.path / "config.json")
+            check_counts(values)
+            if isinstance(values, dict):
+                refuse_quantised(self.reference, values)
             with quiet():
                 return AutoConfig.from_pretrained(self.path, trust_remote_code=trust_remote_code)
+        except CheckpointError:
+            raise
         except Exception as error:  # ValueError, KeyError, OSError, validation errors of the config classes
             raise CheckpointError(
                 f"{self.reference}: config.json cannot be read ({reason(error)}); "
@@ -177,12 +203,20 @@ class Checkpoint:
                     "download or save it again"
                 ) from error
             for key in keys:
+                if key in files:
+                    raise CheckpointError(
+                        f"{self.reference}: {key} is in {self._paths[key].name} and in {path.name}; "
+                        "remove the file that is not the model's"
+                    )
                 files[key] = file
                 self._paths[key] = path
         return files
 
     def _shards(self) -> list[Path]:
-        index = self.path / INDEX
+        """Return the files that transformers would load: the single file before the index."""
+        single, index = self.path / "model.safetensors", self.path / INDEX
+        if single.is_file():
+            return [single]
         if index.is_file():
             try:
                 named = sorted(set(read_json(index)["weight_map"].values()))
@@ -198,8 +232,7 @@ class Checkpoint:
                     "download the rest of the model"
                 )
             return paths
-        single = self.path / "model.safetensors"
-        paths = [single] if single.is_file() else sorted(self.path.glob("*.safetensors"))
+        paths = sorted(path for path in self.path.glob("*.safetensors") if path.name != ADAPTER_WEIGHTS)
         if paths:
             return paths
         if any(next(self.path.glob(pattern), None) for pattern in PICKLES):
@@ -223,6 +256,10 @@ class Checkpoint:
         for key in self._files:
             for name in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}"):
                 if name in wanted:
+                    if name in keys:
+                        raise CheckpointError(
+                            f"{self.reference}: the files hold {name} twice, as {keys[name]} and as {key}; remove one"
+                        )
                     keys[name] = key
                     break
         renamed = _renamer(self.outline.module)
@@ -234,20 +271,70 @@ class Checkpoint:
             if canonical not in keys and other in keys:
                 keys[canonical] = keys[other]
         missing = [name for name in self.names if name not in keys]
+        unused = self._unused(set(keys.values()))
         if missing:
-            self._loaded = self._load(missing[0])
+            self._loaded = self._load(missing[0], unused)
+        elif unused:
+            raise CheckpointError(f"{self.reference}: {self._why_unused(unused)}")
         return keys
 
-    def _load(self, missing: str) -> Mapping[str, Tensor]:
-        with quiet():
-            module, info = AutoModelForCausalLM.from_pretrained(
-                self.path, dtype="auto", output_loading_info=True, trust_remote_code=self.outline.trust_remote_code
-            )
-        if info["missing_keys"] or info["mismatched_keys"]:
+    def _unused(self, used: set[str]) -> list[str]:
+        """Return the keys that the model has no place for, without those that its architecture ignores."""
+        patterns = [_ROTARY, *(self.outline.module._keys_to_ignore_on_load_unexpected or ())]
+        buffers = {name for name, _ in self.outline.module.named_buffers()}  # also those that are not stored
+        unused = (key for key in self._files if key not in used and not any(re.search(p, key) for p in patterns))
+        prefix = self.outline.module.base_model_prefix
+        return sorted(key for key in unused if not {key, f"{prefix}.{key}", key.removeprefix(f"{prefix}.")} & buffers)
+
+    def _why_unused(self, unused: list[str]) -> str:
+        quantised = quantised_by_files(self.path, unused)
+        if quantised is not None:
+            return f"config.json does not say how its weights are stored, but {quantised}"
+        others = f" and {len(unused) - 1} others" if len(unused) > 1 else ""
+        return (
+            f"its files hold {unused[0]}{others}, for which {self.outline.architecture} has no place, so that a merge "
+            "would lose it; use the config.json that was saved with the weights, or save the model again with "
+            "transformers"
+        )
+
+    def _load(self, missing: str, unused: list[str]) -> Mapping[str, Tensor]:
+        quantised = quantised_by_files(self.path, unused)
+        if quantised is not None:
             raise CheckpointError(
-                f"{self.reference}: the weight files have no tensor for {missing}; download the model again"
+                f"{self.reference}: config.json does not say how its weights are stored, but {quantised}"
             )
+        absent = f"{self.reference}: the weight files have no tensor for {missing}; download the model again"
+        try:
+            with quiet():
+                module, info = AutoModelForCausalLM.from_pretrained(
+                    self.path,
+                    dtype="auto",
+                    output_loading_info=True,
+                    use_safetensors=True,  # or pickles would be read where they lie beside
+                    trust_remote_code=self.outline.trust_remote_code,
+                )
+        except Exception as error:  # OSError, RuntimeError, ValueError, ... for files that transformers does not take
+            raise CheckpointError(f"{absent} (transformers says: {reason(error)})") from error
+        if info["missing_keys"] or info["mismatched_keys"]:
+            raise CheckpointError(absent)
+        if info["unexpected_keys"]:
+            raise CheckpointError(f"{self.reference}: {self._why_unused(sorted(info['unexpected_keys']))}")
         return module.state_dict()
+
+    def _check_types(self) -> None:
+        """Refuse weights that are not floating-point numbers: codes of a quantiser, truth values, complex numbers."""
+        for name in self.names:
+            if self._loaded is not None:
+                fits, kind = self._loaded[name].dtype in _FLOAT_DTYPES, str(self._loaded[name].dtype)
+            else:
+                kind = self._files[self._keys[name]].get_slice(self._keys[name]).get_dtype()
+                fits = kind in FLOATS
+            if not fits:
+                hint = quantised_by_files(self.path, list(self._files))
+                raise CheckpointError(
+                    f"{self.reference}: {name} is stored as {kind}, and a merge needs weights in float16, bfloat16, "
+                    f"float32 or float64; {hint or 'name the model that it was converted from'}"
+                )
 
     def _check_shapes(self) -> None:
         """Refuse weights that do not have the shapes that config.json gives."""

@@ -79,6 +79,7 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
             check_tokenizers(name, checkpoint, base, reference)
             warnings.extend(behaviour(name, checkpoint, base, reference))
     warnings.extend(unverified_bases(checkpoints, base))
+    warnings.extend(f"{base}: {line}" for line in reference.left_out)
     if scan:
         for name, checkpoint in checkpoints.items():
             _check_finite(name, checkpoint)

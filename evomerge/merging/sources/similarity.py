@@ -22,6 +22,7 @@ from evomerge.merging.sources.source import Source
 from search_spaces.recipes.layout import ModelLayout
 
 STRETCH = 1 << 20  # entries per model read together
+NORM_STRETCH = 1 << 22  # entries read together for the norms of whole task vectors
 RUNS, RUN = 16, 1024  # of a sample: stretches per tensor, evenly spread, and entries in each
 
 # With equal norms, cos < 0.5 exactly when the difference from the base is longer than the base itself.
@@ -212,3 +213,19 @@ def _normalised(gram_TT: Tensor) -> tuple[tuple[float, ...], ...]:
     """Return the correlation matrix of a Gram matrix."""
     norms_T = gram_TT.diagonal().clamp(min=0).sqrt()
     return tuple(tuple(row) for row in (gram_TT / torch.outer(norms_T, norms_T)).tolist())
+
+
+def squared_norms(checkpoints: Mapping[str, Source], base: str) -> dict[str, float]:
+    """Return the squared norm of each model's task vector over the whole model, by name, without the base.
+
+    Tied tensors count once. Reads every weight once, in float32 with a float64 sum.
+    """
+    reference = checkpoints[base]
+    norms = dict.fromkeys((name for name in checkpoints if name != base), 0.0)
+    for tensor in reference.names:
+        base_E = reference.tensor(tensor).reshape(-1)
+        for name in norms:
+            own_E = checkpoints[name].tensor(tensor).reshape(-1)
+            for own, origin in zip(own_E.split(NORM_STRETCH), base_E.split(NORM_STRETCH), strict=True):
+                norms[name] += float(torch.sub(own.float(), origin.float()).double().square_().sum())
+    return norms

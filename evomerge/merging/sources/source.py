@@ -81,13 +81,17 @@ class Source(Protocol):
     def tokenizer(self) -> TokenizerFolder:
         """The folder of its tokenizer, which may hold none."""
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A sentence for each statement of its folder that a merge does not take over."""
+
     def generation_config(self) -> dict[str, Any] | None:
-        """Return the contents of generation_config.json; None when there is none.
+        """Return generation_config.json without settings that have no effect; None when there is none.
 
         Raises
         ------
         CheckpointError
-            If the file is damaged.
+            If the file is damaged, or transformers does not accept its settings.
         """
 
 

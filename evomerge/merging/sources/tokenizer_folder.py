@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 from evomerge.files.messages import reason
 from evomerge.merging.sources.architecture import quiet
 from evomerge.merging.sources.errors import CheckpointError
+from evomerge.merging.sources.limits import read_json
 
 PATTERNS = (
     "tokenizer*.json",
@@ -25,6 +27,8 @@ PATTERNS = (
     "sentencepiece*.model",
     "chat_template*",
 )
+
+NAMED_TEMPLATES = "additional_chat_templates"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,19 @@ class TokenizerFolder:
             raise CheckpointError(
                 f"{self.reference}: its tokenizer cannot be loaded ({reason(error)}); save it again"
             ) from error
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy the files, without the names of code that is not copied (``auto_map``); named templates come along."""
+        for path in self.files:
+            shutil.copyfile(path, folder / path.name)
+        if (self.path / NAMED_TEMPLATES).is_dir():
+            (folder / NAMED_TEMPLATES).mkdir()
+            for path in sorted((self.path / NAMED_TEMPLATES).glob("*.jinja")):
+                shutil.copyfile(path, folder / NAMED_TEMPLATES / path.name)
+        settings = folder / "tokenizer_config.json"
+        values = read_json(settings) if settings.is_file() else {}
+        if isinstance(values, dict) and values.pop("auto_map", None) is not None:
+            settings.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def chat_template(self) -> str | None:
         """Return the chat template that the files hold; None when there is none."""

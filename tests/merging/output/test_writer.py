@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from evomerge.files import atomic
 from evomerge.files.atomic import FileError
 from evomerge.merging.output import writer
 from evomerge.merging.output.card import model_card
-from evomerge.merging.output.writer import write_checkpoint
+from evomerge.merging.output.writer import OutputError, write_checkpoint
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.parameter_values import constant
@@ -115,6 +117,34 @@ def test_safetensors_own_error_for_a_full_disk(llama: Any, tmp_path: Path, monke
     with pytest.raises(FileError, match=r"the disk became full while writing"):
         write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
     assert left_over(tmp_path) == []
+
+
+def test_infinite_weights_are_not_written(llama: Any, tmp_path: Path) -> None:
+    """Weights of 1e6 times the models' are floats in the merge's float32, and infinite in float16."""
+    sources = tuple(Source(path, (0, 4), (("weight", constant(1e7)),)) for path in llama.references[1:])
+    recipe = Recipe("linear", (Slice(sources, (("normalize", constant(False)),)),), out_dtype="float16")
+    with pytest.raises(OutputError, match=r"weight: \d+ merged weights are infinite or NaN in float16, so nothing is"):
+        write_checkpoint(llama.engine(), recipe, tmp_path / "out")
+    assert left_over(tmp_path) == []
+    write_checkpoint(llama.engine(), replace(recipe, out_dtype="bfloat16"), tmp_path / "out")
+
+
+def test_names_of_code_are_not_written(llama: Any, tmp_path: Path) -> None:
+    from evomerge.merging.engine.engine import MergeEngine
+    from evomerge.merging.sources.checkpoints import Checkpoint
+
+    base = Path(shutil.copytree(llama.base, tmp_path / "base"))
+    for name in ("config.json", "tokenizer_config.json"):
+        values = json.loads((base / name).read_text()) if (base / name).is_file() else {}
+        (base / name).write_text(json.dumps(values | {"auto_map": {"AutoConfig": "configuration_x.XConfig"}}))
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    checkpoints = llama.checkpoints | {str(base): Checkpoint.open(str(base))}
+    recipe = average(llama, base_model=str(base))
+    out = write_checkpoint(MergeEngine(checkpoints, base=str(base)), recipe, tmp_path / "out")
+    assert "auto_map" not in (out / "config.json").read_text()
+    assert "auto_map" not in (out / "tokenizer_config.json").read_text()
+    assert (out / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"
 
 
 # --- the card ---

@@ -179,7 +179,7 @@ Change = Callable[[dict[str, torch.Tensor]], object]
         ),
         (
             lambda t: t.update({"base_model.model.model.mystery.weight": torch.ones(3)}),
-            r"does not have .*; name the base",
+            r"has no such tensor; name the base",
         ),
         (lambda t: t.update({"base_model.model.x.ia3_l": torch.ones(3)}), r"x.ia3_l is not a tensor of a LoRA; merge"),
         (lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(70, 32)}), r"shape \[70, 32\] .*vocabulary"),
@@ -203,3 +203,35 @@ def test_tied_embeddings_are_not_adapted(families: Any, make_adapter: Any, tmp_p
         CheckpointError, match=r"is tied, and a merge cannot tell whether the head was meant too; merge"
     ):
         open_source(str(path), Checkpoint.open(base))
+
+
+def test_config_json_beside_an_adapter(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    path, merged = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    shutil.copyfile(Path(llama.base) / "config.json", path / "config.json")  # trainers leave it there
+    source = open_source(str(path), llama.checkpoints[llama.base])
+    assert all(torch.allclose(source.tensor(name).float(), values, atol=1e-5) for name, values in merged.items())
+
+
+def test_an_untouched_head_beside_an_adapter_of_a_tied_base(families: Any, make_adapter: Any, tmp_path: Path) -> None:
+    tied = families("llama_tied")
+    path, merged = make_adapter(tied.base, tmp_path / "adapter", **PLAIN)
+    tensors = load_file(path / "adapter_model.safetensors")
+    head = tied.tensors(0)["model.embed_tokens.weight"].float().contiguous()
+    tensors["base_model.model.lm_head.weight"] = head.clone()
+    save_file(tensors, path / "adapter_model.safetensors")
+    source = open_source(str(path), tied.checkpoints[tied.base])
+    assert all(torch.allclose(source.tensor(name).float(), values, atol=1e-5) for name, values in merged.items())
+    tensors["base_model.model.lm_head.weight"] = head + 1
+    save_file(tensors, path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"changes lm_head.weight, which .* ties to model.embed_tokens.weight"):
+        open_source(str(path), tied.checkpoints[tied.base])
+
+
+def test_an_adapter_with_more_tokens_than_the_base(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    path, _ = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    tensors = load_file(path / "adapter_model.safetensors")
+    for name in ("lm_head", "lm_head.original_module", "model.embed_tokens", "model.embed_tokens.original_module"):
+        tensors[f"base_model.model.{name}.weight"] = torch.ones(72, 32)
+    save_file(tensors, path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"a vocabulary of 72 rows; .*token_embeddings\(72\).*vocabulary:"):
+        open_source(str(path), llama.checkpoints[llama.base])

@@ -235,6 +235,7 @@ def test_missing_shard(llama: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_damaged_index(copy: Path, text: str) -> None:
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
     (copy / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"index.json is damaged; save the model again"):
         Checkpoint.open(str(copy))

@@ -1,0 +1,183 @@
+"""What a model's folder says besides its weights: statements that are refused, repaired or left out of a merge.
+
+The table in docs/sources.md lists them all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PretrainedConfig
+
+from evomerge.files.messages import reason
+from evomerge.merging.sources.architecture import quiet
+from evomerge.merging.sources.errors import CheckpointError
+from evomerge.merging.sources.limits import read_json
+
+QUANTISERS = {
+    "aqlm": "AQLM",
+    "auto-round": "AutoRound",
+    "awq": "AWQ",
+    "bitnet": "BitNet",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors (W8A8, W4A16, FP8 or NVFP4)",
+    "fbgemm_fp8": "FBGEMM (FP8)",
+    "fp8": "FP8 with block scales",
+    "gptq": "GPTQ",
+    "modelopt": "NVIDIA ModelOpt",
+    "mxfp4": "MXFP4",
+    "torchao": "torchao",
+}
+"""Names for `quant_method`; other values are shown as they are."""
+
+# Values that transformers can turn into floats again when it loads the model.
+_ON_LOADING = {
+    "compressed-tensors": "CompressedTensorsConfig(run_compressed=False)",
+    "fp8": "FineGrainedFP8Config(dequantize=True)",
+    "mxfp4": "Mxfp4Config(dequantize=True)",
+}
+_QUANTISERS_OWN_FILES = {
+    "hf_quant_config.json": "modelopt",
+    "quant_config.json": "awq",
+    "quantize_config.json": "gptq",
+}
+_QUANTISED_KEY = re.compile(
+    r".*(\.(qweight|qzeros|scales|g_idx|SCB)|absmax|quant_map|quant_state\..*"
+    r"|weight(_packed|_scale|_scale_inv|_zero_point|_shape|_scale_2|_blocks|_scales)|_blocks|_scales"
+    r"|input_scale|k_scale|v_scale|weight_format)"
+)
+_DECODERS_BY_DEFAULT = ("gpt_neox", "gpt_neox_japanese")  # their is_decoder is false, and they are decoders
+
+
+def quantiser(config: Mapping[str, Any]) -> str | None:
+    """Return the method that a configuration says the weights are quantised with; None when they are not."""
+    parts = [
+        config,
+        *(part for part in (config.get("text_config"), config.get("llm_config")) if isinstance(part, dict)),
+    ]
+    for part in parts:
+        for key in ("quantization_config", "compression_config"):
+            settings = part.get(key)
+            if not isinstance(settings, dict) or not settings:
+                continue
+            if settings.get("quant_method"):
+                return str(settings["quant_method"])
+            by_bits = any(settings.get(bits) for bits in ("load_in_4bit", "load_in_8bit"))
+            return "bitsandbytes" if by_bits else "a method that it does not name"
+    return None
+
+
+def refuse_quantised(reference: str, config: Mapping[str, Any]) -> None:
+    """Refuse weights that the configuration calls quantised: their entries are codes, and a merge needs values."""
+    method = quantiser(config)
+    if method is not None:
+        raise CheckpointError(
+            f"{reference}: its weights are quantised by {QUANTISERS.get(method, method)} (quantization_config in "
+            f"config.json), and a merge needs floating-point weights; {_remedy(method)}; if the weights are floats "
+            "already, remove quantization_config from config.json"
+        )
+
+
+def quantised_by_files(folder: Path, keys: list[str]) -> str | None:
+    """Return what shows that weights are quantised although config.json does not say so; None when nothing does."""
+    for name, method in _QUANTISERS_OWN_FILES.items():
+        if (folder / name).is_file():
+            return f"they are quantised by {QUANTISERS[method]} ({name}); {_remedy(method)}"
+    marks = sorted(key for key in keys if _QUANTISED_KEY.fullmatch(key))
+    if marks:
+        return f"{marks[0]} shows that they are quantised; {_remedy('')}"
+    return None
+
+
+def _remedy(method: str) -> str:
+    if method in _ON_LOADING:
+        how = f"from_pretrained(..., quantization_config={_ON_LOADING[method]})"
+        return f"name the model that was quantised, or dequantise it with {how} and save_pretrained()"
+    if method == "bitsandbytes":
+        return "name the model that was quantised, or dequantise it with model.dequantize() and save_pretrained()"
+    return "name the model that was quantised, or dequantise it with the quantiser's own tool"
+
+
+def refuse_other_models(reference: str, config: PretrainedConfig) -> None:
+    """Refuse configurations that do not describe a decoder-only text model."""
+    kind = config.model_type
+    has_field = hasattr(type(config), "is_decoder")
+    if getattr(config, "is_encoder_decoder", False):
+        what = f"{kind} is an encoder with a decoder"
+    elif has_field and not config.is_decoder and kind not in _DECODERS_BY_DEFAULT:
+        what = f"{kind} is an encoder, not a decoder"
+    elif any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config", "vision_encoder")):
+        raise CheckpointError(
+            f"{reference}: {kind} reads images or sound, and evomerge merges text models; if its text part is a "
+            "decoder, load that with AutoModelForCausalLM.from_pretrained(..., config=config.get_text_config()), save "
+            "it and name its folder, or name a decoder-only text model instead"
+        )
+    elif not getattr(config, "num_hidden_layers", None):
+        what = f"{kind} has no num_hidden_layers"
+    else:
+        return
+    raise CheckpointError(f"{reference}: {what}; name a decoder-only text model instead")
+
+
+def usable_generation_config(reference: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the contents of generation_config.json without settings that have no effect, and those settings.
+
+    transformers loads a file that sets ``temperature`` beside ``do_sample: false``, and refuses to save it. Without
+    these settings it generates the same.
+
+    Raises
+    ------
+    CheckpointError
+        If transformers does not accept what is left.
+    """
+    kept, dropped = dict(values), []
+    for _ in range(len(kept) + 1):
+        try:
+            with quiet():
+                GenerationConfig.from_dict(kept).validate(strict=True)
+        except Exception as error:  # ValueError, TypeError, AttributeError, for values of the wrong type
+            useless = [key for key in re.findall(r"^- `(\w+)`:", str(error), flags=re.MULTILINE) if key in kept]
+            if not useless:
+                raise CheckpointError(
+                    f"{reference}: generation_config.json is not valid ({reason(error)}); correct or remove it"
+                ) from error
+            dropped.extend(useless)
+            kept = {key: value for key, value in kept.items() if key not in useless}
+        else:
+            break
+    return kept, tuple(dropped)
+
+
+def left_out(folder: Path, dropped: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a sentence for each statement of a model's folder that a merge does not take over.
+
+    Parameters
+    ----------
+    folder
+        The model's folder.
+    dropped
+        Settings of generation_config.json that `usable_generation_config` removed.
+    """
+    lines = []
+    if dropped:
+        lines.append(
+            f"generation_config.json sets {', '.join(dropped)}, which has no effect there and which transformers "
+            "refuses to save; a merge is written without"
+        )
+    for name in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in _values(folder / name):
+            lines.append(
+                f"{name} names code (auto_map), which evomerge neither runs nor copies; a merge is written without"
+            )
+    return tuple(lines)
+
+
+def _values(path: Path) -> Mapping[str, Any]:
+    try:
+        values = read_json(path) if path.is_file() else {}
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

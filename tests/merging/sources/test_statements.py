@@ -1,0 +1,212 @@
+"""What a model's folder says: read to the end, and refused, repaired or left out of a merge. One test per kind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig
+
+from evomerge.merging.sources.checkpoints import Checkpoint
+from evomerge.merging.sources.errors import CheckpointError
+from evomerge.merging.sources.open_sources import open_source
+from evomerge.merging.sources.preflight import check
+from evomerge.merging.sources.statements import refuse_other_models
+
+WEIGHTS = "model.safetensors"
+UP = "model.layers.1.mlp.up_proj.weight"
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture
+def folder(llama: Any, tmp_path: Path) -> Path:
+    """A copy of one checkpoint, to be changed."""
+    return Path(shutil.copytree(llama.references[0], tmp_path / "copy"))
+
+
+def set_values(path: Path, **values: Any) -> None:
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | values))
+
+
+def change_tensors(folder: Path, change: Callable[[Tensors], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+# --- quantised weights ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quant_method": "fp8"}, r"quantised by FP8 with block scales .*FineGrainedFP8Config\(dequantize=True\)"),
+        ({"quant_method": "compressed-tensors"}, r"W8A8.*CompressedTensorsConfig\(run_compressed=False\)"),
+        ({"quant_method": "mxfp4"}, r"quantised by MXFP4 .*Mxfp4Config\(dequantize=True\)"),
+        ({"quant_method": "gptq", "bits": 4}, r"quantised by GPTQ .*name the model that was quantised, or"),
+        ({"quant_method": "awq"}, r"quantised by AWQ "),
+        ({"load_in_4bit": True}, r"quantised by bitsandbytes .*model\.dequantize\(\)"),
+        ({"quant_method": "newest"}, r"quantised by newest "),
+    ],
+)
+def test_quantised_weights_are_refused_by_name(folder: Path, settings: dict[str, Any], message: str) -> None:
+    set_values(folder / "config.json", quantization_config=settings)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(str(folder))
+
+
+def test_an_empty_quantisation_is_none(folder: Path) -> None:
+    set_values(folder / "config.json", quantization_config={})
+    Checkpoint.open(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_weights_that_are_not_floats_are_refused(folder: Path, dtype: torch.dtype) -> None:
+    change_tensors(folder, lambda tensors: tensors.update({UP: tensors[UP].to(dtype)}))
+    with pytest.raises(CheckpointError, match=rf"{UP} is stored as \w+, and a merge needs weights in float16"):
+        Checkpoint.open(str(folder))
+
+
+def test_scales_without_a_word_in_the_configuration(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.update({f"{UP}_scale": torch.ones(48, 1)}))
+    with pytest.raises(CheckpointError, match=rf"{UP}_scale shows that they are quantised; name the model that was"):
+        Checkpoint.open(str(folder))
+
+
+def test_packed_weights_without_a_word_in_the_configuration(folder: Path) -> None:
+    def pack(tensors: Tensors) -> None:
+        tensors[UP.replace("weight", "qweight")] = tensors.pop(UP).to(torch.int32)
+
+    change_tensors(folder, pack)
+    set_values(folder / "quantize_config.json", bits=4)
+    with pytest.raises(CheckpointError, match=r"they are quantised by GPTQ \(quantize_config.json\)"):
+        Checkpoint.open(str(folder))
+
+
+# --- every tensor of every file ---
+
+
+def test_a_tensor_without_a_place_is_refused(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.update({"model.layers.4.mlp.up_proj.weight": torch.ones(48, 32)}))
+    with pytest.raises(
+        CheckpointError, match=r"hold model.layers.4.mlp.up_proj.weight, for which LlamaForCausalLM has"
+    ):
+        Checkpoint.open(str(folder))
+
+
+def test_a_tensor_under_two_names_is_refused(folder: Path) -> None:
+    name = "layers.1.mlp.up_proj.weight"
+    change_tensors(folder, lambda tensors: tensors.update({name: tensors[UP] * 2}))
+    with pytest.raises(CheckpointError, match=rf"hold {UP} twice, as .*; remove one"):
+        Checkpoint.open(str(folder))
+
+
+def test_rotary_buffers_of_old_releases_are_harmless(folder: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    change_tensors(folder, lambda tensors: tensors.update({name: torch.ones(4)}))
+    Checkpoint.open(str(folder))
+
+
+def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "a.safetensors")
+    shutil.copyfile(folder / "a.safetensors", folder / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"is in a.safetensors and in b.safetensors; remove the file"):
+        Checkpoint.open(str(folder))
+
+
+def test_the_single_file_counts_before_an_index(folder: Path, read: Any) -> None:
+    """As in transformers: a folder into which a model was saved again may hold the old shards."""
+    tensors = {name: values * 2 for name, values in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert torch.equal(Checkpoint.open(str(folder)).tensor(UP), read(folder)[UP])
+
+
+def test_pickles_beside_an_incomplete_file_are_not_read(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    del tensors[UP]
+    (folder / WEIGHTS).unlink()
+    save_file(tensors, folder / "part.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"no tensor for {UP}; download the model again"):
+        Checkpoint.open(str(folder))
+
+
+# --- which kind of model ---
+
+
+def test_whole_model_and_adapter_in_one_folder_are_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(CheckpointError, match=r"holds a whole model \(model.safetensors\) and an adapter .*; move one"):
+        open_source(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("bert", r"bert is an encoder, not a decoder; name a decoder-only text model"),
+        ("xlm-roberta", r"xlm-roberta is an encoder, not a decoder"),
+        ("bart", r"bart is an encoder with a decoder; name a decoder-only text model"),
+        ("gemma3", r"gemma3 reads images or sound, .*get_text_config\(\)"),
+        ("qwen2_5_vl", r"qwen2_5_vl reads images or sound"),
+        ("mamba", None),
+        ("gpt_neox", None),
+    ],
+)
+def test_kinds_of_models(kind: str, message: str | None) -> None:
+    config = AutoConfig.for_model(kind)
+    if message is None:
+        refuse_other_models("model", config)
+        return
+    with pytest.raises(CheckpointError, match=f"^model: {message}"):
+        refuse_other_models("model", config)
+
+
+# --- generation settings and code ---
+
+
+def test_settings_without_effect_are_removed_and_named(llama: Any, folder: Path, tmp_path: Path) -> None:
+    values = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "num_beams": 1, "eos_token_id": [2, 5]}
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    source = Checkpoint.open(str(folder))
+    assert source.generation_config() == {"do_sample": False, "num_beams": 1, "eos_token_id": [2, 5]}
+    GenerationConfig.from_dict(source.generation_config()).save_pretrained(tmp_path / "saved")  # refused it before
+    report = check({"base": source, "expert": llama.checkpoints[llama.references[1]]}, "base")
+    assert any(
+        "generation_config.json sets temperature, top_p, which has no effect" in line for line in report.warnings
+    )
+
+
+def test_settings_with_an_effect_stay(folder: Path) -> None:
+    values = {"do_sample": True, "temperature": 0.9, "top_p": 0.6}
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    source = Checkpoint.open(str(folder))
+    assert source.generation_config() == values
+    assert source.left_out == ()
+
+
+@pytest.mark.parametrize("text", ['{"max_new_tokens": -3}', '{"cache_implementation": "none such"}', "[1]"])
+def test_settings_that_transformers_refuses(folder: Path, text: str) -> None:
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(
+        CheckpointError, match=r"generation_config.json (is not valid|does not hold a mapping).*remove it"
+    ):
+        Checkpoint.open(str(folder)).generation_config()
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_that_is_not_copied_is_said(folder: Path, file: str) -> None:
+    set_values(folder / file, auto_map={"AutoConfig": "configuration_x.XConfig"})
+    lines = Checkpoint.open(str(folder)).left_out
+    assert lines == (
+        f"{file} names code (auto_map), which evomerge neither runs nor copies; a merge is written without",
+    )
