@@ -67,12 +67,18 @@ def test_it_is_listed_and_searches_the_zoo(fresh):
     assert "held-out scores" in printed
     assert json.loads((folder / "run" / "result.json").read_text())["evaluations"] == 12
     assert (folder / "run" / "improvements.txt").read_text()
-    assert "merge_method: agreement" in run("evomerge", "export", "run")
+    assert "merge_method: agreement" in run("evomerge", "export", "run", "--rank", 1)
     assert "12/12 evaluations" in run("evomerge", "status", "run")
     run("evomerge", "resume", "run", "--budget.evaluations=+2")
     assert "14/14 evaluations" in run("evomerge", "status", "run")
     run("evomerge", "merge", "run/best.yaml", "merged")
     assert (folder / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_it_passes_the_conformance_suites(fresh):
+    _, run = fresh
+    assert "passed" in run("pytest", "-q", "-p", "no:cacheprovider", "source/tests")
 
 
 @pytest.mark.slow

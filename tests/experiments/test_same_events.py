@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import experiments.same_events.__main__ as experiment
-from evomerge.runs.run import Asked, Run, Told
+from evomerge.runs.run import Asked, ReferenceScore, Run, Told
 from evomerge.strategies.base import Candidate
 from experiments.same_events.__main__ import compare, events
 from fitness.results import Evaluation
@@ -58,7 +58,7 @@ def test_all_else_does(
 
 def test_a_missing_event_is_seen(before: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert not compare("some", before, before[:1])
-    assert "some: 1 events, DIFFERENT from the 2 recorded" in capsys.readouterr().out
+    assert "some: 2 events, DIFFERENT, 1 now" in capsys.readouterr().out
 
 
 def test_renamed_keys_are_the_same(before: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +66,12 @@ def test_renamed_keys_are_the_same(before: list[str], monkeypatch: pytest.Monkey
     assert not compare("some", old, before)
     monkeypatch.setattr(experiment, "RENAMED", {"aims": "objectives"})
     assert compare("some", old, before)
+
+
+def test_only_further_rows_of_the_final_table_may_follow(before: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    after = recorded(path, CANDIDATE, EVALUATION, 1.0)
+    with Run.open(path) as run:
+        run.record(ReferenceScore("held_out", "bbbb", EVALUATION))
+    assert compare("some", before, list(events(path / "events.sqlite")))
+    assert not compare("some", before, [*after, before[0]])

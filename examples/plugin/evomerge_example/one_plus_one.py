@@ -20,8 +20,10 @@ class OnePlusOne(Strategy):
     population, best, fitness = 1, None, float("-inf")
 
     def _propose(self, n):
+        if self._open:
+            return []
         point = self.space.start.copy() if self.best is None else self.space.mutate(self.best, self.rng)
-        return [] if self._open else [(point, "sample", self._asked)]
+        return [(point, "sample", self._asked)]
 
     def _learn(self, candidate, evaluation):
         if evaluation.fitness >= self.fitness:
