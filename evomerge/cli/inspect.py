@@ -56,7 +56,7 @@ def inspected(
     obstacles = _shape_obstacles(checkpoints, base)
     similarity = None if obstacles else measure_similarity(checkpoints, base, sample=quick)
     warnings = [*conflicts({name: licence(c) for name, c in checkpoints.items()})]
-    warnings += preflight.chat_templates(checkpoints, base)
+    warnings += preflight.differing_statements(checkpoints, base)
     warnings += preflight.unverified_bases(checkpoints, base)
     for name, checkpoint in checkpoints.items():
         warnings += preflight.behaviour(name, checkpoint, base, checkpoints[base])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from importlib import metadata
@@ -36,6 +36,8 @@ from fitness.estimation.evaluation_plan import (
 )
 from fitness.estimation.item_banks import ItemBanks
 from fitness.items import positions_by_task, task_of
+from fitness.scoring.evaluator import Evaluator
+from fitness.tasks.lm_eval_rules import longest_input
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.methods import METHODS, method_spec
@@ -66,6 +68,8 @@ class Problem:
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
         self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
+        if config.fitness.apply_chat_template:
+            preflight.check_chat_template(self.checkpoints, config.base)
         self.layout = self.checkpoints[config.base].layout
         self.sizes = {name: math.prod(self.checkpoints[config.base].shape(name)) for name in self.layout.tensors()}
         context = SpaceContext(
@@ -97,7 +101,26 @@ class Problem:
                 if count
             ),
             *_idle_workers(config),
+            *self._cut_prompts(),
         ]
+
+    def _cut_prompts(self) -> Iterator[str]:
+        """Yield a line for each task with prompts that models cannot read whole."""
+        source = self.checkpoints[self.config.base]
+        if not source.tokenizer.files:
+            return  # scoring says that it is missing
+        tokenizer, fitness = source.tokenizer.load(), self.config.fitness
+        evaluator = Evaluator(self.suite, tokenizer, max_length=fitness.max_length)
+        limit = fitness.max_length or longest_input(source.config, tokenizer)
+        for side, items in (("search", self.search_items), ("held-out", self.held_out_items)):
+            for task, places in positions_by_task(items).items():
+                cut = evaluator.cut_items([items[at] for at in places], limit)
+                if cut:
+                    yield (
+                        f"{task}: the prompts of {cut} of {len(places)} {side} items are longer than the {limit} "
+                        "tokens that are read and lose their beginning, few-shot examples first; lower "
+                        "fitness.num_fewshot, or raise fitness.max_length where it is the bound"
+                    )
 
     def _check_gradients(self) -> None:
         """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""

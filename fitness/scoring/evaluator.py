@@ -19,11 +19,12 @@ from fitness.scoring.encoding import Encoder
 from fitness.scoring.generation import GenerationPlan
 from fitness.scoring.loglikelihood import LoglikelihoodPlan, Pair
 from fitness.scoring.losses import LossItem, LossPlan
-from fitness.tasks.lm_eval_rules import longest_input
+from fitness.tasks.lm_eval_rules import generation_settings, longest_input
 from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Scorer
 from fitness.tasks.prompts import Request
 from fitness.tasks.suite import TaskSuite
 
+SPECIAL_TOKENS = 8  # more than a tokenizer adds to a text
 PLANS_KEPT = 16  # item sets whose batches stay in memory; the least recently used is dropped first
 
 
@@ -83,6 +84,37 @@ class Evaluator:
             return
         for item in items:
             self._encode(self.suite.item(item))
+
+    def cut_items(self, items: Sequence[str], max_length: int) -> int:
+        """Return how many items have a request that is longer than `max_length` tokens, so that its beginning is cut.
+
+        Raises
+        ------
+        TaskError
+            A prompt cannot be built or tokenised.
+        """
+        return sum(
+            any(self._is_cut(request, max_length) for request in self._requests(self.suite.item(item)))
+            for item in items
+        )
+
+    def _is_cut(self, request: Request, max_length: int) -> bool:
+        """Whether a request does not fit; short texts are not tokenised, because a token takes a byte or more."""
+        settings = request.generation
+        room = max_length
+        if request.continuation is None:
+            end = self._encoder.tokenizer.eos_token
+            room -= generation_settings(settings, end)[0]
+        if len((request.context + (request.continuation or "")).encode()) + SPECIAL_TOKENS <= room:
+            return False
+        tokens = self._tokens(request)
+        if request.continuation is None:
+            return len(tokens) > room
+        context, continuation = tokens
+        return len(context) + len(continuation) > max_length + 1  # the last token is not an input
+
+    def _requests(self, item: Item) -> tuple[Request, ...]:
+        return self.suite.task(item.task).requests(item, self._chat)
 
     def use_batch_size(self, batch_size: int) -> None:
         """Use batches of another size from here on."""
@@ -205,7 +237,7 @@ class Evaluator:
 
     def _encode(self, item: Item) -> tuple[tuple[Request, Any], ...]:
         if item.id not in self._encoded:
-            requests = self.suite.task(item.task).requests(item, self._chat)
+            requests = self._requests(item)
             self._encoded[item.id] = tuple((request, self._tokens(request)) for request in requests)
         return self._encoded[item.id]
 

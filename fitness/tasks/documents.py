@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from lm_eval.api.task import ConfigurableTask
 
-from fitness.items import Item
+from fitness.items import Item, prompt_key
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
 from fitness.tasks.messages import one_line
@@ -98,6 +98,16 @@ class Documents:
     def _require(self, split: str, key: str) -> None:
         if split not in self.splits():
             raise TaskError(f"task {self._name!r} has no {split} split: set {key} to one of {', '.join(self.splits())}")
+
+    def key(self, doc: Document) -> str | None:
+        """Return the key of a document's question (see `fitness.items.Item`); None where it has no such text.
+
+        Few-shot documents may be written differently and have templates of their own.
+        """
+        try:
+            return prompt_key(self._prompt(doc))
+        except TaskError:
+            return None
 
     def _prompt(self, doc: Document) -> str:
         """Return a document's question without few-shot examples; items with equal questions count as the same."""

@@ -70,7 +70,7 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
     known = list(task.aggregation())
     obstacles = {each: _obstacle(task, documents, each, named=each == metric) for each in known}
     usable = [each for each, obstacle in obstacles.items() if obstacle is None]
-    remedy = f"set metric to one of {', '.join(usable)}" if usable else "use another task"
+    remedy = _remedy(task, documents, obstacles, usable)
     if metric and metric not in known:
         raise TaskError(
             f"task {name!r} has no metric {metric!r}: did you mean {nearest(metric, usable or known)}? "
@@ -83,6 +83,27 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
         raise TaskError(f"task {name!r} has no metric to search with ({why}): {remedy}")
     metric = metric or usable[0]
     return Metric(metric, chosen, 1.0 if task.higher_is_better().get(metric, True) else -1.0)
+
+
+def _remedy(task: ConfigurableTask, documents: Documents, obstacles: dict[str, str | None], usable: list[str]) -> str:
+    """Return what to do about a metric that cannot be used: the first way that works."""
+    if usable:
+        return f"set metric to one of {', '.join(usable)}"
+    ways = [each for each in obstacles if _obstacle(task, documents, each, named=True) is None]
+    if _has_right_answer(task, documents):
+        ways.append("answer_loss")
+    return f"set metric to {' or '.join(ways)}" if ways else "use another task"
+
+
+def _has_right_answer(task: ConfigurableTask, documents: Documents) -> bool:
+    """Whether the first document has one right answer, as `answer_loss` needs."""
+    if task.OUTPUT_TYPE == "multiple_choice":
+        return not task.multiple_target
+    try:
+        target = task.doc_to_target(documents.of("test" if task.has_test_docs() else "validation")[0])
+    except Exception:  # the author's template may fail; then it is no way out
+        return False
+    return task.OUTPUT_TYPE == "loglikelihood" or (isinstance(target, str) and bool(target.strip()))
 
 
 def _check_own(task: ConfigurableTask, name: str, metric: str) -> None:

@@ -13,6 +13,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from fitness.items import Item
 from fitness.results import TaskError
 from fitness.tasks.documents import Documents
+from fitness.tasks.few_shot import CleanSampler
 from fitness.tasks.messages import one_line
 
 ChatTemplate = Callable[..., str]
@@ -49,6 +50,14 @@ class Prompts:
         self._documents = documents
         self._instances: dict[tuple[str, int], list[Any]] = {}
         self.shots: int = task.config.num_fewshot or 0
+        self._examples: CleanSampler | None = None
+        if self.shots and hasattr(task, "sampler"):
+            task.sampler = self._examples = CleanSampler(task.sampler, documents.key)
+
+    def hold_out(self, keys: frozenset[str]) -> None:
+        """Show no example whose question has one of these keys; call it before the first prompt is built."""
+        if self._examples is not None:
+            self._examples.held_out = keys
 
     def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
         """Return the task's requests for one item."""
@@ -97,6 +106,8 @@ class Prompts:
 
     def _build(self, split: str, index: int, chat_template: ChatTemplate | None) -> list[Any]:
         doc, task, chat = self._documents.of(split)[index], self._task, chat_template is not None
+        if self._examples is not None:
+            self._examples.asked = self._documents.key(doc)
         try:
             context = task.fewshot_context(
                 doc,

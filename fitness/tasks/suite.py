@@ -68,7 +68,11 @@ class TaskSuite:
                 held_out = config.held_out
             else:
                 held_out = {t.name: t.documents.held_out_items(config.held_out, search[t.name]) for t in tasks}
-            return cls(tasks, ItemPool.build(search, held_out, seed), config)
+            pool = ItemPool.build(search, held_out, seed)
+            keys = frozenset(item.key for items in pool.held_out.values() for item in items)
+            for task in tasks:
+                task.prompts.hold_out(keys)
+            return cls(tasks, pool, config)
 
     @classmethod
     def whole(cls, config: TasksConfig, split: Literal["auto"] | Split = "auto") -> TaskSuite:

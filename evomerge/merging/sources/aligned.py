@@ -30,7 +30,7 @@ def align(sources: Mapping[str, Source], policy: str, base: str, rules: TokenRul
     vocabulary = common_vocabulary(sources, policy, base, rules)
     return {
         name: source
-        if _has(source, name, vocabulary, sources[base])
+        if _has(source, name, vocabulary, sources[base], sources[vocabulary.owner])
         else AlignedSource(name, source, vocabulary, sources)
         for name, source in sources.items()
     }
@@ -53,6 +53,11 @@ class AlignedSource:
             setattr(config, key, value)
         self.outline = Outline(config, trust_remote_code=inner.outline.trust_remote_code)
         self._by_token = frozenset(inner.outline.rows_by_token)
+
+    @property
+    def owner(self) -> str:
+        """Name of the model that gives the tokenizer, the special tokens and the chat template."""
+        return self._vocabulary.owner
 
     @property
     def reference(self) -> str:
@@ -120,9 +125,12 @@ class AlignedSource:
 
     def generation_config(self) -> dict[str, Any] | None:
         """Return the source's, with the special tokens of the vocabulary's owner."""
-        own = self.inner.generation_config()
-        special = _special(self._sources[self._vocabulary.owner].generation_config() or {})
-        return None if own is None else {key: v for key, v in own.items() if not key.endswith("token_id")} | special
+        own, owner = self.inner.generation_config(), self._sources[self._vocabulary.owner]
+        stated = owner.generation_config()
+        if own is None and stated is None:
+            return None
+        special = _special(owner.config.to_dict() if stated is None else stated)
+        return {key: value for key, value in (own or {}).items() if not key.endswith("token_id")} | special
 
     def _aligned(self, name: str, own: Tensor) -> Tensor:
         index_V = self._vocabulary.indices[self._name]
@@ -155,13 +163,30 @@ class AlignedSource:
         return total / count.clamp(min=1).view(-1, *[1] * (own.dim() - 1))
 
 
-def _has(source: Source, name: str, vocabulary: Vocabulary, base: Source) -> bool:
-    """Whether the model has the common vocabulary already, both its rows and its tokenizer."""
+def original(source: Source) -> Source:
+    """Return the source as its folder holds it, in its own vocabulary."""
+    return source.inner if isinstance(source, AlignedSource) else source
+
+
+def _has(source: Source, name: str, vocabulary: Vocabulary, base: Source, owner: Source) -> bool:
+    """Whether the model has the common vocabulary already: its rows, its tokenizer and its way to end a text."""
     index_V = vocabulary.indices[name]
     if vocabulary.given:
         return False
+    if _endings(source, base) != _endings(owner, base):
+        return False
     same_rows = len(index_V) == rows_of(source) and bool((index_V == torch.arange(len(index_V))).all())
     return same_rows and tokens_of(source, base) == vocabulary.tokens
+
+
+def _endings(source: Source, base: Source) -> object:
+    """Return what decides where texts end: special tokens and the chat template.
+
+    A model without a tokenizer has the base's template.
+    """
+    tokenizer = source.tokenizer if source.tokenizer.files else base.tokenizer
+    generation = _special(source.generation_config() or {})
+    return _special(source.config.to_dict()), generation, tokenizer.chat_template()
 
 
 def _special(config: Mapping[str, Any]) -> dict[str, Any]:

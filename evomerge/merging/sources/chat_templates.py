@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from evomerge.merging.sources.aligned import original
 from evomerge.merging.sources.source import Source
 from search_spaces.recipes.errors import RecipeError
 
@@ -98,7 +99,9 @@ def chat_template(wanted: str | None, sources: Iterable[Source]) -> str | None:
     return TEMPLATES[wanted]
 
 
-def _own_template(checkpoint: Source) -> str | None:
+def _own_template(source: Source) -> str | None:
+    """Return the template of the model itself, not that of the vocabulary it was brought to."""
+    checkpoint = original(source)
     if not checkpoint.tokenizer.files:
         return None
     template: Any = checkpoint.tokenizer.load().chat_template

@@ -278,3 +278,20 @@ def test_the_tokenizer_is_left_alone(toys: Any, make_tokenizer: Callable) -> Non
     Evaluator(suite, tokenizer).score(toys.llama, ids(suite))
     assert tokenizer.pad_token is None
     assert tokenizer.padding_side == "right"
+
+
+@pytest.mark.parametrize("kind", ["mc_several", "gen"])
+def test_cut_items_are_those_that_do_not_fit(toys: Any, tokenizer: Any, kind: str) -> None:
+    """A token is a word here: the longest request of each item is counted by hand."""
+    toys.write("toy", kind, train=20, validation=10, test=30)
+    suite = toys.suite("toy", num_fewshot=1)
+    evaluator, items = Evaluator(suite, tokenizer), suite.pool.held_out_ids()
+
+    def needed(item: str) -> int:
+        requests = suite.task("toy").requests(suite.item(item))
+        lengths = [len(f"{request.context} {request.continuation or ''}".split()) for request in requests]
+        return max(lengths) - 1 if kind == "mc_several" else max(lengths) + 6  # max_gen_toks
+
+    lengths = [needed(item) for item in items]
+    for limit in (min(lengths) - 1, min(lengths), max(lengths) - 1, max(lengths), 10_000):
+        assert evaluator.cut_items(items, limit) == sum(length > limit for length in lengths)

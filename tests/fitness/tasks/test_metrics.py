@@ -53,8 +53,17 @@ def test_a_metric_that_is_better_when_lower_has_to_be_named(toys: Any, tokenizer
 
 def test_a_task_without_a_usable_metric(toys: Any) -> None:
     toys.write("toy", "mc", validation=10, test=10, metric_list=[metric("f1", "f1"), metric("likelihood")])
-    with pytest.raises(TaskError, match=r"'toy' has no metric to search with \(f1 is .*\): use another task"):
+    with pytest.raises(TaskError, match=r"'toy' has no metric to search with \(f1 is .*\): set metric to answer_loss$"):
         toys.suite("toy")
+    assert toys.suite({"task": "toy", "metric": "answer_loss"}).metrics == {"toy": "answer_loss,none"}
+
+
+def test_the_advice_about_metrics_works(toys: Any) -> None:
+    given = metric("acc_norm", higher_is_better=False)
+    toys.write("toy", "mc", validation=10, test=10, metric_list=[given])
+    with pytest.raises(TaskError, match=r"has to be named\): set metric to acc_norm or answer_loss$"):
+        toys.suite("toy")
+    assert toys.suite({"task": "toy", "metric": "acc_norm"}).metrics == {"toy": "acc_norm,none"}
 
 
 def test_loglikelihood_tasks_take_their_accuracy(toys: Any) -> None:

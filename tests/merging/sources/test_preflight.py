@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from evomerge.merging.sources.chat_templates import chat_template
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
-from evomerge.merging.sources.preflight import Report, check
+from evomerge.merging.sources.open_sources import open_sources
+from evomerge.merging.sources.preflight import Report, check, check_chat_template
 
 
 @pytest.fixture
@@ -128,3 +131,63 @@ def test_mixed_precision_is_a_warning(
     (path,) = make_models(tmp_path, configs["llama"](), 1, dtype=torch.float32)
     report = compare(llama, Checkpoint.open(path))
     assert report.warnings == ("weights are stored in different precisions: base bfloat16, expert float32",)
+
+
+# --- where texts end ---
+
+CHATML = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+
+
+@pytest.fixture
+def bare_and_chat(llama: Any, tmp_path: Path) -> dict[str, Path]:
+    """A base that ends with token 2, and a chat model of the same tokens that ends with 2 or 5 and has a template."""
+    folders = {}
+    for index, name in enumerate(("base", "chat")):
+        with_tokenizer(llama.references[index], tmp_path / name, [f"t{n}" if n else "a" for n in range(64)])
+        folders[name] = tmp_path / name
+    (folders["chat"] / "chat_template.jinja").write_text(CHATML)
+    generation = {"eos_token_id": [2, 5], "do_sample": True, "temperature": 0.6}
+    (folders["chat"] / "generation_config.json").write_text(json.dumps(generation))
+    (folders["base"] / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    return folders
+
+
+def test_differences_in_ending_a_text_are_named_with_the_key_that_decides(bare_and_chat: dict[str, Path]) -> None:
+    models = {name: str(folder) for name, folder in bare_and_chat.items()}
+    warnings = check(open_sources(models, "base"), "base").warnings
+    assert [line for line in warnings if "chat: its texts end with token 2 or 5 (eos_token_id), and those of" in line]
+    assert [line for line in warnings if "chat: it has a chat template and base has none" in line]
+    assert [line for line in warnings if "differs in do_sample, temperature; a merge has the base's" in line]
+    assert all("vocabulary: first in a search file, or tokenizer_source: MODEL" in line for line in warnings[:2])
+
+
+def test_a_policy_decides_ending_a_text_too(bare_and_chat: dict[str, Path]) -> None:
+    """Although both models have the same tokens in the same rows."""
+    models = {name: str(folder) for name, folder in bare_and_chat.items()}
+    sources = open_sources(models, "base", vocabulary="first")
+    assert sources["base"].generation_config() == {"eos_token_id": [2, 5]}
+    assert sources["base"].tokenizer.chat_template() == CHATML
+    warnings = check(sources, "base").warnings
+    assert [line for line in warnings if line.startswith("base: its texts end with token 2 (eos_token_id)")]
+    assert not [line for line in warnings if line.startswith("chat: its texts")]
+    check_chat_template(sources, "base")
+
+
+def test_a_merge_without_a_chat_template_names_a_model_that_has_one(bare_and_chat: dict[str, Path], llama: Any) -> None:
+    models = {name: str(folder) for name, folder in bare_and_chat.items()}
+    with pytest.raises(CheckpointError, match=r"of base has no chat template, and chat has one: set vocabulary: first"):
+        check_chat_template(open_sources(models, "base"), "base")
+    models = {"base": models["base"], "other": llama.references[2], "chat": models["chat"]}
+    with pytest.raises(
+        CheckpointError, match=r"chat has one: list it first among the models and set vocabulary: first"
+    ):
+        check_chat_template(open_sources(models, "base"), "base")
+    del models["chat"]
+    with pytest.raises(CheckpointError, match=r"none of the models has one: set fitness.apply_chat_template: false"):
+        check_chat_template(open_sources(models, "base"), "base")
+
+
+def test_automatic_templates_are_the_models_own(bare_and_chat: dict[str, Path]) -> None:
+    models = {name: str(folder) for name, folder in bare_and_chat.items()}
+    sources = open_sources(models, "base", vocabulary="base")
+    assert chat_template("auto", sources.values()) == CHATML
