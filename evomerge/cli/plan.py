@@ -18,8 +18,10 @@ from evomerge.merging.engine.placement import Choice
 from evomerge.search.loop import SearchError
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
-from evomerge.workers.base import Request
+from evomerge.workers.base import Request, Worker
 from evomerge.workers.start import LocalWorker
+from fitness.estimation.subset import FreshItems
+from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
 TIMED = 2
@@ -51,6 +53,10 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     )
     out.print(_placed(worker.placement))
     out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {items['asked']} items asked")
+    steps = summary["steps"]
+    if steps["count"]:
+        seconds = duration(steps["seconds"])
+        out.print(f"per step by gradients: {steps['items']} items asked, {seconds}; {steps['count']} steps")
     out.print(
         f"measured: merge {duration(summary['seconds']['merge'])}, scoring {duration(summary['seconds']['score'])}; "
         f"{summary['evaluations']} evaluations take about {duration(summary['estimated_seconds'])}"
@@ -79,15 +85,13 @@ def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
     population = problem.strategy().population
     recipe = space.decode(space.start)
     worker = local.ready()
-    timed = []
-    for _ in range(TIMED):
-        started = time.perf_counter()
-        evaluation = worker.evaluate(Request(recipe, tuple(problem.subset)))
-        timed.append((time.perf_counter() - started, evaluation))
-    total, evaluation = min(timed, key=lambda pair: pair[0])
-    if evaluation.status != "ok":
-        raise SearchError(f"the start point cannot be scored: {evaluation.reason}; fix that before a search")
+    total, evaluation = _timed(worker, Request(recipe, tuple(problem.subset)))
     evaluations = config.budget.evaluations
+    strategy = problem.resolved().strategy
+    steps = min(strategy.gradient_steps, evaluations)
+    step_items = FreshItems(problem.search_items, config.seed)(strategy.items_per_step, 0) if steps else ()
+    genotype = tuple(space.start.tolist())
+    step = _timed(worker, Request(recipe, step_items, gradient_at=genotype))[0] if steps else 0.0
     return {
         "genes": genes_of(space),
         "population": population,
@@ -100,10 +104,29 @@ def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
         "footprint": asdict(local.footprint) | {"peak_bytes": local.footprint.peak_bytes},
         "placement": asdict(local.placement),
         "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
-        "estimated_seconds": total * evaluations,
+        "steps": {"count": steps, "items": len(step_items), "seconds": step},
+        "estimated_seconds": step * steps + total * (evaluations - steps),
         "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_error},
         "notes": [*problem.warnings, *rotation(config, problem.asks_few), *_budget_notes(population, problem, total)],
     }
+
+
+def _timed(worker: Worker, request: Request) -> tuple[float, Evaluation]:
+    """Return the seconds and the evaluation of the quicker of `TIMED` times.
+
+    Raises
+    ------
+    SearchError
+        If the start cannot be scored.
+    """
+    timed = []
+    for _ in range(TIMED):
+        started = time.perf_counter()
+        evaluation = worker.evaluate(request)
+        if evaluation.status == "failed":
+            raise SearchError(f"the start point cannot be scored: {evaluation.reason}; fix that before a search")
+        timed.append((time.perf_counter() - started, evaluation))
+    return min(timed, key=lambda pair: pair[0])
 
 
 def _placed(choice: Choice) -> str:

@@ -72,6 +72,12 @@ class RunHistory:
         overhead = max(0.0, self.elapsed - sum(self._seconds.values()))
         return self._seconds | {"overhead": overhead}
 
+    @property
+    def search_items(self) -> int:
+        """How many items were asked before the held-out ones: of sources, candidates, steps and finalists."""
+        apart = [one for (purpose, _), one in self.reference_scores.items() if purpose in ("held_out", "vote")]
+        return self.item_evaluations - sum(len(one.items) for one in apart)
+
     def evaluation(self, candidate: int) -> Evaluation:
         """Return the evaluation that was told for a candidate."""
         return self.told[candidate].evaluation

@@ -75,6 +75,8 @@ class Result:
     """Score of the found recipe on all search items."""
     selection_bias: float
     """`search_score` minus the held-out score: the upward bias from selecting the best."""
+    search_items: int = 0
+    """Items asked before the held-out ones: of sources, candidates, steps and finalists."""
     verdict: Verdict | None = None
     """Whether the search was worth it, and which row's recipe is `best.yaml`; None in results of older versions."""
 

@@ -82,6 +82,7 @@ class FinalEvaluation:
             seconds=self.history.seconds,
             search_score=search_score,
             selection_bias=search_score - held_out,
+            search_items=self.history.search_items,
             verdict=verdict,
         )
         evaluation = next(evaluation for entry, evaluation in scored if entry.name == taken.name)

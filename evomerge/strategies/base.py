@@ -160,6 +160,11 @@ class StrategyConfig(BaseModel):
         return 0
 
     @property
+    def gradient_steps(self) -> int:
+        """How many candidates of kind "gradient" it proposes, before all others; the settings must be resolved."""
+        return 0
+
+    @property
     def places(self) -> int:
         """How many candidates of an earlier run its first population has room for; the settings must be resolved."""
         return int(getattr(self, "population", 1))

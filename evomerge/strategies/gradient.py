@@ -24,6 +24,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, CandidateKind, Genotype, Strategy, StrategyConfig
+from evomerge.strategies.generation import resolved_number
 from evomerge.strategies.registry import StageStrategy, register_strategy
 from evomerge.strategies.stage import Stage
 from evomerge.strategies.unit_box import UnitBox
@@ -59,6 +60,11 @@ class GradientConfig(StrategyConfig):
     def items_per_step(self) -> int:
         """How many search items per task a step is asked."""
         return self.items
+
+    @property
+    def gradient_steps(self) -> int:
+        """How many steps it takes; the settings must be resolved."""
+        return resolved_number("steps", self.steps)
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
         """Return the settings with `auto` replaced, and `then` resolved for what is left of the budget.
@@ -116,11 +122,9 @@ class Gradient(Strategy):
 
     def __init__(self, space: SearchSpace, seed: int, config: GradientConfig) -> None:
         super().__init__(space, seed)
-        if config.steps == "auto":
-            raise ValueError("steps is `auto`: call config.resolved(...) first, or give a number")
         self.config = config
         self.population = 1
-        self._steps = config.steps
+        self._steps = config.gradient_steps
         self._box = UnitBox(space)
         self._moves = ~space.discrete
         self._rate = config.learning_rate

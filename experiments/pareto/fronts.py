@@ -25,7 +25,7 @@ from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation
 from search_spaces.spaces.space import Genotype
 
-QUICKSTART = Path(__file__).parent.parent / "quickstart" / "search.yaml"
+SEARCH_FILE = Path(__file__).parent.parent / "zoo" / "cma_es.yaml"
 TASKS = ("zoo_target_gen", "zoo_short_en")
 """What no model was taught, and what the base knows and loses by learning it."""
 CORNER = (0.0, 0.0)
@@ -78,10 +78,10 @@ class Front:
 
 @cache
 def problem() -> Problem:
-    """Open the quickstart's models and the two tasks: nine genes."""
+    """Open the zoo's models and the two tasks: nine genes."""
     tasks = "[{task: " + "}, {task: ".join(TASKS) + "}]"
     settings = ["space.layers_per_group=6", f"fitness.tasks={tasks}", "fitness.batch_size=400"]
-    return Problem(load(QUICKSTART, settings), scan=False)
+    return Problem(load(SEARCH_FILE, settings), scan=False)
 
 
 @cache

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SEARCH_FILE = HERE.parent / "quickstart" / "search.yaml"
+SEARCH_FILE = HERE.parent / "zoo" / "cma_es.yaml"
 SEARCHES = {
     "cma_es": ["budget.evaluations=40", "fitness.subset.items=20"],
     "m2n2": [

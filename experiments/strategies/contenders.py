@@ -26,7 +26,7 @@ class Contender:
     items
         Items that a candidate answers, over all tasks together.
     changes
-        Further differences from the quickstart's search file, as `evomerge search --set` takes them.
+        Further differences from `zoo/cma_es.yaml`'s search file, as `evomerge search --set` takes them.
     fresh
         Whether each generation answers other items (`FreshItems`).
     longer
@@ -43,7 +43,7 @@ class Contender:
 
 
 PLAIN = Contender("CMA-ES, 200 items", {"kind": "cma_es"}, items=200, longer=(12_000, 16_000, 24_000), group="levers")
-"""CMA-ES at its default settings, with as many items per candidate as the quickstart asks."""
+"""CMA-ES at its default settings, with as many items per candidate as `zoo/cma_es.yaml` asks."""
 
 STRATEGIES = (
     Contender("CMA-ES", {"kind": "cma_es"}),

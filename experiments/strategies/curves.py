@@ -29,7 +29,7 @@ from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.space import Genotype
 
 EXPERIMENTS = Path(__file__).parent.parent
-QUICKSTART = EXPERIMENTS / "quickstart" / "search.yaml"
+SEARCH_FILE = EXPERIMENTS / "zoo" / "cma_es.yaml"
 KNOWN = EXPERIMENTS / "zoo" / "found_weights.json"
 
 
@@ -51,8 +51,8 @@ class Curve:
 
 @cache
 def problem(*changes: str) -> Problem:
-    """Open the quickstart's models, task and space (a weight per expert and layer, 24 genes), with these changes."""
-    return Problem(load(QUICKSTART, ["fitness.batch_size=300", *changes]), scan=False)
+    """Open `zoo/cma_es.yaml`'s models, task and space (a weight per expert and layer, 24 genes), with these changes."""
+    return Problem(load(SEARCH_FILE, ["fitness.batch_size=300", *changes]), scan=False)
 
 
 @cache
@@ -65,7 +65,7 @@ def worker(*changes: str) -> MergeWorker:
 
 
 def held_out(recipe: Recipe, count: int) -> float:
-    """Score a recipe on the quickstart's first `count` held-out items, where operations and languages alternate."""
+    """Score a recipe on `zoo/cma_es.yaml`'s first `count` held-out items, where operations and languages alternate."""
     opened = problem()
     evaluation = worker().evaluate(Request(recipe, tuple(opened.held_out_items[:count])))
     if evaluation.status != "ok":
@@ -74,7 +74,7 @@ def held_out(recipe: Recipe, count: int) -> float:
 
 
 def known(count: int) -> float:
-    """Score the best weights known in the quickstart's space, found by a long search when the zoo was made."""
+    """Score the best weights known in `zoo/cma_es.yaml`'s space, found by a long search when the zoo was made."""
     layers = json.loads(KNOWN.read_text(encoding="utf-8"))["per layer"].values()
     return held_out(problem().space.decode(np.array([weight for layer in layers for weight in layer])), count)
 

@@ -22,13 +22,13 @@ def test_quickstart(tmp_path):
     result = json.loads((out / "run" / "result.json").read_text())
     found, *others = [row for row in result["held_out"] if row["kind"] != "mean"]
     assert found["kind"] == "found"
-    assert {row["kind"] for row in others} == {"source", "uniform", "task_arithmetic"}
+    assert {row["kind"] for row in others} == {"source", "uniform", "task_arithmetic", "start"}
     for row in others:
         assert found["score"] > row["score"]
         assert row["p_value"] < 0.01
+    assert result["verdict"]["outcome"] == "better"
+    assert result["search_items"] <= 3000
     assert sum(result["seconds"].values()) < MINUTES * 60
-    searched = sum(result["seconds"].values())
-    assert result["seconds"]["overhead"] < 0.1 * searched
 
     from transformers import AutoModelForCausalLM
 

@@ -83,7 +83,7 @@ def test_the_json_reads_back(tmp_path):
     file = tmp_path / "result.json"
     rows = table([scored("found", "found", a=right(50)), scored("x", "source", a=right(40))], {"a": 1.0})
     verdict = verdict_on([scored("found", "found", a=right(80)), scored("x", "source", a=right(10))], {"a": 1.0})
-    result = Result(rows, "abc", 10, 200, {"merge": 1.0, "overhead": 0.5}, 0.6, 0.1, verdict)
+    result = Result(rows, "abc", 10, 200, {"merge": 1.0, "overhead": 0.5}, 0.6, 0.1, 150, verdict)
     file.write_text(result.to_json(), encoding="utf-8")
     assert Result.read(file) == result
     file.write_text(result.to_json()[:-20], encoding="utf-8")
