@@ -47,6 +47,18 @@ def test_strategies_do_not_import_torch_even_when_used():
     assert "torch" not in loaded_after(code)
 
 
+def test_a_taken_place_is_refused_before_torch_is_imported(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    code = (
+        "from evomerge.cli.main import main\n"
+        f"sys.argv = ['evomerge', 'merge', 'recipe.yaml', {str(tmp_path / 'out')!r}]\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert stop.code == 2, stop.code"
+    )
+    assert not loaded_after(code) & set(HEAVY)
+
+
 def test_help_takes_less_than_a_second_of_the_processor():
     command = [Path(sys.executable).parent / "evomerge", "--help"]
     used = []

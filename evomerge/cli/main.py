@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from evomerge.files.atomic import check_place
 from evomerge.files.messages import one_line
 from evomerge.version import VERSION
 
@@ -213,6 +214,7 @@ def merge(
 
     The folder gets the weights, the tokenizer, the config and a model card.
     """
+    check_place(out.expanduser())  # before the seconds that importing torch takes
     from evomerge.cli.merge import merge as run
 
     run(

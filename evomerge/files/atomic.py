@@ -49,10 +49,14 @@ def atomic_file(
     FileError
         If the place is a folder, or the disk or the folder refuses; also for such errors raised inside the block.
     """
+    if path.is_symlink():  # the link stays, and what it leads to is replaced
+        path = path.resolve()
     temporary = _temporary(path)
     with disk_errors(path, elsewhere):
         if path.is_dir():
             raise PlaceError(f"{path}: it is a folder; name a file")
+        if path.exists() and not path.is_file():
+            raise PlaceError(f"{path}: it is a device or a pipe, which a file would replace; name a file")
         _check_space(path, size, elsewhere)
         if parents:
             _make_folder(path.parent)
@@ -94,7 +98,7 @@ def atomic_folder(path: Path, *, size: int | None = None, elsewhere: str = ELSEW
     """
     temporary = _temporary(path)
     with disk_errors(path, elsewhere):
-        check_place(path)
+        check_place(path, elsewhere)
         _check_space(path, size, elsewhere)
         _make_folder(path.parent)
         try:
@@ -122,19 +126,34 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def check_place(path: Path) -> None:
-    """Refuse a folder that is neither new nor empty.
+def check_place(path: Path, elsewhere: str = ELSEWHERE) -> None:
+    """Refuse a place where no folder can appear in one step: called before the work, and again before writing.
 
     Raises
     ------
     PlaceError
-        If something is there.
+        If something is there: a folder that is not empty, a link, a mount point, a file of any kind.
+    FileError
+        If the folder above cannot be written to, as on a read-only disk.
     """
-    if path.is_dir():
-        if any(path.iterdir()):
-            raise PlaceError(f"{path}: the folder exists and is not empty; name a new one or remove it")
-    elif path.exists():
-        raise PlaceError(f"{path}: a file of that name exists; name a new folder")
+    with disk_errors(path, elsewhere):
+        if path.is_symlink():
+            raise PlaceError(f"{path}: it is a link, which a new folder would replace; name the folder itself")
+        if path.is_dir():
+            if os.path.ismount(path):
+                raise PlaceError(f"{path}: it is a mount point, which nothing can replace; name a folder inside it")
+            if any(path.iterdir()):
+                raise PlaceError(f"{path}: the folder exists and is not empty; name a new one or remove it")
+        elif path.exists():
+            raise PlaceError(f"{path}: a file of that name exists; name a new folder")
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise FileError(
+                f"{path}: cannot be written ({above} is read-only); check the folder's permissions and its disk, or "
+                f"{elsewhere}"
+            )
 
 
 def _temporary(path: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from evomerge.files import atomic
-from evomerge.files.atomic import FileError, PlaceError, atomic_file, atomic_folder, write_text
+from evomerge.files.atomic import FileError, PlaceError, atomic_file, atomic_folder, check_place, write_text
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -171,6 +171,41 @@ def test_a_taken_place_is_a_wrong_request(tmp_path: Path) -> None:
     assert issubclass(PlaceError, ValueError)  # the command line's code 2
     assert issubclass(PlaceError, FileError)
     assert names(tmp_path / "folder") == ["precious"]
+
+
+def test_a_folder_does_not_replace_a_link_a_pipe_or_a_mount_point(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "dangling"):
+        with pytest.raises(PlaceError, match=r"it is a link, which a new folder would replace; name the folder itself"):
+            check_place(tmp_path / name)
+    for place in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(PlaceError, match=r"a file of that name exists; name a new folder"):
+            check_place(place)
+    with pytest.raises(PlaceError, match=r"it is a mount point, which nothing can replace; name a folder inside it"):
+        check_place(Path("/"))
+    check_place(tmp_path / "folder")
+    check_place(tmp_path / "new" / "deep")
+
+
+def test_a_read_only_disk_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic.os, "access", lambda *_: False)  # root may write everywhere else
+    with pytest.raises(FileError, match=rf"new: cannot be written \({tmp_path} is read-only\); check .* or go elsewh"):
+        check_place(tmp_path / "a" / "new", "go elsewhere")
+
+
+def test_a_file_replaces_what_a_link_leads_to_and_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PlaceError, match=r"it is a device or a pipe, which a file would replace; name a file"):
+        write_text(tmp_path / "pipe", "new")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 @both

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from evomerge.merging.sources.aligned import AlignedSource, original
 from evomerge.merging.sources.errors import CheckpointError
@@ -18,9 +20,15 @@ from search_spaces.recipes.references import parts
 
 STRETCH = 1 << 22  # entries read together when scanning for NaN
 
-# Settings that change what a model computes with the same weights. A merge uses the base's, so a source with other
-# values behaves differently inside a merge than on its own.
-BEHAVIOUR = ("rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "layer_types", "hidden_act")
+# All other settings of a configuration can change what a model computes with the same weights. A merge uses the base's,
+# so a source with other values behaves differently inside a merge than on its own.
+_NO_BEHAVIOUR = re.compile(
+    r"_.*|architectures|auto_map|chunk_size_feed_forward|dtype|finetuning_task|gradient_checkpointing|id2label|"
+    r"initializer_range|is_encoder_decoder|label2id|license|model_type|name_or_path|num_labels|output_.*|pretraining_tp|"
+    r"problem_type|quantization_config|return_dict|router_aux_loss_coef|router_jitter_noise|task_specific_params|"
+    r"tie_word_embeddings|tokenizer_class|torch_dtype|transformers_version|use_cache|vocab_size|.*_token_ids?|.*dropout.*|"
+    r".*_pdrop|.*_drop"
+)
 
 
 @dataclass(frozen=True)
@@ -275,11 +283,19 @@ def check_tokenizers(name: str, checkpoint: Source, base: str, reference: Source
 
 def behaviour(name: str, checkpoint: Source, base: str, reference: Source) -> Iterator[str]:
     """Yield a line for each setting with which the source computes something else than the base does."""
-    for key in BEHAVIOUR:
-        own: Any = getattr(checkpoint.config, key, None)
-        wanted: Any = getattr(reference.config, key, None)
-        if own != wanted:
-            yield f"{name}: {key} is {own} here and {wanted} in {base}; a merge has the base's"
+    own, wanted = checkpoint.config.to_dict(), reference.config.to_dict()
+    for key in sorted(_settings(reference.config)):
+        if own.get(key) != wanted.get(key):
+            yield f"{name}: {key} is {own.get(key)} here and {wanted.get(key)} in {base}; a merge has the base's"
+
+
+def _settings(config: PretrainedConfig) -> set[str]:
+    """Return the settings that the architecture reads; others in config.json (tools write their version) do nothing."""
+    try:
+        known = type(config)().to_dict()
+    except Exception:  # a configuration without defaults
+        known = config.to_dict()
+    return {key for key in {*known, "rope_theta", "rope_scaling"} if not _NO_BEHAVIOUR.fullmatch(key)}
 
 
 def _check_finite(name: str, checkpoint: Source) -> None:

@@ -125,6 +125,22 @@ def test_another_rotary_base_is_a_warning(llama: Any, other: Any) -> None:
     assert any("rope" in line and "a merge has the base's" in line for line in report.warnings)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rms_norm_eps", 1e-3), ("hidden_act", "gelu"), ("num_attention_heads", 2), ("max_position_embeddings", 99)],
+)
+def test_every_other_setting_is_a_warning(llama: Any, tmp_path: Path, key: str, value: Any) -> None:
+    shutil.copytree(llama.references[1], tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values |= {key: value, "attention_dropout": 0.1, "some_tool_version": 3, "use_cache": False}
+    if key == "num_attention_heads":
+        values["num_key_value_heads"], values["head_dim"] = 1, 16  # of the same shapes
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    named = {line.split()[1] for line in compare(llama, Checkpoint.open(str(tmp_path))).warnings}
+    assert key in named
+    assert named <= {key, "num_key_value_heads", "head_dim"}
+
+
 def test_mixed_precision_is_a_warning(
     llama: Any, make_models: Callable[..., tuple[str, ...]], configs: Any, tmp_path: Path
 ) -> None:

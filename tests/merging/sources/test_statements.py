@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -210,3 +211,18 @@ def test_code_that_is_not_copied_is_said(folder: Path, file: str) -> None:
     assert lines == (
         f"{file} names code (auto_map), which evomerge neither runs nor copies; a merge is written without",
     )
+
+
+# --- the table in the documentation ---
+
+
+def test_every_row_of_the_table_has_its_test() -> None:
+    root = Path(__file__).parents[3]
+    text = (root / "docs" / "sources.md").read_text(encoding="utf-8")
+    table = text.split("## What evomerge does about each statement")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    named = [re.search(r"`(tests/\S+\.py)::(\w+)` \|$", row) for row in rows]
+    assert len(rows) > 20
+    for row, test in zip(rows, named, strict=True):
+        assert test is not None, row
+        assert f"def {test[2]}(" in (root / test[1]).read_text(encoding="utf-8"), row
