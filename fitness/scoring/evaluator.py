@@ -107,10 +107,9 @@ class Evaluator:
             room -= generation_settings(settings, end)[0]
         if len((request.context + (request.continuation or "")).encode()) + SPECIAL_TOKENS <= room:
             return False
-        tokens = self._tokens(request)
         if request.continuation is None:
-            return len(tokens) > room
-        context, continuation = tokens
+            return len(self._encoder.prompt(request.context)) > room
+        context, continuation = self._encoder.pair(request.context, request.continuation)
         return len(context) + len(continuation) > max_length + 1  # the last token is not an input
 
     def _requests(self, item: Item) -> tuple[Request, ...]:
