@@ -34,7 +34,6 @@ ORDER = (
     "evomerge.workers",
     "evomerge.config",
     "evomerge.search",
-    "evomerge.report",
     "evomerge.cli",
     "evomerge.__main__",
     "evomerge",

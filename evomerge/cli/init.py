@@ -32,7 +32,7 @@ space:
   layers_per_group: {layers_per_group}  # the models have {num_layers} layers; 1: each has weights of its own
   modules: all  # or [attention, mlp, other]: a weight for each
   weight: {{low: -0.5, high: 1.5, start: 0.5}}
-strategy: cma_es
+strategy: cma_es  # or gradient: far fewer answers, if tasks name right answers and a backward pass fits into memory
 fitness:
   tasks: {tasks}  # or {{task: NAME, weight: 2}} in place of a name
 {include}  subset: 100  # search items per task and candidate, or `all`

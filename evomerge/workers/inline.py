@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from evomerge.files.messages import one_line
@@ -20,10 +21,12 @@ from fitness.objectives import Objectives, means
 from fitness.results import Evaluation, ItemScores, no_seconds
 from fitness.scoring.evaluator import Evaluator
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.derivatives import ChainRule
+from search_spaces.spaces.derivatives import ChainRule, Coefficient
 from search_spaces.spaces.space import Genotype
 
 log = logging.getLogger("evomerge")
+
+T = TypeVar("T")
 
 _NO_MEMORY = ("not enough memory", "can't allocate memory")  # torch's CPU allocator raises a RuntimeError
 
@@ -106,15 +109,9 @@ class MergeWorker:
         if self.chain_rule is None:
             raise ValueError("this worker was made without a search space and has no derivatives by genes")
         started = time.perf_counter()
-        with watched(self.engine, request.recipe) as (model, by_coefficient):
-            seconds["merge"] = time.perf_counter() - started
-            total, losses = 0.0, np.zeros(len(request.items), np.float32)
-            for batch in self.evaluator.losses(model, request.items).losses(model):
-                batch.total.backward()  # type: ignore[no-untyped-call]  # torch says no type
-                total += float(batch.total.detach())
-                losses[list(batch.places)] = batch.losses
+        total, losses, by_coefficient = self._in_memory(lambda: self._losses(request))
         gradient = self.chain_rule.derivatives(genotype, by_coefficient)
-        seconds["score"] = time.perf_counter() - started - seconds["merge"]
+        seconds["score"] = time.perf_counter() - started
         return Evaluation(
             "step",
             objectives=(-total,),
@@ -125,12 +122,27 @@ class MergeWorker:
             gradient=tuple(gradient.tolist()),
         )
 
+    def _losses(self, request: Request) -> tuple[float, npt.NDArray[np.float32], dict[Coefficient, float]]:
+        """Return the weighted sum of the items' losses, the losses float32[I], and the derivatives of the sum."""
+        total, losses = 0.0, np.zeros(len(request.items), np.float32)
+        with watched(self.engine, request.recipe) as (model, by_coefficient):
+            for batch in self.evaluator.losses(model, request.items).losses(model):
+                batch.total.backward()  # type: ignore[no-untyped-call]  # torch says no type
+                total += float(batch.total.detach())
+                losses[list(batch.places)] = batch.losses
+        return total, losses, by_coefficient
+
     def _score(self, model: Any, request: Request) -> ItemScores:
-        """Score; halve the batch size for good whenever memory runs out."""
+        scored = self._in_memory(lambda: self.evaluator.score(model, request.items, want_answers=request.want_answers))
+        if not np.isfinite(scored.scores).all():
+            raise ValueError("a task's metric gave a score that is not a finite number; fix the task")
+        return scored
+
+    def _in_memory(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns; halve the batch size for good, and begin again, whenever memory runs out."""
         while True:
             try:
-                scored = self.evaluator.score(model, request.items, want_answers=request.want_answers)
-                break
+                return work()
             except Exception as problem:
                 if not _no_memory(problem) or self.evaluator.batch_size == 1:
                     raise
@@ -138,9 +150,6 @@ class MergeWorker:
                 log.warning("%s: from here on %s", OUT_OF_MEMORY, _batch(self.evaluator.batch_size))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        if not np.isfinite(scored.scores).all():
-            raise ValueError("a task's metric gave a score that is not a finite number; fix the task")
-        return scored
 
     def _check_sources(self) -> None:
         if self.watch is not None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,9 @@ def test_a_round_may_be_without_items_of_a_task(worker, problem, start, monkeypa
     assert (found.status, found.objectives) == ("ok", expected.objectives)
 
 
-def failing(evaluator, error, *, above=0):
-    """Return a `score` that raises `error` for batches larger than `above`."""
-    score = evaluator.score
+def failing(evaluator, error, *, above=0, of="score"):
+    """Return a method of the evaluator that raises `error` for batches larger than `above`."""
+    score = getattr(evaluator, of)
 
     def scoring(model, items, **options):
         if evaluator.batch_size > above:
@@ -186,3 +187,15 @@ class TestAWorkerOfTheZooInAPool(PoolSuite):
 
     def broken(self):
         return Request(source_recipe("/models/nowhere", 2), self.requests(1)[0].items)
+
+
+def test_a_step_without_memory_is_made_with_smaller_batches(worker, problem, start, monkeypatch):
+    step = replace(start, gradient_at=tuple(problem.space.start.tolist()))
+    expected = worker.evaluate(step)
+    assert expected.status == "step" and len(expected.gradient) == problem.space.dimension
+    short = failing(worker.evaluator, MemoryError("none left"), above=2, of="losses")
+    monkeypatch.setattr(worker.evaluator, "losses", short)
+    found = worker.evaluate(step)
+    assert worker.evaluator.batch_size == 2
+    np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5, atol=1e-6)
