@@ -24,6 +24,7 @@ from evomerge.merging.sources.statements import (
     quantised_by_files,
     refuse_other_models,
     refuse_quantised,
+    text_part,
     usable_generation_config,
 )
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
@@ -53,8 +54,12 @@ class Checkpoint:
     def __init__(self, reference: str, path: Path, *, trust_remote_code: bool = False) -> None:
         self.reference = reference
         self.path = path
-        self.outline = self._read_outline(trust_remote_code)
+        config = self._read_config(trust_remote_code)
+        refuse_other_models(reference, config)
         self._files = self._open_files()
+        part = text_part(config, self._files)
+        self._is_text_part = part is not None
+        self.outline = self._build_outline(part or config, trust_remote_code)
         self._keys = self._match_names()
         self._check_types()
         self._check_shapes()
@@ -144,7 +149,8 @@ class Checkpoint:
     @property
     def left_out(self) -> tuple[str, ...]:
         """A sentence for each statement of the folder that a merge does not take over."""
-        return left_out(self.path, () if self._generation is None else self._generation[1])
+        dropped = () if self._generation is None else self._generation[1]
+        return left_out(self.path, dropped, is_text_part=self._is_text_part)
 
     @cached_property
     def _generation(self) -> tuple[dict[str, Any], tuple[str, ...]] | None:
@@ -162,9 +168,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.reference}: generation_config.json does not hold a mapping; remove it")
         return usable_generation_config(self.reference, values)
 
-    def _read_outline(self, trust_remote_code: bool) -> Outline:
-        config = self._read_config(trust_remote_code)
-        refuse_other_models(self.reference, config)
+    def _build_outline(self, config: PretrainedConfig, trust_remote_code: bool) -> Outline:
         try:
             return Outline(config, trust_remote_code=trust_remote_code)
         except ArchitectureError as error:
@@ -254,7 +258,8 @@ class Checkpoint:
         wanted = set(self.outline.module.state_dict())
         keys: dict[str, str] = {}
         for key in self._files:
-            for name in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}"):
+            bare = key.replace("language_model.", "", 1) if self._is_text_part else key
+            for name in (bare, bare.removeprefix(f"{prefix}."), f"{prefix}.{bare}"):
                 if name in wanted:
                     if name in keys:
                         raise CheckpointError(
@@ -280,6 +285,8 @@ class Checkpoint:
 
     def _unused(self, used: set[str]) -> list[str]:
         """Return the keys that the model has no place for, without those that its architecture ignores."""
+        if self._is_text_part:  # all that belongs to images or sound stays out
+            return sorted(key for key in self._files if key not in used and "language_model." in key)
         patterns = [_ROTARY, *(self.outline.module._keys_to_ignore_on_load_unexpected or ())]
         buffers = {name for name, _ in self.outline.module.named_buffers()}  # also those that are not stored
         unused = (key for key in self._files if key not in used and not any(re.search(p, key) for p in patterns))
@@ -304,6 +311,8 @@ class Checkpoint:
                 f"{self.reference}: config.json does not say how its weights are stored, but {quantised}"
             )
         absent = f"{self.reference}: the weight files have no tensor for {missing}; download the model again"
+        if self._is_text_part:
+            raise CheckpointError(absent)
         try:
             with quiet():
                 module, info = AutoModelForCausalLM.from_pretrained(

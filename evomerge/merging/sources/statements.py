@@ -6,11 +6,12 @@ The table in docs/sources.md lists them all.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from evomerge.files.messages import reason
 from evomerge.merging.sources.architecture import quiet
@@ -104,22 +105,56 @@ def _remedy(method: str) -> str:
 def refuse_other_models(reference: str, config: PretrainedConfig) -> None:
     """Refuse configurations that do not describe a decoder-only text model."""
     kind = config.model_type
+    if _reads_more_than_text(config):
+        if _text_decoder(config) is not None:
+            return
+        raise CheckpointError(
+            f"{reference}: {kind} reads images or sound, and transformers has no decoder for its text part alone; "
+            "name a decoder-only text model instead"
+        )
     has_field = hasattr(type(config), "is_decoder")
     if getattr(config, "is_encoder_decoder", False):
         what = f"{kind} is an encoder with a decoder"
     elif has_field and not config.is_decoder and kind not in _DECODERS_BY_DEFAULT:
         what = f"{kind} is an encoder, not a decoder"
-    elif any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config", "vision_encoder")):
-        raise CheckpointError(
-            f"{reference}: {kind} reads images or sound, and evomerge merges text models; if its text part is a "
-            "decoder, load that with AutoModelForCausalLM.from_pretrained(..., config=config.get_text_config()), save "
-            "it and name its folder, or name a decoder-only text model instead"
-        )
     elif not getattr(config, "num_hidden_layers", None):
         what = f"{kind} has no num_hidden_layers"
     else:
         return
     raise CheckpointError(f"{reference}: {what}; name a decoder-only text model instead")
+
+
+def text_part(config: PretrainedConfig, keys: Iterable[str]) -> PretrainedConfig | None:
+    """Return the configuration of the text part of a vision-language or speech model; None for other models.
+
+    Parameters
+    ----------
+    config
+        The whole model's.
+    keys
+        Names of the stored tensors: they decide whether the head is tied, which such configurations state twice.
+    """
+    part = _text_decoder(config) if _reads_more_than_text(config) else None
+    if part is None:
+        return None
+    own = type(part).from_dict(part.to_dict())
+    own.tie_word_embeddings = not any(key.endswith("lm_head.weight") for key in keys)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(config, key, None) is not None:
+            setattr(own, key, getattr(config, key))
+    return own
+
+
+def _text_decoder(config: PretrainedConfig) -> PretrainedConfig | None:
+    try:
+        part: PretrainedConfig = config.get_text_config()
+    except ValueError:  # several text parts
+        return None
+    return None if part is config or part.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else part
+
+
+def _reads_more_than_text(config: PretrainedConfig) -> bool:
+    return any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config", "vision_encoder"))
 
 
 def usable_generation_config(reference: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -151,7 +186,7 @@ def usable_generation_config(reference: str, values: Mapping[str, Any]) -> tuple
     return kept, tuple(dropped)
 
 
-def left_out(folder: Path, dropped: tuple[str, ...]) -> tuple[str, ...]:
+def left_out(folder: Path, dropped: tuple[str, ...], *, is_text_part: bool = False) -> tuple[str, ...]:
     """Return a sentence for each statement of a model's folder that a merge does not take over.
 
     Parameters
@@ -160,8 +195,12 @@ def left_out(folder: Path, dropped: tuple[str, ...]) -> tuple[str, ...]:
         The model's folder.
     dropped
         Settings of generation_config.json that `usable_generation_config` removed.
+    is_text_part
+        Whether only the text part of the model is used.
     """
     lines = []
+    if is_text_part:
+        lines.append("it reads images or sound, and a merge has its text part alone")
     if dropped:
         lines.append(
             f"generation_config.json sets {', '.join(dropped)}, which has no effect there and which transformers "

@@ -157,8 +157,7 @@ def test_whole_model_and_adapter_in_one_folder_are_refused(folder: Path) -> None
         ("bert", r"bert is an encoder, not a decoder; name a decoder-only text model"),
         ("xlm-roberta", r"xlm-roberta is an encoder, not a decoder"),
         ("bart", r"bart is an encoder with a decoder; name a decoder-only text model"),
-        ("gemma3", r"gemma3 reads images or sound, .*get_text_config\(\)"),
-        ("qwen2_5_vl", r"qwen2_5_vl reads images or sound"),
+        ("clip", r"clip reads images or sound, and transformers has no decoder for its text part alone; name a"),
         ("mamba", None),
         ("gpt_neox", None),
     ],
@@ -170,6 +169,38 @@ def test_kinds_of_models(kind: str, message: str | None) -> None:
         return
     with pytest.raises(CheckpointError, match=f"^model: {message}"):
         refuse_other_models("model", config)
+
+
+@pytest.mark.parametrize("names", ["old", "new"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_text_part_of_a_vision_language_model(llama: Any, tmp_path: Path, names: str, tied: bool) -> None:
+    """As LLaVA and Mistral 3 are stored, before transformers 5 and since."""
+    text = json.loads((Path(llama.base) / "config.json").read_text())
+    vision = {"model_type": "clip_vision_model", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    whole = {"model_type": "llava", "text_config": text, "vision_config": vision, "eos_token_id": 7}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    tensors = load_file(Path(llama.base) / WEIGHTS)
+    head = tensors.pop("lm_head.weight")
+    if names == "old":
+        stored = {f"language_model.{name}": values for name, values in tensors.items()}
+    else:
+        stored = {name.replace("model.", "model.language_model.", 1): values for name, values in tensors.items()}
+    if not tied:
+        stored["language_model.lm_head.weight" if names == "old" else "lm_head.weight"] = head
+    stored["model.vision_tower.x.weight"] = torch.ones(3)
+    save_file(stored, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    source = Checkpoint.open(str(tmp_path))
+    assert source.outline.architecture == "LlamaForCausalLM"
+    assert source.outline.tied is tied
+    assert source.config.eos_token_id == 7
+    assert all(torch.equal(source.tensor(name), values) for name, values in tensors.items())
+    assert source.left_out == ("it reads images or sound, and a merge has its text part alone",)
+    stored["model.language_model.more.weight"] = torch.ones(3)
+    save_file(stored, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=r"hold model.language_model.more.weight, for which LlamaForCausalLM has no"
+    ):
+        Checkpoint.open(str(tmp_path))
 
 
 # --- generation settings and code ---
