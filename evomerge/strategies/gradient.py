@@ -16,11 +16,12 @@ A failed step (a loss that is not finite, or no memory) halves the learning rate
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, CandidateKind, Genotype, Strategy, StrategyConfig
@@ -56,6 +57,27 @@ class GradientConfig(StrategyConfig):
     """Fraction of the steps, counted from the last, whose genes are averaged into the result."""
     then: StageStrategy | None = None
     """Strategy that searches around the result with the rest of the budget. By default there is none."""
+
+    @model_validator(mode="after")
+    def _starts_from_the_steps(self) -> Self:
+        if self.then is not None and self.then.earlier_run is not None:
+            raise ValueError("then.warm_start: this strategy starts from the result of the steps; leave it out")
+        return self
+
+    @property
+    def ensemble_size(self) -> int:
+        """As `then`, whose candidates have scores."""
+        return 0 if self.then is None else self.then.ensemble_size
+
+    @property
+    def most_in_flight(self) -> int | None:
+        """The limit of `then`; None: it has none."""
+        return None if self.then is None else self.then.most_in_flight
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Check the settings of `then` against the tasks."""
+        if self.then is not None:
+            self.then.check_tasks(tasks)
 
     @property
     def items_per_step(self) -> int:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import evomerge
+from evomerge.cli.export import export, export_front
 from evomerge.config.errors import ConfigError
-from evomerge.runs.run import Asked, Run, Told
+from evomerge.runs.run import Asked, Run, RunError, Told
 from evomerge.search.api import resume_search
 
 ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
@@ -100,6 +101,17 @@ def test_a_raised_budget_is_spent_on_further_steps(tmp_path: Path) -> None:
     raised, whole = steps(tmp_path / "raised"), steps(tmp_path / "whole")
     assert len(raised) == 8
     assert [step.evaluation.gradient for step in raised] == [step.evaluation.gradient for step in whole]
+
+
+def test_export_says_that_steps_have_no_scores(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    evomerge.search(config(budget={"evaluations": 2}), run=path)
+    export(path, tmp_path / "recipe.yaml", None, "evomerge", False)
+    assert (tmp_path / "recipe.yaml").is_file()
+    with pytest.raises(RunError, match="steps of a search by gradients and no scored candidates; leave --rank out"):
+        export(path, None, 1, "evomerge", False)
+    with pytest.raises(RunError, match="leave --pareto out"):
+        export_front(path, tmp_path / "front", "evomerge", False)
 
 
 def test_another_strategy_starts_at_the_mean_of_the_steps(tmp_path: Path) -> None:
