@@ -46,7 +46,8 @@ class GradientConfig(StrategyConfig):
 
     kind: Literal["gradient"] = "gradient"
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of steps. `auto`: the whole budget; with `then`, 40 or half the budget, whichever is less."""
+    """Number of steps. `auto`: the whole budget, also a raised one; with `then`, 40 or half the budget, whichever
+    is less."""
     items: int = Field(default=25, ge=1)
     """Fresh search items per task and step."""
     learning_rate: float = Field(default=0.02, gt=0, le=1)
@@ -62,12 +63,14 @@ class GradientConfig(StrategyConfig):
         return self.items
 
     @property
-    def gradient_steps(self) -> int:
-        """How many steps it takes; the settings must be resolved."""
-        return resolved_number("steps", self.steps)
+    def gradient_steps(self) -> int | None:
+        """How many steps it takes; None: as many as the budget allows. The settings must be resolved."""
+        return None if self.then is None and self.steps == "auto" else resolved_number("steps", self.steps)
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
-        """Return the settings with `auto` replaced, and `then` resolved for what is left of the budget.
+        """Return the settings with `then` and the steps before it resolved for the budget.
+
+        Without `then`, `auto` stays: the budget ends the search, and a resumed run may have a larger one.
 
         Raises
         ------
@@ -75,7 +78,7 @@ class GradientConfig(StrategyConfig):
             If the steps leave nothing for `then`, or its settings do not suit the space.
         """
         if self.then is None:
-            return self.model_copy(update={"steps": evaluations}) if self.steps == "auto" else self
+            return self
         steps = min(STEPS_BEFORE, evaluations // 2) if self.steps == "auto" else self.steps
         if not 1 <= steps < evaluations:
             raise ValueError(
@@ -136,7 +139,7 @@ class Gradient(Strategy):
     @property
     def finished(self) -> bool:
         """Whether all steps are done, or too many have failed in a row."""
-        return self._asked >= self._steps or self._failures >= MOST_FAILURES
+        return (self._steps is not None and self._asked >= self._steps) or self._failures >= MOST_FAILURES
 
     def recommend(self) -> Genotype:
         """Return the mean of the later iterates; the start before the first step."""

@@ -67,7 +67,7 @@ class CoefficientSettings(BaseModel):
     With a list, the method itself is a gene. Coefficients that the chosen method does not use are ignored (inactive
     genes), and methods share coefficients with the same meaning. A method for two models (slerp) is searched over all
     pairs of experts."""
-    method_for: Literal["merge", "layers"] = "merge"
+    method_scope: Literal["merge", "layers"] = "merge"
     """With a list of methods: one method gene for the whole `merge`, or one for each group of `layers` (the embeddings,
     and the final norm with the head, are groups as well). mergekit cannot rebuild a merge with several methods."""
     method_prior: dict[str, float] = Field(default_factory=dict)
@@ -270,8 +270,8 @@ def _check_single(config: CoefficientSettings) -> None:
     for parameter in config.spec.parameters:
         if parameter.after and config.calibration_text is None and parameter.name in {**config.ranges, **config.fixed}:
             raise ValueError(f"{parameter.name}: it needs a text; write calibration_text: TEXT_FILE")
-    if config.method_for != "merge":
-        raise ValueError("method_for: there is one method; write a list of methods, or remove it")
+    if config.method_scope != "merge":
+        raise ValueError("method_scope: there is one method; write a list of methods, or remove it")
     if config.method_prior:
         raise ValueError("method_prior: there is one method; write a list of methods, or remove it")
 

@@ -39,7 +39,7 @@ class CoefficientConfig(CoefficientSettings):
         RecipeError
             If the models or the fixed genes do not fit, or the start cannot be read or is not a point of the space.
         """
-        several = MethodChoiceSpace if self.method_for == "merge" else MethodGroupsSpace
+        several = MethodChoiceSpace if self.method_scope == "merge" else MethodGroupsSpace
         kind = CoefficientSpace if isinstance(self.method, str) else several
         settings = RecipeSettings(dtype=context.dtype, out_dtype=context.out_dtype, seed=context.seed)
         space = kind(self, context.models, context.layout, **settings)

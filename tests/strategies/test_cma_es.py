@@ -136,3 +136,12 @@ def test_above_two_hundred_genes_the_covariance_is_diagonal(make_space):
     few, many = (CmaEsConfig(population=8).build(make_space(genes), 0) for genes in (200, 201))
     assert not few._descent._es.opts["CMA_diagonal"]
     assert many._descent._es.opts["CMA_diagonal"]
+
+
+def test_restarts_are_charged_for_every_sample_of_a_generation(make_space, fitness_of):
+    """BIPOP compares what its regimes have cost in evaluations, not in generations."""
+    strategy = CmaEsConfig(population=6, restarts="bipop", score_mean_every=100).build(make_space(4), 0)
+    charged = []
+    strategy._restarts.spent = charged.append
+    run(strategy, fitness_of, 1 + 3 * 6)  # and the first mean
+    assert sum(charged) == 3 * 6

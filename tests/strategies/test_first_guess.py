@@ -17,9 +17,9 @@ METHODS = ("ties", "dare_ties", "slerp")  # slerp in three variants, one for eac
 STRATEGIES = [EdaConfig(population=400), CatCmaConfig(population=400)]
 
 
-def begun(method_for="merge", start="dare_ties", **config):
+def begun(method_scope="merge", start="dare_ties", **config):
     """Return a space whose start has a method, and its number of method genes."""
-    config = CoefficientConfig(method=METHODS, method_for=method_for, layers_per_group=2, **config)
+    config = CoefficientConfig(method=METHODS, method_scope=method_scope, layers_per_group=2, **config)
     space = build_space(config, SpaceContext(MODELS, LAYOUT, {}, seed=5))
     choices = [index for index, gene in enumerate(space.genes) if gene.discrete]
     point = np.array(space.start)
@@ -33,12 +33,12 @@ def shares(space, points):
     return {method: counts[method] / len(points) for method in METHODS}
 
 
-@pytest.mark.parametrize("method_for", ["merge", "layers"])
+@pytest.mark.parametrize("method_scope", ["merge", "layers"])
 @pytest.mark.parametrize("start", ["dare_ties", "slerp(a, c)"])
 @pytest.mark.parametrize("config", STRATEGIES, ids=lambda config: config.kind)
-def test_the_first_guess_has_the_starts_method(config, start, method_for):
-    space, groups = begun(method_for, start)
-    assert groups == {"merge": 1, "layers": 4}[method_for]
+def test_the_first_guess_has_the_starts_method(config, start, method_scope):
+    space, groups = begun(method_scope, start)
+    assert groups == {"merge": 1, "layers": 4}[method_scope]
     strategy = config.build(space, 0)
     guess = strategy.recommend()
     assert [space.genes[index].value(guess[index]) for index in range(groups)] == [start] * groups

@@ -78,6 +78,13 @@ def test_the_elites_survive_and_nobody_twice():
     assert len(strategy._survivors(pool[:3])) == 3
 
 
+def test_the_best_of_a_small_population_always_survives():
+    """A fraction of the population below one individual is rounded up to one."""
+    strategy = GeneticConfig(population=4, elite=0.1, tournament=1).build(RawWeights(2), 0)
+    pool = [Individual.at_rest(np.zeros(2), fitness) for fitness in np.linspace(0, 1, 8)]
+    assert all(pool[-1] in strategy._survivors(pool) for _ in range(20))
+
+
 def test_survivors_by_roulette_are_mostly_the_fitter():
     strategy = GeneticConfig(population=2, elite=0, survivors="roulette").build(RawWeights(2), 0)
     pool = [Individual.at_rest(np.zeros(2), fitness) for fitness in (0.0, 1.0, 9.0)]

@@ -194,3 +194,16 @@ def test_default_learns_from_the_candidates_evaluated() -> None:
 def test_bad_input_to_estimators_says_what_to_give(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["mean", "stratified_mean"])
+def test_a_mean_is_surer_the_larger_its_share_of_all_items(name: str) -> None:
+    """An item that was asked adds nothing to the error of a mean over a finite number of items: a factor √(1 − S/I)."""
+    answers = np.tile([1.0, 0.0], 10)
+
+    def error(items: int) -> float:
+        known = EstimatorInputs(items, np.zeros((1, items)))
+        return estimated(name, answers, np.arange(20), known).standard_error
+
+    assert error(20) == 0
+    assert error(40) / error(80) == pytest.approx(math.sqrt(0.5 / 0.75))

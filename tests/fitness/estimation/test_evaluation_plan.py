@@ -74,6 +74,20 @@ def test_a_generations_items_do_not_change_once_they_are_chosen():
     assert known.items(1) == before
 
 
+def test_estimates_follow_the_candidates_from_the_first_generation_on():
+    """Eight candidates do far better than their parents: the next generation's estimates know."""
+    known = plan()
+    items = known.items(0)
+    right = Evaluation("ok", items=items, scores=np.ones(len(items), np.float32))
+    little = Evaluation("ok", items=(items[0], items[-1]), scores=np.ones(2, np.float32))
+    before = known.judge(little).fitness
+    for _ in range(8):
+        known.learn(right)
+    assert known.judge(little).fitness == before  # not within a generation
+    known.items(1)
+    assert known.judge(little).fitness > before + 0.05
+
+
 def test_the_same_events_give_the_same_items_and_estimates():
     def run():
         known, values = plan(), []

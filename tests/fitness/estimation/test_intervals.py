@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fitness.estimation.intervals import holm, interval, paired_test, weighted_interval, weighted_paired_test
+from fitness.estimation.intervals import (
+    RESAMPLES,
+    holm,
+    interval,
+    paired_test,
+    weighted_interval,
+    weighted_paired_test,
+)
 
 
 def test_wilson_interval_for_right_and_wrong() -> None:
@@ -80,6 +87,21 @@ def test_several_tasks_count_with_their_weights() -> None:
     # one task for a and as much of the other for b: undecided, unless one weighs more
     assert weighted_paired_test([(right, wrong, 1.0), (wrong, right, 1.0)]) > 0.9
     assert weighted_paired_test([(right, wrong, 9.0), (wrong, right, 1.0)]) < 0.001
+
+
+def test_items_of_a_large_task_weigh_less_than_those_of_a_small_one() -> None:
+    """Two tasks of equal weight: a is right on all 4 items of the small one, b on 16 of the 40 of the large one."""
+    small, large = (np.ones(4), np.zeros(4)), (np.zeros(40), np.repeat([1.0, 0.0], [16, 24]))
+    difference = np.concatenate(((small[0] - small[1]) / 4, (large[0] - large[1])[:16] / 40))
+    flips = 1 - 2 * (np.arange(2**20)[:, None] >> np.arange(20) & 1).astype(np.int8)
+    expected = (np.abs(flips @ difference) >= abs(difference.sum()) - 1e-9).mean()
+    assert weighted_paired_test([(*small, 1.0), (*large, 1.0)]) == pytest.approx(expected, abs=0.02)
+
+
+def test_no_sampled_p_value_is_zero() -> None:
+    """A test that draws sign patterns counts the observed one too, so that p is at least 1 in the number of draws."""
+    a = 0.5 + np.linspace(0.1, 0.4, 60)
+    assert paired_test(a, np.full(60, 0.5)) == 1 / (RESAMPLES + 1)
 
 
 def test_holm_by_hand() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -143,6 +145,23 @@ def test_learning_from_candidates_moves_the_prior_to_them() -> None:
 def test_learning_from_nothing_changes_nothing() -> None:
     start = prior(ITEMS, related_answers(0, 2))
     assert learn(start, []) is start and learn(start, [([], [])]) is start
+
+
+def test_learning_follows_the_latest_candidates() -> None:
+    """A search that gets better leaves its first candidates behind."""
+    start, chosen = prior(ITEMS, related_answers(0, 2)), np.arange(0, ITEMS, 10)
+    wrong, right = [(np.zeros(20), chosen)] * 32, [(np.ones(20), chosen)] * 32
+    late = posterior(learn(start, wrong + right), [], []).value
+    assert late == posterior(learn(start, right), [], []).value
+    assert late > posterior(learn(start, wrong), [], []).value + 0.3
+
+
+@pytest.mark.parametrize("spread", [3.0, 10.0])
+def test_no_standard_error_exceeds_what_a_score_between_0_and_1_can_have(spread: float) -> None:
+    """A variable on [0, 1] with mean v has a variance of at most v(1 - v), however little is known."""
+    start = prior(ITEMS)
+    found = posterior(replace(start, covariance=spread**2 * start.covariance), [], [])
+    assert found.standard_error <= (found.value * (1 - found.value)) ** 0.5 + 1e-9
 
 
 def test_order_of_parents_does_not_matter() -> None:

@@ -108,6 +108,33 @@ def test_estimates_decide_by_their_errors() -> None:
     assert Race(3, 1).update_estimates(exact).tolist() == [False, False, True]
 
 
+def estimated_race(seed: int, looks: int, correlation: float) -> Race:
+    """Race three equal candidates on estimates whose errors shrink, and have this correlation, from look to look."""
+    race, rng = Race(3, 1, error=0.2, looks=looks), np.random.default_rng(seed)
+    common, own = rng.normal(size=looks).cumsum(), rng.normal(size=(looks, 3)).cumsum(0)
+    for look in range(looks):
+        noise = correlation**0.5 * common[look] + (1 - correlation) ** 0.5 * own[look]
+        error = 0.3 / (look + 1) ** 0.5
+        race.update_estimates(
+            [Estimate(0.5 + value * error, error) for value in noise / (look + 1) ** 0.5], correlation
+        )
+    return race
+
+
+def test_estimates_stop_a_candidate_that_matters_no_more_often_than_the_error_says() -> None:
+    wrong = np.mean([not estimated_race(seed, looks=8, correlation=0.0).active[0] for seed in range(300)])
+    assert wrong < 0.2 + 3 * (0.2 * 0.8 / 300) ** 0.5
+
+
+def test_errors_in_common_do_not_keep_candidates_in_the_race() -> None:
+    estimates = [Estimate(0.8, 0.1), Estimate(0.6, 0.1)]
+    apart = stats.norm.cdf(-0.2 / (0.1 * 2**0.5))
+    together = stats.norm.cdf(-0.2 / (0.1 * (2 * (1 - 0.75)) ** 0.5))  # the standard error of the difference
+    assert together < 0.02 < apart
+    assert not Race(2, 1, error=0.02).update_estimates(estimates).any()
+    assert Race(2, 1, error=0.02).update_estimates(estimates, correlation=0.75).tolist() == [False, True]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -26,7 +26,7 @@ def merged(engine: Any, recipe: Recipe) -> dict[str, torch.Tensor]:
 def test_each_group_is_merged_as_by_its_method_alone(llama: Any, tmp_path: Path) -> None:
     models = dict(zip(("base", "a", "b"), llama.references, strict=True))
     engine = llama.engine()
-    config = CoefficientConfig(method=METHODS, method_for="layers", layers_per_group=2)
+    config = CoefficientConfig(method=METHODS, method_scope="layers", layers_per_group=2)
     space = MethodGroupsSpace(config, models, engine.layout, seed=3)
     point = space.start.copy()
     chosen = ("linear", "dare_ties", "task_arithmetic", "dare_ties")  # embeddings, two runs of layers, the end

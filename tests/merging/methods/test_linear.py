@@ -115,3 +115,11 @@ def test_result_is_rounded_once(merge: Merge) -> None:
     one, small, smaller = (torch.tensor([value]) for value in (1.0, 2.0**-8, 2.0**-9))
     found = merge("linear", None, [one, small, smaller], weight=[1.0] * 3, normalize=False, out_dtype=torch.bfloat16)
     assert found.item() == 1 + 2**-7
+
+
+def test_weights_with_a_negative_sum_are_divided_by_it(merge: Merge) -> None:
+    """Weights of -1 and -3 have shares of 1/4 and 3/4."""
+    base, *models = tensors(3)
+    expected = base + 0.25 * (models[0] - base) + 0.75 * (models[1] - base)
+    found = merge("task_arithmetic", base, models, weight=[-1.0, -3.0], normalize=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -44,3 +44,16 @@ def test_fusion_takes_a_row_that_stands_out(merge: Merge) -> None:
     taken = (found != base).any(1)
     assert taken[3]
     assert int((found != base).sum()) < 128 // 4
+
+
+def test_fusion_takes_what_lies_above_one_and_a_half_quartile_ranges(merge: Merge) -> None:
+    """Against the formula in float64, where many scores lie near the threshold."""
+    generator = torch.Generator().manual_seed(0)
+    base, model = torch.randn(2, 8, 512, generator=generator)
+    p, q = (torch.softmax(values.double(), -1) + 1e-8 for values in (model, base))
+    score = (p * (p / q).log()).sum(-1, keepdim=True) * (model - base).double().abs()
+    low, middle, high = score.flatten().quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    expected = score >= middle + 1.5 * (high - low)
+    taken = (merge("arcee_fusion", base, [model]) - base).abs() > 0.5 * (model - base).abs()
+    assert 50 < int(expected.sum()) < 2000
+    assert int((taken != expected).sum()) <= 3  # scores at the threshold, where quantiles are interpolated

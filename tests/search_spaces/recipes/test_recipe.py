@@ -217,6 +217,21 @@ def test_references_are_replaced_everywhere():
     assert moved.with_models({"/m/a": "a", "/m/base": "base"}) == recipe
 
 
+def test_references_are_replaced_in_a_slices_own_base():
+    sources = [{"model": name, "layer_range": [0, 2]} for name in ("a", "b")]
+    data = {**BASE, "base_model": "base", "slices": [{"sources": sources, "base_model": "b"}]}
+    moved = mergekit_yaml.build(data).with_models({"b": "/m/b"})
+    assert (moved.slices[0].base_model, moved.base_model) == ("/m/b", "base")
+
+
+def test_the_sign_of_a_zero_makes_no_other_recipe():
+    def hash_of(zero):
+        models = [{"model": "a", "parameters": {"weight": zero}}, {"model": "b", "parameters": {"weight": 1.0}}]
+        return mergekit_yaml.build({**BASE, "models": models}).hash
+
+    assert hash_of(-0.0) == hash_of(0.0)
+
+
 def test_recipes_do_not_change():
     recipe = mergekit_yaml.build({**BASE, "models": MODELS})
     with pytest.raises(FrozenInstanceError):

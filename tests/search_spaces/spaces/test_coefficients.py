@@ -189,6 +189,24 @@ def test_baselines_can_be_encoded(layout, models):
     assert [c.parameters["weight"] for c in decoded[0].contributions] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
 
 
+def test_a_group_takes_the_mean_of_shares_where_a_linear_recipe_divides_by_the_sum(layout, models):
+    """Layer 0 is x alone, written as a weight of 8, and layer 1 is y alone: half of each, not 8 to 1."""
+    weights = {"x": ([8.0, "layers.0."], [0.0, "*"]), "y": ([0.0, "layers.0."], [1.0, "*"])}
+    recipe = mergekit_yaml.build(
+        {
+            "merge_method": "linear",
+            "models": [
+                {"model": models[name], "parameters": {"weight": [{"value": v, "filter": f} for v, f in conditions]}}
+                for name, conditions in weights.items()
+            ],
+        }
+    )
+    space = make(layout, models, "linear", layers_per_group=2)
+    point = dict(zip((gene.name for gene in space.genes), space.encode(recipe), strict=True))
+    assert point["x.weight[layers 0-1]"] == pytest.approx(point["y.weight[layers 0-1]"])
+    assert point["x.weight[layers 0-1]"] > 0 == point["ops.weight[layers 0-1]"]
+
+
 def test_models_that_are_absent_have_weight_zero(layout, models):
     two = {name: models[name] for name in ("base", "x")}
     space = make(layout, models)

@@ -69,7 +69,7 @@ class TestFixedGenes(Spaces):
 
 
 class TestFixedGenesOfMethods(Spaces):
-    config: ClassVar = {"method_for": "merge"}
+    config: ClassVar = {"method_scope": "merge"}
 
     def space(self):
         fixed = {"ops.weight[embeddings]": 0.0, "slerp.t[final]": 0.25, "*.density[*": 1.0}
@@ -79,7 +79,7 @@ class TestFixedGenesOfMethods(Spaces):
 
 
 class TestFixedGenesOfGroups(TestFixedGenesOfMethods):
-    config: ClassVar = {"method_for": "layers"}
+    config: ClassVar = {"method_scope": "layers"}
 
     def test_mergekit_gets_it_or_a_reason(self, subject):
         pytest.skip("methods of layers are in no mergekit recipe: tested in test_method_groups")

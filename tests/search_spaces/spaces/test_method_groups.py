@@ -33,7 +33,7 @@ slices:
 
 
 def make(layout, models, methods=METHODS, **config):
-    return MethodGroupsSpace(CoefficientConfig(method=methods, method_for="layers", **config), models, layout, seed=5)
+    return MethodGroupsSpace(CoefficientConfig(method=methods, method_scope="layers", **config), models, layout, seed=5)
 
 
 class TestMethodGroups(SearchSpaceSuite):
@@ -144,10 +144,12 @@ def test_core_space_has_one_method():
 
 
 def test_one_method_has_no_groups(layout, models):
-    with pytest.raises(ValidationError, match="method_for: there is one method; write a list of methods, or remove it"):
-        CoefficientConfig(method="ties", method_for="layers")
+    with pytest.raises(
+        ValidationError, match="method_scope: there is one method; write a list of methods, or remove it"
+    ):
+        CoefficientConfig(method="ties", method_scope="layers")
     space = build_space(
-        CoefficientConfig(method=METHODS, method_for="layers", start="uniform", fixed={"*.weight[final]": 0.5}),
+        CoefficientConfig(method=METHODS, method_scope="layers", start="uniform", fixed={"*.weight[final]": 0.5}),
         SpaceContext(models, layout, {}),
     )
     assert space.dimension > 0
