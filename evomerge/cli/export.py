@@ -35,7 +35,7 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
         history = RunHistory(run.events())
     front = history.front()
     if not front:
-        raise _nothing_yet(path)
+        raise _no_scores(path, history, "--pareto")
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"--pareto {folder}: the folder is not empty; name another one")
     space = space_of(path)
@@ -54,6 +54,12 @@ def _nothing_yet(path: Path) -> RunError:
     return RunError(f"{path} has scored no candidate yet; wait, or go on with `evomerge resume {quote(str(path))}`")
 
 
+def _no_scores(path: Path, history: RunHistory, option: str) -> RunError:
+    if any(told.evaluation.status == "step" for told in history.told.values()):
+        return RunError(f"{path} has steps of a search by gradients and no scored candidates; leave {option} out")
+    return _nothing_yet(path)
+
+
 def _best(path: Path) -> Recipe:
     file = path / "best.yaml"
     if not file.is_file():
@@ -63,6 +69,8 @@ def _best(path: Path) -> Recipe:
 
 def _ranked(path: Path, history: RunHistory, rank: int) -> Recipe:
     ranking = history.ranking()
+    if not ranking:
+        raise _no_scores(path, history, "--rank")
     if rank > len(ranking):
         raise RunError(f"--rank {rank}: {path} has {len(ranking)} distinct scored recipes; give 1 to {len(ranking)}")
     return space_of(path).decode(history.asked[ranking[rank - 1]].candidate.genotype)

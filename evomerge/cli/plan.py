@@ -88,7 +88,8 @@ def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
     total, evaluation = _timed(worker, Request(recipe, tuple(problem.subset)))
     evaluations = config.budget.evaluations
     strategy = problem.resolved().strategy
-    steps = min(strategy.gradient_steps, evaluations)
+    limit = strategy.gradient_steps
+    steps = evaluations if limit is None else min(limit, evaluations)
     step_items = FreshItems(problem.search_items, config.seed)(strategy.items_per_step, 0) if steps else ()
     genotype = tuple(space.start.tolist())
     step = _timed(worker, Request(recipe, step_items, gradient_at=genotype))[0] if steps else 0.0

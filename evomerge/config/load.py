@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import ValidationError
 
@@ -63,12 +65,27 @@ def located(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
 def load_mapping(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SearchConfig:
     """Return the config that a search file with these contents stands for; relative folders are relative to here.
 
+    Paths may be `Path` objects, and numbers numpy's.
+
     Raises
     ------
     ConfigError
-        As `load`, without lines.
+        As `load`, without lines; or if `values` is not a mapping.
     """
-    return _validated(copy.deepcopy(dict(values)), overrides, Path.cwd(), lambda keys: "config")
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config: give the path of a search file, or a mapping with its keys (got {values!r})")
+    return _validated(_plain(values), overrides, Path.cwd(), lambda keys: "config")
+
+
+def _plain(value: Any) -> Any:
+    """Return a deep copy made of what a YAML file holds."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else copy.deepcopy(value)
 
 
 def _validated(

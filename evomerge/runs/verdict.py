@@ -74,18 +74,21 @@ def verdict(
         Of an alternative: the p-value of the paired test, not corrected.
     """
     if not alternatives:
-        sentence = "The found recipe keeps the minimum scores, and no source or baseline does."
+        sentence = (
+            "No source or baseline keeps the minimum scores on the held-out items; best.yaml is the found recipe."
+        )
         return Verdict("better", found, sentence, ())
     adjusted = holm([p_value(name) for name in alternatives])
     made = tuple(Comparison(name, difference(name), p) for name, p in zip(alternatives, adjusted, strict=True))
     closest = min(made, key=lambda one: one.difference)
     worse = [one for one in made if one.difference < 0 and one.p_value < SIGNIFICANT]
     if worse:
+        better = min(worse, key=lambda one: one.difference)
         sentence = (
-            f"The found recipe is worse than {closest.name} on the held-out items ({_numbers(closest)}): take "
-            f"{closest.name}, which best.yaml is."
+            f"The found recipe is worse than {better.name} on the held-out items ({_numbers(better)}): take "
+            f"{better.name}, which best.yaml is."
         )
-        return Verdict("worse", closest.name, sentence, made)
+        return Verdict("worse", better.name, sentence, made)
     unclear = [one for one in made if one.p_value >= SIGNIFICANT]
     if not unclear:
         sentence = (
@@ -94,6 +97,7 @@ def verdict(
         )
         return Verdict("better", found, sentence, made)
     names = ", ".join(one.name for one in unclear)
+    closest = min(unclear, key=lambda one: one.difference)
     taken = closest.name if closest.difference < 0 else found
     which = f"{closest.name} scores higher, and best.yaml is it" if taken != found else "best.yaml is the found recipe"
     sentence = (

@@ -6,6 +6,8 @@ A stopped candidate comes back with its answers so far, whose estimate gives it 
 may have told part of a generation before it was stopped; the answers of that part, from the log, take part in the race,
 so that all decisions are the same as without the interruption.
 
+A step of a search by gradients is asked all its items at once: no other candidate is compared with it.
+
 Merging is repeated for each block: racing saves time if answering a block takes longer than merging.
 
 Strategies with an archive have no generations; `evomerge.search.archive_racing` is for them.
@@ -64,20 +66,27 @@ class RacingPool:
         self.pool, self.rules, self.plan, self.history = pool, rules, plan, history
         self.strategy, self.seed = strategy, seed
         self._entered: dict[int, tuple[tuple[str, ...], list[RacingCandidate]]] = {}  # by generation
+        self._steps: list[tuple[int, Request]] = []
 
     @property
     def free(self) -> int:
         """How many more candidates the next race takes: a generation, and the distribution's mean."""
-        return max(0, self.strategy.population + 1 - sum(len(entered) for _, entered in self._entered.values()))
+        entered = sum(len(entered) for _, entered in self._entered.values())
+        return max(0, self.strategy.population + 1 - entered - len(self._steps))
 
     def submit(self, tag: int, request: Request) -> None:
         """Enter a candidate of the history for its generation's race; a race keeps no answers."""
+        if request.gradient_at is not None:
+            self._steps.append((tag, request))
+            return
         candidate = self.history.asked[tag].candidate
         _, entered = self._entered.setdefault(candidate.generation, (request.items, []))
         entered.append(RacingCandidate(tag, request.recipe, candidate.kind == "sample"))
 
     def wait(self) -> list[tuple[int, Evaluation]]:
-        """Run the races of all that were submitted."""
+        """Take the steps that were submitted, or else run all races."""
+        if self._steps:
+            return self._take_steps()
         races, self._entered = self._entered, {}
         results: list[tuple[int, Evaluation]] = []
         for generation, (items, entered) in races.items():
@@ -88,6 +97,15 @@ class RacingPool:
     def close(self) -> None:
         """Close the pool of workers."""
         self.pool.close()
+
+    def _take_steps(self) -> list[tuple[int, Evaluation]]:
+        steps, self._steps = self._steps, []
+        results: list[tuple[int, Evaluation]] = []
+        for tag, request in steps:
+            self.pool.submit(tag, request)
+        while len(results) < len(steps):
+            results += self.pool.wait()
+        return results
 
     def _told(self, generation: int, items: Sequence[str]) -> list[RacingCandidate]:
         """Return the candidates of this generation that were told before the search was stopped."""

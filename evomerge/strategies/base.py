@@ -160,8 +160,11 @@ class StrategyConfig(BaseModel):
         return 0
 
     @property
-    def gradient_steps(self) -> int:
-        """How many candidates of kind "gradient" it proposes, before all others; the settings must be resolved."""
+    def gradient_steps(self) -> int | None:
+        """How many candidates of kind "gradient" it proposes, before all others; None: as many as the budget allows.
+
+        The settings must be resolved.
+        """
         return 0
 
     @property

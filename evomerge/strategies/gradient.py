@@ -16,11 +16,12 @@ A failed step (a loss that is not finite, or no memory) halves the learning rate
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, CandidateKind, Genotype, Strategy, StrategyConfig
@@ -46,7 +47,8 @@ class GradientConfig(StrategyConfig):
 
     kind: Literal["gradient"] = "gradient"
     steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of steps. `auto`: the whole budget; with `then`, 40 or half the budget, whichever is less."""
+    """Number of steps. `auto`: the whole budget, also a raised one; with `then`, 40 or half the budget, whichever
+    is less."""
     items: int = Field(default=25, ge=1)
     """Fresh search items per task and step."""
     learning_rate: float = Field(default=0.02, gt=0, le=1)
@@ -56,18 +58,41 @@ class GradientConfig(StrategyConfig):
     then: StageStrategy | None = None
     """Strategy that searches around the result with the rest of the budget. By default there is none."""
 
+    @model_validator(mode="after")
+    def _starts_from_the_steps(self) -> Self:
+        if self.then is not None and self.then.earlier_run is not None:
+            raise ValueError("then.warm_start: this strategy starts from the result of the steps; leave it out")
+        return self
+
+    @property
+    def ensemble_size(self) -> int:
+        """As `then`, whose candidates have scores."""
+        return 0 if self.then is None else self.then.ensemble_size
+
+    @property
+    def most_in_flight(self) -> int | None:
+        """The limit of `then`; None: it has none."""
+        return None if self.then is None else self.then.most_in_flight
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Check the settings of `then` against the tasks."""
+        if self.then is not None:
+            self.then.check_tasks(tasks)
+
     @property
     def items_per_step(self) -> int:
         """How many search items per task a step is asked."""
         return self.items
 
     @property
-    def gradient_steps(self) -> int:
-        """How many steps it takes; the settings must be resolved."""
-        return resolved_number("steps", self.steps)
+    def gradient_steps(self) -> int | None:
+        """How many steps it takes; None: as many as the budget allows. The settings must be resolved."""
+        return None if self.then is None and self.steps == "auto" else resolved_number("steps", self.steps)
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
-        """Return the settings with `auto` replaced, and `then` resolved for what is left of the budget.
+        """Return the settings with `then` and the steps before it resolved for the budget.
+
+        Without `then`, `auto` stays: the budget ends the search, and a resumed run may have a larger one.
 
         Raises
         ------
@@ -75,7 +100,7 @@ class GradientConfig(StrategyConfig):
             If the steps leave nothing for `then`, or its settings do not suit the space.
         """
         if self.then is None:
-            return self.model_copy(update={"steps": evaluations}) if self.steps == "auto" else self
+            return self
         steps = min(STEPS_BEFORE, evaluations // 2) if self.steps == "auto" else self.steps
         if not 1 <= steps < evaluations:
             raise ValueError(
@@ -136,7 +161,7 @@ class Gradient(Strategy):
     @property
     def finished(self) -> bool:
         """Whether all steps are done, or too many have failed in a row."""
-        return self._asked >= self._steps or self._failures >= MOST_FAILURES
+        return (self._steps is not None and self._asked >= self._steps) or self._failures >= MOST_FAILURES
 
     def recommend(self) -> Genotype:
         """Return the mean of the later iterates; the start before the first step."""

@@ -1,7 +1,10 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from evomerge.config.errors import ConfigError
-from evomerge.config.load import load
+from evomerge.config.load import load, load_mapping
 
 MINIMAL = """
 models: {base: org/base, expert: org/expert}
@@ -115,3 +118,22 @@ def test_a_race_against_an_archive_has_no_paired_test(write):
     with pytest.raises(ConfigError, match=r"m2n2 has an archive instead; write fitness\.racing\.test: posterior"):
         load(write(text + "strategy: {kind: m2n2}\n"))
     assert load(write(text + "strategy: {kind: cma_es}\n")).fitness.racing.test == "sprt"
+
+
+def test_a_mapping_may_hold_paths_and_numpy_numbers(tmp_path):
+    values = {
+        "models": {"base": tmp_path, "one": Path("two") / "folders"},
+        "fitness": {"tasks": ("some_task",), "include_path": [tmp_path]},
+        "budget": np.int64(7),
+        "space": {"weight": {"high": np.float32(1.5)}},
+    }
+    config = load_mapping(values)
+    assert config.models["base"] == str(tmp_path)
+    assert (config.budget.evaluations, config.space.weight.high) == (7, 1.5)
+    assert isinstance(values["models"]["base"], Path)
+
+
+@pytest.mark.parametrize("values", [None, [1], 3])
+def test_what_is_not_a_mapping_is_named(values):
+    with pytest.raises(ConfigError, match=r"config: give the path of a search file, or a mapping"):
+        load_mapping(values)

@@ -30,6 +30,18 @@ def test_worse_than_one_names_it_and_recommends_it() -> None:
     )
 
 
+def test_worse_names_an_alternative_that_the_tests_say_is_better() -> None:
+    found = verdict_of({"noisy": (-0.2, 0.4), "start": (-0.1, 1e-6)})
+    assert (found.outcome, found.recommended) == ("worse", "start")
+    assert "is worse than start on the held-out items (-0.100, p < 1e-4)" in found.sentence
+
+
+def test_the_numbers_are_those_of_an_alternative_that_cannot_be_told_apart() -> None:
+    found = verdict_of({"base": (0.1, 1e-9), "start": (0.3, 0.2)})
+    assert (found.outcome, found.recommended) == ("indistinguishable", "found")
+    assert "cannot be told from start on the held-out items (+0.300, p = 0.2 against start)" in found.sentence
+
+
 @pytest.mark.parametrize(("difference", "taken"), [(0.01, "found"), (-0.01, "start")])
 def test_what_cannot_be_told_apart(difference: float, taken: str) -> None:
     found = verdict_of({"base": (0.5, 1e-20), "start": (difference, 0.6)})

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import evomerge
+from evomerge.cli.export import export, export_front
 from evomerge.config.errors import ConfigError
-from evomerge.runs.run import Asked, Run, Told
+from evomerge.runs.run import Asked, Run, RunError, Told
 from evomerge.search.api import resume_search
 
 ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
@@ -93,6 +94,26 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
             assert one.evaluation.gradient == other.evaluation.gradient
 
 
+def test_a_raised_budget_is_spent_on_further_steps(tmp_path: Path) -> None:
+    evomerge.search(config(budget={"evaluations": 5}), run=tmp_path / "raised")
+    resume_search(tmp_path / "raised", overrides=["budget.evaluations=8"])
+    evomerge.search(config(budget={"evaluations": 8}), run=tmp_path / "whole")
+    raised, whole = steps(tmp_path / "raised"), steps(tmp_path / "whole")
+    assert len(raised) == 8
+    assert [step.evaluation.gradient for step in raised] == [step.evaluation.gradient for step in whole]
+
+
+def test_export_says_that_steps_have_no_scores(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    evomerge.search(config(budget={"evaluations": 2}), run=path)
+    export(path, tmp_path / "recipe.yaml", None, "evomerge", False)
+    assert (tmp_path / "recipe.yaml").is_file()
+    with pytest.raises(RunError, match="steps of a search by gradients and no scored candidates; leave --rank out"):
+        export(path, None, 1, "evomerge", False)
+    with pytest.raises(RunError, match="leave --pareto out"):
+        export_front(path, tmp_path / "front", "evomerge", False)
+
+
 def test_another_strategy_starts_at_the_mean_of_the_steps(tmp_path: Path) -> None:
     strategy = {"kind": "gradient", "items": 8, "then": {"kind": "cma_es", "population": 4, "sigma": 0.01}}
     evomerge.search(config(strategy=strategy, budget={"evaluations": 12}), run=tmp_path / "run")
@@ -102,6 +123,19 @@ def test_another_strategy_starts_at_the_mean_of_the_steps(tmp_path: Path) -> Non
     assert len(around) == 5
     assert np.abs(around - asked[6].genotype).max() < 0.2
     assert np.abs(asked[6].genotype - asked[0].genotype).max() > 0.02
+
+
+def test_steps_do_not_race_and_what_follows_them_does(tmp_path: Path) -> None:
+    settings = config(
+        strategy={"kind": "gradient", "items": 8, "steps": 3, "then": {"kind": "cma_es", "population": 4}},
+        budget={"evaluations": 12},
+    )
+    settings["fitness"] |= {"subset": {"items": "all"}, "racing": {"error": 0.5, "block": 4}}
+    evomerge.search(settings, run=tmp_path / "run")
+    told = [event.evaluation for event in events(tmp_path / "run") if isinstance(event, Told)]
+    assert [one.status for one in told[:3]] == ["step"] * 3
+    assert [len(one.items) for one in told[:3]] == [8] * 3
+    assert {one.status for one in told[3:]} == {"ok", "stopped"}
 
 
 @pytest.mark.parametrize(

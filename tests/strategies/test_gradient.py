@@ -97,6 +97,26 @@ def test_it_ends_when_all_steps_fail(make_space: Any) -> None:
     assert strategy.finished
 
 
-def test_steps_have_to_be_resolved(make_space: Any) -> None:
+def test_steps_before_another_strategy_have_to_be_resolved(make_space: Any) -> None:
     with pytest.raises(ValueError, match=r"steps is `auto`: call config\.resolved"):
-        GradientConfig().build(make_space(5), 0)
+        GradientConfig.model_validate({"then": "random"}).build(make_space(5), 0)
+
+
+def test_without_another_strategy_the_budget_alone_ends_the_steps(make_space: Any) -> None:
+    space = make_space(5)
+    config = GradientConfig().resolved(space, noise=0.0, evaluations=3)
+    strategy = config.build(space, 0)
+    for _ in range(10):
+        (candidate,) = strategy.ask(1)
+        strategy.tell([Evaluated(candidate.id, step(candidate.genotype))])
+    assert config.gradient_steps is None and not strategy.finished
+
+
+def test_a_second_strategy_has_no_warm_start_of_its_own() -> None:
+    with pytest.raises(ValueError, match=r"then\.warm_start: this strategy starts from the result of the steps"):
+        GradientConfig.model_validate({"then": {"kind": "cma_es", "warm_start": "runs/earlier"}})
+
+
+def test_the_best_candidates_of_a_second_strategy_vote() -> None:
+    assert GradientConfig.model_validate({"then": {"kind": "genetic", "ensemble": 3}}).ensemble_size == 3
+    assert GradientConfig().ensemble_size == 0
