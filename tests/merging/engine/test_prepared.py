@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from evomerge.merging.engine.engine import MergeEngine
 from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe
 
 
@@ -37,3 +42,45 @@ def test_what_is_prepared_while_streaming_stays(llama: Any) -> None:
     for _ in stream:
         pass
     assert len(engine._prepared) == held
+
+
+def test_a_recipe_with_another_seed_has_its_own_random_masks(llama: Any) -> None:
+    """Whatever the engine has merged before: the recipe alone must rebuild the weights."""
+    models = [{"model": path, "parameters": {"weight": 0.7, "density": 0.5}} for path in llama.references[1:]]
+    data = {"merge_method": "dare_linear", "base_model": llama.base, "models": models, "dtype": "float32"}
+    first, second = (mergekit_yaml.build({**data, "evomerge": {"seed": seed}}) for seed in (1, 2))
+    fresh = {name: values.clone() for name, values in llama.engine().apply(second).named_parameters()}
+    engine = llama.engine()
+    before = {name: values.clone() for name, values in engine.apply(first).named_parameters()}
+    after = dict(engine.apply(second).named_parameters())
+    assert all(torch.equal(after[name], values) for name, values in fresh.items())
+    assert any(not torch.equal(before[name], values) for name, values in fresh.items())
+
+
+@pytest.mark.parametrize("method", ["fisher", "task_arithmetic"])
+def test_a_recipe_with_another_text_has_its_own_statistics(
+    zoo: dict[str, Any], text: Path, tmp_path: Path, method: str
+) -> None:
+    """Both for a method that prepares them (fisher) and for activations, which any method is given."""
+    base, ops, ja = zoo
+    other = tmp_path / "other.txt"
+    other.write_text("copy one = one\n" * 60, encoding="utf-8")
+    data: dict[str, Any] = {"merge_method": method, "models": [{"model": each} for each in (ops, ja)]}
+    if method == "task_arithmetic":
+        data |= {"base_model": base, "parameters": {"weight": 0.5}}
+    first, second = (
+        mergekit_yaml.build({**data, "dtype": "float32", "evomerge": {"calibration_text": str(each)}})
+        for each in (text, other)
+    )
+    if method == "task_arithmetic":
+        settings = (("activation_informed", constant(0.2)), *first.parameters)
+        first, second = (replace(each, parameters=settings) for each in (first, second))
+
+    def merged(engine: MergeEngine, recipe: Recipe) -> dict[str, torch.Tensor]:
+        engine.prepare(recipe)
+        return {name: values.clone() for name, values in engine.apply(recipe).named_parameters()}
+
+    fresh, engine = merged(MergeEngine(zoo, base=base), second), MergeEngine(zoo, base=base)
+    before, after = merged(engine, first), merged(engine, second)
+    assert all(torch.equal(after[name], values) for name, values in fresh.items())
+    assert any(not torch.equal(before[name], values) for name, values in fresh.items())

@@ -1,0 +1,101 @@
+"""The choice of the result: who its finalists are, and which items they are asked."""
+
+import numpy as np
+import pytest
+
+from evomerge.config.load import load
+from evomerge.runs.run import Run
+from evomerge.search.final_evaluation import FinalEvaluation
+from evomerge.search.loop import Search
+from evomerge.search.problem import Problem
+from evomerge.search.recorded_scoring import RecordedScorer
+from evomerge.search.sequential_halving import rounds
+from evomerge.testing.pools import ScriptedPool, answered
+from fitness.items import positions_by_task
+from fitness.pareto import dominates
+from tests.cli.test_every_strategy import write
+
+
+class RandomAnswers(ScriptedPool):
+    """A pool whose recipes answer each item at random, but always in the same way; some are always right."""
+
+    def __init__(self, fractions):
+        super().__init__(lambda tag, request: answered(request, [self.score(request.recipe, i) for i in request.items]))
+        self.fractions, self.perfect = fractions, set()
+        self.numbers = {}  # of recipes in the order of their first answer: their hashes depend on the models' paths
+
+    def score(self, recipe, item):
+        if recipe.hash in self.perfect:
+            return 1.0
+        number = self.numbers.setdefault(recipe.hash, len(self.numbers))
+        value = float(np.random.default_rng([number, *item.encode()]).random())
+        return value if self.fractions else float(value < 0.5)
+
+    def task_means(self, recipe, items):
+        """Return the mean score of each task, in the order of the tasks."""
+        places = positions_by_task(items)
+        return [np.mean([self.score(recipe, items[at]) for at in places[task]]) for task in sorted(places)]
+
+
+@pytest.fixture
+def finish(tmp_path):
+    """Search with random answers; return what is needed to choose the result."""
+    runs = []
+
+    def finish(strategy, *overrides, fractions=False):
+        problem = Problem(load(write(tmp_path, strategy), overrides))
+        run, pool = Run.create(tmp_path / "run", "seed: 0\n", {}), RandomAnswers(fractions)
+        runs.append(run)
+        plan = problem.evaluation_plan(RecordedScorer(run, None, pool))
+        search = Search(run, problem.space, problem.strategy(), problem.config.budget, plan)
+        search.search(pool)
+        pool.asked.clear()
+        return problem, search, pool, FinalEvaluation(run, problem, search, pool)
+
+    yield finish
+    for run in runs:
+        run.close()
+
+
+def test_finalists_are_asked_other_items_first_than_those_that_chose_them(finish):
+    problem, search, pool, final = finish({"kind": "random"})
+    finalists = search.history.ranking()
+    chosen_by = {item for identity in finalists for item in search.history.evaluation(identity).items}
+    final.evaluate()
+    places = positions_by_task(problem.search_items)
+    share = rounds(len(finalists))[0][1]
+    first_round = [request.items for _, request in pool.asked[: len(finalists)]]
+    assert chosen_by and chosen_by < set(problem.search_items)
+    for items in first_round:
+        assert not chosen_by & set(items)
+        assert len(items) == sum(round(share * len(places[task])) for task in places)
+
+
+def test_after_a_search_on_all_items_the_best_on_all_items_is_found(finish):
+    problem, search, pool, final = finish({"kind": "random"}, "fitness.subset.items=all", "budget.evaluations=16")
+    recipes = [problem.space.decode(asked.candidate.genotype) for asked in search.history.asked.values()]
+    best = max(recipes, key=lambda recipe: np.mean(pool.task_means(recipe, problem.search_items)))
+    found, _, score = final._choose()
+    assert found.recipe.hash == best.hash
+    assert score == pytest.approx(np.mean(pool.task_means(best, problem.search_items)))
+    assert not pool.asked  # all answers are known
+
+
+def test_the_strategys_own_guess_is_a_finalist(finish):
+    problem, search, pool, final = finish({"kind": "cma_es", "population": 4, "score_mean_every": 100})
+    guess = problem.space.decode(search.strategy.recommend()).hash
+    assert guess not in search.history.by_recipe
+    pool.perfect.add(guess)
+    assert final.evaluate().best == guess
+
+
+def test_rows_of_the_front_are_not_dominated_on_all_search_items(finish):
+    """Candidates with fractional scores, whose order on few items is not that on all."""
+    several = {"kind": "nsga2", "population": 4}
+    problem, search, pool, final = finish(several, "budget.evaluations=40", "seed=1", fractions=True)
+    seen = [search.history.asked[identity].candidate.genotype for identity in search.history.front()]
+    recipes = [problem.space.decode(genotype) for genotype in seen]
+    points = [pool.task_means(recipe, problem.search_items) for recipe in recipes]
+    kept = {recipe.hash for recipe, beaten in zip(recipes, dominates(points).any(0), strict=True) if not beaten}
+    assert len(kept) < len(recipes)
+    assert {entry.recipe.hash for entry in final._front()} == kept
