@@ -51,7 +51,9 @@ def generator(seed: int, generation: int = 0) -> np.random.Generator:
 
 
 class FreshItems:
-    """Random items for successive steps; every item is asked once before any is asked again.
+    """Random items for successive steps, in rounds: no item twice in a round, and another order in the next.
+
+    A round has as many steps as a task has items for; what is left over is asked in other rounds.
 
     Parameters
     ----------
