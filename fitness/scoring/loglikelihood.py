@@ -98,7 +98,7 @@ class LoglikelihoodPlan:
         self.size = len(pairs)
         self.plain_because: str | None = None
         self._pairs, self._batch_size, self._device = pairs, batch_size, device
-        self._inputs = [_input(pair, max_length) for pair in pairs]
+        self._inputs = [model_input(pair, max_length) for pair in pairs]
         owner = owners(self._inputs)
         self._requests_of: dict[Tokens, list[int]] = {}
         for request, tokens in enumerate(self._inputs):
@@ -270,13 +270,19 @@ def _longest(row: Row) -> int:
     return max(row.position)
 
 
-def _input(pair: Pair, max_length: int) -> Tokens:
-    """The tokens that the model reads: all but the last, cut at the left."""
+def model_input(pair: Pair, max_length: int) -> Tokens:
+    """Return the tokens that the model reads: all but the last, cut at the left.
+
+    Raises
+    ------
+    TaskError
+        If the continuation is longer than `max_length`.
+    """
     context, continuation = pair
     if len(continuation) > max_length:
         raise TaskError(
-            f"a choice has {len(continuation)} tokens and the model reads {max_length}: "
-            "raise fitness.max_length or use a task with shorter choices"
+            f"a choice or answer has {len(continuation)} tokens and the model reads {max_length}: "
+            "raise fitness.max_length or use a task with shorter ones"
         )
     return (context + continuation)[-(max_length + 1) :][:-1]
 

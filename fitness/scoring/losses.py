@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitness.scoring.loglikelihood import Pair
+from fitness.scoring.loglikelihood import Pair, model_input
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ class LossPlan:
 
         Raises
         ------
+        TaskError
+            A choice or answer is longer than `max_length`.
         ValueError
             A loss is not finite.
         """
@@ -111,15 +113,15 @@ class LossPlan:
     def _answers(self, model: Any, batch: Sequence[LossItem]) -> Tensor:
         """Return the log-likelihood of every pair of a batch, float32[B], with a graph."""
         rows = [pair for item in batch for pair in item.pairs]
-        inputs = [(context + answer)[-(self.max_length + 1) :] for context, answer in rows]
-        width = max(map(len, inputs)) - 1
+        inputs = [model_input(pair, self.max_length) for pair in rows]
+        width = max(map(len, inputs))
         token_BS = torch.tensor(
-            [[*tokens[:-1], *[self.pad] * (width - len(tokens) + 1)] for tokens in inputs], device=self.device
+            [[*tokens, *[self.pad] * (width - len(tokens))] for tokens in inputs], device=self.device
         )
         # Logits only for slots whose next token is scored, because the vocabulary is large.
         row_N = [at for at, (_, answer) in enumerate(rows) for _ in answer]
         slot_N = [
-            len(tokens) - 1 - len(answer) + place
+            len(tokens) - len(answer) + place
             for tokens, (_, answer) in zip(inputs, rows, strict=True)
             for place in range(len(answer))
         ]

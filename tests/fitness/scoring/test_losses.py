@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fitness.results import TaskError
 from fitness.scoring.loglikelihood import LoglikelihoodPlan, Pair
 from fitness.scoring.losses import LossItem, LossPlan
 
@@ -55,6 +56,13 @@ def test_long_contexts_lose_their_beginning(llama: Any) -> None:
     long: tuple[Pair, ...] = ((tuple(range(4, 20)), (20, 21)),)
     expected = -loglikelihoods(llama, long, max_length=10)[0] / 2
     assert total(llama, [LossItem(long, 0, 1.0)], max_length=10) == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_answer_that_the_model_cannot_read_is_refused(llama: Any) -> None:
+    answer = LossItem((((1, 2), (5, 6, 7, 8, 9)),), 0, 1.0)
+    with pytest.raises(TaskError, match="a choice or answer has 5 tokens and the model reads 4"):
+        total(llama, [answer], max_length=4)
+    assert np.isfinite(total(llama, [answer], max_length=5))
 
 
 def test_the_gradient_is_that_of_finite_differences(llama: Any) -> None:
