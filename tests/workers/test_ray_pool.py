@@ -133,6 +133,38 @@ def test_too_little_memory_on_one_worker_may_be_enough_on_another(clock):
         assert first != second
 
 
+class EndingClock(Clock):
+    """Ends a test in which nothing happens any more."""
+
+    def __call__(self):
+        assert self.now < 10_000, "nothing happens any more"
+        return super().__call__()
+
+
+def test_the_last_worker_takes_even_what_it_had_no_memory_for():
+    """The other worker is lost for good: the candidate must not wait for it."""
+    short = Evaluation.failed(f"{OUT_OF_MEMORY} on a GPU", SECONDS)
+    cluster = FakeCluster(EndingClock(), script={0: [short], 1: [Death("node lost")]})
+    pool = pool_on(cluster, max_restarts=0)
+    pool.submit(0, Request(0, ITEMS))
+    pool.submit(1, Request(1, ITEMS))
+    found = {}
+    for _ in range(20):
+        found |= dict(pool.wait() if len(found) < 2 else [])
+    assert {tag: evaluation.fitness for tag, evaluation in found.items()} == {0: 0.0, 1: 1.0}
+
+
+def test_a_candidate_whose_worker_died_is_the_next(clock):
+    """A generation waits for it: it does not go behind those that were submitted later."""
+    cluster = FakeCluster(clock, script={0: [Death("killed")]})
+    pool = pool_on(cluster, count=1)
+    for tag in range(3):
+        pool.submit(tag, Request(tag, ITEMS))
+    while len(cluster.where) < 4:
+        pool.wait()
+    assert [recipe for recipe, _ in cluster.where] == [0, 0, 1, 2]
+
+
 def test_changed_sources_stop_the_search(clock):
     cluster = FakeCluster(clock, script={1: [WorkerError("models.a has changed")]})
     pool = pool_on(cluster)

@@ -196,6 +196,22 @@ def test_what_does_not_fit_is_refused(
         open_source(str(path), Checkpoint.open(llama.base))
 
 
+def test_a_tensor_that_is_both_adapted_and_stored_with_other_values_is_refused(
+    llama: Any, make_adapter: Any, tmp_path: Path
+) -> None:
+    """peft stores a copy of the base's embeddings beside their adapter; of other values one must be wrong."""
+    path, merged = make_adapter(llama.base, tmp_path / "adapter", r=3, target_modules=["embed_tokens"])
+    key, name = "base_model.model.model.embed_tokens.base_layer.weight", "model.embed_tokens.weight"
+    tensors = load_file(path / "adapter_model.safetensors")
+    own = llama.tensors(0)[name].float().contiguous()
+    save_file({**tensors, key: own.clone()}, path / "adapter_model.safetensors")
+    source = open_source(str(path), llama.checkpoints[llama.base])
+    assert torch.allclose(source.tensor(name).float(), merged[name], atol=1e-5)
+    save_file({**tensors, key: own + 1}, path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight is both stored whole and adapted; merge"):
+        open_source(str(path), llama.checkpoints[llama.base])
+
+
 def test_tied_embeddings_are_not_adapted(families: Any, make_adapter: Any, tmp_path: Path) -> None:
     base = families("llama_tied").base
     path, _ = make_adapter(base, tmp_path / "adapter", r=2, target_modules=["embed_tokens"])
