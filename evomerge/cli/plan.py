@@ -163,8 +163,8 @@ def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
 def _budget_notes(population: int, problem: Problem, seconds: float) -> list[str]:
     """Return notes if the evaluations are too few for the space, or the hours for the evaluations."""
     budget = problem.config.budget
-    only_steps = problem.config.strategy.items_per_step and population == 1
-    notes = [] if only_steps else too_few(budget.evaluations, population)
+    takes_steps = problem.config.strategy.items_per_step > 0  # which come in no generations
+    notes = [] if takes_steps else too_few(budget.evaluations, population)
     if budget.hours is not None and seconds * budget.evaluations > budget.hours * 3600:
         reached = int(budget.hours * 3600 / seconds)
         notes.append(f"{budget.hours:g} hours end the search after about {reached} of {budget.evaluations} evaluations")

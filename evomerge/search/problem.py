@@ -93,14 +93,24 @@ class Problem:
             self._check_gradients()
         self.item_banks = _item_banks(config.fitness)
         self.held_out_items = self.suite.pool.held_out_ids()
-        self.warnings = [
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What a user should know before the search; found out when first read, since workers never ask.
+
+        Raises
+        ------
+        TaskError
+            If a prompt cannot be built.
+        """
+        return [
             *self.report.warnings,
             *(
                 f"{task}: {count} held-out items are left out, because search items ask the same"
                 for task, count in self.suite.pool.dropped.items()
                 if count
             ),
-            *_idle_workers(config),
+            *_idle_workers(self.config),
             *self._cut_prompts(),
         ]
 
