@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
+from evomerge.merging.checks.preflight import check
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_source
-from evomerge.merging.sources.preflight import check
 from evomerge.merging.sources.statements import refuse_other_models
 
 WEIGHTS = "model.safetensors"
