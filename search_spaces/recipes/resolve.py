@@ -98,6 +98,105 @@ def resolve(recipe: Recipe, layout: ModelLayout) -> tuple[TensorPlan, ...]:
     return tuple(plans)
 
 
+def weighted_sum(plan: TensorPlan) -> list[tuple[Contribution, float]]:
+    """Return the contributions of a tensor whose merge is a weighted sum, with their weights; pieces left aside.
+
+    Raises
+    ------
+    RecipeError
+        If its method is none.
+    """
+    weights = [float(part.parameters.get("weight", 1.0)) for part in plan.contributions]
+    if plan.method == "passthrough":
+        factors = [float(part.parameters.get("scale", 1.0)) for part in plan.contributions]
+        return [(part, a * b) for part, a, b in zip(plan.contributions, weights, factors, strict=True)]
+    if plan.method == "linear":
+        total = sum(weights) if plan.parameters.get("normalize") else 1.0
+        return [
+            (part, weight / total if total else 0.0) for part, weight in zip(plan.contributions, weights, strict=True)
+        ]
+    if plan.method == "task_arithmetic" and plan.base is not None:
+        scale = float(plan.parameters.get("lambda", 1.0))
+        if plan.parameters.get("normalize") and sum(weights):
+            scale /= sum(weights)
+        scaled = [(part, scale * weight) for part, weight in zip(plan.contributions, weights, strict=True)]
+        return [*scaled, (plan.base, 1.0 - sum(weight for _, weight in scaled))]
+    if plan.method == "slerp" and plan.base is not None and plan.parameters["t"] in (0, 1):
+        return [(plan.contributions[0] if plan.parameters["t"] else plan.base, 1.0)]
+    raise RecipeError(f"the recipe's {plan.method} is not a weighted sum of models; give linear or task_arithmetic")
+
+
+def same_merge(one: Recipe, other: Recipe, layout: ModelLayout, *, any_settings: bool = False) -> bool:
+    """Return whether two recipes give the same model up to rounding: both are weighted sums, with equal weights.
+
+    Parameters
+    ----------
+    one, other
+        Recipes over models with this layout.
+    layout
+        The layout of all sources.
+    any_settings
+        Whether the vocabulary, the way adapters are merged and the precision of the result may differ.
+    """
+    if not any_settings and any(getattr(one, name) != getattr(other, name) for name in _KEPT_APART):
+        return False
+    try:
+        pairs = zip(resolve(one, layout), resolve(other, layout), strict=True)
+        return all(a.name == b.name and _same_sums(a, b) for a, b in pairs)
+    except (RecipeError, ValueError):  # no weighted sum, or another number of tensors
+        return False
+
+
+def model_weights(recipe: Recipe, layout: ModelLayout) -> dict[str, float] | None:
+    """Return each model's weight, by its reference, in a merge that is one weighted sum for all tensors; else None."""
+    try:
+        found = [_sums_at(plan, 0) for plan in resolve(recipe, layout) if _in_place(plan)]
+    except RecipeError:
+        return None
+    sums = [{model: weight for (model, _), weight in one.items() if abs(weight) > _SAME} for one in found]
+    if len(sums) < len(layout.tensors()) or any(
+        abs(one.get(model, 0.0) - sums[0].get(model, 0.0)) > _SAME for one in sums for model in one.keys() | sums[0]
+    ):
+        return None
+    return sums[0]
+
+
+def _in_place(plan: TensorPlan) -> bool:
+    """Return whether a tensor is made of those with its own name, by one sum for all its entries."""
+    return len(plan.pieces) < 2 and all(part.tensor == plan.name for part in plan.contributions)
+
+
+_KEPT_APART = ("out_dtype", "tokenizer_source", "tokens", "adapters")
+"""Settings of recipes that change the model and no weight of a sum."""
+_SAME = 1e-9
+"""Weights closer than this are equal: genes are rounded when they are scaled."""
+
+
+def _same_sums(one: TensorPlan, other: TensorPlan) -> bool:
+    ends = {piece.end for plan in (one, other) for piece in plan.pieces} or {0}
+    for end in ends:
+        a, b = _sums_at(one, end), _sums_at(other, end)
+        if any(abs(a.get(part, 0.0) - b.get(part, 0.0)) > _SAME for part in a.keys() | b.keys()):
+            return False
+    return True
+
+
+def _sums_at(plan: TensorPlan, end: int) -> dict[tuple[str, str], float]:
+    """Return the weight of each model's tensor, in the piece that reaches to `end` at least."""
+    if plan.pieces:
+        piece = next(piece for piece in plan.pieces if piece.end >= end)
+        parts = list(zip(plan.contributions, piece.weights, strict=True))
+        if any(noise.deviation for noise in piece.noises):
+            raise RecipeError("a merge with noise is not a weighted sum of models")
+    else:
+        parts = weighted_sum(plan)
+    sums: dict[tuple[str, str], float] = {}
+    for part, weight in parts:
+        key = part.model, part.tensor
+        sums[key] = sums.get(key, 0.0) + plan.scale * weight
+    return sums
+
+
 def _along(path: tuple[PathLayer, ...], merged: tuple[TensorPlan, ...], layout: ModelLayout) -> tuple[TensorPlan, ...]:
     """Plan a path through the layers of a merge (with the plans `merged`) and of other models."""
     plans = {plan.name: plan for plan in merged}

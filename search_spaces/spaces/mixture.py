@@ -32,7 +32,7 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import Slice, Source
 from search_spaces.recipes.mixture_table import MAX_SEED, Mixture, Piece
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.recipes.resolve import TensorPlan, resolve
+from search_spaces.recipes.resolve import TensorPlan, resolve, weighted_sum
 from search_spaces.spaces.chunks import Chunking, chunking
 from search_spaces.spaces.context import Gram, SpaceContext
 from search_spaces.spaces.genes import Integer, Real, low_and_high, to_shares
@@ -320,8 +320,8 @@ class MixtureSpace(SearchSpace):
             order = [places[part.model] for part in plan.contributions]
             return tuple(Piece(p.end, _placed(order, p.weights, len(places)), p.noises) for p in plan.pieces)
         row = [0.0] * len(places)
-        for model, weight in _sum_of(plan):
-            row[places[model]] += weight
+        for part, weight in weighted_sum(plan):
+            row[places[part.model]] += weight
         return (Piece(size, tuple(row)),)
 
     # --- variation ---
@@ -457,21 +457,3 @@ def _placed(order: list[int], weights: tuple[float, ...], count: int) -> tuple[f
     for place, weight in zip(order, weights, strict=True):
         row[place] += weight
     return tuple(row)
-
-
-def _sum_of(plan: TensorPlan) -> list[tuple[str, float]]:
-    """Return a tensor's models and their weights, for methods that are weighted sums."""
-    weights = [float(part.parameters.get("weight", 1.0)) for part in plan.contributions]
-    models = [part.model for part in plan.contributions]
-    if plan.method == "passthrough" and all(part.parameters.get("scale", 1.0) == 1 for part in plan.contributions):
-        return list(zip(models, weights, strict=True))
-    if plan.method == "linear":
-        total = sum(weights) if plan.parameters.get("normalize") else 1.0
-        return [(model, weight / total if total else 0.0) for model, weight in zip(models, weights, strict=True)]
-    if plan.method == "task_arithmetic" and plan.base is not None:
-        scale = float(plan.parameters.get("lambda", 1.0))
-        if plan.parameters.get("normalize") and sum(weights):
-            scale /= sum(weights)
-        scaled = [(model, scale * weight) for model, weight in zip(models, weights, strict=True)]
-        return [*scaled, (plan.base.model, 1.0 - sum(weight for _, weight in scaled))]
-    raise RecipeError(f"the recipe's {plan.method} is not a weighted sum of models; give linear or task_arithmetic")
