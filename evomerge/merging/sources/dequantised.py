@@ -104,12 +104,12 @@ class _Quantised:
         pairs = {}
         for key in self._files:
             if self._method == "mxfp4" and key.endswith("_blocks"):
-                name, scales = key.removesuffix("_blocks"), (f"{key.removesuffix('_blocks')}_scales",)
+                name, endings = key.removesuffix("_blocks"), ["_scales"]
             elif self._files.kind(key) in _CODES.get(self._method, ()):
-                name, scales = key, (f"{key}_scale_inv", f"{key}_scale")
+                name, endings = key, ["_scale_inv", "_scale"]
             else:
                 continue
-            if present := [scale for scale in scales if scale in self._files]:
+            if present := [f"{name}{ending}" for ending in endings if f"{name}{ending}" in self._files]:
                 pairs[name] = (key, present[0])
         return pairs
 
