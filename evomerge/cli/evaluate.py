@@ -14,7 +14,7 @@ from evomerge.cli.merge import open_recipe
 from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load_recorded
-from evomerge.merging.sources import preflight
+from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_source, typed
 from evomerge.merging.sources.source import Source
 from evomerge.runs.run import require_run

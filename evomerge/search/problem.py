@@ -14,10 +14,10 @@ from typing import Any
 from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.hashing import sha256
+from evomerge.merging.checks import behaviour, preflight
+from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.engine.gram import gram_matrices
-from evomerge.merging.sources import preflight
 from evomerge.merging.sources.open_sources import open_sources
-from evomerge.merging.sources.similarity import squared_norms
 from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
@@ -69,7 +69,7 @@ class Problem:
         )
         self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
         if config.fitness.apply_chat_template:
-            preflight.check_chat_template(self.checkpoints, config.base)
+            behaviour.check_chat_template(self.checkpoints, config.base)
         self.layout = self.checkpoints[config.base].layout
         self.sizes = {name: math.prod(self.checkpoints[config.base].shape(name)) for name in self.layout.tensors()}
         context = SpaceContext(

@@ -188,6 +188,8 @@ class _SliceRules:
             contributions.append(Contribution(rules.model, tensor, rules.values(tensor, t)))
         base = None if self.base is None else Contribution(self.base, source_prefixes[self.base] + name, {})
         output = prefix + name
+        if base is not None and not contributions:
+            return TensorPlan(output, "passthrough", (base,), None, {})  # nothing is added to the base
         return TensorPlan(output, self.method, tuple(contributions), base, self._shared.values(output, t))
 
 

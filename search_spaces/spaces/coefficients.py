@@ -315,8 +315,9 @@ class CoefficientSpace(SearchSpace):
 
 def _check_models(spec: MethodSpec, models: Mapping[str, str]) -> None:
     merged = len(models) - (spec.base != "none")
-    if merged < spec.min_models:
-        raise RecipeError(f"models: {spec.name} needs a base and at least {spec.min_models} more; add models")
+    least = max(1, spec.min_models)
+    if merged < least:
+        raise RecipeError(f"models: {spec.name} needs a base and at least {least} more; add models")
     if spec.max_models is not None and merged > spec.max_models:
         beside = f"{spec.max_models} beside the base"
         raise RecipeError(f"models: {spec.name} takes {beside}, not {merged}; remove models")
