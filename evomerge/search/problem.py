@@ -108,6 +108,7 @@ class Problem:
         """
         return [
             *self.report.warnings,
+            *self.space.notes,
             *(
                 f"{task}: {count} held-out items are left out, because search items ask the same"
                 for task, count in self.suite.pool.dropped.items()

@@ -49,9 +49,9 @@ def change_tensors(folder: Path, change: Callable[[Tensors], object]) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quant_method": "fp8"}, r"quantised by FP8 with block scales .*FineGrainedFP8Config\(dequantize=True\)"),
+        ({"quant_method": "fp8"}, r"quantised by FP8 with block scales .*dequantise it with \{path: MODEL, dequantize"),
         ({"quant_method": "compressed-tensors"}, r"W8A8.*CompressedTensorsConfig\(run_compressed=False\)"),
-        ({"quant_method": "mxfp4"}, r"quantised by MXFP4 .*Mxfp4Config\(dequantize=True\)"),
+        ({"quant_method": "mxfp4"}, r"quantised by MXFP4 .*\(MODEL\+dequantize on the command line\)"),
         ({"quant_method": "gptq", "bits": 4}, r"quantised by GPTQ .*name the model that was quantised, or"),
         ({"quant_method": "awq"}, r"quantised by AWQ "),
         ({"load_in_4bit": True}, r"quantised by bitsandbytes .*model\.dequantize\(\)"),
