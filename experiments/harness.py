@@ -28,7 +28,7 @@ class Experiment:
     folder
         The experiment's folder; results are written there unless the command line says otherwise.
     tables
-        Makes the README's tables from the results, in the order in which they stand there.
+        Makes the README's tables from the results, in the order in which they stand there; None: it has none.
     module
         Name of the command's module in the folder; empty for the folder itself.
     file
@@ -42,7 +42,7 @@ class Experiment:
     """
 
     folder: Path
-    tables: Callable[[Results], Sequence[str]]
+    tables: Callable[[Results], Sequence[str]] | None
     module: str = ""
     file: str = "results.json"
     marker: str = "table"
@@ -80,7 +80,11 @@ class Experiment:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             readme = folder / "README.md"
-            if readme.exists() and not self._places.search(readme.read_text(encoding="utf-8")):
+            if (
+                self.tables is not None
+                and readme.exists()
+                and not self._places.search(readme.read_text(encoding="utf-8"))
+            ):
                 raise ValueError(f"{readme}: no table to replace; {self._advice}")
         return folder
 
@@ -120,7 +124,7 @@ class Experiment:
         ValueError
             The text has fewer or more places for tables than there are tables.
         """
-        tables = [table.strip("\n") + "\n" for table in self.tables(results)]
+        tables = [table.strip("\n") + "\n" for table in self.tables(results)] if self.tables is not None else []
         places = len(self._places.findall(text))
         if places != len(tables):
             raise ValueError(f"{len(tables)} tables, but {places} places for them; {self._advice}")

@@ -27,6 +27,7 @@ ORDER = (
     "evomerge.merging",
     "evomerge.merging.methods",
     "evomerge.merging.sources",
+    "evomerge.merging.checks",
     "evomerge.merging.engine",
     "evomerge.merging.output",
     "evomerge.strategies",

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from evomerge.files.atomic import check_place
 from evomerge.files.references import local_or_hub
+from evomerge.merging.checks import preflight
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.adapter_writer import write_adapter
 from evomerge.merging.output.writer import OutputError, write_checkpoint
-from evomerge.merging.sources import preflight
 from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.open_sources import folder_of, open_sources
 from evomerge.merging.sources.source import Source

@@ -9,30 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
-from evomerge.merging.sources.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from evomerge.merging.sources.architecture import ArchitectureError, Outline, quiet
 from evomerge.merging.sources.errors import CheckpointError
-from evomerge.merging.sources.limits import LimitError, check_counts, check_header, read_json
+from evomerge.merging.sources.limits import check_counts, read_json
+from evomerge.merging.sources.quantised import quantised_by_files, refuse_quantised
 from evomerge.merging.sources.statements import (
     left_out,
-    quantised_by_files,
     refuse_other_models,
-    refuse_quantised,
     text_part,
     usable_generation_config,
 )
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
+from evomerge.merging.sources.weight_files import FLOATS, WeightFiles
 from search_spaces.recipes.layout import ModelLayout
 
-INDEX = "model.safetensors.index.json"
-FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors writes the types of weights
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _ROTARY = r"rotary_emb\.inv_freq$"  # a buffer that old releases of transformers stored and new ones compute
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
@@ -56,7 +51,7 @@ class Checkpoint:
         self.path = path
         config = self._read_config(trust_remote_code)
         refuse_other_models(reference, config)
-        self._files = self._open_files()
+        self._files = WeightFiles.open(reference, path)
         part = text_part(config, self._files)
         self._is_text_part = part is not None
         self.outline = self._build_outline(part or config, trust_remote_code)
@@ -101,15 +96,13 @@ class Checkpoint:
         """
         if self._loaded is not None:
             return self._loaded[name]
-        key = self._key(name)
-        return self._files[key].get_tensor(key)
+        return self._files.tensor(self._key(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading the tensor."""
         if self._loaded is not None:
             return tuple(self._loaded[name].shape)
-        key = self._key(name)
-        return tuple(self._files[key].get_slice(key).get_shape())
+        return self._files.shape(self._key(name))
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -130,7 +123,7 @@ class Checkpoint:
     @property
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files, sorted by name."""
-        return tuple(sorted(set(self._paths.values())))
+        return tuple(sorted(set(self._files.paths.values())))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -191,61 +184,6 @@ class Checkpoint:
                 f"{self.reference}: config.json cannot be read ({reason(error)}); "
                 "check the file, or update transformers"
             ) from error
-
-    def _open_files(self) -> dict[str, Any]:
-        """Map every key to the open file that holds it; headers are read, weights are not."""
-        self._paths: dict[str, Path] = {}
-        files: dict[str, Any] = {}
-        for path in self._shards():
-            try:
-                check_header(path)
-                file = safe_open(path, framework="pt")
-                keys = list(file.keys())
-            except (SafetensorError, LimitError, OSError) as error:
-                raise CheckpointError(
-                    f"{self.reference}: {path.name} is damaged or cut short ({reason(error)}); "
-                    "download or save it again"
-                ) from error
-            for key in keys:
-                if key in files:
-                    raise CheckpointError(
-                        f"{self.reference}: {key} is in {self._paths[key].name} and in {path.name}; "
-                        "remove the file that is not the model's"
-                    )
-                files[key] = file
-                self._paths[key] = path
-        return files
-
-    def _shards(self) -> list[Path]:
-        """Return the files that transformers would load: the single file before the index."""
-        single, index = self.path / "model.safetensors", self.path / INDEX
-        if single.is_file():
-            return [single]
-        if index.is_file():
-            try:
-                named = sorted(set(read_json(index)["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"{self.reference}: {INDEX} is damaged; save the model again") from error
-            paths = [
-                self.path / Path(name).name for name in named
-            ]  # names alone: an index cannot point out of its folder
-            missing = [path.name for path in paths if not path.is_file()]
-            if missing:
-                raise CheckpointError(
-                    f"{self.reference}: shard {missing[0]} is missing ({len(missing)} of {len(paths)}); "
-                    "download the rest of the model"
-                )
-            return paths
-        paths = sorted(path for path in self.path.glob("*.safetensors") if path.name != ADAPTER_WEIGHTS)
-        if paths:
-            return paths
-        if any(next(self.path.glob(pattern), None) for pattern in PICKLES):
-            raise CheckpointError(
-                f"{self.reference}: its weights are pickled, which can run code when they are read; convert them to "
-                "safetensors with "
-                'AutoModelForCausalLM.from_pretrained("...").save_pretrained("NEW")'
-            )
-        raise CheckpointError(f"{self.reference}: the folder has no safetensors file; name a transformers checkpoint")
 
     def _match_names(self) -> dict[str, str]:
         """Map the module's names to the checkpoint's keys, as transformers does when it loads.
@@ -336,7 +274,7 @@ class Checkpoint:
             if self._loaded is not None:
                 fits, kind = self._loaded[name].dtype in _FLOAT_DTYPES, str(self._loaded[name].dtype)
             else:
-                kind = self._files[self._keys[name]].get_slice(self._keys[name]).get_dtype()
+                kind = self._files.kind(self._keys[name])
                 fits = kind in FLOATS
             if not fits:
                 hint = quantised_by_files(self.path, list(self._files))
@@ -363,7 +301,7 @@ class Checkpoint:
         for other, canonical in self.outline.tied_names.items():
             key = self._keys.get(other)
             if self._loaded is None and key is not None and key != self._keys[canonical]:
-                head, embeddings = self._files[key].get_tensor(key), self.tensor(canonical)
+                head, embeddings = self._files.tensor(key), self.tensor(canonical)
                 if head.shape != embeddings.shape or not torch.equal(head, embeddings):
                     raise CheckpointError(
                         f"{self.reference}: {other} differs from {canonical}, but config.json ties them; "

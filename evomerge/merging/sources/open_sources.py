@@ -8,10 +8,11 @@ from pathlib import Path
 from evomerge.merging.sources.adapters import AdapterSource, is_adapter, read_config
 from evomerge.merging.sources.aligned import align
 from evomerge.merging.sources.checkpoints import Checkpoint, locate
+from evomerge.merging.sources.dequantised import dequantised
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.gguf import converted, is_gguf
 from evomerge.merging.sources.source import Source, fingerprint
-from search_spaces.recipes.references import parts, spelled
+from search_spaces.recipes.references import adapted, is_dequantized, parts, spelled
 from search_spaces.recipes.token_rules import TokenRules
 
 
@@ -73,8 +74,9 @@ def open_source(reference: str, base: Source | None = None, shared: dict[Path, S
     model, adapter = parts(reference)
     known = {} if shared is None else shared
     if adapter is not None:
-        return AdapterSource(reference, _adapter_folder(reference, adapter), _opened(model, known))
-    path = folder_of(model)
+        base_model = adapted(model, None, dequantize=is_dequantized(reference))
+        return AdapterSource(reference, _adapter_folder(reference, adapter), _opened(base_model, known))
+    path = _folder(reference)
     if not is_adapter(path):
         checkpoint = Checkpoint(reference, path)
         known.setdefault(path, checkpoint)
@@ -103,9 +105,16 @@ def folder_of(model: str) -> Path:
     return converted(model) if is_gguf(model) else locate(model)
 
 
+def _folder(reference: str) -> Path:
+    """Return the folder of a reference's model, dequantised where the reference asks for it."""
+    model = parts(reference)[0]
+    folder = folder_of(model)
+    return dequantised(model, folder) if is_dequantized(reference) else folder
+
+
 def _opened(model: str, known: dict[Path, Source]) -> Source:
     """Return the base of adapters, opened once."""
-    folder = folder_of(model)
+    folder = _folder(model)
     if is_adapter(folder):
         raise CheckpointError(
             f"{model}: it is an adapter, and an adapter needs a whole model as its base; name its base instead"
@@ -151,7 +160,7 @@ def _check_base(reference: str, path: Path, base: Source) -> None:
     folder = _local_base(path, named)
     if folder is None or not isinstance(named, str):
         return  # a hub id, or a folder that has moved: shapes are checked, and the preflight warns about other names
-    if not _holds_same(folder, base):
+    if _holds_same(folder, base) is False:
         raise CheckpointError(
             f"{reference}: the adapter was trained on {named}, whose weights are not those of {base.reference}; name "
             f"{named} as the base"
@@ -185,9 +194,15 @@ def _stem(reference: str) -> str:
     return reference.partition("@")[0].rstrip("/").rsplit("/", 1)[-1].lower()
 
 
-def _holds_same(folder: Path, checkpoint: Source) -> bool:
-    """Whether a folder holds a checkpoint's weights."""
-    return folder.resolve() == checkpoint.path or _weights(Checkpoint(str(folder), folder)) == _weights(checkpoint)
+def _holds_same(folder: Path, checkpoint: Source) -> bool | None:
+    """Whether a folder holds a checkpoint's weights; None where it cannot be opened, as a quantised model."""
+    if folder.resolve() in (checkpoint.path, folder_of(parts(checkpoint.reference)[0])):
+        return True
+    try:
+        named = Checkpoint(str(folder), folder)
+    except CheckpointError:
+        return None
+    return _weights(named) == _weights(checkpoint)
 
 
 def _weights(checkpoint: Source) -> object:

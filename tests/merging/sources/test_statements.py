@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
+from evomerge.merging.checks.preflight import check
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_source
-from evomerge.merging.sources.preflight import check
 from evomerge.merging.sources.statements import refuse_other_models
 
 WEIGHTS = "model.safetensors"
@@ -49,9 +49,9 @@ def change_tensors(folder: Path, change: Callable[[Tensors], object]) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quant_method": "fp8"}, r"quantised by FP8 with block scales .*FineGrainedFP8Config\(dequantize=True\)"),
+        ({"quant_method": "fp8"}, r"quantised by FP8 with block scales .*dequantise it with \{path: MODEL, dequantize"),
         ({"quant_method": "compressed-tensors"}, r"W8A8.*CompressedTensorsConfig\(run_compressed=False\)"),
-        ({"quant_method": "mxfp4"}, r"quantised by MXFP4 .*Mxfp4Config\(dequantize=True\)"),
+        ({"quant_method": "mxfp4"}, r"quantised by MXFP4 .*\(MODEL\+dequantize on the command line\)"),
         ({"quant_method": "gptq", "bits": 4}, r"quantised by GPTQ .*name the model that was quantised, or"),
         ({"quant_method": "awq"}, r"quantised by AWQ "),
         ({"load_in_4bit": True}, r"quantised by bitsandbytes .*model\.dequantize\(\)"),

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from evomerge.cli.merge import merge
+from evomerge.merging.checks.preflight import check
 from evomerge.merging.sources.aligned import align
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
-from evomerge.merging.sources.preflight import check
 from search_spaces.recipes.token_rules import TokenRow, TokenRules
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
