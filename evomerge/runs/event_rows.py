@@ -70,7 +70,7 @@ class _Data(BaseModel):
 
 
 class _AskedData(_Data):
-    kind: str
+    kind: Literal["sample", "mean", "gradient"]
     generation: int
     recipe: str
 
