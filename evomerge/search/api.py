@@ -144,6 +144,8 @@ def resume_search(
     path = Path(run)
     with Run.open(path) as opened:
         problem, environment = _open(load_recorded(path, overrides), say, check_for(path, trust_tasks, overrides))
+        if opened.incomplete:
+            say("warning: the last event of the log was not written whole; it is left out, and happens again")
         check_unchanged(opened, environment)
         for warning in upgrades(opened.environment(), environment):
             say(f"warning: {warning}")
