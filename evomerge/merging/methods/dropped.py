@@ -106,7 +106,7 @@ def places(source: SourceTensor) -> Tensor:
 
 @merge_method(
     "dare_linear",
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="by 1/density"),
@@ -132,7 +132,7 @@ def dare_linear(
 
 @merge_method(
     "dare_ties",
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="by 1/density"),
@@ -158,7 +158,7 @@ def dare_ties(
 
 @merge_method(
     "della_linear",
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="each entry by the inverse of its own probability"),
@@ -183,7 +183,7 @@ def della_linear(
 
 @merge_method(
     "della",
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="each entry by the inverse of its own probability"),

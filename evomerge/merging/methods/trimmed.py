@@ -103,7 +103,12 @@ def ranks(source: SourceTensor) -> Ranks:
 
 
 @merge_method(
-    "ties", differentiable=True, in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4
+    "ties",
+    differentiable=("weight", "lambda"),
+    in_mergekit=True,
+    without_effect=(INT8_MASK,),
+    prepare=ranks,
+    prepared_bytes=4,
 )
 def ties(
     tensor: TensorContext,
@@ -128,7 +133,12 @@ def ties(
 
 
 @merge_method(
-    "breadcrumbs", differentiable=True, in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4
+    "breadcrumbs",
+    differentiable=("weight", "lambda"),
+    in_mergekit=True,
+    without_effect=(INT8_MASK,),
+    prepare=ranks,
+    prepared_bytes=4,
 )
 def breadcrumbs(
     tensor: TensorContext,
@@ -150,7 +160,7 @@ def breadcrumbs(
 
 @merge_method(
     "breadcrumbs_ties",
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     in_mergekit=True,
     without_effect=(INT8_MASK,),
     prepare=ranks,
