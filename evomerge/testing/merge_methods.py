@@ -267,7 +267,7 @@ class MergeMethodSuite:
             pytest.skip("no coefficients of this method leave a model as it is")
         for name, info in TENSORS.items():
             base, model = self.tensors(info, 1)
-            models = [model] * self.spec.min_models
+            models = [model] * max(1, self.spec.min_models)
             merged_base = None if self.spec.base == "none" else base
             found = merge_tensors(self.method, merged_base, models, by_token=info.by_token, **self.one_model)
             self.close(found, model, name)

@@ -106,6 +106,7 @@ def places(source: SourceTensor) -> Tensor:
 
 @merge_method(
     "dare_linear",
+    min_models=0,
     differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
@@ -132,6 +133,7 @@ def dare_linear(
 
 @merge_method(
     "dare_ties",
+    min_models=0,
     differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
@@ -158,6 +160,7 @@ def dare_ties(
 
 @merge_method(
     "della_linear",
+    min_models=0,
     differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
@@ -183,6 +186,7 @@ def della_linear(
 
 @merge_method(
     "della",
+    min_models=0,
     differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,

@@ -61,6 +61,7 @@ def linear(
 
 @merge_method(
     "task_arithmetic",
+    min_models=0,
     differentiable=("weight", "lambda"),
     core_space="exact",
     in_mergekit=True,

@@ -122,6 +122,8 @@ def _of_sum(block: Block, gradient_E: Tensor, formula: WeightedSum, changes_C: S
 def _of_election(block: Block, gradient_E: Tensor, formula: Election) -> Tensor:
     """Return ∂L by each weight and by λ, float64[T + 1]."""
     _, deltas = task_vectors(block, formula.kept)
+    if not deltas:
+        return torch.zeros(1, dtype=torch.float64)  # the base alone
     plus, minus = (_Side(deltas, formula, sign) for sign in (1.0, -1.0))
     total_E = plus.sum_E + minus.sum_E
     elects_plus_E = total_E >= 0
