@@ -95,8 +95,16 @@ class RunHistory:
         """Return the evaluation that was told for a candidate."""
         return self.told[candidate].evaluation
 
-    def answers(self, recipe: str) -> dict[str, float]:
-        """Return a recipe's score on each search item that it was asked, as a source, a candidate or a finalist."""
+    def answers(self, recipe: str, *, confirmed: bool = True) -> dict[str, float]:
+        """Return a recipe's score on each search item that it was asked, as a source, a candidate or a finalist.
+
+        Parameters
+        ----------
+        recipe
+            Its hash.
+        confirmed
+            Whether what it was asked as a finalist counts.
+        """
         names = sorted(self._spellings.get(recipe, {recipe}))
         parts = [
             part
@@ -104,7 +112,7 @@ class RunHistory:
             for part in (
                 self.reference_scores.get(("parent", name)),
                 self.by_recipe.get(name),
-                self.reference_scores.get(("confirm", name)),
+                self.reference_scores.get(("confirm", name)) if confirmed else None,
             )
         ]
         return {

@@ -137,12 +137,11 @@ class FinalEvaluation:
         asked = {item for identity in best for item in history.evaluation(identity).items}
         rng = generator(self.problem.config.seed, len(history.asked))
         order = sequential_halving.in_order(self.problem.search_items, asked, rng)
-        known = {entry.recipe.hash: len(history.answers(entry.recipe.hash)) for entry in self._finalists(best, mean)}
         found, scored = sequential_halving.best(
             self._finalists(best, mean),
             order,
             self._confirm,
-            answered=lambda entry: known[entry.recipe.hash] == len(self.problem.search_items),
+            answered=self._has_answered_all,
             clearly_worse=self._clearly_worse,
         )
         value = Objectives(self.problem.suite.weights).judge(scored, means(scored)).value
@@ -161,6 +160,10 @@ class FinalEvaluation:
         for entry in entries:
             finalists.setdefault(spelt.get(entry.recipe.hash, entry.recipe.hash), entry)
         return list(finalists.values())
+
+    def _has_answered_all(self, entry: Entry) -> bool:
+        """Return whether a finalist was asked every search item before; a resumed run must say the same."""
+        return len(self.history.answers(entry.recipe.hash, confirmed=False)) == len(self.problem.search_items)
 
     def _clearly_worse(self, one: Evaluation, other: Evaluation) -> bool:
         """Return whether one finalist is so far behind another on the same items that it need not be asked more."""

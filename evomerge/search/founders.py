@@ -11,11 +11,14 @@ from search_spaces.recipes.baselines import weighted_recipe
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.recipes.resolve import model_weights, same_merge
+from search_spaces.recipes.resolve import difference, model_weights
 from search_spaces.spaces.space import SearchSpace
 
 SPELLINGS = ("linear", "task_arithmetic", "slerp")
 """Methods that a weighted sum of models can be written with."""
+
+_SETTINGS = ("out_dtype", "tokenizer_source", "tokens", "adapters")
+"""Settings of a recipe that change the model and no coefficient."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def founders(
         if point is None:
             continue
         recipe = space.decode(point)
-        exact = same_merge(recipe, entry.recipe, layout)
-        is_start = same_merge(recipe, start.recipe, layout)
+        exact = all(getattr(recipe, name) == getattr(entry.recipe, name) for name in _SETTINGS)
+        is_start = difference(recipe, start.recipe, layout) is None
         found.append(Founder(entry, first, start.recipe, exact) if is_start else Founder(entry, point, recipe, exact))
     return found if any(founder.genotype is first for founder in found) else [*found, start]
 
@@ -90,7 +93,7 @@ def expressed(recipe: Recipe, models: Mapping[str, str], layout: ModelLayout, sp
     for spelling in _spellings(recipe, models, layout):
         try:
             point = space.settled(space.encode(spelling))
-            if same_merge(space.decode(point), recipe, layout, any_settings=True):
+            if difference(space.decode(point), recipe, layout) is None:
                 return point
         except RecipeError:
             continue

@@ -18,7 +18,7 @@ from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import VOCABULARIES
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.recipes.references import adapted, parts
+from search_spaces.recipes.references import adapted, is_dequantized, parts
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Document:
         mapping = {}
         for reference in self._references():
             model, adapter = parts(reference)
-            mapping[reference] = adapted(folders.get(model, model), adapter)
+            mapping[reference] = adapted(folders.get(model, model), adapter, dequantize=is_dequantized(reference))
         return self.recipe.with_models(mapping)
 
     def _references(self) -> list[str]:

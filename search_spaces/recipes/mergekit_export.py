@@ -10,6 +10,7 @@ from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.mixture_table import Mixture, Piece
 from search_spaces.recipes.parameter_values import Condition, Parameters, constant, find, simplified
 from search_spaces.recipes.recipe import Recipe, Slice, Source
+from search_spaces.recipes.references import is_dequantized, parts
 
 _PATH = "evomerge.path: mergekit does not merge and reorder layers in one document"
 _SEVERAL = "slices.evomerge.merge_method: layers have their own methods, and mergekit allows one per document"
@@ -31,6 +32,7 @@ def obstacles(recipe: Recipe) -> tuple[str, ...]:
     found = [f"{name}: mergekit has no such parameter of {spec.name}" for name in _extensions(recipe)]
     if recipe.adapters is not None:
         found.append("adapters: core: mergekit merges adapters as full weights")
+    found.extend(f"{parts(model)[0]}: mergekit does not dequantise" for model in filter(is_dequantized, recipe.models))
     if recipe.tokenizer_source in ("first", "pad"):
         found.append(f"vocabulary: {recipe.tokenizer_source}: mergekit has no such policy")
     if _deviates(recipe):
@@ -70,6 +72,11 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     if recipe.adapters is not None:
         recipe = replace(recipe, adapters=None)
         notes.append("adapters: core is dropped; mergekit merges adapters as full weights")
+    for model in filter(is_dequantized, recipe.models):
+        raise RecipeError(
+            f"{parts(model)[0]}: mergekit does not dequantise; build the model with evomerge merge, or save the "
+            "dequantised model and name that folder"
+        )
     if recipe.tokenizer_source in ("first", "pad"):
         notes.append(f"vocabulary: {recipe.tokenizer_source} is written as tokenizer_source: base")
         recipe = replace(recipe, tokenizer_source="base")

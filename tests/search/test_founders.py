@@ -16,7 +16,7 @@ from evomerge.search.founders import expressed
 from evomerge.search.problem import Problem
 from fitness.results import Evaluation
 from search_spaces.recipes.baselines import weighted_recipe
-from search_spaces.recipes.resolve import model_weights, same_merge
+from search_spaces.recipes.resolve import difference, model_weights
 
 ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
 ALL = ["base", "ops", "ja", "eo", "uniform average", "task arithmetic 0.3", "start"]
@@ -55,9 +55,7 @@ def test_a_space_has_these(space: dict[str, Any], names: list[str]) -> None:
     found = {founder.entry.name: founder for founder in opened.founders}
     assert list(found) == names
     for founder in found.values():
-        assert same_merge(opened.space.decode(founder.genotype), founder.entry.recipe, opened.layout) or (
-            founder.entry.kind == "start"
-        )
+        assert difference(opened.space.decode(founder.genotype), founder.entry.recipe, opened.layout) is None
     assert any(np.array_equal(founder.genotype, opened.space.settled(opened.space.start)) for founder in found.values())
     assert [entry.name for entry in opened.alternatives()] == (ALL if "start" in names else ALL[:-1])
 
@@ -86,12 +84,12 @@ def test_the_weights_of_a_sum_are_the_same_in_every_spelling() -> None:
         weighted_recipe(method, opened.config.models, opened.layout, weights)
         for method in ("linear", "task_arithmetic")
     )
-    assert one.hash != other.hash and same_merge(one, other, opened.layout)
+    assert one.hash != other.hash and difference(one, other, opened.layout) is None
     found = model_weights(one, opened.layout)
     assert found is not None
     assert found == pytest.approx({opened.config.models[name]: weight for name, weight in weights.items()})
     point = expressed(one, opened.config.models, opened.layout, opened.space)
-    assert point is not None and same_merge(opened.space.decode(point), one, opened.layout)
+    assert point is not None and difference(opened.space.decode(point), one, opened.layout) is None
     outside = weighted_recipe("linear", opened.config.models, opened.layout, {"base": -4.0, "ops": 5.0})
     assert expressed(outside, opened.config.models, opened.layout, opened.space) is None
 

@@ -40,6 +40,13 @@ def test_without_drops_there_are_no_masks():
     assert mergekit_export.obstacles(recipe("dare_ties", density=[1.0, 0.9])) != ()
 
 
+def test_models_that_are_dequantised_are_an_obstacle():
+    floats = recipe(models=[{"model": {"path": "a", "dequantize": True}}])
+    assert mergekit_export.obstacles(floats) == ("a: mergekit does not dequantise",)
+    with pytest.raises(RecipeError, match=r"a: mergekit does not dequantise; build the model with evomerge merge, or"):
+        mergekit_export.rounded(floats)
+
+
 def test_low_precision_is_an_obstacle():
     low = recipe(dtype="bfloat16")
     (obstacle,) = mergekit_export.obstacles(low)
