@@ -73,7 +73,7 @@ def changes(source: str) -> dict[int, list[Change]]:
 
 
 def changed_by(source: str, change: Change) -> str | None:
-    """Return a source after a change; None if it does the same, as where only an annotation is another."""
+    """Return a source after a change; None if it does the same, as where only an annotation or a guard is another."""
     from cosmic_ray import plugins
     from cosmic_ray.mutating import mutate_code
 
@@ -82,8 +82,12 @@ def changed_by(source: str, change: Change) -> str | None:
     return None if changed is None or _meaning(changed) == _meaning(source) else changed
 
 
+GUARDS = {"zip": ("strict",), "dataclass": ("frozen", "eq"), "lru_cache": ("maxsize",)}
+"""Arguments by function that only guard against faults elsewhere, or set a size: without them nothing else happens."""
+
+
 def _meaning(source: str) -> str | None:
-    """Return what a source does, without annotations and docstrings; None if it cannot be read."""
+    """Return what a source does, without annotations and guards; None if it cannot be read."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -95,6 +99,9 @@ def _meaning(source: str) -> str | None:
                 argument.annotation = None
         elif isinstance(node, ast.AnnAssign):
             node.annotation = ast.Constant(None)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            guards = GUARDS.get(node.func.id, ())
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in guards]
     return ast.dump(tree)
 
 

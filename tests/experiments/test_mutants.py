@@ -36,6 +36,19 @@ def test_a_change_of_annotations_is_none(other, same):
     assert (_meaning("def f(x: int) -> int:\n    y: int = x + 1\n    return y\n") == _meaning(other)) is same
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("zip(a, b, strict=True)", "zip(a, b, strict=False)"),
+        ("@dataclass(frozen=True)\nclass A: pass", "@dataclass(frozen=False)\nclass A: pass"),
+        ("@lru_cache(maxsize=256)\ndef f(): pass", "@lru_cache(maxsize=257)\ndef f(): pass"),
+    ],
+)
+def test_a_change_of_a_guard_is_none(one, other):
+    assert _meaning(one) == _meaning(other)
+    assert _meaning("f(a, strict=True)") != _meaning("f(a, strict=False)")
+
+
 def test_a_mutant_says_where_and_what():
     mutant = _mutant(Module("a.py", ()), "core/AddNot", "x = 1\nif x:\n    y = 2\n", "x = 1\nif not x:\n    y = 2\n")
     assert mutant == Mutant("a.py", 2, "if x:", "if not x:", "AddNot")
