@@ -180,6 +180,8 @@ def _open(config: SearchConfig, say: Say, task_code: CodeCheck) -> tuple[Problem
     problem = Problem(config, task_code=task_code)
     for warning in problem.warnings:
         say(f"warning: {warning}")
+    if problem.chosen:
+        say(problem.chosen)
     environment = problem.environment()
     if problem.warm_start.message:
         say(problem.warm_start.message)

@@ -21,10 +21,12 @@ from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
+from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.founders import Founder, founders
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.warm_start import WarmStartSettings, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
+from evomerge.strategies.auto import AutoConfig
 from evomerge.strategies.founded import Founded
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
@@ -38,6 +40,7 @@ from fitness.estimation.evaluation_plan import (
 )
 from fitness.estimation.item_banks import ItemBanks
 from fitness.items import positions_by_task, task_of
+from fitness.results import TaskError
 from fitness.scoring.evaluator import Evaluator
 from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.lm_eval_rules import longest_input
@@ -93,6 +96,9 @@ class Problem:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
+        chosen = self._chosen(config)
+        self.config = config = chosen.config
+        self.chosen = chosen.reason
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
         if config.strategy.items_per_step:
             self._check_gradients()
@@ -137,6 +143,18 @@ class Problem:
                         "tokens that are read and lose their beginning, few-shot examples first; lower "
                         "fitness.num_fewshot, or raise fitness.max_length where it is the bound"
                     )
+
+    def _chosen(self, config: SearchConfig) -> Choice:
+        """Return the search file with what `strategy: auto` means here, and why."""
+        if not isinstance(config.strategy, AutoConfig):
+            return Choice(config, "")
+        try:
+            self._check_gradients()
+            obstacle = None
+        except (ConfigError, TaskError) as error:
+            obstacle = str(error).removeprefix("strategy.kind gradient: ").partition(";")[0]
+        items = Counter(task_of(item) for item in self.search_items)
+        return choose(config, self.space, obstacle, items)
 
     def _check_gradients(self) -> None:
         """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""
@@ -271,6 +289,7 @@ class Problem:
             "evomerge": VERSION,
             "packages": {name: metadata.version(name) for name in (*PACKAGES, *_installed(OPTIONAL_PACKAGES))},
             "config": self._identity(),
+            "chosen": self.chosen,
             "items": self.suite.digest(),
             "sources": self.fingerprints,
             "layout": asdict(self.layout),
