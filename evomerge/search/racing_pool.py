@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ from evomerge.strategies.base import Strategy
 from evomerge.workers.base import Pool, Request
 from fitness.config import RacingConfig
 from fitness.estimation.evaluation_plan import EvaluationPlan
-from fitness.estimation.racing_rules import Race, common_correlation
+from fitness.estimation.racing_rules import Race, Test, common_correlation
 from fitness.items import task_of
 from fitness.results import Estimate, Evaluation
 
@@ -168,10 +169,10 @@ class RacingPool:
         """Return which candidates the answers to the items seen so far stop now."""
         answers = [candidate.result([item for item in items if item in seen]) for candidate in samples]
         rules = self.rules
-        if rules.test in ("halving", "hyperband"):
+        if rules.halves:
             return self._halved(samples, answers)
         keep = max(1, math.floor(rules.keep * len(samples)))  # as pycma: λ/2 rounded down
-        test = "auto" if rules.test == "posterior" else rules.test
+        test = "auto" if rules.test == "posterior" else cast("Test", rules.test)
         before = [candidate.stopped for candidate in samples]
         race = Race(len(samples), keep, rules.error, looks, test, before)
         if rules.test == "posterior":
