@@ -1,0 +1,1 @@
+"""How many finalists are worth their answers."""
