@@ -80,6 +80,8 @@ def _strategy(
     steps = min(MOST_STEPS, 2 * budget // 3)
     if warm:
         return evolution, f"{about}, from the earlier run"
+    if obstacle is None and 3 * space.discrete.sum() > space.dimension:
+        obstacle = "many genes are choices"
     if obstacle is not None:
         return evolution, f"{about}; there are no gradients: {obstacle}"
     if steps < 1:

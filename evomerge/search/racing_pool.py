@@ -40,7 +40,7 @@ from fitness.estimation.racing_rules import Race, Test, common_correlation
 from fitness.items import task_of
 from fitness.results import Estimate, Evaluation
 
-WHOLE = ("gradient", "founder")
+WHOLE = ("gradient", "founder", "again")
 """Kinds of candidates that no race may stop."""
 
 

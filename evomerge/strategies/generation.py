@@ -50,9 +50,18 @@ class Generation:
         Genotypes to learn from.
     mean
         The strategy's own best guess, to be scored as well but not used for learning; None: it is not proposed.
+    again
+        Genotypes of earlier candidates that are asked this generation's items as well.
     """
 
-    def __init__(self, number: int, first: int, samples: Sequence[Genotype], mean: Genotype | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        first: int,
+        samples: Sequence[Genotype],
+        mean: Genotype | None = None,
+        again: Sequence[Genotype] = (),
+    ) -> None:
         self.number = number
         self.samples = [np.array(sample, dtype=np.float64) for sample in samples]
         self.mean = None if mean is None else np.array(mean, dtype=np.float64)
@@ -62,6 +71,9 @@ class Generation:
         self._queue: list[Proposal] = [(sample.copy(), "sample", number) for sample in self.samples]
         if self.mean is not None:
             self._queue.append((self.mean.copy(), "mean", number))
+        self._again = first + len(self._queue)
+        self._queue += [(np.array(genotype, dtype=np.float64), "again", number) for genotype in again]
+        self._answers: dict[int, Evaluation] = {}  # by position among those asked again
         self._missing = len(self._queue)
 
     @classmethod
@@ -79,6 +91,10 @@ class Generation:
         """Evaluations of the samples, in their order; all must have been told."""
         return [self._results[position] for position in range(len(self.samples))]
 
+    def evaluation_again(self, position: int) -> Evaluation:
+        """Return the evaluation of the one at this position of those that were asked again."""
+        return self._answers[position]
+
     @property
     def fitness(self) -> NDArray[np.float64]:
         """Fitness of the samples in their order, float64[P]; NaN for failed ones."""
@@ -93,6 +109,8 @@ class Generation:
         """Take a result; return whether it was the last one."""
         if candidate.kind == "mean":
             self.mean_evaluation = evaluation
+        elif candidate.kind == "again":
+            self._answers[candidate.id - self._again] = evaluation
         else:
             self._results[candidate.id - self._first] = evaluation
         self._missing -= 1

@@ -57,6 +57,10 @@ from search_spaces.spaces.space import SearchSpace
 Scores = NDArray[np.float64]
 
 
+AGAIN = 10
+"""One candidate in so many is the best member, asked these items as well, so that a lucky score does not stay."""
+
+
 @register_strategy
 class M2n2Config(StrategyConfig):
     """Niches: archive members compete for items and mate with members that are strong where they are weak."""
@@ -129,8 +133,12 @@ class M2n2(Strategy):
         return _scored(evaluation) and self.archive.would_take(evaluation)
 
     def _propose(self, n: int) -> list[Proposal]:
-        identities = range(self._asked, self._asked + n)
-        return [(self._next(identity), "sample", identity // self.population) for identity in identities]
+        return [self._proposal(identity) for identity in range(self._asked, self._asked + n)]
+
+    def _proposal(self, identity: int) -> Proposal:
+        generation = identity // self.population
+        best = self.archive.best() if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity) else None
+        return (self._next(identity), "sample", generation) if best is None else (best, "again", generation)
 
     def _next(self, identity: int) -> Genotype:
         if self._initial.includes(identity) or self.archive.size < 2:
@@ -164,7 +172,11 @@ class M2n2(Strategy):
         return np.where(self.archive.violations > 0.0, 0.0, competition.fitness())
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        if _scored(evaluation):
+        if not _scored(evaluation):
+            return
+        if candidate.kind == "again":
+            self.archive.rescore(candidate.genotype, evaluation)
+        else:
             self.archive.take(candidate.genotype, evaluation)
 
 
@@ -233,6 +245,14 @@ class Archive:
             self._scores[place], self._violations[place] = row, evaluation.violation
         self._genotypes[place] = genotype
         self._fitness[place] = evaluation.fitness
+        self._competition = None
+
+    def rescore(self, genotype: Genotype, evaluation: Evaluation) -> None:
+        """Take further answers of a member; nothing happens if it has left."""
+        row = self._row(evaluation)
+        for place in np.flatnonzero((self.genotypes == genotype).all(axis=1)):
+            self._scores[place], self._violations[place] = row, evaluation.violation
+            self._fitness[place] = evaluation.fitness
         self._competition = None
 
     def would_take(self, evaluation: Evaluation) -> bool:

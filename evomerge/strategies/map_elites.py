@@ -24,6 +24,7 @@ from typing_extensions import Self
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.generation import Proposal, resolved_number
 from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
+from evomerge.strategies.m2n2 import AGAIN
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import couple, quality
 from evomerge.strategies.warm_start import WarmStartPopulation
@@ -141,8 +142,12 @@ class MapElites(Strategy):
         return place is None or evaluation.fitness > self.fitness[place]
 
     def _propose(self, n: int) -> list[Proposal]:
-        identities = range(self._asked, self._asked + n)
-        return [(self._next(identity), "sample", identity // self.population) for identity in identities]
+        return [self._proposal(identity) for identity in range(self._asked, self._asked + n)]
+
+    def _proposal(self, identity: int) -> Proposal:
+        generation = identity // self.population
+        best = self.recommend() if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity) else None
+        return (self._next(identity), "sample", generation) if best is None else (best, "again", generation)
 
     def _next(self, identity: int) -> Genotype:
         if self._initial.includes(identity) or not self.genotypes:
@@ -158,6 +163,9 @@ class MapElites(Strategy):
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         if not math.isfinite(evaluation.fitness):
             return
+        if candidate.kind == "again":
+            self._rescore(candidate.genotype, evaluation.fitness)
+            return
         cell = self._cell(evaluation)
         place = self.cells.setdefault(cell, len(self.genotypes))
         if place == len(self.genotypes):
@@ -165,6 +173,12 @@ class MapElites(Strategy):
             self.fitness.append(evaluation.fitness)
         elif evaluation.fitness > self.fitness[place]:
             self.genotypes[place], self.fitness[place] = candidate.genotype, evaluation.fitness
+
+    def _rescore(self, genotype: Genotype, fitness: float) -> None:
+        """Take the fitness of an elite that was asked again; it keeps its cell."""
+        for place, own in enumerate(self.genotypes):
+            if np.array_equal(own, genotype):
+                self.fitness[place] = fitness
 
     def _cell(self, evaluation: Evaluation) -> tuple[int, ...]:
         config = self.config

@@ -54,7 +54,11 @@ def test_gradients_come_first_where_there_are_any() -> None:
     ("space", "kind", "why"),
     [
         (NOT_DIFFERENTIABLE, CmaEsConfig, "cma_es with small steps (sigma 0.1); there are no gradients: no gene of"),
-        ({"kind": "data_flow", "repeats": 1}, EdaConfig, "eda, since some genes are choices; there are no gradients"),
+        (
+            {"kind": "data_flow", "repeats": 1},
+            EdaConfig,
+            "eda, since some genes are choices; there are no gradients: many",
+        ),
         ({"kind": "two_stage", "flow": {"repeats": 1}}, StagedConfig, "staged, since the space has two stages"),
         ({"method": ["task_arithmetic", "ties"], "layers_per_group": 6}, GradientConfig, "then eda, since some genes"),
     ],

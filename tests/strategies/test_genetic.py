@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from evomerge.strategies.base import Evaluated
 from evomerge.strategies.genetic import GeneticConfig, Individual, SuccessionConfig
 from evomerge.strategies.m2n2 import M2n2
-from evomerge.testing.planted import mixed
+from evomerge.testing.planted import mixed, reals
 from experiments.digits_niches.raw import RawWeights
 from fitness.results import INFEASIBLE, Evaluation
 from search_spaces.recipes.layout import ModelLayout
@@ -279,3 +279,28 @@ def test_the_presets():
 def test_bad_settings_are_refused(bad, message):
     with pytest.raises(ValidationError, match=message):
         GeneticConfig(**bad)
+
+
+def test_elites_are_asked_again_and_a_lucky_score_does_not_stay():
+    space = reals(2)
+    strategy = GeneticConfig(population=4, elite=0.25).build(space, 0)
+    first = strategy.ask(4)
+    scores = [0.9, 0.5, 0.4, 0.3]
+    strategy.tell([Evaluated(one.id, Evaluation("ok", (x,), (0.1,))) for one, x in zip(first, scores, strict=True)])
+    asked = strategy.ask(20)
+    again = [one for one in asked if one.kind == "again"]
+    np.testing.assert_array_equal([one.genotype for one in again], [first[0].genotype])
+    results = [Evaluated(one.id, Evaluation("ok", (0.1 if one.kind == "again" else 0.2,), (0.1,))) for one in asked]
+    strategy.tell(results)
+    np.testing.assert_array_equal(strategy.recommend(), first[1].genotype)
+
+
+def test_an_elite_that_fails_when_asked_again_keeps_its_score():
+    space = reals(2)
+    strategy = GeneticConfig(population=4, elite=0.25).build(space, 0)
+    first = strategy.ask(4)
+    strategy.tell([Evaluated(one.id, Evaluation("ok", (0.5 - one.id / 10,), (0.1,))) for one in first])
+    asked = strategy.ask(20)
+    low = Evaluation("ok", (0.0,), (0.1,))
+    strategy.tell([Evaluated(one.id, Evaluation.failed("no") if one.kind == "again" else low) for one in asked])
+    np.testing.assert_array_equal(strategy.recommend(), first[0].genotype)
