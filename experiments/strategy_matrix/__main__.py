@@ -27,6 +27,8 @@ from search_spaces.recipes.mergekit_yaml import read
 ZOO = Path(__file__).parent.parent / "zoo"
 MODELS = ("base", "ops", "ja", "eo")
 TASKS = ("zoo_target_ja", "zoo_short_en")
+"""The second is for strategies that need two."""
+TWO_TASKS = ("map_elites", "nsga2")
 EVALUATIONS, ITEMS = 12, 25
 SIGNIFICANT = 0.05
 
@@ -64,12 +66,13 @@ SPACES: dict[str, dict[str, Any]] = {
 def search_file(strategy: str, space: str, items: int, held_out: str | float) -> dict[str, Any]:
     """Return the search of one pair."""
     several = strategy == "nsga2"
+    tasks = TASKS[: 2 if strategy in TWO_TASKS else 1]
     return {
         "models": {name: str(ZOO / "models" / name) for name in MODELS},
         "space": SPACES[space],
         "strategy": STRATEGIES[strategy],
         "fitness": {
-            "tasks": list(TASKS),
+            "tasks": list(tasks),
             "include_path": [str(ZOO / "tasks")],
             "subset": {"items": items, "estimator": "mean"},
             "objectives": "per_task" if several else "weighted_sum",
@@ -100,7 +103,7 @@ def judged(strategy: str, space: str, items: int = ITEMS, held_out: str | float 
     scores = {name: history.reference_scores["held_out", recipe.hash] for name, recipe in rows.items()}
     kinds = {row.name: row.kind for row in result.held_out}
     alternatives = [name for name, kind in kinds.items() if kind in ("source", "uniform", "task_arithmetic", "start")]
-    weights = dict.fromkeys(TASKS, 1.0)
+    weights = dict.fromkeys(TASKS[: 2 if strategy in TWO_TASKS else 1], 1.0)
     best = history.reference_scores["held_out", handed.hash]
 
     def lost(one: str | None) -> list[str]:
