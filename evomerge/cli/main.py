@@ -209,6 +209,9 @@ def merge(
         Path | None,
         typer.Option(metavar="DIR", help="Keep the intermediate models of a recipe with several documents here."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse keys without effect in mergekit, instead of a warning for each.")
+    ] = False,
 ) -> None:
     """Write the checkpoint of a recipe.
 
@@ -226,6 +229,7 @@ def merge(
         within=within,
         allow_unrelated=allow_unrelated,
         intermediates=intermediates,
+        strict=strict,
     )
 
 
