@@ -57,7 +57,7 @@ def recipe_for(name: str, family: Any, **shared: Any) -> tuple[Recipe, dict[str,
         "models": models,
         "parameters": {key: value for key, value in parameters.items() if key != "weight"},
         "dtype": "float32",
-        "evomerge": {"seed": 3},
+        "evomerge": {"seed": 3, "karcher_weights": name == "karcher"},
     }
     if spec.base != "none":
         data["base_model"] = family.base
