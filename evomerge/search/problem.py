@@ -37,10 +37,11 @@ from fitness.estimation.evaluation_plan import (
 from fitness.estimation.item_banks import ItemBanks
 from fitness.items import positions_by_task, task_of
 from fitness.scoring.evaluator import Evaluator
+from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.lm_eval_rules import longest_input
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
-from search_spaces.recipes.methods import METHODS, method_spec
+from search_spaces.recipes.methods import METHODS
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.derivatives import ChainRule
 from search_spaces.spaces.registry import build_space
@@ -60,9 +61,11 @@ class Problem:
         The search file.
     scan
         Whether to look for NaN in the sources.
+    task_code
+        Called with the code of each task that has some, before it runs.
     """
 
-    def __init__(self, config: SearchConfig, *, scan: bool = True) -> None:
+    def __init__(self, config: SearchConfig, *, scan: bool = True, task_code: CodeCheck = allow) -> None:
         self.config = config
         self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
@@ -82,7 +85,7 @@ class Problem:
             squared_norms=partial(squared_norms, self.checkpoints, config.base),
         )
         self.space = config.stamped(build_space(config.space, context))
-        self.suite = TaskSuite.load(config.fitness, config.seed)
+        self.suite = TaskSuite.load(config.fitness, config.seed, task_code)
         try:
             ensemble.check(config.strategy, self.suite)
         except ValueError as error:
@@ -105,6 +108,7 @@ class Problem:
         """
         return [
             *self.report.warnings,
+            *self.space.notes,
             *(
                 f"{task}: {count} held-out items are left out, because search items ask the same"
                 for task, count in self.suite.pool.dropped.items()
@@ -135,10 +139,13 @@ class Problem:
     def _check_gradients(self) -> None:
         """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""
         if not ChainRule(self.space, self.layout).searchable().any():
-            names = ", ".join(name for name in METHODS if method_spec(name).differentiable)
+            specs = [spec for recipe in self.space.structures() for spec in recipe.specs]
+            held = ", ".join(dict.fromkeys(spec.name for spec in specs if not spec.differentiable))
+            why = f": merged weights are smooth in no parameter of {held}" if held else ""
+            names = ", ".join(name for name, spec in METHODS.items() if spec.differentiable)
             raise ConfigError(
-                "strategy.kind gradient: no gene of this space has derivatives; write space.kind layer_coefficients "
-                f"with space.method among {names}, or strategy.kind cma_es"
+                f"strategy.kind gradient: no gene of this space has derivatives{why}; write space.kind "
+                f"layer_coefficients with space.method among {names}, or strategy.kind cma_es"
             )
         for task, places in positions_by_task(self.search_items).items():
             self.suite.task(task).check_losses([self.suite.item(self.search_items[at]) for at in places])

@@ -81,6 +81,12 @@ class Outline:
         return bool(self.tied_names)
 
     @property
+    def embeddings(self) -> str:
+        """Name of the embedding matrix."""
+        owner = self.module.get_input_embeddings()
+        return next(name for name in self.layout.tensors() if self.module_of(name) is owner)
+
+    @property
     def architecture(self) -> str:
         """Class of the causal language model, such as LlamaForCausalLM."""
         return type(self.module).__name__
@@ -118,6 +124,11 @@ def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
         raise ArchitectureError(
             f"{config.model_type}: transformers has no causal language model for this configuration "
             f"({reason(error)}); name a decoder-only text model instead"
+        ) from error
+    except Exception as error:  # AssertionError, TypeError, ZeroDivisionError, ... for numbers that do not fit
+        raise ArchitectureError(
+            f"transformers cannot build a {config.model_type} from config.json ({reason(error)}); use the config.json "
+            "that was saved with the weights"
         ) from error
 
 
