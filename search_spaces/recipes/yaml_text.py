@@ -130,7 +130,7 @@ def load_yaml(text: str) -> Any:
 def load_yaml_documents(text: str, repeated: list[Repeated] | None = None) -> list[Any]:
     """Return the plain data of each document of a YAML text from an untrusted source; see `load_yaml`, `documents`."""
     _check_events(text)
-    loader = _Loader(text)
+    loader: Any = _Loader(text)
     loader.repeated = repeated
     loaded = []
     try:

@@ -146,7 +146,7 @@ class _Walk:
             return [self._setting(entry, (*at, index)) for index, entry in enumerate(setting)]
         return self._kept(setting, ("value", "filter"), at)
 
-    def _tokenizer(self, value: dict[str, Any], at: tuple[str | int, ...]) -> dict[str, Any]:
+    def _tokenizer(self, value: Any, at: tuple[str | int, ...]) -> Any:
         fields = self._kept(value, _TOKENIZER, at)
         self._references(fields, ("source",), at)
         if isinstance(fields.get("tokens"), dict):
