@@ -21,9 +21,11 @@ from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
+from evomerge.search.founders import Founder, founders
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.warm_start import WarmStartSettings, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
+from evomerge.strategies.founded import Founded
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
 from fitness.config import FitnessConfig
@@ -222,8 +224,14 @@ class Problem:
         return strategy.resolved(self.space, noise=self.noise, evaluations=evaluations)
 
     def strategy(self) -> Strategy:
-        """Return the configured strategy, newly built."""
-        return self.resolved().strategy.build(self.space, self.config.seed)
+        """Return the configured strategy, newly built, with the founders before it."""
+        points = {founder.genotype.tobytes(): founder.genotype for founder in self.founders}
+        return Founded(self.space, self.config.seed, self.resolved().strategy, list(points.values()))
+
+    @cached_property
+    def founders(self) -> list[Founder]:
+        """The recipes that one has without a search, as points of the space, as far as it has them."""
+        return founders(self.config.models, self.layout, self.baselines(), self.space)
 
     def sources(self) -> list[Entry]:
         """Return every source, unchanged."""
@@ -246,9 +254,11 @@ class Problem:
 
     def alternatives(self) -> list[Entry]:
         """Every recipe that one has without a search: the baselines, and the space's start if it is none of them."""
-        baselines = self.baselines()
-        start = Entry("start", "start", self.space.decode(self.space.start))
-        return baselines if any(start.recipe == entry.recipe for entry in baselines) else [*baselines, start]
+        return [*self.baselines(), *(founder.entry for founder in self.founders if founder.entry.kind == "start")]
+
+    def other_spellings(self) -> dict[str, str]:
+        """Hashes of recipes that give the same model: that of an alternative to that of its point of the space."""
+        return {founder.entry.recipe.hash: founder.recipe.hash for founder in self.founders if founder.exact}
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
