@@ -20,8 +20,8 @@ from evomerge.merging.sources.architecture import quiet, tied_names
 from evomerge.merging.sources.chat_templates import chat_template
 from evomerge.merging.sources.source import Source
 from evomerge.merging.sources.statements import usable_generation_config
-from search_spaces.recipes.documents import Document, dump
 from search_spaces.recipes.fields import VOCABULARIES
+from search_spaces.recipes.mergekit.documents import Document, dump
 from search_spaces.recipes.recipe import Recipe
 
 STRETCH = 1 << 24  # entries looked at together
