@@ -115,6 +115,9 @@ def merge_documents(
         if document is not last and document not in earlier:
             print(f"warning: {document.name} is not used by the last document and is left out", file=sys.stderr)
     check_place(out)
+    if intermediates is not None:
+        for document in earlier:
+            check_place(intermediates / str(document.name))
     for document in (*earlier, last):
         for model in document.recipe.models:
             with_parts(model, lambda part: part if part in names else str(folder_of(part)))  # before hours of merging
