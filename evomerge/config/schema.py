@@ -146,7 +146,7 @@ def _described(member: Hint) -> str | None:
 
 def _bounds(member: Hint) -> str:
     found = {
-        name: f"{getattr(constraint, name):g}"
+        name: _number(getattr(constraint, name))
         for constraint in _constraints(member)
         for name in ("ge", "gt", "le", "lt")
         if getattr(constraint, name, None) is not None
@@ -155,6 +155,11 @@ def _bounds(member: Hint) -> str:
         return f" from {found['ge']} to {found['le']}"
     words = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
     return " " + " and ".join(f"{words[name]} {bound}" for name, bound in found.items()) if found else ""
+
+
+def _number(bound: float) -> str:
+    """Return a bound with all its digits."""
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
 
 
 def _at_least(member: Hint, before: str) -> str:
