@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from shlex import quote
 
+from evomerge.cli.printing import say
 from evomerge.files.atomic import write_text
+from evomerge.files.messages import printable
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, RunError
 from evomerge.search.warm_start import space_of
@@ -21,12 +22,12 @@ def export(path: Path, output: Path | None, rank: int | None, dialect: str, roun
     recipe = _best(path) if rank is None else _ranked(path, history, rank)
     if dialect == "mergekit":
         recipe = _for_mergekit(recipe, rounded)
-    text = mergekit_yaml.dump(recipe, f"exported from {path.name} by evomerge")
+    text = mergekit_yaml.dump(recipe, f"exported from {printable(path.name)} by evomerge")
     if output is None:
         print(text, end="")
         return
     write_text(output, text)
-    print(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", file=sys.stderr)
+    say(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", stderr=True)
 
 
 def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
@@ -45,9 +46,9 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
         if dialect == "mergekit":
             recipe = _for_mergekit(recipe, rounded)
         values = ", ".join(f"{value:.4f}" for value in history.evaluation(identity).objectives)
-        header = f"candidate {identity} of {path.name}, search objectives {values}"
+        header = f"candidate {identity} of {printable(path.name)}, search objectives {values}"
         write_text(folder / f"{number}.yaml", mergekit_yaml.dump(recipe, header))
-    print(f"wrote {len(front)} recipes to {folder}", file=sys.stderr)
+    say(f"wrote {len(front)} recipes to {folder}", stderr=True)
 
 
 def _nothing_yet(path: Path) -> RunError:
@@ -84,5 +85,5 @@ def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
         )
     recipe, given_up = mergekit_export.rounded(recipe)
     for sentence in given_up:
-        print(f"note: {sentence}", file=sys.stderr)
+        say(f"note: {sentence}", stderr=True)
     return recipe

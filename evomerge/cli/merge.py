@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from evomerge.cli.printing import say
 from evomerge.files.atomic import check_place
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
@@ -55,10 +55,10 @@ def merge(
     engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
     if not adapter:
         write_checkpoint(engine, recipe, out)
-        print(f"wrote {out}")
+        say(f"wrote {out}")
         return
     written = write_adapter(engine, recipe, out, rank=rank)
-    print(
+    say(
         f"wrote {out}: an adapter of rank {written.rank}, {written.parameters:,} parameters; "
         f"the rank leaves out {written.error:.2%} of the merged task vectors (Frobenius norm)"
     )
@@ -83,7 +83,7 @@ def merge_documents(
     *earlier, last = needed(documents)
     for document in documents:
         if document is not last and document not in earlier:
-            print(f"warning: {document.name} is not used by the last document and is left out", file=sys.stderr)
+            say(f"warning: {document.name} is not used by the last document and is left out", stderr=True)
     check_place(out)
     for document in (*earlier, last):
         for model in document.recipe.models:
@@ -98,12 +98,12 @@ def merge_documents(
             engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
             if document is last:
                 write_checkpoint(engine, recipe, out, documents=(*earlier, last))
-                print(f"wrote {out}")
+                say(f"wrote {out}")
             else:
                 assert document.name is not None
                 results[document.name] = str(write_checkpoint(engine, recipe, folder / document.name))
                 kept = f"wrote {folder / document.name}" if intermediates else f"merged {document.name}"
-                print(f"{kept}: {recipe.methods} of {', '.join(document.recipe.models)}")
+                say(f"{kept}: {recipe.methods} of {', '.join(document.recipe.models)}")
     finally:
         if intermediates is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -159,7 +159,7 @@ def _opened(
     averages = any(spec.name != "passthrough" for spec in recipe.specs)
     report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages)
     for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", stderr=True)
     return checkpoints, base, recipe.expanded(checkpoints[base].layout.num_layers)
 
 
