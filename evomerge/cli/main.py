@@ -175,6 +175,10 @@ def export(
     rank: Annotated[
         int | None, typer.Option(min=1, help="Write the candidate with this rank by search score instead.")
     ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Write the recipe of this row of the final table instead, such as found."),
+    ] = None,
     pareto: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write the Pareto front, one recipe per file, to this folder instead."),
@@ -194,7 +198,7 @@ def export(
     if pareto is not None:
         export_front(run_, pareto, format_, round_)
     else:
-        export(run_, output, rank, format_, round_)
+        export(run_, output, rank, format_, round_, row)
 
 
 @app.command()
@@ -214,6 +218,9 @@ def merge(
         Path | None,
         typer.Option(metavar="DIR", help="Keep the intermediate models of a recipe with several documents here."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse keys without effect in mergekit, instead of a warning for each.")
+    ] = False,
 ) -> None:
     """Write the checkpoint of a recipe.
 
@@ -231,6 +238,7 @@ def merge(
         within=within,
         allow_unrelated=allow_unrelated,
         intermediates=intermediates,
+        strict=strict,
     )
 
 
