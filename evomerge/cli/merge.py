@@ -91,7 +91,7 @@ def read(file: Path, *, strict: bool = False) -> tuple[Document, ...]:
 
 def _warn(sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        print(f"warning: {sentence}", file=sys.stderr)
+        say(f"warning: {sentence}", stderr=True)
 
 
 def merge_documents(

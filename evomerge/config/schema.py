@@ -139,7 +139,9 @@ def _described(member: Hint) -> str | None:
     if _is_section(plain):
         names = [name for name in plain.model_fields if name != "kind"]
         if names[:2] == ["low", "high"]:
-            return "a range such as [0, 1] or {low: 0, high: 1}"
+            return (
+                f"a range such as [0, 1] or {{low: 0, high: 1}}, numbers{_bounds(hint_of(plain.model_fields['high']))}"
+            )
         return f"a section with keys such as {', '.join(names[:3])}" if names else "an empty section"
     return _SCALARS.get(plain, "another value") + _bounds(member)
 

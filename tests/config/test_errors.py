@@ -46,7 +46,7 @@ BAD = {
     "strategy: {sigma: 2}": "strategy.sigma: write a number above 0 and at most 1 (got 2)",
     "strategy: {kind: m2n2, mutation: 2}": "strategy.mutation: write a number from 0 to 1 (got 2)",
     "space: {modules: attention}": "space.modules: write a list (each entry text), or all (got 'att",
-    "workers: {kind: ray, cpus_per_worker: .inf}": "workers.cpus_per_worker: write a number above 0 and at most 1,024 (got inf)",
+    "workers: {kind: ray, cpus_per_worker: .inf}": "workers.cpus_per_worker: write a number above 0 and at most 1,024",
     "strategy: nsga2": "strategy.kind nsga2 searches for a Pareto front and there is only one objective; write",
     "budget: []": "budget: write a section with keys such as evaluations, hours (got a list)",
     "models: {base: org/base}": "models: write at least 2 entries of the form `name: text` (got 1)",
