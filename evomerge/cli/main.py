@@ -47,6 +47,10 @@ IncludePath = Annotated[
     list[Path] | None, typer.Option(help="Folders with lm-eval task files, one or more.", show_default=False)
 ]
 
+Vocabulary = Annotated[
+    Literal["base", "union", "first", "pad"] | None,
+    typer.Option(help="Whose vocabulary a merge has; needed if the models' differ."),
+]
 AllowUnrelated = Annotated[
     bool, typer.Option("--allow-unrelated", help="Accept models that were not trained from the base.")
 ]
@@ -75,12 +79,13 @@ def init(
     models: Annotated[list[str], typer.Option(help="The base model, then the experts.", show_default=False)],
     tasks: Tasks,
     include_path: IncludePath = None,
+    vocabulary: Vocabulary = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("search.yaml"),
 ) -> None:
     """Write a commented search file for these models and tasks."""
     from evomerge.cli.init import init as run
 
-    run(models, tasks, include_path or [], output)
+    run(models, tasks, include_path or [], output, vocabulary)
 
 
 @app.command()
@@ -279,12 +284,13 @@ def inspect(
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Read only a sample of each tensor.")] = False,
     allow_unrelated: AllowUnrelated = False,
+    vocabulary: Vocabulary = None,
     json: Json = False,
 ) -> None:
     """Compare models, and say what prevents merging them."""
     from evomerge.cli.inspect import inspect as run
 
-    run(models, quick, allow_unrelated, json)
+    run(models, quick, allow_unrelated, json, vocabulary)
 
 
 @app.command("fit-items")
