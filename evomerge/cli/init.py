@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from evomerge.cli.evaluate import of_tasks
-from evomerge.cli.printing import duration
+from evomerge.cli.printing import duration, say
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load_mapping
 from evomerge.files.atomic import write_text
@@ -60,13 +60,19 @@ fitness:
   tasks: {tasks}  # or {{task: NAME, weight: 2}} in place of a name
 {include}  subset: {subset}  # search items per task and candidate, or `all`; {why_subset}
   held_out: {held_out}  # kept for the final table; {why_held_out}
-{test_split}budget: {evaluations}  # candidates to score; {why_budget}
+{test_split}{vocabulary}budget: {evaluations}  # candidates to score; {why_budget}
 out_dtype: bfloat16
 seed: 0
 """
 
 
-def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Path], output: Path) -> None:
+def init(
+    models: Sequence[str],
+    tasks: Sequence[str],
+    include_path: Sequence[Path],
+    output: Path,
+    vocabulary: str | None = None,
+) -> None:
     """Write the file after opening the models and checking that they can be merged."""
     if len(models) < 2:
         raise ConfigError("--models: name the base and at least one expert: --models BASE EXPERT")
@@ -78,13 +84,14 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
         if references.count(reference) > 1:
             raise ConfigError(f"--models: {reference} is named twice; name each model once")
     names = names_of(models)
-    checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0])
+    checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0], vocabulary=vocabulary)
     preflight.check(checkpoints, names[0], scan=False)
     of_tasks(tasks, include_path, split=None)  # checks that they exist
     num_layers, experts = checkpoints[names[0]].layout.num_layers, len(models) - 1
     included = [str(path.resolve()) for path in include_path]
     draft: dict[str, Any] = {
         "models": dict(zip(names, references, strict=True)),
+        "vocabulary": vocabulary or "same",
         "fitness": {"tasks": list(tasks), "include_path": included, **_held_out(tasks, included)},
     }
     problem = _problem(draft, Genes.of(num_layers, experts, MODULES, GENES_BY_GRADIENTS))
@@ -110,12 +117,13 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
         held_out=draft["fitness"]["held_out"],
         why_held_out=_why_held_out(draft["fitness"]),
         test_split=test_split if "allow_test_split" in draft["fitness"] else "",
+        vocabulary="" if vocabulary is None else f"vocabulary: {vocabulary}  # of merges; the models' differ\n",
         evaluations=evaluations,
         why_budget=why_budget,
     )
     write_text(output, text)
-    print(f"wrote {output}: {genes.count} genes, {evaluations} evaluations ({why_budget})")
-    print(f"next: evomerge plan {quote(str(output))}")
+    say(f"wrote {output}: {genes.count} genes, {evaluations} evaluations ({why_budget})")
+    say(f"next: evomerge plan {quote(str(output))}")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from evomerge.files.hashing import sha256
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.engine.gram import gram_matrices
+from evomerge.merging.output.writer import rehearse
 from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.runs.result import Entry
@@ -65,7 +66,7 @@ class Problem:
     config
         The search file.
     scan
-        Whether to look for NaN in the sources.
+        Whether to look for NaN in the sources, and to try to write a merge without its weights.
     task_code
         Called with the code of each task that has some, before it runs.
     """
@@ -78,6 +79,8 @@ class Problem:
         self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
         if config.fitness.apply_chat_template:
             behaviour.check_chat_template(self.checkpoints, config.base)
+        if scan:
+            rehearse(self.checkpoints[config.base])
         self.layout = self.checkpoints[config.base].layout
         self.sizes = {name: math.prod(self.checkpoints[config.base].shape(name)) for name in self.layout.tensors()}
         context = SpaceContext(
