@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -115,6 +116,24 @@ class Generation:
             self._results[candidate.id - self._first] = evaluation
         self._missing -= 1
         return self.complete
+
+
+class Answered:
+    """Which items have been asked so far, and how many of them each candidate has answered."""
+
+    def __init__(self) -> None:
+        self._items: set[str] = set()
+        self._counts: dict[bytes, int] = {}
+
+    def add(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Take a result; of a candidate that was asked again it holds all answers."""
+        self._items.update(evaluation.items)
+        self._counts[sha256(candidate.genotype.tobytes()).digest()] = len(evaluation.items)
+
+    def misses_some(self, genotype: Genotype) -> bool:
+        """Return whether others have answered items that the candidate with this genotype has not."""
+        count = self._counts.get(sha256(genotype.tobytes()).digest())
+        return count is not None and count < len(self._items)
 
 
 class Sampling:

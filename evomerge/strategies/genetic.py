@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Generation, Proposal
+from evomerge.strategies.generation import Answered, Generation, Proposal
 from evomerge.strategies.initial_population import initial_population, random_merge
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.registry import register_strategy
@@ -215,6 +215,7 @@ class Genetic(Strategy):
         self._learn_from = self._first_population
         self._step = 0  # swarm steps taken
         self._elites: list[Individual] = []  # asked again in this generation
+        self._answered = Answered()
 
     def recommend(self) -> Genotype | None:
         """Return the best point of any individual so far; None while there is none."""
@@ -227,6 +228,7 @@ class Genetic(Strategy):
         return self._generation.take(n)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        self._answered.add(candidate, evaluation)
         if self._generation.put(candidate, evaluation):
             self._learn_from(self._generation)
 
@@ -238,7 +240,8 @@ class Genetic(Strategy):
         else:
             genotypes, self._learn_from = self._children(), self._select
         keep = self._learn_from == self._select
-        self._elites = self.individuals[: self._elite_count] if keep else []  # sorted: the first are the best
+        elites = self.individuals[: self._elite_count] if keep else []  # sorted: the first are the best
+        self._elites = [elite for elite in elites if self._answered.misses_some(elite.genotype)]
         again = [individual.genotype for individual in self._elites]
         self._generation = Generation(self._generation.number + 1, self._asked, genotypes, again=again)
 

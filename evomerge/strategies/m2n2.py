@@ -46,7 +46,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.generation import Answered, Proposal, resolved_number
 from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import roulette
@@ -122,6 +122,7 @@ class M2n2(Strategy):
         self.population = config.archive
         self.archive = Archive(config.archive, space.dimension, config.alpha, config.relative)
         first = initial_population(space, config.warm_start, config.archive)
+        self._answered = Answered()
         self._initial = InitialPopulation(space, first, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
@@ -137,8 +138,11 @@ class M2n2(Strategy):
 
     def _proposal(self, identity: int) -> Proposal:
         generation = identity // self.population
-        best = self.archive.best() if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity) else None
-        return (self._next(identity), "sample", generation) if best is None else (best, "again", generation)
+        if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity):
+            best = self.archive.best()
+            if best is not None and self._answered.misses_some(best):
+                return best, "again", generation
+        return self._next(identity), "sample", generation
 
     def _next(self, identity: int) -> Genotype:
         if self._initial.includes(identity) or self.archive.size < 2:
@@ -172,6 +176,7 @@ class M2n2(Strategy):
         return np.where(self.archive.violations > 0.0, 0.0, competition.fitness())
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        self._answered.add(candidate, evaluation)
         if not _scored(evaluation):
             return
         if candidate.kind == "again":

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.generation import Answered, Proposal, resolved_number
 from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
 from evomerge.strategies.m2n2 import AGAIN
 from evomerge.strategies.registry import register_strategy
@@ -128,6 +128,7 @@ class MapElites(Strategy):
         self.fitness: list[float] = []
         self._axes = _Axes(config.axes)
         first = initial_population(space, config.warm_start, config.population)
+        self._answered = Answered()
         self._initial = InitialPopulation(space, first, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
@@ -146,8 +147,11 @@ class MapElites(Strategy):
 
     def _proposal(self, identity: int) -> Proposal:
         generation = identity // self.population
-        best = self.recommend() if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity) else None
-        return (self._next(identity), "sample", generation) if best is None else (best, "again", generation)
+        if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity):
+            best = self.recommend()
+            if best is not None and self._answered.misses_some(best):
+                return best, "again", generation
+        return self._next(identity), "sample", generation
 
     def _next(self, identity: int) -> Genotype:
         if self._initial.includes(identity) or not self.genotypes:
@@ -161,6 +165,7 @@ class MapElites(Strategy):
         return child
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        self._answered.add(candidate, evaluation)
         if not math.isfinite(evaluation.fitness):
             return
         if candidate.kind == "again":

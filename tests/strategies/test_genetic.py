@@ -281,26 +281,33 @@ def test_bad_settings_are_refused(bad, message):
         GeneticConfig(**bad)
 
 
-def test_elites_are_asked_again_and_a_lucky_score_does_not_stay():
-    space = reals(2)
-    strategy = GeneticConfig(population=4, elite=0.25).build(space, 0)
+def asked_by_turns(elite_again):
+    """Return a population of four, told on some items, then its second generation, told on others."""
+    strategy = GeneticConfig(population=4, elite=0.25).build(reals(2), 0)
     first = strategy.ask(4)
-    scores = [0.9, 0.5, 0.4, 0.3]
-    strategy.tell([Evaluated(one.id, Evaluation("ok", (x,), (0.1,))) for one, x in zip(first, scores, strict=True)])
+    strategy.tell([Evaluated(one.id, on("ab", 0.9 - one.id / 10)) for one in first])
     asked = strategy.ask(20)
-    again = [one for one in asked if one.kind == "again"]
-    np.testing.assert_array_equal([one.genotype for one in again], [first[0].genotype])
-    results = [Evaluated(one.id, Evaluation("ok", (0.1 if one.kind == "again" else 0.2,), (0.1,))) for one in asked]
-    strategy.tell(results)
-    np.testing.assert_array_equal(strategy.recommend(), first[1].genotype)
+    (again,) = [one for one in asked if one.kind == "again"]
+    np.testing.assert_array_equal(again.genotype, first[0].genotype)
+    strategy.tell([Evaluated(one.id, elite_again if one is again else on("cd", 0.2)) for one in asked])
+    return strategy.recommend(), [one.genotype for one in first]
+
+
+def on(items, value):
+    return Evaluation("ok", (value,), (0.1,), tuple(items), np.full(len(items), value, np.float32))
+
+
+def test_elites_are_asked_again_and_a_lucky_score_does_not_stay():
+    best, (_, second, *_) = asked_by_turns(on("abcd", 0.1))
+    np.testing.assert_array_equal(best, second)
 
 
 def test_an_elite_that_fails_when_asked_again_keeps_its_score():
-    space = reals(2)
-    strategy = GeneticConfig(population=4, elite=0.25).build(space, 0)
-    first = strategy.ask(4)
-    strategy.tell([Evaluated(one.id, Evaluation("ok", (0.5 - one.id / 10,), (0.1,))) for one in first])
-    asked = strategy.ask(20)
-    low = Evaluation("ok", (0.0,), (0.1,))
-    strategy.tell([Evaluated(one.id, Evaluation.failed("no") if one.kind == "again" else low) for one in asked])
-    np.testing.assert_array_equal(strategy.recommend(), first[0].genotype)
+    best, (first, *_) = asked_by_turns(Evaluation.failed("no"))
+    np.testing.assert_array_equal(best, first)
+
+
+def test_elites_that_have_answered_everything_are_not_asked_again():
+    strategy = GeneticConfig(population=4, elite=0.25).build(reals(2), 0)
+    strategy.tell([Evaluated(one.id, on("ab", 0.9 - one.id / 10)) for one in strategy.ask(4)])
+    assert {one.kind for one in strategy.ask(20)} == {"sample"}

@@ -130,13 +130,13 @@ def test_the_best_member_is_asked_again_and_a_lucky_score_does_not_stay(config):
             break
         value = 0.9 if number == 3 else 0.3
         best = candidate.genotype.copy() if number == 3 else best
-        strategy.tell([Evaluated(candidate.id, answers(value))])
+        strategy.tell([Evaluated(candidate.id, answers(value, number))])
     assert candidate.kind == "again" and candidate.id % 10 == 9
-    strategy.tell([Evaluated(candidate.id, answers(0.1))])
+    strategy.tell([Evaluated(candidate.id, answers(0.1, 99))])
     assert not np.array_equal(strategy.recommend(), best)
 
 
-def answers(value):
-    """Two tasks with this mean score."""
-    items = tuple(f"{task}/test/{index}" for task in "ab" for index in range(4))
+def answers(value, first):
+    """Two tasks with this mean score, on items of their own."""
+    items = tuple(f"{task}/test/{index}" for task in "ab" for index in range(first, first + 4))
     return Evaluation("ok", (value,), (0.1,), items, np.full(8, value, np.float32))
