@@ -1,1 +1,0 @@
-"""How many finalists are worth their answers."""
