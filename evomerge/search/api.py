@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from evomerge.search.scoring_workers import start_pool
 from evomerge.search.task_trust import check_for, trusted
 from evomerge.search.warm_start import warm_start_override
 from evomerge.workers.base import Pool
-from fitness.estimation.subset import FreshItems
 from fitness.tasks.code import CodeCheck
 
 log = logging.getLogger("evomerge")
@@ -223,7 +221,7 @@ def _search(
         if progress is not None:
             progress(Progress(history, budget, done))
 
-    step_items = partial(FreshItems(problem.search_items, problem.config.seed), problem.config.strategy.items_per_step)
+    step_items = problem.step_items if problem.step_inputs is not None else None
     search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
