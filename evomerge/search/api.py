@@ -214,7 +214,7 @@ def _search(
         say(f"scoring the sources on {len(problem.search_items)} search items")
     history = RunHistory(run.events())
     plan = problem.evaluation_plan(RecordedScorer(run, history, pool))
-    done = len(history.told)
+    done = history.evaluations
 
     def notify(history: RunHistory, told: Told) -> None:
         trackers.told(history, told)
@@ -222,7 +222,8 @@ def _search(
             progress(Progress(history, budget, done))
 
     step_items = problem.step_items if problem.step_inputs is not None else None
-    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items)
+    spellings = problem.other_spellings()
+    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")

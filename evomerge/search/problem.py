@@ -17,13 +17,16 @@ from evomerge.files.hashing import sha256
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.engine.gram import gram_matrices
+from evomerge.merging.output.writer import rehearse
 from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
+from evomerge.search.founders import Founder, founders
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.warm_start import WarmStartSettings, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
+from evomerge.strategies.founded import Founded
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
 from evomerge.workers.gradient_steps import StepInputs
@@ -63,7 +66,7 @@ class Problem:
     config
         The search file.
     scan
-        Whether to look for NaN in the sources.
+        Whether to look for NaN in the sources, and to try to write a merge without its weights.
     task_code
         Called with the code of each task that has some, before it runs.
     """
@@ -76,6 +79,8 @@ class Problem:
         self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
         if config.fitness.apply_chat_template:
             behaviour.check_chat_template(self.checkpoints, config.base)
+        if scan:
+            rehearse(self.checkpoints[config.base])
         self.layout = self.checkpoints[config.base].layout
         self.sizes = {name: math.prod(self.checkpoints[config.base].shape(name)) for name in self.layout.tensors()}
         context = SpaceContext(
@@ -281,8 +286,14 @@ class Problem:
         return strategy.resolved(self.space, noise=self.noise, evaluations=evaluations)
 
     def strategy(self) -> Strategy:
-        """Return the configured strategy, newly built."""
-        return self.resolved().strategy.build(self.space, self.config.seed)
+        """Return the configured strategy, newly built, with the founders before it."""
+        points = {founder.genotype.tobytes(): founder.genotype for founder in self.founders}
+        return Founded(self.space, self.config.seed, self.resolved().strategy, list(points.values()))
+
+    @cached_property
+    def founders(self) -> list[Founder]:
+        """The recipes that one has without a search, as points of the space, as far as it has them."""
+        return founders(self.config.models, self.layout, self.baselines(), self.space)
 
     def sources(self) -> list[Entry]:
         """Return every source, unchanged."""
@@ -305,9 +316,11 @@ class Problem:
 
     def alternatives(self) -> list[Entry]:
         """Every recipe that one has without a search: the baselines, and the space's start if it is none of them."""
-        baselines = self.baselines()
-        start = Entry("start", "start", self.space.decode(self.space.start))
-        return baselines if any(start.recipe == entry.recipe for entry in baselines) else [*baselines, start]
+        return [*self.baselines(), *(founder.entry for founder in self.founders if founder.entry.kind == "start")]
+
+    def other_spellings(self) -> dict[str, str]:
+        """Hashes of recipes that give the same model: that of an alternative to that of its point of the space."""
+        return {founder.entry.recipe.hash: founder.recipe.hash for founder in self.founders if founder.exact}
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:

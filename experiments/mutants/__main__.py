@@ -17,17 +17,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
 
 from experiments.harness import Experiment, Results
+from experiments.mutants.listed import LISTED
 from experiments.mutants.modules import MODULES, Module
 
 ROOT = Path(__file__).parents[2]
 COUNT, SEED = 100, 0
 SECONDS = 300
 """Longest run of the tests of one mutant."""
+LONGEST = 90
+"""Characters of a line that the table shows."""
 PASSED, NONE_FAILED = 0, 5  # pytest's exit codes; the second: no test was found
 
 
@@ -70,7 +73,7 @@ def changes(source: str) -> dict[int, list[Change]]:
 
 
 def changed_by(source: str, change: Change) -> str | None:
-    """Return a source after a change; None if it does the same, as where only an annotation is another."""
+    """Return a source after a change; None if it does the same, as where only an annotation or a guard is another."""
     from cosmic_ray import plugins
     from cosmic_ray.mutating import mutate_code
 
@@ -79,8 +82,12 @@ def changed_by(source: str, change: Change) -> str | None:
     return None if changed is None or _meaning(changed) == _meaning(source) else changed
 
 
+GUARDS = {"zip": ("strict",), "dataclass": ("frozen", "eq"), "lru_cache": ("maxsize",)}
+"""Arguments by function that only guard against faults elsewhere, or set a size: without them nothing else happens."""
+
+
 def _meaning(source: str) -> str | None:
-    """Return what a source does, without annotations and docstrings; None if it cannot be read."""
+    """Return what a source does, without annotations and guards; None if it cannot be read."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -92,6 +99,9 @@ def _meaning(source: str) -> str | None:
                 argument.annotation = None
         elif isinstance(node, ast.AnnAssign):
             node.annotation = ast.Constant(None)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            guards = GUARDS.get(node.func.id, ())
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in guards]
     return ast.dump(tree)
 
 
@@ -120,6 +130,24 @@ def drawn(count: int, seed: int) -> list[tuple[Module, Mutant, str]]:
                 break
         if len(found) == count:
             break
+    return found
+
+
+def listed() -> list[tuple[Module, Mutant, str]]:
+    """Return the changes of ``listed.py``, each with the changed source.
+
+    Raises
+    ------
+    ValueError
+        If the text of one no longer occurs once; the list must follow the code.
+    """
+    found = []
+    for module, before, after in LISTED:
+        source = (ROOT / module.path).read_text(encoding="utf-8")
+        if source.count(before) != 1:
+            raise ValueError(f"{module.path}: {before!r} occurs {source.count(before)} times; correct listed.py")
+        changed = source.replace(before, after)
+        found.append((module, _mutant(module, "listed", source, changed), changed))
     return found
 
 
@@ -163,54 +191,74 @@ def tried(tree: Path, module: Module, mutant: Mutant, changed: str) -> Mutant:
 
 
 def tables(results: Results) -> list[str]:
-    """Return the README's tables: the share that was killed by module, and the mutants that survived."""
-    found = [Mutant(**row) for row in results["mutants"]]
+    """Return the README's tables: the share that was killed by module, the mutants drawn, and those of the list."""
+    found = [Mutant(**row) for row in results["drawn"]]
     lines = ["| module | mutants | killed |", "|---|---|---|"]
     for path in dict.fromkeys(module.path for module in MODULES):
         own = [mutant for mutant in found if mutant.module == path]
         if own:
             lines.append(f"| `{path}` | {len(own)} | {sum(bool(m.killed) for m in own)} |")
     lines.append(f"| all | {len(found)} | {sum(bool(m.killed) for m in found)} |")
-    rows = ["| module | line | becomes | killed |", "|---|---|---|---|"]
-    for mutant in found:
-        before, after = (text.replace("|", "\\|") for text in (mutant.before, mutant.after))
-        rows.append(f"| {mutant.module}:{mutant.line} | `{before}` | `{after}` | {'yes' if mutant.killed else 'no'} |")
-    return ["\n".join(lines), "\n".join(rows)]
+    return ["\n".join(lines), _rows(found), _rows([Mutant(**row) for row in results["listed"]])]
+
+
+def _rows(mutants: Sequence[Mutant]) -> str:
+    rows = ["| place | line | becomes | killed |", "|---|---|---|---|"]
+    for mutant in mutants:
+        before, after = (_code(text) for text in (mutant.before, mutant.after))
+        rows.append(f"| {mutant.module}:{mutant.line} | {before} | {after} | {'yes' if mutant.killed else 'no'} |")
+    return "\n".join(rows)
+
+
+def _code(text: str) -> str:
+    short = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return f"`{short.replace('|', chr(92) + '|')}`" if short else "(removed)"
 
 
 def figures(results: Results) -> dict[str, str]:
     """Return the figures of sentences."""
-    found = [Mutant(**row) for row in results["mutants"]]
-    return {"killed": f"{sum(bool(m.killed) for m in found)} of {len(found)}"}
+    counts = {}
+    for part in ("drawn", "listed"):
+        killed = sum(bool(row["killed"]) for row in results[part])
+        counts[part] = f"{killed} of {len(results[part])}"
+    return counts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Try the mutants and write what became of them."""
-    parser = EXPERIMENT.parser(__doc__, quick="three mutants of one module")
+    parser = EXPERIMENT.parser(__doc__, quick="three mutants")
     parser.add_argument("--count", type=int, default=COUNT, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=SEED, help="of the draw")
-    parser.add_argument("--go-on", action="store_true", help="keep the mutants that the results have, and try the rest")
+    parser.add_argument("--part", choices=("drawn", "listed"), help="these only; the results keep the others")
+    parser.add_argument("--go-on", action="store_true", help="do not try again what the results have as killed")
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
-    before = EXPERIMENT.read(out).get("mutants", []) if given.go_on else []
-    known = {(row["module"], row["before"], row["after"]): Mutant(**row) for row in before}
-    found: list[Mutant] = []
+    before = EXPERIMENT.read(out)
+    results: Results = {"seed": given.seed, "drawn": before.get("drawn", []), "listed": before.get("listed", [])}
+    parts = {"drawn": lambda: drawn(3 if given.quick else given.count, given.seed), "listed": listed}
+    if given.quick:
+        parts["listed"] = lambda: listed()[:1]
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_of_the_tree(Path(folder))
-        for module, mutant, changed in drawn(3 if given.quick else given.count, given.seed):
-            done = known.get((mutant.module, mutant.before, mutant.after))
-            found.append(done if done is not None and done.killed else tried(tree, module, mutant, changed))
-            print(
-                f"{'killed' if found[-1].killed else 'SURVIVED'}: {mutant.module}:{mutant.line} {mutant.after}",
-                flush=True,
-            )
-            EXPERIMENT.write(out, {"seed": given.seed, "mutants": [asdict(one) for one in found]})
-    results: Results = {"seed": given.seed, "mutants": [asdict(one) for one in found]}
+        for part in [given.part] if given.part else list(parts):
+            rows = results[part] if given.go_on else []
+            known = {(row["module"], row["before"], row["after"]): Mutant(**row) for row in rows if row["killed"]}
+            results[part] = []
+            for module, mutant, changed in parts[part]():
+                done = known.get((mutant.module, mutant.before, mutant.after))
+                found = replace(done, line=mutant.line) if done is not None else tried(tree, module, mutant, changed)
+                print(f"{'killed' if found.killed else 'SURVIVED'}: {_place(found)}", flush=True)
+                results[part].append(asdict(found))
+                EXPERIMENT.write(out, results)
     print("\n" + tables(results)[0])
     EXPERIMENT.publish(out, results)
 
 
-EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="mutants", figures=figures)
+def _place(mutant: Mutant) -> str:
+    return f"{mutant.module}:{mutant.line} {mutant.after}"
+
+
+EXPERIMENT = Experiment(Path(__file__).parent, tables, figures=figures)
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.mutants.__main__ import Mutant, _meaning, _mutant, is_killed, tables, tried
+from experiments.mutants.__main__ import Mutant, _meaning, _mutant, is_killed, listed, tables, tried
 from experiments.mutants.modules import MODULES, Module
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +15,12 @@ def test_all_modules_and_their_tests_are_there():
     for module in MODULES:
         assert (ROOT / module.path).is_file()
         assert all((ROOT / tests).exists() for tests in module.tests)
+
+
+def test_the_list_follows_the_code():
+    """Each text that is changed occurs once, and what it becomes is another program."""
+    for module, mutant, changed in listed():
+        assert _meaning(changed) not in (None, _meaning((ROOT / module.path).read_text(encoding="utf-8"))), mutant
 
 
 @pytest.mark.parametrize(
@@ -28,6 +34,19 @@ def test_all_modules_and_their_tests_are_there():
 )
 def test_a_change_of_annotations_is_none(other, same):
     assert (_meaning("def f(x: int) -> int:\n    y: int = x + 1\n    return y\n") == _meaning(other)) is same
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("zip(a, b, strict=True)", "zip(a, b, strict=False)"),
+        ("@dataclass(frozen=True)\nclass A: pass", "@dataclass(frozen=False)\nclass A: pass"),
+        ("@lru_cache(maxsize=256)\ndef f(): pass", "@lru_cache(maxsize=257)\ndef f(): pass"),
+    ],
+)
+def test_a_change_of_a_guard_is_none(one, other):
+    assert _meaning(one) == _meaning(other)
+    assert _meaning("f(a, strict=True)") != _meaning("f(a, strict=False)")
 
 
 def test_a_mutant_says_where_and_what():
@@ -50,9 +69,10 @@ def test_a_mutant_is_killed_if_a_test_fails(tree, line, killed):
     found = tried(tree, module, mutant, f"def double(x):\n    {line}\n")
     assert found.killed is killed
     assert (tree / "double.py").read_text() == "def double(x):\n    return 2 * x\n"
-    summary, listed = tables({"mutants": [vars(found)]})
+    summary, rows, others = tables({"drawn": [vars(found)], "listed": []})
     assert f"| all | 1 | {int(killed)} |" in summary
-    assert f"| double.py:2 | `return 2 * x` | `{line}` | {'yes' if killed else 'no'} |" in listed
+    assert f"| double.py:2 | `return 2 * x` | `{line}` | {'yes' if killed else 'no'} |" in rows
+    assert len(others.splitlines()) == 2
 
 
 def test_tests_that_are_not_there_are_no_kill(tree):
