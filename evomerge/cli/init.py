@@ -11,6 +11,7 @@ from shlex import quote
 import yaml
 
 from evomerge.cli.evaluate import of_tasks
+from evomerge.cli.printing import say
 from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import write_text
 from evomerge.files.references import local_or_hub
@@ -81,7 +82,7 @@ def init(
         evaluations=max(200, 10 * genes),
     )
     write_text(output, text)
-    print(f"wrote {output}: {genes} genes; next: evomerge plan {quote(str(output))}")
+    say(f"wrote {output}: {genes} genes; next: evomerge plan {quote(str(output))}")
 
 
 def names_of(models: Sequence[str]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from evomerge.cli.failures import explained
 from evomerge.files.atomic import check_place
-from evomerge.files.messages import one_line
+from evomerge.files.messages import PrintableFormatter
 from evomerge.version import VERSION
 
 app = typer.Typer(
@@ -22,7 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-OURS = ("evomerge", "search_spaces", "fitness")
 SETTING_VERBS = ("plan", "search", "resume")
 SECTIONS = (
     "models", "space", "strategy", "fitness", "budget", "workers", "trackers", "adapters", "vocabulary",
@@ -351,18 +351,18 @@ def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
     arguments = _repeat_options(sys.argv[1:])
     debug = "--debug" in arguments
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
     try:
         app(args=arguments, prog_name="evomerge")
     except Exception as error:
         if debug:
             raise
-        if type(error).__module__.split(".")[0] in OURS:
-            for line in str(error).splitlines():
-                print(f"evomerge: {line}", file=sys.stderr)
-            sys.exit(2 if isinstance(error, ValueError) else 1)
-        print(f"evomerge: unexpected {one_line(error)}; `evomerge --debug ...` shows where", file=sys.stderr)
-        sys.exit(1)
+        lines, code = explained(error)
+        for line in lines:
+            print(f"evomerge: {line}", file=sys.stderr)
+        sys.exit(code)
 
 
 def _repeat_options(arguments: list[str]) -> list[str]:
