@@ -91,7 +91,7 @@ class TensorSlopes:
         """Return a block's part of the derivatives by the weights of a tensor's pieces, float64[C]."""
         gradient_E = block.spare("gradient").copy_(gradient).mul_(self._plan.scale)
         products = [values_E.mul_(gradient_E) for values_E in block.models()]
-        found: dict[tuple[int, int], float] = {}
+        found: dict[tuple[int | None, int | None], float] = {}
         start = 0
         for index, piece in enumerate(self._plan.pieces):
             span = slice(max(0, start - block.start), max(0, piece.end - block.start))
