@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import check_place
 from evomerge.files.messages import one_line
 from evomerge.version import VERSION
@@ -72,15 +73,32 @@ def _root(
 
 @app.command()
 def init(
-    models: Annotated[list[str], typer.Option(help="The base model, then the experts.", show_default=False)],
-    tasks: Tasks,
+    models: Annotated[
+        list[str] | None, typer.Option(help="The base model, then the experts.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="Names of lm-eval tasks, one or more.", show_default=False)
+    ] = None,
     include_path: IncludePath = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("search.yaml"),
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="GENOME", help="Instead of models and tasks: a file of mergekit-evolve."),
+    ] = None,
 ) -> None:
-    """Write a commented search file for these models and tasks."""
+    """Write a commented search file for these models and tasks, or for a genome of mergekit-evolve."""
+    if from_ is not None:
+        if models or tasks:
+            raise ConfigError("--from: the genome names models and tasks; leave --models and --tasks out")
+        from evomerge.cli.from_genome import from_genome
+
+        return from_genome(from_, output, include_path or [])
+    if not models or not tasks:
+        missing = "--models" if not models else "--tasks"
+        raise ConfigError(f"{missing}: write --models BASE EXPERT ... --tasks TASK ..., or --from GENOME")
     from evomerge.cli.init import init as run
 
-    run(models, tasks, include_path or [], output)
+    return run(models, tasks, include_path or [], output)
 
 
 @app.command()
