@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -11,7 +10,10 @@ from shlex import quote
 import yaml
 
 from evomerge.cli.evaluate import of_tasks
+from evomerge.cli.printing import say
 from evomerge.config.errors import ConfigError
+from evomerge.config.genome import from_genome
+from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
@@ -38,13 +40,19 @@ fitness:
 {include}  subset: 100  # search items per task and candidate, or `all`
   held_out: 0.5  # kept for the final table: a fraction, or the name of another split
   # allow_test_split: true  # needed if a task has only a test split
-budget: {evaluations}  # candidates to score
+{vocabulary}budget: {evaluations}  # candidates to score
 out_dtype: bfloat16
 seed: 0
 """
 
 
-def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Path], output: Path) -> None:
+def init(
+    models: Sequence[str],
+    tasks: Sequence[str],
+    include_path: Sequence[Path],
+    output: Path,
+    vocabulary: str | None = None,
+) -> None:
     """Write the file after opening the models and checking that they can be merged."""
     if len(models) < 2:
         raise ConfigError("--models: name the base and at least one expert: --models BASE EXPERT")
@@ -56,7 +64,7 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
         if references.count(reference) > 1:
             raise ConfigError(f"--models: {reference} is named twice; name each model once")
     names = names_of(models)
-    checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0])
+    checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0], vocabulary=vocabulary)
     preflight.check(checkpoints, names[0], scan=False)
     of_tasks(tasks, include_path, split=None)  # checks that they exist
     num_layers, experts = checkpoints[names[0]].layout.num_layers, len(models) - 1
@@ -71,23 +79,18 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
         num_layers=num_layers,
         tasks=_text(list(tasks)),
         include="".join(_include(include_path)),
+        vocabulary="" if vocabulary is None else f"vocabulary: {vocabulary}  # of merges; the models' differ\n",
         evaluations=max(200, 10 * genes),
     )
     write_text(output, text)
-    print(f"wrote {output}: {genes} genes; next: evomerge plan {quote(str(output))}")
+    say(f"wrote {output}: {genes} genes; next: evomerge plan {quote(str(output))}")
 
 
-def names_of(models: Sequence[str]) -> list[str]:
-    """Return short, distinct names: the folders' own, with a number where two are alike."""
-    names: list[str] = []
-    for model in models:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(model).name).strip("-").lower() or "model"
-        name, count = stem, 1
-        while name in names:
-            count += 1
-            name = f"{stem}-{count}"
-        names.append(name)
-    return names
+def init_from(genome: Path, output: Path, include_path: Sequence[Path]) -> None:
+    """Write the search file that means what a genome of mergekit-evolve means, and say what has no counterpart."""
+    for sentence in from_genome(genome, output, include_path):
+        say(sentence, stderr=True)
+    say(f"wrote {output}; next: evomerge plan {quote(str(output))}")
 
 
 def _reference(model: str) -> str:

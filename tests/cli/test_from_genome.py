@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from evomerge.cli.from_genome import METHODS_OF_EVOLVE, from_genome
+from evomerge.cli.init import init_from
 from evomerge.cli.plan_offline import OfflinePlan, offline_plan
 from evomerge.config.errors import ConfigError
+from evomerge.config.genome import METHODS_OF_EVOLVE
 from evomerge.config.load import load
 from tests.zoo import ZOO
 
@@ -28,7 +29,7 @@ def converted(tmp_path: Path, tasks: Path) -> Any:
         entry = task if isinstance(task, dict) else {"name": task, "metric": "exact_match,none"}
         whole = {"models": EXPERTS, "merge_method": "linear", **genome}
         (tmp_path / "genome.yml").write_text(yaml.safe_dump({"genome": whole, "tasks": [entry]} | (more or {})))
-        from_genome(tmp_path / "genome.yml", tmp_path / "search.yaml", [tasks])
+        init_from(tmp_path / "genome.yml", tmp_path / "search.yaml", [tasks])
         written: dict[str, Any] = yaml.safe_load((tmp_path / "search.yaml").read_text(encoding="utf-8"))
         return written, offline_plan(load(tmp_path / "search.yaml"), None)
 
@@ -140,7 +141,7 @@ def test_other_files(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("merge_method: linear\nmodels: [{model: a}]")
     with pytest.raises(ConfigError, match="is not a file of mergekit-evolve"):
-        from_genome(file, tmp_path / "search.yaml")
+        init_from(file, tmp_path / "search.yaml", [])
     (tmp_path / "search.yaml").touch()
     with pytest.raises(ConfigError, match="exists already"):
-        from_genome(file, tmp_path / "search.yaml")
+        init_from(file, tmp_path / "search.yaml", [])

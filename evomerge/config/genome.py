@@ -1,20 +1,18 @@
-"""`evomerge init --from`: the search file that means what a genome file of mergekit-evolve means."""
+"""The search file that means what a genome file of mergekit-evolve means."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from transformers import AutoConfig
 
-from evomerge.cli.init import names_of
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
+from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
 from evomerge.files.references import local_or_hub
 from search_spaces.recipes.methods import METHODS
@@ -83,8 +81,8 @@ class _File(_Read):
     fewshot_as_multiturn: bool = True
 
 
-def from_genome(file: Path, output: Path, include_path: Sequence[Path] = ()) -> None:
-    """Write the search file and say which keys of the genome have no counterpart.
+def from_genome(file: Path, output: Path, include_path: Sequence[Path] = ()) -> list[str]:
+    """Write the search file; return sentences on keys without effect and on settings that mean something else here.
 
     Raises
     ------
@@ -109,9 +107,7 @@ def from_genome(file: Path, output: Path, include_path: Sequence[Path] = ()) -> 
     except BaseException:
         output.unlink()
         raise
-    for note in _notes(found):
-        print(f"note: {note}", file=sys.stderr)
-    print(f"wrote {output}; next: evomerge plan {quote(str(output))}")
+    return [*_without_effect(found, file), *(f"note: {note}" for note in _notes(found))]
 
 
 def _read(file: Path) -> _File:
@@ -119,7 +115,7 @@ def _read(file: Path) -> _File:
     if others or not isinstance(data, dict) or "genome" not in data:
         raise ConfigError(f"--from {file}: is not a file of mergekit-evolve; it has `genome:` and `tasks:` at its top")
     try:
-        found = _File.model_validate(data)
+        return _File.model_validate(data)
     except ValidationError as error:
         places = (
             (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()
@@ -127,10 +123,12 @@ def _read(file: Path) -> _File:
         raise ConfigError(
             "\n".join(f"{file}: {place}: {message}; correct it there" for place, message in places)
         ) from None
-    for place, section in (("", found), ("genome.", found.genome)):
-        for key in section.model_extra or ():
-            print(f"warning: {file}: {place}{key} has no effect: mergekit-evolve has no such key", file=sys.stderr)
-    return found
+
+
+def _without_effect(found: _File, file: Path) -> list[str]:
+    sections = (("", found), ("genome.", found.genome))
+    keys = [f"{place}{key}" for place, section in sections for key in section.model_extra or ()]
+    return [f"warning: {file}: {key} has no effect: mergekit-evolve has no such key" for key in keys]
 
 
 def _search_file(found: _File, file: Path, include_path: Sequence[Path]) -> dict[str, Any]:
