@@ -1,8 +1,12 @@
 """Settings for the whole suite: no network, few threads, no writes into the repository."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.update(
+    EVOMERGE_STATE=tempfile.mkdtemp(prefix="evomerge-state-"),
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
@@ -21,6 +25,9 @@ from hypothesis import settings
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.coefficients import CoefficientSpace
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
+from tests import command
+
+atexit.register(shutil.rmtree, os.environ["EVOMERGE_STATE"], ignore_errors=True)
 
 # Every run draws the same examples: few in `make test`, many in `make test-slow` (--hypothesis-profile=thorough).
 settings.register_profile("quick", max_examples=30, deadline=None, derandomize=True)
@@ -58,6 +65,28 @@ def make_layout(num_layers: int) -> ModelLayout:
         attention="self_attn",
         mlp="mlp",
     )
+
+
+@pytest.fixture(scope="session")
+def evomerge():
+    """Return a function that runs the command and returns its standard output, or its errors where it should fail."""
+    return command.evomerge
+
+
+@pytest.fixture
+def refuse(tmp_path):
+    """Return a check that the command refuses something in one line with these words."""
+
+    def refuse(*arguments, words, code=2):
+        found, _, err = command.run(*arguments, cwd=tmp_path)
+        message = err.strip()
+        assert found == code, message
+        assert len(message.splitlines()) == 1, message
+        for word in words:
+            assert word in message
+        return message
+
+    return refuse
 
 
 @pytest.fixture

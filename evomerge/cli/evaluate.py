@@ -14,10 +14,11 @@ from evomerge.cli.merge import open_recipe
 from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load_recorded
-from evomerge.merging.sources import preflight
+from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_source, typed
 from evomerge.merging.sources.source import Source
 from evomerge.runs.run import require_run
+from evomerge.search.task_trust import check_for
 from evomerge.workers.base import WorkerSettings
 from evomerge.workers.start import WorkerInputs, build_worker
 from fitness.config import FitnessConfig, Split, TaskConfig
@@ -53,11 +54,11 @@ def of_tasks(tasks: Sequence[str], include_path: Sequence[Path], split: Split | 
     return Questions(suite, suite.pool.subset("all", seed=0), fitness, WorkerSettings())
 
 
-def of_run(run: Path) -> Questions:
-    """Return a run's held-out items, asked as the run asked them."""
+def of_run(run: Path, trust_tasks: bool = False) -> Questions:
+    """Return a run's held-out items, asked as the run asked them; its tasks run only code that is trusted."""
     require_run(run)
     config = load_recorded(run)
-    suite = TaskSuite.load(config.fitness, config.seed)
+    suite = TaskSuite.load(config.fitness, config.seed, check_for(run, trust_tasks))
     return Questions(suite, suite.pool.held_out_ids(), config.fitness, config.workers.settings())
 
 

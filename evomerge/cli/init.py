@@ -14,7 +14,7 @@ from evomerge.cli.evaluate import of_tasks
 from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import write_text
 from evomerge.files.references import local_or_hub
-from evomerge.merging.sources import preflight
+from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_sources, typed
 from search_spaces.recipes.references import with_parts
 

@@ -11,12 +11,12 @@ from evomerge.cli.init import names_of
 from evomerge.cli.printing import console, grid, size
 from evomerge.config.errors import ConfigError
 from evomerge.files.references import local_or_hub
-from evomerge.merging.sources import preflight
+from evomerge.merging.checks import behaviour, preflight
+from evomerge.merging.checks.licences import conflicts, licence
+from evomerge.merging.checks.similarity import Similarity, measure_similarity
 from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.errors import CheckpointError
-from evomerge.merging.sources.licences import conflicts, licence
 from evomerge.merging.sources.open_sources import open_sources, typed
-from evomerge.merging.sources.similarity import Similarity, measure_similarity
 from evomerge.merging.sources.source import Source
 
 
@@ -56,10 +56,10 @@ def inspected(
     obstacles = _shape_obstacles(checkpoints, base)
     similarity = None if obstacles else measure_similarity(checkpoints, base, sample=quick)
     warnings = [*conflicts({name: licence(c) for name, c in checkpoints.items()})]
-    warnings += preflight.differing_statements(checkpoints, base)
+    warnings += behaviour.differing_statements(checkpoints, base)
     warnings += preflight.unverified_bases(checkpoints, base)
     for name, checkpoint in checkpoints.items():
-        warnings += preflight.behaviour(name, checkpoint, base, checkpoints[base])
+        warnings += behaviour.behaviour(name, checkpoint, base, checkpoints[base])
     try:
         for name, checkpoint in checkpoints.items():
             preflight.check_tokenizers(name, checkpoint, base, checkpoints[base])

@@ -51,6 +51,11 @@ AllowUnrelated = Annotated[
     bool, typer.Option("--allow-unrelated", help="Accept models that were not trained from the base.")
 ]
 
+TrustTasks = Annotated[
+    bool,
+    typer.Option("--trust-tasks", help="Let tasks of the run run Python code that no search on this machine has run."),
+]
+
 
 @app.callback(invoke_without_command=True)
 def _root(
@@ -119,14 +124,14 @@ def search(
 
 
 @app.command()
-def resume(run_: RunFolder, set_: Set = None, json: Json = False) -> None:
+def resume(run_: RunFolder, set_: Set = None, trust_tasks: TrustTasks = False, json: Json = False) -> None:
     """Continue a stopped search, or extend a finished one.
 
     A stopped search continues exactly as if it had not been stopped. --budget.evaluations=+200 extends a finished one.
     """
     from evomerge.cli.search import resume as run
 
-    run(run_, set_ or [], json)
+    run(run_, set_ or [], trust_tasks, json)
 
 
 @app.command()
@@ -170,6 +175,10 @@ def export(
     rank: Annotated[
         int | None, typer.Option(min=1, help="Write the candidate with this rank by search score instead.")
     ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Write the recipe of this row of the final table instead, such as found."),
+    ] = None,
     pareto: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write the Pareto front, one recipe per file, to this folder instead."),
@@ -189,7 +198,7 @@ def export(
     if pareto is not None:
         export_front(run_, pareto, format_, round_)
     else:
-        export(run_, output, rank, format_, round_)
+        export(run_, output, rank, format_, round_, row)
 
 
 @app.command()
@@ -209,6 +218,9 @@ def merge(
         Path | None,
         typer.Option(metavar="DIR", help="Keep the intermediate models of a recipe with several documents here."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse keys without effect in mergekit, instead of a warning for each.")
+    ] = False,
 ) -> None:
     """Write the checkpoint of a recipe.
 
@@ -226,6 +238,7 @@ def merge(
         within=within,
         allow_unrelated=allow_unrelated,
         intermediates=intermediates,
+        strict=strict,
     )
 
 
@@ -246,6 +259,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="RUN", help="Score on the held-out items of a run, as the run did, instead of --tasks."),
     ] = None,
+    trust_tasks: TrustTasks = False,
     device: Annotated[
         str | None, typer.Option(help="A torch device; by default a GPU if there is one, or the device of the run.")
     ] = None,
@@ -255,7 +269,7 @@ def evaluate(
     from evomerge.cli.evaluate import evaluate as run
     from evomerge.cli.evaluate import of_run, of_tasks
 
-    run(model, of_run(like) if like else of_tasks(tasks or [], include_path or [], split), device, json)
+    run(model, of_run(like, trust_tasks) if like else of_tasks(tasks or [], include_path or [], split), device, json)
 
 
 @app.command()

@@ -31,11 +31,11 @@ def search(
     _print_end(path, result, out, as_json)
 
 
-def resume(path: Path, overrides: Sequence[str], as_json: bool) -> None:
+def resume(path: Path, overrides: Sequence[str], trust_tasks: bool, as_json: bool) -> None:
     """Continue a run; the budget, the workers and places of files may change."""
     out = console(stderr=as_json)
     with _shown(out, path) as progress:
-        result = resume_search(path, progress, overrides=overrides, say=progress.message)
+        result = resume_search(path, progress, overrides=overrides, trust_tasks=trust_tasks, say=progress.message)
     _print_end(path, result, out, as_json)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from evomerge.files.references import absolute, local_or_hub
-from search_spaces.recipes.references import spelled, with_parts
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.references import parse_reference, spelled, with_parts
 from search_spaces.spaces.layer_coefficients import STARTS
 
 
@@ -47,6 +49,9 @@ def _resolve_key(section: dict[str, Any], key: str, folder: Path) -> None:
 
 def _model(reference: Any, folder: Path) -> Any:
     """Return a model's reference with its folder, and its adapter's, made absolute."""
+    if isinstance(reference, dict):
+        with suppress(RecipeError):  # validation names what is wrong with it
+            reference = parse_reference(reference, "models")
     if not isinstance(reference, str):
         return reference
     reference = spelled(reference, lambda text: absolute(text, folder).exists())

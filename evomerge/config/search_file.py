@@ -15,6 +15,7 @@ from evomerge.workers.config import InlineConfig
 from evomerge.workers.registry import WORKERS, WorkersConfig
 from fitness.config import FitnessConfig
 from search_spaces.recipes.methods import method_spec
+from search_spaces.recipes.references import parse_reference
 from search_spaces.registry import by_kind
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.registry import SpaceConfig
@@ -28,7 +29,7 @@ class BudgetConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     evaluations: int = Field(default=300, ge=1)
-    """Number of candidates to score."""
+    """Number of candidates to score, besides the founders: sources, baselines and the space's start."""
     hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Hours of searching, summed over all sessions of a run. None: no limit."""
 
@@ -40,7 +41,8 @@ class SearchConfig(BaseModel):
 
     models: dict[str, str] = Field(min_length=2)
     """The models to merge, as `name: reference`. A reference is a local folder (relative to the search file), a hub id,
-    or MODEL+ADAPTER for a model with a LoRA adapter. The first model is the base that the others were trained from."""
+    or MODEL+ADAPTER for a model with a LoRA adapter. `{path: MODEL, dequantize: true}` turns the weights of a quantised
+    model into floats. The first model is the base that the others were trained from."""
     space: SpaceConfig = CoefficientConfig()
     """Which merges can be built."""
     strategy: AnyStrategy = CmaEsConfig()
@@ -70,6 +72,16 @@ class SearchConfig(BaseModel):
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
         return expand(values)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _references(cls, models: Any) -> Any:
+        if not isinstance(models, dict):
+            return models
+        return {
+            name: parse_reference(value, f"models.{name}") if isinstance(value, dict) else value
+            for name, value in models.items()
+        }
 
     @field_validator("models")
     @classmethod

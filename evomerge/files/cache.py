@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
+
+from evomerge.files.atomic import atomic_folder, disk_errors
 
 CACHE = "EVOMERGE_CACHE"
 """Environment variable that names the folder; by default ``$XDG_CACHE_HOME/evomerge`` or ``~/.cache/evomerge``."""
@@ -17,3 +22,31 @@ def cache_folder(kind: str) -> Path:
         return Path(os.environ[CACHE]).expanduser() / kind
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "evomerge" / kind
+
+
+def cached_folder(folder: Path, fill: Callable[[Path], None], *, size: int | None = None) -> Path:
+    """Return a folder of the cache, which is filled at first use: once, however many processes ask for it.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    fill
+        Writes what belongs into it to the folder that it is given.
+    size
+        Bytes that it will take, where that is known.
+
+    Raises
+    ------
+    FileError
+        If the cache cannot be written.
+    """
+    if folder.is_dir():
+        return folder
+    with disk_errors(folder, ELSEWHERE):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if not folder.is_dir():  # another process may have filled it meanwhile
+                with atomic_folder(folder, size=size, elsewhere=ELSEWHERE) as temporary:
+                    fill(temporary)
+    return folder

@@ -8,116 +8,54 @@ strategy (`evomerge.search.loop`); nothing is pickled, and a run directory from 
 from __future__ import annotations
 
 import json
-import math
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from evomerge.files.atomic import FileError, PlaceError, atomic_folder, write_text
-from evomerge.strategies.base import Candidate, Genotype
-from fitness.results import Evaluation
+from evomerge.runs.event_rows import (
+    FIRST_CHECKSUM,
+    Asked,
+    Event,
+    Purpose,
+    ReferenceScore,
+    Row,
+    Told,
+    event_of,
+    first_mistake,
+    items_checksum,
+    items_of,
+    items_text,
+    row_of,
+)
+from evomerge.runs.log_file import MAX_CELL, SCHEMA, SCHEMA_VERSION, LogError, RunError, checked, connect, damaged
 
-SCHEMA_VERSION = 2
-_APPLICATION_ID = 0x45564F4D  # "EVOM"
-_SCHEMA = f"""
-BEGIN;
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-CREATE TABLE item_sets (id INTEGER PRIMARY KEY, items TEXT NOT NULL UNIQUE);
-CREATE TABLE events (
-    seq INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL CHECK (kind IN ('asked', 'told', 'reference')),
-    candidate INTEGER,          -- id of the candidate; NULL for reference scores
-    at REAL NOT NULL,           -- seconds since the epoch
-    data TEXT NOT NULL,         -- JSON
-    genotype BLOB,              -- asked: float64, little-endian
-    item_set INTEGER REFERENCES item_sets (id),
-    scores BLOB                 -- told, reference: float32, little-endian, one per item of the set
-);
-COMMIT;
-"""
-
-MAX_CELL = 20_000_000  # bytes; a network of two million weights evolved from scratch is below
-# What a log from somebody else may not contain: other tables, views or triggers, and cells that would fill the memory.
-_FOREIGN = f"""
-SELECT 'the ' || type || ' ' || name FROM sqlite_master
-WHERE type NOT IN ('table', 'index') OR tbl_name NOT IN ('events', 'item_sets')
-UNION ALL
-SELECT 'more than {MAX_CELL} bytes in one event' FROM events
-WHERE max(length(data), coalesce(length(genotype), 0), coalesce(length(scores), 0)) > {MAX_CELL}
-UNION ALL
-SELECT 'more than {MAX_CELL} bytes in one item set' FROM item_sets WHERE length(items) > {MAX_CELL}
-"""
-
-
-class RunError(ValueError):
-    """A run directory that cannot be used as asked; the message says what to do instead."""
-
-
-class LogError(RuntimeError):
-    """An event log that is damaged or cannot be written; the message says what is kept and what to do."""
-
-
-Purpose = Literal["parent", "confirm", "held_out", "vote"]
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A candidate was proposed; `recipe` is the hash of what its genotype decodes to."""
-
-    candidate: Candidate
-    recipe: str
-
-
-@dataclass(frozen=True, eq=False)
-class Told:
-    """A candidate's evaluation was told to the strategy.
-
-    `cached` if an equal recipe had been scored before; `elapsed` is the seconds of searching up to here,
-    summed over all sessions.
-    """
-
-    candidate: int
-    evaluation: Evaluation
-    cached: bool
-    elapsed: float
-
-
-@dataclass(frozen=True, eq=False)
-class ReferenceScore:
-    """A recipe that is scored beside the candidates, and for what.
-
-    `purpose`: a source on all search items before the search (`parent`), a finalist on all search items after it
-    (`confirm`), any row of the final table on the held-out items (`held_out`), or a member of an ensemble on these,
-    with its answers (`vote`).
-    """
-
-    purpose: Purpose
-    recipe: str
-    evaluation: Evaluation
-
-
-Event = Asked | Told | ReferenceScore
-_KINDS = {Asked: "asked", Told: "told", ReferenceScore: "reference"}
+__all__ = ["SCHEMA_VERSION", "Asked", "Event", "LogError", "Purpose", "ReferenceScore", "Run", "RunError", "Told"]
 
 
 class Run:
-    """One run directory. `create` and `open` take the writer's lock; `read` does not and never writes."""
+    """One run directory. `create` and `open` take the writer's lock; `read` does not and never writes.
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, lock: FileLock | None) -> None:
+    Attributes
+    ----------
+    path
+        The directory.
+    incomplete
+        Whether the log ended in an event that was not written whole, which is left out.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, lock: FileLock | None, incomplete: bool) -> None:
         self.path = path
+        self.incomplete = incomplete
         self._db = connection
         self._lock = lock
-        self._item_sets: dict[tuple[str, ...], int] = {}
+        self._item_sets: dict[tuple[str, ...], tuple[int, bytes]] = {}  # number and checksum
 
     @classmethod
     def create(cls, path: Path, config_yaml: str, environment: Mapping[str, Any]) -> Run:
@@ -133,8 +71,10 @@ class Run:
                 (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
                 text = json.dumps(environment, indent=1) + "\n"
                 (temporary / "environment.json").write_text(text, encoding="utf-8")
-                with closing(_connect(temporary / "events.sqlite")) as connection:
-                    connection.executescript(_SCHEMA)
+                with closing(connect(temporary / "events.sqlite")) as connection:
+                    connection.executescript(SCHEMA)
+                    connection.execute("INSERT INTO log_end VALUES (1, 0, ?)", (FIRST_CHECKSUM,))
+                    connection.execute("COMMIT")
         except PlaceError:
             raise _exists(path) from None
         except FileError as error:
@@ -159,7 +99,8 @@ class Run:
         require_run(path)
         lock = _acquire(path)
         try:
-            return cls(path, _checked(path, read_only=False), lock)
+            connection, incomplete = checked(path, read_only=False)
+            return cls(path, connection, lock, incomplete)
         except (RunError, LogError):
             lock.release()
             raise
@@ -168,7 +109,8 @@ class Run:
     def read(cls, path: Path) -> Run:
         """Open an existing run for reading only, also while another process searches. Raises as `open` does."""
         require_run(path)
-        return cls(path, _checked(path, read_only=True), None)
+        connection, incomplete = checked(path, read_only=True)
+        return cls(path, connection, None, incomplete)
 
     def close(self) -> None:
         """Close the log and release the lock."""
@@ -207,44 +149,74 @@ class Run:
         LogError
             If it cannot be written (disk full); what was recorded before is kept.
         """
-        candidate, data, genotype, evaluation = _fields(event)
-        item_set = scores = None
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            if evaluation is not None:
-                item_set = self._item_set(evaluation.items)
-                scores = np.asarray(evaluation.scores, dtype="<f4").tobytes()
+            number, checksum = (None, b"") if isinstance(event, Asked) else self._item_set(event.evaluation.items)
+            row = row_of(event, time.time(), checksum)
+            count, before = self._db.execute("SELECT events, checksum FROM log_end").fetchone()
+            end = row.checksum(before)
             self._db.execute(
-                "INSERT INTO events (kind, candidate, at, data, genotype, item_set, scores) VALUES (?,?,?,?,?,?,?)",
-                (_KINDS[type(event)], candidate, time.time(), json.dumps(data), genotype, item_set, scores),
+                "INSERT INTO events (kind, candidate, at, data, genotype, item_set, scores, checksum) "
+                "VALUES (?,?,?,?,?,?,?,?)",
+                (row.kind, row.candidate, row.at, row.data, row.genotype, number, row.scores, end),
             )
+            self._db.execute("UPDATE log_end SET events = ?, checksum = ?", (count + 1, end))
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            self._item_sets.clear()  # a new item set may have been taken back
             raise LogError(
                 f"{self.path / 'events.sqlite'}: cannot write ({error}); all before is kept: "
                 f"make room, then `evomerge resume {quote(str(self.path))}`"
             ) from error
 
     def events(self) -> Iterator[Event]:
-        """Yield all events in the order in which they happened."""
+        """Yield all events in the order in which they happened.
+
+        Raises
+        ------
+        LogError
+            If one of them is not as it was recorded, or some are missing: as soon as that is found.
+        """
         try:
-            items = {
-                identity: tuple(json.loads(text))
-                for identity, text in self._db.execute("SELECT id, items FROM item_sets")
-            }
-            rows = self._db.execute("SELECT kind, candidate, data, genotype, item_set, scores FROM events ORDER BY seq")
-            asked: set[int] = set()
-            for kind, candidate, data, genotype, item_set, scores in rows:
-                event = _event(kind, candidate, json.loads(data), genotype, items.get(item_set, ()), scores)
-                if isinstance(event, Asked):
-                    asked.add(candidate)
-                elif isinstance(event, Told) and candidate not in asked:
-                    raise ValueError(f"candidate {candidate} was told and never asked")
-                yield event
-        except (sqlite3.Error, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise _damaged(self.path, error) from error
+            yield from self._events()
+        except (sqlite3.Error, TypeError, ValueError, RecursionError) as error:
+            raise damaged(self.path, first_mistake(error)) from error
+
+    def _events(self) -> Iterator[Event]:
+        # One statement: the end of the log belongs to the same moment as its events, also while another process writes.
+        rows = self._db.execute(
+            "SELECT log_end.events, log_end.checksum, kind, candidate, at, data, genotype, item_set, scores, "
+            "events.checksum FROM log_end LEFT JOIN events ORDER BY seq"
+        )
+        item_sets: dict[int | None, tuple[tuple[str, ...], bytes]] = {None: ((), b"")}
+        asked: set[int | None] = set()
+        before, count, end = FIRST_CHECKSUM, 0, (-1, b"")
+        for *end_columns, kind, candidate, at, data, genotype, item_set, scores, checksum in rows:
+            end = tuple(end_columns)
+            if kind is None:
+                break  # there are no events
+            if item_set not in item_sets:
+                item_sets[item_set] = self._read_items(item_set)
+            items, items_sum = item_sets[item_set]
+            row = Row(kind, candidate, at, data, genotype, items_sum, scores)
+            count, before = count + 1, row.checksum(before)
+            if before != checksum:
+                raise ValueError(f"event {count} is not as it was recorded, or does not follow the one before it")
+            event = event_of(row, items)
+            if isinstance(event, Asked):
+                asked.add(candidate)
+            elif isinstance(event, Told) and candidate not in asked:
+                raise ValueError(f"candidate {candidate} was told and never asked")
+            yield event
+        if end != (count, before):
+            raise ValueError(f"{end[0]} events were recorded, and {count} are there")
+
+    def _read_items(self, number: int) -> tuple[tuple[str, ...], bytes]:
+        """Return an item set and its checksum."""
+        (text,) = self._db.execute("SELECT items FROM item_sets WHERE id = ?", (number,)).fetchone() or ("",)
+        return items_of(text), items_checksum(text)
 
     def count(self) -> int:
         """Return how many events there are."""
@@ -252,18 +224,19 @@ class Run:
             (count,) = self._db.execute("SELECT COUNT(*) FROM events").fetchone()
             return int(count)
         except sqlite3.Error as error:
-            raise _damaged(self.path, error) from error
+            raise damaged(self.path, first_mistake(error)) from error
 
     def write(self, name: str, text: str) -> None:
         """Replace one of the run's text files in one step."""
         write_text(self.path / name, text)
 
-    def _item_set(self, items: tuple[str, ...]) -> int:
+    def _item_set(self, items: tuple[str, ...]) -> tuple[int, bytes]:
+        """Return the number and the checksum of an item set, which is stored once."""
         if items not in self._item_sets:
-            text = json.dumps(items)
+            text = items_text(items)
             self._db.execute("INSERT OR IGNORE INTO item_sets (items) VALUES (?)", (text,))
-            (identity,) = self._db.execute("SELECT id FROM item_sets WHERE items = ?", (text,)).fetchone()
-            self._item_sets[items] = identity
+            (number,) = self._db.execute("SELECT id FROM item_sets WHERE items = ?", (text,)).fetchone()
+            self._item_sets[items] = number, items_checksum(text)
         return self._item_sets[items]
 
 
@@ -309,96 +282,3 @@ def in_use(path: Path) -> bool:
         return True
     except OSError:  # a read-only folder
         return False
-
-
-def _connect(file: Path, read_only: bool = False) -> sqlite3.Connection:
-    mode = "mode=ro" if read_only else "mode=rwc"
-    if read_only and not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists():
-        mode = "immutable=1"  # reading a log in WAL mode otherwise makes files beside it
-    connection = sqlite3.connect(f"{file.resolve().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=10)
-    connection.execute("PRAGMA trusted_schema=OFF")
-    connection.execute("PRAGMA cell_size_check=ON")
-    if not read_only:
-        # WAL with NORMAL: a killed process loses nothing, a power cut at most the last events, never the file.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-    return connection
-
-
-def _checked(path: Path, read_only: bool) -> sqlite3.Connection:
-    """Connect to an existing log and check that it is intact and has our version."""
-    file = path / "events.sqlite"
-    try:
-        connection = _connect(file, read_only)
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        foreign = connection.execute(_FOREIGN).fetchone() if application == _APPLICATION_ID else None
-    except sqlite3.Error as error:
-        raise _damaged(path, error) from error
-    if application != _APPLICATION_ID or verdict != "ok":
-        connection.close()
-        raise _damaged(path, verdict if verdict != "ok" else "not written by evomerge")
-    if foreign is not None:
-        connection.close()
-        raise _damaged(path, f"it holds {foreign[0]}, which evomerge does not write")
-    if version != SCHEMA_VERSION:
-        connection.close()
-        raise RunError(
-            f"{file} has format version {version}, this evomerge reads {SCHEMA_VERSION}; "
-            "use the evomerge version named in environment.json, or start a new run"
-        )
-    return connection
-
-
-def _damaged(path: Path, reason: object) -> LogError:
-    file = path / "events.sqlite"
-    return LogError(
-        f"{file} is damaged ({reason}); restore it from a backup, or save what is left with "
-        f"`sqlite3 {file} .recover`; best.yaml beside it is not affected"
-    )
-
-
-def _fields(event: Event) -> tuple[int | None, dict[str, Any], bytes | None, Evaluation | None]:
-    if isinstance(event, Asked):
-        candidate = event.candidate
-        data = {"kind": candidate.kind, "generation": candidate.generation, "recipe": event.recipe}
-        return candidate.id, data, np.asarray(candidate.genotype, dtype="<f8").tobytes(), None
-    if isinstance(event, Told):
-        data = {"cached": event.cached, "elapsed": event.elapsed} | _evaluation_data(event.evaluation)
-        return event.candidate, data, None, event.evaluation
-    data = {"purpose": event.purpose, "recipe": event.recipe} | _evaluation_data(event.evaluation)
-    return None, data, None, event.evaluation
-
-
-def _evaluation_data(evaluation: Evaluation) -> dict[str, Any]:
-    data = {name: value for name, value in vars(evaluation).items() if name not in ("items", "scores")}
-    data["seconds"] = dict(evaluation.seconds)
-    for key in ("answers", "gradient"):  # most have none
-        if not data[key]:
-            del data[key]
-    for key in ("objectives", "standard_errors"):  # JSON has no NaN
-        data[key] = [value if math.isfinite(value) else None for value in data[key]]
-    return {"evaluation": data}
-
-
-def _event(
-    kind: str, candidate: int, data: dict[str, Any], genotype: bytes, items: tuple[str, ...], scores: bytes
-) -> Event:
-    if kind == "asked":
-        genes: Genotype = np.frombuffer(genotype, dtype="<f8").astype(np.float64)
-        return Asked(Candidate(candidate, genes, data["kind"], data["generation"]), data["recipe"])
-    fields = data["evaluation"]
-    if len(scores) != 4 * len(items):
-        raise ValueError(f"candidate {candidate} has scores for other items than it was asked")
-    for key in ("objectives", "standard_errors"):
-        fields[key] = tuple(math.nan if value is None else value for value in fields[key])
-    fields["shares"] = tuple(fields.get("shares", ()))
-    fields["gradient"] = tuple(fields.get("gradient", ()))
-    fields["answers"] = answers = tuple(fields.get("answers", ()))
-    if len(answers) not in (0, len(items)) or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError("a member of an ensemble has answers to other items than it was asked")
-    evaluation = Evaluation(items=items, scores=np.frombuffer(scores, dtype="<f4").astype(np.float32), **fields)
-    if kind == "told":
-        return Told(candidate, evaluation, data["cached"], data["elapsed"])
-    return ReferenceScore(data["purpose"], data["recipe"], evaluation)

@@ -28,9 +28,11 @@ from evomerge.search.racing_pool import racing
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.resuming import check_unchanged, upgrades
 from evomerge.search.scoring_workers import start_pool
+from evomerge.search.task_trust import check_for, trusted
 from evomerge.search.warm_start import warm_start_override
 from evomerge.workers.base import Pool
 from fitness.estimation.subset import FreshItems
+from fitness.tasks.code import CodeCheck
 
 log = logging.getLogger("evomerge")
 
@@ -104,7 +106,7 @@ def run_search(
     read = _read(config, overrides)
     if warm_start is not None:
         read = _read(config, [*overrides, warm_start_override(read, Path(warm_start))])
-    problem, environment = _open(read, say)
+    problem, environment = _open(read, say, trusted)
     pool = start_pool(problem)  # before the run exists: what is wrong with a device or a tokenizer shows here
     with closing(pool), Run.create(path, problem.resolved().to_yaml(), environment) as created:
         return _go_on(created, problem, pool, progress, say)
@@ -115,6 +117,7 @@ def resume_search(
     progress: Callable[[Progress], None] | None = None,
     *,
     overrides: Sequence[str] = (),
+    trust_tasks: bool = False,
     say: Say | None = None,
 ) -> Result:
     """Continue a stopped run exactly, or one whose budget has been raised.
@@ -125,6 +128,8 @@ def resume_search(
         The run directory.
     overrides
         `key.path=value` strings for what may change: the budget, the workers and places of files.
+    trust_tasks
+        Let the run's tasks run code that no search on this machine has run.
     progress, say
         As for `run_search`.
 
@@ -133,12 +138,14 @@ def resume_search(
     RunError
         If it is not a run directory, is in use, or its sources, items or settings have changed.
     ConfigError, SearchError, WorkerError
-        As `run_search` does.
+        As `run_search` does; `ConfigError` also if a task of the run would run code that is not trusted.
     """
     say = say or _say_nothing
     path = Path(run)
     with Run.open(path) as opened:
-        problem, environment = _open(load_recorded(path, overrides), say)
+        problem, environment = _open(load_recorded(path, overrides), say, check_for(path, trust_tasks, overrides))
+        if opened.incomplete:
+            say("warning: the last event of the log was not written whole; it is left out, and happens again")
         check_unchanged(opened, environment)
         for warning in upgrades(opened.environment(), environment):
             say(f"warning: {warning}")
@@ -167,10 +174,10 @@ def _read(config: SearchConfig | Mapping[str, Any] | str | Path, overrides: Sequ
     return load_mapping(config, overrides)
 
 
-def _open(config: SearchConfig, say: Say) -> tuple[Problem, dict[str, Any]]:
+def _open(config: SearchConfig, say: Say, task_code: CodeCheck) -> tuple[Problem, dict[str, Any]]:
     tasks = len(config.fitness.tasks)
     say(f"checking {len(config.models)} models and {tasks} task{'s' if tasks > 1 else ''}")
-    problem = Problem(config)
+    problem = Problem(config, task_code=task_code)
     for warning in problem.warnings:
         say(f"warning: {warning}")
     environment = problem.environment()
@@ -209,15 +216,17 @@ def _search(
         say(f"scoring the sources on {len(problem.search_items)} search items")
     history = RunHistory(run.events())
     plan = problem.evaluation_plan(RecordedScorer(run, history, pool))
-    done = len(history.told)
+    done = history.evaluations
 
     def notify(history: RunHistory, told: Told) -> None:
         trackers.told(history, told)
         if progress is not None:
             progress(Progress(history, budget, done))
 
-    step_items = partial(FreshItems(problem.search_items, problem.config.seed), problem.config.strategy.items_per_step)
-    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items)
+    per_step = problem.config.strategy.items_per_step
+    step_items = partial(FreshItems(problem.search_items, problem.config.seed), per_step) if per_step else None
+    spellings = problem.other_spellings()
+    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     EXPERIMENT.write(out, results)
 
 
-EXPERIMENT = Experiment(FOLDER, tables=lambda _: ())
+EXPERIMENT = Experiment(FOLDER, tables=None)
 
 if __name__ == "__main__":
     main()

@@ -120,7 +120,7 @@ class Lives:
         code = 1
         try:
             if is_run(self.run):
-                commands.resume(self.run, overrides, False)
+                commands.resume(self.run, overrides, trust_tasks=False, as_json=False)
             else:
                 commands.search(self.config, overrides, self.run, None, False)
             code = 0

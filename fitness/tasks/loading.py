@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,27 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from fitness.results import TaskError
+from fitness.tasks.code import CodeCheck, allow, check_regular, code_of
 from fitness.tasks.config import TasksConfig
 from fitness.tasks.documents import Document
 from fitness.tasks.messages import nearest, one_line
+from fitness.tasks.templates import TaskTemplates
+
+MOST_ENTRIES = 100_000
+"""Files below a folder of tasks; lm-eval's own tasks are 15,000."""
+
+lm_eval_utils.env = TaskTemplates()  # before any template of a task is rendered
 
 
-def load_tasks(config: TasksConfig) -> list[ConfigurableTask]:
+def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[ConfigurableTask]:
     """Load the named tasks, in order: from the given folders, else from lm-eval's own (about 15 s to index).
+
+    Parameters
+    ----------
+    config
+        The tasks and their folders.
+    check
+        Called with the code of each task that has some, before it runs.
 
     Raises
     ------
@@ -29,6 +43,10 @@ def load_tasks(config: TasksConfig) -> list[ConfigurableTask]:
         A folder or task does not exist, or a task cannot be loaded or used.
     """
     managers, wanted = task_managers(config), [task.task for task in config.tasks]
+    for name in wanted:
+        code = code_of(name, find_task(name, managers).task_index[name].yaml_path)
+        if code is not None:
+            check(code)
     tasks = [_load_task(name, managers) for name in wanted]
     for name, task in zip(wanted, tasks, strict=True):
         _check_usable(task, name)
@@ -49,12 +67,26 @@ def task_managers(config: TasksConfig) -> list[TaskManager]:
     for folder in folders:
         if not folder.is_dir():
             raise TaskError(f"include_path: {folder} is not a folder: name a folder of task YAML files")
-        if next(folder.glob("**/*.yaml"), None) is None:
-            raise TaskError(f"include_path: {folder} has no .yaml file: name a folder of task YAML files")
+        _check_folder(folder)
     managers = [_task_manager(folders, include_defaults=False)] if folders else []
     if not managers or any(task.task not in managers[0].task_index for task in config.tasks):
         managers.append(_task_manager(folders, include_defaults=True))
     return managers
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder without task files, and one that takes long to read or cannot be."""
+    seen = tasks = 0
+    for place, _, names in os.walk(folder):
+        seen += 1 + len(names)
+        if seen > MOST_ENTRIES:
+            raise TaskError(f"include_path: {folder} has more than {MOST_ENTRIES:,} files: name the tasks' own folder")
+        for name in names:
+            if name.endswith(".yaml"):
+                tasks += 1
+                check_regular(name.removesuffix(".yaml"), Path(place, name))
+    if not tasks:
+        raise TaskError(f"include_path: {folder} has no .yaml file: name a folder of task YAML files")
 
 
 def _task_manager(folders: Sequence[Path], *, include_defaults: bool) -> TaskManager:
@@ -119,10 +151,7 @@ def _set_fewshot(task: ConfigurableTask, num_fewshot: int | None) -> None:
 
 
 def _remember_templates(task: ConfigurableTask) -> None:
-    """Make the task render each template of a document once; lm-eval compiles it again for every metric.
-
-    Compiling takes 0.4 ms per item and candidate, more than a tiny model's forward pass.
-    """
+    """Make the task render each template of a document once; lm-eval renders it again for every metric."""
     for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         setattr(task, name, _remembered(getattr(task, name)))
 
@@ -143,20 +172,14 @@ def _remembered(render: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def quick_and_quiet() -> Iterator[None]:
-    """Load without the libraries' progress bars, advice and repeated work; errors are still raised.
-
-    lm-eval compiles a Jinja template again for each document: 0.5 ms each, most of the loading time.
-    """
+    """Load without the libraries' progress bars and advice; errors are still raised."""
     logger = logging.getLogger("lm_eval")
     level, bars = logger.level, datasets.is_progress_bar_enabled()
-    environment = lm_eval_utils.env
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    environment.from_string = lru_cache(maxsize=256)(environment.from_string)  # on the object: hides the method
     try:
         yield
     finally:
-        del environment.from_string
         logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()

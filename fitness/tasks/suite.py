@@ -8,6 +8,7 @@ from typing import Literal
 
 from fitness.items import Item, ItemPool
 from fitness.results import TaskError
+from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.config import Split, TasksConfig
 from fitness.tasks.loading import load_tasks, quick_and_quiet
 from fitness.tasks.task import LoadedTask
@@ -42,7 +43,7 @@ class TaskSuite:
         self.metrics: Mapping[str, str] = {task.name: f"{task.metric.name},{task.metric.filter}" for task in tasks}
 
     @classmethod
-    def load(cls, config: TasksConfig, seed: int) -> TaskSuite:
+    def load(cls, config: TasksConfig, seed: int, check: CodeCheck = allow) -> TaskSuite:
         """Load the tasks and split their items.
 
         Parameters
@@ -51,6 +52,8 @@ class TaskSuite:
             The tasks and how to use them.
         seed
             Decides which items are held out if `config.held_out` is a fraction.
+        check
+            Called with the code of each task that has some, before it runs; what it raises is passed on.
 
         Raises
         ------
@@ -58,7 +61,7 @@ class TaskSuite:
             A task, split or metric does not exist or cannot be used; the message says what to change.
         """
         with quick_and_quiet():
-            tasks = _loaded(config)
+            tasks = _loaded(config, check)
             search = {
                 task.name: task.documents.items(task.documents.search_split(entry, config.allow_test_split))
                 for task, entry in zip(tasks, config.tasks, strict=True)
@@ -114,5 +117,5 @@ class TaskSuite:
         return self._tasks[name]
 
 
-def _loaded(config: TasksConfig) -> list[LoadedTask]:
-    return [LoadedTask(task, entry) for task, entry in zip(load_tasks(config), config.tasks, strict=True)]
+def _loaded(config: TasksConfig, check: CodeCheck = allow) -> list[LoadedTask]:
+    return [LoadedTask(task, entry) for task, entry in zip(load_tasks(config, check), config.tasks, strict=True)]

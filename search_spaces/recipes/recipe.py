@@ -229,9 +229,7 @@ def _validate_models(recipe: RecipeFields, part: Slice, spec: MethodSpec, place:
     if spec.base == "required" and base is None:
         raise RecipeError(f"base_model: {spec.name} needs a base; write base_model: ONE_OF_THE_MODELS")
     count = len(names)
-    if spec.base == "optional":
-        count -= base in names
-    if spec.base == "required":
+    if spec.base != "none" and base is not None:
         if base not in names:
             raise RecipeError(f"{place}: the base is not among the sources; add {{model: {base}, layer_range: ...}}")
         count -= 1

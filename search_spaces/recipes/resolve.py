@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import NoReturn
 
 from search_spaces.recipes.errors import RecipeError
@@ -186,6 +188,8 @@ class _SliceRules:
             contributions.append(Contribution(rules.model, tensor, rules.values(tensor, t)))
         base = None if self.base is None else Contribution(self.base, source_prefixes[self.base] + name, {})
         output = prefix + name
+        if base is not None and not contributions:
+            return TensorPlan(output, "passthrough", (base,), None, {})  # nothing is added to the base
         return TensorPlan(output, self.method, tuple(contributions), base, self._shared.values(output, t))
 
 
@@ -229,3 +233,147 @@ class _Rules:
             f"{name}: {tensor}{of_model} has no value; write {name}: NUMBER, or end its list of conditions "
             "with one that has no filter"
         )
+
+
+def weighted_sum(plan: TensorPlan) -> dict[str, float] | None:
+    """Return the weight of each model, the base among them, if a tensor is one weighted sum of models; else None.
+
+    SLERP is one at its two ends.
+    """
+    if plan.pieces or plan.scale != 1 or any(part.tensor != plan.name for part in plan.contributions):
+        return None
+    weights = [float(part.parameters.get("weight", 1.0)) for part in plan.contributions]
+    found: dict[str, float] = {}
+    if plan.method == "passthrough" and all(part.parameters.get("scale", 1.0) == 1 for part in plan.contributions):
+        scale = 1.0
+    elif plan.method == "linear":
+        total = sum(weights)
+        scale = (1 / total if total else 0.0) if plan.parameters.get("normalize") else 1.0
+    elif plan.method == "task_arithmetic" and plan.base is not None:
+        scale = float(plan.parameters.get("lambda", 1.0))
+        scale /= (sum(weights) or 1.0) if plan.parameters.get("normalize") else 1.0
+        found[plan.base.model] = 1.0 - scale * sum(weights)
+    elif plan.method == "slerp" and plan.base is not None and plan.parameters["t"] in (0, 1):
+        scale = float(plan.parameters["t"])
+        found[plan.base.model] = 1.0 - scale
+    else:
+        return None
+    for part, weight in zip(plan.contributions, weights, strict=True):
+        found[part.model] = found.get(part.model, 0.0) + scale * weight
+    return found
+
+
+def model_weights(recipe: Recipe, layout: ModelLayout) -> dict[str, float] | None:
+    """Return each model's weight, by its reference, in a merge that is one weighted sum for all tensors; else None."""
+    plans = resolve(recipe, layout)
+    whole = [{model: w for model, w in (weighted_sum(_joined(plan)) or {}).items() if w} for plan in plans]
+    first = whole[0]
+    if not first or any(
+        abs(one.get(model, 0.0) - first.get(model, 0.0)) > TOLERANCE for one in whole for model in {**one, **first}
+    ):
+        return None
+    return first
+
+
+def _joined(plan: TensorPlan) -> TensorPlan:
+    """Return a plan of one piece without noise as a plan of none."""
+    if len(plan.pieces) != 1 or plan.pieces[0].noises:
+        return plan
+    parts = [
+        replace(part, parameters={"weight": weight})
+        for part, weight in zip(plan.contributions, plan.pieces[0].weights, strict=True)
+    ]
+    return replace(plan, pieces=(), contributions=tuple(parts))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two recipes are apart.
+
+    Attributes
+    ----------
+    tensors, total
+        Tensors that are merged differently, of so many.
+    largest
+        The largest difference between two coefficients; infinite where methods or sources differ.
+    place
+        Which coefficient of which tensor that is.
+    """
+
+    tensors: int
+    total: int
+    largest: float
+    place: str
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        by = f"by up to {self.largest:.3g} in" if math.isfinite(self.largest) else "even in"
+        return f"{self.tensors} of {self.total} tensors differ, {by} {self.place}"
+
+
+TOLERANCE = 1e-6
+"""Coefficients that are closer than this count as equal: float32 has about seven digits."""
+
+
+def difference(first: Recipe, second: Recipe, layout: ModelLayout) -> Difference | None:
+    """Return how far two recipes over models of one layout are apart; None if they give the same merge.
+
+    Weighted sums are compared by the weights of the models, whichever method writes them, all else by parameters.
+    """
+    if first.canonical().hash == second.canonical().hash:
+        return None
+    own = {plan.name: plan for plan in resolve(first, layout)}
+    others = {plan.name: plan for plan in resolve(second, layout)}
+    apart: list[tuple[float, str]] = []
+    for tensor in dict.fromkeys((*own, *others)):
+        if tensor in own and tensor in others:
+            gap, name = max(_gaps(own[tensor], others[tensor]), key=itemgetter(0), default=(0.0, ""))
+        else:
+            gap, name = math.inf, "the existence"
+        if gap > TOLERANCE:
+            apart.append((gap, f"{name} of {tensor}"))
+    if not apart:
+        return None
+    return Difference(len(apart), len({**own, **others}), *max(apart, key=itemgetter(0)))
+
+
+def _gaps(first: TensorPlan, second: TensorPlan) -> Iterator[tuple[float, str]]:
+    """Yield how far the coefficients of two plans of a tensor are apart, and which ones."""
+    sums = _sums(first), _sums(second)
+    if sums[0] is not None and sums[1] is not None:
+        for end in sorted({end for found in sums for end, _ in found or ()}):
+            mine, theirs = (next(weights for last, weights in found or () if end <= last) for found in sums)
+            rest = f"the weight of {first.base.model}" if first.base == second.base and first.base is not None else None
+            for name in {**mine, **theirs}.keys() - {rest}:  # the base's weight follows from the others
+                yield abs(mine.get(name, 0.0) - theirs.get(name, 0.0)), name
+        return
+    mine, theirs = _parameters_of(first), _parameters_of(second)
+    if first.method != second.method or mine.keys() != theirs.keys():
+        yield math.inf, "the method or the sources"
+        return
+    for name, value in mine.items():
+        yield abs(value - theirs[name]), name
+
+
+def _sums(plan: TensorPlan) -> list[tuple[float, dict[str, float]]] | None:
+    """Return the weights by model of each piece of a weighted sum, with the piece's end; None for other plans."""
+    if plan.pieces and plan.scale == 1:
+        ends = [*(float(piece.end) for piece in plan.pieces[:-1]), math.inf]
+        return [
+            (
+                end,
+                {f"the weight of {part.model}": w for part, w in zip(plan.contributions, piece.weights, strict=True)}
+                | {f"the noise {noise.seed}": noise.deviation for noise in piece.noises},
+            )
+            for end, piece in zip(ends, plan.pieces, strict=True)
+        ]
+    total = weighted_sum(plan)
+    return None if total is None else [(math.inf, {f"the weight of {model}": w for model, w in total.items()})]
+
+
+def _parameters_of(plan: TensorPlan) -> dict[str, float]:
+    found = {name: float(value) for name, value in plan.parameters.items()} | {"scale": plan.scale}
+    for part in plan.contributions:
+        found |= {f"the {name} of {part.model}": float(value) for name, value in part.parameters.items()}
+        found[f"the source {part.tensor} of {part.model}"] = 0.0
+    return found

@@ -8,12 +8,13 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from search_spaces.recipes.errors import RecipeError, did_you_mean
+from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.methods import METHODS, MethodSpec, Parameter
 from search_spaces.recipes.parameter_values import Scalar
 from search_spaces.spaces.genes import Real, low_and_high
+from search_spaces.spaces.layer_groups import Groups, LayerGroup, layer_groups
 
-Module = Literal["attention", "mlp", "other"]
-Modules: TypeAlias = tuple[Module, ...] | Literal["all"]
+Modules: TypeAlias = tuple[str, ...] | Literal["all"]
 
 _SEARCHED = ("weight", "density", "t")
 """Parameters that are searched by default and have their own keys in the config."""
@@ -79,9 +80,18 @@ class CoefficientSettings(BaseModel):
     its range's start."""
     layers_per_group: int = Field(default=1, ge=1)
     """Number of consecutive layers that share their coefficients. The last group may be smaller."""
+    groups: Groups | None = None
+    """Groups of layers that share coefficients, in place of `layers_per_group`: `model` for the whole model, or a list
+    of groups that together have every layer, `embeddings` and `final` (the final norm with the head) once:
+    `[[embeddings, 0-3], [4-10, 12], [11, 13-15, final]]`. A mapping gives them names: `{early: [embeddings, 0-7], late:
+    [8-15, final]}`."""
+    smooth: bool = False
+    """Whether the groups of layers are knots: each layer has a value on the straight line between the two nearest, as
+    in a list of values in a mergekit recipe."""
     modules: Modules = "all"
-    """Parts of a layer with separate coefficients: a list of `attention`, `mlp` and `other` (the rest, which is
-    required), or `all` for one coefficient per layer."""
+    """Parts of a group with separate coefficients: a list of `attention`, `mlp`, and parts of tensors' names as in
+    mergekit's filters (`q_proj`, `layernorm`, `lm_head`), where the first that fits decides, and `other` (the rest,
+    which is required); or `all` for one coefficient per group."""
     weight: Range | None = None
     """Range of the models' weights. None: the method's default."""
     density: Range | None = None
@@ -95,6 +105,15 @@ class CoefficientSettings(BaseModel):
     """Fixed values, which are not searched: parameters of the whole merge by name (`lambda: 0.8`, `normalize: true`),
     or single genes by the names that `evomerge plan` prints (`"ops.weight[embeddings]": 0`), where `*` matches any
     text (`"*[final]": 0.5`)."""
+    tie: tuple[str, ...] | dict[str, str | tuple[str, ...]] = ()
+    """Genes that share one value, and so are one gene: patterns of the names that `evomerge plan` prints, where `*`
+    matches any text (`["*.weight[*]"]`: one weight for all models), or a mapping from a name for the joint gene to one
+    pattern or several."""
+    masks: Literal["none", "on_off", "signed"] = "none"
+    """Genes that turn each expert's task vector on or off (`on_off`), or add it, leave it out or subtract it
+    (`signed`). An expert that is off keeps its weights for when it is on again."""
+    mask_scope: Literal["merge", "layers"] = "merge"
+    """One such gene per expert for the whole `merge`, or one for each group of `layers`."""
 
     calibration_text: str | None = None
     """Text file for calibration. The method `fisher` needs it to measure every model's gradients. The parameter
@@ -141,7 +160,28 @@ class CoefficientSettings(BaseModel):
             raise ValueError(f"{list(modules)} names a module twice; name each once")
         if "other" not in modules:
             raise ValueError(f"{list(modules)} leaves out the rest of a layer; add other")
+        if any(not module or set(module) & set(",[]*") for module in modules):
+            raise ValueError(f"{list(modules)} has a name that no tensor can have; write names such as q_proj")
         return modules
+
+    @model_validator(mode="after")
+    def _one_grouping(self) -> CoefficientSettings:
+        if self.groups is not None and self.layers_per_group != 1:
+            raise ValueError("groups and layers_per_group both say which layers share coefficients; remove one")
+        if isinstance(self.groups, dict) and any(not name or set(name) & set(",[]*") for name in self.groups):
+            raise ValueError(f"groups: {list(self.groups)} has a name with one of , [ ] *; write plain names")
+        return self
+
+    def groups_of(self, layout: ModelLayout) -> tuple[LayerGroup, ...]:
+        """Return the groups of a model's tensors that share coefficients.
+
+        Raises
+        ------
+        RecipeError
+            If the groups or modules do not fit the model.
+        """
+        modules = () if self.modules == "all" else tuple(name for name in self.modules if name != "other")
+        return layer_groups(layout, groups=self.groups, layers_per_group=self.layers_per_group, modules=modules)
 
     @model_validator(mode="after")
     def _parameters_of_methods(self) -> CoefficientSettings:
@@ -175,6 +215,12 @@ class CoefficientSettings(BaseModel):
         return METHODS[method]
 
     @property
+    def ties(self) -> dict[str, tuple[str, ...]]:
+        """The entries of `tie`: patterns by the name of the joint gene, which is the pattern if it has none."""
+        named = self.tie if isinstance(self.tie, dict) else {pattern: pattern for pattern in self.tie}
+        return {name: (own,) if isinstance(own, str) else own for name, own in named.items()}
+
+    @property
     def fixed_parameters(self) -> dict[str, Scalar]:
         """The entries of `fixed` that name parameters."""
         return {name: value for name, value in self.fixed.items() if not _names_genes(name)}
@@ -200,6 +246,8 @@ class CoefficientSettings(BaseModel):
         return CoefficientSettings(
             method=method,
             layers_per_group=self.layers_per_group,
+            groups=self.groups,
+            smooth=self.smooth,
             modules=self.modules,
             calibration_text=self.calibration_text,
             ranges={name: asked for name, asked in self.ranges.items() if name in taken},

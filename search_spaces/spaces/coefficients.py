@@ -1,13 +1,13 @@
 """The parameter space: one coefficient per layer group, module group, source and parameter.
 
-Letters: T source models, L layers, G genes. The groups in order: the embeddings; runs of `layers_per_group` layers,
-each divided into module groups; the final norm with the head. A group has one gene per model and per-model parameter,
-and one per shared parameter (slerp's ``t``).
+Letters: T source models, L layers, G genes, K groups. `layer_groups` says which tensors share coefficients: groups of
+layers, divided into parts by modules. A part has one gene per model and per-model parameter, and one per shared
+parameter (slerp's ``t``). With `smooth`, the groups of layers are knots of straight lines over the layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +22,11 @@ from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
 from search_spaces.spaces.coefficient_config import CoefficientSettings
 from search_spaces.spaces.genes import Real, to_shares
+from search_spaces.spaces.layer_groups import Part, smoothing
 from search_spaces.spaces.space import Genotype, SearchSpace
+
+_KNOT_DIGITS = 9
+"""Knots are rounded to so many digits, so that `encode`, which solves for them, finds the very same ones."""
 
 
 class RecipeSettings(TypedDict, total=False):
@@ -53,8 +57,8 @@ class CoefficientSpace(SearchSpace):
     Raises
     ------
     RecipeError
-        If there are too few or too many models for the method, two have the same reference, the models have no such
-        module, or nothing is left to search.
+        If there are too few or too many models for the method, two have the same reference, the groups or modules do
+        not fit the models, or nothing is left to search.
     """
 
     genes: tuple[Real, ...]
@@ -81,26 +85,22 @@ class CoefficientSpace(SearchSpace):
         self._searched = config.searched()
         if not self._searched:
             raise RecipeError(f"space.fixed: nothing of {self.spec.name} is left to search; remove an entry")
-        self._modules = _modules(config, layout)
-        self._build_groups()
+        self.groups = config.groups_of(layout)
+        self._shares = smoothing(self.groups, layout.num_layers) if config.smooth else {}
+        self._build_genes()
 
-    def _build_groups(self) -> None:
-        """Make groups and genes in the order of the module's docstring; a group is the index of its first gene."""
+    def _build_genes(self) -> None:
+        """Make the genes of all parts in order; a part is the index of its first gene."""
         genes: list[Real] = []
-
-        def group(label: str) -> int:
-            first = len(genes)
-            for owner, parameter in self._columns:
-                genes.append(self.config.gene(parameter, f"{owner}{parameter.name}[{label}]"))
-            return first
-
-        size, depth = self.config.layers_per_group, self.layout.num_layers
-        self._embeddings = group("embeddings")
-        self._layer_groups = [
-            [group(_layer_label(first, min(first + size, depth), name)) for name, _ in self._modules]
-            for first in range(0, depth, size)
-        ]
-        self._final = group("final")
+        self._firsts: list[list[int]] = []
+        for group in self.groups:
+            firsts = []
+            for part in group.parts:
+                firsts.append(len(genes))
+                for owner, parameter in self._columns:
+                    genes.append(self.config.gene(parameter, f"{owner}{parameter.name}[{part.label}]"))
+            self._firsts.append(firsts)
+        self._group_of = {index: at for at, group in enumerate(self.groups) for index in group.slices}
         self.genes = tuple(genes)
 
     @cached_property
@@ -147,12 +147,10 @@ class CoefficientSpace(SearchSpace):
         For linear the weights of a group are divided by their sum (all zero: equal shares).
         """
         values = self._written_values(self._checked(genotype))
-        head = self._slice((0, 0), [(None, self._embeddings)], values)
-        tail = self._slice((self.layout.num_layers,) * 2, [(None, self._final)], values)
-        layers = [self._layer_slice(layer, values) for layer in range(self.layout.num_layers)]
+        slices = tuple(self._slice(index, values) for index in range(self.layout.num_layers + 2))
         recipe = Recipe(
             merge_method=self.spec.name,
-            slices=(head, *layers, tail),
+            slices=slices,
             base_model=self._base,
             parameters=self._shared_parameters(),
             dtype=self._dtype,
@@ -169,33 +167,44 @@ class CoefficientSpace(SearchSpace):
         return tuple((name, constant(value)) for name, value in sorted(fixed.items()))
 
     def _written_values(self, point: Genotype) -> Genotype:
-        """Return the value written for each gene: its coordinate, or for linear its share of the group's sum."""
+        """Return the value written for each gene: its coordinate, or for linear its share of the part's sum."""
         if not self.spec.weighted_average:
-            return point
-        groups = point.reshape(-1, len(self._columns))
-        return np.concatenate([to_shares(weights) for weights in groups])
+            return np.clip(np.round(point, _KNOT_DIGITS), self.low, self.high) if self._shares else point
+        parts = point.reshape(-1, len(self._columns))
+        return np.concatenate([to_shares(weights) for weights in parts])
 
-    def _layer_slice(self, layer: int, values: Genotype) -> Slice:
-        groups = self._layer_groups[layer // self.config.layers_per_group]
-        filters = [pattern for _, pattern in self._modules]
-        return self._slice((layer, layer + 1), list(zip(filters, groups, strict=True)), values)
-
-    def _slice(self, layers: tuple[int, int], groups: Sequence[tuple[str | None, int]], values: Genotype) -> Slice:
-        """Return one slice; `groups` are its module groups with their filters, the catch-all last."""
+    def _slice(self, index: int, values: Genotype) -> Slice:
+        """Return one slice, with a condition for each part that has tensors in it; the last one is the catch-all."""
+        group = self.groups[self._group_of[index]]
+        present = [at for at, part in enumerate(group.parts) if index in part.tensors] or [len(group.parts) - 1]
         settings: dict[str, dict[str, list[Condition]]] = {}
-        for pattern, group in groups:
-            for column, (owner, parameter) in enumerate(self._columns):
-                condition = Condition(float(values[group + column]), pattern)
-                settings.setdefault(owner, {}).setdefault(parameter.name, []).append(condition)
+        for at in present:
+            pattern = None if at == present[-1] else group.parts[at].filter
+            for (owner, parameter), value in zip(self._columns, self._values(index, at, values), strict=True):
+                settings.setdefault(owner, {}).setdefault(parameter.name, []).append(Condition(value, pattern))
 
         def written(owner: str) -> Parameters:
             entries = sorted(settings.get(owner, {}).items())
             return tuple((name, simplified(tuple(conditions))) for name, conditions in entries)
 
+        depth = self.layout.num_layers
+        layers = (min(max(index - 1, 0), depth), min(index, depth))
         sources = [Source(reference, layers, written(f"{name}.")) for name, reference in self._merged]
         if self.spec.base != "none":
             sources.append(Source(self._base, layers))
         return Slice(tuple(sources), written(""))
+
+    def _values(self, index: int, part: int, values: Genotype) -> list[float]:
+        """Return the values of a slice's part, one per column: its group's, or between the knots."""
+        width = len(self._columns)
+        if index not in self._shares:
+            first = self._firsts[self._group_of[index]][part]
+            return [float(value) for value in values[first : first + width]]
+        total = np.zeros(width)
+        for share, firsts in zip(self._shares[index], self._firsts, strict=True):
+            if share:
+                total += share * values[firsts[part] : firsts[part] + width]
+        return [float(value) for value in total]
 
     # --- recipe to genotype ---
 
@@ -213,21 +222,46 @@ class CoefficientSpace(SearchSpace):
         self._check_same_kind(recipe)
         plans = self._plans_by_name(recipe)
         point = np.array(self.start)
-        for group, tensors in self._tensors_of_groups():
-            self._encode_group(point, group, [plans[name] for name in tensors])
+        for group, firsts in zip(self.groups, self._firsts, strict=True):
+            for part, first in zip(group.parts, firsts, strict=True):
+                for column, (owner, parameter) in enumerate(self._columns):
+                    value = self._encoded(part, owner, parameter, plans)
+                    point[first + column] = point[first + column] if value is None else value
+        if self._shares:
+            self._fit_knots(point, plans)
+        if self.spec.weighted_average:
+            for firsts in self._firsts:
+                for first in firsts:
+                    genes = slice(first, first + len(self._columns))
+                    point[genes] = self._scaled_shares(point[genes], self.start[genes])
         return np.clip(point, self.low, self.high)
 
-    def _encode_group(self, point: Genotype, group: int, plans: Sequence[TensorPlan]) -> None:
-        if not plans:
-            return
-        for column, (owner, parameter) in enumerate(self._columns):
-            values = [_value_in(plan, self.models.get(owner[:-1]), parameter) for plan in plans]
-            known = [value for value in values if value is not None]
-            if known:
-                point[group + column] = _mean(known)
-        if self.spec.weighted_average:
-            genes = slice(group, group + len(self._columns))
-            point[genes] = self._scaled_shares(point[genes], self.start[genes])
+    def _encoded(self, part: Part, owner: str, parameter: Parameter, plans: Mapping[str, TensorPlan]) -> float | None:
+        """Return the mean of a parameter over a part's tensors; None if none has it."""
+        found = [plans[name] for names in part.tensors.values() for name in names]
+        values = [_value_in(plan, self.models.get(owner[:-1]), parameter) for plan in found]
+        known = [value for value in values if value is not None]
+        return _mean(known) if known else None
+
+    def _fit_knots(self, point: Genotype, plans: Mapping[str, TensorPlan]) -> None:
+        """Set the genes of the groups of layers to the knots that are nearest to a recipe, by least squares."""
+        knots = [at for at in range(len(self.groups)) if any(shares[at] for shares in self._shares.values())]
+        for part in range(len(self._firsts[knots[0]])):
+            for column, (owner, parameter) in enumerate(self._columns):
+                rows, values = [], []
+                for index in range(self.layout.num_layers + 2):
+                    own = self._group_of[index]
+                    if own not in knots or index not in self.groups[own].parts[part].tensors:
+                        continue
+                    names = self.groups[own].parts[part].tensors[index]
+                    value = self._encoded(Part("", None, {index: names}), owner, parameter, plans)
+                    if value is not None:
+                        shares = self._shares.get(index) or tuple(float(at == own) for at in range(len(self.groups)))
+                        rows.append([shares[at] for at in knots])
+                        values.append(value)
+                if rows:
+                    solved = np.linalg.lstsq(np.array(rows), np.array(values), rcond=None)[0]
+                    point[[self._firsts[at][part] + column for at in knots]] = solved
 
     def _scaled_shares(self, shares: Genotype, start: Genotype) -> Genotype:
         """Return weights in the box with the ratios of `shares`, at the scale where the search begins."""
@@ -278,24 +312,12 @@ class CoefficientSpace(SearchSpace):
                         f"write {name}: {expected}, or space.fixed.{name}: {found}"
                     )
 
-    def _tensors_of_groups(self) -> Iterable[tuple[int, list[str]]]:
-        yield self._embeddings, list(self.layout.embeddings)
-        for index, groups in enumerate(self._layer_groups):
-            first = index * self.config.layers_per_group
-            last = min(first + self.config.layers_per_group, self.layout.num_layers)
-            members: list[list[str]] = [[] for _ in groups]
-            for layer in range(first, last):
-                for name in self.layout.layers[layer]:
-                    full = self.layout.layer_tensor(layer, name)
-                    members[_module_of(full, self._modules)].append(full)
-            yield from zip(groups, members, strict=True)
-        yield self._final, list(self.layout.final)
-
 
 def _check_models(spec: MethodSpec, models: Mapping[str, str]) -> None:
     merged = len(models) - (spec.base != "none")
-    if merged < spec.min_models:
-        raise RecipeError(f"models: {spec.name} needs a base and at least {spec.min_models} more; add models")
+    least = max(1, spec.min_models)
+    if merged < least:
+        raise RecipeError(f"models: {spec.name} needs a base and at least {least} more; add models")
     if spec.max_models is not None and merged > spec.max_models:
         beside = f"{spec.max_models} beside the base"
         raise RecipeError(f"models: {spec.name} takes {beside}, not {merged}; remove models")
@@ -303,25 +325,6 @@ def _check_models(spec: MethodSpec, models: Mapping[str, str]) -> None:
     for reference in references:
         if references.count(reference) > 1:
             raise RecipeError(f"models: two names stand for '{reference}'; keep one")
-
-
-def _modules(config: CoefficientSettings, layout: ModelLayout) -> list[tuple[str, str | None]]:
-    """Return the module groups' names and filters, the catch-all last (the first match decides)."""
-    if config.modules == "all":
-        return [("", None)]
-    named: list[tuple[str, str | None]] = [
-        (module, layout.module_filter(module)) for module in config.modules if module != "other"
-    ]
-    return [*named, ("other", None)]
-
-
-def _module_of(tensor: str, modules: Sequence[tuple[str, str | None]]) -> int:
-    return next(i for i, (_, pattern) in enumerate(modules) if pattern is None or pattern in tensor)
-
-
-def _layer_label(first: int, end: int, module: str) -> str:
-    layers = f"layers {first}" if end - first == 1 else f"layers {first}-{end - 1}"
-    return f"{layers}, {module}" if module else layers
 
 
 def _value_in(plan: TensorPlan, model: str | None, parameter: Parameter) -> float | None:

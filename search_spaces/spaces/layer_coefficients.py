@@ -6,20 +6,23 @@ One method is a `CoefficientSpace`. Several are a `MethodChoiceSpace` (one metho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.resolve import difference
 from search_spaces.spaces.coefficient_config import CoefficientSettings, Range
 from search_spaces.spaces.coefficients import CoefficientSpace, RecipeSettings
 from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.expert_masks import ExpertMaskSpace
 from search_spaces.spaces.method_choice import MethodChoiceSpace
 from search_spaces.spaces.method_groups import MethodGroupsSpace
 from search_spaces.spaces.registry import register_space
-from search_spaces.spaces.space import Genotype, SearchSpace
-from search_spaces.spaces.wrappers import FixedGenesSpace
+from search_spaces.spaces.space import SearchSpace
+from search_spaces.spaces.wrappers import FixedGenesSpace, TiedGenesSpace
 
 __all__ = ["STARTS", "CoefficientConfig", "Range", "metagpt_weights"]
 
@@ -43,32 +46,73 @@ class CoefficientConfig(CoefficientSettings):
         kind = CoefficientSpace if isinstance(self.method, str) else several
         settings = RecipeSettings(dtype=context.dtype, out_dtype=context.out_dtype, seed=context.seed)
         space = kind(self, context.models, context.layout, **settings)
-        if self.start is not None:
-            space = space.starting_at(_start(self.start, space, context.models, context.squared_norms))
-        return FixedGenesSpace(space, self.fixed_genes) if self.fixed_genes else space
+        if self.start in STARTS:
+            weights = _named_weights(str(self.start), context)
+            space = space.starting_at(space.weighted(weights))
+            space.notes = tuple(_moved_weights(str(self.start), weights, space))
+        whole = self._wrapped(space, context)
+        if self.start is not None and self.start not in STARTS:
+            recipe = _start_recipe(self.start)
+            whole = _beginning_at(self.start, recipe, whole, context)
+        return whole
+
+    def _wrapped(self, space: SearchSpace, context: SpaceContext) -> SearchSpace:
+        """Return `space` with masks, genes of fixed value, and ties, in this order: each may name the one before."""
+        if self.masks != "none":
+            groups = self.groups_of(context.layout) if self.mask_scope == "layers" else None
+            space = ExpertMaskSpace(space, list(context.models.items())[1:], self.masks, groups)
+        if self.fixed_genes:
+            space = FixedGenesSpace(space, self.fixed_genes)
+        return TiedGenesSpace(space, self.ties) if self.ties else space
 
 
-def _start(
-    start: str,
-    space: CoefficientSpace | MethodChoiceSpace | MethodGroupsSpace,
-    models: Mapping[str, str],
-    squared_norms: Callable[[], Mapping[str, float]] | None,
-) -> Genotype:
-    _, *experts = models
+def _named_weights(start: str, context: SpaceContext) -> dict[str, float]:
+    """Return the weight of each expert at a start that has a name."""
+    _, *experts = context.models
     if start == "uniform":
-        return space.weighted(dict.fromkeys(experts, 1 / len(experts)))
+        return dict.fromkeys(experts, 1 / len(experts))
     if start == "task_arithmetic":
-        return space.weighted(dict.fromkeys(experts, TASK_ARITHMETIC_SCALE))
-    if start == "metagpt":
-        if squared_norms is None:
-            raise RecipeError("space.start: metagpt needs the models' weights; write uniform or task_arithmetic")
-        return space.weighted(metagpt_weights(squared_norms()))
+        return dict.fromkeys(experts, TASK_ARITHMETIC_SCALE)
+    if context.squared_norms is None:
+        raise RecipeError("space.start: metagpt needs the models' weights; write uniform or task_arithmetic")
+    return metagpt_weights(context.squared_norms())
+
+
+def _moved_weights(start: str, weights: Mapping[str, float], space: SearchSpace) -> Iterator[str]:
+    """Yield a sentence for each expert whose weight at the start is outside the range that is searched."""
+    for name, weight in weights.items():
+        own = [gene for gene in space.genes if f".{gene.name}".partition("[")[0].endswith(f".{name}.weight")]
+        outside = next((gene for gene in own if not gene.low <= weight <= gene.high), None)
+        if outside is not None:
+            yield (
+                f"space.start: {start} has {weight:.3g} for {name}, outside the range {outside.low:g} to "
+                f"{outside.high:g} of {outside.name}; the search begins at its end; widen space.weight to contain it"
+            )
+
+
+def _start_recipe(start: str) -> Recipe:
     if not Path(start).is_file():
         raise RecipeError(f"space.start: there is no file {start}; write one, or {', '.join(STARTS)}")
     try:
-        return space.encode(mergekit_yaml.read(start))
+        return mergekit_yaml.read(start)
     except RecipeError as error:
         raise RecipeError(f"space.start: {error}") from None
+
+
+def _beginning_at(start: str, recipe: Recipe, space: SearchSpace, context: SpaceContext) -> SearchSpace:
+    """Return the space with its start at a recipe, or at the nearest one with a note that says how far off it is."""
+    try:
+        moved = space.starting_at(space.encode(recipe))
+        apart = difference(recipe, space.decode(moved.start), context.layout)
+    except RecipeError as error:
+        raise RecipeError(f"space.start: {error}") from None
+    if apart is not None:
+        moved.notes = (
+            *moved.notes,
+            f"space.start: this space cannot express {start}; the search begins at the nearest recipe: {apart}; widen "
+            "the ranges, or write smaller groups, to begin at it exactly",
+        )
+    return moved
 
 
 def metagpt_weights(squared_norms: Mapping[str, float]) -> dict[str, float]:

@@ -54,8 +54,8 @@ class MethodGroupsSpace(SearchSpace):
         choice = self._whole.choice
         self.genes = (*(replace(choice, name=f"method[{label}]") for label in labels), *coefficients)
         self._groups = {label: index for index, label in enumerate(labels)}
-        size, depth = config.layers_per_group, layout.num_layers
-        self._slices = [0, *(1 + layer // size for layer in range(depth)), len(labels) - 1]
+        group_of = {index: at for at, group in enumerate(config.groups_of(layout)) for index in group.slices}
+        self._slices = [group_of[index] for index in range(layout.num_layers + 2)]
 
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
         """Return which genes take part, bool[G + coefficients]: the choices, and each group's own coefficients."""

@@ -8,7 +8,8 @@ per source. Crossover is spherical interpolation with a split point, as in M2N2:
 
 A and B are weighted sums of the sources, so the child is one too, and its weights follow from theirs. The angle ω
 needs only inner products, ⟨A, B⟩ = Σ_c a_cᵀ G_c b_c with the T × T Gram matrix G_c of the sources on chunk c. So only
-tables are stored, and every individual is a recipe over the original sources.
+tables are stored, and every individual is a recipe over the original sources. Relative to the base, A and B are sums of
+task vectors, and G_c has the task vectors' inner products.
 
 Deviations from M2N2: split points are between chunks (more `chunks` make them finer). Noise is a seeded term of the
 recipe; there are at most `noise.terms` of them, a new one replaces the weakest, and noise is treated as orthogonal to
@@ -32,7 +33,7 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import Slice, Source
 from search_spaces.recipes.mixture_table import MAX_SEED, Mixture, Piece
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.recipes.resolve import TensorPlan, resolve
+from search_spaces.recipes.resolve import TensorPlan, resolve, weighted_sum
 from search_spaces.spaces.chunks import Chunking, chunking
 from search_spaces.spaces.context import Gram, SpaceContext
 from search_spaces.spaces.genes import Integer, Real, low_and_high, to_shares
@@ -107,6 +108,10 @@ class MixtureConfig(BaseModel):
     weights: Parametrisation = "direct"
     """Meaning of the genes. `direct`: the sources' weights. `simplex`, `softmax`: shares that sum to one. `signed`: the
     experts' weights; the base gets one minus their sum."""
+    relative_to: Literal["base"] | None = None
+    """`base`: the genes weigh the experts' task vectors (their differences from the base), and so do children: the base
+    gets one minus the sum of the weights, which may add up to more than one, as in task arithmetic. Founders are the
+    base, the experts and their average. By default the genes weigh whole models, the base among them."""
     weight: WeightRange | None = None
     """Range of the genes. None: [0, 1.5] for direct, [0, 1] for simplex, [-6, 6] for softmax, [-1.5, 1.5] for
     signed."""
@@ -127,6 +132,11 @@ class MixtureConfig(BaseModel):
             )
         if self.weights != "direct" and self.crossover in ("slerp", "slerp_per_segment"):
             raise ValueError(f"crossover: {self.weights} weights would not keep their sum; write crossover: linear")
+        if self.relative_to == "base" and self.weights != "direct":
+            raise ValueError(
+                f"relative_to: {self.weights} weights are not factors of task vectors; write weights: direct "
+                "(weight: [-1.5, 1.5] allows negative ones)"
+            )
         if len(set(self.chromosomes)) < len(self.chromosomes):
             raise ValueError("chromosomes: one is named twice; name each once")
         if self.weights == "simplex" and self.bounds[0] < 0:
@@ -147,7 +157,7 @@ class MixtureConfig(BaseModel):
 
     def codec(self, sources: int) -> Codec:
         """Return the codec between genes and the weights of that many sources."""
-        return Codec(self.weights, sources, *self.bounds)
+        return Codec("signed" if self.relative_to == "base" else self.weights, sources, *self.bounds)
 
     def build(self, context: SpaceContext) -> MixtureSpace:
         """Return the space over these models."""
@@ -228,7 +238,7 @@ class MixtureSpace(SearchSpace):
 
     def _weight_genes(self) -> list[Real]:
         low, high = self.config.bounds
-        start = self._codec.encode(np.full(len(self.models), 1 / len(self.models)))
+        start = self._codec.encode(self._average())
         deviation = self.config.noise.largest
         names = list(self.models)[len(self.models) - len(start) :]  # none for the base if its weight is the rest
         genes = []
@@ -239,6 +249,13 @@ class MixtureSpace(SearchSpace):
             ]
             genes += [Real(f"noise {index}[{label}]", -deviation, deviation, 0.0) for index in range(self._noises)]
         return genes
+
+    def _average(self) -> Vector:
+        """Return the weights of the average of all models, or of the experts if weights are of task vectors."""
+        experts = len(self.models) - 1
+        if self.config.relative_to == "base":
+            return np.array([0.0, *[1 / experts] * experts])
+        return np.full(len(self.models), 1 / len(self.models))
 
     def _seed_genes(self) -> list[Integer]:
         return [Integer(f"seed {index}", 0, MAX_SEED - 1, index) for index in range(self._noises)]
@@ -320,17 +337,27 @@ class MixtureSpace(SearchSpace):
             order = [places[part.model] for part in plan.contributions]
             return tuple(Piece(p.end, _placed(order, p.weights, len(places)), p.noises) for p in plan.pieces)
         row = [0.0] * len(places)
-        for model, weight in _sum_of(plan):
+        weights = weighted_sum(plan)
+        if weights is None:
+            raise RecipeError(
+                f"the recipe's {plan.method} is not a weighted sum of models; give linear or task_arithmetic"
+            )
+        for model, weight in weights.items():
             row[places[model]] += weight
         return (Piece(size, tuple(row)),)
 
     # --- variation ---
 
     def initial_population(self) -> tuple[Genotype, ...]:
-        """Return the genotypes of the single sources, the base first."""
-        alone = np.eye(len(self.models))
+        """Return the genotypes of the single sources, the base first; relative to the base their average as well.
+
+        The base has no task vector to turn: its children with others interpolate length alone.
+        """
+        founders = [*np.eye(len(self.models))]
+        if self.config.relative_to == "base":
+            founders.append(self._average())
         points = []
-        for row in alone:
+        for row in founders:
             genes = np.tile(self._codec.encode(row), (len(self.chunking.chunks), 1))
             noise = np.zeros((len(genes), self._noises))
             points.append(self._join(genes, noise, np.arange(self._noises)))
@@ -417,10 +444,14 @@ class MixtureSpace(SearchSpace):
         return float(np.sin((1 - t) * omega) / sine), float(np.sin(t * omega) / sine)  # (eq. 2)
 
     def _metric(self, noises: int) -> Table:
-        """Return inner products on each chunk, float64[C, T + noises, T + noises]."""
-        count = len(self.models)
+        """Return inner products of what the genes weigh on each chunk, float64[C, genes + noises, genes + noises]."""
+        vectors = self._gram
+        if self.config.relative_to == "base":  # ⟨a − b, c − b⟩ from the models' own inner products
+            base = vectors[:, :1, 1:]
+            vectors = vectors[:, 1:, 1:] - base - base.transpose(0, 2, 1) + vectors[:, :1, :1]
+        count = vectors.shape[1]
         metric = np.zeros((len(self.chunking.chunks), count + noises, count + noises))
-        metric[:, :count, :count] = self._gram
+        metric[:, :count, :count] = vectors
         diagonal = np.arange(count, count + noises)
         metric[:, diagonal, diagonal] = self.chunking.entries[:, None]
         return metric
@@ -457,21 +488,3 @@ def _placed(order: list[int], weights: tuple[float, ...], count: int) -> tuple[f
     for place, weight in zip(order, weights, strict=True):
         row[place] += weight
     return tuple(row)
-
-
-def _sum_of(plan: TensorPlan) -> list[tuple[str, float]]:
-    """Return a tensor's models and their weights, for methods that are weighted sums."""
-    weights = [float(part.parameters.get("weight", 1.0)) for part in plan.contributions]
-    models = [part.model for part in plan.contributions]
-    if plan.method == "passthrough" and all(part.parameters.get("scale", 1.0) == 1 for part in plan.contributions):
-        return list(zip(models, weights, strict=True))
-    if plan.method == "linear":
-        total = sum(weights) if plan.parameters.get("normalize") else 1.0
-        return [(model, weight / total if total else 0.0) for model, weight in zip(models, weights, strict=True)]
-    if plan.method == "task_arithmetic" and plan.base is not None:
-        scale = float(plan.parameters.get("lambda", 1.0))
-        if plan.parameters.get("normalize") and sum(weights):
-            scale /= sum(weights)
-        scaled = [(model, scale * weight) for model, weight in zip(models, weights, strict=True)]
-        return [*scaled, (plan.base.model, 1.0 - sum(weight for _, weight in scaled))]
-    raise RecipeError(f"the recipe's {plan.method} is not a weighted sum of models; give linear or task_arithmetic")

@@ -36,9 +36,12 @@ class SearchSpace(ABC):
     ----------
     genes
         Name, kind and range of each coordinate, G of them.
+    notes
+        What a user should know about the space, such as a start that it cannot express.
     """
 
     genes: tuple[Gene, ...]
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def decode(self, genotype: Genotype) -> Recipe:

@@ -94,6 +94,7 @@ class TwoStageSpace(SearchSpace):
         others = [name for name in context.models if name in (flow.models or experts)]
         pool = {MERGED: None, **{name: context.models[name] for name in others}}
         self.parameters = parameters
+        self.notes = parameters.notes
         self.flow = DataFlowSpace(flow, context, pool)
         self.context = context
         self.genes = (*parameters.genes, *self.flow.genes)

@@ -1,4 +1,4 @@
-"""Spaces around another space: some genes have a fixed value, or all recipes carry further settings.
+"""Spaces around another space: genes with a fixed value, genes that share one, recipes with further settings.
 
 `WrappedSpace` forwards the whole interface of `SearchSpace` to the inner space, its operators included, so that a
 wrapper only says what it changes: genotypes, recipes, or both. Legend: G genes of the wrapper, I of the inner space.
@@ -40,6 +40,7 @@ class WrappedSpace(SearchSpace):
     def __init__(self, inner: SearchSpace) -> None:
         self.inner = inner
         self.genes = self._outer_genes(inner.genes)
+        self.notes = inner.notes
 
     # --- what a wrapper changes ---
 
@@ -158,11 +159,7 @@ class FixedGenesSpace(WrappedSpace):
         super().__init__(inner)
 
     def _fix(self, genes: tuple[Gene, ...], pattern: str, value: Any) -> None:
-        matches = re.compile(".*".join(map(re.escape, pattern.split("*")))).fullmatch
-        found = [index for index, gene in enumerate(genes) if matches(gene.name)]
-        if not found:
-            raise RecipeError(f"space.fixed: no gene is called '{pattern}'; write a name such as {genes[0].name}")
-        for index in found:
+        for index in _called(pattern, genes, "space.fixed"):
             gene = genes[index]
             x: float = gene.coordinate(value)
             if gene.value(x) != value:
@@ -182,6 +179,120 @@ class FixedGenesSpace(WrappedSpace):
     def _outward(self, points: npt.NDArray[Value]) -> npt.NDArray[Value]:
         free: npt.NDArray[Value] = points[..., ~self._fixed]
         return free
+
+
+class TiedGenesSpace(WrappedSpace):
+    """The recipes of another space in which some genes are equal; each such set is one gene of this space.
+
+    Parameters
+    ----------
+    inner
+        Any space.
+    ties
+        Patterns of the genes' names, in which ``*`` stands for any text, by the name of the joint gene.
+
+    Raises
+    ------
+    RecipeError
+        If a pattern fits fewer than two genes, two patterns fit one gene, or tied genes have other ranges.
+    """
+
+    def __init__(self, inner: SearchSpace, ties: Mapping[str, Sequence[str]]) -> None:
+        owners = np.full(inner.dimension, -1)
+        for number, (name, patterns) in enumerate(ties.items()):
+            place = f"space.tie.{name}"
+            found = [index for pattern in patterns for index in _called(pattern, inner.genes, place)]
+            if len(found) < 2:
+                raise RecipeError(
+                    f"{place}: only {inner.genes[found[0]].name} is called so; write a pattern of several"
+                )
+            for index in found:
+                if owners[index] >= 0:
+                    raise RecipeError(f"{place}: {inner.genes[index].name} is tied twice; name it in one tie")
+                owners[index] = number
+            _check_alike([inner.genes[index] for index in found], place)
+        firsts = [int(np.argmax(owners == number)) if number >= 0 else index for index, number in enumerate(owners)]
+        self._names = {firsts[int(np.argmax(owners == number))]: name for number, name in enumerate(ties)}
+        self._heads = np.unique(firsts)
+        """First gene of each set, in the inner space's order."""
+        self._set_of = np.searchsorted(self._heads, firsts)
+        super().__init__(inner)
+        self.genes = self._outer_genes(inner.starting_at(self._inward(self._means(inner.start))).genes)
+
+    def _outer_genes(self, genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
+        return tuple(replace(genes[head], name=self._names.get(head, genes[head].name)) for head in self._heads)
+
+    def _inward(self, points: Genotype) -> Genotype:
+        whole: Genotype = np.asarray(points, dtype=np.float64)[..., self._set_of]
+        return whole
+
+    def _outward(self, points: npt.NDArray[Value]) -> npt.NDArray[Value]:
+        heads: npt.NDArray[Value] = points[..., self._heads]
+        return heads
+
+    def _means(self, point: Genotype) -> Genotype:
+        """Return each set's mean, float64[G], exactly the common value if all are equal; of choices the first."""
+        return np.array(
+            [
+                point[head] if self.inner.genes[head].discrete or (own == own[0]).all() else own.mean()
+                for number, head in enumerate(self._heads)
+                for own in (point[self._set_of == number],)
+            ]
+        )
+
+    def encode(self, recipe: Recipe) -> Genotype:
+        """Return the genotype of the nearest recipe: tied genes have their mean."""
+        return self._means(self.inner.encode(self._undressed(recipe)))
+
+    def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
+        """Return which genes take part, bool[G]: those of which one member does."""
+        active = np.zeros(self.dimension, dtype=np.bool_)
+        active[self._set_of[self.inner.active(self._inward(genotype))]] = True
+        return active
+
+
+def _called(pattern: str, genes: Sequence[Gene], place: str) -> list[int]:
+    """Return the indices of the genes whose names fit a pattern; `RecipeError` if there is none."""
+    matches = re.compile(".*".join(map(re.escape, pattern.split("*")))).fullmatch
+    found = [index for index, gene in enumerate(genes) if matches(gene.name)]
+    if not found:
+        raise RecipeError(f"{place}: no gene is called '{pattern}'; write a name such as {genes[0].name}")
+    return found
+
+
+def _check_alike(genes: Sequence[Gene], place: str) -> None:
+    first = genes[0]
+    for gene in genes[1:]:
+        options = getattr(first, "options", None), getattr(gene, "options", None)
+        if (
+            type(gene) is not type(first)
+            or (gene.low, gene.high) != (first.low, first.high)
+            or options[0] != options[1]
+        ):
+            raise RecipeError(
+                f"{place}: {first.name} and {gene.name} have different ranges; tie genes that mean the same"
+            )
+
+
+class FoundedSpace(WrappedSpace):
+    """Another space whose first population has given points, besides its start and its own.
+
+    Parameters
+    ----------
+    inner
+        Any space.
+    founders
+        Its points, float64[G] each.
+    """
+
+    def __init__(self, inner: SearchSpace, founders: Sequence[Genotype]) -> None:
+        self._founders = tuple(founders)
+        super().__init__(inner)
+
+    def initial_population(self) -> tuple[Genotype, ...]:
+        """Return the start, the founders, and the inner space's own founders, each point once."""
+        points = (self.start.copy(), *self._founders, *self.inner.initial_population())
+        return tuple({point.tobytes(): point for point in points}.values())
 
 
 class RecipeSettingsSpace(WrappedSpace):

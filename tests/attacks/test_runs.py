@@ -12,6 +12,7 @@ from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Asked, LogError, Run, RunError, Told
 from evomerge.strategies import Candidate
 from fitness.results import Evaluation
+from tests.logs import reseal
 
 SECONDS = {"merge": 0.1, "score": 0.2, "wait": 0.0}
 
@@ -52,6 +53,17 @@ STATEMENTS = {
 def test_logs_that_were_tampered_with(statement, run, refused):
     connection = sqlite3.connect(run / "events.sqlite")
     connection.executescript(statement)
+    connection.close()
+    with refused(LogError, "events.sqlite"), Run.read(run) as opened:
+        RunHistory(opened.events())
+
+
+@pytest.mark.parametrize("statement", list(STATEMENTS.values())[:11], ids=list(STATEMENTS)[:11])
+def test_logs_whose_checksums_were_computed_again(statement, run, refused):
+    connection = sqlite3.connect(run / "events.sqlite")
+    connection.executescript(statement)
+    reseal(connection)
+    connection.commit()
     connection.close()
     with refused(LogError, "events.sqlite"), Run.read(run) as opened:
         RunHistory(opened.events())

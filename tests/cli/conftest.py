@@ -7,30 +7,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests import command
 from tests.zoo import ZOO, few_items
-
-
-@pytest.fixture(scope="session")
-def evomerge():
-    """Return a function that runs the command and returns its standard output, or its errors where it should fail."""
-    return command.evomerge
-
-
-@pytest.fixture
-def refuse(tmp_path):
-    """Return a check that the command refuses something in one line with these words."""
-
-    def refuse(*arguments, words, code=2):
-        found, _, err = command.run(*arguments, cwd=tmp_path)
-        message = err.strip()
-        assert found == code, message
-        assert len(message.splitlines()) == 1, message
-        for word in words:
-            assert word in message
-        return message
-
-    return refuse
 
 
 @pytest.fixture

@@ -36,6 +36,18 @@ def test_local_folders_become_absolute_and_hub_ids_stay(write, tmp_path):
     assert config.fitness.include_path == (str(tmp_path / "tasks"),)
 
 
+def test_a_model_that_is_dequantised(write, tmp_path):
+    (tmp_path / "fp8").mkdir()
+    expert = "{path: fp8, dequantize: true}"
+    config = load(write(MINIMAL.replace("org/expert", expert)))
+    assert config.models["expert"] == f"{tmp_path / 'fp8'}+dequantize"
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(config.to_yaml(), encoding="utf-8")
+    assert load(copy) == config
+    with pytest.raises(ConfigError, match=r"models.expert: unknown key 'dequantise'; did you mean 'dequantize'"):
+        load(write(MINIMAL.replace("org/expert", "{path: fp8, dequantise: true}")))
+
+
 def test_one_bound_of_a_range_may_be_set_alone(write):
     weight = load(write(MINIMAL), ["space.weight.high=3"]).space.weight
     assert (weight.low, weight.high) == (-0.5, 3.0)

@@ -17,6 +17,7 @@ from evomerge.strategies.base import Candidate
 from experiments.scale.chaos import Failed, Lives, outcome, wrong_answers
 from experiments.scale.processes import alive, busy_workers, descendants
 from fitness.results import Evaluation
+from tests.logs import reseal
 
 ROOT = Path(__file__).parent.parent.parent
 ITEMS = ("t/test/0", "t/test/1")
@@ -81,6 +82,7 @@ def test_recorded_events_that_vanish_or_change_are_noticed(tmp_path, damage):
     lives.check_log()
     with sqlite3.connect(lives.run / "events.sqlite") as database:
         database.execute(damage)
+        reseal(database)
     with pytest.raises(Failed, match="have changed"):
         lives.check_log()
 

@@ -23,9 +23,9 @@ def test_the_committed_results_are_what_the_check_gives(found):
 def test_the_settings_are_the_papers(found):
     parameters, stacked = found.values()
     assert parameters["parameters"] == 7_241_732_096
-    assert (parameters["genes"], parameters["population"], parameters["evaluations"]) == (18, 9, 1000)
+    assert (parameters["genes"], parameters["population"], parameters["evaluations"]) == (6, 9, 1000)
     slots, pairs = 3 * (2 * 32 - 2), (2 * 32 - 1) ** 2
-    assert stacked["genes"] == 18 + slots + pairs
+    assert stacked["genes"] == 6 + slots + pairs
     assert stacked["evaluations"] == 1000 + 100 * 128
 
 

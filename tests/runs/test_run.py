@@ -155,7 +155,7 @@ def test_a_full_disk_keeps_what_was_recorded(run):
 
 def test_an_uncommitted_event_is_not_seen(run):
     run._db.execute("BEGIN IMMEDIATE")
-    run._db.execute("INSERT INTO events (kind, at, data) VALUES ('reference', 0, '{}')")
+    run._db.execute("INSERT INTO events (kind, at, data, checksum) VALUES ('reference', 0, '{}', x'00')")
     with Run.read(run.path) as reader:
         assert list(reader.events()) == []
     run._db.execute("ROLLBACK")

@@ -8,7 +8,7 @@ from evomerge.runs.run import SCHEMA_VERSION, Asked, ReferenceScore, Run, Told
 from evomerge.strategies import Candidate
 from fitness.results import Evaluation
 
-VERSION = 2
+VERSION = 3
 TABLES = {
     "item_sets": "CREATE TABLE item_sets (id INTEGER PRIMARY KEY, items TEXT NOT NULL UNIQUE)",
     "events": """CREATE TABLE events (
@@ -19,7 +19,13 @@ TABLES = {
     data TEXT NOT NULL,         -- JSON
     genotype BLOB,              -- asked: float64, little-endian
     item_set INTEGER REFERENCES item_sets (id),
-    scores BLOB                 -- told, reference: float32, little-endian, one per item of the set
+    scores BLOB,                -- told, reference: float32, little-endian, one per item of the set
+    checksum BLOB NOT NULL      -- SHA-256 over the checksum before and this row
+)""",
+    "log_end": """CREATE TABLE log_end (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    events INTEGER NOT NULL,    -- how many there are
+    checksum BLOB NOT NULL      -- of the last one
 )""",
 }
 EVALUATION = {
@@ -61,6 +67,8 @@ def test_the_events_are_those_of_the_version(tmp_path):
         rows = run._db.execute("SELECT kind, candidate, data FROM events ORDER BY seq").fetchall()
         blobs = run._db.execute("SELECT genotype, item_set, scores FROM events ORDER BY seq").fetchall()
         sets = run._db.execute("SELECT id, items FROM item_sets").fetchall()
+        last = run._db.execute("SELECT checksum FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        assert run._db.execute("SELECT events, checksum FROM log_end").fetchall() == [(3, *last)]
     assert [(kind, candidate, json.loads(data)) for kind, candidate, data in rows] == ROWS
     assert blobs[0] == (genotype.astype("<f8").tobytes(), None, None)
     assert blobs[1] == blobs[2] == (None, 1, scores.astype("<f4").tobytes())

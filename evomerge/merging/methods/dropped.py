@@ -106,7 +106,8 @@ def places(source: SourceTensor) -> Tensor:
 
 @merge_method(
     "dare_linear",
-    differentiable=True,
+    min_models=0,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="by 1/density"),
@@ -132,7 +133,8 @@ def dare_linear(
 
 @merge_method(
     "dare_ties",
-    differentiable=True,
+    min_models=0,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="by 1/density"),
@@ -158,7 +160,8 @@ def dare_ties(
 
 @merge_method(
     "della_linear",
-    differentiable=True,
+    min_models=0,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="each entry by the inverse of its own probability"),
@@ -183,7 +186,8 @@ def della_linear(
 
 @merge_method(
     "della",
-    differentiable=True,
+    min_models=0,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="each entry by the inverse of its own probability"),

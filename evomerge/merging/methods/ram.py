@@ -53,13 +53,13 @@ class Shares(WholeTensorState):
         return (shared / own.clamp(min=epsilon)).tolist()
 
 
-@merge_method("ram", in_mergekit=True)
+@merge_method("ram", min_models=0, in_mergekit=True)
 def ram(block: Block, *, epsilon: SmallestChange) -> None:
     """Sum of the task vectors, an entry divided by the number of models that change it (arXiv:2601.13572)."""
     _reinforce(block, epsilon, None)
 
 
-@merge_method("ramplus_tl", in_mergekit=True, prepare_all=Shares)
+@merge_method("ramplus_tl", min_models=0, in_mergekit=True, prepare_all=Shares)
 def ramplus(
     block: Block,
     *,

@@ -27,3 +27,9 @@ def descending_ranks(values: Tensor) -> Tensor:
     """
     order = torch.argsort(values, descending=True)
     return at_sorted_places(order, torch.arange(order.numel(), dtype=torch.int32, device=order.device))
+
+
+def reversed_ascending_ranks(values: Tensor) -> Tensor:
+    """Return what `descending_ranks` does, with ties as in mergekit's `breadcrumbs`, which sorts upwards."""
+    order = torch.sort(values, descending=False).indices
+    return at_sorted_places(order, torch.arange(order.numel() - 1, -1, -1, dtype=torch.int32, device=order.device))

@@ -8,15 +8,16 @@ The order of operations is mergekit 0.1.5's at ``dtype: float32``. Deviations:
 
 * we compute in float32 whatever the recipe's `dtype` (see `linear`);
 * `whole_model` trims over the whole model, as the TIES authors do and mergekit cannot: the ⌊d·n⌋ largest entries of
-  all the model's tensors are kept, to within 1/4096 of the threshold's size;
-* breadcrumbs sorts equal magnitudes in another order than mergekit: entries tied at a threshold may differ.
+  all the model's tensors are kept, to within 1/4096 of the threshold's size.
 
+Entries of equal magnitude, which half precision has many of, are kept or cut as in mergekit, by the same sorting call.
 Where d·n + γ·n > n, fewer outliers are cut, so that d decides how many are kept, on tensors of any size; at d = 1
 all are. (mergekit before 0.1.5 kept nothing of tensors with γ·n < 1.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
@@ -38,7 +39,7 @@ from evomerge.merging.methods.parameters import (
     kept_fraction,
     required_weight,
 )
-from evomerge.merging.methods.ranking import descending_ranks
+from evomerge.merging.methods.ranking import descending_ranks, reversed_ascending_ranks
 from evomerge.merging.methods.registry import SourceModel, SourceTensor, merge_method
 
 TrimmedWeight: TypeAlias = Annotated[PerModel, required_weight(-0.5, 1.5, "Factor of the model's trimmed task vector.")]
@@ -97,13 +98,28 @@ class Ranks:
 
 
 def ranks(source: SourceTensor) -> Ranks:
-    """Rank a task vector's entries by magnitude."""
-    rank = descending_ranks(source.delta().abs_())
+    """Rank a task vector's entries by magnitude, ties as in `ties`."""
+    return _ranked(source, descending_ranks)
+
+
+def crumb_ranks(source: SourceTensor) -> Ranks:
+    """Rank a task vector's entries by magnitude, ties as in `breadcrumbs`."""
+    return _ranked(source, reversed_ascending_ranks)
+
+
+def _ranked(source: SourceTensor, order: Callable[[Tensor], Tensor]) -> Ranks:
+    rank = order(source.delta().abs_())
     return Ranks(rank, Magnitudes(rank, source))
 
 
 @merge_method(
-    "ties", differentiable=True, in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4
+    "ties",
+    min_models=0,
+    differentiable=("weight", "lambda"),
+    in_mergekit=True,
+    without_effect=(INT8_MASK,),
+    prepare=ranks,
+    prepared_bytes=4,
 )
 def ties(
     tensor: TensorContext,
@@ -128,7 +144,13 @@ def ties(
 
 
 @merge_method(
-    "breadcrumbs", differentiable=True, in_mergekit=True, without_effect=(INT8_MASK,), prepare=ranks, prepared_bytes=4
+    "breadcrumbs",
+    min_models=0,
+    differentiable=("weight", "lambda"),
+    in_mergekit=True,
+    without_effect=(INT8_MASK,),
+    prepare=crumb_ranks,
+    prepared_bytes=4,
 )
 def breadcrumbs(
     tensor: TensorContext,
@@ -150,10 +172,11 @@ def breadcrumbs(
 
 @merge_method(
     "breadcrumbs_ties",
-    differentiable=True,
+    min_models=0,
+    differentiable=("weight", "lambda"),
     in_mergekit=True,
     without_effect=(INT8_MASK,),
-    prepare=ranks,
+    prepare=crumb_ranks,
     prepared_bytes=4,
 )
 def breadcrumbs_ties(

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from evomerge.files.atomic import atomic_folder, check_place
 from evomerge.files.references import local_or_hub
+from evomerge.merging.checks.licences import licence
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.card import public_names
 from evomerge.merging.output.writer import MARGIN, OutputError, finite
 from evomerge.merging.sources.adapters import CONFIG, WEIGHTS, AdapterSource, Factors
 from evomerge.merging.sources.errors import CheckpointError
-from evomerge.merging.sources.licences import licence
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 

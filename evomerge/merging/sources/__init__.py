@@ -1,1 +1,1 @@
-"""Opening the models to merge: checkpoints, adapters and GGUF files, their vocabularies, and checks between them."""
+"""Opening the models to merge: checkpoints, adapters and GGUF files, and their vocabularies."""

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
-from evomerge.files.atomic import atomic_folder, disk_errors
-from evomerge.files.cache import ELSEWHERE, cache_folder
+from evomerge.files.cache import cache_folder, cached_folder
 from evomerge.files.hashing import sha256
 from evomerge.files.messages import reason
 from evomerge.merging.sources.architecture import empty_module, quiet
@@ -50,23 +48,16 @@ def converted(reference: str, cache: Path | None = None) -> Path:
     file = Path(reference).expanduser().resolve()
     root = cache or cache_folder("gguf")
     folder = root / f"{file.stem}-{sha256(file)[:16]}"
-    if folder.is_dir():
-        return folder
-    with disk_errors(root, ELSEWHERE):
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{folder.name}.lock"):
-            if not folder.is_dir():  # another process may have converted it meanwhile
-                _convert(reference, file, folder)
-    return folder
+    return cached_folder(folder, lambda temporary: _convert(reference, file, temporary))
 
 
 def _convert(reference: str, file: Path, folder: Path) -> None:
     dtype, has_head = _kinds(reference, file)
     module, tokenizer = _read(reference, file, tied=not has_head)
-    with atomic_folder(folder, elsewhere=ELSEWHERE) as temporary, quiet():
-        module.to(dtype).save_pretrained(temporary)
+    with quiet():
+        module.to(dtype).save_pretrained(folder)
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+            tokenizer.save_pretrained(folder)
 
 
 def _kinds(reference: str, file: Path) -> tuple[torch.dtype, bool]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from evomerge.merging.sources.adapters import AdapterSource, is_adapter, read_config
 from evomerge.merging.sources.aligned import align
 from evomerge.merging.sources.checkpoints import Checkpoint, locate
+from evomerge.merging.sources.dequantised import dequantised
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.gguf import converted, is_gguf
 from evomerge.merging.sources.source import Source, fingerprint
-from search_spaces.recipes.references import parts, spelled
+from search_spaces.recipes.references import adapted, is_dequantized, parts, spelled
 from search_spaces.recipes.token_rules import TokenRules
 
 
@@ -47,8 +50,42 @@ def open_sources(
     for name, reference in models.items():
         if name not in opened:
             opened[name] = open_source(reference, opened[base] if base is not None else None, shared)
-    opened = {name: opened[name] for name in models}
+    opened = _with_equal_heads({name: opened[name] for name in models})
     return opened if vocabulary is None else align(opened, vocabulary, base or next(iter(models)), tokens)
+
+
+def _with_equal_heads(opened: dict[str, Source]) -> dict[str, Source]:
+    """Return the models with heads of one form: all tied to the embeddings, or all matrices of their own.
+
+    Where only some are tied, all become tied if every head equals its embeddings; otherwise none is, and the head of a
+    tied model is a copy of its embeddings. No model computes anything else in its new form.
+    """
+    if len({source.outline.tied for source in opened.values()}) < 2:
+        return opened
+    apart = [source for source in opened.values() if not source.outline.tied]
+    tied = all(_head_is_embeddings(source) for source in apart)
+    changed: dict[Source, Source] = {}
+
+    def retied(source: Source) -> Source:
+        if source.outline.tied == tied:
+            return source
+        if source not in changed:
+            if isinstance(source, AdapterSource):
+                changed[source] = AdapterSource(source.reference, source.path, retied(source.base))
+            else:
+                assert isinstance(source, Checkpoint), "sources are aligned later"
+                changed[source] = source.retied(tied)
+        return changed[source]
+
+    return {name: retied(source) for name, source in opened.items()}
+
+
+def _head_is_embeddings(source: Source) -> bool:
+    head, embeddings = source.layout.head, source.outline.embeddings
+    if head is None or source.shape(head) != source.shape(embeddings):
+        return False
+    extra = [name for name in source.layout.final if name.startswith(head.removesuffix("weight")) and name != head]
+    return not extra and torch.equal(source.tensor(head), source.tensor(embeddings))
 
 
 def open_source(reference: str, base: Source | None = None, shared: dict[Path, Source] | None = None) -> Source:
@@ -73,8 +110,9 @@ def open_source(reference: str, base: Source | None = None, shared: dict[Path, S
     model, adapter = parts(reference)
     known = {} if shared is None else shared
     if adapter is not None:
-        return AdapterSource(reference, _adapter_folder(reference, adapter), _opened(model, known))
-    path = folder_of(model)
+        base_model = adapted(model, None, dequantize=is_dequantized(reference))
+        return AdapterSource(reference, _adapter_folder(reference, adapter), _opened(base_model, known))
+    path = _folder(reference)
     if not is_adapter(path):
         checkpoint = Checkpoint(reference, path)
         known.setdefault(path, checkpoint)
@@ -103,9 +141,16 @@ def folder_of(model: str) -> Path:
     return converted(model) if is_gguf(model) else locate(model)
 
 
+def _folder(reference: str) -> Path:
+    """Return the folder of a reference's model, dequantised where the reference asks for it."""
+    model = parts(reference)[0]
+    folder = folder_of(model)
+    return dequantised(model, folder) if is_dequantized(reference) else folder
+
+
 def _opened(model: str, known: dict[Path, Source]) -> Source:
     """Return the base of adapters, opened once."""
-    folder = folder_of(model)
+    folder = _folder(model)
     if is_adapter(folder):
         raise CheckpointError(
             f"{model}: it is an adapter, and an adapter needs a whole model as its base; name its base instead"
@@ -151,7 +196,7 @@ def _check_base(reference: str, path: Path, base: Source) -> None:
     folder = _local_base(path, named)
     if folder is None or not isinstance(named, str):
         return  # a hub id, or a folder that has moved: shapes are checked, and the preflight warns about other names
-    if not _holds_same(folder, base):
+    if _holds_same(folder, base) is False:
         raise CheckpointError(
             f"{reference}: the adapter was trained on {named}, whose weights are not those of {base.reference}; name "
             f"{named} as the base"
@@ -185,9 +230,15 @@ def _stem(reference: str) -> str:
     return reference.partition("@")[0].rstrip("/").rsplit("/", 1)[-1].lower()
 
 
-def _holds_same(folder: Path, checkpoint: Source) -> bool:
-    """Whether a folder holds a checkpoint's weights."""
-    return folder.resolve() == checkpoint.path or _weights(Checkpoint(str(folder), folder)) == _weights(checkpoint)
+def _holds_same(folder: Path, checkpoint: Source) -> bool | None:
+    """Whether a folder holds a checkpoint's weights; None where it cannot be opened, as a quantised model."""
+    if folder.resolve() in (checkpoint.path, folder_of(parts(checkpoint.reference)[0])):
+        return True
+    try:
+        named = Checkpoint(str(folder), folder)
+    except CheckpointError:
+        return None
+    return _weights(named) == _weights(checkpoint)
 
 
 def _weights(checkpoint: Source) -> object:

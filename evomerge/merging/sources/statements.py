@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from evomerge.files.messages import reason
@@ -18,110 +18,63 @@ from evomerge.merging.sources.architecture import quiet
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import read_json
 
-QUANTISERS = {
-    "aqlm": "AQLM",
-    "auto-round": "AutoRound",
-    "awq": "AWQ",
-    "bitnet": "BitNet",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed-tensors (W8A8, W4A16, FP8 or NVFP4)",
-    "fbgemm_fp8": "FBGEMM (FP8)",
-    "fp8": "FP8 with block scales",
-    "gptq": "GPTQ",
-    "modelopt": "NVIDIA ModelOpt",
-    "mxfp4": "MXFP4",
-    "torchao": "torchao",
-}
-"""Names for `quant_method`; other values are shown as they are."""
+TEXT_PARTS = (
+    "aria", "deepseek_vl", "exaone4_5", "gemma3", "got_ocr2", "idefics2", "idefics3", "internvl", "janus", "lfm2_vl",
+    "lighton_ocr", "llama4", "llava", "llava_next", "llava_next_video", "llava_onevision", "mistral3", "ovis2",
+    "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "smolvlm",
+    "video_llama_3", "video_llava", "vipllava",
+)  # fmt: skip
+"""Models whose text part, saved as a text model, gives the same logits for text: tested for each of them.
 
-# Values that transformers can turn into floats again when it loads the model.
-_ON_LOADING = {
-    "compressed-tensors": "CompressedTensorsConfig(run_compressed=False)",
-    "fp8": "FineGrainedFP8Config(dequantize=True)",
-    "mxfp4": "Mxfp4Config(dequantize=True)",
-}
-_QUANTISERS_OWN_FILES = {
-    "hf_quant_config.json": "modelopt",
-    "quant_config.json": "awq",
-    "quantize_config.json": "gptq",
-}
-_QUANTISED_KEY = re.compile(
-    r".*(\.(qweight|qzeros|scales|g_idx|SCB)|absmax|quant_map|quant_state\..*"
-    r"|weight(_packed|_scale|_scale_inv|_zero_point|_shape|_scale_2|_blocks|_scales)|_blocks|_scales"
-    r"|input_scale|k_scale|v_scale|weight_format)"
+Others may not do so: Cohere's vision models do not scale their logits as its text models do.
+"""
+
+_OTHER_HEADS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "RewardModel",
 )
+_WITH_IMAGE_POSITIONS = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+_TEXT_MODULE = re.compile(r"(^|\.)(?:language_model|text_model)\.")
+_BARE_TEXT = re.compile(r"(model\.)?(layers|embed_tokens|norm|lm_head)\.")
 _DECODERS_BY_DEFAULT = ("gpt_neox", "gpt_neox_japanese")  # their is_decoder is false, and they are decoders
 
 
-def quantiser(config: Mapping[str, Any]) -> str | None:
-    """Return the method that a configuration says the weights are quantised with; None when they are not."""
-    parts = [
-        config,
-        *(part for part in (config.get("text_config"), config.get("llm_config")) if isinstance(part, dict)),
-    ]
-    for part in parts:
-        for key in ("quantization_config", "compression_config"):
-            settings = part.get(key)
-            if not isinstance(settings, dict) or not settings:
-                continue
-            if settings.get("quant_method"):
-                return str(settings["quant_method"])
-            by_bits = any(settings.get(bits) for bits in ("load_in_4bit", "load_in_8bit"))
-            return "bitsandbytes" if by_bits else "a method that it does not name"
-    return None
-
-
-def refuse_quantised(reference: str, config: Mapping[str, Any]) -> None:
-    """Refuse weights that the configuration calls quantised: their entries are codes, and a merge needs values."""
-    method = quantiser(config)
-    if method is not None:
-        raise CheckpointError(
-            f"{reference}: its weights are quantised by {QUANTISERS.get(method, method)} (quantization_config in "
-            f"config.json), and a merge needs floating-point weights; {_remedy(method)}; if the weights are floats "
-            "already, remove quantization_config from config.json"
-        )
-
-
-def quantised_by_files(folder: Path, keys: list[str]) -> str | None:
-    """Return what shows that weights are quantised although config.json does not say so; None when nothing does."""
-    for name, method in _QUANTISERS_OWN_FILES.items():
-        if (folder / name).is_file():
-            return f"they are quantised by {QUANTISERS[method]} ({name}); {_remedy(method)}"
-    marks = sorted(key for key in keys if _QUANTISED_KEY.fullmatch(key))
-    if marks:
-        return f"{marks[0]} shows that they are quantised; {_remedy('')}"
-    return None
-
-
-def _remedy(method: str) -> str:
-    if method in _ON_LOADING:
-        how = f"from_pretrained(..., quantization_config={_ON_LOADING[method]})"
-        return f"name the model that was quantised, or dequantise it with {how} and save_pretrained()"
-    if method == "bitsandbytes":
-        return "name the model that was quantised, or dequantise it with model.dequantize() and save_pretrained()"
-    return "name the model that was quantised, or dequantise it with the quantiser's own tool"
-
-
 def refuse_other_models(reference: str, config: PretrainedConfig) -> None:
-    """Refuse configurations that do not describe a decoder-only text model."""
+    """Refuse configurations that do not describe a decoder-only text model, or one with such a part."""
     kind = config.model_type
-    if _reads_more_than_text(config):
-        if _text_decoder(config) is not None:
-            return
-        raise CheckpointError(
-            f"{reference}: {kind} reads images or sound, and transformers has no decoder for its text part alone; "
-            "name a decoder-only text model instead"
-        )
     has_field = hasattr(type(config), "is_decoder")
+    cure = "name a decoder-only text model instead"
     if getattr(config, "is_encoder_decoder", False):
         what = f"{kind} is an encoder with a decoder"
+    elif _reads_more_than_text(config):
+        if kind in TEXT_PARTS and _text_decoder(config) is not None:
+            return
+        what = f"{kind} reads more than text, and evomerge knows no decoder that computes the same as its text part"
+        cure = "name a decoder-only text model instead, such as its text part saved on its own"
     elif has_field and not config.is_decoder and kind not in _DECODERS_BY_DEFAULT:
         what = f"{kind} is an encoder, not a decoder"
     elif not getattr(config, "num_hidden_layers", None):
         what = f"{kind} has no num_hidden_layers"
+    elif (head := _other_head(config)) is not None:
+        what = f"{head} gives scores or classes, not text"
+        cure = "name the model that it was trained from"
     else:
         return
-    raise CheckpointError(f"{reference}: {what}; name a decoder-only text model instead")
+    raise CheckpointError(f"{reference}: {what}; {cure}")
+
+
+def _other_head(config: PretrainedConfig) -> str | None:
+    stated = config.architectures
+    named = [name for name in stated if isinstance(name, str)] if isinstance(stated, list | tuple) else []
+    return next((name for name in named if name.endswith(_OTHER_HEADS)), None)
 
 
 def text_part(config: PretrainedConfig, keys: Iterable[str]) -> PretrainedConfig | None:
@@ -145,16 +98,52 @@ def text_part(config: PretrainedConfig, keys: Iterable[str]) -> PretrainedConfig
     return own
 
 
+def text_name(key: str) -> str:
+    """Return a text tensor's name in a text model: ``model.language_model.norm.weight`` is ``model.norm.weight``."""
+    return _TEXT_MODULE.sub(r"\1", key, count=1)
+
+
+def is_text_name(key: str) -> bool:
+    """Whether a tensor of a vision-language or speech model belongs to its text part."""
+    return bool(_TEXT_MODULE.search(key) or _BARE_TEXT.match(key))
+
+
 def _text_decoder(config: PretrainedConfig) -> PretrainedConfig | None:
+    """Return a text model's configuration that computes what the text part of a larger model does on text alone."""
     try:
         part: PretrainedConfig = config.get_text_config()
     except ValueError:  # several text parts
         return None
-    return None if part is config or part.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else part
+    if part is config or getattr(part, "is_encoder_decoder", False):
+        return None
+    if part.model_type in _WITH_IMAGE_POSITIONS:
+        return _without_image_positions(part)
+    return part if part.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
+
+
+def _without_image_positions(part: PretrainedConfig) -> PretrainedConfig:
+    """Return Qwen's text model for its vision-language one.
+
+    Its rotary embedding takes a position in time, height and width; those of text are equal, which gives the common
+    embedding.
+    """
+    kind = CONFIG_MAPPING[_WITH_IMAGE_POSITIONS[part.model_type]]
+    values = part.to_dict()
+    rope = {key: value for key, value in values["rope_parameters"].items() if not key.startswith("mrope")}
+    known = {key: value for key, value in values.items() if key in kind().to_dict() and key != "model_type"}
+    # Qwen3-VL always divides the weights of a token's experts by their sum; the text model does so if told
+    known |= {"norm_topk_prob": True} if part.model_type == "qwen3_vl_moe_text" else {}
+    kept: PretrainedConfig = kind(**(known | {"rope_parameters": rope}))
+    return kept
 
 
 def _reads_more_than_text(config: PretrainedConfig) -> bool:
-    return any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config", "vision_encoder"))
+    if any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config", "vision_encoder")):
+        return True
+    try:
+        return config.get_text_config() is not config
+    except ValueError:  # several text parts
+        return True
 
 
 def usable_generation_config(reference: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from evomerge.merging.checks.preflight import check
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_source, open_sources
-from evomerge.merging.sources.preflight import check
 from evomerge.merging.sources.source import architecture_key, fingerprint
 from search_spaces.recipes.baselines import source_recipe
 from search_spaces.recipes.references import adapted

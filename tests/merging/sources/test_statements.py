@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
+from evomerge.merging.checks.preflight import check
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_source
-from evomerge.merging.sources.preflight import check
 from evomerge.merging.sources.statements import refuse_other_models
 
 WEIGHTS = "model.safetensors"
@@ -49,9 +49,9 @@ def change_tensors(folder: Path, change: Callable[[Tensors], object]) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quant_method": "fp8"}, r"quantised by FP8 with block scales .*FineGrainedFP8Config\(dequantize=True\)"),
+        ({"quant_method": "fp8"}, r"quantised by FP8 with block scales .*dequantise it with \{path: MODEL, dequantize"),
         ({"quant_method": "compressed-tensors"}, r"W8A8.*CompressedTensorsConfig\(run_compressed=False\)"),
-        ({"quant_method": "mxfp4"}, r"quantised by MXFP4 .*Mxfp4Config\(dequantize=True\)"),
+        ({"quant_method": "mxfp4"}, r"quantised by MXFP4 .*\(MODEL\+dequantize on the command line\)"),
         ({"quant_method": "gptq", "bits": 4}, r"quantised by GPTQ .*name the model that was quantised, or"),
         ({"quant_method": "awq"}, r"quantised by AWQ "),
         ({"load_in_4bit": True}, r"quantised by bitsandbytes .*model\.dequantize\(\)"),
@@ -157,7 +157,7 @@ def test_whole_model_and_adapter_in_one_folder_are_refused(folder: Path) -> None
         ("bert", r"bert is an encoder, not a decoder; name a decoder-only text model"),
         ("xlm-roberta", r"xlm-roberta is an encoder, not a decoder"),
         ("bart", r"bart is an encoder with a decoder; name a decoder-only text model"),
-        ("clip", r"clip reads images or sound, and transformers has no decoder for its text part alone; name a"),
+        ("clip", r"clip reads more than text, and evomerge knows no decoder that computes the same as its text"),
         ("mamba", None),
         ("gpt_neox", None),
     ],
@@ -169,6 +169,15 @@ def test_kinds_of_models(kind: str, message: str | None) -> None:
         return
     with pytest.raises(CheckpointError, match=f"^model: {message}"):
         refuse_other_models("model", config)
+
+
+@pytest.mark.parametrize(
+    "head", ["LlamaForSequenceClassification", "LlamaForTokenClassification", "LlamaForRewardModel"]
+)
+def test_heads_that_give_no_text_are_refused(folder: Path, head: str) -> None:
+    set_values(folder / "config.json", architectures=[head])
+    with pytest.raises(CheckpointError, match=rf"{head} gives scores or classes, not text; name the model that it was"):
+        Checkpoint.open(str(folder))
 
 
 @pytest.mark.parametrize("names", ["old", "new"])

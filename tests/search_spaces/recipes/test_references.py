@@ -1,7 +1,15 @@
 import pytest
 
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.references import adapted, format_reference, parse_reference, parts, spelled, with_parts
+from search_spaces.recipes.references import (
+    adapted,
+    format_reference,
+    is_dequantized,
+    parse_reference,
+    parts,
+    spelled,
+    with_parts,
+)
 
 
 @pytest.mark.parametrize("reference", ["org/name", "org/name@main", "/models/a", "./a", "~/a b"])
@@ -40,6 +48,32 @@ def test_an_adapter_on_a_model_is_held_apart_from_names_with_a_plus(written, mod
     assert with_parts(reference, str.upper) == adapted(model.upper(), adapter.upper())
 
 
+@pytest.mark.parametrize(
+    ("written", "reference"),
+    [
+        ({"path": "/m/a", "dequantize": True}, "/m/a+dequantize"),
+        ({"model": {"path": "org/a", "revision": "v1", "dequantize": True}}, "org/a@v1+dequantize"),
+        ("/m/a+dequantize", "/m/a+dequantize"),
+        ({"model": {"path": "a", "dequantize": True}, "lora": {"path": "b"}}, "a+dequantize+lora:b"),
+        ("a+dequantize+b", "a+dequantize+lora:b"),
+        ({"path": "/m/a", "dequantize": False}, "/m/a"),
+    ],
+)
+def test_a_model_that_is_dequantised(written, reference):
+    assert parse_reference(written, "m") == reference
+    assert is_dequantized(reference) == ("dequantize" in reference)
+    assert parts(reference)[0] == reference.partition("+")[0]
+    assert parse_reference(format_reference(reference), "m") == reference
+    upper = with_parts(reference, str.upper)
+    assert upper.replace("+DEQUANTIZE", "+dequantize").lower() == reference.lower()
+    assert is_dequantized(upper) == is_dequantized(reference)
+
+
+def test_what_is_typed_may_ask_for_floats():
+    assert spelled("a+dequantize", lambda path: False) == "a+dequantize"
+    assert spelled("a+dequantize+b", lambda path: False) == "a+dequantize+lora:b"
+
+
 def test_forms_of_one_adapted_model_are_equal():
     assert parse_reference({"model": "a", "lora": "b"}, "m") == parse_reference("a+b", "m")
     assert parse_reference({"model": {"path": "a"}, "lora": None}, "m") == "a"
@@ -72,6 +106,12 @@ def test_what_is_typed_stays_unless_it_is_a_model_and_an_adapter(text):
             "m: a local folder has no revision; remove 'revision: x'",
         ),
         ({"model": {"path": "a", "rev": "x"}}, "m: unknown key 'rev'; did you mean 'revision'"),
+        ({"path": "a", "dequantize": "yes"}, "m.dequantize: 'yes' is not true or false; write dequantize: true"),
+        (
+            {"path": "/m/a+dequantize"},
+            "m: '/m/a.dequantize' ends with '.dequantize'; write dequantize: true, or",
+        ),
+        ({"model": "a", "lora": {"path": "b", "dequantize": True}}, "m.lora: unknown key 'dequantize'"),
     ],
 )
 def test_what_is_no_reference(value, message):

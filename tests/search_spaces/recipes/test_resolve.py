@@ -4,6 +4,7 @@ import pytest
 
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.resolve import resolve
 
 EDGES = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
@@ -253,3 +254,22 @@ def test_layers_of_different_kinds_do_not_mix(layout):
     )
     with pytest.raises(RecipeError, match="layers 0 and 1 have different tensors; merge layers of one kind"):
         resolve(recipe, hybrid)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "breadcrumbs", "della", "sce", "ram"])
+def test_the_base_alone_is_the_base(method: str, layout: ModelLayout) -> None:
+    recipe = mergekit_yaml.build({"merge_method": method, "base_model": "base", "models": [{"model": "base"}]})
+    plans = resolve(recipe, layout)
+    assert [plan.name for plan in plans] == list(layout.tensors())
+    assert {(plan.method, plan.base, plan.contributions[0].model) for plan in plans} == {("passthrough", None, "base")}
+
+
+def test_an_optional_base_must_be_a_source_of_every_slice() -> None:
+    data = {
+        "merge_method": "nuslerp",
+        "base_model": "base",
+        "parameters": {"weight": 0.5},
+        "slices": [{"sources": [{"model": name, "layer_range": [0, 1]} for name in ("a", "b")]}],
+    }
+    with pytest.raises(RecipeError, match="the base is not among the sources"):
+        mergekit_yaml.build(data)

@@ -85,6 +85,69 @@ class TestFixedGenesOfGroups(TestFixedGenesOfMethods):
         pytest.skip("methods of layers are in no mergekit recipe: tested in test_method_groups")
 
 
+class Built(Spaces):
+    """A space as the search file's section describes it."""
+
+    config: ClassVar = {}
+
+    def space(self):
+        return build_space(CoefficientConfig(**self.config), self.context)
+
+
+class TestWholeModel(Built):
+    config: ClassVar = {"groups": "model", "method": "dare_ties"}
+
+    def one_gene(self):
+        """The scale of a sum of task vectors, as a sweep over it needs."""
+        config = {"groups": "model", "ranges": {"lambda": [0.0, 1.5]}, "fixed": {"weight": 1.0}}
+        return build_space(CoefficientConfig(**config), self.context)
+
+
+class TestGroups(Built):
+    config: ClassVar = {
+        "groups": {"early": ["embeddings", 0, "2"], "late": ["1", "3-3", "final"]},
+        "modules": ["q_proj", "norm", "other"],
+    }
+
+
+class TestSmooth(Built):
+    config: ClassVar = {
+        "groups": [["embeddings", 0], ["1-2"], [3, "final"]],
+        "smooth": True,
+        "modules": ["mlp", "other"],
+    }
+
+
+class TestSmoothAverages(Built):
+    config: ClassVar = {"method": "linear", "layers_per_group": 2, "smooth": True}
+
+    def test_children_of_one_parent_are_that_parent(self, subject):
+        pytest.skip("weights are divided by their sum: tested with those of other methods")
+
+
+class TestTies(Built):
+    config: ClassVar = {
+        "layers_per_group": 2,
+        "method": ["task_arithmetic", "ties", "slerp"],
+        "fixed": {"*.weight[final]": 0.5},
+        "tie": {"edges": ["ops.weight[embeddings]", "x.weight[embeddings]"], "inner density": "*.density[*"},
+    }
+
+    def one_gene(self):
+        return build_space(CoefficientConfig(tie=["*.weight[*]"]), self.context)
+
+
+class TestMasks(Built):
+    config: ClassVar = {"masks": "on_off", "layers_per_group": 2, "modules": ["attention", "other"]}
+
+
+class TestSignedMasksOfGroups(Built):
+    config: ClassVar = {"masks": "signed", "mask_scope": "layers", "layers_per_group": 2, "method": ["ties", "linear"]}
+
+    def test_children_of_one_parent_are_that_parent(self, subject):
+        pytest.skip("weights are divided by their sum: tested with those of other methods")
+
+
 class Mixtures(Spaces):
     config: ClassVar = {}
 
@@ -122,6 +185,14 @@ class TestSigned(Mixtures):
         two = dict(list(self.models.items())[:2])
         context = type(self.context)(two, self.layout, self.context.sizes)
         return MixtureConfig(kind="mixture", weights="signed", chunks=1).build(context)
+
+
+class TestTaskVectors(Mixtures):
+    config: ClassVar = {"relative_to": "base"}
+
+
+class TestTaskVectorsWithNoise(Mixtures):
+    config: ClassVar = {"relative_to": "base", "crossover": "slerp_per_segment", "noise": {"terms": 2, "sigma": 0.1}}
 
 
 class DataFlow(Spaces):

@@ -13,7 +13,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "coefficients.md").read_text(encodi
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["methods", "fisher", "informed search", "informed merge"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["groups", "methods", "fisher", "informed search", "informed merge"])
 def test_block(block):
     if "space" in block:
         assert CoefficientConfig(**block["space"])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -6,7 +8,7 @@ from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.mixture_table import Mixture
-from search_spaces.recipes.resolve import resolve
+from search_spaces.recipes.resolve import difference, resolve
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.mixture import MixtureConfig
 
@@ -263,3 +265,59 @@ def test_rounding_takes_the_mean_of_each_tensor(make, layout):
         weights = [part.parameters["weight"] for part in plan.contributions]
         np.testing.assert_allclose(weights, expected)
         assert plan.parameters["normalize"] is False
+
+
+@pytest.mark.parametrize("parts", [2, 1])
+def test_a_table_is_for_whole_models(make, parts):
+    recipe = make(chunks=3).decode(make(chunks=3).start)
+    (part,) = recipe.slices
+    later = replace(part, sources=tuple(replace(source, layer_range=(1, 4)) for source in part.sources))
+    with pytest.raises(RecipeError, match="it is for whole models; write one slice from layer 0"):
+        replace(recipe, slices=(part, part) if parts == 2 else (later,))
+
+
+# --- relative to the base ---
+
+
+def task_vectors(vectors):
+    base = vectors["base"]
+    moved = {name: {t: v - base[t] for t, v in own.items()} for name, own in vectors.items() if name != "base"}
+    return {"base": {t: np.zeros_like(v) for t, v in base.items()}, **moved}
+
+
+@pytest.mark.parametrize("crossover", ["slerp", "slerp_per_segment"])
+def test_children_relative_to_the_base_turn_task_vectors(make, vectors, crossover):
+    """The child's task vector is the interpolation of its parents' task vectors, by the angle between these."""
+    space = make(relative_to="base", crossover=crossover, chunks=11, weight={"low": -3, "high": 3}, split=False)
+    _, a, b, _, average = space.initial_population()
+    deltas = task_vectors(vectors)
+    for x, y in ((a, b), (a, average)):
+        child = space.crossover(x, y, np.random.default_rng(5))
+        ratio = drawn(make(split=False, chunks=11), 5)[0][0]
+        left, right, found = (flat(space, space.decode(point), deltas, None) for point in (x, y, child))
+        np.testing.assert_allclose(found, slerp(left, right, ratio), atol=1e-12)
+
+
+def test_founders_relative_to_the_base(make, models):
+    space = make(relative_to="base", chunks=3)
+    rows = [space.weights(point)[0].tolist() for point in space.initial_population()]
+    third = 1 / 3
+    assert rows == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [pytest.approx(0), third, third, third]]
+    assert space.weights(space.start)[0].tolist() == pytest.approx([0, third, third, third])
+    assert [gene.name for gene in space.genes[:3]] == ["ops[0]", "x[0]", "y[0]"]
+
+
+def test_weights_of_task_vectors_add_up_to_more_than_one(make, layout, models):
+    """Task arithmetic at full strength is a point of the space, exactly."""
+    space = make(relative_to="base", chunks="layers")
+    strong = mergekit_yaml.parse(
+        "merge_method: task_arithmetic\nbase_model: /m/base\nmodels:\n"
+        + "".join(f"  - {{model: {model}, parameters: {{weight: 0.9}}}}\n" for model in list(models.values())[1:])
+    )
+    assert space.weights(space.encode(strong))[0].tolist() == pytest.approx([-1.7, 0.9, 0.9, 0.9])
+    assert difference(strong, space.decode(space.encode(strong)), layout) is None
+
+
+def test_shares_are_not_weights_of_task_vectors():
+    with pytest.raises(ValidationError, match="simplex weights are not factors of task vectors; write weights: direct"):
+        MixtureConfig(relative_to="base", weights="simplex")

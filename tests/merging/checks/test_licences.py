@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from evomerge.merging.checks.licences import conflicts, kind_of, licence
 from evomerge.merging.sources.checkpoints import Checkpoint
-from evomerge.merging.sources.licences import conflicts, kind_of, licence
 
 
 @pytest.mark.parametrize(

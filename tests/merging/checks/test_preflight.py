@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from evomerge.merging.checks.behaviour import check_chat_template
+from evomerge.merging.checks.preflight import Report, check
 from evomerge.merging.sources.chat_templates import chat_template
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_sources
-from evomerge.merging.sources.preflight import Report, check, check_chat_template
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.merging.sources import similarity
+from evomerge.merging.checks import similarity
+from evomerge.merging.checks.preflight import check
+from evomerge.merging.checks.similarity import measure_similarity
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
-from evomerge.merging.sources.preflight import check
-from evomerge.merging.sources.similarity import measure_similarity
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 

@@ -1,0 +1,182 @@
+"""The code that a task's files run, found before any of it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import lm_eval
+import yaml
+from lm_eval.api import metrics as _registered  # noqa: F401  # fills the registry
+from lm_eval.api.registry import metric_registry
+
+from fitness.results import TaskError
+from fitness.tasks.messages import one_line
+
+INSTALLED = Path(lm_eval.__file__).resolve().parent
+"""lm-eval's own folder: its tasks are installed code."""
+LARGEST_FILE = 2_000_000
+"""Bytes of a task file that is read; lm-eval's longest has a quarter of that."""
+MOST_FILES = 500
+"""Python files beside a task's code that belong to it."""
+
+_FUNCTION = "!function"
+
+
+@dataclass(frozen=True)
+class TaskCode:
+    """Python code that loading and scoring a task would run.
+
+    Attributes
+    ----------
+    task
+        The task's name.
+    places
+        Files, functions of installed packages, and metrics of the `evaluate` library.
+    digest
+        SHA-256 of the task's YAML files and of all Python files in the folders that its code comes from; None where
+        these are too many to tell.
+    """
+
+    task: str
+    places: tuple[str, ...]
+    digest: str | None
+
+
+CodeCheck: TypeAlias = Callable[[TaskCode], None]
+"""Called with each task's code before it runs; raises to prevent that."""
+
+
+def allow(code: TaskCode) -> None:
+    """Let every task run its code: the user has named the task files."""
+
+
+def code_of(task: str, file: Path | None) -> TaskCode | None:
+    """Return what a task would run, from its YAML file and those that it includes; None if it runs nothing.
+
+    Raises
+    ------
+    TaskError
+        If a file cannot be read.
+    """
+    if file is None or _installed(file):
+        return None
+    found = _Files(task, file)
+    return TaskCode(task, tuple(dict.fromkeys(found.places)), found.digest()) if found.places else None
+
+
+def check_regular(task: str, file: Path) -> None:
+    """Refuse a task file that is none: reading a pipe or a device may never end.
+
+    Raises
+    ------
+    TaskError
+        If it is missing, not a regular file, or too large.
+    """
+    if not file.is_file():
+        raise TaskError(f"task {task!r}: {file} is not a file; name a YAML file")
+    if file.stat().st_size > LARGEST_FILE:
+        raise TaskError(f"task {task!r}: {file} is larger than {LARGEST_FILE:,} bytes; is it a task file?")
+
+
+class _Files:
+    """The files of one task: YAML read, Python listed."""
+
+    def __init__(self, task: str, file: Path) -> None:
+        self._task = task
+        self._hashed: dict[str, bytes] = {}
+        self._folders: dict[Path, None] = {}
+        self.places: list[str] = []
+        merged = self._read(file.resolve(), ())
+        if merged.get("process_results") is None:  # else its own code makes the metrics
+            self.places += [f"metric {name}" for name in _foreign_metrics(merged.get("metric_list"))]
+
+    def digest(self) -> str | None:
+        python = list(_python_files(self._folders))
+        if len(python) > MOST_FILES:
+            return None
+        hashed = hashlib.sha256()
+        contents = self._hashed | {name: path.read_bytes() for name, path in python}
+        for name, content in contents.items():
+            hashed.update(f"{name}\0{len(content)}\0".encode())
+            hashed.update(content)
+        return hashed.hexdigest()
+
+    def _read(self, file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+        """Return what a YAML file and those that it includes say, as lm-eval merges them."""
+        check_regular(self._task, file)
+        if file in above:
+            raise TaskError(f"task {self._task!r}: {file} includes itself; remove that include")
+        content = file.read_bytes()
+        try:
+            said = yaml.load(content, Loader=self._loader(file.parent))
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            raise TaskError(f"task {self._task!r}: {file} is not valid YAML ({one_line(error)}); correct it") from None
+        if not isinstance(said, dict):
+            raise TaskError(f"task {self._task!r}: {file} has no keys; correct it")
+        self._hashed[f"{len(self._hashed)}.yaml"] = content
+        included = said.pop("include", ())
+        merged: dict[str, Any] = {}
+        for other in included if isinstance(included, list) else [included] if included else []:
+            place = (file.parent / str(other)).resolve()
+            if not _installed(place):
+                merged |= self._read(place, (*above, file))
+        return merged | said
+
+    def _loader(self, folder: Path) -> type[yaml.SafeLoader]:
+        """Return a loader that notes functions and runs none."""
+
+        class Loader(yaml.SafeLoader):
+            pass
+
+        def function(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+            name = str(loader.construct_scalar(node))  # type: ignore[arg-type]
+            self._note(name, folder)
+            return f"{_FUNCTION} {name}"
+
+        Loader.add_constructor(_FUNCTION, function)
+        return Loader
+
+    def _note(self, name: str, folder: Path) -> None:
+        """Note a function as lm-eval finds it: in a Python file beside the YAML file, else in an installed module."""
+        module = name.rpartition(".")[0]
+        file = (folder / f"{module.replace('.', '/')}.py").resolve()
+        if file.is_file():
+            self.places.append(str(file))
+            self._folders[file.parent] = None
+        else:
+            self.places.append(name)
+
+
+def _python_files(folders: Mapping[Path, None]) -> Iterator[tuple[str, Path]]:
+    """Yield the Python files in and below some folders with names that do not depend on where the folders are."""
+    found = 0
+    for number, folder in enumerate(folders):
+        for place, inner, names in os.walk(folder):
+            inner[:] = sorted(name for name in inner if not name.startswith((".", "__pycache__")))
+            for name in sorted(names):
+                path = Path(place, name)
+                if name.endswith(".py") and path.is_file():
+                    yield f"{number}/{path.relative_to(folder)}", path
+                    found += 1
+            if found > MOST_FILES:
+                return
+
+
+def _foreign_metrics(metrics: Any) -> list[str]:
+    """Return the metrics that lm-eval would load as scripts of the `evaluate` library."""
+    named = [each for each in metrics if isinstance(each, dict)] if isinstance(metrics, list) else []
+    scripts = {str(each.get("metric")): each.get("hf_evaluate") is True for each in named}
+    return [
+        name
+        for name, script in scripts.items()
+        if script or not (name in metric_registry or name.startswith(_FUNCTION))
+    ]
+
+
+def _installed(file: Path) -> bool:
+    return file.resolve().is_relative_to(INSTALLED)

@@ -1,0 +1,76 @@
+"""Genes that turn experts on and off, or subtract them."""
+
+import numpy as np
+import pytest
+
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.resolve import resolve
+from search_spaces.spaces.layer_coefficients import CoefficientConfig
+from search_spaces.spaces.registry import build_space
+
+
+@pytest.fixture
+def make(context):
+    return lambda **config: build_space(CoefficientConfig(groups="model", **config), context)
+
+
+def weights(space, point, layout):
+    """Return the weights of the experts in the first and the last tensor."""
+    plans = resolve(space.decode(point), layout)
+    return [
+        [c.parameters["weight"] for c in plan.contributions if "/base" not in c.model]
+        for plan in plans[:: len(plans) - 1]
+    ]
+
+
+def test_masks_come_first_and_multiply_the_weights(make, layout):
+    space = make(masks="signed")
+    assert [gene.name for gene in space.genes[:4]] == ["ops.mask", "x.mask", "y.mask", "ops.weight[model]"]
+    masks = [gene.coordinate(option) for gene, option in zip(space.genes, ("minus", "off", "plus"), strict=False)]
+    assert weights(space, [*masks, 0.5, 0.6, 0.7], layout) == [[-0.5, 0.0, 0.7]] * 2
+
+
+def test_an_expert_that_is_off_keeps_its_inactive_weight(make):
+    space = make(masks="on_off")
+    point = np.array([space.genes[0].coordinate("off"), *space.start[1:3], 0.5, 0.6, 0.7])
+    assert space.active(point).tolist() == [True, True, True, False, True, True]
+    assert space.decode(point).hash == space.decode([*point[:3], 0.9, 0.6, 0.7]).hash
+
+
+def test_a_range_without_zero_can_be_turned_off(make, layout):
+    space = make(masks="on_off", weight={"low": 0.5, "high": 1.0})
+    off = space.genes[0].coordinate("off")
+    assert weights(space, [off, off, off, 0.5, 0.6, 0.7], layout) == [[0.0] * 3] * 2
+
+
+def test_averages_are_divided_over_the_experts_that_are_on(make, layout):
+    space = make(masks="on_off", method="linear")
+    off = space.genes[0].coordinate("off")
+    point = [off, *space.start[1:3], 0.0, 0.9, 0.3, 0.1]  # weights of base, ops, x, y
+    assert weights(space, point, layout)[0] == pytest.approx([0.0, 0.75, 0.25])
+
+
+def test_masks_of_groups(context, layout):
+    config = CoefficientConfig(groups=[["embeddings", "0-1"], ["2-3", "final"]], masks="on_off", mask_scope="layers")
+    space = build_space(config, context)
+    assert [gene.name for gene in space.genes[:6:3]] == [
+        "ops.mask[embeddings+layers 0-1]",
+        "ops.mask[layers 2-3+final]",
+    ]
+    point = np.array(space.start)
+    point[0] = space.genes[0].coordinate("off")
+    assert [own[0] for own in weights(space, point, layout)] == [0.0, 0.5]
+
+
+def test_encode_finds_who_is_off_and_who_is_subtracted(make):
+    space, plain = make(masks="signed", weight=[0.0, 1.0]), make(weight=[-1.0, 1.0])
+    point = space.encode(plain.decode([-0.5, 0.0, 0.25]))
+    assert [gene.value(x) for gene, x in zip(space.genes[:3], point, strict=False)] == ["minus", "off", "plus"]
+    assert space.decode(point).hash == plain.decode([-0.5, 0.0, 0.25]).hash
+
+
+def test_a_space_without_weights_has_nothing_to_turn_off(context):
+    two = dict(list(context.models.items())[:2])
+    config = CoefficientConfig(method="slerp", masks="on_off")
+    with pytest.raises(RecipeError, match=r"space\.masks: no weight is searched that a mask could turn off; remove it"):
+        build_space(config, type(context)(two, context.layout, context.sizes))
