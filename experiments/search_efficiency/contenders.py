@@ -10,7 +10,9 @@ __all__ = ["CONTENDERS", "DEFAULT", "DERIVATIVES", "FIELD", "STRATEGIES", "Conte
 
 Contender = Ours | Program
 
-DEFAULT = Ours("default", {"kind": "gradient", "then": {"kind": "cma_es"}})
+DEFAULT = Ours(
+    "default", {"kind": "gradient", "then": {"kind": "cma_es", "sigma": 0.05}}, items=25, fresh=True, founded=True
+)
 
 STRATEGIES = (
     Ours("gradient", {"kind": "gradient"}),

@@ -19,7 +19,8 @@ from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, Told
 from evomerge.search.loop import Search
 from evomerge.search.problem import largest_error
-from evomerge.strategies import AnyStrategy, StrategyConfig
+from evomerge.strategies import AnyStrategy, Strategy, StrategyConfig
+from evomerge.strategies.founded import Founded
 from evomerge.workers.inline import InlinePool
 from experiments.search_efficiency.metering import BudgetSpent, Curve, Meter
 from experiments.search_efficiency.problems import Problem
@@ -27,6 +28,7 @@ from fitness.estimation.evaluation_plan import EstimatedPlan, EvaluationPlan, Fi
 from fitness.estimation.subset import FreshItems, generator
 from fitness.items import positions_by_task
 from fitness.objectives import Objectives
+from search_spaces.spaces.space import Genotype
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Ours:
         Whether each generation answers other items.
     apart
         Whether each task is an objective of its own.
+    founded
+        Whether it begins with the sources, the baselines and the start, as a whole search does.
     tasks, most_genes
         What it is made for: problems with at least so many tasks and at most so many genes.
     """
@@ -54,6 +58,7 @@ class Ours:
     items: int = 50
     fresh: bool = False
     apart: bool = False
+    founded: bool = False
     tasks: int = 1
     most_genes: int = 10**9
     deterministic: ClassVar[bool] = False
@@ -61,7 +66,8 @@ class Ours:
     @property
     def settings(self) -> str:
         """What its results depend on, besides the program."""
-        return f"{json.dumps(dict(self.strategy))}, {self.items} {'fresh' if self.fresh else 'fixed'} items"
+        kind = "fresh" if self.fresh else "fixed"
+        return f"{json.dumps(dict(self.strategy))}, {self.items} {kind} items{', founded' * self.founded}"
 
     def search(self, problem: Problem, seed: int) -> Curve:
         """Search once until the problem's last checkpoint."""
@@ -71,7 +77,7 @@ class Ours:
         evaluations = -(-problem.checkpoints[-1] // fewest)
         noise = largest_error(problem.weights, {task: each for task in problem.weights})
         resolved = settings.resolved(problem.space, noise=noise, evaluations=evaluations)
-        strategy = resolved.build(problem.space, seed)
+        strategy = self._built(resolved, problem, seed)
         meter = Meter(problem)
 
         def note(history: RunHistory, told: Told) -> None:
@@ -93,6 +99,11 @@ class Ours:
                 Search(run, problem.space, strategy, budget, plan, note, steps).search(InlinePool(problem.worker))
         return meter.curve(self.name, seed)
 
+    def _built(self, resolved: StrategyConfig, problem: Problem, seed: int) -> Strategy:
+        if self.founded:
+            return Founded(problem.space, seed, resolved, founders(problem))
+        return resolved.build(problem.space, seed)
+
     def _plan(self, problem: Problem, each: int, seed: int) -> EvaluationPlan:
         objectives = Objectives(problem.weights, apart=self.apart)
         places = positions_by_task(problem.search_items)
@@ -103,6 +114,13 @@ class Ours:
             }
             return EstimatedPlan(problem.search_items, inputs, objectives, "mean", each, seed, rotate=True)
         return FixedItemsPlan(random_items(problem, each, seed), objectives)
+
+
+def founders(problem: Problem) -> list[Genotype]:
+    """Return the base, the experts, their mean, task arithmetic with 0.3 and the start, each point once."""
+    ones = np.ones(problem.space.dimension)
+    points = [0.0 * ones, *problem.experts, ones / len(problem.experts), 0.3 * ones, np.array(problem.space.start)]
+    return [np.array(point) for point in dict.fromkeys(tuple(point.tolist()) for point in points)]
 
 
 def random_items(problem: Problem, each: int, seed: int) -> tuple[str, ...]:

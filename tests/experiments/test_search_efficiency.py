@@ -20,7 +20,7 @@ from experiments.search_efficiency.ours import Ours, random_items
 from experiments.search_efficiency.problems import Problem, problem
 from experiments.search_efficiency.report import best_known, interval, median, reached, summary
 from experiments.search_efficiency.simulated import landscape
-from experiments.search_efficiency.smollm2 import GRID, Table
+from experiments.search_efficiency.smollm2 import Table
 
 
 def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +44,7 @@ def test_a_space_of_weights_reads_back_what_it_writes() -> None:
     assert np.array_equal(space.encode(space.decode(genotype)), genotype)
 
 
-def check_derivatives(subject: Problem, items: int = 8) -> None:
+def check_derivatives(subject: Problem, items: int = 60) -> None:
     """Compare a worker's derivatives with central differences of its loss."""
     asked = subject.search_items[:items]
     rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def check_derivatives(subject: Problem, items: int = 8) -> None:
         return -evaluation.objectives[0], np.array(evaluation.gradient)
 
     forward, backward = (step(at + sign * 1e-3 * direction)[0] for sign in (1, -1))
-    assert (forward - backward) / 2e-3 == pytest.approx(float(step(at)[1] @ direction), rel=1e-2, abs=1e-5)
+    assert (forward - backward) / 2e-3 == pytest.approx(float(step(at)[1] @ direction), rel=0.05)
 
 
 def test_derivatives_are_those_of_the_loss() -> None:
@@ -85,10 +85,12 @@ def test_halves_know_their_own_digits_and_their_mean_more() -> None:
 
 def test_a_table_gives_the_nearest_scores_and_interpolated_losses() -> None:
     rng = np.random.default_rng(0)
-    scores, losses = rng.integers(2, size=(7, 7, 8)).astype(float), rng.random((7, 7, 8))
+    scores, losses = rng.integers(2, size=(5, 7, 8)).astype(float), rng.random((5, 7, 8))
     table = Table(scores, losses)
-    assert np.array_equal(table.scores(np.array([GRID[2] + 0.1, GRID[5] - 0.1]), range(4)), scores[2, 5, :4])
-    assert table.losses(np.array([GRID[3], GRID[6]]), range(4))[0] == pytest.approx(losses[3, 6, :4])
+    assert np.array_equal(table.scores(np.array([0.6, 1.15]), range(4)), scores[2, 5, :4])
+    assert np.array_equal(table.scores(np.array([2.0, -0.5]), range(4)), scores[4, 0, :4])
+    assert table.losses(np.array([0.75, 1.5]), range(4))[0] == pytest.approx(losses[3, 6, :4])
+    assert table.losses(np.array([1.7, 0.25]), range(4))[0] == pytest.approx(losses[4, 1, :4])
     between = table.losses(np.array([0.125, 0.125]), range(4))[0]
     assert between == pytest.approx(losses[:2, :2, :4].mean(axis=(0, 1)))
 
@@ -113,7 +115,7 @@ def test_a_meter_counts_answers_and_keeps_the_guess_of_each_checkpoint() -> None
 def test_steps_and_candidates_of_ours_are_counted() -> None:
     curve = DEFAULT.search(landscape(24).until(1000), 0)
     assert 1000 <= curve.answers < 1050
-    assert curve.held_out[0] > landscape(24).held_out(np.array(landscape(24).space.start))
+    assert curve.held_out[-1] > landscape(24).held_out(np.array(landscape(24).space.start))
     fresh = Ours("fresh", {"kind": "random"}, items=20, fresh=True).search(landscape(24).until(250), 0)
     assert fresh.answers == 260
 
