@@ -16,6 +16,7 @@ from typing import Any
 
 from evomerge.config.load import load, load_mapping, load_recorded
 from evomerge.config.search_file import BudgetConfig, SearchConfig
+from evomerge.files.messages import PrintableFormatter
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Result
@@ -242,7 +243,7 @@ def _search(
 def _logged(path: Path) -> Iterator[None]:
     """Write what the search logs to a file, and not to the terminal."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     before = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -46,10 +46,10 @@ class GradientConfig(StrategyConfig):
     as_stage = False
 
     kind: Literal["gradient"] = "gradient"
-    steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = "auto"
     """Number of steps. `auto`: the whole budget, also a raised one; with `then`, 40 or half the budget, whichever
     is less."""
-    items: int = Field(default=25, ge=1)
+    items: int = Field(default=25, ge=1, le=1_000_000)
     """Fresh search items per task and step."""
     learning_rate: float = Field(default=0.02, gt=0, le=1)
     """Adam's step size, as a fraction of each gene's range."""

@@ -32,11 +32,11 @@ GENERATION = Module("fitness/scoring/generation.py", ("tests/fitness/scoring",))
 LISTED: tuple[tuple[Module, str, str], ...] = (
     (
         FINAL,
-        "asked = {item for identity in candidates for item in history.evaluation(identity).items}",
+        "asked = {item for identity in best for item in history.evaluation(identity).items}",
         "asked = set()",
     ),
-    (FINAL, "halve = self.problem.asks_few ", "halve = True "),
-    (FINAL, "recipes.append(mean.recipe)", "pass"),
+    (FINAL, "return len(self.history.answers(entry.recipe.hash, confirmed=False)) ==", "return -1 =="),
+    (FINAL, "entries += [mean] if mean is not None else []", "entries += []"),
     (FINAL, "zip(scored, recipes, rank == 0, strict=True) if on]", "zip(scored, recipes, rank == 0, strict=True)]"),
     (PREPARED, "return prepare, base, seed, *(", "return prepare, base, *("),
     (ENGINE, "plan.name, recipe.seed, recipe.calibration_text,", "plan.name, recipe.calibration_text,"),

@@ -70,8 +70,8 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
     reference = checkpoints[base]
     warnings: list[str] = []
     for name, checkpoint in checkpoints.items():
-        if checkpoint.tokenizer.files:
-            checkpoint.tokenizer.load()  # a merge copies it, and nobody reads it again before the model is used
+        if checkpoint.tokenizer.files and (checkpoint is reference or not reference.tokenizer.files):
+            checkpoint.tokenizer.load()  # the others are loaded to be compared
         if checkpoint is not reference:
             check_form(name, checkpoint, base, reference)
             check_tokenizers(name, checkpoint, base, reference)
@@ -168,7 +168,7 @@ def _check_shapes(name: str, checkpoint: Source, base: str, reference: Source) -
 
 _POLICY = (
     "set vocabulary: base, union, first or pad (in a recipe tokenizer_source: base or union, or evomerge: {vocabulary: "
-    "first} or {vocabulary: pad}), or resize one with "
+    "first} or {vocabulary: pad}; in init and inspect --vocabulary), or resize one with "
     "model.resize_token_embeddings()"
 )
 
@@ -196,7 +196,8 @@ def check_tokenizers(name: str, checkpoint: Source, base: str, reference: Source
                 f"{name}: its tokenizer calls row {place} {renamed[place]!r}, and that of {base} calls it "
                 f"{theirs[place]!r} ({len(renamed)} rows have other names); set vocabulary: pad to merge them row by "
                 f"row under the names of {base}, or vocabulary: first for those of the first model after {base} (in a "
-                "recipe evomerge: {vocabulary: pad} or {vocabulary: first})"
+                "recipe evomerge: {vocabulary: pad} or {vocabulary: first}; in init and inspect --vocabulary pad or "
+                "first)"
             )
     token = min(token for token in own.keys() | wanted.keys() if own.get(token) != wanted.get(token))
     raise CheckpointError(

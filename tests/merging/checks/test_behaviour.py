@@ -206,7 +206,7 @@ def test_renamed_tokens_merge_row_by_row_under_the_policies_that_the_message_nam
     with pytest.raises(
         CheckpointError,
         match=r"expert: its tokenizer calls row 9 '<\|im_start\|>', and that of base calls it 't9' .*vocabulary: pad "
-        r"to merge them row by row .*\(in a recipe evomerge: \{vocabulary: pad\} or \{vocabulary: first\}\)",
+        r"to merge them row by row .*\(in a recipe evomerge: \{vocabulary: pad\} or \{vocabulary: first\}; in init",
     ):
         check(open_sources(both, "base"), "base")
     for policy, name in (("pad", "t9"), ("first", "<|im_start|>")):

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evomerge.cli.failures import OURS
 from evomerge.cli.inspect import inspected
-from evomerge.cli.main import OURS
 from evomerge.cli.merge import merge
 from evomerge.merging.sources.open_sources import open_sources
 
