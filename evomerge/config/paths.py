@@ -26,12 +26,27 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
         _resolve_key(strategy, "warm_start", folder)
         if isinstance(strategy.get("warm_start"), dict):
             _resolve_key(strategy["warm_start"], "run", folder)
+        for section in (strategy, strategy.get("warm_start")):
+            _loss(section, folder)
     if isinstance(fitness, dict):
         paths = fitness.get("include_path")
         if isinstance(paths, list | str):
             fitness["include_path"] = [_local(path, folder) for path in ([paths] if isinstance(paths, str) else paths)]
         if isinstance(fitness.get("subset"), dict):
             _resolve_key(fitness["subset"], "item_bank", folder)
+
+
+def _loss(section: Any, folder: Path) -> None:
+    """Resolve the texts of a loss, in a search by gradients or in one that begins with gradients."""
+    if not isinstance(section, dict):
+        return
+    _loss(section.get("gradient"), folder)
+    loss = section.get("loss")
+    if isinstance(loss, dict):
+        _resolve_key(loss, "text", folder)
+        if isinstance(loss.get("text"), dict):
+            for name in loss["text"]:
+                _resolve_key(loss["text"], name, folder)
 
 
 def _space(space: dict[str, Any], folder: Path) -> None:
