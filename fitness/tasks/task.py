@@ -41,7 +41,8 @@ class LoadedTask:
         self.kind: str = task.OUTPUT_TYPE
         self.documents = Documents(task, self.name)
         self.prompts = Prompts(task, self.name, self.documents)
-        self.metric = choose_metric(task, self.name, self.documents, entry.metric)
+        metric = choose_metric(task, self.name, self.documents, entry.metric)
+        self.metric = replace(metric, sign=-1.0) if entry.lowered else metric
         self.scores = TaskScores(task, self.name, self.documents, self.prompts, self.metric)
 
     def description(self) -> str:
