@@ -6,7 +6,6 @@ It opens the models, builds the tasks, and scores the search's start once: how l
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ import yaml
 from evomerge.cli.evaluate import of_tasks
 from evomerge.cli.printing import duration, say
 from evomerge.config.errors import ConfigError
+from evomerge.config.genome import from_genome
 from evomerge.config.load import load_mapping
+from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
@@ -194,17 +195,11 @@ def _budget(problem: Problem) -> tuple[int, str]:
     return count, f"one takes {duration(seconds)} here, so that all take about {duration(count * seconds)}"
 
 
-def names_of(models: Sequence[str]) -> list[str]:
-    """Return short, distinct names: the folders' own, with a number where two are alike."""
-    names: list[str] = []
-    for model in models:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(model).name).strip("-").lower() or "model"
-        name, count = stem, 1
-        while name in names:
-            count += 1
-            name = f"{stem}-{count}"
-        names.append(name)
-    return names
+def init_from(genome: Path, output: Path, include_path: Sequence[Path]) -> None:
+    """Write the search file that means what a genome of mergekit-evolve means, and say what has no counterpart."""
+    for sentence in from_genome(genome, output, include_path):
+        say(sentence, stderr=True)
+    say(f"wrote {output}; next: evomerge plan {quote(str(output))}")
 
 
 def _reference(model: str) -> str:
