@@ -1,9 +1,9 @@
 """What `strategy: auto` means for one search: its strategy, and how many items a candidate is asked.
 
-The settings were chosen on the zoo's generation task, with 20 seeds (see `experiments/search_efficiency`): small first steps with
-few fresh items find more than large ones with many fixed items, and steps by gradients need the fewest answers of all
-(`experiments/quickstart`). Their result is the mean of many steps, so that evolution around it begins with still
-smaller steps: it is for what the loss does not stand for.
+The settings were chosen on the zoo's generation task: small first steps with few fresh items find more than large ones
+with many fixed items, and steps by gradients need the fewest answers of all (`experiments/search_efficiency`,
+`experiments/quickstart`). Their result is the mean of many steps, so that evolution around it begins with still smaller
+steps: it is for what the loss does not stand for.
 """
 
 from __future__ import annotations
