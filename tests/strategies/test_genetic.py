@@ -282,14 +282,15 @@ def test_bad_settings_are_refused(bad, message):
 
 
 def asked_by_turns(elite_again):
-    """Return a population of four, told on some items, then its second generation, told on others."""
+    """Return the best and the first population of a search whose generations answer other items."""
     strategy = GeneticConfig(population=4, elite=0.25).build(reals(2), 0)
     first = strategy.ask(4)
     strategy.tell([Evaluated(one.id, on("ab", 0.9 - one.id / 10)) for one in first])
+    strategy.tell([Evaluated(one.id, on("cd", 0.2)) for one in strategy.ask(20)])
     asked = strategy.ask(20)
     (again,) = [one for one in asked if one.kind == "again"]
     np.testing.assert_array_equal(again.genotype, first[0].genotype)
-    strategy.tell([Evaluated(one.id, elite_again if one is again else on("cd", 0.2)) for one in asked])
+    strategy.tell([Evaluated(one.id, elite_again if one is again else on("ef", 0.2)) for one in asked])
     return strategy.recommend(), [one.genotype for one in first]
 
 

@@ -119,7 +119,9 @@ def test_warm_up_auto():
         MapElitesConfig().build(RawWeights(3), 0)
 
 
-@pytest.mark.parametrize("config", [MapElitesConfig(warm_up=0), M2n2Config(archive=4, warm_up=0)])
+@pytest.mark.parametrize(
+    "config", [MapElitesConfig(warm_up=0, mutation=1.0), M2n2Config(archive=4, warm_up=0, mutation=1.0)]
+)
 def test_the_best_member_is_asked_again_and_a_lucky_score_does_not_stay(config):
     strategy = config.build(reals(2), 0)
     best = None
