@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from importlib import metadata
@@ -70,6 +70,7 @@ class Problem:
 
     def __init__(self, config: SearchConfig, *, scan: bool = True, task_code: CodeCheck = allow) -> None:
         self.config = config
+        check_workers(config)
         self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
@@ -298,6 +299,19 @@ def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> flo
 def _installed(packages: Sequence[str]) -> list[str]:
     """Return the packages that are installed; looking for each is faster than reading all installed names."""
     return [package for package in packages if any(metadata.distributions(name=package))]
+
+
+def check_workers(config: SearchConfig) -> None:
+    """Refuse workers that cannot start on this machine, where their kind can tell.
+
+    Raises
+    ------
+    WorkerError
+        If so.
+    """
+    check: Callable[[], None] | None = getattr(config.workers, "check", None)
+    if check is not None:
+        check()
 
 
 def _idle_workers(config: SearchConfig) -> list[str]:
