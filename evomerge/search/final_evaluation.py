@@ -53,6 +53,7 @@ class FinalEvaluation:
         self.run = run
         self.problem = problem
         self.history = search.history
+        self.plan = search.plan
         self.objectives = search.plan.objectives
         self.strategy = search.strategy
         self.scorer = RecordedScorer(run, search.history, pool)
@@ -114,7 +115,10 @@ class FinalEvaluation:
     def _choose(self) -> tuple[Entry, Entry | None, float]:
         """Return the found recipe, the strategy's own guess if it has one, and the found one's search score."""
         space, history = self.problem.space, self.history
-        candidates = history.ranking()[: self.problem.config.fitness.finalists]
+        told = history.scored()
+        judged = self.plan.judge_all([history.evaluation(identity) for identity in told])
+        ranking = history.ranking(dict(zip(told, judged, strict=True)))
+        candidates = ranking[: self.problem.config.fitness.finalists]
         guess = self.strategy.recommend()
         if not candidates and guess is None:
             raise SearchError(f"{self.run.path}: no candidate was scored; see log.txt for the reasons")

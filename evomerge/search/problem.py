@@ -31,8 +31,8 @@ from fitness.estimation.evaluation_plan import (
     EstimatedPlan,
     EvaluationPlan,
     FixedItemsPlan,
+    check_item_banks,
     estimator_inputs,
-    within_unit_interval,
 )
 from fitness.estimation.item_banks import ItemBanks
 from fitness.items import positions_by_task, task_of
@@ -95,6 +95,9 @@ class Problem:
         if config.strategy.items_per_step:
             self._check_gradients()
         self.item_banks = _item_banks(config.fitness)
+        if self.asks_few:
+            few = config.fitness.subset
+            check_item_banks(self._items_by_task(), self.item_banks, few.estimator, few.item_bank)
         self.held_out_items = self.suite.pool.held_out_ids()
 
     @cached_property
@@ -174,19 +177,21 @@ class Problem:
         }
         objectives = fitness.objectives_for(list(scored.values()))
         experts = [answers for name, answers in scored.items() if name != self.config.base]
-        estimator = few.estimator
-        if estimator == "auto":
-            estimator = "inherited" if all(within_unit_interval(answers) for answers in experts) else "mean"
+        estimator = "inherited" if few.estimator == "auto" else few.estimator
         rotate = few.rotates(estimator)
         if not self.asks_few or (estimator == "mean" and not rotate):
             return FixedItemsPlan(self.subset, objectives)
         assert few.items != "all"
-        places = positions_by_task(self.search_items)
-        tasks = {task: [self.search_items[at] for at in places[task]] for task in objectives.weights}
         inputs = {
-            task: estimator_inputs(task, items, experts, self.item_banks, estimator) for task, items in tasks.items()
+            task: estimator_inputs(task, items, experts, self.item_banks, estimator)
+            for task, items in self._items_by_task().items()
         }
         return EstimatedPlan(self.search_items, inputs, objectives, estimator, few.items, self.config.seed, rotate)
+
+    def _items_by_task(self) -> dict[str, list[str]]:
+        """Return the search items of each task, in the order of the tasks."""
+        places = positions_by_task(self.search_items)
+        return {task: [self.search_items[at] for at in places[task]] for task in self.suite.weights}
 
     @property
     def noise(self) -> float:
