@@ -110,8 +110,9 @@ class FitnessConfig(TasksConfig):
     candidate is stopped early."""
     finalists: int = Field(default=15, ge=1)
     """Number of candidates, those with the best search scores, from which the result is chosen, besides the strategy's
-    own guess; at least 1. Where candidates are asked only some items, the finalists answer further ones in rounds; each
-    round drops the worse half, and the last two answer all search items (sequential halving)."""
+    own guess, the sources, the baselines and the space's start; at least 1. Where candidates are asked only some items,
+    the finalists answer further ones in rounds; each round drops the worse half and those that are clearly worse, and
+    the last two answer all search items (sequential halving)."""
     objectives: Literal["weighted_sum", "per_task"] = "weighted_sum"
     """What strategies maximise. weighted_sum: one number. per_task: one objective per task, for multi-objective
     strategies; other strategies use the weighted sum."""

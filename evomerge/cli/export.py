@@ -8,17 +8,20 @@ from shlex import quote
 
 from evomerge.files.atomic import write_text
 from evomerge.runs.history import RunHistory
+from evomerge.runs.result import read_rows
 from evomerge.runs.run import Run, RunError
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.recipe import Recipe, RecipeError
 
 
-def export(path: Path, output: Path | None, rank: int | None, dialect: str, rounded: bool) -> None:
-    """Write the best recipe, or the candidate of a rank."""
+def export(
+    path: Path, output: Path | None, rank: int | None, dialect: str, rounded: bool, row: str | None = None
+) -> None:
+    """Write the best recipe, the candidate of a rank, or a row of the final table."""
     with Run.read(path) as run:
         history = RunHistory(run.events())
-    recipe = _best(path) if rank is None else _ranked(path, history, rank)
+    recipe = _chosen(path, history, rank, row)
     if dialect == "mergekit":
         recipe = _for_mergekit(recipe, rounded)
     text = mergekit_yaml.dump(recipe, f"exported from {path.name} by evomerge")
@@ -50,6 +53,12 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
     print(f"wrote {len(front)} recipes to {folder}", file=sys.stderr)
 
 
+def _chosen(path: Path, history: RunHistory, rank: int | None, row: str | None) -> Recipe:
+    if row is not None:
+        return _row(path, row)
+    return _best(path) if rank is None else _ranked(path, history, rank)
+
+
 def _nothing_yet(path: Path) -> RunError:
     return RunError(f"{path} has scored no candidate yet; wait, or go on with `evomerge resume {quote(str(path))}`")
 
@@ -74,6 +83,15 @@ def _ranked(path: Path, history: RunHistory, rank: int) -> Recipe:
     if rank > len(ranking):
         raise RunError(f"--rank {rank}: {path} has {len(ranking)} distinct scored recipes; give 1 to {len(ranking)}")
     return space_of(path).decode(history.asked[ranking[rank - 1]].candidate.genotype)
+
+
+def _row(path: Path, name: str) -> Recipe:
+    rows = read_rows(path)
+    if not rows:
+        raise RunError(f"--row {name}: {path} has no final table yet; go on with `evomerge resume {quote(str(path))}`")
+    if name not in rows:
+        raise RunError(f"--row {name}: the final table of {path} has no recipe of this name; write {', '.join(rows)}")
+    return rows[name]
 
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.open_sources import folder_of, open_sources
 from evomerge.merging.sources.source import Source
 from evomerge.workers.start import torch_device
-from search_spaces.recipes import mergekit_yaml
-from search_spaces.recipes.documents import Document, needed, read_documents
+from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.mergekit.documents import Document, needed, read_documents
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
 
@@ -36,11 +36,12 @@ def merge(
     within: Path | None = None,
     allow_unrelated: bool = False,
     intermediates: Path | None = None,
+    strict: bool = False,
 ) -> None:
     """Write the checkpoint of a recipe, or the adapter."""
     if rank is not None and not adapter:
         raise OutputError("--rank: only an adapter has a rank; add --adapter")
-    documents = read_documents(file)
+    documents = read(file, strict=strict)
     if len(documents) > 1:
         if adapter:
             raise OutputError(
@@ -64,6 +65,35 @@ def merge(
     )
 
 
+def read(file: Path, *, strict: bool = False) -> tuple[Document, ...]:
+    """Read a recipe's documents and warn of keys without effect, all at once; or refuse them.
+
+    Raises
+    ------
+    RecipeError
+        If the file is not a valid recipe, or it is `strict` and has such keys; a line for each.
+    """
+    passed_over: list[str] = []
+    try:
+        documents = read_documents(file, passed_over)
+    except RecipeError as error:
+        if strict and passed_over:
+            raise RecipeError("\n".join((*passed_over, str(error)))) from None
+        _warn(passed_over)
+        raise
+    if strict and passed_over:
+        raise RecipeError("\n".join((*passed_over, f"{file}: remove these keys, or merge without --strict")))
+    _warn(passed_over)
+    for document in documents:
+        _warn(f"{file}: {difference}" for difference in mergekit_export.differences(document.recipe))
+    return documents
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
 def merge_documents(
     documents: Sequence[Document],
     file: Path,
@@ -85,6 +115,9 @@ def merge_documents(
         if document is not last and document not in earlier:
             print(f"warning: {document.name} is not used by the last document and is left out", file=sys.stderr)
     check_place(out)
+    if intermediates is not None:
+        for document in earlier:
+            check_place(intermediates / str(document.name))
     for document in (*earlier, last):
         for model in document.recipe.models:
             with_parts(model, lambda part: part if part in names else str(folder_of(part)))  # before hours of merging
@@ -123,7 +156,10 @@ def open_recipe(
         If `within` is given and the recipe (its models and its calibration text), or an adapter of it, names a local
         path that does not lie in it, links followed; or if the file holds several documents.
     """
-    return _opened(_local(mergekit_yaml.read(file), file, within), file, within, allow_unrelated=allow_unrelated)
+    document, *others = read(file)
+    if others:
+        raise RecipeError(f"{file}: {mergekit_yaml.ONE_DOCUMENT.format(count=1 + len(others))}")
+    return _opened(_local(document.recipe, file, within), file, within, allow_unrelated=allow_unrelated)
 
 
 def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str | None] = ()) -> Recipe:
@@ -158,8 +194,7 @@ def _opened(
     base = recipe.donor
     averages = any(spec.name != "passthrough" for spec in recipe.specs)
     report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages)
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    _warn(report.warnings)
     return checkpoints, base, recipe.expanded(checkpoints[base].layout.num_layers)
 
 

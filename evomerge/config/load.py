@@ -19,7 +19,7 @@ from evomerge.config.paths import resolve_paths
 from evomerge.config.search_file import SearchConfig
 from evomerge.config.shorthands import expand
 from evomerge.plugins import load_plugins
-from search_spaces.recipes.mergekit_yaml import load_yaml
+from search_spaces.recipes.yaml_text import load_yaml
 from search_spaces.yaml_lines import line_of
 
 MAX_BYTES = 1_000_000

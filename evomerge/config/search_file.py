@@ -29,7 +29,7 @@ class BudgetConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     evaluations: int = Field(default=300, ge=1)
-    """Number of candidates to score."""
+    """Number of candidates to score, besides the founders: sources, baselines and the space's start."""
     hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Hours of searching, summed over all sessions of a run. None: no limit."""
 

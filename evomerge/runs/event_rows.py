@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from evomerge.strategies.base import Candidate, Genotype
+from evomerge.strategies.base import Candidate, CandidateKind, Genotype
 from fitness.results import Evaluation
 
 FIRST_CHECKSUM = hashlib.sha256(b"evomerge event log").digest()
@@ -70,7 +70,7 @@ class _Data(BaseModel):
 
 
 class _AskedData(_Data):
-    kind: Literal["sample", "mean", "gradient"]
+    kind: CandidateKind
     generation: int
     recipe: str
 

@@ -216,15 +216,17 @@ def _search(
         say(f"scoring the sources on {len(problem.search_items)} search items")
     history = RunHistory(run.events())
     plan = problem.evaluation_plan(RecordedScorer(run, history, pool))
-    done = len(history.told)
+    done = history.evaluations
 
     def notify(history: RunHistory, told: Told) -> None:
         trackers.told(history, told)
         if progress is not None:
             progress(Progress(history, budget, done))
 
-    step_items = partial(FreshItems(problem.search_items, problem.config.seed), problem.config.strategy.items_per_step)
-    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items)
+    per_step = problem.config.strategy.items_per_step
+    step_items = partial(FreshItems(problem.search_items, problem.config.seed), per_step) if per_step else None
+    spellings = problem.other_spellings()
+    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")

@@ -61,6 +61,8 @@ class CatCmaConfig(StrategyConfig):
 class CatCma(Strategy):
     """Synchronous: it learns from a generation when all its results are in."""
 
+    guess = "distribution mode"
+
     def __init__(self, space: SearchSpace, seed: int, config: CatCmaConfig) -> None:
         super().__init__(space, seed)
         self.config = config

@@ -78,6 +78,8 @@ class EdaConfig(StrategyConfig):
 class Eda(Strategy):
     """Synchronous: it learns from a generation when all its results are in."""
 
+    guess = "distribution mode"
+
     def __init__(self, space: SearchSpace, seed: int, config: EdaConfig) -> None:
         super().__init__(space, seed)
         self.config = config

@@ -99,10 +99,29 @@ def unchecked() -> Iterator[str]:
                 yield f"{page.relative_to(ROOT)}:{number}: {line.strip()}"
 
 
+SAID = {
+    "the command": r"python -m experiments",
+    "seeds": r"[Ss]eed",
+    "the machine": r"[Mm]achine",
+    "the date": r"20\d\d-\d\d-\d\d",
+    "what was tuned": r"tuned|picked|tried on",
+}
+"""What the README of an experiment with results says about how they were made."""
+
+
+def unsaid() -> Iterator[str]:
+    """Yield a line for each thing that an experiment's README leaves out about how its results were made."""
+    for folder in sorted({experiment.folder for experiment in experiments() if experiment.tables is not None}):
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        for what, pattern in SAID.items():
+            if not re.search(pattern, text):
+                yield f"{(folder / 'README.md').relative_to(ROOT)}: does not say {what}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what differs and what is unchecked; return 1 if there is any."""
     del arguments
-    wrong, loose = list(differences()), list(unchecked())
+    wrong, loose = [*differences(), *unsaid()], list(unchecked())
     for line in wrong:
         print(line)
     for line in loose:

@@ -20,6 +20,16 @@ def test_every_measurement_in_an_experiments_page_is_a_figure_or_given():
     assert [line for line in audit.unchecked() if not line.startswith(rewritten)] == []
 
 
+def test_every_experiment_says_how_its_results_were_made():
+    rewritten = (
+        "experiments/fitness_accuracy/",
+        "experiments/strategies/",
+        "experiments/quickstart/",
+        "experiments/sakana",
+    )
+    assert [line for line in audit.unsaid() if not line.startswith(rewritten)] == []
+
+
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     """Make the audit read one README of a folder of its own; return how to write it."""

@@ -33,7 +33,7 @@ from evomerge.merging.sources.statements import (
     usable_generation_config,
 )
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
-from evomerge.merging.sources.weight_files import FLOATS, WeightFiles
+from evomerge.merging.sources.weight_files import FLOATS, WeightFiles, is_there
 from search_spaces.recipes.layout import ModelLayout
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -196,7 +196,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.reference}: {error}") from error
 
     def _read_config(self, trust_remote_code: bool) -> PretrainedConfig:
-        if not (self.path / "config.json").is_file():
+        if not is_there(self.reference, self.path / "config.json"):
             raise CheckpointError(f"{self.reference}: the folder has no config.json; name a transformers checkpoint")
         try:
             values = read_json(self.path / "config.json")
@@ -308,7 +308,7 @@ class Checkpoint:
                 "set tie_word_embeddings to true in config.json if its head is the embedding matrix, or download the "
                 "model again"
             )
-        return "download the model again"
+        return "download the model again, or use the config.json that was saved with these weights"
 
     def _check_types(self) -> None:
         """Refuse weights that are not floating-point numbers: codes of a quantiser, truth values, complex numbers."""

@@ -53,7 +53,7 @@ CHANGES = {
 def test_the_interval_covers_and_the_error_stays_near_the_means(kind: str) -> None:
     errors, widths, plain = estimates(CHANGES[kind])
     assert (np.abs(errors) <= 1.96 * widths).mean() >= 0.8
-    assert np.abs(errors).mean() <= 1.3 * np.abs(plain).mean()
+    assert np.abs(errors).mean() <= 1.6 * np.abs(plain).mean()
 
 
 def test_a_candidate_like_its_parents_is_known_from_few_answers() -> None:
