@@ -25,12 +25,15 @@ class Benchmark:
         (row of the merge, rows of its parents), of a published list.
     named
         The same, of merges whose names or cards say their parents (`lineages.json`).
+    models
+        The rows' names; empty for simulated models.
     """
 
     name: str
     scores: np.ndarray
     merges: tuple[tuple[int, tuple[int, ...]], ...]
     named: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    models: tuple[str, ...] = ()
 
     @property
     def family(self) -> set[int]:
@@ -82,7 +85,7 @@ def _benchmark(
         )
         for listed in (merges, named)
     )
-    return Benchmark(name, responses.scores, known, others)
+    return Benchmark(name, responses.scores, known, others, responses.models)
 
 
 def simulate(seed: int = 0, items: int = 120, models: int = 500, merges: int = 8) -> list[Benchmark]:

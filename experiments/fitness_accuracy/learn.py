@@ -134,13 +134,13 @@ def all_merges(benchmark: Benchmark) -> tuple[tuple[int, tuple[int, ...]], ...]:
 def learn_from(
     benchmarks: Sequence[Benchmark],
     draws: Sequence[int],
-    keep: Callable[[Benchmark, int], bool] = lambda benchmark, row: True,
+    keep: Callable[[Benchmark, tuple[int, ...]], bool] = lambda benchmark, parents: True,
 ) -> Learnt:
-    """Learn from the merges (rows of a benchmark) for which `keep` holds, with these draws of calibrations."""
+    """Learn from the merges for whose benchmark and parents `keep` holds, with these draws of calibrations."""
     banked, bare = [], []
     for benchmark in benchmarks:
         for row, parents in all_merges(benchmark):
-            if not keep(benchmark, row):
+            if not keep(benchmark, parents):
                 continue
             answers, parent_TI = benchmark.scores[row], benchmark.scores[list(parents)]
             bare.append(Merge(answers, parent_TI, (), 1.0))
