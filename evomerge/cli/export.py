@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from shlex import quote
 
+from evomerge.cli.printing import say
 from evomerge.files.atomic import write_text
+from evomerge.files.messages import printable
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import read_rows
 from evomerge.runs.run import Run, RunError
@@ -24,12 +25,12 @@ def export(
     recipe = _chosen(path, history, rank, row)
     if dialect == "mergekit":
         recipe = _for_mergekit(recipe, rounded)
-    text = mergekit_yaml.dump(recipe, f"exported from {path.name} by evomerge")
+    text = mergekit_yaml.dump(recipe, f"exported from {printable(path.name)} by evomerge")
     if output is None:
         print(text, end="")
         return
     write_text(output, text)
-    print(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", file=sys.stderr)
+    say(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", stderr=True)
 
 
 def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
@@ -48,9 +49,9 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
         if dialect == "mergekit":
             recipe = _for_mergekit(recipe, rounded)
         values = ", ".join(f"{value:.4f}" for value in history.evaluation(identity).objectives)
-        header = f"candidate {identity} of {path.name}, search objectives {values}"
+        header = f"candidate {identity} of {printable(path.name)}, search objectives {values}"
         write_text(folder / f"{number}.yaml", mergekit_yaml.dump(recipe, header))
-    print(f"wrote {len(front)} recipes to {folder}", file=sys.stderr)
+    say(f"wrote {len(front)} recipes to {folder}", stderr=True)
 
 
 def _chosen(path: Path, history: RunHistory, rank: int | None, row: str | None) -> Recipe:
@@ -102,5 +103,5 @@ def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
         )
     recipe, given_up = mergekit_export.rounded(recipe)
     for sentence in given_up:
-        print(f"note: {sentence}", file=sys.stderr)
+        say(f"note: {sentence}", stderr=True)
     return recipe

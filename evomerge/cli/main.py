@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from evomerge.cli.failures import explained
+from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import check_place
-from evomerge.files.messages import one_line
+from evomerge.files.messages import PrintableFormatter
 from evomerge.version import VERSION
 
 app = typer.Typer(
@@ -22,7 +24,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-OURS = ("evomerge", "search_spaces", "fitness")
 SETTING_VERBS = ("plan", "search", "resume")
 SECTIONS = (
     "models", "space", "strategy", "fitness", "budget", "workers", "trackers", "adapters", "vocabulary",
@@ -76,16 +77,33 @@ def _root(
 
 @app.command()
 def init(
-    models: Annotated[list[str], typer.Option(help="The base model, then the experts.", show_default=False)],
-    tasks: Tasks,
+    models: Annotated[
+        list[str] | None, typer.Option(help="The base model, then the experts.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="Names of lm-eval tasks, one or more.", show_default=False)
+    ] = None,
     include_path: IncludePath = None,
     vocabulary: Vocabulary = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("search.yaml"),
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="GENOME", help="Instead of models and tasks: a file of mergekit-evolve."),
+    ] = None,
 ) -> None:
-    """Write a commented search file for these models and tasks."""
+    """Write a commented search file for these models and tasks, or for a genome of mergekit-evolve."""
+    if from_ is not None:
+        if models or tasks or vocabulary:
+            raise ConfigError("--from: the genome names models, tasks and tokenizer; leave these options out")
+        from evomerge.cli.init import init_from
+
+        return init_from(from_, output, include_path or [])
+    if not models or not tasks:
+        missing = "--models" if not models else "--tasks"
+        raise ConfigError(f"{missing}: write --models BASE EXPERT ... --tasks TASK ..., or --from GENOME")
     from evomerge.cli.init import init as run
 
-    run(models, tasks, include_path or [], output, vocabulary)
+    return run(models, tasks, include_path or [], output, vocabulary)
 
 
 @app.command()
@@ -351,18 +369,18 @@ def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
     arguments = _repeat_options(sys.argv[1:])
     debug = "--debug" in arguments
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
     try:
         app(args=arguments, prog_name="evomerge")
     except Exception as error:
         if debug:
             raise
-        if type(error).__module__.split(".")[0] in OURS:
-            for line in str(error).splitlines():
-                print(f"evomerge: {line}", file=sys.stderr)
-            sys.exit(2 if isinstance(error, ValueError) else 1)
-        print(f"evomerge: unexpected {one_line(error)}; `evomerge --debug ...` shows where", file=sys.stderr)
-        sys.exit(1)
+        lines, code = explained(error)
+        for line in lines:
+            print(f"evomerge: {line}", file=sys.stderr)
+        sys.exit(code)
 
 
 def _repeat_options(arguments: list[str]) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from evomerge.cli.printing import say
 from evomerge.files.atomic import check_place
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
@@ -56,10 +56,10 @@ def merge(
     engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
     if not adapter:
         write_checkpoint(engine, recipe, out)
-        print(f"wrote {out}")
+        say(f"wrote {out}")
         return
     written = write_adapter(engine, recipe, out, rank=rank)
-    print(
+    say(
         f"wrote {out}: an adapter of rank {written.rank}, {written.parameters:,} parameters; "
         f"the rank leaves out {written.error:.2%} of the merged task vectors (Frobenius norm)"
     )
@@ -91,7 +91,7 @@ def read(file: Path, *, strict: bool = False) -> tuple[Document, ...]:
 
 def _warn(sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        print(f"warning: {sentence}", file=sys.stderr)
+        say(f"warning: {sentence}", stderr=True)
 
 
 def merge_documents(
@@ -113,7 +113,7 @@ def merge_documents(
     *earlier, last = needed(documents)
     for document in documents:
         if document is not last and document not in earlier:
-            print(f"warning: {document.name} is not used by the last document and is left out", file=sys.stderr)
+            say(f"warning: {document.name} is not used by the last document and is left out", stderr=True)
     check_place(out)
     if intermediates is not None:
         for document in earlier:
@@ -131,12 +131,12 @@ def merge_documents(
             engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
             if document is last:
                 write_checkpoint(engine, recipe, out, documents=(*earlier, last))
-                print(f"wrote {out}")
+                say(f"wrote {out}")
             else:
                 assert document.name is not None
                 results[document.name] = str(write_checkpoint(engine, recipe, folder / document.name))
                 kept = f"wrote {folder / document.name}" if intermediates else f"merged {document.name}"
-                print(f"{kept}: {recipe.methods} of {', '.join(document.recipe.models)}")
+                say(f"{kept}: {recipe.methods} of {', '.join(document.recipe.models)}")
     finally:
         if intermediates is None:
             shutil.rmtree(folder, ignore_errors=True)

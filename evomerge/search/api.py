@@ -10,12 +10,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evomerge.config.load import load, load_mapping, load_recorded
 from evomerge.config.search_file import BudgetConfig, SearchConfig
+from evomerge.files.messages import PrintableFormatter
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Result
@@ -31,7 +31,6 @@ from evomerge.search.scoring_workers import start_pool
 from evomerge.search.task_trust import check_for, trusted
 from evomerge.search.warm_start import warm_start_override
 from evomerge.workers.base import Pool
-from fitness.estimation.subset import FreshItems
 from fitness.tasks.code import CodeCheck
 
 log = logging.getLogger("evomerge")
@@ -223,8 +222,7 @@ def _search(
         if progress is not None:
             progress(Progress(history, budget, done))
 
-    per_step = problem.config.strategy.items_per_step
-    step_items = partial(FreshItems(problem.search_items, problem.config.seed), per_step) if per_step else None
+    step_items = problem.step_items if problem.step_inputs is not None else None
     spellings = problem.other_spellings()
     search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings)
     say(
@@ -242,7 +240,7 @@ def _search(
 def _logged(path: Path) -> Iterator[None]:
     """Write what the search logs to a file, and not to the terminal."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     before = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -37,7 +37,7 @@ class StagedConfig(StrategyConfig):
     as_stage = False
 
     kind: Literal["staged"] = "staged"
-    evaluations: int = Field(default=150, ge=1)
+    evaluations: int = Field(default=150, ge=1, le=10_000_000)
     """Candidates of the first stage, fewer than `budget.evaluations`; the second stage gets the rest."""
     first: StageStrategy = CmaEsConfig()
     """Strategy for the parameter space, with its settings."""

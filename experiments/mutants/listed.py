@@ -32,7 +32,7 @@ GENERATION = Module("fitness/scoring/generation.py", ("tests/fitness/scoring",))
 LISTED: tuple[tuple[Module, str, str], ...] = (
     (
         FINAL,
-        "asked = {item for identity in candidates for item in history.evaluation(identity).items}",
+        "asked = {item for identity in best for item in history.evaluation(identity).items}",
         "asked = set()",
     ),
     (FINAL, "return len(self.history.answers(entry.recipe.hash, confirmed=False)) ==", "return -1 =="),

@@ -494,6 +494,8 @@ def dump(recipe: Recipe, header: str = "") -> str:
     _put_on_line(fields)
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
     text: str = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000)
+    if not text.replace("\n", "").isprintable():  # names with characters that a terminal would act on are escaped
+        text = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, width=1_000_000)
     return comment + text
 
 
