@@ -93,13 +93,7 @@ def posterior(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike) -> 
 
     value = (float(score_S.sum()) + middle) / items
     error = _bisect(inside, 0.95, 0.0, float(count)) / STANDARD_ERRORS / items
-    return Estimate(value, min(error, _largest_error(value, count / items)))
-
-
-def _largest_error(value: float, open_share: float) -> float:
-    """The largest standard deviation that a mean of this value can have, if only some scores are unknown."""
-    centre = min(max(value, 1e-3), 1 - 1e-3)
-    return open_share * math.sqrt(centre * (1 - centre))
+    return Estimate(value, error)
 
 
 def _explanations(candidate: _Candidate) -> Iterator[Explanation]:
@@ -138,7 +132,7 @@ def _by_design(
     known_K = np.einsum("kf,kfg,kg->k", slope_KF, covariance_KFF, slope_KF)
     # the delta method is too large for wide posteriors: a sum within [0, U] has at most this variance
     largest_K = mean_K * (p_KU.shape[1] - mean_K)
-    variance_K = np.minimum(known_K + spread_KU.sum(1), largest_K)
+    variance_K = np.minimum(largest_K, known_K + spread_KU.sum(1))
     log_weight_K = math.log(chance) + np.log(share_K) + found.log_evidence[0]
     for log_weight, mean, variance in zip(log_weight_K, mean_K, variance_K, strict=True):
         yield Explanation(float(log_weight), float(mean), float(variance))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitness.estimation import subset
+from fitness.estimation import EstimatorInputs, subset
 from fitness.estimation.irt import ItemBank, fit_2pl, fit_mirt, sigmoid
 from fitness.estimation.parent_prior import disagreement, learn, prior
 from fitness.estimation.posterior import posterior
@@ -145,6 +145,17 @@ def test_learning_from_candidates_moves_the_prior_to_them() -> None:
 def test_learning_from_nothing_changes_nothing() -> None:
     start = prior(ITEMS, related_answers(0, 2))
     assert learn(start, []) is start and learn(start, [([], [])]) is start
+
+
+def test_learning_follows_the_latest_candidates() -> None:
+    """A search that gets better leaves its first candidates behind."""
+    parents, chosen = related_answers(0, 2), np.arange(0, ITEMS, 10)
+    wrong, right = [(np.zeros(20), chosen)] * 32, [(np.ones(20), chosen)] * 32
+
+    def expected(evaluated) -> float:
+        return EstimatorInputs(ITEMS, parents=parents, evaluated=evaluated).prior.probability.mean()
+
+    assert expected(wrong + right) == expected(right) > expected(wrong) + 0.2
 
 
 @pytest.mark.parametrize("spread", [3.0, 10.0])
