@@ -224,7 +224,8 @@ def _search(
 
     step_items = problem.step_items if problem.step_inputs is not None else None
     spellings = problem.other_spellings()
-    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings)
+    founder_items = step_items if problem.step_windows is None else None  # a text gives no scores
+    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings, founder_items)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")
