@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from evomerge.search.scoring_workers import start_pool
 from evomerge.search.task_trust import check_for, trusted
 from evomerge.search.warm_start import warm_start_override
 from evomerge.workers.base import Pool
-from fitness.estimation.subset import FreshItems
 from fitness.tasks.code import CodeCheck
 
 log = logging.getLogger("evomerge")
@@ -224,10 +222,10 @@ def _search(
         if progress is not None:
             progress(Progress(history, budget, done))
 
-    per_step = problem.config.strategy.items_per_step
-    step_items = partial(FreshItems(problem.search_items, problem.config.seed), per_step) if per_step else None
+    step_items = problem.step_items if problem.step_inputs is not None else None
     spellings = problem.other_spellings()
-    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings)
+    founder_items = step_items if problem.step_windows is None else None  # a text gives no scores
+    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings, founder_items)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")

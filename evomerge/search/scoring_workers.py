@@ -58,7 +58,7 @@ def local_worker(problem: Problem, settings: WorkerSettings | None = None, share
         problem.suite,
         config.fitness.batch_size,
         config.fitness.max_length,
-        problem.space,
+        problem.step_inputs,
     )
     asked_first = problem.search_items if problem.needs_sources else problem.subset
     space = problem.space

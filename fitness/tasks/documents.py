@@ -44,7 +44,7 @@ class Documents:
 
     def items(self, split: str) -> tuple[Item, ...]:
         """Return all items of a split, in order."""
-        return tuple(Item.of(self._name, split, index, self._prompt(doc)) for index, doc in enumerate(self.of(split)))
+        return tuple(Item.of(self._name, split, index, self.question(doc)) for index, doc in enumerate(self.of(split)))
 
     def right_choice(self, doc: Document) -> int:
         """Return the index of a document's right choice; `NO_ANSWER` if it has none."""
@@ -105,11 +105,11 @@ class Documents:
         Few-shot documents may be written differently and have templates of their own.
         """
         try:
-            return prompt_key(self._prompt(doc))
+            return prompt_key(self.question(doc))
         except TaskError:
             return None
 
-    def _prompt(self, doc: Document) -> str:
+    def question(self, doc: Document) -> str:
         """Return a document's question without few-shot examples; items with equal questions count as the same."""
         try:
             text = self._task.doc_to_text(doc)
