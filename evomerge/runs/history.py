@@ -33,6 +33,8 @@ class RunHistory:
         Items asked in all.
     elapsed
         Seconds of searching, summed over all sessions.
+    earlier_looks
+        How often held-out items were scored, each time before the search went on.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
@@ -45,6 +47,8 @@ class RunHistory:
         self.cached = 0
         self.item_evaluations = 0
         self.elapsed = 0.0
+        self.earlier_looks = 0
+        self._looking = False  # since the last candidate, held-out items were scored
         self._seconds = no_seconds()
         self._open: dict[int, Asked] = {}
         self._generations: dict[int, list[int]] = {}  # ids by generation
@@ -122,6 +126,8 @@ class RunHistory:
         return [self.told[identity] for identity in self._generations.get(generation, ()) if identity in self.told]
 
     def _add_asked(self, event: Asked) -> None:
+        self.earlier_looks += self._looking
+        self._looking = False
         identity, generation = event.candidate.id, event.candidate.generation
         self.asked[identity] = self._open[identity] = event
         self._generations.setdefault(generation, []).append(identity)
@@ -154,6 +160,7 @@ class RunHistory:
 
     def _add_reference(self, event: ReferenceScore) -> None:
         key = event.purpose, event.recipe
+        self._looking |= event.purpose in ("held_out", "vote")
         known = (
             self.reference_scores.get(key) if event.purpose == "confirm" else None
         )  # a finalist's answers come in rounds

@@ -55,7 +55,7 @@ class FinalEvaluation:
         self.history = search.history
         self.objectives = search.plan.objectives
         self.strategy = search.strategy
-        self.scorer = RecordedScorer(run, search.history, pool)
+        self.scorer = RecordedScorer(run, search.history, pool, problem.recipe_hash)
 
     def evaluate(self) -> Result:
         """Confirm the finalists, choose one, score it on the held-out items; write `best.yaml` and `result.json`.
@@ -76,7 +76,7 @@ class FinalEvaluation:
         taken = next((entry for entry in alternatives if entry.name == verdict.recommended), found)
         result = Result(
             held_out=table(scored, weights),
-            best=taken.recipe.hash,
+            best=self.problem.recipe_hash(taken.recipe),
             evaluations=len(self.history.told),
             item_evaluations=self.history.item_evaluations,
             seconds=self.history.seconds,
@@ -84,11 +84,12 @@ class FinalEvaluation:
             selection_bias=search_score - held_out,
             search_items=self.history.search_items,
             verdict=verdict,
+            look=self.history.earlier_looks + 1,
         )
         evaluation = next(evaluation for entry, evaluation in scored if entry.name == taken.name)
         score = f"held-out score {evaluation.fitness:.4f} +- {evaluation.standard_error:.4f}"
         origin = "found by evomerge" if taken is found else f"{taken.name}, better than what evomerge found"
-        self.run.write("best.yaml", mergekit_yaml.dump(taken.recipe, f"{origin}, {score}"))
+        self.run.write("best.yaml", mergekit_yaml.dump(taken.recipe, f"{origin}, {score}\n{self.run.origin}"))
         self.run.write("result.json", result.to_json())
         return result
 

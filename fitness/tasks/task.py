@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 from lm_eval.api.task import ConfigurableTask
 
 from fitness.items import Item
+from fitness.overlap import Question
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
 from fitness.tasks.documents import Documents
@@ -44,12 +44,6 @@ class LoadedTask:
         self.metric = choose_metric(task, self.name, self.documents, entry.metric)
         self.scores = TaskScores(task, self.name, self.documents, self.prompts, self.metric)
 
-    def description(self) -> str:
-        """Return everything besides the model that this task's scores depend on, as JSON text."""
-        metric, shots, documents = self.metric, self.prompts.shots, self.documents.loaded
-        described = [self.name, self.kind, metric.name, metric.filter, shots, documents]
-        return json.dumps(described, sort_keys=True, default=str)
-
     def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
         """Return the requests for one item; they are built once, with the `chat_template` of the first call."""
         if self.metric.name not in OF_THE_RIGHT_ANSWER:
@@ -61,6 +55,21 @@ class LoadedTask:
                 f"{self.metric.name!r} needs: use another metric"
             )
         return (request,)
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        """Return the questions of some items of this task."""
+        return [
+            Question(item.key, self.documents.question(self.documents.of(item.split)[item.index]), item.id)
+            for item in items
+        ]
+
+    def shown_questions(self) -> list[Question]:
+        """Return the questions of the examples in the prompts built so far, as far as they have one."""
+        found = []
+        for key, document in self.prompts.shown.items():
+            if key:
+                found.append(Question(key, self.documents.question(document)))
+        return found
 
     def check_losses(self, items: Sequence[Item]) -> None:
         """Check that every item has a differentiable loss.

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evomerge.runs.history import RunHistory
-from evomerge.runs.result import ENSEMBLE_NOTE, Result
+from evomerge.runs.result import Result
 from evomerge.runs.run import Asked, Run
 from fitness.results import Evaluation
 
@@ -56,7 +56,7 @@ def render(path: Path) -> str:
     """
     with Run.read(path) as run:
         history = RunHistory(run.events())
-        packages = run.environment().get("packages", {})
+        packages = run.environment().packages
     result_file = path / "result.json"
     result = Result.read(result_file) if result_file.is_file() else None
     environment = Environment(
@@ -66,7 +66,6 @@ def render(path: Path) -> str:
         name=path.resolve().name,
         history=history,
         result=result,
-        ensemble_note=ENSEMBLE_NOTE,
         curve=_curve(history),
         width=WIDTH,
         height=HEIGHT,
@@ -74,7 +73,7 @@ def render(path: Path) -> str:
         failures=_failures(history),
         config=_quoted(path / "config.yaml"),
         recipe=_quoted(path / "best.yaml"),
-        packages=packages if isinstance(packages, dict) else {},
+        packages=packages,
     )
 
 
