@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-slow test-all lint install lock clean
+.PHONY: quickstart test test-slow test-all lint mutants install lock clean
 
 install: $(STAMP)
 
@@ -43,6 +43,11 @@ test-slow: $(STAMP)
 # Everything, once.
 test-all: $(STAMP)
 	$(PYTEST) --hypothesis-profile=thorough
+
+# Changes lines of the core one at a time and runs the tests on each: an hour or more, not in CI.
+mutants: $(STAMP)
+	$(BIN)/pip install -q cosmic-ray
+	$(BIN)/python -m experiments.mutants --go-on
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

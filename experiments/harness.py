@@ -1,7 +1,10 @@
-"""What all experiments share: arguments, the file of results, the tables of the README, and plots.
+"""What all experiments share: arguments, the file of results, the tables and figures of the README, and plots.
 
-An experiment is a folder with a ``results.json``, which only its command writes, and a README whose tables are made
-from that file. In the README each of these tables stands between the lines ``<!-- table -->`` and ``<!-- /table -->``.
+An experiment is a folder with a ``results.json``, which only its command writes, and a README whose tables and figures
+are made from that file. In the README each of these tables stands between the lines ``<!-- table -->`` and
+``<!-- /table -->``, and a figure within a sentence between ``<!-- figure NAME -->`` and ``<!-- / -->``. Other pages
+quote it as ``<!-- figure EXPERIMENT.NAME -->``. Numbers that follow from no results, such as published ones, stand
+between ``<!-- given -->`` and ``<!-- / -->``; ``python -m experiments.audit`` finds all others.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +42,8 @@ class Experiment:
         Key of a long list, which is written one element a line; None: every value has a line of its own.
     indent
         Spaces before the rest of the file's values; None: they share a line.
+    figures
+        Makes the figures of sentences from the results, by name; None: there are none.
     """
 
     folder: Path
@@ -48,6 +53,7 @@ class Experiment:
     marker: str = "table"
     rows: str | None = None
     indent: int | None = 1
+    figures: Callable[[Results], Mapping[str, str]] | None = None
 
     def parser(self, description: str | None, *, quick: str) -> ArgumentParser:
         """Return a parser with ``--quick`` and ``--out``.
@@ -101,7 +107,7 @@ class Experiment:
             (folder / self.file).write_text(self.text(results), encoding="utf-8")
 
     def publish(self, folder: Path | None, results: Results) -> None:
-        """Write the results, and their tables into the README in the same folder, if there is one."""
+        """Write the results, and their tables and figures into the README in the same folder, if there is one."""
         self.write(folder, results)
         if folder is not None and (folder / "README.md").exists():
             readme = folder / "README.md"
@@ -117,7 +123,7 @@ class Experiment:
         return f"{start}{empty[:-1]}\n  {lines}\n{' ' * (self.indent or 0)}]{end}\n"
 
     def filled(self, text: str, results: Results) -> str:
-        """Return a README's text with the tables that follow from the results.
+        """Return a README's text with the tables and figures that follow from the results.
 
         Raises
         ------
@@ -129,7 +135,8 @@ class Experiment:
         if places != len(tables):
             raise ValueError(f"{len(tables)} tables, but {places} places for them; {self._advice}")
         following = iter(tables)
-        return self._places.sub(lambda found: found["start"] + next(following) + found["end"], text)
+        text = self._places.sub(lambda found: found["start"] + next(following) + found["end"], text)
+        return with_figures(text, self.figures(results)) if self.figures is not None else text
 
     @property
     def _places(self) -> re.Pattern[str]:
@@ -139,6 +146,25 @@ class Experiment:
     @property
     def _advice(self) -> str:
         return f"put the lines <!-- {self.marker} --> and <!-- /{self.marker} --> around each"
+
+
+FIGURE = re.compile(r"(?P<start><!-- figure (?P<name>[\w.-]+) -->)(?P<figure>.*?)(?P<end><!-- / -->)", re.DOTALL)
+"""A figure in a page."""
+
+
+def with_figures(text: str, figures: Mapping[str, str]) -> str:
+    """Return a page's text with these figures in their places; places with other names stay as they are."""
+    return FIGURE.sub(lambda found: found["start"] + figures.get(found["name"], found["figure"]) + found["end"], text)
+
+
+def mean_and_error(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+    """Return ``mean ± standard error`` of some runs, times `scale`; the mean alone for a single run."""
+    numbers = [scale * value for value in values]
+    mean = sum(numbers) / len(numbers)
+    if len(numbers) == 1:
+        return f"{mean:.{digits}f}"
+    error = (sum((x - mean) ** 2 for x in numbers) / (len(numbers) - 1) / len(numbers)) ** 0.5
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 @contextmanager

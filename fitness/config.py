@@ -32,7 +32,7 @@ class EstimatorName:
 class SubsetConfig(Section):
     """How many of the search items each candidate is asked, and how its full score is estimated from them."""
 
-    items: Annotated[int, Field(ge=1, strict=True)] | Literal["all"] = "all"
+    items: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | Literal["all"] = "all"
     """Search items per task and candidate, at least 1; or all."""
     estimator: Annotated[str, EstimatorName()] = "auto"
     """How the score on all search items is estimated from the answers. mean: their mean. inherited: the answers of the
@@ -85,7 +85,7 @@ class RacingConfig(Section):
     error: float = Field(default=0.05, gt=0, lt=1)
     """Accepted probability of stopping a given candidate that belongs to the best `keep`, in (0, 1). For strategies
     with an archive (m2n2, map_elites): the accepted share of stopped candidates that would have entered it."""
-    block: int = Field(default=8, ge=1)
+    block: int = Field(default=8, ge=1, le=1_000_000)
     """Items per task between two checks; at least 1. The candidate's model is merged again for each block."""
     keep: float = Field(default=0.5, gt=0, le=1)
     """Fraction of a generation that the strategy uses: CMA-ES updates from the better half. Strategies with an archive
@@ -108,18 +108,19 @@ class FitnessConfig(TasksConfig):
     racing: RacingConfig | None = None
     """Ask a generation's candidates in blocks of items, and stop those that are clearly not among the best. None: no
     candidate is stopped early."""
-    finalists: int = Field(default=15, ge=1)
+    finalists: int = Field(default=15, ge=1, le=10_000)
     """Number of candidates, those with the best search scores, from which the result is chosen, besides the strategy's
-    own guess; at least 1. Where candidates are asked only some items, the finalists answer further ones in rounds; each
-    round drops the worse half, and the last two answer all search items (sequential halving)."""
+    own guess, the sources, the baselines and the space's start; at least 1. Where candidates are asked only some items,
+    the finalists answer further ones in rounds; each round drops the worse half and those that are clearly worse, and
+    the last two answer all search items (sequential halving)."""
     objectives: Literal["weighted_sum", "per_task"] = "weighted_sum"
     """What strategies maximise. weighted_sum: one number. per_task: one objective per task, for multi-objective
     strategies; other strategies use the weighted sum."""
     normalize: Literal["none", "best_source"] = "none"
     """best_source: divide each task's score by the best source's score on it before weighting."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=100_000)
     """Sequences per forward pass; at least 1."""
-    max_length: int | None = Field(default=None, ge=2)
+    max_length: int | None = Field(default=None, ge=2, le=100_000_000)
     """Longest sequence in tokens; longer prompts are cut at the left. None: what the model allows."""
 
     @model_validator(mode="after")

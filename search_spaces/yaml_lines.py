@@ -7,19 +7,22 @@ from typing import Any
 
 import yaml
 
+_NULL = "tag:yaml.org,2002:null"
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def line_of(text: str, keys: Sequence[str | int]) -> int | None:
+def line_of(text: str, keys: Sequence[str | int], document: int = 0) -> int | None:
     """Return the line, counted from 1, on which a key path stands.
 
     Parameters
     ----------
     text
-        One YAML document, known to be of moderate size and nesting.
+        YAML, known to be of moderate size and nesting.
     keys
         Mapping keys and list positions from the top. Where the document ends before the path does, the line is that of
         the last part that is there.
+    document
+        Which of the documents in `text`, empty ones not counted.
 
     Returns
     -------
@@ -27,9 +30,10 @@ def line_of(text: str, keys: Sequence[str | int]) -> int | None:
         None if the document holds nothing of the path, or is not YAML.
     """
     try:
-        node = yaml.compose(text, Loader=_SafeLoader)
+        nodes = [node for node in yaml.compose_all(text, Loader=_SafeLoader) if node.tag != _NULL]
     except yaml.YAMLError:
         return None
+    node = nodes[document] if document < len(nodes) else None
     line = None
     for key in keys:
         found = _child(node, key)

@@ -29,6 +29,7 @@ ORDER = (
     "evomerge.merging.sources",
     "evomerge.merging.checks",
     "evomerge.merging.engine",
+    "evomerge.merging.derivatives",
     "evomerge.merging.output",
     "evomerge.strategies",
     "evomerge.runs",

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from shlex import quote
 
+from evomerge.cli.printing import say
 from evomerge.files.atomic import write_text
+from evomerge.files.messages import printable
 from evomerge.runs.history import RunHistory
+from evomerge.runs.result import read_rows
 from evomerge.runs.run import Run, RunError
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.recipe import Recipe, RecipeError
 
 
-def export(path: Path, output: Path | None, rank: int | None, dialect: str, rounded: bool) -> None:
-    """Write the best recipe, or the candidate of a rank."""
+def export(
+    path: Path, output: Path | None, rank: int | None, dialect: str, rounded: bool, row: str | None = None
+) -> None:
+    """Write the best recipe, the candidate of a rank, or a row of the final table."""
     with Run.read(path) as run:
         history = RunHistory(run.events())
-    recipe = _best(path) if rank is None else _ranked(path, history, rank)
+    recipe = _chosen(path, history, rank, row)
     if dialect == "mergekit":
         recipe = _for_mergekit(recipe, rounded)
-    text = mergekit_yaml.dump(recipe, f"exported from {path.name} by evomerge")
+    text = mergekit_yaml.dump(recipe, f"exported from {printable(path.name)} by evomerge")
     if output is None:
         print(text, end="")
         return
     write_text(output, text)
-    print(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", file=sys.stderr)
+    say(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", stderr=True)
 
 
 def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
@@ -45,9 +49,15 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
         if dialect == "mergekit":
             recipe = _for_mergekit(recipe, rounded)
         values = ", ".join(f"{value:.4f}" for value in history.evaluation(identity).objectives)
-        header = f"candidate {identity} of {path.name}, search objectives {values}"
+        header = f"candidate {identity} of {printable(path.name)}, search objectives {values}"
         write_text(folder / f"{number}.yaml", mergekit_yaml.dump(recipe, header))
-    print(f"wrote {len(front)} recipes to {folder}", file=sys.stderr)
+    say(f"wrote {len(front)} recipes to {folder}", stderr=True)
+
+
+def _chosen(path: Path, history: RunHistory, rank: int | None, row: str | None) -> Recipe:
+    if row is not None:
+        return _row(path, row)
+    return _best(path) if rank is None else _ranked(path, history, rank)
 
 
 def _nothing_yet(path: Path) -> RunError:
@@ -76,6 +86,15 @@ def _ranked(path: Path, history: RunHistory, rank: int) -> Recipe:
     return space_of(path).decode(history.asked[ranking[rank - 1]].candidate.genotype)
 
 
+def _row(path: Path, name: str) -> Recipe:
+    rows = read_rows(path)
+    if not rows:
+        raise RunError(f"--row {name}: {path} has no final table yet; go on with `evomerge resume {quote(str(path))}`")
+    if name not in rows:
+        raise RunError(f"--row {name}: the final table of {path} has no recipe of this name; write {', '.join(rows)}")
+    return rows[name]
+
+
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
     obstacles = mergekit_export.obstacles(recipe)
     if obstacles and not rounded:
@@ -84,5 +103,5 @@ def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
         )
     recipe, given_up = mergekit_export.rounded(recipe)
     for sentence in given_up:
-        print(f"note: {sentence}", file=sys.stderr)
+        say(f"note: {sentence}", stderr=True)
     return recipe

@@ -11,6 +11,7 @@ from shlex import quote
 import yaml
 
 from evomerge.cli.evaluate import of_tasks
+from evomerge.cli.printing import say
 from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import write_text
 from evomerge.files.references import local_or_hub
@@ -38,13 +39,19 @@ fitness:
 {include}  subset: 100  # search items per task and candidate, or `all`
   held_out: 0.5  # kept for the final table: a fraction, or the name of another split
   # allow_test_split: true  # needed if a task has only a test split
-budget: {evaluations}  # candidates to score
+{vocabulary}budget: {evaluations}  # candidates to score
 out_dtype: bfloat16
 seed: 0
 """
 
 
-def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Path], output: Path) -> None:
+def init(
+    models: Sequence[str],
+    tasks: Sequence[str],
+    include_path: Sequence[Path],
+    output: Path,
+    vocabulary: str | None = None,
+) -> None:
     """Write the file after opening the models and checking that they can be merged."""
     if len(models) < 2:
         raise ConfigError("--models: name the base and at least one expert: --models BASE EXPERT")
@@ -56,7 +63,7 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
         if references.count(reference) > 1:
             raise ConfigError(f"--models: {reference} is named twice; name each model once")
     names = names_of(models)
-    checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0])
+    checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0], vocabulary=vocabulary)
     preflight.check(checkpoints, names[0], scan=False)
     of_tasks(tasks, include_path, split=None)  # checks that they exist
     num_layers, experts = checkpoints[names[0]].layout.num_layers, len(models) - 1
@@ -71,10 +78,11 @@ def init(models: Sequence[str], tasks: Sequence[str], include_path: Sequence[Pat
         num_layers=num_layers,
         tasks=_text(list(tasks)),
         include="".join(_include(include_path)),
+        vocabulary="" if vocabulary is None else f"vocabulary: {vocabulary}  # of merges; the models' differ\n",
         evaluations=max(200, 10 * genes),
     )
     write_text(output, text)
-    print(f"wrote {output}: {genes} genes; next: evomerge plan {quote(str(output))}")
+    say(f"wrote {output}: {genes} genes; next: evomerge plan {quote(str(output))}")
 
 
 def names_of(models: Sequence[str]) -> list[str]:

@@ -15,18 +15,21 @@ from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.licences import conflicts, licence
 from evomerge.merging.checks.similarity import Similarity, measure_similarity
 from evomerge.merging.sources.adapters import AdapterSource
+from evomerge.merging.sources.aligned import original
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_sources, typed
 from evomerge.merging.sources.source import Source
 
 
-def inspect(models: Sequence[str], quick: bool, allow_unrelated: bool, as_json: bool) -> None:
-    """Print what was found; end with exit code 1 if the models cannot be merged as they are."""
+def inspect(
+    models: Sequence[str], quick: bool, allow_unrelated: bool, as_json: bool, vocabulary: str | None = None
+) -> None:
+    """Print what was found; end with exit code 1 if the models cannot be merged as they are, or in that vocabulary."""
     if len({local_or_hub(model) for model in models}) < len(models):
         raise ConfigError("inspect: a model is named twice; name each once")
     models = [typed(model) for model in models]
     names = names_of(models)
-    checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0])
+    checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0], vocabulary=vocabulary)
     summary = inspected(checkpoints, names[0], quick=quick, allow_unrelated=allow_unrelated)
     if as_json:
         print(json.dumps(summary, indent=1))
@@ -44,7 +47,7 @@ def inspected(
     Parameters
     ----------
     checkpoints
-        Opened sources by name.
+        Opened sources by name, in the vocabulary that a merge would have.
     base
         The base's name.
     quick
@@ -52,7 +55,8 @@ def inspected(
     allow_unrelated
         Count sources that do not share the base among the warnings.
     """
-    vocabularies = {name: c.tokenizer.load().get_vocab() for name, c in checkpoints.items() if c.tokenizer.files}
+    own = {name: original(checkpoint) for name, checkpoint in checkpoints.items()}
+    vocabularies = {name: c.tokenizer.load().get_vocab() for name, c in own.items() if c.tokenizer.files}
     obstacles = _shape_obstacles(checkpoints, base)
     similarity = None if obstacles else measure_similarity(checkpoints, base, sample=quick)
     warnings = [*conflicts({name: licence(c) for name, c in checkpoints.items()})]
@@ -68,7 +72,7 @@ def inspected(
     if similarity is not None:
         (warnings if allow_unrelated else obstacles).extend(preflight.unrelated(similarity, base))
     return {
-        "models": {name: _model(checkpoint, vocabularies.get(name)) for name, checkpoint in checkpoints.items()},
+        "models": {name: _model(checkpoint, vocabularies.get(name)) for name, checkpoint in own.items()},
         "vocabulary": _overlaps(vocabularies, base),
         "similarity": None if similarity is None else _similarity(similarity),
         "warnings": list(dict.fromkeys(warnings)),

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from evomerge.cli.failures import explained
 from evomerge.files.atomic import check_place
-from evomerge.files.messages import one_line
+from evomerge.files.messages import PrintableFormatter
 from evomerge.version import VERSION
 
 app = typer.Typer(
@@ -22,7 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-OURS = ("evomerge", "search_spaces", "fitness")
 SETTING_VERBS = ("plan", "search", "resume")
 SECTIONS = (
     "models", "space", "strategy", "fitness", "budget", "workers", "trackers", "adapters", "vocabulary",
@@ -47,6 +47,10 @@ IncludePath = Annotated[
     list[Path] | None, typer.Option(help="Folders with lm-eval task files, one or more.", show_default=False)
 ]
 
+Vocabulary = Annotated[
+    Literal["base", "union", "first", "pad"] | None,
+    typer.Option(help="Whose vocabulary a merge has; needed if the models' differ."),
+]
 AllowUnrelated = Annotated[
     bool, typer.Option("--allow-unrelated", help="Accept models that were not trained from the base.")
 ]
@@ -75,12 +79,13 @@ def init(
     models: Annotated[list[str], typer.Option(help="The base model, then the experts.", show_default=False)],
     tasks: Tasks,
     include_path: IncludePath = None,
+    vocabulary: Vocabulary = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("search.yaml"),
 ) -> None:
     """Write a commented search file for these models and tasks."""
     from evomerge.cli.init import init as run
 
-    run(models, tasks, include_path or [], output)
+    run(models, tasks, include_path or [], output, vocabulary)
 
 
 @app.command()
@@ -175,6 +180,10 @@ def export(
     rank: Annotated[
         int | None, typer.Option(min=1, help="Write the candidate with this rank by search score instead.")
     ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Write the recipe of this row of the final table instead, such as found."),
+    ] = None,
     pareto: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write the Pareto front, one recipe per file, to this folder instead."),
@@ -194,7 +203,7 @@ def export(
     if pareto is not None:
         export_front(run_, pareto, format_, round_)
     else:
-        export(run_, output, rank, format_, round_)
+        export(run_, output, rank, format_, round_, row)
 
 
 @app.command()
@@ -214,6 +223,9 @@ def merge(
         Path | None,
         typer.Option(metavar="DIR", help="Keep the intermediate models of a recipe with several documents here."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse keys without effect in mergekit, instead of a warning for each.")
+    ] = False,
 ) -> None:
     """Write the checkpoint of a recipe.
 
@@ -231,6 +243,7 @@ def merge(
         within=within,
         allow_unrelated=allow_unrelated,
         intermediates=intermediates,
+        strict=strict,
     )
 
 
@@ -271,12 +284,13 @@ def inspect(
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Read only a sample of each tensor.")] = False,
     allow_unrelated: AllowUnrelated = False,
+    vocabulary: Vocabulary = None,
     json: Json = False,
 ) -> None:
     """Compare models, and say what prevents merging them."""
     from evomerge.cli.inspect import inspect as run
 
-    run(models, quick, allow_unrelated, json)
+    run(models, quick, allow_unrelated, json, vocabulary)
 
 
 @app.command("fit-items")
@@ -337,18 +351,18 @@ def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
     arguments = _repeat_options(sys.argv[1:])
     debug = "--debug" in arguments
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
     try:
         app(args=arguments, prog_name="evomerge")
     except Exception as error:
         if debug:
             raise
-        if type(error).__module__.split(".")[0] in OURS:
-            for line in str(error).splitlines():
-                print(f"evomerge: {line}", file=sys.stderr)
-            sys.exit(2 if isinstance(error, ValueError) else 1)
-        print(f"evomerge: unexpected {one_line(error)}; `evomerge --debug ...` shows where", file=sys.stderr)
-        sys.exit(1)
+        lines, code = explained(error)
+        for line in lines:
+            print(f"evomerge: {line}", file=sys.stderr)
+        sys.exit(code)
 
 
 def _repeat_options(arguments: list[str]) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from evomerge.cli.printing import say
 from evomerge.files.atomic import check_place
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
@@ -19,9 +19,9 @@ from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.open_sources import folder_of, open_sources
 from evomerge.merging.sources.source import Source
 from evomerge.workers.start import torch_device
-from search_spaces.recipes import mergekit_yaml
-from search_spaces.recipes.documents import Document, needed, read_documents
+from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.mergekit.documents import Document, needed, read_documents
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
 
@@ -36,11 +36,12 @@ def merge(
     within: Path | None = None,
     allow_unrelated: bool = False,
     intermediates: Path | None = None,
+    strict: bool = False,
 ) -> None:
     """Write the checkpoint of a recipe, or the adapter."""
     if rank is not None and not adapter:
         raise OutputError("--rank: only an adapter has a rank; add --adapter")
-    documents = read_documents(file)
+    documents = read(file, strict=strict)
     if len(documents) > 1:
         if adapter:
             raise OutputError(
@@ -55,13 +56,42 @@ def merge(
     engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
     if not adapter:
         write_checkpoint(engine, recipe, out)
-        print(f"wrote {out}")
+        say(f"wrote {out}")
         return
     written = write_adapter(engine, recipe, out, rank=rank)
-    print(
+    say(
         f"wrote {out}: an adapter of rank {written.rank}, {written.parameters:,} parameters; "
         f"the rank leaves out {written.error:.2%} of the merged task vectors (Frobenius norm)"
     )
+
+
+def read(file: Path, *, strict: bool = False) -> tuple[Document, ...]:
+    """Read a recipe's documents and warn of keys without effect, all at once; or refuse them.
+
+    Raises
+    ------
+    RecipeError
+        If the file is not a valid recipe, or it is `strict` and has such keys; a line for each.
+    """
+    passed_over: list[str] = []
+    try:
+        documents = read_documents(file, passed_over)
+    except RecipeError as error:
+        if strict and passed_over:
+            raise RecipeError("\n".join((*passed_over, str(error)))) from None
+        _warn(passed_over)
+        raise
+    if strict and passed_over:
+        raise RecipeError("\n".join((*passed_over, f"{file}: remove these keys, or merge without --strict")))
+    _warn(passed_over)
+    for document in documents:
+        _warn(f"{file}: {difference}" for difference in mergekit_export.differences(document.recipe))
+    return documents
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        say(f"warning: {sentence}", stderr=True)
 
 
 def merge_documents(
@@ -83,8 +113,11 @@ def merge_documents(
     *earlier, last = needed(documents)
     for document in documents:
         if document is not last and document not in earlier:
-            print(f"warning: {document.name} is not used by the last document and is left out", file=sys.stderr)
+            say(f"warning: {document.name} is not used by the last document and is left out", stderr=True)
     check_place(out)
+    if intermediates is not None:
+        for document in earlier:
+            check_place(intermediates / str(document.name))
     for document in (*earlier, last):
         for model in document.recipe.models:
             with_parts(model, lambda part: part if part in names else str(folder_of(part)))  # before hours of merging
@@ -98,12 +131,12 @@ def merge_documents(
             engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
             if document is last:
                 write_checkpoint(engine, recipe, out, documents=(*earlier, last))
-                print(f"wrote {out}")
+                say(f"wrote {out}")
             else:
                 assert document.name is not None
                 results[document.name] = str(write_checkpoint(engine, recipe, folder / document.name))
                 kept = f"wrote {folder / document.name}" if intermediates else f"merged {document.name}"
-                print(f"{kept}: {recipe.methods} of {', '.join(document.recipe.models)}")
+                say(f"{kept}: {recipe.methods} of {', '.join(document.recipe.models)}")
     finally:
         if intermediates is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -123,7 +156,10 @@ def open_recipe(
         If `within` is given and the recipe (its models and its calibration text), or an adapter of it, names a local
         path that does not lie in it, links followed; or if the file holds several documents.
     """
-    return _opened(_local(mergekit_yaml.read(file), file, within), file, within, allow_unrelated=allow_unrelated)
+    document, *others = read(file)
+    if others:
+        raise RecipeError(f"{file}: {mergekit_yaml.ONE_DOCUMENT.format(count=1 + len(others))}")
+    return _opened(_local(document.recipe, file, within), file, within, allow_unrelated=allow_unrelated)
 
 
 def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str | None] = ()) -> Recipe:
@@ -158,8 +194,7 @@ def _opened(
     base = recipe.donor
     averages = any(spec.name != "passthrough" for spec in recipe.specs)
     report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages)
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    _warn(report.warnings)
     return checkpoints, base, recipe.expanded(checkpoints[base].layout.num_layers)
 
 

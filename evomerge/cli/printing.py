@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from evomerge.files.messages import printable
 from evomerge.runs.result import Result
 
 PLAIN_WIDTH = 140
+LONGEST_CELL = 120
+"""Characters of a table's cell."""
+
+
+class PrintableConsole(Console):
+    """A console that shows foreign texts as they are: see `evomerge.files.messages.printable`."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts, each as one line, and tables."""
+        super().print(*(_line(each) if isinstance(each, str) else each for each in objects), **options)
 
 
 def console(stderr: bool = False) -> Console:
     """Return a console; if the output is not a terminal, a plain one that is wide enough for tables."""
-    out = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    return out if out.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=PLAIN_WIDTH)
+    out = PrintableConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return out if out.is_terminal else PrintableConsole(stderr=stderr, highlight=False, markup=False, width=PLAIN_WIDTH)
+
+
+def say(text: str, *, stderr: bool = False) -> None:
+    """Print one line as it is, however long, on standard output or error."""
+    print(_line(text), file=sys.stderr if stderr else sys.stdout)
+
+
+def _line(text: str) -> str:
+    """Return a text as a line; empty lines before it stay."""
+    line = text.lstrip("\n")
+    return "\n" * (len(text) - len(line)) + printable(line)
 
 
 def grid(columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> Table:
@@ -24,7 +48,7 @@ def grid(columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool =
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position and not words else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(printable(cell, LONGEST_CELL) for cell in row))
     return table
 
 

@@ -43,7 +43,7 @@ class SearchProgress:
 
     def __call__(self, state: Progress) -> None:
         """Show how far the search is; the first call starts the live line."""
-        done, total, now = len(state.history.told), state.budget.evaluations, time.monotonic()
+        done, total, now = state.history.evaluations, state.budget.evaluations, time.monotonic()
         if not self._started:
             self._started = self._printed = now
             self._begin(total, done)

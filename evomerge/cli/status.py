@@ -92,7 +92,7 @@ def _summary(path: Path) -> tuple[dict[str, Any], RunHistory, Result | None]:
     summary = {
         "run": str(path),
         "state": "searching" if searching else "finished" if result is not None else "stopped",
-        "evaluations": len(history.told),
+        "evaluations": history.evaluations,
         "budget": budget.evaluations,
         "failed": history.failed,
         "cached": history.cached,
@@ -110,7 +110,7 @@ def _summary(path: Path) -> tuple[dict[str, Any], RunHistory, Result | None]:
 
 def _remaining(history: RunHistory, budget: BudgetConfig) -> float | None:
     """Return the seconds until the budget is spent, at the rate so far; None before the first evaluation."""
-    done = len(history.told)
+    done = history.evaluations
     if not done:
         return None
     seconds = history.elapsed / done * max(0, budget.evaluations - done)

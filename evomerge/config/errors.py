@@ -19,7 +19,7 @@ from evomerge.config.schema import (
     sections_for,
     step,
 )
-from evomerge.files.messages import nearest
+from evomerge.files.messages import nearest, printable
 
 Key: TypeAlias = str | int
 Keys: TypeAlias = tuple[Key, ...]
@@ -72,8 +72,13 @@ def explain(error: ValidationError, section: Section, values: Mapping[str, Any],
 def _line(keys: Keys, message: str, section: Section, origin: Callable[[Keys], str]) -> str:
     """Return an error's line; an error about several sections names the first of them itself."""
     if keys:
-        return f"{origin(keys)}: {'.'.join(map(str, keys))}: {message}"
+        return f"{origin(keys)}: {'.'.join(map(_key, keys))}: {message}"
     return f"{origin(named_first(message, section))}: {message}"
+
+
+def _key(key: Key) -> str:
+    """Return a key as an error names it, cut short."""
+    return printable(str(key), LONGEST_SHOWN)
 
 
 def named_first(message: str, section: Section) -> Keys:
@@ -141,7 +146,10 @@ def shown(value: Any) -> str:
         return "a section"
     if isinstance(value, list | tuple):
         return "a list"
-    text = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, int) and abs(value) >= 10**LONGEST_SHOWN:
+        return "a number of more digits"  # Python refuses to write out the longest ones
+    text = repr(value[: LONGEST_SHOWN + 1]) if isinstance(value, str) else str(value)
+    text = text.lower() if isinstance(value, bool) else text
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 

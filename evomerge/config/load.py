@@ -19,7 +19,7 @@ from evomerge.config.paths import resolve_paths
 from evomerge.config.search_file import SearchConfig
 from evomerge.config.shorthands import expand
 from evomerge.plugins import load_plugins
-from search_spaces.recipes.mergekit_yaml import load_yaml
+from search_spaces.recipes.yaml_text import load_yaml
 from search_spaces.yaml_lines import line_of
 
 MAX_BYTES = 1_000_000
@@ -141,12 +141,16 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = _place(path, None if mark is None else mark.line + 1)
-        raise ConfigError(f"{place}: not valid YAML: {error.problem or error.context}") from None
+        raise ConfigError(f"{place}: not valid YAML: {_problem(error)}") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys such as `models:` and `fitness:`; see `evomerge init`")
     return text, values
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    return str(error.problem or error.context).replace("found unexpected", "there is a misplaced")
 
 
 def _origin(path: Path, text: str, overrides: Sequence[str], keys: Keys) -> str:

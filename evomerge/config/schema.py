@@ -139,14 +139,16 @@ def _described(member: Hint) -> str | None:
     if _is_section(plain):
         names = [name for name in plain.model_fields if name != "kind"]
         if names[:2] == ["low", "high"]:
-            return "a range such as [0, 1] or {low: 0, high: 1}"
+            return (
+                f"a range such as [0, 1] or {{low: 0, high: 1}}, numbers{_bounds(hint_of(plain.model_fields['high']))}"
+            )
         return f"a section with keys such as {', '.join(names[:3])}" if names else "an empty section"
     return _SCALARS.get(plain, "another value") + _bounds(member)
 
 
 def _bounds(member: Hint) -> str:
     found = {
-        name: f"{getattr(constraint, name):g}"
+        name: _number(getattr(constraint, name))
         for constraint in _constraints(member)
         for name in ("ge", "gt", "le", "lt")
         if getattr(constraint, name, None) is not None
@@ -155,6 +157,11 @@ def _bounds(member: Hint) -> str:
         return f" from {found['ge']} to {found['le']}"
     words = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
     return " " + " and ".join(f"{words[name]} {bound}" for name, bound in found.items()) if found else ""
+
+
+def _number(bound: float) -> str:
+    """Return a bound with all its digits."""
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
 
 
 def _at_least(member: Hint, before: str) -> str:

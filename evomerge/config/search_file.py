@@ -28,9 +28,9 @@ class BudgetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    evaluations: int = Field(default=300, ge=1)
-    """Number of candidates to score."""
-    hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    evaluations: int = Field(default=300, ge=1, le=10_000_000)
+    """Number of candidates to score, besides the founders: sources, baselines and the space's start."""
+    hours: float | None = Field(default=None, gt=0, le=100_000, allow_inf_nan=False)
     """Hours of searching, summed over all sessions of a run. None: no limit."""
 
 
@@ -65,7 +65,7 @@ class SearchConfig(BaseModel):
     """Accept models that were not trained from the base."""
     out_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Data type of the merged weights. The merging itself is done in float32."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Seed of the search, of random masks, of the item subset and of the held-out split."""
 
     @model_validator(mode="before")

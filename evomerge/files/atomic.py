@@ -134,7 +134,7 @@ def check_place(path: Path, elsewhere: str = ELSEWHERE) -> None:
     PlaceError
         If something is there: a folder that is not empty, a link, a mount point, a file of any kind.
     FileError
-        If the folder above cannot be written to, as on a read-only disk.
+        If no folder can be made above it, as on a read-only disk.
     """
     with disk_errors(path, elsewhere):
         if path.is_symlink():
@@ -154,6 +154,9 @@ def check_place(path: Path, elsewhere: str = ELSEWHERE) -> None:
                 f"{path}: cannot be written ({above} is read-only); check the folder's permissions and its disk, or "
                 f"{elsewhere}"
             )
+        probe = _temporary(above / "probe")  # access() knows nothing of quotas and of file systems without folders
+        probe.mkdir()
+        probe.rmdir()
 
 
 def _temporary(path: Path) -> Path:

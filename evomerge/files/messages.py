@@ -1,12 +1,54 @@
-"""Parts of messages: errors that other code raises, on one line, and the name that was meant."""
+"""Parts of messages: errors of other code on one line, foreign texts made harmless, and the name that was meant.
+
+Names, paths, reasons and texts of files come from anybody. Whatever prints them (the terminal, log files, the HTML
+report) passes them through `printable`.
+"""
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONGEST = 300
 """Characters of an exception's text that a message holds."""
+
+LONGEST_LINE = 1000
+"""Characters of a printed line; a name or a path may be longer."""
+
+
+def printable(text: str, longest: int = LONGEST_LINE, keep: str = "") -> str:
+    r"""Return a text that a terminal shows as it is, cut in the middle to `longest` characters.
+
+    Control characters, escape sequences, line ends and characters that change the direction of a text are written as
+    Python writes them (`\x1b`, `\u202e`).
+
+    Parameters
+    ----------
+    text
+        Any text.
+    longest
+        Characters that are kept, besides the mark of the cut.
+    keep
+        Characters that are left as they are, such as line ends.
+    """
+    if len(text) > longest:
+        text = f"{text[: longest - longest // 3]} ... {text[-(longest // 3) :]}"
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in keep or unicodedata.category(char) == "Zs" else _escaped(char)
+        for char in text
+    )
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records as lines that `printable` has passed; the lines of a traceback stay lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record."""
+        return printable(super().format(record), 10 * LONGEST_LINE, keep="\n" if record.exc_info else "")
 
 
 def one_line(error: BaseException) -> str:
@@ -26,4 +68,8 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
 
 def _flat(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+    return printable(text if len(text) <= LONGEST else text[:LONGEST] + " ...")
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from evomerge.runs.run import Asked, Event, ReferenceScore, Told
 from fitness.pareto import ranks
@@ -29,6 +29,10 @@ class RunHistory:
         Id of the best candidate; None before the first is scored.
     failed, cached
         Candidates that failed, and that had a recipe scored before.
+    founders
+        Candidates asked before the strategy's own, which do not count for the budget.
+    evaluations
+        Candidates told, founders left aside.
     item_evaluations
         Items asked in all.
     elapsed
@@ -45,6 +49,9 @@ class RunHistory:
         self.best: int | None = None
         self.failed = 0
         self.cached = 0
+        self.founders = 0
+        self.evaluations = 0
+        self._spellings: dict[str, set[str]] = {}  # by recipe: others that give the same model
         self.item_evaluations = 0
         self.elapsed = 0.0
         self.earlier_looks = 0
@@ -70,6 +77,12 @@ class RunHistory:
         """Candidates that were asked and not yet told, oldest first."""
         return list(self._open.values())
 
+    def spelt_alike(self, recipes: Mapping[str, str]) -> None:
+        """Take the answers of recipes for each other's: of the one with each hash, and that which it is mapped to."""
+        for one, other in recipes.items():
+            group = {one, other} | self._spellings.get(one, set()) | self._spellings.get(other, set())
+            self._spellings |= dict.fromkeys(group, group)
+
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds of searching by activity; `overhead` is everything but merging, scoring and waiting."""
@@ -86,9 +99,26 @@ class RunHistory:
         """Return the evaluation that was told for a candidate."""
         return self.told[candidate].evaluation
 
-    def answers(self, recipe: str) -> dict[str, float]:
-        """Return a recipe's score on each search item that it was asked, as a candidate or as a finalist."""
-        parts = (self.by_recipe.get(recipe), self.reference_scores.get(("confirm", recipe)))
+    def answers(self, recipe: str, *, confirmed: bool = True) -> dict[str, float]:
+        """Return a recipe's score on each search item that it was asked, as a source, a candidate or a finalist.
+
+        Parameters
+        ----------
+        recipe
+            Its hash.
+        confirmed
+            Whether what it was asked as a finalist counts.
+        """
+        names = sorted(self._spellings.get(recipe, {recipe}))
+        parts = [
+            part
+            for name in names
+            for part in (
+                self.reference_scores.get(("parent", name)),
+                self.by_recipe.get(name),
+                self.reference_scores.get(("confirm", name)) if confirmed else None,
+            )
+        ]
         return {
             item: score
             for part in parts
@@ -130,12 +160,14 @@ class RunHistory:
         self._looking = False
         identity, generation = event.candidate.id, event.candidate.generation
         self.asked[identity] = self._open[identity] = event
+        self.founders += event.candidate.kind == "founder"
         self._generations.setdefault(generation, []).append(identity)
         self._missing[generation] = self._missing.get(generation, 0) + 1
 
     def _add_told(self, event: Told) -> None:
         evaluation = event.evaluation
         self.told[event.candidate] = event
+        self.evaluations += self.asked[event.candidate].candidate.kind != "founder"
         self._missing[self._open.pop(event.candidate).candidate.generation] -= 1
         self.elapsed = event.elapsed
         if evaluation.status == "failed":

@@ -16,6 +16,7 @@ from evomerge.runs.verdict import Verdict, verdict
 from fitness.estimation.intervals import interval, paired_test, weighted_interval, weighted_paired_test
 from fitness.objectives import by_task
 from fitness.results import FLAWS, Evaluation
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 
 ALL_TASKS = "all"
@@ -149,16 +150,31 @@ def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, 
     return rows
 
 
-def verdict_on(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, float]) -> Verdict:
-    """Compare the found recipe, first in `scored`, with all that do not come from the search, over all tasks."""
+def verdict_on(
+    scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, float], missed: Mapping[str, str] = {}
+) -> Verdict:
+    """Compare the found recipe with all that do not come from the search, over all tasks.
+
+    Parameters
+    ----------
+    scored
+        Rows of the final table, the found recipe first.
+    weights
+        Of the tasks.
+    missed
+        Which rows miss a minimum score, and by how much.
+    """
     (found, evaluation), *others = scored
     own = by_task(evaluation)
-    scores = {entry.name: by_task(other) for entry, other in others if entry.kind not in SEARCHED}
+    rivals = [(entry, other) for entry, other in others if entry.kind not in SEARCHED and entry.name not in missed]
+    scores = {entry.name: by_task(other) for entry, other in rivals}
     return verdict(
         found.name,
         list(scores),
         lambda name: _mean(own, weights) - _mean(scores[name], weights),
         lambda name: _p_value(own, scores[name], weights),
+        same=next((entry.name for entry, _ in rivals if _recipe(entry) == _recipe(found) is not None), None),
+        missed=missed.get(found.name),
     )
 
 
@@ -180,6 +196,44 @@ def _flaw_notes(rows: Sequence[Row]) -> Iterator[str]:
                 items = next(row.items for row in rows if row.task == task)
                 named = ", ".join(f"{name} {count}" for name, count in counts.items())
                 yield f"{task}, {items} items: {meaning} ({named})."
+
+
+def _recipe(entry: Contender) -> Recipe | None:
+    return entry.recipe if isinstance(entry, Entry) else None
+
+
+ROWS = "rows.json"
+"""Name of the file in a run directory that holds the recipes of the final table's rows."""
+_TEXTS = TypeAdapter(dict[str, str])
+
+
+def rows_text(recipes: Mapping[str, Recipe], header: str = "") -> str:
+    """Return the recipes of the table's rows, by their names, as JSON of recipe files."""
+    return json.dumps({name: mergekit_yaml.dump(recipe, header) for name, recipe in recipes.items()}, indent=1) + "\n"
+
+
+def read_rows(folder: Path) -> dict[str, Recipe]:
+    """Return the recipes of the rows of a run's final table, by their names; none before the search has ended.
+
+    Raises
+    ------
+    LogError
+        If the file is damaged.
+    """
+    file = folder / ROWS
+    if not file.is_file():
+        return {}
+    try:
+        texts = _TEXTS.validate_json(file.read_bytes(), strict=True)
+        return {name: mergekit_yaml.parse(text, f"{file}: {name}") for name, text in texts.items()}
+    except (OSError, ValueError, TypeError) as error:
+        reason = first_mistake(error)
+        raise LogError(f"{file} cannot be read ({reason}); remove it, and resume the run to write it again") from None
+
+
+def paired_p_value(one: Evaluation, other: Evaluation, weights: Mapping[str, float]) -> float:
+    """Return the p-value of the paired test between two recipes on the same items, over all tasks."""
+    return _p_value(by_task(one), by_task(other), weights)
 
 
 Scores = Mapping[str, np.ndarray]

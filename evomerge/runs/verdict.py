@@ -58,7 +58,13 @@ class Verdict:
 
 
 def verdict(
-    found: str, alternatives: Sequence[str], difference: Callable[[str], float], p_value: Callable[[str], float]
+    found: str,
+    alternatives: Sequence[str],
+    difference: Callable[[str], float],
+    p_value: Callable[[str], float],
+    *,
+    same: str | None = None,
+    missed: str | None = None,
 ) -> Verdict:
     """Compare the found recipe with all alternatives.
 
@@ -67,28 +73,38 @@ def verdict(
     found
         What the table calls the found recipe.
     alternatives
-        What it calls the others.
+        What it calls the others that keep all minimum scores.
     difference
         Of an alternative: the found recipe's score minus its score.
     p_value
         Of an alternative: the p-value of the paired test, not corrected.
+    same
+        The alternative that the found recipe is; None: it is none of them.
+    missed
+        Which minimum score the found recipe misses; None: none.
     """
     if not alternatives:
-        sentence = (
-            "No source or baseline keeps the minimum scores on the held-out items; best.yaml is the found recipe."
-        )
-        return Verdict("better", found, sentence, ())
+        return _alone(found, missed)
     adjusted = holm([p_value(name) for name in alternatives])
     made = tuple(Comparison(name, difference(name), p) for name, p in zip(alternatives, adjusted, strict=True))
     closest = min(made, key=lambda one: one.difference)
+    if missed is not None:
+        sentence = (
+            f"The found recipe has {missed} on the held-out items: take {closest.name}, the best alternative that "
+            "keeps the minimum scores, which best.yaml is."
+        )
+        return Verdict("worse", closest.name, sentence, made)
     worse = [one for one in made if one.difference < 0 and one.p_value < SIGNIFICANT]
     if worse:
         better = min(worse, key=lambda one: one.difference)
+        which = f", which is {same}," if same is not None else ""
         sentence = (
-            f"The found recipe is worse than {better.name} on the held-out items ({_numbers(better)}): take "
+            f"The found recipe{which} is worse than {better.name} on the held-out items ({_numbers(better)}): take "
             f"{better.name}, which best.yaml is."
         )
         return Verdict("worse", better.name, sentence, made)
+    if same is not None:
+        return _nothing_found(same, made)
     unclear = [one for one in made if one.p_value >= SIGNIFICANT]
     if not unclear:
         sentence = (
@@ -105,6 +121,27 @@ def verdict(
         f"{closest.name}); {which}."
     )
     return Verdict("indistinguishable", taken, sentence, made)
+
+
+def _alone(found: str, missed: str | None) -> Verdict:
+    nobody = "No source or baseline keeps the minimum scores on the held-out items"
+    if missed is None:
+        return Verdict("better", found, f"{nobody}; best.yaml is the found recipe.", ())
+    sentence = f"{nobody}, and the found recipe has {missed}; best.yaml is the found recipe."
+    return Verdict("indistinguishable", found, sentence, ())
+
+
+def _nothing_found(same: str, made: tuple[Comparison, ...]) -> Verdict:
+    """Judge a search whose best recipe on the search items is one that one has without it, and no worse than others."""
+    better = min((one for one in made if one.name != same), key=lambda one: one.difference, default=None)
+    sentence = f"The search found nothing better than {same}"
+    if better is None or better.difference >= 0:
+        return Verdict("indistinguishable", same, f"{sentence}, which best.yaml is.", made)
+    sentence += (
+        f", which cannot be told from {better.name} on the held-out items ({_numbers(better)}); {better.name} scores "
+        "higher, and best.yaml is it."
+    )
+    return Verdict("indistinguishable", better.name, sentence, made)
 
 
 def _numbers(one: Comparison) -> str:

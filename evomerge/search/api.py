@@ -16,6 +16,7 @@ from typing import Any
 
 from evomerge.config.load import load, load_mapping, load_recorded
 from evomerge.config.search_file import BudgetConfig, SearchConfig
+from evomerge.files.messages import PrintableFormatter
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report.html import render
@@ -221,15 +222,17 @@ def _search(
         say(f"scoring the sources on {len(problem.search_items)} search items")
     history = RunHistory(run.events())
     plan = problem.evaluation_plan(RecordedScorer(run, history, pool, problem.recipe_hash))
-    done = len(history.told)
+    done = history.evaluations
 
     def notify(history: RunHistory, told: Told) -> None:
         trackers.told(history, told)
         if progress is not None:
             progress(Progress(history, budget, done))
 
-    step_items = partial(FreshItems(problem.search_items, problem.config.seed), problem.config.strategy.items_per_step)
-    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, problem.recipe_hash)
+    per_step = problem.config.strategy.items_per_step
+    step_items = partial(FreshItems(problem.search_items, problem.config.seed), per_step) if per_step else None
+    spellings, hash_of = problem.other_spellings(), problem.recipe_hash
+    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings, hash_of)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")
@@ -245,7 +248,7 @@ def _search(
 def _logged(path: Path) -> Iterator[None]:
     """Write what the search logs to a file, and not to the terminal."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     before = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False

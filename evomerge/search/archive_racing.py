@@ -13,6 +13,7 @@ item again; with one worker they then meet the archive that they met before, and
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -53,13 +54,24 @@ class ArchiveRacingPool:
     plan
         The search's; judges what a candidate may still answer.
     archive
-        The strategy.
+        The strategy, or what knows its archive.
     seed
         Decides the order of the items and the draws.
+    whole
+        Tells of a candidate's tag whether no race may stop it; it is asked everything at once.
     """
 
-    def __init__(self, pool: Pool, rules: RacingConfig, plan: EvaluationPlan, archive: Archiving, seed: int) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        rules: RacingConfig,
+        plan: EvaluationPlan,
+        archive: Archiving,
+        seed: int,
+        whole: Callable[[int], bool] = lambda tag: False,
+    ) -> None:
         self.pool, self.rules, self.plan, self.archive, self.seed = pool, rules, plan, archive, seed
+        self.whole = whole
         self._working: dict[int, _Asking] = {}
         self._waiting: list[_Asking] = []  # until a worker becomes free
 
@@ -70,8 +82,9 @@ class ArchiveRacingPool:
 
     def submit(self, tag: int, request: Request) -> None:
         """Ask a candidate the first block; a race keeps no answers."""
-        blocks = in_blocks(request.items, self.rules.block, self.seed + tag)
-        self._waiting.append(_Asking(RacingCandidate(tag, request.recipe, True), request.items, blocks))
+        races = not self.whole(tag)
+        blocks = in_blocks(request.items, self.rules.block, self.seed + tag) if races else [tuple(request.items)]
+        self._waiting.append(_Asking(RacingCandidate(tag, request.recipe, races), request.items, blocks))
         self._ask()
 
     def wait(self) -> list[tuple[int, Evaluation]]:

@@ -1,11 +1,12 @@
 """The end of a search: which recipe is the result, and how good it is on items that the search has not used.
 
-The best score of a search is biased upward by the selection. So the few best candidates and the strategy's
-recommendation first answer the other search items, the worse ones not all of them (confirm; see
-`evomerge.search.sequential_halving`). The best of these is the result (found). It is scored on the held-out items
+The best score of a search is biased upward by the selection. So the few best candidates, the strategy's recommendation
+and what one has without a search (sources, baselines, the search's start) first answer the other search items, the
+worse ones not all of them (confirm; see `evomerge.search.sequential_halving`). The best of these is the result (found).
+It is scored on the held-out items
 beside every source, the standard baselines and the start of the search, with intervals and paired tests. The verdict
 says which of them to take (see `evomerge.runs.verdict`), and that recipe is `best.yaml`: a search never hands over a
-loss. Alternatives that miss a minimum share of the best source's score are not compared.
+loss. Rows that miss a minimum share of the best source's held-out score are not recommended, nor compared.
 
 With several objectives the result is the finalist with the best weighted sum. Beside it the table has members of the
 front, spread over it, that are not dominated on all search items either.
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.runs.result import Contender, Entry, Result, table, verdict_on
+from evomerge.runs.result import ROWS, Contender, Entry, Result, paired_p_value, rows_text, table, verdict_on
 from evomerge.runs.run import Run
 from evomerge.search import ensemble, sequential_halving
 from evomerge.search.loop import Search, SearchError
@@ -30,6 +31,8 @@ from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation
 from search_spaces.recipes import mergekit_yaml
 
+HOPELESS = 1e-3
+"""A finalist that is worse than the leader with a p-value below this is asked no further items."""
 FRONT = 8
 """Members of the front of several objectives that are scored on all search items."""
 
@@ -53,6 +56,7 @@ class FinalEvaluation:
         self.run = run
         self.problem = problem
         self.history = search.history
+        self.history.spelt_alike(problem.other_spellings())
         self.objectives = search.plan.objectives
         self.strategy = search.strategy
         self.scorer = RecordedScorer(run, search.history, pool, problem.recipe_hash)
@@ -69,33 +73,44 @@ class FinalEvaluation:
         voted = self._ensemble()
         searched = [found, *([mean] if mean else []), *self._front()]
         alternatives = self.problem.alternatives()
-        scored = [*self._held_out(searched), *voted, *self._held_out(alternatives)]
-        weights = self.problem.suite.weights
-        held_out = scored[0][1].fitness
-        verdict = verdict_on([one for one in scored if one is scored[0] or self._keeps_minimums(one[1])], weights)
-        taken = next((entry for entry in alternatives if entry.name == verdict.recommended), found)
+        rows = [*self._held_out(searched), *voted, *self._held_out(alternatives)]
+        verdict = verdict_on(rows, self.problem.suite.weights, self._missed(rows))
+        recipes = {entry.name: entry.recipe for entry in (*searched, *alternatives)}
+        taken = recipes[verdict.recommended]
         result = Result(
-            held_out=table(scored, weights),
-            best=self.problem.recipe_hash(taken.recipe),
-            evaluations=len(self.history.told),
+            held_out=table(rows, self.problem.suite.weights),
+            best=self.problem.recipe_hash(taken),
+            evaluations=self.history.evaluations,
             item_evaluations=self.history.item_evaluations,
             seconds=self.history.seconds,
             search_score=search_score,
-            selection_bias=search_score - held_out,
+            selection_bias=search_score - rows[0][1].fitness,
             search_items=self.history.search_items,
             verdict=verdict,
             look=self.history.earlier_looks + 1,
         )
-        evaluation = next(evaluation for entry, evaluation in scored if entry.name == taken.name)
+        evaluation = next(evaluation for entry, evaluation in rows if entry.name == verdict.recommended)
         score = f"held-out score {evaluation.fitness:.4f} +- {evaluation.standard_error:.4f}"
-        origin = "found by evomerge" if taken is found else f"{taken.name}, better than what evomerge found"
-        self.run.write("best.yaml", mergekit_yaml.dump(taken.recipe, f"{origin}, {score}\n{self.run.origin}"))
+        origin = "found by evomerge" if verdict.recommended == found.name else verdict.recommended
+        self.run.write("best.yaml", mergekit_yaml.dump(taken, f"{origin}, {score}\n{self.run.origin}"))
+        self.run.write(ROWS, rows_text(recipes, self.run.origin))
         self.run.write("result.json", result.to_json())
         return result
 
-    def _keeps_minimums(self, evaluation: Evaluation) -> bool:
-        """Return whether held-out scores keep each task's minimum share of the best source's score."""
-        return self.objectives.judge(evaluation, means(evaluation)).violation == 0
+    def _missed(self, rows: Sequence[tuple[Contender, Evaluation]]) -> dict[str, str]:
+        """Return what each row that misses a minimum score on the held-out items misses, by the row's name."""
+        shares = {task.task: task.min_share_of_best_source or 0.0 for task in self.problem.config.fitness.tasks}
+        if not any(shares.values()):
+            return {}
+        scored = {entry.name: means(evaluation) for entry, evaluation in rows}
+        sources = [scored[entry.name] for entry, _ in rows if entry.kind == "source"]
+        missed = {}
+        for name, scores in scored.items():
+            for task, share in shares.items():
+                floor = share * max(source[task].value for source in sources)
+                if scores[task].value < floor:
+                    missed[name] = f"{scores[task].value:.3f} on {task}, where the minimum is {floor:.3f},"
+        return missed
 
     def _held_out(self, entries: Sequence[Entry]) -> list[tuple[Contender, Evaluation]]:
         return [(entry, self.scorer.score("held_out", entry, self.problem.held_out_items)) for entry in entries]
@@ -114,22 +129,51 @@ class FinalEvaluation:
 
     def _choose(self) -> tuple[Entry, Entry | None, float]:
         """Return the found recipe, the strategy's own guess if it has one, and the found one's search score."""
-        space, history = self.problem.space, self.history
-        candidates = history.ranking()[: self.problem.config.fitness.finalists]
-        guess = self.strategy.recommend()
-        if not candidates and guess is None:
+        history, guess = self.history, self.strategy.recommend()
+        mean = None if guess is None else Entry(self.strategy.guess, "mean", self.problem.space.decode(guess))
+        if guess is None and not history.ranking():
             raise SearchError(f"{self.run.path}: no candidate was scored; see log.txt for the reasons")
-        recipes = [space.decode(history.asked[identity].candidate.genotype) for identity in candidates]
-        mean = Entry(self.strategy.guess, "mean", space.decode(guess)) if guess is not None else None
-        if mean is not None:
-            recipes.append(mean.recipe)
-        entries = [Entry("found", "found", recipe) for recipe in {each.hash: each for each in recipes}.values()]
-        asked = {item for identity in candidates for item in history.evaluation(identity).items}
+        best = [identity for identity in history.ranking() if history.asked[identity].candidate.kind != "founder"]
+        best = best[: self.problem.config.fitness.finalists]
+        asked = {item for identity in best for item in history.evaluation(identity).items}
         rng = generator(self.problem.config.seed, len(history.asked))
         order = sequential_halving.in_order(self.problem.search_items, asked, rng)
-        halve = self.problem.asks_few  # else their scores on all items are known
-        found, scored = sequential_halving.best(entries, order, self._confirm, halve=halve)
-        return found, mean, Objectives(self.problem.suite.weights).judge(scored, means(scored)).value
+        found, scored = sequential_halving.best(
+            self._finalists(best, mean),
+            order,
+            self._confirm,
+            answered=self._has_answered_all,
+            clearly_worse=self._clearly_worse,
+        )
+        value = Objectives(self.problem.suite.weights).judge(scored, means(scored)).value
+        return Entry("found", "found", found.recipe), mean, value
+
+    def _finalists(self, candidates: Sequence[int], mean: Entry | None) -> list[Entry]:
+        """Return the candidates with these ids, the strategy's guess and all alternatives, each recipe once."""
+        space, history = self.problem.space, self.history
+        entries = [
+            Entry(f"candidate {one}", "found", space.decode(history.asked[one].candidate.genotype))
+            for one in candidates
+        ]
+        entries += [mean] if mean is not None else []
+        spelt = {point: entry for entry, point in self.problem.other_spellings().items()}
+        finalists = {self._hash(entry): entry for entry in self.problem.alternatives()}
+        for entry in entries:
+            finalists.setdefault(spelt.get(self._hash(entry), self._hash(entry)), entry)
+        return list(finalists.values())
+
+    def _hash(self, entry: Entry) -> str:
+        return self.problem.recipe_hash(entry.recipe)
+
+    def _has_answered_all(self, entry: Entry) -> bool:
+        """Return whether a finalist was asked every search item before; a resumed run must say the same."""
+        return len(self.history.answers(self._hash(entry), confirmed=False)) == len(self.problem.search_items)
+
+    def _clearly_worse(self, one: Evaluation, other: Evaluation) -> bool:
+        """Return whether one finalist is so far behind another on the same items that it need not be asked more."""
+        if one.fitness >= other.fitness or one.violation != other.violation:
+            return False
+        return paired_p_value(one, other, self.problem.suite.weights) < HOPELESS
 
     def _confirm(self, entry: Entry, items: Sequence[str]) -> Evaluation:
         answers = self.scorer.confirm(entry, items)

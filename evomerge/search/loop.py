@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from shlex import quote
@@ -55,11 +55,14 @@ class Search:
     plan
         Which items candidates are asked, and what their answers say; newly built, it is led through the events.
     step_items
-        Which items a step of a search by gradients is asked, by its generation; None: as other candidates.
-    recipe_hash
-        Hash of a recipe; equal ones are scored once.
+        Which items a step of a search by gradients, and the founders before it, are asked, by their generation; None:
+        there are no steps.
     notify
         Called after every evaluation that is told, not for replayed ones.
+    spellings
+        Hashes of recipes that give the same model: that of an alternative to that of a founder.
+    recipe_hash
+        Hash of a recipe; equal ones are scored once.
 
     Attributes
     ----------
@@ -81,6 +84,7 @@ class Search:
         plan: EvaluationPlan,
         notify: Notify | None = None,
         step_items: Callable[[int], tuple[str, ...]] | None = None,
+        spellings: Mapping[str, str] | None = None,
         recipe_hash: Callable[[Recipe], str] = attrgetter("hash"),
     ) -> None:
         self.run = run
@@ -89,8 +93,9 @@ class Search:
         self.budget = budget
         self.plan = plan
         self.history = RunHistory()
+        self.history.spelt_alike(spellings or {})
         self._notify = notify
-        self._step_items = step_items or plan.items
+        self._step_items = step_items
         self._recipe_hash = recipe_hash
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
         self._duplicates_in_flight: dict[str, list[int]] = {}  # recipe being scored -> other candidates with it
@@ -129,7 +134,7 @@ class Search:
     @property
     def spent(self) -> bool:
         """Whether the budget allows no further candidate."""
-        asked = len(self.history.asked)
+        asked = len(self.history.asked) - self.history.founders
         hours = self.budget.hours
         return asked >= self.budget.evaluations or (hours is not None and self._elapsed() >= hours * 3600)
 
@@ -151,7 +156,7 @@ class Search:
         """Have a candidate scored, unless an equal recipe has been, or is being."""
         self._recipes[candidate.id] = recipe
         is_step = candidate.kind == "gradient"  # its derivatives are wanted, which a score does not give
-        known = None if is_step else self.history.by_recipe.get(recipe_hash)
+        known = None if is_step else self._known(candidate, recipe_hash)
         if known is not None:
             self._tell(candidate.id, replace(known, seconds=no_seconds()), cached=True)
         elif recipe_hash in self._duplicates_in_flight:
@@ -161,8 +166,20 @@ class Search:
             genotype = tuple(candidate.genotype.tolist()) if is_step else None
             pool.submit(candidate.id, Request(recipe, self._items(candidate), gradient_at=genotype))
 
+    def _known(self, candidate: Candidate, recipe_hash: str) -> Evaluation | None:
+        """Return the score of an equal recipe, or what a founder's answers as a source say; None: there is none."""
+        if candidate.kind != "founder" or recipe_hash in self.history.by_recipe:
+            return self.history.by_recipe.get(recipe_hash)
+        answers, items = self.history.answers(recipe_hash), self._items(candidate)
+        if not all(item in answers for item in items):
+            return None
+        scores = np.array([answers[item] for item in items], np.float32)
+        return self.plan.judge(Evaluation("ok", items=items, scores=scores))
+
     def _items(self, candidate: Candidate) -> tuple[str, ...]:
-        return tuple((self._step_items if candidate.kind == "gradient" else self.plan.items)(candidate.generation))
+        like_a_step = candidate.kind in ("gradient", "founder")
+        choose = self._step_items if like_a_step and self._step_items is not None else self.plan.items
+        return tuple(choose(candidate.generation))
 
     def _submit_duplicates(self, pool: Pool, recipe_hash: str) -> None:
         """Continue with the candidates whose recipe was in flight when they were asked; it has been scored now."""
@@ -229,6 +246,7 @@ class Search:
         """
         self.history.add(told)
         if self.strategy.steady_state:
+            self._turn = max(self._turn, told.candidate + 1)  # for a stage after it that is told in order
             self._learn(told)
             return
         self._held[told.candidate] = told

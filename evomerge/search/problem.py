@@ -14,6 +14,7 @@ from evomerge.config.search_file import SearchConfig
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.engine.gram import gram_matrices
+from evomerge.merging.output.writer import rehearse
 from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source
 from evomerge.runs.environment import Environment
@@ -27,9 +28,11 @@ from evomerge.search.environment import (
     tokenizer_files,
     versions,
 )
+from evomerge.search.founders import Founder, founders
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.warm_start import EarlierQuestions, WarmStartSettings, earlier_questions, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
+from evomerge.strategies.founded import Founded
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
 from fitness.config import FitnessConfig
@@ -47,7 +50,7 @@ from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.lm_eval_rules import longest_input
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
-from search_spaces.recipes.methods import METHODS, method_spec
+from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.derivatives import ChainRule
@@ -64,7 +67,7 @@ class Problem:
     config
         The search file.
     scan
-        Whether to look for NaN in the sources.
+        Whether to look for NaN in the sources, and to try to write a merge without its weights.
     task_code
         Called with the code of each task that has some, before it runs.
     recorded
@@ -92,6 +95,8 @@ class Problem:
         self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
         if config.fitness.apply_chat_template:
             behaviour.check_chat_template(self.checkpoints, config.base)
+        if scan:
+            rehearse(self.checkpoints[config.base])
         self.layout = self.checkpoints[config.base].layout
         self.sizes = {name: math.prod(self.checkpoints[config.base].shape(name)) for name in self.layout.tensors()}
         context = SpaceContext(
@@ -167,10 +172,13 @@ class Problem:
     def _check_gradients(self) -> None:
         """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""
         if not ChainRule(self.space, self.layout).searchable().any():
-            names = ", ".join(name for name in METHODS if method_spec(name).differentiable)
+            specs = [spec for recipe in self.space.structures() for spec in recipe.specs]
+            held = ", ".join(dict.fromkeys(spec.name for spec in specs if not spec.differentiable))
+            why = f": merged weights are smooth in no parameter of {held}" if held else ""
+            names = ", ".join(name for name, spec in METHODS.items() if spec.differentiable)
             raise ConfigError(
-                "strategy.kind gradient: no gene of this space has derivatives; write space.kind layer_coefficients "
-                f"with space.method among {names}, or strategy.kind cma_es"
+                f"strategy.kind gradient: no gene of this space has derivatives{why}; write space.kind "
+                f"layer_coefficients with space.method among {names}, or strategy.kind cma_es"
             )
         for task, places in positions_by_task(self.search_items).items():
             self.suite.task(task).check_losses([self.suite.item(self.search_items[at]) for at in places])
@@ -247,8 +255,14 @@ class Problem:
         return strategy.resolved(self.space, noise=self.noise, evaluations=evaluations)
 
     def strategy(self) -> Strategy:
-        """Return the configured strategy, newly built."""
-        return self.resolved().strategy.build(self.space, self.config.seed)
+        """Return the configured strategy, newly built, with the founders before it."""
+        points = {founder.genotype.tobytes(): founder.genotype for founder in self.founders}
+        return Founded(self.space, self.config.seed, self.resolved().strategy, list(points.values()))
+
+    @cached_property
+    def founders(self) -> list[Founder]:
+        """The recipes that one has without a search, as points of the space, as far as it has them."""
+        return founders(self.config.models, self.layout, self.baselines(), self.space)
 
     def sources(self) -> list[Entry]:
         """Return every source, unchanged."""
@@ -271,9 +285,12 @@ class Problem:
 
     def alternatives(self) -> list[Entry]:
         """Every recipe that one has without a search: the baselines, and the space's start if it is none of them."""
-        baselines = self.baselines()
-        start = Entry("start", "start", self.space.decode(self.space.start))
-        return baselines if any(start.recipe == entry.recipe for entry in baselines) else [*baselines, start]
+        return [*self.baselines(), *(founder.entry for founder in self.founders if founder.entry.kind == "start")]
+
+    def other_spellings(self) -> dict[str, str]:
+        """Hashes of recipes that give the same model: that of an alternative to that of its point of the space."""
+        pairs = [(founder.entry.recipe, founder.recipe) for founder in self.founders if founder.exact]
+        return {self.recipe_hash(entry): self.recipe_hash(point) for entry, point in pairs}
 
     @cached_property
     def evaluator(self) -> Evaluator:

@@ -6,7 +6,7 @@ A stopped candidate comes back with its answers so far, whose estimate gives it 
 may have told part of a generation before it was stopped; the answers of that part, from the log, take part in the race,
 so that all decisions are the same as without the interruption.
 
-A step of a search by gradients is asked all its items at once: no other candidate is compared with it.
+Steps of a search by gradients and founders are asked all their items at once: no race may stop them.
 
 Merging is repeated for each block: racing saves time if answering a block takes longer than merging.
 
@@ -26,13 +26,16 @@ from evomerge.runs.history import RunHistory
 from evomerge.search.archive_racing import ArchiveRacingPool
 from evomerge.search.item_blocks import RacingCandidate, in_blocks
 from evomerge.search.loop import Search
-from evomerge.strategies.base import Archiving, Strategy
+from evomerge.strategies.base import Strategy
 from evomerge.workers.base import Pool, Request
 from fitness.config import RacingConfig
 from fitness.estimation.evaluation_plan import EvaluationPlan
 from fitness.estimation.racing_rules import Race, common_correlation
 from fitness.items import task_of
 from fitness.results import Estimate, Evaluation
+
+WHOLE = ("gradient", "founder")
+"""Kinds of candidates that no race may stop."""
 
 
 class RacingPool:
@@ -66,27 +69,27 @@ class RacingPool:
         self.pool, self.rules, self.plan, self.history = pool, rules, plan, history
         self.strategy, self.seed = strategy, seed
         self._entered: dict[int, tuple[tuple[str, ...], list[RacingCandidate]]] = {}  # by generation
-        self._steps: list[tuple[int, Request]] = []
+        self._whole: list[tuple[int, Request]] = []  # what no race may stop
 
     @property
     def free(self) -> int:
         """How many more candidates the next race takes: a generation, and the distribution's mean."""
         entered = sum(len(entered) for _, entered in self._entered.values())
-        return max(0, self.strategy.population + 1 - entered - len(self._steps))
+        return max(0, self.strategy.population + 1 - entered - len(self._whole))
 
     def submit(self, tag: int, request: Request) -> None:
         """Enter a candidate of the history for its generation's race; a race keeps no answers."""
-        if request.gradient_at is not None:
-            self._steps.append((tag, request))
-            return
         candidate = self.history.asked[tag].candidate
+        if candidate.kind in WHOLE:
+            self._whole.append((tag, request))
+            return
         _, entered = self._entered.setdefault(candidate.generation, (request.items, []))
         entered.append(RacingCandidate(tag, request.recipe, candidate.kind == "sample"))
 
     def wait(self) -> list[tuple[int, Evaluation]]:
-        """Take the steps that were submitted, or else run all races."""
-        if self._steps:
-            return self._take_steps()
+        """Ask the steps and founders that were submitted, or else run all races."""
+        if self._whole:
+            return self._take_whole()
         races, self._entered = self._entered, {}
         results: list[tuple[int, Evaluation]] = []
         for generation, (items, entered) in races.items():
@@ -98,12 +101,12 @@ class RacingPool:
         """Close the pool of workers."""
         self.pool.close()
 
-    def _take_steps(self) -> list[tuple[int, Evaluation]]:
-        steps, self._steps = self._steps, []
-        results: list[tuple[int, Evaluation]] = []
-        for tag, request in steps:
-            self.pool.submit(tag, request)
-        while len(results) < len(steps):
+    def _take_whole(self) -> list[tuple[int, Evaluation]]:
+        waiting, self._whole = self._whole, []
+        count, results = len(waiting), list[tuple[int, Evaluation]]()
+        while len(results) < count:
+            while waiting and self.pool.free > 0:
+                self.pool.submit(*waiting.pop(0))
             results += self.pool.wait()
         return results
 
@@ -174,11 +177,65 @@ def _matrix(answers: Sequence[Evaluation], weights: Mapping[str, float]) -> npt.
     return score_CI
 
 
+class StageRacing:
+    """Races by generations or against an archive, as the stage of the strategy that runs now has it.
+
+    Parameters
+    ----------
+    generations, archive
+        The two kinds of races, on the same workers.
+    strategy
+        The search's; a new stage of it begins when all candidates of the one before have been told.
+    """
+
+    def __init__(self, generations: RacingPool, archive: ArchiveRacingPool, strategy: Strategy) -> None:
+        self.generations, self.archive, self.strategy = generations, archive, strategy
+        self._races: RacingPool | ArchiveRacingPool = generations
+
+    @property
+    def free(self) -> int:
+        """How many more candidates the races of this stage take."""
+        return self._now.free
+
+    def submit(self, tag: int, request: Request) -> None:
+        """Enter a candidate of the history for a race of its stage."""
+        self._races = self._now
+        self._races.submit(tag, request)
+
+    def wait(self) -> list[tuple[int, Evaluation]]:
+        """Wait for the races that were entered last."""
+        return self._races.wait()
+
+    def close(self) -> None:
+        """Close the pool of workers."""
+        self.generations.close()
+
+    @property
+    def _now(self) -> RacingPool | ArchiveRacingPool:
+        return self.generations if self.strategy.racing_archive is None else self.archive
+
+
 def racing(pool: Pool, config: SearchConfig, search: Search) -> Pool:
-    """Return the pool that a search uses: the workers themselves, or a race on them."""
-    rules = config.fitness.racing
+    """Return the pool that a search uses: the workers themselves, or races on them."""
+    rules, strategy, seed = config.fitness.racing, search.strategy, config.seed
     if rules is None:
         return pool
-    if isinstance(search.strategy, Archiving):
-        return ArchiveRacingPool(pool, rules, search.plan, search.strategy, config.seed)
-    return RacingPool(pool, rules, search.plan, search.history, search.strategy, config.seed)
+    generations = RacingPool(pool, rules, search.plan, search.history, strategy, seed)
+
+    def is_whole(tag: int) -> bool:
+        return search.history.asked[tag].candidate.kind != "sample"
+
+    archive = ArchiveRacingPool(pool, rules, search.plan, _PresentArchive(strategy), seed, is_whole)
+    return StageRacing(generations, archive, strategy)
+
+
+class _PresentArchive:
+    """The archive of the stage that a strategy is in."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+
+    def keeps(self, evaluation: Evaluation) -> bool:
+        """Return whether a candidate with this evaluation would enter it now; there must be one."""
+        assert self._strategy.racing_archive is not None
+        return self._strategy.racing_archive.keeps(evaluation)

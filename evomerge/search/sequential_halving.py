@@ -3,7 +3,8 @@
 All finalists answer some items, the better half of them more, and so on. Each round costs the same, so that most
 answers go to finalists that are hard to tell apart (Z. Karnin, T. Koren, O. Somekh, "Almost optimal exploration in
 multi-armed bandits", ICML 2013). Deviations: answers from all rounds count, because the finalists that are left have
-answered the same items; and the last two answer all items, so that the found recipe has a score on all of them.
+answered the same items; a finalist that is clearly worse than the leader leaves before its half does; and the last two
+answer all items, so that the found recipe has a score on all of them.
 
 Items already used to select a finalist are asked last, because their scores are biased upward.
 """
@@ -44,7 +45,8 @@ def best(
     order: dict[str, list[str]],
     score: Callable[[Entry, tuple[str, ...]], Evaluation],
     *,
-    halve: bool = True,
+    answered: Callable[[Entry], bool] = lambda entry: False,
+    clearly_worse: Callable[[Evaluation, Evaluation], bool] = lambda one, other: False,
 ) -> tuple[Entry, Evaluation]:
     """Return the best finalist, scored on all items; of equally good ones, the first.
 
@@ -56,13 +58,34 @@ def best(
         Task name to its items, in the order in which they are asked.
     score
         Asks a recipe the items that it has not answered yet, and judges all its answers to them.
-    halve
-        Whether the worse half leaves after each round; else there is one round, in which all answer everything.
+    answered
+        Whether a finalist has answered all items before. Only the best of these takes part: it is known for nothing.
+    clearly_worse
+        Whether an evaluation is so much worse than another on the same items that its finalist leaves at once.
     """
-    racing = list(finalists)
-    for left, share in rounds(len(racing)) if halve else [(len(racing), 1.0)]:
-        items = tuple(item for names in order.values() for item in names[: max(1, round(share * len(names)))])
-        scored = [(entry, score(entry, items)) for entry in racing[:left]]
-        scored.sort(key=lambda pair: -pair[1].fitness)  # stable
-        racing = [entry for entry, _ in scored]
-    return scored[0]
+    items = _share(order, 1.0)
+    known = [entry for entry in finalists if answered(entry)]
+    leader = max(known, key=lambda entry: score(entry, items).fitness, default=None)  # the first of equals
+    racing = [entry for entry in finalists if entry is leader or not answered(entry)]
+    for left, share in rounds(len(racing)):
+        if len(racing) == 1:
+            break
+        racing = _best_of(racing[:left], _share(order, share), score, clearly_worse)
+    return racing[0], score(racing[0], items)
+
+
+def _share(order: dict[str, list[str]], share: float) -> tuple[str, ...]:
+    return tuple(item for names in order.values() for item in names[: max(1, round(share * len(names)))])
+
+
+def _best_of(
+    racing: Sequence[Entry],
+    items: tuple[str, ...],
+    score: Callable[[Entry, tuple[str, ...]], Evaluation],
+    clearly_worse: Callable[[Evaluation, Evaluation], bool],
+) -> list[Entry]:
+    """Return the finalists by their scores on some items, best first, without those that are clearly worse."""
+    scored = [(entry, score(entry, items)) for entry in racing]
+    scored.sort(key=lambda pair: -pair[1].fitness)  # stable
+    leader = scored[0][1]
+    return [entry for entry, evaluation in scored if evaluation is leader or not clearly_worse(evaluation, leader)]

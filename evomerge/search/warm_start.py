@@ -15,7 +15,9 @@ from evomerge.config.load import load
 from evomerge.config.search_file import SearchConfig
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
+from evomerge.runs.result import read_rows
 from evomerge.runs.run import ORIGIN, Run, is_run, require_run
+from evomerge.search.founders import expressed
 from evomerge.strategies import StrategyConfig
 from evomerge.strategies.base import Genotype
 from search_spaces.recipes import mergekit_yaml
@@ -219,8 +221,12 @@ class _FinishedRun:
     def __init__(self, path: Path, config: SearchConfig, space: SearchSpace) -> None:
         with Run.read(path) as run:
             self._history = RunHistory(run.events())
+            self._layout = run.environment().layout
+        self._config_models = config.models
         self._path, self._space = path, space
-        self._ranking = self._history.ranking()
+        asked = self._history.asked
+        # The new search has founders of its own.
+        self._ranking = [one for one in self._history.ranking() if asked[one].candidate.kind != "founder"]
         self.size = len(self._ranking)
         former = load(path / "config.yaml")
         known = set(config.models.values())
@@ -243,19 +249,26 @@ class _FinishedRun:
             if len(points) == count:
                 break
             try:
-                point = self._space.encode(candidate) if isinstance(candidate, Recipe) else candidate
+                point = self._encoded(candidate) if isinstance(candidate, Recipe) else candidate
             except RecipeError as error:
                 refusals.append(str(error))
                 continue
             points.setdefault(self._space.decode(point).hash, point)
         return list(points.values()), refusals
 
+    def _encoded(self, recipe: Recipe) -> Genotype:
+        """Return a recipe as a point of the new space, or the nearest point; raises as `encode` does."""
+        point = expressed(recipe, self._config_models, self._layout, self._space)
+        return self._space.encode(recipe) if point is None else point
+
     def _candidates(self, several: bool) -> Iterator[Recipe | Genotype]:
         """Yield recipes, best first; genotypes if the spaces are the same."""
         best = self._path / "best.yaml"
-        if not several and best.is_file():
-            yield mergekit_yaml.read(best).with_models(self._renamed)
-        order = dict.fromkeys([*(self._history.front() if several else ()), *self._ranking])
+        found = read_rows(self._path).get("found")  # best.yaml may be a source
+        if not several and (found is not None or best.is_file()):
+            yield (found or mergekit_yaml.read(best)).with_models(self._renamed)
+        front = [one for one in self._history.front() if one in self._ranking] if several else []
+        order = dict.fromkeys([*front, *self._ranking])
         former = None if self._same else space_of(self._path, self._models)
         for identity in list(order)[:LOOKED_AT]:
             genotype = self._history.asked[identity].candidate.genotype

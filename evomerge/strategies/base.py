@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-CandidateKind: TypeAlias = Literal["sample", "mean", "gradient"]
+CandidateKind: TypeAlias = Literal["sample", "mean", "gradient", "founder"]
 
 
 class AskTellError(RuntimeError):
@@ -51,7 +51,8 @@ class Candidate:
         float64[G], inside the space's box.
     kind
         "sample" for a proposal that the strategy learns from, "mean" for its own best guess, which is only scored,
-        "gradient" for a point where it asks for a loss and its derivatives by the genes instead of a score.
+        "gradient" for a point where it asks for a loss and its derivatives by the genes instead of a score, "founder"
+        for a merge that is known without a search and is scored before it; founders do not count for the budget.
     generation
         Number of its generation, from 0.
     """
@@ -225,7 +226,7 @@ class Strategy(ABC):
     """
 
     population: int
-    steady_state: ClassVar[bool] = False
+    steady_state: bool = False
     guess: str = "distribution mean"
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
@@ -276,6 +277,11 @@ class Strategy(ABC):
     def finished(self) -> bool:
         """Whether it will not propose anything any more; most strategies never finish."""
         return False
+
+    @property
+    def racing_archive(self) -> Archiving | None:
+        """What candidates compete with now, if the strategy keeps an archive."""
+        return self if isinstance(self, Archiving) else None
 
     def recommend(self) -> Genotype | None:
         """Return the strategy's own best guess, such as a distribution's mean; None if it has none."""

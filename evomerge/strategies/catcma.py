@@ -36,11 +36,11 @@ class CatCmaConfig(StrategyConfig):
     warm_start_type = WarmStartPopulation
 
     kind: Literal["catcma"] = "catcma"
-    population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
+    population: Annotated[int, Field(ge=4, le=10_000)] | Literal["auto"] = "auto"
     """Candidates per generation, at least 4. `auto`: from the number of genes, the noise and the budget."""
     sigma: float = Field(default=0.2, gt=0, le=1)
     """Initial step size, as a fraction of each gene's range."""
-    score_mean_every: int = Field(default=5, ge=1)
+    score_mean_every: int = Field(default=5, ge=1, le=10_000)
     """Score the distribution's mode as a candidate every this many generations."""
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidates give the initial distribution. By default there is none."""
@@ -60,6 +60,8 @@ class CatCmaConfig(StrategyConfig):
 
 class CatCma(Strategy):
     """Synchronous: it learns from a generation when all its results are in."""
+
+    guess = "distribution mode"
 
     def __init__(self, space: SearchSpace, seed: int, config: CatCmaConfig) -> None:
         super().__init__(space, seed)

@@ -45,11 +45,11 @@ class CmaEsConfig(StrategyConfig):
     warm_start_type = WarmStartDistribution
 
     kind: Literal["cma_es"] = "cma_es"
-    population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
+    population: Annotated[int, Field(ge=4, le=10_000)] | Literal["auto"] = "auto"
     """Candidates per generation, at least 4. `auto`: from the number of genes, the noise and the budget."""
     sigma: float = Field(default=0.2, gt=0, le=1)
     """Initial step size, as a fraction of each gene's range."""
-    score_mean_every: int = Field(default=5, ge=1)
+    score_mean_every: int = Field(default=5, ge=1, le=10_000)
     """Score the distribution's mean as a candidate every this many generations."""
     diagonal: bool | Literal["auto"] = "auto"
     """Separable CMA-ES: a diagonal covariance matrix. `auto`: with more than 200 genes."""

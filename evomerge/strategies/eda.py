@@ -48,7 +48,7 @@ class EdaConfig(StrategyConfig):
     warm_start_type = WarmStartPopulation
 
     kind: Literal["eda"] = "eda"
-    population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
+    population: Annotated[int, Field(ge=4, le=10_000)] | Literal["auto"] = "auto"
     """Candidates per generation, at least 4. `auto`: from the number of genes, the noise and the budget."""
     sigma: float = Field(default=0.2, gt=0, le=1)
     """Initial standard deviation of real genes, as a fraction of each gene's range."""
@@ -57,7 +57,7 @@ class EdaConfig(StrategyConfig):
     start_probability: float = Field(default=0.5, ge=0, lt=1)
     """Initial probability of a discrete gene's start value. The rest is shared among all its values, the start
     included. A prior replaces this."""
-    score_mean_every: int = Field(default=5, ge=1)
+    score_mean_every: int = Field(default=5, ge=1, le=10_000)
     """Score the distribution's mode as a candidate every this many generations."""
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidates give the initial distribution. By default there is none."""
@@ -77,6 +77,8 @@ class EdaConfig(StrategyConfig):
 
 class Eda(Strategy):
     """Synchronous: it learns from a generation when all its results are in."""
+
+    guess = "distribution mode"
 
     def __init__(self, space: SearchSpace, seed: int, config: EdaConfig) -> None:
         super().__init__(space, seed)

@@ -77,17 +77,17 @@ class SuccessionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    step: float = Field(default=0.5, gt=0)
+    step: float = Field(default=0.5, gt=0, le=1000)
     """Length of the first step (lambda)."""
     decay: float = Field(default=0.95, gt=0, le=1)
     """Factor on the length after each step."""
-    inertia: float = Field(default=0.2, ge=0)
+    inertia: float = Field(default=0.2, ge=0, le=1000)
     """Weight of the individual's velocity (phi0)."""
-    own_best: float = Field(default=0.2, ge=0)
+    own_best: float = Field(default=0.2, ge=0, le=1000)
     """Attraction to the individual's own best point (phi1)."""
-    best: float = Field(default=0.2, gt=0)
+    best: float = Field(default=0.2, gt=0, le=1000)
     """Attraction to the best point of all individuals (phi2)."""
-    worst: float = Field(default=0.1, ge=0)
+    worst: float = Field(default=0.1, ge=0, le=1000)
     """Repulsion from the worst individual (phi3)."""
 
 
@@ -102,9 +102,9 @@ class GeneticConfig(StrategyConfig):
     preset: Literal["genome", "genome_plus", "replace_worst"] | None = None
     """Published settings for all keys that are not given: GENOME, GENOME+ (with succession), or M2N2's baseline, in
     which each child replaces the worst individual."""
-    population: int = Field(default=20, ge=2)
+    population: int = Field(default=20, ge=2, le=10_000)
     """Individuals, at least 2."""
-    offspring_rate: float = Field(default=1.0, gt=0)
+    offspring_rate: float = Field(default=1.0, gt=0, le=1000)
     """Expected offspring per individual and generation, before the draws of `crossover` and `mutation`."""
     crossover: float = Field(default=0.7, ge=0, le=1)
     """Probability that a child has two parents."""
@@ -117,7 +117,7 @@ class GeneticConfig(StrategyConfig):
     fitness."""
     survivors: Selection = "tournament"
     """How the rest of the next population is selected from parents and children, after the elites."""
-    tournament: int = Field(default=3, ge=1)
+    tournament: int = Field(default=3, ge=1, le=10_000)
     """Individuals per tournament."""
     elite: float = Field(default=0.1, ge=0, le=1)
     """Fraction of the population kept unchanged as elites, rounded up."""

@@ -27,7 +27,7 @@ from typing_extensions import Self
 from evomerge.strategies.base import Candidate, CandidateKind, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.generation import resolved_number
 from evomerge.strategies.registry import StageStrategy, register_strategy
-from evomerge.strategies.stage import Stage
+from evomerge.strategies.stage import Relay, Stage
 from evomerge.strategies.unit_box import UnitBox
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
@@ -46,10 +46,10 @@ class GradientConfig(StrategyConfig):
     as_stage = False
 
     kind: Literal["gradient"] = "gradient"
-    steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = "auto"
     """Number of steps. `auto`: the whole budget, also a raised one; with `then`, 40 or half the budget, whichever
     is less."""
-    items: int = Field(default=25, ge=1)
+    items: int = Field(default=25, ge=1, le=1_000_000)
     """Fresh search items per task and step."""
     learning_rate: float = Field(default=0.02, gt=0, le=1)
     """Adam's step size, as a fraction of each gene's range."""
@@ -73,6 +73,11 @@ class GradientConfig(StrategyConfig):
     def most_in_flight(self) -> int | None:
         """The limit of `then`; None: it has none."""
         return None if self.then is None else self.then.most_in_flight
+
+    @property
+    def keeps_archive(self) -> bool:
+        """Whether `then` does."""
+        return self.then is not None and self.then.keeps_archive
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
         """Check the settings of `then` against the tasks."""
@@ -193,7 +198,7 @@ class Gradient(Strategy):
         return average
 
 
-class GradientThen(Strategy):
+class GradientThen(Relay):
     """A search by gradients, then another strategy that starts at its result."""
 
     def __init__(self, space: SearchSpace, seed: int, first: Gradient, then: StrategyConfig) -> None:
@@ -227,7 +232,3 @@ class GradientThen(Strategy):
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         if self._stage.owns(candidate):
             self._stage.tell(candidate, evaluation)
-
-    def _enter(self, stage: Stage) -> None:
-        self._stage = stage
-        self.population, self.guess = stage.strategy.population, stage.strategy.guess

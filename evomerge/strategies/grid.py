@@ -28,10 +28,10 @@ class GridConfig(StrategyConfig):
     as_stage = False
 
     kind: Literal["grid"] = "grid"
-    points: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
+    points: Annotated[int, Field(ge=2, le=10_000)] | Literal["auto"] = "auto"
     """Values per gene, evenly spaced from bound to bound; at least 2. A discrete gene takes all its values if there are
     no more than that; a choice gene always takes all its options. `auto`: as many as fit into the budget."""
-    population: int = Field(default=16, ge=1)
+    population: int = Field(default=16, ge=1, le=10_000)
     """Batch size. It only sets how often failures are checked; a grid does not learn from results."""
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:

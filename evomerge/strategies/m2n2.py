@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,9 +65,9 @@ class M2n2Config(StrategyConfig):
     archive_compares = "an item that a member was not asked counts as the mean of its scores"
 
     kind: Literal["m2n2"] = "m2n2"
-    archive: int = Field(default=20, ge=2)
+    archive: int = Field(default=20, ge=2, le=10_000)
     """Members of the archive, at least 2. A larger archive keeps diversity longer and converges more slowly."""
-    alpha: float = Field(default=1.0, ge=0)
+    alpha: float = Field(default=1.0, ge=0, le=1000)
     """Strength of the competition for items. 0: no competition, members are ranked by their mean score."""
     attraction: bool = True
     """Whether the second parent is chosen to complement the first. Otherwise both are drawn by fitness."""
@@ -75,7 +75,7 @@ class M2n2Config(StrategyConfig):
     """Probability that a child has two parents."""
     mutation: float = Field(default=0.0, ge=0, le=1)
     """Probability that a child is mutated: 0 for merges, 1 to evolve weights from scratch."""
-    warm_up: int | Literal["auto"] = "auto"
+    warm_up: Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"] = "auto"
     """Random merges proposed after the initial candidates, to fill the archive. `auto`: up to the archive's size, at
     most a twentieth of the budget."""
     relative: bool = False

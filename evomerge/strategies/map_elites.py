@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +41,11 @@ class MapElitesConfig(StrategyConfig):
     as_stage = False
 
     kind: Literal["map_elites"] = "map_elites"
-    cells: int = Field(default=10, ge=2)
+    cells: int = Field(default=10, ge=2, le=10_000)
     """Cells per axis."""
-    low: float = Field(default=0.0, allow_inf_nan=False)
+    low: float = Field(default=0.0, ge=-1_000_000, le=1_000_000, allow_inf_nan=False)
     """Lower end of the axes, in the unit of the tasks' metrics."""
-    high: float = Field(default=1.0, allow_inf_nan=False)
+    high: float = Field(default=1.0, ge=-1_000_000, le=1_000_000, allow_inf_nan=False)
     """Upper end of the axes. Higher scores belong to the last cell."""
     axes: tuple[tuple[str, ...], ...] | None = None
     """Groups of tasks, one per axis, such as `[[math_en, math_ja], [chat]]`; a group's score is the mean of its tasks.
@@ -54,10 +54,10 @@ class MapElitesConfig(StrategyConfig):
     """Probability that a child has two parents."""
     mutation: float = Field(default=0.0, ge=0, le=1)
     """Probability that a child is mutated: 0 for merges, 1 to evolve weights from scratch."""
-    warm_up: int | Literal["auto"] = "auto"
+    warm_up: Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"] = "auto"
     """Random merges proposed after the initial candidates. `auto`: as many as an axis has cells, at most a twentieth of
     the budget."""
-    population: int = Field(default=16, ge=1)
+    population: int = Field(default=16, ge=1, le=10_000)
     """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidates are proposed first. By default there is none."""

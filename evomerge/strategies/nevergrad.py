@@ -54,13 +54,13 @@ class NevergradConfig(StrategyConfig):
     kind: Literal["nevergrad"] = "nevergrad"
     optimizer: str = "NGOpt"
     """Name in nevergrad's registry; `kind: nevergrad:TBPSA` is short for `optimizer: TBPSA`."""
-    budget: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    budget: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["auto"] = "auto"
     """Evaluations that the optimiser plans for. `auto`: the search's budget."""
-    parallel: int = Field(default=1, ge=1)
+    parallel: int = Field(default=1, ge=1, le=10_000)
     """Candidates proposed before a result is needed; set it to the number of workers."""
     sigma: float = Field(default=0.2, gt=0, le=1)
     """Initial step size, as a fraction of each gene's range."""
-    population: int = Field(default=16, ge=1)
+    population: int = Field(default=16, ge=1, le=10_000)
     """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidate is the optimiser's start, and whose best candidates are proposed first. By

@@ -40,7 +40,7 @@ class Nsga2Config(StrategyConfig):
     as_stage = False
 
     kind: Literal["nsga2"] = "nsga2"
-    population: Annotated[int, Field(ge=4)] | Literal["auto"] = "auto"
+    population: Annotated[int, Field(ge=4, le=10_000)] | Literal["auto"] = "auto"
     """Candidates per generation, at least 4. `auto`: from the budget."""
     crossover: float = Field(default=0.9, ge=0, le=1)
     """Fraction of children with two parents; the others are mutated copies of one parent."""

@@ -23,7 +23,7 @@ class RandomConfig(StrategyConfig):
     warm_start_type = WarmStartPopulation
 
     kind: Literal["random"] = "random"
-    population: int = Field(default=16, ge=1)
+    population: int = Field(default=16, ge=1, le=10_000)
     """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidates are proposed first, instead of the space's start. By default there is none."""

@@ -1,10 +1,10 @@
-"""One strategy inside of another: its candidates under the outer strategy's ids and generation numbers."""
+"""Strategies inside of others: their candidates under the outer strategy's ids and generation numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from evomerge.strategies.base import Candidate, CandidateKind, Evaluated, Genotype, Strategy
+from evomerge.strategies.base import Archiving, Candidate, CandidateKind, Evaluated, Genotype, Strategy
 from fitness.results import Evaluation
 
 
@@ -55,3 +55,41 @@ class Stage:
         """Return the inner strategy's own best guess as the outer strategy's genotype."""
         guess = self.strategy.recommend()
         return None if guess is None else self._whole(guess)
+
+
+class Relay(Strategy):
+    """A strategy that runs others one after the other; it looks from outside like the one that runs now.
+
+    A subclass calls `_enter` with each stage when all candidates of the one before have been told.
+    """
+
+    _stage: Stage
+
+    @property
+    def racing_archive(self) -> Archiving | None:
+        """That of the stage."""
+        return self._stage.strategy.racing_archive
+
+    def ask(self, n: int = 1) -> list[Candidate]:
+        """Propose as the stage does."""
+        candidates = super().ask(n)
+        self._resemble()
+        return candidates
+
+    def tell(self, results: Iterable[Evaluated]) -> None:
+        """Take results as the stage does."""
+        super().tell(results)
+        self._resemble()
+
+    def recommend(self) -> Genotype | None:
+        """Return the stage's own best guess."""
+        return self._stage.recommend()
+
+    def _enter(self, stage: Stage) -> None:
+        self._stage = stage
+        self._resemble()
+
+    def _resemble(self) -> None:
+        """Take over what the stage says about itself: restarts and stages of its own change that."""
+        inner = self._stage.strategy
+        self.population, self.guess, self.steady_state = inner.population, inner.guess, inner.steady_state

@@ -17,16 +17,16 @@ import numpy as np
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, CandidateKind, Genotype, Strategy, StrategyConfig
+from evomerge.strategies.base import Candidate, CandidateKind, Genotype, StrategyConfig
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.eda import EdaConfig
 from evomerge.strategies.registry import StageStrategy, register_strategy
-from evomerge.strategies.stage import Stage
+from evomerge.strategies.stage import Relay, Stage
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 from search_spaces.spaces.two_stage import TwoStageSpace
-from search_spaces.spaces.wrappers import RecipeSettingsSpace
+from search_spaces.spaces.wrappers import FoundedSpace, RecipeSettingsSpace
 
 
 @register_strategy
@@ -37,7 +37,7 @@ class StagedConfig(StrategyConfig):
     as_stage = False
 
     kind: Literal["staged"] = "staged"
-    evaluations: int = Field(default=150, ge=1)
+    evaluations: int = Field(default=150, ge=1, le=10_000_000)
     """Candidates of the first stage, fewer than `budget.evaluations`; the second stage gets the rest."""
     first: StageStrategy = CmaEsConfig()
     """Strategy for the parameter space, with its settings."""
@@ -63,6 +63,16 @@ class StagedConfig(StrategyConfig):
         """The smaller of the stages' limits; None: neither has one."""
         limits = [limit for limit in (self.first.most_in_flight, self.second.most_in_flight) if limit is not None]
         return min(limits, default=None)
+
+    @property
+    def keeps_archive(self) -> bool:
+        """Whether one of the stages does."""
+        return self.first.keeps_archive or self.second.keeps_archive
+
+    @property
+    def ensemble_size(self) -> int:
+        """That of the second stage, else of the first; candidates of both stages vote."""
+        return self.second.ensemble_size or self.first.ensemble_size
 
     def check_tasks(self, tasks: Sequence[str]) -> None:
         """Check both stages' settings against the tasks."""
@@ -100,7 +110,7 @@ class StagedConfig(StrategyConfig):
         return Staged(_two_stage(space), seed, self)
 
 
-class Staged(Strategy):
+class Staged(Relay):
     """Runs one strategy on the parameter space, then another on the paths."""
 
     def __init__(self, space: TwoStageSpace, seed: int, config: StagedConfig) -> None:
@@ -113,10 +123,6 @@ class Staged(Strategy):
         self._kept: Genotype | None = None  # the first stage's merge, after that stage
         self._enter(Stage(first.build(space.parameters, seed), whole=self._whole))
         self._best: tuple[float, Genotype] = (-math.inf, np.array(space.parameters.start))
-
-    def recommend(self) -> Genotype | None:
-        """Return the stage's own best guess, as a point of the whole space."""
-        return self._stage.recommend()
 
     def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
         if self._kept is None and self._asked >= self.config.evaluations:
@@ -139,10 +145,6 @@ class Staged(Strategy):
         second = _warm_started(self.config.second, self.two_stage.flow, [flow for _, flow in self._earlier])
         self._enter(Stage(second.build(self.two_stage.flow, seed), self._stage.last + 1, self._whole))
 
-    def _enter(self, stage: Stage) -> None:
-        self._stage = stage
-        self.population, self.guess = stage.strategy.population, stage.strategy.guess
-
     def _whole(self, genotype: Genotype) -> Genotype:
         if self._kept is None:
             return self.two_stage.join(genotype, self.two_stage.flow.start)
@@ -151,7 +153,7 @@ class Staged(Strategy):
 
 def _two_stage(space: SearchSpace) -> TwoStageSpace:
     """Return the two-stage space inside `space`; raises as `StagedConfig.build` does."""
-    if isinstance(space, RecipeSettingsSpace):
+    while isinstance(space, RecipeSettingsSpace | FoundedSpace):
         space = space.inner  # the same points
     if not isinstance(space, TwoStageSpace):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Conformance suites, one for each kind of extension: subclass a suite, name your class in it, and run pytest.
 
-Needs pytest. Nothing else in evomerge imports this package. A suite is imported when it is asked for, because some of
-them need torch.
+Needs pytest and hypothesis. Nothing else in evomerge imports this package. A suite is imported when it is asked for,
+because some of them need torch.
 """
 
 from importlib import import_module

@@ -20,15 +20,21 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import DataObject, booleans, data, floats, integers, lists, sampled_from
 from torch import Tensor
 
 from evomerge.merging.engine.tensor_merge import TensorMerge
+from evomerge.merging.engine.tensor_slopes import TensorSlopes
 from evomerge.merging.methods import implementation
 from evomerge.merging.methods.blocks import CPU_BLOCK, Scratch, TensorInfo
 from evomerge.merging.methods.registry import MergeMethod, SourceGroup, SourceModel, SourceTensor
+from evomerge.merging.methods.slopes import STEP
 from search_spaces.recipes.method_spec import MethodSpec, Parameter
 from search_spaces.recipes.resolve import Contribution, TensorPlan
+from search_spaces.spaces.derivatives import LAYER_SCALE, Coefficient, coefficients_of
 
+BEND = 16.0  # entries over which a loss bends: elections jump by a few tenths, where a derivative sees a straight line
 SLACK = 1 << 15  # bytes of scalars and of values per row, beside state per entry
 
 TENSORS = {
@@ -120,21 +126,37 @@ class Merge:
         """Return the merged tensor."""
         device = self._models[0].device
         out = torch.full((self._models[0].numel(),), float("nan"), dtype=out_dtype, device=device)
-        merge = TensorMerge(
-            self.method,
-            out,
-            base=self._base,
-            models=self._models,
-            info=self._info,
-            prepared=self._prepared,
-            shared=self._shared,
-            activation=_activation(self._info).to(device) if "activation_informed" in parameters else None,
-        )
+        merge = self._merge_into(out, parameters)
         plan, scratch = _plan(self.method.spec, len(self._models), parameters), Scratch(device, block)
         with torch.inference_mode():
             for unit in merge.units(plan, out_dtype, compiled=compiled):
                 unit(scratch)
         return out.reshape(self._shape)
+
+    def slopes(self, gradient: Tensor, *, block: int = CPU_BLOCK, **parameters: Any) -> dict[Coefficient, float]:
+        """Return the derivatives of a loss by all coefficients that have some, from its gradient by the result."""
+        plan = _plan(self.method.spec, len(self._models), parameters)
+        wanted = [each for each in coefficients_of(plan) if each.parameter != LAYER_SCALE]
+        merge = self._merge_into(torch.empty_like(gradient.reshape(-1)), parameters)
+        slopes = TensorSlopes(merge, plan, wanted, gradient.reshape(-1))
+        scratch = Scratch(gradient.device, block)
+        with torch.inference_mode():
+            for unit in slopes.units():
+                unit(scratch)
+        return dict(zip(wanted, slopes.total(), strict=True))
+
+    def _merge_into(self, target: Tensor, parameters: Mapping[str, Any]) -> TensorMerge:
+        informed = "activation_informed" in parameters
+        return TensorMerge(
+            self.method,
+            target,
+            base=self._base,
+            models=self._models,
+            info=self._info,
+            prepared=self._prepared,
+            shared=self._shared,
+            activation=_activation(self._info).to(target.device) if informed else None,
+        )
 
     @property
     def state(self) -> object:
@@ -363,6 +385,47 @@ class MergeMethodSuite:
             if not (parameter.inert or parameter.after or parameter.name in self.needs_more_tensors):
                 assert self._has_effect(parameter), f"{parameter.name}: ignored, or the suite sets no second value"
 
+    @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @given(drawn=data())
+    def test_derivatives_equal_finite_differences_of_a_loss(self, drawn: DataObject) -> None:
+        """By every coefficient that the spec calls differentiable, on tensors of any shape; others have none."""
+        shape = drawn.draw(sampled_from([(9, 14), (16, 5), (40,), (1, 3), (2, 3, 4)]))
+        info = TensorInfo(shape, by_token=drawn.draw(booleans()))
+        base, models = self.sources(info)
+        values = self._drawn_coefficients(drawn)
+        merge = Merge(self.method, base, models, by_token=info.by_token)
+        weigh = torch.randn(shape, generator=torch.Generator().manual_seed(drawn.draw(integers(0, 99)))).double()
+
+        def loss(**changes: Any) -> tuple[Tensor, float]:
+            merged = merge.run(**{**values, **changes})
+            return merged, float((weigh * torch.tanh(merged.double() / BEND)).sum()) * BEND
+
+        gradient = (weigh * (1 - torch.tanh(loss()[0].double() / BEND).square())).float()
+        slopes = merge.slopes(gradient, block=drawn.draw(sampled_from([7, CPU_BLOCK])), **values)
+        assert {each.parameter for each in slopes} == {name.rstrip("_") for name in values} & self._smooth
+        for coefficient, slope in slopes.items():
+            (above, high), (below, low) = (loss(**_moved(values, coefficient, step)) for step in (STEP, -STEP))
+            size = float((weigh * (above - below)).abs().sum()) / (2 * STEP)
+            assert slope == pytest.approx((high - low) / (2 * STEP), abs=0.05 * size + 1e-3), coefficient
+
+    @property
+    def _smooth(self) -> set[str]:
+        """The parameters that merged weights have derivatives by."""
+        return {*self.spec.differentiable, *(parameter.name for parameter in self.spec.parameters if parameter.after)}
+
+    def _drawn_coefficients(self, drawn: DataObject) -> dict[str, Any]:
+        """Return the suite's coefficients with others for those that have derivatives, inside of their ranges."""
+        values = dict(self.parameters)
+        for parameter in self.spec.parameters:
+            if parameter.name not in self._smooth:
+                continue
+            low, high, _ = parameter.search or (0.2, 1.0, 0.5)
+            inside = floats(max(low, 0.0) + 0.2 * (high - max(low, 0.0)), high - 0.2 * (high - max(low, 0.0)))
+            count = self.models if parameter.per_model else None
+            name = "lambda_" if parameter.name == "lambda" else parameter.name
+            values[name] = drawn.draw(inside if count is None else lists(inside, min_size=count, max_size=count))
+        return values
+
     def _has_effect(self, parameter: Parameter) -> bool:
         values: list[Any] = [parameter.default, parameter.low, parameter.high]
         if parameter.kind is bool:
@@ -375,11 +438,19 @@ class MergeMethodSuite:
         for info in (TENSORS["matrix"], TENSORS["vector"]):
             base, models = self.sources(info)
             merge = Merge(self.method, base, models, by_token=info.by_token)
-            for given in own:
-                runs = [merge.run(**{**given, parameter.name: value}) for value in values if value is not None]
+            for chosen in own:
+                runs = [merge.run(**{**chosen, parameter.name: value}) for value in values if value is not None]
                 if any(not torch.equal(found, runs[0]) for found in runs[1:]):
                     return True
         return False
+
+
+def _moved(values: Mapping[str, Any], coefficient: Coefficient, step: float) -> dict[str, Any]:
+    """Return the one of a method's arguments that a coefficient is in, moved by `step`."""
+    name = "lambda_" if coefficient.parameter == "lambda" else coefficient.parameter
+    if coefficient.source is None:
+        return {name: values[name] + step}
+    return {name: [own + step * (at == coefficient.source) for at, own in enumerate(values[name])]}
 
 
 def _storages(state: object, seen: set[int] | None = None) -> dict[int, int]:

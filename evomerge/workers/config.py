@@ -23,7 +23,7 @@ class InlineConfig(BaseModel):
     """A torch device (`cpu`, `cuda:0`); `auto`: a GPU if there is one."""
     compute_dtype: ComputeDtype = "auto"
     """What forward passes compute in; `auto`: float32 on a CPU, the merged model's own dtype elsewhere."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of torch; its own default when absent."""
     placement: SourcePlacement = "auto"
     """Where a GPU's sources are: `device` copied to it, `pinned` in page-locked host memory, `mmap` in their files;
@@ -48,19 +48,19 @@ class RayConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["ray"] = "ray"
-    count: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    count: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto"
     """Number of workers; `auto`: as many as the cluster has room for, more when nodes join and fewer when they
     leave."""
-    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] | Literal["auto"] = "auto"
     """GPUs per worker; 0.25: four workers share one; `auto`: 1 if the cluster has GPUs, else 0."""
-    cpus_per_worker: float = Field(default=1, gt=0, allow_inf_nan=False)
+    cpus_per_worker: float = Field(default=1, gt=0, le=1024, allow_inf_nan=False)
     """CPUs per worker, and its number of torch threads (at least one); below 1: several workers share a CPU."""
     address: str = Field(default="local", min_length=1)
     """`local`: start Ray on this machine for this search; `auto`: the cluster that this machine belongs to;
     `host:port`: a cluster's head node."""
-    max_restarts: int = Field(default=3, ge=0)
+    max_restarts: int = Field(default=3, ge=0, le=10_000)
     """How many times in a row one worker is restarted that died before it could finish a candidate."""
-    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    timeout: float | None = Field(default=None, gt=0, le=10_000_000, allow_inf_nan=False)
     """Seconds for one candidate, more in proportion if more items are asked; then its worker is replaced, and after a
     second try the candidate fails. None: no limit."""
     compute_dtype: ComputeDtype = "auto"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from evomerge.files.messages import one_line
-from evomerge.merging.engine.derivatives import watched
+from evomerge.merging.derivatives.watched import watched
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, Worker
 from evomerge.workers.source_watch import SourceWatch
@@ -130,12 +130,12 @@ class MergeWorker:
     def _losses(self, request: Request) -> tuple[float, npt.NDArray[np.float32], dict[Coefficient, float]]:
         """Return the weighted sum of the items' losses, the losses float32[I], and the derivatives of the sum."""
         total, losses = 0.0, np.zeros(len(request.items), np.float32)
-        with watched(self.engine, request.recipe) as (model, by_coefficient):
-            for batch in self.evaluator.losses(model, request.items).losses(model):
+        with watched(self.engine, request.recipe) as model:
+            for batch in self.evaluator.losses(model.module, request.items).losses(model.module):
                 batch.total.backward()  # type: ignore[no-untyped-call]  # torch says no type
                 total += float(batch.total.detach())
                 losses[list(batch.places)] = batch.losses
-        return total, losses, by_coefficient
+        return total, losses, model.derivatives
 
     def _score(self, model: Any, request: Request) -> ItemScores:
         scored = self._in_memory(lambda: self.evaluator.score(model, request.items, want_answers=request.want_answers))

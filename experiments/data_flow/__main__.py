@@ -129,6 +129,19 @@ def tables(results: Results) -> list[str]:
     return ["\n".join(lines)]
 
 
+def figures(results: Results) -> dict[str, str]:
+    """Return the figures of the README's sentences."""
+    held_out: dict[str, list[float]] = {}
+    for row in results["searches"]:
+        held_out.setdefault(row["way"], []).append(row["held_out"])
+    gaps = [100 * (row["known"] - row["found"]) for row in results["planted"]]
+    return {
+        "gap": f"{min(gaps):.1f} to {max(gaps):.1f}",
+        "p": f"{min(row['p_value'] for row in results['edits']):.2g}",
+        **{way: " and ".join(f"{score:.3f}" for score in scores) for way, scores in held_out.items()},
+    }
+
+
 def plot(results: Results, file: Path) -> None:
     """Draw what was found for the planted orders, and what the searches reached."""
     with plotted(file, 2, figsize=(10, 4)) as (left, right):
@@ -145,7 +158,7 @@ def plot(results: Results, file: Path) -> None:
         right.set(title=f"searches on {TASK}, one point per seed", ylim=(0, 65))
 
 
-EXPERIMENT = Experiment(Path(__file__).parent, tables)
+EXPERIMENT = Experiment(Path(__file__).parent, tables, figures=figures)
 
 if __name__ == "__main__":
     main()

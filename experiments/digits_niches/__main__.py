@@ -7,26 +7,51 @@ training images among those that a method holds.
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import ttest_1samp
+
 from experiments.digits_niches.methods import METHODS, Case, Line, Outcome, best_line, run
-from experiments.harness import Experiment, Results, plotted
+from experiments.harness import Experiment, Results, mean_and_error, plotted
 from experiments.machine import machine
 
 PAIRS = range(5)
 SEEDS = range(5)
 SHOWN = (100, 1000, 2000, 10_000, 20_000, 50_000)
+
+
+PUBLISHED: dict[str, tuple[tuple[int, ...], dict[str, tuple[float | None, ...]]]] = {
+    "From trained halves": (
+        (100, 500, 1000, 2000, 4000, 6000, 8000, 10_000),
+        {
+            "M2N2": (61.6, 63.9, 64.4, 65.4, 67.1, 67.3, 68.3, 68.4),
+            "M2N2, no attraction": (57.8, 61.9, 62.2, 62.6, 65.0, 65.5, 66.0, 66.2),
+            "MAP-Elites": (56.0, 59.2, 60.3, 61.3, 61.6, 61.6, 61.7, 62.3),
+            "M2N2, no split point": (57.6, 57.4, 57.8, 57.8, None, None, None, 57.8),
+            "GA": (51.3, 52.0, 52.0, None, None, None, None, 52.0),
+        },
+    ),
+    "From scratch": (
+        (1000, 2000, 10_000, 20_000, 30_000, 40_000, 50_000),
+        {
+            "M2N2": (33.7, 45.5, 82.4, 85.9, 86.5, 87.0, 87.2),
+            "CMA-ES, full covariance": (48.8, 59.8, 78.5, 81.6, 84.3, 85.2, 86.0),
+            "M2N2, no crossover": (35.0, 40.5, 62.6, 70.4, 74.1, 76.2, 77.1),
+            "GA, no crossover": (36.0, 45.0, 61.6, 66.1, 69.5, 70.5, 71.4),
+            "GA": (43.0, 50.9, 64.5, 66.6, 67.4, 67.9, 68.3),
+            "MAP-Elites": (37.0, 41.0, 52.4, 55.3, 58.4, 60.7, 60.2),
+        },
+    ),
+}
+"""Test accuracy in per cent by evaluations, read off the figure of arXiv 2508.16204 to about half a point; ten runs."""
 
 
 def cases() -> list[Case]:
@@ -55,7 +80,7 @@ def quick_cases() -> list[Case]:
 def tables(results: Results) -> list[str]:
     """Return the README's tables: accuracies by method, by pair, and how fast the authors' program is and ours."""
     outcomes, lines = read(results)
-    rest = [by_pair(outcomes, lines)] if lines else []
+    rest = [by_pair(outcomes, lines), beside_the_paper(outcomes)] if lines else []
     return [by_method(outcomes, lines), *rest, *([speeds(results["speed"])] if results["speed"] else [])]
 
 
@@ -69,13 +94,13 @@ def by_method(outcomes: Sequence[Outcome], lines: Sequence[Line]) -> str:
         most = max(count for outcome in mine for count in outcome.evaluations)
         shown = [count for count in SHOWN if count <= most] or [most]
         head = " | ".join(f"{count:,}" for count in shown)
-        parts += [f"{title}:\n", f"| method | runs | {head} | train at the end | evaluations/s |"]
-        parts.append("|---" * (len(shown) + 4) + "|")
+        parts += [f"{title}:\n", f"| method | runs | {head} | train at the end |"]
+        parts.append("|---" * (len(shown) + 3) + "|")
         parts += [_row(method, mine, shown) for method in METHODS if any(o.case.method == method for o in mine)]
         if not scratch and lines:
             test = _percent([line.test for line in lines])
             train = _percent([line.train for line in lines])
-            parts.append(f"| best single ratio | {len(lines)} | {' | '.join([test] * len(shown))} | {train} | |")
+            parts.append(f"| best single ratio | {len(lines)} | {' | '.join([test] * len(shown))} | {train} |")
         parts.append("")
     return "\n".join(parts)
 
@@ -95,22 +120,50 @@ def by_pair(outcomes: Sequence[Outcome], lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
+def beside_the_paper(outcomes: Sequence[Outcome]) -> str:
+    """Return the published test accuracies and ours at the same numbers of evaluations."""
+    parts = []
+    for title, scratch in (("From trained halves", False), ("From scratch", True)):
+        counts, curves = PUBLISHED[title]
+        parts += [f"{title}:\n", f"| method | | {' | '.join(f'{count:,}' for count in counts)} |"]
+        parts.append("|---" * (len(counts) + 2) + "|")
+        for method, curve in curves.items():
+            parts.append(f"| {method} | paper | {' | '.join('' if x is None else f'{x:.1f}' for x in curve)} |")
+            mine = [o for o in outcomes if o.case.method == method and (o.case.pair is None) == scratch]
+            if mine:
+                ours = [f"{100 * statistics.mean(at):.1f}" if (at := test_at(mine, count)) else "" for count in counts]
+                parts.append(f"| | ours | {' | '.join(ours)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
 def speeds(found: dict[str, Any]) -> str:
     """Return evaluations per second of the authors' program and of ours."""
-    rows = ["| machine | authors' program | ours | ratio |", "|---|---|---|---|"]
-    names = {"alone": ("alone", "alone, again"), "busy": ("beside two other searches", "beside them, again")}
-    for load, labels in names.items():
-        for label, one in zip(labels, found[load], strict=True):
-            rows.append(f"| {label} | {one['authors']:.0f} | {one['ours']:.0f} | {one['ratio']} |")
+    rows = ["| authors' program | ours | ratio |", "|---|---|---|"]
+    rows += [f"| {one['authors']:.0f} | {one['ours']:.0f} | {one['ratio']} |" for one in found["alone"]]
     return "\n".join(rows)
 
 
 def _row(method: str, outcomes: Sequence[Outcome], shown: Sequence[int]) -> str:
     mine = [outcome for outcome in outcomes if outcome.case.method == method]
-    cells = [_percent(at) if (at := test_at(mine, count)) else "" for count in shown]
-    train = _percent([outcome.train[-1] for outcome in mine])
-    rate = statistics.median(outcome.scored / outcome.seconds for outcome in mine)
-    return f"| {method} | {len(mine)} | {' | '.join(cells)} | {train} | {rate:.0f} |"
+    cells = [_over_pairs(mine, count) for count in shown]
+    train = _percent([statistics.mean(o.train[-1] for o in own) for own in _by_pair(mine)])
+    return f"| {method} | {len(mine)} | {' | '.join(cells)} | {train} |"
+
+
+def _by_pair(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+    """Return the runs of each pair of halves; from scratch, where there are none, each run by itself."""
+    pairs: dict[tuple[str, int | None], list[Outcome]] = {}
+    for outcome in outcomes:
+        place = ("seed", outcome.case.seed) if outcome.case.pair is None else ("pair", outcome.case.pair)
+        pairs.setdefault(place, []).append(outcome)
+    return list(pairs.values())
+
+
+def _over_pairs(outcomes: Sequence[Outcome], evaluations: int) -> str:
+    """Return mean and standard error of test accuracy: seeds of one pair are no independent runs, pairs are."""
+    means = [statistics.mean(at) for own in _by_pair(outcomes) if (at := test_at(own, evaluations))]
+    return _percent(means) if means else ""
 
 
 def test_at(outcomes: Sequence[Outcome], evaluations: int) -> list[float]:
@@ -119,10 +172,45 @@ def test_at(outcomes: Sequence[Outcome], evaluations: int) -> list[float]:
 
 
 def _percent(shares: Sequence[float]) -> str:
-    mean = 100 * statistics.mean(shares)
-    if len(shares) < 2:
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {100 * statistics.stdev(shares) / len(shares) ** 0.5:.1f}"
+    return mean_and_error(shares, 1, 100)
+
+
+def figures(results: Results) -> dict[str, str]:
+    """Return the figures of the README's sentences."""
+    outcomes, lines = read(results)
+    ends = {
+        method: {
+            pair: statistics.mean(o.test[-1] for o in outcomes if (o.case.method, o.case.pair) == (method, pair))
+            for pair in PAIRS
+        }
+        for method in ("M2N2", "GA")
+    }
+    over_ratio = [ends["M2N2"][line.pair] - line.test for line in lines]
+    over_ga = [ends["M2N2"][pair] - ends["GA"][pair] for pair in PAIRS]
+    same_seed = [o for o in outcomes if o.case.method == "M2N2" and o.case.pair is not None and o.case.seed == 0]
+
+    def halves(method: str) -> str:
+        return _percent([o.test[-1] for o in outcomes if o.case.method == method and o.case.pair is not None])
+
+    def scratch(method: str, count: int) -> str:
+        return _percent(test_at([o for o in outcomes if o.case.method == method and o.case.pair is None], count))
+
+    return {
+        "halves": _percent([half for line in lines for half in line.halves]),
+        "m2n2": _percent(list(ends["M2N2"].values())),
+        "over_ratio": _percent(over_ratio),
+        "over_ratio.p": f"{ttest_1samp(over_ratio, 0).pvalue:.2g}",
+        "over_ga": _percent(over_ga),
+        "over_ga.p": f"{ttest_1samp(over_ga, 0).pvalue:.1g}",
+        "ratio": _percent([line.test for line in lines]),
+        "no_split": halves("M2N2, no split point"),
+        "no_attraction": halves("M2N2, no attraction"),
+        "same_seed": _percent([o.test[-1] for o in same_seed]),
+        "map_elites": halves("MAP-Elites"),
+        "scratch.10000": scratch("M2N2", 10_000),
+        "scratch.50000": scratch("M2N2", 50_000),
+        "speed": " and ".join(str(one["ratio"]) for one in results["speed"]["alone"]) if results["speed"] else "",
+    }
 
 
 # --- plot ---
@@ -168,18 +256,6 @@ def compare_speed(python: Path, program: Path, passes: int = 1000) -> dict[str, 
         rates["ours"].append(outcome.scored / outcome.seconds)
     found = {name: round(statistics.median(values), 1) for name, values in rates.items()}
     return found | {"ratio": round(found["ours"] / found["authors"], 1)}
-
-
-@contextmanager
-def _busy() -> Iterator[None]:
-    """Keep each core busy with another process."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
 
 
 def _authors_seconds(python: Path, program: Path, passes: int) -> float:
@@ -230,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs=2,
         type=Path,
         metavar=("PYTHON", "FOLDER"),
-        help="also time github.com/SakanaAI/natural_niches in FOLDER, with a Python that has jax, alone and not",
+        help="also time github.com/SakanaAI/natural_niches in FOLDER, with a Python that has jax",
     )
     given = parser.parse_args(arguments)
     _one_thread()
@@ -249,8 +325,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.authors:
         python, program = given.authors[0].absolute(), given.authors[1]
         speed = {"alone": [compare_speed(python, program) for _ in range(2)]}
-        with _busy():
-            speed["busy"] = [compare_speed(python, program) for _ in range(2)]
     results = gathered(outcomes, lines, speed)
     print("\n" + "\n\n".join(tables(results)))
     EXPERIMENT.publish(out, results)
@@ -258,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plot(outcomes, lines, out / "curves.svg")
 
 
-EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="runs")
+EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="runs", figures=figures)
 
 if __name__ == "__main__":
     main()

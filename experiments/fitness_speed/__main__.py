@@ -176,6 +176,15 @@ def markdown(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def figures(results: Results) -> dict[str, str]:
+    """Return the figures of the README's sentences."""
+    rows = [Result(**row) for row in results["results"]]
+    return {
+        "spread": f"{max(high / low for row in rows for low, high in row.spread.values()):.1f}",
+        "first": f"{max(row.first_call - row.ours for row in rows):.1f}",
+    }
+
+
 def _rate(rate: float) -> str:
     return f"{rate:#.3g}" if rate < 100 else f"{rate:.0f}"
 
@@ -207,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     EXPERIMENT.publish(out, results)
 
 
-EXPERIMENT = Experiment(Path(__file__).parent, tables)
+EXPERIMENT = Experiment(Path(__file__).parent, tables, figures=figures)
 
 if __name__ == "__main__":
     main()

@@ -115,6 +115,23 @@ def tables(results: Results) -> list[str]:
     return ["\n".join(lines)]
 
 
+def figures(results: Results) -> dict[str, str]:
+    """Return the figures of the README's sentences."""
+    outcomes = [Outcome(**outcome) for outcome in results["outcomes"]]
+    groups = {arm: [outcome for outcome in outcomes if outcome.arm == arm] for arm in ARMS}
+    spreads = [100 * statistics.stdev(o.held_out for o in own) for own in groups.values()]
+    cost = {arm: statistics.mean(o.items for o in own) for arm, own in groups.items()}
+    asked = {arm: statistics.mean(o.asked for o in own) for arm, own in groups.items()}
+    default, raced = "20 items, inherited", "20 items, inherited, racing"
+    return {
+        "item_error": f"{100 * statistics.mean(o.standard_error for o in outcomes):.1f}",
+        "spread": f"{min(spreads):.0f} to {max(spreads):.0f}",
+        "share": f"{100 * cost[default] / cost['all items']:.0f} %",
+        "saved": f"{100 * (1 - asked[raced] / asked[default]):.0f} %",
+        "seeds": str(len(groups[default])),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search, print the table and write the results."""
     parser = EXPERIMENT.parser(__doc__, quick="one seed, eight candidates")
@@ -136,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     EXPERIMENT.publish(out, results)
 
 
-EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="outcomes", indent=None)
+EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="outcomes", indent=None, figures=figures)
 
 if __name__ == "__main__":
     main()

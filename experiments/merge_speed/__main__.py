@@ -126,21 +126,51 @@ def markdown(results: Sequence[Result]) -> str:
     """Return a table of some results."""
     lines = [
         "| model | method | experts | prepare | apply, wall | apply, CPU | bytes | limit | of the limit "
-        "| mergekit in memory, CPU | ratio | mergekit-yaml, CPU | ratio | memory / bound, MB |",
+        "| mergekit in memory, CPU | per candidate | first merge | mergekit-yaml, CPU | memory / bound, MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        theirs = [
-            "| |" if other is None else f"{other:.0f} | {other / result.cpu:.0f} |"
-            for other in (result.in_memory, result.command)
-        ]
+        command = "" if result.command is None else f"{result.command:.0f}"
         limit = "|" if result.limit is None else f"{result.limit:.2f} | {result.limit / result.wall:.0%}"
         lines.append(
             f"| {result.size} | {result.method} | {result.experts} | {result.prepare:.0f} | {result.wall:.2f} "
             f"| {result.cpu:.2f} | {result.bytes_touched:g} | {limit} "
-            f"| {theirs[0]} {theirs[1]} {_memory(result)}"
+            f"{_beside_mergekit(result)} | {command} | {_memory(result)}"
         )
     return "\n".join(lines)
+
+
+def _beside_mergekit(result: Result) -> str:
+    """Return mergekit's time in memory and its ratio to ours: of further candidates, and of the first, prepared."""
+    if result.in_memory is None:
+        return " | | |"
+    later, first = result.in_memory / result.cpu, result.in_memory / (result.cpu + result.prepare)
+    return f" | {result.in_memory:.0f} | {later:.0f} | {first:.1f}"
+
+
+LARGE = ("0.1 B", "0.5 B")
+AIMS = {"linear": 0.6, "task_arithmetic": 0.6, "slerp": 0.6, "ties": 0.3, "dare_ties": 0.3}
+"""Aims at the larger sizes: `apply` as a share of the memory's bandwidth."""
+
+
+def figures(results: Results) -> dict[str, str]:
+    """Return the figures of the README's sentences."""
+    rows = [Result(**row) for row in results["results"]]
+    beside = [row.in_memory / row.cpu for row in rows if row.in_memory is not None]
+    first = [row.in_memory / (row.cpu + row.prepare) for row in rows if row.in_memory is not None]
+
+    def shares(aim: float) -> list[float]:
+        return [r.limit / r.wall for r in rows if r.size in LARGE and AIMS.get(r.method) == aim and r.limit is not None]
+
+    simple, elected = shares(0.6), shares(0.3)
+    return {
+        "ratio": f"{min(beside):.0f} to {max(beside):.0f}",
+        "ratio.first": f"{min(first):.1f} to {max(first):.0f}",
+        "simple": f"{100 * min(simple):.0f} to {100 * max(simple):.0f} %",
+        "simple.reached": f"{sum(round(share, 2) >= 0.6 for share in simple)} of {len(simple)}",
+        "elected": f"{100 * min(elected):.0f} to {100 * max(elected):.0f} %",
+        "elected.reached": f"{sum(share >= 0.3 for share in elected)} of {len(elected)}",
+    }
 
 
 def _memory(result: Result) -> str:
@@ -200,7 +230,7 @@ def _merged(before: Sequence[dict[str, Any]], found: Sequence[Result]) -> list[d
     return [placed[key] for key in sorted(placed)]
 
 
-EXPERIMENT = Experiment(Path(__file__).parent, tables)
+EXPERIMENT = Experiment(Path(__file__).parent, tables, figures=figures)
 
 if __name__ == "__main__":
     main()

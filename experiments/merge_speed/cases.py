@@ -85,6 +85,7 @@ def recipe(method: str, paths: list[str], count: int, turn: int) -> dict[str, An
         "parameters": parameters,
         "dtype": "float32",
         "out_dtype": "bfloat16",
+        "evomerge": {"karcher_weights": method == "karcher"},
     }
     if spec.base != "none":
         data["base_model"] = base

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.harness import Experiment, Results, plotted
+from experiments.harness import Experiment, Results, mean_and_error, plotted
 from experiments.machine import machine
 from experiments.pareto.fronts import TASKS, Front, Job, search
 from fitness.pareto import ranks
@@ -60,9 +60,24 @@ def tables(results: Results) -> list[str]:
     return ["\n".join(lines)]
 
 
+def figures(results: Results) -> dict[str, str]:
+    """Return the figures of the README's sentences."""
+    fronts = [Front(**front) for front in results["fronts"]]
+    volume = {way: {f.seed: f.hypervolume for f in fronts if f.way == way} for way in WAYS}
+    seeds = sorted(volume["nsga2"])
+    gains = [volume["nsga2"][seed] - volume["weighted_sums"][seed] for seed in seeds]
+    found = {
+        "seeds": str(len(seeds)),
+        "gain": mean_and_error(gains, 3),
+        "ahead": f"{sum(gain > 0 for gain in gains)} of {len(gains)}",
+        "ahead_of_random": f"{sum(volume['nsga2'][s] > volume['random'][s] for s in seeds)} of {len(seeds)}",
+    }
+    members = {way: [str(len(f.held_out)) for f in fronts if f.way == way] for way in WAYS}
+    return found | {f"members.{way}": ", ".join(counts) for way, counts in members.items()}
+
+
 def _cell(values: Sequence[float]) -> str:
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.3f} ± {error:.3f}"
+    return mean_and_error(values, 3)
 
 
 def plot(fronts: Sequence[Front], file: Path) -> None:
@@ -79,7 +94,7 @@ def plot(fronts: Sequence[Front], file: Path) -> None:
         axes.legend()
 
 
-EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="fronts", indent=None)
+EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="fronts", indent=None, figures=figures)
 
 if __name__ == "__main__":
     main()

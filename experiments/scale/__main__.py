@@ -179,6 +179,18 @@ def tables(results: Results) -> list[str]:
     return ["\n".join(lines)]
 
 
+def figures(results: Results) -> dict[str, str]:
+    """Return the figures of the README's sentences."""
+    found = {
+        f"limit.{row['layers']}.{row['strategy'].partition(' ')[0]}": f"{row['per_second']:.0f}"
+        for row in results["limit"]
+    }
+    for row in results["resume"]:
+        found[f"resume.{row['strategy'].partition(' ')[0]}"] = f"{row['resume_seconds']:.0f} s"
+    largest = max(row["megabytes_per_100000_evaluations"] for row in results["resume"])
+    return found | {"megabytes": f"{largest:.0f} MB"}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all, or one part, and write the results."""
     parser = EXPERIMENT.parser(__doc__, quick="small sizes, seconds")
@@ -194,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     EXPERIMENT.publish(out, results)
 
 
-EXPERIMENT = Experiment(Path(__file__).parent, tables)
+EXPERIMENT = Experiment(Path(__file__).parent, tables, figures=figures)
 
 if __name__ == "__main__":
     main()

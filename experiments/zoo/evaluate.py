@@ -170,8 +170,32 @@ def sign_test(ours: Scores, theirs: Scores) -> float:
 
 
 def tables(results: Results) -> list[str]:
-    """Return the README's tables: scores on every task, and on the target by operation."""
-    return [by_task(results), by_operation(results)]
+    """Return the README's tables: scores on every task, on the target by operation, and the weights found."""
+    return [by_task(results), by_operation(results), found_weights()]
+
+
+def found_weights() -> str:
+    """Return the weights of the recipe found per layer."""
+    found = json.loads((FOLDER / "found_weights.json").read_text(encoding="utf-8"))
+    lines = ["| weight of | " + " | ".join(found["experts"]) + " |", "|---" * (len(found["experts"]) + 1) + "|"]
+    for place, weights in found["per layer"].items():
+        lines.append(f"| {place} | " + " | ".join(f"{weight:.2f}" for weight in weights) + " |")
+    return "\n".join(lines)
+
+
+def figures(results: Results) -> dict[str, str]:
+    """Return the figures of the README's sentences, and those that other pages quote."""
+    found = json.loads((FOLDER / "found_weights.json").read_text(encoding="utf-8"))
+    weights = ", ".join(f"{name} {x:.2f}" for name, x in zip(found["experts"], found["per expert"], strict=True))
+    scores = {row["name"]: row["score"] for row in results["rows"] if row["task"] == "zoo_target_gen"}
+    best = results["best_fixed"]
+    return {
+        "best_fixed": best,
+        "best_fixed.score": f"{scores[best]:.2f}",
+        "p.fixed": f"{results['paired_p_value'][best]:.0e}",
+        "p.per_expert": f"{results['paired_p_value']['found per expert']:.0e}",
+        "per_expert": weights,
+    }
 
 
 def by_task(results: Results) -> str:
@@ -211,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     EXPERIMENT.publish(out, results)
 
 
-EXPERIMENT = Experiment(FOLDER, tables, module="evaluate")
+EXPERIMENT = Experiment(FOLDER, tables, module="evaluate", figures=figures)
 
 if __name__ == "__main__":
     main()

@@ -22,9 +22,9 @@ class TaskConfig(Section):
 
     task: str = Field(min_length=1)
     """Name of an lm-eval task, as in the `task:` key of its YAML file; not a group or a tag."""
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0, le=1_000_000, allow_inf_nan=False)
     """Weight of this task in the objective, relative to the other tasks' weights; above 0, no unit."""
-    min_share_of_best_source: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    min_share_of_best_source: float | None = Field(default=None, gt=0, le=1000, allow_inf_nan=False)
     """Constraint: the lowest acceptable score, as a share of the best source's score; 0.9 keeps 90 % of it. Candidates
     that violate a constraint rank behind all that violate none. None: no constraint."""
     metric: str | None = None
@@ -47,7 +47,7 @@ class TasksConfig(Section):
     which is then used completely."""
     allow_test_split: bool = False
     """Allow a test split to be searched on; its published score is then meaningless."""
-    num_fewshot: int | None = Field(default=None, ge=0)
+    num_fewshot: int | None = Field(default=None, ge=0, le=1000)
     """Few-shot examples before each prompt, unless the task fixes their number at 0. None: the task's own number."""
     apply_chat_template: bool = False
     """Format prompts with the tokenizer's chat template, few-shot examples as turns."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import datasets
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Entry, Kind, TaskIndex
 
 from fitness.results import TaskError
-from fitness.tasks.code import CodeCheck, allow, check_regular, code_of
+from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of
 from fitness.tasks.config import TasksConfig
 from fitness.tasks.documents import Document
 from fitness.tasks.messages import nearest, one_line
@@ -90,7 +92,28 @@ def _check_folder(folder: Path) -> None:
 
 
 def _task_manager(folders: Sequence[Path], *, include_defaults: bool) -> TaskManager:
-    return TaskManager(include_path=[str(f) for f in folders], include_defaults=include_defaults)
+    manager = TaskManager(include_path=[str(f) for f in folders], include_defaults=False)
+    return _with_installed(manager) if include_defaults else manager
+
+
+def _with_installed(manager: TaskManager) -> TaskManager:
+    """Add lm-eval's own tasks to an index, below its tasks."""
+    manager._index = dict(_installed_tasks()) | manager._index
+    for name, kinds in (
+        ("_all_tasks", set(Kind)),
+        ("_all_subtasks", {Kind.TASK, Kind.PY_TASK}),
+        ("_all_groups", {Kind.GROUP}),
+        ("_all_tags", {Kind.TAG}),
+    ):
+        setattr(manager, name, sorted(each for each, entry in manager._index.items() if entry.kind in kinds))
+    return manager
+
+
+@cache
+def _installed_tasks() -> Mapping[str, Entry]:
+    """Return the index of lm-eval's own tasks, which takes some seconds to make."""
+    found: dict[str, Entry] = TaskIndex.build([INSTALLED / "tasks"])
+    return found
 
 
 def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:

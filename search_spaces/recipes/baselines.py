@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.layout import ModelLayout
@@ -101,6 +102,51 @@ def source_recipe(
     """
     whole = Slice((Source(model, _all_layers(layout)),))
     return Recipe("passthrough", (whole,), base_model=model, dtype=dtype, out_dtype=out_dtype)
+
+
+def weighted_recipe(
+    method: str,
+    models: Mapping[str, str],
+    layout: ModelLayout | int,
+    weights: Mapping[str, float],
+    *,
+    dtype: str | None = "float32",
+    out_dtype: str | None = "bfloat16",
+) -> Recipe:
+    """Return the weighted sum of some models, as ``linear`` or ``task_arithmetic``; or one of two models as ``slerp``.
+
+    Parameters
+    ----------
+    method
+        One of these three.
+    models
+        Name to reference, the base first.
+    layout
+        The models' layout, or their number of layers.
+    weights
+        By name, summing to one; models that are absent have none.
+    dtype, out_dtype
+        Precision of the arithmetic and of the result.
+
+    Raises
+    ------
+    RecipeError
+        If ``slerp`` is asked for anything but a base, an expert, and all the weight on one of them.
+    """
+    base, *experts = models
+    layers = _all_layers(layout)
+    settings: dict[str, Any] = {"base_model": models[base], "dtype": dtype, "out_dtype": out_dtype}
+    if method == "slerp":
+        t = weights.get(experts[0], 0.0)
+        if len(experts) > 1 or t not in (0, 1):
+            raise RecipeError(f"slerp is between two models, and this is no end of it: {dict(weights)}; write linear")
+        whole = Slice((Source(models[experts[0]], layers), Source(models[base], layers)))
+        return Recipe(method, (whole,), parameters=(("t", constant(t)),), **settings)
+    named = experts if method == "task_arithmetic" else list(models)
+    sources = [Source(models[name], layers, (("weight", constant(weights.get(name, 0.0))),)) for name in named]
+    if method == "task_arithmetic":
+        sources.append(Source(models[base], layers))
+    return Recipe(method, (Slice(tuple(sources)),), **settings)
 
 
 def _all_layers(layout: ModelLayout | int) -> tuple[int, int]:

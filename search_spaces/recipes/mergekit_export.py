@@ -37,6 +37,7 @@ def obstacles(recipe: Recipe) -> tuple[str, ...]:
         found.append(f"vocabulary: {recipe.tokenizer_source}: mergekit has no such policy")
     if _deviates(recipe):
         found.append(f"{_subject(recipe)}: {spec.deviation}")
+    found += refused_by_mergekit(recipe)
     if _loses_precision(recipe):
         found.append(
             f"dtype {recipe.dtype or 'of the sources'}: mergekit rounds to it after every step of "
@@ -86,12 +87,85 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
             if recipe.spec.stochastic
             else f"{_subject(recipe)}: {recipe.spec.deviation}"
         )
+    if refused := refused_by_mergekit(recipe):
+        recipe = _with_fitting_spread(recipe)
+        notes += refused
     if _loses_precision(recipe):
         out_dtype = recipe.out_dtype or recipe.dtype
         recipe = replace(recipe, dtype="float32", out_dtype=out_dtype)
         saved = f"out_dtype {out_dtype} keeps the result's" if out_dtype else "the result is saved in it as well"
         notes.append(f"dtype: float32 is written for the arithmetic; {saved}")
     return replace(recipe, seed=None, calibration_text=None), tuple(notes)
+
+
+def differences(recipe: Recipe) -> tuple[str, ...]:
+    """Return a sentence for each way in which a recipe of mergekit's gives other weights here, beyond rounding.
+
+    Recipes with a seed, as evomerge writes them, mean our own masks.
+    """
+    if recipe.seed is not None or recipe.mixture is not None or len(recipe.specs) > 1:
+        return ()
+    deviation = (f"{_subject(recipe)}: {recipe.spec.deviation}",) if _deviates(recipe) else ()
+    return (*deviation, *refused_by_mergekit(recipe))
+
+
+def refused_by_mergekit(recipe: Recipe) -> tuple[str, ...]:
+    """Return a sentence for each value that evomerge changes to a usable one and mergekit 0.1.5 refuses.
+
+    That is della's spread of probabilities, which must leave 0 < density - epsilon and density + epsilon < 1.
+    """
+    if not any(parameter.name == "epsilon" and parameter.per_model for parameter in recipe.spec.parameters):
+        return ()
+    found = {
+        f"epsilon: density {density:g} with epsilon {epsilon:g} leaves (0, 1), which mergekit refuses; it is taken as "
+        f"{_fitting(epsilon, density):g}"
+        for part in recipe.canonical().slices
+        for source in part.sources
+        for density in _values(source.parameters, "density", 1.0)
+        for epsilon in _values(source.parameters, "epsilon", _default(recipe, "epsilon"))
+        if _fitting(epsilon, density) != epsilon
+    }
+    return tuple(sorted(found))
+
+
+def _with_fitting_spread(recipe: Recipe) -> Recipe:
+    """Return the canonical recipe with the largest epsilon for each source that all its densities allow."""
+    recipe = recipe.canonical()
+    slices = []
+    for part in recipe.slices:
+        base = recipe.base_of(part)
+        sources = [source if source.model == base else _with_spread(source, recipe) for source in part.sources]
+        slices.append(replace(part, sources=tuple(sources)))
+    return replace(recipe, slices=tuple(slices))
+
+
+def _with_spread(source: Source, recipe: Recipe) -> Source:
+    densities = _values(source.parameters, "density", 1.0)
+    epsilons = _values(source.parameters, "epsilon", _default(recipe, "epsilon"))
+    fitting = min(_fitting(epsilon, density) for epsilon in epsilons for density in densities)
+    if all(_fitting(epsilon, density) == epsilon for epsilon in epsilons for density in densities):
+        return source
+    others = tuple((name, setting) for name, setting in source.parameters if name != "epsilon")
+    return replace(source, parameters=tuple(sorted((*others, ("epsilon", constant(fitting))))))
+
+
+def _fitting(epsilon: float, density: float) -> float:
+    """Return the largest spread up to `epsilon` that mergekit takes; any where the density drops nothing or all."""
+    if not 0 < density < 1 or (density + epsilon < 1 and density - epsilon > 0):
+        return epsilon
+    return min(density, 1 - density) * (1 - 1e-6)
+
+
+def _values(parameters: Parameters, name: str, usual: float) -> list[float]:
+    """Return every value that a source's parameter takes anywhere."""
+    setting = find(parameters, name)
+    listed = [each.value if isinstance(each.value, tuple) else (each.value,) for each in setting]
+    open_ended = not any(each.is_catch_all for each in setting)
+    return [float(value) for values in listed for value in values] + [usual] * open_ended
+
+
+def _default(recipe: Recipe, name: str) -> float:
+    return float(recipe.spec.parameter(name).default or 0.0)
 
 
 def _with_one_method(recipe: Recipe) -> Recipe:

@@ -1,15 +1,16 @@
 """Recipes as YAML in mergekit's dialect: reading and writing.
 
 Reading accepts every spelling of mergekit 0.1.5 for one decoder-only model, and refuses unknown keys. (mergekit ignores
-them, so that a typing error changes the merge without a message.) Writing uses spellings that both mergekit 0.1.5 and
-earlier releases understand. One key is ours, ``evomerge``. In a recipe it has ``seed``, ``calibration_text``,
-``adapters: core``, ``vocabulary: first`` or ``pad``, ``mixture`` and ``path``; in a slice ``merge_method``.
+them, so that a typing error changes the merge without a message; `mergekit.passed_over` takes them out.) Writing uses
+spellings that both mergekit 0.1.5 and earlier releases understand. One key is ours, ``evomerge``. In a recipe it has
+``seed``, ``calibration_text``, ``adapters: core``, ``vocabulary: first`` or ``pad``, ``mixture``, ``path`` and
+``karcher_weights``; in a slice ``merge_method``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +24,31 @@ from search_spaces.recipes.parameter_values import Condition, Parameters, Scalar
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import format_reference, parse_reference
 from search_spaces.recipes.token_rules import TokenRules
+from search_spaces.recipes.yaml_text import check_amount, documents, read_text
 from search_spaces.yaml_lines import line_of
 
-MAX_BYTES = 4_000_000  # a canonical recipe of 128 layers and 8 sources is about 200 kB
-MAX_NESTING = 32  # the grammar needs 8; parsers recurse
-MAX_VALUES = 200_000  # aliases counted where they are used
+if TYPE_CHECKING:
+    from yaml import SafeDumper as _SafeDumper
+else:  # the compiled one, where PyYAML was built with it
+    _SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-_TOP_KEYS = (
+TOP_KEYS = (
     "merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template",
     "parameters", "models", "slices", "modules", "evomerge",
 )  # fmt: skip
 
-_OUR_KEYS = ("seed", "calibration_text", "adapters", "vocabulary", "mixture", "path")
+SLICE_KEYS = ("sources", "parameters", "base_model", "evomerge")
 
+_OUR_KEYS = ("seed", "calibration_text", "adapters", "vocabulary", "mixture", "path", "karcher_weights")
+
+
+_TRUTH = dict.fromkeys(("1", "true", "t", "yes", "y", "on"), True) | dict.fromkeys(
+    ("0", "false", "f", "no", "n", "off"), False
+)
+
+ONE_DOCUMENT = (
+    "it holds {count} documents, and only one can be used here; merge them with `evomerge merge FILE OUT` and name OUT"
+)
 
 # --- reading: text ---
 
@@ -52,24 +65,6 @@ def read(path: str | Path) -> Recipe:
     return parse(read_text(path), str(path))
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a recipe's file.
-
-    Raises
-    ------
-    RecipeError
-        If it cannot be read or is not text.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        return data.decode("utf-8")
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); name a recipe's YAML file") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: is not text; name a recipe's YAML file in UTF-8") from None
-
-
 def parse(text: str, origin: str = "recipe") -> Recipe:
     """Return the recipe in a YAML text; errors start with `origin` and name the place in the document.
 
@@ -80,36 +75,11 @@ def parse(text: str, origin: str = "recipe") -> Recipe:
     """
     data, *others = documents(text, origin)
     if others:
-        raise RecipeError(
-            f"{origin}: it holds {1 + len(others)} documents, and only one can be used here; merge them with "
-            "`evomerge merge FILE OUT` and name OUT"
-        )
+        raise RecipeError(f"{origin}: {ONE_DOCUMENT.format(count=1 + len(others))}")
     return build(data, origin, text)
 
 
-def documents(text: str, origin: str) -> list[Any]:
-    """Return the plain data of each YAML document in `text`, at least one; empty documents are left out.
-
-    Raises
-    ------
-    RecipeError
-        If the text is too large or is not YAML.
-    """
-    if len(text) > MAX_BYTES:
-        raise RecipeError(f"{origin}: is larger than {MAX_BYTES} bytes; name a recipe's YAML file")
-    try:
-        loaded = load_yaml_documents(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = origin if mark is None else f"{origin}:{mark.line + 1}"
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{place}: not valid YAML: {problem}; correct it there") from None
-    except (ValueError, TypeError) as error:  # dates that do not exist, mappings as keys, nesting
-        raise RecipeError(f"{origin}: {error}; write plain mappings, lists and numbers") from None
-    return [data for data in loaded if data is not None] or [None]
-
-
-def build(data: Any, origin: str = "recipe", text: str = "") -> Recipe:
+def build(data: Any, origin: str = "recipe", text: str = "", document: int = 0) -> Recipe:
     """Return the recipe in plain mappings, lists and scalars, as `as_dict` gives them.
 
     Parameters
@@ -119,7 +89,9 @@ def build(data: Any, origin: str = "recipe", text: str = "") -> Recipe:
     origin
         What errors start with.
     text
-        The YAML document that `data` was read from: errors then name the line in it.
+        The YAML that `data` was read from: errors then name the line in it.
+    document
+        Which of the documents in `text`.
 
     Raises
     ------
@@ -127,104 +99,27 @@ def build(data: Any, origin: str = "recipe", text: str = "") -> Recipe:
         If it is not a valid recipe; the text starts with `origin`.
     """
     try:
-        _check_amount(data)
+        check_amount(data)
         return _recipe(data)
     except RecipeError as error:
-        raise RecipeError(f"{_with_line(origin, text, str(error))}: {error}") from None
+        raise RecipeError(f"{_with_line(origin, text, str(error), document)}: {error}") from None
 
 
-def _with_line(origin: str, text: str, message: str) -> str:
+def _with_line(origin: str, text: str, message: str, document: int) -> str:
     """Return `origin` with the line of the place that a message begins with, if the text is a document that has it."""
     place = re.match(r"[a-z_]+(\[\d+\]|\.\w+)*(?=: )", message)
-    line = line_of(text, re.findall(r"\w+", place[0])) if place and text else None
+    line = line_of(text, re.findall(r"\w+", place[0]), document) if place and text else None
     return origin if line is None else f"{origin}:{line}"
-
-
-if TYPE_CHECKING:
-    from yaml import SafeDumper as _SafeDumper
-    from yaml import SafeLoader as _SafeLoader
-else:  # the compiled ones, ten times as fast, where PyYAML was built with them
-    _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    _SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-
-
-class StrictLoader(_SafeLoader):
-    """The safe loader, except that a key given twice is an error instead of an overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping; raise if a key is repeated."""
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            if key_node.value in seen:
-                problem = f"the key '{key_node.value}' is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-def load_yaml(text: str) -> Any:
-    """Return the plain data of a YAML text from an untrusted source.
-
-    Raises
-    ------
-    yaml.YAMLError
-        If it is not YAML, names a Python type, or repeats a key.
-    ValueError
-        If it is nested too deeply, has too many values, or an impossible one (a date that does not exist).
-    """
-    loaded = load_yaml_documents(text)
-    if len(loaded) > 1:
-        raise ValueError(f"{len(loaded)} documents; write one, without ---")
-    return loaded[0] if loaded else None
-
-
-def load_yaml_documents(text: str) -> list[Any]:
-    """Return the plain data of each document of a YAML text from an untrusted source; see `load_yaml`."""
-    _check_events(text)
-    loaded = list(yaml.load_all(text, Loader=StrictLoader))
-    _check_amount(loaded)
-    return loaded
-
-
-def _check_events(text: str) -> None:
-    """Raise on deep nesting or too many values, event by event, before anything is built."""
-    depth = values = 0
-    for event in yaml.parse(text, Loader=_SafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        else:
-            values += 1
-        if depth > MAX_NESTING:
-            raise ValueError(f"nested more than {MAX_NESTING} levels deep")
-        if values > MAX_VALUES:
-            raise ValueError(f"more than {MAX_VALUES} values")
-
-
-def _check_amount(data: Any) -> None:
-    count, pending = 0, [data]
-    while pending:
-        value = pending.pop()
-        count += 1
-        if count > MAX_VALUES:
-            raise RecipeError(f"more than {MAX_VALUES} values; write a smaller file")
-        if isinstance(value, dict):
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
 
 
 # --- reading: nouns; `place` is the path in the document ---
 
 
 def _recipe(data: Any) -> Recipe:
-    top = mapping(data, "the document", _TOP_KEYS)
+    top = mapping(data, "the document", TOP_KEYS)
     if top.get("merge_method") is None:
         raise RecipeError("merge_method is missing; write one such as merge_method: linear")
-    spec = method_spec(text_of(top["merge_method"], "merge_method"))
+    spec = readable(method_spec(text_of(top["merge_method"], "merge_method")), top.get("evomerge"))
     form, content, parameters = _content(top, spec)
     ours = mapping(top.get("evomerge") or {}, "evomerge", _OUR_KEYS)
     vocabulary, tokens = _tokenizer(top)
@@ -240,6 +135,17 @@ def _recipe(data: Any) -> Recipe:
         chat_template=_optional_text(top, "chat_template"),
         **_extensions(ours),
     )
+
+
+def readable(spec: MethodSpec, ours: Any) -> MethodSpec:
+    """Return the spec without parameters of ours that mergekit's other methods have, unless a recipe asks for them.
+
+    mergekit's `karcher` ignores weights, and its recipes mean what it makes of them. `ours` is what a recipe has under
+    ``evomerge``.
+    """
+    if isinstance(ours, dict) and ours.get(f"{spec.name}_weights"):
+        return spec
+    return replace(spec, parameters=tuple(p for p in spec.parameters if not (p.extension and p.common)))
 
 
 def _content(top: dict[str, Any], spec: MethodSpec) -> tuple[str, Any, Parameters]:
@@ -278,14 +184,7 @@ def _slices(value: Any, spec: MethodSpec) -> tuple[Slice, ...]:
 
 
 def _slice(value: Any, spec: MethodSpec, place: str) -> Slice:
-    valid = (
-        "sources",
-        "parameters",
-        "base_model",
-        "evomerge",
-        "residual_weight",
-    )  # mergekit accepts residual_weight and ignores it
-    fields = mapping(value, place, valid, required=("sources",))
+    fields = mapping(value, place, SLICE_KEYS, required=("sources",))
     own = mapping(fields.get("evomerge") or {}, f"{place}.evomerge", ("merge_method",)).get("merge_method")
     if own is not None:
         spec = _method(own, f"{place}.evomerge.merge_method")
@@ -307,14 +206,24 @@ def _method(value: Any, place: str) -> MethodSpec:
 
 def _source(value: Any, spec: MethodSpec, place: str) -> Source:
     fields = mapping(value, place, ("model", "layer_range", "parameters"), required=("model", "layer_range"))
-    bounds = fields["layer_range"]
-    if not isinstance(bounds, list) or len(bounds) != 2 or not all(type(bound) is int for bound in bounds):
-        raise RecipeError(f"{place}.layer_range: {shown(bounds)} is not a range; write [start, end]")
     return Source(
         model=parse_reference(fields["model"], f"{place}.model"),
-        layer_range=(bounds[0], bounds[1]),
+        layer_range=_layer_range(fields["layer_range"], f"{place}.layer_range"),
         parameters=_parameters(fields, f"{place}.parameters", spec),
     )
+
+
+def _layer_range(value: Any, place: str) -> tuple[int, int]:
+    """Read a range as mergekit does: 4.0 and "4" are layer 4."""
+    bounds = value if isinstance(value, list) else []
+    numbers = [
+        int(float(bound))
+        for bound in bounds
+        if type(bound) is not bool and re.fullmatch(r"-?\d{1,9}(\.0)?", str(bound))
+    ]
+    if len(bounds) != 2 or len(numbers) != 2:
+        raise RecipeError(f"{place}: {shown(value)} is not a range; write [start, end]")
+    return numbers[0], numbers[1]
 
 
 def _optional_reference(fields: dict[str, Any], key: str, place: str = "") -> str | None:
@@ -396,6 +305,10 @@ def _parameters(fields: dict[str, Any], place: str, spec: MethodSpec) -> Paramet
     if value is None:
         return ()
     names = [parameter.name for parameter in spec.parameters]
+    if "weight" not in names and isinstance(value, dict) and "weight" in value and spec.name == "karcher":
+        raise RecipeError(
+            f"{place}: mergekit's karcher has no 'weight'; remove it, or write evomerge: {{karcher_weights: true}}"
+        )
     entries = mapping(value, place, names, owner=f"parameter of {spec.name}")
     kinds = {name: spec.parameter(name).kind for name in sorted(entries)}
     return tuple((name, _setting(entries[name], kind, f"{place}.{name}")) for name, kind in kinds.items())
@@ -427,11 +340,13 @@ def _value(value: Any, kind: type, place: str) -> Scalar | tuple[Scalar, ...]:
 
 
 def _scalar(value: Any, kind: type, place: str) -> Scalar:
-    """Read a scalar as mergekit does: YAML 1.1 reads 1e-5 as text, and 0 and 1 are truth values."""
+    """Read a scalar as mergekit does: YAML 1.1 reads 1e-5 as text, and 0, 1 and quoted words are truth values."""
     try:
         if kind is bool:
             if isinstance(value, (bool, int, float)) and value in (0, 1):
                 return bool(value)
+            if isinstance(value, str) and value.lower() in _TRUTH:
+                return _TRUTH[value.lower()]
         elif isinstance(value, (bool, int, float, str)):
             return float(value)
     except (ValueError, OverflowError):
@@ -468,6 +383,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
             "vocabulary": recipe.tokenizer_source if own_policy else None,
             "mixture": None if recipe.mixture is None else mixture_table.as_data(recipe.mixture),
             "path": None if recipe.path is None else [_layer_dict(layer) for layer in recipe.path],
+            "karcher_weights": True if recipe.merge_method == "karcher" and _sets_weights(recipe) else None,
         }
     )
     return _without_empty(fields)
@@ -488,6 +404,13 @@ def _slice_dict(part: Slice) -> dict[str, Any]:
             "evomerge": None if part.merge_method is None else {"merge_method": part.merge_method},
         }
     )
+
+
+def _sets_weights(recipe: Recipe) -> bool:
+    scopes = [recipe.parameters]
+    for part in recipe.slices:
+        scopes += [part.parameters, *(source.parameters for source in part.sources)]
+    return any(name == "weight" for scope in scopes for name, _ in scope)
 
 
 def _layer_dict(layer: PathLayer) -> dict[str, Any]:
@@ -571,6 +494,8 @@ def dump(recipe: Recipe, header: str = "") -> str:
     _put_on_line(fields)
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
     text: str = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000)
+    if not text.replace("\n", "").isprintable():  # names with characters that a terminal would act on are escaped
+        text = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, width=1_000_000)
     return comment + text
 
 

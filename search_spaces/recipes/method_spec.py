@@ -96,8 +96,8 @@ class MethodSpec:
     weighted_average
         Whether the result is Σ w_t θ_t / Σ w_t, divided when `normalize`: only the ratios of the weights count.
     differentiable
-        Whether merged weights are smooth in its weights, lambda and t, with everything prepared held: a search may
-        follow derivatives by them.
+        Names of parameters that merged weights are smooth in, with everything prepared, masks and elections held: a
+        search may follow derivatives by them.
     core_space
         What the method computes from adapters in core space: ``exact``, what it computes from full weights;
         ``different``, another merge; ``unsupported``, nothing, since it compares whole weights.
@@ -119,7 +119,7 @@ class MethodSpec:
     stochastic: bool = False
     statistic: Literal["fisher"] | None = None
     weighted_average: bool = False
-    differentiable: bool = False
+    differentiable: tuple[str, ...] = ()
     core_space: CoreSpace = "different"
     in_mergekit: bool = False
     float32_in_mergekit: bool = False
@@ -161,7 +161,8 @@ def as_data(spec: MethodSpec) -> dict[str, Any]:
 def from_data(data: Mapping[str, Any]) -> MethodSpec:
     """Return the spec that `as_data` wrote."""
     parameters = tuple(Parameter(**{**values, "kind": _KINDS[values["kind"]]}) for values in data["parameters"])
-    return MethodSpec(**{**data, "parameters": parameters})
+    differentiable = tuple(data.get("differentiable", ()))
+    return MethodSpec(**{**data, "parameters": parameters, "differentiable": differentiable})
 
 
 def _set_fields(value: MethodSpec | Parameter) -> dict[str, Any]:

@@ -236,8 +236,11 @@ class _Rules:
 
 
 def weighted_sum(plan: TensorPlan) -> dict[str, float] | None:
-    """Return the weight of each model, the base among them, if a tensor is one weighted sum of models; else None."""
-    if plan.pieces or plan.scale != 1:
+    """Return the weight of each model, the base among them, if a tensor is one weighted sum of models; else None.
+
+    SLERP is one at its two ends.
+    """
+    if plan.pieces or plan.scale != 1 or any(part.tensor != plan.name for part in plan.contributions):
         return None
     weights = [float(part.parameters.get("weight", 1.0)) for part in plan.contributions]
     found: dict[str, float] = {}
@@ -250,11 +253,37 @@ def weighted_sum(plan: TensorPlan) -> dict[str, float] | None:
         scale = float(plan.parameters.get("lambda", 1.0))
         scale /= (sum(weights) or 1.0) if plan.parameters.get("normalize") else 1.0
         found[plan.base.model] = 1.0 - scale * sum(weights)
+    elif plan.method == "slerp" and plan.base is not None and plan.parameters["t"] in (0, 1):
+        scale = float(plan.parameters["t"])
+        found[plan.base.model] = 1.0 - scale
     else:
         return None
     for part, weight in zip(plan.contributions, weights, strict=True):
         found[part.model] = found.get(part.model, 0.0) + scale * weight
     return found
+
+
+def model_weights(recipe: Recipe, layout: ModelLayout) -> dict[str, float] | None:
+    """Return each model's weight, by its reference, in a merge that is one weighted sum for all tensors; else None."""
+    plans = resolve(recipe, layout)
+    whole = [{model: w for model, w in (weighted_sum(_joined(plan)) or {}).items() if w} for plan in plans]
+    first = whole[0]
+    if not first or any(
+        abs(one.get(model, 0.0) - first.get(model, 0.0)) > TOLERANCE for one in whole for model in {**one, **first}
+    ):
+        return None
+    return first
+
+
+def _joined(plan: TensorPlan) -> TensorPlan:
+    """Return a plan of one piece without noise as a plan of none."""
+    if len(plan.pieces) != 1 or plan.pieces[0].noises:
+        return plan
+    parts = [
+        replace(part, parameters={"weight": weight})
+        for part, weight in zip(plan.contributions, plan.pieces[0].weights, strict=True)
+    ]
+    return replace(plan, pieces=(), contributions=tuple(parts))
 
 
 @dataclass(frozen=True)

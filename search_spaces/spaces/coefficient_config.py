@@ -32,13 +32,13 @@ class Range(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    low: float = Field(allow_inf_nan=False)
+    low: float = Field(ge=-1000, le=1000, allow_inf_nan=False)
     """Smallest value."""
-    high: float = Field(allow_inf_nan=False)
+    high: float = Field(ge=-1000, le=1000, allow_inf_nan=False)
     """Largest value, above `low`."""
     start: float | None = Field(default=None, allow_inf_nan=False)
     """Where the search begins, within the range. None: the method's default, or the middle if that is outside."""
-    std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    std: float | None = Field(default=None, gt=0, le=1000, allow_inf_nan=False)
     """Standard deviation of random samples around `start` (a normal prior, truncated at the bounds). None: samples are
     uniform."""
 
@@ -78,7 +78,7 @@ class CoefficientSettings(BaseModel):
     """Where the search begins: `uniform` (weights of 1/T for T experts), `task_arithmetic` (weights of 0.3), `metagpt`
     (weights proportional to the squared norms of the task vectors), or a recipe file. By default each gene begins at
     its range's start."""
-    layers_per_group: int = Field(default=1, ge=1)
+    layers_per_group: int = Field(default=1, ge=1, le=10_000)
     """Number of consecutive layers that share their coefficients. The last group may be smaller."""
     groups: Groups | None = None
     """Groups of layers that share coefficients, in place of `layers_per_group`: `model` for the whole model, or a list

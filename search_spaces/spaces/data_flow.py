@@ -43,9 +43,9 @@ class ScaleRange(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    low: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    low: float = Field(default=0.5, gt=0, le=1000, allow_inf_nan=False)
     """Smallest factor, above 0 and at most 1."""
-    high: float = Field(default=1.5, allow_inf_nan=False)
+    high: float = Field(default=1.5, le=1000, allow_inf_nan=False)
     """Largest factor, at least 1."""
 
     @model_validator(mode="before")
@@ -72,7 +72,7 @@ class DataFlowConfig(BaseModel):
     """Which space this is."""
     models: tuple[str, ...] = ()
     """Names of the models whose layers are used in addition to the base's. If empty, all models."""
-    repeats: int = Field(default=2, ge=1)
+    repeats: int = Field(default=2, ge=1, le=100)
     """Repetitions of the sequence of all layers of all models: a layer can be used this many times."""
     order: Literal["slots", "free"] = "slots"
     """`slots`: layers keep the order of the sequence (Sakana's). `free`: any order, by a random key per slot."""
@@ -81,7 +81,7 @@ class DataFlowConfig(BaseModel):
     (Sakana's matrix W)."""
     scale: ScaleRange = ScaleRange()
     """Range of the factors."""
-    max_layers: int | None = Field(default=None, ge=2)
+    max_layers: int | None = Field(default=None, ge=2, le=10_000)
     """Largest number of layers. Longer paths are truncated before the last layer. None: twice the base's number."""
 
     def build(self, context: SpaceContext) -> DataFlowSpace:

@@ -13,18 +13,21 @@ Legend: G genes, C coefficients.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from search_spaces.recipes.fields import WRITERS
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.methods import method_spec
 from search_spaces.recipes.resolve import TensorPlan, resolve
 from search_spaces.spaces.space import Genotype, SearchSpace
 
-DIFFERENTIABLE = ("weight", "lambda", "t", "scale", "activation_informed")
-"""Parameters of merge methods that merged weights are differentiable in."""
+LAYER_SCALE = "layer_scale"
+"""Name of the coefficient that a path's factor of a layer gives to each of its tensors that write into the stream."""
+UNSET = 1.0
+"""Value of a factor that is not set: it leaves the tensor as it is."""
 STEP = 1e-3
 """Half the distance between the two points of a difference, as a fraction of a gene's range."""
 TOLERANCE = 1e-6
@@ -52,25 +55,45 @@ class Coefficient:
 
 def coefficients_of(plan: TensorPlan) -> Iterator[Coefficient]:
     """Yield the coefficients of a tensor that its merged weights are differentiable in."""
-    if plan.pieces or not method_spec(plan.method).differentiable:
+    if plan.pieces:
         return
-    for source, part in enumerate(plan.contributions):
-        for parameter in DIFFERENTIABLE:
-            if parameter in part.parameters:
-                yield Coefficient(plan.name, source, parameter)
-    for parameter in DIFFERENTIABLE:
-        if parameter in plan.parameters:
-            yield Coefficient(plan.name, None, parameter)
+    spec = method_spec(plan.method)
+    for source in range(len(plan.contributions)):
+        for parameter in spec.per_model:
+            if parameter.name in spec.differentiable:
+                yield Coefficient(plan.name, source, parameter.name)
+    for parameter in spec.shared:
+        searchable = parameter.name in spec.differentiable or parameter.after
+        if searchable and parameter.name in plan.parameters:
+            yield Coefficient(plan.name, None, parameter.name)
+    if any(writer in plan.name for writer in WRITERS):
+        yield Coefficient(plan.name, None, LAYER_SCALE)
+
+
+def value_of(plan: TensorPlan, coefficient: Coefficient) -> float:
+    """Return the value that a plan gives to one of its coefficients."""
+    if coefficient.parameter == LAYER_SCALE:
+        return plan.scale
+    holder = plan if coefficient.source is None else plan.contributions[coefficient.source]
+    return float(holder.parameters.get(coefficient.parameter, UNSET))
+
+
+def moved(plan: TensorPlan, coefficient: Coefficient, step: float) -> TensorPlan:
+    """Return the plan with one coefficient moved by `step`."""
+    name, value = coefficient.parameter, value_of(plan, coefficient) + step
+    if name == LAYER_SCALE:
+        return replace(plan, scale=value)
+    if coefficient.source is None:
+        return replace(plan, parameters={**plan.parameters, name: value})
+    parts = list(plan.contributions)
+    part = parts[coefficient.source]
+    parts[coefficient.source] = replace(part, parameters={**part.parameters, name: value})
+    return replace(plan, contributions=tuple(parts))
 
 
 def values(plans: Iterable[TensorPlan]) -> dict[Coefficient, float]:
     """Return the value of each such coefficient of a merge."""
-    found: dict[Coefficient, float] = {}
-    for plan in plans:
-        for coefficient in coefficients_of(plan):
-            holder = plan if coefficient.source is None else plan.contributions[coefficient.source]
-            found[coefficient] = float(holder.parameters[coefficient.parameter])
-    return found
+    return {coefficient: value_of(plan, coefficient) for plan in plans for coefficient in coefficients_of(plan)}
 
 
 class ChainRule:
@@ -90,6 +113,12 @@ class ChainRule:
         self._jacobian_CG: npt.NDArray[np.float64] = np.zeros((0, space.dimension))
         self._at: tuple[Genotype, npt.NDArray[np.float64]] | None = None
 
+    def wanted(self, genotype: Genotype) -> frozenset[Coefficient]:
+        """Return the coefficients that a gene moves at `genotype`, float64[G]; derivatives by others are not needed."""
+        self._go_to(genotype)
+        moving_C = (self._jacobian_CG != 0).any(axis=1)
+        return frozenset(name for name, moves in zip(self._names, moving_C, strict=True) if moves)
+
     def derivatives(self, genotype: Genotype, by_coefficient: Mapping[Coefficient, float]) -> npt.NDArray[np.float64]:
         """Return ∂L/∂x, float64[G], at `genotype` (float64[G]); 0 for genes that no coefficient follows from.
 
@@ -100,10 +129,7 @@ class ChainRule:
         by_coefficient
             ∂L/∂c; coefficients that are absent count as 0.
         """
-        point = np.asarray(genotype, dtype=np.float64)
-        now = self._coefficients(point)
-        if not self._predicts(point, now):
-            self._measure(point, now)
+        self._go_to(genotype)
         slope_C = np.array([by_coefficient.get(name, 0.0) for name in self._names])
         gradient: npt.NDArray[np.float64] = slope_C @ self._jacobian_CG
         return gradient
@@ -113,6 +139,12 @@ class ChainRule:
         self._measure(self.space.start, self._coefficients(self.space.start))
         found: npt.NDArray[np.bool_] = (self._jacobian_CG != 0).any(axis=0)
         return found
+
+    def _go_to(self, genotype: Genotype) -> None:
+        point = np.asarray(genotype, dtype=np.float64)
+        now = self._coefficients(point)
+        if not self._predicts(point, now):
+            self._measure(point, now)
 
     def _coefficients(self, genotype: Genotype) -> dict[Coefficient, float]:
         return values(resolve(self.space.decode(genotype), self.layout))

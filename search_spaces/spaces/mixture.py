@@ -56,9 +56,9 @@ class WeightRange(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    low: float = Field(allow_inf_nan=False)
+    low: float = Field(ge=-1000, le=1000, allow_inf_nan=False)
     """Smallest value."""
-    high: float = Field(allow_inf_nan=False)
+    high: float = Field(ge=-1000, le=1000, allow_inf_nan=False)
     """Largest value, above `low`."""
 
     @model_validator(mode="before")
@@ -81,7 +81,7 @@ class NoiseConfig(BaseModel):
     terms: int = Field(default=0, ge=0, le=16)
     """Largest number of noise terms in a recipe; a further one replaces the weakest. 0: mutation changes weights
     instead."""
-    sigma: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    sigma: float = Field(default=0.01, gt=0, le=1000, allow_inf_nan=False)
     """Standard deviation of a mutation, in units of the models' weights. M2N2 uses 0.01 (for training from scratch),
     GENOME 0.001."""
 

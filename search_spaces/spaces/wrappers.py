@@ -274,6 +274,27 @@ def _check_alike(genes: Sequence[Gene], place: str) -> None:
             )
 
 
+class FoundedSpace(WrappedSpace):
+    """Another space whose first population has given points, besides its start and its own.
+
+    Parameters
+    ----------
+    inner
+        Any space.
+    founders
+        Its points, float64[G] each.
+    """
+
+    def __init__(self, inner: SearchSpace, founders: Sequence[Genotype]) -> None:
+        self._founders = tuple(founders)
+        super().__init__(inner)
+
+    def initial_population(self) -> tuple[Genotype, ...]:
+        """Return the start, the founders, and the inner space's own founders, each point once."""
+        points = (self.start.copy(), *self._founders, *self.inner.initial_population())
+        return tuple({point.tobytes(): point for point in points}.values())
+
+
 class RecipeSettingsSpace(WrappedSpace):
     """Another space's points and operators; its recipes with settings written into them.
 

@@ -69,3 +69,14 @@ def test_a_result_that_is_not_one(tmp_path, refused):
     (path / "result.json").write_text(json.dumps({"held_out": [row | {"evil": 1}]}))
     with refused(LogError, "result.json"):
         render(path)
+
+
+def test_characters_that_hide_others_are_shown(tmp_path):
+    path = tmp_path / "run"
+    with Run.create(path, "# \u202econfig\x1b[2J\n", {"packages": {"a\u2066": "\x9b1"}}) as run:
+        run.record(Asked(Candidate(0, np.zeros(3), "sample", 0), "b"))
+        run.record(Told(0, Evaluation.failed("\x1b]0;x\x07\u202ereason", SECONDS), False, 1.0))
+    page = render(path)
+    assert page.replace("\n", "").isprintable()
+    for shown in ("# \\u202econfig\\x1b[2J\n", "a\\u2066", "\\x9b1", "\\x1b]0;x\\x07\\u202ereason"):
+        assert shown in page

@@ -94,6 +94,22 @@ def test_other_shapes_are_named_and_the_rest_is_shown(inspect, tmp_path):
     assert "LlamaForCausalLM" in text
 
 
+def test_a_vocabulary_for_models_whose_tokens_have_other_names(inspect, tmp_path):
+    other = Path(shutil.copytree(ZOO / "ops", tmp_path / "other"))
+    data = json.loads((other / "tokenizer.json").read_text())
+    data["model"]["vocab"]["<|im_start|>"] = data["model"]["vocab"].pop("sort")
+    (other / "tokenizer.json").write_text(json.dumps(data))
+    code, text = inspect(ZOO / "base", other, "--quick")
+    assert code == 1
+    assert "cannot be merged: other: its tokenizer calls row 7 '<|im_start|>', and that of base calls it 'sort'" in text
+    assert "set vocabulary: pad" in text
+    code, text = inspect(ZOO / "base", other, "--quick", "--vocabulary", "pad", "--json")
+    assert code == 0
+    found = json.loads(text)
+    assert found["obstacles"] == []
+    assert found["vocabulary"]["other"]["only_here"] == 1  # the models' own, not the merge's
+
+
 def test_a_model_named_twice(inspect):
     code, text = inspect(ZOO / "base", ZOO / "base")
     assert code == 2

@@ -140,6 +140,18 @@ def test_init_writes_a_file_that_plan_accepts(tmp_path, refuse, evomerge):
     refuse("init", "--models", *models[:2], models[1], "--tasks", "t", "-o", "b.yaml", words=["is named twice"])
 
 
+def test_init_with_a_vocabulary(tmp_path, refuse, evomerge):
+    other = Path(shutil.copytree(ZOO / "models" / "ops", tmp_path / "other"))
+    data = json.loads((other / "tokenizer.json").read_text())
+    data["model"]["vocab"]["<|im_start|>"] = data["model"]["vocab"].pop("sort")
+    (other / "tokenizer.json").write_text(json.dumps(data))
+    command = ["init", "--models", ZOO / "models" / "base", other, "--tasks", "zoo_target_mc"]
+    command += ["--include-path", ZOO / "tasks"]
+    refuse(*command, words=["calls row 7 '<|im_start|>'", "vocabulary: pad", "in init and inspect --vocabulary pad"])
+    evomerge(*command, "--vocabulary", "pad", cwd=tmp_path)
+    assert load_config(tmp_path / "search.yaml").vocabulary == "pad"
+
+
 def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path, evomerge):
     folder, _ = finished
     for name in ("good", "torn"):

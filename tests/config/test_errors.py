@@ -38,15 +38,15 @@ BAD = {
     "space: {kind: 3}": "space.kind: kind 3 is unknown; write data_flow, layer_coefficients, mixture or",
     "strategy: {kind: staged, first: {population: 4}}": "strategy.first.kind: missing; write catcma, cma_es, eda",
     "workers: {kind: rya}": "workers.kind: kind 'rya' is unknown; did you mean `ray`?",
-    "workers: {kind: ray, count: 0}": "workers.count: write a whole number of at least 1, or auto (got 0)",
-    "budget: {evaluations: 0}": "budget.evaluations: write a whole number of at least 1 (got 0)",
-    "budget: {evaluations: many}": "budget.evaluations: write a whole number of at least 1 (got 'many')",
-    "budget: many": "budget.evaluations: write a whole number of at least 1 (got 'many')",
+    "workers: {kind: ray, count: 0}": "workers.count: write a whole number from 1 to 10,000, or auto (got 0)",
+    "budget: {evaluations: 0}": "budget.evaluations: write a whole number from 1 to 10,000,000 (got 0)",
+    "budget: {evaluations: many}": "budget.evaluations: write a whole number from 1 to 10,000,000 (got 'many')",
+    "budget: many": "budget.evaluations: write a whole number from 1 to 10,000,000 (got 'many')",
     "strategy: []": "strategy: write a kind (cma_es, catcma, ",
     "strategy: {sigma: 2}": "strategy.sigma: write a number above 0 and at most 1 (got 2)",
     "strategy: {kind: m2n2, mutation: 2}": "strategy.mutation: write a number from 0 to 1 (got 2)",
-    "space: {modules: attention}": "space.modules: write a list (each entry attention, mlp or other), or all (got 'att",
-    "workers: {kind: ray, cpus_per_worker: .inf}": "workers.cpus_per_worker: write a number above 0 (got inf)",
+    "space: {modules: attention}": "space.modules: write a list (each entry text), or all (got 'att",
+    "workers: {kind: ray, cpus_per_worker: .inf}": "workers.cpus_per_worker: write a number above 0 and at most 1,024",
     "strategy: nsga2": "strategy.kind nsga2 searches for a Pareto front and there is only one objective; write",
     "budget: []": "budget: write a section with keys such as evaluations, hours (got a list)",
     "models: {base: org/base}": "models: write at least 2 entries of the form `name: text` (got 1)",
@@ -59,12 +59,12 @@ BAD = {
     "out_dtype: 16": "out_dtype: write bfloat16, float16 or float32 (got 16)",
     "vocabulary: basis": "vocabulary: 'basis' is not a choice here; did you mean `base`?",
     "allow_unrelated: perhaps": "allow_unrelated: write true or false (got 'perhaps')",
-    "seed:": "seed: write a whole number of at least 0 (got nothing)",
+    "seed:": "seed: write a whole number from 0 to 4,294,967,295 (got nothing)",
     "population: 8": "population: unknown key; it belongs elsewhere: write strategy.population",
     "space: {weight: [1, 0]}": "space.weight: low 1.0 is not below high 0.0; write low < high",
-    "space: {weight: [0, 1, 2]}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1} (got a list)",
-    "space: {weight: [0, much]}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1} (got a list)",
-    "space: {weight: 2}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1} (got 2)",
+    "space: {weight: [0, 1, 2]}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1}, numbers from -1",
+    "space: {weight: [0, much]}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1}, numbers from -1",
+    "space: {weight: 2}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1}, numbers from -1",
     "space: {weigth: {low: 0}}": "space.weigth: unknown key; did you mean `weight`?",
     "space: {method: breadcrumbs, gamma: 0.1}": "space.gamma: unknown key; it belongs elsewhere: write "
     "space.ranges.gamma or space.fixed.gamma",
@@ -86,14 +86,14 @@ def test_one_line_names_the_file_the_line_the_key_and_the_remedy(write, section)
 BAD_FITNESS = {
     "held_out: 2": "fitness.held_out: write a number above 0 and below 1, or train, validation or test (got 2)",
     "held_out: tset": "fitness.held_out: 'tset' is not a choice here; did you mean `test`?",
-    "subset: {items: -3}": "fitness.subset.items: write a whole number of at least 1, or all (got -3)",
-    "subset: {items: 2.5}": "fitness.subset.items: write a whole number of at least 1, or all (got 2.5)",
-    "subset: 0": "fitness.subset.items: write a whole number of at least 1, or all (got 0)",
+    "subset: {items: -3}": "fitness.subset.items: write a whole number from 1 to 1,000,000, or all (got -3)",
+    "subset: {items: 2.5}": "fitness.subset.items: write a whole number from 1 to 1,000,000, or all (got 2.5)",
+    "subset: 0": "fitness.subset.items: write a whole number from 1 to 1,000,000, or all (got 0)",
     "subset: {itms: 3}": "fitness.subset.itms: unknown key; did you mean `items`?",
     "subset: {estimator: pirt}": "fitness.subset.estimator: 'pirt' is not a choice here; did you mean `p_irt`?",
     "items: 20": "fitness.items: unknown key; it belongs elsewhere: write fitness.subset.items",
     "tasks: []": "fitness.tasks: write a list with at least 1 entry (each entry a section with keys such as task, ",
-    "tasks: [{task: a, weight: 0}]": "fitness.tasks.0.weight: write a number above 0 (got 0)",
+    "tasks: [{task: a, weight: 0}]": "fitness.tasks.0.weight: write a number above 0 and at most 1,000,000 (got 0)",
     "tasks: [{weight: 1}]": "fitness.tasks.0.task: missing; write text (`evomerge init` writes an example)",
     "tasks: [a, a]": "fitness.tasks: task 'a' is listed twice: keep one entry and set its weight",
     "tasks: [3]": "fitness.tasks.0: write a section with keys such as task, weight, min_share_of_best_source (got 3)",
@@ -113,7 +113,7 @@ def test_every_mistake_is_named_at_once_with_its_line(write):
     text = "budgt: {}\n" + MINIMAL + "spce: {}\nspace:\n  method: ties\n  modules:\n  - attention\n  - mlq\n"
     lines = said(write(text))
     places = {line.split(": ")[1]: line.split(": ")[0] for line in lines}
-    assert places == {"budgt": "search.yaml:1", "spce": "search.yaml:5", "space.modules.1": "search.yaml:10"}
+    assert places == {"budgt": "search.yaml:1", "spce": "search.yaml:5", "space.modules": "search.yaml:8"}
 
 
 def test_a_key_of_a_merged_mapping_has_the_line_where_it_stands(write):

@@ -8,7 +8,7 @@ import yaml
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
-from evomerge.config.schema import hint_of, kind_of, sections
+from evomerge.config.schema import alternatives, bare, described, hint_of, kind_of, sections
 from evomerge.config.search_file import SearchConfig
 
 LABELS = ("constrained", "input tag", "instance of", "function-", "literal[", "is-instance", "Config", "discriminator")
@@ -72,3 +72,53 @@ def test_odd_overrides(tmp_path, text):
     file.write_text(yaml.safe_dump({"models": MODELS, "fitness": {"tasks": ["a"]}}), encoding="utf-8")
     with pytest.raises(ConfigError, match=rf"--set|{file}"):
         load(file, [text])
+
+
+def numbers(section, seen):
+    """Yield every key of a section, nested ones included, that takes a number, with the number's type."""
+    for name, field in section.model_fields.items():
+        for member in alternatives(hint_of(field)):
+            if bare(member) in (int, float):
+                yield f"{section.__name__}.{name}", member
+        for inner in sections(hint_of(field)):
+            if inner not in seen:
+                seen.add(inner)
+                yield from numbers(inner, seen)
+
+
+BOUNDED_ELSEWHERE = {"Range.start", "MixtureConfig.chunks"}
+"""By the range that it is in; by a validator."""
+
+
+def test_every_number_has_a_largest_value():
+    found = dict(numbers(SearchConfig, set()))
+    assert len(found) > 60
+    bounds = {key: described(member) for key, member in found.items()}
+    without = {key for key, words in bounds.items() if not any(word in words for word in ("to ", "at most", "below"))}
+    assert without == BOUNDED_ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "bound"),
+    [
+        (["strategy", {"kind": "cma_es"}, "population"], 2**63, "from 4 to 10,000"),
+        (["strategy", {"kind": "m2n2"}, "archive"], 10**30, "from 2 to 10,000"),
+        (["workers", {"kind": "inline"}, "threads"], 10**5, "from 1 to 1,024"),
+        (["workers", {"kind": "ray"}, "count"], 10**9, "from 1 to 10,000"),
+        (["budget", "evaluations"], 2**63, "from 1 to 10,000,000"),
+        (["budget", "hours"], 1e300, "at most 100,000"),
+        (["fitness", "batch_size"], 2**31, "from 1 to 100,000"),
+        (["fitness", "max_length"], 10**12, "from 2 to 100,000,000"),
+        (["fitness", "subset", "items"], 10**18, "from 1 to 1,000,000"),
+        (["seed"], 2**64, "from 0 to 4,294,967,295"),
+        (["space", {"kind": "mixture"}, "chunks"], 10**9, "1 to 4096"),
+        (["space", {"kind": "layer_coefficients"}, "weight"], [0, 1e308], "from -1,000 to 1,000"),
+    ],
+)
+def test_numbers_that_no_machine_has_room_for(tmp_path, path, value, bound):
+    file = tmp_path / "search.yaml"
+    values = put(path, value)
+    values["fitness"].setdefault("tasks", ["a", "b"])
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(ConfigError, match=bound):
+        load(file)

@@ -196,6 +196,13 @@ def test_a_read_only_disk_is_noticed_before_the_work(tmp_path: Path, monkeypatch
         check_place(tmp_path / "a" / "new", "go elsewhere")
 
 
+def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
+    check_place(tmp_path / "a" / "new")
+    assert names(tmp_path) == []
+    with pytest.raises(FileError, match=r"/proc/new: cannot be written \(.*\); check the folder's permissions"):
+        check_place(Path("/proc/new"))  # access() allows it
+
+
 def test_a_file_replaces_what_a_link_leads_to_and_no_pipe(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "target")

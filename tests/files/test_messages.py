@@ -1,6 +1,8 @@
 """One-line texts about other code's errors."""
 
-from evomerge.files.messages import LONGEST, nearest, one_line, reason
+import pytest
+
+from evomerge.files.messages import LONGEST, nearest, one_line, printable, reason
 
 
 def test_lines_are_joined():
@@ -23,3 +25,23 @@ def test_the_nearest_name():
     assert nearest("tie", ["linear", "ties"]) == "ties"
     assert nearest("xyz", ["linear", "ties"]) is None
     assert nearest(3, ["linear"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ä 日本 \u3000 \xa0 😀", "plain ä 日本 \u3000 \xa0 😀"),
+        ("\x1b[31m\x00\x7f\x9b", "\\x1b[31m\\x00\\x7f\\x9b"),
+        ("a\nb\tc\r", "a\\nb\\tc\\r"),
+        ("\u202e\u2066\u200b\ufeff\u2028", "\\u202e\\u2066\\u200b\\ufeff\\u2028"),
+        ("\udc80\U000e0041", "\\udc80\\U000e0041"),
+    ],
+)
+def test_what_a_terminal_would_act_on_is_shown(text, shown):
+    assert printable(text) == shown
+
+
+def test_long_texts_keep_both_ends():
+    text = printable("a" * 5000 + "b" * 5000, 90)
+    assert text == "a" * 60 + " ... " + "b" * 30
+    assert printable("a\nb", keep="\n") == "a\nb"

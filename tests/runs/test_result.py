@@ -6,14 +6,14 @@ from evomerge.runs.run import LogError
 from fitness.results import Evaluation
 from search_spaces.recipes.baselines import source_recipe
 
-RECIPE = source_recipe("somewhere", 2)
-
 
 def scored(name, kind, **tasks):
     """Return an entry with these 0/1 scores by task."""
     items = [f"{task}/test/{index}" for task, scores in tasks.items() for index in range(len(scores))]
     values = np.concatenate([np.asarray(scores, np.float32) for scores in tasks.values()])
-    return Entry(name, kind, RECIPE), Evaluation("ok", (float(values.mean()),), (0.0,), tuple(items), values)
+    return Entry(name, kind, source_recipe(name, 2)), Evaluation(
+        "ok", (float(values.mean()),), (0.0,), tuple(items), values
+    )
 
 
 def right(count, of=100):

@@ -7,9 +7,11 @@ import pytest
 from evomerge.runs.verdict import Verdict, verdict
 
 
-def verdict_of(alternatives: dict[str, tuple[float, float]]) -> Verdict:
+def verdict_of(alternatives: dict[str, tuple[float, float]], **found: str) -> Verdict:
     """Return the verdict on alternatives given by difference and p-value."""
-    return verdict("found", list(alternatives), lambda name: alternatives[name][0], lambda name: alternatives[name][1])
+    return verdict(
+        "found", list(alternatives), lambda name: alternatives[name][0], lambda name: alternatives[name][1], **found
+    )
 
 
 def test_better_than_all() -> None:
@@ -58,3 +60,30 @@ def test_the_number_of_comparisons_counts() -> None:
 def test_nothing_keeps_the_minimums() -> None:
     found = verdict_of({})
     assert (found.outcome, found.recommended) == ("better", "found")
+
+
+def test_a_found_recipe_that_misses_a_minimum_is_not_recommended() -> None:
+    missed = "0.310 on chat, where the minimum is 0.400,"
+    found = verdict_of({"base": (0.5, 1e-20), "start": (0.2, 1e-9)}, missed=missed)
+    assert (found.outcome, found.recommended) == ("worse", "start")
+    assert found.sentence == (
+        "The found recipe has 0.310 on chat, where the minimum is 0.400, on the held-out items: take start, the best "
+        "alternative that keeps the minimum scores, which best.yaml is."
+    )
+    alone = verdict_of({}, missed=missed)
+    assert (alone.outcome, alone.recommended) == ("indistinguishable", "found")
+    assert "and the found recipe has 0.310 on chat" in alone.sentence
+
+
+@pytest.mark.parametrize(("difference", "taken"), [(0.1, "math"), (-0.1, "ja")])
+def test_a_search_that_found_nothing_new_says_so(difference: float, taken: str) -> None:
+    found = verdict_of({"math": (0.0, 1.0), "ja": (difference, 0.5)}, same="math")
+    assert (found.outcome, found.recommended) == ("indistinguishable", taken)
+    assert found.sentence.startswith("The search found nothing better than math, which ")
+    assert taken in found.sentence and "best.yaml is" in found.sentence
+
+
+def test_one_of_the_alternatives_may_be_found_and_be_worse_than_another() -> None:
+    found = verdict_of({"math": (0.0, 1.0), "ja": (-0.3, 1e-9)}, same="math")
+    assert (found.outcome, found.recommended) == ("worse", "ja")
+    assert found.sentence.startswith("The found recipe, which is math, is worse than ja on the held-out items (-0.300")

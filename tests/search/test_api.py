@@ -14,6 +14,9 @@ from evomerge.runs.result import Result
 from evomerge.runs.run import Run, RunError
 from tests.cli.test_every_strategy import run, write
 
+FOUNDERS = 4
+"""Both models, the uniform average (which is the other model), task arithmetic, and the start."""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -36,12 +39,14 @@ def test_a_search_in_python_finds_what_the_command_line_finds(folder, expected):
     result = evomerge.search(
         folder / "search.yaml",
         run=folder / "python",
-        progress=lambda state: seen.append(len(state.history.told)),
+        progress=lambda state: seen.append((state.history.founders, state.history.evaluations)),
         say=said.append,
     )
     assert result.held_out == expected.held_out
     assert (result.best, result.search_score) == (expected.best, expected.search_score)
-    assert seen == list(range(9))
+    founders = seen[-1][0]
+    assert seen[founders:] == [(founders, count) for count in range(9)]
+    assert {count for _, count in seen[:founders]} == {0}
     assert said[0] == "checking 2 models and 2 tasks" and said[-1].startswith("scoring the finalists on")
     assert {file.name for file in (folder / "python").iterdir()} >= {"best.yaml", "result.json", "report.html"}
     assert Result.read(folder / "python" / "result.json") == result
@@ -73,9 +78,9 @@ def test_trackers_of_the_search_file_follow_it_and_may_change_later(folder, expe
     overrides = ["trackers=[csv]", "budget.evaluations=4"]
     evomerge.search(folder / "search.yaml", run=folder / "tracked", overrides=overrides)
     file = folder / "tracked" / "evaluations.csv"
-    assert len(file.read_text().splitlines()) == 1 + 4
+    assert len(file.read_text().splitlines()) == 1 + FOUNDERS + 4
     result = evomerge.resume(folder / "tracked", overrides=["budget.evaluations=8"])
-    assert len(file.read_text().splitlines()) == 1 + 8
+    assert len(file.read_text().splitlines()) == 1 + FOUNDERS + 8
     assert result.held_out == expected.held_out
     evomerge.resume(folder / "tracked", overrides=["trackers=[]"])
 

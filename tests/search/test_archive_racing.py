@@ -192,6 +192,7 @@ def test_several_workers_and_the_order_of_tells_is_replayed(start, tmp_path, spa
 def test_strategies_with_an_archive_race_against_it(space, strategy, kind):
     workers = Answering(lambda *_: 0.0)
     search = SimpleNamespace(strategy=strategy.build(space, 0), plan=plan(), history=RunHistory())
-    for rules, expected in ((RacingConfig(), kind), (None, Answering)):
-        config = SimpleNamespace(fitness=SimpleNamespace(racing=rules), seed=0)
-        assert type(racing(workers, config, search)) is expected
+    config = SimpleNamespace(fitness=SimpleNamespace(racing=None), seed=0)
+    assert racing(workers, config, search) is workers
+    config.fitness.racing = RacingConfig()
+    assert type(racing(workers, config, search)._now) is kind

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import evomerge
-from evomerge.cli.export import export, export_front
+from evomerge.cli.export import export
 from evomerge.config.errors import ConfigError
+from evomerge.runs.result import read_rows
 from evomerge.runs.run import Asked, Run, RunError, Told
 from evomerge.search.api import resume_search
+from search_spaces.recipes import mergekit_yaml
 
 ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
 
@@ -103,21 +105,26 @@ def test_a_raised_budget_is_spent_on_further_steps(tmp_path: Path) -> None:
     assert [step.evaluation.gradient for step in raised] == [step.evaluation.gradient for step in whole]
 
 
-def test_export_says_that_steps_have_no_scores(tmp_path: Path) -> None:
+def test_the_recipe_found_is_exported_also_where_another_is_recommended(tmp_path: Path) -> None:
     path = tmp_path / "run"
+    with pytest.raises(RunError, match="is not a run directory"):
+        export(path, None, None, "evomerge", False, row="found")
     evomerge.search(config(budget={"evaluations": 2}), run=path)
-    export(path, tmp_path / "recipe.yaml", None, "evomerge", False)
-    assert (tmp_path / "recipe.yaml").is_file()
-    with pytest.raises(RunError, match="steps of a search by gradients and no scored candidates; leave --rank out"):
-        export(path, None, 1, "evomerge", False)
-    with pytest.raises(RunError, match="leave --pareto out"):
-        export_front(path, tmp_path / "front", "evomerge", False)
+    for name in ("found", "mean of the steps", "uniform average"):
+        export(path, tmp_path / "recipe.yaml", None, "evomerge", False, row=name)
+        assert mergekit_yaml.read(tmp_path / "recipe.yaml") == read_rows(path)[name]
+    with pytest.raises(RunError, match="has no recipe of this name; write found, mean of the steps, base"):
+        export(path, None, None, "evomerge", False, row="best")
+    (path / "rows.json").unlink()
+    with pytest.raises(RunError, match="has no final table yet"):
+        export(path, None, None, "evomerge", False, row="found")
 
 
 def test_another_strategy_starts_at_the_mean_of_the_steps(tmp_path: Path) -> None:
     strategy = {"kind": "gradient", "items": 8, "then": {"kind": "cma_es", "population": 4, "sigma": 0.01}}
     evomerge.search(config(strategy=strategy, budget={"evaluations": 12}), run=tmp_path / "run")
     asked = [event.candidate for event in events(tmp_path / "run") if isinstance(event, Asked)]
+    asked = [one for one in asked if one.kind != "founder"]
     assert [one.kind for one in asked[:7]] == ["gradient"] * 6 + ["mean"]
     around = np.array([one.genotype for one in asked[7:]])
     assert len(around) == 5
@@ -132,7 +139,10 @@ def test_steps_do_not_race_and_what_follows_them_does(tmp_path: Path) -> None:
     )
     settings["fitness"] |= {"subset": {"items": "all"}, "racing": {"error": 0.5, "block": 4}}
     evomerge.search(settings, run=tmp_path / "run")
-    told = [event.evaluation for event in events(tmp_path / "run") if isinstance(event, Told)]
+    found = [event.evaluation for event in events(tmp_path / "run") if isinstance(event, Told)]
+    first = next(at for at, one in enumerate(found) if one.status == "step")
+    assert {(one.status, len(one.items)) for one in found[:first]} == {("ok", 8)}  # the founders
+    told = found[first:]
     assert [one.status for one in told[:3]] == ["step"] * 3
     assert [len(one.items) for one in told[:3]] == [8] * 3
     assert {one.status for one in told[3:]} == {"ok", "stopped"}
@@ -141,8 +151,11 @@ def test_steps_do_not_race_and_what_follows_them_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"space": {"kind": "layer_coefficients", "method": "tsv_m"}}, "no gene of this space has derivatives"),
-        ({"space": {"kind": "data_flow"}}, "no gene of this space has derivatives"),
+        (
+            {"space": {"kind": "layer_coefficients", "method": "sce"}},
+            "no gene of this space has derivatives: merged weights are smooth in no parameter of sce; write",
+        ),
+        ({"space": {"kind": "data_flow", "scales": "none"}}, "no gene of this space has derivatives"),
         (
             {"strategy": {"kind": "gradient", "steps": 8, "then": "random"}},
             r"strategy\.steps: 8 of budget\.evaluations 8 leave too little",

@@ -99,13 +99,33 @@ def test_the_best_is_found_for_a_fraction_of_the_answers(scorer):
     run.close()
 
 
-def test_without_halving_all_answer_everything_and_the_first_wins_a_tie(scorer):
-    finalists = [entry(name) for name in "abc"]
-    pool = Answering({one.recipe.hash: 1.0 for one in finalists})
+def test_of_those_that_have_answered_everything_the_best_takes_part_and_the_first_wins_a_tie(scorer):
+    finalists = [entry(name) for name in "abcdef"]
+    skill = dict.fromkeys([one.recipe.hash for one in finalists], 1.0) | {finalists[0].recipe.hash: 0.5}
+    pool = Answering(skill)
     run, desk = scorer(pool)
-    assert chosen(desk, finalists, halve=False)[0] is finalists[0]
-    assert len(pool.items) == 3 * len(ITEMS)
+    for one in finalists[:4]:
+        desk.confirm(one, ITEMS)
+    pool.items.clear()
+    found, _ = chosen(desk, finalists, answered=lambda one: len(desk.history.answers(one.recipe.hash)) == len(ITEMS))
+    assert found is finalists[1]
+    assert {name for name, _ in pool.items} == {one.recipe.hash for one in finalists[4:]}
     run.close()
+
+
+def test_a_finalist_that_is_clearly_worse_is_asked_no_more(scorer):
+    finalists = [entry(name) for name in "abcdefgh"]
+    skill = {one.recipe.hash: 1.0 if one is finalists[5] else 0.0 for one in finalists}
+    halved, dropped = Answering(skill), Answering(skill)
+    for name, pool, options in (
+        ("halved", halved, {}),
+        ("dropped", dropped, {"clearly_worse": lambda one, other: one.objectives[0] < other.objectives[0] - 0.5}),
+    ):
+        run, desk = scorer(pool, name)
+        assert chosen(desk, finalists, **options)[0] is finalists[5]
+        run.close()
+    first_round = sum(max(1, round(rounds(8)[0][1] * count)) for count in (60, 3))
+    assert len(dropped.items) == 7 * first_round + len(ITEMS) < len(halved.items)
 
 
 @pytest.mark.parametrize("dies_at", [1, 40, 100, 150])

@@ -6,38 +6,56 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from evomerge.merging.sources.aligned import AlignedSource, original
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.source import Source
+from evomerge.merging.sources.tokenizer_folder import DEFAULT
+
+LONGEST = 120  # characters of a value in a message
 
 # All other settings of a configuration can change what a model computes with the same weights. A merge uses the base's,
 # so a source with other values behaves differently inside a merge than on its own.
 _NO_BEHAVIOUR = re.compile(
-    r"_.*|architectures|auto_map|chunk_size_feed_forward|dtype|finetuning_task|gradient_checkpointing|id2label|"
-    r"initializer_range|is_encoder_decoder|label2id|license|model_type|name_or_path|num_labels|output_.*|pretraining_tp|"
-    r"problem_type|quantization_config|return_dict|router_aux_loss_coef|router_jitter_noise|task_specific_params|"
-    r"tie_word_embeddings|tokenizer_class|torch_dtype|transformers_version|use_cache|vocab_size|.*_token_ids?|.*dropout.*|"
-    r".*_pdrop|.*_drop"
+    r"_(attn_.*|commit_hash|experts_.*|from_.*|name_or_path)|architectures|auto_map|axolotl.*|chunk_size_feed_forward|dtype|"
+    r"finetuning_task|gradient_checkpointing|id2label|initializer_(factor|range|std)|is_encoder_decoder|label2id|license|"
+    r"model_type|name_or_path|num_labels|output_(attentions|hidden_states|past|router_logits|scores)|pretraining_tp|"
+    r"problem_type|quantization_config|return_dict|task_specific_params|tie_word_embeddings|tokenizer_class|torch_dtype|"
+    r"unsloth.*|use_cache|vocab_size|.*_aux_loss.*|.*_token_ids?|.*_jitter.*|.*dropout.*|.*_drop|.*_pdrop|.*version"
 )
 
 
 def behaviour(name: str, checkpoint: Source, base: str, reference: Source) -> Iterator[str]:
-    """Yield a line for each setting with which the source computes something else than the base does."""
-    own, wanted = checkpoint.config.to_dict(), reference.config.to_dict()
-    for key in sorted(_settings(reference.config)):
-        if own.get(key) != wanted.get(key):
-            yield f"{name}: {key} is {own.get(key)} here and {wanted.get(key)} in {base}; a merge has the base's"
+    """Yield a line for each setting with which the source computes something else than the base does.
+
+    Settings that a file leaves out have the architecture's defaults.
+    """
+    own, wanted = _settings(checkpoint), _settings(reference)
+    for key in sorted(own.keys() | wanted.keys()):
+        if own.get(key) != wanted.get(key) and not _NO_BEHAVIOUR.fullmatch(key):
+            shown = (_cut(values.get(key, "not set")) for values in (own, wanted))
+            yield f"{name}: {key} is {next(shown)} here and {next(shown)} in {base}; a merge has the base's"
 
 
-def _settings(config: PretrainedConfig) -> set[str]:
-    """Return the settings that the architecture reads; others in config.json (tools write their version) do nothing."""
-    try:
-        known = type(config)().to_dict()
-    except Exception:  # a configuration without defaults
-        known = config.to_dict()
-    return {key for key in {*known, "rope_theta", "rope_scaling"} if not _NO_BEHAVIOUR.fullmatch(key)}
+def _settings(source: Source) -> dict[str, Any]:
+    """Return the configuration, with the rotary embedding's type under its present name alone."""
+    values = source.config.to_dict()
+    if isinstance(values.get("rope_parameters"), dict):
+        values["rope_parameters"] = _without_old_type(values["rope_parameters"])
+    return values
+
+
+def _without_old_type(rope: dict[str, Any]) -> dict[str, Any]:
+    """Return rotary settings without ``type``, which older files write for ``rope_type``; those of layer types too."""
+    return {
+        key: _without_old_type(value) if isinstance(value, dict) else value
+        for key, value in rope.items()
+        if key != "type" or "rope_type" not in rope
+    }
+
+
+def _cut(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def differing_statements(checkpoints: Mapping[str, Source], base: str) -> Iterator[str]:
@@ -49,15 +67,17 @@ def differing_statements(checkpoints: Mapping[str, Source], base: str) -> Iterat
     """
     merged = checkpoints[base]
     owner = merged.owner if isinstance(merged, AlignedSource) else base
-    template, ids, settings = merged.tokenizer.chat_template(), _end_ids(merged), _generation_settings(merged)
+    templates, ids, settings = merged.tokenizer.chat_templates(), _end_ids(merged), _generation_settings(merged)
     for name, source in checkpoints.items():
         own = original(source)
-        stated = own.tokenizer.chat_template()
-        if stated is not None and stated != template:
-            if template is None:
+        stated = own.tokenizer.chat_templates()
+        if stated and stated != templates:
+            if not templates:
                 line = f"it has a chat template and {owner} has none; a merge has none either"
             else:
-                line = f"its chat template differs from that of {owner}; a merge has that of {owner}"
+                differing = [key for key in stated if stated[key] != templates.get(key)] or [*templates.keys() - stated]
+                which = "" if differing[0] == DEFAULT else f" named {differing[0]}"
+                line = f"its chat template{which} differs from that of {owner}; a merge has that of {owner}"
             yield f"{name}: {line} ({_TAKES}; a recipe can set chat_template)"
         if _end_ids(own) != ids:
             yield (
@@ -68,6 +88,12 @@ def differing_statements(checkpoints: Mapping[str, Source], base: str) -> Iterat
         others |= _generation_settings(own).keys() ^ settings.keys()
         if name != base and others:
             yield f"{name}: its generation_config.json differs in {', '.join(sorted(others))}; a merge has the base's"
+    token = merged.tokenizer.load().eos_token_id if merged.tokenizer.files else None
+    if token is not None and token not in ids:
+        yield (
+            f"{owner}: its tokenizer ends texts with token {token} (eos_token), and its generation_config.json or "
+            f"config.json with {_shown(ids)} (eos_token_id); scoring stops at either, a merge in use at the latter only"
+        )
 
 
 _TAKES = "vocabulary: first in a search file, or tokenizer_source: MODEL in a recipe, takes another model's"
@@ -81,7 +107,7 @@ def check_chat_template(checkpoints: Mapping[str, Source], base: str) -> None:
     CheckpointError
         If the tokenizer of candidates has none; the message names the sources that have one.
     """
-    if not checkpoints[base].tokenizer.files or checkpoints[base].tokenizer.load().chat_template:
+    if not checkpoints[base].tokenizer.files or checkpoints[base].tokenizer.chat_template() is not None:
         return
     having = [name for name in checkpoints if original(checkpoints[name]).tokenizer.chat_template() is not None]
     first = next((name for name in checkpoints if name != base), base)
@@ -98,10 +124,10 @@ def check_chat_template(checkpoints: Mapping[str, Source], base: str) -> None:
 
 
 def _end_ids(source: Source) -> tuple[int, ...]:
-    """Return the ids that end a text: those of generation_config.json where it names any, else of config.json."""
-    stated = (source.generation_config() or {}).get("eos_token_id")
-    ids = getattr(source.config, "eos_token_id", None) if stated is None else stated
-    return tuple(sorted(ids if isinstance(ids, list) else [] if ids is None else [ids]))
+    """Return the ids that end a text, as in transformers: those of generation_config.json, without it config.json's."""
+    generation = source.generation_config()
+    stated = getattr(source.config, "eos_token_id", None) if generation is None else generation.get("eos_token_id")
+    return tuple(sorted(stated if isinstance(stated, list) else [] if stated is None else [stated]))
 
 
 def _shown(ids: tuple[int, ...]) -> str:

@@ -70,6 +70,8 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
     reference = checkpoints[base]
     warnings: list[str] = []
     for name, checkpoint in checkpoints.items():
+        if checkpoint.tokenizer.files:
+            checkpoint.tokenizer.load()  # a merge copies it, and nobody reads it again before the model is used
         if checkpoint is not reference:
             check_form(name, checkpoint, base, reference)
             check_tokenizers(name, checkpoint, base, reference)
@@ -165,7 +167,8 @@ def _check_shapes(name: str, checkpoint: Source, base: str, reference: Source) -
 
 
 _POLICY = (
-    "set vocabulary: base, union, first or pad (in a recipe tokenizer_source: base or union), or resize one with "
+    "set vocabulary: base, union, first or pad (in a recipe tokenizer_source: base or union, or evomerge: {vocabulary: "
+    "first} or {vocabulary: pad}; in init and inspect --vocabulary), or resize one with "
     "model.resize_token_embeddings()"
 )
 
@@ -182,12 +185,25 @@ def check_tokenizers(name: str, checkpoint: Source, base: str, reference: Source
     if not (checkpoint.tokenizer.files and reference.tokenizer.files):
         return
     own, wanted = checkpoint.tokenizer.load().get_vocab(), reference.tokenizer.load().get_vocab()
-    if own != wanted:
-        token = min(token for token in own.keys() | wanted.keys() if own.get(token) != wanted.get(token))
-        raise CheckpointError(
-            f"{name}: its tokenizer gives {token!r} the id {own.get(token)}, and that of {base} gives it "
-            f"{wanted.get(token)}; {_POLICY}"
-        )
+    if own == wanted:
+        return
+    if own.keys() != wanted.keys() and sorted(own.values()) == sorted(wanted.values()):
+        theirs = {place: token for token, place in wanted.items()}
+        renamed = {place: token for token, place in own.items() if theirs[place] != token}
+        if not any(token in wanted for token in renamed.values()):
+            place = min(renamed)
+            raise CheckpointError(
+                f"{name}: its tokenizer calls row {place} {renamed[place]!r}, and that of {base} calls it "
+                f"{theirs[place]!r} ({len(renamed)} rows have other names); set vocabulary: pad to merge them row by "
+                f"row under the names of {base}, or vocabulary: first for those of the first model after {base} (in a "
+                "recipe evomerge: {vocabulary: pad} or {vocabulary: first}; in init and inspect --vocabulary pad or "
+                "first)"
+            )
+    token = min(token for token in own.keys() | wanted.keys() if own.get(token) != wanted.get(token))
+    raise CheckpointError(
+        f"{name}: its tokenizer gives {token!r} the id {own.get(token)}, and that of {base} gives it "
+        f"{wanted.get(token)}; {_POLICY}"
+    )
 
 
 def _check_finite(name: str, checkpoint: Source) -> None:

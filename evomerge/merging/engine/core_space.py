@@ -218,6 +218,14 @@ class CoreTensorMerge:
             unit(self._scratch)
         return self._merged
 
+    def in_core(self, gradient: Tensor) -> tuple[TensorMerge, Tensor]:
+        """Return the merge of the core matrices, and a loss's gradient by its result from that by the weight, flat.
+
+        The weight is θ_0 + U_B · M · V_A, so the gradient by M is U_Bᵀ · G · V_Aᵀ.
+        """
+        gradient_MN = gradient.view(-1, self._right.shape[1]).float()
+        return self._core, (self._left.T @ gradient_MN @ self._right.T).reshape(-1)
+
     def factors(self, plan: TensorPlan) -> Factors:
         """Return the merged task vector as a product of min(P, Q) columns and rows, the heaviest first."""
         u_PK, s_K, vh_KQ = torch.linalg.svd(self.merge(plan), full_matrices=False)

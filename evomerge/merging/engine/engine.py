@@ -22,6 +22,7 @@ from evomerge.merging.engine.prepared import PreparedCache
 from evomerge.merging.engine.recipe_statistics import RecipeStatistics
 from evomerge.merging.engine.resident import Resident, build_resident
 from evomerge.merging.engine.tensor_merge import TensorMerge
+from evomerge.merging.engine.tensor_slopes import TensorSlopes
 from evomerge.merging.engine.threads import MergeThreads
 from evomerge.merging.methods import implementation
 from evomerge.merging.sources.adapters import Factors
@@ -31,6 +32,7 @@ from evomerge.merging.sources.source import Source, architecture_key
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
+from search_spaces.spaces.derivatives import Coefficient
 
 LARGE = 1 << 22
 AnyMerge: TypeAlias = TensorMerge | CoreTensorMerge
@@ -236,21 +238,30 @@ class MergeEngine:
         sliced = recipe.expanded(layout.num_layers)
         return sliced, resolve(sliced, layout)
 
-    def merge_tensor(self, recipe: Recipe, plan: TensorPlan, target: Tensor) -> None:
-        """Merge one tensor by `plan` into `target` (contiguous, on the engine's device), rounding to its dtype.
+    def slopes(self, recipe: Recipe, plan: TensorPlan, wanted: Sequence[Coefficient], gradient: Tensor) -> list[float]:
+        """Return the derivatives of a loss by coefficients of one tensor, in their order, from what is prepared.
 
         Parameters
         ----------
         recipe
-            With its layers written out, as `plans` returns it.
+            With its layers written out, as `plans` returns it; the last that was applied.
         plan
-            One of its plans, perhaps with other coefficients.
-        target
-            Of the shape of the sources' tensors.
+            One of its plans.
+        wanted
+            Some of the coefficients that `coefficients_of` finds in the plan.
+        gradient
+            The loss's, by the merged tensor, on the engine's device.
         """
         with torch.inference_mode():
-            merge = self._new_merge(target.view(-1), tuple(target.shape), recipe, plan)
-            self._run([(merge, plan)], target.dtype, large=target.numel() >= self._large)
+            if is_layer_stack(recipe):
+                merge = self._new_merge(gradient.view(-1), tuple(gradient.shape), recipe, plan)
+            else:
+                merge = self._merge_into(self._resident_for(recipe), recipe, plan)
+            slopes = TensorSlopes(merge, plan, wanted, gradient.view(-1))
+            with self._threads.queue(parallel=gradient.numel() >= self._large) as queue:
+                for unit in slopes.units():
+                    queue.add(merge, unit)
+            return slopes.total()
 
     def out_dtype(self, recipe: Recipe) -> torch.dtype:
         """Return the dtype of the recipe's weights: its `out_dtype`, its `dtype`, or the sources'."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -64,7 +64,7 @@ class TensorMerge:
         self._target = target
         self._base = base
         self._models = models
-        self._activation = activation
+        self.activation = activation
         self._cached: dict[Scratch, Block] = {}
         self._arrays: Any = None
         self._parameters = [
@@ -98,24 +98,16 @@ class TensorMerge:
         if plan.pieces:
             yield partial(self._mix, plan=plan, out_dtype=out_dtype)
             return
-        arguments = {
-            argument: (
-                [model.parameters.get(name) for model in plan.contributions] if per_model else plan.parameters[name]
-            )
-            for name, argument, per_model in self._parameters
-        }
-        apply = self.method.apply
-        omega = plan.parameters.get(PARAMETER)
+        arguments, omega = self.arguments(plan), plan.parameters.get(PARAMETER)
         after = None
-        if omega is not None and self._activation is not None:
-            after = partial(inform, share_N=self._activation, omega=omega)
+        if omega is not None and self.activation is not None:
+            after = partial(inform, share_N=self.activation, omega=omega)
         merge = partial(self._merge, out_dtype=out_dtype, after=after, scale=plan.scale)
         if not self.method.gives_formula:
             # values cached between a tensor's blocks are not safe to share between threads
-            yield partial(merge, fill=partial(apply, **arguments), span=slice(0, self.context.size))
+            yield partial(merge, fill=partial(self.method.apply, **arguments), span=slice(0, self.context.size))
             return
-        formula = apply(self.context, **arguments)
-        assert formula is not None
+        formula = self.formula(arguments)
         by_kernel = compiled and after is None and plan.scale == 1.0
         kernel = self._kernel(formula, out_dtype) if by_kernel else None
         merge_span = kernel or partial(merge, fill=partial(evaluate, formula=formula))
@@ -123,6 +115,28 @@ class TensorMerge:
         step = UNIT if self._target.device.type == "cpu" else size
         for start in range(0, size, step):
             yield partial(merge_span, span=slice(start, min(start + step, size)))
+
+    def filler(self, plan: TensorPlan) -> Callable[[Block], object]:
+        """Return what fills a block by the method with the coefficients of `plan`, and does nothing after that."""
+        arguments = self.arguments(plan)
+        if not self.method.gives_formula:
+            return partial(self.method.apply, **arguments)
+        return partial(evaluate, formula=self.formula(arguments))
+
+    def formula(self, arguments: Mapping[str, Any]) -> Formula:
+        """Return the formula of a method that gives one."""
+        formula = self.method.apply(self.context, **arguments)
+        assert formula is not None
+        return formula
+
+    def arguments(self, plan: TensorPlan) -> dict[str, Any]:
+        """Return the coefficients of `plan` as the method's arguments."""
+        return {
+            argument: (
+                [model.parameters.get(name) for model in plan.contributions] if per_model else plan.parameters[name]
+            )
+            for name, argument, per_model in self._parameters
+        }
 
     def _merge(
         self,
@@ -155,7 +169,7 @@ class TensorMerge:
             assert formula is not None
             for first in range(start, piece.end, scratch.block):
                 span = slice(first, min(first + scratch.block, piece.end))
-                block = self._cut(span, scratch)
+                block = self.cut(span, scratch)
                 evaluate(block, formula=formula)
                 noise.add_to(block.out, piece)
                 _store(block.out, self._target[span], out_dtype, scratch, plan.scale)
@@ -174,14 +188,15 @@ class TensorMerge:
         if span.stop - span.start == self.context.size <= step:
             block = self._cached.get(scratch)
             if block is None:
-                block = self._cached[scratch] = self._cut(span, scratch)
+                block = self._cached[scratch] = self.cut(span, scratch)
             yield block, self._target
             return
         for start in range(span.start, span.stop, step):
             part = slice(start, min(start + step, span.stop))
-            yield self._cut(part, scratch), self._target[part]
+            yield self.cut(part, scratch), self._target[part]
 
-    def _cut(self, span: slice, scratch: Scratch) -> Block:
+    def cut(self, span: slice, scratch: Scratch) -> Block:
+        """Return the block of these entries, with buffers from `scratch`."""
         context = self.context
         return Block(
             out=scratch.vector("out", span.stop - span.start),

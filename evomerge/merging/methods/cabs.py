@@ -36,7 +36,7 @@ class Turns(WholeTensorState):
         return self._masks.get((keep, group), lambda: take_turns(self._group.deltas(), keep, group))
 
 
-@merge_method("cabs", prepare_all=Turns, prepared_bytes=1)
+@merge_method("cabs", differentiable=("weight", "lambda"), prepare_all=Turns, prepared_bytes=1)
 def cabs(
     tensor: TensorContext,
     *,

@@ -50,7 +50,9 @@ def _bytes(info: TensorInfo) -> float:
     return 8 + 4 * min(info.shape[0] / info.shape[1], 1) if info.is_matrix else 0
 
 
-@merge_method("drm", prepare_all=shared_basis, prepared_bytes=_bytes, scope="matrix")
+@merge_method(
+    "drm", differentiable=("weight", "lambda"), prepare_all=shared_basis, prepared_bytes=_bytes, scope="matrix"
+)
 def drm(
     block: Block,
     *,

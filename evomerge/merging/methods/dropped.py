@@ -107,7 +107,7 @@ def places(source: SourceTensor) -> Tensor:
 @merge_method(
     "dare_linear",
     min_models=0,
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="by 1/density"),
@@ -134,7 +134,7 @@ def dare_linear(
 @merge_method(
     "dare_ties",
     min_models=0,
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="by 1/density"),
@@ -161,7 +161,7 @@ def dare_ties(
 @merge_method(
     "della_linear",
     min_models=0,
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="each entry by the inverse of its own probability"),
@@ -187,7 +187,7 @@ def della_linear(
 @merge_method(
     "della",
     min_models=0,
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     stochastic=True,
     in_mergekit=True,
     deviation=MASKS.format(by="each entry by the inverse of its own probability"),

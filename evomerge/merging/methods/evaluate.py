@@ -19,7 +19,7 @@ from evomerge.merging.methods.linear import scale_by
 def evaluate(block: Block, *, formula: Formula) -> None:
     """Fill the block with the formula's result."""
     if not isinstance(formula, WeightedSum):
-        base_E, deltas = _kept(block, formula.kept)
+        base_E, deltas = task_vectors(block, formula.kept)
         elect_and_merge(
             block,
             base_E,
@@ -30,14 +30,21 @@ def evaluate(block: Block, *, formula: Formula) -> None:
         )
         return
     if formula.terms == "task vectors":
-        base_E, terms = _kept(block, formula.kept)
-        _add(block, terms, formula)
+        base_E, values = task_vectors(block, formula.kept)
+        _add(block, values, formula)
         block.out.add_(base_E)
     else:
-        _add(block, block.models() if formula.terms == "models" else (block.base(), *block.models()), formula)
+        _add(block, terms(block, formula), formula)
 
 
-def _kept(block: Block, kept: Sequence[Kept | None]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def terms(block: Block, formula: WeightedSum) -> tuple[Tensor, ...]:
+    """Return the values v_t of a sum, float32[E] each in scratch, free to be overwritten."""
+    if formula.terms == "task vectors":
+        return task_vectors(block, formula.kept)[1]
+    return block.models() if formula.terms == "models" else (block.base(), *block.models())
+
+
+def task_vectors(block: Block, kept: Sequence[Kept | None]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the base and the task vectors, dropped entries as 0."""
     base_E, deltas = block.deltas()
     span = slice(block.start, block.start + block.entries)
@@ -55,10 +62,10 @@ def _drop(block: Block, delta_E: Tensor, kept: Kept) -> None:
         delta_E.mul_(kept.factor)
 
 
-def _add(block: Block, terms: tuple[Tensor, ...], formula: WeightedSum) -> None:
+def _add(block: Block, values: tuple[Tensor, ...], formula: WeightedSum) -> None:
     """Leave s (Σ w_t v_t) / d in the block; overwrites the terms."""
     spread = {"row": block.by_row, "column": block.by_column}.get(formula.per)
-    for index, (values_E, weight) in enumerate(zip(terms, formula.weights, strict=True)):
+    for index, (values_E, weight) in enumerate(zip(values, formula.weights, strict=True)):
         values_E.mul_(weight if spread is None else spread(weight.to(block.out)))
         if index == 0:
             block.out.copy_(values_E)

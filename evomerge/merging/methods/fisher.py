@@ -44,7 +44,9 @@ def information(source: SourceTensor) -> Information:
     return Information(source.statistic)
 
 
-@merge_method("fisher", differentiable=True, base="none", statistic="fisher", prepare=information, prepared_bytes=2)
+@merge_method(
+    "fisher", differentiable=("weight",), base="none", statistic="fisher", prepare=information, prepared_bytes=2
+)
 def fisher(
     block: Block,
     *,

@@ -65,7 +65,7 @@ def _bytes(info: TensorInfo) -> float:
     return 4 if info.is_matrix else 0
 
 
-@merge_method("iso_c", prepare_all=flattened, shared_bytes=_bytes, scope="matrix")
+@merge_method("iso_c", differentiable=("weight", "lambda"), prepare_all=flattened, shared_bytes=_bytes, scope="matrix")
 def iso_c(block: Block, *, weight: Factor, lambda_: Lambda) -> None:
     """Sum of the task vectors with all its singular values made equal (arXiv:2502.04959)."""
     if not block.is_whole_matrix:
@@ -75,7 +75,13 @@ def iso_c(block: Block, *, weight: Factor, lambda_: Lambda) -> None:
     add_to_base(block, merged_MN, lambda_ * scale)
 
 
-@merge_method("iso_cts", prepare_all=flattened_with_tasks, shared_bytes=_bytes, scope="matrix")
+@merge_method(
+    "iso_cts",
+    differentiable=("weight", "lambda"),
+    prepare_all=flattened_with_tasks,
+    shared_bytes=_bytes,
+    scope="matrix",
+)
 def iso_cts(
     block: Block,
     *,

@@ -36,7 +36,7 @@ SMALLEST_SUM = 1e-8  # of weights, to divide by
 
 @merge_method(
     "linear",
-    differentiable=True,
+    differentiable=("weight",),
     base="none",
     weighted_average=True,
     core_space="exact",
@@ -62,7 +62,7 @@ def linear(
 @merge_method(
     "task_arithmetic",
     min_models=0,
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     core_space="exact",
     in_mergekit=True,
     without_effect=(
@@ -87,7 +87,7 @@ def task_arithmetic(
 
 @merge_method(
     "passthrough",
-    differentiable=True,
+    differentiable=("scale",),
     base="none",
     max_models=1,
     core_space="exact",

@@ -46,7 +46,7 @@ class Competition(WholeTensorState):
         return self._ranges.get(ratio, lambda: [_range(score, ratio) for score in self.scores])
 
 
-@merge_method("pcb", prepare_all=Competition, prepared_bytes=4)
+@merge_method("pcb", differentiable=("weight", "lambda"), prepare_all=Competition, prepared_bytes=4)
 def pcb(
     block: Block,
     *,

@@ -185,7 +185,7 @@ def merge_method(
     stochastic: bool = False,
     statistic: Literal["fisher"] | None = None,
     weighted_average: bool = False,
-    differentiable: bool = False,
+    differentiable: tuple[str, ...] = (),
     core_space: CoreSpace = "different",
     in_mergekit: bool = False,
     float32_in_mergekit: bool = False,

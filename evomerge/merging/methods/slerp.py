@@ -89,7 +89,7 @@ def _angle_of_model(model: SourceModel) -> Angle:
 
 @merge_method(
     "slerp",
-    differentiable=True,
+    differentiable=("t",),
     max_models=1,
     core_space="unsupported",
     in_mergekit=True,

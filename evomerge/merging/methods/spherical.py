@@ -76,7 +76,13 @@ class Grams(WholeTensorState):
 
 
 @merge_method(
-    "nuslerp", differentiable=True, base="optional", min_models=2, max_models=2, in_mergekit=True, prepare_all=Grams
+    "nuslerp",
+    differentiable=("weight",),
+    base="optional",
+    min_models=2,
+    max_models=2,
+    in_mergekit=True,
+    prepare_all=Grams,
 )
 def nuslerp(
     tensor: TensorContext,
@@ -108,7 +114,7 @@ def _slerp_coefficients(gram: Tensor, t: float) -> Tensor:
     return torch.where(colinear[:, None], shares, on_the_arc(shares, omega))
 
 
-@merge_method("multislerp", differentiable=True, base="optional", in_mergekit=True, prepare_all=Grams)
+@merge_method("multislerp", differentiable=("weight",), base="optional", in_mergekit=True, prepare_all=Grams)
 def multislerp(
     tensor: TensorContext,
     *,
@@ -148,7 +154,9 @@ def _multislerp_coefficients(gram: Tensor, w_T: Tensor, eps: float) -> Tensor:
     return ((mean_T * torch.cos(angle) + tangent_T * (torch.sin(angle) / angle)) * (w_T @ norms_T))[None]
 
 
-@merge_method("karcher", base="none", core_space="unsupported", in_mergekit=True, prepare_all=Grams)
+@merge_method(
+    "karcher", differentiable=("weight",), base="none", core_space="unsupported", in_mergekit=True, prepare_all=Grams
+)
 def karcher(
     tensor: TensorContext,
     *,
@@ -232,7 +240,7 @@ def stock_ratio(gram: Tensor) -> Tensor:
     return torch.where(denominator_K.abs() < SMALLEST_SUM, 0.0, count * cosine_K / denominator_K)
 
 
-@merge_method("metagpt", core_space="exact", prepare_all=Grams)
+@merge_method("metagpt", differentiable=("lambda",), core_space="exact", prepare_all=Grams)
 def metagpt(tensor: TensorContext, *, lambda_: Lambda) -> WeightedSum:
     """Task arithmetic with weights in proportion to the squared norms of the task vectors (arXiv:2406.11385).
 

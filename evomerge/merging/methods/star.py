@@ -39,7 +39,7 @@ def _bytes(info: TensorInfo) -> float:
     return 4 * min(info.shape) * sum(info.shape) / (info.shape[0] * info.shape[1]) if info.is_matrix else 0
 
 
-@merge_method("star", prepare=components, prepared_bytes=_bytes, scope="matrix")
+@merge_method("star", differentiable=("weight", "lambda"), prepare=components, prepared_bytes=_bytes, scope="matrix")
 def star(
     block: Block,
     *,

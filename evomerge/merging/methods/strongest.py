@@ -19,7 +19,7 @@ from evomerge.merging.methods.parameters import Factor, Lambda
 from evomerge.merging.methods.registry import merge_method
 
 
-@merge_method("magmax")
+@merge_method("magmax", differentiable=("lambda",))
 def magmax(block: Block, *, weight: Factor, lambda_: Lambda) -> None:
     """Per entry, the task vector that is largest in magnitude (arXiv:2407.06322).
 
@@ -39,7 +39,7 @@ def magmax(block: Block, *, weight: Factor, lambda_: Lambda) -> None:
     highest_E.mul_(lambda_).add_(base_E)
 
 
-@merge_method("emr")
+@merge_method("emr", differentiable=("lambda",))
 def emr(block: Block, *, weight: Factor, lambda_: Lambda) -> None:
     """Per entry, the largest task vector that has the elected sign: EMR's unified vector (arXiv:2405.17461).
 

@@ -20,7 +20,7 @@ from evomerge.merging.methods.parameters import Factor, Lambda, Real
 from evomerge.merging.methods.registry import merge_method
 
 
-@merge_method("consensus")
+@merge_method("consensus", differentiable=("lambda",))
 def consensus(
     block: Block,
     *,

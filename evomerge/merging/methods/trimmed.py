@@ -115,7 +115,7 @@ def _ranked(source: SourceTensor, order: Callable[[Tensor], Tensor]) -> Ranks:
 @merge_method(
     "ties",
     min_models=0,
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     in_mergekit=True,
     without_effect=(INT8_MASK,),
     prepare=ranks,
@@ -146,7 +146,7 @@ def ties(
 @merge_method(
     "breadcrumbs",
     min_models=0,
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     in_mergekit=True,
     without_effect=(INT8_MASK,),
     prepare=crumb_ranks,
@@ -173,7 +173,7 @@ def breadcrumbs(
 @merge_method(
     "breadcrumbs_ties",
     min_models=0,
-    differentiable=True,
+    differentiable=("weight", "lambda"),
     in_mergekit=True,
     without_effect=(INT8_MASK,),
     prepare=crumb_ranks,

@@ -43,7 +43,9 @@ def _bytes(info: TensorInfo) -> float:
     return 4 * min(info.shape) * sum(info.shape) / (info.shape[0] * info.shape[1]) if info.is_matrix else 0
 
 
-@merge_method("tsv_m", prepare_all=task_singular_vectors, shared_bytes=_bytes, scope="matrix")
+@merge_method(
+    "tsv_m", differentiable=("weight", "lambda"), prepare_all=task_singular_vectors, shared_bytes=_bytes, scope="matrix"
+)
 def tsv_m(
     block: Block,
     *,

@@ -46,7 +46,7 @@ def _bytes(info: TensorInfo) -> float:
     return 4 * (1 + info.shape[1] / info.shape[0]) if info.is_matrix else 0
 
 
-@merge_method("wudi", prepare=interference, prepared_bytes=_bytes, scope="matrix")
+@merge_method("wudi", differentiable=("weight", "lambda"), prepare=interference, prepared_bytes=_bytes, scope="matrix")
 def wudi(
     block: Block,
     *,

@@ -10,7 +10,7 @@ import yaml
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks.licences import licence
 from evomerge.merging.sources.source import Source
-from search_spaces.recipes.documents import Document, dump, with_models
+from search_spaces.recipes.mergekit.documents import Document, dump, with_models
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,16 +10,18 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from evomerge.files.atomic import atomic_folder
+from evomerge.files.atomic import atomic_folder, disk_errors
+from evomerge.files.messages import reason
 from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.engine.resident import build_resident
 from evomerge.merging.output.card import model_card
 from evomerge.merging.output.shards import stored_tensors, write_shards
 from evomerge.merging.sources.architecture import quiet, tied_names
 from evomerge.merging.sources.chat_templates import chat_template
 from evomerge.merging.sources.source import Source
 from evomerge.merging.sources.statements import usable_generation_config
-from search_spaces.recipes.documents import Document, dump
 from search_spaces.recipes.fields import VOCABULARIES
+from search_spaces.recipes.mergekit.documents import Document, dump
 from search_spaces.recipes.recipe import Recipe
 
 STRETCH = 1 << 24  # entries looked at together
@@ -105,6 +108,27 @@ def _write(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def rehearse(donor: Source) -> None:
+    """Write all but the weights of a merge to a temporary folder, so that nothing stops the last step of a search.
+
+    Parameters
+    ----------
+    donor
+        The model that gives the merge its configuration, generation settings and tokenizer.
+
+    Raises
+    ------
+    OutputError
+        If transformers does not save the configurations.
+    FileError
+        If the temporary folder cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="evomerge-rehearsal-") as folder, disk_errors(Path(folder)):
+        module = build_resident(donor.config, donor, donor.dtype, torch.device("meta")).module
+        _save_without_weights(module, donor.reference, Path(folder))
+        donor.tokenizer.copy_to(Path(folder))
+
+
 def _write_model(engine: MergeEngine, recipe: Recipe, folder: Path) -> None:
     """Write configurations and weights tensor by tensor; at once where transformers stores other tensors."""
     outline = engine.outline(recipe)
@@ -115,12 +139,12 @@ def _write_model(engine: MergeEngine, recipe: Recipe, folder: Path) -> None:
             pass
     else:
         module = outline
-    _drop_unsaveable(module, recipe)
-    with quiet():
-        if tensors is None:
+    if tensors is None:
+        _drop_unsaveable(module, recipe.donor)
+        with quiet():
             module.save_pretrained(folder)
-            return
-        module.save_pretrained(folder, state_dict={})  # everything but the weights
+        return
+    _save_without_weights(module, recipe.donor, folder)
     buffers = frozenset(name for name, _ in outline.named_buffers())
     write_shards(folder, tensors, lambda names: finite(engine.stream(recipe, names), buffers))
 
@@ -147,12 +171,24 @@ def finite(
         yield name, values
 
 
-def _drop_unsaveable(module: PreTrainedModel, recipe: Recipe) -> None:
+def _save_without_weights(module: PreTrainedModel, donor: str, folder: Path) -> None:
+    _drop_unsaveable(module, donor)
+    try:
+        with quiet():
+            module.save_pretrained(folder, state_dict={})
+    except (ValueError, TypeError) as error:  # OSErrors are the disk's
+        raise OutputError(
+            f"{donor}: transformers does not save its configuration ({reason(error)}); correct its config.json or "
+            "generation_config.json"
+        ) from error
+
+
+def _drop_unsaveable(module: PreTrainedModel, donor: str) -> None:
     """Remove settings that the merge does not take over (see `evomerge.merging.sources.statements`)."""
     module.config.__dict__.pop("auto_map", None)
     settings = module.generation_config
     if settings is not None:
-        usable, dropped = usable_generation_config(recipe.donor, settings.to_diff_dict())
+        usable, dropped = usable_generation_config(donor, settings.to_diff_dict())
         if dropped:
             module.generation_config = GenerationConfig.from_dict(usable)
 

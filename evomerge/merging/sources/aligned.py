@@ -144,8 +144,9 @@ class AlignedSource:
                 result[place] = 0.0 if source is None else source[given.row].to(own.dtype)
         padding = self._vocabulary.padding
         if len(padding):
-            with_token = torch.tensor(sorted(id for id in self._vocabulary.tokens.values() if id < len(result)))
-            result[padding] = result[with_token].float().mean(0).to(own.dtype)
+            alone = set(padding.tolist())
+            known = (id for id in self._vocabulary.tokens.values() if id < len(result) and id not in alone)
+            result[padding] = result[torch.tensor(sorted(known))].float().mean(0).to(own.dtype)
         return result
 
     def _filled(self, name: str, ids: Tensor, own: Tensor) -> Tensor:
@@ -186,7 +187,7 @@ def _endings(source: Source, base: Source) -> object:
     """
     tokenizer = source.tokenizer if source.tokenizer.files else base.tokenizer
     generation = _special(source.generation_config() or {})
-    return _special(source.config.to_dict()), generation, tokenizer.chat_template()
+    return _special(source.config.to_dict()), generation, tokenizer.chat_templates()
 
 
 def _special(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evomerge.files.messages import reason
 from search_spaces.recipes.layout import ModelLayout
@@ -40,8 +41,8 @@ def layout_of(config: PretrainedConfig) -> ModelLayout:
     Raises
     ------
     ArchitectureError
-        If transformers has no causal language model for it, or no list of ``num_hidden_layers`` blocks is
-        found.
+        If transformers has no causal language model for it or cannot build it, or no list of ``num_hidden_layers``
+        blocks is found.
     """
     return layout_of_module(meta_module(config))
 
@@ -81,6 +82,12 @@ class Outline:
         return bool(self.tied_names)
 
     @property
+    def embeddings(self) -> str:
+        """Name of the embedding matrix."""
+        owner = self.module.get_input_embeddings()
+        return next(name for name in self.layout.tensors() if self.module_of(name) is owner)
+
+    @property
     def architecture(self) -> str:
         """Class of the causal language model, such as LlamaForCausalLM."""
         return type(self.module).__name__
@@ -114,10 +121,15 @@ def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     try:
         with quiet(), torch.device("meta"):
             return AutoModelForCausalLM.from_config(own, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # ValueError, AssertionError, ZeroDivisionError, ... for values that do not fit
+        if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ArchitectureError(
+                f"{config.model_type}: transformers has no causal language model for this configuration "
+                f"({reason(error)}); name a decoder-only text model instead"
+            ) from error
         raise ArchitectureError(
-            f"{config.model_type}: transformers has no causal language model for this configuration "
-            f"({reason(error)}); name a decoder-only text model instead"
+            f"transformers cannot build a {config.model_type} from config.json ({reason(error)}); use the config.json "
+            "that was saved with the weights"
         ) from error
 
 

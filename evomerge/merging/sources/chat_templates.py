@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from evomerge.merging.sources.aligned import original
 from evomerge.merging.sources.source import Source
@@ -91,18 +90,9 @@ def chat_template(wanted: str | None, sources: Iterable[Source]) -> str | None:
     if wanted is None or "{" in wanted:
         return wanted
     if wanted == "auto":
-        own = [template for template in map(_own_template, sources) if template is not None]
+        own = [template for source in sources if (template := original(source).tokenizer.chat_template()) is not None]
         return Counter(own).most_common(1)[0][0] if own else None
     if wanted not in TEMPLATES:
         names = ", ".join(TEMPLATES)
         raise RecipeError(f"chat_template: '{wanted}' is not a template; write Jinja text, auto, or one of {names}")
     return TEMPLATES[wanted]
-
-
-def _own_template(source: Source) -> str | None:
-    """Return the template of the model itself, not that of the vocabulary it was brought to."""
-    checkpoint = original(source)
-    if not checkpoint.tokenizer.files:
-        return None
-    template: Any = checkpoint.tokenizer.load().chat_template
-    return template if isinstance(template, str) else None

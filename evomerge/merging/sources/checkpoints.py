@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
@@ -19,13 +25,15 @@ from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import check_counts, read_json
 from evomerge.merging.sources.quantised import quantised_by_files, refuse_quantised
 from evomerge.merging.sources.statements import (
+    is_text_name,
     left_out,
     refuse_other_models,
+    text_name,
     text_part,
     usable_generation_config,
 )
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
-from evomerge.merging.sources.weight_files import FLOATS, WeightFiles
+from evomerge.merging.sources.weight_files import FLOATS, WeightFiles, is_there
 from search_spaces.recipes.layout import ModelLayout
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -46,15 +54,21 @@ class Checkpoint:
         What follows from its config.json.
     """
 
-    def __init__(self, reference: str, path: Path, *, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, reference: str, path: Path, *, tied: bool | None = None, trust_remote_code: bool = False
+    ) -> None:
         self.reference = reference
         self.path = path
+        self._tied = tied  # None: as config.json says
         config = self._read_config(trust_remote_code)
         refuse_other_models(reference, config)
         self._files = WeightFiles.open(reference, path)
         part = text_part(config, self._files)
         self._is_text_part = part is not None
-        self.outline = self._build_outline(part or config, trust_remote_code)
+        config = part or config
+        if tied is not None:
+            config.tie_word_embeddings = tied
+        self.outline = self._build_outline(config, trust_remote_code)
         self._keys = self._match_names()
         self._check_types()
         self._check_shapes()
@@ -70,6 +84,17 @@ class Checkpoint:
             If there is no such folder or model, it has no safetensors file, or a file is damaged or missing.
         """
         return cls(reference, locate(reference), trust_remote_code=trust_remote_code)
+
+    def retied(self, tied: bool) -> Checkpoint:
+        """Return the same model with a head that is tied to the embeddings, or with one of its own.
+
+        Raises
+        ------
+        CheckpointError
+            If the head is to be tied and differs from the embeddings.
+        """
+        trusted = self.outline.trust_remote_code
+        return Checkpoint(self.reference, self.path, tied=tied, trust_remote_code=trusted)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -143,7 +168,10 @@ class Checkpoint:
     def left_out(self) -> tuple[str, ...]:
         """A sentence for each statement of the folder that a merge does not take over."""
         dropped = () if self._generation is None else self._generation[1]
-        return left_out(self.path, dropped, is_text_part=self._is_text_part)
+        lines = left_out(self.path, dropped, is_text_part=self._is_text_part)
+        if self._tied is not False:
+            return lines
+        return (*lines, "its head is its embedding matrix, and a merge has a head of its own, as another model has")
 
     @cached_property
     def _generation(self) -> tuple[dict[str, Any], tuple[str, ...]] | None:
@@ -168,7 +196,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.reference}: {error}") from error
 
     def _read_config(self, trust_remote_code: bool) -> PretrainedConfig:
-        if not (self.path / "config.json").is_file():
+        if not is_there(self.reference, self.path / "config.json"):
             raise CheckpointError(f"{self.reference}: the folder has no config.json; name a transformers checkpoint")
         try:
             values = read_json(self.path / "config.json")
@@ -196,7 +224,7 @@ class Checkpoint:
         wanted = set(self.outline.module.state_dict())
         keys: dict[str, str] = {}
         for key in self._files:
-            bare = key.replace("language_model.", "", 1) if self._is_text_part else key
+            bare = text_name(key) if self._is_text_part else key
             for name in (bare, bare.removeprefix(f"{prefix}."), f"{prefix}.{bare}"):
                 if name in wanted:
                     if name in keys:
@@ -213,6 +241,8 @@ class Checkpoint:
         for other, canonical in self.outline.tied_names.items():
             if canonical not in keys and other in keys:
                 keys[canonical] = keys[other]
+        if self._tied is False and self.layout.head not in keys:  # the files hold it once
+            keys[str(self.layout.head)] = keys[self.outline.embeddings]
         missing = [name for name in self.names if name not in keys]
         unused = self._unused(set(keys.values()))
         if missing:
@@ -224,7 +254,7 @@ class Checkpoint:
     def _unused(self, used: set[str]) -> list[str]:
         """Return the keys that the model has no place for, without those that its architecture ignores."""
         if self._is_text_part:  # all that belongs to images or sound stays out
-            return sorted(key for key in self._files if key not in used and "language_model." in key)
+            return sorted(key for key in self._files if key not in used and is_text_name(key))
         patterns = [_ROTARY, *(self.outline.module._keys_to_ignore_on_load_unexpected or ())]
         buffers = {name for name, _ in self.outline.module.named_buffers()}  # also those that are not stored
         unused = (key for key in self._files if key not in used and not any(re.search(p, key) for p in patterns))
@@ -248,12 +278,11 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.reference}: config.json does not say how its weights are stored, but {quantised}"
             )
-        absent = f"{self.reference}: the weight files have no tensor for {missing}; download the model again"
-        if self._is_text_part:
-            raise CheckpointError(absent)
+        absent = f"{self.reference}: the weight files have no tensor for {missing}; {self._why_missing(missing)}"
+        kind = AutoModelForImageTextToText if self._is_text_part else AutoModelForCausalLM
         try:
             with quiet():
-                module, info = AutoModelForCausalLM.from_pretrained(
+                module, info = kind.from_pretrained(
                     self.path,
                     dtype="auto",
                     output_loading_info=True,
@@ -266,7 +295,20 @@ class Checkpoint:
             raise CheckpointError(absent)
         if info["unexpected_keys"]:
             raise CheckpointError(f"{self.reference}: {self._why_unused(sorted(info['unexpected_keys']))}")
-        return module.state_dict()
+        state: dict[str, Tensor] = module.state_dict()
+        if self._is_text_part:
+            state = {text_name(name): values for name, values in state.items() if is_text_name(name)}
+        if not state.keys() >= set(self.names):
+            raise CheckpointError(absent)
+        return state
+
+    def _why_missing(self, missing: str) -> str:
+        if missing == self.layout.head:
+            return (
+                "set tie_word_embeddings to true in config.json if its head is the embedding matrix, or download the "
+                "model again"
+            )
+        return "download the model again, or use the config.json that was saved with these weights"
 
     def _check_types(self) -> None:
         """Refuse weights that are not floating-point numbers: codes of a quantiser, truth values, complex numbers."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from evomerge.merging.sources.adapters import AdapterSource, is_adapter, read_config
 from evomerge.merging.sources.aligned import align
 from evomerge.merging.sources.checkpoints import Checkpoint, locate
@@ -48,8 +50,42 @@ def open_sources(
     for name, reference in models.items():
         if name not in opened:
             opened[name] = open_source(reference, opened[base] if base is not None else None, shared)
-    opened = {name: opened[name] for name in models}
+    opened = _with_equal_heads({name: opened[name] for name in models})
     return opened if vocabulary is None else align(opened, vocabulary, base or next(iter(models)), tokens)
+
+
+def _with_equal_heads(opened: dict[str, Source]) -> dict[str, Source]:
+    """Return the models with heads of one form: all tied to the embeddings, or all matrices of their own.
+
+    Where only some are tied, all become tied if every head equals its embeddings; otherwise none is, and the head of a
+    tied model is a copy of its embeddings. No model computes anything else in its new form.
+    """
+    if len({source.outline.tied for source in opened.values()}) < 2:
+        return opened
+    apart = [source for source in opened.values() if not source.outline.tied]
+    tied = all(_head_is_embeddings(source) for source in apart)
+    changed: dict[Source, Source] = {}
+
+    def retied(source: Source) -> Source:
+        if source.outline.tied == tied:
+            return source
+        if source not in changed:
+            if isinstance(source, AdapterSource):
+                changed[source] = AdapterSource(source.reference, source.path, retied(source.base))
+            else:
+                assert isinstance(source, Checkpoint), "sources are aligned later"
+                changed[source] = source.retied(tied)
+        return changed[source]
+
+    return {name: retied(source) for name, source in opened.items()}
+
+
+def _head_is_embeddings(source: Source) -> bool:
+    head, embeddings = source.layout.head, source.outline.embeddings
+    if head is None or source.shape(head) != source.shape(embeddings):
+        return False
+    extra = [name for name in source.layout.final if name.startswith(head.removesuffix("weight")) and name != head]
+    return not extra and torch.equal(source.tensor(head), source.tensor(embeddings))
 
 
 def open_source(reference: str, base: Source | None = None, shared: dict[Path, Source] | None = None) -> Source:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from evomerge.files.messages import reason
@@ -18,29 +18,63 @@ from evomerge.merging.sources.architecture import quiet
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import read_json
 
+TEXT_PARTS = (
+    "aria", "deepseek_vl", "exaone4_5", "gemma3", "got_ocr2", "idefics2", "idefics3", "internvl", "janus", "lfm2_vl",
+    "lighton_ocr", "llama4", "llava", "llava_next", "llava_next_video", "llava_onevision", "mistral3", "ovis2",
+    "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "smolvlm",
+    "video_llama_3", "video_llava", "vipllava",
+)  # fmt: skip
+"""Models whose text part, saved as a text model, gives the same logits for text: tested for each of them.
+
+Others may not do so: Cohere's vision models do not scale their logits as its text models do.
+"""
+
+_OTHER_HEADS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "RewardModel",
+)
+_WITH_IMAGE_POSITIONS = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+_TEXT_MODULE = re.compile(r"(^|\.)(?:language_model|text_model)\.")
+_BARE_TEXT = re.compile(r"(model\.)?(layers|embed_tokens|norm|lm_head)\.")
 _DECODERS_BY_DEFAULT = ("gpt_neox", "gpt_neox_japanese")  # their is_decoder is false, and they are decoders
 
 
 def refuse_other_models(reference: str, config: PretrainedConfig) -> None:
-    """Refuse configurations that do not describe a decoder-only text model."""
+    """Refuse configurations that do not describe a decoder-only text model, or one with such a part."""
     kind = config.model_type
-    if _reads_more_than_text(config):
-        if _text_decoder(config) is not None:
-            return
-        raise CheckpointError(
-            f"{reference}: {kind} reads images or sound, and transformers has no decoder for its text part alone; "
-            "name a decoder-only text model instead"
-        )
     has_field = hasattr(type(config), "is_decoder")
+    cure = "name a decoder-only text model instead"
     if getattr(config, "is_encoder_decoder", False):
         what = f"{kind} is an encoder with a decoder"
+    elif _reads_more_than_text(config):
+        if kind in TEXT_PARTS and _text_decoder(config) is not None:
+            return
+        what = f"{kind} reads more than text, and evomerge knows no decoder that computes the same as its text part"
+        cure = "name a decoder-only text model instead, such as its text part saved on its own"
     elif has_field and not config.is_decoder and kind not in _DECODERS_BY_DEFAULT:
         what = f"{kind} is an encoder, not a decoder"
     elif not getattr(config, "num_hidden_layers", None):
         what = f"{kind} has no num_hidden_layers"
+    elif (head := _other_head(config)) is not None:
+        what = f"{head} gives scores or classes, not text"
+        cure = "name the model that it was trained from"
     else:
         return
-    raise CheckpointError(f"{reference}: {what}; name a decoder-only text model instead")
+    raise CheckpointError(f"{reference}: {what}; {cure}")
+
+
+def _other_head(config: PretrainedConfig) -> str | None:
+    stated = config.architectures
+    named = [name for name in stated if isinstance(name, str)] if isinstance(stated, list | tuple) else []
+    return next((name for name in named if name.endswith(_OTHER_HEADS)), None)
 
 
 def text_part(config: PretrainedConfig, keys: Iterable[str]) -> PretrainedConfig | None:
@@ -64,16 +98,52 @@ def text_part(config: PretrainedConfig, keys: Iterable[str]) -> PretrainedConfig
     return own
 
 
+def text_name(key: str) -> str:
+    """Return a text tensor's name in a text model: ``model.language_model.norm.weight`` is ``model.norm.weight``."""
+    return _TEXT_MODULE.sub(r"\1", key, count=1)
+
+
+def is_text_name(key: str) -> bool:
+    """Whether a tensor of a vision-language or speech model belongs to its text part."""
+    return bool(_TEXT_MODULE.search(key) or _BARE_TEXT.match(key))
+
+
 def _text_decoder(config: PretrainedConfig) -> PretrainedConfig | None:
+    """Return a text model's configuration that computes what the text part of a larger model does on text alone."""
     try:
         part: PretrainedConfig = config.get_text_config()
     except ValueError:  # several text parts
         return None
-    return None if part is config or part.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else part
+    if part is config or getattr(part, "is_encoder_decoder", False):
+        return None
+    if part.model_type in _WITH_IMAGE_POSITIONS:
+        return _without_image_positions(part)
+    return part if part.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
+
+
+def _without_image_positions(part: PretrainedConfig) -> PretrainedConfig:
+    """Return Qwen's text model for its vision-language one.
+
+    Its rotary embedding takes a position in time, height and width; those of text are equal, which gives the common
+    embedding.
+    """
+    kind = CONFIG_MAPPING[_WITH_IMAGE_POSITIONS[part.model_type]]
+    values = part.to_dict()
+    rope = {key: value for key, value in values["rope_parameters"].items() if not key.startswith("mrope")}
+    known = {key: value for key, value in values.items() if key in kind().to_dict() and key != "model_type"}
+    # Qwen3-VL always divides the weights of a token's experts by their sum; the text model does so if told
+    known |= {"norm_topk_prob": True} if part.model_type == "qwen3_vl_moe_text" else {}
+    kept: PretrainedConfig = kind(**(known | {"rope_parameters": rope}))
+    return kept
 
 
 def _reads_more_than_text(config: PretrainedConfig) -> bool:
-    return any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config", "vision_encoder"))
+    if any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config", "vision_encoder")):
+        return True
+    try:
+        return config.get_text_config() is not config
+    except ValueError:  # several text parts
+        return True
 
 
 def usable_generation_config(reference: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -29,6 +29,8 @@ PATTERNS = (
 )
 
 NAMED_TEMPLATES = "additional_chat_templates"
+DEFAULT = "default"
+"""transformers' name for the template that is used where none is named."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,26 @@ class TokenizerFolder:
         if isinstance(values, dict) and values.pop("auto_map", None) is not None:
             settings.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
+    def chat_templates(self) -> dict[str, str]:
+        """Return the chat templates that the files hold, by name; the one without a name is ``default``.
+
+        As in transformers, chat_template.jinja counts before tokenizer_config.json, which may list several.
+        """
+        found: dict[str, str] = {}
+        if (self.path / "tokenizer_config.json").is_file():
+            try:
+                stated = read_json(self.path / "tokenizer_config.json").get("chat_template")
+            except (OSError, ValueError, AttributeError):
+                stated = None
+            listed = stated if isinstance(stated, list) else [{"name": DEFAULT, "template": stated}]
+            pairs = [(entry.get("name"), entry.get("template")) for entry in listed if isinstance(entry, dict)]
+            found = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+        if (self.path / "chat_template.jinja").is_file():
+            found[DEFAULT] = (self.path / "chat_template.jinja").read_text(encoding="utf-8")
+        for path in sorted((self.path / NAMED_TEMPLATES).glob("*.jinja")):
+            found[path.stem] = path.read_text(encoding="utf-8")
+        return found
+
     def chat_template(self) -> str | None:
-        """Return the chat template that the files hold; None when there is none."""
-        for path in self.files:
-            if path.name == "chat_template.jinja":
-                return path.read_text(encoding="utf-8")
-        for path in self.files:
-            if path.name == "tokenizer_config.json":
-                try:
-                    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-                except (ValueError, AttributeError):
-                    return None
-                return template if isinstance(template, str) else None
-        return None
+        """Return the chat template that is used where none is named; None when there is none."""
+        return self.chat_templates().get(DEFAULT)

@@ -4,11 +4,13 @@ Policies, from mergekit's `tokenizer_source` (`union`, `base`, a model) and two 
 
 * ``base``, a model, ``first`` (the first that is not the base): that model's vocabulary;
 * ``union``: the base's vocabulary with its ids, then every further token in the order of the models;
-* ``pad``: rows are matched by id instead of by token, up to the longest matrix.
+* ``pad``: rows are matched by id instead of by token, up to the longest matrix; renamed tokens have the longest
+  tokenizer's names.
 
 A row that a model lacks is the base's; where the base lacks it too, it is the mean over the models that have it
 (mergekit's rule). A recipe may set other rules for single tokens, and add tokens and rows
-(`search_spaces.recipes.token_rules`). Added rows without a token are the mean of the model's rows with one.
+(`search_spaces.recipes.token_rules`). Rows that no model has are the mean of the model's rows with a token; mergekit
+writes zeros there.
 
 Letters: V rows of the common vocabulary, D width of the embeddings.
 """
@@ -64,7 +66,7 @@ class Vocabulary:
     given
         By common row: the row that models without the token get, or all models (`force`).
     padding
-        int64[P]: rows that were added to reach a multiple.
+        int64[P]: rows that no model has; they get the mean of the rows with a token.
     """
 
     rows: int
@@ -106,7 +108,20 @@ def common_vocabulary(
         a token whose row it is to give.
     """
     vocabulary = _by_policy(sources, policy, base, rules.added if rules else ())
-    return vocabulary if rules is None else _ruled(vocabulary, sources, rules)
+    if rules is not None:
+        vocabulary = _ruled(vocabulary, sources, rules)
+    return replace(vocabulary, padding=_nowhere(vocabulary))
+
+
+def _nowhere(vocabulary: Vocabulary) -> Tensor:
+    """Return the rows that no model has and no rule gives: padding, and tokens beyond the matrices of their models.
+
+    They get the mean of the rows with a token; zeros would be likelier than most tokens.
+    """
+    missing_V = torch.stack([index_V == MISSING for index_V in vocabulary.indices.values()]).all(0)
+    for place in vocabulary.given:
+        missing_V[place] = False
+    return torch.nonzero(missing_V).flatten()
 
 
 def _by_policy(sources: Mapping[str, Source], policy: str, base: str, added: Sequence[str]) -> Vocabulary:
@@ -145,13 +160,12 @@ def _ruled(vocabulary: Vocabulary, sources: Mapping[str, Source], rules: TokenRu
         if rule.zero or rule.model is not None
     }
     missing = -vocabulary.rows % (rules.multiple or 1)
-    padding = torch.arange(vocabulary.rows, vocabulary.rows + missing)
+    padding = torch.full((missing,), MISSING)
     return replace(
         vocabulary,
         rows=vocabulary.rows + missing,
-        indices={name: torch.cat([index, padding * 0 + MISSING]) for name, index in vocabulary.indices.items()},
+        indices={name: torch.cat([index, padding]) for name, index in vocabulary.indices.items()},
         given=given,
-        padding=padding,
     )
 
 
@@ -218,15 +232,20 @@ def _owner(sources: Mapping[str, Source], policy: str, base: str) -> str:
 
 
 def _padded(sources: Mapping[str, Source], base: str) -> Vocabulary:
-    """Return the vocabulary of the longest tokenizer; every other one must be a beginning of it."""
+    """Return the vocabulary of the longest tokenizer; every other one must be a beginning of it.
+
+    A row may have another name in it, as reserved tokens have that a trainer uses for a chat template.
+    """
     tokens = {name: tokens_of(source, sources[base]) for name, source in sources.items()}
     owner = max(tokens, key=lambda name: (len(tokens[name]), name == base))
+    names = {place: token for token, place in tokens[owner].items()}
     for name, own in tokens.items():
         for token, place in own.items():
-            if tokens[owner].get(token) != place:
+            there = tokens[owner].get(token)
+            if there != place and (there is not None or place not in names or names[place] in own):
                 raise CheckpointError(
-                    f"{name}: pad matches rows by id, and {token!r} is {place} here and {tokens[owner].get(token)} in "
-                    f"{owner}; write union, or base"
+                    f"{name}: pad matches rows by id, and {token!r} is {place} here and {there} in {owner}; write "
+                    "union, or base"
                 )
     rows = max(rows_of(source) for source in sources.values())
     indices = {}

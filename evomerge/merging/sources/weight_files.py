@@ -101,7 +101,7 @@ def _open(reference: str, path: Path) -> Any:
 def _named_in_index(reference: str, folder: Path) -> dict[str, str]:
     """Return the index's file for each tensor; nothing where there is none, or a single file counts before it."""
     index = folder / INDEX
-    if _is_there(reference, folder / SINGLE) or not _is_there(reference, index):
+    if is_there(reference, folder / SINGLE) or not is_there(reference, index):
         return {}
     try:
         named = read_json(index)["weight_map"]
@@ -116,7 +116,7 @@ def _named_in_index(reference: str, folder: Path) -> dict[str, str]:
 
 def _shards(reference: str, folder: Path, named: Mapping[str, str]) -> list[Path]:
     """Return the files that transformers would load: the single file before the index."""
-    if _is_there(reference, folder / SINGLE):
+    if is_there(reference, folder / SINGLE):
         return [folder / SINGLE]
     if named:
         paths = [folder / name for name in sorted(set(named.values()))]
@@ -129,7 +129,7 @@ def _shards(reference: str, folder: Path, named: Mapping[str, str]) -> list[Path
         return paths
     paths = sorted(path for path in folder.glob("*.safetensors") if path.name != ADAPTER_WEIGHTS)
     if paths:
-        return [path for path in paths if _is_there(reference, path)]
+        return [path for path in paths if is_there(reference, path)]
     if any(next(folder.glob(pattern), None) for pattern in PICKLES):
         raise CheckpointError(
             f"{reference}: its weights are pickled, which can run code when they are read; convert them to "
@@ -138,7 +138,7 @@ def _shards(reference: str, folder: Path, named: Mapping[str, str]) -> list[Path
     raise CheckpointError(f"{reference}: the folder has no safetensors file; name a transformers checkpoint")
 
 
-def _is_there(reference: str, path: Path) -> bool:
+def is_there(reference: str, path: Path) -> bool:
     """Whether there is such a file; a link to a file that is gone (an interrupted download) is an error."""
     if path.is_file():
         return True

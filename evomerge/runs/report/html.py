@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from evomerge.files.messages import printable
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result
 from evomerge.runs.run import Asked, Run
@@ -62,6 +64,7 @@ def render(path: Path) -> str:
     environment = Environment(
         loader=PackageLoader("evomerge.runs.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.finalize = _shown
     return environment.get_template("report.html.j2").render(
         name=path.resolve().name,
         history=history,
@@ -114,6 +117,13 @@ def _row(rank: int, asked: Asked, evaluation: Evaluation) -> CandidateRow:
 def _failures(history: RunHistory) -> list[tuple[int, str]]:
     told = ((identity, told.evaluation) for identity, told in history.told.items())
     return [(identity, each.reason or "") for identity, each in told if each.status == "failed"][-MAX_FAILURES:]
+
+
+def _shown(value: object) -> object:
+    """Return a value for the page: texts without characters that hide or reorder others."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return printable(value, MAX_TEXT, keep="\n\t")
 
 
 def _quoted(file: Path) -> str:

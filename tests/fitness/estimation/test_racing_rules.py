@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from fitness.estimation.racing_rules import Race, common_correlation, log_e_value, probability_among_best
+from fitness.estimation.racing_rules import (
+    Race,
+    _binomial_tail,
+    common_correlation,
+    log_e_value,
+    probability_among_best,
+)
 from fitness.results import Estimate
 
 
@@ -13,6 +19,12 @@ def answers(seed: int, abilities: list[float], items: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     difficulty = rng.normal(0, 0.15, items)
     return (rng.random((len(abilities), items)) < np.array(abilities)[:, None] + difficulty).astype(float)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (3, 0), (5, 2), (1, 6), (10, 10)])
+def test_the_sign_test_is_the_exact_binomial_one(better: int, worse: int) -> None:
+    expected = stats.binomtest(better, better + worse, 0.5, alternative="greater").pvalue if better + worse else 1.0
+    assert _binomial_tail(np.array(better), np.array(worse)) == pytest.approx(expected)
 
 
 def run(race: Race, scores: np.ndarray, ends: tuple[int, ...]) -> int:

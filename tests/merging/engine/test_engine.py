@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,6 +230,20 @@ def test_out_dtype_defaults_to_the_sources(llama: Any) -> None:
     engine = llama.engine()
     assert engine.out_dtype(recipe) == torch.bfloat16
     assert engine.materialize(recipe).dtype == torch.bfloat16
+
+
+def test_out_dtype_defaults_to_what_all_sources_fit_into(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 and float16 fit into float32 only, in whichever places they stand."""
+    engine = llama.engine()
+    references = [llama.base, *llama.references[1:3]]
+    recipe = Recipe(
+        "task_arithmetic", (Slice(tuple(Source(reference, None) for reference in references)),), base_model=llama.base
+    )
+    for other in recipe.models:
+        types = {reference: SimpleNamespace(dtype=torch.bfloat16) for reference in recipe.models}
+        types[other] = SimpleNamespace(dtype=torch.float16)
+        monkeypatch.setattr(engine, "checkpoint", types.__getitem__)
+        assert engine.out_dtype(recipe) == torch.float32
 
 
 def test_model_stays_in_eval_mode_without_gradients(llama: Any) -> None:

@@ -57,7 +57,7 @@ def recipe_for(name: str, family: Any, **shared: Any) -> tuple[Recipe, dict[str,
         "models": models,
         "parameters": {key: value for key, value in parameters.items() if key != "weight"},
         "dtype": "float32",
-        "evomerge": {"seed": 3},
+        "evomerge": {"seed": 3, "karcher_weights": name == "karcher"},
     }
     if spec.base != "none":
         data["base_model"] = family.base
@@ -180,6 +180,7 @@ def test_parameters_that_read_alike_do_not_mix(llama: Any) -> None:
             {"model": path, "parameters": {"weight": w}} for path, w in zip(llama.references, (2, 9, 2), strict=True)
         ]
         data = {"merge_method": name, "models": models, "parameters": own, "dtype": "float32"}
+        data |= {"evomerge": {"karcher_weights": name == "karcher"}}
         for used in (engine, llama.engine()):
             module = used.apply(mergekit_yaml.build(data))
             found.append(module.get_parameter("model.layers.0.mlp.up_proj.weight").data.clone())

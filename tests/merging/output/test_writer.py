@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from evomerge.files import atomic
 from evomerge.files.atomic import FileError
 from evomerge.merging.output import writer
 from evomerge.merging.output.card import model_card
-from evomerge.merging.output.writer import OutputError, write_checkpoint
+from evomerge.merging.output.writer import OutputError, rehearse, write_checkpoint
+from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.parameter_values import constant
@@ -127,6 +129,25 @@ def test_infinite_weights_are_not_written(llama: Any, tmp_path: Path) -> None:
         write_checkpoint(llama.engine(), recipe, tmp_path / "out")
     assert left_over(tmp_path) == []
     write_checkpoint(llama.engine(), replace(recipe, out_dtype="bfloat16"), tmp_path / "out")
+
+
+def test_a_rehearsal_tries_everything_but_the_weights(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer.tempfile, "tempdir", str(tmp_path))
+    source = llama.checkpoints[llama.base]
+    seen: list[str] = []
+    monkeypatch.setattr(TokenizerFolder, "copy_to", lambda _, folder: seen.extend(left_over(folder)))
+    rehearse(source)
+    assert seen == ["config.json", "generation_config.json"]
+    assert left_over(tmp_path) == []
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("The generation config instance is invalid")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", refuse)
+    with pytest.raises(OutputError, match=r"does not save its configuration \(The generation .*\); correct its config"):
+        rehearse(source)
 
 
 def test_names_of_code_are_not_written(llama: Any, tmp_path: Path) -> None:

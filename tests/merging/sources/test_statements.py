@@ -157,7 +157,7 @@ def test_whole_model_and_adapter_in_one_folder_are_refused(folder: Path) -> None
         ("bert", r"bert is an encoder, not a decoder; name a decoder-only text model"),
         ("xlm-roberta", r"xlm-roberta is an encoder, not a decoder"),
         ("bart", r"bart is an encoder with a decoder; name a decoder-only text model"),
-        ("clip", r"clip reads images or sound, and transformers has no decoder for its text part alone; name a"),
+        ("clip", r"clip reads more than text, and evomerge knows no decoder that computes the same as its text"),
         ("mamba", None),
         ("gpt_neox", None),
     ],
@@ -169,6 +169,15 @@ def test_kinds_of_models(kind: str, message: str | None) -> None:
         return
     with pytest.raises(CheckpointError, match=f"^model: {message}"):
         refuse_other_models("model", config)
+
+
+@pytest.mark.parametrize(
+    "head", ["LlamaForSequenceClassification", "LlamaForTokenClassification", "LlamaForRewardModel"]
+)
+def test_heads_that_give_no_text_are_refused(folder: Path, head: str) -> None:
+    set_values(folder / "config.json", architectures=[head])
+    with pytest.raises(CheckpointError, match=rf"{head} gives scores or classes, not text; name the model that it was"):
+        Checkpoint.open(str(folder))
 
 
 @pytest.mark.parametrize("names", ["old", "new"])

@@ -195,10 +195,11 @@ def test_single_tokens_take_the_rows_that_a_recipe_names(sources: dict[str, Chec
     )
     aligned = align(sources, "union", "base", rules)
     # <s> </s> a b c | d e | new newer newest | two rows more
-    mean = [round(sum(row) / 10, 4) for row in ([0.1, 1.1, 2.1, 3.1, 4.1, 5.3, 5.2, 5.2, 4.1, 0],)]
-    assert rows(aligned["base"]) == [0.1, 1.1, 2.1, 3.1, 4.1, 5.3, 5.2, 5.2, 4.1, 0, *mean * 2]
-    assert rows(aligned["expert"])[:10] == [0.2, 1.2, 4.2, 3.1, 0, 3.2, 5.2, 5.2, 4.1, 0]
-    assert rows(aligned["other"])[:10] == [0.3, 1.3, 2.3, 3.1, 4.3, 5.3, 5.2, 5.2, 4.1, 0]
+    assert rows(aligned["base"])[:9] == [0.1, 1.1, 2.1, 3.1, 4.1, 5.3, 5.2, 5.2, 4.1]
+    assert rows(aligned["expert"])[:9] == [0.2, 1.2, 4.2, 3.1, 0, 3.2, 5.2, 5.2, 4.1]
+    assert rows(aligned["other"])[:9] == [0.3, 1.3, 2.3, 3.1, 4.3, 5.3, 5.2, 5.2, 4.1]
+    for source in aligned.values():  # no model has a row for the newest token, and none for padding
+        assert rows(source)[9:] == [pytest.approx(sum(rows(source)[:9]) / 9, abs=1e-4)] * 3
     assert aligned["base"].config.vocab_size == 12
     assert aligned["base"].tokenizer.load()("a new newest")["input_ids"] == [2, 7, 9]
     assert check(aligned, "base", allow_unrelated=True)

@@ -1,7 +1,11 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
 
 
 def recipe(method="task_arithmetic", density=0.5, **fields):
@@ -69,7 +73,7 @@ def test_methods_that_mergekit_lacks():
 
 def test_parameters_that_mergekit_lacks():
     def karcher(weight):
-        return recipe("karcher", parameters={"weight": weight})
+        return recipe("karcher", parameters={"weight": weight}, evomerge={"karcher_weights": True})
 
     assert mergekit_export.obstacles(karcher(1.0)) == ()  # the default: equal weights
     assert mergekit_export.obstacles(karcher(0.5)) == ("weight: mergekit has no such parameter of karcher",)
@@ -89,3 +93,39 @@ def test_methods_that_deviate():
 def test_masks_of_every_random_method_are_obstacles():
     for method in ("dare_linear", "dare_ties", "della_linear", "della"):
         assert mergekit_export.obstacles(recipe(method))[0].startswith(f"{method} masks: evomerge draws each")
+
+
+def della(density: Any, **parameters: Any) -> Recipe:
+    models = [{"model": "a", "parameters": {"weight": 1.0, "density": density, **parameters}}, {"model": "base"}]
+    return mergekit_yaml.build({"merge_method": "della", "base_model": "base", "models": models, "dtype": "float32"})
+
+
+@pytest.mark.parametrize(
+    ("density", "parameters", "refused"),
+    [
+        (0.5, {}, 0),
+        (1.0, {"epsilon": 0.2}, 0),  # nothing is dropped
+        (0.9, {}, 1),
+        (0.1, {}, 1),
+        (0.5, {"epsilon": 0.5}, 1),
+        ([0.2, 0.9], {"epsilon": 0.2}, 1),
+        ([{"filter": "mlp", "value": 0.95}, {"value": 0.5}], {"epsilon": 0.1}, 1),
+        ([{"filter": "mlp", "value": 0.95}, {"value": 0.5}], {"epsilon": [{"filter": "attn", "value": 0.3}]}, 2),
+    ],
+)
+def test_spreads_that_mergekit_refuses(density: Any, parameters: Any, refused: int) -> None:
+    recipe = della(density, **parameters)
+    found = mergekit_export.refused_by_mergekit(recipe)
+    assert (len(found) > 0) == (refused > 0)
+    assert set(found) <= set(mergekit_export.obstacles(recipe))
+    assert set(found) <= set(mergekit_export.differences(recipe))
+    written, notes = mergekit_export.rounded(recipe)
+    assert set(found) <= set(notes)
+    assert not mergekit_export.refused_by_mergekit(written)
+    assert (written == recipe) == (not refused)
+
+
+def test_differences_are_those_of_mergekits_recipes() -> None:
+    assert "masks" in mergekit_export.differences(della(0.5))[0]
+    assert not mergekit_export.differences(replace(della(0.5), seed=1))  # of evomerge's own
+    assert not mergekit_export.differences(della(1.0))

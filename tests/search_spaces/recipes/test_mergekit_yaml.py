@@ -1,6 +1,6 @@
 import pytest
 
-from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes import mergekit_yaml, yaml_text
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.token_rules import TokenRow, TokenRules
 
@@ -161,7 +161,7 @@ def nested_aliases(levels):
         ("", "the document: None is not a mapping"),
         ("\x00", "not valid YAML: .*; correct it there"),
         ("merge_method: 2020-13-45", "month must be in 1..12; write plain mappings"),
-        ("a" * (mergekit_yaml.MAX_BYTES + 1), "is larger than 4000000 bytes; name a recipe's YAML file"),
+        ("a" * (yaml_text.MAX_BYTES + 1), "is larger than 4000000 bytes; name a recipe's YAML file"),
     ],
     ids=["deep", "laughs", "cycle", "object", "twice", "syntax", "list", "empty", "control", "date", "large"],
 )

@@ -1,5 +1,5 @@
 import time
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from hypothesis import given
@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import MAX_LAYERS, PathLayer
 from search_spaces.recipes.recipe import Condition, Recipe, Slice, Source
 from search_spaces.recipes.resolve import resolve
 
@@ -321,3 +322,14 @@ def test_optional_base_is_treated_apart_when_there_is_one(layout):
 def test_optional_base_does_not_count_as_a_model():
     with pytest.raises(RecipeError, match=r"nuslerp takes 2 model\(s\) beside the base, not 1"):
         optional(models=("a", "base"))
+
+
+@pytest.mark.parametrize(("layers", "fits"), [(1, True), (MAX_LAYERS, True), (0, False), (MAX_LAYERS + 1, False)])
+def test_a_path_has_a_layer_and_no_more_than_the_limit(layers, fits):
+    merge = mergekit_yaml.parse("merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n")
+    path = tuple(PathLayer(None, 0) for _ in range(layers))
+    if fits:
+        assert replace(merge, path=path).path == path
+    else:
+        with pytest.raises(RecipeError, match=rf"evomerge\.path: {layers} layers; write 1 to {MAX_LAYERS}"):
+            replace(merge, path=path)

@@ -10,7 +10,7 @@ import pytest
 from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.resolve import resolve
 from search_spaces.spaces.coefficients import CoefficientSpace
-from search_spaces.spaces.derivatives import DIFFERENTIABLE, ChainRule, Coefficient, coefficients_of, values
+from search_spaces.spaces.derivatives import LAYER_SCALE, ChainRule, Coefficient, coefficients_of, values
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from tests.conftest import make_layout
 
@@ -95,13 +95,17 @@ def test_kept_differences_are_measured_again_when_they_no_longer_hold() -> None:
 
 
 def test_methods_without_derivatives_have_no_coefficients() -> None:
-    space = space_of(method="tsv_m")
-    assert not [key for plan in resolve(space.decode(space.start), make_layout(3)) for key in coefficients_of(plan)]
+    space = space_of(method="sce")
+    assert not ChainRule(space, make_layout(3)).searchable().any()
+    plans = resolve(space.decode(space.start), make_layout(3))
+    assert {key.parameter for plan in plans for key in coefficients_of(plan)} <= {LAYER_SCALE}
 
 
 def test_what_is_differentiable_are_parameters_of_methods() -> None:
-    """A parameter that is renamed would else be held without a word."""
-    assert set(DIFFERENTIABLE) <= {parameter.name for spec in METHODS.values() for parameter in spec.parameters}
+    for spec in METHODS.values():
+        assert {*spec.differentiable} <= {parameter.name for parameter in spec.parameters if not parameter.inert}, (
+            spec.name
+        )
 
 
 def test_the_gene_of_activation_informed_merging_moves() -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -263,6 +265,15 @@ def test_rounding_takes_the_mean_of_each_tensor(make, layout):
         weights = [part.parameters["weight"] for part in plan.contributions]
         np.testing.assert_allclose(weights, expected)
         assert plan.parameters["normalize"] is False
+
+
+@pytest.mark.parametrize("parts", [2, 1])
+def test_a_table_is_for_whole_models(make, parts):
+    recipe = make(chunks=3).decode(make(chunks=3).start)
+    (part,) = recipe.slices
+    later = replace(part, sources=tuple(replace(source, layer_range=(1, 4)) for source in part.sources))
+    with pytest.raises(RecipeError, match="it is for whole models; write one slice from layer 0"):
+        replace(recipe, slices=(part, part) if parts == 2 else (later,))
 
 
 # --- relative to the base ---

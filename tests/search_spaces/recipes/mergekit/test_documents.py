@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from search_spaces.recipes import mergekit_yaml
-from search_spaces.recipes.documents import dump, needed, parse_documents
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.mergekit.documents import dump, needed, parse_documents
 
 MODEL = "- {{model: {}, parameters: {{weight: 1}}}}\n"
 LINEAR = f"merge_method: linear\nmodels:\n{MODEL}{MODEL}"
@@ -84,7 +84,7 @@ def test_what_is_refused(documents, message):
 
 
 def test_what_the_documentation_shows():
-    page = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[4] / "docs" / "recipes.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```yaml\n(name: .*?)```", page, flags=re.S)
     assert [document.recipe.models for document in parse(first)] == [("chat", "math"), ("code+lora:style", "first")]
     assert [document.recipe.models for document in parse(second)][-1] == ("lower", "upper", "base")

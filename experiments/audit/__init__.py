@@ -1,0 +1,1 @@
+"""Recomputes the published figures: every table and every figure in a sentence, from the results beside it."""

@@ -1,0 +1,1 @@
+"""Mutation testing of the core: whether a test notices when one line changes."""

@@ -1,0 +1,78 @@
+"""Changes of one line that once went unnoticed: each must be killed."""
+
+from __future__ import annotations
+
+from experiments.mutants.modules import Module
+
+FINAL = Module("evomerge/search/final_evaluation.py", ("tests/search/test_final_evaluation.py", "tests/search"))
+ENGINE = Module("evomerge/merging/engine/engine.py", ("tests/merging/engine", "tests/merging/methods"))
+PREPARED = Module("evomerge/merging/engine/prepared.py", ("tests/merging/engine", "tests/merging/methods"))
+MATRICES = Module("evomerge/merging/methods/matrices.py", ("tests/merging/methods",))
+LINEAR = Module("evomerge/merging/methods/linear.py", ("tests/merging/methods",))
+INTERVALS = Module("fitness/estimation/intervals.py", ("tests/fitness/estimation",))
+RACING = Module("fitness/estimation/racing_rules.py", ("tests/fitness/estimation",))
+PARENTS = Module("fitness/estimation/parent_prior.py", ("tests/fitness/estimation",))
+PLAN = Module("fitness/estimation/evaluation_plan.py", ("tests/fitness/estimation",))
+ESTIMATORS = Module("fitness/estimation/estimators.py", ("tests/fitness/estimation",))
+LOOP = Module("evomerge/search/loop.py", ("tests/search/test_loop.py", "tests/search"))
+NSGA2 = Module("evomerge/strategies/nsga2.py", ("tests/strategies/test_nsga2.py",))
+GENETIC = Module("evomerge/strategies/genetic.py", ("tests/strategies/test_genetic.py",))
+RESTARTS = Module("evomerge/strategies/restarts.py", ("tests/strategies/test_cma_es.py",))
+RECIPE = Module("search_spaces/recipes/recipe.py", ("tests/search_spaces/recipes",))
+CANONICAL = Module("search_spaces/recipes/canonical.py", ("tests/search_spaces/recipes",))
+COEFFICIENTS = Module("search_spaces/spaces/coefficients.py", ("tests/search_spaces/spaces/test_coefficients.py",))
+SELECTIVE = Module("evomerge/merging/methods/selective.py", ("tests/merging/methods/test_selective.py",))
+PCB = Module("evomerge/merging/methods/pcb.py", ("tests/merging/methods/test_pcb.py",))
+VOCABULARY = Module("evomerge/merging/sources/vocabulary.py", ("tests/merging/sources/test_vocabulary.py",))
+ADAPTERS = Module("evomerge/merging/sources/adapters.py", ("tests/merging/sources/test_adapters.py",))
+RAY = Module("evomerge/workers/ray_pool.py", ("tests/workers/test_ray_pool.py",))
+ATOMIC = Module("evomerge/files/atomic.py", ("tests/files/test_atomic.py", "tests/merging/output"))
+GENERATION = Module("fitness/scoring/generation.py", ("tests/fitness/scoring",))
+
+LISTED: tuple[tuple[Module, str, str], ...] = (
+    (
+        FINAL,
+        "asked = {item for identity in best for item in history.evaluation(identity).items}",
+        "asked = set()",
+    ),
+    (FINAL, "return len(self.history.answers(entry.recipe.hash, confirmed=False)) ==", "return -1 =="),
+    (FINAL, "entries += [mean] if mean is not None else []", "entries += []"),
+    (FINAL, "zip(scored, recipes, rank == 0, strict=True) if on]", "zip(scored, recipes, rank == 0, strict=True)]"),
+    (PREPARED, "return prepare, base, seed, *(", "return prepare, base, *("),
+    (ENGINE, "plan.name, recipe.seed, recipe.calibration_text,", "plan.name, recipe.calibration_text,"),
+    (ENGINE, "recipe.seed, recipe.calibration_text, recipe.adapters,", "recipe.seed, recipe.adapters,"),
+    (PREPARED, "key = (*key, recipe.calibration_text)", "pass"),
+    (MATRICES, ".mul_(lambda_ / len(deltas))", ".mul_(lambda_)"),
+    (INTERVALS, "weight / np.size(a) * (np.asarray(a", "weight * (np.asarray(a"),
+    (INTERVALS, "return float((extreme + 1) / (RESAMPLES + 1))", "return float(extreme / RESAMPLES)"),
+    (RACING, "doomed_C = chance_C < self.error / self.looks", "doomed_C = chance_C < self.error"),
+    (RACING, "error_C * math.sqrt(1 - correlation), self.keep", "error_C, self.keep"),
+    (PARENTS, "evaluated[-LEARN_FROM:]", "evaluated[:LEARN_FROM]"),
+    (PARENTS, "variances.append(min(variance, expected * (p_U.size - expected)))", "variances.append(variance)"),
+    (PLAN, "if new >= LEARN_EVERY or (new and not self.learned):", "if new >= LEARN_EVERY:"),
+    (ESTIMATORS, "estimate.standard_error * math.sqrt(open_share) if", "estimate.standard_error if"),
+    (ESTIMATORS, "part.standard_error) ** 2 * (1 - inside_S.size / size)", "part.standard_error) ** 2"),
+    (LOOP, "if not told.cached:", "if True:"),
+    (NSGA2, "np.lexsort((-distance, rank))", "np.lexsort((distance, rank))"),
+    (GENETIC, "math.ceil(self.config.elite * self.population)", "math.floor(self.config.elite * self.population)"),
+    (RESTARTS, "self._used[self._regime] += evaluations", "self._used[self._regime] += 1"),
+    (RECIPE, "base_model=renamed(part.base_model),", "base_model=part.base_model,"),
+    (COEFFICIENTS, "return 1.0 / total if total else 1.0", "return 1.0"),
+    (CANONICAL, "else float(value) + 0.0", "else float(value)"),
+    (LINEAR, "return total if abs(total) >= SMALLEST_SUM", "return total if total >= SMALLEST_SUM"),
+    (SELECTIVE, "torch.tensor(middle) + 1.5 *", "torch.tensor(middle) + 1.4 *"),
+    (VOCABULARY, "row if row < own_rows else MISSING", "row"),
+    (VOCABULARY, "if row >= rows_of(source):", "if False:"),
+    (ADAPTERS, "if adapted and not same:", "if False:"),
+    (RAY, "slot.deaths = 0  # the candidate is the cause", "pass"),
+    (RAY, "return task.avoid is not slot or len(self._slots) == 1", "return task.avoid is not slot"),
+    (
+        RAY,
+        "            else:\n                self._queue.appendleft(task)",
+        "            else:\n                self._queue.append(task)",
+    ),
+    (ATOMIC, "temporary.chmod(mode)", "pass"),
+    (GENERATION, "min(len(prompt) for prompt in prompts) - 1)", "min(len(prompt) for prompt in prompts))"),
+    (PCB, "PERCENTILE = 1e-4", "PERCENTILE = 1e-3"),
+)
+"""Module, part of its text as it is, and as it becomes. The text occurs once."""

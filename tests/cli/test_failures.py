@@ -1,0 +1,94 @@
+"""What the command prints about errors: sentences for those of other packages, cut and without control characters."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from evomerge.cli import main as command_line
+from evomerge.cli.failures import LONGEST_MESSAGE, explained
+from evomerge.cli.printing import console, grid, say
+from evomerge.config.errors import ConfigError
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\u202eevil\u2066\n\rfaked"
+SHOWN = "\\x1b]0;owned\\x07\\x1b[2J\\u202eevil\\u2066\\n\\rfaked"
+
+
+def raised(work):
+    with pytest.raises(Exception) as caught:
+        work()
+    return caught.value
+
+
+def test_errors_of_ours_are_their_lines():
+    assert explained(ConfigError("one\ntwo")) == (["one", "two"], 2)
+    assert explained(type("SomeError", (RuntimeError,), {"__module__": "evomerge.x"})("it"))[1] == 1
+
+
+def test_many_and_long_lines_are_cut():
+    lines, _ = explained(ConfigError("\n".join(f"{number} " + "x" * 3000 for number in range(50))))
+    assert sum(map(len, lines)) <= LONGEST_MESSAGE + 100
+    assert lines[-1] == "... and 49 more mistakes of this kind; fix these first"
+
+
+def test_control_characters_are_shown_not_sent():
+    lines, _ = explained(ConfigError(ESCAPES.replace("\n", "").replace("\r", "")))
+    assert lines == [SHOWN.replace("\\n", "").replace("\\r", "")]
+
+
+def test_errors_of_the_file_system_are_sentences():
+    lines, code = explained(raised(lambda: Path("/" + "x" * 300).read_text()))
+    assert code == 2 and "File name too long; check the path" in lines[0]
+    lines, code = explained(OSError(errno.EACCES, "Permission denied", "/a/b"))
+    assert (lines, code) == (["/a/b: Permission denied; check the path, its permissions and its disk"], 1)
+
+
+def test_errors_of_libraries_name_them():
+    from safetensors import safe_open
+    from tokenizers import Tokenizer
+
+    for work in (lambda: safe_open(__file__, "pt"), lambda: Tokenizer.from_str("{")):
+        assert explained(raised(work))[1] == 1
+
+    def from_hub():
+        from huggingface_hub import snapshot_download
+
+        snapshot_download("a/b/c")
+
+    (line,), _ = explained(raised(from_hub))
+    assert line.startswith("huggingface_hub refuses: ") and "unexpected" not in line
+
+
+def test_a_mistake_of_ours_says_so():
+    (line,), code = explained(raised(lambda: {}["something"]))
+    assert (code, "unexpected KeyError" in line) == (1, True)
+
+
+def test_memory_that_ran_out():
+    (line,), code = explained(MemoryError())
+    assert code == 1 and "lower fitness.batch_size" in line
+
+
+def test_tables_and_lines_show_control_characters(capsys):
+    out = console()
+    out.print(grid(["name"], [[ESCAPES]]))
+    out.print(ESCAPES, soft_wrap=True)
+    say(ESCAPES, stderr=True)
+    said = capsys.readouterr()
+    assert said.out.count(SHOWN) == 2 and said.err == SHOWN + "\n"
+    assert "\x1b" not in said.out + said.err
+
+
+def test_long_cells_are_cut(capsys):
+    console().print(grid(["name"], [["x" * 5000]]))
+    assert len(capsys.readouterr().out) < 300
+
+
+def test_log_records_are_lines(caplog):
+    import logging
+
+    from evomerge.files.messages import PrintableFormatter
+
+    record = logging.LogRecord("evomerge", logging.ERROR, "", 0, "reason: %s", (ESCAPES,), None)
+    assert PrintableFormatter("%(message)s").format(record) == f"reason: {SHOWN}"
+    assert command_line.PrintableFormatter is PrintableFormatter
