@@ -340,7 +340,7 @@ NOTICED = {
     "description": (common(description="w5 w6 ? "), "the prompt of search item"),
     "split of the examples": (common(fewshot_split="validation"), "the prompt of search item"),
     "sampler of the examples": (task("choice", fewshot_config=FIRST_N), "task choice: the prompt of search item"),
-    "beginning of the answer": (task("choice", gen_prefix="w9"), "task choice: the prompt of search item"),
+    "beginning of the answer": (task("choice", gen_prefix="w9"), "task choice: the (prompt|right answer)"),
     "right answer": (task("choice", doc_to_target="{{(gold + 1) % 3}}"), "task choice: the right answer"),
     "choices": (task("choice", doc_to_choice="{{options[::-1]}}"), "task choice: the right answer, the choices"),
     "right text": (task("text", doc_to_target="{{note}}"), "task text: the right answer"),
@@ -372,7 +372,10 @@ NOTICED = {
         "the document of search item choice/validation/0",
     ),
     "a held-out question": (rows("test", first(question="w1 w2")), "the document of held-out item choice/test/0"),
-    "a held-out answer": (rows("test", first(gold=7)), "the document of held-out item choice/test/0"),
+    "a held-out answer": (
+        rows("test", lambda rows: [rows[0] | {"gold": (rows[0]["gold"] + 1) % 3}, *rows[1:]]),
+        "the document of held-out item choice/test/0",
+    ),
     "a field for the metric": (rows("test", first(note="w0")), "the document of held-out item choice/test/0"),
     "a question more": (
         rows("validation", lambda rows: [*rows, rows[0] | {"question": "w3"}]),

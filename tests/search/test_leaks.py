@@ -8,7 +8,7 @@ from evomerge.config.load import load
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.problem import Problem
 from evomerge.strategies import Candidate
-from fitness.results import Evaluation, TaskError
+from fitness.results import Evaluation, TaskError, no_seconds
 from search_spaces.recipes import mergekit_yaml
 from tests.zoo import ZOO, few_items
 
@@ -43,7 +43,7 @@ def begin(path, problem):
     with Run.create(path, problem.resolved().to_yaml(), problem.environment()) as run:
         run.record(Asked(Candidate(0, np.array(problem.space.start), "sample", 0), "hash"))
         scores = np.ones(len(items), np.float32)
-        run.record(Told(0, Evaluation("ok", (1.0,), (0.1,), items, scores), False, 1.0))
+        run.record(Told(0, Evaluation("ok", (1.0,), (0.1,), items, scores, no_seconds()), False, 1.0))
         recipe = problem.space.decode(problem.space.start)
         run.write("best.yaml", mergekit_yaml.dump(recipe, f"the best\n{run.origin}"))
     return path

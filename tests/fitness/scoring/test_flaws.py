@@ -24,6 +24,9 @@ def rows(*answers):
     ]
 
 
+OTHER = [{"question": "w8 w9 =", "single": ["w1", "w2"], "gold": 0, "answer": "w9"}]
+
+
 @pytest.fixture
 def scored(toys, tokenizer, llama):
     """Return a function that scores a toy task's items."""
@@ -41,7 +44,7 @@ def test_whole_answers_have_no_flaws(toys, scored):
 
 
 def test_cut_prompts_are_counted(toys, scored):
-    docs = {"validation": rows("w5", "w6", "w7", "w8"), "test": rows("w9")}
+    docs = {"validation": rows("w5", "w6", "w7", "w8"), "test": OTHER}
     toys.write("a", "mc", docs=docs)
     toys.write("b", "gen", docs=docs)
     assert scored("a", "b", max_length=64).flaws.keys() <= {"truncated"}
@@ -51,7 +54,7 @@ def test_cut_prompts_are_counted(toys, scored):
 
 
 def test_texts_without_an_end_are_counted(toys, scored):
-    docs = {"validation": rows("w5", "w6", "w7", "w8"), "test": rows("w9")}
+    docs = {"validation": rows("w5", "w6", "w7", "w8"), "test": OTHER}
     toys.write("a", "gen", docs=docs, generation_kwargs={"until": ["never"], "max_gen_toks": 2, "do_sample": False})
     some = scored("a").flaws.get("truncated", {}).get("a", 0)
     toys.write("b", "gen", docs=docs, generation_kwargs={"until": ["w", "<", "=", "?", "."], "max_gen_toks": 2})
@@ -60,7 +63,7 @@ def test_texts_without_an_end_are_counted(toys, scored):
 
 def test_items_without_a_score_count_as_0_and_are_counted(toys, scored):
     (toys.folder / "partly.py").write_text(PARTLY)
-    docs = {"validation": rows("w1", "w2", "w3", "w4"), "test": rows("w9")}
+    docs = {"validation": rows("w1", "w2", "w3", "w4"), "test": OTHER}
     toys.write("a", "gen", docs=docs, process_results="partly.partly")
     found = scored("a", max_length=64)
     assert found.scores.tolist() == [0.0, 0.0, 0.0, 1.0]
@@ -69,6 +72,6 @@ def test_items_without_a_score_count_as_0_and_are_counted(toys, scored):
 
 def test_a_task_without_any_score_is_refused(toys, scored):
     (toys.folder / "partly.py").write_text(PARTLY)
-    toys.write("a", "gen", docs={"validation": rows("w1", "w2"), "test": rows("w9")}, process_results="partly.never")
+    toys.write("a", "gen", docs={"validation": rows("w1", "w2"), "test": OTHER}, process_results="partly.never")
     with pytest.raises(TaskError, match="no number for any of 2 items"):
         scored("a")

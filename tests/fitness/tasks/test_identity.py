@@ -44,22 +44,25 @@ def test_the_files_of_a_function(tmp_path, monkeypatch):
         code = MODULE.replace("from . import beside", "").replace("from package.inner import thing", "")
         exec(compile(code, str(folder / "metrics.py"), "exec"), module)
         found = file_hashes([module["f"]])
+        (folder / "beside2.py").write_text("x = 2")
+        after = file_hashes([module["f"]])
     finally:
         sys.modules.pop("own_module")
-    assert set(found) == {
-        "metrics.py",
-        "beside.py",
-        "beside2.py",
-        "package/__init__.py",
-        "package/inner.py",
-        "data/words.txt",
-        "data/more.txt",
-        "own_module.py",
-    }
-    before = dict(found)
-    (folder / "beside2.py").write_text("x = 2")
-    after = file_hashes([module["f"]])
-    assert {name for name in before if before[name] != after[name]} == {"beside2.py"}
+    assert (
+        set(found)
+        == set(after)
+        == {
+            "metrics.py",
+            "beside.py",
+            "beside2.py",
+            "package/__init__.py",
+            "package/inner.py",
+            "data/words.txt",
+            "data/more.txt",
+            "own_module.py",
+        }
+    )
+    assert {name for name in found if found[name] != after[name]} == {"beside2.py"}
 
 
 def test_installed_functions_have_versions_instead():
