@@ -168,8 +168,8 @@ def mean_and_error(values: Sequence[float], digits: int, scale: float = 1.0) -> 
 
 
 @contextmanager
-def plotted(file: Path, columns: int = 1, **settings: Any) -> Iterator[Any]:
-    """Give axes to draw on, one or an array of `columns`, and save the figure: equal drawings give equal files.
+def plotted(file: Path, columns: int = 1, *, rows: int = 1, **settings: Any) -> Iterator[Any]:
+    """Give axes to draw on, one or an array of them, and save the figure: equal drawings give equal files.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def plotted(file: Path, columns: int = 1, **settings: Any) -> Iterator[Any]:
     matplotlib.rcParams["svg.hashsalt"] = "evomerge"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, columns, **settings)
+    figure, axes = pyplot.subplots(rows, columns, **settings)
     yield axes
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})

@@ -20,7 +20,6 @@ from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
 from evomerge.workers.base import Request, Worker
 from evomerge.workers.start import LocalWorker
-from fitness.estimation.subset import FreshItems
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
@@ -57,6 +56,10 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     if steps["count"]:
         seconds = duration(steps["seconds"])
         out.print(f"per step by gradients: {steps['items']} items asked, {seconds}; {steps['count']} steps")
+        out.print(
+            f"a step holds at most {size(steps['peak_bytes'])}: what merging holds, one tensor's gradient at a time "
+            f"({size(steps['gradient_bytes'])}), and {size(steps['activation_bytes'])} of activations ({steps['how']})"
+        )
     out.print(
         f"measured: merge {duration(summary['seconds']['merge'])}, scoring {duration(summary['seconds']['score'])}; "
         f"{summary['evaluations']} evaluations take about {duration(summary['estimated_seconds'])}"
@@ -90,7 +93,7 @@ def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
     strategy = problem.resolved().strategy
     limit = strategy.gradient_steps
     steps = evaluations if limit is None else min(limit, evaluations)
-    step_items = FreshItems(problem.search_items, config.seed)(strategy.items_per_step, 0) if steps else ()
+    step_items = problem.step_items(0) if steps else ()
     genotype = tuple(space.start.tolist())
     step = _timed(worker, Request(recipe, step_items, gradient_at=genotype))[0] if steps else 0.0
     return {
@@ -105,10 +108,23 @@ def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
         "footprint": asdict(local.footprint) | {"peak_bytes": local.footprint.peak_bytes},
         "placement": asdict(local.placement),
         "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
-        "steps": {"count": steps, "items": len(step_items), "seconds": step},
+        "steps": {"count": steps, "items": len(step_items), "seconds": step} | _step_memory(local),
         "estimated_seconds": step * steps + total * (evaluations - steps),
         "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_error},
         "notes": [*problem.warnings, *rotation(config, problem.asks_few), *_budget_notes(population, problem, total)],
+    }
+
+
+def _step_memory(local: LocalWorker) -> dict[str, Any]:
+    """Return what a step by gradients holds; nothing where there are none."""
+    memory = local.step_memory
+    if memory is None:
+        return {}
+    return {
+        "peak_bytes": local.footprint.peak_bytes + memory.total,
+        "gradient_bytes": memory.gradients,
+        "activation_bytes": memory.activations,
+        "how": memory.how,
     }
 
 

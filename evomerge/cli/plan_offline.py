@@ -117,7 +117,7 @@ def _architecture(config: SearchConfig, path: Path | None) -> PretrainedConfig:
 
 def _strategy(config: SearchConfig, space: SearchSpace) -> Strategy:
     items = config.fitness.subset.items
-    weights = {task.task: task.weight for task in config.fitness.tasks}
+    weights = {task.task: abs(task.weight) for task in config.fitness.tasks}
     noise = largest_error(weights, dict.fromkeys(weights, SUPPOSED if items == "all" else items))
 
     def resolved(strategy: StrategyConfig) -> StrategyConfig:

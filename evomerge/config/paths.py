@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,27 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
         _resolve_key(strategy, "warm_start", folder)
         if isinstance(strategy.get("warm_start"), dict):
             _resolve_key(strategy["warm_start"], "run", folder)
+        for section in (strategy, strategy.get("warm_start")):
+            _loss(section, folder)
     if isinstance(fitness, dict):
         paths = fitness.get("include_path")
         if isinstance(paths, list | str):
             fitness["include_path"] = [_local(path, folder) for path in ([paths] if isinstance(paths, str) else paths)]
         if isinstance(fitness.get("subset"), dict):
             _resolve_key(fitness["subset"], "item_bank", folder)
+
+
+def _loss(section: Any, folder: Path) -> None:
+    """Resolve the texts of a loss, in a search by gradients or in one that begins with gradients."""
+    if not isinstance(section, dict):
+        return
+    _loss(section.get("gradient"), folder)
+    loss = section.get("loss")
+    if isinstance(loss, dict):
+        _resolve_key(loss, "text", folder)
+        if isinstance(loss.get("text"), dict):
+            for name in loss["text"]:
+                _resolve_key(loss["text"], name, folder)
 
 
 def _space(space: dict[str, Any], folder: Path) -> None:
@@ -60,3 +77,16 @@ def _model(reference: Any, folder: Path) -> Any:
 
 def _local(reference: Any, folder: Path) -> Any:
     return str(local_or_hub(reference, folder)) if isinstance(reference, str) and reference else reference
+
+
+def names_of(models: Sequence[str]) -> list[str]:
+    """Return short, distinct names: the folders' own, with a number where two are alike."""
+    names: list[str] = []
+    for model in models:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(model).name).strip("-").lower() or "model"
+        name, count = stem, 1
+        while name in names:
+            count += 1
+            name = f"{stem}-{count}"
+        names.append(name)
+    return names

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from evomerge.search.scoring_workers import start_pool
 from evomerge.search.task_trust import check_for, trusted
 from evomerge.search.warm_start import warm_start_override
 from evomerge.workers.base import Pool
-from fitness.estimation.subset import FreshItems
 from fitness.tasks.code import CodeCheck
 
 log = logging.getLogger("evomerge")
@@ -229,8 +227,7 @@ def _search(
         if progress is not None:
             progress(Progress(history, budget, done))
 
-    per_step = problem.config.strategy.items_per_step
-    step_items = partial(FreshItems(problem.search_items, problem.config.seed), per_step) if per_step else None
+    step_items = problem.step_items if problem.step_inputs is not None else None
     spellings, hash_of = problem.other_spellings(), problem.recipe_hash
     search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings, hash_of)
     say(

@@ -35,6 +35,7 @@ from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.strategies.founded import Founded
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
+from evomerge.workers.gradient_steps import StepInputs
 from fitness.config import FitnessConfig
 from fitness.estimation.evaluation_plan import (
     EstimatedPlan,
@@ -44,8 +45,10 @@ from fitness.estimation.evaluation_plan import (
     within_unit_interval,
 )
 from fitness.estimation.item_banks import ItemBanks
+from fitness.estimation.subset import FreshItems
 from fitness.items import positions_by_task, task_of
 from fitness.scoring.evaluator import Evaluator
+from fitness.scoring.text_losses import TextWindows
 from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.lm_eval_rules import longest_input
 from fitness.tasks.suite import TaskSuite
@@ -119,10 +122,10 @@ class Problem:
             raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
-        if config.strategy.items_per_step:
-            self._check_gradients()
         self.item_banks = _item_banks(config.fitness)
         self.held_out_items = self.suite.pool.held_out_ids()
+        if config.strategy.items_per_step:
+            self._check_gradients()
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -180,8 +183,64 @@ class Problem:
                 f"strategy.kind gradient: no gene of this space has derivatives{why}; write space.kind "
                 f"layer_coefficients with space.method among {names}, or strategy.kind cma_es"
             )
-        for task, places in positions_by_task(self.search_items).items():
-            self.suite.task(task).check_losses([self.suite.item(self.search_items[at]) for at in places])
+        loss = self.config.strategy.step_loss
+        if loss.reads_text:
+            assert self.step_windows is not None
+            held_out = [self.suite.item(item) for item in self.held_out_items]
+            self.step_windows.check_apart({item.id: self.suite.task(item.task).question(item) for item in held_out})
+        elif loss.kind == "right_answer":
+            for task, places in positions_by_task(self.search_items).items():
+                self.suite.task(task).check_losses([self.suite.item(self.search_items[at]) for at in places])
+
+    @cached_property
+    def step_windows(self) -> TextWindows | None:
+        """The experts' texts that steps by gradients are asked, for losses that read one.
+
+        Raises
+        ------
+        ConfigError
+            If an expert has no text, or a text belongs to no expert.
+        TaskError
+            If a text cannot be used.
+        """
+        loss = self.config.strategy.step_loss
+        if not loss.reads_text:
+            return None
+        experts = [name for name in self.config.models if name != self.config.base]
+        files = loss.text if isinstance(loss.text, dict) else dict.fromkeys(experts, str(loss.text))
+        different = set(files) ^ set(experts)
+        if different:
+            wrong = "has no text" if min(different) in experts else "is no expert"
+            raise ConfigError(
+                f"strategy.loss.text: {min(different)} {wrong}; write a file for each of {', '.join(experts)}, or "
+                "one for all"
+            )
+        return TextWindows(files, self.checkpoints[self.config.base].tokenizer.load(), loss.window)
+
+    @cached_property
+    def step_inputs(self) -> StepInputs | None:
+        """What steps by gradients are asked; None: there are none."""
+        strategy, windows = self.config.strategy, self.step_windows
+        if not strategy.items_per_step:
+            return None
+        return StepInputs(
+            ChainRule(self.space, self.layout),
+            tuple(self.search_items if windows is None else windows.items),
+            strategy.items_per_step,
+            strategy.step_loss,
+            windows,
+            self.config.models,
+        )
+
+    def step_items(self, step: int) -> tuple[str, ...]:
+        """Return what a step by gradients is asked: fresh search items, or windows of the experts' texts."""
+        assert self.step_inputs is not None
+        return self._fresh_items(self.step_inputs.count, step)
+
+    @cached_property
+    def _fresh_items(self) -> FreshItems:
+        assert self.step_inputs is not None
+        return FreshItems(self.step_inputs.items, self.config.seed)
 
     @property
     def needs_sources(self) -> bool:

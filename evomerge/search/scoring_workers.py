@@ -62,7 +62,7 @@ def local_worker(problem: Problem, settings: WorkerSettings | None = None, share
         problem.suite,
         config.fitness.batch_size,
         config.fitness.max_length,
-        problem.space,
+        problem.step_inputs,
     )
     space = problem.space
     preparation = Preparation(tuple(space.structures()), space.decode(space.start), _asked_first(problem))

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import Self
 
+from evomerge.strategies.step_loss import LossConfig
 from evomerge.strategies.warm_start import WarmStart
 from fitness.results import Evaluation
 from search_spaces.spaces.space import Genotype, SearchSpace
@@ -159,6 +160,11 @@ class StrategyConfig(BaseModel):
     def items_per_step(self) -> int:
         """How many search items per task a candidate of kind "gradient" is asked; 0: the strategy proposes none."""
         return 0
+
+    @property
+    def step_loss(self) -> LossConfig:
+        """What candidates of kind "gradient" are asked for."""
+        return LossConfig()
 
     @property
     def gradient_steps(self) -> int | None:

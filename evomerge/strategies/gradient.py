@@ -17,17 +17,18 @@ A failed step (a loss that is not finite, or no memory) halves the learning rate
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, CandidateKind, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.generation import resolved_number
 from evomerge.strategies.registry import StageStrategy, register_strategy
 from evomerge.strategies.stage import Relay, Stage
+from evomerge.strategies.step_loss import LossConfig
 from evomerge.strategies.unit_box import UnitBox
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
@@ -37,6 +38,10 @@ MOST_FAILURES = 5
 """Failed steps in a row after which the search by gradients ends."""
 STEPS_BEFORE = 40
 """Steps before another strategy, unless the file says otherwise; at most half the budget."""
+
+
+def _loss_section(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
 
 
 @register_strategy
@@ -53,6 +58,8 @@ class GradientConfig(StrategyConfig):
     """Fresh search items per task and step."""
     learning_rate: float = Field(default=0.02, gt=0, le=1)
     """Adam's step size, as a fraction of each gene's range."""
+    loss: Annotated[LossConfig, BeforeValidator(_loss_section)] = LossConfig()
+    """What the steps minimise; a word alone sets `kind`."""
     averaged: float = Field(default=0.5, gt=0, le=1)
     """Fraction of the steps, counted from the last, whose genes are averaged into the result."""
     then: StageStrategy | None = None
@@ -88,6 +95,11 @@ class GradientConfig(StrategyConfig):
     def items_per_step(self) -> int:
         """How many search items per task a step is asked."""
         return self.items
+
+    @property
+    def step_loss(self) -> LossConfig:
+        """What steps are asked for."""
+        return self.loss
 
     @property
     def gradient_steps(self) -> int | None:
@@ -161,6 +173,8 @@ class Gradient(Strategy):
         self._failures = 0
         self._iterates: list[Genotype] = []
         self._point: Genotype = self._box.to_unit(space.start)
+        zero = np.clip(np.zeros(space.dimension), space.low, space.high)
+        self._towards = self._box.to_unit(space.start if config.loss.towards == "start" else zero)
         self._adam = Adam(space.dimension)
 
     @property
@@ -186,9 +200,16 @@ class Gradient(Strategy):
             self._adam = Adam(self.space.dimension)
             return
         self._failures = 0
-        change = self._adam.step(np.where(self._moves, gradient * self._box.width, 0.0))
+        change = self._adam.step(np.where(self._moves, gradient * self._box.width + self._penalty(), 0.0))
         self._point = np.clip(self._point - self._rate * change, 0.0, 1.0)
         self._iterates.append(self._point.copy())
+
+    def _penalty(self) -> NDArray[np.float64]:
+        """Return the derivatives of the penalties l1 mean |z − a| + l2 mean (z − a)² in the unit box, float64[G]."""
+        loss, count = self.config.loss, max(1, int(self._moves.sum()))
+        distance = self._point - self._towards
+        found: NDArray[np.float64] = (loss.l1 * np.sign(distance) + 2 * loss.l2 * distance) / count
+        return found
 
     def _average(self) -> Genotype:
         if not self._iterates:

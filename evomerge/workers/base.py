@@ -37,12 +37,16 @@ class Request:
     gradient_at
         The recipe's genotype, float[G], where the derivatives of the items' loss by the genes are wanted instead of
         scores; None: they are not.
+    whole
+        For a part of a step that several workers compute: all its items, whose weights the items of the part have.
+        Empty: `items` is all.
     """
 
     recipe: Recipe
     items: tuple[str, ...]
     want_answers: bool = False
     gradient_at: tuple[float, ...] | None = None
+    whole: tuple[str, ...] = ()
 
 
 class Worker(Protocol):

@@ -84,7 +84,9 @@ class RayConfig(BaseModel):
         """Return the pool, with a worker that is ready to score."""
         from evomerge.workers.ray_cluster import ClusterSettings, RayCluster
         from evomerge.workers.ray_pool import RayPool
+        from evomerge.workers.step_parts import StepPartsPool
 
         needed = ClusterSettings(self.address, self.count, self.cpus_per_worker, self.gpus_per_worker)
         cluster = RayCluster(needed, self.settings, factory.elsewhere)
-        return RayPool(cluster, factory.items, count=self.count, timeout=self.timeout, max_restarts=self.max_restarts)
+        pool = RayPool(cluster, factory.items, count=self.count, timeout=self.timeout, max_restarts=self.max_restarts)
+        return StepPartsPool(pool, max(1, cluster.room()) if self.count == "auto" else self.count)

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from evomerge.files.messages import one_line
-from evomerge.merging.derivatives.watched import watched
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, Worker
+from evomerge.workers.gradient_steps import GradientSteps
+from evomerge.workers.shortage import no_memory
 from evomerge.workers.source_watch import SourceWatch
 from fitness.objectives import Objectives, means
 from fitness.results import Evaluation, ItemScores, no_seconds
 from fitness.scoring.evaluator import Evaluator
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.derivatives import ChainRule, Coefficient
-from search_spaces.spaces.space import Genotype
 
 log = logging.getLogger("evomerge")
 
 T = TypeVar("T")
-
-_NO_MEMORY = ("not enough memory", "can't allocate memory")  # torch's CPU allocator raises a RuntimeError
 
 
 class MergeWorker:
@@ -42,8 +38,8 @@ class MergeWorker:
         Scores it.
     watch
         Checks that the sources do not change; None: they are not checked.
-    chain_rule
-        From derivatives by coefficients to derivatives by genes; None: a search by gradients is not for this worker.
+    steps
+        Computes steps of a search by gradients; None: such a search is not for this worker.
     """
 
     def __init__(
@@ -51,12 +47,12 @@ class MergeWorker:
         engine: MergeEngine,
         evaluator: Evaluator,
         watch: SourceWatch | None = None,
-        chain_rule: ChainRule | None = None,
+        steps: GradientSteps | None = None,
     ) -> None:
         self.engine = engine
         self.evaluator = evaluator
         self.watch = watch
-        self.chain_rule = chain_rule
+        self.steps = steps
 
     @property
     def place(self) -> str:
@@ -86,7 +82,7 @@ class MergeWorker:
     def _evaluate(self, request: Request, seconds: dict[str, float]) -> Evaluation:
         try:
             if request.gradient_at is not None:
-                return self._differentiate(request, np.array(request.gradient_at), seconds)
+                return self._step(request, seconds)
             started = time.perf_counter()
             model = self.engine.apply(request.recipe)
             seconds["merge"] = time.perf_counter() - started
@@ -106,36 +102,16 @@ class MergeWorker:
         except Exception as problem:  # whatever torch, the tasks' own metrics or their templates raise
             if "CUDA error" in str(problem):  # every later call would fail, too
                 raise BrokenWorker(f"the GPU cannot continue ({one_line(problem)}); resume the run") from problem
-            shortage = f"{OUT_OF_MEMORY} ({_batch(self.evaluator.batch_size)}): " if _no_memory(problem) else ""
+            how = _batch(self.evaluator.batch_size)
+            if request.gradient_at is not None and self.steps is not None:
+                how = self.steps.how
+            shortage = f"{OUT_OF_MEMORY} ({how}): " if no_memory(problem) else ""
             return Evaluation.failed(shortage + one_line(problem), seconds)
 
-    def _differentiate(self, request: Request, genotype: Genotype, seconds: dict[str, float]) -> Evaluation:
-        """Return the items' losses and the derivatives of their weighted sum by the genes."""
-        if self.chain_rule is None:
-            raise ValueError("this worker was made without a search space and has no derivatives by genes")
-        started = time.perf_counter()
-        total, losses, by_coefficient = self._in_memory(lambda: self._losses(request))
-        gradient = self.chain_rule.derivatives(genotype, by_coefficient)
-        seconds["score"] = time.perf_counter() - started
-        return Evaluation(
-            "step",
-            objectives=(-total,),
-            standard_errors=(float(losses.std(ddof=1) / np.sqrt(losses.size)) if losses.size > 1 else math.inf,),
-            items=request.items,
-            scores=-losses,
-            seconds=seconds,
-            gradient=tuple(gradient.tolist()),
-        )
-
-    def _losses(self, request: Request) -> tuple[float, npt.NDArray[np.float32], dict[Coefficient, float]]:
-        """Return the weighted sum of the items' losses, the losses float32[I], and the derivatives of the sum."""
-        total, losses = 0.0, np.zeros(len(request.items), np.float32)
-        with watched(self.engine, request.recipe) as model:
-            for batch in self.evaluator.losses(model.module, request.items).losses(model.module):
-                batch.total.backward()  # type: ignore[no-untyped-call]  # torch says no type
-                total += float(batch.total.detach())
-                losses[list(batch.places)] = batch.losses
-        return total, losses, model.derivatives
+    def _step(self, request: Request, seconds: dict[str, float]) -> Evaluation:
+        if self.steps is None:
+            raise ValueError("this worker was made for a search without gradients")
+        return replace(self.steps.evaluate(request, seconds), seconds=seconds)
 
     def _score(self, model: Any, request: Request) -> ItemScores:
         scored = self._in_memory(lambda: self.evaluator.score(model, request.items, want_answers=request.want_answers))
@@ -149,7 +125,7 @@ class MergeWorker:
             try:
                 return work()
             except Exception as problem:
-                if not _no_memory(problem) or self.evaluator.batch_size == 1:
+                if not no_memory(problem) or self.evaluator.batch_size == 1:
                     raise
                 self.evaluator.use_batch_size(self.evaluator.batch_size // 2)
                 log.warning("%s: from here on %s", OUT_OF_MEMORY, _batch(self.evaluator.batch_size))
@@ -159,12 +135,6 @@ class MergeWorker:
     def _check_sources(self) -> None:
         if self.watch is not None:
             self.watch.check()
-
-
-def _no_memory(problem: Exception) -> bool:
-    if isinstance(problem, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in _NO_MEMORY)
 
 
 def _batch(size: int) -> str:

@@ -12,14 +12,13 @@ from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.footprint import Footprint
 from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
 from evomerge.merging.sources.source import Source
-from evomerge.workers.base import WorkerSettings
+from evomerge.workers.base import Request, WorkerSettings
+from evomerge.workers.gradient_steps import GradientSteps, StepInputs, StepMemory
 from evomerge.workers.inline import MergeWorker
 from evomerge.workers.source_watch import SourceWatch
 from fitness.scoring.evaluator import Evaluator
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.derivatives import ChainRule
-from search_spaces.spaces.space import SearchSpace
 
 
 class DeviceError(ValueError):
@@ -40,8 +39,8 @@ class WorkerInputs:
         The tasks.
     batch_size, max_length
         See the search file's `fitness` section.
-    space
-        What is searched, for derivatives by its genes; None: nothing is.
+    steps
+        What steps of a search by gradients are asked; None: there are none.
     """
 
     checkpoints: Mapping[str, Source]
@@ -49,7 +48,7 @@ class WorkerInputs:
     suite: TaskSuite
     batch_size: int
     max_length: int | None
-    space: SearchSpace | None = None
+    steps: StepInputs | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,27 @@ class LocalWorker:
         for structure in self._preparation.structures:
             engine.prepare(structure)
         self.worker.prepare(self._preparation.start, self._preparation.items)
+        if self.worker.steps is not None:
+            assert self.step_memory is not None
         return self.worker
+
+    @cached_property
+    def step_memory(self) -> StepMemory | None:
+        """What a step by gradients needs beside the models, fitted to the memory that is free when this is first read.
+
+        None: there are no such steps.
+
+        Raises
+        ------
+        StepMemoryError
+            If there is too little.
+        """
+        steps, device = self.worker.steps, self.worker.engine.device
+        if steps is None:
+            return None
+        free = free_memory(device, self._share)
+        request = Request(self._preparation.start, steps.longest(), gradient_at=())
+        return steps.fit(request, free.host if free.device is None else free.device)
 
 
 def build_worker(inputs: WorkerInputs, settings: WorkerSettings) -> MergeWorker:
@@ -152,8 +171,8 @@ def build_worker(inputs: WorkerInputs, settings: WorkerSettings) -> MergeWorker:
         max_length=inputs.max_length,
         device=device,
     )
-    rule = None if inputs.space is None else ChainRule(inputs.space, inputs.checkpoints[inputs.base].layout)
-    return MergeWorker(engine, evaluator, SourceWatch(inputs.checkpoints), rule)
+    steps = None if inputs.steps is None else GradientSteps(engine, evaluator, inputs.steps)
+    return MergeWorker(engine, evaluator, SourceWatch(inputs.checkpoints), steps)
 
 
 def torch_device(name: str) -> str:

@@ -53,7 +53,7 @@ MODULES = (
         ("tests/fitness/estimation/test_evaluation_plan.py", "tests/fitness/estimation"),
     ),
     Module("fitness/scoring/generation.py", ("tests/fitness/scoring/test_generation.py", "tests/fitness/scoring")),
-    Module("search_spaces/recipes/recipe.py", ("tests/search_spaces/recipes",)),
-    Module("search_spaces/recipes/canonical.py", ("tests/search_spaces/recipes", "tests/search_spaces/spaces")),
-    Module("search_spaces/spaces/coefficients.py", ("tests/search_spaces/spaces",)),
+    Module("search_spaces/recipes/recipe.py", ("tests/search_spaces", "tests/merging/engine")),
+    Module("search_spaces/recipes/canonical.py", ("tests/search_spaces", "tests/merging/engine")),
+    Module("search_spaces/spaces/coefficients.py", ("tests/search_spaces/spaces", "tests/strategies")),
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from fitness.tasks.prompts import Request
 from fitness.tasks.suite import TaskSuite
 
 SPECIAL_TOKENS = 8  # more than a tokenizer adds to a text
+LOOKED_AT = 500  # items of a task that are looked at for the longest
 PLANS_KEPT = 16  # item sets whose batches stay in memory; the least recently used is dropped first
 
 
@@ -163,29 +165,84 @@ class Evaluator:
         scores, seconds, told, flaws = plan.run(model, want_answers)
         return ItemScores(asked, scores, seconds, told, flaws)
 
-    def losses(self, model: Any, items: Sequence[str]) -> LossPlan:
+    def losses(
+        self,
+        model: Any,
+        items: Sequence[str],
+        whole: Sequence[str] = (),
+        *,
+        batch_size: int | None = None,
+        entropy: bool = False,
+    ) -> LossPlan:
         """Return the differentiable losses of some items, with the tasks' weights in the objective.
 
         Their weighted sum is the mean loss of each task, averaged over tasks by their weights.
+
+        Parameters
+        ----------
+        model
+            Whose inputs they are; for the entropy of texts that are generated, it also answers.
+        items
+            Item ids.
+        whole
+            All items whose mean is wanted, if others give the losses of the rest.
+        batch_size
+            Sequences per pass; None: the evaluator's.
+        entropy
+            Whether the losses are entropies, which need no right answers.
 
         Raises
         ------
         TaskError
             See `prepare`; or an item has no right answer.
         """
-        asked = [self.suite.item(item) for item in items]
-        counts = Counter(item.task for item in asked)
+        counts = Counter(self.suite.item(item).task for item in whole or items)
         total = sum(self.suite.weights[task] for task in counts)
+        asked = [self.suite.item(item) for item in items]
+        requests = self._unlabelled(model, asked) if entropy else [self._labelled(item) for item in asked]
         return LossPlan(
-            [self._loss_item(item, self.suite.weights[item.task] / total / counts[item.task]) for item in asked],
+            [
+                LossItem(pairs, right, self.suite.weights[item.task] / total / counts[item.task], item.id)
+                for item, (pairs, right) in zip(asked, requests, strict=True)
+            ],
+            max_length=self._limit(model),
+            batch_size=batch_size or self.batch_size,
+            device=self.device,
+            entropy=entropy,
+        )
+
+    def _labelled(self, item: Item) -> tuple[tuple[Pair, ...], int]:
+        requests, right = self.suite.task(item.task).loss_requests(item, self._chat)
+        return tuple(self._encoder.pair(*self._answered(request)) for request in requests), right
+
+    def _unlabelled(self, model: Any, items: Sequence[Item]) -> list[tuple[tuple[Pair, ...], int]]:
+        """Return each item's choices; where there are none, the model's own answer."""
+        requests = [self.requests(item) for item in items]
+        written = [at for at, own in enumerate(requests) if own[0].continuation is None]
+        answers = GenerationPlan(
+            [self._encoder.prompt(requests[at][0].context) for at in written],
+            [requests[at][0].generation for at in written],
+            self._encoder.tokenizer,
             max_length=self._limit(model),
             batch_size=self.batch_size,
             device=self.device,
-        )
+        ).run(model)[0]
+        for at, answer in zip(written, answers, strict=True):
+            requests[at] = (replace(requests[at][0], continuation=answer),)
+        return [(tuple(self._encoder.pair(*self._answered(each)) for each in own), 0) for own in requests]
 
-    def _loss_item(self, item: Item, weight: float) -> LossItem:
-        requests, right = self.suite.task(item.task).loss_requests(item, self._chat)
-        return LossItem(tuple(self._encoder.pair(*self._answered(request)) for request in requests), right, weight)
+    def longest_items(self, items: Sequence[str], count: int) -> tuple[str, ...]:
+        """Return the `count` items of each task with the longest requests; where there are many, some are looked at."""
+
+        def size(item: str) -> int:
+            requests = self.requests(self.suite.item(item))
+            return max(len(request.context) + len(request.continuation or "") for request in requests)
+
+        found: list[str] = []
+        for places in positions_by_task(items).values():
+            looked_at = [items[at] for at in places[:: max(1, len(places) // LOOKED_AT)]]
+            found += sorted(looked_at, key=size)[-count:]
+        return tuple(found)
 
     def _answered(self, request: Request) -> tuple[str, str]:
         """Return context and continuation; a stop string or the end-of-sequence token follows a generated answer."""

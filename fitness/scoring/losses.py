@@ -6,6 +6,9 @@
   forcing) instead of generated token by token, and divided by the number of tokens, so that long and short answers have
   the same weight.
 
+Without right answers, `entropy` (AdaMerging, Yang et al. 2024, arXiv 2310.02575) is that of the softmax over the
+choices, or the mean one of the predictions of each token of the model's own answer.
+
 Rows are padded on the right and read without a mask, because a causal model does not see later tokens.
 
 Shapes: B rows, S slots, V vocabulary, N scored tokens, I items.
@@ -13,6 +16,7 @@ Shapes: B rows, S slots, V vocabulary, N scored tokens, I items.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,11 +39,28 @@ class LossItem:
         Position of the right choice; 0 for a single pair.
     weight
         Weight of the item's loss in the sum.
+    id
+        Names the item in errors.
     """
 
     pairs: tuple[Pair, ...]
     right: int
     weight: float
+    id: str = ""
+
+
+class LossError(ValueError):
+    """A loss that is not a finite number; the message names the item."""
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The size of a batch: rows, tokens of the longest, slots with logits, and scored tokens of all rows together."""
+
+    rows: int
+    width: int
+    kept: int
+    scored: int
 
 
 @dataclass(frozen=True)
@@ -76,12 +97,21 @@ class LossPlan:
         Token that fills rows; any token will do.
     device
         Torch device of the model.
+    entropy
+        Whether the loss is the entropy, which needs no right answers.
     """
 
     def __init__(
-        self, items: Sequence[LossItem], *, max_length: int, batch_size: int, pad: int = 0, device: str = "cpu"
+        self,
+        items: Sequence[LossItem],
+        *,
+        max_length: int,
+        batch_size: int,
+        pad: int = 0,
+        device: str = "cpu",
+        entropy: bool = False,
     ) -> None:
-        self.max_length, self.pad, self.device = max_length, pad, device
+        self.max_length, self.pad, self.device, self.entropy = max_length, pad, device, entropy
         self._items = items
         self._batches: list[list[int]] = []  # positions among the items
         rows = batch_size + 1
@@ -99,20 +129,59 @@ class LossPlan:
         ------
         TaskError
             A choice or answer is longer than `max_length`.
-        ValueError
+        LossError
             A loss is not finite.
         """
         for batch in self._batches:
             items = [self._items[at] for at in batch]
-            loss_I = self._of_items(self._answers(model, items), items)
-            if not torch.isfinite(loss_I).all():
-                raise ValueError("the loss of the model is not a finite number: its weights are not usable")
+            loss_I = self._of_items(model, items)
+            for item, loss in zip(items, loss_I.detach().tolist(), strict=True):
+                if not math.isfinite(loss):
+                    raise LossError(f"the loss of item {item.id} is {loss}: the merged weights are not usable")
             weight_I = loss_I.new_tensor([item.weight for item in items])
             yield BatchLoss((weight_I * loss_I).sum(), tuple(batch), tuple(loss_I.detach().tolist()))
 
-    def _answers(self, model: Any, batch: Sequence[LossItem]) -> Tensor:
-        """Return the log-likelihood of every pair of a batch, float32[B], with a graph."""
+    @property
+    def shapes(self) -> tuple[BatchShape, ...]:
+        """The size of every batch."""
+        return tuple(self._shape([self._items[at] for at in batch]) for batch in self._batches)
+
+    def _shape(self, batch: Sequence[LossItem]) -> BatchShape:
         rows = [pair for item in batch for pair in item.pairs]
+        inputs = [min(self.max_length, len(context) + len(answer) - 1) for context, answer in rows]
+        answers = [len(answer) for _, answer in rows]
+        first = min(length - answer for length, answer in zip(inputs, answers, strict=True))
+        return BatchShape(len(rows), max(inputs), max(inputs) - max(0, first), sum(answers))
+
+    def _of_items(self, model: Any, batch: Sequence[LossItem]) -> Tensor:
+        """Return the loss of every item of a batch, float32[I]."""
+        rows = [pair for item in batch for pair in item.pairs]
+        logp_NV, row_N, target_N = self._predictions(model, rows)
+        value_N = logp_NV.gather(1, target_N[:, None])[:, 0]
+        total_B = torch.zeros(len(rows), device=self.device).index_add(0, row_N, value_N)
+        spread_B = total_B
+        if self.entropy and any(len(item.pairs) == 1 for item in batch):
+            entropy_N = -(logp_NV.exp() * logp_NV).sum(-1)
+            spread_B = torch.zeros_like(total_B).index_add(0, row_N, entropy_N)
+        counts = [len(item.pairs) for item in batch]
+        return torch.stack(
+            [
+                self._of_item(item, total, spread)
+                for item, total, spread in zip(
+                    batch, torch.split(total_B, counts), torch.split(spread_B, counts), strict=True
+                )
+            ]
+        )
+
+    def _of_item(self, item: LossItem, total: Tensor, spread: Tensor) -> Tensor:
+        """Return the loss of an item from its pairs' log-likelihoods, and the summed entropy of each."""
+        if len(item.pairs) == 1:
+            return (spread if self.entropy else -total)[0] / len(item.pairs[0][1])
+        logp = torch.log_softmax(total, 0)
+        return -(logp.exp() * logp).sum() if self.entropy else -logp[item.right]
+
+    def _predictions(self, model: Any, rows: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probabilities float32[N, V] where a token is scored, the rows of these slots, and the tokens."""
         inputs = [model_input(pair, self.max_length) for pair in rows]
         width = max(map(len, inputs))
         token_BS = torch.tensor(
@@ -129,18 +198,7 @@ class LossPlan:
         first = min(slot_N)
         output = model(input_ids=token_BS, use_cache=False, logits_to_keep=width - first)
         logits_NV = output.logits[row_N, [slot - first for slot in slot_N]]
-        logp_N = torch.log_softmax(logits_NV.float(), dim=-1).gather(1, target_N[:, None])[:, 0]
-        index_N = torch.tensor(row_N, device=self.device)
-        return torch.zeros(len(rows), device=self.device).index_add(0, index_N, logp_N)
-
-    @staticmethod
-    def _of_items(total_B: Tensor, batch: Sequence[LossItem]) -> Tensor:
-        """Return the loss of every item of a batch, float32[I]."""
-        losses = []
-        for item, own in zip(batch, torch.split(total_B, [len(item.pairs) for item in batch]), strict=True):
-            several = len(item.pairs) > 1
-            losses.append(-torch.log_softmax(own, 0)[item.right] if several else -own[0] / len(item.pairs[0][1]))
-        return torch.stack(losses)
+        return torch.log_softmax(logits_NV.float(), dim=-1), torch.tensor(row_N, device=self.device), target_N
 
 
 def _longest(item: LossItem) -> int:

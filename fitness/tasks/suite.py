@@ -40,7 +40,7 @@ class TaskSuite:
         }
         self.pool = pool
         self.apply_chat_template = config.apply_chat_template
-        self.weights: Mapping[str, float] = {task.task: task.weight for task in config.tasks}
+        self.weights: Mapping[str, float] = {task.task: abs(task.weight) for task in config.tasks}
         self.kinds: Mapping[str, str] = {task.name: task.kind for task in tasks}
         self.metrics: Mapping[str, str] = {task.name: f"{task.metric.name},{task.metric.filter}" for task in tasks}
 

@@ -41,7 +41,8 @@ class LoadedTask:
         self.kind: str = task.OUTPUT_TYPE
         self.documents = Documents(task, self.name)
         self.prompts = Prompts(task, self.name, self.documents)
-        self.metric = choose_metric(task, self.name, self.documents, entry.metric)
+        metric = choose_metric(task, self.name, self.documents, entry.metric)
+        self.metric = replace(metric, sign=-1.0) if entry.lowered else metric
         self.scores = TaskScores(task, self.name, self.documents, self.prompts, self.metric)
 
     def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
@@ -56,20 +57,18 @@ class LoadedTask:
             )
         return (request,)
 
+    def question(self, item: Item) -> str:
+        """Return an item's question, without examples."""
+        return self.documents.question(self.documents.of(item.split)[item.index])
+
     def questions(self, items: Sequence[Item]) -> list[Question]:
-        """Return the questions of some items of this task."""
-        return [
-            Question(item.key, self.documents.question(self.documents.of(item.split)[item.index]), item.id)
-            for item in items
-        ]
+        """Return the questions of some items of this task, for comparison."""
+        return [Question(item.key, self.question(item), item.id) for item in items]
 
     def shown_questions(self) -> list[Question]:
         """Return the questions of the examples in the prompts built so far, as far as they have one."""
-        found = []
-        for key, document in self.prompts.shown.items():
-            if key:
-                found.append(Question(key, self.documents.question(document)))
-        return found
+        shown = self.prompts.shown.items()
+        return [Question(key, self.documents.question(document)) for key, document in shown if key]
 
     def check_losses(self, items: Sequence[Item]) -> None:
         """Check that every item has a differentiable loss.
@@ -83,7 +82,8 @@ class LoadedTask:
             if not self.prompts.names_right_answer(item):
                 raise TaskError(
                     f"task {self.name!r}: item {item.index} of its {item.split} split has no right answer, so it has "
-                    "no loss to differentiate: use a strategy.kind without gradients, such as cma_es"
+                    "no loss to differentiate: write strategy.loss: entropy, or a strategy.kind without gradients, "
+                    "such as cma_es"
                 )
 
     def loss_requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[tuple[Request, ...], int]:

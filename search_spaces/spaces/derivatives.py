@@ -46,15 +46,21 @@ class Coefficient:
         Position of the source it belongs to among the plan's contributions; None: all sources share it.
     parameter
         Name of the merge method's parameter.
+    piece
+        Where weights change within a tensor: position of the piece; else None.
     """
 
     tensor: str
     source: int | None
     parameter: str
+    piece: int | None = None
 
 
 def coefficients_of(plan: TensorPlan) -> Iterator[Coefficient]:
     """Yield the coefficients of a tensor that its merged weights are differentiable in."""
+    for piece in range(len(plan.pieces)):
+        for source in range(len(plan.contributions)):
+            yield Coefficient(plan.name, source, "weight", piece)
     if plan.pieces:
         return
     spec = method_spec(plan.method)
@@ -74,6 +80,9 @@ def value_of(plan: TensorPlan, coefficient: Coefficient) -> float:
     """Return the value that a plan gives to one of its coefficients."""
     if coefficient.parameter == LAYER_SCALE:
         return plan.scale
+    if coefficient.piece is not None:
+        assert coefficient.source is not None, "pieces have weights only"
+        return plan.pieces[coefficient.piece].weights[coefficient.source]
     holder = plan if coefficient.source is None else plan.contributions[coefficient.source]
     return float(holder.parameters.get(coefficient.parameter, UNSET))
 

@@ -20,7 +20,7 @@ ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 COMMAND = Path(sys.executable).parent / "evomerge"
 
 
-def write_config(folder, tasks, evaluations):
+def write_config(folder, tasks, evaluations, **changes):
     config = {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops")},
         "space": {"layers_per_group": 2},
@@ -33,7 +33,7 @@ def write_config(folder, tasks, evaluations):
         },
         "budget": {"evaluations": evaluations},
         "workers": {"threads": 1},
-    }
+    } | changes
     (folder / "search.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
@@ -54,7 +54,13 @@ def signature(event):
         candidate = event.candidate
         return "asked", candidate.id, candidate.kind, candidate.generation, candidate.genotype.tobytes(), event.recipe
     evaluation = event.evaluation
-    scores = (evaluation.status, evaluation.objectives, evaluation.items, evaluation.scores.tobytes())
+    scores = (
+        evaluation.status,
+        evaluation.objectives,
+        evaluation.items,
+        evaluation.scores.tobytes(),
+        evaluation.gradient,
+    )
     if isinstance(event, ReferenceScore):
         return "reference", event.purpose, event.recipe, scores
     return "told", event.candidate, event.cached, scores
@@ -116,6 +122,25 @@ def test_killed_and_resumed(tmp_path, kills, evomerge, tasks):
     for result in results:
         del result["seconds"]
     assert results[0] == results[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [{"threads": 1}, {"kind": "ray", "count": 2}], ids=["inline", "ray"])
+def test_killed_among_steps_by_gradients_and_resumed(tmp_path, workers, evomerge, tasks):
+    """Five kills, in the steps and just behind them: every loss, derivative and genotype is as without."""
+    strategy = {"kind": "gradient", "items": 8, "steps": 60, "then": {"kind": "cma_es", "population": 4}}
+    write_config(tmp_path, tasks, 66, strategy=strategy, workers=workers)
+    evomerge("search", "search.yaml", "--run", "whole", cwd=tmp_path)
+    expected = events(tmp_path / "whole")
+    assert sum(event[0] == "told" and event[3][0] == "step" for event in expected) == 60
+
+    rng, run, killed = random.Random(5), tmp_path / "killed", 0
+    for _ in range(5):
+        killed += kill_after_some_events(go_on(tmp_path), run, rng.randint(1, 24), rng)
+        assert expected[: count(run)] == events(run)
+    evomerge("resume", "killed", cwd=tmp_path)
+    assert killed == 5
+    assert events(run) == expected
 
 
 def wait_for_events(run, wanted, timeout=120):

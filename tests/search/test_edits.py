@@ -233,6 +233,10 @@ def first(**keys):
     return lambda rows: [rows[0] | keys, *rows[1:]]
 
 
+def other_gold(rows):
+    return [rows[0] | {"gold": (rows[0]["gold"] + 1) % 3}, *rows[1:]]
+
+
 def values_of(name, **keys):
     """Set keys of a JSON file."""
 
@@ -373,7 +377,7 @@ NOTICED = {
     ),
     "a held-out question": (rows("test", first(question="w1 w2")), "the document of held-out item choice/test/0"),
     "a held-out answer": (
-        rows("test", lambda rows: [rows[0] | {"gold": (rows[0]["gold"] + 1) % 3}, *rows[1:]]),
+        rows("test", other_gold),
         "the document of held-out item choice/test/0",
     ),
     "a field for the metric": (rows("test", first(note="w0")), "the document of held-out item choice/test/0"),
@@ -492,7 +496,7 @@ def test_files_that_a_search_file_names_count_by_their_contents(key, tmp_path):
             place = place[part]
         place[last] = str(tmp_path / name)
         if key == "calibration_text":
-            values["space"]["activation_informed"] = 0.5
+            values["space"]["fixed"] = {"activation_informed": 0.5}
         (tmp_path / "search.yaml").write_text(yaml.safe_dump(values))
         return config_identity(load(tmp_path / "search.yaml"))
 

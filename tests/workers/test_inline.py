@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,15 +186,3 @@ class TestAWorkerOfTheZooInAPool(PoolSuite):
 
     def broken(self):
         return Request(source_recipe("/models/nowhere", 2), self.requests(1)[0].items)
-
-
-def test_a_step_without_memory_is_made_with_smaller_batches(worker, problem, start, monkeypatch):
-    step = replace(start, gradient_at=tuple(problem.space.start.tolist()))
-    expected = worker.evaluate(step)
-    assert expected.status == "step" and len(expected.gradient) == problem.space.dimension
-    short = failing(worker.evaluator, MemoryError("none left"), above=2, of="losses")
-    monkeypatch.setattr(worker.evaluator, "losses", short)
-    found = worker.evaluate(step)
-    assert worker.evaluator.batch_size == 2
-    np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5, atol=1e-6)

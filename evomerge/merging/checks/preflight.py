@@ -70,8 +70,8 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
     reference = checkpoints[base]
     warnings: list[str] = []
     for name, checkpoint in checkpoints.items():
-        if checkpoint.tokenizer.files:
-            checkpoint.tokenizer.load()  # a merge copies it, and nobody reads it again before the model is used
+        if checkpoint.tokenizer.files and (checkpoint is reference or not reference.tokenizer.files):
+            checkpoint.tokenizer.load()  # the others are loaded to be compared
         if checkpoint is not reference:
             check_form(name, checkpoint, base, reference)
             check_tokenizers(name, checkpoint, base, reference)

@@ -49,8 +49,7 @@ class TensorSlopes:
         self._merge, self._plan, self._gradient = merge, plan, gradient
         self._wanted = tuple(wanted)
         self._own = tuple(each for each in wanted if each.parameter not in (PARAMETER, LAYER_SCALE))
-        self._of_method = self._own_slopes() if self._own else None
-        self._fill = merge.filler(plan)
+        self._of_method = self._own_slopes() if self._own and not plan.pieces else None
         omega = plan.parameters.get(PARAMETER)
         self._informed = None if omega is None or merge.activation is None else (merge.activation, float(omega))
         self._parts: list[Tensor] = []
@@ -85,7 +84,21 @@ class TensorSlopes:
         step = span.stop - span.start if self._merge.is_whole_matrix else scratch.block
         for start in range(span.start, span.stop, step):
             part = slice(start, min(start + step, span.stop))
-            into += self._of_block(self._merge.cut(part, scratch), self._gradient[part])
+            block, gradient = self._merge.cut(part, scratch), self._gradient[part]
+            into += self._of_pieces(block, gradient) if self._plan.pieces else self._of_block(block, gradient)
+
+    def _of_pieces(self, block: Block, gradient: Tensor) -> Tensor:
+        """Return a block's part of the derivatives by the weights of a tensor's pieces, float64[C]."""
+        gradient_E = block.spare("gradient").copy_(gradient).mul_(self._plan.scale)
+        products = [values_E.mul_(gradient_E) for values_E in block.models()]
+        found: dict[tuple[int | None, int | None], float] = {}
+        start = 0
+        for index, piece in enumerate(self._plan.pieces):
+            span = slice(max(0, start - block.start), max(0, piece.end - block.start))
+            for source, product_E in enumerate(products):
+                found[index, source] = float(product_E[span].sum(dtype=torch.float64))
+            start = piece.end
+        return torch.tensor([found.get((each.piece, each.source), 0.0) for each in self._wanted], dtype=torch.float64)
 
     def _of_block(self, block: Block, gradient: Tensor) -> Tensor:
         """Return a block's part of the derivatives, float64[C]."""
@@ -93,7 +106,7 @@ class TensorSlopes:
         found: dict[Coefficient, float] = {}
         names = {each.parameter: each for each in self._wanted if each not in self._own}
         if LAYER_SCALE in names:
-            self._fill(block)
+            self._merge.filler(self._plan)(block)
             if self._informed is not None:
                 inform(block, *self._informed)
             found[names[LAYER_SCALE]] = float(torch.dot(gradient_E, block.out))
@@ -102,7 +115,7 @@ class TensorSlopes:
             share_N, omega = self._informed
             share_E = block.by_column(share_N)
             if PARAMETER in names:
-                self._fill(block)
+                self._merge.filler(self._plan)(block)
                 change_E = block.out.sub_(block.base()).mul_(share_E)
                 found[names[PARAMETER]] = float(torch.dot(gradient_E, change_E))
             gradient_E.mul_(1.0 - (1.0 - omega) * share_E)

@@ -6,7 +6,6 @@ weight, R rank of the adapter.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -21,7 +20,9 @@ from transformers import PretrainedConfig
 
 from evomerge.files.messages import reason
 from evomerge.merging.sources.errors import CheckpointError
+from evomerge.merging.sources.limits import read_json
 from evomerge.merging.sources.source import Source
+from evomerge.merging.sources.statements import text_name
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
 from search_spaces.recipes.layout import ModelLayout
 
@@ -48,6 +49,8 @@ SHIFTED = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 _MERGED = "merge the adapter into its model with peft's merge_and_unload() and name that folder"
 _PARTS = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
+_NAMED = re.compile(r".+\.(lora_(?:embedding_)?[AB]|modules_to_save)\.(?!weight$|bias$)(\w+)(\.weight|\.bias)?")
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _PLAIN = re.compile(r"(.+?)(?:\.modules_to_save|\.base_layer)?\.(weight|bias)")
 
 
@@ -154,7 +157,7 @@ class AdapterSource:
     def tokenizer(self) -> TokenizerFolder:
         """The adapter's own tokenizer if it has one, else the base's."""
         own = TokenizerFolder(self.reference, self.path, self.outline.trust_remote_code)
-        return own if own.files else self.base.tokenizer
+        return own if any(not path.name.startswith("chat_template") for path in own.files) else self.base.tokenizer
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -228,7 +231,11 @@ class AdapterSource:
         """Return the low-rank pairs and the keys of whole tensors, by the tensor's name in the base."""
         halves: dict[str, dict[str, str]] = {}
         saved: dict[str, str] = {}
-        for key in list(self._file.keys()):
+        keys = list(self._file.keys())
+        if not keys:
+            raise CheckpointError(f"{self.reference}: {WEIGHTS} holds no tensors; save the adapter again")
+        for key in keys:
+            self._check_key(key)
             bare = key.removeprefix("base_model.model.")
             if ".original_module." in bare:
                 continue  # peft stores the base's own tensor beside a trained copy
@@ -244,6 +251,20 @@ class AdapterSource:
                 )
         pairs = {self._name(f"{module}.weight", module): self._pair(module, keys) for module, keys in halves.items()}
         return pairs, {name: key for name, key in saved.items() if not self._is_copy(name, key, name in pairs)}
+
+    def _check_key(self, key: str) -> None:
+        """Refuse tensors that peft does not load, and numbers that are codes."""
+        kind = self._file.get_slice(key).get_dtype()
+        if kind not in _FLOATS:
+            raise CheckpointError(
+                f"{self.reference}: {key} is stored as {kind}, and a merge needs float16, bfloat16, float32 or "
+                "float64; save the adapter again in one of them"
+            )
+        if named := _NAMED.fullmatch(key):
+            raise CheckpointError(
+                f"{self.reference}: {key} has the name of an adapter in it ({named[2]}), so that peft does not load "
+                "it; save the adapter again with peft's save_pretrained()"
+            )
 
     def _name(self, name: str, shown: str) -> str:
         spellings = self._spellings(name)
@@ -263,8 +284,8 @@ class AdapterSource:
         )
 
     def _spellings(self, name: str) -> tuple[str, ...]:
-        prefix = self.outline.module.base_model_prefix
-        return name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"
+        prefix, text = self.outline.module.base_model_prefix, text_name(name)  # an adapter of a vision-language model
+        return name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}", text, f"{prefix}.{text}"
 
     def _is_tied_copy(self, name: str, key: str) -> bool:
         """Whether a whole tensor is a tied one that equals the base's (peft also saves an untouched head)."""
@@ -286,21 +307,38 @@ class AdapterSource:
                 f"{self.reference}: {module} has lora_{min(keys)} without its other half; save the adapter again"
             )
         embedding = "lora_embedding_" in keys["A"]
-        rank = self._file.get_slice(keys["A"]).get_shape()[0]
-        scale = self._alpha(module) / (math.sqrt(rank) if self.adapter_config.get("use_rslora") else rank)
+        shape = self._file.get_slice(keys["A"]).get_shape()
+        if len(shape) != 2 or len(self._file.get_slice(keys["B"]).get_shape()) != 2 or 0 in shape:
+            raise CheckpointError(f"{self.reference}: the halves of {module} are not matrices; {_MERGED}")
+        rank = shape[0]
+        stated = self._pattern("rank_pattern", module, self.adapter_config.get("r", rank))
+        if stated != rank:
+            raise CheckpointError(
+                f"{self.reference}: the rank of {module} is {rank}, and {CONFIG} says {stated:g} (r, rank_pattern), "
+                "which also decides its scale; use the configuration that was saved with the weights"
+            )
+        alpha = self._pattern("alpha_pattern", module, self.adapter_config.get("lora_alpha", 8))
+        scale = alpha / (math.sqrt(rank) if self.adapter_config.get("use_rslora") else rank)
         return _Pair(keys["A"], keys["B"], embedding or self._is_transposed(module), scale)
 
-    def _alpha(self, module: str) -> float:
-        """Return the module's alpha; as in peft, a pattern is a regular expression for the end of the name."""
-        for pattern, alpha in (self.adapter_config.get("alpha_pattern") or {}).items():
+    def _pattern(self, key: str, module: str, otherwise: object) -> float:
+        """Return a number of the module; as in peft, a pattern is a regular expression for the end of the name."""
+        patterns = self.adapter_config.get(key) or {}
+        if not isinstance(patterns, dict):
+            raise CheckpointError(f"{self.reference}: {key} in {CONFIG} is not a mapping; correct it")
+        value = otherwise
+        for pattern, own in patterns.items():
             try:
                 if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                    return float(alpha)
+                    value = own
+                    break
             except re.error:
                 raise CheckpointError(
-                    f"{self.reference}: alpha_pattern {pattern!r} in {CONFIG} is not a regular expression; correct it"
+                    f"{self.reference}: {key} {pattern!r} in {CONFIG} is not a regular expression; correct it"
                 ) from None
-        return float(self.adapter_config.get("lora_alpha", 8))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"{self.reference}: {key} or its default in {CONFIG} is {value!r}; write a number")
+        return float(value)
 
     def _is_transposed(self, module: str) -> bool:
         """Whether the module stores its weight as [in, out] (GPT-2's Conv1D; fan_in_fan_out in the configuration)."""
@@ -386,7 +424,7 @@ def read_config(reference: str, path: Path) -> dict[str, Any]:
         If it is not JSON.
     """
     try:
-        values: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_json(path / CONFIG)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{reference}: {CONFIG} is damaged ({reason(error)}); save the adapter again") from error
     if not isinstance(values, dict):

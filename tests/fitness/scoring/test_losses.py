@@ -10,7 +10,7 @@ import torch
 
 from fitness.results import TaskError
 from fitness.scoring.loglikelihood import LoglikelihoodPlan, Pair
-from fitness.scoring.losses import LossItem, LossPlan
+from fitness.scoring.losses import LossError, LossItem, LossPlan
 
 CHOICES: tuple[Pair, ...] = (((5, 6, 7, 8), (9,)), ((5, 6, 7, 8), (10, 11)), ((5, 6, 7, 8), (12, 13, 14)))
 ANSWER: tuple[Pair, ...] = (((15, 16, 17), (18, 19, 2)),)
@@ -50,6 +50,19 @@ def test_each_item_has_its_loss(llama: Any) -> None:
         for at, loss in zip(batch.places, batch.losses, strict=True)
     }
     assert found == pytest.approx({0: total(llama, items[:1]) / 0.5, 1: total(llama, items[1:]) / 0.25}, abs=1e-4)
+
+
+def test_entropies_need_no_right_answer(llama: Any) -> None:
+    choices = torch.log_softmax(torch.from_numpy(loglikelihoods(llama, CHOICES)).double(), 0)
+    expected = float(-(choices.exp() * choices).sum())
+    assert total(llama, [LossItem(CHOICES, 0, 1.0)], entropy=True) == pytest.approx(expected, abs=1e-4)
+    with torch.no_grad():
+        logp = torch.log_softmax(llama(torch.tensor([[*ANSWER[0][0], *ANSWER[0][1]]])).logits[0, 2:5].double(), -1)
+    expected = float(-(logp.exp() * logp).sum(-1).mean())
+    assert total(llama, [LossItem(ANSWER, 0, 1.0)], entropy=True) == pytest.approx(expected, abs=1e-4)
+    both = total(llama, [LossItem(CHOICES, 0, 0.5), LossItem(ANSWER, 0, 0.5)], entropy=True)
+    apart = [total(llama, [LossItem(pairs, 0, 0.5)], entropy=True) for pairs in (CHOICES, ANSWER)]
+    assert both == pytest.approx(sum(apart), abs=1e-4)
 
 
 def test_long_contexts_lose_their_beginning(llama: Any) -> None:
@@ -92,7 +105,7 @@ def test_weights_without_a_finite_loss_are_refused(llama: Any) -> None:
     kept = weight.detach().clone()
     try:
         weight.data.fill_(float("nan"))
-        with pytest.raises(ValueError, match="the loss of the model is not a finite number"):
-            total(llama, [LossItem(ANSWER, 0, 1.0)])
+        with pytest.raises(LossError, match="the loss of item t/test/3 is nan: the merged weights are not usable"):
+            total(llama, [LossItem(ANSWER, 0, 1.0, "t/test/3")])
     finally:
         weight.data.copy_(kept)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,9 @@ from search_spaces.recipes.layer_path import path_recipe
 from search_spaces.recipes.methods import METHODS, method_spec
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
-from search_spaces.spaces.derivatives import LAYER_SCALE, Coefficient
+from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.derivatives import LAYER_SCALE, ChainRule, Coefficient
+from search_spaces.spaces.mixture import MixtureConfig
 
 STEP = 0.04
 IDS = torch.arange(3, 19).reshape(2, 8)
@@ -40,7 +44,7 @@ def recipe_of(family: Any, method: str, *, first: float = 0.6, **changes: float)
 
 
 def loss_of(module: Any) -> torch.Tensor:
-    logits = module(IDS).logits.double()
+    logits = module(IDS, use_cache=False).logits.double()
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return (torch.tanh(logits) * weights).sum()
 
@@ -179,3 +183,24 @@ def test_the_distance_to_the_base(llama: Any) -> None:
     assert found == pytest.approx(0.25 * distance(0.6), rel=1e-4)
     own = [slope for key, slope in model.derivatives.items() if (key.parameter, key.source) == ("weight", 0)]
     assert sum(own) == pytest.approx(0.25 * (distance(0.62) - distance(0.58)) / 0.04, rel=1e-3)
+
+
+def test_weights_that_change_within_tensors(llama: Any) -> None:
+    """Genes of chunks: by the chain rule, against finite differences of the loss."""
+    layout = llama.checkpoints[llama.base].layout
+    context = SpaceContext(
+        {f"m{index}": reference for index, reference in enumerate(llama.references)},
+        layout,
+        {name: math.prod(llama.checkpoints[llama.base].shape(name)) for name in layout.tensors()},
+        out_dtype="float32",
+    )
+    space = MixtureConfig(kind="mixture", chunks=7).build(context)
+    engine, rule = llama.engine(block=37), ChainRule(space, layout)
+    point = np.clip(space.start + 0.1 * np.sin(np.arange(space.dimension)), space.low, space.high)
+    with watched(engine, space.decode(point), rule.wanted(point)) as model:
+        loss_of(model.module).backward()
+    found = rule.derivatives(point, model.derivatives)
+    for gene in (0, 4, space.dimension - 1):
+        step = 5e-3 * np.eye(space.dimension)[gene]
+        high, low = (float(loss_of(engine.apply(space.decode(at)))) for at in (point + step, point - step))
+        assert found[gene] == pytest.approx((high - low) / 1e-2, rel=0.03, abs=0.02)

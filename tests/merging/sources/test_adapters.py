@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         PLAIN | {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {r"layers.[12].*.q_proj": 5}},
     ),
+    "some layers": ("llama", PLAIN | {"layers_to_transform": [0, 2], "bias": "lora_only"}),
     "saved": ("llama", PLAIN | {"modules_to_save": ["lm_head", "norm"]}),
     "biases": ("qwen2", PLAIN | {"bias": "all"}),
     "embeddings": ("llama", {"r": 3, "target_modules": ["embed_tokens", "v_proj"]}),
@@ -143,12 +144,37 @@ def edit(path: Path, **values: Any) -> None:
             {"alpha_pattern": {"(": 3}},
             r"alpha_pattern '\(' in adapter_config.json is not a regular expression; correct it",
         ),
+        (
+            {"rank_pattern": {"(": 3}},
+            r"rank_pattern '\(' in adapter_config.json is not a regular expression",
+        ),
+        ({"alpha_pattern": [1]}, r"alpha_pattern in adapter_config.json is not a mapping; correct it"),
+        ({"lora_alpha": "16"}, r"alpha_pattern or its default in adapter_config.json is '16'; write a number"),
+        ({"r": 8}, r"is 4, and adapter_config.json says 8 \(r, rank_pattern\), which also decides its scale; use the"),
+        ({"peft_type": "PROMPT_TUNING"}, r"its peft_type is PROMPT_TUNING, and only LORA can be merged; merge the"),
+        ({"trainable_token_indices": [1]}, r"sets trainable_token_indices"),
     ],
 )
 def test_other_kinds_are_refused(llama: Any, make_adapter: Any, tmp_path: Path, values: Any, message: str) -> None:
     path, _ = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
     edit(path, **values)
     with pytest.raises(CheckpointError, match=message):
+        open_source(str(path), Checkpoint.open(llama.base))
+
+
+def test_an_adapter_folder_with_a_chat_template_alone(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    """It has no tokenizer of its own."""
+    path, _ = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    (path / "chat_template.jinja").write_text("{{ messages }}")
+    sources = open_sources({"base": llama.base, "expert": str(path)}, "base")
+    assert sources["expert"].tokenizer.files == ()
+    check(sources, "base")
+
+
+def test_a_configuration_nested_too_deeply(llama: Any, make_adapter: Any, tmp_path: Path) -> None:
+    path, _ = make_adapter(llama.base, tmp_path / "adapter", **PLAIN)
+    (path / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"adapter_config.json is damaged .*; save the adapter again"):
         open_source(str(path), Checkpoint.open(llama.base))
 
 
@@ -182,6 +208,17 @@ Change = Callable[[dict[str, torch.Tensor]], object]
             r"has no such tensor; name the base",
         ),
         (lambda t: t.update({"base_model.model.x.ia3_l": torch.ones(3)}), r"x.ia3_l is not a tensor of a LoRA; merge"),
+        (
+            lambda t: t.update({k: v.to(torch.int8) for k, v in t.items()}),
+            r"is stored as I8, and a merge needs",
+        ),
+        (lambda t: t.update({k: v[None].clone() for k, v in t.items()}), r"the halves of .* are not matrices; merge"),
+        (lambda t: t.update({k: v[:0].clone() for k, v in t.items()}), r"the halves of .* are not matrices; merge"),
+        (lambda t: t.clear(), r"adapter_model.safetensors holds no tensors; save the adapter again"),
+        (
+            lambda t: t.update({k.replace("A.", "A.default."): t.pop(k) for k in list(t) if "lora_A" in k}),
+            r"has the name of an adapter in it \(default\), so that peft does not load it; save the adapter again",
+        ),
         (lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(70, 32)}), r"shape \[70, 32\] .*vocabulary"),
     ],
 )

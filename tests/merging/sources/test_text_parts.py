@@ -15,6 +15,7 @@ from evomerge.cli.merge import merge
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_source, open_sources
 from evomerge.merging.sources.statements import TEXT_PARTS, refuse_other_models
+from tests.conftest import required
 from tests.merging.tiny import TINY
 
 COMMON = (
@@ -144,6 +145,21 @@ def test_a_text_part_and_a_text_model(tmp_path: Path, make_models: Callable[...,
     sources = open_sources({"base": text, "expert": str(tmp_path / "whole")}, "base")
     assert sources["base"].names == sources["expert"].names
     assert sources["expert"].left_out == ("it reads images or sound, and a merge has its text part alone",)
+
+
+def test_an_adapter_of_a_vision_language_model(tmp_path: Path) -> None:
+    """Its names are the whole model's."""
+    peft = required("peft")
+    saved("llava", tmp_path / "whole")
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole", dtype=torch.float32)
+    settings = peft.LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj", init_lora_weights=False)
+    model = peft.get_peft_model(whole, settings)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = logits_of(model.merge_and_unload().eval())
+    source = open_source(f"{tmp_path / 'whole'}+lora:{tmp_path / 'adapter'}")
+    text = AutoModelForCausalLM.from_config(source.config).float().eval()
+    text.load_state_dict({name: source.tensor(name) for name in source.names})
+    assert torch.allclose(logits_of(text), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["aya_vision", "cohere2_vision", "mllama", "florence2", "blip-2", "gemma3n", "emu3"])

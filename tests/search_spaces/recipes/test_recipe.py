@@ -333,3 +333,17 @@ def test_a_path_has_a_layer_and_no_more_than_the_limit(layers, fits):
     else:
         with pytest.raises(RecipeError, match=rf"evomerge\.path: {layers} layers; write 1 to {MAX_LAYERS}"):
             replace(merge, path=path)
+
+
+def test_a_slice_of_models_without_layers_has_no_method_of_its_own():
+    merge = mergekit_yaml.parse("merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n")
+    (part,) = merge.slices
+    with pytest.raises(RecipeError, match="only slices of full weights can have their own"):
+        replace(merge, slices=(replace(part, merge_method="ties"),))
+
+
+def test_core_space_and_calibration_exclude_each_other():
+    ties = "merge_method: ties\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 1, density: 0.5}}\n"
+    assert mergekit_yaml.parse(f"{ties}evomerge: {{adapters: core}}\n").adapters == "core"
+    with pytest.raises(RecipeError, match="core space has no input channels to weigh; remove calibration_text"):
+        mergekit_yaml.parse(f"{ties}evomerge: {{adapters: core, calibration_text: text.txt}}\n")

@@ -1,0 +1,1 @@
+"""How many answers, and how many seconds, each search needs: our default, our strategies and the field's programs."""
