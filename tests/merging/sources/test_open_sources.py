@@ -105,6 +105,28 @@ def test_no_head_and_no_word_that_it_is_tied(tied: Any, tmp_path: Path, said: bo
         open_source(written(tied.base, tmp_path / "copy", tied=said, head=None))
 
 
+def test_a_file_that_may_not_be_read(tied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the refusal is played."""
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path / "x"))
+
+    monkeypatch.setattr("evomerge.merging.sources.open_sources.is_adapter", refuse)
+    with pytest.raises(CheckpointError, match=r"/x cannot be read \(Permission denied\); check its permissions"):
+        open_source(tied.base)
+
+
+def test_a_folder_of_the_hubs_cache(tied: Any, tmp_path: Path) -> None:
+    """With refs, blobs and snapshots; the snapshot is the model."""
+    cache = tmp_path / "models--org--name"
+    snapshot = Path(shutil.copytree(tied.base, cache / "snapshots" / "0a1b"))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0a1b")
+    assert open_source(str(snapshot)).names
+    with pytest.raises(CheckpointError, match=r"a model's folder in the hub's cache: name .*snapshots/0a1b, or"):
+        open_source(str(cache))
+
+
 def test_an_adapter_of_a_tied_base_and_a_model_with_a_head(tied: Any, make_adapter: Any, tmp_path: Path) -> None:
     path, merged = make_adapter(tied.base, tmp_path / "adapter", r=2, target_modules=["q_proj"])
     own = written(tied.references[1], tmp_path / "own", tied=False, head=embeddings_of(tied.references[1]) + 0.25)
