@@ -19,7 +19,7 @@ PACKAGES = (
     *("cma", "numpy", "scipy"),
 )
 OPTIONAL_PACKAGES = ("cmaes", "nevergrad", "peft", "evaluate", "sacrebleu", "rouge_score", "nltk", "sympy")
-_FILES = ("item_bank", "calibration_text", "start")
+_FILES = ("item_bank", "calibration_text", "start", "text")
 """Keys of a search file that may name a file whose contents count."""
 
 
@@ -45,6 +45,8 @@ def _without_places(value: Any) -> Any:
 def _without_place(key: str, value: Any) -> Any:
     if key == "warm_start" and isinstance(value, dict):
         return value | {"run": None}  # its candidates have been read
+    if key in _FILES and isinstance(value, dict):
+        return {name: _without_place(key, inner) for name, inner in value.items()}
     if key in _FILES and isinstance(value, str) and Path(value).is_file():
         return sha256(Path(value))
     return _without_places(value)
