@@ -228,8 +228,19 @@ def _search(
             progress(Progress(history, budget, done))
 
     step_items = problem.step_items if problem.step_inputs is not None else None
-    spellings, hash_of = problem.other_spellings(), problem.recipe_hash
-    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings, hash_of)
+    founder_items = step_items if problem.step_windows is None else None  # a text gives no scores
+    search = Search(
+        run,
+        problem.space,
+        problem.strategy(),
+        budget,
+        plan,
+        notify,
+        step_items,
+        problem.other_spellings(),
+        founder_items,
+        problem.recipe_hash,
+    )
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")

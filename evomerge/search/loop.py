@@ -55,12 +55,13 @@ class Search:
     plan
         Which items candidates are asked, and what their answers say; newly built, it is led through the events.
     step_items
-        Which items a step of a search by gradients, and the founders before it, are asked, by their generation; None:
-        there are no steps.
+        Which items a step of a search by gradients is asked, by its generation; None: there are no steps.
     notify
         Called after every evaluation that is told, not for replayed ones.
     spellings
         Hashes of recipes that give the same model: that of an alternative to that of a founder.
+    founder_items
+        Which items the founders are asked, by their generation; None: as other candidates.
     recipe_hash
         Hash of a recipe; equal ones are scored once.
 
@@ -85,6 +86,7 @@ class Search:
         notify: Notify | None = None,
         step_items: Callable[[int], tuple[str, ...]] | None = None,
         spellings: Mapping[str, str] | None = None,
+        founder_items: Callable[[int], tuple[str, ...]] | None = None,
         recipe_hash: Callable[[Recipe], str] = attrgetter("hash"),
     ) -> None:
         self.run = run
@@ -95,7 +97,7 @@ class Search:
         self.history = RunHistory()
         self.history.spelt_alike(spellings or {})
         self._notify = notify
-        self._step_items = step_items
+        self._step_items, self._founder_items = step_items, founder_items
         self._recipe_hash = recipe_hash
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
         self._duplicates_in_flight: dict[str, list[int]] = {}  # recipe being scored -> other candidates with it
@@ -177,8 +179,8 @@ class Search:
         return self.plan.judge(Evaluation("ok", items=items, scores=scores))
 
     def _items(self, candidate: Candidate) -> tuple[str, ...]:
-        like_a_step = candidate.kind in ("gradient", "founder")
-        choose = self._step_items if like_a_step and self._step_items is not None else self.plan.items
+        chosen = {"gradient": self._step_items, "founder": self._founder_items}.get(candidate.kind)
+        choose = chosen or self.plan.items
         return tuple(choose(candidate.generation))
 
     def _submit_duplicates(self, pool: Pool, recipe_hash: str) -> None:
