@@ -99,7 +99,7 @@ class FinalEvaluation:
 
     def _missed(self, rows: Sequence[tuple[Contender, Evaluation]]) -> dict[str, str]:
         """Return what each row that misses a minimum score on the held-out items misses, by the row's name."""
-        shares = {task.task: task.min_share_of_best_source or 0.0 for task in self.problem.config.fitness.tasks}
+        shares = {task.task: task.min_share_of_best_source or 0.0 for task in self.problem.suite.entries}
         if not any(shares.values()):
             return {}
         scored = {entry.name: means(evaluation) for entry, evaluation in rows}

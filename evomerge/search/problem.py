@@ -267,7 +267,7 @@ class Problem:
             for entry in (self.sources() if self.needs_sources else [])
             if entry.name != self.config.base or fitness.compares_with_sources
         }
-        objectives = fitness.objectives_for(list(scored.values()))
+        objectives = fitness.objectives_for(list(scored.values()), self.suite.entries)
         experts = [answers for name, answers in scored.items() if name != self.config.base]
         estimator = few.estimator
         if estimator == "auto":

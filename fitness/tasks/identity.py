@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from fitness.items import Item
-from fitness.tasks.function_files import file_hashes, functions_in
+from fitness.tasks.code import file_hashes, functions_in
 from fitness.tasks.prompts import Request
 from fitness.tasks.task import LoadedTask
 

@@ -20,6 +20,7 @@ from fitness.results import TaskError
 from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of
 from fitness.tasks.config import TasksConfig
 from fitness.tasks.documents import Document
+from fitness.tasks.groups import Member, members
 from fitness.tasks.messages import nearest, one_line
 from fitness.tasks.templates import TaskTemplates
 
@@ -29,8 +30,8 @@ MOST_ENTRIES = 100_000
 lm_eval_utils.env = TaskTemplates()  # before any template of a task is rendered
 
 
-def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[ConfigurableTask]:
-    """Load the named tasks, in order: from the given folders, else from lm-eval's own (about 15 s to index).
+def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[tuple[Member, ConfigurableTask]]:
+    """Load the named tasks and those of named groups, in order: from the given folders, else from lm-eval's own.
 
     Parameters
     ----------
@@ -44,7 +45,9 @@ def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[Configurab
     TaskError
         A folder or task does not exist, or a task cannot be loaded or used.
     """
-    managers, wanted = task_managers(config), [task.task for task in config.tasks]
+    managers = task_managers(config)
+    found = members(config.tasks, managers)
+    wanted = [member.entry.task for member in found]
     for name in wanted:
         code = code_of(name, find_task(name, managers).task_index[name].yaml_path)
         if code is not None:
@@ -54,7 +57,7 @@ def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[Configurab
         _check_usable(task, name)
         _set_fewshot(task, config.num_fewshot)
         _remember_templates(task)
-    return tasks
+    return list(zip(found, tasks, strict=True))
 
 
 def task_managers(config: TasksConfig) -> list[TaskManager]:
@@ -122,7 +125,7 @@ def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
     Raises
     ------
     TaskError
-        No index has it, or it is a group.
+        No index has it.
     """
     manager = next((m for m in managers if name in m.task_index), None)
     if manager is None:
@@ -131,8 +134,6 @@ def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
             f"no task {name!r}: did you mean {nearest(name, names)}? "
             "Name an lm-eval task, or give the folder with your own task files (fitness.include_path, --include-path)"
         )
-    if name not in manager.all_subtasks:
-        raise TaskError(f"{name!r} is a group or tag of tasks: list its tasks one by one")
     return manager
 
 

@@ -10,7 +10,8 @@ from fitness.items import Item, ItemPool, positions_by_task
 from fitness.overlap import Overlaps
 from fitness.results import TaskError
 from fitness.tasks.code import CodeCheck, allow
-from fitness.tasks.config import Split, TasksConfig
+from fitness.tasks.config import Split, TaskConfig, TasksConfig
+from fitness.tasks.groups import Member, weighed
 from fitness.tasks.identity import Requests, TaskIdentity, task_identity
 from fitness.tasks.loading import load_tasks, quick_and_quiet
 from fitness.tasks.task import LoadedTask
@@ -23,8 +24,10 @@ class TaskSuite:
     ----------
     pool
         Search and held-out items.
+    entries
+        The settings of each task; a group's tasks have its settings, and share its weight.
     weights
-        Task name to weight.
+        Task name to the size of its weight.
     kinds
         Task name to lm-eval's output type: `multiple_choice`, `loglikelihood` or `generate_until`.
     metrics
@@ -33,14 +36,17 @@ class TaskSuite:
         Whether prompts are formatted with the tokenizer's chat template.
     """
 
-    def __init__(self, tasks: Sequence[LoadedTask], pool: ItemPool, config: TasksConfig) -> None:
+    def __init__(
+        self, tasks: Sequence[LoadedTask], entries: Sequence[TaskConfig], pool: ItemPool, config: TasksConfig
+    ) -> None:
         self._tasks = {task.name: task for task in tasks}
         self._items = {
             item.id: item for side in (pool.search, pool.held_out) for items in side.values() for item in items
         }
         self.pool = pool
         self.apply_chat_template = config.apply_chat_template
-        self.weights: Mapping[str, float] = {task.task: abs(task.weight) for task in config.tasks}
+        self.entries = tuple(entries)
+        self.weights: Mapping[str, float] = {task.task: abs(task.weight) for task in entries}
         self.kinds: Mapping[str, str] = {task.name: task.kind for task in tasks}
         self.metrics: Mapping[str, str] = {task.name: f"{task.metric.name},{task.metric.filter}" for task in tasks}
 
@@ -67,10 +73,10 @@ class TaskSuite:
             A task, split or metric does not exist or cannot be used; the message says what to change.
         """
         with quick_and_quiet():
-            tasks = _loaded(config, check)
+            found, tasks = _loaded(config, check)
             search = {
-                task.name: task.documents.items(task.documents.search_split(entry, config.allow_test_split))
-                for task, entry in zip(tasks, config.tasks, strict=True)
+                task.name: task.documents.items(task.documents.search_split(member.entry, config.allow_test_split))
+                for member, task in zip(found, tasks, strict=True)
             }
             held_out: dict[str, tuple[Item, ...]] | float
             if isinstance(config.held_out, float):
@@ -85,7 +91,7 @@ class TaskSuite:
             )
             for task in tasks:
                 task.prompts.hold_out(keys)
-            return cls(tasks, pool, config)
+            return cls(tasks, weighed(found, _sizes(search)), pool, config)
 
     @classmethod
     def whole(cls, config: TasksConfig, split: Literal["auto"] | Split = "auto") -> TaskSuite:
@@ -104,9 +110,9 @@ class TaskSuite:
             See `load`.
         """
         with quick_and_quiet():
-            tasks = _loaded(config)
+            found, tasks = _loaded(config)
             items = {task.name: task.documents.items(task.documents.final_split(split)) for task in tasks}
-            return cls(tasks, ItemPool(items, {}), config)
+            return cls(tasks, weighed(found, _sizes(items)), ItemPool(items, {}), config)
 
     def identity(self, requests: Requests, only: Collection[str] | None = None) -> dict[str, TaskIdentity]:
         """Return, per task, what scores follow from besides the model; scores are comparable where these are equal.
@@ -160,5 +166,10 @@ class TaskSuite:
         return self._tasks[name]
 
 
-def _loaded(config: TasksConfig, check: CodeCheck = allow) -> list[LoadedTask]:
-    return [LoadedTask(task, entry) for task, entry in zip(load_tasks(config, check), config.tasks, strict=True)]
+def _loaded(config: TasksConfig, check: CodeCheck = allow) -> tuple[list[Member], list[LoadedTask]]:
+    loaded = load_tasks(config, check)
+    return [member for member, _ in loaded], [LoadedTask(task, member.entry) for member, task in loaded]
+
+
+def _sizes(items: Mapping[str, Sequence[Item]]) -> dict[str, int]:
+    return {task: len(listed) for task, listed in items.items()}

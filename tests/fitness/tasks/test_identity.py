@@ -2,7 +2,7 @@
 
 import sys
 
-from fitness.tasks.function_files import file_hashes, functions_in
+from fitness.tasks.code import file_hashes, functions_in
 
 MODULE = """
 import os
