@@ -122,11 +122,21 @@ class RunHistory:
             for item, score in zip(part.items, part.scores.tolist(), strict=True)
         }
 
-    def ranking(self) -> list[int]:
-        """Return ids of scored candidates with distinct recipes, best first; the earlier one wins a tie."""
-        ok = (identity for identity, told in self.told.items() if told.evaluation.status == "ok")
+    def scored(self) -> list[int]:
+        """Return ids of the candidates that were scored, in the order in which they were told."""
+        return [identity for identity, told in self.told.items() if told.evaluation.status == "ok"]
+
+    def ranking(self, judged: Mapping[int, Evaluation] | None = None) -> list[int]:
+        """Return ids of scored candidates with distinct recipes, best first; the earlier one wins a tie.
+
+        Parameters
+        ----------
+        judged
+            Id to a later estimate, of all scored candidates; None: as they were told.
+        """
+        of = self.evaluation if judged is None else judged.__getitem__
         distinct: dict[str, int] = {}
-        for identity in sorted(ok, key=lambda identity: (-self.evaluation(identity).fitness, identity)):
+        for identity in sorted(self.scored(), key=lambda identity: (-of(identity).fitness, identity)):
             distinct.setdefault(self.asked[identity].recipe, identity)
         return list(distinct.values())
 

@@ -57,6 +57,7 @@ class FinalEvaluation:
         self.problem = problem
         self.history = search.history
         self.history.spelt_alike(problem.other_spellings())
+        self.plan = search.plan
         self.objectives = search.plan.objectives
         self.strategy = search.strategy
         self.scorer = RecordedScorer(run, search.history, pool)
@@ -132,7 +133,7 @@ class FinalEvaluation:
         mean = None if guess is None else Entry(self.strategy.guess, "mean", self.problem.space.decode(guess))
         if guess is None and not history.ranking():
             raise SearchError(f"{self.run.path}: no candidate was scored; see log.txt for the reasons")
-        best = [identity for identity in history.ranking() if history.asked[identity].candidate.kind != "founder"]
+        best = [identity for identity in self._ranking() if history.asked[identity].candidate.kind != "founder"]
         best = best[: self.problem.config.fitness.finalists]
         asked = {item for identity in best for item in history.evaluation(identity).items}
         rng = generator(self.problem.config.seed, len(history.asked))
@@ -146,6 +147,12 @@ class FinalEvaluation:
         )
         value = Objectives(self.problem.suite.weights).judge(scored, means(scored)).value
         return Entry("found", "found", found.recipe), mean, value
+
+    def _ranking(self) -> list[int]:
+        """Return ids of the scored candidates, best first, by estimates that all candidates' answers enter."""
+        told = self.history.scored()
+        judged = self.plan.judge_all([self.history.evaluation(identity) for identity in told])
+        return self.history.ranking(dict(zip(told, judged, strict=True)))
 
     def _finalists(self, candidates: Sequence[int], mean: Entry | None) -> list[Entry]:
         """Return the candidates with these ids, the strategy's guess and all alternatives, each recipe once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from importlib import metadata
@@ -35,8 +35,8 @@ from fitness.estimation.evaluation_plan import (
     EstimatedPlan,
     EvaluationPlan,
     FixedItemsPlan,
+    check_item_banks,
     estimator_inputs,
-    within_unit_interval,
 )
 from fitness.estimation.item_banks import ItemBanks
 from fitness.estimation.subset import FreshItems
@@ -73,6 +73,7 @@ class Problem:
 
     def __init__(self, config: SearchConfig, *, scan: bool = True, task_code: CodeCheck = allow) -> None:
         self.config = config
+        check_workers(config)
         self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
@@ -101,6 +102,9 @@ class Problem:
         self.search_items = self.suite.pool.subset("all", config.seed)
         self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
         self.item_banks = _item_banks(config.fitness)
+        if self.asks_few:
+            few = config.fitness.subset
+            check_item_banks(self._items_by_task(), self.item_banks, few.estimator, few.item_bank)
         self.held_out_items = self.suite.pool.held_out_ids()
         if config.strategy.items_per_step:
             self._check_gradients()
@@ -241,19 +245,21 @@ class Problem:
         }
         objectives = fitness.objectives_for(list(scored.values()), self.suite.entries)
         experts = [answers for name, answers in scored.items() if name != self.config.base]
-        estimator = few.estimator
-        if estimator == "auto":
-            estimator = "inherited" if all(within_unit_interval(answers) for answers in experts) else "mean"
+        estimator = "inherited" if few.estimator == "auto" else few.estimator
         rotate = few.rotates(estimator)
         if not self.asks_few or (estimator == "mean" and not rotate):
             return FixedItemsPlan(self.subset, objectives)
         assert few.items != "all"
-        places = positions_by_task(self.search_items)
-        tasks = {task: [self.search_items[at] for at in places[task]] for task in objectives.weights}
         inputs = {
-            task: estimator_inputs(task, items, experts, self.item_banks, estimator) for task, items in tasks.items()
+            task: estimator_inputs(task, items, experts, self.item_banks, estimator)
+            for task, items in self._items_by_task().items()
         }
         return EstimatedPlan(self.search_items, inputs, objectives, estimator, few.items, self.config.seed, rotate)
+
+    def _items_by_task(self) -> dict[str, list[str]]:
+        """Return the search items of each task, in the order of the tasks."""
+        places = positions_by_task(self.search_items)
+        return {task: [self.search_items[at] for at in places[task]] for task in self.suite.weights}
 
     @property
     def noise(self) -> float:
@@ -357,6 +363,19 @@ def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> flo
 def _installed(packages: Sequence[str]) -> list[str]:
     """Return the packages that are installed; looking for each is faster than reading all installed names."""
     return [package for package in packages if any(metadata.distributions(name=package))]
+
+
+def check_workers(config: SearchConfig) -> None:
+    """Refuse workers that cannot start on this machine, where their kind can tell.
+
+    Raises
+    ------
+    WorkerError
+        If so.
+    """
+    check: Callable[[], None] | None = getattr(config.workers, "check", None)
+    if check is not None:
+        check()
 
 
 def _idle_workers(config: SearchConfig) -> list[str]:
