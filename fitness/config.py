@@ -135,13 +135,17 @@ class FitnessConfig(TasksConfig):
         constrained = any(task.min_share_of_best_source is not None for task in self.tasks)
         return constrained or self.normalize == "best_source"
 
-    def objectives_for(self, sources: Sequence[ItemScores | Evaluation] = ()) -> Objectives:
+    def objectives_for(
+        self, sources: Sequence[ItemScores | Evaluation] = (), tasks: Sequence[TaskConfig] | None = None
+    ) -> Objectives:
         """Return how the tasks' scores become objectives.
 
         Parameters
         ----------
         sources
             Scores of the models that are merged, on all search items; needed where `compares_with_sources`.
+        tasks
+            The entries of all tasks, with groups resolved (`TaskSuite.entries`); None: the file's own.
 
         Raises
         ------
@@ -149,5 +153,8 @@ class FitnessConfig(TasksConfig):
             See `Objectives.of`.
         """
         return Objectives.of(
-            self.tasks, sources, normalize=self.normalize == "best_source", apart=self.objectives == "per_task"
+            self.tasks if tasks is None else tasks,
+            sources,
+            normalize=self.normalize == "best_source",
+            apart=self.objectives == "per_task",
         )

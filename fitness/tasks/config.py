@@ -21,7 +21,9 @@ class TaskConfig(Section):
     """One lm-eval task and its weight; a name alone is a task with the default settings."""
 
     task: str = Field(min_length=1)
-    """Name of an lm-eval task, as in the `task:` key of its YAML file; not a group or a tag."""
+    """Name of an lm-eval task, as in the `task:` key of its YAML file; or of a group or tag, whose tasks all get this
+    entry's settings and share its weight: by their numbers of items in a group, unless its YAML says `weight_by_size:
+    false`, else in equal parts."""
     weight: float = Field(default=1.0, ge=-1_000_000, le=1_000_000, allow_inf_nan=False)
     """Weight of this task in the objective, relative to the other tasks' weights; not 0, no unit. Below 0: lower scores
     are better, whatever the metric, and count with the weight's size."""
