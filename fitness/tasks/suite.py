@@ -81,6 +81,7 @@ class TaskSuite:
             keys = frozenset(item.key for items in pool.held_out.values() for item in items)
             for task in tasks:
                 task.prompts.hold_out(keys)
+                task.check_scores([*pool.search[task.name], *pool.held_out[task.name]])
             return cls(tasks, weighed(found, _sizes(search)), pool, config)
 
     @classmethod
@@ -102,6 +103,8 @@ class TaskSuite:
         with quick_and_quiet():
             found, tasks = _loaded(config)
             items = {task.name: task.documents.items(task.documents.final_split(split)) for task in tasks}
+            for task in tasks:
+                task.check_scores(items[task.name])
             return cls(tasks, weighed(found, _sizes(items)), ItemPool(items, {}), config)
 
     def digest(self) -> str:
