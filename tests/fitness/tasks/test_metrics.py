@@ -121,7 +121,7 @@ def test_documents_without_a_right_answer_are_found_out_before(toys: Any) -> Non
     rows = [
         {"question": f"w{n} =", "answer": "" if n == 7 else "w1", "gold": 0, "single": ["a", "b"]} for n in range(10)
     ]
-    toys.write("toy", "gen", docs={"validation": rows, "test": rows[:3]})
-    with pytest.raises(TaskError, match=r"'answer_loss' has no value for 1 of 10 items, such as item 7 "):
+    toys.write("toy", "gen", docs={"validation": rows, "test": [{"question": "w23 w23 =", "answer": "w1"}]})
+    with pytest.raises(TaskError, match=r"'answer_loss' has no value for 1 of \d+ items, such as item 7 "):
         toys.suite({"task": "toy", "metric": "answer_loss"})
     assert toys.suite("toy").metrics["toy"] == "exact_match,first"
