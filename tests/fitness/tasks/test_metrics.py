@@ -118,10 +118,15 @@ def test_a_metric_that_only_right_answers_have_is_not_refused(toys: Any) -> None
 
 
 def test_documents_without_a_right_answer_are_found_out_before(toys: Any) -> None:
-    rows = [
-        {"question": f"w{n} =", "answer": "" if n == 7 else "w1", "gold": 0, "single": ["a", "b"]} for n in range(10)
-    ]
-    toys.write("toy", "gen", docs={"validation": rows, "test": [{"question": "w23 w23 =", "answer": "w1"}]})
+    rows = [{"question": f"w{n} =", "answer": "" if n == 7 else "w1"} for n in range(11)]
+    toys.write("toy", "gen", docs={"validation": rows[:10], "test": rows[10:]})
     with pytest.raises(TaskError, match=r"'answer_loss' has no value for 1 of \d+ items, such as item 7 "):
         toys.suite({"task": "toy", "metric": "answer_loss"})
     assert toys.suite("toy").metrics["toy"] == "exact_match,first"
+
+
+def test_the_cause_of_data_that_cannot_be_read_is_named(toys: Any) -> None:
+    toys.write("toy", "gen", docs={"validation": [{"question": "a"}], "test": [{"answer": {"b": 1}, "question": 2}]})
+    with pytest.raises(TaskError, match="could not be loaded") as caught:
+        toys.suite("toy")
+    assert "An error occurred while generating" not in str(caught.value)
