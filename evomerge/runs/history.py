@@ -37,6 +37,8 @@ class RunHistory:
         Items asked in all.
     elapsed
         Seconds of searching, summed over all sessions.
+    earlier_looks
+        How often held-out items were scored, each time before the search went on.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
@@ -52,6 +54,8 @@ class RunHistory:
         self._spellings: dict[str, set[str]] = {}  # by recipe: others that give the same model
         self.item_evaluations = 0
         self.elapsed = 0.0
+        self.earlier_looks = 0
+        self._looking = False  # since the last candidate, held-out items were scored
         self._seconds = no_seconds()
         self._open: dict[int, Asked] = {}
         self._generations: dict[int, list[int]] = {}  # ids by generation
@@ -162,6 +166,8 @@ class RunHistory:
         return [self.told[identity] for identity in self._generations.get(generation, ()) if identity in self.told]
 
     def _add_asked(self, event: Asked) -> None:
+        self.earlier_looks += self._looking
+        self._looking = False
         identity, generation = event.candidate.id, event.candidate.generation
         self.asked[identity] = self._open[identity] = event
         self.founders += event.candidate.kind == "founder"
@@ -196,6 +202,7 @@ class RunHistory:
 
     def _add_reference(self, event: ReferenceScore) -> None:
         key = event.purpose, event.recipe
+        self._looking |= event.purpose in ("held_out", "vote")
         known = (
             self.reference_scores.get(key) if event.purpose == "confirm" else None
         )  # a finalist's answers come in rounds

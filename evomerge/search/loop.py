@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from shlex import quote
 
 import numpy as np
@@ -61,6 +62,8 @@ class Search:
         Hashes of recipes that give the same model: that of an alternative to that of a founder.
     founder_items
         Which items the founders are asked, by their generation; None: as other candidates.
+    recipe_hash
+        Hash of a recipe; equal ones are scored once.
 
     Attributes
     ----------
@@ -84,6 +87,7 @@ class Search:
         step_items: Callable[[int], tuple[str, ...]] | None = None,
         spellings: Mapping[str, str] | None = None,
         founder_items: Callable[[int], tuple[str, ...]] | None = None,
+        recipe_hash: Callable[[Recipe], str] = attrgetter("hash"),
     ) -> None:
         self.run = run
         self.space = space
@@ -94,6 +98,7 @@ class Search:
         self.history.spelt_alike(spellings or {})
         self._notify = notify
         self._step_items, self._founder_items = step_items, founder_items
+        self._recipe_hash = recipe_hash
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
         self._duplicates_in_flight: dict[str, list[int]] = {}  # recipe being scored -> other candidates with it
         self._held: dict[int, Told] = {}  # recorded, and told to a synchronous strategy when its turn comes
@@ -144,7 +149,7 @@ class Search:
             (candidate,) = candidates
             self._stop_if_a_generation_failed(candidate.generation)
             recipe = self.space.decode(candidate.genotype)
-            asked = Asked(candidate, recipe.hash)
+            asked = Asked(candidate, self._recipe_hash(recipe))
             self.run.record(asked)
             self.history.add(asked)
             self._submit(pool, candidate, recipe, asked.recipe)
@@ -201,8 +206,8 @@ class Search:
         evaluation = self.history.evaluation(identity)
         score = f"{evaluation.value:.4f} +- {evaluation.standard_error:.4f}"
         log.info("candidate %d is the best so far: %s", identity, score)
-        text = mergekit_yaml.dump(recipe, f"best of {len(self.history.told)} candidates: {score}")
-        self.run.write("best.yaml", text)
+        header = f"best of {len(self.history.told)} candidates: {score}\n{self.run.origin}"
+        self.run.write("best.yaml", mergekit_yaml.dump(recipe, header))
 
     def _first_unjudged(self) -> int:
         last = max((asked.candidate.generation for asked in self.history.asked.values()), default=0)

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import SearchConfig
-from evomerge.files.hashing import sha256
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.output.writer import rehearse
 from evomerge.merging.sources.open_sources import open_sources
-from evomerge.merging.sources.source import Source, fingerprint
+from evomerge.merging.sources.source import Source
+from evomerge.runs.environment import Environment
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
+from evomerge.search.environment import (
+    compute_dtype,
+    config_identity,
+    source_files,
+    text_hash,
+    tokenizer_files,
+    versions,
+)
 from evomerge.search.founders import Founder, founders
 from evomerge.search.recorded_scoring import RecordedScorer
-from evomerge.search.warm_start import WarmStartSettings, load_warm_start
+from evomerge.search.warm_start import EarlierQuestions, WarmStartSettings, earlier_questions, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.strategies.founded import Founded
 from evomerge.version import VERSION
@@ -48,12 +54,10 @@ from fitness.tasks.lm_eval_rules import longest_input
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.methods import METHODS
+from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.derivatives import ChainRule
 from search_spaces.spaces.registry import build_space
-
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
-OPTIONAL_PACKAGES = ("cmaes", "nevergrad")
 
 
 class Problem:
@@ -69,9 +73,24 @@ class Problem:
         Whether to look for NaN in the sources, and to try to write a merge without its weights.
     task_code
         Called with the code of each task that has some, before it runs.
+    recorded
+        The environment of the run that is continued; None: it begins.
+
+    Attributes
+    ----------
+    seen
+        Keys of the questions that earlier searches have seen, those of the warm start and of the start that the search
+        file names; none of these questions is held out.
     """
 
-    def __init__(self, config: SearchConfig, *, scan: bool = True, task_code: CodeCheck = allow) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        *,
+        scan: bool = True,
+        task_code: CodeCheck = allow,
+        recorded: Environment | None = None,
+    ) -> None:
         self.config = config
         check_workers(config)
         self.checkpoints: Mapping[str, Source] = open_sources(
@@ -94,7 +113,10 @@ class Problem:
             squared_norms=partial(squared_norms, self.checkpoints, config.base),
         )
         self.space = config.stamped(build_space(config.space, context))
-        self.suite = TaskSuite.load(config.fitness, config.seed, task_code)
+        self._references = config.models if recorded is None else recorded.references
+        earlier = earlier_questions(config) if recorded is None else EarlierQuestions.of(recorded)
+        self.seen, self._seen_where, self._unknown_origins = earlier.keys, earlier.where, earlier.warnings
+        self.suite = TaskSuite.load(config.fitness, config.seed, task_code, self.seen)
         try:
             ensemble.check(config.strategy, self.suite)
         except ValueError as error:
@@ -126,8 +148,15 @@ class Problem:
                 for task, count in self.suite.pool.dropped.items()
                 if count
             ),
+            *(
+                f"{task}: {count} held-out items are left out, because {self._seen_where} has seen them"
+                for task, count in self.suite.pool.dropped_seen.items()
+                if count
+            ),
+            *self._unknown_origins,
             *_idle_workers(self.config),
             *self._cut_prompts(),
+            *self.suite.overlaps(),  # after it: the prompts, and with them the examples, are built
         ]
 
     def _cut_prompts(self) -> Iterator[str]:
@@ -135,9 +164,8 @@ class Problem:
         source = self.checkpoints[self.config.base]
         if not source.tokenizer.files:
             return  # scoring says that it is missing
-        tokenizer, fitness = source.tokenizer.load(), self.config.fitness
-        evaluator = Evaluator(self.suite, tokenizer, max_length=fitness.max_length)
-        limit = fitness.max_length or longest_input(source.config, tokenizer)
+        evaluator = self.evaluator
+        limit = evaluator.max_length or longest_input(source.config, evaluator.tokenizer)
         for side, items in (("search", self.search_items), ("held-out", self.held_out_items)):
             for task, places in positions_by_task(items).items():
                 cut = evaluator.cut_items([items[at] for at in places], limit)
@@ -326,43 +354,70 @@ class Problem:
 
     def other_spellings(self) -> dict[str, str]:
         """Hashes of recipes that give the same model: that of an alternative to that of its point of the space."""
-        return {founder.entry.recipe.hash: founder.recipe.hash for founder in self.founders if founder.exact}
+        pairs = [(founder.entry.recipe, founder.recipe) for founder in self.founders if founder.exact]
+        return {self.recipe_hash(entry): self.recipe_hash(point) for entry, point in pairs}
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Asks the items with the base's tokenizer; for what follows from prompts alone."""
+        tokenizer = self.checkpoints[self.config.base].tokenizer.load()
+        return Evaluator(self.suite, tokenizer, max_length=self.config.fitness.max_length)
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
         """Sizes and hashes of the sources' files, from when this was first read."""
-        return {name: fingerprint(checkpoint)["files"] for name, checkpoint in self.checkpoints.items()}
+        return source_files(self.checkpoints)
 
-    def environment(self) -> dict[str, Any]:
-        """Return the versions of all packages that affect numbers, the search's identity, and the models' tensors."""
-        return {
-            "evomerge": VERSION,
-            "packages": {name: metadata.version(name) for name in (*PACKAGES, *_installed(OPTIONAL_PACKAGES))},
-            "config": self._identity(),
-            "items": self.suite.digest(),
-            "sources": self.fingerprints,
-            "layout": asdict(self.layout),
-            "sizes": self.sizes,
-        }
+    def recipe_hash(self, recipe: Recipe) -> str:
+        """Return a recipe's hash with its models where they were when the run began; their contents are the same."""
+        if self._references == self.config.models:
+            return recipe.hash
+        began = {reference: self._references.get(name, reference) for name, reference in self.config.models.items()}
+        return recipe.with_models(began).hash
 
-    def _identity(self) -> dict[str, Any]:
-        """The config's identity, with the hash of the item banks' file in place of its path."""
-        identity = self.resolved().identity()
-        path = self.config.fitness.subset.item_bank
-        if path is not None:
-            identity["fitness"]["subset"]["item_bank"] = sha256(Path(path))
-        return identity
+    def environment(self, only: Collection[str] | None = None) -> Environment:
+        """Return the versions of all packages that affect numbers, and the identity of the search when first asked.
+
+        Parameters
+        ----------
+        only
+            Ids of the items whose prompts are built and compared; None: all.
+
+        Raises
+        ------
+        TaskError
+            A prompt cannot be built.
+        CheckpointError
+            There is no tokenizer.
+        """
+        return self._environment if only is None else self._identified(only)
+
+    @cached_property
+    def _environment(self) -> Environment:
+        return self._identified(None)
+
+    def _identified(self, only: Collection[str] | None) -> Environment:
+        base, config = self.checkpoints[self.config.base], self.resolved()
+        return Environment(
+            evomerge=VERSION,
+            packages=versions(),
+            config=config_identity(config),
+            items=self.suite.identity(self.evaluator.requests, only),
+            earlier=" ".join(sorted(self.seen)),
+            references=self._references,
+            sources=self.fingerprints,
+            tokenizers=tokenizer_files(self.checkpoints),
+            chat_template=text_hash(base.tokenizer.chat_template()) if config.fitness.apply_chat_template else "",
+            compute_dtype=compute_dtype(config),
+            layout=self.layout,
+            sizes=self.sizes,
+        )
 
 
 def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> float:
     """Return the standard error of a weighted mean over tasks if every answer is a coin flip; keys are task names."""
     total = sum(weights.values())
     return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
-
-
-def _installed(packages: Sequence[str]) -> list[str]:
-    """Return the packages that are installed; looking for each is faster than reading all installed names."""
-    return [package for package in packages if any(metadata.distributions(name=package))]
 
 
 def check_workers(config: SearchConfig) -> None:

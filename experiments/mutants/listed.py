@@ -36,7 +36,7 @@ LISTED: tuple[tuple[Module, str, str], ...] = (
         "asked = {item for identity in best for item in history.evaluation(identity).items}",
         "asked = set()",
     ),
-    (FINAL, "return len(self.history.answers(entry.recipe.hash, confirmed=False)) ==", "return -1 =="),
+    (FINAL, "return len(self.history.answers(self._hash(entry), confirmed=False)) ==", "return -1 =="),
     (FINAL, "entries += [mean] if mean is not None else []", "entries += []"),
     (FINAL, "zip(scored, recipes, rank == 0, strict=True) if on]", "zip(scored, recipes, rank == 0, strict=True)]"),
     (PREPARED, "return prepare, base, seed, *(", "return prepare, base, *("),
