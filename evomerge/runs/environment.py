@@ -95,6 +95,8 @@ def read(file: Path) -> Environment:
         If it is missing or damaged.
     """
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is not a regular file")
         if file.stat().st_size > MAX_CELL:
             raise ValueError(f"it is larger than {MAX_CELL:,} bytes")
         values = json.loads(file.read_text(encoding="utf-8"))
