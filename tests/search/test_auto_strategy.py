@@ -17,7 +17,7 @@ from evomerge.strategies.auto import AutoConfig
 from evomerge.strategies.gradient import GradientConfig
 
 ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
-NOT_DIFFERENTIABLE = {"kind": "mixture", "chunks": 4}
+NOT_DIFFERENTIABLE = {"method": "sce", "layers_per_group": 6}
 
 
 def config(space: dict[str, Any] | None = None, evaluations: int = 60, **fitness: Any) -> dict[str, Any]:
