@@ -160,7 +160,8 @@ class RacingPool:
         if self.rules.test == "posterior":
             judged = [self.plan.judge(found) for found in answers]
             estimates = [Estimate(found.value, found.standard_error) for found in judged]
-            return list(race.update_estimates(estimates, common_correlation(_matrix(answers, {}))))
+            share = len(seen) / len(items)
+            return list(race.update_estimates(estimates, common_correlation(_matrix(answers, {})), share))
         return list(race.update(_matrix(answers, self.plan.objectives.weights)))
 
 
