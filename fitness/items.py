@@ -162,6 +162,24 @@ class ItemPool:
             chosen += [item.id for item in items if item.id in inside]
         return tuple(chosen)
 
+    def listed(self, ids: Collection[str]) -> tuple[str, ...]:
+        """Return search items by id, in the order of the pool.
+
+        Raises
+        ------
+        TaskError
+            If one of them is no search item, or a task has none.
+        """
+        found = tuple(item.id for items in self.search.values() for item in items if item.id in ids)
+        others = sorted(set(ids) - set(found))
+        if others:
+            where = "held out" if others[0] in self.held_out_ids() else "no search item"
+            raise TaskError(f"item {others[0]!r} is {where} ({len(others)} such): list ids of search items")
+        missing = [task for task in self.search if task not in positions_by_task(found)]
+        if missing:
+            raise TaskError(f"task {missing[0]!r} has no item in the list: list at least one of each task")
+        return found
+
     def held_out_ids(self) -> tuple[str, ...]:
         """Return the ids of all held-out items, task by task."""
         return tuple(item.id for items in self.held_out.values() for item in items)

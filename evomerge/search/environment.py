@@ -19,7 +19,7 @@ PACKAGES = (
     *("cma", "numpy", "scipy"),
 )
 OPTIONAL_PACKAGES = ("cmaes", "nevergrad", "peft", "evaluate", "sacrebleu", "rouge_score", "nltk", "sympy")
-_FILES = ("item_bank", "calibration_text", "start", "text")
+_FILES = ("item_bank", "ids", "calibration_text", "start", "text")
 """Keys of a search file that may name a file whose contents count."""
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from evomerge.config.errors import ConfigError
@@ -20,6 +21,7 @@ from evomerge.merging.sources.source import Source
 from evomerge.runs.environment import Environment
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
+from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.environment import (
     compute_dtype,
     config_identity,
@@ -32,6 +34,7 @@ from evomerge.search.founders import Founder, founders
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.warm_start import EarlierQuestions, WarmStartSettings, earlier_questions, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
+from evomerge.strategies.auto import AutoConfig
 from evomerge.strategies.founded import Founded
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
@@ -47,14 +50,17 @@ from fitness.estimation.evaluation_plan import (
 from fitness.estimation.item_banks import ItemBanks
 from fitness.estimation.subset import FreshItems
 from fitness.items import positions_by_task, task_of
+from fitness.results import TaskError
 from fitness.scoring.evaluator import Evaluator
 from fitness.scoring.text_losses import TextWindows
 from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.lm_eval_rules import longest_input
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
+from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.yaml_text import read_text
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.derivatives import ChainRule
 from search_spaces.spaces.registry import build_space
@@ -122,7 +128,10 @@ class Problem:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
-        self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
+        chosen = self._chosen(config)
+        self.config = config = chosen.config
+        self.chosen = chosen.reason
+        self.subset = _asked(self.suite, config)
         self.item_banks = _item_banks(config.fitness)
         if self.asks_few:
             few = config.fitness.subset
@@ -175,6 +184,18 @@ class Problem:
                         "tokens that are read and lose their beginning, few-shot examples first; lower "
                         "fitness.num_fewshot, or raise fitness.max_length where it is the bound"
                     )
+
+    def _chosen(self, config: SearchConfig) -> Choice:
+        """Return the search file with what `strategy: auto` means here, and why."""
+        if not isinstance(config.strategy, AutoConfig):
+            return Choice(config, "")
+        try:
+            self._check_gradients()
+            obstacle = None
+        except (ConfigError, TaskError) as error:
+            obstacle = str(error).removeprefix("strategy.kind gradient: ").partition(";")[0]
+        items = Counter(task_of(item) for item in self.search_items)
+        return choose(config, self.space, obstacle, items)
 
     def _check_gradients(self) -> None:
         """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""
@@ -275,7 +296,7 @@ class Problem:
         experts = [answers for name, answers in scored.items() if name != self.config.base]
         estimator = "inherited" if few.estimator == "auto" else few.estimator
         rotate = few.rotates(estimator)
-        if not self.asks_few or (estimator == "mean" and not rotate):
+        if not self.asks_few or few.ids is not None or (estimator == "mean" and not rotate):
             return FixedItemsPlan(self.subset, objectives)
         assert few.items != "all"
         inputs = {
@@ -411,6 +432,7 @@ class Problem:
             compute_dtype=compute_dtype(config),
             layout=self.layout,
             sizes=self.sizes,
+            chosen=self.chosen,
         )
 
 
@@ -452,3 +474,15 @@ def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:
         return ItemBanks.load(fitness.subset.item_bank)
     except ValueError as error:
         raise ConfigError(f"fitness.subset.item_bank: {error}") from None
+
+
+def _asked(suite: TaskSuite, config: SearchConfig) -> tuple[str, ...]:
+    """Return the ids of the items that each candidate is asked: those in a file, or some drawn with the seed."""
+    few = config.fitness.subset
+    if few.ids is None:
+        return suite.pool.subset(few.items, config.seed)
+    try:
+        lines = map(str.strip, read_text(Path(few.ids)).splitlines())
+        return suite.pool.listed({line for line in lines if line and not line.startswith("#")})
+    except (RecipeError, TaskError) as error:
+        raise ConfigError(f"fitness.subset.ids: {few.ids}: {error}") from None
