@@ -41,6 +41,9 @@ class SubsetConfig(Section):
     `item_bank`."""
     rotate: bool | None = None
     """Whether each generation is asked other items. None: yes, unless the estimator is mean."""
+    ids: str | None = None
+    """Text file with the ids of the search items that candidates are asked, one a line (task/split/index, as
+    `evomerge evaluate --json` gives them), in place of `items` drawn with the seed; every task needs one."""
     item_bank: str | None = None
     """File written by `evomerge fit-items`: other models' answers to the same items, and the item parameters fitted to
     them."""
@@ -62,9 +65,17 @@ class SubsetConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _listed_or_drawn(self) -> "SubsetConfig":
+        if self.ids is not None and (self.items != "all" or self.rotate or self.estimator not in ("auto", "mean")):
+            raise ValueError("ids names the items themselves: remove items, rotate and estimator beside it")
+        return self
+
     @property
     def needs_parents(self) -> bool:
         """Whether the estimator may need the sources' scores on all search items."""
+        if self.ids is not None:
+            return False
         return self.estimator == "auto" or "parents" in ESTIMATORS[self.estimator].needs
 
     def rotates(self, estimator: str | None = None) -> bool:
@@ -75,6 +86,8 @@ class SubsetConfig(Section):
         estimator
             What `auto` has turned out to mean; None: the one in the file, where `auto` counts as rotating.
         """
+        if self.ids is not None:
+            return False
         name = estimator or self.estimator
         return (name == "auto" or ESTIMATORS[name].rotates) if self.rotate is None else self.rotate
 
@@ -90,10 +103,24 @@ class RacingConfig(Section):
     """Items per task between two checks; at least 1. The candidate's model is merged again for each block."""
     keep: float = Field(default=0.5, gt=0, le=1)
     """Fraction of a generation that the strategy uses: CMA-ES updates from the better half. Strategies with an archive
-    ignore it."""
-    test: Literal["posterior", "auto", "exact", "sprt", "t", "wilcoxon"] = "posterior"
+    ignore it. With halving and hyperband the fraction that goes on after each check, below 1."""
+    test: Literal["posterior", "auto", "exact", "sprt", "t", "wilcoxon", "halving", "hyperband"] = "posterior"
     """posterior compares estimates by their standard errors. The other tests compare answers to common items and need
-    many of them: exact and sprt for 0/1 scores, t and wilcoxon for other scores, auto chooses exact or t."""
+    many of them: exact and sprt for 0/1 scores, t and wilcoxon for other scores, auto chooses exact or t. halving is no
+    test: after `block` items, and each time their number has grown by 1 / `keep`, the best `keep` go on, whatever the
+    noise (successive halving; `error` is ignored). hyperband: the same, and generations take turns at beginning with
+    fewer or more items."""
+
+    @model_validator(mode="after")
+    def _halving_drops_somebody(self) -> "RacingConfig":
+        if self.halves and self.keep == 1:
+            raise ValueError(f"test: {self.test} keeps a fraction at each check; write keep below 1, such as 0.5")
+        return self
+
+    @property
+    def halves(self) -> bool:
+        """Whether a fixed fraction goes on after each check, whatever the tests say."""
+        return self.test in ("halving", "hyperband")
 
 
 def _subset_section(value: Any) -> Any:

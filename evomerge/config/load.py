@@ -24,6 +24,12 @@ from search_spaces.yaml_lines import line_of
 
 MAX_BYTES = 1_000_000
 
+_MERGEKITS = {
+    "genome": "a genome of mergekit-evolve; write a search file with `evomerge init --from {path}`",
+    "merge_method": "a recipe; merge it with `evomerge merge {path} OUT`, or write a search file with `evomerge init`",
+}
+"""Keys of mergekit's files, which no search file has at its top, and what to do with these."""
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     """Read a search file.
@@ -127,9 +133,13 @@ def load_recorded(run: Path, overrides: Sequence[str] = ()) -> SearchConfig:
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     """Return a file's text, and what it says."""
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is not a regular file; name a search file")
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; is this a search file?")
         text = path.read_text(encoding="utf-8")
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror or error}; `evomerge init` writes a search file to start from"
@@ -146,6 +156,9 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys such as `models:` and `fitness:`; see `evomerge init`")
+    for key, what in _MERGEKITS.items():
+        if key in values:
+            raise ConfigError(f"{path}: is {what.format(path=path)}")
     return text, values
 
 

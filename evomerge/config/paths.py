@@ -34,6 +34,7 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
             fitness["include_path"] = [_local(path, folder) for path in ([paths] if isinstance(paths, str) else paths)]
         if isinstance(fitness.get("subset"), dict):
             _resolve_key(fitness["subset"], "item_bank", folder)
+            _resolve_key(fitness["subset"], "ids", folder)
 
 
 def _loss(section: Any, folder: Path) -> None:

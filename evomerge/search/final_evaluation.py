@@ -60,7 +60,7 @@ class FinalEvaluation:
         self.plan = search.plan
         self.objectives = search.plan.objectives
         self.strategy = search.strategy
-        self.scorer = RecordedScorer(run, search.history, pool)
+        self.scorer = RecordedScorer(run, search.history, pool, problem.recipe_hash)
 
     def evaluate(self) -> Result:
         """Confirm the finalists, choose one, score it on the held-out items; write `best.yaml` and `result.json`.
@@ -80,7 +80,7 @@ class FinalEvaluation:
         taken = recipes[verdict.recommended]
         result = Result(
             held_out=table(rows, self.problem.suite.weights),
-            best=taken.hash,
+            best=self.problem.recipe_hash(taken),
             evaluations=self.history.evaluations,
             item_evaluations=self.history.item_evaluations,
             seconds=self.history.seconds,
@@ -88,12 +88,13 @@ class FinalEvaluation:
             selection_bias=search_score - rows[0][1].fitness,
             search_items=self.history.search_items,
             verdict=verdict,
+            look=self.history.earlier_looks + 1,
         )
         evaluation = next(evaluation for entry, evaluation in rows if entry.name == verdict.recommended)
         score = f"held-out score {evaluation.fitness:.4f} +- {evaluation.standard_error:.4f}"
         origin = "found by evomerge" if verdict.recommended == found.name else verdict.recommended
-        self.run.write("best.yaml", mergekit_yaml.dump(taken, f"{origin}, {score}"))
-        self.run.write(ROWS, rows_text(recipes))
+        self.run.write("best.yaml", mergekit_yaml.dump(taken, f"{origin}, {score}\n{self.run.origin}"))
+        self.run.write(ROWS, rows_text(recipes, self.run.origin))
         self.run.write("result.json", result.to_json())
         return result
 
@@ -163,14 +164,17 @@ class FinalEvaluation:
         ]
         entries += [mean] if mean is not None else []
         spelt = {point: entry for entry, point in self.problem.other_spellings().items()}
-        finalists = {entry.recipe.hash: entry for entry in self.problem.alternatives()}
+        finalists = {self._hash(entry): entry for entry in self.problem.alternatives()}
         for entry in entries:
-            finalists.setdefault(spelt.get(entry.recipe.hash, entry.recipe.hash), entry)
+            finalists.setdefault(spelt.get(self._hash(entry), self._hash(entry)), entry)
         return list(finalists.values())
+
+    def _hash(self, entry: Entry) -> str:
+        return self.problem.recipe_hash(entry.recipe)
 
     def _has_answered_all(self, entry: Entry) -> bool:
         """Return whether a finalist was asked every search item before; a resumed run must say the same."""
-        return len(self.history.answers(entry.recipe.hash, confirmed=False)) == len(self.problem.search_items)
+        return len(self.history.answers(self._hash(entry), confirmed=False)) == len(self.problem.search_items)
 
     def _clearly_worse(self, one: Evaluation, other: Evaluation) -> bool:
         """Return whether one finalist is so far behind another on the same items that it need not be asked more."""

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from shlex import quote
 
 import numpy as np
@@ -61,6 +62,8 @@ class Search:
         Hashes of recipes that give the same model: that of an alternative to that of a founder.
     founder_items
         Which items the founders are asked, by their generation; None: as other candidates.
+    recipe_hash
+        Hash of a recipe; equal ones are scored once.
 
     Attributes
     ----------
@@ -84,6 +87,7 @@ class Search:
         step_items: Callable[[int], tuple[str, ...]] | None = None,
         spellings: Mapping[str, str] | None = None,
         founder_items: Callable[[int], tuple[str, ...]] | None = None,
+        recipe_hash: Callable[[Recipe], str] = attrgetter("hash"),
     ) -> None:
         self.run = run
         self.space = space
@@ -94,6 +98,7 @@ class Search:
         self.history.spelt_alike(spellings or {})
         self._notify = notify
         self._step_items, self._founder_items = step_items, founder_items
+        self._recipe_hash = recipe_hash
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
         self._duplicates_in_flight: dict[str, list[int]] = {}  # recipe being scored -> other candidates with it
         self._held: dict[int, Told] = {}  # recorded, and told to a synchronous strategy when its turn comes
@@ -125,13 +130,13 @@ class Search:
                 self._stop_if_nothing_succeeded()
                 return
             for identity, evaluation in pool.wait():
-                self._tell(identity, self.plan.judge(evaluation), cached=False)
+                self._tell(identity, self.plan.judge(self._with_earlier(identity, evaluation)), cached=False)
                 self._submit_duplicates(pool, self.history.asked[identity].recipe)
 
     @property
     def spent(self) -> bool:
         """Whether the budget allows no further candidate."""
-        asked = len(self.history.asked) - self.history.founders
+        asked = len(self.history.asked) - self.history.extra
         hours = self.budget.hours
         return asked >= self.budget.evaluations or (hours is not None and self._elapsed() >= hours * 3600)
 
@@ -144,7 +149,7 @@ class Search:
             (candidate,) = candidates
             self._stop_if_a_generation_failed(candidate.generation)
             recipe = self.space.decode(candidate.genotype)
-            asked = Asked(candidate, recipe.hash)
+            asked = Asked(candidate, self._recipe_hash(recipe))
             self.run.record(asked)
             self.history.add(asked)
             self._submit(pool, candidate, recipe, asked.recipe)
@@ -154,6 +159,10 @@ class Search:
         self._recipes[candidate.id] = recipe
         is_step = candidate.kind == "gradient"  # its derivatives are wanted, which a score does not give
         known = None if is_step else self._known(candidate, recipe_hash)
+        items = self._items(candidate)
+        if known is not None and candidate.kind == "again":
+            items = tuple(item for item in items if item not in set(known.items))
+            known = None if items else known
         if known is not None:
             self._tell(candidate.id, replace(known, seconds=no_seconds()), cached=True)
         elif recipe_hash in self._duplicates_in_flight:
@@ -161,7 +170,7 @@ class Search:
         else:
             self._duplicates_in_flight[recipe_hash] = []
             genotype = tuple(candidate.genotype.tolist()) if is_step else None
-            pool.submit(candidate.id, Request(recipe, self._items(candidate), gradient_at=genotype))
+            pool.submit(candidate.id, Request(recipe, items, gradient_at=genotype))
 
     def _known(self, candidate: Candidate, recipe_hash: str) -> Evaluation | None:
         """Return the score of an equal recipe, or what a founder's answers as a source say; None: there is none."""
@@ -172,6 +181,14 @@ class Search:
             return None
         scores = np.array([answers[item] for item in items], np.float32)
         return self.plan.judge(Evaluation("ok", items=items, scores=scores))
+
+    def _with_earlier(self, identity: int, evaluation: Evaluation) -> Evaluation:
+        """Return a candidate's evaluation, together with what it has answered before if it was asked again."""
+        asked = self.history.asked[identity]
+        earlier = self.history.by_recipe.get(asked.recipe) if asked.candidate.kind == "again" else None
+        if earlier is None or evaluation.status != "ok":
+            return evaluation
+        return replace(earlier.with_more(evaluation), seconds=evaluation.seconds)
 
     def _items(self, candidate: Candidate) -> tuple[str, ...]:
         chosen = {"gradient": self._step_items, "founder": self._founder_items}.get(candidate.kind)
@@ -201,8 +218,8 @@ class Search:
         evaluation = self.history.evaluation(identity)
         score = f"{evaluation.value:.4f} +- {evaluation.standard_error:.4f}"
         log.info("candidate %d is the best so far: %s", identity, score)
-        text = mergekit_yaml.dump(recipe, f"best of {len(self.history.told)} candidates: {score}")
-        self.run.write("best.yaml", text)
+        header = f"best of {len(self.history.told)} candidates: {score}\n{self.run.origin}"
+        self.run.write("best.yaml", mergekit_yaml.dump(recipe, header))
 
     def _first_unjudged(self) -> int:
         last = max((asked.candidate.generation for asked in self.history.asked.values()), default=0)
@@ -253,7 +270,7 @@ class Search:
 
     def _learn(self, told: Told) -> None:
         self.strategy.tell([Evaluated(told.candidate, told.evaluation)])
-        if not told.cached:
+        if not told.cached and self.history.asked[told.candidate].candidate.kind != "again":
             self.plan.learn(told.evaluation)
 
     def _replay(self) -> None:

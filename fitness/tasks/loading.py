@@ -25,7 +25,9 @@ from fitness.tasks.messages import nearest, one_line
 from fitness.tasks.templates import TaskTemplates
 
 MOST_ENTRIES = 100_000
-"""Files below a folder of tasks; lm-eval's own tasks are 15,000."""
+"""Files below a folder of tasks."""
+MOST_TASKS = 5_000
+"""Task files below a folder of tasks; reading as many takes some seconds."""
 
 lm_eval_utils.env = TaskTemplates()  # before any template of a task is rendered
 
@@ -84,8 +86,10 @@ def _check_folder(folder: Path) -> None:
     seen = tasks = 0
     for place, _, names in os.walk(folder):
         seen += 1 + len(names)
-        if seen > MOST_ENTRIES:
-            raise TaskError(f"include_path: {folder} has more than {MOST_ENTRIES:,} files: name the tasks' own folder")
+        if seen > MOST_ENTRIES or tasks > MOST_TASKS:
+            raise TaskError(
+                f"include_path: {folder} has too many files to read: name the folder of the tasks themselves"
+            )
         for name in names:
             if name.endswith(".yaml"):
                 tasks += 1

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Literal
 
-from fitness.items import Item, ItemPool
+from fitness.items import Item, ItemPool, positions_by_task
+from fitness.overlap import Overlaps
 from fitness.results import TaskError
 from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.config import Split, TaskConfig, TasksConfig
 from fitness.tasks.groups import Member, weighed
+from fitness.tasks.identity import Requests, TaskIdentity, task_identity
 from fitness.tasks.loading import load_tasks, quick_and_quiet
 from fitness.tasks.task import LoadedTask
 
@@ -49,7 +51,9 @@ class TaskSuite:
         self.metrics: Mapping[str, str] = {task.name: f"{task.metric.name},{task.metric.filter}" for task in tasks}
 
     @classmethod
-    def load(cls, config: TasksConfig, seed: int, check: CodeCheck = allow) -> TaskSuite:
+    def load(
+        cls, config: TasksConfig, seed: int, check: CodeCheck = allow, seen: frozenset[str] = frozenset()
+    ) -> TaskSuite:
         """Load the tasks and split their items.
 
         Parameters
@@ -60,6 +64,8 @@ class TaskSuite:
             Decides which items are held out if `config.held_out` is a fraction.
         check
             Called with the code of each task that has some, before it runs; what it raises is passed on.
+        seen
+            Keys of questions that are not held out, because an earlier search has seen them.
 
         Raises
         ------
@@ -77,10 +83,15 @@ class TaskSuite:
                 held_out = config.held_out
             else:
                 held_out = {t.name: t.documents.held_out_items(config.held_out, search[t.name]) for t in tasks}
-            pool = ItemPool.build(search, held_out, seed)
-            keys = frozenset(item.key for items in pool.held_out.values() for item in items)
+            pool = ItemPool.build(search, held_out, seed, seen)
+            keys = frozenset(
+                task.documents.near_key(task.documents.of(item.split)[item.index]) or item.key
+                for task in tasks
+                for item in pool.held_out[task.name]
+            )
             for task in tasks:
                 task.prompts.hold_out(keys)
+                task.check_scores([*pool.search[task.name], *pool.held_out[task.name]])
             return cls(tasks, weighed(found, _sizes(search)), pool, config)
 
     @classmethod
@@ -102,14 +113,49 @@ class TaskSuite:
         with quick_and_quiet():
             found, tasks = _loaded(config)
             items = {task.name: task.documents.items(task.documents.final_split(split)) for task in tasks}
+            for task in tasks:
+                task.check_scores(items[task.name])
             return cls(tasks, weighed(found, _sizes(items)), ItemPool(items, {}), config)
 
-    def digest(self) -> str:
-        """Return a hash of the tasks' items, answers, prompts and metrics; scores are comparable if it is equal."""
-        hashed = hashlib.sha256()
-        for task in self._tasks.values():
-            hashed.update(task.description().encode())
-        return hashed.hexdigest()
+    def identity(self, requests: Requests, only: Collection[str] | None = None) -> dict[str, TaskIdentity]:
+        """Return, per task, what scores follow from besides the model; scores are comparable where these are equal.
+
+        Parameters
+        ----------
+        requests
+            How an item is asked (`Evaluator.requests`).
+        only
+            Ids of the items whose prompts are built; None: all.
+
+        Raises
+        ------
+        TaskError
+            A prompt cannot be built.
+        """
+        return {
+            name: task_identity(task, self.pool.search.get(name, ()), self.pool.held_out.get(name, ()), requests, only)
+            for name, task in self._tasks.items()
+        }
+
+    def overlaps(self) -> Iterator[str]:
+        """Yield a sentence for each task whose questions nearly equal others that they must not: see `fitness.overlap`.
+
+        Examples count as far as prompts have been built.
+        """
+        tasks = self._tasks.items()
+        groups = {
+            "search items": [one for name, task in tasks for one in task.questions(self.pool.search.get(name, ()))],
+            "held-out items": [one for name, task in tasks for one in task.questions(self.pool.held_out.get(name, ()))],
+            "few-shot examples": [one for _, task in tasks for one in task.shown_questions()],
+        }
+        compared = Overlaps(groups)
+        for name, other in combinations(("held-out items", "search items", "few-shot examples"), 2):
+            found = [groups[name][at].name for at in compared.between(name, other)]
+            for task, places in positions_by_task(found).items():
+                yield (
+                    f"{task}: {len(places)} {name} are nearly equal to {other} (case, punctuation or most phrases), "
+                    f"such as {found[places[0]]}"
+                )
 
     def item(self, item_id: str) -> Item:
         """Return the item with this id; TaskError if there is none."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 from lm_eval.api.task import ConfigurableTask
 
 from fitness.items import Item
+from fitness.overlap import Question
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
 from fitness.tasks.documents import Documents
 from fitness.tasks.loss_metrics import OF_THE_RIGHT_ANSWER, AnswerExtractor, Scorer, loss_scorer
+from fitness.tasks.messages import one_line
 from fitness.tasks.metrics import choose_metric
 from fitness.tasks.prompts import ChatTemplate, Prompts, Request
 from fitness.tasks.scores import TaskScores
@@ -45,12 +46,6 @@ class LoadedTask:
         self.metric = replace(metric, sign=-1.0) if entry.lowered else metric
         self.scores = TaskScores(task, self.name, self.documents, self.prompts, self.metric)
 
-    def description(self) -> str:
-        """Return everything besides the model that this task's scores depend on, as JSON text."""
-        metric, shots, documents = self.metric, self.prompts.shots, self.documents.loaded
-        described = [self.name, self.kind, metric.name, metric.filter, shots, documents]
-        return json.dumps(described, sort_keys=True, default=str)
-
     def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
         """Return the requests for one item; they are built once, with the `chat_template` of the first call."""
         if self.metric.name not in OF_THE_RIGHT_ANSWER:
@@ -66,6 +61,44 @@ class LoadedTask:
     def question(self, item: Item) -> str:
         """Return an item's question, without examples."""
         return self.documents.question(self.documents.of(item.split)[item.index])
+
+    def check_scores(self, items: Sequence[Item]) -> None:
+        """Check that every item has a score, as far as that is known without a model's answers.
+
+        Raises
+        ------
+        TaskError
+            The metric has no value for an item, or a template fails.
+        """
+        without = [item for item in items if not self._has_score(item)]
+        if without:
+            place = f"item {without[0].index} of its {without[0].split} split"
+            raise TaskError(
+                f"task {self.name!r}: metric {self.metric.name!r} has no value for {len(without)} of {len(items)} "
+                f"items, such as {place}: use another metric, or leave such items out with the task's process_docs"
+            )
+
+    def _has_score(self, item: Item) -> bool:
+        if not self.metric.is_loss:
+            return self.scores.can_score(item)
+        if self.metric.name not in OF_THE_RIGHT_ANSWER:
+            return True
+        try:
+            return self.prompts.names_right_answer(item)
+        except Exception as error:  # the author's templates can raise anything
+            raise TaskError(
+                f"task {self.name!r}: its right answer to item {item.index} of its {item.split} split cannot be read "
+                f"({one_line(error)}): correct doc_to_target in the task's YAML"
+            ) from error
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        """Return the questions of some items of this task, for comparison."""
+        return [Question(item.key, self.question(item), item.id) for item in items]
+
+    def shown_questions(self) -> list[Question]:
+        """Return the questions of the examples in the prompts built so far, as far as they have one."""
+        shown = self.prompts.shown.items()
+        return [Question(key, self.documents.question(document)) for key, document in shown if key]
 
     def check_losses(self, items: Sequence[Item]) -> None:
         """Check that every item has a differentiable loss.

@@ -245,7 +245,8 @@ class Checkpoint:
         for other, canonical in self.outline.tied_names.items():
             if canonical not in keys and other in keys:
                 keys[canonical] = keys[other]
-        if self._tied is False and self.layout.head not in keys:  # the files hold it once
+        held_once = self._tied is False and self.layout.head not in keys
+        if held_once and self.outline.embeddings in keys:
             keys[str(self.layout.head)] = keys[self.outline.embeddings]
         missing = [name for name in self.names if name not in keys]
         unused = self._unused(set(keys.values()))

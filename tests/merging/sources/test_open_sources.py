@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from evomerge.cli.merge import merge
 from evomerge.merging.checks.preflight import check
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_source, open_sources
 from evomerge.merging.sources.source import Source
+from tests.merging.tiny import TINY
 
 WEIGHTS = "model.safetensors"
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
@@ -86,6 +88,18 @@ def test_where_one_head_differs_none_is_tied(tied: Any, tmp_path: Path, untied_i
     mean = (embeddings_of(first).float() + embeddings_of(second).float()) / 2
     assert torch.allclose(merged[EMBEDDINGS], mean, atol=1e-6)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_tied_models_whose_experts_transformers_fuses(tmp_path: Path) -> None:
+    """Their weights are loaded through transformers."""
+    sizes = {key: value for key, value in TINY.items() if key != "num_hidden_layers"}
+    for name, tied in (("tied", True), ("own", False)):
+        config = MixtralConfig(**sizes, num_hidden_layers=1, num_local_experts=2, tie_word_embeddings=tied)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+    sources = open_sources({"base": str(tmp_path / "tied"), "own": str(tmp_path / "own")}, "base")
+    assert not any(source.outline.tied for source in sources.values())
+    assert torch.equal(sources["base"].tensor(HEAD), sources["base"].tensor(EMBEDDINGS))
+    assert not torch.equal(sources["own"].tensor(HEAD), sources["own"].tensor(EMBEDDINGS))
 
 
 def test_a_head_that_config_json_ties_and_the_file_holds_again(tied: Any, tmp_path: Path) -> None:
