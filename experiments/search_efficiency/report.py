@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,21 @@ def details(results: Results, problem: str) -> str:
         cells = [name, str(len(scores)), *at, end, _answers(counts, row["spent"][-1]), spent]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def figures(results: Results) -> dict[str, str]:
+    """Return the answers to 95 % of each contender on each problem, as `generation.gradient`."""
+    found = {}
+    for problem in results["problems"]:
+        level = SHARE * best_known(results, problem) if rows_of(results, problem) else np.inf
+        for name, row in rows_of(results, problem).items():
+            key = f"{_word(problem.removeprefix('zoo, '))}.{_word(name)}"
+            found[key] = _answers(reached(row, level), row["spent"][-1])
+    return found
+
+
+def _word(name: str) -> str:
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
 def percent(share: float) -> str:
