@@ -41,6 +41,9 @@ class SubsetConfig(Section):
     `item_bank`."""
     rotate: bool | None = None
     """Whether each generation is asked other items. None: yes, unless the estimator is mean."""
+    ids: str | None = None
+    """Text file with the ids of the search items that candidates are asked, one a line (task/split/index, as
+    `evomerge evaluate --json` gives them), in place of `items` drawn with the seed; every task needs one."""
     item_bank: str | None = None
     """File written by `evomerge fit-items`: other models' answers to the same items, and the item parameters fitted to
     them."""
@@ -62,9 +65,17 @@ class SubsetConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _listed_or_drawn(self) -> "SubsetConfig":
+        if self.ids is not None and (self.items != "all" or self.rotate or self.estimator not in ("auto", "mean")):
+            raise ValueError("ids names the items themselves: remove items, rotate and estimator beside it")
+        return self
+
     @property
     def needs_parents(self) -> bool:
         """Whether the estimator may need the sources' scores on all search items."""
+        if self.ids is not None:
+            return False
         return self.estimator == "auto" or "parents" in ESTIMATORS[self.estimator].needs
 
     def rotates(self, estimator: str | None = None) -> bool:
@@ -75,6 +86,8 @@ class SubsetConfig(Section):
         estimator
             What `auto` has turned out to mean; None: the one in the file, where `auto` counts as rotating.
         """
+        if self.ids is not None:
+            return False
         name = estimator or self.estimator
         return (name == "auto" or ESTIMATORS[name].rotates) if self.rotate is None else self.rotate
 
@@ -135,13 +148,17 @@ class FitnessConfig(TasksConfig):
         constrained = any(task.min_share_of_best_source is not None for task in self.tasks)
         return constrained or self.normalize == "best_source"
 
-    def objectives_for(self, sources: Sequence[ItemScores | Evaluation] = ()) -> Objectives:
+    def objectives_for(
+        self, sources: Sequence[ItemScores | Evaluation] = (), tasks: Sequence[TaskConfig] | None = None
+    ) -> Objectives:
         """Return how the tasks' scores become objectives.
 
         Parameters
         ----------
         sources
             Scores of the models that are merged, on all search items; needed where `compares_with_sources`.
+        tasks
+            The entries of all tasks, with groups resolved (`TaskSuite.entries`); None: the file's own.
 
         Raises
         ------
@@ -149,5 +166,8 @@ class FitnessConfig(TasksConfig):
             See `Objectives.of`.
         """
         return Objectives.of(
-            self.tasks, sources, normalize=self.normalize == "best_source", apart=self.objectives == "per_task"
+            self.tasks if tasks is None else tasks,
+            sources,
+            normalize=self.normalize == "best_source",
+            apart=self.objectives == "per_task",
         )

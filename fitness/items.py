@@ -6,7 +6,7 @@ All choices are made by hashing the item, so they depend on the seed and not on 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -88,11 +88,14 @@ class ItemPool:
         Task name to its items, in the split's order; never empty.
     dropped
         Task name to the number of held-out items left out because a search item (of any task) has the same prompt.
+    dropped_seen
+        Task name to the number of those left out because an earlier search has seen their prompt.
     """
 
     search: Mapping[str, tuple[Item, ...]]
     held_out: Mapping[str, tuple[Item, ...]]
     dropped: Mapping[str, int] = field(default_factory=dict)
+    dropped_seen: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -100,6 +103,7 @@ class ItemPool:
         search: Mapping[str, Sequence[Item]],
         held_out: Mapping[str, Sequence[Item]] | float,
         seed: int,
+        seen: Collection[str] = frozenset(),
     ) -> ItemPool:
         """Split every task's items.
 
@@ -110,6 +114,8 @@ class ItemPool:
         held_out
             The fraction of them to hold out; or task name to other items to hold out, from which items are dropped
             whose prompt a search item of any task has.
+        seen
+            Keys of prompts that are not held out, because an earlier search has seen them.
 
         Raises
         ------
@@ -118,20 +124,28 @@ class ItemPool:
         """
         if isinstance(held_out, float):
             halves = {task: split_by_hash(items, held_out, seed) for task, items in search.items()}
-            seen = {task: half[0] for task, half in halves.items()}
+            searched = {task: half[0] for task, half in halves.items()}
             kept = {task: half[1] for task, half in halves.items()}
             remedy = "change fitness.held_out or use a task with more items"
         else:
-            seen = {task: tuple(items) for task, items in search.items()}
-            keys = {item.key for items in seen.values() for item in items}
+            searched = {task: tuple(items) for task, items in search.items()}
+            keys = {item.key for items in searched.values() for item in items}
             kept = {task: tuple(item for item in items if item.key not in keys) for task, items in held_out.items()}
             remedy = "set fitness.held_out to a fraction such as 0.5 or use a task with more items"
-        for side, pool in (("search", seen), ("held-out", kept)):
+        dropped = {} if isinstance(held_out, float) else {task: len(held_out[task]) - len(kept[task]) for task in kept}
+        unseen = {task: tuple(item for item in items if item.key not in seen) for task, items in kept.items()}
+        for side, pool in (("search", searched), ("held-out", kept)):
             for task, items in pool.items():
                 if not items:
                     raise TaskError(f"task {task!r} has no {side} items left after the split: {remedy}")
-        dropped = {} if isinstance(held_out, float) else {task: len(held_out[task]) - len(kept[task]) for task in kept}
-        return cls(seen, kept, dropped)
+        for task, items in unseen.items():
+            if not items:
+                raise TaskError(
+                    f"task {task!r}: the earlier search at which this one begins has seen all of its {len(kept[task])} "
+                    "held-out items: use its seed and held_out, hold out another split, or begin without it"
+                )
+        dropped_seen = {task: len(items) - len(unseen[task]) for task, items in kept.items()}
+        return cls(searched, unseen, dropped, dropped_seen)
 
     def subset(self, n: int | Literal["all"], seed: int) -> tuple[str, ...]:
         """Return the ids of `n` random search items of each task, or all of them where a task has fewer.
@@ -147,6 +161,24 @@ class ItemPool:
             inside = {item.id for item in ranked[:n]}
             chosen += [item.id for item in items if item.id in inside]
         return tuple(chosen)
+
+    def listed(self, ids: Collection[str]) -> tuple[str, ...]:
+        """Return search items by id, in the order of the pool.
+
+        Raises
+        ------
+        TaskError
+            If one of them is no search item, or a task has none.
+        """
+        found = tuple(item.id for items in self.search.values() for item in items if item.id in ids)
+        others = sorted(set(ids) - set(found))
+        if others:
+            where = "held out" if others[0] in self.held_out_ids() else "no search item"
+            raise TaskError(f"item {others[0]!r} is {where} ({len(others)} such): list ids of search items")
+        missing = [task for task in self.search if task not in positions_by_task(found)]
+        if missing:
+            raise TaskError(f"task {missing[0]!r} has no item in the list: list at least one of each task")
+        return found
 
     def held_out_ids(self) -> tuple[str, ...]:
         """Return the ids of all held-out items, task by task."""

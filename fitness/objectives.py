@@ -29,7 +29,7 @@ class WeightedTask(Protocol):
 
     @property
     def weight(self) -> float:
-        """Its share of the weighted sum, relative to the other tasks' weights; > 0."""
+        """Its share of the weighted sum, relative to the other tasks' weights; below 0 where scores are negated."""
 
     @property
     def min_share_of_best_source(self) -> float | None:
@@ -96,7 +96,7 @@ class Objectives:
         TaskError
             No source scores above 0 on a task whose scores are compared with the best source's.
         """
-        weights = {task.task: task.weight for task in tasks}
+        weights = {task.task: abs(task.weight) for task in tasks}
         shares = {
             task.task: task.min_share_of_best_source for task in tasks if task.min_share_of_best_source is not None
         }

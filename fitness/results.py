@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,26 @@ def mean(scores: npt.ArrayLike) -> Estimate:
     return Estimate(value, float(score_I.std(ddof=1)) / math.sqrt(count))
 
 
+Flaws: TypeAlias = Mapping[str, Mapping[str, int]]
+"""How many items of each task had an answer that says less than it should: the kind, the task's name, the count.
+
+`cut`: the prompt is longer than the model reads and lost its beginning; `truncated`: the generated text ended at the
+limit and not at a stop; `unscored`: the metric had no value, which counts as 0. Tasks without such items are left out.
+"""
+FLAWS = ("cut", "truncated", "unscored")
+
+
+def most_flaws(several: Iterable[Flaws]) -> Flaws:
+    """Return, for each kind and task, the largest count of several models that were asked the same items."""
+    found: dict[str, dict[str, int]] = {}
+    for flaws in several:
+        for kind, counts in flaws.items():
+            for task, count in counts.items():
+                tasks = found.setdefault(kind, {})
+                tasks[task] = max(count, tasks.get(task, 0))
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class ItemScores:
     """Scores of one model on some items.
@@ -82,12 +102,15 @@ class ItemScores:
         Time spent inside the model.
     answers
         The model's answer to each item as short text: length I where answers were wanted, else 0.
+    flaws
+        How many prompts were cut, texts truncated, and items without a score.
     """
 
     items: tuple[str, ...]
     scores: npt.NDArray[np.float32]
     forward_seconds: float
     answers: tuple[str, ...] = ()
+    flaws: Flaws = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.items),):
@@ -124,6 +147,8 @@ class Evaluation:
         are the items' negated losses.
     seconds
         Wall-clock seconds by activity: `merge`, `score`, `wait`.
+    flaws
+        How many prompts were cut, texts truncated, and items without a score; not kept when answers to more items come.
     """
 
     status: Literal["ok", "failed", "stopped", "step"]
@@ -137,6 +162,7 @@ class Evaluation:
     violation: float = 0.0
     answers: tuple[str, ...] = ()
     gradient: tuple[float, ...] = ()
+    flaws: Flaws = field(default_factory=dict)
 
     @property
     def has_scores(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +18,18 @@ from evomerge.config.load import load_recorded
 from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_source, typed
 from evomerge.merging.sources.source import Source
-from evomerge.runs.run import require_run
+from evomerge.runs.environment import Environment
+from evomerge.runs.result import FLAWED
+from evomerge.runs.run import Run, RunError, require_run
+from evomerge.search.environment import text_hash
 from evomerge.search.task_trust import check_for
 from evomerge.workers.base import WorkerSettings
 from evomerge.workers.start import WorkerInputs, build_worker
 from fitness.config import FitnessConfig, Split, TaskConfig
 from fitness.estimation.intervals import interval
 from fitness.objectives import by_task
+from fitness.scoring.evaluator import Evaluator
+from fitness.tasks.identity import difference
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import source_recipe
 from search_spaces.recipes.recipe import Recipe
@@ -31,12 +37,13 @@ from search_spaces.recipes.recipe import Recipe
 
 @dataclass(frozen=True)
 class Questions:
-    """What a model is asked, and how it is run."""
+    """What a model is asked, and how it is run; `recorded`: how the run asked it, if it is to be asked like a run."""
 
     suite: TaskSuite
     items: tuple[str, ...]
     fitness: FitnessConfig
     workers: WorkerSettings
+    recorded: Environment | None = None
 
 
 def of_tasks(tasks: Sequence[str], include_path: Sequence[Path], split: Split | None) -> Questions:
@@ -58,8 +65,11 @@ def of_run(run: Path, trust_tasks: bool = False) -> Questions:
     """Return a run's held-out items, asked as the run asked them; its tasks run only code that is trusted."""
     require_run(run)
     config = load_recorded(run)
-    suite = TaskSuite.load(config.fitness, config.seed, check_for(run, trust_tasks))
-    return Questions(suite, suite.pool.held_out_ids(), config.fitness, config.workers.settings())
+    with Run.read(run) as opened:
+        recorded = opened.environment()
+    seen = frozenset(recorded.earlier.split())
+    suite = TaskSuite.load(config.fitness, config.seed, check_for(run, trust_tasks), seen)
+    return Questions(suite, suite.pool.held_out_ids(), config.fitness, config.workers.settings(), recorded)
 
 
 def evaluate(model: str, questions: Questions, device: str | None, as_json: bool) -> None:
@@ -69,17 +79,45 @@ def evaluate(model: str, questions: Questions, device: str | None, as_json: bool
     fitness = questions.fitness
     inputs = WorkerInputs(checkpoints, base, questions.suite, fitness.batch_size, fitness.max_length)
     worker = build_worker(inputs, workers)
+    if questions.recorded is not None:
+        _check_asked_alike(questions.recorded, questions, worker.evaluator, checkpoints[base].tokenizer.chat_template())
     scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items)
     rows = []
     for task, scores in by_task(scored).items():
         low, high = interval(scores)
-        rows.append({"task": task, "score": float(scores.mean()), "low": low, "high": high, "items": len(scores)})
+        counts = {kind: scored.flaws.get(kind, {}).get(task, 0) for kind in FLAWED}
+        score = float(scores.mean())
+        rows.append({"task": task, "score": score, "low": low, "high": high, "items": len(scores)} | counts)
     if as_json:
         per_item = {item: float(score) for item, score in zip(scored.items, scored.scores, strict=True)}
         print(json.dumps({"model": model, "tasks": rows, "scores": per_item}, indent=1))
     else:
         columns = ["task", "score", "95 % interval", "items"]
         console().print(grid(columns, [_cells(row) for row in rows]))
+        for row in rows:
+            for kind, meaning in FLAWED.items():
+                if row[kind]:
+                    console().print(f"{row['task']}: {row[kind]} of {row['items']} {meaning}", soft_wrap=True)
+
+
+def _check_asked_alike(recorded: Environment, questions: Questions, evaluator: Evaluator, template: str | None) -> None:
+    """Refuse to ask other questions than the run did; say so if the model's own chat template puts them otherwise.
+
+    Raises
+    ------
+    RunError
+        If the tasks, or the settings that decide how they are asked, have changed since the run.
+    """
+    own_template = recorded.chat_template not in ("", text_hash(template))
+    found = questions.suite.identity(evaluator.requests, frozenset(questions.items))
+    said = difference(recorded.items, found, sides=("held_out",), prompts=not own_template)
+    limit = recorded.config.get("fitness", {}).get("max_length")
+    if said is None and limit != questions.fitness.max_length:
+        said = f"max_length was {limit} and is {questions.fitness.max_length}"
+    if said is not None:
+        raise RunError(f"--like: {said} since the run began, so scores would not compare; put it back, or use --tasks")
+    if own_template:
+        print("warning: the model has another chat template than the run's base, and is asked with it", file=sys.stderr)
 
 
 def _open(model: str) -> tuple[dict[str, Source], str, Recipe]:

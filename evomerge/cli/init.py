@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -13,6 +12,8 @@ import yaml
 from evomerge.cli.evaluate import of_tasks
 from evomerge.cli.printing import say
 from evomerge.config.errors import ConfigError
+from evomerge.config.genome import from_genome
+from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
@@ -85,17 +86,11 @@ def init(
     say(f"wrote {output}: {genes} genes; next: evomerge plan {quote(str(output))}")
 
 
-def names_of(models: Sequence[str]) -> list[str]:
-    """Return short, distinct names: the folders' own, with a number where two are alike."""
-    names: list[str] = []
-    for model in models:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(model).name).strip("-").lower() or "model"
-        name, count = stem, 1
-        while name in names:
-            count += 1
-            name = f"{stem}-{count}"
-        names.append(name)
-    return names
+def init_from(genome: Path, output: Path, include_path: Sequence[Path]) -> None:
+    """Write the search file that means what a genome of mergekit-evolve means, and say what has no counterpart."""
+    for sentence in from_genome(genome, output, include_path):
+        say(sentence, stderr=True)
+    say(f"wrote {output}; next: evomerge plan {quote(str(output))}")
 
 
 def _reference(model: str) -> str:

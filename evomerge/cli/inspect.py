@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evomerge.cli.init import names_of
 from evomerge.cli.printing import console, grid, size
 from evomerge.config.errors import ConfigError
+from evomerge.config.paths import names_of
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.licences import conflicts, licence

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from evomerge.cli.failures import explained
+from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import check_place
 from evomerge.files.messages import PrintableFormatter
 from evomerge.version import VERSION
@@ -76,16 +77,33 @@ def _root(
 
 @app.command()
 def init(
-    models: Annotated[list[str], typer.Option(help="The base model, then the experts.", show_default=False)],
-    tasks: Tasks,
+    models: Annotated[
+        list[str] | None, typer.Option(help="The base model, then the experts.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="Names of lm-eval tasks, one or more.", show_default=False)
+    ] = None,
     include_path: IncludePath = None,
     vocabulary: Vocabulary = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("search.yaml"),
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="GENOME", help="Instead of models and tasks: a file of mergekit-evolve."),
+    ] = None,
 ) -> None:
-    """Write a commented search file for these models and tasks."""
+    """Write a commented search file for these models and tasks, or for a genome of mergekit-evolve."""
+    if from_ is not None:
+        if models or tasks or vocabulary:
+            raise ConfigError("--from: the genome names models, tasks and tokenizer; leave these options out")
+        from evomerge.cli.init import init_from
+
+        return init_from(from_, output, include_path or [])
+    if not models or not tasks:
+        missing = "--models" if not models else "--tasks"
+        raise ConfigError(f"{missing}: write --models BASE EXPERT ... --tasks TASK ..., or --from GENOME")
     from evomerge.cli.init import init as run
 
-    run(models, tasks, include_path or [], output, vocabulary)
+    return run(models, tasks, include_path or [], output, vocabulary)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import layout_of_module, meta_module
-from evomerge.search.problem import largest_error
+from evomerge.search.problem import check_workers, largest_error
 from evomerge.search.warm_start import load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from fitness.tasks.offline import describe_tasks
@@ -75,6 +75,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     TaskError
         If lm-eval has no such task, metric or filter.
     """
+    check_workers(config)
     module = meta_module(_architecture(config, architecture))
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     context = SpaceContext(config.models, layout_of_module(module), sizes, out_dtype=config.out_dtype, seed=config.seed)
@@ -117,7 +118,7 @@ def _architecture(config: SearchConfig, path: Path | None) -> PretrainedConfig:
 
 def _strategy(config: SearchConfig, space: SearchSpace) -> Strategy:
     items = config.fitness.subset.items
-    weights = {task.task: task.weight for task in config.fitness.tasks}
+    weights = {task.task: abs(task.weight) for task in config.fitness.tasks}
     noise = largest_error(weights, dict.fromkeys(weights, SUPPOSED if items == "all" else items))
 
     def resolved(strategy: StrategyConfig) -> StrategyConfig:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evomerge.files.messages import printable
-from evomerge.runs.result import ENSEMBLE_NOTE, Row
+from evomerge.runs.result import Result
 
 PLAIN_WIDTH = 140
 LONGEST_CELL = 120
@@ -52,8 +52,9 @@ def grid(columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool =
     return table
 
 
-def print_held_out(out: Console, rows: Sequence[Row]) -> None:
-    """Print the final table."""
+def print_held_out(out: Console, result: Result) -> None:
+    """Print the final table, and what its numbers do not say."""
+    rows = result.held_out
     tasks = dict.fromkeys(row.task for row in rows)
     cells = [
         [row.name, row.task, f"{row.score:.3f}", f"{row.low:.3f} .. {row.high:.3f}", str(row.items), _p(row.p_value)]
@@ -63,8 +64,8 @@ def print_held_out(out: Console, rows: Sequence[Row]) -> None:
     ]
     out.print("held-out scores (p: the found recipe against the best source or baseline, other rows against it)")
     out.print(grid(["model", "task", "score", "95 % interval", "items", "p"], cells))
-    if any(row.kind == "ensemble" for row in rows):
-        out.print(ENSEMBLE_NOTE)
+    for note in result.notes:
+        out.print(note, soft_wrap=True)
 
 
 def _p(value: float) -> str:

@@ -58,7 +58,7 @@ def _print_end(path: Path, result: Result, out: Console, as_json: bool) -> None:
     if as_json:
         print(result.to_json())
         return
-    print_held_out(out, result.held_out)
+    print_held_out(out, result)
     if result.verdict is not None:
         out.print(result.verdict.sentence, soft_wrap=True)
     out.print(

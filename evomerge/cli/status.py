@@ -39,7 +39,7 @@ def status(path: Path, as_json: bool) -> None:
             f"found recipe {result.best}: search score {result.search_score:.3f}, "
             f"{result.selection_bias:+.3f} above its held-out score (selection bias)"
         )
-        print_held_out(out, result.held_out)
+        print_held_out(out, result)
         if result.verdict is not None:
             out.print(result.verdict.sentence, soft_wrap=True)
 

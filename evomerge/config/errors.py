@@ -30,6 +30,8 @@ LONGEST_SHOWN = 60
 """Characters of a wrong value that an error repeats."""
 MOST_PLACES = 2
 """Other places of an unknown key that an error names; a key that more have says little."""
+MOST_MISTAKES = 25
+"""Mistakes that are explained at once."""
 DEEPEST = 4
 """Levels of sections that are searched for the place where a misplaced key belongs."""
 
@@ -60,12 +62,13 @@ def explain(error: ValidationError, section: Section, values: Mapping[str, Any],
     for details in error.errors(include_url=False):
         places.setdefault(_place(details, values), []).append(details)
     # A list that lost a wrong entry is reported as too short, too: only the innermost mistake counts.
-    outer = {keys for keys in places if any(other[: len(keys)] == keys != other for other in places)}
+    outer = {keys[:depth] for keys in places for depth in range(len(keys))}
+    inner = [(keys, found) for keys, found in places.items() if keys not in outer]
     lines = [
-        _line(keys, _message(found, keys, section, values), section, origin)
-        for keys, found in places.items()
-        if keys not in outer
+        _line(keys, _message(found, keys, section, values), section, origin) for keys, found in inner[:MOST_MISTAKES]
     ]
+    if len(inner) > MOST_MISTAKES:
+        lines.append(f"... and {len(inner) - MOST_MISTAKES} more mistakes")
     return "\n".join(dict.fromkeys(lines))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
             fitness["include_path"] = [_local(path, folder) for path in ([paths] if isinstance(paths, str) else paths)]
         if isinstance(fitness.get("subset"), dict):
             _resolve_key(fitness["subset"], "item_bank", folder)
+            _resolve_key(fitness["subset"], "ids", folder)
 
 
 def _loss(section: Any, folder: Path) -> None:
@@ -75,3 +78,16 @@ def _model(reference: Any, folder: Path) -> Any:
 
 def _local(reference: Any, folder: Path) -> Any:
     return str(local_or_hub(reference, folder)) if isinstance(reference, str) and reference else reference
+
+
+def names_of(models: Sequence[str]) -> list[str]:
+    """Return short, distinct names: the folders' own, with a number where two are alike."""
+    names: list[str] = []
+    for model in models:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(model).name).strip("-").lower() or "model"
+        name, count = stem, 1
+        while name in names:
+            count += 1
+            name = f"{stem}-{count}"
+        names.append(name)
+    return names

@@ -85,6 +85,7 @@ class _EvaluationData(_Data):
     violation: float
     answers: list[str] = []
     gradient: list[float] = []
+    flaws: dict[str, dict[str, int]] = {}
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> _EvaluationData:
@@ -98,6 +99,7 @@ class _EvaluationData(_Data):
             violation=evaluation.violation,
             answers=list(evaluation.answers),
             gradient=list(evaluation.gradient),
+            flaws={kind: dict(counts) for kind, counts in evaluation.flaws.items()},
         )
 
     def evaluation(self, items: tuple[str, ...], scores: npt.NDArray[np.float32]) -> Evaluation:
@@ -115,6 +117,7 @@ class _EvaluationData(_Data):
             violation=self.violation,
             answers=tuple(self.answers),
             gradient=tuple(self.gradient),
+            flaws=self.flaws,
         )
 
 
@@ -130,7 +133,7 @@ class _ReferenceData(_Data):
     evaluation: _EvaluationData
 
 
-_SOMETIMES = {"answers", "gradient"}
+_SOMETIMES = {"answers", "gradient", "flaws"}
 """Keys of an evaluation that are left out where they are empty, as they mostly are."""
 _ITEMS = TypeAdapter(tuple[str, ...])
 

@@ -37,6 +37,8 @@ class RunHistory:
         Items asked in all.
     elapsed
         Seconds of searching, summed over all sessions.
+    earlier_looks
+        How often held-out items were scored, each time before the search went on.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
@@ -52,6 +54,8 @@ class RunHistory:
         self._spellings: dict[str, set[str]] = {}  # by recipe: others that give the same model
         self.item_evaluations = 0
         self.elapsed = 0.0
+        self.earlier_looks = 0
+        self._looking = False  # since the last candidate, held-out items were scored
         self._seconds = no_seconds()
         self._open: dict[int, Asked] = {}
         self._generations: dict[int, list[int]] = {}  # ids by generation
@@ -122,11 +126,21 @@ class RunHistory:
             for item, score in zip(part.items, part.scores.tolist(), strict=True)
         }
 
-    def ranking(self) -> list[int]:
-        """Return ids of scored candidates with distinct recipes, best first; the earlier one wins a tie."""
-        ok = (identity for identity, told in self.told.items() if told.evaluation.status == "ok")
+    def scored(self) -> list[int]:
+        """Return ids of the candidates that were scored, in the order in which they were told."""
+        return [identity for identity, told in self.told.items() if told.evaluation.status == "ok"]
+
+    def ranking(self, judged: Mapping[int, Evaluation] | None = None) -> list[int]:
+        """Return ids of scored candidates with distinct recipes, best first; the earlier one wins a tie.
+
+        Parameters
+        ----------
+        judged
+            Id to a later estimate, of all scored candidates; None: as they were told.
+        """
+        of = self.evaluation if judged is None else judged.__getitem__
         distinct: dict[str, int] = {}
-        for identity in sorted(ok, key=lambda identity: (-self.evaluation(identity).fitness, identity)):
+        for identity in sorted(self.scored(), key=lambda identity: (-of(identity).fitness, identity)):
             distinct.setdefault(self.asked[identity].recipe, identity)
         return list(distinct.values())
 
@@ -152,6 +166,8 @@ class RunHistory:
         return [self.told[identity] for identity in self._generations.get(generation, ()) if identity in self.told]
 
     def _add_asked(self, event: Asked) -> None:
+        self.earlier_looks += self._looking
+        self._looking = False
         identity, generation = event.candidate.id, event.candidate.generation
         self.asked[identity] = self._open[identity] = event
         self.founders += event.candidate.kind == "founder"
@@ -186,6 +202,7 @@ class RunHistory:
 
     def _add_reference(self, event: ReferenceScore) -> None:
         key = event.purpose, event.recipe
+        self._looking |= event.purpose in ("held_out", "vote")
         known = (
             self.reference_scores.get(key) if event.purpose == "confirm" else None
         )  # a finalist's answers come in rounds

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter
 
+from evomerge.runs.event_rows import first_mistake
 from evomerge.runs.run import LogError
-from evomerge.runs.verdict import Comparison, Verdict, verdict
+from evomerge.runs.verdict import Verdict, verdict
 from fitness.estimation.intervals import interval, paired_test, weighted_interval, weighted_paired_test
 from fitness.objectives import by_task
-from fitness.results import Evaluation
+from fitness.results import FLAWS, Evaluation
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 
@@ -51,7 +52,12 @@ class Row:
     `score` with its 95 % interval `low`..`high` over `items` items of `task` (`all`: the weighted mean of several
     tasks). `p_value`: for the found recipe, of the paired test against the best of the sources and baselines; for
     any other row, of the paired test between it and the found recipe.
+
+    Of the items, `cut` had a prompt longer than the model reads, `truncated` a text that ended at the length limit, and
+    `unscored` no score, which counts as 0.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     kind: str
@@ -61,11 +67,16 @@ class Row:
     high: float
     items: int
     p_value: float
+    cut: int = 0
+    truncated: int = 0
+    unscored: int = 0
 
 
 @dataclass(frozen=True)
 class Result:
     """What `RUN/result.json` holds."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     held_out: list[Row]
     best: str
@@ -80,6 +91,19 @@ class Result:
     """Items asked before the held-out ones: of sources, candidates, steps and finalists."""
     verdict: Verdict | None = None
     """Whether the search was worth it, and which row's recipe is `best.yaml`; None in results of older versions."""
+    look: int = 1
+    """Number of this table among those on the same held-out items; above 1 once a finished search was extended."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences without which the table would say more than it can."""
+        notes = [ENSEMBLE_NOTE] if any(row.kind == "ensemble" for row in self.held_out) else []
+        if self.look > 1:
+            notes.append(
+                f"This is look {self.look} at these held-out items: the search went on after the tables before, and "
+                "intervals and p-values do not know that; a new search with other held-out items would."
+            )
+        return [*notes, *_flaw_notes(self.held_out)]
 
     def to_json(self) -> str:
         """Return the JSON text, one row a line."""
@@ -99,30 +123,30 @@ class Result:
             If the file is damaged.
         """
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            rows = [Row(**row) for row in data.pop("held_out")]
-            return cls(held_out=rows, verdict=_read_verdict(data.pop("verdict", None)), **data)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return _RESULT.validate_json(file.read_bytes())
+        except (OSError, ValueError) as error:
             raise LogError(
-                f"{file} cannot be read ({error}); remove it, and resume the run to write it again"
+                f"{file} cannot be read ({first_mistake(error)}); remove it, and resume the run to write it again"
             ) from None
 
 
 def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, float]) -> list[Row]:
     """Make the held-out table: the found recipe (first in `scored`), then the others, task by task."""
     entries = [(entry, by_task(evaluation)) for entry, evaluation in scored]
+    flaws = [evaluation.flaws for _, evaluation in scored]
     found = entries[0][1]
     rivals = [scores for entry, scores in entries if entry.kind not in SEARCHED]
     rows = []
     for task in [*weights, ALL_TASKS] if len(weights) > 1 else list(weights):
         use = weights if task == ALL_TASKS else {task: 1.0}
         best_rival = max(rivals, key=lambda scores: _mean(scores, use))
-        for entry, scores in entries:
+        for (entry, scores), flawed in zip(entries, flaws, strict=True):
             low, high = _interval(scores, use)
             against = best_rival if scores is found else scores
             p_value = _p_value(found, against, use)
             items = sum(len(scores[name]) for name in use)
-            rows.append(Row(entry.name, entry.kind, task, _mean(scores, use), low, high, items, p_value))
+            counts = (sum(flawed.get(kind, {}).get(name, 0) for name in use) for kind in FLAWS)
+            rows.append(Row(entry.name, entry.kind, task, _mean(scores, use), low, high, items, p_value, *counts))
     return rows
 
 
@@ -154,17 +178,38 @@ def verdict_on(
     )
 
 
+_RESULT = TypeAdapter(Result)
+FLAWED = {
+    "cut": "prompts were longer than the model reads and lost their beginning",
+    "truncated": "generated texts ended at the length limit, without a stop before it",
+    "unscored": "items had no score, which counts as 0",
+}
+"""What the counts of a row mean."""
+
+
+def _flaw_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a sentence for each kind of flaw and task: how many items of which rows have it."""
+    for kind, meaning in FLAWED.items():
+        for task in dict.fromkeys(row.task for row in rows if row.task != ALL_TASKS):
+            counts = {row.name: getattr(row, kind) for row in rows if row.task == task and getattr(row, kind)}
+            if counts:
+                items = next(row.items for row in rows if row.task == task)
+                named = ", ".join(f"{name} {count}" for name, count in counts.items())
+                yield f"{task}, {items} items: {meaning} ({named})."
+
+
 def _recipe(entry: Contender) -> Recipe | None:
     return entry.recipe if isinstance(entry, Entry) else None
 
 
 ROWS = "rows.json"
 """Name of the file in a run directory that holds the recipes of the final table's rows."""
+_TEXTS = TypeAdapter(dict[str, str])
 
 
-def rows_text(recipes: Mapping[str, Recipe]) -> str:
+def rows_text(recipes: Mapping[str, Recipe], header: str = "") -> str:
     """Return the recipes of the table's rows, by their names, as JSON of recipe files."""
-    return json.dumps({name: mergekit_yaml.dump(recipe) for name, recipe in recipes.items()}, indent=1) + "\n"
+    return json.dumps({name: mergekit_yaml.dump(recipe, header) for name, recipe in recipes.items()}, indent=1) + "\n"
 
 
 def read_rows(folder: Path) -> dict[str, Recipe]:
@@ -179,17 +224,11 @@ def read_rows(folder: Path) -> dict[str, Recipe]:
     if not file.is_file():
         return {}
     try:
-        texts = dict(json.loads(file.read_text(encoding="utf-8")))
-        return {str(name): mergekit_yaml.parse(text, f"{file}: {name}") for name, text in texts.items()}
+        texts = _TEXTS.validate_json(file.read_bytes(), strict=True)
+        return {name: mergekit_yaml.parse(text, f"{file}: {name}") for name, text in texts.items()}
     except (OSError, ValueError, TypeError) as error:
-        raise LogError(f"{file} cannot be read ({error}); remove it, and resume the run to write it again") from None
-
-
-def _read_verdict(data: dict[str, Any] | None) -> Verdict | None:
-    if data is None:
-        return None
-    comparisons = tuple(Comparison(**one) for one in data.pop("comparisons"))
-    return Verdict(comparisons=comparisons, **data)
+        reason = first_mistake(error)
+        raise LogError(f"{file} cannot be read ({reason}); remove it, and resume the run to write it again") from None
 
 
 def paired_p_value(one: Evaluation, other: Evaluation, weights: Mapping[str, float]) -> float:

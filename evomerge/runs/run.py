@@ -7,7 +7,6 @@ strategy (`evomerge.search.loop`); nothing is pickled, and a run directory from 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from evomerge.files.atomic import FileError, PlaceError, atomic_folder, write_text
+from evomerge.runs.environment import Environment, read, to_json
 from evomerge.runs.event_rows import (
     FIRST_CHECKSUM,
     Asked,
@@ -34,9 +34,23 @@ from evomerge.runs.event_rows import (
     items_text,
     row_of,
 )
-from evomerge.runs.log_file import MAX_CELL, SCHEMA, SCHEMA_VERSION, LogError, RunError, checked, connect, damaged
+from evomerge.runs.log_file import SCHEMA, SCHEMA_VERSION, LogError, RunError, checked, connect, damaged
 
-__all__ = ["SCHEMA_VERSION", "Asked", "Event", "LogError", "Purpose", "ReferenceScore", "Run", "RunError", "Told"]
+__all__ = [
+    "ORIGIN",
+    "SCHEMA_VERSION",
+    "Asked",
+    "Event",
+    "LogError",
+    "Purpose",
+    "ReferenceScore",
+    "Run",
+    "RunError",
+    "Told",
+]
+
+ORIGIN = "run: "
+"""Begins the comment of a recipe that says which run has found it."""
 
 
 class Run:
@@ -58,7 +72,7 @@ class Run:
         self._item_sets: dict[tuple[str, ...], tuple[int, bytes]] = {}  # number and checksum
 
     @classmethod
-    def create(cls, path: Path, config_yaml: str, environment: Mapping[str, Any]) -> Run:
+    def create(cls, path: Path, config_yaml: str, environment: Environment | Mapping[str, Any]) -> Run:
         """Make a new run directory.
 
         Raises
@@ -69,8 +83,7 @@ class Run:
         try:
             with atomic_folder(path, elsewhere="name a writable place with --run") as temporary:
                 (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
-                text = json.dumps(environment, indent=1) + "\n"
-                (temporary / "environment.json").write_text(text, encoding="utf-8")
+                (temporary / "environment.json").write_text(to_json(environment), encoding="utf-8")
                 with closing(connect(temporary / "events.sqlite")) as connection:
                     connection.executescript(SCHEMA)
                     connection.execute("INSERT INTO log_end VALUES (1, 0, ?)", (FIRST_CHECKSUM,))
@@ -118,7 +131,7 @@ class Run:
         if self._lock is not None:
             self._lock.release()
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         """Return what `environment.json` holds.
 
         Raises
@@ -126,14 +139,7 @@ class Run:
         LogError
             If it is missing or damaged.
         """
-        file = self.path / "environment.json"
-        try:
-            if file.stat().st_size > MAX_CELL:
-                raise ValueError(f"it is larger than {MAX_CELL:,} bytes")
-            environment: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return environment
-        except (OSError, ValueError, RecursionError) as error:
-            raise LogError(f"{file} cannot be read ({error}); restore it from a backup, or start a new run") from None
+        return read(self.path / "environment.json")
 
     def __enter__(self) -> Run:
         return self
@@ -225,6 +231,11 @@ class Run:
             return int(count)
         except sqlite3.Error as error:
             raise damaged(self.path, first_mistake(error)) from error
+
+    @property
+    def origin(self) -> str:
+        """The comment of recipes that this run has found."""
+        return f"{ORIGIN}{self.path.resolve()}"
 
     def write(self, name: str, text: str) -> None:
         """Replace one of the run's text files in one step."""

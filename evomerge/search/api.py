@@ -16,6 +16,7 @@ from typing import Any
 from evomerge.config.load import load, load_mapping, load_recorded
 from evomerge.config.search_file import BudgetConfig, SearchConfig
 from evomerge.files.messages import PrintableFormatter
+from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Result
@@ -142,11 +143,13 @@ def resume_search(
     say = say or _say_nothing
     path = Path(run)
     with Run.open(path) as opened:
-        problem, environment = _open(load_recorded(path, overrides), say, check_for(path, trust_tasks, overrides))
+        recorded = opened.environment()
+        config, code = load_recorded(path, overrides), check_for(path, trust_tasks, overrides)
+        problem, environment = _open(config, say, code, recorded)
         if opened.incomplete:
             say("warning: the last event of the log was not written whole; it is left out, and happens again")
         check_unchanged(opened, environment)
-        for warning in upgrades(opened.environment(), environment):
+        for warning in upgrades(recorded, environment):
             say(f"warning: {warning}")
         pool = start_pool(problem)
         with closing(pool):
@@ -173,10 +176,12 @@ def _read(config: SearchConfig | Mapping[str, Any] | str | Path, overrides: Sequ
     return load_mapping(config, overrides)
 
 
-def _open(config: SearchConfig, say: Say, task_code: CodeCheck) -> tuple[Problem, dict[str, Any]]:
+def _open(
+    config: SearchConfig, say: Say, task_code: CodeCheck, recorded: Environment | None = None
+) -> tuple[Problem, Environment]:
     tasks = len(config.fitness.tasks)
     say(f"checking {len(config.models)} models and {tasks} task{'s' if tasks > 1 else ''}")
-    problem = Problem(config, task_code=task_code)
+    problem = Problem(config, task_code=task_code, recorded=recorded)
     for warning in problem.warnings:
         say(f"warning: {warning}")
     environment = problem.environment()
@@ -214,7 +219,7 @@ def _search(
     if problem.needs_sources:
         say(f"scoring the sources on {len(problem.search_items)} search items")
     history = RunHistory(run.events())
-    plan = problem.evaluation_plan(RecordedScorer(run, history, pool))
+    plan = problem.evaluation_plan(RecordedScorer(run, history, pool, problem.recipe_hash))
     done = history.evaluations
 
     def notify(history: RunHistory, told: Told) -> None:
@@ -223,8 +228,19 @@ def _search(
             progress(Progress(history, budget, done))
 
     step_items = problem.step_items if problem.step_inputs is not None else None
-    spellings = problem.other_spellings()
-    search = Search(run, problem.space, problem.strategy(), budget, plan, notify, step_items, spellings)
+    founder_items = step_items if problem.step_windows is None else None  # a text gives no scores
+    search = Search(
+        run,
+        problem.space,
+        problem.strategy(),
+        budget,
+        plan,
+        notify,
+        step_items,
+        problem.other_spellings(),
+        founder_items,
+        problem.recipe_hash,
+    )
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.strategies import StrategyConfig
-from fitness.results import Evaluation
+from fitness.results import Evaluation, most_flaws
 from fitness.tasks.suite import TaskSuite
 
 
@@ -52,4 +52,4 @@ def vote(members: Sequence[Evaluation]) -> Evaluation:
         given = [member.answers[at] for member in members]
         (answer, _), *_ = Counter(given).most_common(1)  # of equal counts the first one: the best-ranked member's
         scores[at] = members[given.index(answer)].scores[at]
-    return Evaluation("ok", items=items, scores=scores)
+    return Evaluation("ok", items=items, scores=scores, flaws=most_flaws(member.flaws for member in members))

@@ -57,9 +57,10 @@ class FinalEvaluation:
         self.problem = problem
         self.history = search.history
         self.history.spelt_alike(problem.other_spellings())
+        self.plan = search.plan
         self.objectives = search.plan.objectives
         self.strategy = search.strategy
-        self.scorer = RecordedScorer(run, search.history, pool)
+        self.scorer = RecordedScorer(run, search.history, pool, problem.recipe_hash)
 
     def evaluate(self) -> Result:
         """Confirm the finalists, choose one, score it on the held-out items; write `best.yaml` and `result.json`.
@@ -79,7 +80,7 @@ class FinalEvaluation:
         taken = recipes[verdict.recommended]
         result = Result(
             held_out=table(rows, self.problem.suite.weights),
-            best=taken.hash,
+            best=self.problem.recipe_hash(taken),
             evaluations=self.history.evaluations,
             item_evaluations=self.history.item_evaluations,
             seconds=self.history.seconds,
@@ -87,18 +88,19 @@ class FinalEvaluation:
             selection_bias=search_score - rows[0][1].fitness,
             search_items=self.history.search_items,
             verdict=verdict,
+            look=self.history.earlier_looks + 1,
         )
         evaluation = next(evaluation for entry, evaluation in rows if entry.name == verdict.recommended)
         score = f"held-out score {evaluation.fitness:.4f} +- {evaluation.standard_error:.4f}"
         origin = "found by evomerge" if verdict.recommended == found.name else verdict.recommended
-        self.run.write("best.yaml", mergekit_yaml.dump(taken, f"{origin}, {score}"))
-        self.run.write(ROWS, rows_text(recipes))
+        self.run.write("best.yaml", mergekit_yaml.dump(taken, f"{origin}, {score}\n{self.run.origin}"))
+        self.run.write(ROWS, rows_text(recipes, self.run.origin))
         self.run.write("result.json", result.to_json())
         return result
 
     def _missed(self, rows: Sequence[tuple[Contender, Evaluation]]) -> dict[str, str]:
         """Return what each row that misses a minimum score on the held-out items misses, by the row's name."""
-        shares = {task.task: task.min_share_of_best_source or 0.0 for task in self.problem.config.fitness.tasks}
+        shares = {task.task: task.min_share_of_best_source or 0.0 for task in self.problem.suite.entries}
         if not any(shares.values()):
             return {}
         scored = {entry.name: means(evaluation) for entry, evaluation in rows}
@@ -132,7 +134,7 @@ class FinalEvaluation:
         mean = None if guess is None else Entry(self.strategy.guess, "mean", self.problem.space.decode(guess))
         if guess is None and not history.ranking():
             raise SearchError(f"{self.run.path}: no candidate was scored; see log.txt for the reasons")
-        best = [identity for identity in history.ranking() if history.asked[identity].candidate.kind != "founder"]
+        best = [identity for identity in self._ranking() if history.asked[identity].candidate.kind != "founder"]
         best = best[: self.problem.config.fitness.finalists]
         asked = {item for identity in best for item in history.evaluation(identity).items}
         rng = generator(self.problem.config.seed, len(history.asked))
@@ -147,6 +149,12 @@ class FinalEvaluation:
         value = Objectives(self.problem.suite.weights).judge(scored, means(scored)).value
         return Entry("found", "found", found.recipe), mean, value
 
+    def _ranking(self) -> list[int]:
+        """Return ids of the scored candidates, best first, by estimates that all candidates' answers enter."""
+        told = self.history.scored()
+        judged = self.plan.judge_all([self.history.evaluation(identity) for identity in told])
+        return self.history.ranking(dict(zip(told, judged, strict=True)))
+
     def _finalists(self, candidates: Sequence[int], mean: Entry | None) -> list[Entry]:
         """Return the candidates with these ids, the strategy's guess and all alternatives, each recipe once."""
         space, history = self.problem.space, self.history
@@ -156,14 +164,17 @@ class FinalEvaluation:
         ]
         entries += [mean] if mean is not None else []
         spelt = {point: entry for entry, point in self.problem.other_spellings().items()}
-        finalists = {entry.recipe.hash: entry for entry in self.problem.alternatives()}
+        finalists = {self._hash(entry): entry for entry in self.problem.alternatives()}
         for entry in entries:
-            finalists.setdefault(spelt.get(entry.recipe.hash, entry.recipe.hash), entry)
+            finalists.setdefault(spelt.get(self._hash(entry), self._hash(entry)), entry)
         return list(finalists.values())
+
+    def _hash(self, entry: Entry) -> str:
+        return self.problem.recipe_hash(entry.recipe)
 
     def _has_answered_all(self, entry: Entry) -> bool:
         """Return whether a finalist was asked every search item before; a resumed run must say the same."""
-        return len(self.history.answers(entry.recipe.hash, confirmed=False)) == len(self.problem.search_items)
+        return len(self.history.answers(self._hash(entry), confirmed=False)) == len(self.problem.search_items)
 
     def _clearly_worse(self, one: Evaluation, other: Evaluation) -> bool:
         """Return whether one finalist is so far behind another on the same items that it need not be asked more."""

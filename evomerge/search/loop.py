@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from shlex import quote
 
 import numpy as np
@@ -54,12 +55,15 @@ class Search:
     plan
         Which items candidates are asked, and what their answers say; newly built, it is led through the events.
     step_items
-        Which items a step of a search by gradients, and the founders before it, are asked, by their generation; None:
-        there are no steps.
+        Which items a step of a search by gradients is asked, by its generation; None: there are no steps.
     notify
         Called after every evaluation that is told, not for replayed ones.
     spellings
         Hashes of recipes that give the same model: that of an alternative to that of a founder.
+    founder_items
+        Which items the founders are asked, by their generation; None: as other candidates.
+    recipe_hash
+        Hash of a recipe; equal ones are scored once.
 
     Attributes
     ----------
@@ -82,6 +86,8 @@ class Search:
         notify: Notify | None = None,
         step_items: Callable[[int], tuple[str, ...]] | None = None,
         spellings: Mapping[str, str] | None = None,
+        founder_items: Callable[[int], tuple[str, ...]] | None = None,
+        recipe_hash: Callable[[Recipe], str] = attrgetter("hash"),
     ) -> None:
         self.run = run
         self.space = space
@@ -91,7 +97,8 @@ class Search:
         self.history = RunHistory()
         self.history.spelt_alike(spellings or {})
         self._notify = notify
-        self._step_items = step_items
+        self._step_items, self._founder_items = step_items, founder_items
+        self._recipe_hash = recipe_hash
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
         self._duplicates_in_flight: dict[str, list[int]] = {}  # recipe being scored -> other candidates with it
         self._held: dict[int, Told] = {}  # recorded, and told to a synchronous strategy when its turn comes
@@ -142,7 +149,7 @@ class Search:
             (candidate,) = candidates
             self._stop_if_a_generation_failed(candidate.generation)
             recipe = self.space.decode(candidate.genotype)
-            asked = Asked(candidate, recipe.hash)
+            asked = Asked(candidate, self._recipe_hash(recipe))
             self.run.record(asked)
             self.history.add(asked)
             self._submit(pool, candidate, recipe, asked.recipe)
@@ -172,8 +179,8 @@ class Search:
         return self.plan.judge(Evaluation("ok", items=items, scores=scores))
 
     def _items(self, candidate: Candidate) -> tuple[str, ...]:
-        like_a_step = candidate.kind in ("gradient", "founder")
-        choose = self._step_items if like_a_step and self._step_items is not None else self.plan.items
+        chosen = {"gradient": self._step_items, "founder": self._founder_items}.get(candidate.kind)
+        choose = chosen or self.plan.items
         return tuple(choose(candidate.generation))
 
     def _submit_duplicates(self, pool: Pool, recipe_hash: str) -> None:
@@ -199,8 +206,8 @@ class Search:
         evaluation = self.history.evaluation(identity)
         score = f"{evaluation.value:.4f} +- {evaluation.standard_error:.4f}"
         log.info("candidate %d is the best so far: %s", identity, score)
-        text = mergekit_yaml.dump(recipe, f"best of {len(self.history.told)} candidates: {score}")
-        self.run.write("best.yaml", text)
+        header = f"best of {len(self.history.told)} candidates: {score}\n{self.run.origin}"
+        self.run.write("best.yaml", mergekit_yaml.dump(recipe, header))
 
     def _first_unjudged(self) -> int:
         last = max((asked.candidate.generation for asked in self.history.asked.values()), default=0)

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import SearchConfig
-from evomerge.files.hashing import sha256
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.output.writer import rehearse
 from evomerge.merging.sources.open_sources import open_sources
-from evomerge.merging.sources.source import Source, fingerprint
+from evomerge.merging.sources.source import Source
+from evomerge.runs.environment import Environment
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
+from evomerge.search.environment import (
+    compute_dtype,
+    config_identity,
+    source_files,
+    text_hash,
+    tokenizer_files,
+    versions,
+)
 from evomerge.search.founders import Founder, founders
 from evomerge.search.recorded_scoring import RecordedScorer
-from evomerge.search.warm_start import WarmStartSettings, load_warm_start
+from evomerge.search.warm_start import EarlierQuestions, WarmStartSettings, earlier_questions, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.strategies.founded import Founded
 from evomerge.version import VERSION
@@ -35,25 +42,26 @@ from fitness.estimation.evaluation_plan import (
     EstimatedPlan,
     EvaluationPlan,
     FixedItemsPlan,
+    check_item_banks,
     estimator_inputs,
-    within_unit_interval,
 )
 from fitness.estimation.item_banks import ItemBanks
 from fitness.estimation.subset import FreshItems
 from fitness.items import positions_by_task, task_of
+from fitness.results import TaskError
 from fitness.scoring.evaluator import Evaluator
 from fitness.scoring.text_losses import TextWindows
 from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.lm_eval_rules import longest_input
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
+from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.methods import METHODS
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.yaml_text import read_text
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.derivatives import ChainRule
 from search_spaces.spaces.registry import build_space
-
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "cma", "numpy", "scipy")
-OPTIONAL_PACKAGES = ("cmaes", "nevergrad")
 
 
 class Problem:
@@ -69,10 +77,26 @@ class Problem:
         Whether to look for NaN in the sources, and to try to write a merge without its weights.
     task_code
         Called with the code of each task that has some, before it runs.
+    recorded
+        The environment of the run that is continued; None: it begins.
+
+    Attributes
+    ----------
+    seen
+        Keys of the questions that earlier searches have seen, those of the warm start and of the start that the search
+        file names; none of these questions is held out.
     """
 
-    def __init__(self, config: SearchConfig, *, scan: bool = True, task_code: CodeCheck = allow) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        *,
+        scan: bool = True,
+        task_code: CodeCheck = allow,
+        recorded: Environment | None = None,
+    ) -> None:
         self.config = config
+        check_workers(config)
         self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
@@ -93,14 +117,20 @@ class Problem:
             squared_norms=partial(squared_norms, self.checkpoints, config.base),
         )
         self.space = config.stamped(build_space(config.space, context))
-        self.suite = TaskSuite.load(config.fitness, config.seed, task_code)
+        self._references = config.models if recorded is None else recorded.references
+        earlier = earlier_questions(config) if recorded is None else EarlierQuestions.of(recorded)
+        self.seen, self._seen_where, self._unknown_origins = earlier.keys, earlier.where, earlier.warnings
+        self.suite = TaskSuite.load(config.fitness, config.seed, task_code, self.seen)
         try:
             ensemble.check(config.strategy, self.suite)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
-        self.subset = self.suite.pool.subset(config.fitness.subset.items, config.seed)
+        self.subset = _asked(self.suite, config)
         self.item_banks = _item_banks(config.fitness)
+        if self.asks_few:
+            few = config.fitness.subset
+            check_item_banks(self._items_by_task(), self.item_banks, few.estimator, few.item_bank)
         self.held_out_items = self.suite.pool.held_out_ids()
         if config.strategy.items_per_step:
             self._check_gradients()
@@ -122,8 +152,15 @@ class Problem:
                 for task, count in self.suite.pool.dropped.items()
                 if count
             ),
+            *(
+                f"{task}: {count} held-out items are left out, because {self._seen_where} has seen them"
+                for task, count in self.suite.pool.dropped_seen.items()
+                if count
+            ),
+            *self._unknown_origins,
             *_idle_workers(self.config),
             *self._cut_prompts(),
+            *self.suite.overlaps(),  # after it: the prompts, and with them the examples, are built
         ]
 
     def _cut_prompts(self) -> Iterator[str]:
@@ -131,9 +168,8 @@ class Problem:
         source = self.checkpoints[self.config.base]
         if not source.tokenizer.files:
             return  # scoring says that it is missing
-        tokenizer, fitness = source.tokenizer.load(), self.config.fitness
-        evaluator = Evaluator(self.suite, tokenizer, max_length=fitness.max_length)
-        limit = fitness.max_length or longest_input(source.config, tokenizer)
+        evaluator = self.evaluator
+        limit = evaluator.max_length or longest_input(source.config, evaluator.tokenizer)
         for side, items in (("search", self.search_items), ("held-out", self.held_out_items)):
             for task, places in positions_by_task(items).items():
                 cut = evaluator.cut_items([items[at] for at in places], limit)
@@ -239,21 +275,23 @@ class Problem:
             for entry in (self.sources() if self.needs_sources else [])
             if entry.name != self.config.base or fitness.compares_with_sources
         }
-        objectives = fitness.objectives_for(list(scored.values()))
+        objectives = fitness.objectives_for(list(scored.values()), self.suite.entries)
         experts = [answers for name, answers in scored.items() if name != self.config.base]
-        estimator = few.estimator
-        if estimator == "auto":
-            estimator = "inherited" if all(within_unit_interval(answers) for answers in experts) else "mean"
+        estimator = "inherited" if few.estimator == "auto" else few.estimator
         rotate = few.rotates(estimator)
-        if not self.asks_few or (estimator == "mean" and not rotate):
+        if not self.asks_few or few.ids is not None or (estimator == "mean" and not rotate):
             return FixedItemsPlan(self.subset, objectives)
         assert few.items != "all"
-        places = positions_by_task(self.search_items)
-        tasks = {task: [self.search_items[at] for at in places[task]] for task in objectives.weights}
         inputs = {
-            task: estimator_inputs(task, items, experts, self.item_banks, estimator) for task, items in tasks.items()
+            task: estimator_inputs(task, items, experts, self.item_banks, estimator)
+            for task, items in self._items_by_task().items()
         }
         return EstimatedPlan(self.search_items, inputs, objectives, estimator, few.items, self.config.seed, rotate)
+
+    def _items_by_task(self) -> dict[str, list[str]]:
+        """Return the search items of each task, in the order of the tasks."""
+        places = positions_by_task(self.search_items)
+        return {task: [self.search_items[at] for at in places[task]] for task in self.suite.weights}
 
     @property
     def noise(self) -> float:
@@ -320,32 +358,64 @@ class Problem:
 
     def other_spellings(self) -> dict[str, str]:
         """Hashes of recipes that give the same model: that of an alternative to that of its point of the space."""
-        return {founder.entry.recipe.hash: founder.recipe.hash for founder in self.founders if founder.exact}
+        pairs = [(founder.entry.recipe, founder.recipe) for founder in self.founders if founder.exact]
+        return {self.recipe_hash(entry): self.recipe_hash(point) for entry, point in pairs}
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Asks the items with the base's tokenizer; for what follows from prompts alone."""
+        tokenizer = self.checkpoints[self.config.base].tokenizer.load()
+        return Evaluator(self.suite, tokenizer, max_length=self.config.fitness.max_length)
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
         """Sizes and hashes of the sources' files, from when this was first read."""
-        return {name: fingerprint(checkpoint)["files"] for name, checkpoint in self.checkpoints.items()}
+        return source_files(self.checkpoints)
 
-    def environment(self) -> dict[str, Any]:
-        """Return the versions of all packages that affect numbers, the search's identity, and the models' tensors."""
-        return {
-            "evomerge": VERSION,
-            "packages": {name: metadata.version(name) for name in (*PACKAGES, *_installed(OPTIONAL_PACKAGES))},
-            "config": self._identity(),
-            "items": self.suite.digest(),
-            "sources": self.fingerprints,
-            "layout": asdict(self.layout),
-            "sizes": self.sizes,
-        }
+    def recipe_hash(self, recipe: Recipe) -> str:
+        """Return a recipe's hash with its models where they were when the run began; their contents are the same."""
+        if self._references == self.config.models:
+            return recipe.hash
+        began = {reference: self._references.get(name, reference) for name, reference in self.config.models.items()}
+        return recipe.with_models(began).hash
 
-    def _identity(self) -> dict[str, Any]:
-        """The config's identity, with the hash of the item banks' file in place of its path."""
-        identity = self.resolved().identity()
-        path = self.config.fitness.subset.item_bank
-        if path is not None:
-            identity["fitness"]["subset"]["item_bank"] = sha256(Path(path))
-        return identity
+    def environment(self, only: Collection[str] | None = None) -> Environment:
+        """Return the versions of all packages that affect numbers, and the identity of the search when first asked.
+
+        Parameters
+        ----------
+        only
+            Ids of the items whose prompts are built and compared; None: all.
+
+        Raises
+        ------
+        TaskError
+            A prompt cannot be built.
+        CheckpointError
+            There is no tokenizer.
+        """
+        return self._environment if only is None else self._identified(only)
+
+    @cached_property
+    def _environment(self) -> Environment:
+        return self._identified(None)
+
+    def _identified(self, only: Collection[str] | None) -> Environment:
+        base, config = self.checkpoints[self.config.base], self.resolved()
+        return Environment(
+            evomerge=VERSION,
+            packages=versions(),
+            config=config_identity(config),
+            items=self.suite.identity(self.evaluator.requests, only),
+            earlier=" ".join(sorted(self.seen)),
+            references=self._references,
+            sources=self.fingerprints,
+            tokenizers=tokenizer_files(self.checkpoints),
+            chat_template=text_hash(base.tokenizer.chat_template()) if config.fitness.apply_chat_template else "",
+            compute_dtype=compute_dtype(config),
+            layout=self.layout,
+            sizes=self.sizes,
+        )
 
 
 def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> float:
@@ -354,9 +424,17 @@ def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> flo
     return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
 
 
-def _installed(packages: Sequence[str]) -> list[str]:
-    """Return the packages that are installed; looking for each is faster than reading all installed names."""
-    return [package for package in packages if any(metadata.distributions(name=package))]
+def check_workers(config: SearchConfig) -> None:
+    """Refuse workers that cannot start on this machine, where their kind can tell.
+
+    Raises
+    ------
+    WorkerError
+        If so.
+    """
+    check: Callable[[], None] | None = getattr(config.workers, "check", None)
+    if check is not None:
+        check()
 
 
 def _idle_workers(config: SearchConfig) -> list[str]:
@@ -378,3 +456,15 @@ def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:
         return ItemBanks.load(fitness.subset.item_bank)
     except ValueError as error:
         raise ConfigError(f"fitness.subset.item_bank: {error}") from None
+
+
+def _asked(suite: TaskSuite, config: SearchConfig) -> tuple[str, ...]:
+    """Return the ids of the items that each candidate is asked: those in a file, or some drawn with the seed."""
+    few = config.fitness.subset
+    if few.ids is None:
+        return suite.pool.subset(few.items, config.seed)
+    try:
+        lines = map(str.strip, read_text(Path(few.ids)).splitlines())
+        return suite.pool.listed({line for line in lines if line and not line.startswith("#")})
+    except (RecipeError, TaskError) as error:
+        raise ConfigError(f"fitness.subset.ids: {few.ids}: {error}") from None

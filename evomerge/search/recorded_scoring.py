@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from shlex import quote
 
 import numpy as np
@@ -13,6 +14,7 @@ from evomerge.runs.run import Purpose, ReferenceScore, Run
 from evomerge.search.loop import SearchError
 from evomerge.workers.base import Pool, Request
 from fitness.results import Evaluation
+from search_spaces.recipes.recipe import Recipe
 
 
 class RecordedScorer:
@@ -26,12 +28,21 @@ class RecordedScorer:
         What the run's events add up to.
     pool
         Scores the recipes, one at a time.
+    recipe_hash
+        Hash of a recipe, as in the run's events.
     """
 
-    def __init__(self, run: Run, history: RunHistory, pool: Pool) -> None:
+    def __init__(
+        self,
+        run: Run,
+        history: RunHistory,
+        pool: Pool,
+        recipe_hash: Callable[[Recipe], str] = attrgetter("hash"),
+    ) -> None:
         self.run = run
         self.history = history
         self.pool = pool
+        self._hash = recipe_hash
 
     def score(self, purpose: Purpose, entry: Entry, items: Sequence[str]) -> Evaluation:
         """Return the recipe's mean score on `items`, with its per-item scores; for finalists there is `confirm`.
@@ -41,11 +52,11 @@ class RecordedScorer:
         SearchError
             If it cannot be built or scored.
         """
-        asked = tuple(items)
+        asked, recipe = tuple(items), self._hash(entry.recipe)
         for known in (
-            self.history.reference_scores.get((purpose, entry.recipe.hash)),
-            self.history.reference_scores.get(("vote", entry.recipe.hash)),
-            self.history.by_recipe.get(entry.recipe.hash),  # a candidate that was asked the very same items
+            self.history.reference_scores.get((purpose, recipe)),
+            self.history.reference_scores.get(("vote", recipe)),
+            self.history.by_recipe.get(recipe),  # a candidate that was asked the very same items
         ):
             if known is not None and known.items == asked:
                 return known
@@ -60,7 +71,7 @@ class RecordedScorer:
             If it cannot be built or scored.
         """
         asked = tuple(items)
-        known = self.history.answers(entry.recipe.hash)
+        known = self.history.answers(self._hash(entry.recipe))
         missing = tuple(item for item in asked if item not in known)
         if missing:
             new = self._new("confirm", entry, missing)
@@ -70,7 +81,7 @@ class RecordedScorer:
     def vote(self, entry: Entry, items: Sequence[str]) -> Evaluation:
         """Return an ensemble member's scores on held-out items with its answers; raises as `score` does."""
         asked = tuple(items)
-        known = self.history.reference_scores.get(("vote", entry.recipe.hash))
+        known = self.history.reference_scores.get(("vote", self._hash(entry.recipe)))
         return known if known is not None and known.items == asked else self._new("vote", entry, asked)
 
     def _new(self, purpose: Purpose, entry: Entry, items: tuple[str, ...]) -> Evaluation:
@@ -83,7 +94,7 @@ class RecordedScorer:
                 f"scoring {entry.name} failed: {evaluation.reason}; fix the cause, "
                 f"then `evomerge resume {quote(str(self.run.path))}`"
             )
-        event = ReferenceScore(purpose, entry.recipe.hash, evaluation)
+        event = ReferenceScore(purpose, self._hash(entry.recipe), evaluation)
         self.run.record(event)
         self.history.add(event)
         return evaluation

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from evomerge.runs.environment import Environment
 from evomerge.runs.run import Run, RunError
+from fitness.tasks.identity import difference
 
 _START_NEW = "start a new run"
 
 
-def check_unchanged(run: Run, environment: Mapping[str, Any]) -> None:
+def check_unchanged(run: Run, now: Environment) -> None:
     """Refuse to continue with other sources, items or settings, whose scores would not compare.
 
     Parameters
     ----------
     run
         The run to continue.
-    environment
+    now
         What `Problem.environment` says now.
 
     Raises
@@ -27,32 +28,66 @@ def check_unchanged(run: Run, environment: Mapping[str, Any]) -> None:
         If something has changed since the run began; the message names it.
     """
     recorded = run.environment()
-    current = json.loads(json.dumps(environment))  # tuples become lists, as in the file
-    for name, files in current["sources"].items():
-        if recorded["sources"].get(name) != files:
+    current = now.model_dump(mode="json")["config"]  # tuples become lists, as in the file
+    for name, found in now.sources.items():
+        file = other_file(recorded.sources.get(name, {}), found)
+        if file is not None:
             raise RunError(
-                f"models.{name}: it has changed since the run began; put the old files back, or {_START_NEW}"
+                f"models.{name}: it has changed since the run began ({file}); put the old files back, or {_START_NEW}"
             )
-    for key, value in current["config"].items():
-        if _given(recorded["config"].get(key)) != _given(value):
+        file = other_file(recorded.tokenizers.get(name, {}), now.tokenizers[name])
+        if file is not None:
             raise RunError(
-                f"{run.path / 'config.yaml'}: {key} was edited since the run began, and only the budget, the workers, "
-                f"the trackers and places of files may be; put it back, or {_START_NEW}"
+                f"models.{name}: its {file} has changed since the run began, so texts or their ends would; put the old "
+                f"file back, or {_START_NEW}"
             )
-    if recorded["items"] != current["items"]:
-        raise RunError(
-            f"fitness.tasks: a task's items have changed since the run began; put them back, or {_START_NEW}"
-        )
+    for key, value in current.items():
+        path = _other_key(_given(recorded.config.get(key)), _given(value), key)
+        if path is not None:
+            raise RunError(
+                f"{run.path / 'config.yaml'}: {key} was edited since the run began ({path}), and only the budget, the "
+                f"workers, the trackers and places of files may be; put it back, or {_START_NEW}"
+            )
+    said = difference(recorded.items, now.items)
+    if said is not None:
+        raise RunError(f"fitness.tasks: {said} since the run began; put it back, or {_START_NEW}")
+    if recorded.chat_template != now.chat_template:
+        raise RunError(f"fitness: the chat template has changed since the run began; put it back, or {_START_NEW}")
+    check_compute_dtype(recorded, now)
 
 
-def upgrades(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+def check_compute_dtype(recorded: Environment, now: Environment) -> None:
+    """Refuse forward passes in another data type; RunError if it is known on both sides and differs."""
+    if "auto" in (recorded.compute_dtype, now.compute_dtype) or recorded.compute_dtype == now.compute_dtype:
+        return
+    raise RunError(
+        f"workers: forward passes computed in {recorded.compute_dtype} and would in {now.compute_dtype} now, which "
+        f"gives other scores; write workers.compute_dtype: {recorded.compute_dtype}, or {_START_NEW}"
+    )
+
+
+def other_file(recorded: Mapping[str, object], found: Mapping[str, object]) -> str | None:
+    """Return the first file that is not as it was recorded; None if all are."""
+    return next((name for name in (*recorded, *found) if recorded.get(name) != found.get(name)), None)
+
+
+def _other_key(before: Any, now: Any, path: str) -> str | None:
+    """Return the path of the first setting that differs; None if none does."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        inner = (_other_key(before.get(key), now.get(key), f"{path}.{key}") for key in (*before, *now))
+        return next((found for found in inner if found is not None), None)
+    return None if before == now else path
+
+
+def upgrades(recorded: Environment, now: Environment) -> list[str]:
     """Return a sentence for each package whose version has changed since the run began."""
-    before = {"evomerge": recorded["evomerge"]} | recorded["packages"]
-    now = {"evomerge": current["evomerge"]} | current["packages"]
+    before = {"evomerge": recorded.evomerge} | recorded.packages
+    after = {"evomerge": now.evomerge} | now.packages
     return [
-        f"{name} {version} when the run began, {now.get(name, 'none')} now: new scores may differ in their last digits"
+        f"{name} {version} when the run began, {after.get(name, 'none')} now: new scores may differ in their last "
+        "digits"
         for name, version in before.items()
-        if now.get(name) != version
+        if after.get(name) != version
     ]
 
 

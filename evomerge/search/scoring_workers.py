@@ -13,10 +13,14 @@ from typing import Any
 
 from evomerge.config.search_file import SearchConfig
 from evomerge.merging.engine.placement import Share
+from evomerge.runs.environment import Environment
+from evomerge.runs.run import RunError
 from evomerge.search.problem import Problem
+from evomerge.search.resuming import check_compute_dtype, other_file
 from evomerge.workers.base import Pool, WorkerError, WorkerFactory, WorkerSettings
 from evomerge.workers.inline import MergeWorker
 from evomerge.workers.start import LocalWorker, Preparation, WorkerInputs
+from fitness.tasks.identity import difference
 
 
 def start_pool(problem: Problem) -> Pool:
@@ -60,14 +64,13 @@ def local_worker(problem: Problem, settings: WorkerSettings | None = None, share
         config.fitness.max_length,
         problem.step_inputs,
     )
-    asked_first = problem.search_items if problem.needs_sources else problem.subset
     space = problem.space
-    preparation = Preparation(tuple(space.structures()), space.decode(space.start), tuple(asked_first))
+    preparation = Preparation(tuple(space.structures()), space.decode(space.start), _asked_first(problem))
     return LocalWorker(inputs, preparation, settings or config.workers.settings(), share)
 
 
 def open_worker(
-    values: Mapping[str, Any], expected: Mapping[str, Any], settings: WorkerSettings, share: Share
+    values: Mapping[str, Any], expected: Environment, settings: WorkerSettings, share: Share
 ) -> MergeWorker:
     """Return a worker in this process for a search whose driver lives in another one.
 
@@ -86,16 +89,29 @@ def open_worker(
         If the models, the tasks or evomerge itself differ from the driver's.
     """
     inline = {"kind": "inline"} | asdict(settings)
-    problem = Problem(SearchConfig.model_validate({**values, "workers": inline}), scan=False)
-    _check_same(problem.environment(), expected)
+    config = SearchConfig.model_validate({**values, "workers": inline})
+    problem = Problem(config, scan=False, recorded=expected)
+    _check_same(problem.environment(frozenset(_asked_first(problem))), expected)
     return local_worker(problem, settings, share).ready()
 
 
-def _check_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    for name, files in expected["sources"].items():
-        if found["sources"].get(name) != files:
-            raise WorkerError(f"models.{name}: the files differ from the driver's; put the same files there")
-    if found["items"] != expected["items"]:
-        raise WorkerError("fitness.tasks: a task has other items than at the driver; put the same task files there")
-    if found["evomerge"] != expected["evomerge"]:
-        raise WorkerError(f"evomerge is {found['evomerge']} there and {expected['evomerge']} at the driver")
+def _asked_first(problem: Problem) -> tuple[str, ...]:
+    """Return the items whose prompts a worker builds before the first candidate."""
+    return tuple(problem.search_items if problem.needs_sources else problem.subset)
+
+
+def _check_same(found: Environment, expected: Environment) -> None:
+    for name, files in expected.sources.items():
+        for there, here in ((found.sources, files), (found.tokenizers, expected.tokenizers[name])):
+            file = other_file(here, there.get(name, {}))
+            if file is not None:
+                raise WorkerError(f"models.{name}: {file} differs from the driver's; put the same files there")
+    said = difference(expected.items, found.items)
+    if said is not None:
+        raise WorkerError(f"fitness.tasks: {said}, compared with the driver; put the same task files there")
+    if found.evomerge != expected.evomerge:
+        raise WorkerError(f"evomerge is {found.evomerge} there and {expected.evomerge} at the driver")
+    try:
+        check_compute_dtype(expected, found)
+    except RunError as error:
+        raise WorkerError(str(error)) from None

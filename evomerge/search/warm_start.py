@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.config.search_file import SearchConfig
+from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import read_rows
-from evomerge.runs.run import Run, require_run
+from evomerge.runs.run import ORIGIN, Run, is_run, require_run
 from evomerge.search.founders import expressed
 from evomerge.strategies import StrategyConfig
 from evomerge.strategies.base import Genotype
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
@@ -29,6 +30,8 @@ from search_spaces.spaces.space import SearchSpace
 
 NUMBERS = 20_000
 """Most genes that a warm start writes into the new run's config, all candidates together: about half a megabyte."""
+HEADER_LINES = 10
+"""Comment lines at the beginning of a recipe that are looked at."""
 LOOKED_AT = 1000
 """Most candidates of the earlier run, best first, that are considered."""
 
@@ -118,14 +121,89 @@ def space_of(path: Path, models: Mapping[str, str] | None = None) -> SearchSpace
     config = load(path / "config.yaml")
     with Run.read(path) as run:
         environment = run.environment()
-    layout = TypeAdapter(ModelLayout).validate_python(environment["layout"])
     settings = config.space
     if isinstance(settings, CoefficientConfig):
         settings = settings.model_copy(update={"start": None})  # decoding does not depend on it
     context = SpaceContext(
-        models or config.models, layout, environment.get("sizes", {}), out_dtype=config.out_dtype, seed=config.seed
+        models or config.models, environment.layout, environment.sizes, out_dtype=config.out_dtype, seed=config.seed
     )
     return config.stamped(build_space(settings, context))
+
+
+@dataclass(frozen=True)
+class EarlierQuestions:
+    """What searches before this one have seen.
+
+    Attributes
+    ----------
+    keys
+        Keys of the questions (`fitness.items.Item.key`) that they asked, or that their prompts showed.
+    where
+        The runs, for messages.
+    warnings
+        A sentence for each recipe of a search that is not there any more.
+    """
+
+    keys: frozenset[str] = frozenset()
+    where: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, recorded: Environment) -> EarlierQuestions:
+        """Return what a run that is continued has recorded of them."""
+        return cls(frozenset(recorded.earlier.split()), "an earlier run")
+
+
+def earlier_questions(config: SearchConfig) -> EarlierQuestions:
+    """Return what was seen by the earlier run at which a search begins, and by the one that found its start.
+
+    A recipe beside a run's log is of that run; any other one from a search names its run in its first lines.
+
+    Raises
+    ------
+    RunError, LogError
+        If the warm start is not a run directory, or is damaged.
+    """
+    named = config.strategy.earlier_run
+    runs = {} if named is None or not named.run else {Path(named.run): "strategy.warm_start"}
+    runs |= {
+        run: f"space.start {file}"
+        for file in _start_files(config.space.model_dump(mode="json"))
+        for run in _run_of(file)
+    }
+    keys: frozenset[str] = frozenset()
+    found, warnings = [], []
+    for path, key in runs.items():
+        if not is_run(path) and not (key == "strategy.warm_start" and named is not None and not named.is_loaded):
+            warnings.append(
+                f"{key} is of the run {path}, which is not there: whether it has seen held-out items is not known"
+            )
+            continue
+        require_run(path)
+        with Run.read(path) as run:
+            keys |= run.environment().seen
+        found.append(str(path))
+    return EarlierQuestions(keys, " and ".join(found), tuple(warnings))
+
+
+def _start_files(settings: Any) -> list[Path]:
+    """Return the recipes that a space's settings name as starts, at any depth."""
+    if not isinstance(settings, Mapping):
+        return []
+    start = settings.get("start")
+    own = [Path(start)] if isinstance(start, str) and Path(start).is_file() else []
+    return [*own, *(file for value in settings.values() for file in _start_files(value))]
+
+
+def _run_of(recipe: Path) -> list[Path]:
+    """Return the run that has written a recipe, if one has."""
+    if is_run(recipe.parent):
+        return [recipe.parent]
+    with recipe.open(encoding="utf-8", errors="replace") as lines:
+        for line in islice(lines, HEADER_LINES):
+            if line.startswith(f"# {ORIGIN}"):
+                return [Path(line.removeprefix(f"# {ORIGIN}").strip())]
+    return []
 
 
 class _FinishedRun:
@@ -143,7 +221,7 @@ class _FinishedRun:
     def __init__(self, path: Path, config: SearchConfig, space: SearchSpace) -> None:
         with Run.read(path) as run:
             self._history = RunHistory(run.events())
-            self._layout = TypeAdapter(ModelLayout).validate_python(run.environment()["layout"])
+            self._layout = run.environment().layout
         self._config_models = config.models
         self._path, self._space = path, space
         asked = self._history.asked

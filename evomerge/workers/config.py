@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from evomerge.merging.engine.placement import ComputeDtype, SourcePlacement
-from evomerge.workers.base import Pool, WorkerFactory, WorkerSettings
+from evomerge.workers.base import Pool, WorkerError, WorkerFactory, WorkerSettings
 from evomerge.workers.registry import register_workers
 
 
@@ -79,6 +79,26 @@ class RayConfig(BaseModel):
         """Return the settings of one worker."""
         threads = max(1, math.floor(self.cpus_per_worker))
         return WorkerSettings(device, self.compute_dtype, threads, self.placement)
+
+    def check(self) -> None:
+        """Refuse what can be known before Ray is started.
+
+        Raises
+        ------
+        WorkerError
+            If Ray is missing or too old, or this machine has too few GPUs for a worker.
+        """
+        from evomerge.workers.ray_local import check_installed
+
+        check_installed()
+        if self.address == "local" and not isinstance(self.gpus_per_worker, str) and self.gpus_per_worker:
+            import torch
+
+            if torch.cuda.device_count() < self.gpus_per_worker:
+                raise WorkerError(
+                    f"workers: one needs {self.gpus_per_worker:g} GPUs, and this machine has "
+                    f"{torch.cuda.device_count()}; lower workers.gpus_per_worker"
+                )
 
     def start(self, factory: WorkerFactory) -> Pool:
         """Return the pool, with a worker that is ready to score."""

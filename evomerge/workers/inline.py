@@ -89,7 +89,12 @@ class MergeWorker:
             scored = self._score(model, request)
             seconds["score"] = scored.forward_seconds
             answered = Evaluation(
-                "ok", items=scored.items, scores=scored.scores, seconds=seconds, answers=scored.answers
+                "ok",
+                items=scored.items,
+                scores=scored.scores,
+                seconds=seconds,
+                answers=scored.answers,
+                flaws=scored.flaws,
             )
             estimates = means(scored)  # later rounds of a race may have no items of a small task
             weights = {task: self.evaluator.suite.weights[task] for task in estimates}

@@ -16,11 +16,11 @@ from evomerge.files.messages import one_line
 from evomerge.merging.engine.placement import Share
 from evomerge.workers.base import BrokenWorker, Request, Worker, WorkerError, WorkerSettings
 from evomerge.workers.ray_actor import Actor
+from evomerge.workers.ray_local import MODE, TOKEN, TOKEN_PATH, LocalRay, check_installed, keep_private
 from evomerge.workers.ray_pool import Handle, Reference, WorkerDied
 
 OBJECT_STORE = 100 * 2**20
 """Bytes of a local object store: it holds recipes and scores, never weights."""
-
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no internet
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning per worker without a GPU
@@ -74,12 +74,14 @@ class RayCluster:
     ) -> None:
         self._settings = cluster
         os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-        if cluster.address != "local" and _has_token():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
-        try:
-            import ray
-        except ImportError:
-            raise WorkerError("workers.kind is ray, and Ray is not installed; pip install 'evomerge[ray]'") from None
+        check_installed()
+        self._local: LocalRay | None = None
+        if cluster.address == "local":
+            self._local = LocalRay()
+        elif _has_token():
+            os.environ.setdefault(MODE, "token")  # read when Ray is imported
+        import ray
+
         self._ray = ray
         self._ours = not ray.is_initialized()
         if self._ours:
@@ -157,22 +159,26 @@ class RayCluster:
         """Leave the cluster, unless it was joined before we came; a cluster that we started ends with that."""
         if self._ours and self._ray.is_initialized():
             self._ray.shutdown()
+        if self._local is not None:
+            self._local.close()
 
     def _connect(self) -> None:
         address = self._settings.address
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address == "local":
+        if self._local is not None:
             count = 1 if self._settings.count == "auto" else self._settings.count
             needed = math.ceil(count * self._settings.cpus)
             options |= {
                 "include_dashboard": False,
+                "_temp_dir": str(self._local.folder),
                 "object_store_memory": OBJECT_STORE,
                 "num_cpus": max(needed, os.cpu_count() or 1),
             }
         try:
             self._ray.init(address=address, **options)
         except Exception as error:  # Ray raises a bare one where a node takes more than 30 s to start
-            if address == "local":
+            if self._local is not None:
+                self._local.close()
                 raise WorkerError(
                     f"workers: Ray did not start on this machine ({one_line(error)}); try again when it is less busy, "
                     "or write workers.kind: inline"
@@ -216,6 +222,8 @@ def _has_token() -> bool:
     `ray start --head` asks for the token of everyone once there is one; `ray.init` shows it to a cluster that it finds
     by itself, and not to one whose address it is given. Clusters without a token take those who have one, too.
     """
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+    if TOKEN in os.environ or TOKEN_PATH in os.environ:
         return True
-    return (Path.home() / ".ray" / "auth_token").is_file()
+    token = Path.home() / ".ray" / "auth_token"
+    keep_private(token)
+    return token.is_file()

@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = EXPERIMENT.parser(__doc__, quick="few draws; simulated responses unless --responses is given")
     parser.add_argument("--responses", type=Path, help="folder with *.npz matrices and merges.json")
     parser.add_argument("--tables", nargs="+", choices=sorted(TABLES), default=list(TABLES), help="which tables")
+    parser.add_argument("--only", default="", help="methods whose label contains this; the others' results stay")
     parser.add_argument("--draws", type=int, help="repetitions")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
@@ -64,13 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     out = EXPERIMENT.destination(given)
-    start, found = time.perf_counter(), {}
+    start, found = time.perf_counter(), EXPERIMENT.read(out).get("tables", {}) if given.only else {}
     for name in given.tables:
-        table = summarise(list(measure(name, benchmarks, plan)))
+        table = summarise(list(measure(name, benchmarks, plan, given.only)))
         if not table:
             print(f"### {TABLES[name].title}: nothing to measure", flush=True)
             continue
-        found[name] = {label: {size: asdict(row) for size, row in rows.items()} for label, rows in table.items()}
+        measured = {label: {str(size): asdict(row) for size, row in rows.items()} for label, rows in table.items()}
+        found[name] = {**found.get(name, {}), **measured}
         print(markdown(TABLES[name].title, table), flush=True)
     results: Results = {
         "plan": asdict(plan),

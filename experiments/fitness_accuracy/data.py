@@ -11,6 +11,9 @@ import numpy as np
 
 from fitness.estimation.item_banks import Responses, read_matrix
 
+LINEAGES = Path(__file__).with_name("lineages.json")
+"""Merges on the leaderboard and their parents, as the merges' names and cards say."""
+
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
@@ -19,17 +22,28 @@ class Benchmark:
     Attributes
     ----------
     merges
-        (row of the merge, rows of its parents).
+        (row of the merge, rows of its parents), of a published list.
+    named
+        The same, of merges whose names or cards say their parents (`lineages.json`).
+    models
+        The rows' names; empty for simulated models.
     """
 
     name: str
     scores: np.ndarray
     merges: tuple[tuple[int, tuple[int, ...]], ...]
+    named: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    models: tuple[str, ...] = ()
 
     @property
     def family(self) -> set[int]:
-        """Rows of all merges and parents."""
+        """Rows of the published list's merges and their parents."""
         return {row for merge, parents in self.merges for row in (merge, *parents)}
+
+    @property
+    def relatives(self) -> set[int]:
+        """Rows of all merges and their parents."""
+        return self.family | {row for merge, parents in self.named for row in (merge, *parents)}
 
 
 def load(folder: Path) -> list[Benchmark]:
@@ -42,7 +56,9 @@ def load(folder: Path) -> list[Benchmark]:
         raise ValueError(f"{folder}: no *.npz in it: give a folder with responses matrices")
     listed = folder / "merges.json"
     merges = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}
-    return [_benchmark(file.stem, read_matrix(file), merges) for file in files]
+    named = json.loads(LINEAGES.read_text(encoding="utf-8"))
+    others = {merge: parents for merge, parents in named.items() if merge not in merges}
+    return [_benchmark(file.stem, read_matrix(file), merges, others) for file in files]
 
 
 def write_matrix(file: Path, responses: Responses) -> None:
@@ -55,16 +71,21 @@ def write_matrix(file: Path, responses: Responses) -> None:
         np.savez_compressed(file, responses=responses.scores.astype(np.float32), **names)
 
 
-def _benchmark(name: str, responses: Responses, merges: Mapping[str, list[str]]) -> Benchmark:
+def _benchmark(
+    name: str, responses: Responses, merges: Mapping[str, list[str]], named: Mapping[str, list[str]]
+) -> Benchmark:
     if np.isnan(responses.scores).any():
         raise ValueError(f"{name}: some models were not asked all items: leave these models out")
     row = {model: index for index, model in enumerate(responses.models)}
-    known = [
-        (row[merge], tuple(row[parent] for parent in parents))
-        for merge, parents in merges.items()
-        if parents and merge in row and all(parent in row for parent in parents)
-    ]
-    return Benchmark(name, responses.scores, tuple(known))
+    known, others = (
+        tuple(
+            (row[merge], tuple(row[parent] for parent in parents))
+            for merge, parents in listed.items()
+            if parents and merge in row and all(parent in row for parent in parents)
+        )
+        for listed in (merges, named)
+    )
+    return Benchmark(name, responses.scores, known, others, responses.models)
 
 
 def simulate(seed: int = 0, items: int = 120, models: int = 500, merges: int = 8) -> list[Benchmark]:

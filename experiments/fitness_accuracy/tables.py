@@ -173,16 +173,19 @@ TABLES: Mapping[str, Table] = {
 }
 
 
-def measure(table: str, benchmarks: Sequence[Benchmark], plan: Plan) -> Iterator[Record]:
-    """Yield all estimates of one table."""
+def measure(table: str, benchmarks: Sequence[Benchmark], plan: Plan, only: str = "") -> Iterator[Record]:
+    """Yield all estimates of one table, or those of the methods whose label contains `only`."""
     found = TABLES[table]
+    methods = tuple(method for method in found.methods if only in method.label)
+    if not methods:
+        return
     for benchmark in benchmarks:
         for draw in range(math.ceil(plan.draws * found.repeats)):
             # crc32: the same numbers whatever other benchmarks are in the folder
             rng = np.random.default_rng([plan.seed, draw, zlib.crc32(f"{table}/{benchmark.name}".encode())])
             calibration, tested = found.choose(benchmark, plan, rng)
             if len(calibration) >= 2:
-                yield from _one_draw(table, benchmark, plan, draw, calibration, tested, found.methods)
+                yield from _one_draw(table, benchmark, plan, draw, calibration, tested, methods)
 
 
 def _one_draw(

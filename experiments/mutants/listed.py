@@ -11,7 +11,8 @@ MATRICES = Module("evomerge/merging/methods/matrices.py", ("tests/merging/method
 LINEAR = Module("evomerge/merging/methods/linear.py", ("tests/merging/methods",))
 INTERVALS = Module("fitness/estimation/intervals.py", ("tests/fitness/estimation",))
 RACING = Module("fitness/estimation/racing_rules.py", ("tests/fitness/estimation",))
-PARENTS = Module("fitness/estimation/parent_prior.py", ("tests/fitness/estimation",))
+INPUTS = Module("fitness/estimation/inputs.py", ("tests/fitness/estimation",))
+POSTERIOR = Module("fitness/estimation/posterior.py", ("tests/fitness/estimation",))
 PLAN = Module("fitness/estimation/evaluation_plan.py", ("tests/fitness/estimation",))
 ESTIMATORS = Module("fitness/estimation/estimators.py", ("tests/fitness/estimation",))
 LOOP = Module("evomerge/search/loop.py", ("tests/search/test_loop.py", "tests/search"))
@@ -35,7 +36,7 @@ LISTED: tuple[tuple[Module, str, str], ...] = (
         "asked = {item for identity in best for item in history.evaluation(identity).items}",
         "asked = set()",
     ),
-    (FINAL, "return len(self.history.answers(entry.recipe.hash, confirmed=False)) ==", "return -1 =="),
+    (FINAL, "return len(self.history.answers(self._hash(entry), confirmed=False)) ==", "return -1 =="),
     (FINAL, "entries += [mean] if mean is not None else []", "entries += []"),
     (FINAL, "zip(scored, recipes, rank == 0, strict=True) if on]", "zip(scored, recipes, rank == 0, strict=True)]"),
     (PREPARED, "return prepare, base, seed, *(", "return prepare, base, *("),
@@ -47,8 +48,8 @@ LISTED: tuple[tuple[Module, str, str], ...] = (
     (INTERVALS, "return float((extreme + 1) / (RESAMPLES + 1))", "return float(extreme / RESAMPLES)"),
     (RACING, "doomed_C = chance_C < self.error / self.looks", "doomed_C = chance_C < self.error"),
     (RACING, "error_C * math.sqrt(1 - correlation), self.keep", "error_C, self.keep"),
-    (PARENTS, "evaluated[-LEARN_FROM:]", "evaluated[:LEARN_FROM]"),
-    (PARENTS, "variances.append(min(variance, expected * (p_U.size - expected)))", "variances.append(variance)"),
+    (INPUTS, "self.evaluated[-self.learn_from :]", "self.evaluated[: self.learn_from]"),
+    (POSTERIOR, "np.minimum(largest_K, known_K + spread_KU.sum(1))", "known_K + spread_KU.sum(1)"),
     (PLAN, "if new >= LEARN_EVERY or (new and not self.learned):", "if new >= LEARN_EVERY:"),
     (ESTIMATORS, "estimate.standard_error * math.sqrt(open_share) if", "estimate.standard_error if"),
     (ESTIMATORS, "part.standard_error) ** 2 * (1 - inside_S.size / size)", "part.standard_error) ** 2"),

@@ -31,6 +31,8 @@ SEARCHES = {
     ],
 }
 TIMES = ("elapsed", "seconds")
+ADDED = ("flaws",)
+"""Keys that the recorded events do not have: of answers, how many were cut short, which changes no score."""
 RENAMED = {"final": "reference", "stage": "purpose"}
 """Kinds of events and keys in them: the name in the recorded events, the name now."""
 
@@ -55,9 +57,9 @@ def events(log: Path) -> Iterator[str]:
 
 
 def without_times(value: Any) -> Any:
-    """Return a JSON value without the keys that hold times."""
+    """Return a JSON value without the keys that hold times, or that are new."""
     if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+        return {key: without_times(item) for key, item in value.items() if key not in (*TIMES, *ADDED)}
     return value
 
 

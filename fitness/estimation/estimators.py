@@ -15,11 +15,12 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from fitness.estimation import parent_prior
+from fitness.estimation import regression
 from fitness.estimation.inputs import EstimatorInputs
 from fitness.estimation.irt import ItemBank, ability_map, check_scores
 from fitness.estimation.irt_predictions import likeliest_mixture, with_predictions
 from fitness.estimation.irt_predictions import p_irt as p_irt_score
+from fitness.estimation.posterior import posterior
 from fitness.estimation.registry import Estimator, register_estimator
 from fitness.estimation.subset import STRATUM_PROBABILITY, parent_strata
 from fitness.results import Estimate, mean
@@ -265,10 +266,12 @@ def stratified_difference(scores: npt.ArrayLike, positions: npt.ArrayLike, input
 
 
 def inherited(scores: npt.ArrayLike, positions: npt.ArrayLike, inputs: EstimatorInputs) -> Estimate:
-    """The default (`fitness.estimation.parent_prior`), from parents, a bank or both; learns from candidates."""
-    score_S, position_S = _answers(scores, positions, inputs)
-    result = parent_prior.posterior(inputs.prior, score_S, position_S)
-    return Estimate(result.value, result.standard_error)
+    """The default: `fitness.estimation.posterior` for 0/1 scores, `fitness.estimation.regression` for others."""
+    score_S, position_S = _answers(scores, positions, inputs, any_scores=True)
+    given = inputs.prior
+    if isinstance(given, regression.RegressionPrior):
+        return regression.posterior(given, score_S, position_S)
+    return posterior(given, score_S, position_S)
 
 
 for _estimator in (
@@ -279,6 +282,7 @@ for _estimator in (
         uses=frozenset({"item_bank"}),
         subset_kind="informative",
         learns=True,
+        any_scores=True,
     ),
     Estimator("mean", subset_mean, rotates=False, any_scores=True),
     Estimator("stratified_mean", stratified_mean, needs=frozenset({"parents"}), subset_kind="parent_strata"),

@@ -25,6 +25,7 @@ from fitness.results import Evaluation, TaskError
 Positions: TypeAlias = npt.NDArray[np.int64]
 Answers: TypeAlias = tuple[npt.NDArray[np.float64], Positions]  # scores, positions among the task's items
 
+LEARN_FROM_AT_THE_END = 128  # latest candidates; estimates of a whole search are made once
 LEARN_EVERY = 16  # candidates; learning takes about as long as scoring twenty candidates of a tiny model
 
 
@@ -44,6 +45,9 @@ class EvaluationPlan(Protocol):
     def learn(self, evaluation: Evaluation) -> None:
         """Use a told evaluation for later generations."""
 
+    def judge_all(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+        """Return the candidates of a whole search with what is known of their scores at its end."""
+
 
 class FixedItemsPlan:
     """Every candidate is asked the same items; its score is their mean."""
@@ -62,6 +66,10 @@ class FixedItemsPlan:
 
     def learn(self, evaluation: Evaluation) -> None:
         """Learn nothing."""
+
+    def judge_all(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+        """Return the evaluations as they are."""
+        return list(evaluations)
 
 
 def estimator_inputs(
@@ -83,7 +91,7 @@ def estimator_inputs(
     Raises
     ------
     TaskError
-        Something that the estimator needs is missing, or scores lie outside of [0, 1].
+        Something that the estimator needs is missing, or scores lie outside of [0, 1] and the estimator needs that.
     """
     found = ESTIMATORS[estimator]
     taken = found.needs | found.uses
@@ -97,14 +105,47 @@ def estimator_inputs(
             return EstimatorInputs(len(items), parents=parent_TI)
         banks, others = item_banks.of(task, items)
     except ValueError as error:
-        raise TaskError(f"task {task!r}: {error}; or set fitness.subset.estimator: mean") from None
+        raise TaskError(f"task {task!r}: {error}; or set fitness.subset.estimator: auto") from None
     others = others if "other_models" in taken else None
     return EstimatorInputs(len(items), parents=parent_TI, banks=banks, other_models=others)
 
 
-def within_unit_interval(scored: Evaluation) -> bool:
-    """Whether all scores lie in [0, 1]; most estimators need that."""
-    return bool((scored.scores >= 0).all() and (scored.scores <= 1).all())
+def check_item_banks(
+    items: Mapping[str, Sequence[str]], banks: ItemBanks | None, estimator: str, path: str | None
+) -> None:
+    """Refuse a file of item banks that lacks what an estimator needs.
+
+    Parameters
+    ----------
+    items
+        Task name to its search items.
+    banks, path
+        The file's contents and name; None: no file.
+
+    Raises
+    ------
+    TaskError
+        A task or an item is not in the file, other models' answers are missing, or there are too few models.
+    """
+    found = ESTIMATORS["inherited" if estimator == "auto" else estimator]
+    taken = (found.needs | found.uses) & {"item_bank", "other_models"}
+    if banks is None or not taken:
+        return
+    for task, names in items.items():
+        place = f"fitness.subset.item_bank: {path}, task {task!r}"
+        try:
+            _, others = banks.of(task, names)
+        except ValueError as error:
+            raise TaskError(f"{place}: {error}") from None
+        if "other_models" not in found.needs:
+            continue
+        remedy = f"which estimator {estimator} needs; fit complete responses, or set fitness.subset.estimator: auto"
+        models = len(banks.responses[task].models)
+        if others is None:
+            missing = banks.missing_answers(task, names)
+            raise TaskError(f"{place}: {missing} of {models * len(names)} models' answers are missing, {remedy}")
+        if models < 2:
+            raise TaskError(f"{place}: it has the answers of {models} model and not of 2 or more, {remedy}")
 
 
 @dataclass
@@ -220,6 +261,19 @@ class EstimatedPlan:
         if evaluation.has_scores and self._estimator.learns:
             for task, answers in self._answers(evaluation).items():
                 self._tasks[task].answers.append(answers)
+
+    def judge_all(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+        """Estimate all full scores anew: what the last candidates' answers say of the first ones' counts as well."""
+        if not self._estimator.learns:
+            return list(evaluations)
+        before = {task: known.inputs for task, known in self._tasks.items()}
+        for known in self._tasks.values():
+            known.inputs = replace(known.inputs, evaluated=tuple(known.answers), learn_from=LEARN_FROM_AT_THE_END)
+        try:
+            return [self.judge(evaluation) for evaluation in evaluations]
+        finally:
+            for task, inputs in before.items():
+                self._tasks[task].inputs = inputs
 
     def _choose(self, generation: int) -> tuple[str, ...]:
         choose = _SUBSETS[self._estimator.subset_kind]

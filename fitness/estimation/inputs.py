@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fitness.estimation import parent_prior
+from fitness.estimation import parent_prior, regression
 from fitness.estimation.irt import ItemBank, ability_map
 from fitness.estimation.irt_predictions import likeliest_ability, validation_error
 
@@ -39,6 +39,8 @@ class EstimatorInputs:
         int[I], for `stratified_mean`; None: the parents' strata (`fitness.estimation.subset.parent_strata`).
     evaluated
         (scores, positions) of earlier candidates with the same parents, oldest first.
+    learn_from
+        How many of them count, the latest ones, because a search moves on.
     p_irt_error
         b of gp-IRT, in [0, 1]; None: measure it on the other models, which takes seconds.
     """
@@ -51,6 +53,7 @@ class EstimatorInputs:
     strata: npt.NDArray[np.int64] | None = None
     evaluated: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]] = ()
     p_irt_error: float | None = None
+    learn_from: int = 32
 
     def __post_init__(self) -> None:
         for name in ("parents", "other_models"):
@@ -64,9 +67,15 @@ class EstimatorInputs:
                 )
 
     @cached_property
-    def prior(self) -> parent_prior.Prior:
-        """The default estimator's prior for a candidate, from parents, banks and evaluated candidates."""
-        return parent_prior.learn(parent_prior.prior(self.items, self.parents, self.banks), self.evaluated)
+    def prior(self) -> parent_prior.Prior | regression.RegressionPrior:
+        """The default estimator's prior for a candidate, from parents, banks and evaluated candidates.
+
+        Parents' scores other than 0 and 1 give a regression prior, which uses no banks.
+        """
+        latest = self.evaluated[-self.learn_from :]
+        if self.parents is not None and not np.isin(self.parents, (0.0, 1.0)).all():
+            return regression.learn(regression.prior(self.parents), latest)
+        return parent_prior.learn(parent_prior.prior(self.items, self.parents, self.banks), latest)
 
     @property
     def bank(self) -> ItemBank:

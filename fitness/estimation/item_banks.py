@@ -309,6 +309,12 @@ class ItemBanks:
         score_JI = known.scores[:, [column[item] for item in items]]
         return banks, None if np.isnan(score_JI).any() else score_JI
 
+    def missing_answers(self, task: str, items: Sequence[str]) -> int:
+        """Return how many of the models' answers to these items are missing."""
+        known = self.responses[task]
+        column = {item: at for at, item in enumerate(known.items)}
+        return int(np.isnan(known.scores[:, [column[item] for item in items]]).sum())
+
     def save(self, file: BinaryIO) -> None:
         """Write it as one `.npz` (arrays, and the rest as JSON) into a file opened for writing."""
         header: dict[str, Any] = {"format": ITEM_BANKS_FORMAT, "tasks": {}}

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fitness.estimation.irt import check_scores
-from fitness.estimation.parent_prior import SCALES, SHARES, Prior, averaged_sigmoid
+from fitness.estimation.laplace import averaged_sigmoid
+from fitness.estimation.parent_prior import Prior
+from fitness.estimation.regression import RegressionPrior
 from fitness.items import positions_by_task
 
 Array = npt.NDArray[np.float64]
@@ -25,6 +27,8 @@ Positions = npt.NDArray[np.int64]
 STRATUM_PROBABILITY = (0.22, 0.55, 0.92)
 """Of a right answer if no, some, all parents are right; from published merges of 7B models."""
 LEFT_OUT = 0.1  # share of the items that a generation is not asked
+CHOICE_SCALES, CHOICE_SHARES = (1.0, 8.0), (0.75, 0.25)  # widths of the prior for which `greedy` chooses
+CHECKS, MOST_CHECKS_FROM = 0.45, 30  # `checks`: their share of the items, and from how many items on it falls
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,29 +160,56 @@ def neyman(
     return np.sort(np.concatenate(chosen).astype(np.int64))
 
 
-def greedy(given: Prior, count: int, rng: np.random.Generator, available: npt.ArrayLike | None = None) -> Positions:
+def checks(given: Prior, count: int, available: Positions, rng: np.random.Generator) -> Positions:
+    """Return the first of `count` items: random ones that no parent or that all parents answer right.
+
+    A merge like published ones is right on few of the former and on nearly all of the latter, so these answers say
+    little about it, but they show a merge that can do more, or less, than its parents; without them the estimate would
+    be wrong, and sure of itself. Their number grows with the square root of such items' share of the task.
+    """
+    if given.strata is None:
+        return np.empty(0, np.int64)
+    found = []
+    for stratum in (0, 2):
+        share = float((given.strata == stratum).mean())
+        wanted = round(CHECKS * min(count, MOST_CHECKS_FROM) * share**0.5)
+        found.append(rng.permutation(available[given.strata[available] == stratum])[:wanted])
+    return np.concatenate(found)[:count]
+
+
+def greedy(
+    given: Prior,
+    count: int,
+    rng: np.random.Generator,
+    available: npt.ArrayLike | None = None,
+    first: npt.ArrayLike = (),
+) -> Positions:
     """Return the items that, chosen one by one, most reduce the expected variance of the estimated full score.
 
-    The variance is the average over the scales κ of the prior (1) in `fitness.estimation.parent_prior`: with the wide
-    scales, the first items show whether the candidate resembles its parents; with the narrow scale, the others show
-    details. For each κ, with the model linearised at the prior mean and weights wᵢ = pᵢ(1 − pᵢ), it is g'Pg + φ Σ wᵢ
-    over the items not asked, g = Σ wᵢ xᵢ; asking an item removes it from both sums and updates P by Sherman-Morrison.
-    Ties are broken at random: without a bank, this is an allocation over the parents' strata, random within each.
+    The variance is the average over two scales κ of the prior (1) in `fitness.estimation.parent_prior`. For each κ,
+    with the model linearised at the prior mean and weights wᵢ = pᵢ(1 − pᵢ), it is g'Pg + Σ wᵢ over the items not asked,
+    g = Σ wᵢ xᵢ; asking an item removes it from both sums and updates P by Sherman-Morrison. Ties are broken at random:
+    without a bank, this is an allocation over the parents' strata, random within each.
 
     Parameters
     ----------
     available
         int[], the positions to choose from; by default all.
+    first
+        int[], positions among these that are chosen already.
     """
     items = len(given.design)
     pool = np.arange(items) if available is None else np.asarray(available, np.int64)
     _check_count(count, pool.size)
     pool = rng.permutation(pool)  # the order breaks ties
-    plans = [_VariancePlan(given, pool, scale) for scale in SCALES]
-    free_P = np.ones(pool.size, bool)
-    chosen: list[int] = []
-    for _ in range(count):
-        after_P = sum(share * plan.variance_after() for share, plan in zip(SHARES, plans, strict=True))
+    plans = [_VariancePlan(given, pool, scale) for scale in CHOICE_SCALES]
+    free_P = ~np.isin(pool, first)
+    for item in np.flatnonzero(~free_P).tolist():
+        for plan in plans:
+            plan.ask(item)
+    chosen: list[int] = pool[~free_P].tolist()
+    while len(chosen) < count:
+        after_P = sum(share * plan.variance_after() for share, plan in zip(CHOICE_SHARES, plans, strict=True))
         # rounding: numerical noise must not break ties
         best = int(np.argmin(np.where(free_P, np.round(after_P, 9), np.inf)))
         chosen.append(int(pool[best]))
@@ -197,8 +228,8 @@ class _VariancePlan:
         p_I = averaged_sigmoid(given.offset + given.design @ given.mean, variance_I)
         weight_I = np.maximum(p_I * (1 - p_I), 1e-12)
         self.gradient_F = given.design.T @ weight_I
-        self.design_PF, self.own_P = given.design[pool], given.dispersion * weight_I[pool]
-        self.weight_P, self.noise_P = weight_I[pool], given.dispersion / weight_I[pool]
+        self.design_PF, self.own_P = given.design[pool], weight_I[pool]
+        self.weight_P, self.noise_P = weight_I[pool], 1 / weight_I[pool]
 
     def variance_after(self) -> Array:
         """float64[P]: the variance after asking each item, up to a constant."""
@@ -294,13 +325,13 @@ def fresh_first(items: int, asked: npt.ArrayLike, rng: np.random.Generator) -> P
 
 
 def default_subset(
-    given: Prior, count: int | None, seed: int, generation: int = 0, left_out: float = LEFT_OUT
+    given: Prior | RegressionPrior, count: int | None, seed: int, generation: int = 0, left_out: float = LEFT_OUT
 ) -> Positions:
-    """Return the default subset: `greedy` among the items that this generation may be asked (`rotation`).
+    """Return the default subset: `checks`, then `greedy`, among the items that this generation may be asked.
 
     Without parents, the prior has only one or a few ability dimensions, and the items that are most informative about
-    these are the least informative about everything else; then one item of each difficulty class is asked
-    (`by_difficulty`).
+    these are the least informative about everything else; then, and for scores other than 0 and 1, one item of each
+    difficulty class is asked (`by_difficulty`).
 
     Parameters
     ----------
@@ -313,6 +344,9 @@ def default_subset(
     if count is None or count >= items:
         return np.arange(items)
     rng = generator(seed, generation)
-    if not given.parents:
+    if isinstance(given, RegressionPrior):
+        return by_difficulty(-given.expected, count, rng)
+    if given.strata is None:
         return by_difficulty(-given.probability, count, rng)
-    return greedy(given, count, rng, rotation(items, count, rng, left_out))
+    available = rotation(items, count, rng, left_out)
+    return greedy(given, count, rng, available, checks(given, count, available, rng))

@@ -6,7 +6,7 @@ Scores equal those of `lm_eval.simple_evaluate` item for item; tasks, prompts, t
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -96,8 +96,7 @@ class Evaluator:
             A prompt cannot be built or tokenised.
         """
         return sum(
-            any(self._is_cut(request, max_length) for request in self._requests(self.suite.item(item)))
-            for item in items
+            any(self._is_cut(request, max_length) for request in self.requests(self.suite.item(item))) for item in items
         )
 
     def _is_cut(self, request: Request, max_length: int) -> bool:
@@ -114,7 +113,13 @@ class Evaluator:
         context, continuation = self._encoder.pair(request.context, request.continuation)
         return len(context) + len(continuation) > max_length + 1  # the last token is not an input
 
-    def _requests(self, item: Item) -> tuple[Request, ...]:
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self._encoder.tokenizer
+
+    def requests(self, item: Item) -> tuple[Request, ...]:
+        """Return how an item is asked, with the chat template where one is used; TaskError if that cannot be built."""
         return self.suite.task(item.task).requests(item, self._chat)
 
     def use_batch_size(self, batch_size: int) -> None:
@@ -147,14 +152,18 @@ class Evaluator:
             See `prepare`; or a task has no answers that can be returned as text.
         ValueError
             The model produced NaN.
+
+        Notes
+        -----
+        An item for which a metric has no value scores 0, and is counted in the flaws.
         """
         asked = tuple(items)
         if not asked:
             raise ValueError("no items to score: give at least one item id")
         plan = self._plan(asked, self._limit(model))
         model.eval()
-        scores, seconds, told = plan.run(model, want_answers)
-        return ItemScores(asked, scores, seconds, told)
+        scores, seconds, told, flaws = plan.run(model, want_answers)
+        return ItemScores(asked, scores, seconds, told, flaws)
 
     def losses(
         self,
@@ -208,7 +217,7 @@ class Evaluator:
 
     def _unlabelled(self, model: Any, items: Sequence[Item]) -> list[tuple[tuple[Pair, ...], int]]:
         """Return each item's choices; where there are none, the model's own answer."""
-        requests = [self._requests(item) for item in items]
+        requests = [self.requests(item) for item in items]
         written = [at for at, own in enumerate(requests) if own[0].continuation is None]
         answers = GenerationPlan(
             [self._encoder.prompt(requests[at][0].context) for at in written],
@@ -226,7 +235,7 @@ class Evaluator:
         """Return the `count` items of each task with the longest requests; where there are many, some are looked at."""
 
         def size(item: str) -> int:
-            requests = self._requests(self.suite.item(item))
+            requests = self.requests(self.suite.item(item))
             return max(len(request.context) + len(request.continuation or "") for request in requests)
 
         found: list[str] = []
@@ -267,8 +276,12 @@ class Evaluator:
         written = [at for at, (request, _) in enumerate(asked) if request.continuation is None]
         pairs: list[Pair] = [asked[at][1] for at in scored]
         common: dict[str, Any] = {"max_length": limit, "batch_size": self.batch_size, "device": self.device}
+        owner = np.repeat(np.arange(len(items)), [len(requests) for requests in encoded]).tolist()
         return _Plan(
             size=len(asked),
+            tasks=[item.task for item in items],
+            owner=owner,
+            cut={owner[at] for at, pair in enumerate(asked) if self._loses_its_beginning(*pair, limit)},
             scored=np.array(scored, np.int64),
             written=written,
             loglikelihood=LoglikelihoodPlan(pairs, **common),
@@ -280,6 +293,11 @@ class Evaluator:
             ),
             scorers=self._scorers(items, first),
         )
+
+    def _loses_its_beginning(self, request: Request, tokens: Any, limit: int) -> bool:
+        if request.continuation is None:
+            return len(tokens) > limit - generation_settings(request.generation, self.tokenizer.eos_token)[0]
+        return len(tokens[0]) + len(tokens[1]) > limit + 1  # the last token is not an input
 
     def _scorers(self, items: Sequence[Item], first: npt.NDArray[np.int64]) -> list[_Scorer]:
         """One entry per task: the places of its items, and the functions from answers to scores and to texts."""
@@ -293,7 +311,7 @@ class Evaluator:
 
     def _encode(self, item: Item) -> tuple[tuple[Request, Any], ...]:
         if item.id not in self._encoded:
-            requests = self._requests(item)
+            requests = self.requests(item)
             self._encoded[item.id] = tuple((request, self._tokens(request)) for request in requests)
         return self._encoded[item.id]
 
@@ -314,6 +332,9 @@ class _Plan:
         self,
         *,
         size: int,
+        tasks: Sequence[str],
+        owner: Sequence[int],
+        cut: Collection[int],
         scored: npt.NDArray[np.int64],
         written: Sequence[int],
         loglikelihood: LoglikelihoodPlan,
@@ -321,15 +342,18 @@ class _Plan:
         scorers: Sequence[_Scorer],
     ) -> None:
         self._size, self._scored, self._written = size, scored, written
+        self._tasks, self._owner, self._cut = tasks, owner, cut
         self._loglikelihood, self._generation, self._scorers = loglikelihood, generation, scorers
 
-    def run(self, model: Any, tell: bool = False) -> tuple[npt.NDArray[np.float32], float, tuple[str, ...]]:
-        """Return scores float32[I], seconds in the model, and the items' answers if they are wanted."""
+    def run(
+        self, model: Any, tell: bool = False
+    ) -> tuple[npt.NDArray[np.float32], float, tuple[str, ...], dict[str, dict[str, int]]]:
+        """Return scores float32[I], seconds in the model, the items' answers if they are wanted, and their flaws."""
         loglikelihood = np.full(self._size + 1, -np.inf)
         greedy = np.zeros(self._size, np.bool_)
         texts: list[str | None] = [None] * self._size
         loglikelihood[self._scored], greedy[self._scored], seconds = self._loglikelihood.run(model)
-        generated, more_seconds = self._generation.run(model)
+        generated, more_seconds, truncated = self._generation.run(model)
         for at, text in zip(self._written, generated, strict=True):
             texts[at] = text
         answers = Answers(loglikelihood, greedy, texts)
@@ -340,4 +364,21 @@ class _Plan:
             if tell:
                 for at, text in zip(where.tolist(), answer_extractor()(answers), strict=True):
                     told[at] = text
-        return scores, seconds + more_seconds, tuple(told)
+        unscored = np.flatnonzero(np.isnan(scores)).tolist()
+        scores[unscored] = 0.0
+        flaws = {
+            "cut": self._counts(self._cut),
+            "truncated": self._counts({self._owner[self._written[at]] for at in truncated}),
+            "unscored": self._counts(unscored),
+        }
+        for task, count in flaws["unscored"].items():
+            if count == self._tasks.count(task):
+                raise TaskError(
+                    f"task {task!r}: its metric gave no number for any of {count} items: choose a metric that is a "
+                    "number for each item"
+                )
+        return scores, seconds + more_seconds, tuple(told), {kind: counts for kind, counts in flaws.items() if counts}
+
+    def _counts(self, places: Collection[int]) -> dict[str, int]:
+        """Return how many of some items each task has."""
+        return dict(Counter(self._tasks[at] for at in sorted(places)))

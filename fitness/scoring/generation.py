@@ -106,7 +106,7 @@ class GenerationPlan:
                 self._batches.append(_Batch(input_BS, mask_BS, _beginning(cut), part, count, stop, extra))
 
     @torch.inference_mode()
-    def run(self, model: Any) -> tuple[list[str], float]:
+    def run(self, model: Any) -> tuple[list[str], float, list[int]]:
         """Generate all texts.
 
         Returns
@@ -115,6 +115,9 @@ class GenerationPlan:
             R texts without prompt and stop strings.
         seconds
             Time spent generating.
+        truncated
+            The requests whose text ended at the limit of new tokens, and neither at a stop string nor at an
+            end-of-sequence token.
 
         Raises
         ------
@@ -122,6 +125,7 @@ class GenerationPlan:
             The model gave NaN.
         """
         texts = [""] * self.size
+        truncated = []
         start = time.perf_counter()
         for batch in self._batches:
             ends = _Ends(self.tokenizer, batch, _eos_tokens(model, self.tokenizer))
@@ -130,7 +134,9 @@ class GenerationPlan:
             for request, tokens in zip(batch.requests, rows, strict=True):
                 text = self.tokenizer.decode(tokens, skip_special_tokens=True)
                 texts[request] = cut_at_stop(text, batch.stop)
-        return texts, time.perf_counter() - start
+                if len(tokens) >= ends.limit and tokens[-1] not in ends.eos and not any(s in text for s in batch.stop):
+                    truncated.append(request)
+        return texts, time.perf_counter() - start, truncated
 
 
 def _normalised(setting: Mapping[str, Any], tokenizer: Any) -> tuple[int, tuple[str, ...], dict[str, Any]]:

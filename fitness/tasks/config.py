@@ -21,9 +21,12 @@ class TaskConfig(Section):
     """One lm-eval task and its weight; a name alone is a task with the default settings."""
 
     task: str = Field(min_length=1)
-    """Name of an lm-eval task, as in the `task:` key of its YAML file; not a group or a tag."""
-    weight: float = Field(default=1.0, gt=0, le=1_000_000, allow_inf_nan=False)
-    """Weight of this task in the objective, relative to the other tasks' weights; above 0, no unit."""
+    """Name of an lm-eval task, as in the `task:` key of its YAML file; or of a group or tag, whose tasks all get this
+    entry's settings and share its weight: by their numbers of items in a group, unless its YAML says `weight_by_size:
+    false`, else in equal parts."""
+    weight: float = Field(default=1.0, ge=-1_000_000, le=1_000_000, allow_inf_nan=False)
+    """Weight of this task in the objective, relative to the other tasks' weights; not 0, no unit. Below 0: lower scores
+    are better, whatever the metric, and count with the weight's size."""
     min_share_of_best_source: float | None = Field(default=None, gt=0, le=1000, allow_inf_nan=False)
     """Constraint: the lowest acceptable score, as a share of the best source's score; 0.9 keeps 90 % of it. Candidates
     that violate a constraint rank behind all that violate none. None: no constraint."""
@@ -33,6 +36,18 @@ class TaskConfig(Section):
     log-likelihood of the right answer, nats), bits_per_byte (the same per byte), answer_length (characters)."""
     search_split: Literal["auto"] | Split = "auto"
     """Split of the search items. auto: validation if the task has one, else test (which needs `allow_test_split`)."""
+
+    @field_validator("weight")
+    @classmethod
+    def _not_zero(cls, weight: float) -> float:
+        if weight == 0:
+            raise ValueError("a weight of 0 makes the task count for nothing: remove the task, or set another weight")
+        return weight
+
+    @property
+    def lowered(self) -> bool:
+        """Whether lower scores are better by the weight's sign, whatever the metric says."""
+        return self.weight < 0
 
 
 class TasksConfig(Section):

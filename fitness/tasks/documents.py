@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from lm_eval.api.task import ConfigurableTask
 
 from fitness.items import Item, prompt_key
+from fitness.overlap import plain_text
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
 from fitness.tasks.messages import one_line
@@ -19,25 +20,26 @@ NO_ANSWER = -100  # as in lm-eval: equals no choice
 
 
 class Documents:
-    """The documents of one task; a split is loaded when it is first needed."""
+    """The documents of one task; a split is loaded when it is first needed.
+
+    Attributes
+    ----------
+    task
+        lm-eval's task.
+    """
 
     def __init__(self, task: ConfigurableTask, name: str) -> None:
-        self._task = task
+        self.task = task
         self._name = name
         self._loaded: dict[str, list[Document]] = {}
-
-    @property
-    def loaded(self) -> Mapping[str, Sequence[Document]]:
-        """Split to its documents, for the splits loaded so far."""
-        return self._loaded
 
     def of(self, split: str) -> Sequence[Document]:
         """Return all documents of a split, in order."""
         if split not in self._loaded:
             docs = {
-                "train": self._task.training_docs,
-                "validation": self._task.validation_docs,
-                "test": self._task.test_docs,
+                "train": self.task.training_docs,
+                "validation": self.task.validation_docs,
+                "test": self.task.test_docs,
             }[split]
             self._loaded[split] = list(docs())
         return self._loaded[split]
@@ -48,18 +50,29 @@ class Documents:
 
     def right_choice(self, doc: Document) -> int:
         """Return the index of a document's right choice; `NO_ANSWER` if it has none."""
-        choices = self._task.doc_to_choice(doc)
-        gold = self._task.doc_to_text(doc) if self._task.multiple_input else self._task.doc_to_target(doc)
+        choices = self.task.doc_to_choice(doc)
+        gold = self.task.doc_to_text(doc) if self.task.multiple_input else self.task.doc_to_target(doc)
         if isinstance(gold, str):
             return choices.index(gold) if gold in choices else NO_ANSWER
         return int(gold) if gold < len(choices) else NO_ANSWER
 
+    def targets(self, doc: Document) -> object:
+        """Return what a document's scores are compared with: its target, and its choices where it has some.
+
+        An error of the author's code counts as an answer: the same one is raised in each session.
+        """
+        try:
+            target = self.task.doc_to_target(doc)
+            return [target, self.task.doc_to_choice(doc) if self.task.config.doc_to_choice else None]
+        except Exception as error:  # the author's templates and functions can raise anything
+            return one_line(error)
+
     def splits(self) -> tuple[str, ...]:
         """Return which of train, validation and test this task has."""
         present = {
-            "train": self._task.has_training_docs(),
-            "validation": self._task.has_validation_docs(),
-            "test": self._task.has_test_docs(),
+            "train": self.task.has_training_docs(),
+            "validation": self.task.has_validation_docs(),
+            "test": self.task.has_test_docs(),
         }
         return tuple(split for split, there in present.items() if there)
 
@@ -109,15 +122,22 @@ class Documents:
         except TaskError:
             return None
 
+    def near_key(self, doc: Document) -> str | None:
+        """Return a key that nearly equal questions share: the same words, whatever their case and punctuation."""
+        try:
+            return prompt_key(plain_text(self.question(doc)))
+        except TaskError:
+            return None
+
     def question(self, doc: Document) -> str:
         """Return a document's question without few-shot examples; items with equal questions count as the same."""
         try:
-            text = self._task.doc_to_text(doc)
+            text = self.task.doc_to_text(doc)
             if isinstance(text, str) and text.strip():
                 return text
-            if self._task.config.doc_to_choice:  # tasks such as Winogrande put the question into the choices
-                return "\n".join(self._task.doc_to_choice(doc))
-            return str(self._task.doc_to_target(doc))
+            if self.task.config.doc_to_choice:  # tasks such as Winogrande put the question into the choices
+                return "\n".join(self.task.doc_to_choice(doc))
+            return str(self.task.doc_to_target(doc))
         except Exception as error:
             raise TaskError(
                 f"task {self._name!r}: its doc_to_text fails ({one_line(error)}): correct the task's YAML"

@@ -26,6 +26,8 @@ class CleanSampler(ContextSampler):  # type: ignore[misc]  # lm-eval has no type
         Keys of the questions that no prompt may show.
     asked
         Key of the item that the next examples are for.
+    shown
+        Examples that were given, by their keys; those without a key under the empty text.
     """
 
     def __init__(self, inner: ContextSampler, key_of: KeyOf) -> None:
@@ -35,6 +37,7 @@ class CleanSampler(ContextSampler):  # type: ignore[misc]  # lm-eval has no type
         self._keys: dict[int, tuple[Document, str | None]] = {}
         self.held_out: frozenset[str] = frozenset()
         self.asked: str | None = None
+        self.shown: dict[str, Document] = {}
 
     def sample(self, n: int, eval_doc: Document | None = None, df: Any = None, **kwargs: Any) -> Sequence[Document]:
         """Return `n` examples for the asked item.
@@ -50,9 +53,11 @@ class CleanSampler(ContextSampler):  # type: ignore[misc]  # lm-eval has no type
             drawn = list(self._inner.sample(n, eval_doc=eval_doc, df=df, **kwargs))
         except (ValueError, AssertionError):  # too few documents for lm-eval, which draws one more than it needs
             drawn = list(self._documents())[:n]
-        if all(map(self._fits, drawn)) and len(drawn) == n:
-            return drawn
-        return self._replaced(drawn, n)
+        fit = all(map(self._fits, drawn)) and len(drawn) == n
+        given = drawn if fit else self._replaced(drawn, n)
+        for document in given:
+            self.shown.setdefault(self._keyed(document) or "", document)
+        return given
 
     def set_rnd(self, rnd: int | None) -> ContextSampler:
         """Seed the generator of lm-eval's draws."""
@@ -91,9 +96,12 @@ class CleanSampler(ContextSampler):  # type: ignore[misc]  # lm-eval has no type
         documents: Sequence[Document] = self._inner.fewshot_docs()
         return documents
 
-    def _fits(self, document: Document) -> bool:
+    def _keyed(self, document: Document) -> str | None:
         known = self._keys.get(id(document))
         if known is None:
             known = self._keys[id(document)] = (document, self._key_of(document))
-        key = known[1]
+        return known[1]
+
+    def _fits(self, document: Document) -> bool:
+        key = self._keyed(document)
         return key is None or (key != self.asked and key not in self.held_out)

@@ -20,17 +20,20 @@ from fitness.results import TaskError
 from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of
 from fitness.tasks.config import TasksConfig
 from fitness.tasks.documents import Document
+from fitness.tasks.groups import Member, members
 from fitness.tasks.messages import nearest, one_line
 from fitness.tasks.templates import TaskTemplates
 
 MOST_ENTRIES = 100_000
-"""Files below a folder of tasks; lm-eval's own tasks are 15,000."""
+"""Files below a folder of tasks."""
+MOST_TASKS = 5_000
+"""Task files below a folder of tasks; reading as many takes some seconds."""
 
 lm_eval_utils.env = TaskTemplates()  # before any template of a task is rendered
 
 
-def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[ConfigurableTask]:
-    """Load the named tasks, in order: from the given folders, else from lm-eval's own (about 15 s to index).
+def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[tuple[Member, ConfigurableTask]]:
+    """Load the named tasks and those of named groups, in order: from the given folders, else from lm-eval's own.
 
     Parameters
     ----------
@@ -44,7 +47,9 @@ def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[Configurab
     TaskError
         A folder or task does not exist, or a task cannot be loaded or used.
     """
-    managers, wanted = task_managers(config), [task.task for task in config.tasks]
+    managers = task_managers(config)
+    found = members(config.tasks, managers)
+    wanted = [member.entry.task for member in found]
     for name in wanted:
         code = code_of(name, find_task(name, managers).task_index[name].yaml_path)
         if code is not None:
@@ -54,7 +59,7 @@ def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[Configurab
         _check_usable(task, name)
         _set_fewshot(task, config.num_fewshot)
         _remember_templates(task)
-    return tasks
+    return list(zip(found, tasks, strict=True))
 
 
 def task_managers(config: TasksConfig) -> list[TaskManager]:
@@ -81,8 +86,10 @@ def _check_folder(folder: Path) -> None:
     seen = tasks = 0
     for place, _, names in os.walk(folder):
         seen += 1 + len(names)
-        if seen > MOST_ENTRIES:
-            raise TaskError(f"include_path: {folder} has more than {MOST_ENTRIES:,} files: name the tasks' own folder")
+        if seen > MOST_ENTRIES or tasks > MOST_TASKS:
+            raise TaskError(
+                f"include_path: {folder} has too many files to read: name the folder of the tasks themselves"
+            )
         for name in names:
             if name.endswith(".yaml"):
                 tasks += 1
@@ -122,7 +129,7 @@ def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
     Raises
     ------
     TaskError
-        No index has it, or it is a group.
+        No index has it.
     """
     manager = next((m for m in managers if name in m.task_index), None)
     if manager is None:
@@ -131,8 +138,6 @@ def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
             f"no task {name!r}: did you mean {nearest(name, names)}? "
             "Name an lm-eval task, or give the folder with your own task files (fitness.include_path, --include-path)"
         )
-    if name not in manager.all_subtasks:
-        raise TaskError(f"{name!r} is a group or tag of tasks: list its tasks one by one")
     return manager
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig, TasksConfig
+from fitness.tasks.groups import members
 from fitness.tasks.loading import find_task, quick_and_quiet, task_managers
 from fitness.tasks.loss_metrics import LOSS_METRICS
 from fitness.tasks.messages import nearest
@@ -43,7 +44,8 @@ def describe_tasks(config: TasksConfig) -> list[TaskDescription]:
     """
     with quick_and_quiet():
         managers = task_managers(config)
-        return [_describe(entry, find_task(entry.task, managers).task_index[entry.task].cfg) for entry in config.tasks]
+        entries = [member.entry for member in members(config.tasks, managers)]
+        return [_describe(entry, find_task(entry.task, managers).task_index[entry.task].cfg) for entry in entries]
 
 
 def _describe(entry: TaskConfig, cfg: Mapping[str, Any] | None) -> TaskDescription:

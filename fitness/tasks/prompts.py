@@ -12,7 +12,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from fitness.items import Item
 from fitness.results import TaskError
-from fitness.tasks.documents import Documents
+from fitness.tasks.documents import Document, Documents
 from fitness.tasks.few_shot import CleanSampler
 from fitness.tasks.messages import one_line
 
@@ -52,12 +52,18 @@ class Prompts:
         self.shots: int = task.config.num_fewshot or 0
         self._examples: CleanSampler | None = None
         if self.shots and hasattr(task, "sampler"):
-            task.sampler = self._examples = CleanSampler(task.sampler, documents.key)
+            task.sampler = self._examples = CleanSampler(task.sampler, documents.near_key)
 
     def hold_out(self, keys: frozenset[str]) -> None:
-        """Show no example whose question has one of these keys; call it before the first prompt is built."""
+        """Show no example whose question has one of these near keys; call it before the first prompt is built."""
         if self._examples is not None:
             self._examples.held_out = keys
+
+    @property
+    def shown(self) -> Mapping[str, Document]:
+        """Documents that prompts built so far show as examples, by the keys of their questions."""
+        documents = [] if self._examples is None else self._examples.shown.values()
+        return {self._documents.key(document) or "": document for document in documents}
 
     def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
         """Return the task's requests for one item."""
@@ -107,7 +113,7 @@ class Prompts:
     def _build(self, split: str, index: int, chat_template: ChatTemplate | None) -> list[Any]:
         doc, task, chat = self._documents.of(split)[index], self._task, chat_template is not None
         if self._examples is not None:
-            self._examples.asked = self._documents.key(doc)
+            self._examples.asked = self._documents.near_key(doc)
         try:
             context = task.fewshot_context(
                 doc,

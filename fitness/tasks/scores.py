@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,7 +78,7 @@ class TaskScores:
         return "depends on log-likelihoods and not on one chosen answer"
 
     def of(self, items: Sequence[Item], responses: Sequence[tuple[Response, ...]]) -> npt.NDArray[np.float32]:
-        """Return the scores by the task's filter and metric; texts seen before are looked up."""
+        """Return the scores by the task's filter and metric, NaN where it has no value; known texts are looked up."""
         keys = [(item.split, item.index, given) for item, given in zip(items, responses, strict=True)]
         if self._task.OUTPUT_TYPE != "generate_until" or len(self._known) > SCORES_KEPT:
             self._known.clear()  # log-likelihoods hardly ever repeat
@@ -104,7 +105,10 @@ class TaskScores:
         doc = self._documents.of(split)[index]
         metrics = self._task.process_results(doc, [i.filtered_resps[self._metric.filter] for i in instances])
         value = metrics.get(self._metric.name)
-        if not is_number(value):
+        missing = value is None or (is_number(value) and math.isnan(float(value)))
+        if missing and self._metric.sign > 0:
+            return math.nan  # no score: counted, and 0
+        if missing or not is_number(value):
             raise TaskError(
                 f"task {self._name!r}: metric {self._metric.name!r} gave {value!r} for item {index} of its {split} "
                 "split: choose a metric that is a number for each item"

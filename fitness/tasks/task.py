@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 from lm_eval.api.task import ConfigurableTask
 
 from fitness.items import Item
+from fitness.overlap import Question
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
 from fitness.tasks.documents import Documents
@@ -41,14 +41,9 @@ class LoadedTask:
         self.kind: str = task.OUTPUT_TYPE
         self.documents = Documents(task, self.name)
         self.prompts = Prompts(task, self.name, self.documents)
-        self.metric = choose_metric(task, self.name, self.documents, entry.metric)
+        metric = choose_metric(task, self.name, self.documents, entry.metric)
+        self.metric = replace(metric, sign=-1.0) if entry.lowered else metric
         self.scores = TaskScores(task, self.name, self.documents, self.prompts, self.metric)
-
-    def description(self) -> str:
-        """Return everything besides the model that this task's scores depend on, as JSON text."""
-        metric, shots, documents = self.metric, self.prompts.shots, self.documents.loaded
-        described = [self.name, self.kind, metric.name, metric.filter, shots, documents]
-        return json.dumps(described, sort_keys=True, default=str)
 
     def requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[Request, ...]:
         """Return the requests for one item; they are built once, with the `chat_template` of the first call."""
@@ -65,6 +60,15 @@ class LoadedTask:
     def question(self, item: Item) -> str:
         """Return an item's question, without examples."""
         return self.documents.question(self.documents.of(item.split)[item.index])
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        """Return the questions of some items of this task, for comparison."""
+        return [Question(item.key, self.question(item), item.id) for item in items]
+
+    def shown_questions(self) -> list[Question]:
+        """Return the questions of the examples in the prompts built so far, as far as they have one."""
+        shown = self.prompts.shown.items()
+        return [Question(key, self.documents.question(document)) for key, document in shown if key]
 
     def check_losses(self, items: Sequence[Item]) -> None:
         """Check that every item has a differentiable loss.

@@ -19,8 +19,8 @@ DEQUANTIZE = "+dequantize"
 """After a model whose weights are quantised and are to be turned into floats."""
 
 _LOCAL_PREFIXES = ("/", "./", "../", "~")
-_KEYS = ("model", "lora", "override_architecture")
-_PATH_KEYS = ("path", "revision", "dequantize")
+REFERENCE_KEYS = ("model", "lora", "override_architecture")
+PATH_KEYS = ("path", "revision", "dequantize")
 
 
 def adapted(model: str, adapter: str | None, *, dequantize: bool = False) -> str:
@@ -85,8 +85,8 @@ def parse_reference(value: Any, place: str) -> str:
     if "path" in value and "model" not in value:
         value = {"model": value}
     for key in value:
-        if key not in _KEYS:
-            raise RecipeError(f"{place}: unknown key '{key}'; {did_you_mean(key, _KEYS[:2])}")
+        if key not in REFERENCE_KEYS:
+            raise RecipeError(f"{place}: unknown key '{key}'; {did_you_mean(key, REFERENCE_KEYS[:2])}")
     if value.get("override_architecture") is not None:
         raise RecipeError(
             f"{place}: override_architecture is not supported, the architecture is config.json's; remove it"
@@ -133,8 +133,8 @@ def _parse_path(value: Any, place: str) -> str:
     if not isinstance(value, dict) or not isinstance(value.get("path"), str) or not value["path"]:
         raise RecipeError(f"{place}: the model has no path; write {{model: {{path: FOLDER}}}}")
     for key in value:
-        if key not in _PATH_KEYS or (key == "dequantize" and place.endswith(".lora")):
-            raise RecipeError(f"{place}: unknown key '{key}'; {did_you_mean(key, _PATH_KEYS)}")
+        if key not in PATH_KEYS or (key == "dequantize" and place.endswith(".lora")):
+            raise RecipeError(f"{place}: unknown key '{key}'; {did_you_mean(key, PATH_KEYS)}")
     path: str = value["path"]
     revision = value.get("revision")
     if LORA in path:

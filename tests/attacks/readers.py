@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
-from evomerge.merging.sources.limits import LimitError, check_counts, check_header, read_json
+from evomerge.merging.sources.limits import LimitError, check_header, check_numbers, read_json
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import LogError, Run, RunError
 from search_spaces.recipes import mergekit_yaml
@@ -48,7 +48,7 @@ def model_files(data: bytes) -> None:
         file = Path(folder, "file")
         file.write_bytes(data)
         with suppress(LimitError, ValueError):
-            check_counts(read_json(file))
+            check_numbers(read_json(file))
         with suppress(LimitError):
             check_header(file)
 

@@ -136,7 +136,7 @@ def test_a_pipe_among_the_tasks(tmp_path, refused):
 
 
 def test_a_folder_that_is_too_large(refused):
-    with refused(TaskError, "name the tasks' own folder"):
+    with refused(TaskError, "name the folder of the tasks themselves"):
         task_managers(TasksConfig(tasks=("t",), include_path=("/",)))
 
 

@@ -44,7 +44,8 @@ def test_the_result_is_machine_readable(finished):
         "start",
     ]
     for row in result["held_out"]:
-        assert set(row) == {"name", "kind", "task", "score", "low", "high", "items", "p_value"}
+        numbers = {"score", "low", "high", "items", "p_value", "cut", "truncated", "unscored"}
+        assert set(row) == {"name", "kind", "task"} | numbers
         assert row["task"] == "zoo_target_gen"
         assert row["low"] <= row["score"] <= row["high"]
         assert row["items"] == 100
@@ -112,7 +113,11 @@ def test_models_may_move_between_stop_and_resume(tmp_path, evomerge, write, brok
     (tmp_path / "expert").rename(tmp_path / "elsewhere")
     file = tmp_path / "run" / "config.yaml"
     file.write_text(file.read_text().replace(str(tmp_path / "expert"), str(tmp_path / "elsewhere")))
+    before = json.loads((tmp_path / "run" / "result.json").read_text())
     assert "held-out scores" in evomerge("resume", "run", cwd=tmp_path)
+    after = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert after == before  # the same hash, and no answer was asked again
+    assert before["look"] == 1
 
 
 def test_a_finished_run_is_extended(finished, tmp_path, evomerge):
@@ -121,7 +126,12 @@ def test_a_finished_run_is_extended(finished, tmp_path, evomerge):
     before = json.loads((run / "result.json").read_text())["evaluations"]
     out = evomerge("resume", "run", "--budget.evaluations=+3", cwd=tmp_path)
     assert f"{before + 3} evaluations, {before} of them done" in out
-    assert json.loads((run / "result.json").read_text())["evaluations"] == before + 3
+    result = json.loads((run / "result.json").read_text())
+    assert result["evaluations"] == before + 3
+    assert result["look"] == 2 and "look 2 at these held-out items" in " ".join(out.split())
+    assert "look 2 at these held-out items" in (run / "report.html").read_text()
+    again = evomerge("resume", "run", cwd=tmp_path)  # no candidate more: the same look
+    assert "look 2 at these held-out items" in " ".join(again.split())
     assert yaml.safe_load((run / "config.yaml").read_text())["budget"]["evaluations"] == before + 3
 
 

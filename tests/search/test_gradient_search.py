@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import evomerge
 from evomerge.cli.export import export
+from evomerge.cli.plan import plan
 from evomerge.config.errors import ConfigError
+from evomerge.config.load import load_mapping
 from evomerge.runs.result import read_rows
 from evomerge.runs.run import Asked, Run, RunError, Told
 from evomerge.search.api import resume_search
+from evomerge.search.problem import Problem
+from fitness.results import TaskError
 from search_spaces.recipes import mergekit_yaml
 
 ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
@@ -146,6 +152,92 @@ def test_steps_do_not_race_and_what_follows_them_does(tmp_path: Path) -> None:
     assert [one.status for one in told[:3]] == ["step"] * 3
     assert [len(one.items) for one in told[:3]] == [8] * 3
     assert {one.status for one in told[3:]} == {"ok", "stopped"}
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    (tmp_path / "text.txt").write_text(" ".join(words[(7 * at * at) % 11] for at in range(900)), encoding="utf-8")
+    return tmp_path / "text.txt"
+
+
+@pytest.mark.parametrize("kind", ["entropy", "js"])
+def test_losses_without_right_answers_are_searched(kind: str, text: Path, tmp_path: Path) -> None:
+    loss = {"kind": kind} if kind == "entropy" else {"kind": kind, "text": str(text), "window": 32}
+    settings = config(strategy={"kind": "gradient", "items": 8, "learning_rate": 0.05, "loss": loss})
+    evomerge.search(settings | {"budget": {"evaluations": 12}}, run=tmp_path / "run")
+    told = [step.evaluation for step in steps(tmp_path / "run")]
+    losses = [-evaluation.objectives[0] for evaluation in told]
+    assert len(told) == 12 and np.isfinite(losses).all()
+    if kind == "entropy":
+        assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    experts = {item.split("/")[0] for evaluation in told for item in evaluation.items}
+    assert experts == ({"zoo_target_ja"} if kind == "entropy" else {"ops", "ja"})
+
+
+def test_penalties_pull_the_genes(tmp_path: Path) -> None:
+    found = {}
+    for towards in ("start", "zero"):
+        loss = {"kind": "right_answer", "l2": 1e4, "towards": towards}
+        strategy = {"kind": "gradient", "items": 8, "learning_rate": 0.05, "loss": loss}
+        evomerge.search(config(strategy=strategy), run=tmp_path / towards)
+        asked = [
+            event.candidate.genotype
+            for event in events(tmp_path / towards)
+            if isinstance(event, Asked) and event.candidate.kind == "gradient"
+        ]
+        found[towards] = asked[0], asked[-1]
+    (first, kept), (_, pulled) = found["start"], found["zero"]
+    assert np.abs(kept - first).max() < 0.1  # Adam's steps have one size, whatever the penalty's
+    assert (np.abs(pulled) < np.abs(first) - 0.2).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("js", "loss js compares predictions of a text; write text: FILE, or loss: entropy"),
+        ({"kind": "entropy", "text": "x"}, "loss entropy reads no text; remove text, or write kind: js"),
+        ({"kind": "kl", "text": "/nowhere/at/all"}, r"strategy\.loss\.text: /nowhere/at/all cannot be read"),
+        (
+            {"kind": "kl", "text": {"ops": "TEXT"}},
+            r"strategy\.loss\.text: ja has no text; write a file for each of ops, ja",
+        ),
+        ({"kind": "kl", "text": {"ops": "TEXT", "ja": "TEXT", "eo": "TEXT"}}, "eo is no expert"),
+        ({"kind": "js", "text": "TEXT", "window": 5000}, "less than one window of 5000; write more text"),
+        ({"kind": "js", "text": "HELD OUT"}, r"holds the held-out item zoo_target_ja/"),
+        ({"kind": "perplexity"}, "right_answer"),
+    ],
+)
+def test_what_is_wrong_with_a_loss_is_said_before_the_search(
+    loss: Any, message: str, text: Path, tmp_path: Path
+) -> None:
+    def with_files(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: with_files(each) for key, each in value.items()}
+        return (
+            {"TEXT": str(text), "HELD OUT": str(tmp_path / "held.txt")}.get(value, value)
+            if value == str(value)
+            else value
+        )
+
+    problem = Problem(load_mapping(config(), []))
+    item = problem.suite.item(problem.held_out_items[3])
+    question = problem.suite.task(item.task).question(item)
+    (tmp_path / "held.txt").write_text(text.read_text() + f"\n{question} and more", encoding="utf-8")
+    with pytest.raises((ConfigError, TaskError), match=message):
+        evomerge.search(config(strategy={"kind": "gradient", "loss": with_files(loss)}), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_says_what_a_step_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(config()), encoding="utf-8")
+    plan(tmp_path / "search.yaml", [], as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    steps, footprint = found["steps"], found["footprint"]
+    assert steps["peak_bytes"] == footprint["peak_bytes"] + steps["gradient_bytes"] + steps["activation_bytes"]
+    assert steps["activation_bytes"] > 0 and steps["how"] == "64 sequences a batch"
+    plan(tmp_path / "search.yaml", [], as_json=False)
+    assert "a step holds at most" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

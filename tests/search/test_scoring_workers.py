@@ -1,7 +1,6 @@
 """Workers of a search: made here from the opened models, or in another process, which checks that all is the same."""
 
 import pickle
-from copy import deepcopy
 from functools import partial
 from typing import Literal
 
@@ -57,28 +56,40 @@ def test_a_worker_elsewhere_scores_as_one_here(problem, sent):
 
 
 def other_sources(environment):
-    environment["sources"]["ja"] = {}
+    return {"sources": environment.sources | {"ja": {}}}
+
+
+def other_tokenizer(environment):
+    return {"tokenizers": environment.tokenizers | {"base": {"tokenizer.json": "0"}}}
 
 
 def other_items(environment):
-    environment["items"] = "something else"
+    ((name, task),) = environment.items.items()
+    words = task.search.prompts.split()
+    search = task.search.model_copy(update={"prompts": " ".join(["0" * 8, *words[1:]])})
+    return {"items": {name: task.model_copy(update={"search": search})}}
 
 
 def other_version(environment):
-    environment["evomerge"] = "9.9"
+    return {"evomerge": "9.9"}
+
+
+def other_dtype(environment):
+    return {"compute_dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (other_sources, r"models\.ja: the files differ from the driver's; put the same files there"),
-        (other_items, r"fitness\.tasks: a task has other items than at the driver"),
+        (other_sources, r"models\.ja: \S+ differs from the driver's; put the same files there"),
+        (other_tokenizer, r"models\.base: tokenizer\.json differs from the driver's"),
+        (other_items, r"fitness\.tasks: task \w+: the prompt of search item \S+ has changed, compared with the driver"),
+        (other_dtype, r"workers: forward passes computed in bfloat16 and would in float32 now"),
         (other_version, r"evomerge is .* there and 9\.9 at the driver"),
     ],
 )
 def test_a_worker_whose_inputs_differ_does_not_start(sent, change, words):
-    values, environment = sent[0], deepcopy(sent[1])
-    change(environment)
+    values, environment = sent[0], sent[1].model_copy(update=change(sent[1]))
     with pytest.raises(WorkerError, match=rf"^a worker cannot start \(process \d+ on .*\): {words}"):
         Actor(partial(open_worker, values, environment, SETTINGS, Share())).open()
 

@@ -53,7 +53,7 @@ def test_who_has_a_token_shows_it(connect, tmp_path, monkeypatch, where):
     assert os.environ.get("RAY_AUTH_MODE") == (None if where == "nowhere" else "token")
 
 
-def test_a_cluster_of_its_own_needs_none(connect, monkeypatch):
+def test_a_ray_that_was_imported_before_keeps_its_mode(connect, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     connect("local", Exception("no"))
     assert "RAY_AUTH_MODE" not in os.environ

@@ -99,6 +99,14 @@ def test_more_items_get_more_time(clock):
     assert 300 <= clock() - started < 310
 
 
+def test_fewer_items_get_no_less_time(clock):
+    """A candidate with one item still has to be merged."""
+    cluster = FakeCluster(clock, script={1: ["hang", "hang"]})
+    started = clock()
+    run_all(pool_on(cluster, items=10 * len(ITEMS), timeout=30), [1], items=ITEMS[:1])
+    assert 60 <= clock() - started < 70
+
+
 def test_without_a_limit_a_busy_worker_is_asked_for_signs_of_life(clock, caplog):
     cluster = FakeCluster(clock, script={1: ["hang"]})
     pool = pool_on(cluster, count=1)

@@ -66,7 +66,6 @@ def resident():
     return {key: int(line.split()[1]) * 1024 for line in status.splitlines() for key in [line.split(":")[0]]
             if key in ("VmHWM", "VmRSS", "RssAnon", "RssFile")}
 
-before = resident()["RssAnon"]
 local = local_worker(problem)
 worker = local.ready()
 worker.steps.recomputes = recompute
@@ -83,7 +82,7 @@ print(json.dumps({
     "sources": local.footprint.source_bytes,
     "said": memory.total + local.footprint.peak_bytes - local.footprint.source_bytes,
     "activations": memory.activations,
-    "peak": ended["VmHWM"] - started["VmRSS"] + started["RssAnon"] - before,
+    "peak": ended["VmHWM"] - started["VmRSS"] + local.footprint.resident_bytes,
     "step": ended["VmHWM"] - started["VmRSS"],
     "extra": memory.total,
 }))

@@ -61,9 +61,10 @@ def _cut(value: object) -> str:
 def differing_statements(checkpoints: Mapping[str, Source], base: str) -> Iterator[str]:
     """Yield a line for each way of ending or sampling a text in which a source is not as the merge will be.
 
-    The rule is the same for candidates, the sources' rows and the export: end-of-sequence ids, tokenizer and chat
-    template are the base's, or those of the model that a vocabulary policy names; other generation settings are the
-    base's.
+    The rule is the same in a search and in what it writes. A merge has the end-of-sequence ids, the tokenizer and the
+    chat template of its base, or of the model that a vocabulary policy names, and the base's other generation settings.
+    A source's own row has the source's ids and settings, with a policy the ids of the model that it names; prompts are
+    the same for every row, so they are made with the merge's tokenizer and template.
     """
     merged = checkpoints[base]
     owner = merged.owner if isinstance(merged, AlignedSource) else base

@@ -13,6 +13,7 @@ import yaml
 
 from evomerge.merging.sources.source import Source
 
+MAX_CARD = 1_000_000  # characters of a model card that are read
 Kind = Literal["permissive", "copyleft", "non-commercial", "vendor", "unknown"]
 
 _PERMISSIVE = re.compile(
@@ -95,12 +96,13 @@ def _shown(names: list[str], licences: Mapping[str, str | None]) -> str:
 
 def _front_matter(source: Source) -> dict[str, Any]:
     try:
-        text = (source.path / "README.md").read_text(encoding="utf-8")
+        with (source.path / "README.md").open(encoding="utf-8") as file:
+            text = file.read(MAX_CARD)
     except (OSError, UnicodeDecodeError):
         return {}
     match = re.match(r"---\r?\n(.*?)\r?\n---", text, flags=re.DOTALL)
     try:
         values = yaml.safe_load(match.group(1)) if match else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that does not exist
         return {}
     return values if isinstance(values, dict) else {}

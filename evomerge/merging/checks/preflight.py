@@ -77,7 +77,9 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
             check_tokenizers(name, checkpoint, base, reference)
             warnings.extend(behaviour(name, checkpoint, base, reference))
     warnings.extend(unverified_bases(checkpoints, base))
-    warnings.extend(f"{base}: {line}" for line in reference.left_out)
+    for name, checkpoint in checkpoints.items():
+        said = () if checkpoint is reference else reference.left_out  # an adapter's are its base's
+        warnings.extend(f"{name}: {line}" for line in checkpoint.left_out if line not in said)
     if scan:
         for name, checkpoint in checkpoints.items():
             _check_finite(name, checkpoint)

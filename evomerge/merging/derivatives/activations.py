@@ -23,6 +23,8 @@ from evomerge.merging.derivatives.checkpointing import layers_of
 from search_spaces.recipes.layout import ModelLayout
 
 WIDTHS = (4, 8, 16)
+OF_LAYER = 3
+"""Copies of what one layer saves while it is propagated backward: gradients and temporaries."""
 OF_LOGITS = 5
 """Float32 copies of a scored token's predictions: logits, their log-softmax, the gradients of both, and a temporary."""
 
@@ -65,11 +67,11 @@ class Activations:
             Whether layers keep only their inputs (see `checkpointing`).
         """
         all_layers = rows * float(np.polyval(self.layers, width))
-        one = all_layers / self.count  # computed again, or the gradients of what it saved
+        one = all_layers / self.count
         inputs = self.count * rows * width * self.token_bytes
         logits = rows * kept * self.vocabulary * 2 * self.logit_bytes + scored * self.vocabulary * 4 * OF_LOGITS
         saved = inputs + one if recomputed else all_layers
-        return int(saved + one + rows * max(0.0, float(np.polyval(self.outside, width))) + logits)
+        return int(saved + OF_LAYER * one + rows * max(0.0, float(np.polyval(self.outside, width))) + logits)
 
 
 def measure(module: PreTrainedModel, layout: ModelLayout) -> Activations:

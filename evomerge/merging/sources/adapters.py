@@ -157,7 +157,7 @@ class AdapterSource:
     def tokenizer(self) -> TokenizerFolder:
         """The adapter's own tokenizer if it has one, else the base's."""
         own = TokenizerFolder(self.reference, self.path, self.outline.trust_remote_code)
-        return own if any(not path.name.startswith("chat_template") for path in own.files) else self.base.tokenizer
+        return own if own.files else self.base.tokenizer
 
     @property
     def left_out(self) -> tuple[str, ...]:

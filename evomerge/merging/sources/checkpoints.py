@@ -22,11 +22,12 @@ from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import ArchitectureError, Outline, quiet
 from evomerge.merging.sources.errors import CheckpointError
-from evomerge.merging.sources.limits import check_counts, read_json
+from evomerge.merging.sources.limits import check_numbers, read_json
 from evomerge.merging.sources.quantised import quantised_by_files, refuse_quantised
 from evomerge.merging.sources.statements import (
     is_text_name,
     left_out,
+    refuse_code,
     refuse_other_models,
     text_name,
     text_part,
@@ -38,7 +39,8 @@ from search_spaces.recipes.layout import ModelLayout
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _ROTARY = r"rotary_emb\.inv_freq$"  # a buffer that old releases of transformers stored and new ones compute
-DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md"]
+NOT_DOWNLOADED = ["*/*.safetensors", "consolidated*.safetensors"]  # the same weights in the vendor's own format
 
 
 class Checkpoint:
@@ -197,12 +199,14 @@ class Checkpoint:
 
     def _read_config(self, trust_remote_code: bool) -> PretrainedConfig:
         if not is_there(self.reference, self.path / "config.json"):
-            raise CheckpointError(f"{self.reference}: the folder has no config.json; name a transformers checkpoint")
+            raise CheckpointError(f"{self.reference}: the folder has no config.json; {_other_folder(self.path)}")
         try:
             values = read_json(self.path / "config.json")
-            check_counts(values)
+            check_numbers(values)
             if isinstance(values, dict):
                 refuse_quantised(self.reference, values)
+                if not trust_remote_code:
+                    refuse_code(self.reference, values)
             with quiet():
                 return AutoConfig.from_pretrained(self.path, trust_remote_code=trust_remote_code)
         except CheckpointError:
@@ -241,7 +245,8 @@ class Checkpoint:
         for other, canonical in self.outline.tied_names.items():
             if canonical not in keys and other in keys:
                 keys[canonical] = keys[other]
-        if self._tied is False and self.layout.head not in keys:  # the files hold it once
+        held_once = self._tied is False and self.layout.head not in keys
+        if held_once and self.outline.embeddings in keys:
             keys[str(self.layout.head)] = keys[self.outline.embeddings]
         missing = [name for name in self.names if name not in keys]
         unused = self._unused(set(keys.values()))
@@ -359,6 +364,14 @@ class Checkpoint:
             ) from None
 
 
+def _other_folder(path: Path) -> str:
+    """Return what to name instead of a folder without config.json."""
+    snapshots = sorted(path.glob("snapshots/*/config.json"))
+    if snapshots:
+        return f"it is a model's folder in the hub's cache: name {snapshots[-1].parent}, or its hub id"
+    return "name a transformers checkpoint"
+
+
 def locate(reference: str) -> Path:
     """Return the folder of a checkpoint or adapter on this disk, or downloaded from the hub.
 
@@ -380,7 +393,11 @@ def _download(reference: str) -> Path:
 
     name, _, revision = reference.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=DOWNLOADED))
+        return Path(
+            snapshot_download(
+                name, revision=revision or None, allow_patterns=DOWNLOADED, ignore_patterns=NOT_DOWNLOADED
+            )
+        )
     except Exception as error:  # HTTP errors, LocalEntryNotFoundError, OfflineModeIsEnabled, ...
         raise CheckpointError(
             f"{reference}: no such folder, and the hub did not give a model of that name ({reason(error)}); "

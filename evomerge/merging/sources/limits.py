@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,15 +41,17 @@ def read_json(path: Path) -> Any:
         raise LimitError("it is nested too deeply") from None
 
 
-def check_counts(values: Any) -> None:
-    """Refuse a configuration with more layers, heads or experts than any model has.
+def check_numbers(values: Any) -> None:
+    """Refuse a configuration with NaN, or with more layers, heads or experts than any model has.
 
     Raises
     ------
     LimitError
-        If a count is above `MAX_LAYERS` or `MAX_COUNT`; the message names the key.
+        If a number is NaN, or a count is above `MAX_LAYERS` or `MAX_COUNT`; the message names the key.
     """
     for key, value in _pairs(values):
+        if isinstance(value, float) and math.isnan(value):
+            raise LimitError(f"{key} is NaN")
         layers = key.endswith("_layers") or key == "n_layer"
         if not layers and not key.startswith(("num_", "n_")):
             continue

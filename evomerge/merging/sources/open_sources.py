@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from evomerge.files.messages import reason
 from evomerge.merging.sources.adapters import AdapterSource, is_adapter, read_config
 from evomerge.merging.sources.aligned import align
 from evomerge.merging.sources.checkpoints import Checkpoint, locate
@@ -107,8 +108,18 @@ def open_source(reference: str, base: Source | None = None, shared: dict[Path, S
     CheckpointError
         If it cannot be opened, or the configuration of an adapter without a base in its reference names another base.
     """
+    try:
+        return _open(reference, base, {} if shared is None else shared)
+    except OSError as error:  # folders and files without the right to read them, failing disks
+        place = error.filename or "a file"
+        raise CheckpointError(
+            f"{reference}: {place} cannot be read ({error.strerror or reason(error)}); check its permissions and its "
+            "disk"
+        ) from error
+
+
+def _open(reference: str, base: Source | None, known: dict[Path, Source]) -> Source:
     model, adapter = parts(reference)
-    known = {} if shared is None else shared
     if adapter is not None:
         base_model = adapted(model, None, dequantize=is_dequantized(reference))
         return AdapterSource(reference, _adapter_folder(reference, adapter), _opened(base_model, known))

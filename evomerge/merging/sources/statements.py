@@ -47,6 +47,16 @@ _BARE_TEXT = re.compile(r"(model\.)?(layers|embed_tokens|norm|lm_head)\.")
 _DECODERS_BY_DEFAULT = ("gpt_neox", "gpt_neox_japanese")  # their is_decoder is false, and they are decoders
 
 
+def refuse_code(reference: str, config: Mapping[str, Any]) -> None:
+    """Refuse an architecture that is code in the model's folder, where transformers has none of that name."""
+    kind = config.get("model_type")
+    if "auto_map" in config and (not isinstance(kind, str) or kind not in CONFIG_MAPPING):
+        raise CheckpointError(
+            f"{reference}: its architecture ({kind}) is code in its folder (auto_map in config.json), which evomerge "
+            "does not run; name a model whose architecture transformers has, or update transformers"
+        )
+
+
 def refuse_other_models(reference: str, config: PretrainedConfig) -> None:
     """Refuse configurations that do not describe a decoder-only text model, or one with such a part."""
     kind = config.model_type

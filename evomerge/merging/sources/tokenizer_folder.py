@@ -53,8 +53,9 @@ class TokenizerFolder:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The tokenizer's files, sorted by name; empty when the folder holds none."""
-        return tuple(sorted({path for pattern in PATTERNS for path in self.path.glob(pattern) if path.is_file()}))
+        """The tokenizer's files, sorted by name; empty when the folder holds none, as with a chat template alone."""
+        found = sorted({path for pattern in PATTERNS for path in self.path.glob(pattern) if path.is_file()})
+        return tuple(found) if any(not path.name.startswith("chat_template") for path in found) else ()
 
     def load(self) -> Any:
         """Return the tokenizer.
@@ -94,6 +95,8 @@ class TokenizerFolder:
 
         As in transformers, chat_template.jinja counts before tokenizer_config.json, which may list several.
         """
+        if not self.files:
+            return {}
         found: dict[str, str] = {}
         if (self.path / "tokenizer_config.json").is_file():
             try:
@@ -104,9 +107,9 @@ class TokenizerFolder:
             pairs = [(entry.get("name"), entry.get("template")) for entry in listed if isinstance(entry, dict)]
             found = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
         if (self.path / "chat_template.jinja").is_file():
-            found[DEFAULT] = (self.path / "chat_template.jinja").read_text(encoding="utf-8")
+            found[DEFAULT] = (self.path / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
         for path in sorted((self.path / NAMED_TEMPLATES).glob("*.jinja")):
-            found[path.stem] = path.read_text(encoding="utf-8")
+            found[path.stem] = path.read_text(encoding="utf-8", errors="replace")
         return found
 
     def chat_template(self) -> str | None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from evomerge.files.messages import printable
 from evomerge.runs.history import RunHistory
-from evomerge.runs.result import ENSEMBLE_NOTE, Result
+from evomerge.runs.result import Result
 from evomerge.runs.run import Asked, Run
 from fitness.results import Evaluation
 
@@ -58,7 +58,7 @@ def render(path: Path) -> str:
     """
     with Run.read(path) as run:
         history = RunHistory(run.events())
-        packages = run.environment().get("packages", {})
+        packages = run.environment().packages
     result_file = path / "result.json"
     result = Result.read(result_file) if result_file.is_file() else None
     environment = Environment(
@@ -69,7 +69,6 @@ def render(path: Path) -> str:
         name=path.resolve().name,
         history=history,
         result=result,
-        ensemble_note=ENSEMBLE_NOTE,
         curve=_curve(history),
         width=WIDTH,
         height=HEIGHT,
@@ -77,7 +76,7 @@ def render(path: Path) -> str:
         failures=_failures(history),
         config=_quoted(path / "config.yaml"),
         recipe=_quoted(path / "best.yaml"),
-        packages=packages if isinstance(packages, dict) else {},
+        packages=packages,
     )
 
 

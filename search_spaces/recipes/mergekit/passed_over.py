@@ -15,13 +15,13 @@ from typing import Any
 from search_spaces.recipes.errors import shown
 from search_spaces.recipes.mergekit_yaml import SLICE_KEYS, TOP_KEYS, readable
 from search_spaces.recipes.methods import METHODS, MethodSpec
+from search_spaces.recipes.references import PATH_KEYS, REFERENCE_KEYS
 
 _MODEL, _SOURCE, _MODULE = (
     ("model", "parameters"),
     ("model", "layer_range", "parameters"),
     ("models", "slices", "parameters"),
 )
-_REFERENCE, _PATH = ("model", "lora", "override_architecture"), ("path", "revision")
 _TOKENIZER, _TOKEN = ("source", "tokens", "pad_to_multiple_of"), ("source", "force")
 _ROW = {"zero": ("kind",), "model_token": ("kind", "model", "token", "token_id")}
 
@@ -169,10 +169,11 @@ class _Walk:
         """Clean the mappings with which `fields` names models."""
         for key in keys:
             if isinstance(fields, dict) and isinstance(fields.get(key), dict):
-                reference = fields[key] = self._kept(fields[key], _REFERENCE, (*at, key))
+                known = PATH_KEYS if "path" in fields[key] else REFERENCE_KEYS  # the short form and the long one
+                reference = fields[key] = self._kept(fields[key], known, (*at, key))
                 for part in ("model", "lora"):
                     if part in reference:
-                        reference[part] = self._kept(reference[part], _PATH, (*at, key, part))
+                        reference[part] = self._kept(reference[part], PATH_KEYS, (*at, key, part))
 
     def _kept(self, value: Any, keys: tuple[str, ...], at: tuple[str | int, ...]) -> Any:
         """Return a copy of a mapping with `keys` only; another value as it is."""

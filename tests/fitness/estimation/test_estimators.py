@@ -137,6 +137,15 @@ def test_gmp_irt_is_half_the_anchor_mean_and_half_mp_irt(known_and_truth: tuple[
     assert values[2] == pytest.approx((values[0] + values[1]) / 2)
 
 
+def test_the_anchors_mean_has_the_error_of_their_effective_number() -> None:
+    """One heavy anchor and four light ones: 1 / (0.5^2 + 4 * 0.125^2) = 3.2 items."""
+    anchors = EstimatorInputs(9, weights={0: 0.5, 2: 0.125, 4: 0.125, 6: 0.125, 8: 0.125})
+    found = estimated("anchor_mean", [1, 1, 0, 0, 0], [0, 2, 4, 6, 8], anchors)
+    assert found.value == pytest.approx(0.625)
+    centre = (0.625 * 3.2 + 0.5) / 4.2
+    assert found.standard_error == pytest.approx((centre * (1 - centre) / 5.2) ** 0.5)
+
+
 def test_gp_irt_measures_its_weight_on_the_others_models(known_and_truth: tuple[EstimatorInputs, np.ndarray]) -> None:
     known, truth = known_and_truth
     chosen = np.arange(0, ITEMS, 4)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fitness.estimation import ESTIMATORS
-from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan, estimator_inputs
+from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan, check_item_banks, estimator_inputs
 from fitness.estimation.item_banks import ItemBanks, Responses, fit_item_banks
 from fitness.objectives import Objectives
 from fitness.results import Evaluation, TaskError
@@ -169,9 +169,61 @@ def test_an_estimator_that_lacks_item_parameters_says_so(estimator):
 def test_scores_that_are_no_shares_are_refused():
     odd = Evaluation("ok", items=ALL, scores=np.full(len(ALL), 7, np.float32))
     with pytest.raises(
-        TaskError, match=r"task 'a': .*rescale them to \[0, 1\] first; or set fitness.subset.estimator: mean"
+        TaskError, match=r"task 'a': .*rescale them to \[0, 1\] first; or set fitness.subset.estimator: auto"
     ):
-        estimator_inputs("a", ITEMS["a"], [odd], None, "inherited")
+        estimator_inputs("a", ITEMS["a"], [odd], None, "stratified_mean")
+
+
+def test_losses_are_estimated_like_other_scores():
+    """Fresh items with `answer_loss`: the default takes scores of any size, and learns from candidates."""
+    items = ITEMS["a"]
+    rng = np.random.default_rng(0)
+    hard = rng.gamma(1.5, 2.0, len(items))
+    models = [-hard * rng.lognormal(0, 0.2, len(items)) for _ in range(4)]
+    parents = [Evaluation("ok", items=items, scores=model.astype(np.float32)) for model in models[:2]]
+    inputs = {"a": estimator_inputs("a", items, parents, None, "inherited")}
+    asking = EstimatedPlan(items, inputs, Objectives({"a": 1.0}), "inherited", 12, seed=0)
+    for generation, model in enumerate(models[2:]):
+        asked = asking.items(generation)
+        known = dict(zip(items, model.tolist(), strict=True))
+        told = answer(known, asked)
+        judged = asking.judge(told)
+        assert judged.fitness == pytest.approx(model.mean(), abs=3 * judged.standard_error)
+        asking.learn(told)
+
+
+def test_at_the_end_all_candidates_are_judged_anew():
+    """What later candidates show counts for the first ones; later items are not affected."""
+    known, other = plan(), plan()
+    items = known.items(0)
+    little = Evaluation("ok", items=(items[0], items[-1]), scores=np.ones(2, np.float32))
+    right = Evaluation("ok", items=items, scores=np.ones(len(items), np.float32))
+    before = known.judge(little).fitness
+    for _ in range(8):
+        known.learn(right)
+        other.learn(right)
+    again = known.judge_all([little, right])
+    assert again[0].fitness > before + 0.05 and again[1].fitness >= again[0].fitness
+    assert known.judge(little).fitness == before
+    assert known.items(1) == other.items(1)
+    assert FixedItemsPlan(items, OBJECTIVES).judge_all([little]) == [little]
+
+
+def test_item_banks_without_what_an_estimator_needs_are_refused(item_banks):
+    check_item_banks(ITEMS, item_banks, "blup", "banks.npz")
+    check_item_banks(ITEMS, None, "auto", None)
+    scores = item_banks.responses["b"].scores.copy()
+    scores[0, :3] = np.nan
+    known = item_banks.responses["b"]
+    holes = ItemBanks({**item_banks.responses, "b": Responses(known.models, known.items, scores)}, item_banks.banks)
+    for estimator in ("blup", "ridge", "gp_irt"):
+        with pytest.raises(
+            TaskError, match=rf"item_bank: banks.npz, task 'b': 3 of 1200 .* missing, which estimator {estimator} needs"
+        ):
+            check_item_banks(ITEMS, holes, estimator, "banks.npz")
+    check_item_banks(ITEMS, holes, "p_irt", "banks.npz")
+    with pytest.raises(TaskError, match=r"item_bank: banks.npz, task 'c': there is no item bank"):
+        check_item_banks({"c": ("c/validation/0",)}, item_banks, "auto", "banks.npz")
 
 
 def test_a_item_banks_of_other_items_is_refused(item_banks):
@@ -193,5 +245,5 @@ def test_the_mean_of_fresh_items_takes_scores_of_any_size():
     assert len(first) == 4 and first != second
     found = asking.judge(Evaluation("ok", items=first, scores=np.array([-1, -2, -3, -6], np.float32)))
     assert found.objectives == (-3.0,)
-    with pytest.raises(TaskError, match=r"rescale them to \[0, 1\] first; or set fitness.subset.estimator: mean"):
-        estimator_inputs("a", items, losing, None, "inherited")
+    with pytest.raises(TaskError, match=r"rescale them to \[0, 1\] first; or set fitness.subset.estimator: auto"):
+        estimator_inputs("a", items, losing, None, "stratified_mean")

@@ -60,6 +60,14 @@ def test_a_candidate_that_matters_is_stopped_no_more_often_than_the_error_says(t
     assert wrong / 150 < 0.2 + 3 * (0.2 * 0.8 / 150) ** 0.5
 
 
+@pytest.mark.parametrize(("candidates", "looks", "stops"), [(2, 1, True), (3, 1, False), (2, 2, False)])
+def test_the_error_is_shared_among_rivals_and_looks(candidates: int, looks: int, stops: bool) -> None:
+    """Five better answers and no worse have p = 1/32: below 5 %, and above half of it."""
+    scores = np.array([[0.0] * 5, *[[1.0] * 5] * (candidates - 1)])
+    race = Race(candidates, keep=1, error=0.05, looks=looks, test="exact")
+    assert race.update(scores)[0] == stops
+
+
 def test_nobody_stops_where_all_matter() -> None:
     race = Race(candidates=3, keep=3)
     assert not race.update([[1.0] * 50, [0.0] * 50, [0.0] * 50]).any() and race.active.all()

@@ -30,12 +30,6 @@ def test_lm_evals_own_tasks_are_found_too(toys: Any) -> None:
         toys.suite("gsm8kk")
 
 
-def test_groups_are_not_tasks(toys: Any) -> None:
-    toys.write("a", "mc", validation=10, tag="both")
-    with pytest.raises(TaskError, match="'both' is a group or tag of tasks: list its tasks one by one"):
-        toys.suite("both")
-
-
 def test_folders_without_tasks(toys: Any) -> None:
     with pytest.raises(TaskError, match=r"include_path: .* has no \.yaml file: name a folder of task YAML"):
         toys.suite("toy")

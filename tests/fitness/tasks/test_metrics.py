@@ -51,6 +51,22 @@ def test_a_metric_that_is_better_when_lower_has_to_be_named(toys: Any, tokenizer
     assert np.array_equal(scores[0], -scores[1]) and scores[1].any()
 
 
+def test_a_negative_weight_turns_scores_over(toys: Any, tokenizer: Any, llama: Any) -> None:
+    """Whatever the metric: one that is better when lower is negated once, not twice."""
+    toys.write("up", "mc", validation=10, test=10, metric_list=[metric("acc_norm")])
+    toys.write("down", "mc", validation=10, test=10, metric_list=[metric("acc_norm", higher_is_better=False)])
+    found = {}
+    for name, weight in (("up", 2.0), ("up", -2.0), ("down", 2.0), ("down", -2.0)):
+        suite = toys.suite({"task": name, "weight": weight, "metric": "acc_norm"})
+        assert suite.weights == {name: 2.0}
+        found[name, weight] = Evaluator(suite, tokenizer).score(llama, suite.pool.subset("all", 0)).scores
+    assert np.array_equal(found["up", 2.0], -found["up", -2.0]) and found["up", 2.0].any()
+    assert np.array_equal(found["down", 2.0], found["down", -2.0])
+    assert np.array_equal(found["down", 2.0], found["up", -2.0])
+    objectives = toys.config({"task": "up", "weight": -3}, {"task": "down", "weight": 1}).objectives_for()
+    assert objectives.weights == {"up": 3, "down": 1}
+
+
 def test_a_task_without_a_usable_metric(toys: Any) -> None:
     toys.write("toy", "mc", validation=10, test=10, metric_list=[metric("f1", "f1"), metric("likelihood")])
     with pytest.raises(TaskError, match=r"'toy' has no metric to search with \(f1 is .*\): set metric to answer_loss$"):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
-from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from evomerge.merging.checks.behaviour import behaviour, check_chat_template, differing_statements
 from evomerge.merging.checks.preflight import check
+from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.output.writer import write_checkpoint
 from evomerge.merging.sources.chat_templates import chat_template
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_sources
+from search_spaces.recipes.baselines import source_recipe, uniform_recipe
 
 Values = dict[str, Any]
 
@@ -184,6 +188,33 @@ def test_a_source_in_a_list_of_named_templates_alone(llama: Any, tmp_path: Path)
     base = with_tokenizer(llama.references[0], tmp_path / "base", config={"chat_template": NAMED[1:]})
     with pytest.raises(CheckpointError, match=r"of base has no chat template, and none of the models has one"):
         check_chat_template(open_sources({"base": str(base), "expert": llama.references[1]}, "base"), "base")
+
+
+@pytest.mark.parametrize("policy", [None, "base", "first"])
+def test_candidates_source_rows_and_exports_end_texts_alike(llama: Any, tmp_path: Path, policy: str | None) -> None:
+    """One rule: a merge as its base, a source's row as the source; with a policy all as the model that it names."""
+    base = with_tokenizer(llama.references[0], tmp_path / "base", config={"chat_template": "B"})
+    expert = with_tokenizer(llama.references[1], tmp_path / "expert", config={"chat_template": "E"})
+    generation(base, eos_token_id=2)
+    generation(expert, eos_token_id=[2, 5], do_sample=True, temperature=0.5)
+    sources = open_sources({str(path): str(path) for path in (base, expert)}, str(base), vocabulary=policy)
+    engine = MergeEngine(sources, base=str(base))
+    layout = sources[str(base)].layout
+    own, several = 2, [2, 5]
+    rows = {
+        source_recipe(str(base), layout): several if policy == "first" else own,
+        source_recipe(str(expert), layout): own if policy == "base" else several,
+        uniform_recipe({"base": str(base), "expert": str(expert)}, layout): several if policy == "first" else own,
+    }
+    for number, (model, ids) in enumerate(rows.items()):
+        recipe = replace(model, tokenizer_source=policy)
+        out = write_checkpoint(engine, recipe, tmp_path / f"out{number}")
+        scored, written = engine.apply(recipe).generation_config, GenerationConfig.from_pretrained(out)
+        assert scored.eos_token_id == written.eos_token_id == ids
+        assert scored.temperature == written.temperature == (0.5 if number == 1 else None)
+        template = AutoTokenizer.from_pretrained(out).chat_template
+        assert template == sources[recipe.donor].tokenizer.load().chat_template
+        assert template == {None: "E" if number == 1 else "B", "base": "B", "first": "E"}[policy]
 
 
 # --- reserved tokens with other names ---

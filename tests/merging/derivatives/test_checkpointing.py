@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from evomerge.merging.derivatives.activations import measure
+from evomerge.merging.derivatives.activations import OF_LAYER, measure
 from evomerge.merging.derivatives.checkpointing import recomputed
 from evomerge.merging.derivatives.watched import watched
 from tests.merging.derivatives.test_watched import loss_of, recipe_of
@@ -54,10 +54,9 @@ def test_activations_of_larger_batches_follow_from_small_ones(families: Any, nam
         model.module.requires_grad_(True)
         for rows, width in ((1, 24), (3, 10), (5, 31)):
             found = measured.bytes(rows=rows, width=width, kept=0, scored=0, recomputed=False)
-            one_layer = (
-                rows * sum(c * width**p for c, p in zip(measured.layers, (2, 1, 0), strict=True)) / measured.count
-            )
-            assert found - one_layer == pytest.approx(held(model.module, rows, width), rel=0.12)
+            saved = sum(c * width**p for c, p in zip(measured.layers, (2, 1, 0), strict=True))
+            working = OF_LAYER * rows * saved / measured.count
+            assert found - working == pytest.approx(held(model.module, rows, width), rel=0.12)
             less = measured.bytes(rows=rows, width=width, kept=0, scored=0, recomputed=True)
             assert less < found
     assert not any(parameter.requires_grad for parameter in model.module.parameters())

@@ -204,3 +204,20 @@ def test_weights_that_change_within_tensors(llama: Any) -> None:
         step = 5e-3 * np.eye(space.dimension)[gene]
         high, low = (float(loss_of(engine.apply(space.decode(at)))) for at in (point + step, point - step))
         assert found[gene] == pytest.approx((high - low) / 1e-2, rel=0.03, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "gemma3", "gpt2", "gpt_neox", "qwen2"])
+def test_every_architecture_also_with_tied_embeddings(families: Any, name: str) -> None:
+    """A tied tensor has one gradient, from both of its places."""
+    family = families(name)
+    engine = family.engine()
+    with watched(engine, recipe_of(family, "task_arithmetic")) as model:
+        loss_of(model.module).backward()
+    own = {
+        key.tensor: value for key, value in model.derivatives.items() if (key.parameter, key.source) == ("weight", 0)
+    }
+    assert own.keys() == dict(model.module.named_parameters()).keys()
+    high, low = (
+        float(loss_of(engine.apply(recipe_of(family, "task_arithmetic", first=0.6 + step)))) for step in (5e-3, -5e-3)
+    )
+    assert sum(own.values()) == pytest.approx((high - low) / 1e-2, abs=0.02 * sum(map(abs, own.values())))

@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from evomerge.files.atomic import FileError
+from evomerge.merging.derivatives.watched import watched
 from evomerge.merging.engine.core_space import core_basis
 from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.methods.slopes import STEP
 from evomerge.merging.output.adapter_writer import write_adapter
 from evomerge.merging.output.writer import OutputError
 from evomerge.merging.sources.adapters import Factors
@@ -244,3 +246,21 @@ def test_what_no_adapter_can_be(adapters: MergeEngine, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"moves or drops layers, which an adapter cannot do; merge without"):
         write_adapter(adapters, shorter, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear", "tsv_m"])
+def test_derivatives_equal_finite_differences_of_a_loss(small: MergeEngine, method: str) -> None:
+    """By the weight of one expert, through the core matrices, and by each weight of a tensor that nobody adapts."""
+
+    def loss(module: Any) -> torch.Tensor:
+        logits = module(torch.arange(3, 19).reshape(2, 8), use_cache=False).logits.double()
+        return (torch.tanh(logits) * torch.sin(torch.arange(logits.numel()).reshape(logits.shape))).sum()
+
+    def merge(weight: float) -> Recipe:
+        return replace(recipe(small, method, 0.5, weight, 0.6, core=True), dtype="float32")
+
+    with watched(small, merge(0.7)) as model:
+        loss(model.module).backward()
+    own = [value for key, value in model.derivatives.items() if (key.parameter, key.source) == ("weight", 1)]
+    high, low = (float(loss(small.apply(merge(0.7 + step)))) for step in (STEP, -STEP))
+    assert sum(own) == pytest.approx((high - low) / (2 * STEP), abs=0.06 * sum(map(abs, own)))

@@ -32,14 +32,16 @@ from search_spaces.recipes.mergekit.documents import parse_documents
 from search_spaces.recipes.methods import METHODS
 from tests.conftest import required
 from tests.merging.output.published_recipes import PATTERNS, Pattern
+from tests.merging.output.random_recipes import Draw
 
 LAYERS, WORDS = 4, 16
 STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 AT_MERGE = ("passthrough beyond the model", "linear with a weight beside the model")
 """Patterns that are refused when the models are known."""
 
-ULPS = {"karcher": 64, "multislerp": 4, "nuslerp": 4}
-"""Where float32 results may be further apart than one ulp: means on a sphere, from other sums of the same products."""
+ULPS = {"karcher": 64, "multislerp": 16, "nuslerp": 16}
+"""How far float32 results may be apart, in ulp; 4 for other methods: mergekit fuses a product with its sum where we
+round it, and means on a sphere come from other sums of the same products."""
 
 
 def parsed(pattern: Pattern) -> tuple[Any, list[str]]:
@@ -194,7 +196,7 @@ def compare(found: dict[str, Tensor], theirs: dict[str, Tensor], method: str) ->
     assert found.keys() == theirs.keys()
     apart = {name: ulps_apart(values, theirs[name]) for name, values in found.items()}
     wide = next(iter(found.values())).dtype == torch.float32
-    allowed = ULPS.get(method, 2) if wide else 1  # at float32: a product that mergekit fuses with its sum, and we round
+    allowed = ULPS.get(method, 4) if wide else 1
     assert max(apart.values()) <= allowed, {name: ulps for name, ulps in apart.items() if ulps > allowed}
 
 
@@ -220,3 +222,37 @@ def test_merged_as_mergekit_does(
     if "+style" in pattern.text:  # mergekit rounds a model with its adapter to the model's precision, we do not
         found, theirs = ({n: v.to(STORED[_stored(here)]) for n, v in each.items()} for each in (found, theirs))
     compare(found, theirs, data["merge_method"])
+
+
+# --- drawn at random ---
+
+DRAWS, CHUNK = 210, 21
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, DRAWS, CHUNK))
+def test_random_recipes_agree(first: int, here: Path, mergekit: Any, tmp_path: Path) -> None:
+    """Both refuse a recipe, or both make the same of it; each precision of the models has a third of the recipes."""
+    third = list(STORED).index(_stored(here))
+    for seed in range(first + third, first + CHUNK, len(STORED)):
+        data = Draw(seed).recipe()
+        said = yaml.safe_dump(data, sort_keys=False)
+        refused = ""
+        try:
+            found: dict[str, Tensor] | None = ours(said, tmp_path / f"ours{seed}")
+        except (RecipeError, ValueError) as error:
+            found, refused = None, str(error)
+        try:
+            theirs: dict[str, Tensor] | None = mergekit(copy.deepcopy(data), tmp_path / f"theirs{seed}")
+        except (RuntimeError, ValueError):
+            theirs = None
+        recipe = parse_documents(said, "recipe.yaml", [])[0].recipe if found is not None else None
+        if recipe is not None and "masks" in " ".join(mergekit_export.differences(recipe)):
+            continue
+        if found is None or theirs is None:
+            assert found is theirs, (said, "mergekit merges it" if found is None else "mergekit refuses it", refused)
+            continue
+        try:
+            compare(found, theirs, data["merge_method"])
+        except AssertionError as error:
+            raise AssertionError(f"{said}\n{error}") from None

@@ -191,6 +191,8 @@ def test_a_merge_of_a_quantised_model(llama: Any, tmp_path: Path, read: Any) -> 
     for name, values in llama.tensors(0).items():
         assert torch.allclose(merged[name], (values.float() + floats.tensor(name).float()) / 2, atol=1e-6)
     assert "dequantize: true" in (tmp_path / "out" / "recipe.yaml").read_text()
+    merge(tmp_path / "out" / "recipe.yaml", tmp_path / "again", "cpu")
+    assert all(torch.equal(values, merged[name]) for name, values in read(tmp_path / "again").items())
 
 
 def test_an_adapter_on_a_quantised_base(llama: Any, make_adapter: Any, tmp_path: Path) -> None:

@@ -241,6 +241,17 @@ ODD: dict[str, tuple[Mutator, str]] = {
     "padding outside the vocabulary": (config(pad_token_id=9999), "config.json"),
     "another type of model": (config(model_type="qwen2"), "config.json"),
     "names alone differ": (config(architectures=["MyOwnForCausalLM"], _name_or_path="x"), SAME),
+    "NaN for a number": (config(rms_norm_eps=float("nan")), "rms_norm_eps is NaN"),
+    "an architecture that is code": (
+        config(model_type="mine", auto_map={"AutoConfig": "x.C"}),
+        "is code in its",
+    ),
+    "a model card that is not text": (
+        lambda folder: (folder / "README.md").write_bytes(b"---\nx: \xff\n---\n"),
+        SAME,
+    ),
+    "a date that does not exist": (text("README.md", "---\ndate: 2024-13-45\n---\n"), SAME),
+    "a template alone": (lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff"), SAME),
     "a list instead of a mapping": (text("config.json", "[]"), "config.json cannot be read"),
     "what is not text": (
         lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{}"),

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from evomerge.cli.merge import merge
 from evomerge.merging.checks.preflight import check
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_source, open_sources
 from evomerge.merging.sources.source import Source
+from tests.merging.tiny import TINY
 
 WEIGHTS = "model.safetensors"
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
@@ -88,6 +90,18 @@ def test_where_one_head_differs_none_is_tied(tied: Any, tmp_path: Path, untied_i
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
 
 
+def test_tied_models_whose_experts_transformers_fuses(tmp_path: Path) -> None:
+    """Their weights are loaded through transformers."""
+    sizes = {key: value for key, value in TINY.items() if key != "num_hidden_layers"}
+    for name, tied in (("tied", True), ("own", False)):
+        config = MixtralConfig(**sizes, num_hidden_layers=1, num_local_experts=2, tie_word_embeddings=tied)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+    sources = open_sources({"base": str(tmp_path / "tied"), "own": str(tmp_path / "own")}, "base")
+    assert not any(source.outline.tied for source in sources.values())
+    assert torch.equal(sources["base"].tensor(HEAD), sources["base"].tensor(EMBEDDINGS))
+    assert not torch.equal(sources["own"].tensor(HEAD), sources["own"].tensor(EMBEDDINGS))
+
+
 def test_a_head_that_config_json_ties_and_the_file_holds_again(tied: Any, tmp_path: Path) -> None:
     own = embeddings_of(tied.base)
     source = open_source(written(tied.base, tmp_path / "copy", tied=True, head=own))
@@ -103,6 +117,28 @@ def test_no_head_and_no_word_that_it_is_tied(tied: Any, tmp_path: Path, said: bo
     """transformers would draw a random head."""
     with pytest.raises(CheckpointError, match=r"no tensor for lm_head.weight; set tie_word_embeddings to true in conf"):
         open_source(written(tied.base, tmp_path / "copy", tied=said, head=None))
+
+
+def test_a_file_that_may_not_be_read(tied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the refusal is played."""
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path / "x"))
+
+    monkeypatch.setattr("evomerge.merging.sources.open_sources.is_adapter", refuse)
+    with pytest.raises(CheckpointError, match=r"/x cannot be read \(Permission denied\); check its permissions"):
+        open_source(tied.base)
+
+
+def test_a_folder_of_the_hubs_cache(tied: Any, tmp_path: Path) -> None:
+    """With refs, blobs and snapshots; the snapshot is the model."""
+    cache = tmp_path / "models--org--name"
+    snapshot = Path(shutil.copytree(tied.base, cache / "snapshots" / "0a1b"))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0a1b")
+    assert open_source(str(snapshot)).names
+    with pytest.raises(CheckpointError, match=r"a model's folder in the hub's cache: name .*snapshots/0a1b, or"):
+        open_source(str(cache))
 
 
 def test_an_adapter_of_a_tied_base_and_a_model_with_a_head(tied: Any, make_adapter: Any, tmp_path: Path) -> None:

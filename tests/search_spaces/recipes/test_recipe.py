@@ -335,6 +335,13 @@ def test_a_path_has_a_layer_and_no_more_than_the_limit(layers, fits):
             replace(merge, path=path)
 
 
+def test_a_slice_of_models_without_layers_has_no_method_of_its_own():
+    merge = mergekit_yaml.parse("merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n")
+    (part,) = merge.slices
+    with pytest.raises(RecipeError, match="only slices of full weights can have their own"):
+        replace(merge, slices=(replace(part, merge_method="ties"),))
+
+
 def test_core_space_and_calibration_exclude_each_other():
     ties = "merge_method: ties\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: 1, density: 0.5}}\n"
     assert mergekit_yaml.parse(f"{ties}evomerge: {{adapters: core}}\n").adapters == "core"

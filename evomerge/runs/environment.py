@@ -1,0 +1,111 @@
+"""What `RUN/environment.json` holds: versions of packages, and the identity of all that scores follow from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from evomerge.runs.log_file import MAX_CELL, LogError
+from fitness.tasks.identity import TaskIdentity
+from search_spaces.recipes.layout import ModelLayout
+
+CHECKSUM = "checksum"
+"""Key of the hash of everything else in the file but the versions, which are compared for warnings alone."""
+_VERSIONS = ("evomerge", "packages")
+
+
+class FileIdentity(BaseModel):
+    """Size and hash of a source's file; the hash covers its `contents` or, where it is large, `samples` of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    bytes: int
+    sha256: str
+    covers: Literal["contents", "samples"]
+
+
+class Environment(BaseModel):
+    """The versions of all packages that affect numbers, and the identity of a search.
+
+    Attributes
+    ----------
+    evomerge, packages
+        Versions.
+    config
+        The search file's values that two sessions must share, with hashes in place of paths to files.
+    items
+        Task name to its identity.
+    earlier
+        Keys of the questions that the searches before this one have seen: of its warm start, and of the recipe at which
+        it starts.
+    references
+        Model name to its reference when the run began; recipes are hashed with these.
+    sources, tokenizers
+        Model name to its files' identity, by file name.
+    chat_template
+        Hash of the chat template that prompts are formatted with; empty where none is used.
+    compute_dtype
+        What forward passes compute in; `auto` where that is known to the workers alone.
+    layout, sizes
+        The models' tensors.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    evomerge: str = ""
+    packages: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    items: dict[str, TaskIdentity] = {}
+    earlier: str = ""
+    references: dict[str, str] = {}
+    sources: dict[str, dict[str, FileIdentity]] = {}
+    tokenizers: dict[str, dict[str, str]] = {}
+    chat_template: str = ""
+    compute_dtype: str = ""
+    layout: ModelLayout = ModelLayout((), (), "", ())
+    sizes: dict[str, int] = {}
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Keys of all questions that the recipes of this run were searched on, those of earlier runs included."""
+        own = (task.seen for task in self.items.values())
+        return frozenset(self.earlier.split()).union(*own)
+
+
+def to_json(environment: Environment | Mapping[str, Any]) -> str:
+    """Return the text of the file, with a checksum."""
+    values = environment.model_dump(mode="json") if isinstance(environment, Environment) else dict(environment)
+    return json.dumps({CHECKSUM: _checksum(values)} | values, indent=1) + "\n"
+
+
+def read(file: Path) -> Environment:
+    """Return what the file holds.
+
+    Raises
+    ------
+    LogError
+        If it is missing or damaged.
+    """
+    try:
+        if file.stat().st_size > MAX_CELL:
+            raise ValueError(f"it is larger than {MAX_CELL:,} bytes")
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.pop(CHECKSUM, None) != _checksum(values):
+            raise ValueError("it is not as it was written")
+        return Environment.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+    raise LogError(f"{file} cannot be read ({reason}); restore it from a backup, or start a new run")
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    identity = {key: value for key, value in values.items() if key not in _VERSIONS}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

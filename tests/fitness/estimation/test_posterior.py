@@ -1,0 +1,94 @@
+"""The default estimate of candidates that resemble their parents, and of others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fitness.estimation import subset
+from fitness.estimation.irt import ItemBank
+from fitness.estimation.parent_prior import prior
+from fitness.estimation.posterior import posterior
+
+ITEMS, SEEDS = 300, 30
+
+
+def family(seed: int) -> tuple[np.ndarray, ItemBank]:
+    """0/1 answers of two parents and a child that follows them on nearly all items, and a bank."""
+    rng = np.random.default_rng(seed)
+    difficulty = rng.normal(-1.0, 2.0, ITEMS)
+    bank = ItemBank(tuple(map(str, range(ITEMS))), np.ones((ITEMS, 1)), difficulty, np.zeros((1, 1)))
+    shared = rng.logistic(size=ITEMS)
+    answers = [(0.9 * shared + 0.3 * rng.logistic(size=ITEMS) > difficulty).astype(float) for _ in range(3)]
+    return np.array(answers), bank
+
+
+def estimates(change, parents_of=lambda seed: family(seed)[0][:2]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float64[SEEDS] each: errors at 20 items, standard errors, and errors of the plain mean of 20 random items."""
+    errors, widths, plain = [], [], []
+    for seed in range(SEEDS):
+        answers, bank = family(seed)
+        rng = np.random.default_rng([seed, 1])
+        given = prior(ITEMS, parents_of(seed), [bank])
+        child = change(answers[2], answers[:2], rng)
+        asked = subset.default_subset(given, 20, seed)
+        found = posterior(given, child[asked], asked)
+        errors.append(found.value - child.mean())
+        widths.append(found.standard_error)
+        plain.append(child[rng.choice(ITEMS, 20, replace=False)].mean() - child.mean())
+    return np.array(errors), np.array(widths), np.array(plain)
+
+
+CHANGES = {
+    "as it is": lambda child, parents, rng: child,
+    "emerged 0.5": lambda child, parents, rng: np.where((parents.sum(0) == 0) & (rng.random(ITEMS) < 0.5), 1.0, child),
+    "emerged 0.8": lambda child, parents, rng: np.where((parents.sum(0) == 0) & (rng.random(ITEMS) < 0.8), 1.0, child),
+    "collapsed 0.3": lambda child, parents, rng: np.where(rng.random(ITEMS) < 0.3, 0.0, child),
+    "collapsed 0.7": lambda child, parents, rng: np.where(rng.random(ITEMS) < 0.7, 0.0, child),
+    "guesses": lambda child, parents, rng: (rng.random(ITEMS) < 0.25).astype(float),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_the_interval_covers_and_the_error_stays_near_the_means(kind: str) -> None:
+    errors, widths, plain = estimates(CHANGES[kind])
+    # these merges are simulated; on published ones, see the table in experiments/fitness_accuracy
+    assert (np.abs(errors) <= 1.96 * widths).mean() >= 0.7
+    assert np.abs(errors).mean() <= 1.7 * np.abs(plain).mean()
+
+
+def test_a_candidate_like_its_parents_is_known_from_few_answers() -> None:
+    errors, _, plain = estimates(CHANGES["as it is"])
+    assert np.abs(errors).mean() < 0.4 * np.abs(plain).mean()
+
+
+def test_wrong_parents_do_no_harm() -> None:
+    errors, widths, plain = estimates(CHANGES["as it is"], lambda seed: family(seed + 100)[0][:2])
+    assert (np.abs(errors) <= 1.96 * widths).mean() >= 0.85
+    assert np.abs(errors).mean() <= 1.2 * np.abs(plain).mean()
+
+
+def test_a_candidate_that_answers_nothing_right_has_no_score() -> None:
+    answers, bank = family(0)
+    given = prior(ITEMS, answers[:2], [bank])
+    asked = subset.default_subset(given, 20, 0)
+    found = posterior(given, np.zeros(20), asked)
+    assert found.value < 0.01 and 0 < found.standard_error < 0.05
+    right = posterior(given, (asked == asked[0]).astype(float), asked)  # one right answer is enough to doubt it
+    assert right.value > 0.02
+
+
+def test_the_checks_are_items_that_no_parent_or_all_parents_solve() -> None:
+    answers, bank = family(0)
+    given = prior(ITEMS, answers[:2], [bank])
+    assert given.strata is not None
+    checks = subset.checks(given, 20, np.arange(ITEMS), subset.generator(0))
+    assert set(given.strata[checks]) == {0, 2} and 6 <= len(checks) < 20
+    assert set(checks) <= set(subset.greedy(given, 20, subset.generator(0), None, checks))
+    assert len(subset.checks(given, 200, np.arange(ITEMS), subset.generator(0))) < 30  # they do not grow for ever
+
+
+def test_no_items_are_left() -> None:
+    answers, _ = family(0)
+    found = posterior(prior(ITEMS, answers[:2]), answers[2], np.arange(ITEMS))
+    assert (found.value, found.standard_error) == (answers[2].mean(), 0.0)
