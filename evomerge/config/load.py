@@ -127,9 +127,13 @@ def load_recorded(run: Path, overrides: Sequence[str] = ()) -> SearchConfig:
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     """Return a file's text, and what it says."""
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: is not a regular file; name a search file")
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes; is this a search file?")
         text = path.read_text(encoding="utf-8")
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror or error}; `evomerge init` writes a search file to start from"

@@ -53,6 +53,8 @@ class Environment(BaseModel):
         What forward passes compute in; `auto` where that is known to the workers alone.
     layout, sizes
         The models' tensors.
+    chosen
+        What `strategy: auto` was taken to mean, and why; empty if the search file names a strategy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +71,7 @@ class Environment(BaseModel):
     compute_dtype: str = ""
     layout: ModelLayout = ModelLayout((), (), "", ())
     sizes: dict[str, int] = {}
+    chosen: str = ""
 
     @property
     def seen(self) -> frozenset[str]:
@@ -92,6 +95,8 @@ def read(file: Path) -> Environment:
         If it is missing or damaged.
     """
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is not a regular file")
         if file.stat().st_size > MAX_CELL:
             raise ValueError(f"it is larger than {MAX_CELL:,} bytes")
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ LISTED: tuple[tuple[Module, str, str], ...] = (
     (PLAN, "if new >= LEARN_EVERY or (new and not self.learned):", "if new >= LEARN_EVERY:"),
     (ESTIMATORS, "estimate.standard_error * math.sqrt(open_share) if", "estimate.standard_error if"),
     (ESTIMATORS, "part.standard_error) ** 2 * (1 - inside_S.size / size)", "part.standard_error) ** 2"),
-    (LOOP, "if not told.cached:", "if True:"),
+    (LOOP, "if not told.cached and ", "if "),
     (NSGA2, "np.lexsort((-distance, rank))", "np.lexsort((distance, rank))"),
     (GENETIC, "math.ceil(self.config.elite * self.population)", "math.floor(self.config.elite * self.population)"),
     (RESTARTS, "self._used[self._regime] += evaluations", "self._used[self._regime] += 1"),

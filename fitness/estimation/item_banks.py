@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from fitness.estimation.arrays import MOST_ENTRIES, check_regular, open_arrays
 from fitness.estimation.irt import ItemBank, ItemPriors, check_scores, fit_2pl, fit_mirt
 from fitness.items import positions_by_task
 
@@ -76,10 +77,12 @@ def read_matrix(path: str | os.PathLike[str]) -> Responses:
         The file is not such a matrix.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_arrays(path) as arrays:
             response = arrays["responses"]
             if "shape" in arrays.files:
                 models, items = (int(n) for n in arrays["shape"])
+                if models * items > MOST_ENTRIES:
+                    raise ValueError(f"{models} × {items} are more than {MOST_ENTRIES:,} answers")
                 if response.dtype != np.uint8 or response.shape != (models, -(-items // 8)):
                     raise ValueError(f"responses {response.shape} do not hold {models} × {items} bits")
                 response = np.unpackbits(response, axis=1, count=items)
@@ -109,6 +112,7 @@ def read_csv(path: str | os.PathLike[str]) -> Responses:
     ValueError
         A row differs in length from the header, or a cell is not a number in [0, 1].
     """
+    check_regular(path)
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.reader(file) if row]
     if len(rows) < 2 or len(rows[0]) < 2:
@@ -222,6 +226,7 @@ def _matrix(task: str, split: str, models: Mapping[str, Mapping[int, float]]) ->
 def _read_log(file: Path, metric: str | None, filter_name: str | None) -> dict[int, float]:
     """Document number to score."""
     answers: dict[int, float] = {}
+    check_regular(file)
     with open(file, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -340,7 +345,7 @@ class ItemBanks:
         """
         responses, banks = {}, {}
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_arrays(path) as arrays:
                 header = json.loads(arrays["header"].tobytes().decode())
                 if header["format"] != ITEM_BANKS_FORMAT:
                     raise KeyError(header["format"])

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Sequence
 
 LONGEST_REASON = 200  # characters
+WRAPPERS = ("DatasetGenerationError", "DatasetGenerationCastError")
+"""Errors of `datasets` that only say that there is another error."""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -16,5 +18,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def one_line(error: BaseException) -> str:
     """Return type and text of an error on one line; template errors have many lines, and any may name the cause."""
+    if error.__cause__ is not None and type(error).__name__ in WRAPPERS:
+        error = error.__cause__
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text if len(text) < LONGEST_REASON else text[:LONGEST_REASON] + ' ...'}"

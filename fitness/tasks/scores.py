@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ PLAIN_ACCURACIES = ("acc", "acc_norm", "acc_bytes")
 LONGEST_ANSWER = 200  # characters kept of an answer for voting; a hash replaces the rest
 SCORES_KEPT = 100_000  # scored texts kept per task; bounds the memory, reached after hours
 
+_FAILS = object()  # what a trial gives that raises
 _Key = tuple[str, int, tuple[Response, ...]]  # split, index, answers
 
 
@@ -50,6 +52,39 @@ class TaskScores:
             return self.of(items, responses)
 
         return score
+
+    def can_score(self, item: Item) -> bool:
+        """Return whether the task's own code gives the metric as a number for some answer to an item.
+
+        True, too, where the code fails on the answers that are tried.
+        """
+        if self._is_plain():
+            return True
+        doc = self._documents.of(item.split)[item.index]
+        values = [self._tried(doc, answers) for answers in self._trials(doc)]
+        known = [value for value in values if value is not _FAILS]
+        return not known or any(map(is_number, known))
+
+    def _trials(self, doc: Document) -> list[list[Any]]:
+        """Return answers to try: a wrong one and the right one, or as near as can be known."""
+        if self._task.OUTPUT_TYPE == "generate_until":
+            try:
+                return [[""], [str(self._task.doc_to_target(doc))]]
+            except Exception:  # the author's template; scoring does not always need it
+                return [[""]]
+        try:
+            count = len(self._task.doc_to_choice(doc)) if self._task.config.doc_to_choice else 1
+        except Exception:
+            return []
+        count *= 2 if self._metric.name == "acc_mutual_info" else 1
+        return [[(-1.0, greedy)] * count for greedy in (False, True)]
+
+    def _tried(self, doc: Document, answers: list[Any]) -> object:
+        try:
+            value: object = self._task.process_results(doc, answers).get(self._metric.name)
+            return value
+        except Exception:  # the author's code may take other answers only
+            return _FAILS
 
     def answer_extractor(self, items: Sequence[Item], first: Sequence[int]) -> AnswerExtractor:
         """Return a function from the model's answers to its answers to I items; see `LoadedTask.answer_extractor`."""

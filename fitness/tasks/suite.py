@@ -91,6 +91,7 @@ class TaskSuite:
             )
             for task in tasks:
                 task.prompts.hold_out(keys)
+                task.check_scores([*pool.search[task.name], *pool.held_out[task.name]])
             return cls(tasks, weighed(found, _sizes(search)), pool, config)
 
     @classmethod
@@ -112,6 +113,8 @@ class TaskSuite:
         with quick_and_quiet():
             found, tasks = _loaded(config)
             items = {task.name: task.documents.items(task.documents.final_split(split)) for task in tasks}
+            for task in tasks:
+                task.check_scores(items[task.name])
             return cls(tasks, weighed(found, _sizes(items)), ItemPool(items, {}), config)
 
     def identity(self, requests: Requests, only: Collection[str] | None = None) -> dict[str, TaskIdentity]:

@@ -13,6 +13,7 @@ from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
 from fitness.tasks.documents import Documents
 from fitness.tasks.loss_metrics import OF_THE_RIGHT_ANSWER, AnswerExtractor, Scorer, loss_scorer
+from fitness.tasks.messages import one_line
 from fitness.tasks.metrics import choose_metric
 from fitness.tasks.prompts import ChatTemplate, Prompts, Request
 from fitness.tasks.scores import TaskScores
@@ -60,6 +61,35 @@ class LoadedTask:
     def question(self, item: Item) -> str:
         """Return an item's question, without examples."""
         return self.documents.question(self.documents.of(item.split)[item.index])
+
+    def check_scores(self, items: Sequence[Item]) -> None:
+        """Check that every item has a score, as far as that is known without a model's answers.
+
+        Raises
+        ------
+        TaskError
+            The metric has no value for an item, or a template fails.
+        """
+        without = [item for item in items if not self._has_score(item)]
+        if without:
+            place = f"item {without[0].index} of its {without[0].split} split"
+            raise TaskError(
+                f"task {self.name!r}: metric {self.metric.name!r} has no value for {len(without)} of {len(items)} "
+                f"items, such as {place}: use another metric, or leave such items out with the task's process_docs"
+            )
+
+    def _has_score(self, item: Item) -> bool:
+        if not self.metric.is_loss:
+            return self.scores.can_score(item)
+        if self.metric.name not in OF_THE_RIGHT_ANSWER:
+            return True
+        try:
+            return self.prompts.names_right_answer(item)
+        except Exception as error:  # the author's templates can raise anything
+            raise TaskError(
+                f"task {self.name!r}: its right answer to item {item.index} of its {item.split} split cannot be read "
+                f"({one_line(error)}): correct doc_to_target in the task's YAML"
+            ) from error
 
     def questions(self, items: Sequence[Item]) -> list[Question]:
         """Return the questions of some items of this task, for comparison."""

@@ -9,7 +9,7 @@ from tests.attacks.search_files import faults
 def test_some_mutated_search_files(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "_installed_tasks", dict)  # takes seconds to index
     monkeypatch.setattr("tests.attacks.search_files._installed_tasks", dict)
-    assert not list(faults(150, 1, tmp_path))
+    assert not list(faults(60, 1, tmp_path))
 
 
 @pytest.mark.slow

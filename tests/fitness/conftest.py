@@ -23,6 +23,17 @@ def doc_length(doc, results):
     return {"length": len(results[0]), "exact_match": float(results[0].strip() == doc["answer"])}
 
 
+def some(doc, results):
+    """Lacks a metric for documents with the right choice 3."""
+    if results[0] == "never":
+        raise ValueError
+    return {"length": len(results[0])} | ({} if doc["gold"] == 3 else {"some": 1.0})
+
+
+def right_only(doc, results):
+    return {"length": 1.0} | ({"some": 1.0} if results[0] == doc["answer"] else {})
+
+
 def both(doc, results):
     (first, _), (second, _) = results
     return {"margin": first - second, "label": "text"}

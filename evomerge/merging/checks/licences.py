@@ -95,6 +95,8 @@ def _shown(names: list[str], licences: Mapping[str, str | None]) -> str:
 
 
 def _front_matter(source: Source) -> dict[str, Any]:
+    if not (source.path / "README.md").is_file():
+        return {}
     try:
         with (source.path / "README.md").open(encoding="utf-8") as file:
             text = file.read(MAX_CARD)

@@ -178,6 +178,8 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _read(text: Path) -> bytes:
+    if text.exists() and not text.is_file():  # a pipe may never end
+        raise CheckpointError(f"{text}: the calibration text is not a regular file; name a text file")
     try:
         content = text.read_bytes()
         content.decode("utf-8")

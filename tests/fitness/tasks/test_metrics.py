@@ -93,3 +93,40 @@ def test_custom_metrics_that_are_not_numbers(toys: Any) -> None:
     assert toys.suite("toy").metrics == {"toy": "margin,none"}
     with pytest.raises(TaskError, match="'label' gives str instead of a number for an item: set metric to one of"):
         toys.suite({"task": "toy", "metric": "label"})
+
+
+def test_a_metric_that_some_documents_lack_is_found_out_before(toys: Any) -> None:
+    given = [metric("some"), metric("length")]
+    toys.write("toy", "gen_length", validation=10, test=10, metric_list=given, process_results="toy_metrics.some")
+    lacking = r"metric 'some' has no value for \d+ of 20 items, such as item \d+ of its validation split: use another"
+    with pytest.raises(TaskError, match=lacking):
+        toys.suite({"task": "toy", "metric": "some"}, held_out="test")
+    assert toys.suite({"task": "toy", "metric": "length"}).metrics == {"toy": "length,none"}
+
+
+def test_a_metric_that_only_right_answers_have_is_not_refused(toys: Any) -> None:
+    toys.write(
+        "toy",
+        "gen_length",
+        validation=10,
+        test=10,
+        metric_list=[metric("some")],
+        process_results="toy_metrics.right_only",
+        filter_list=None,
+    )
+    assert toys.suite("toy").metrics == {"toy": "some,none"}
+
+
+def test_documents_without_a_right_answer_are_found_out_before(toys: Any) -> None:
+    rows = [{"question": f"w{n} =", "answer": "" if n == 7 else "w1"} for n in range(11)]
+    toys.write("toy", "gen", docs={"validation": rows[:10], "test": rows[10:]})
+    with pytest.raises(TaskError, match=r"'answer_loss' has no value for 1 of \d+ items, such as item 7 "):
+        toys.suite({"task": "toy", "metric": "answer_loss"})
+    assert toys.suite("toy").metrics["toy"] == "exact_match,first"
+
+
+def test_the_cause_of_data_that_cannot_be_read_is_named(toys: Any) -> None:
+    toys.write("toy", "gen", docs={"validation": [{"question": "a"}], "test": [{"answer": {"b": 1}, "question": 2}]})
+    with pytest.raises(TaskError, match="could not be loaded") as caught:
+        toys.suite("toy")
+    assert "An error occurred while generating" not in str(caught.value)
