@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,29 +15,22 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import TypeAdapter
 
-from evomerge.config.search_file import BudgetConfig
+from evomerge.config.search_file import BudgetConfig, SearchConfig
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, Told
+from evomerge.search.auto_strategy import ITEMS, MOST_STEPS, SIGMA_AFTER, choose
 from evomerge.search.loop import Search
 from evomerge.search.problem import largest_error
-from evomerge.strategies import AnyStrategy, CmaEsConfig, Strategy, StrategyConfig
+from evomerge.strategies import AnyStrategy, Strategy, StrategyConfig
 from evomerge.strategies.founded import Founded
-from evomerge.strategies.gradient import GradientConfig
 from evomerge.workers.inline import InlinePool
 from experiments.search_efficiency.metering import BudgetSpent, Curve, Meter
 from experiments.search_efficiency.problems import Problem
 from fitness.estimation.evaluation_plan import EstimatedPlan, EvaluationPlan, FixedItemsPlan, estimator_inputs
 from fitness.estimation.subset import FreshItems, generator
-from fitness.items import positions_by_task
+from fitness.items import positions_by_task, task_of
 from fitness.objectives import Objectives
 from search_spaces.spaces.space import Genotype
-
-ITEMS = 25
-"""Fresh items of each task that a candidate or a step of the default is asked."""
-MOST_STEPS = 60
-"""Steps by gradients of the default, at most two thirds of its candidates."""
-SIGMA_AFTER = 0.05
-"""First step size of CMA-ES at the result of the steps."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +141,10 @@ class Ours:
 
 @dataclass(frozen=True)
 class Default(Ours):
-    """Founders, steps by gradients, then CMA-ES around their result with small steps; fresh items for all."""
+    """What a search does whose file names no strategy: it begins with founders and follows `strategy: auto`."""
 
     name: str = "default"
-    strategy: Mapping[str, Any] = field(default_factory=dict)
+    strategy: Mapping[str, Any] = field(default_factory=lambda: {"kind": "auto"})
 
     @property
     def settings(self) -> str:
@@ -158,11 +152,21 @@ class Default(Ours):
         return f"auto: {ITEMS} items, at most {MOST_STEPS} steps, then sigma {SIGMA_AFTER}"
 
     def measured(self, problem: Problem) -> Measured:
-        """Return the default's settings for a problem whose loss has derivatives."""
+        """Return what `auto` means for a problem whose loss has derivatives."""
+        counts = Counter(task_of(item) for item in problem.search_items)
         evaluations = -(-problem.checkpoints[-1] // (ITEMS * len(problem.weights)))
-        steps = min(MOST_STEPS, 2 * evaluations // 3)
-        settings = GradientConfig(steps=steps, items=ITEMS, then=CmaEsConfig(sigma=SIGMA_AFTER))
-        return Measured(settings, ITEMS, True, evaluations)
+        file = SearchConfig.model_validate(
+            {
+                "models": {"base": "base", **{f"expert{at}": f"expert{at}" for at in range(len(problem.experts))}},
+                "fitness": {"tasks": list(problem.weights)},
+                "budget": evaluations,
+                "strategy": dict(self.strategy),
+            }
+        )
+        chosen = choose(file, problem.space, None, counts).config
+        subset = chosen.fitness.subset
+        assert subset.items != "all"
+        return Measured(chosen.strategy, subset.items, subset.rotates(), evaluations)
 
     def built(self, resolved: StrategyConfig, problem: Problem, seed: int) -> Strategy:
         """Return the strategy behind the founders."""

@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 SHARE = 0.95
 DRAWS = 1000
-DRAWN = {DEFAULT.name, *DERIVATIVES, *(one.name for one in STRATEGIES[1:6]), *(one.name for one in FIELD)}
+DRAWN = {DEFAULT.name, *DERIVATIVES, *(one.name for one in STRATEGIES[1:5]), *(one.name for one in FIELD)}
 """Contenders in the plot; more lines cannot be told apart."""
 WITHIN = 1000
 SHOWN = (500, 1000, 2000, 4000)
@@ -228,7 +228,10 @@ def plot(results: Results, file: Path) -> None:
     import matplotlib
 
     # Letters as text and not as outlines: half the size of the file.
-    with matplotlib.rc_context({"svg.fonttype": "none"}), plotted(file, len(problems), rows=2, figsize=size, squeeze=False) as panels:
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none"}),
+        plotted(file, len(problems), rows=2, figsize=size, squeeze=False) as panels,
+    ):
         for column, problem in enumerate(problems):
             level = SHARE * best_known(results, problem)
             for line, along in enumerate(("spent", "seconds")):
