@@ -96,16 +96,31 @@ class RacingConfig(Section):
     """When to stop evaluating a candidate early."""
 
     error: float = Field(default=0.05, gt=0, lt=1)
-    """Accepted probability of stopping a given candidate that belongs to the best `keep`, in (0, 1). For strategies
-    with an archive (m2n2, map_elites): the accepted share of stopped candidates that would have entered it."""
+    """With test posterior, the accepted share of stopped candidates that would have been among the best `keep` in the
+    end; with the other tests, the accepted probability of stopping a given one of these; in (0, 1). For strategies with
+    an archive (m2n2, map_elites): the accepted share of stopped candidates that would have entered it."""
     block: int = Field(default=8, ge=1, le=1_000_000)
     """Items per task between two checks; at least 1. The candidate's model is merged again for each block."""
     keep: float = Field(default=0.5, gt=0, le=1)
     """Fraction of a generation that the strategy uses: CMA-ES updates from the better half. Strategies with an archive
-    ignore it."""
-    test: Literal["posterior", "auto", "exact", "sprt", "t", "wilcoxon"] = "posterior"
+    ignore it. With halving and hyperband the fraction that goes on after each check, below 1."""
+    test: Literal["posterior", "auto", "exact", "sprt", "t", "wilcoxon", "halving", "hyperband"] = "posterior"
     """posterior compares estimates by their standard errors. The other tests compare answers to common items and need
-    many of them: exact and sprt for 0/1 scores, t and wilcoxon for other scores, auto chooses exact or t."""
+    many of them: exact and sprt for 0/1 scores, t and wilcoxon for other scores, auto chooses exact or t. halving is no
+    test: after `block` items, and each time their number has grown by 1 / `keep`, the best `keep` go on, whatever the
+    noise (successive halving; `error` is ignored). hyperband: the same, and generations take turns at beginning with
+    fewer or more items."""
+
+    @model_validator(mode="after")
+    def _halving_drops_somebody(self) -> "RacingConfig":
+        if self.halves and self.keep == 1:
+            raise ValueError(f"test: {self.test} keeps a fraction at each check; write keep below 1, such as 0.5")
+        return self
+
+    @property
+    def halves(self) -> bool:
+        """Whether a fixed fraction goes on after each check, whatever the tests say."""
+        return self.test in ("halving", "hyperband")
 
 
 def _subset_section(value: Any) -> Any:

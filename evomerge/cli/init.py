@@ -1,27 +1,49 @@
-"""`evomerge init`: a commented search file for these models and tasks."""
+"""`evomerge init`: a commented search file for these models and tasks, with reasons for what it chooses.
+
+It opens the models, builds the tasks, and scores the search's start once: how long that takes decides the budget.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import yaml
 
 from evomerge.cli.evaluate import of_tasks
-from evomerge.cli.printing import say
+from evomerge.cli.printing import duration, say
 from evomerge.config.errors import ConfigError
 from evomerge.config.genome import from_genome
+from evomerge.config.load import load_mapping
 from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
+from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_sources, typed
+from evomerge.search.auto_strategy import ITEMS
+from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
+from evomerge.strategies.gradient import GradientConfig
+from evomerge.workers.base import Request
+from fitness.config import FitnessConfig
+from fitness.results import TaskError
+from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.references import with_parts
 
 GENES = 60
 """About as many genes as a few hundred evaluations can search."""
+GENES_BY_GRADIENTS = 200
+"""As many as steps by gradients can: they find more with more genes, but each group of few tensors gains little."""
+MODULES = ("attention", "mlp", "other")
+EVALUATIONS = (60, 300)
+"""Fewest and most evaluations that are written; in between, what an hour is enough for."""
+HOUR = 3600
 
 TEMPLATE = """\
 # A search file for evomerge. Check it with `evomerge plan {file}`, then run `evomerge search {file}`.
@@ -29,18 +51,17 @@ TEMPLATE = """\
 models:  # the first is the base that the others were trained from
 {models}
 space:
-  kind: layer_coefficients  # one weight per expert and group of layers
-  method: {method}
+  kind: layer_coefficients  # one weight per expert, group of layers and group of modules: {genes} genes, since
+  method: task_arithmetic  # {why_genes}
   layers_per_group: {layers_per_group}  # the models have {num_layers} layers; 1: each has weights of its own
-  modules: all  # or [attention, mlp, other]: a weight for each
+  modules: {modules}  # or all, or a list of attention, mlp, other: a weight for each
   weight: {{low: -0.5, high: 1.5, start: 0.5}}
-strategy: cma_es  # or gradient: far fewer answers, if tasks name right answers and a backward pass fits into memory
+strategy: auto  # {why_strategy}
 fitness:
   tasks: {tasks}  # or {{task: NAME, weight: 2}} in place of a name
-{include}  subset: 100  # search items per task and candidate, or `all`
-  held_out: 0.5  # kept for the final table: a fraction, or the name of another split
-  # allow_test_split: true  # needed if a task has only a test split
-{vocabulary}budget: {evaluations}  # candidates to score
+{include}  subset: {subset}  # search items per task and candidate, or `all`; {why_subset}
+  held_out: {held_out}  # kept for the final table; {why_held_out}
+{test_split}{vocabulary}budget: {evaluations}  # candidates to score; {why_budget}
 out_dtype: bfloat16
 seed: 0
 """
@@ -68,22 +89,110 @@ def init(
     preflight.check(checkpoints, names[0], scan=False)
     of_tasks(tasks, include_path, split=None)  # checks that they exist
     num_layers, experts = checkpoints[names[0]].layout.num_layers, len(models) - 1
-    groups = max(1, min(num_layers, GENES // experts - 2))  # embeddings and head are groups of their own
-    layers_per_group = math.ceil(num_layers / groups)
-    genes = experts * (math.ceil(num_layers / layers_per_group) + 2)
+    included = [str(path.resolve()) for path in include_path]
+    draft: dict[str, Any] = {
+        "models": dict(zip(names, references, strict=True)),
+        "vocabulary": vocabulary or "same",
+        "fitness": {"tasks": list(tasks), "include_path": included, **_held_out(tasks, included)},
+    }
+    problem = _problem(draft, Genes.of(num_layers, experts, MODULES, GENES_BY_GRADIENTS))
+    by_gradients = isinstance(problem.config.strategy, GradientConfig)
+    genes = Genes.of(num_layers, experts, *((MODULES, GENES_BY_GRADIENTS) if by_gradients else ((), GENES)))
+    evaluations, why_budget = _budget(problem)
+    fewest = min(len(items) for items in problem.suite.pool.search.values())
+    few = fewest > 2 * ITEMS
+    test_split = "  allow_test_split: true  # the tasks have no other split\n"
     text = TEMPLATE.format(
         file=output,
         models="\n".join(f"  {_text(name)}: {_text(path)}" for name, path in zip(names, references, strict=True)),
-        method="task_arithmetic",
-        layers_per_group=layers_per_group,
+        genes=genes.count,
+        why_genes="steps by gradients search many genes at once" if by_gradients else "evolution searches few genes",
+        layers_per_group=genes.layers_per_group,
         num_layers=num_layers,
+        modules=_text(list(genes.modules)) if genes.modules else "all",
+        why_strategy=problem.chosen.removeprefix("strategy auto: ").partition("; each candidate")[0],
         tasks=_text(list(tasks)),
         include="".join(_include(include_path)),
+        subset=ITEMS if few else "all",
+        why_subset=f"the tasks have {fewest} or more" if few else f"a task has only {fewest}",
+        held_out=draft["fitness"]["held_out"],
+        why_held_out=_why_held_out(draft["fitness"]),
+        test_split=test_split if "allow_test_split" in draft["fitness"] else "",
         vocabulary="" if vocabulary is None else f"vocabulary: {vocabulary}  # of merges; the models' differ\n",
-        evaluations=max(200, 10 * genes),
+        evaluations=evaluations,
+        why_budget=why_budget,
     )
     write_text(output, text)
-    say(f"wrote {output}: {genes} genes; next: evomerge plan {quote(str(output))}")
+    say(f"wrote {output}: {genes.count} genes, {evaluations} evaluations ({why_budget})")
+    say(f"next: evomerge plan {quote(str(output))}")
+
+
+@dataclass(frozen=True)
+class Genes:
+    """Which coefficients are searched.
+
+    Attributes
+    ----------
+    layers_per_group
+        Layers that share a weight.
+    modules
+        Groups of modules with weights of their own; empty: none.
+    count
+        Genes in all.
+    """
+
+    layers_per_group: int
+    modules: tuple[str, ...]
+    count: int
+
+    @classmethod
+    def of(cls, num_layers: int, experts: int, modules: tuple[str, ...], most: int) -> Genes:
+        """Return the finest groups of layers that have at most `most` genes, or one group."""
+        per_group = experts * max(1, len(modules))
+        groups = max(1, min(num_layers, (most - 2 * experts) // per_group))  # embeddings and head have weights, too
+        layers = math.ceil(num_layers / groups)
+        return cls(layers, modules, per_group * math.ceil(num_layers / layers) + 2 * experts)
+
+
+def _held_out(tasks: Sequence[str], include_path: Sequence[str]) -> dict[str, Any]:
+    """Return how items are held out: a test split beside the search items where all tasks have one, else a half."""
+    ways: list[dict[str, Any]] = [{"held_out": "test"}, {"held_out": 0.5}, {"held_out": 0.5, "allow_test_split": True}]
+    for way in ways[:-1]:
+        fitness = {"tasks": [{"task": task} for task in tasks], "include_path": list(include_path), **way}
+        try:
+            TaskSuite.load(FitnessConfig.model_validate(fitness), 0)
+            return way
+        except TaskError:
+            continue
+    return ways[-1]
+
+
+def _why_held_out(fitness: Mapping[str, Any]) -> str:
+    if fitness["held_out"] == "test":
+        return "the tasks have a test split beside the search items"
+    return "a fraction of the items, or the name of another split"
+
+
+def _problem(draft: Mapping[str, Any], genes: Genes) -> Problem:
+    space = {"method": "task_arithmetic", "layers_per_group": genes.layers_per_group, "modules": list(genes.modules)}
+    return Problem(load_mapping({**draft, "space": space}, ()), scan=False)
+
+
+def _budget(problem: Problem) -> tuple[int, str]:
+    """Return how many evaluations an hour is enough for, within bounds, and why."""
+    fewest, most = EVALUATIONS
+    try:
+        worker = local_worker(problem).ready()
+        request = Request(problem.space.decode(problem.space.start), tuple(problem.subset))
+        started = time.perf_counter()
+        evaluation = worker.evaluate(request)
+        seconds = time.perf_counter() - started
+    except (OSError, RuntimeError, ValueError) as error:
+        return most, f"the time of one could not be measured: {reason(error)}"
+    if evaluation.status == "failed":
+        return most, f"the time of one could not be measured: {evaluation.reason}"
+    count = min(most, max(fewest, int(HOUR / seconds) // 10 * 10))
+    return count, f"one takes {duration(seconds)} here, so that all take about {duration(count * seconds)}"
 
 
 def init_from(genome: Path, output: Path, include_path: Sequence[Path]) -> None:

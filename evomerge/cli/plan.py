@@ -51,6 +51,8 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         f"{size(footprint['buffer_bytes'])} of buffers"
     )
     out.print(_placed(worker.placement))
+    out.print(summary["chosen"] or f"strategy {summary['strategy']}", soft_wrap=True)
+    out.print(f"scored before it: {', '.join(summary['founders'])}", soft_wrap=True)
     out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {items['asked']} items asked")
     steps = summary["steps"]
     if steps["count"]:
@@ -85,7 +87,7 @@ def print_genes(out: Console, genes: Sequence[Mapping[str, Any]]) -> None:
 
 def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
     config, space = problem.config, problem.space
-    population = problem.strategy().population
+    population = problem.resolved().strategy.build(space, config.seed).population
     recipe = space.decode(space.start)
     worker = local.ready()
     total, evaluation = _timed(worker, Request(recipe, tuple(problem.subset)))
@@ -98,6 +100,9 @@ def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
     step = _timed(worker, Request(recipe, step_items, gradient_at=genotype))[0] if steps else 0.0
     return {
         "genes": genes_of(space),
+        "strategy": strategy.kind,
+        "chosen": problem.chosen,
+        "founders": list(dict.fromkeys(founder.entry.name for founder in problem.founders)),
         "population": population,
         "evaluations": evaluations,
         "items": {
@@ -109,7 +114,7 @@ def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
         "placement": asdict(local.placement),
         "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
         "steps": {"count": steps, "items": len(step_items), "seconds": step} | _step_memory(local),
-        "estimated_seconds": step * steps + total * (evaluations - steps),
+        "estimated_seconds": step * steps + total * (evaluations - steps + len(problem.founders)),
         "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_error},
         "notes": [*problem.warnings, *rotation(config, problem.asks_few), *_budget_notes(population, problem, total)],
     }

@@ -18,12 +18,14 @@ from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import layout_of_module, meta_module
+from evomerge.search.auto_strategy import choose
 from evomerge.search.problem import check_workers, largest_error
 from evomerge.search.warm_start import load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from fitness.tasks.offline import describe_tasks
 from search_spaces.recipes.references import parts
 from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.derivatives import ChainRule
 from search_spaces.spaces.registry import build_space
 from search_spaces.spaces.space import SearchSpace
 
@@ -45,6 +47,7 @@ def plan_offline(config_file: Path, overrides: Sequence[str], architecture: Path
     out.print(f"\nmodels: {summary['parameters']:,} parameters each, if they are like {summary['architecture']}")
     asked = "all search items" if summary["items"] is None else f"{summary['items']} items"
     answers = "" if summary["answers"] is None else f", {summary['answers']:,} answers in all"
+    out.print(summary["chosen"] or f"strategy {summary['strategy']}", soft_wrap=True)
     out.print(f"{summary['evaluations']} evaluations, {summary['population']} at a time, of {asked} each{answers}")
     for task in summary["tasks"]:
         data = "" if task["data"] is None else f", from the data set {task['data']}"
@@ -81,13 +84,19 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     context = SpaceContext(config.models, layout_of_module(module), sizes, out_dtype=config.out_dtype, seed=config.seed)
     space = config.stamped(build_space(config.space, context))
     space.decode(space.start)
-    strategy = _strategy(config, space)
     tasks = describe_tasks(config.fitness)
+    obstacle = None if ChainRule(space, context.layout).searchable().any() else "no gene of this space has derivatives"
+    items = config.fitness.subset.items
+    supposed = {task.task: SUPPOSED if items == "all" else items for task in config.fitness.tasks}
+    config, chosen = choose(config, space, obstacle, supposed)
+    strategy = _strategy(config, space)
     evaluations, items = config.budget.evaluations, config.fitness.subset.items
     asked = None if items == "all" else items * len(tasks)
     references = [part for reference in config.models.values() for part in parts(reference) if part is not None]
     summary = {
         "genes": genes_of(space),
+        "strategy": config.strategy.kind,
+        "chosen": f"{chosen}, if the tasks have right answers" if chosen and obstacle is None else chosen,
         "population": strategy.population,
         "evaluations": evaluations,
         "items": asked,

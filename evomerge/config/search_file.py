@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from evomerge.config.shorthands import expand
 from evomerge.runs.trackers import TRACKERS, TrackerConfig
-from evomerge.strategies import AnyStrategy, CmaEsConfig
+from evomerge.strategies import AnyStrategy
+from evomerge.strategies.auto import AutoConfig
 from evomerge.workers.config import InlineConfig
 from evomerge.workers.registry import WORKERS, WorkersConfig
 from fitness.config import FitnessConfig
@@ -45,7 +46,7 @@ class SearchConfig(BaseModel):
     model into floats. The first model is the base that the others were trained from."""
     space: SpaceConfig = CoefficientConfig()
     """Which merges can be built."""
-    strategy: AnyStrategy = CmaEsConfig()
+    strategy: AnyStrategy = AutoConfig()
     """How the space is searched."""
     fitness: FitnessConfig
     """What makes a merge good."""

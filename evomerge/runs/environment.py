@@ -53,6 +53,8 @@ class Environment(BaseModel):
         What forward passes compute in; `auto` where that is known to the workers alone.
     layout, sizes
         The models' tensors.
+    chosen
+        What `strategy: auto` was taken to mean, and why; empty if the search file names a strategy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +71,7 @@ class Environment(BaseModel):
     compute_dtype: str = ""
     layout: ModelLayout = ModelLayout((), (), "", ())
     sizes: dict[str, int] = {}
+    chosen: str = ""
 
     @property
     def seen(self) -> frozenset[str]:

@@ -8,6 +8,9 @@ from evomerge.runs.run import Asked, Event, ReferenceScore, Told
 from fitness.pareto import ranks
 from fitness.results import Evaluation, no_seconds
 
+EXTRA = ("founder", "again")
+"""Kinds of candidates that do not count for the budget."""
+
 
 class RunHistory:
     """Running totals over events, the same while searching, on resuming and for `evomerge status`.
@@ -24,15 +27,15 @@ class RunHistory:
     reference_scores
         What was scored beside the candidates, by purpose and the recipe's hash.
     by_recipe
-        The first evaluation of each scored recipe, by its hash.
+        The first evaluation of each scored recipe, by its hash; where it was asked again, that with all its answers.
     best
         Id of the best candidate; None before the first is scored.
     failed, cached
         Candidates that failed, and that had a recipe scored before.
-    founders
-        Candidates asked before the strategy's own, which do not count for the budget.
+    extra
+        Founders, and candidates asked again, which do not count for the budget.
     evaluations
-        Candidates told, founders left aside.
+        Candidates told, these left aside.
     item_evaluations
         Items asked in all.
     elapsed
@@ -49,7 +52,7 @@ class RunHistory:
         self.best: int | None = None
         self.failed = 0
         self.cached = 0
-        self.founders = 0
+        self.extra = 0
         self.evaluations = 0
         self._spellings: dict[str, set[str]] = {}  # by recipe: others that give the same model
         self.item_evaluations = 0
@@ -96,8 +99,9 @@ class RunHistory:
         return self.item_evaluations - sum(len(one.items) for one in apart)
 
     def evaluation(self, candidate: int) -> Evaluation:
-        """Return the evaluation that was told for a candidate."""
-        return self.told[candidate].evaluation
+        """Return the evaluation that was told for a candidate; where it was asked again, that with all its answers."""
+        told = self.told[candidate].evaluation
+        return self.by_recipe.get(self.asked[candidate].recipe, told) if told.status == "ok" else told
 
     def answers(self, recipe: str, *, confirmed: bool = True) -> dict[str, float]:
         """Return a recipe's score on each search item that it was asked, as a source, a candidate or a finalist.
@@ -170,14 +174,16 @@ class RunHistory:
         self._looking = False
         identity, generation = event.candidate.id, event.candidate.generation
         self.asked[identity] = self._open[identity] = event
-        self.founders += event.candidate.kind == "founder"
+        self.extra += event.candidate.kind in EXTRA
         self._generations.setdefault(generation, []).append(identity)
         self._missing[generation] = self._missing.get(generation, 0) + 1
 
     def _add_told(self, event: Told) -> None:
         evaluation = event.evaluation
         self.told[event.candidate] = event
-        self.evaluations += self.asked[event.candidate].candidate.kind != "founder"
+        candidate = self.asked[event.candidate]
+        again = self.by_recipe.get(candidate.recipe) if candidate.candidate.kind == "again" else None
+        self.evaluations += candidate.candidate.kind not in EXTRA
         self._missing[self._open.pop(event.candidate).candidate.generation] -= 1
         self.elapsed = event.elapsed
         if evaluation.status == "failed":
@@ -185,11 +191,14 @@ class RunHistory:
         if event.cached:
             self.cached += 1
         else:
-            self.item_evaluations += len(evaluation.items)
+            self.item_evaluations += len(evaluation.items) - (0 if again is None else len(again.items))
             for name in self._seconds:
                 self._seconds[name] += evaluation.seconds[name]
-        if evaluation.status == "ok":
-            self.by_recipe.setdefault(self.asked[event.candidate].recipe, evaluation)
+        if evaluation.status == "ok" and again is not None:
+            self.by_recipe[candidate.recipe] = evaluation
+            self.best = self.ranking()[0]
+        elif evaluation.status == "ok":
+            self.by_recipe.setdefault(candidate.recipe, evaluation)
             if self._better(event):
                 self.best = event.candidate
 

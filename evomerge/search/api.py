@@ -184,6 +184,8 @@ def _open(
     problem = Problem(config, task_code=task_code, recorded=recorded)
     for warning in problem.warnings:
         say(f"warning: {warning}")
+    if problem.chosen:
+        say(problem.chosen)
     environment = problem.environment()
     if problem.warm_start.message:
         say(problem.warm_start.message)

@@ -17,12 +17,42 @@ Blocks = list[tuple[str, ...]]
 
 def in_blocks(items: Sequence[str], block: int, seed: int) -> Blocks:
     """Return the items in random order, `block` of each task at a time; the last block takes what is left."""
+    shuffled = _shuffled(items, seed)
+    most = max(len(names) for names in shuffled)
+    return _cut(shuffled, [*range(0, max(1, most // block) * block, block), most])
+
+
+def in_rungs(items: Sequence[str], first: int, growth: float, seed: int, skipped: int = 0) -> Blocks:
+    """Return the items in random order, so that the number asked of each task grows by a factor from block to block.
+
+    Parameters
+    ----------
+    items
+        Of all tasks.
+    first
+        Items of each task in the first block, where none is skipped.
+    growth
+        The factor, above 1.
+    seed
+        Decides the order.
+    skipped
+        How many of the first cuts are left out; the last block always takes what is left.
+    """
+    shuffled = _shuffled(items, seed)
+    most = max(len(names) for names in shuffled)
+    cuts = [count for rung in range(most) if (count := round(first * growth**rung)) < most]
+    return _cut(shuffled, [0, *cuts[min(skipped, len(cuts)) :], most])
+
+
+def _shuffled(items: Sequence[str], seed: int) -> list[list[str]]:
+    """Return each task's items in random order."""
     rng = np.random.default_rng(seed)
     groups = positions_by_task(items).values()
-    shuffled = [[items[places[at]] for at in rng.permutation(len(places))] for places in groups]
-    most = max(len(names) for names in shuffled)
-    cuts = [*range(0, max(1, most // block) * block, block), most]
-    return [tuple(item for names in shuffled for item in names[a:b]) for a, b in pairwise(cuts)]
+    return [[items[places[at]] for at in rng.permutation(len(places))] for places in groups]
+
+
+def _cut(tasks: Sequence[Sequence[str]], cuts: Sequence[int]) -> Blocks:
+    return [tuple(item for names in tasks for item in names[a:b]) for a, b in pairwise(cuts)]
 
 
 @dataclass

@@ -130,13 +130,13 @@ class Search:
                 self._stop_if_nothing_succeeded()
                 return
             for identity, evaluation in pool.wait():
-                self._tell(identity, self.plan.judge(evaluation), cached=False)
+                self._tell(identity, self.plan.judge(self._with_earlier(identity, evaluation)), cached=False)
                 self._submit_duplicates(pool, self.history.asked[identity].recipe)
 
     @property
     def spent(self) -> bool:
         """Whether the budget allows no further candidate."""
-        asked = len(self.history.asked) - self.history.founders
+        asked = len(self.history.asked) - self.history.extra
         hours = self.budget.hours
         return asked >= self.budget.evaluations or (hours is not None and self._elapsed() >= hours * 3600)
 
@@ -159,6 +159,10 @@ class Search:
         self._recipes[candidate.id] = recipe
         is_step = candidate.kind == "gradient"  # its derivatives are wanted, which a score does not give
         known = None if is_step else self._known(candidate, recipe_hash)
+        items = self._items(candidate)
+        if known is not None and candidate.kind == "again":
+            items = tuple(item for item in items if item not in set(known.items))
+            known = None if items else known
         if known is not None:
             self._tell(candidate.id, replace(known, seconds=no_seconds()), cached=True)
         elif recipe_hash in self._duplicates_in_flight:
@@ -166,7 +170,7 @@ class Search:
         else:
             self._duplicates_in_flight[recipe_hash] = []
             genotype = tuple(candidate.genotype.tolist()) if is_step else None
-            pool.submit(candidate.id, Request(recipe, self._items(candidate), gradient_at=genotype))
+            pool.submit(candidate.id, Request(recipe, items, gradient_at=genotype))
 
     def _known(self, candidate: Candidate, recipe_hash: str) -> Evaluation | None:
         """Return the score of an equal recipe, or what a founder's answers as a source say; None: there is none."""
@@ -177,6 +181,14 @@ class Search:
             return None
         scores = np.array([answers[item] for item in items], np.float32)
         return self.plan.judge(Evaluation("ok", items=items, scores=scores))
+
+    def _with_earlier(self, identity: int, evaluation: Evaluation) -> Evaluation:
+        """Return a candidate's evaluation, together with what it has answered before if it was asked again."""
+        asked = self.history.asked[identity]
+        earlier = self.history.by_recipe.get(asked.recipe) if asked.candidate.kind == "again" else None
+        if earlier is None or evaluation.status != "ok":
+            return evaluation
+        return replace(earlier.with_more(evaluation), seconds=evaluation.seconds)
 
     def _items(self, candidate: Candidate) -> tuple[str, ...]:
         chosen = {"gradient": self._step_items, "founder": self._founder_items}.get(candidate.kind)
@@ -258,7 +270,7 @@ class Search:
 
     def _learn(self, told: Told) -> None:
         self.strategy.tell([Evaluated(told.candidate, told.evaluation)])
-        if not told.cached:
+        if not told.cached and self.history.asked[told.candidate].candidate.kind != "again":
             self.plan.learn(told.evaluation)
 
     def _replay(self) -> None:

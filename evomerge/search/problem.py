@@ -21,6 +21,7 @@ from evomerge.merging.sources.source import Source
 from evomerge.runs.environment import Environment
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
+from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.environment import (
     compute_dtype,
     config_identity,
@@ -33,6 +34,7 @@ from evomerge.search.founders import Founder, founders
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.warm_start import EarlierQuestions, WarmStartSettings, earlier_questions, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
+from evomerge.strategies.auto import AutoConfig
 from evomerge.strategies.founded import Founded
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
@@ -126,6 +128,9 @@ class Problem:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
+        chosen = self._chosen(config)
+        self.config = config = chosen.config
+        self.chosen = chosen.reason
         self.subset = _asked(self.suite, config)
         self.item_banks = _item_banks(config.fitness)
         if self.asks_few:
@@ -179,6 +184,18 @@ class Problem:
                         "tokens that are read and lose their beginning, few-shot examples first; lower "
                         "fitness.num_fewshot, or raise fitness.max_length where it is the bound"
                     )
+
+    def _chosen(self, config: SearchConfig) -> Choice:
+        """Return the search file with what `strategy: auto` means here, and why."""
+        if not isinstance(config.strategy, AutoConfig):
+            return Choice(config, "")
+        try:
+            self._check_gradients()
+            obstacle = None
+        except (ConfigError, TaskError) as error:
+            obstacle = str(error).removeprefix("strategy.kind gradient: ").partition(";")[0]
+        items = Counter(task_of(item) for item in self.search_items)
+        return choose(config, self.space, obstacle, items)
 
     def _check_gradients(self) -> None:
         """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""
@@ -415,6 +432,7 @@ class Problem:
             compute_dtype=compute_dtype(config),
             layout=self.layout,
             sizes=self.sizes,
+            chosen=self.chosen,
         )
 
 

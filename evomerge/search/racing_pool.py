@@ -2,6 +2,11 @@
 
 A pool around another one. It takes a whole generation before it works. Then all candidates answer the first block of
 items, those that are still in the race (`fitness.estimation.racing_rules`) the next one, until the items are used up.
+With `halving` and `hyperband` the decision is not a test: after each rung of items the best fraction goes on
+(K. Jamieson and A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016;
+L. Li et al., "Hyperband", JMLR 18, 2018). The fidelity is the number of items; Hyperband's brackets, which begin with
+fewer or more of them, are successive generations.
+
 A stopped candidate comes back with its answers so far, whose estimate gives it about the right rank. A resumed search
 may have told part of a generation before it was stopped; the answers of that part, from the log, take part in the race,
 so that all decisions are the same as without the interruption.
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,17 +30,17 @@ import numpy.typing as npt
 from evomerge.config.search_file import SearchConfig
 from evomerge.runs.history import RunHistory
 from evomerge.search.archive_racing import ArchiveRacingPool
-from evomerge.search.item_blocks import RacingCandidate, in_blocks
+from evomerge.search.item_blocks import Blocks, RacingCandidate, in_blocks, in_rungs
 from evomerge.search.loop import Search
 from evomerge.strategies.base import Strategy
 from evomerge.workers.base import Pool, Request
 from fitness.config import RacingConfig
 from fitness.estimation.evaluation_plan import EvaluationPlan
-from fitness.estimation.racing_rules import Race, common_correlation
+from fitness.estimation.racing_rules import Race, Test, common_correlation
 from fitness.items import task_of
 from fitness.results import Estimate, Evaluation
 
-WHOLE = ("gradient", "founder")
+WHOLE = ("gradient", "founder", "again")
 """Kinds of candidates that no race may stop."""
 
 
@@ -125,7 +131,7 @@ class RacingPool:
 
     def _race(self, generation: int, items: Sequence[str], candidates: list[RacingCandidate]) -> None:
         candidates = sorted(candidates, key=lambda candidate: candidate.tag)
-        blocks = in_blocks(items, self.rules.block, self.seed + generation)
+        blocks = self._blocks(generation, items)
         for look, block in enumerate(blocks, 1):
             self._ask([each for each in candidates if not each.stopped and each.failed is None], block)
             samples = [each for each in candidates if each.sample and each.failed is None]
@@ -134,6 +140,15 @@ class RacingPool:
             seen = {item for block in blocks[:look] for item in block}
             for candidate, out in zip(samples, self._stopped(samples, items, seen, len(blocks) - 1), strict=True):
                 candidate.stopped |= bool(out)
+
+    def _blocks(self, generation: int, items: Sequence[str]) -> Blocks:
+        """Return the blocks of a generation: equal ones, or such that the number of items asked grows by a factor."""
+        block, growth, seed = self.rules.block, 1 / self.rules.keep, self.seed + generation
+        if not self.rules.halves:
+            return in_blocks(items, block, seed)
+        rungs = in_rungs(items, block, growth, seed)
+        skipped = generation % len(rungs) if self.rules.test == "hyperband" else 0
+        return in_rungs(items, block, growth, seed, skipped)
 
     def _ask(self, candidates: Sequence[RacingCandidate], block: tuple[str, ...]) -> None:
         """Have the candidates answer a block, except those whose answers are in the log."""
@@ -153,15 +168,26 @@ class RacingPool:
     ) -> Sequence[bool]:
         """Return which candidates the answers to the items seen so far stop now."""
         answers = [candidate.result([item for item in items if item in seen]) for candidate in samples]
-        keep = max(1, math.floor(self.rules.keep * len(samples)))  # as pycma: λ/2 rounded down
-        test = "auto" if self.rules.test == "posterior" else self.rules.test
+        rules = self.rules
+        if rules.halves:
+            return self._halved(samples, answers)
+        keep = max(1, math.floor(rules.keep * len(samples)))  # as pycma: λ/2 rounded down
+        test = "auto" if rules.test == "posterior" else cast("Test", rules.test)
         before = [candidate.stopped for candidate in samples]
-        race = Race(len(samples), keep, self.rules.error, looks, test, before)
-        if self.rules.test == "posterior":
+        race = Race(len(samples), keep, rules.error, looks, test, before)
+        if rules.test == "posterior":
             judged = [self.plan.judge(found) for found in answers]
             estimates = [Estimate(found.value, found.standard_error) for found in judged]
-            return list(race.update_estimates(estimates, common_correlation(_matrix(answers, {}))))
+            share = len(seen) / len(items)
+            return list(race.update_estimates(estimates, common_correlation(_matrix(answers, {})), share))
         return list(race.update(_matrix(answers, self.plan.objectives.weights)))
+
+    def _halved(self, samples: Sequence[RacingCandidate], answers: Sequence[Evaluation]) -> list[bool]:
+        """Return which candidates are not among the best of those that are still asked; the earlier one wins a tie."""
+        racing = [at for at, candidate in enumerate(samples) if not candidate.stopped]
+        ranked = sorted(racing, key=lambda at: -self.plan.judge(answers[at]).fitness)  # stable
+        kept = set(ranked[: max(1, math.ceil(self.rules.keep * len(racing)))])
+        return [at not in kept for at in range(len(samples))]
 
 
 def _matrix(answers: Sequence[Evaluation], weights: Mapping[str, float]) -> npt.NDArray[np.float64]:

@@ -4,7 +4,7 @@ All finalists answer some items, the better half of them more, and so on. Each r
 answers go to finalists that are hard to tell apart (Z. Karnin, T. Koren, O. Somekh, "Almost optimal exploration in
 multi-armed bandits", ICML 2013). Deviations: answers from all rounds count, because the finalists that are left have
 answered the same items; a finalist that is clearly worse than the leader leaves before its half does; and the last two
-answer all items, so that the found recipe has a score on all of them.
+answer all items, or `MOST` of each task where there are more.
 
 Items already used to select a finalist are asked last, because their scores are biased upward.
 """
@@ -19,6 +19,10 @@ from evomerge.runs.result import Entry
 from fitness.estimation.subset import fresh_first
 from fitness.items import positions_by_task
 from fitness.results import Evaluation
+
+MOST = 300
+"""Items of one task that the last finalists are asked: the error of the difference of two of them is then about two
+percentage points, and few searches find differences below that."""
 
 
 def rounds(finalists: int) -> list[tuple[int, float]]:
@@ -48,7 +52,7 @@ def best(
     answered: Callable[[Entry], bool] = lambda entry: False,
     clearly_worse: Callable[[Evaluation, Evaluation], bool] = lambda one, other: False,
 ) -> tuple[Entry, Evaluation]:
-    """Return the best finalist, scored on all items; of equally good ones, the first.
+    """Return the best finalist, with its score on the items it was asked; of equally good ones, the first.
 
     Parameters
     ----------
@@ -63,15 +67,15 @@ def best(
     clearly_worse
         Whether an evaluation is so much worse than another on the same items that its finalist leaves at once.
     """
-    items = _share(order, 1.0)
+    items, few = _share(order, 1.0), {task: names[:MOST] for task, names in order.items()}
     known = [entry for entry in finalists if answered(entry)]
     leader = max(known, key=lambda entry: score(entry, items).fitness, default=None)  # the first of equals
     racing = [entry for entry in finalists if entry is leader or not answered(entry)]
     for left, share in rounds(len(racing)):
         if len(racing) == 1:
             break
-        racing = _best_of(racing[:left], _share(order, share), score, clearly_worse)
-    return racing[0], score(racing[0], items)
+        racing = _best_of(racing[:left], _share(few, share), score, clearly_worse)
+    return racing[0], score(racing[0], items if racing[0] is leader else _share(few, 1.0))
 
 
 def _share(order: dict[str, list[str]], share: float) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-CandidateKind: TypeAlias = Literal["sample", "mean", "gradient", "founder"]
+CandidateKind: TypeAlias = Literal["sample", "mean", "gradient", "founder", "again"]
 
 
 class AskTellError(RuntimeError):
@@ -53,7 +53,9 @@ class Candidate:
     kind
         "sample" for a proposal that the strategy learns from, "mean" for its own best guess, which is only scored,
         "gradient" for a point where it asks for a loss and its derivatives by the genes instead of a score, "founder"
-        for a merge that is known without a search and is scored before it; founders do not count for the budget.
+        for a merge that is known without a search and is scored before it, "again" for a candidate that was scored
+        before and is asked its generation's items as well, so that a lucky score does not stay. The last two do not
+        count for the budget.
     generation
         Number of its generation, from 0.
     """

@@ -122,7 +122,7 @@ class Founded(Relay):
     def _known(self, proposal: tuple[Genotype, CandidateKind, int]) -> Evaluation | None:
         """Return the score of a proposal that is a founder; None: it is none, was one before, or wants derivatives."""
         genotype, kind, _ = proposal
-        at = None if kind == "gradient" else self._position(genotype)
+        at = None if kind in ("gradient", "again") else self._position(genotype)
         return None if at is None else self._unused.pop(at, None)
 
     def _position(self, genotype: Genotype) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
@@ -50,9 +51,18 @@ class Generation:
         Genotypes to learn from.
     mean
         The strategy's own best guess, to be scored as well but not used for learning; None: it is not proposed.
+    again
+        Genotypes of earlier candidates that are asked this generation's items as well.
     """
 
-    def __init__(self, number: int, first: int, samples: Sequence[Genotype], mean: Genotype | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        first: int,
+        samples: Sequence[Genotype],
+        mean: Genotype | None = None,
+        again: Sequence[Genotype] = (),
+    ) -> None:
         self.number = number
         self.samples = [np.array(sample, dtype=np.float64) for sample in samples]
         self.mean = None if mean is None else np.array(mean, dtype=np.float64)
@@ -62,6 +72,9 @@ class Generation:
         self._queue: list[Proposal] = [(sample.copy(), "sample", number) for sample in self.samples]
         if self.mean is not None:
             self._queue.append((self.mean.copy(), "mean", number))
+        self._again = first + len(self._queue)
+        self._queue += [(np.array(genotype, dtype=np.float64), "again", number) for genotype in again]
+        self._answers: dict[int, Evaluation] = {}  # by position among those asked again
         self._missing = len(self._queue)
 
     @classmethod
@@ -79,6 +92,10 @@ class Generation:
         """Evaluations of the samples, in their order; all must have been told."""
         return [self._results[position] for position in range(len(self.samples))]
 
+    def evaluation_again(self, position: int) -> Evaluation:
+        """Return the evaluation of the one at this position of those that were asked again."""
+        return self._answers[position]
+
     @property
     def fitness(self) -> NDArray[np.float64]:
         """Fitness of the samples in their order, float64[P]; NaN for failed ones."""
@@ -93,10 +110,30 @@ class Generation:
         """Take a result; return whether it was the last one."""
         if candidate.kind == "mean":
             self.mean_evaluation = evaluation
+        elif candidate.kind == "again":
+            self._answers[candidate.id - self._again] = evaluation
         else:
             self._results[candidate.id - self._first] = evaluation
         self._missing -= 1
         return self.complete
+
+
+class Answered:
+    """Which items have been asked so far, and how many of them each candidate has answered."""
+
+    def __init__(self) -> None:
+        self._items: set[str] = set()
+        self._counts: dict[bytes, int] = {}
+
+    def add(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        """Take a result; of a candidate that was asked again it holds all answers."""
+        self._items.update(evaluation.items)
+        self._counts[sha256(candidate.genotype.tobytes()).digest()] = len(evaluation.items)
+
+    def misses_some(self, genotype: Genotype) -> bool:
+        """Return whether others have answered items that the candidate with this genotype has not."""
+        count = self._counts.get(sha256(genotype.tobytes()).digest())
+        return count is not None and count < len(self._items)
 
 
 class Sampling:

@@ -1,7 +1,8 @@
 """Genetic algorithm: generations of crossover and mutation, with elitism and tournaments; GENOME's swarm step.
 
 In a generation, children of the population are scored, and the next population is chosen from parents and children:
-the elites first, the rest by tournament or roulette, each individual at most once.
+the elites first, the rest by tournament or roulette, each individual at most once. Elites are asked the items of each
+generation that keeps them, so that a lucky score does not stay for ever.
 
 `preset: genome` and `genome_plus` are the settings of GENOME and GENOME+, arXiv 2503.01155, as in its scripts:
 
@@ -45,7 +46,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Generation, Proposal
+from evomerge.strategies.generation import Answered, Generation, Proposal
 from evomerge.strategies.initial_population import initial_population, random_merge
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.registry import register_strategy
@@ -187,6 +188,12 @@ class Individual:
         """Return an individual that has not moved yet."""
         return cls(genotype, fitness, genotype, fitness, np.zeros_like(genotype))
 
+    def rescore(self, fitness: float) -> None:
+        """Take the fitness that follows from more answers."""
+        if np.array_equal(self.best, self.genotype):
+            self.best_fitness = fitness
+        self.fitness = fitness
+
 
 class Genetic(Strategy):
     """Generations. Synchronous: it learns from a generation when all its results are in.
@@ -207,6 +214,8 @@ class Genetic(Strategy):
         self._generation = Generation.none()
         self._learn_from = self._first_population
         self._step = 0  # swarm steps taken
+        self._elites: list[Individual] = []  # asked again in this generation
+        self._answered = Answered()
 
     def recommend(self) -> Genotype | None:
         """Return the best point of any individual so far; None while there is none."""
@@ -219,6 +228,7 @@ class Genetic(Strategy):
         return self._generation.take(n)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        self._answered.add(candidate, evaluation)
         if self._generation.put(candidate, evaluation):
             self._learn_from(self._generation)
 
@@ -229,7 +239,15 @@ class Genetic(Strategy):
             genotypes, self._learn_from = self._moved(self.config.succession), self._move
         else:
             genotypes, self._learn_from = self._children(), self._select
-        self._generation = Generation(self._generation.number + 1, self._asked, genotypes)
+        keep = self._learn_from == self._select
+        elites = self.individuals[: self._elite_count] if keep else []  # sorted: the first are the best
+        self._elites = [elite for elite in elites if self._answered.misses_some(elite.genotype)]
+        again = [individual.genotype for individual in self._elites]
+        self._generation = Generation(self._generation.number + 1, self._asked, genotypes, again=again)
+
+    @property
+    def _elite_count(self) -> int:
+        return math.ceil(self.config.elite * self.population)
 
     # --- the first population ---
 
@@ -283,13 +301,16 @@ class Genetic(Strategy):
         return first, second + (second >= first)
 
     def _select(self, generation: Generation) -> None:
+        for position, elite in enumerate(self._elites):
+            fitness = generation.evaluation_again(position).fitness
+            if math.isfinite(fitness):
+                elite.rescore(fitness)
         self.individuals = self._survivors([*self.individuals, *_scored(generation)])
 
     def _survivors(self, pool: list[Individual]) -> list[Individual]:
         """Select the next population: the elites, then the rest by tournament or roulette, each individual once."""
         pool = sorted(pool, key=lambda individual: -individual.fitness)  # stable: the older individual wins a tie
-        count = math.ceil(self.config.elite * self.population)
-        chosen, rest = pool[:count], pool[count:]
+        chosen, rest = pool[: self._elite_count], pool[self._elite_count :]
         while rest and len(chosen) < self.population:
             fitness = np.array([individual.fitness for individual in rest])
             chosen.append(rest.pop(self._drawn(self.config.survivors, fitness)))

@@ -46,7 +46,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.generation import Answered, Proposal, resolved_number
 from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import roulette
@@ -55,6 +55,10 @@ from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
 Scores = NDArray[np.float64]
+
+
+AGAIN = 10
+"""One candidate in so many is the best member, asked these items as well, so that a lucky score does not stay."""
 
 
 @register_strategy
@@ -118,6 +122,7 @@ class M2n2(Strategy):
         self.population = config.archive
         self.archive = Archive(config.archive, space.dimension, config.alpha, config.relative)
         first = initial_population(space, config.warm_start, config.archive)
+        self._answered = Answered()
         self._initial = InitialPopulation(space, first, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
@@ -129,8 +134,15 @@ class M2n2(Strategy):
         return _scored(evaluation) and self.archive.would_take(evaluation)
 
     def _propose(self, n: int) -> list[Proposal]:
-        identities = range(self._asked, self._asked + n)
-        return [(self._next(identity), "sample", identity // self.population) for identity in identities]
+        return [self._proposal(identity) for identity in range(self._asked, self._asked + n)]
+
+    def _proposal(self, identity: int) -> Proposal:
+        generation = identity // self.population
+        if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity):
+            best = self.archive.best()
+            if best is not None and self._answered.misses_some(best):
+                return best, "again", generation
+        return self._next(identity), "sample", generation
 
     def _next(self, identity: int) -> Genotype:
         if self._initial.includes(identity) or self.archive.size < 2:
@@ -164,7 +176,12 @@ class M2n2(Strategy):
         return np.where(self.archive.violations > 0.0, 0.0, competition.fitness())
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        if _scored(evaluation):
+        self._answered.add(candidate, evaluation)
+        if not _scored(evaluation):
+            return
+        if candidate.kind == "again":
+            self.archive.rescore(candidate.genotype, evaluation)
+        else:
             self.archive.take(candidate.genotype, evaluation)
 
 
@@ -233,6 +250,14 @@ class Archive:
             self._scores[place], self._violations[place] = row, evaluation.violation
         self._genotypes[place] = genotype
         self._fitness[place] = evaluation.fitness
+        self._competition = None
+
+    def rescore(self, genotype: Genotype, evaluation: Evaluation) -> None:
+        """Take further answers of a member; nothing happens if it has left."""
+        row = self._row(evaluation)
+        for place in np.flatnonzero((self.genotypes == genotype).all(axis=1)):
+            self._scores[place], self._violations[place] = row, evaluation.violation
+            self._fitness[place] = evaluation.fitness
         self._competition = None
 
     def would_take(self, evaluation: Evaluation) -> bool:

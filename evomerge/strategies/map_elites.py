@@ -22,8 +22,9 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.generation import Answered, Proposal, resolved_number
 from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
+from evomerge.strategies.m2n2 import AGAIN
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import couple, quality
 from evomerge.strategies.warm_start import WarmStartPopulation
@@ -127,6 +128,7 @@ class MapElites(Strategy):
         self.fitness: list[float] = []
         self._axes = _Axes(config.axes)
         first = initial_population(space, config.warm_start, config.population)
+        self._answered = Answered()
         self._initial = InitialPopulation(space, first, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
@@ -141,8 +143,15 @@ class MapElites(Strategy):
         return place is None or evaluation.fitness > self.fitness[place]
 
     def _propose(self, n: int) -> list[Proposal]:
-        identities = range(self._asked, self._asked + n)
-        return [(self._next(identity), "sample", identity // self.population) for identity in identities]
+        return [self._proposal(identity) for identity in range(self._asked, self._asked + n)]
+
+    def _proposal(self, identity: int) -> Proposal:
+        generation = identity // self.population
+        if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity):
+            best = self.recommend()
+            if best is not None and self._answered.misses_some(best):
+                return best, "again", generation
+        return self._next(identity), "sample", generation
 
     def _next(self, identity: int) -> Genotype:
         if self._initial.includes(identity) or not self.genotypes:
@@ -156,7 +165,11 @@ class MapElites(Strategy):
         return child
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
+        self._answered.add(candidate, evaluation)
         if not math.isfinite(evaluation.fitness):
+            return
+        if candidate.kind == "again":
+            self._rescore(candidate.genotype, evaluation.fitness)
             return
         cell = self._cell(evaluation)
         place = self.cells.setdefault(cell, len(self.genotypes))
@@ -165,6 +178,12 @@ class MapElites(Strategy):
             self.fitness.append(evaluation.fitness)
         elif evaluation.fitness > self.fitness[place]:
             self.genotypes[place], self.fitness[place] = candidate.genotype, evaluation.fitness
+
+    def _rescore(self, genotype: Genotype, fitness: float) -> None:
+        """Take the fitness of an elite that was asked again; it keeps its cell."""
+        for place, own in enumerate(self.genotypes):
+            if np.array_equal(own, genotype):
+                self.fitness[place] = fitness
 
     def _cell(self, evaluation: Evaluation) -> tuple[int, ...]:
         config = self.config

@@ -48,11 +48,19 @@ def import_files(package: str, folders: Iterable[str]) -> None:
 
 
 def argument_spelled_out(section: Any) -> Any:
-    """Write `kind: NAME:VALUE`, or `NAME:VALUE` alone, as NAME with the setting that its `kind_argument` names."""
+    """Write the short forms of a section out.
+
+    `kind: NAME:VALUE`, or `NAME:VALUE` alone, is NAME with the setting that its `kind_argument` names. A section with
+    ``warm_start: {gradient: SETTINGS}`` is a search by gradients with the rest of the section as `then`.
+    """
     if isinstance(section, str):
         section = {"kind": section}
     if not isinstance(section, dict) or not isinstance(section.get("kind"), str):
         return section
+    warm_start = section.get("warm_start")
+    if isinstance(warm_start, dict) and set(warm_start) == {"gradient"}:
+        then = {key: value for key, value in section.items() if key != "warm_start"}
+        return {"kind": "gradient", **(warm_start["gradient"] or {}), "then": then}
     name, colon, value = section["kind"].partition(":")
     if not colon or name not in STRATEGIES or STRATEGIES[name].kind_argument is None:
         return section

@@ -25,7 +25,8 @@ KINDS = {"found": ORANGE, "mean": BLUE}
 
 def draw_steps(axis: Axes, events: Sequence[Event]) -> None:
     """Draw the loss of each step by gradients, on its own fresh items, and the mean of the last ten."""
-    loss = np.array([-event.evaluation.objectives[0] for event in events if isinstance(event, Told)])
+    told = [event.evaluation for event in events if isinstance(event, Told)]
+    loss = np.array([-evaluation.objectives[0] for evaluation in told if evaluation.status == "step"])
     recent = [loss[max(0, step - 9) : step + 1].mean() for step in range(len(loss))]
     axis.scatter(np.arange(1, len(loss) + 1), loss, s=14, color=GREY, linewidths=0, label="step, 25 fresh items")
     axis.plot(np.arange(1, len(loss) + 1), recent, color=ORANGE, label="mean of the last ten")

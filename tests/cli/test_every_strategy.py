@@ -29,6 +29,7 @@ TASKS = ("zoo_ops_en", "zoo_short_en")
 BUDGET = 8
 
 STRATEGIES = {
+    "auto": {"kind": "auto"},
     "cma_es": {"kind": "cma_es", "population": 4, "score_mean_every": 1},
     "cma_es with bipop": {"kind": "cma_es", "population": 4, "restarts": "bipop"},
     "cma_es, adapted": {"kind": "cma_es", "population": 4, "learning_rate": "adapted"},

@@ -60,7 +60,8 @@ BAD = {
     "vocabulary: basis": "vocabulary: 'basis' is not a choice here; did you mean `base`?",
     "allow_unrelated: perhaps": "allow_unrelated: write true or false (got 'perhaps')",
     "seed:": "seed: write a whole number from 0 to 4,294,967,295 (got nothing)",
-    "population: 8": "population: unknown key; it belongs elsewhere: write strategy.population",
+    "{strategy: {kind: eda}, population: 8}": "population: unknown key; it belongs elsewhere: write "
+    "strategy.population",
     "space: {weight: [1, 0]}": "space.weight: low 1.0 is not below high 0.0; write low < high",
     "space: {weight: [0, 1, 2]}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1}, numbers from -1",
     "space: {weight: [0, much]}": "space.weight: write a range such as [0, 1] or {low: 0, high: 1}, numbers from -1",
@@ -99,6 +100,21 @@ BAD_FITNESS = {
     "tasks: [3]": "fitness.tasks.0: write a section with keys such as task, weight, min_share_of_best_source (got 3)",
     "racing: {test: sprit}": "fitness.racing.test: 'sprit' is not a choice here; did you mean `sprt`?",
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "genome: {models: [a]}\ntasks: [t]",
+            "is a genome of mergekit-evolve; write a search file with `evomerge init ",
+        ),
+        ("merge_method: linear\nmodels: []", "is a recipe; merge it with `evomerge merge "),
+    ],
+)
+def test_files_of_mergekit_are_named(write, text, message):
+    (line,) = said(write(text))
+    assert message in line
 
 
 @pytest.mark.parametrize("key", BAD_FITNESS)

@@ -15,7 +15,7 @@ fitness:
 
 def test_a_minimal_file_has_defaults(write):
     config = load(write(MINIMAL))
-    assert config.strategy.kind == "cma_es"
+    assert config.strategy.kind == "auto"
     assert config.workers.kind == "inline"
     assert config.budget.evaluations == 300
     assert config.base == "base"

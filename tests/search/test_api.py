@@ -39,7 +39,7 @@ def test_a_search_in_python_finds_what_the_command_line_finds(folder, expected):
     result = evomerge.search(
         folder / "search.yaml",
         run=folder / "python",
-        progress=lambda state: seen.append((state.history.founders, state.history.evaluations)),
+        progress=lambda state: seen.append((state.history.extra, state.history.evaluations)),
         say=said.append,
     )
     assert result.held_out == expected.held_out

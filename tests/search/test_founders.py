@@ -109,4 +109,4 @@ def test_sources_that_an_estimator_has_scored_are_asked_nothing_more(tmp_path: P
         founder = next(i for i, asked in history.asked.items() if asked.recipe == spelt[source])
         assert history.asked[founder].candidate.kind == "founder" and history.told[founder].cached
         assert ("confirm", source) not in history.reference_scores
-    assert history.evaluations == 4 and history.founders == 7
+    assert history.evaluations == 4 and history.extra == 7

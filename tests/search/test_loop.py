@@ -9,7 +9,7 @@ from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.loop import Search, SearchError
-from evomerge.strategies import CmaEsConfig, RandomConfig
+from evomerge.strategies import CmaEsConfig, GeneticConfig, RandomConfig
 from evomerge.testing.pools import ScriptedPool
 from fitness.estimation import EstimatorInputs
 from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan
@@ -291,3 +291,32 @@ def test_the_history_is_the_same_live_and_from_the_log(create, space, fitness_of
     assert live.history.ranking() == read.ranking()
     assert read.seconds["merge"] == pytest.approx(40e-6)
     assert sum(read.seconds.values()) == pytest.approx(read.elapsed)
+
+
+def test_a_candidate_asked_again_answers_only_new_items_and_counts_with_all(create, space, fitness_of):
+    items = tuple(f"t/test/{index}" for index in range(40))
+
+    def start(run, evaluations):
+        inputs = {"t": EstimatorInputs(len(items))}
+        plan = EstimatedPlan(items, inputs, ONE_TASK, "mean", 8, seed=0, rotate=True)
+        strategy = GeneticConfig(population=5, elite=0.2).build(space, 0)
+        return Search(run, space, strategy, BudgetConfig(evaluations=evaluations), plan)
+
+    run, pool = create(), SyntheticPool(space, fitness_of)
+    state = start(run, 20)
+    state.search(pool)
+    history = state.history
+    again = [identity for identity, asked in history.asked.items() if asked.candidate.kind == "again"]
+    assert again and history.evaluations == 20 and len(history.told) == 20 + len(again)
+    for identity in again:
+        items_of = history.told[identity].evaluation.items
+        assert len(items_of) == len(set(items_of)) > 8
+        assert history.by_recipe[history.asked[identity].recipe].items[: len(items_of)] == items_of
+    assert history.item_evaluations == sum(len(request.items) for _, request in pool.asked)
+    assert len(set(history.ranking())) == len({history.asked[identity].recipe for identity in history.told})
+    assert signature(run) == signature(run)
+    other = create("other")
+    with pytest.raises(KeyboardInterrupt):
+        start(other, 20).search(SyntheticPool(space, fitness_of, dies_at=13))
+    start(other, 20).search(SyntheticPool(space, fitness_of))
+    assert signature(other) == signature(run)

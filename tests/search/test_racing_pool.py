@@ -6,7 +6,7 @@ import pytest
 from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, Told
-from evomerge.search.item_blocks import in_blocks
+from evomerge.search.item_blocks import in_blocks, in_rungs
 from evomerge.search.loop import Search
 from evomerge.search.racing_pool import RacingPool
 from evomerge.strategies import CmaEsConfig, RandomConfig
@@ -139,7 +139,7 @@ def test_the_number_of_workers_decides_nothing(start, tmp_path, strategy):
     assert told(tmp_path / "one") == told(tmp_path / "several")
 
 
-@pytest.mark.parametrize(("strategy", "dies_at"), [("cma_es", 9), ("cma_es", 30), ("random", 20)])
+@pytest.mark.parametrize(("strategy", "dies_at"), [("cma_es", 9), ("cma_es", 20), ("random", 20)])
 def test_a_race_that_was_stopped_goes_on_exactly(start, tmp_path, strategy, dies_at):
     start("whole", strategy)
     with pytest.raises(KeyboardInterrupt):
@@ -181,3 +181,52 @@ def test_a_failed_candidate_leaves_the_race(start, tmp_path):
 def test_paired_comparisons(start, tmp_path, test):
     start("run", plan="plain", rules=RacingConfig(error=0.5, block=10, keep=0.25, test=test))
     assert {name for _, name, _, _ in told(tmp_path / "run")} <= {"ok", "stopped"}
+
+
+HALVES = {test: RacingConfig(test=test, block=5) for test in ("halving", "hyperband")}
+
+
+def test_rungs_grow_by_a_factor_and_hold_every_item_once():
+    items = [f"{task}/test/{index}" for task, count in (("a", 40), ("b", 7)) for index in range(count)]
+    rungs = in_rungs(items, 5, 2.0, seed=0)
+    assert sorted(item for rung in rungs for item in rung) == sorted(items)
+    assert np.cumsum([sum(item.startswith("a/") for item in rung) for rung in rungs]).tolist() == [5, 10, 20, 40]
+    for skipped in (1, 2, 3, 9):
+        later = in_rungs(items, 5, 2.0, seed=0, skipped=skipped)
+        first = min(skipped, 3)
+        assert later == [tuple(in_rungs(items, 5 * 2**first, 2.0, seed=0)[0]), *rungs[first + 1 :]]
+
+
+@pytest.mark.parametrize("test", HALVES)
+def test_at_each_rung_the_better_half_goes_on(start, tmp_path, test):
+    workers = start("run", plan="plain", rules=HALVES[test])
+    history = RunHistory(Run.read(tmp_path / "run").events())
+    for generation in (0, 1):
+        samples = [
+            told.evaluation
+            for told in history.results(generation)
+            if history.asked[told.candidate].candidate.kind == "sample"
+        ]
+        counts = sorted(len(one.items) for one in samples)
+        # 8 candidates: rungs of 5, 10, 20 and 40 items; Hyperband's second generation begins with 10.
+        begins = generation if test == "hyperband" else 0
+        assert counts == ([5] * 4 + [10] * 2 + [20] + [40] if begins == 0 else [10] * 4 + [20] * 2 + [40] * 2)
+        longest, shortest = max(counts), min(counts)
+        best = max(one.fitness for one in samples if len(one.items) == longest)
+        assert best >= max(one.fitness for one in samples if len(one.items) == shortest)
+    assert workers.item_count < 0.6 * 20 * len(ITEMS)
+
+
+@pytest.mark.parametrize("test", HALVES)
+@pytest.mark.parametrize("dies_at", [3, 17, 30])
+def test_halving_goes_on_exactly(start, tmp_path, test, dies_at):
+    start("whole", plan="plain", rules=HALVES[test])
+    with pytest.raises(KeyboardInterrupt):
+        start("stopped", plan="plain", rules=HALVES[test], dies_at=dies_at)
+    start("stopped", plan="plain", rules=HALVES[test])
+    assert told(tmp_path / "stopped") == told(tmp_path / "whole")
+
+
+def test_halving_must_drop_somebody():
+    with pytest.raises(ValueError, match="test: halving keeps a fraction at each check; write keep below 1"):
+        RacingConfig(test="halving", keep=1.0)

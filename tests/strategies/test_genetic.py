@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from evomerge.strategies.base import Evaluated
 from evomerge.strategies.genetic import GeneticConfig, Individual, SuccessionConfig
 from evomerge.strategies.m2n2 import M2n2
-from evomerge.testing.planted import mixed
+from evomerge.testing.planted import mixed, reals
 from experiments.digits_niches.raw import RawWeights
 from fitness.results import INFEASIBLE, Evaluation
 from search_spaces.recipes.layout import ModelLayout
@@ -279,3 +279,36 @@ def test_the_presets():
 def test_bad_settings_are_refused(bad, message):
     with pytest.raises(ValidationError, match=message):
         GeneticConfig(**bad)
+
+
+def asked_by_turns(elite_again):
+    """Return the best and the first population of a search whose generations answer other items."""
+    strategy = GeneticConfig(population=4, elite=0.25).build(reals(2), 0)
+    first = strategy.ask(4)
+    strategy.tell([Evaluated(one.id, on("ab", 0.9 - one.id / 10)) for one in first])
+    strategy.tell([Evaluated(one.id, on("cd", 0.2)) for one in strategy.ask(20)])
+    asked = strategy.ask(20)
+    (again,) = [one for one in asked if one.kind == "again"]
+    np.testing.assert_array_equal(again.genotype, first[0].genotype)
+    strategy.tell([Evaluated(one.id, elite_again if one is again else on("ef", 0.2)) for one in asked])
+    return strategy.recommend(), [one.genotype for one in first]
+
+
+def on(items, value):
+    return Evaluation("ok", (value,), (0.1,), tuple(items), np.full(len(items), value, np.float32))
+
+
+def test_elites_are_asked_again_and_a_lucky_score_does_not_stay():
+    best, (_, second, *_) = asked_by_turns(on("abcd", 0.1))
+    np.testing.assert_array_equal(best, second)
+
+
+def test_an_elite_that_fails_when_asked_again_keeps_its_score():
+    best, (first, *_) = asked_by_turns(Evaluation.failed("no"))
+    np.testing.assert_array_equal(best, first)
+
+
+def test_elites_that_have_answered_everything_are_not_asked_again():
+    strategy = GeneticConfig(population=4, elite=0.25).build(reals(2), 0)
+    strategy.tell([Evaluated(one.id, on("ab", 0.9 - one.id / 10)) for one in strategy.ask(4)])
+    assert {one.kind for one in strategy.ask(20)} == {"sample"}

@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from evomerge.strategies.base import Evaluated
+from evomerge.strategies.m2n2 import M2n2Config
 from evomerge.strategies.map_elites import MapElitesConfig
 from evomerge.testing.planted import reals
 from experiments.digits_niches.raw import RawWeights
@@ -116,3 +117,28 @@ def test_warm_up_auto():
     assert MapElitesConfig().resolved(reals(9), noise=0.0, evaluations=1000).warm_up == 10
     with pytest.raises(ValueError, match=r"call config\.resolved"):
         MapElitesConfig().build(RawWeights(3), 0)
+
+
+@pytest.mark.parametrize(
+    "config", [MapElitesConfig(warm_up=0, mutation=1.0), M2n2Config(archive=4, warm_up=0, mutation=1.0)]
+)
+def test_the_best_member_is_asked_again_and_a_lucky_score_does_not_stay(config):
+    strategy = config.build(reals(2), 0)
+    best = None
+    for number in range(30):
+        (candidate,) = strategy.ask(1)
+        if candidate.kind == "again":
+            np.testing.assert_array_equal(candidate.genotype, best)
+            break
+        value = 0.9 if number == 3 else 0.3
+        best = candidate.genotype.copy() if number == 3 else best
+        strategy.tell([Evaluated(candidate.id, answers(value, number))])
+    assert candidate.kind == "again" and candidate.id % 10 == 9
+    strategy.tell([Evaluated(candidate.id, answers(0.1, 99))])
+    assert not np.array_equal(strategy.recommend(), best)
+
+
+def answers(value, first):
+    """Two tasks with this mean score, on items of their own."""
+    items = tuple(f"{task}/test/{index}" for task in "ab" for index in range(first, first + 4))
+    return Evaluation("ok", (value,), (0.1,), items, np.full(8, value, np.float32))

@@ -1,0 +1,1 @@
+"""Whether a search hands over a loss: every strategy over every space, with a tiny budget."""
