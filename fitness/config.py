@@ -96,8 +96,9 @@ class RacingConfig(Section):
     """When to stop evaluating a candidate early."""
 
     error: float = Field(default=0.05, gt=0, lt=1)
-    """Accepted probability of stopping a given candidate that belongs to the best `keep`, in (0, 1). For strategies
-    with an archive (m2n2, map_elites): the accepted share of stopped candidates that would have entered it."""
+    """With test posterior, the accepted share of stopped candidates that would have been among the best `keep` in the
+    end; with the other tests, the accepted probability of stopping a given one of these; in (0, 1). For strategies with
+    an archive (m2n2, map_elites): the accepted share of stopped candidates that would have entered it."""
     block: int = Field(default=8, ge=1, le=1_000_000)
     """Items per task between two checks; at least 1. The candidate's model is merged again for each block."""
     keep: float = Field(default=0.5, gt=0, le=1)

@@ -24,6 +24,12 @@ from search_spaces.yaml_lines import line_of
 
 MAX_BYTES = 1_000_000
 
+_MERGEKITS = {
+    "genome": "a genome of mergekit-evolve; write a search file with `evomerge init --from {path}`",
+    "merge_method": "a recipe; merge it with `evomerge merge {path} OUT`, or write a search file with `evomerge init`",
+}
+"""Keys of mergekit's files, which no search file has at its top, and what to do with these."""
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     """Read a search file.
@@ -150,6 +156,9 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys such as `models:` and `fitness:`; see `evomerge init`")
+    for key, what in _MERGEKITS.items():
+        if key in values:
+            raise ConfigError(f"{path}: is {what.format(path=path)}")
     return text, values
 
 

@@ -178,7 +178,8 @@ class RacingPool:
         if rules.test == "posterior":
             judged = [self.plan.judge(found) for found in answers]
             estimates = [Estimate(found.value, found.standard_error) for found in judged]
-            return list(race.update_estimates(estimates, common_correlation(_matrix(answers, {}))))
+            share = len(seen) / len(items)
+            return list(race.update_estimates(estimates, common_correlation(_matrix(answers, {})), share))
         return list(race.update(_matrix(answers, self.plan.objectives.weights)))
 
     def _halved(self, samples: Sequence[RacingCandidate], answers: Sequence[Evaluation]) -> list[bool]:

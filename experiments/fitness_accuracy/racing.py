@@ -28,7 +28,7 @@ from fitness.estimation.subset import default_subset
 from fitness.results import Estimate
 
 CANDIDATES, NEAREST, ITEMS, BLOCK, KEEP = 12, 60, 40, 8, 6
-ERRORS = (0.05, 0.1, 0.2)
+ERRORS = (0.1,)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def race(given: Generation, error: float) -> list[int]:
         asked[running.active] = look * BLOCK
         answered_CI = given.answers[:, given.order[: look * BLOCK]].copy()
         answered_CI[np.arange(look * BLOCK) >= asked[:, None]] = np.nan
-        running.update_estimates(given.estimates(asked.tolist()), common_correlation(answered_CI))
+        estimates = given.estimates(asked.tolist())
+        running.update_estimates(estimates, common_correlation(answered_CI), look * BLOCK / ITEMS)
     asked[running.active] = ITEMS
     return asked.tolist()
 

@@ -46,7 +46,7 @@ LISTED: tuple[tuple[Module, str, str], ...] = (
     (MATRICES, ".mul_(lambda_ / len(deltas))", ".mul_(lambda_)"),
     (INTERVALS, "weight / np.size(a) * (np.asarray(a", "weight * (np.asarray(a"),
     (INTERVALS, "return float((extreme + 1) / (RESAMPLES + 1))", "return float(extreme / RESAMPLES)"),
-    (RACING, "doomed_C = chance_C < self.error / self.looks", "doomed_C = chance_C < self.error"),
+    (RACING, "error_C * math.sqrt(1 - answered), 0.0", "error_C * math.sqrt(1 + answered), 0.0"),
     (RACING, "error_C * math.sqrt(1 - correlation), self.keep", "error_C, self.keep"),
     (INPUTS, "self.evaluated[-self.learn_from :]", "self.evaluated[: self.learn_from]"),
     (POSTERIOR, "np.minimum(largest_K, known_K + spread_KU.sum(1))", "known_K + spread_KU.sum(1)"),

@@ -22,7 +22,7 @@ from experiments.machine import machine
 from experiments.search_efficiency.contenders import CONTENDERS, Contender, enters
 from experiments.search_efficiency.metering import Curve
 from experiments.search_efficiency.problems import PROBLEMS, Problem, problem
-from experiments.search_efficiency.report import plot, tables
+from experiments.search_efficiency.report import figures, plot, tables
 
 SEEDS = 20
 QUICK_PROBLEMS, QUICK_CONTENDERS, QUICK_BUDGET = ("simulated, 24 genes",), ("default", "CMA-ES", "best fixed λ"), 500
@@ -116,7 +116,7 @@ def _row(name: str, contender: Contender, curves: Sequence[Curve]) -> Results:
     }
 
 
-EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="curves", indent=1)
+EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="curves", indent=1, figures=figures)
 
 if __name__ == "__main__":
     main()

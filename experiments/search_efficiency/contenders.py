@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from experiments.search_efficiency.field import FIELD, Program
-from experiments.search_efficiency.ours import Ours
+from experiments.search_efficiency.ours import Default, Ours
 from experiments.search_efficiency.problems import Problem
 
 __all__ = ["CONTENDERS", "DEFAULT", "DERIVATIVES", "FIELD", "STRATEGIES", "Contender", "enters"]
 
 Contender = Ours | Program
 
-DEFAULT = Ours(
-    "default", {"kind": "gradient", "then": {"kind": "cma_es", "sigma": 0.05}}, items=25, fresh=True, founded=True
-)
+DEFAULT = Default()
 
 STRATEGIES = (
     Ours("gradient", {"kind": "gradient"}),

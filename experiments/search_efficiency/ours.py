@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,9 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import TypeAdapter
 
-from evomerge.config.search_file import BudgetConfig
+from evomerge.config.search_file import BudgetConfig, SearchConfig
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, Told
+from evomerge.search.auto_strategy import ITEMS, MOST_STEPS, SIGMA_AFTER, choose
 from evomerge.search.loop import Search
 from evomerge.search.problem import largest_error
 from evomerge.strategies import AnyStrategy, Strategy, StrategyConfig
@@ -26,14 +28,36 @@ from experiments.search_efficiency.metering import BudgetSpent, Curve, Meter
 from experiments.search_efficiency.problems import Problem
 from fitness.estimation.evaluation_plan import EstimatedPlan, EvaluationPlan, FixedItemsPlan, estimator_inputs
 from fitness.estimation.subset import FreshItems, generator
-from fitness.items import positions_by_task
+from fitness.items import positions_by_task, task_of
 from fitness.objectives import Objectives
 from search_spaces.spaces.space import Genotype
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A strategy's settings for one problem, and how its candidates are measured.
+
+    Attributes
+    ----------
+    settings
+        Not resolved yet.
+    each
+        Items of each task that a candidate answers.
+    fresh
+        Whether each generation answers other items.
+    evaluations
+        Candidates and steps that the budget is enough for, if all ask as few items as any does.
+    """
+
+    settings: StrategyConfig
+    each: int
+    fresh: bool
+    evaluations: int
+
+
+@dataclass(frozen=True)
 class Ours:
-    """A strategy, and how its candidates are measured.
+    """A strategy at its default settings.
 
     Attributes
     ----------
@@ -47,8 +71,6 @@ class Ours:
         Whether each generation answers other items.
     apart
         Whether each task is an objective of its own.
-    founded
-        Whether it begins with the sources, the baselines and the start, as a whole search does.
     tasks, most_genes
         What it is made for: problems with at least so many tasks and at most so many genes.
     """
@@ -58,7 +80,6 @@ class Ours:
     items: int = 50
     fresh: bool = False
     apart: bool = False
-    founded: bool = False
     tasks: int = 1
     most_genes: int = 10**9
     deterministic: ClassVar[bool] = False
@@ -66,18 +87,14 @@ class Ours:
     @property
     def settings(self) -> str:
         """What its results depend on, besides the program."""
-        kind = "fresh" if self.fresh else "fixed"
-        return f"{json.dumps(dict(self.strategy))}, {self.items} {kind} items{', founded' * self.founded}"
+        return f"{json.dumps(dict(self.strategy))}, {self.items} {'fresh' if self.fresh else 'fixed'} items"
 
     def search(self, problem: Problem, seed: int) -> Curve:
         """Search once until the problem's last checkpoint."""
-        each = max(1, self.items // len(problem.weights))
-        settings: StrategyConfig = TypeAdapter(AnyStrategy).validate_python(dict(self.strategy))
-        fewest = min(each, settings.items_per_step or each) * len(problem.weights)
-        evaluations = -(-problem.checkpoints[-1] // fewest)
-        noise = largest_error(problem.weights, {task: each for task in problem.weights})
-        resolved = settings.resolved(problem.space, noise=noise, evaluations=evaluations)
-        strategy = self._built(resolved, problem, seed)
+        how = self.measured(problem)
+        noise = largest_error(problem.weights, dict.fromkeys(problem.weights, how.each))
+        resolved = how.settings.resolved(problem.space, noise=noise, evaluations=how.evaluations)
+        strategy = self.built(resolved, problem, seed)
         meter = Meter(problem)
 
         def note(history: RunHistory, told: Told) -> None:
@@ -91,29 +108,69 @@ class Ours:
             if meter.spent >= problem.checkpoints[-1]:
                 raise BudgetSpent
 
-        steps = partial(FreshItems(problem.search_items, seed), settings.items_per_step)
+        steps = partial(FreshItems(problem.search_items, seed), how.settings.items_per_step)
         with tempfile.TemporaryDirectory() as folder, Run.create(Path(folder) / "run", "", {}) as run:
-            plan = self._plan(problem, each, seed)
-            budget = BudgetConfig(evaluations=evaluations)
+            plan = self._plan(problem, how, seed)
+            budget = BudgetConfig(evaluations=how.evaluations)
             with suppress(BudgetSpent):
                 Search(run, problem.space, strategy, budget, plan, note, steps).search(InlinePool(problem.worker))
         return meter.curve(self.name, seed)
 
-    def _built(self, resolved: StrategyConfig, problem: Problem, seed: int) -> Strategy:
-        if self.founded:
-            return Founded(problem.space, seed, resolved, founders(problem))
+    def measured(self, problem: Problem) -> Measured:
+        """Return the strategy's settings for a problem."""
+        each = max(1, self.items // len(problem.weights))
+        settings: StrategyConfig = TypeAdapter(AnyStrategy).validate_python(dict(self.strategy))
+        fewest = min(each, settings.items_per_step or each) * len(problem.weights)
+        return Measured(settings, each, self.fresh, -(-problem.checkpoints[-1] // fewest))
+
+    def built(self, resolved: StrategyConfig, problem: Problem, seed: int) -> Strategy:
+        """Return the strategy at its start."""
         return resolved.build(problem.space, seed)
 
-    def _plan(self, problem: Problem, each: int, seed: int) -> EvaluationPlan:
+    def _plan(self, problem: Problem, how: Measured, seed: int) -> EvaluationPlan:
         objectives = Objectives(problem.weights, apart=self.apart)
         places = positions_by_task(problem.search_items)
-        if self.fresh:
+        if how.fresh:
             inputs = {
                 task: estimator_inputs(task, [problem.search_items[at] for at in places[task]], [], None, "mean")
                 for task in problem.weights
             }
-            return EstimatedPlan(problem.search_items, inputs, objectives, "mean", each, seed, rotate=True)
-        return FixedItemsPlan(random_items(problem, each, seed), objectives)
+            return EstimatedPlan(problem.search_items, inputs, objectives, "mean", how.each, seed, rotate=True)
+        return FixedItemsPlan(random_items(problem, how.each, seed), objectives)
+
+
+@dataclass(frozen=True)
+class Default(Ours):
+    """What a search does whose file names no strategy: it begins with founders and follows `strategy: auto`."""
+
+    name: str = "default"
+    strategy: Mapping[str, Any] = field(default_factory=lambda: {"kind": "auto"})
+
+    @property
+    def settings(self) -> str:
+        """What its results depend on, besides the program."""
+        return f"auto: {ITEMS} items, at most {MOST_STEPS} steps, then sigma {SIGMA_AFTER}"
+
+    def measured(self, problem: Problem) -> Measured:
+        """Return what `auto` means for a problem whose loss has derivatives."""
+        counts = Counter(task_of(item) for item in problem.search_items)
+        evaluations = -(-problem.checkpoints[-1] // (ITEMS * len(problem.weights)))
+        file = SearchConfig.model_validate(
+            {
+                "models": {"base": "base", **{f"expert{at}": f"expert{at}" for at in range(len(problem.experts))}},
+                "fitness": {"tasks": list(problem.weights)},
+                "budget": evaluations,
+                "strategy": dict(self.strategy),
+            }
+        )
+        chosen = choose(file, problem.space, None, counts).config
+        subset = chosen.fitness.subset
+        assert subset.items != "all"
+        return Measured(chosen.strategy, subset.items, subset.rotates(), evaluations)
+
+    def built(self, resolved: StrategyConfig, problem: Problem, seed: int) -> Strategy:
+        """Return the strategy behind the founders."""
+        return Founded(problem.space, seed, resolved, founders(problem))
 
 
 def founders(problem: Problem) -> list[Genotype]:

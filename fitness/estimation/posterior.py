@@ -33,7 +33,7 @@ from fitness.results import Estimate
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-CHANCES = {"emerged": 0.06, "collapsed": 0.1, "unrelated": 0.03, "by strata": 0.02, "dead": 0.02}
+CHANCES = {"emerged": 0.08, "collapsed": 0.2, "unrelated": 0.03, "by strata": 0.02, "dead": 0.02}
 BROKEN_SHARES = (0.07, 0.1, 0.15, 0.2, 0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # equally probable
 NEVER_CERTAIN = 1e-4  # smallest probability of either answer, if a share of the answers is broken
 STANDARD_ERRORS = 1.96

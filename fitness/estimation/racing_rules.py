@@ -10,7 +10,8 @@ is stopped if at least `keep` others are significantly better:
   distribution is only approximate for few items;
 - `wilcoxon`: signed-rank test, for other scores with outliers;
 - `posterior`: the candidates' estimates with their standard errors (`Race.update_estimates`). It uses the parents and
-  the item bank, so it decides much earlier; its error rate is as accurate as those standard errors.
+  the item bank, so it decides earlier. Of the candidates that it stops, a share of at most `error` would have been
+  among the best `keep` after all items, as far as those standard errors are right.
 
 With the first four, the probability that a given candidate of the true best `keep` is ever stopped is at most `error`:
 such a stop needs at least one wrong decision among its C − 1 comparisons (Bonferroni), and tests repeated after each of
@@ -115,8 +116,12 @@ class Race:
             level /= self.looks
         return self._stop(_beaten_by(score_CI, self.active, test, level, float(np.ptp(known))))
 
-    def update_estimates(self, estimates: list[Estimate], correlation: float = 0.0) -> Flags:
-        """Stop candidates whose posterior probability of being among the best `keep` is below `error`/`looks`.
+    def update_estimates(self, estimates: list[Estimate], correlation: float = 0.0, answered: float = 0.0) -> Flags:
+        """Stop the worst candidates, of which a share of `error` is expected among the best `keep` after all items.
+
+        An estimate changes by the rest of the answers as its variance falls: to `answered` times what it is now, if it
+        is inversely proportional to the number of answers. What no further answer can tell apart needs no answers, so
+        the change alone counts. A posterior probability needs no correction for the number of checks.
 
         Parameters
         ----------
@@ -125,6 +130,8 @@ class Race:
         correlation
             Of two estimates' errors, in [0, 1). Common items cause the same errors in both (`common_correlation`); 0 is
             conservative.
+        answered
+            Share of the race's items that active candidates have answered, in [0, 1); 0 is conservative.
 
         Returns
         -------
@@ -137,8 +144,12 @@ class Race:
         error_C = np.array([estimate.standard_error for estimate in estimates])
         if not (np.isfinite(value_C).all() and np.isfinite(error_C).all()):
             raise ValueError("an estimate is not finite: leave failed candidates out of the race")
+        error_C = np.where(self.active, error_C * math.sqrt(1 - answered), 0.0)  # the estimates of others stay
         chance_C = probability_among_best(value_C, error_C * math.sqrt(1 - correlation), self.keep)
-        doomed_C = chance_C < self.error / self.looks
+        worst_C = np.argsort(np.where(self.active, chance_C, np.inf), kind="stable")
+        mean_C = np.cumsum(chance_C[worst_C]) / np.arange(1, self.candidates + 1)
+        doomed_C = np.zeros(self.candidates, bool)
+        doomed_C[worst_C[: int((mean_C <= self.error).sum())]] = True
         return self._stop(np.where(doomed_C, self.keep, 0))
 
     def _stop(self, beaten_C: npt.NDArray[np.int64]) -> Flags:

@@ -102,6 +102,21 @@ BAD_FITNESS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "genome: {models: [a]}\ntasks: [t]",
+            "is a genome of mergekit-evolve; write a search file with `evomerge init ",
+        ),
+        ("merge_method: linear\nmodels: []", "is a recipe; merge it with `evomerge merge "),
+    ],
+)
+def test_files_of_mergekit_are_named(write, text, message):
+    (line,) = said(write(text))
+    assert message in line
+
+
 @pytest.mark.parametrize("key", BAD_FITNESS)
 def test_mistakes_in_fitness(write, key):
     fitness = {"tasks": ["arithmetic"]} | yaml.safe_load(key)

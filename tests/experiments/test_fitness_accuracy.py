@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.fitness_accuracy import racing, validation
 from experiments.fitness_accuracy.__main__ import main
 from experiments.fitness_accuracy.data import load, simulate, write_matrix
+from experiments.fitness_accuracy.learn import learn_from, module_text
 from experiments.fitness_accuracy.tables import TABLES, Plan, Record, measure, summarise
 from fitness.estimation.item_banks import Responses
 from fitness.results import Estimate
@@ -67,3 +69,54 @@ def test_without_responses_it_says_what_to_give(tmp_path: Path, capsys: pytest.C
         with pytest.raises(SystemExit):
             main(arguments)
         assert message in capsys.readouterr().err
+
+
+def small() -> list:
+    return simulate(items=60, models=100, merges=5)[:1]
+
+
+def test_the_learnt_prior_is_that_of_the_merges_it_is_learnt_from() -> None:
+    """Merges that are much better than their parents' mean have a larger intercept; the written module holds it."""
+    plain, better = small(), small()
+    for row, _ in better[0].merges:
+        better[0].scores[row] = 1.0
+    first, second = learn_from(plain, (0,)), learn_from(better, (0,))
+    assert second.with_bank.mean[0] > first.with_bank.mean[0] + 0.3
+    names: dict = {}
+    exec(compile(module_text(second), "learnt", "exec"), names)
+    assert (names["WITH_BANK"].mean, names["SHARES"]) == (second.with_bank.mean, second.shares)
+
+
+def test_halves_hold_all_copies_of_a_merge() -> None:
+    (benchmark,) = small()
+    sides = {parents: validation.half(benchmark, parents) for _, parents in benchmark.merges}
+    assert set(sides.values()) <= {0, 1}
+    assert all(validation.half(benchmark, parents[::-1]) == side for parents, side in sides.items())
+
+
+def test_changes_do_what_their_names_say() -> None:
+    rng = np.random.default_rng(0)
+    parents, answers = np.zeros((2, 4000)), np.ones(4000)
+    parents[:, :2000] = 1.0
+    assert validation.collapse(0.3)(answers, parents, rng).mean() == pytest.approx(0.7, abs=0.03)
+    emerged = validation.emergent(0.5)(0 * answers, parents, rng)
+    assert emerged[:2000].sum() == 0 and emerged[2000:].mean() == pytest.approx(0.5, abs=0.04)
+    assert validation.guesses(0.25)(answers, parents, rng).mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_validation_summarises_errors_of_single_benchmarks() -> None:
+    def record(name: str, row: int, error: float) -> validation.Record:
+        return validation.Record(name, row, True, 20, error, 0.04, 0.1)
+
+    found = validation.summarise([record("a", 1, 0.02), record("a", 2, -0.04), record("b", 3, 0.1)])
+    assert found.error == pytest.approx((3 + 10) / 2) and found.by_benchmark == {"a": pytest.approx(3), "b": 10}
+    assert found.coverage == pytest.approx(50) and found.mean_error == pytest.approx(10)
+
+
+def test_a_race_asks_no_more_than_all_items_and_loses_little() -> None:
+    (benchmark,) = small()
+    merge, parents = benchmark.merges[0]
+    given = racing.generation(benchmark, merge, parents, 0)
+    asked = racing.race(given, 0.2)
+    assert set(asked) <= set(range(racing.BLOCK, racing.ITEMS + 1, racing.BLOCK)) and max(asked) == racing.ITEMS
+    assert sum(racing.race(given, 0.01)) >= sum(asked)

@@ -18,7 +18,7 @@ from experiments.search_efficiency.metering import BudgetSpent, Meter
 from experiments.search_efficiency.numeric import WeightsSpace
 from experiments.search_efficiency.ours import Ours, random_items
 from experiments.search_efficiency.problems import Problem, problem
-from experiments.search_efficiency.report import best_known, interval, median, reached, summary
+from experiments.search_efficiency.report import best_known, figures, interval, median, reached, statement, summary
 from experiments.search_efficiency.simulated import landscape
 from experiments.search_efficiency.smollm2 import Table
 
@@ -226,3 +226,7 @@ def test_the_summary_compares_the_default_with_the_best_rivals() -> None:
         "| some | 24 | 10.0 | 60.0 | 1,000 (1,000 to 1,000) | GENOME+ as published: > 2,000 | < 0.50 |"
     )
     assert line.endswith("| CMA-ES: 1,900 (1,900 to 1,900) | 0.53 (0.53 to 0.53) |")
+    assert figures(results)["some.genome-as-published"] == "> 2,000"
+    assert statement(results, ["some"]) == (
+        "It needs at most half the answers of the best contender without derivatives on 0 of 1 problems; not on: some."
+    )

@@ -73,7 +73,7 @@ def test_a_candidate_that_answers_nothing_right_has_no_score() -> None:
     given = prior(ITEMS, answers[:2], [bank])
     asked = subset.default_subset(given, 20, 0)
     found = posterior(given, np.zeros(20), asked)
-    assert found.value < 0.01 and 0 < found.standard_error < 0.05
+    assert found.value < 0.01 and 0 < found.standard_error < 0.1
     right = posterior(given, (asked == asked[0]).astype(float), asked)  # one right answer is enough to doubt it
     assert right.value > 0.02
 
