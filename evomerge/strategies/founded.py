@@ -132,9 +132,7 @@ class Founded(Relay):
 
 
 class _Founders(Strategy):
-    """Proposes each founder once and learns nothing."""
-
-    steady_state = True
+    """Proposes each founder once and learns nothing; told in order, since estimators learn from the results."""
 
     def __init__(self, space: SearchSpace, founders: NDArray[np.float64]) -> None:
         super().__init__(space, 0)
