@@ -11,6 +11,7 @@ from rich.table import Table
 
 from evomerge.files.messages import printable
 from evomerge.runs.result import Result
+from fitness.estimation.intervals import p_text
 
 PLAIN_WIDTH = 140
 LONGEST_CELL = 120
@@ -57,7 +58,14 @@ def print_held_out(out: Console, result: Result) -> None:
     rows = result.held_out
     tasks = dict.fromkeys(row.task for row in rows)
     cells = [
-        [row.name, row.task, f"{row.score:.3f}", f"{row.low:.3f} .. {row.high:.3f}", str(row.items), _p(row.p_value)]
+        [
+            row.name,
+            row.task,
+            f"{row.score:.3f}",
+            f"{row.low:.3f} .. {row.high:.3f}",
+            str(row.items),
+            p_text(row.p_value),
+        ]
         for task in tasks
         for row in rows
         if row.task == task
@@ -66,10 +74,6 @@ def print_held_out(out: Console, result: Result) -> None:
     out.print(grid(["model", "task", "score", "95 % interval", "items", "p"], cells))
     for note in result.notes:
         out.print(note, soft_wrap=True)
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
 def size(count: float) -> str:

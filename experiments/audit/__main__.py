@@ -17,18 +17,16 @@ from experiments.harness import FIGURE, Experiment, with_figures
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments"
-COMMANDS = ("__main__", "evaluate", "chaos")
-"""Modules of a folder that may hold an `EXPERIMENT`."""
 
 
 def experiments() -> list[Experiment]:
     """Return every experiment that has results."""
     found = []
     for folder in sorted(path.parent for path in FOLDER.glob("*/__init__.py")):
-        for name in COMMANDS:
-            if (folder / f"{name}.py").exists() and folder.name != "audit":
-                experiment = getattr(import_module(f"experiments.{folder.name}.{name}"), "EXPERIMENT", None)
-                if isinstance(experiment, Experiment) and (experiment.folder / experiment.file).exists():
+        for file in sorted(folder.glob("*.py")):
+            if re.search(r"^EXPERIMENT = ", file.read_text(encoding="utf-8"), re.MULTILINE):
+                experiment: Experiment = import_module(f"experiments.{folder.name}.{file.stem}").EXPERIMENT
+                if (experiment.folder / experiment.file).exists():
                     found.append(experiment)
     return found
 
@@ -75,7 +73,7 @@ def _changed(page: Path, old: str, new: str) -> Iterator[str]:
 
 
 CHECKED = re.compile(
-    r"<!-- (?P<mark>table|chaos) -->.*?<!-- /(?P=mark) -->"  # generated
+    r"<!-- (?P<mark>(?!given|figure)\w+) -->.*?<!-- /(?P=mark) -->"  # generated
     r"|<!-- (?:figure [\w.-]+|given) -->.*?<!-- / -->"
     r"|```.*?```|`[^`\n]*`"  # code
     r"|^    .*?$"

@@ -153,6 +153,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def p_text(value: float) -> str:
+    """Return a p-value in a few characters; ``< 1e-4`` for the least that random permutations can give."""
+    if math.isclose(value, 1 / (RESAMPLES + 1)):
+        return "< 1e-4"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+
+
 def _sign_flip_p_value(difference: np.ndarray) -> float:
     count = difference.size
     observed = abs(difference.sum()) * (1 - 1e-12)  # sums in another order differ in the last bits

@@ -16,17 +16,11 @@ def test_every_published_figure_follows_from_its_results():
 
 
 def test_every_measurement_in_an_experiments_page_is_a_figure_or_given():
-    rewritten = ("experiments/fitness_accuracy/", "experiments/quickstart/")
-    assert [line for line in audit.unchecked() if not line.startswith(rewritten)] == []
+    assert list(audit.unchecked()) == []
 
 
 def test_every_experiment_says_how_its_results_were_made():
-    rewritten = (
-        "experiments/fitness_accuracy/",
-        "experiments/quickstart/",
-        "experiments/sakana",
-    )
-    assert [line for line in audit.unsaid() if not line.startswith(rewritten)] == []
+    assert list(audit.unsaid()) == []
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from evomerge.files.messages import printable
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result
 from evomerge.runs.run import Asked, Run
+from fitness.estimation.intervals import p_text
 from fitness.results import Evaluation
 
 WIDTH, HEIGHT = 640, 220  # of the curve, in pixels
@@ -65,6 +66,7 @@ def render(path: Path) -> str:
         loader=PackageLoader("evomerge.runs.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.finalize = _shown
+    environment.filters["p_text"] = p_text
     return environment.get_template("report.html.j2").render(
         name=path.resolve().name,
         history=history,

@@ -12,6 +12,7 @@ from fitness.estimation.intervals import (
     RESAMPLES,
     holm,
     interval,
+    p_text,
     paired_test,
     weighted_interval,
     weighted_paired_test,
@@ -114,3 +115,9 @@ def test_holm_keeps_the_family_wise_error() -> None:
     rng = np.random.default_rng(0)
     wrong = sum(min(holm(rng.uniform(size=8).tolist())) < 0.05 for _ in range(2000))
     assert wrong / 2000 < 0.065
+
+
+def test_p_values_say_where_permutations_can_give_no_smaller_one() -> None:
+    assert [p_text(p) for p in (0.25, 0.0123, 0.0004, 1e-4, 3e-20)] == ["0.250", "0.012", "4e-04", "< 1e-4", "3e-20"]
+    scores = np.random.default_rng(0).normal(0, 1, 60)
+    assert p_text(paired_test(scores + 3, scores + np.linspace(0, 0.1, 60))) == "< 1e-4"
