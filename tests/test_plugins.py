@@ -80,7 +80,7 @@ def test_a_plugin_is_named_in_a_search_file_like_our_own(installed, tmp_path):
         ConfigError, match=r"search\.yaml:3: workers\.kind: kind 'luky' is unknown; did you mean `lucky`\?"
     ):
         load(path)
-    with pytest.raises(ConfigError, match=r"workers\.threads: write a whole number of at least 1 \(got 0\)"):
+    with pytest.raises(ConfigError, match=r"workers\.threads: write a whole number from 1 to 1,024 \(got 0\)"):
         load(path, ["workers.kind=lucky", "workers.threads=0"])
     assert "`kind: lucky`" in reference()
 

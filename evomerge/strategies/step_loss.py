@@ -24,15 +24,15 @@ class LossConfig(BaseModel):
     answers either."""
     text: str | dict[str, str] | None = None
     """UTF-8 text file for js and kl: one for all experts, or a file for each expert by name."""
-    window: int = Field(default=128, ge=8)
+    window: int = Field(default=128, ge=8, le=1_048_576)
     """Tokens of the text that are read together; the strategy's `items` counts such windows per expert."""
-    l1: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    l1: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
     """Penalty: times the mean distance of the genes from `towards`, as fractions of their ranges."""
-    l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    l2: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
     """Penalty: times the mean squared distance, likewise."""
     towards: Literal["start", "zero"] = "start"
     """Where `l1` and `l2` pull the genes."""
-    distance_to_base: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    distance_to_base: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
     """Penalty: times the squared distance of the merged weights from the base's, over the mean of the experts'."""
 
     @model_validator(mode="after")

@@ -163,14 +163,16 @@ def figures(results: Results) -> dict[str, str]:
         return [r.limit / r.wall for r in rows if r.size in LARGE and AIMS.get(r.method) == aim and r.limit is not None]
 
     simple, elected = shares(0.6), shares(0.3)
-    return {
-        "ratio": f"{min(beside):.0f} to {max(beside):.0f}",
-        "ratio.first": f"{min(first):.1f} to {max(first):.0f}",
-        "simple": f"{100 * min(simple):.0f} to {100 * max(simple):.0f} %",
+    found = {
         "simple.reached": f"{sum(round(share, 2) >= 0.6 for share in simple)} of {len(simple)}",
-        "elected": f"{100 * min(elected):.0f} to {100 * max(elected):.0f} %",
         "elected.reached": f"{sum(share >= 0.3 for share in elected)} of {len(elected)}",
     }
+    if beside:  # a part of the sizes may be measured alone
+        found |= {"ratio": f"{min(beside):.0f} to {max(beside):.0f}"}
+        found |= {"ratio.first": f"{min(first):.1f} to {max(first):.0f}"}
+    for name, own in (("simple", simple), ("elected", elected)):
+        found |= {name: f"{100 * min(own):.0f} to {100 * max(own):.0f} %"} if own else {}
+    return found
 
 
 def _memory(result: Result) -> str:

@@ -11,18 +11,18 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import lm_eval
 import yaml
-from lm_eval.api import metrics as _registered  # noqa: F401  # fills the registry
-from lm_eval.api.registry import metric_registry
 
 from fitness.results import TaskError
 from fitness.tasks.messages import one_line
 
-INSTALLED = Path(lm_eval.__file__).resolve().parent
+_LM_EVAL = find_spec("lm_eval")
+assert _LM_EVAL is not None and _LM_EVAL.origin is not None, "a requirement of this package"
+INSTALLED = Path(_LM_EVAL.origin).resolve().parent
 """lm-eval's own folder: its tasks are installed code."""
 LARGEST_FILE = 2_000_000
 """Bytes of a task file that is read; lm-eval's longest has a quarter of that."""
@@ -174,6 +174,9 @@ def _python_files(folders: Mapping[Path, None]) -> Iterator[tuple[str, Path]]:
 
 def _foreign_metrics(metrics: Any) -> list[str]:
     """Return the metrics that lm-eval would load as scripts of the `evaluate` library."""
+    from lm_eval.api import metrics as _registered  # noqa: F401  # fills the registry
+    from lm_eval.api.registry import metric_registry
+
     named = [each for each in metrics if isinstance(each, dict)] if isinstance(metrics, list) else []
     scripts = {str(each.get("metric")): each.get("hf_evaluate") is True for each in named}
     return [

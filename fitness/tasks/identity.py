@@ -10,14 +10,16 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 from fitness.items import Item
 from fitness.tasks.code import file_hashes, functions_in
-from fitness.tasks.prompts import Request
-from fitness.tasks.task import LoadedTask
+
+if TYPE_CHECKING:
+    from fitness.tasks.prompts import Request
+    from fitness.tasks.task import LoadedTask
 
 SHORT = 8
 """Hexadecimal digits of an item's own hashes."""
@@ -27,7 +29,7 @@ LONGEST_VALUE = 60
 """Characters of a setting that a message quotes."""
 
 Side = Literal["search", "held_out"]
-Requests = Callable[[Item], Sequence[Request]]
+Requests: TypeAlias = "Callable[[Item], Sequence[Request]]"
 """Returns an item's requests as they are asked, with the chat template where one is used."""
 
 _MEANINGS = {

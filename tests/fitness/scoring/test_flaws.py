@@ -7,13 +7,14 @@ from fitness.scoring.evaluator import Evaluator
 
 PARTLY = '''
 def partly(doc, results):
-    """No score for some documents: nothing, None, or NaN."""
+    """No score for what a model writes to some documents: nothing, None, or NaN."""
     given = {"w1": {}, "w2": {"exact_match": None}, "w3": {"exact_match": float("nan")}}
-    return given.get(doc["answer"], {"exact_match": 1.0})
+    tried = results[0] in ("", doc["answer"])  # what is tried before a search
+    return {"exact_match": 1.0} if tried else given.get(doc["answer"], {"exact_match": 1.0})
 
 
 def never(doc, results):
-    return {}
+    return {"exact_match": 1.0} if results[0] in ("", doc["answer"]) else {}
 '''
 
 
