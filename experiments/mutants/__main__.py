@@ -177,6 +177,18 @@ def is_killed(tree: Path, module: Module) -> bool:
     return False
 
 
+def check(tree: Path, module: Module) -> None:
+    """Run a module's tests without a change; if they fail, every mutant would count as killed.
+
+    Raises
+    ------
+    RuntimeError
+        If they do.
+    """
+    if is_killed(tree, module):
+        raise RuntimeError(f"{module.path}: its tests fail without a change: {', '.join(module.tests)}")
+
+
 def tried(tree: Path, module: Module, mutant: Mutant, changed: str) -> Mutant:
     """Return a mutant with whether the tests noticed it."""
     file = tree / module.path
@@ -239,13 +251,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.quick:
         parts["listed"] = lambda: listed()[:1]
     with tempfile.TemporaryDirectory() as folder:
-        tree = copy_of_the_tree(Path(folder))
+        tree, checked = copy_of_the_tree(Path(folder)), set[Module]()
         for part in [given.part] if given.part else list(parts):
             rows = results[part] if given.go_on else []
             known = {(row["module"], row["before"], row["after"]): Mutant(**row) for row in rows if row["killed"]}
             results[part] = []
             for module, mutant, changed in parts[part]():
                 done = known.get((mutant.module, mutant.before, mutant.after))
+                if done is None and module not in checked:
+                    check(tree, module)
+                    checked.add(module)
                 found = replace(done, line=mutant.line) if done is not None else tried(tree, module, mutant, changed)
                 print(f"{'killed' if found.killed else 'SURVIVED'}: {_place(found)}", flush=True)
                 results[part].append(asdict(found))

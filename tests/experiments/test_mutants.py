@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.mutants.__main__ import Mutant, _meaning, _mutant, is_killed, listed, tables, tried
+from experiments.mutants.__main__ import Mutant, _meaning, _mutant, check, is_killed, listed, tables, tried
 from experiments.mutants.modules import MODULES, Module
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +73,14 @@ def test_a_mutant_is_killed_if_a_test_fails(tree, line, killed):
     assert f"| all | 1 | {int(killed)} |" in summary
     assert f"| double.py:2 | `return 2 * x` | `{line}` | {'yes' if killed else 'no'} |" in rows
     assert len(others.splitlines()) == 2
+
+
+def test_tests_that_fail_anyway_are_refused(tree):
+    module = Module("double.py", ("test_double.py",))
+    check(tree, module)
+    (tree / "double.py").write_text("def double(x):\n    return x\n")
+    with pytest.raises(RuntimeError, match=r"double\.py: its tests fail without a change: test_double\.py"):
+        check(tree, module)
 
 
 def test_tests_that_are_not_there_are_no_kill(tree):
