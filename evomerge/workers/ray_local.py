@@ -88,9 +88,11 @@ class LocalRay:
     """
 
     def __init__(self) -> None:
+        self._says_no_cluster = False
         if "ray" not in sys.modules:  # Ray reads these when it is imported
             os.environ.setdefault(MODE, "token")
             os.environ.setdefault(CLUSTERS, "0")
+            self._says_no_cluster = os.environ[CLUSTERS] == "0"
         if TOKEN not in os.environ and TOKEN_PATH not in os.environ:
             os.environ[TOKEN] = secrets.token_hex(32)
         # Paths of sockets have at most 107 characters, of which Ray takes 62.
@@ -105,6 +107,8 @@ class LocalRay:
 
     def close(self) -> None:
         """Remove the folder and what still runs from it; may be called twice."""
+        if self._says_no_cluster:  # else programs that this process starts later could make no cluster
+            os.environ.pop(CLUSTERS, None)
         if self._watcher.stdin is not None:
             self._watcher.stdin.close()
         with suppress(subprocess.TimeoutExpired):

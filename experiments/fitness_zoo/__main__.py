@@ -78,7 +78,8 @@ def run(arm: str, seed: int, extra: Sequence[str] = ()) -> Outcome:
         history = RunHistory(log.events())
     scored = [evaluation for (purpose, _), evaluation in history.reference_scores.items() if purpose == "held_out"]
     held_out = scored[0]
-    told = [told for told in history.told.values() if not told.cached]
+    founders = {identity for identity, asked in history.asked.items() if asked.candidate.kind == "founder"}
+    told = [told for told in history.told.values() if not told.cached and told.candidate not in founders]
     apart = sum(len(each.items) for each in scored)
     asked = sum(len(each.evaluation.items) for each in told)
     return Outcome(
@@ -86,7 +87,7 @@ def run(arm: str, seed: int, extra: Sequence[str] = ()) -> Outcome:
         seed=seed,
         held_out=held_out.fitness,
         standard_error=held_out.standard_error,
-        candidates=len(history.told),
+        candidates=history.evaluations,
         stopped=sum(each.evaluation.status == "stopped" for each in told),
         asked=asked,
         items=history.item_evaluations - apart,

@@ -308,7 +308,7 @@ def measure(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     lives.finish(lives.begin(INLINE))  # the log replays
     found = outcome(lives.run)
     row = asdict(plan) | {"kills": plan.drivers + plan.on_ray, "events": lives.events(), "seconds": round(seconds)}
-    if problem.strategy().steady_state:
+    if problem.resolved().strategy.build(problem.space, 0).steady_state:
         wrong = wrong_answers(lives.run, problem, worker)
         return row | {"answered": len(found["told"]), "wrong_answers": len(wrong), "ok": not wrong}
     whole = Lives(folder, "whole")

@@ -54,7 +54,7 @@ def test_an_archive_of_a_hundred_is_megabytes(searched):
     assert not [file for file in searched.rglob("*") if file.suffix in (".safetensors", ".bin", ".pt", ".npy")]
     with Run.read(searched / "run") as run:
         asked = [event.candidate for event in run.events() if isinstance(event, Asked)]
-    genotypes = [candidate.genotype for candidate in asked if candidate.kind != "founder"]
+    genotypes = [candidate.genotype for candidate in asked if candidate.kind not in ("founder", "again")]
     assert len(genotypes) == EVALUATIONS
     assert len({genotype.tobytes() for genotype in genotypes}) > ARCHIVE
 
