@@ -310,7 +310,9 @@ def measure(folder: Path, plan: Plan, seed: int) -> dict[str, Any]:
     row = asdict(plan) | {"kills": plan.drivers + plan.on_ray, "events": lives.events(), "seconds": round(seconds)}
     if problem.resolved().strategy.build(problem.space, 0).steady_state:
         wrong = wrong_answers(lives.run, problem, worker)
-        return row | {"answered": len(found["told"]), "wrong_answers": len(wrong), "ok": not wrong}
+        beside_the_budget = ("founder", "again")
+        answered = sum(found["asked"][told][0][1] not in beside_the_budget for told in found["told"])
+        return row | {"answered": answered, "wrong_answers": len(wrong), "ok": not wrong}
     whole = Lives(folder, "whole")
     whole.finish(whole.begin(INLINE))
     return row | {"equal": found == outcome(whole.run), "ok": found == outcome(whole.run)}

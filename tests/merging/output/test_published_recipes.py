@@ -247,7 +247,8 @@ def test_random_recipes_agree(first: int, here: Path, mergekit: Any, tmp_path: P
         except (RuntimeError, ValueError):
             theirs = None
         recipe = parse_documents(said, "recipe.yaml", [])[0].recipe if found is not None else None
-        if recipe is not None and "masks" in " ".join(mergekit_export.differences(recipe)):
+        # By design: other random masks, and ratios that are kept within [0, 1] where task vectors disagree.
+        if recipe is not None and re.search("masks|its ratio is kept", " ".join(mergekit_export.differences(recipe))):
             continue
         if found is None or theirs is None:
             assert found is theirs, (said, "mergekit merges it" if found is None else "mergekit refuses it", refused)
