@@ -24,7 +24,7 @@ from search_spaces.recipes.fields import Slice, Source
 from search_spaces.recipes.parameter_values import Condition, Parameters, Setting, find
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.genes import Choice
-from search_spaces.spaces.layer_groups import LayerGroup
+from search_spaces.spaces.layer_groups import LayerGroup, group_label, is_weight_of
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 OPTIONS = {"on_off": ("on", "off"), "signed": ("plus", "off", "minus")}
@@ -84,8 +84,7 @@ class ExpertMaskSpace(SearchSpace):
                 own = [
                     index
                     for index, gene in enumerate(self.inner.genes)
-                    if f".{gene.name}".partition("[")[0].endswith(f".{name}.weight")
-                    and (not label or gene.name.partition("[")[2].rstrip("]").partition(",")[0] == label)
+                    if is_weight_of(name, gene.name) and (not label or group_label(gene.name) == label)
                 ]
                 owned.append(np.array(own, dtype=np.int_))
         return owned

@@ -18,6 +18,7 @@ from search_spaces.spaces.coefficient_config import CoefficientSettings, Range
 from search_spaces.spaces.coefficients import CoefficientSpace, RecipeSettings
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.expert_masks import ExpertMaskSpace
+from search_spaces.spaces.layer_groups import is_weight_of
 from search_spaces.spaces.method_choice import MethodChoiceSpace
 from search_spaces.spaces.method_groups import MethodGroupsSpace
 from search_spaces.spaces.registry import register_space
@@ -81,7 +82,7 @@ def _named_weights(start: str, context: SpaceContext) -> dict[str, float]:
 def _moved_weights(start: str, weights: Mapping[str, float], space: SearchSpace) -> Iterator[str]:
     """Yield a sentence for each expert whose weight at the start is outside the range that is searched."""
     for name, weight in weights.items():
-        own = [gene for gene in space.genes if f".{gene.name}".partition("[")[0].endswith(f".{name}.weight")]
+        own = [gene for gene in space.genes if is_weight_of(name, gene.name)]
         outside = next((gene for gene in own if not gene.low <= weight <= gene.high), None)
         if outside is not None:
             yield (

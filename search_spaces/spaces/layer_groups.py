@@ -82,6 +82,16 @@ def layer_groups(
     )
 
 
+def group_label(gene: str) -> str:
+    """Return the group in a coefficient's name, ``owner.parameter[group, part]``."""
+    return gene.partition("[")[2].rstrip("]").partition(",")[0]
+
+
+def is_weight_of(model: str, gene: str) -> bool:
+    """Whether a gene's name, ``owner.parameter[group, part]``, is that of a weight of a model, under any method."""
+    return f".{gene}".partition("[")[0].endswith(f".{model}.weight")
+
+
 def tensors_of(layout: ModelLayout, index: int) -> tuple[str, ...]:
     """Return the names of the tensors in slice `index` (0 to L + 1)."""
     if index == 0:

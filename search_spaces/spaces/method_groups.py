@@ -22,6 +22,7 @@ from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.coefficient_config import CoefficientSettings
 from search_spaces.spaces.coefficients import CoefficientSpace, RecipeSettings
+from search_spaces.spaces.layer_groups import group_label
 from search_spaces.spaces.method_choice import MethodChoiceSpace
 from search_spaces.spaces.space import Genotype, SearchSpace
 
@@ -50,7 +51,7 @@ class MethodGroupsSpace(SearchSpace):
         self._whole = MethodChoiceSpace(config, models, layout, **settings)
         self._base = next(iter(models.values()))
         coefficients = self._whole.genes[1:]
-        labels = dict.fromkeys(_group_of(gene.name) for gene in coefficients)
+        labels = dict.fromkeys(group_label(gene.name) for gene in coefficients)
         choice = self._whole.choice
         self.genes = (*(replace(choice, name=f"method[{label}]") for label in labels), *coefficients)
         self._groups = {label: index for index, label in enumerate(labels)}
@@ -157,7 +158,7 @@ class MethodGroupsSpace(SearchSpace):
     def _own(self, label: str, group: int) -> npt.NDArray[np.int_]:
         """Return the indices of a variant's genes that belong to a group."""
         places = self._coefficients(label)
-        return places[[self._groups[_group_of(self.genes[place].name)] == group for place in places]]
+        return places[[self._groups[group_label(self.genes[place].name)] == group for place in places]]
 
 
 def _with_slices(space: CoefficientSpace, members: Mapping[int, Slice], recipe: Recipe) -> Recipe:
@@ -167,8 +168,3 @@ def _with_slices(space: CoefficientSpace, members: Mapping[int, Slice], recipe: 
     for index, part in members.items():
         slices[index] = replace(part, merge_method=None, base_model=recipe.base_of(part))
     return replace(start, slices=tuple(slices))
-
-
-def _group_of(gene: str) -> str:
-    """Return the group in a gene's name, ``owner.parameter[group, module]``."""
-    return gene.partition("[")[2].rstrip("]").partition(",")[0]
