@@ -46,7 +46,7 @@ ORDER = (
 `evomerge` itself is the door (`evomerge.search`): it offers what lies in the rooms, and none of them imports it.
 """
 
-CATALOGUES = ("evomerge.merging.methods", "evomerge.strategies")
+CATALOGUES = ("evomerge.merging.methods", "evomerge.strategies", "evomerge.cli")
 """Rooms where one file is one entry, however many entries there are."""
 
 MOST_FILES = 18
