@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
+from evomerge.extras import require
 from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.discrete import countable, first_probabilities, seen_probabilities
-from evomerge.strategies.extras import require
 from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
@@ -127,7 +127,7 @@ class CatCma(Strategy):
 
     def _start(self) -> Any:
         """Return cmaes' optimiser at its start."""
-        cmaes = require("cmaes", "strategy.kind: catcma")
+        cmaes = require("cmaes", "strategies", "strategy.kind: catcma")
         warm = self.config.warm_start
         earlier = None if warm is None else np.array(warm.points(self.space))  # float64[N, G]
         options: dict[str, Any] = {}

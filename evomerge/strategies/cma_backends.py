@@ -128,9 +128,9 @@ class AdaptedDescent:
     """
 
     def __init__(self, start: DescentStart, rng: np.random.Generator) -> None:
-        from evomerge.strategies.extras import require
+        from evomerge.extras import require
 
-        cmaes = require("cmaes", "strategy.learning_rate: adapted")
+        cmaes = require("cmaes", "strategies", "strategy.learning_rate: adapted")
         self._dimension = len(start.mean)
         self._samples: list[Array] = []
         mean, scales = start.padded

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from evomerge.extras import MissingExtraError
 from evomerge.strategies import (
     AnyStrategy,
     CatCmaConfig,
@@ -16,7 +17,6 @@ from evomerge.strategies import (
     Nsga2Config,
     WarmStartDistribution,
 )
-from evomerge.strategies.extras import MissingExtraError
 from evomerge.strategies.restarts import Bipop, Ipop
 from evomerge.testing.planted import PlantedSpace, mixed, reals
 from search_spaces.spaces.genes import Choice, Integer
