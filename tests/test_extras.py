@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from evomerge.extras import MissingExtraError, how_to_install, require
 

@@ -1,4 +1,4 @@
-"""What is released: the wheel and the sdist, and the demo from the wheel where nothing but its dependencies is installed."""
+"""What is released: the wheel and the sdist; and the demo, where only the wheel and its dependencies are installed."""
 
 import json
 import os
@@ -68,13 +68,8 @@ def test_the_wheel_holds_the_three_packages_with_their_data_and_is_small(wheel):
         *(f"{data}zoo/tasks/{file}" for file in ("zoo_target_gen.yaml", "zoo_target_gen.jsonl", "documents.py")),
         f"{data}quickstart/search.yaml",
     } <= set(names)
-    tracked = subprocess.run(
-        ["git", "ls-files", "evomerge", "fitness", "search_spaces"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    listing = ["git", "ls-files", "evomerge", "fitness", "search_spaces"]
+    tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(tracked.stdout.split()) <= set(names)
 
 
@@ -82,7 +77,8 @@ def test_the_wheel_holds_the_three_packages_with_their_data_and_is_small(wheel):
 def test_the_sdist_holds_what_tests_need_and_nothing_of_a_working_copy(built):
     (sdist,) = built.glob("*.tar.gz")
     assert sdist.stat().st_size < 10 * MB
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "tests/conftest.py"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", ".git/", "dist"))]
 
@@ -139,14 +135,10 @@ def run(fresh: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_the_demo_runs_in_an_empty_folder_without_extras_or_network(fresh, tmp_path):
-    listed = run(
-        fresh,
-        "python",
-        "-c",
-        "import importlib.metadata as m; print(*(d.name for d in m.distributions()))",
-        cwd=tmp_path,
-    )
-    assert not set(EXTRAS) & set(listed.stdout.split())
+    code = "import evomerge, importlib.metadata as m; print(evomerge.__file__, *(d.name for d in m.distributions()))"
+    place, *installed = run(fresh, "python", "-c", code, cwd=tmp_path).stdout.split()
+    assert Path(place).is_relative_to(fresh) and "torch" in installed
+    assert not set(EXTRAS) & set(installed)
     done = run(fresh, "evomerge", "demo", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     made = tmp_path / "evomerge-demo"
@@ -164,7 +156,7 @@ def test_the_demo_runs_in_an_empty_folder_without_extras_or_network(fresh, tmp_p
 @pytest.mark.parametrize(
     ("extra", "setting"),
     [
-        ("ray", "workers.kind=ray"),
+        ("ray", "workers={kind: ray}"),
         ("strategies", "strategy=catcma"),
         ("strategies", "strategy=nevergrad:PSO"),
         ("strategies", "strategy={kind: cma_es, learning_rate: adapted}"),
