@@ -122,6 +122,8 @@ def test_a_missing_package_names_the_extra(monkeypatch, package, config):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=rf"needs the package {package}; .*evomerge\[strategies\]"):
         config.build(reals(3), 0)
+    with pytest.raises(MissingExtraError):  # before a run is made
+        config.resolved(reals(3), noise=0.0, evaluations=60)
 
 
 def test_ipop_doubles():
