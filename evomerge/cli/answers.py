@@ -105,9 +105,7 @@ def _evaluation(held_out: HeldOut, row: str, history: RunHistory) -> Evaluation:
     return members[0] if len(members) == 1 else vote(members)
 
 
-def _answered(
-    held_out: HeldOut, rows: Mapping[str, Evaluation], row: str, selection: Selection
-) -> Iterator[Answered]:
+def _answered(held_out: HeldOut, rows: Mapping[str, Evaluation], row: str, selection: Selection) -> Iterator[Answered]:
     """Yield the items that a selection holds, in their order."""
     items = rows[row].items
     if any(evaluation.items != items for evaluation in rows.values()):
