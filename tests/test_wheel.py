@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from evomerge.version import VERSION
+
 ROOT = Path(__file__).parent.parent
 MB = 1_000_000
 EXTRAS = ("ray", "gguf", "numba", "cmaes", "nevergrad", "tensorboard", "wandb", "mlflow-skinny", "optuna")
@@ -42,7 +44,7 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(built) -> Path:
-    (found,) = built.glob("*.whl")
+    (found,) = built.glob(f"evomerge-{VERSION}-*.whl")
     return found
 
 
