@@ -36,6 +36,7 @@ ORDER = (
     "evomerge.workers",
     "evomerge.config",
     "evomerge.search",
+    "evomerge.demo",
     "evomerge.cli",
     "evomerge.__main__",
     "evomerge",

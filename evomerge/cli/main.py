@@ -18,8 +18,7 @@ from evomerge.version import VERSION
 app = typer.Typer(
     name="evomerge",
     help="Evolutionary search for language-model merge recipes.",
-    no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -41,7 +40,7 @@ Set = Annotated[
         help="Set a key: space.weight.high=2; budget.hours=+1 adds to it. Also as --KEY=VALUE.",
     ),
 ]
-SearchFile = Annotated[Path, typer.Argument(help="The search file (YAML).", show_default=False)]
+SearchFile = Annotated[Path, typer.Argument(metavar="SEARCH.yaml", help="The search file (YAML).", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
 Tasks = Annotated[list[str], typer.Option(help="Names of lm-eval tasks, one or more.", show_default=False)]
 IncludePath = Annotated[
@@ -62,17 +61,37 @@ TrustTasks = Annotated[
 ]
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog="To begin: evomerge demo. With your own models: evomerge init.")
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if version:
         typer.echo(f"evomerge {VERSION}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
     from evomerge.plugins import load_plugins
 
     load_plugins()  # search files and recipes may name what they have; one that fails is reported in a line
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="The folder to make, or that of an earlier demo.")
+    ] = Path("evomerge-demo"),
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search; by default the search file's.")] = None,
+) -> None:
+    """Search, report and merge, with four tiny models.
+
+    Takes a minute or two on a processor, and no network. Prints each command that it runs.
+    """
+    from evomerge.cli.demo import demo as run
+
+    run(folder, seed, lambda arguments: app(args=list(arguments), prog_name="evomerge", standalone_mode=False))
 
 
 @app.command()

@@ -22,6 +22,7 @@ from evomerge.strategies.base import Genotype
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.resolve import Difference, difference
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.registry import build_space
@@ -70,7 +71,7 @@ def load_warm_start(
     path = Path(named.run)
     former = _FinishedRun(path, config, space)
     wanted = named.wanted(former.size, resolved.places)
-    points, left_out = former.best(
+    points, left_out, moved = former.best(
         min(wanted, max(1, NUMBERS // space.dimension)), several=strategy.objectives == "several"
     )
     if not points:
@@ -83,6 +84,9 @@ def load_warm_start(
     message = f"warm start: {len(points)} candidates of {path}"
     if left_out:
         message += f"; {len(left_out)} are left out, because this space cannot express them ({left_out[0]})"
+    if moved:
+        farthest = max(moved, key=lambda apart: apart.largest)
+        message += f"; {len(moved)} are moved to the nearest recipe that this space can express ({farthest})"
     return WarmStartSettings(strategy.warm_started(space, points), message)
 
 
@@ -223,24 +227,34 @@ class _FinishedRun:
         self._renamed = {former.models[name]: reference for name, reference in self._models.items()}
         self._same = (former.space, list(former.models)) == (config.space, list(config.models))
 
-    def best(self, count: int, *, several: bool) -> tuple[list[Genotype], list[str]]:
-        """Return up to `count` distinct candidates as points of the new space, and why it cannot express others.
+    def best(self, count: int, *, several: bool) -> tuple[list[Genotype], list[str], list[Difference]]:
+        """Return up to `count` distinct candidates as points of the new space, and what it cannot express.
 
         The run's result comes first, then its candidates by search score. With several objectives, the members of its
         front come before the others.
+
+        Returns
+        -------
+        tuple[list[Genotype], list[str], list[Difference]]
+            The points; why other candidates are left out; how far points are from candidates that lie outside.
         """
         points: dict[str, Genotype] = {}
-        refusals = []
+        refusals, moved = [], []
         for candidate in self._candidates(several):
             if len(points) == count:
                 break
+            apart = None
             try:
                 point = self._encoded(candidate) if isinstance(candidate, Recipe) else candidate
+                decoded = self._space.decode(point)
+                if isinstance(candidate, Recipe):
+                    apart = difference(candidate, decoded, self._layout)
             except RecipeError as error:
                 refusals.append(str(error))
                 continue
-            points.setdefault(self._space.decode(point).hash, point)
-        return list(points.values()), refusals
+            if points.setdefault(decoded.hash, point) is point and apart is not None:
+                moved.append(apart)
+        return list(points.values()), refusals, moved
 
     def _encoded(self, recipe: Recipe) -> Genotype:
         """Return a recipe as a point of the new space, or the nearest point; raises as `encode` does."""
