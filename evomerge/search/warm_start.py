@@ -168,9 +168,9 @@ def earlier_questions(config: SearchConfig) -> EarlierQuestions:
     named = config.strategy.earlier_run
     runs = {} if named is None or not named.run else {Path(named.run): "strategy.warm_start"}
     runs |= {
-        run: f"space.start {file}"
+        found_by: f"space.start {file}"
         for file in _start_files(config.space.model_dump(mode="json"))
-        if (run := run_of(file)) is not None
+        if (found_by := run_of(file)) is not None
     }
     keys: frozenset[str] = frozenset()
     found, warnings = [], []

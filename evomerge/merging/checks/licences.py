@@ -46,8 +46,7 @@ def licence_fields(source: Source) -> dict[str, str | list[str]]:
     """
     card = card_metadata(source)
     stated = card.get("license")
-    named = isinstance(stated, list) and bool(stated) and all(isinstance(entry, str) for entry in stated)
-    if not (named or (isinstance(stated, str) and stated)):
+    if not (isinstance(stated, str | list) and stated and all(isinstance(entry, str) for entry in stated)):
         other = licence(source)
         return {} if other is None else {"license": other}
     fields: dict[str, str | list[str]] = {"license": stated}
