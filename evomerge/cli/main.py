@@ -244,6 +244,30 @@ def export(
 
 
 @app.command()
+def answers(
+    run_: RunFolder,
+    row: Annotated[str, typer.Option(metavar="NAME", help="A row of the final table.")] = "found",
+    wrong: Annotated[bool, typer.Option("--wrong", help="Only items with a score below 1.")] = False,
+    gained: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only items on which the row scores higher than this one.")
+    ] = None,
+    lost: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only items on which the row scores lower than this one.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Print the first so many of them; by default all.")] = None,
+    json: Json = False,
+) -> None:
+    """Show a row of the final table item by item: the question, the right answer and the model's.
+
+    With --gained and --lost together, items of either kind.
+    """
+    from evomerge.cli.answers import Selection
+    from evomerge.cli.answers import answers as run
+
+    run(run_, row, Selection(wrong, gained, lost, limit), json)
+
+
+@app.command()
 def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, from evomerge or mergekit.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],

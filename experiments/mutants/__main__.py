@@ -112,21 +112,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
     results: Results = {"draws": [], "listed": [], **EXPERIMENT.read(out), "machine": machine(1, "pytest", "torch")}
-    parts: list[tuple[list[Row], Sequence[tuple[Mutant, str]]]] = []
-    if given.part != "drawn":
-        results["listed"] = kept(results["listed"] if given.go_on or given.tests else [], found := listed())
-        parts.append((results["listed"], found))
-    if given.part != "listed":
-        found = drawn(2 if given.quick else given.count, given.seed)
-        parts.append((draw(results, given.seed, found, keep=given.go_on or bool(given.tests)), found))
+    keep = given.go_on or bool(given.tests)
     limit = time.monotonic() + 60 * given.minutes
     with tempfile.TemporaryDirectory(prefix="m") as temporary:
         warm_up()
         suite = Suite.of(given.work or Path(temporary))
+        parts: list[tuple[list[Row], Sequence[tuple[Mutant, str]]]] = []
+        if given.part != "drawn":
+            results["listed"] = kept(results["listed"] if keep else [], found := listed(suite.tree))
+            parts.append((results["listed"], found))
+        if given.part != "listed":
+            found = drawn(2 if given.quick else given.count, given.seed, suite.tree)
+            parts.append((draw(results, given.seed, found, keep=keep), found))
         if not suite.lines and not given.tests:
             suite.trace(FOLDERS, sorted({*MODULES, *(module for module, _, _ in LISTED)}))
         for rows, sources in parts:
-            for place, mutant, changed in to_try(rows, sources, again=bool(given.tests)):
+            for place, mutant, changed in to_try(rows, sources, suite.tree, again=bool(given.tests)):
                 if time.monotonic() > limit:
                     break
                 tests = given.tests or suite.tests_of(mutant.module, mutant.line)
@@ -174,7 +175,7 @@ def draw(results: Results, seed: int, found: Sequence[tuple[Mutant, str]], *, ke
 
 
 def to_try(
-    rows: Sequence[Row], found: Sequence[tuple[Mutant, str]], *, again: bool
+    rows: Sequence[Row], found: Sequence[tuple[Mutant, str]], tree: Path, *, again: bool
 ) -> Iterator[tuple[int, Mutant, str]]:
     """Yield the mutants that were not tried, or those that survived again, each with its place and its source."""
     sources = {(mutant.module, mutant.before, mutant.after): changed for mutant, changed in found}
@@ -182,7 +183,7 @@ def to_try(
         mutant = Mutant(**row)
         if mutant.killed is not (False if again else None) or (again and reason(mutant)):
             continue
-        changed = sources.get((mutant.module, mutant.before, mutant.after)) or made_again(mutant)
+        changed = sources.get((mutant.module, mutant.before, mutant.after)) or made_again(mutant, tree)
         if changed is None:
             print(f"no longer in the code: {mutant.module}:{mutant.line} {mutant.before}", flush=True)
         else:

@@ -147,9 +147,10 @@ class Suite:
     @classmethod
     def of(cls, work: Path) -> Suite:
         """Return the suite of a folder with a copied tree and, if one was made before, the map of tests and lines."""
-        suite = cls(copy_of_the_tree(work / "tree"))
-        if (work / MAP).is_file():
-            suite.take(json.loads((work / MAP).read_text(encoding="utf-8")))
+        if not (work / MAP).is_file():
+            return cls(copy_of_the_tree(work / "tree"))
+        suite = cls(work / "tree")  # as it was when the map was made
+        suite.take(json.loads((work / MAP).read_text(encoding="utf-8")))
         return suite
 
     def take(self, found: dict[str, Any]) -> None:

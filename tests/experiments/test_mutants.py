@@ -147,12 +147,12 @@ OTHER = replace(ONE, line=9, before="y", after="not y")
 def test_a_draw_is_kept_and_only_what_was_not_tried_is_tried():
     results = {"draws": []}
     rows = draw(results, 4, [(ONE, "changed"), (OTHER, "other")], keep=True)
-    assert [place for place, *_ in to_try(rows, [(ONE, "changed"), (OTHER, "other")], again=False)] == [0, 1]
+    assert [place for place, *_ in to_try(rows, [(ONE, "changed"), (OTHER, "other")], ROOT, again=False)] == [0, 1]
     rows[0] |= {"killed": True, "killer": "tests/a.py::test_b"}
     rows[1] |= {"killed": False}
     assert draw(results, 4, [], keep=True) is rows
-    assert list(to_try(rows, [], again=False)) == []
-    assert [tried[0] for tried in to_try(rows, [(OTHER, "other")], again=True)] == [1]
+    assert list(to_try(rows, [], ROOT, again=False)) == []
+    assert [tried[0] for tried in to_try(rows, [(OTHER, "other")], ROOT, again=True)] == [1]
     assert draw(results, 4, [(ONE, "changed")], keep=False) != rows and len(results["draws"]) == 1
 
 
