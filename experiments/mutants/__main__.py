@@ -51,12 +51,13 @@ def tables(results: Results) -> list[str]:
     """Return the README's tables: what was killed by draw and by module, all mutants drawn, and those of the list."""
     draws = {f"seed {row['seed']}": [Mutant(**one) for one in row["mutants"]] for row in results["draws"]}
     of_list = [Mutant(**row) for row in results["listed"]]
-    lines = ["| | mutants | killed | could not be | survived |", "|---|---|---|---|---|"]
+    lines = ["| | mutants | killed at first | killed now | cannot be | survive |", "|---|---|---|---|---|---|"]
     for name, mutants in [*draws.items(), ("the list", of_list)]:
         every, killed, equivalent = counts(mutants)
-        lines.append(f"| {name} | {every} | {killed} | {equivalent} | {every - killed - equivalent} |")
+        first = sum(bool(mutant.killed) and not mutant.late for mutant in mutants)
+        lines.append(f"| {name} | {every} | {first} | {killed} | {equivalent} | {every - killed - equivalent} |")
     found = [mutant for mutants in draws.values() for mutant in mutants]
-    modules = ["| module | drawn | killed | could not be |", "|---|---|---|---|"]
+    modules = ["| module | drawn | killed | cannot be |", "|---|---|---|---|"]
     for path in MODULES:
         every, killed, equivalent = counts([mutant for mutant in found if mutant.module == path])
         if every:
@@ -93,6 +94,7 @@ def figures(results: Results) -> dict[str, str]:
     for name, mutants in [*draws.items(), ("listed", [Mutant(**row) for row in results["listed"]])]:
         every, killed, equivalent = counts(mutants)
         found[name] = f"{killed} of {every}"
+        found[f"{name}.first"] = f"{sum(bool(mutant.killed) and not mutant.late for mutant in mutants)} of {every}"
         found[f"{name}.equivalent"] = str(equivalent)
         found[f"{name}.survived"] = str(every - killed - equivalent)
     return found | origins
@@ -132,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 tests = given.tests or suite.tests_of(mutant.module, mutant.line)
                 killer = suite.killer(mutant.module, changed, tests) if tests else ""
                 number = mutant.tests if given.tests else len(tests)
-                rows[place] = asdict(replace(mutant, killed=bool(killer), killer=killer, tests=number))
+                rows[place] = asdict(
+                    replace(mutant, killed=bool(killer), killer=killer, tests=number, late=bool(given.tests))
+                )
                 print(f"{killer or 'SURVIVED'}: {mutant.module}:{mutant.line} {mutant.after}", flush=True)
                 EXPERIMENT.write(out, results)
         killers = {row["killer"] for rows, _ in parts for row in rows if "::" in row["killer"]}

@@ -173,9 +173,12 @@ def test_what_cannot_be_killed_is_counted_apart(monkeypatch):
         "listed": [],
     }
     summary, _, rows, _ = tables(results)
-    assert "| seed 4 | 3 | 1 | 1 | 1 |" in summary
+    assert "| seed 4 | 3 | 1 | 1 | 1 | 1 |" in summary
     assert "| `x + 1` | `x - 1` | `fitness/test_a.py::test_b` |" in rows
     assert "| cannot be: y is never set |" in rows
     assert "| `x + 1` | `x - 1` | **nothing** |" in rows
     assert figures(results)["seed.4"] == "1 of 3"
     assert figures(results)["seed.4.survived"] == "1"
+    results["draws"][0]["mutants"][0]["late"] = True  # the test was written for it
+    assert "| seed 4 | 3 | 0 | 1 | 1 | 1 |" in tables(results)[0]
+    assert figures(results)["seed.4.first"] == "0 of 3"
