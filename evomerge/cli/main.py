@@ -201,11 +201,14 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to write; by default RUN/report.html.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write the figures as SVG and PNG files into this folder, too.")
+    ] = None,
 ) -> None:
     """Write a run as one self-contained HTML page."""
     from evomerge.cli.report import report as run
 
-    run(run_, output)
+    run(run_, output, figures)
 
 
 @app.command()
@@ -287,10 +290,16 @@ def merge(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse keys without effect in mergekit, instead of a warning for each.")
     ] = False,
+    run_: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="RUN", help="The run that found the recipe; by default the one that its comment names."
+        ),
+    ] = None,
 ) -> None:
     """Write the checkpoint of a recipe.
 
-    The folder gets the weights, the tokenizer, the config and a model card.
+    The folder gets the weights, the tokenizer, the config and a model card, with the scores of the run that found it.
     """
     check_place(out.expanduser())  # before the seconds that importing torch takes
     from evomerge.cli.merge import merge as run
@@ -305,6 +314,45 @@ def merge(
         allow_unrelated=allow_unrelated,
         intermediates=intermediates,
         strict=strict,
+        run=run_,
+    )
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder that `evomerge merge` has written.", show_default=False)],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, where it is new.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="The branch to commit to, made where it is missing.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and list the files, without the network.")
+    ] = False,
+    base_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--base-model",
+            metavar="NAME=REPO",
+            help="Where a model is published that the recipe names by a folder; NAME=none: nowhere. Repeatable.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Publish a merge on the Hugging Face hub.
+
+    Refuses a folder that is not finished, a model card that does not validate, secrets, and paths of this machine.
+    """
+    from evomerge.cli.push import push as run
+
+    run(
+        folder,
+        repository,
+        private=private,
+        revision=revision,
+        dry_run=dry_run,
+        base_models=base_model or [],
+        as_json=json,
     )
 
 

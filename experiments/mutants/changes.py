@@ -26,6 +26,8 @@ class Mutant:
         The test that failed, or how the tests ended.
     tests
         Number of tests that were to run.
+    late
+        It survived at first; the test that kills it was written because of that.
     """
 
     module: str
@@ -36,6 +38,7 @@ class Mutant:
     killed: bool | None = None
     killer: str = ""
     tests: int = 0
+    late: bool = False
 
 
 Change = tuple[str, int]
@@ -105,9 +108,9 @@ def described(module: str, operator: str, source: str, changed: str) -> Mutant:
     return Mutant(module, number, before, after, operator.removeprefix("core/"))
 
 
-def drawn(count: int, seed: int) -> list[tuple[Mutant, str]]:
+def drawn(count: int, seed: int, tree: Path = ROOT) -> list[tuple[Mutant, str]]:
     """Return `count` changes of different lines, each with the changed source; all lines are equally likely."""
-    sources = {module: (ROOT / module).read_text(encoding="utf-8") for module in MODULES}
+    sources = {module: (tree / module).read_text(encoding="utf-8") for module in MODULES}
     known = {module: changes(source) for module, source in sources.items()}
     lines = [(module, line) for module, found in known.items() for line in sorted(found)]
     rng = random.Random(seed)
@@ -125,7 +128,7 @@ def drawn(count: int, seed: int) -> list[tuple[Mutant, str]]:
     return found
 
 
-def listed() -> list[tuple[Mutant, str]]:
+def listed(tree: Path = ROOT) -> list[tuple[Mutant, str]]:
     """Return the changes of ``listed.py``, each with the changed source.
 
     Raises
@@ -135,7 +138,7 @@ def listed() -> list[tuple[Mutant, str]]:
     """
     found = []
     for module, before, after in LISTED:
-        source = (ROOT / module).read_text(encoding="utf-8")
+        source = (tree / module).read_text(encoding="utf-8")
         if source.count(before) != 1:
             raise ValueError(f"{module}: {before!r} occurs {source.count(before)} times; correct listed.py")
         changed = source.replace(before, after)
@@ -143,9 +146,9 @@ def listed() -> list[tuple[Mutant, str]]:
     return found
 
 
-def made_again(mutant: Mutant) -> str | None:
-    """Return the source of today with a recorded change of one line; None if the line is no longer there."""
-    lines = (ROOT / mutant.module).read_text(encoding="utf-8").splitlines()
+def made_again(mutant: Mutant, tree: Path = ROOT) -> str | None:
+    """Return a module's source with a recorded change of one line; None if the line is no longer there."""
+    lines = (tree / mutant.module).read_text(encoding="utf-8").splitlines()
     places = [index for index, line in enumerate(lines) if line.strip() == mutant.before]
     if not places:
         return None
