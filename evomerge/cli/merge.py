@@ -24,6 +24,7 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.mergekit.documents import Document, needed, read_documents
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
+from search_spaces.recipes.resolve import resolve
 
 
 def merge(
@@ -195,7 +196,12 @@ def _opened(
     averages = any(spec.name != "passthrough" for spec in recipe.specs)
     report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages)
     _warn(report.warnings)
-    return checkpoints, base, recipe.expanded(checkpoints[base].layout.num_layers)
+    expanded = recipe.expanded(checkpoints[base].layout.num_layers)
+    try:
+        mergekit_export.check_spreads(resolve(expanded, checkpoints[base].layout))
+    except RecipeError as error:
+        raise RecipeError(f"{file}: {error}") from None
+    return checkpoints, base, expanded
 
 
 def _check_confined(model: str, within: Path, file: Path) -> None:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.mergekit_export import check_spreads
 from search_spaces.recipes.methods import METHODS as METHOD_TABLE
 from search_spaces.recipes.resolve import resolve
 from search_spaces.spaces.coefficients import CoefficientSpace
@@ -473,3 +474,16 @@ def test_ranges_add_parameters(layout, models):
 def test_ranges_are_checked(ranges, fixed, message):
     with pytest.raises(ValidationError, match=message):
         CoefficientConfig(method="breadcrumbs", ranges=ranges, fixed=fixed)
+
+
+@given(data=st.data())
+def test_no_recipe_has_a_spread_that_mergekit_refuses(layout, models, data):
+    """Whether epsilon is a gene, fixed, or between knots; encoded and decoded again it is the same recipe."""
+    smooth = {"groups": [["embeddings", 0, 1], [2], [3, "final"]], "smooth": True}
+    for config in ({}, {"fixed": {"epsilon": 0.3}}, smooth, {"modules": PARTS, "epsilon": {"low": 0.1, "high": 0.6}}):
+        space = make(layout, models, "della", **config)
+        _, (point,) = data.draw(spaces_and_points({("della", ""): space}))
+        recipe = space.decode(point)
+        check_spreads(resolve(recipe, layout))
+        if not space.config.smooth:
+            assert space.decode(space.encode(recipe)) == recipe
