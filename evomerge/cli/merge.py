@@ -14,7 +14,7 @@ from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.adapter_writer import write_adapter
-from evomerge.merging.output.writer import OutputError, write_checkpoint
+from evomerge.merging.output.writer import OutputError, write_checkpoint, written_size
 from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.open_sources import folder_of, open_sources
 from evomerge.merging.sources.source import Source
@@ -53,7 +53,8 @@ def merge(
     if intermediates is not None:
         raise OutputError(f"--intermediates: {file} has one document and so no intermediate models; leave it out")
     recipe = _local(documents[0].recipe, file, within)
-    checkpoints, base, recipe = _opened(recipe, file, within, allow_unrelated=allow_unrelated)
+    whole = None if adapter else out
+    checkpoints, base, recipe = _opened(recipe, file, within, allow_unrelated=allow_unrelated, out=whole)
     engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
     if not adapter:
         write_checkpoint(engine, recipe, out)
@@ -126,8 +127,9 @@ def merge_documents(
     results: dict[str, str] = {}
     try:
         for document in (*earlier, last):
+            place = out if document is last else folder / str(document.name)
             checkpoints, base, recipe = _opened(
-                document.with_results(results), file, within, allow_unrelated=allow_unrelated
+                document.with_results(results), file, within, allow_unrelated=allow_unrelated, out=place
             )
             engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
             if document is last:
@@ -179,7 +181,7 @@ def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str 
 
 
 def _opened(
-    recipe: Recipe, file: Path, within: Path | None, *, allow_unrelated: bool
+    recipe: Recipe, file: Path, within: Path | None, *, allow_unrelated: bool, out: Path | None = None
 ) -> tuple[dict[str, Source], str, Recipe]:
     checkpoints = open_sources(
         {reference: reference for reference in recipe.models},
@@ -194,7 +196,12 @@ def _opened(
                 _check_confined(checkpoint.base.reference, within, file)
     base = recipe.donor
     averages = any(spec.name != "passthrough" for spec in recipe.specs)
-    report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages)
+
+    def check_room() -> None:
+        if out is not None:
+            check_place(out, size=written_size(MergeEngine(checkpoints, base=base), recipe))
+
+    report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages, before_scan=check_room)
     _warn(report.warnings)
     expanded = recipe.expanded(checkpoints[base].layout.num_layers)
     try:

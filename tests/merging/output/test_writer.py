@@ -13,8 +13,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from evomerge.cli.merge import merge
 from evomerge.files import atomic
 from evomerge.files.atomic import FileError
+from evomerge.merging.checks import preflight
 from evomerge.merging.output import writer
 from evomerge.merging.output.card import model_card
 from evomerge.merging.output.writer import OutputError, rehearse, write_checkpoint
@@ -107,6 +109,18 @@ def test_full_disk_is_noticed_before_writing(llama: Any, tmp_path: Path, monkeyp
     with pytest.raises(FileError, match=r"the disk has 0.00 GB free and 0.02 GB are needed; free some space or name"):
         write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
     assert left_over(tmp_path) == []
+
+
+def test_full_disk_is_noticed_before_any_weight_is_read(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(mergekit_yaml.dump(average(llama)), encoding="utf-8")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
+    monkeypatch.setattr(preflight, "_check_finite", lambda *_: pytest.fail("the scan has begun"))
+    with pytest.raises(FileError, match=r"the disk has 0.00 GB free and 0.02 GB are needed; free some space or name"):
+        merge(tmp_path / "recipe.yaml", tmp_path / "out", "cpu")
+    assert left_over(tmp_path) == ["recipe.yaml"]
 
 
 def test_safetensors_own_error_for_a_full_disk(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
