@@ -98,7 +98,7 @@ class Angles(WholeTensorState):
         group = self._group
         vectors = [values.float() for values in group.models] if group.base is None else list(group.deltas())
         if parts != "whole":
-            vectors = [values.view(group.info.shape) for values in vectors]
+            vectors = [values.view(-1, group.info.row) for values in vectors]
         if parts == "columns":
             vectors = [values.transpose(0, -1) for values in vectors]
         angle, colinear = angle_between(*vectors)

@@ -31,15 +31,15 @@ def stepwise_nuslerp(tensor: WholeTensor, *, weight: PerModel, nuslerp_flatten: 
     vectors = list(tensor.models) if tensor.base is None else tensor.deltas()
     if nuslerp_flatten:
         vectors = [values.reshape(-1) for values in vectors]
-    elif nuslerp_row_wise:
-        vectors = [values.transpose(0, -1) for values in vectors]
+    elif nuslerp_row_wise and len(shape) > 1:
+        vectors = [values.reshape(-1, shape[-1]).transpose(0, 1) for values in vectors]
     first, second = vectors
     t = second_share(weight)
     angle, colinear = angle_between(first, second)
     arc = (torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * second) / torch.sin(angle)
     merged = torch.where(colinear, (1 - t) * first + t * second, arc)
-    if nuslerp_row_wise and not nuslerp_flatten:
-        merged = merged.transpose(0, -1)
+    if nuslerp_row_wise and not nuslerp_flatten and len(shape) > 1:
+        merged = merged.transpose(0, 1)
     merged = merged.reshape(shape)
     return merged if tensor.base is None else tensor.base + merged
 
