@@ -52,17 +52,11 @@ def test_models_that_are_dequantised_are_an_obstacle():
         mergekit_export.rounded(floats)
 
 
-def test_low_precision_is_an_obstacle():
-    low = recipe(dtype="bfloat16")
-    (obstacle,) = mergekit_export.obstacles(low)
-    assert obstacle.startswith("dtype bfloat16: mergekit rounds to it after every step of task_arithmetic")
-    rounded, (note,) = mergekit_export.rounded(low)
-    assert (rounded.dtype, rounded.out_dtype) == ("float32", "bfloat16")
-    assert note == "dtype: float32 is written for the arithmetic; out_dtype bfloat16 keeps the result's"
-    assert mergekit_export.obstacles(rounded) == ()
-    unknown, (note,) = mergekit_export.rounded(recipe(dtype=None))
-    assert (unknown.dtype, unknown.out_dtype) == ("float32", None)
-    assert note.endswith("the result is saved in it as well")
+def test_precision_means_the_same_in_both():
+    for dtype in ("bfloat16", "float16", "float32", "float64", None):
+        plain = recipe(dtype=dtype)
+        assert mergekit_export.obstacles(plain) == ()
+        assert mergekit_export.rounded(plain) == (plain, ())
 
 
 def test_methods_that_mergekit_lacks():
