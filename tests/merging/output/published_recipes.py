@@ -495,6 +495,7 @@ PATTERNS: dict[str, Pattern] = {
         base_model: origin
         dtype: bfloat16
         """,
+        differs=MASKS,
         refused="write an epsilon below 0.1",
     ),
     "della_linear that drops nothing": Pattern("""
