@@ -51,7 +51,9 @@ def test_folder_holds_everything(llama: Any, tmp_path: Path) -> None:
 
 
 def test_mergekits_file_is_there_where_mergekit_builds_the_same_model(llama: Any, tmp_path: Path) -> None:
-    recipe = replace(average(llama), merge_method="dare_linear", seed=3)
+    thinned = (("density", constant(0.5)), ("weight", constant(1.0)))
+    sources = [Source(path, (0, llama.layers), () if path == llama.base else thinned) for path in llama.references]
+    recipe = replace(average(llama), merge_method="dare_linear", seed=3, slices=(Slice(tuple(sources)),))
     out = write_checkpoint(llama.engine(), recipe, tmp_path / "out")
     assert "mergekit_config.yml" not in left_over(out)
     assert "mergekit-yaml" not in (out / "README.md").read_text()
