@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -41,6 +41,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Asked",
     "Event",
+    "EventLog",
     "LogError",
     "Purpose",
     "ReferenceScore",
@@ -51,6 +52,27 @@ __all__ = [
 
 ORIGIN = "run: "
 """Begins the comment of a recipe that says which run has found it."""
+
+
+class EventLog(Protocol):
+    """Where a search records its events, and reads those of earlier sessions; a run directory is one."""
+
+    @property
+    def path(self) -> Path:
+        """The directory, for messages."""
+
+    @property
+    def origin(self) -> str:
+        """The comment of recipes that this run has found."""
+
+    def record(self, event: Event) -> None:
+        """Append one event."""
+
+    def events(self) -> Iterator[Event]:
+        """Yield all events in the order in which they happened."""
+
+    def write(self, name: str, text: str) -> None:
+        """Replace one of the run's text files."""
 
 
 class Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,14 @@ class Report:
     warnings: tuple[str, ...]
 
 
-def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, allow_unrelated: bool = False) -> Report:
+def check(
+    checkpoints: Mapping[str, Source],
+    base: str,
+    *,
+    scan: bool = True,
+    allow_unrelated: bool = False,
+    scanned: Callable[[str], None] = lambda name: None,
+) -> Report:
     """Check that the sources can be merged.
 
     Parameters
@@ -60,6 +67,8 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
         Read every weight once, to find NaN and infinite values.
     allow_unrelated
         Warn about sources that do not share the base instead of refusing them. Decided from a sample of each tensor.
+    scanned
+        Called with a source's name before its weights are read.
 
     Raises
     ------
@@ -82,6 +91,7 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
         warnings.extend(f"{name}: {line}" for line in checkpoint.left_out if line not in said)
     if scan:
         for name, checkpoint in checkpoints.items():
+            scanned(name)
             _check_finite(name, checkpoint)
     similarity = measure_similarity(checkpoints, base, sample=True)
     for line in unrelated(similarity, base):
