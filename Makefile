@@ -46,7 +46,7 @@ test-all: $(STAMP)
 
 # Changes lines of the core one at a time and runs the tests on each: an hour or more, not in CI.
 mutants: $(STAMP)
-	$(BIN)/pip install -q cosmic-ray
+	$(BIN)/pip install -q cosmic-ray coverage
 	$(BIN)/python -m experiments.mutants --go-on
 
 lint: $(STAMP)

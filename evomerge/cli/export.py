@@ -10,7 +10,7 @@ from evomerge.files.atomic import write_text
 from evomerge.files.messages import printable
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import read_rows
-from evomerge.runs.run import Run, RunError
+from evomerge.runs.run import Run, RunError, origin_of
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.recipe import Recipe, RecipeError
@@ -25,7 +25,7 @@ def export(
     recipe = _chosen(path, history, rank, row)
     if dialect == "mergekit":
         recipe = _for_mergekit(recipe, rounded)
-    text = mergekit_yaml.dump(recipe, f"exported from {printable(path.name)} by evomerge")
+    text = mergekit_yaml.dump(recipe, _header(path, f"exported from {printable(path.name)} by evomerge"))
     if output is None:
         print(text, end="")
         return
@@ -49,9 +49,14 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
         if dialect == "mergekit":
             recipe = _for_mergekit(recipe, rounded)
         values = ", ".join(f"{value:.4f}" for value in history.evaluation(identity).objectives)
-        header = f"candidate {identity} of {printable(path.name)}, search objectives {values}"
+        header = _header(path, f"candidate {identity} of {printable(path.name)}, search objectives {values}")
         write_text(folder / f"{number}.yaml", mergekit_yaml.dump(recipe, header))
     say(f"wrote {len(front)} recipes to {folder}", stderr=True)
+
+
+def _header(path: Path, sentence: str) -> str:
+    """Return the comment of an exported recipe, by which `merge` and later searches find the run."""
+    return f"{sentence}\n{origin_of(path)}"
 
 
 def _chosen(path: Path, history: RunHistory, rank: int | None, row: str | None) -> Recipe:

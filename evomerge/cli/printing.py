@@ -33,8 +33,8 @@ def console(stderr: bool = False) -> Console:
 
 
 def say(text: str, *, stderr: bool = False) -> None:
-    """Print one line as it is, however long, on standard output or error."""
-    print(_line(text), file=sys.stderr if stderr else sys.stdout)
+    """Print one line as it is, however long, on standard output or error; at once, also into a pipe."""
+    print(_line(text), file=sys.stderr if stderr else sys.stdout, flush=True)
 
 
 def _line(text: str) -> str:

@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from shlex import quote
 from typing import Any, Protocol
@@ -52,6 +53,10 @@ __all__ = [
 
 ORIGIN = "run: "
 """Begins the comment of a recipe that says which run has found it."""
+
+
+HEADER_LINES = 10
+"""Comment lines at the beginning of a recipe that are looked at."""
 
 
 class EventLog(Protocol):
@@ -257,7 +262,7 @@ class Run:
     @property
     def origin(self) -> str:
         """The comment of recipes that this run has found."""
-        return f"{ORIGIN}{self.path.resolve()}"
+        return origin_of(self.path)
 
     def write(self, name: str, text: str) -> None:
         """Replace one of the run's text files in one step."""
@@ -303,6 +308,22 @@ def _acquire(path: Path) -> FileLock:
     except OSError as error:
         raise RunError(f"{path}: cannot be written to ({error.strerror}); copy the run to a writable place") from None
     return lock
+
+
+def origin_of(run: Path) -> str:
+    """Return the comment of recipes that a run has found."""
+    return f"{ORIGIN}{run.resolve()}"
+
+
+def run_of(recipe: Path) -> Path | None:
+    """Return the run that has found the recipe in a file: the folder it lies in, or the one that its comment names."""
+    if is_run(recipe.parent):
+        return recipe.parent
+    with recipe.open(encoding="utf-8", errors="replace") as lines:
+        for line in islice(lines, HEADER_LINES):
+            if line.startswith(f"# {ORIGIN}"):
+                return Path(line.removeprefix(f"# {ORIGIN}").strip())
+    return None
 
 
 def in_use(path: Path) -> bool:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evomerge.runs import held_out
 from evomerge.runs.bill import Bill, settled
 from evomerge.runs.result import ROWS, Contender, Entry, Result, paired_p_value, rows_text, table, verdict_on
 from evomerge.runs.run import EventLog
@@ -32,6 +33,7 @@ from fitness.objectives import Objectives, means
 from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation
 from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes.recipe import Recipe
 
 HOPELESS = 1e-3
 """A finalist that is worse than the leader with a p-value below this is asked no further items."""
@@ -119,6 +121,11 @@ class FinalEvaluation:
         origin = "found by evomerge" if verdict.recommended == found.name else verdict.recommended
         self.run.write("best.yaml", mergekit_yaml.dump(taken, f"{origin}, {score}\n{self.run.origin}"))
         self.run.write(ROWS, rows_text(recipes, self.run.origin))
+        hashes = {name: [self.problem.recipe_hash(recipe)] for name, recipe in recipes.items()}
+        voted = [entry for entry, _ in rows if not isinstance(entry, Entry)]
+        hashes |= {entry.name: [self.problem.recipe_hash(one) for one in self._voters()] for entry in voted}
+        texts = self.problem.suite.texts(self.problem.held_out_items)
+        self.run.write(held_out.FILE, held_out.HeldOut(hashes, texts).to_json())
         self.run.write("result.json", result.to_json())
         return result
 
@@ -149,15 +156,19 @@ class FinalEvaluation:
 
     def _ensemble(self) -> list[tuple[Contender, Evaluation]]:
         """Return the majority vote of the best candidates, where one is asked for and there are two or more."""
-        best = self.history.ranking()[: self.problem.config.strategy.ensemble_size]
-        if len(best) < 2:
+        voters = self._voters()
+        if len(voters) < 2:
             return []
-        recipes = [self.problem.space.decode(self.history.asked[identity].candidate.genotype) for identity in best]
         members = [
-            self.scorer.vote(Entry(f"candidate {identity}", "ensemble", recipe), self.problem.held_out_items)
-            for identity, recipe in zip(best, recipes, strict=True)
+            self.scorer.vote(Entry(f"member {number}", "ensemble", recipe), self.problem.held_out_items)
+            for number, recipe in enumerate(voters, start=1)
         ]
         return [(Contender(f"ensemble of {len(members)} models", "ensemble"), ensemble.vote(members))]
+
+    def _voters(self) -> list[Recipe]:
+        """Return the recipes of the best candidates, as many as are to vote."""
+        best = self.history.ranking()[: self.problem.config.strategy.ensemble_size]
+        return [self.problem.space.decode(self.history.asked[identity].candidate.genotype) for identity in best]
 
     def _choose(self) -> tuple[Entry, Entry | None, float]:
         """Return the found recipe, the strategy's own guess if it has one, and the found one's search score."""

@@ -89,7 +89,7 @@ class RecordedScorer:
         return known if known is not None and known.items == asked else self._new("vote", entry, asked)
 
     def _new(self, purpose: Purpose, entry: Entry, items: tuple[str, ...]) -> Evaluation:
-        self.pool.submit(0, Request(entry.recipe, items, want_answers=purpose == "vote"))
+        self.pool.submit(0, Request(entry.recipe, items, want_answers=purpose in ("held_out", "vote")))
         while not (scored := self.pool.wait()):
             pass  # a worker became free
         ((_, evaluation),) = scored

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from evomerge.config.search_file import SearchConfig
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import read_rows
-from evomerge.runs.run import ORIGIN, Run, is_run, require_run
+from evomerge.runs.run import Run, is_run, require_run, run_of
 from evomerge.search.founders import expressed
 from evomerge.strategies import StrategyConfig
 from evomerge.strategies.base import Genotype
@@ -31,8 +30,6 @@ from search_spaces.spaces.space import SearchSpace
 
 NUMBERS = 20_000
 """Most genes that a warm start writes into the new run's config, all candidates together: about half a megabyte."""
-HEADER_LINES = 10
-"""Comment lines at the beginning of a recipe that are looked at."""
 LOOKED_AT = 1000
 """Most candidates of the earlier run, best first, that are considered."""
 
@@ -171,9 +168,9 @@ def earlier_questions(config: SearchConfig) -> EarlierQuestions:
     named = config.strategy.earlier_run
     runs = {} if named is None or not named.run else {Path(named.run): "strategy.warm_start"}
     runs |= {
-        run: f"space.start {file}"
+        found_by: f"space.start {file}"
         for file in _start_files(config.space.model_dump(mode="json"))
-        for run in _run_of(file)
+        if (found_by := run_of(file)) is not None
     }
     keys: frozenset[str] = frozenset()
     found, warnings = [], []
@@ -197,17 +194,6 @@ def _start_files(settings: Any) -> list[Path]:
     start = settings.get("start")
     own = [Path(start)] if isinstance(start, str) and Path(start).is_file() else []
     return [*own, *(file for value in settings.values() for file in _start_files(value))]
-
-
-def _run_of(recipe: Path) -> list[Path]:
-    """Return the run that has written a recipe, if one has."""
-    if is_run(recipe.parent):
-        return [recipe.parent]
-    with recipe.open(encoding="utf-8", errors="replace") as lines:
-        for line in islice(lines, HEADER_LINES):
-            if line.startswith(f"# {ORIGIN}"):
-                return [Path(line.removeprefix(f"# {ORIGIN}").strip())]
-    return []
 
 
 class _FinishedRun:

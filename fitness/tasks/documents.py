@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from lm_eval.api.task import ConfigurableTask
@@ -15,6 +16,34 @@ from fitness.tasks.messages import one_line
 
 Document: TypeAlias = dict[str, Any]
 """One row of a data set, as lm-eval gives it."""
+
+LONGEST_TEXT = 20_000
+"""Characters that are kept of a question or an answer for people."""
+
+
+@dataclass(frozen=True)
+class ItemText:
+    """One item for people.
+
+    Attributes
+    ----------
+    question
+        Without few-shot examples and chat template.
+    targets
+        The right answers, any of which counts; empty where the task names none.
+    choices
+        The possible answers of a task that has some; a model's answer is the position of one of them.
+    """
+
+    question: str
+    targets: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    def answer(self, given: str) -> str:
+        """Return a model's answer as text: the choice at the position that it is, where there are choices."""
+        at = int(given) if self.choices and given.isdecimal() else len(self.choices)
+        return self.choices[at] if at < len(self.choices) else given
+
 
 NO_ANSWER = -100  # as in lm-eval: equals no choice
 
@@ -66,6 +95,22 @@ class Documents:
             return [target, self.task.doc_to_choice(doc) if self.task.config.doc_to_choice else None]
         except Exception as error:  # the author's templates and functions can raise anything
             return one_line(error)
+
+    def shown(self, doc: Document) -> ItemText:
+        """Return a document for people; what the author's code fails to tell is left out."""
+        told = self.targets(doc)
+        target, choices = told if isinstance(told, list) else (None, None)
+        texts = [str(choice)[:LONGEST_TEXT] for choice in choices or ()]
+        if texts and self.task.multiple_input:
+            target = self.right_choice(doc)
+        named = target if isinstance(target, list | tuple) else [target]
+        right = [
+            texts[each] if isinstance(each, int) and 0 <= each < len(texts) else str(each)[:LONGEST_TEXT]
+            for each in named
+            if each is not None and each != NO_ANSWER
+        ]
+        are_choices = self.task.OUTPUT_TYPE == "multiple_choice"
+        return ItemText(self.question(doc)[:LONGEST_TEXT], tuple(right), tuple(texts) if are_choices else ())
 
     def splits(self) -> tuple[str, ...]:
         """Return which of train, validation and test this task has."""
