@@ -44,8 +44,8 @@ SOURCE_SCORE, MERGE_SCORE, SPREAD = -1.5, 0.0, 0.5
 CORRELATION = 0.7
 """Of a merge's scores on two tasks."""
 PREFERRED = 1.5
-"""Log-odds of a strategy's guess that is no candidate, such as a mean, in every second rehearsal, and their negative in
-the others: as the found recipe it needs no row of its own, and that happens about as often as not."""
+"""Log-odds of the strategy's guess, such as a distribution's mean, in every second rehearsal, and their negative in the
+others: as the found recipe it needs no row of its own, and that happens about as often as not."""
 DIFFICULTY = 1.5
 """Standard deviation of the log-odds of items."""
 
@@ -71,7 +71,8 @@ def forecast(problem: Problem, events: Iterable[Event] = (), evaluations: int | 
         counts = [history.item_evaluations for history in rehearsed]
         if seed == 1 and max(counts) - min(counts) <= LITTLE * max(counts):
             break
-    return Bill(budget, {name: _line(name, rehearsed, budget - limit) for name in STAGES})
+    more = budget - limit if rehearsed[0].evaluations >= limit else 0  # else the strategy has come to its end
+    return Bill(budget, {name: _line(name, rehearsed, more) for name in STAGES})
 
 
 def rehearse(problem: Problem, events: Sequence[Event], evaluations: int, seed: int) -> RunHistory:
@@ -80,12 +81,20 @@ def rehearse(problem: Problem, events: Sequence[Event], evaluations: int, seed: 
     budget = problem.config.budget.model_copy(update={"evaluations": evaluations, "hours": None})
     plan = problem.evaluation_plan(RecordedScorer(log, RunHistory(events), pool, problem.recipe_hash))
     search = problem.begin(log, _MeansOnly(plan), budget)
+    scored, built = search.history.stages["candidates"], pool.built
+    others = _others(search.history)
     search.search(racing(pool, problem.config, search))
+    scored.requests = max(scored.requests, pool.built - built - _others(search.history) + others)  # a race builds again
     guess = search.strategy.recommend()
     if guess is not None:
-        pool.prefer(problem.recipe_hash(problem.space.decode(guess)), search.history)
+        pool.preferred = problem.recipe_hash(problem.space.decode(guess))
     FinalEvaluation(log, problem, search, pool, p_value=_normal_p_value).ask()
     return search.history
+
+
+def _others(history: RunHistory) -> int:
+    """Return how many founders and steps by gradients have been asked."""
+    return history.stages["founders"].requests + history.stages["steps"].requests
 
 
 def _most(problem: Problem, events: Sequence[Event]) -> int:
@@ -178,6 +187,13 @@ class _MadeUpPool:
         What is searched.
     seed
         Decides the answers; the same merge gives the same answers again.
+
+    Attributes
+    ----------
+    preferred
+        Hash of the strategy's guess, once it is known.
+    built
+        How many models were asked.
     """
 
     def __init__(self, problem: Problem, seed: int) -> None:
@@ -185,7 +201,7 @@ class _MadeUpPool:
         self._preference = -PREFERRED if seed % 2 else PREFERRED
         self._hash = problem.recipe_hash
         self._sources = {problem.recipe_hash(entry.recipe) for entry in problem.sources()}
-        self._preferred = ""
+        self.preferred, self.built = "", 0
         self._abilities: dict[tuple[str, str], float] = {}
         self._difficulty: dict[str, float] = {}
         self._queue: list[tuple[int, Request]] = []
@@ -207,12 +223,8 @@ class _MadeUpPool:
     def close(self) -> None:
         """Nothing was started."""
 
-    def prefer(self, recipe: str, history: RunHistory) -> None:
-        """Make a strategy's guess better than all candidates, or worse than them, unless it is one."""
-        if recipe not in history.by_recipe:
-            self._preferred = recipe
-
     def _evaluate(self, request: Request) -> Evaluation:
+        self.built += 1
         recipe = self._hash(request.recipe)
         rng = self._rng(f"{recipe}/{request.items}")
         if request.gradient_at is not None:
@@ -232,7 +244,7 @@ class _MadeUpPool:
             score = SOURCE_SCORE if recipe in self._sources else MERGE_SCORE
             difference = math.sqrt(CORRELATION) * shared + math.sqrt(1 - CORRELATION) * own
             self._abilities[recipe, task] = score + SPREAD * difference
-        return self._preference if recipe == self._preferred else self._abilities[recipe, task]
+        return self._preference if recipe == self.preferred else self._abilities[recipe, task]
 
     def _difficulties(self, items: Sequence[str]) -> NDArray[np.float64]:
         for item in items:

@@ -71,10 +71,9 @@ def measure(problem: Problem, worker: Worker) -> Speed:
     score = max(candidate - start.seconds["merge"], 0.0)
     many = tuple(problem.search_items[: MORE * len(few)])
     request, answer = 0.0, score / len(few)
-    if len(many) > len(few):
+    if len(many) > len(few):  # no slope between the two: it would double the noise of both
         whole, evaluation = _timed(worker, Request(recipe, many))
-        more = (whole - evaluation.seconds["merge"] - score) / (len(many) - len(few))
-        answer = min(max(more, 0.0), answer)
+        answer = min(answer, (whole - evaluation.seconds["merge"]) / len(many))
         request = score - answer * len(few)
     step = 0.0
     if problem.resolved().strategy.gradient_steps != 0:
