@@ -54,6 +54,7 @@ def check(
     scan: bool = True,
     allow_unrelated: bool = False,
     scanned: Callable[[str], None] = lambda name: None,
+    before_scan: Callable[[], None] | None = None,
 ) -> Report:
     """Check that the sources can be merged.
 
@@ -69,6 +70,8 @@ def check(
         Warn about sources that do not share the base instead of refusing them. Decided from a sample of each tensor.
     scanned
         Called with a source's name before its weights are read.
+    before_scan
+        Called when all shapes fit and no weight has been read: for further checks that take no time.
 
     Raises
     ------
@@ -89,6 +92,8 @@ def check(
     for name, checkpoint in checkpoints.items():
         said = () if checkpoint is reference else reference.left_out  # an adapter's are its base's
         warnings.extend(f"{name}: {line}" for line in checkpoint.left_out if line not in said)
+    if before_scan is not None:
+        before_scan()
     if scan:
         for name, checkpoint in checkpoints.items():
             scanned(name)

@@ -129,6 +129,14 @@ def path(contents: Contents) -> list[Step]:
     ]
 
 
+def unchanged(steps: list[Step], layers: int) -> str:
+    """Return the model whose layers a path has in their order, all of them; empty for any other path."""
+    whole = [(at, at, 1.0) for at in range(layers)]
+    models = {step.model for step in steps}
+    same = len(models) == 1 and [(step.position, step.layer, step.scale) for step in steps] == whole
+    return models.pop() if same else ""
+
+
 def _layers(recipe: Recipe, layers: int) -> tuple[PathLayer, ...]:
     if recipe.path is not None:
         return recipe.path

@@ -378,7 +378,7 @@ def front(found: Front) -> Figure:
         f"{len(found.members)} recipes that no other candidate dominates, over {len(found.tasks)} objectives; "
         f"hypervolume {found.volume:.4f}. The table below has their numbers."
     )
-    caption = "Numbered as `evomerge export --pareto` numbers them. Choose a point to copy its recipe."
+    caption = "Numbers as in the table. Choose a point to copy its recipe."
     return Figure("front", "Every two objectives", description, views, caption=caption)
 
 
@@ -431,7 +431,7 @@ def lineage(found: Sequence[Ancestor]) -> Figure:
     caption = "Lines lead from a candidate to its parents. The best one is at the right."
     return Figure(
         "lineage",
-        "Ancestors of the best candidate",
+        "Ancestors",
         description,
         (View("", spec_of(lines + chart, 260)),),
         False,

@@ -51,6 +51,7 @@ class Section:
     points: list[convergence.Point]
     gaps: list[final_table.Gap]
     path: list[coefficients.Step]
+    unchanged: str
     cells: list[coefficients.Cell]
     constants: list[tuple[str, float]]
     spreads: list[population.Spread]
@@ -64,10 +65,13 @@ class Section:
     def of(cls, contents: Contents) -> Section:
         """Compute them."""
         cells, found = coefficients.cells(contents), fronts.front(contents)
+        path = coefficients.path(contents)
+        unchanged = coefficients.unchanged(path, contents.environment.layout.num_layers)
         return cls(
             convergence.points(contents),
             final_table.gaps(contents),
-            coefficients.path(contents),
+            [] if unchanged else path,
+            unchanged,
             cells,
             [(name, low) for name, low, high in coefficients.ranges(cells) if name not in coefficients.varying(cells)],
             population.spreads(contents),
