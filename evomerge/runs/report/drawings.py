@@ -226,7 +226,9 @@ def _heat(cells: Sequence[Cell], low: float, high: float, *, legend: bool) -> Sp
     signed = low < 0 < high
     limit = max(abs(low), abs(high))
     scale = (
-        alt.Scale(domain=[-limit, limit], domainMid=0) if signed else alt.Scale(domain=[min(low, 0), max(high, 1e-9)])
+        alt.Scale(domain=[-limit, limit], domainMid=0, interpolate="rgb")
+        if signed
+        else alt.Scale(domain=[min(low, 0), max(high, 1e-9)], interpolate="rgb")
     )
     tips = [alt.Tooltip("model:N"), alt.Tooltip("module:N"), alt.Tooltip("place:N", title="layer")]
     tips += [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("value", "low", "high")]
