@@ -204,7 +204,7 @@ def _go_on(run: Run, problem: Problem, pool: Pool, progress: Callable[[Progress]
         except KeyboardInterrupt:
             log.info("stopped")
             raise
-        run.write("report.html", render(run.path))
+        run.write("report.html", render(run.path, problem.space))
         trackers.end(result)
         return result
 
