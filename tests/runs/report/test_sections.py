@@ -106,9 +106,9 @@ def test_a_path_names_the_layers_in_order(writer):
     (run.path / "rows.json").unlink()
     (run.path / "best.yaml").write_text(mergekit_yaml.dump(path_recipe(layers, "/models/base", 3)))
     contents = read(run.close())
-    steps = coefficients.path(contents)
-    assert [(step.model, step.layer, step.scale) for step in steps] == [("ops", 0, 1), ("ja", 2, 0.5), ("ops", 2, 1)]
-    assert coefficients.unchanged(steps, 3) == ""
+    found = coefficients.path(contents)
+    assert [(one.model, one.layer, one.scale) for one in found.steps] == [("ops", 0, 1), ("ja", 2, 0.5), ("ops", 2, 1)]
+    assert found.of == "the found recipe" and coefficients.unchanged(contents) == ""
     assert [row["position"] for row in Page(render(contents.path)).values("path")] == [0, 1, 2]
 
 
@@ -234,6 +234,16 @@ def test_the_lineage_goes_back_to_the_first_parents(writer):
     assert [(one.candidate, one.distance) for one in found] == [(4, 0), (2, 1), (3, 1), (0, 2), (1, 2)]
     edges = [row for row in Page(render(run.path)).values("lineage") if "to" in row]
     assert sorted((row["candidate"], row["to"]) for row in edges) == [(2, 0), (2, 1), (3, 1), (4, 2), (4, 3)]
+
+
+def test_a_chain_of_steps_is_listed_and_not_drawn(writer):
+    run = writer()
+    for before in ((), (0,), (1,)):
+        run.candidate(scored(0, ids(3), status="step", objectives=(-1.0,)), kind="gradient", parents=before)
+    run.candidate(scored(0.5, ids(4)), kind="mean", parents=(2,))
+    page = Page(render(run.close()))
+    assert page.row("2") == ["2", "1", "gradient", "a step", "1"]
+    assert "lineage" not in page.data["figures"]
 
 
 def test_without_parents_there_is_a_sentence(small):
