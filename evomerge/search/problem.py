@@ -36,6 +36,7 @@ from evomerge.search.warm_start import EarlierQuestions, WarmStartSettings, earl
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.strategies.auto import AutoConfig
 from evomerge.strategies.founded import Founded
+from evomerge.trackers.base import check_trackers
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
 from evomerge.workers.gradient_steps import StepInputs
@@ -99,6 +100,7 @@ class Problem:
     ) -> None:
         self.config = config
         check_workers(config)
+        check_trackers(config.trackers)
         self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
