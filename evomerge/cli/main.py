@@ -201,11 +201,14 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to write; by default RUN/report.html.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write the figures as SVG and PNG files into this folder, too.")
+    ] = None,
 ) -> None:
     """Write a run as one self-contained HTML page."""
     from evomerge.cli.report import report as run
 
-    run(run_, output)
+    run(run_, output, figures)
 
 
 @app.command()

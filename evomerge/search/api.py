@@ -202,7 +202,7 @@ def _go_on(run: Run, problem: Problem, pool: Pool, progress: Callable[[Progress]
             search = _search(run, problem, pool, progress, trackers, say)
             say(f"scoring the finalists on {len(problem.held_out_items)} held-out items")
             result = FinalEvaluation(run, problem, search, pool).evaluate()
-            run.write("report.html", render(run.path))
+            run.write("report.html", render(run.path, problem.space))
             ended = result
         except KeyboardInterrupt:
             log.info("stopped")

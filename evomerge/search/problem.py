@@ -18,7 +18,7 @@ from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.output.writer import rehearse
 from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source
-from evomerge.runs.environment import Environment
+from evomerge.runs.environment import MOST_GENES, Environment, GeneRecord
 from evomerge.runs.result import Entry
 from evomerge.search import ensemble
 from evomerge.search.auto_strategy import Choice, choose
@@ -435,6 +435,7 @@ class Problem:
             layout=self.layout,
             sizes=self.sizes,
             chosen=self.chosen,
+            genes=tuple(map(GeneRecord.of, self.space.genes)) if self.space.dimension <= MOST_GENES else (),
         )
 
 

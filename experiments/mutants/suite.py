@@ -53,7 +53,7 @@ SLOWER = 10.0
 """How many times as long as without a change the tests of a mutant may take; they count as failed after that."""
 UNKNOWN = 60.0
 """Seconds of a whole file of tests."""
-MAP = "map.json"
+MAP, COMMIT = "map.json", "commit"
 OUT_OF_TIME = "(the tests did not end)"
 BROKEN = "(the tests could not be imported)"
 
@@ -65,10 +65,13 @@ def warm_up() -> None:
         import_module(name)
 
 
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def copy_of_the_tree(folder: Path) -> Path:
     """Copy all files that git knows into a folder, where they can be changed."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, listed.split("\0")):
+    for name in filter(None, _git("ls-files", "-z").split("\0")):
         if (ROOT / name).is_file():
             contents = (ROOT / name).read_bytes()
             if not (folder / name).is_file() or (folder / name).read_bytes() != contents:  # compiled files stay valid
@@ -148,10 +151,17 @@ class Suite:
     def of(cls, work: Path) -> Suite:
         """Return the suite of a folder with a copied tree and, if one was made before, the map of tests and lines."""
         if not (work / MAP).is_file():
-            return cls(copy_of_the_tree(work / "tree"))
+            copy_of_the_tree(work / "tree")
+            (work / COMMIT).write_text(_git("rev-parse", "--short", "HEAD"), encoding="utf-8")
+            return cls(work / "tree")
         suite = cls(work / "tree")  # as it was when the map was made
         suite.take(json.loads((work / MAP).read_text(encoding="utf-8")))
         return suite
+
+    @property
+    def commit(self) -> str:
+        """The commit that was copied."""
+        return (self.tree.parent / COMMIT).read_text(encoding="utf-8")
 
     def take(self, found: dict[str, Any]) -> None:
         """Take what a trace has found."""

@@ -146,14 +146,14 @@ OTHER = replace(ONE, line=9, before="y", after="not y")
 
 def test_a_draw_is_kept_and_only_what_was_not_tried_is_tried():
     results = {"draws": []}
-    rows = draw(results, 4, [(ONE, "changed"), (OTHER, "other")], keep=True)
+    rows = draw(results, 4, [(ONE, "changed"), (OTHER, "other")], "abc", keep=True)
     assert [place for place, *_ in to_try(rows, [(ONE, "changed"), (OTHER, "other")], ROOT, again=False)] == [0, 1]
     rows[0] |= {"killed": True, "killer": "tests/a.py::test_b"}
     rows[1] |= {"killed": False}
-    assert draw(results, 4, [], keep=True) is rows
+    assert draw(results, 4, [], "abc", keep=True) is rows
     assert list(to_try(rows, [], ROOT, again=False)) == []
     assert [tried[0] for tried in to_try(rows, [(OTHER, "other")], ROOT, again=True)] == [1]
-    assert draw(results, 4, [(ONE, "changed")], keep=False) != rows and len(results["draws"]) == 1
+    assert draw(results, 4, [(ONE, "changed")], "abc", keep=False) != rows and len(results["draws"]) == 1
 
 
 def test_a_recorded_change_is_made_again_where_its_line_is_now():
@@ -173,9 +173,12 @@ def test_what_cannot_be_killed_is_counted_apart(monkeypatch):
         "listed": [],
     }
     summary, _, rows, _ = tables(results)
-    assert "| seed 4 | 3 | 1 | 1 | 1 |" in summary
+    assert "| seed 4 | 3 | 1 | 1 | 1 | 1 |" in summary
     assert "| `x + 1` | `x - 1` | `fitness/test_a.py::test_b` |" in rows
     assert "| cannot be: y is never set |" in rows
     assert "| `x + 1` | `x - 1` | **nothing** |" in rows
     assert figures(results)["seed.4"] == "1 of 3"
     assert figures(results)["seed.4.survived"] == "1"
+    results["draws"][0]["mutants"][0]["late"] = True  # the test was written for it
+    assert "| seed 4 | 3 | 0 | 1 | 1 | 1 |" in tables(results)[0]
+    assert figures(results)["seed.4.first"] == "0 of 3"
