@@ -1,8 +1,8 @@
 """A run as tables for pandas: its candidates, its items and their answers; in and out of CSV and Parquet.
 
-What each column holds is in `COLUMNS`. Texts have pandas' type `string`, in which a missing one is `<NA>`; whole numbers
-that may be missing have `Int64`, other numbers `float64`, where a missing one is NaN. Lists are lists in Parquet and JSON in
-CSV.
+What each column holds is in `COLUMNS`. Texts have pandas' type `string`, in which a missing one is `<NA>`; whole
+numbers that may be missing have `Int64`, other numbers `float64`, where a missing one is NaN. Lists are lists in
+Parquet and JSON in CSV.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def read(file: Path, of: Name) -> pd.DataFrame:
         frame = pd.read_parquet(file)
         for name in frame.columns:
             if _type(of, name) == "list":
-                frame[name] = [list(value) for value in frame[name]]
+                frame[name] = pd.Series([list(value) for value in frame[name]], dtype="object")
         return frame
     head = pd.read_csv(file, nrows=0)
     types = {name: _type(of, name) for name in head.columns}
@@ -194,7 +194,7 @@ def read(file: Path, of: Name) -> pd.DataFrame:
     frame = pd.read_csv(file, dtype=plain, keep_default_na=False, na_values=[""], float_precision="round_trip")
     for name, kind in types.items():
         if kind == "list":
-            frame[name] = pd.Series([json.loads(value) for value in frame[name]], dtype=object)
+            frame[name] = pd.Series([json.loads(value) for value in frame[name]], dtype="object")
         elif kind == "gene":
             whole = pd.api.types.is_integer_dtype(frame[name])
             number = pd.api.types.is_numeric_dtype(frame[name])

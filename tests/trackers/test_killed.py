@@ -13,10 +13,10 @@ import yaml
 from evomerge.runs.result import Result
 from evomerge.runs.run import Run, RunError, Told, is_run
 from evomerge.testing.trackers import expected
-from tests.trackers.test_conformance import TestMlflow, TestTensorboard, TestWandb
+from tests.trackers import test_conformance as suites
 from tests.zoo import ZOO, few_items
 
-SUITES = {"tensorboard": TestTensorboard, "wandb": TestWandb, "mlflow": TestMlflow}
+SUITES = {"tensorboard": suites.TestTensorboard, "wandb": suites.TestWandb, "mlflow": suites.TestMlflow}
 
 
 def told(run: Path) -> int:
@@ -50,7 +50,8 @@ def test_each_has_every_scalar_once(tmp_path, evomerge, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = tmp_path / "run"
     command = [sys.executable, "-m", "evomerge", "search", "search.yaml", "--run", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    own = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # that of this process
+    process = subprocess.Popen(command, cwd=tmp_path, env=own | {"PYTHONPATH": os.pathsep.join(sys.path)})
     try:
         while told(run) < 8 and process.poll() is None:
             time.sleep(0.02)
