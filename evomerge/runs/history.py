@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from evomerge.runs.run import Asked, Event, ReferenceScore, Told
-from fitness.pareto import ranks
+from fitness.pareto import front
 from fitness.results import Evaluation, no_seconds
 
 EXTRA = ("founder", "again")
@@ -157,9 +157,9 @@ class RunHistory:
         if not candidates:
             return []
         evaluations = [self.evaluation(identity) for identity in candidates]
-        rank = ranks([one.objectives for one in evaluations], [one.violation for one in evaluations])
-        front = [identity for identity, on in zip(candidates, rank == 0, strict=True) if on]
-        return sorted(front, key=lambda identity: self.evaluation(identity).objectives, reverse=True)
+        best = front([one.objectives for one in evaluations], [one.violation for one in evaluations])
+        members = [identity for identity, on in zip(candidates, best, strict=True) if on]
+        return sorted(members, key=lambda identity: self.evaluation(identity).objectives, reverse=True)
 
     def in_flight(self, generation: int) -> bool:
         """Return whether a generation has candidates that are asked and not told."""

@@ -20,6 +20,8 @@ OUTSIDE = "outside the layers"
 """Module of the tensors before and after the layers."""
 EQUAL = 1e-9
 """Values that are closer than this are one."""
+MOST_LOOKED_AT = 100
+"""Candidates, best first, among which one with a path is looked for."""
 SHARED = "all models"
 """Model of a parameter that belongs to none of them, such as SLERP's `t`."""
 
@@ -118,15 +120,50 @@ class Step:
     scale: float
 
 
-def path(contents: Contents) -> list[Step]:
-    """Return the found recipe's path through layers; nothing for merges that keep the layers' order."""
-    recipe, layout = contents.found, contents.environment.layout
+@dataclass(frozen=True)
+class LayerPath:
+    """A path through layers, and whose it is."""
+
+    of: str
+    steps: list[Step]
+
+
+def path(contents: Contents) -> LayerPath | None:
+    """Return the found recipe's path through layers; where it is a source, that of the best candidate with a path.
+
+    None for merges that keep the layers' order.
+    """
+    steps = _steps(contents, contents.found)
+    if steps and not _unchanged(contents, steps):
+        return LayerPath("the found recipe" if contents.result else "the best recipe so far", steps)
+    for identity in contents.history.ranking()[:MOST_LOOKED_AT]:
+        steps = _steps(contents, contents.decode(identity))
+        if steps and not _unchanged(contents, steps):
+            return LayerPath(f"candidate {identity}, the best that is no source", steps)
+    return None
+
+
+def unchanged(contents: Contents) -> str:
+    """Return the source that the found recipe is; empty where it is none."""
+    return _unchanged(contents, _steps(contents, contents.found))
+
+
+def _steps(contents: Contents, recipe: Recipe | None) -> list[Step]:
+    layout = contents.environment.layout
     if recipe is None or not layout.layers:
         return []
     return [
         Step(position, "the merge" if at.model is None else contents.model_name(at.model), at.layer, at.scale)
         for position, at in enumerate(_layers(recipe, layout.num_layers))
     ]
+
+
+def _unchanged(contents: Contents, steps: list[Step]) -> str:
+    """Return the model whose layers a path has in their order, all of them; empty for any other path."""
+    whole = [(at, at, 1.0) for at in range(contents.environment.layout.num_layers)]
+    models = {step.model for step in steps}
+    same = len(models) == 1 and [(step.position, step.layer, step.scale) for step in steps] == whole
+    return models.pop() if same else ""
 
 
 def _layers(recipe: Recipe, layers: int) -> tuple[PathLayer, ...]:

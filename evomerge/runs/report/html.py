@@ -50,7 +50,8 @@ class Section:
 
     points: list[convergence.Point]
     gaps: list[final_table.Gap]
-    path: list[coefficients.Step]
+    path: coefficients.LayerPath | None
+    unchanged: str
     cells: list[coefficients.Cell]
     constants: list[tuple[str, float]]
     spreads: list[population.Spread]
@@ -68,6 +69,7 @@ class Section:
             convergence.points(contents),
             final_table.gaps(contents),
             coefficients.path(contents),
+            coefficients.unchanged(contents),
             cells,
             [(name, low) for name, low, high in coefficients.ranges(cells) if name not in coefficients.varying(cells)],
             population.spreads(contents),
@@ -90,14 +92,14 @@ def drawn(contents: Contents, found: Section) -> dict[str, list[Figure]]:
             drawings.convergence(found.points, convergence.spans(contents, found.points)), drawings.steps(found.points)
         ),
         "gap": [drawings.gap(found.gaps)] if found.gaps else [],
-        "recipe": [*([drawings.path(found.path)] if found.path else []), *drawings.heat_maps(found.cells)],
+        "recipe": [*([drawings.path(found.path)] if found.path is not None else []), *drawings.heat_maps(found.cells)],
         "population": [
             *([drawings.niches(found.niches)] if found.niches else []),
             *([drawings.grid(found.grid)] if found.grid is not None and found.grid.moments else []),
             *([drawings.spread(found.spreads)] if len(found.spreads) > 1 else []),
         ],
         "front": [drawings.front(found.front)] if found.front is not None else [],
-        "lineage": [drawings.lineage(found.lineage)] if len(found.lineage) > 1 else [],
+        "lineage": _present(drawings.lineage(found.lineage)) if len(found.lineage) > 1 else [],
         "costs": [drawings.costs(found.costs)] if found.costs else [],
     }
 
