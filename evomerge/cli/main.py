@@ -377,7 +377,7 @@ def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL_OR_RECIPE...", help="Folders, hub ids or recipe files, one or more.", show_default=False
+            metavar="MODEL_OR_RECIPE", help="Folders, hub ids or recipe files, one or more.", show_default=False
         ),
     ],
     tasks: Annotated[

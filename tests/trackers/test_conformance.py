@@ -54,7 +54,9 @@ class TestMlflow(TrackerSuite):
     @pytest.fixture(autouse=True)
     def database(self, tmp_path_factory, monkeypatch):
         """Let the tests share a database, as a server does: to make one takes seconds."""
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.getbasetemp() / 'mlflow.db'}")
+        folder = tmp_path_factory.getbasetemp()
+        monkeypatch.chdir(folder)  # a server without another place puts artifacts there
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
 
     def config(self):
         return MlflowConfig()

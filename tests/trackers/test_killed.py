@@ -47,6 +47,7 @@ def test_each_has_every_scalar_once(tmp_path, evomerge, monkeypatch):
         "trackers": list(SUITES),
     }
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)  # MLflow puts artifacts there
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = tmp_path / "run"
     command = [sys.executable, "-m", "evomerge", "search", "search.yaml", "--run", "run"]
@@ -82,6 +83,7 @@ def test_what_belongs_to_the_run_is_there(tmp_path, evomerge, monkeypatch):
         "trackers": list(SUITES),
     }
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)  # MLflow puts artifacts there
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
     evomerge("resume", "run", "--budget.evaluations=+1", cwd=tmp_path)
