@@ -168,15 +168,21 @@ def evaluate(
         return
     out = console()
     rows = sorted((row | {"model": one.model} for one in scored for row in one.rows), key=_by_task(scored[0]))
-    out.print(grid(["model", *COLUMNS], [[row["model"], *_cells(row)] for row in rows]))
+    names = _short_names(models)
+    out.print(grid(["model", *COLUMNS], [[names[row["model"]], *_cells(row)] for row in rows]))
     out.print("\npaired tests (difference: first minus second; p: Holm's correction over the pairs of a task)")
     cells = [
-        [f"{one['first']} - {one['second']}", one["task"], f"{one['difference']:+.3f}", p_text(one["p_value"])]
+        [
+            f"{names[one['first']]} - {names[one['second']]}",
+            one["task"],
+            f"{one['difference']:+.3f}",
+            p_text(one["p_value"]),
+        ]
         for one in compared
     ]
     out.print(grid(["models", "task", "difference", "p"], cells))
     for one in scored:
-        _print_flaws(one, out, prefix=f"{one.model}: ")
+        _print_flaws(one, out, prefix=f"{names[one.model]}: ")
 
 
 def comparisons(scores: Mapping[str, Mapping[str, np.ndarray]], weights: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -205,16 +211,25 @@ def comparisons(scores: Mapping[str, Mapping[str, np.ndarray]], weights: Mapping
     return found
 
 
+def _short_names(models: Sequence[str]) -> dict[str, str]:
+    """Return the last parts of the models' paths, so that tables fit a terminal; whole ones where these are equal."""
+    last = {model: Path(model).name for model in models}
+    return last if len(set(last.values())) == len(last) else {model: model for model in models}
+
+
 COLUMNS = ("task", "score", "95 % interval", "items")
 
 
 def _scored(model: str, questions: Questions, device: str | None, batch_size: int) -> Scored:
     checkpoints, base, recipe = _open(model)
+    template = checkpoints[base].tokenizer.chat_template()
+    if questions.suite.apply_chat_template and questions.recorded is None and not template:
+        raise ConfigError(f"--apply-chat-template: the tokenizer of {model} has no chat template; leave it out")
     workers = questions.workers if device is None else replace(questions.workers, device=device)
     inputs = WorkerInputs(checkpoints, base, questions.suite, batch_size, questions.fitness.max_length)
     worker = build_worker(inputs, workers)
     if questions.recorded is not None:
-        _check_asked_alike(questions.recorded, questions, worker.evaluator, checkpoints[base].tokenizer.chat_template())
+        _check_asked_alike(questions.recorded, questions, worker.evaluator, template)
     scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items)
     rows = []
     for task, scores in by_task(scored).items():

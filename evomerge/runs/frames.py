@@ -90,7 +90,7 @@ def candidates(events: Iterable[Timed], genes: Sequence[GeneRecord]) -> pd.DataF
         Of its space; empty: they are not known, and `gene.NUMBER` holds coordinates.
     """
     rows: dict[int, dict[str, Any]] = {}
-    read = [gene.gene().value for gene in genes]
+    read: list[Callable[[float], Any]] = [gene.gene().value for gene in genes]
     for at, event in events:
         if isinstance(event, Asked):
             one = event.candidate
@@ -104,7 +104,8 @@ def candidates(events: Iterable[Timed], genes: Sequence[GeneRecord]) -> pd.DataF
                 "asked_at": at,
             }
             names = [gene.name for gene in genes] or [str(number) for number in range(len(one.genotype))]
-            values = [to(x) for to, x in zip(read or [float] * len(names), one.genotype, strict=True)]
+            readers = read or [float] * len(names)
+            values = [to(x) for to, x in zip(readers, one.genotype.tolist(), strict=True)]
             rows[one.id] |= {f"gene.{name}": value for name, value in zip(names, values, strict=True)}
         elif isinstance(event, Told):
             rows[event.candidate] |= {"told_at": at} | _told(event)
@@ -137,19 +138,14 @@ def answers(events: Iterable[Timed], held_out: HeldOut | None) -> pd.DataFrame:
         if isinstance(event, Asked):
             recipes[event.candidate.id] = event.recipe
             continue
-        evaluation, candidate = event.evaluation, None
+        evaluation = event.evaluation
+        same: dict[str, Any]
         if isinstance(event, ReferenceScore):
-            purpose, recipe, repeated = event.purpose, event.recipe, False
+            same = {"purpose": event.purpose, "candidate": None, "recipe": event.recipe, "repeated": False}
         else:
-            candidate, repeated = event.candidate, event.cached
-            purpose, recipe = "candidate", recipes[event.candidate]
-        same = {
-            "purpose": purpose,
-            "candidate": candidate,
-            "recipe": recipe,
-            "rows": rows.get(recipe, []),
-            "repeated": repeated,
-        }
+            same = {"purpose": "candidate", "candidate": event.candidate, "recipe": recipes[event.candidate]}
+            same["repeated"] = event.cached
+        same["rows"] = rows.get(same["recipe"], [])
         for name, value in same.items():
             columns[name] += [value] * len(evaluation.items)
         columns["item"] += evaluation.items

@@ -128,7 +128,8 @@ def _trial(
 
     at, asked = proposed
     candidate = asked.candidate
-    state, values = TrialState.RUNNING, None
+    state = TrialState.RUNNING
+    values: list[float] | None = None
     if scored is not None:
         evaluation = scored[1].evaluation
         state = TrialState[STATES[evaluation.status]]
