@@ -183,8 +183,18 @@ def resume(run_: RunFolder, set_: Set = None, trust_tasks: TrustTasks = False, j
 
 
 @app.command()
-def status(run_: RunFolder, json: Json = False) -> None:
+def status(
+    run_: RunFolder,
+    json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until the search ends.")] = False,
+) -> None:
     """Show the state of a run, also while it is searching."""
+    if watch:
+        if json:
+            raise ConfigError("--watch: it is for people; leave --json out, or call status --json again and again")
+        from evomerge.cli.watch import watch as run_watch
+
+        return run_watch(run_)
     from evomerge.cli.status import status as run
 
     run(run_, json)

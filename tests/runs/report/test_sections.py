@@ -86,15 +86,15 @@ def test_coefficients_are_means_over_the_tensors_of_a_module(writer):
     contents = read(run.finish().close())
     found = {
         (cell.module, cell.place, cell.model): cell.value
-        for cell in coefficients.cells(contents)
+        for cell in coefficients.cells(contents, contents.found)
         if cell.parameter == "weight"
     }
     assert found["attention", "1", "ops"] == 0.25
     assert [found["mlp", str(layer), "ops"] for layer in range(3)] == [0.5, 1.0, 1.5]
     assert found["norms", "2", "ops"] == 1.5
     assert found["outside the layers", "embed_tokens", "ja"] == -0.5
-    assert coefficients.varying(coefficients.cells(contents)) == ["weight"]
-    assert ("lambda", 0.9, 0.9) in coefficients.ranges(coefficients.cells(contents))
+    assert coefficients.varying(coefficients.cells(contents, contents.found)) == ["weight"]
+    assert ("lambda", 0.9, 0.9) in coefficients.ranges(coefficients.cells(contents, contents.found))
     assert "lambda is 0.9 everywhere." in Page(render(contents.path)).text
 
 
@@ -106,9 +106,10 @@ def test_a_path_names_the_layers_in_order(writer):
     (run.path / "rows.json").unlink()
     (run.path / "best.yaml").write_text(mergekit_yaml.dump(path_recipe(layers, "/models/base", 3)))
     contents = read(run.close())
-    steps = coefficients.path(contents)
-    assert [(step.model, step.layer, step.scale) for step in steps] == [("ops", 0, 1), ("ja", 2, 0.5), ("ops", 2, 1)]
-    assert coefficients.unchanged(steps, 3) == ""
+    shown = coefficients.drawn(contents)
+    found = coefficients.path(contents, shown.recipe)
+    assert [(one.model, one.layer, one.scale) for one in found] == [("ops", 0, 1), ("ja", 2, 0.5), ("ops", 2, 1)]
+    assert shown.of == "the found recipe" and coefficients.unchanged(contents) == ""
     assert [row["position"] for row in Page(render(contents.path)).values("path")] == [0, 1, 2]
 
 
@@ -234,6 +235,16 @@ def test_the_lineage_goes_back_to_the_first_parents(writer):
     assert [(one.candidate, one.distance) for one in found] == [(4, 0), (2, 1), (3, 1), (0, 2), (1, 2)]
     edges = [row for row in Page(render(run.path)).values("lineage") if "to" in row]
     assert sorted((row["candidate"], row["to"]) for row in edges) == [(2, 0), (2, 1), (3, 1), (4, 2), (4, 3)]
+
+
+def test_a_chain_of_steps_is_listed_and_not_drawn(writer):
+    run = writer()
+    for before in ((), (0,), (1,)):
+        run.candidate(scored(0, ids(3), status="step", objectives=(-1.0,)), kind="gradient", parents=before)
+    run.candidate(scored(0.5, ids(4)), kind="mean", parents=(2,))
+    page = Page(render(run.close()))
+    assert page.row("2") == ["2", "1", "gradient", "a step", "1"]
+    assert "lineage" not in page.data["figures"]
 
 
 def test_without_parents_there_is_a_sentence(small):
