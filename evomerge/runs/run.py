@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from evomerge.files.atomic import FileError, PlaceError, atomic_folder, write_text
+from evomerge.files.atomic import FileError, PlaceError, atomic_folder, check_place, write_text
 from evomerge.runs import frames, held_out
 from evomerge.runs.environment import Environment, read, to_json
 from evomerge.runs.event_rows import (
@@ -55,6 +55,8 @@ __all__ = [
     "RunError",
     "Told",
 ]
+
+_ELSEWHERE = "name a writable place with --run"
 
 ORIGIN = "run: "
 """Begins the comment of a recipe that says which run has found it."""
@@ -113,7 +115,7 @@ class Run:
             If `path` exists and is not an empty folder, or cannot be made.
         """
         try:
-            with atomic_folder(path, elsewhere="name a writable place with --run") as temporary:
+            with atomic_folder(path, elsewhere=_ELSEWHERE) as temporary:
                 (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
                 (temporary / "environment.json").write_text(to_json(environment), encoding="utf-8")
                 with closing(connect(temporary / "events.sqlite")) as connection:
@@ -127,7 +129,7 @@ class Run:
                 raise _exists(path) from None
             raise RunError(str(error)) from error
         except sqlite3.Error as error:
-            raise RunError(f"{path}: cannot make a run here ({error}); name a writable place with --run") from error
+            raise RunError(f"{path}: cannot make a run here ({error}); {_ELSEWHERE}") from error
         return cls.open(path)
 
     @classmethod
@@ -309,6 +311,22 @@ class Run:
 def _exists(path: Path) -> RunError:
     name = quote(str(path))
     return RunError(f"{path} exists already; continue it with `evomerge resume {name}`, or name another with --run")
+
+
+def check_new(path: Path) -> None:
+    """Refuse a place where no new run can be made, before the work that comes first.
+
+    Raises
+    ------
+    RunError
+        If `path` exists and is not an empty folder, or cannot be made.
+    """
+    try:
+        check_place(path, _ELSEWHERE)
+    except PlaceError:
+        raise _exists(path) from None
+    except FileError as error:
+        raise RunError(str(error)) from error
 
 
 def is_run(path: Path) -> bool:

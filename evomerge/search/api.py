@@ -20,7 +20,7 @@ from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Result
-from evomerge.runs.run import Run, Told
+from evomerge.runs.run import Run, Told, check_new
 from evomerge.search.final_evaluation import FinalEvaluation
 from evomerge.search.forecast.progress import Progress, ProgressReports
 from evomerge.search.forecast.rehearsal import forecast
@@ -95,6 +95,7 @@ def run_search(
     """
     say = say or _say_nothing
     path = Path(run) if run is not None else default_run(config)
+    check_new(path)
     read = _read(config, overrides)
     if warm_start is not None:
         read = _read(config, [*overrides, warm_start_override(read, Path(warm_start))])

@@ -14,8 +14,8 @@ from evomerge.runs.environment import Environment, GeneRecord
 from evomerge.runs.held_out import HeldOut
 from evomerge.runs.run import Asked, ReferenceScore, Run, Told
 from evomerge.strategies import Candidate
+from fitness.items import ItemText
 from fitness.results import Evaluation
-from fitness.tasks.documents import ItemText
 from fitness.tasks.identity import ItemsIdentity, TaskIdentity
 from search_spaces.spaces.genes import Choice, Integer, Real
 
