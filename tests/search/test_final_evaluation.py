@@ -115,6 +115,8 @@ def test_the_strategys_own_guess_is_a_finalist(finish):
     assert guess not in search.history.by_recipe
     pool.perfect.add(guess)
     assert final.evaluate().best == guess
+    written = (final.run.path / "best.yaml").read_text()
+    assert written.startswith("# found by evomerge, held-out score 1.0000 +- ")
 
 
 def test_rows_of_the_front_are_not_dominated_on_all_search_items(finish):
