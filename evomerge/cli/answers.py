@@ -16,8 +16,8 @@ from evomerge.runs.held_out import HeldOut
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, RunError
 from evomerge.search.ensemble import vote
+from fitness.items import ItemText
 from fitness.results import Evaluation
-from fitness.tasks.documents import ItemText
 
 WIDTH = 80
 """Columns of the output; fewer on a narrower terminal."""

@@ -120,6 +120,8 @@ def init(
     if not models or not tasks:
         missing = "--models" if not models else "--tasks"
         raise ConfigError(f"{missing}: write --models BASE EXPERT ... --tasks TASK ..., or --from GENOME")
+    if output.exists():  # before the seconds that importing torch takes
+        raise ConfigError(f"{output} exists already; name another file with -o")
     from evomerge.cli.init import init as run
 
     return run(models, tasks, include_path or [], output, vocabulary)
@@ -160,6 +162,10 @@ def search(
     json: Json = False,
 ) -> None:
     """Search, then score the result on held-out items."""
+    if run_ is not None:
+        from evomerge.runs.run import check_new
+
+        check_new(run_)  # before the seconds that importing torch takes
     from evomerge.cli.search import search as run
 
     run(config, set_ or [], run_, warm_start, json)
@@ -177,8 +183,18 @@ def resume(run_: RunFolder, set_: Set = None, trust_tasks: TrustTasks = False, j
 
 
 @app.command()
-def status(run_: RunFolder, json: Json = False) -> None:
+def status(
+    run_: RunFolder,
+    json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until the search ends.")] = False,
+) -> None:
     """Show the state of a run, also while it is searching."""
+    if watch:
+        if json:
+            raise ConfigError("--watch: it is for people; leave --json out, or call status --json again and again")
+        from evomerge.cli.watch import watch as run_watch
+
+        return run_watch(run_)
     from evomerge.cli.status import status as run
 
     run(run_, json)

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from evomerge.runs.event_rows import first_mistake
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import LogError, RunError
+from fitness.items import ItemText
 from fitness.results import Evaluation
-from fitness.tasks.documents import ItemText
 
 FILE = "held_out.json"
 """Name of the file in a run directory."""

@@ -53,6 +53,7 @@ def check(
     *,
     scan: bool = True,
     allow_unrelated: bool = False,
+    scanned: Callable[[str], None] = lambda name: None,
     before_scan: Callable[[], None] | None = None,
 ) -> Report:
     """Check that the sources can be merged.
@@ -67,6 +68,8 @@ def check(
         Read every weight once, to find NaN and infinite values.
     allow_unrelated
         Warn about sources that do not share the base instead of refusing them. Decided from a sample of each tensor.
+    scanned
+        Called with a source's name before its weights are read.
     before_scan
         Called when all shapes fit and no weight has been read: for further checks that take no time.
 
@@ -93,6 +96,7 @@ def check(
         before_scan()
     if scan:
         for name, checkpoint in checkpoints.items():
+            scanned(name)
             _check_finite(name, checkpoint)
     similarity = measure_similarity(checkpoints, base, sample=True)
     for line in unrelated(similarity, base):
