@@ -109,7 +109,9 @@ class Scored:
         return {"model": self.model, "tasks": self.rows, "scores": {item: float(score) for item, score in pairs}}
 
 
-def of_tasks(tasks: Sequence[str], include_path: Sequence[Path], split: Split | None, asking: Asking) -> Questions:
+def of_tasks(
+    tasks: Sequence[str], include_path: Sequence[Path], split: Split | None, asking: Asking = Asking()
+) -> Questions:
     """Return all items of a split of each task, asked as the tasks say and `asking` adds."""
     if not tasks:
         raise ConfigError("--tasks: name at least one lm-eval task, or a run with --like")

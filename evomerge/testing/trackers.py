@@ -75,7 +75,8 @@ def events() -> list[Event]:
 
 def expected(recorded: Sequence[Event], result: Result | None = None) -> dict[tuple[str, int], float]:
     """Return the finite scalars of some events, and of a result after them, by name and step."""
-    history, found = RunHistory(), {}
+    history = RunHistory()
+    found: dict[tuple[str, int], float] = {}
     for event in recorded:
         history.add(event)
         if isinstance(event, Told):

@@ -74,9 +74,9 @@ def test_a_limit_keeps_the_first_items_of_each_task(scored):
 
 
 def test_examples_change_what_is_asked(scored):
-    plain = scored(MODELS[1], options=["--limit", 30], names=TASKS[:1])["scores"]
-    assert scored(MODELS[1], options=["--limit", 30, "--num-fewshot", 0], names=TASKS[:1])["scores"] == plain
-    assert scored(MODELS[1], options=["--limit", 30, "--num-fewshot", 3], names=TASKS[:1])["scores"] != plain
+    plain = scored(MODELS[1], options=["--limit", 60], names=TASKS[1:])["scores"]
+    assert scored(MODELS[1], options=["--limit", 60, "--num-fewshot", 0], names=TASKS[1:])["scores"] == plain
+    assert scored(MODELS[1], options=["--limit", 60, "--num-fewshot", 3], names=TASKS[1:])["scores"] != plain
 
 
 @pytest.mark.slow
