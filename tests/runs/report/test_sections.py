@@ -11,8 +11,8 @@ from evomerge.runs.report.contents import read
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Row
 from evomerge.runs.verdict import Comparison, Verdict
+from fitness.items import ItemText
 from fitness.results import Evaluation
-from fitness.tasks.documents import ItemText
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.layer_path import path_recipe
