@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-slow test-all lint mutants install lock dist clean
+.PHONY: quickstart test test-slow test-all lint docs mutants install lock dist clean
 
 install: $(STAMP)
 
@@ -55,6 +55,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation as a site, in site/; fetches nothing.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock: $(STAMP)
 	$(BIN)/pip freeze --exclude-editable | sed '1i # Exact versions for development and CI; made by `make lock`.' | sed 's/+cpu$$//' > requirements.lock

@@ -48,6 +48,29 @@ def ranks(points: ArrayLike, violation: ArrayLike | None = None) -> NDArray[np.i
     return rank
 
 
+def front(points: ArrayLike, violation: ArrayLike | None = None) -> NDArray[np.bool_]:
+    """Return which points no other dominates, bool[N]: those whose rank is 0, found without comparing all pairs.
+
+    A point is only dominated by points with a larger sum. So in the order of sums each needs a comparison with the
+    members of the front so far: N times the size of the front.
+
+    Parameters
+    ----------
+    points, violation
+        As for `ranks`.
+    """
+    point_NM = np.asarray(points, dtype=np.float64)
+    left = np.arange(len(point_NM))
+    if violation is not None and len(left):
+        missed = np.asarray(violation, dtype=np.float64)
+        left = np.flatnonzero(missed == missed.min())
+    on = np.zeros(len(point_NM), dtype=np.bool_)
+    for at in left[np.lexsort((*point_NM[left].T, point_NM[left].sum(axis=1)))[::-1]]:
+        members, point = point_NM[on], point_NM[at]
+        on[at] = not ((members >= point).all(axis=1) & (members > point).any(axis=1)).any()
+    return on
+
+
 def crowding(points: ArrayLike) -> Array:
     """Return each point's crowding distance in its front, float64[N]; infinite at the ends (Deb et al. 2002, III.B).
 

@@ -22,6 +22,7 @@ from evomerge.search.auto_strategy import choose
 from evomerge.search.problem import check_workers, largest_error
 from evomerge.search.warm_start import load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
+from evomerge.trackers.base import check_trackers
 from fitness.tasks.offline import describe_tasks
 from search_spaces.recipes.references import parts
 from search_spaces.spaces.context import SpaceContext
@@ -46,9 +47,14 @@ def plan_offline(config_file: Path, overrides: Sequence[str], architecture: Path
     print_genes(out, summary["genes"])
     out.print(f"\nmodels: {summary['parameters']:,} parameters each, if they are like {summary['architecture']}")
     asked = "all search items" if summary["items"] is None else f"{summary['items']} items"
-    answers = "" if summary["answers"] is None else f", {summary['answers']:,} answers in all"
+    answers = "" if summary["answers"] is None else f", {summary['answers']:,} answers of candidates"
     out.print(summary["chosen"] or f"strategy {summary['strategy']}", soft_wrap=True)
     out.print(f"{summary['evaluations']} evaluations, {summary['population']} at a time, of {asked} each{answers}")
+    out.print(
+        "what sources, finalists and held-out rows answer, and how long all takes, depends on the tasks' data and the "
+        "models' weights: `evomerge plan` without --offline says it",
+        soft_wrap=True,
+    )
     for task in summary["tasks"]:
         data = "" if task["data"] is None else f", from the data set {task['data']}"
         out.print(f"task {task['name']}: {task['metric'] or 'its first metric'}{data}")
@@ -79,6 +85,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
         If lm-eval has no such task, metric or filter.
     """
     check_workers(config)
+    check_trackers(config.trackers)
     module = meta_module(_architecture(config, architecture))
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     context = SpaceContext(config.models, layout_of_module(module), sizes, out_dtype=config.out_dtype, seed=config.seed)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from lm_eval.api.task import ConfigurableTask
 
-from fitness.items import Item
+from fitness.items import Item, ItemText
 from fitness.overlap import Question
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
-from fitness.tasks.documents import Documents, ItemText
+from fitness.tasks.documents import Documents
 from fitness.tasks.loss_metrics import OF_THE_RIGHT_ANSWER, AnswerExtractor, Scorer, loss_scorer
 from fitness.tasks.messages import one_line
 from fitness.tasks.metrics import choose_metric

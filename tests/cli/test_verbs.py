@@ -10,6 +10,7 @@ from evomerge.config.load import load as load_config
 from evomerge.runs.run import Run
 from evomerge.strategies import M2n2Config
 from search_spaces.recipes import mergekit_yaml
+from tests import command
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 
@@ -56,6 +57,27 @@ def test_export_merge_load_evaluate(finished, evomerge, tasks):
 
     from_recipe = json.loads(evomerge("evaluate", "recipe.yaml", "--like", "run", "--json", cwd=folder))
     assert from_recipe["scores"] == saved["scores"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"{{prompt}}"', '"{{prompt}} "'),
+        ("max_gen_toks: 8", "max_gen_toks: 7"),
+        ("metric: exact_match", "metric: exact_match\n    ignore_case: true"),
+    ],
+)
+def test_evaluate_like_refuses_other_questions(finished, tasks, tmp_path, refuse, old, new):
+    """The run's task has been edited since: scores would not compare, whichever part it is that they follow from."""
+    run = shutil.copytree(finished[0] / "run", tmp_path / "run")
+    edited = shutil.copytree(tasks, tmp_path / "tasks")
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(config.replace(str(tasks), str(edited)), encoding="utf-8")
+    text = (edited / "_generate.template").read_text(encoding="utf-8")
+    assert old in text
+    (edited / "_generate.template").write_text(text.replace(old, new), encoding="utf-8")
+    words = ["--like: task zoo_target_gen: ", "since the run began, so scores would not compare; put it back"]
+    refuse("evaluate", ZOO / "models" / "ops", "--like", "run", "--trust-tasks", words=words)
 
 
 def test_export_by_rank(finished, refuse, evomerge):
@@ -159,3 +181,21 @@ def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path, evomerge):
     (tmp_path / "torn" / "events.sqlite").write_bytes(b"SQLite format 3")
     text = evomerge("runs", ".", cwd=tmp_path)
     assert "good" in text and "held out" in text and "damaged" in text
+
+
+def test_report_writes_the_page_and_its_figures(finished, tmp_path, evomerge):
+    run = finished[0] / "run"
+    before = (run / "report.html").read_text()  # written by the search itself
+    out = evomerge("report", str(run), "-o", "page.html", "--figures", "figures", cwd=tmp_path)
+    assert "wrote page.html" in out
+    assert (tmp_path / "page.html").read_text().count("<figure") == before.count("<figure") > 3
+    names = {file.stem for file in (tmp_path / "figures").iterdir()}
+    assert {"held-out", "convergence", "coefficients-weight", "costs"} <= names
+
+
+def test_report_without_the_space_says_that_candidates_have_no_recipes(finished, tmp_path):
+    config = shutil.copytree(finished[0] / "run", tmp_path / "run") / "config.yaml"
+    config.write_text(config.read_text().replace("kind: layer_coefficients", "kind: not_installed"))
+    code, out, err = command.run("report", "run", cwd=tmp_path)
+    assert (code, out.strip()) == (0, "wrote run/report.html")
+    assert "candidates are shown without their recipes" in err and len(err.splitlines()) == 1

@@ -69,7 +69,7 @@ def _points(history: RunHistory) -> Iterator[Point]:
         asked, evaluation = history.asked[identity], told.evaluation
         if not told.cached:
             answers += len(evaluation.items) - standing.answered(asked.recipe, asked.candidate.kind)
-        if evaluation.status == "ok":
+        if evaluation.status == "ok" and not told.cached:
             standing.add(asked.recipe, evaluation)
         if evaluation.status not in ("ok", "step"):
             continue

@@ -198,7 +198,7 @@ def steps(points: Sequence[Point]) -> Figure | None:
 # --- the recipe ---
 
 
-def heat_maps(cells: Sequence[Cell]) -> list[Figure]:
+def heat_maps(cells: Sequence[Cell], of: str) -> list[Figure]:
     """Draw the coefficients: a figure per parameter, with a panel per module."""
     figures = []
     for parameter in varying(list(cells)):
@@ -207,7 +207,7 @@ def heat_maps(cells: Sequence[Cell]) -> list[Figure]:
         low, high = min(cell.value for cell in own), max(cell.value for cell in own)
         top = max(own, key=lambda cell: cell.value)
         description = (
-            f"{parameter} of the found recipe by layer and model in {len(modules)} modules, from {low:.2f} to "
+            f"{parameter} of {of} by layer and model in {len(modules)} modules, from {low:.2f} to "
             f"{high:.2f}; the largest is that of {top.model}, {top.module}, {top.place}."
         )
         views = tuple(
@@ -226,7 +226,9 @@ def _heat(cells: Sequence[Cell], low: float, high: float, *, legend: bool) -> Sp
     signed = low < 0 < high
     limit = max(abs(low), abs(high))
     scale = (
-        alt.Scale(domain=[-limit, limit], domainMid=0) if signed else alt.Scale(domain=[min(low, 0), max(high, 1e-9)])
+        alt.Scale(domain=[-limit, limit], domainMid=0, interpolate="rgb")
+        if signed
+        else alt.Scale(domain=[min(low, 0), max(high, 1e-9)], interpolate="rgb")
     )
     tips = [alt.Tooltip("model:N"), alt.Tooltip("module:N"), alt.Tooltip("place:N", title="layer")]
     tips += [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("value", "low", "high")]
@@ -248,7 +250,7 @@ def _heat(cells: Sequence[Cell], low: float, high: float, *, legend: bool) -> Sp
     return spec_of(chart, max(24, min(ROW, 640 // len(models)) * len(models)))
 
 
-def path(steps: Sequence[Step]) -> Figure:
+def path(steps: Sequence[Step], of: str) -> Figure:
     """Draw a path through layers: which layer of which model is at each place of the result."""
     import altair as alt
 
@@ -262,7 +264,7 @@ def path(steps: Sequence[Step]) -> Figure:
     tips = ["position:O", "model:N", "layer:Q", alt.Tooltip("scale:Q", format=".3f")]
     dots = base.mark_circle(size=160, opacity=1).encode(color=alt.Color("model:N", title=None), tooltip=tips)
     words = ", ".join(f"{step.model} {step.layer}" for step in steps[:40])
-    description = f"A path of {len(steps)} layers: {words}{' and more' if len(steps) > 40 else ''}."
+    description = f"The path of {of} has {len(steps)} layers: {words}{' and more' if len(steps) > 40 else ''}."
     caption = (
         "Each point is a layer of the result, in order; its height is the layer's place in the model that it is from."
     )
@@ -378,7 +380,7 @@ def front(found: Front) -> Figure:
         f"{len(found.members)} recipes that no other candidate dominates, over {len(found.tasks)} objectives; "
         f"hypervolume {found.volume:.4f}. The table below has their numbers."
     )
-    caption = "Numbered as `evomerge export --pareto` numbers them. Choose a point to copy its recipe."
+    caption = "Numbers as in the table. Choose a point to copy its recipe."
     return Figure("front", "Every two objectives", description, views, caption=caption)
 
 
@@ -398,11 +400,11 @@ def _front(found: Front, a: int, b: int) -> Spec:
     base = alt.Chart(source(rows)).encode(x=x, y=y, tooltip=[alt.Tooltip("number:Q"), *tips])
     members = base.mark_circle(size=160, opacity=0.9, cursor="pointer")
     numbers = base.mark_text(dy=-13, fontSize=11).encode(text="number:Q")
-    return spec_of(behind + members + numbers, 340)
+    return spec_of((behind + members + numbers) if found.others else (members + numbers), 340)
 
 
-def lineage(found: Sequence[Ancestor]) -> Figure:
-    """Draw the best candidate and its ancestors, with lines from parents to children."""
+def lineage(found: Sequence[Ancestor]) -> Figure | None:
+    """Draw the best child and its ancestors, with lines from parents to children; None for steps alone."""
     import altair as alt
 
     scores = {one.candidate: one.score for one in found if one.score is not None}
@@ -413,6 +415,8 @@ def lineage(found: Sequence[Ancestor]) -> Figure:
         for parent in one.parents
         if one.score is not None and parent in scores
     ]
+    if not edges:
+        return None
     x = alt.X("candidate:Q", title="candidate", scale=alt.Scale(zero=False, padding=10))
     y = alt.Y("score:Q", title="search score", scale=alt.Scale(zero=False))
     lines = (
@@ -431,7 +435,7 @@ def lineage(found: Sequence[Ancestor]) -> Figure:
     caption = "Lines lead from a candidate to its parents. The best one is at the right."
     return Figure(
         "lineage",
-        "Ancestors of the best candidate",
+        "Ancestors",
         description,
         (View("", spec_of(lines + chart, 260)),),
         False,

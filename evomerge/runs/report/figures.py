@@ -58,21 +58,25 @@ class Figure:
         """Yield a name and a specification for each file: one for all panels, or one per alternative."""
         if self.panels or len(self.views) == 1:
             parts = [dict(view.spec) for view in self.views]
-            yield self.name, parts[0] if len(parts) == 1 else {"vconcat": [_inner(part) for part in parts]}
+            yield self.name, parts[0] if len(parts) == 1 else _below_each_other(parts)
             return
         for number, view in enumerate(self.views, start=1):
             yield (self.name if number == 1 else f"{self.name}-{number}"), dict(view.spec)
 
 
-def _inner(spec: Spec) -> Spec:
-    return {key: value for key, value in spec.items() if key not in ("$schema", "config", "autosize")}
+def _below_each_other(parts: Sequence[Spec]) -> Spec:
+    """Return one specification of several; data are named by their contents, so that none are confused."""
+    outer = ("$schema", "config", "autosize", "datasets")
+    datasets = {name: rows for part in parts for name, rows in part.get("datasets", {}).items()}
+    inner = [{key: value for key, value in part.items() if key not in outer} for part in parts]
+    return {"datasets": datasets, "vconcat": inner}
 
 
-def source(values: Values) -> altair.Data:
-    """Return rows as a figure's data."""
+def source(values: Values) -> altair.InlineData:
+    """Return rows as a figure's data, which a specification holds once however many layers draw it."""
     import altair
 
-    return altair.Data(values=[dict(row) for row in values])
+    return altair.InlineData(values=[dict(row) for row in values])
 
 
 def spec_of(chart: altair.TopLevelMixin, height: int | None = None) -> Spec:

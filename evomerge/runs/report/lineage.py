@@ -1,4 +1,4 @@
-"""The ancestors of the best candidate: the parents that the log has recorded, theirs, and so on."""
+"""The ancestors of the best child: the parents that the log has recorded, theirs, and so on."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ class Ancestor:
 
 
 def lineage(contents: Contents) -> list[Ancestor]:
-    """Return the best candidate and its ancestors, nearest first; at most `MOST_ANCESTORS`."""
+    """Return the best candidate that has parents and its ancestors, nearest first; at most `MOST_ANCESTORS`.
+
+    Where none has parents, the best candidate alone.
+    """
     history = contents.history
-    if history.best is None:
+    ranking = history.ranking()
+    best = next((identity for identity in ranking if history.asked[identity].candidate.parents), history.best)
+    if best is None:
         return []
     found: dict[int, Ancestor] = {}
-    level, distance = [history.best], 0
+    level, distance = [best], 0
     while level and len(found) < MOST_ANCESTORS:
         parents: list[int] = []
         for identity in level:
