@@ -60,7 +60,11 @@ def test_gradients_come_first_where_there_are_any() -> None:
             "eda, since some genes are choices; there are no gradients: many",
         ),
         ({"kind": "two_stage", "flow": {"repeats": 1}}, StagedConfig, "staged, since the space has two stages"),
-        ({"method": ["task_arithmetic", "ties"], "layers_per_group": 6}, GradientConfig, "30 steps by gradients, then eda, since some genes"),
+        (
+            {"method": ["task_arithmetic", "ties"], "layers_per_group": 6},
+            GradientConfig,
+            "30 steps by gradients, then eda, since some genes",
+        ),
     ],
 )
 def test_evolution_follows_from_the_space(space: dict[str, Any], kind: type, why: str) -> None:
