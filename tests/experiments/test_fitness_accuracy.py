@@ -117,6 +117,6 @@ def test_a_race_asks_no_more_than_all_items_and_loses_little() -> None:
     (benchmark,) = small()
     merge, parents = benchmark.merges[0]
     given = racing.generation(benchmark, merge, parents, 0)
-    asked = racing.race(given, 0.2)
+    asked = racing.race(given, 0.2, 0.0)
     assert set(asked) <= set(range(racing.BLOCK, racing.ITEMS + 1, racing.BLOCK)) and max(asked) == racing.ITEMS
-    assert sum(racing.race(given, 0.01)) >= sum(asked)
+    assert sum(racing.race(given, 0.01, 0.0)) >= sum(asked) >= sum(racing.race(given, 0.2, 0.02))
