@@ -64,14 +64,18 @@ class Generation:
         ]
 
 
+def relatives(benchmark: Benchmark, parents: Sequence[int]) -> np.ndarray:
+    """Return the rows of the models whose answers agree most with the parents', the closest first."""
+    strangers = others(benchmark)
+    distance = np.abs(benchmark.scores[strangers][:, None] - benchmark.scores[list(parents)]).mean((1, 2))
+    return np.asarray(strangers[np.argsort(distance)[:NEAREST]])
+
+
 def generation(benchmark: Benchmark, merge: int, parents: Sequence[int], draw: int) -> Generation:
     """Return the merge with random relatives of its parents."""
     rng = np.random.default_rng([SEED, draw, merge])
-    strangers = others(benchmark)
     parent_TI = benchmark.scores[list(parents)]
-    agreement = -np.abs(benchmark.scores[strangers][:, None] - parent_TI).mean((1, 2))
-    nearest = strangers[np.argsort(-agreement)[:NEAREST]]
-    rows = [merge, *rng.choice(nearest, CANDIDATES - 1, replace=False)]
+    rows = [merge, *rng.choice(relatives(benchmark, parents), CANDIDATES - 1, replace=False)]
     banks = calibrate("merges", benchmark, CALIBRATION, SEED, draw).banks
     known = EstimatorInputs(parent_TI.shape[1], parents=parent_TI, banks=banks)
     asked = default_subset(known.prior, ITEMS, SEED, draw)

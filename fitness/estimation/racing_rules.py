@@ -12,9 +12,10 @@ is stopped if at least `keep` others are significantly better:
 - `posterior`: the candidates' estimates with their standard errors (`Race.update_estimates`). It uses the parents and
   the item bank, so it decides earlier. Of the candidates that it stops, a share of at most `error` would have been
   among the best `keep` after all items, as far as those standard errors are right. With an `indifference` it also stops
-  candidates whose further answers are worth less than that: a wrong choice among candidates that are nearly equal costs
-  little (value of information: Frazier, Powell and Dayanik, "A Knowledge-Gradient Policy for Sequential Information
-  Collection", SIAM J. Control Optim. 47, 2008; indifference zones: Bechhofer, Ann. Math. Statist. 25, 1954).
+  candidates that are probably not among these and whose further answers are worth less than that: a wrong choice among
+  candidates that are nearly equal costs little (value of information: Frazier, Powell and Dayanik, "A
+  Knowledge-Gradient Policy for Sequential Information Collection", SIAM J. Control Optim. 47, 2008; indifference zones:
+  Bechhofer, Ann. Math. Statist. 25, 1954).
 
 With the first four, the probability that a given candidate of the true best `keep` is ever stopped is at most `error`:
 such a stop needs at least one wrong decision among its C − 1 comparisons (Bonferroni), and tests repeated after each of
@@ -129,7 +130,8 @@ class Race:
     def update_estimates(self, estimates: list[Estimate], correlation: float = 0.0, answered: float = 0.0) -> Flags:
         """Stop the worst candidates, of which a share of `error` is expected among the best `keep` after all items.
 
-        With an `indifference`, stop also those whose further answers are worth less (`expected_loss`).
+        With an `indifference`, stop also those that are probably not among these and whose further answers are worth
+        less (`expected_loss`).
 
         An estimate changes by the rest of the answers as its variance falls: to `answered` times what it is now, if it
         is inversely proportional to the number of answers. What no further answer can tell apart needs no answers, so
@@ -163,7 +165,7 @@ class Race:
         doomed_C = np.zeros(self.candidates, bool)
         doomed_C[worst_C[: int((mean_C <= self.error).sum())]] = True
         if self.indifference > 0:
-            order = worst_C[: int(self.active.sum())]
+            order = worst_C[: int((self.active & (chance_C < 0.5)).sum())]
             loss_N = expected_loss(value_C, error_C * math.sqrt(1 - correlation), self.keep, order)
             # each check may cost the same, so that all together cost no more than the indifference
             doomed_C[order[: int((np.maximum.accumulate(loss_N) <= self.indifference / self.looks).sum())]] = True

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.fitness_accuracy import racing, validation
+from experiments.fitness_accuracy import finalists, racing, validation
 from experiments.fitness_accuracy.__main__ import main
 from experiments.fitness_accuracy.data import load, simulate, write_matrix
 from experiments.fitness_accuracy.learn import learn_from, module_text
@@ -120,3 +120,33 @@ def test_a_race_asks_no_more_than_all_items_and_loses_little() -> None:
     asked = racing.race(given, 0.2, 0.0)
     assert set(asked) <= set(range(racing.BLOCK, racing.ITEMS + 1, racing.BLOCK)) and max(asked) == racing.ITEMS
     assert sum(racing.race(given, 0.01, 0.0)) >= sum(asked) >= sum(racing.race(given, 0.2, 0.02))
+
+
+def test_sequential_halving_finds_the_best_of_clearly_different_finalists() -> None:
+    answers = (np.arange(100) < np.array([[40], [90], [20], [60]])).astype(float)
+    chosen, asked = finalists.halved(answers, [0, 1, 2, 3], np.random.default_rng(0))
+    assert chosen == 1 and asked == 4 * 33 + 2 * 67
+    assert finalists.halved(answers, [2], np.random.default_rng(0)) == (2, 0)
+
+
+def test_more_finalists_lose_less_of_the_best_candidate() -> None:
+    (benchmark,) = small()
+    found = [each for side in (0, 1) for each in finalists.outcomes(benchmark, 0, side)]
+    by_count = finalists.summary(found)["mean"]
+    assert by_count["1"]["answers"] == 0 < by_count["2"]["answers"] < by_count["30"]["answers"]
+    assert by_count["30"]["regret"] < by_count["1"]["regret"]
+
+
+def test_the_floor_falls_with_the_items_and_stays_below_what_is_reached() -> None:
+    (benchmark,) = small()
+    cases = validation.cases([benchmark], 1)
+    (floor,) = validation.floors(cases, (10, 20)).values()
+    reached = validation.summarise(validation.measure(cases, (20,), {"": validation.CHANGES["as published"]})[""])
+    assert 0 < floor[20] < floor[10] and floor[20] < reached.error
+
+
+def test_scores_of_any_size_are_estimated_better_than_by_their_mean() -> None:
+    (benchmark,) = small()
+    for records in validation.measure_graded(validation.cases([benchmark], 1), 20).values():
+        found = validation.summarise(records)
+        assert found.error < 0.8 * found.mean_error and found.coverage > 70
