@@ -119,7 +119,7 @@ def test_a_race_asks_no_more_than_all_items_and_loses_little() -> None:
     given = racing.generation(benchmark, merge, parents, 0)
     asked = racing.race(given, 0.2, 0.0)
     assert set(asked) <= set(range(racing.BLOCK, racing.ITEMS + 1, racing.BLOCK)) and max(asked) == racing.ITEMS
-    assert sum(racing.race(given, 0.01, 0.0)) >= sum(asked) >= sum(racing.race(given, 0.2, 0.02))
+    assert sum(racing.race(given, 0.01, 0.0)) >= sum(asked) >= sum(racing.race(given, 0.2, 1.0))
 
 
 def test_sequential_halving_finds_the_best_of_clearly_different_finalists() -> None:
@@ -129,20 +129,23 @@ def test_sequential_halving_finds_the_best_of_clearly_different_finalists() -> N
     assert finalists.halved(answers, [2], np.random.default_rng(0)) == (2, 0)
 
 
-def test_more_finalists_lose_less_of_the_best_candidate() -> None:
+def test_all_candidates_as_finalists_lose_little() -> None:
     (benchmark,) = small()
     found = [each for side in (0, 1) for each in finalists.outcomes(benchmark, 0, side)]
+    assert {each.finalists for each in found} == set(finalists.FINALISTS)
     by_count = finalists.summary(found)["mean"]
     assert by_count["1"]["answers"] == 0 < by_count["2"]["answers"] < by_count["30"]["answers"]
-    assert by_count["30"]["regret"] < by_count["1"]["regret"]
+    spread = benchmark.scores.mean(1).std() * 100
+    assert all(0 <= row["regret"] < spread for row in by_count.values())
 
 
-def test_the_floor_falls_with_the_items_and_stays_below_what_is_reached() -> None:
+def test_the_floor_is_the_noise_of_the_items_that_are_left() -> None:
     (benchmark,) = small()
-    cases = validation.cases([benchmark], 1)
-    (floor,) = validation.floors(cases, (10, 20)).values()
-    reached = validation.summarise(validation.measure(cases, (20,), {"": validation.CHANGES["as published"]})[""])
-    assert 0 < floor[20] < floor[10] and floor[20] < reached.error
+    items = benchmark.scores.shape[1]
+    (floor,) = validation.floors(validation.cases([benchmark], 1), (1, 10, 20, items)).values()
+    assert floor[1] > floor[10] > floor[20] > floor[items] == 0
+    guessing = 100 * (2 / np.pi) ** 0.5 * 0.5 * (items - 1) ** 0.5 / items
+    assert 0.2 * guessing < floor[1] < guessing
 
 
 def test_scores_of_any_size_are_estimated_better_than_by_their_mean() -> None:
