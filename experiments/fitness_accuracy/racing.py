@@ -31,8 +31,12 @@ from fitness.estimation.subset import default_subset
 from fitness.results import Estimate
 
 CANDIDATES, NEAREST, ITEMS, BLOCK, KEEP = 12, 60, 40, 8, 6
-RULES = {"error 0.1 alone": (0.1, 0.0), "error 0.1": (0.1, RacingConfig().indifference)}
-"""Label to the error and the indifference of `fitness.racing`."""
+RULES: Mapping[str, tuple[float, float] | None] = {
+    "error 0.1 alone": (0.1, 0.0),
+    "error 0.1": (0.1, RacingConfig().indifference),
+    "halving": None,
+}
+"""Label to the error and the indifference of `fitness.racing`; None: successive halving."""
 FIRST_DRAW = 2  # the indifference was chosen on the generations of draws 0 and 1
 
 
@@ -97,6 +101,18 @@ def race(given: Generation, error: float, indifference: float) -> list[int]:
     return asked.tolist()
 
 
+def halving(given: Generation) -> list[int]:
+    """Return how many items each candidate is asked if the better half goes on each time their number has doubled."""
+    asked, racing, count = np.zeros(CANDIDATES, int), np.arange(CANDIDATES), BLOCK
+    while True:
+        asked[racing] = min(count, ITEMS)
+        if count >= ITEMS or len(racing) == 1:
+            return asked.tolist()
+        value = np.array([each.value for each in given.estimates(asked.tolist())])
+        racing = racing[np.argsort(-value[racing], kind="stable")[: -(-len(racing) // 2)]]
+        count *= 2
+
+
 def outcomes(benchmark: Benchmark, draws: int, side: int) -> list[Outcome]:
     """Race the generations of one half of the merges with every rule."""
     found = []
@@ -107,8 +123,8 @@ def outcomes(benchmark: Benchmark, draws: int, side: int) -> list[Outcome]:
             given = generation(benchmark, merge, parents, draw)
             true = 100 * given.answers.mean(1)
             whole = np.array([each.value for each in given.estimates([ITEMS] * CANDIDATES)])
-            for rule, (error, indifference) in RULES.items():
-                asked = race(given, error, indifference)
+            for rule, chosen in RULES.items():
+                asked = halving(given) if chosen is None else race(given, *chosen)
                 value = np.array([each.value for each in given.estimates(asked)])
                 kept, kept_whole = np.argsort(-value)[:KEEP], np.argsort(-whole)[:KEEP]
                 found.append(

@@ -122,6 +122,13 @@ def test_a_race_asks_no_more_than_all_items_and_loses_little() -> None:
     assert sum(racing.race(given, 0.01, 0.0)) >= sum(asked) >= sum(racing.race(given, 0.2, 1.0))
 
 
+def test_successive_halving_asks_half_of_them_twice_as_much() -> None:
+    (benchmark,) = small()
+    merge, parents = benchmark.merges[0]
+    asked = sorted(racing.halving(racing.generation(benchmark, merge, parents, 0)))
+    assert asked == [8] * 6 + [16] * 3 + [32] + [40] * 2
+
+
 def test_sequential_halving_finds_the_best_of_clearly_different_finalists() -> None:
     answers = (np.arange(100) < np.array([[40], [90], [20], [60]])).astype(float)
     chosen, asked = finalists.halved(answers, [0, 1, 2, 3], np.random.default_rng(0))
