@@ -2,11 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from evomerge.own_packages import check_own_packages
 from evomerge.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from evomerge.search.api import resume_search as resume
     from evomerge.search.api import run_search as search
+
+check_own_packages()
 
 __all__ = ["__version__", "resume", "search"]
 

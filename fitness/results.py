@@ -141,7 +141,7 @@ class Evaluation:
     items, scores
         Item ids and float32[I] scores.
     answers
-        The answer to each item, for votes; empty where answers were not wanted.
+        The answer to each item, as on held-out items; empty where answers were not wanted.
     gradient
         For a step: the derivatives of its loss by the genes, float[G]; its objective is the negated loss, its scores
         are the items' negated losses.

@@ -18,8 +18,7 @@ from evomerge.version import VERSION
 app = typer.Typer(
     name="evomerge",
     help="Evolutionary search for language-model merge recipes.",
-    no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -41,7 +40,7 @@ Set = Annotated[
         help="Set a key: space.weight.high=2; budget.hours=+1 adds to it. Also as --KEY=VALUE.",
     ),
 ]
-SearchFile = Annotated[Path, typer.Argument(help="The search file (YAML).", show_default=False)]
+SearchFile = Annotated[Path, typer.Argument(metavar="SEARCH.yaml", help="The search file (YAML).", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
 Tasks = Annotated[list[str], typer.Option(help="Names of lm-eval tasks, one or more.", show_default=False)]
 IncludePath = Annotated[
@@ -62,17 +61,37 @@ TrustTasks = Annotated[
 ]
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog="To begin: evomerge demo. With your own models: evomerge init.")
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if version:
         typer.echo(f"evomerge {VERSION}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
     from evomerge.plugins import load_plugins
 
     load_plugins()  # search files and recipes may name what they have; one that fails is reported in a line
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="The folder to make, or that of an earlier demo.")
+    ] = Path("evomerge-demo"),
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search; by default the search file's.")] = None,
+) -> None:
+    """Search, report and merge, with four tiny models.
+
+    Takes a minute or two on a processor, and no network. Prints each command that it runs.
+    """
+    from evomerge.cli.demo import demo as run
+
+    run(folder, seed, lambda arguments: app(args=list(arguments), prog_name="evomerge", standalone_mode=False))
 
 
 @app.command()
@@ -101,6 +120,8 @@ def init(
     if not models or not tasks:
         missing = "--models" if not models else "--tasks"
         raise ConfigError(f"{missing}: write --models BASE EXPERT ... --tasks TASK ..., or --from GENOME")
+    if output.exists():  # before the seconds that importing torch takes
+        raise ConfigError(f"{output} exists already; name another file with -o")
     from evomerge.cli.init import init as run
 
     return run(models, tasks, include_path or [], output, vocabulary)
@@ -141,6 +162,10 @@ def search(
     json: Json = False,
 ) -> None:
     """Search, then score the result on held-out items."""
+    if run_ is not None:
+        from evomerge.runs.run import check_new
+
+        check_new(run_)  # before the seconds that importing torch takes
     from evomerge.cli.search import search as run
 
     run(config, set_ or [], run_, warm_start, json)
@@ -158,8 +183,18 @@ def resume(run_: RunFolder, set_: Set = None, trust_tasks: TrustTasks = False, j
 
 
 @app.command()
-def status(run_: RunFolder, json: Json = False) -> None:
+def status(
+    run_: RunFolder,
+    json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until the search ends.")] = False,
+) -> None:
     """Show the state of a run, also while it is searching."""
+    if watch:
+        if json:
+            raise ConfigError("--watch: it is for people; leave --json out, or call status --json again and again")
+        from evomerge.cli.watch import watch as run_watch
+
+        return run_watch(run_)
     from evomerge.cli.status import status as run
 
     run(run_, json)
@@ -182,11 +217,14 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to write; by default RUN/report.html.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write the figures as SVG and PNG files into this folder, too.")
+    ] = None,
 ) -> None:
     """Write a run as one self-contained HTML page."""
     from evomerge.cli.report import report as run
 
-    run(run_, output)
+    run(run_, output, figures)
 
 
 @app.command()
@@ -225,6 +263,30 @@ def export(
 
 
 @app.command()
+def answers(
+    run_: RunFolder,
+    row: Annotated[str, typer.Option(metavar="NAME", help="A row of the final table.")] = "found",
+    wrong: Annotated[bool, typer.Option("--wrong", help="Only items with a score below 1.")] = False,
+    gained: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only items on which the row scores higher than this one.")
+    ] = None,
+    lost: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only items on which the row scores lower than this one.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Print the first so many of them; by default all.")] = None,
+    json: Json = False,
+) -> None:
+    """Show a row of the final table item by item: the question, the right answer and the model's.
+
+    With --gained and --lost together, items of either kind.
+    """
+    from evomerge.cli.answers import Selection
+    from evomerge.cli.answers import answers as run
+
+    run(run_, row, Selection(wrong, gained, lost, limit), json)
+
+
+@app.command()
 def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, from evomerge or mergekit.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
@@ -244,10 +306,16 @@ def merge(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse keys without effect in mergekit, instead of a warning for each.")
     ] = False,
+    run_: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="RUN", help="The run that found the recipe; by default the one that its comment names."
+        ),
+    ] = None,
 ) -> None:
     """Write the checkpoint of a recipe.
 
-    The folder gets the weights, the tokenizer, the config and a model card.
+    The folder gets the weights, the tokenizer, the config and a model card, with the scores of the run that found it.
     """
     check_place(out.expanduser())  # before the seconds that importing torch takes
     from evomerge.cli.merge import merge as run
@@ -262,6 +330,45 @@ def merge(
         allow_unrelated=allow_unrelated,
         intermediates=intermediates,
         strict=strict,
+        run=run_,
+    )
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder that `evomerge merge` has written.", show_default=False)],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, where it is new.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="The branch to commit to, made where it is missing.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and list the files, without the network.")
+    ] = False,
+    base_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--base-model",
+            metavar="NAME=REPO",
+            help="Where a model is published that the recipe names by a folder; NAME=none: nowhere. Repeatable.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Publish a merge on the Hugging Face hub.
+
+    Refuses a folder that is not finished, a model card that does not validate, secrets, and paths of this machine.
+    """
+    from evomerge.cli.push import push as run
+
+    run(
+        folder,
+        repository,
+        private=private,
+        revision=revision,
+        dry_run=dry_run,
+        base_models=base_model or [],
+        as_json=json,
     )
 
 

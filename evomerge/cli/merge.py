@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 from evomerge.cli.printing import say
 from evomerge.files.atomic import check_place
@@ -14,16 +15,21 @@ from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.adapter_writer import write_adapter
-from evomerge.merging.output.writer import OutputError, write_checkpoint
+from evomerge.merging.output.card import gguf_command
+from evomerge.merging.output.provenance import Provenance
+from evomerge.merging.output.writer import OutputError, write_checkpoint, written_size
 from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.open_sources import folder_of, open_sources
 from evomerge.merging.sources.source import Source
+from evomerge.runs.provenance import provenance
+from evomerge.runs.run import LogError, RunError, run_of
 from evomerge.workers.start import torch_device
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.mergekit.documents import Document, needed, read_documents
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
+from search_spaces.recipes.resolve import resolve
 
 
 def merge(
@@ -37,12 +43,15 @@ def merge(
     allow_unrelated: bool = False,
     intermediates: Path | None = None,
     strict: bool = False,
+    run: Path | None = None,
 ) -> None:
     """Write the checkpoint of a recipe, or the adapter."""
     if rank is not None and not adapter:
         raise OutputError("--rank: only an adapter has a rank; add --adapter")
     documents = read(file, strict=strict)
     if len(documents) > 1:
+        if run is not None:
+            raise OutputError(f"--run: {file} holds {len(documents)} documents, and no run scores these; leave it out")
         if adapter:
             raise OutputError(
                 f"--adapter: {file} holds {len(documents)} documents, which merge full models; leave it out"
@@ -52,13 +61,15 @@ def merge(
     if intermediates is not None:
         raise OutputError(f"--intermediates: {file} has one document and so no intermediate models; leave it out")
     recipe = _local(documents[0].recipe, file, within)
-    checkpoints, base, recipe = _opened(recipe, file, within, allow_unrelated=allow_unrelated)
+    found = _provenance(file, documents[0].recipe, run, within)
+    whole = None if adapter else out
+    checkpoints, base, recipe = _opened(recipe, file, within, allow_unrelated=allow_unrelated, out=whole)
     engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
     if not adapter:
-        write_checkpoint(engine, recipe, out)
-        say(f"wrote {out}")
+        write_checkpoint(engine, recipe, out, provenance=found)
+        _say_written(out)
         return
-    written = write_adapter(engine, recipe, out, rank=rank)
+    written = write_adapter(engine, recipe, out, rank=rank, provenance=found)
     say(
         f"wrote {out}: an adapter of rank {written.rank}, {written.parameters:,} parameters; "
         f"the rank leaves out {written.error:.2%} of the merged task vectors (Frobenius norm)"
@@ -125,13 +136,14 @@ def merge_documents(
     results: dict[str, str] = {}
     try:
         for document in (*earlier, last):
+            place = out if document is last else folder / str(document.name)
             checkpoints, base, recipe = _opened(
-                document.with_results(results), file, within, allow_unrelated=allow_unrelated
+                document.with_results(results), file, within, allow_unrelated=allow_unrelated, out=place
             )
             engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
             if document is last:
                 write_checkpoint(engine, recipe, out, documents=(*earlier, last))
-                say(f"wrote {out}")
+                _say_written(out)
             else:
                 assert document.name is not None
                 results[document.name] = str(write_checkpoint(engine, recipe, folder / document.name))
@@ -140,6 +152,35 @@ def merge_documents(
     finally:
         if intermediates is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _say_written(out: Path) -> None:
+    say(f"wrote {out}; next: evomerge push {quote(str(out))} OWNER/NAME --dry-run")
+    place = out.expanduser().absolute()
+    command = gguf_command(quote(str(place)), quote(f"{place}.gguf"))
+    say(f"as one GGUF file, with the converter of llama.cpp: {command}")
+
+
+def _provenance(file: Path, recipe: Recipe, run: Path | None, within: Path | None) -> Provenance | None:
+    """Return what the run that has found a recipe says about it, for the model card.
+
+    It is the run that the recipe's comment names, or the one that `run` names. Only the latter must have scored it.
+    """
+    place = run_of(file) if run is None else run
+    outside = within is not None and place is not None and not place.resolve().is_relative_to(within.resolve())
+    if place is None or (run is None and outside):
+        return None
+    try:
+        found = provenance(place, recipe)
+        if found is not None:
+            return found
+        said = f"{place} has not scored this recipe"
+    except (RunError, LogError) as error:
+        said = str(error)
+    if run is not None:
+        raise RunError(f"--run: {said}")
+    say(f"warning: the model card gets no scores: {said}; name the recipe's run with --run", stderr=True)
+    return None
 
 
 def open_recipe(
@@ -178,7 +219,7 @@ def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str 
 
 
 def _opened(
-    recipe: Recipe, file: Path, within: Path | None, *, allow_unrelated: bool
+    recipe: Recipe, file: Path, within: Path | None, *, allow_unrelated: bool, out: Path | None = None
 ) -> tuple[dict[str, Source], str, Recipe]:
     checkpoints = open_sources(
         {reference: reference for reference in recipe.models},
@@ -193,9 +234,19 @@ def _opened(
                 _check_confined(checkpoint.base.reference, within, file)
     base = recipe.donor
     averages = any(spec.name != "passthrough" for spec in recipe.specs)
-    report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages)
+
+    def check_room() -> None:
+        if out is not None:
+            check_place(out, size=written_size(MergeEngine(checkpoints, base=base), recipe))
+
+    report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages, before_scan=check_room)
     _warn(report.warnings)
-    return checkpoints, base, recipe.expanded(checkpoints[base].layout.num_layers)
+    expanded = recipe.expanded(checkpoints[base].layout.num_layers)
+    try:
+        mergekit_export.check_spreads(resolve(expanded, checkpoints[base].layout))
+    except RecipeError as error:
+        raise RecipeError(f"{file}: {error}") from None
+    return checkpoints, base, expanded
 
 
 def _check_confined(model: str, within: Path, file: Path) -> None:

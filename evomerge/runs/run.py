@@ -11,13 +11,14 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from evomerge.files.atomic import FileError, PlaceError, atomic_folder, write_text
+from evomerge.files.atomic import FileError, PlaceError, atomic_folder, check_place, write_text
 from evomerge.runs.environment import Environment, read, to_json
 from evomerge.runs.event_rows import (
     FIRST_CHECKSUM,
@@ -41,6 +42,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Asked",
     "Event",
+    "EventLog",
     "LogError",
     "Purpose",
     "ReferenceScore",
@@ -49,8 +51,35 @@ __all__ = [
     "Told",
 ]
 
+_ELSEWHERE = "name a writable place with --run"
+
 ORIGIN = "run: "
 """Begins the comment of a recipe that says which run has found it."""
+
+
+HEADER_LINES = 10
+"""Comment lines at the beginning of a recipe that are looked at."""
+
+
+class EventLog(Protocol):
+    """Where a search records its events, and reads those of earlier sessions; a run directory is one."""
+
+    @property
+    def path(self) -> Path:
+        """The directory, for messages."""
+
+    @property
+    def origin(self) -> str:
+        """The comment of recipes that this run has found."""
+
+    def record(self, event: Event) -> None:
+        """Append one event."""
+
+    def events(self) -> Iterator[Event]:
+        """Yield all events in the order in which they happened."""
+
+    def write(self, name: str, text: str) -> None:
+        """Replace one of the run's text files."""
 
 
 class Run:
@@ -81,7 +110,7 @@ class Run:
             If `path` exists and is not an empty folder, or cannot be made.
         """
         try:
-            with atomic_folder(path, elsewhere="name a writable place with --run") as temporary:
+            with atomic_folder(path, elsewhere=_ELSEWHERE) as temporary:
                 (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
                 (temporary / "environment.json").write_text(to_json(environment), encoding="utf-8")
                 with closing(connect(temporary / "events.sqlite")) as connection:
@@ -95,7 +124,7 @@ class Run:
                 raise _exists(path) from None
             raise RunError(str(error)) from error
         except sqlite3.Error as error:
-            raise RunError(f"{path}: cannot make a run here ({error}); name a writable place with --run") from error
+            raise RunError(f"{path}: cannot make a run here ({error}); {_ELSEWHERE}") from error
         return cls.open(path)
 
     @classmethod
@@ -235,7 +264,7 @@ class Run:
     @property
     def origin(self) -> str:
         """The comment of recipes that this run has found."""
-        return f"{ORIGIN}{self.path.resolve()}"
+        return origin_of(self.path)
 
     def write(self, name: str, text: str) -> None:
         """Replace one of the run's text files in one step."""
@@ -254,6 +283,22 @@ class Run:
 def _exists(path: Path) -> RunError:
     name = quote(str(path))
     return RunError(f"{path} exists already; continue it with `evomerge resume {name}`, or name another with --run")
+
+
+def check_new(path: Path) -> None:
+    """Refuse a place where no new run can be made, before the work that comes first.
+
+    Raises
+    ------
+    RunError
+        If `path` exists and is not an empty folder, or cannot be made.
+    """
+    try:
+        check_place(path, _ELSEWHERE)
+    except PlaceError:
+        raise _exists(path) from None
+    except FileError as error:
+        raise RunError(str(error)) from error
 
 
 def is_run(path: Path) -> bool:
@@ -281,6 +326,22 @@ def _acquire(path: Path) -> FileLock:
     except OSError as error:
         raise RunError(f"{path}: cannot be written to ({error.strerror}); copy the run to a writable place") from None
     return lock
+
+
+def origin_of(run: Path) -> str:
+    """Return the comment of recipes that a run has found."""
+    return f"{ORIGIN}{run.resolve()}"
+
+
+def run_of(recipe: Path) -> Path | None:
+    """Return the run that has found the recipe in a file: the folder it lies in, or the one that its comment names."""
+    if is_run(recipe.parent):
+        return recipe.parent
+    with recipe.open(encoding="utf-8", errors="replace") as lines:
+        for line in islice(lines, HEADER_LINES):
+            if line.startswith(f"# {ORIGIN}"):
+                return Path(line.removeprefix(f"# {ORIGIN}").strip())
+    return None
 
 
 def in_use(path: Path) -> bool:

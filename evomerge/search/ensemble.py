@@ -48,8 +48,11 @@ def vote(members: Sequence[Evaluation]) -> Evaluation:
     """
     items = members[0].items
     scores = np.empty(len(items), np.float32)
+    answers = []
     for at in range(len(items)):
         given = [member.answers[at] for member in members]
         (answer, _), *_ = Counter(given).most_common(1)  # of equal counts the first one: the best-ranked member's
+        answers.append(answer)
         scores[at] = members[given.index(answer)].scores[at]
-    return Evaluation("ok", items=items, scores=scores, flaws=most_flaws(member.flaws for member in members))
+    flaws = most_flaws(member.flaws for member in members)
+    return Evaluation("ok", items=items, scores=scores, answers=tuple(answers), flaws=flaws)

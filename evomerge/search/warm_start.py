@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from evomerge.config.search_file import SearchConfig
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import read_rows
-from evomerge.runs.run import ORIGIN, Run, is_run, require_run
+from evomerge.runs.run import Run, is_run, require_run, run_of
 from evomerge.search.founders import expressed
 from evomerge.strategies import StrategyConfig
 from evomerge.strategies.base import Genotype
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.resolve import Difference, difference
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.registry import build_space
@@ -30,8 +30,6 @@ from search_spaces.spaces.space import SearchSpace
 
 NUMBERS = 20_000
 """Most genes that a warm start writes into the new run's config, all candidates together: about half a megabyte."""
-HEADER_LINES = 10
-"""Comment lines at the beginning of a recipe that are looked at."""
 LOOKED_AT = 1000
 """Most candidates of the earlier run, best first, that are considered."""
 
@@ -73,7 +71,7 @@ def load_warm_start(
     path = Path(named.run)
     former = _FinishedRun(path, config, space)
     wanted = named.wanted(former.size, resolved.places)
-    points, left_out = former.best(
+    points, left_out, moved = former.best(
         min(wanted, max(1, NUMBERS // space.dimension)), several=strategy.objectives == "several"
     )
     if not points:
@@ -86,6 +84,9 @@ def load_warm_start(
     message = f"warm start: {len(points)} candidates of {path}"
     if left_out:
         message += f"; {len(left_out)} are left out, because this space cannot express them ({left_out[0]})"
+    if moved:
+        farthest = max(moved, key=lambda apart: apart.largest)
+        message += f"; {len(moved)} are moved to the nearest recipe that this space can express ({farthest})"
     return WarmStartSettings(strategy.warm_started(space, points), message)
 
 
@@ -167,9 +168,9 @@ def earlier_questions(config: SearchConfig) -> EarlierQuestions:
     named = config.strategy.earlier_run
     runs = {} if named is None or not named.run else {Path(named.run): "strategy.warm_start"}
     runs |= {
-        run: f"space.start {file}"
+        found_by: f"space.start {file}"
         for file in _start_files(config.space.model_dump(mode="json"))
-        for run in _run_of(file)
+        if (found_by := run_of(file)) is not None
     }
     keys: frozenset[str] = frozenset()
     found, warnings = [], []
@@ -193,17 +194,6 @@ def _start_files(settings: Any) -> list[Path]:
     start = settings.get("start")
     own = [Path(start)] if isinstance(start, str) and Path(start).is_file() else []
     return [*own, *(file for value in settings.values() for file in _start_files(value))]
-
-
-def _run_of(recipe: Path) -> list[Path]:
-    """Return the run that has written a recipe, if one has."""
-    if is_run(recipe.parent):
-        return [recipe.parent]
-    with recipe.open(encoding="utf-8", errors="replace") as lines:
-        for line in islice(lines, HEADER_LINES):
-            if line.startswith(f"# {ORIGIN}"):
-                return [Path(line.removeprefix(f"# {ORIGIN}").strip())]
-    return []
 
 
 class _FinishedRun:
@@ -237,24 +227,34 @@ class _FinishedRun:
         self._renamed = {former.models[name]: reference for name, reference in self._models.items()}
         self._same = (former.space, list(former.models)) == (config.space, list(config.models))
 
-    def best(self, count: int, *, several: bool) -> tuple[list[Genotype], list[str]]:
-        """Return up to `count` distinct candidates as points of the new space, and why it cannot express others.
+    def best(self, count: int, *, several: bool) -> tuple[list[Genotype], list[str], list[Difference]]:
+        """Return up to `count` distinct candidates as points of the new space, and what it cannot express.
 
         The run's result comes first, then its candidates by search score. With several objectives, the members of its
         front come before the others.
+
+        Returns
+        -------
+        tuple[list[Genotype], list[str], list[Difference]]
+            The points; why other candidates are left out; how far points are from candidates that lie outside.
         """
         points: dict[str, Genotype] = {}
-        refusals = []
+        refusals, moved = [], []
         for candidate in self._candidates(several):
             if len(points) == count:
                 break
+            apart = None
             try:
                 point = self._encoded(candidate) if isinstance(candidate, Recipe) else candidate
+                decoded = self._space.decode(point)
+                if isinstance(candidate, Recipe):
+                    apart = difference(candidate, decoded, self._layout)
             except RecipeError as error:
                 refusals.append(str(error))
                 continue
-            points.setdefault(self._space.decode(point).hash, point)
-        return list(points.values()), refusals
+            if points.setdefault(decoded.hash, point) is point and apart is not None:
+                moved.append(apart)
+        return list(points.values()), refusals, moved
 
     def _encoded(self, recipe: Recipe) -> Genotype:
         """Return a recipe as a point of the new space, or the nearest point; raises as `encode` does."""

@@ -7,6 +7,7 @@ starts at its prior, or with half of the probability on the space's start and th
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
+from evomerge.extras import require
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.discrete import countable, first_probabilities, seen_probabilities
-from evomerge.strategies.extras import require
-from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
+from evomerge.strategies.generation import Sampling, default_population, resolved_number
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStartPopulation, normal_around
@@ -46,7 +47,14 @@ class CatCmaConfig(StrategyConfig):
     """Earlier run whose best candidates give the initial distribution. By default there is none."""
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
-        """Return the settings with `population: auto` replaced."""
+        """Return the settings with `population: auto` replaced.
+
+        Raises
+        ------
+        MissingExtraError
+            If cmaes is not installed.
+        """
+        _cmaes()
         if self.population != "auto":
             return self
         default = default_population(space.dimension)
@@ -56,6 +64,10 @@ class CatCmaConfig(StrategyConfig):
     def build(self, space: SearchSpace, seed: int) -> CatCma:
         """Build the strategy; the settings must be resolved."""
         return CatCma(space, seed, self)
+
+
+def _cmaes() -> ModuleType:
+    return require("cmaes", "strategies", "strategy.kind: catcma")
 
 
 class CatCma(Strategy):
@@ -127,7 +139,7 @@ class CatCma(Strategy):
 
     def _start(self) -> Any:
         """Return cmaes' optimiser at its start."""
-        cmaes = require("cmaes", "strategy.kind: catcma")
+        cmaes = _cmaes()
         warm = self.config.warm_start
         earlier = None if warm is None else np.array(warm.points(self.space))  # float64[N, G]
         options: dict[str, Any] = {}

@@ -18,10 +18,13 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from evomerge.extras import require
 
 Array = NDArray[np.float64]
 
@@ -121,6 +124,17 @@ class PycmaDescent:
         return bool(self._es.stop())
 
 
+def adapted_package() -> ModuleType:
+    """Import the package of `AdaptedDescent`.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    return require("cmaes", "strategies", "strategy.learning_rate: adapted")
+
+
 class AdaptedDescent:
     """LRA-CMA-ES: adapts the learning rates to keep the signal-to-noise ratio of the updates constant.
 
@@ -128,9 +142,7 @@ class AdaptedDescent:
     """
 
     def __init__(self, start: DescentStart, rng: np.random.Generator) -> None:
-        from evomerge.strategies.extras import require
-
-        cmaes = require("cmaes", "strategy.learning_rate: adapted")
+        cmaes = adapted_package()
         self._dimension = len(start.mean)
         self._samples: list[Array] = []
         mean, scales = start.padded

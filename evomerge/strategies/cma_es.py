@@ -23,9 +23,16 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.cma_backends import DIAGONAL_ABOVE, AdaptedDescent, Descent, DescentStart, PycmaDescent
-from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last, resolved_number
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
+from evomerge.strategies.cma_backends import (
+    DIAGONAL_ABOVE,
+    AdaptedDescent,
+    Descent,
+    DescentStart,
+    PycmaDescent,
+    adapted_package,
+)
+from evomerge.strategies.generation import Generation, default_population, failures_last, resolved_number
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.restarts import Bipop, Ipop, Restarts
 from evomerge.strategies.unit_box import UnitBox
@@ -68,14 +75,16 @@ class CmaEsConfig(StrategyConfig):
         Raises
         ------
         ValueError
-            If there are too many genes for an adapted learning rate.
+            If there are too many genes for an adapted learning rate, or its package is missing.
         """
         genes = space.dimension
-        if self.learning_rate == "adapted" and genes > ADAPTED_UP_TO:
-            raise ValueError(
-                f"strategy.learning_rate: adapted is for up to {ADAPTED_UP_TO} genes and the space has {genes}; "
-                "write fixed, or reduce the number of genes (space.layers_per_group, space.modules)"
-            )
+        if self.learning_rate == "adapted":
+            if genes > ADAPTED_UP_TO:
+                raise ValueError(
+                    f"strategy.learning_rate: adapted is for up to {ADAPTED_UP_TO} genes and the space has {genes}; "
+                    "write fixed, or reduce the number of genes (space.layers_per_group, space.modules)"
+                )
+            adapted_package()
         if self.population != "auto":
             return self
         default = default_population(genes)

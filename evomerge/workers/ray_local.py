@@ -16,6 +16,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from evomerge.extras import how_to_install
 from evomerge.workers.base import WorkerError
 
 TOKEN = "RAY_AUTH_TOKEN"
@@ -71,7 +72,7 @@ def check_installed() -> None:
     try:
         version = metadata.version("ray")
     except metadata.PackageNotFoundError:
-        raise WorkerError("workers.kind is ray, and Ray is not installed; pip install 'evomerge[ray]'") from None
+        raise WorkerError(f"workers.kind is ray, and Ray is not installed; {how_to_install('ray')}") from None
     if tuple(int(part) for part in version.split(".")[:2]) < FIRST_WITH_TOKENS:
         raise WorkerError(
             f"workers.kind is ray, and Ray {version} cannot ask for a token; pip install -U 'evomerge[ray]'"

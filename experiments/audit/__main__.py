@@ -33,7 +33,7 @@ def experiments() -> list[Experiment]:
 
 def pages() -> list[Path]:
     """Return the pages that a reader sees, without the experiments' own."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", FOLDER / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", FOLDER / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def figures_of(experiment: Experiment) -> Mapping[str, str]:
@@ -87,13 +87,18 @@ VERSION = re.compile(
 )
 
 
+SHARE = re.compile(r"\d ?%|± ?\d|\d times|\d of \d")
+"""What looks like a measurement in a page of documentation, where most decimals are settings."""
+
+
 def unchecked() -> Iterator[str]:
-    """Yield each line of an experiment's README with a number that follows from no results and is not given."""
-    for page in sorted(FOLDER.glob("*/README.md")):
+    """Yield each line of a page with a number that follows from no results and is not given."""
+    own = [(page, NUMBER) for page in sorted(FOLDER.glob("*/README.md"))]
+    for page, pattern in [*own, *((page, SHARE) for page in pages() if page.name != "reference.md")]:
         text = page.read_text(encoding="utf-8")
         kept = CHECKED.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
         for number, line in enumerate(kept.splitlines(), start=1):
-            if NUMBER.search(VERSION.sub("", line)):
+            if pattern.search(VERSION.sub("", line)):
                 yield f"{page.relative_to(ROOT)}:{number}: {line.strip()}"
 
 

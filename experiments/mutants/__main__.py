@@ -1,225 +1,84 @@
 """``python -m experiments.mutants`` changes lines of the core one at a time and runs the tests on each change.
 
-The changes are those of cosmic-ray (`pip install cosmic-ray`): another operator, another number, a loop that does not
-run, ... Lines are drawn from the modules in ``modules.py`` by a seed, one change each; changes in annotations alone are
-none. A mutant is killed if a fast test fails or none ends in time. Results are written after each mutant; ``--go-on``
-keeps those that are there.
+The changes are those of cosmic-ray (`pip install cosmic-ray coverage`): another operator, another number, a loop that
+does not run, ... Lines are drawn from the modules in ``modules.py`` by a seed, one change each; changes in annotations
+alone are none. First the fast tests run once, unchanged, and it is noted which test executes which line. On each mutant
+those tests run that execute its line, until one fails. A mutant is killed if one fails or they do not end. Results are
+written after each mutant. ``--go-on`` keeps those that are there; ``--tests FILE...`` runs these tests on the survivors
+again.
 """
 
 from __future__ import annotations
 
-import ast
-import os
-import random
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from difflib import unified_diff
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 from experiments.harness import Experiment, Results
+from experiments.machine import machine
+from experiments.mutants.changes import Mutant, drawn, listed, made_again
+from experiments.mutants.equivalent import EQUIVALENT
 from experiments.mutants.listed import LISTED
-from experiments.mutants.modules import MODULES, Module
+from experiments.mutants.modules import FOLDERS, MODULES
+from experiments.mutants.suite import Suite, warm_up
 
-ROOT = Path(__file__).parents[2]
 COUNT, SEED = 100, 0
-SECONDS = 300
-"""Longest run of the tests of one mutant."""
+ORIGIN = ("date", "commit")
+"""Of a draw."""
 LONGEST = 90
 """Characters of a line that the table shows."""
-PASSED, NONE_FAILED = 0, 5  # pytest's exit codes; the second: no test was found
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One change: the line as it is and as it becomes, and whether a test noticed (None: not tried)."""
-
-    module: str
-    line: int
-    before: str
-    after: str
-    operator: str
-    killed: bool | None = None
-    seconds: float = 0.0
+def reason(mutant: Mutant) -> str:
+    """Return why no test could notice a mutant; empty if one could."""
+    return EQUIVALENT.get((mutant.module, mutant.before, mutant.after), "")
 
 
-Change = tuple[str, int]
-"""Name of cosmic-ray's operator, and which of the places where it applies."""
-
-
-def changes(source: str) -> dict[int, list[Change]]:
-    """Return the changes that cosmic-ray knows of a source, by line.
-
-    Operators of bits are left out: on anything but whole numbers they fail at once, which any test would notice.
-    """
-    from cosmic_ray import plugins
-    from cosmic_ray.ast import ast_nodes, get_ast
-
-    nodes = list(ast_nodes(get_ast(source)))
-    found: dict[int, list[Change]] = {}
-    for name in sorted(plugins.operator_names()):
-        kind = plugins.get_operator(name)
-        if kind.arguments() or any(bits in name for bits in ("Bit", "Shift", "Invert")):
-            continue
-        operator = kind()
-        places = (place for node in nodes for place in operator.mutation_positions(node))
-        for occurrence, (start, _) in enumerate(places):
-            found.setdefault(start[0], []).append((name, occurrence))
-    return found
-
-
-def changed_by(source: str, change: Change) -> str | None:
-    """Return a source after a change; None if it does the same, as where only an annotation or a guard is another."""
-    from cosmic_ray import plugins
-    from cosmic_ray.mutating import mutate_code
-
-    name, occurrence = change
-    changed: str | None = mutate_code(source, plugins.get_operator(name)(), occurrence)
-    return None if changed is None or _meaning(changed) == _meaning(source) else changed
-
-
-GUARDS = {"zip": ("strict",), "dataclass": ("frozen", "eq"), "lru_cache": ("maxsize",)}
-"""Arguments by function that only guard against faults elsewhere, or set a size: without them nothing else happens."""
-
-
-def _meaning(source: str) -> str | None:
-    """Return what a source does, without annotations and guards; None if it cannot be read."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-            for argument in (*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs):
-                argument.annotation = None
-        elif isinstance(node, ast.AnnAssign):
-            node.annotation = ast.Constant(None)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            guards = GUARDS.get(node.func.id, ())
-            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in guards]
-    return ast.dump(tree)
-
-
-def _mutant(module: Module, operator: str, source: str, changed: str) -> Mutant:
-    lines = list(unified_diff(source.splitlines(), changed.splitlines(), n=0, lineterm=""))[2:]
-    number = int(lines[0].split()[1].removeprefix("-").partition(",")[0])
-    before = " ".join(line[1:].strip() for line in lines if line.startswith("-"))
-    after = " ".join(line[1:].strip() for line in lines if line.startswith("+"))
-    return Mutant(module.path, number, before, after, operator.removeprefix("core/"))
-
-
-def drawn(count: int, seed: int) -> list[tuple[Module, Mutant, str]]:
-    """Return `count` changes of different lines, each with the changed source; all lines are equally likely."""
-    sources = {module: (ROOT / module.path).read_text(encoding="utf-8") for module in MODULES}
-    known = {module: changes(source) for module, source in sources.items()}
-    lines = [(module, line) for module, found in known.items() for line in sorted(found)]
-    rng = random.Random(seed)
-    rng.shuffle(lines)
-    found: list[tuple[Module, Mutant, str]] = []
-    for module, line in lines:
-        options = known[module][line]
-        for change in rng.sample(options, len(options)):
-            changed = changed_by(sources[module], change)
-            if changed is not None:
-                found.append((module, _mutant(module, change[0], sources[module], changed), changed))
-                break
-        if len(found) == count:
-            break
-    return found
-
-
-def listed() -> list[tuple[Module, Mutant, str]]:
-    """Return the changes of ``listed.py``, each with the changed source.
-
-    Raises
-    ------
-    ValueError
-        If the text of one no longer occurs once; the list must follow the code.
-    """
-    found = []
-    for module, before, after in LISTED:
-        source = (ROOT / module.path).read_text(encoding="utf-8")
-        if source.count(before) != 1:
-            raise ValueError(f"{module.path}: {before!r} occurs {source.count(before)} times; correct listed.py")
-        changed = source.replace(before, after)
-        found.append((module, _mutant(module, "listed", source, changed), changed))
-    return found
-
-
-def copy_of_the_tree(folder: Path) -> Path:
-    """Copy all files that git knows into a new folder, where they can be changed."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
-
-
-def is_killed(tree: Path, module: Module) -> bool:
-    """Return whether a fast test fails in a changed tree, or they do not end."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "CI": ""}
-    for tests in module.tests:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", tests]
-        try:
-            done = subprocess.run(command, cwd=tree, env=environment, check=False, capture_output=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return True
-        if done.returncode == NONE_FAILED:
-            raise RuntimeError(f"{tests}: no test was found; correct experiments/mutants/modules.py")
-        if done.returncode != PASSED:
-            return True
-    return False
-
-
-def check(tree: Path, module: Module) -> None:
-    """Run a module's tests without a change; if they fail, every mutant would count as killed.
-
-    Raises
-    ------
-    RuntimeError
-        If they do.
-    """
-    if is_killed(tree, module):
-        raise RuntimeError(f"{module.path}: its tests fail without a change: {', '.join(module.tests)}")
-
-
-def tried(tree: Path, module: Module, mutant: Mutant, changed: str) -> Mutant:
-    """Return a mutant with whether the tests noticed it."""
-    file = tree / module.path
-    original = file.read_text(encoding="utf-8")
-    started = time.perf_counter()
-    try:
-        file.write_text(changed, encoding="utf-8")
-        killed = is_killed(tree, module)
-    finally:
-        file.write_text(original, encoding="utf-8")
-    return Mutant(**{**asdict(mutant), "killed": killed, "seconds": round(time.perf_counter() - started, 1)})
+def counts(mutants: Sequence[Mutant]) -> tuple[int, int, int]:
+    """Return how many mutants there are, how many were killed, and how many of the others could not be."""
+    return (
+        len(mutants),
+        sum(bool(mutant.killed) for mutant in mutants),
+        sum(not mutant.killed and bool(reason(mutant)) for mutant in mutants),
+    )
 
 
 def tables(results: Results) -> list[str]:
-    """Return the README's tables: the share that was killed by module, the mutants drawn, and those of the list."""
-    found = [Mutant(**row) for row in results["drawn"]]
-    lines = ["| module | mutants | killed |", "|---|---|---|"]
-    for path in dict.fromkeys(module.path for module in MODULES):
-        own = [mutant for mutant in found if mutant.module == path]
-        if own:
-            lines.append(f"| `{path}` | {len(own)} | {sum(bool(m.killed) for m in own)} |")
-    lines.append(f"| all | {len(found)} | {sum(bool(m.killed) for m in found)} |")
-    return ["\n".join(lines), _rows(found), _rows([Mutant(**row) for row in results["listed"]])]
+    """Return the README's tables: what was killed by draw and by module, all mutants drawn, and those of the list."""
+    draws = {f"seed {row['seed']}": [Mutant(**one) for one in row["mutants"]] for row in results["draws"]}
+    of_list = [Mutant(**row) for row in results["listed"]]
+    lines = ["| | mutants | killed at first | killed now | cannot be | survive |", "|---|---|---|---|---|---|"]
+    for name, mutants in [*draws.items(), ("the list", of_list)]:
+        every, killed, equivalent = counts(mutants)
+        first = sum(bool(mutant.killed) and not mutant.late for mutant in mutants)
+        lines.append(f"| {name} | {every} | {first} | {killed} | {equivalent} | {every - killed - equivalent} |")
+    found = [mutant for mutants in draws.values() for mutant in mutants]
+    modules = ["| module | drawn | killed | cannot be |", "|---|---|---|---|"]
+    for path in MODULES:
+        every, killed, equivalent = counts([mutant for mutant in found if mutant.module == path])
+        if every:
+            modules.append(f"| `{path}` | {every} | {killed} | {equivalent} |")
+    return ["\n".join(lines), "\n".join(modules), _rows(draws), _rows({"list": of_list})]
 
 
-def _rows(mutants: Sequence[Mutant]) -> str:
-    rows = ["| place | line | becomes | killed |", "|---|---|---|---|"]
-    for mutant in mutants:
-        before, after = (_code(text) for text in (mutant.before, mutant.after))
-        rows.append(f"| {mutant.module}:{mutant.line} | {before} | {after} | {'yes' if mutant.killed else 'no'} |")
+def _rows(draws: dict[str, list[Mutant]]) -> str:
+    rows = ["| draw | place | line | becomes | killed by |", "|---|---|---|---|---|"]
+    for name, mutants in draws.items():
+        for mutant in mutants:
+            before, after = (_code(text) for text in (mutant.before, mutant.after))
+            rows.append(f"| {name} | {mutant.module}:{mutant.line} | {before} | {after} | {_fate(mutant)} |")
     return "\n".join(rows)
+
+
+def _fate(mutant: Mutant) -> str:
+    if mutant.killed:
+        place = mutant.killer.removeprefix("tests/").partition("[")[0]
+        return f"`{place}`" if "::" in place else place.strip("()")
+    return f"cannot be: {reason(mutant)}" if reason(mutant) else "**nothing**"
 
 
 def _code(text: str) -> str:
@@ -229,11 +88,16 @@ def _code(text: str) -> str:
 
 def figures(results: Results) -> dict[str, str]:
     """Return the figures of sentences."""
-    counts = {}
-    for part in ("drawn", "listed"):
-        killed = sum(bool(row["killed"]) for row in results[part])
-        counts[part] = f"{killed} of {len(results[part])}"
-    return counts
+    found = {}
+    draws = {f"seed.{row['seed']}": [Mutant(**one) for one in row["mutants"]] for row in results["draws"]}
+    origins = {f"{name}.{key}": row[key] for name, row in zip(draws, results["draws"], strict=True) for key in ORIGIN}
+    for name, mutants in [*draws.items(), ("listed", [Mutant(**row) for row in results["listed"]])]:
+        every, killed, equivalent = counts(mutants)
+        found[name] = f"{killed} of {every}"
+        found[f"{name}.first"] = f"{sum(bool(mutant.killed) and not mutant.late for mutant in mutants)} of {every}"
+        found[f"{name}.equivalent"] = str(equivalent)
+        found[f"{name}.survived"] = str(every - killed - equivalent)
+    return found | origins
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -242,35 +106,88 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=COUNT, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=SEED, help="of the draw")
     parser.add_argument("--part", choices=("drawn", "listed"), help="these only; the results keep the others")
-    parser.add_argument("--go-on", action="store_true", help="do not try again what the results have as killed")
+    parser.add_argument("--go-on", action="store_true", help="keep the draw in the results; try what was not tried")
+    parser.add_argument("--tests", nargs="+", default=(), help="run these files on the survivors of the results again")
+    parser.add_argument("--work", type=Path, help="folder that keeps the copied tree and which test executes what")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after the mutant that ends later")
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
-    before = EXPERIMENT.read(out)
-    results: Results = {"seed": given.seed, "drawn": before.get("drawn", []), "listed": before.get("listed", [])}
-    parts = {"drawn": lambda: drawn(3 if given.quick else given.count, given.seed), "listed": listed}
-    if given.quick:
-        parts["listed"] = lambda: listed()[:1]
-    with tempfile.TemporaryDirectory() as folder:
-        tree, checked = copy_of_the_tree(Path(folder)), set[Module]()
-        for part in [given.part] if given.part else list(parts):
-            rows = results[part] if given.go_on else []
-            known = {(row["module"], row["before"], row["after"]): Mutant(**row) for row in rows if row["killed"]}
-            results[part] = []
-            for module, mutant, changed in parts[part]():
-                done = known.get((mutant.module, mutant.before, mutant.after))
-                if done is None and module not in checked:
-                    check(tree, module)
-                    checked.add(module)
-                found = replace(done, line=mutant.line) if done is not None else tried(tree, module, mutant, changed)
-                print(f"{'killed' if found.killed else 'SURVIVED'}: {_place(found)}", flush=True)
-                results[part].append(asdict(found))
+    results: Results = {"draws": [], "listed": [], **EXPERIMENT.read(out), "machine": machine(1, "pytest", "torch")}
+    keep = given.go_on or bool(given.tests)
+    limit = time.monotonic() + 60 * given.minutes
+    with tempfile.TemporaryDirectory(prefix="m") as temporary:
+        warm_up()
+        suite = Suite.of(given.work or Path(temporary))
+        parts: list[tuple[list[Row], Sequence[tuple[Mutant, str]]]] = []
+        if given.part != "drawn":
+            results["listed"] = kept(results["listed"] if keep else [], found := listed(suite.tree))
+            parts.append((results["listed"], found))
+        if given.part != "listed":
+            found = drawn(2 if given.quick else given.count, given.seed, suite.tree)
+            parts.append((draw(results, given.seed, found, suite.commit, keep=keep), found))
+        if not suite.lines and not given.tests:
+            suite.trace(FOLDERS, sorted({*MODULES, *(module for module, _, _ in LISTED)}))
+        for rows, sources in parts:
+            for place, mutant, changed in to_try(rows, sources, suite.tree, again=bool(given.tests)):
+                if time.monotonic() > limit:
+                    break
+                tests = given.tests or suite.tests_of(mutant.module, mutant.line)
+                killer = suite.killer(mutant.module, changed, tests) if tests else ""
+                number = mutant.tests if given.tests else len(tests)
+                rows[place] = asdict(
+                    replace(mutant, killed=bool(killer), killer=killer, tests=number, late=bool(given.tests))
+                )
+                print(f"{killer or 'SURVIVED'}: {mutant.module}:{mutant.line} {mutant.after}", flush=True)
                 EXPERIMENT.write(out, results)
+        killers = {row["killer"] for rows, _ in parts for row in rows if "::" in row["killer"]}
+        if not given.tests and killers and (failing := suite.failing(sorted(killers & suite.seconds.keys()))):
+            raise SystemExit(f"{failing} fails without a change: what it killed must be tried again")
     print("\n" + tables(results)[0])
     EXPERIMENT.publish(out, results)
 
 
-def _place(mutant: Mutant) -> str:
-    return f"{mutant.module}:{mutant.line} {mutant.after}"
+Row = dict[str, Any]
+"""A mutant in the results."""
+
+
+def kept(before: Sequence[Row], found: Sequence[tuple[Mutant, str]]) -> list[Row]:
+    """Return rows of these mutants, with what is known of each from before."""
+    known = {(row["module"], row["before"], row["after"]): row for row in before}
+    rows = []
+    for mutant, _ in found:
+        row = known.get((mutant.module, mutant.before, mutant.after), {})
+        rows.append({**asdict(mutant), **row, "line": mutant.line})
+    return rows
+
+
+def draw(results: Results, seed: int, found: Sequence[tuple[Mutant, str]], commit: str, *, keep: bool) -> list[Row]:
+    """Return the rows of a draw in the results; it is put there if it is new. One that is kept is not drawn again."""
+    before = next((one for one in results["draws"] if one["seed"] == seed), None)
+    if before is not None and keep:
+        rows: list[Row] = before["mutants"]
+        return rows
+    rows = [asdict(mutant) for mutant, _ in found]
+    new = {"seed": seed, "date": date.today().isoformat(), "commit": commit, "mutants": rows}
+    results["draws"] = sorted(
+        [*(one for one in results["draws"] if one is not before), new], key=lambda one: one["seed"]
+    )
+    return rows
+
+
+def to_try(
+    rows: Sequence[Row], found: Sequence[tuple[Mutant, str]], tree: Path, *, again: bool
+) -> Iterator[tuple[int, Mutant, str]]:
+    """Yield the mutants that were not tried, or those that survived again, each with its place and its source."""
+    sources = {(mutant.module, mutant.before, mutant.after): changed for mutant, changed in found}
+    for place, row in enumerate(rows):
+        mutant = Mutant(**row)
+        if mutant.killed is not (False if again else None) or (again and reason(mutant)):
+            continue
+        changed = sources.get((mutant.module, mutant.before, mutant.after)) or made_again(mutant, tree)
+        if changed is None:
+            print(f"no longer in the code: {mutant.module}:{mutant.line} {mutant.before}", flush=True)
+        else:
+            yield place, mutant, changed
 
 
 EXPERIMENT = Experiment(Path(__file__).parent, tables, figures=figures)

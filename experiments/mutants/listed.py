@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from experiments.mutants.modules import Module
+FINAL = "evomerge/search/final_evaluation.py"
+ENGINE = "evomerge/merging/engine/engine.py"
+PREPARED = "evomerge/merging/engine/prepared.py"
+MATRICES = "evomerge/merging/methods/matrices.py"
+LINEAR = "evomerge/merging/methods/linear.py"
+INTERVALS = "fitness/estimation/intervals.py"
+RACING = "fitness/estimation/racing_rules.py"
+INPUTS = "fitness/estimation/inputs.py"
+POSTERIOR = "fitness/estimation/posterior.py"
+PLAN = "fitness/estimation/evaluation_plan.py"
+ESTIMATORS = "fitness/estimation/estimators.py"
+LOOP = "evomerge/search/loop.py"
+NSGA2 = "evomerge/strategies/nsga2.py"
+GENETIC = "evomerge/strategies/genetic.py"
+RESTARTS = "evomerge/strategies/restarts.py"
+RECIPE = "search_spaces/recipes/recipe.py"
+CANONICAL = "search_spaces/recipes/canonical.py"
+COEFFICIENTS = "search_spaces/spaces/coefficients.py"
+SELECTIVE = "evomerge/merging/methods/selective.py"
+PCB = "evomerge/merging/methods/pcb.py"
+VOCABULARY = "evomerge/merging/sources/vocabulary.py"
+ADAPTERS = "evomerge/merging/sources/adapters.py"
+RAY = "evomerge/workers/ray_pool.py"
+ATOMIC = "evomerge/files/atomic.py"
+GENERATION = "fitness/scoring/generation.py"
 
-FINAL = Module("evomerge/search/final_evaluation.py", ("tests/search/test_final_evaluation.py", "tests/search"))
-ENGINE = Module("evomerge/merging/engine/engine.py", ("tests/merging/engine", "tests/merging/methods"))
-PREPARED = Module("evomerge/merging/engine/prepared.py", ("tests/merging/engine", "tests/merging/methods"))
-MATRICES = Module("evomerge/merging/methods/matrices.py", ("tests/merging/methods",))
-LINEAR = Module("evomerge/merging/methods/linear.py", ("tests/merging/methods",))
-INTERVALS = Module("fitness/estimation/intervals.py", ("tests/fitness/estimation",))
-RACING = Module("fitness/estimation/racing_rules.py", ("tests/fitness/estimation",))
-INPUTS = Module("fitness/estimation/inputs.py", ("tests/fitness/estimation",))
-POSTERIOR = Module("fitness/estimation/posterior.py", ("tests/fitness/estimation",))
-PLAN = Module("fitness/estimation/evaluation_plan.py", ("tests/fitness/estimation",))
-ESTIMATORS = Module("fitness/estimation/estimators.py", ("tests/fitness/estimation",))
-LOOP = Module("evomerge/search/loop.py", ("tests/search/test_loop.py", "tests/search"))
-NSGA2 = Module("evomerge/strategies/nsga2.py", ("tests/strategies/test_nsga2.py",))
-GENETIC = Module("evomerge/strategies/genetic.py", ("tests/strategies/test_genetic.py",))
-RESTARTS = Module("evomerge/strategies/restarts.py", ("tests/strategies/test_cma_es.py",))
-RECIPE = Module("search_spaces/recipes/recipe.py", ("tests/search_spaces/recipes",))
-CANONICAL = Module("search_spaces/recipes/canonical.py", ("tests/search_spaces/recipes",))
-COEFFICIENTS = Module("search_spaces/spaces/coefficients.py", ("tests/search_spaces/spaces/test_coefficients.py",))
-SELECTIVE = Module("evomerge/merging/methods/selective.py", ("tests/merging/methods/test_selective.py",))
-PCB = Module("evomerge/merging/methods/pcb.py", ("tests/merging/methods/test_pcb.py",))
-VOCABULARY = Module("evomerge/merging/sources/vocabulary.py", ("tests/merging/sources/test_vocabulary.py",))
-ADAPTERS = Module("evomerge/merging/sources/adapters.py", ("tests/merging/sources/test_adapters.py",))
-RAY = Module("evomerge/workers/ray_pool.py", ("tests/workers/test_ray_pool.py",))
-ATOMIC = Module("evomerge/files/atomic.py", ("tests/files/test_atomic.py", "tests/merging/output"))
-GENERATION = Module("fitness/scoring/generation.py", ("tests/fitness/scoring",))
-
-LISTED: tuple[tuple[Module, str, str], ...] = (
+LISTED: tuple[tuple[str, str, str], ...] = (
     (
         FINAL,
         "asked = {item for identity in best for item in history.evaluation(identity).items}",
@@ -61,7 +59,7 @@ LISTED: tuple[tuple[Module, str, str], ...] = (
     (COEFFICIENTS, "return 1.0 / total if total else 1.0", "return 1.0"),
     (CANONICAL, "else float(value) + 0.0", "else float(value)"),
     (LINEAR, "return total if abs(total) >= SMALLEST_SUM", "return total if total >= SMALLEST_SUM"),
-    (SELECTIVE, "torch.tensor(middle) + 1.5 *", "torch.tensor(middle) + 1.4 *"),
+    (SELECTIVE, "middle + 1.5 * (high", "middle + 1.4 * (high"),
     (VOCABULARY, "row if row < own_rows else MISSING", "row"),
     (VOCABULARY, "if row >= rows_of(source):", "if False:"),
     (ADAPTERS, "if adapted and not same:", "if False:"),

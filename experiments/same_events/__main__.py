@@ -31,8 +31,9 @@ SEARCHES = {
     ],
 }
 TIMES = ("elapsed", "seconds")
-ADDED = ("flaws",)
-"""Keys that the recorded events do not have: of answers, how many were cut short, which changes no score."""
+ADDED = ("flaws", "answers", "parents")
+"""Keys that the recorded events do not have and that change no score: how many answers were cut short, the answers to
+held-out items as texts, and the candidates that a candidate was made of."""
 RENAMED = {"final": "reference", "stage": "purpose"}
 """Kinds of events and keys in them: the name in the recorded events, the name now."""
 

@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +39,7 @@ from evomerge.strategies.base import Candidate
 from evomerge.workers.base import Request
 from evomerge.workers.inline import MergeWorker
 from experiments.harness import Experiment, Results
-from experiments.scale.processes import alive, busy_workers, descendants, title
+from experiments.scale.processes import alive, busy_workers, descendants, shared_files, title
 from fitness.results import Evaluation
 
 Found = TypeVar("Found")
@@ -50,7 +51,7 @@ RAY = ["workers={kind: ray, count: 2, max_restarts: 100}"]
 START = 3.0
 """Longest seconds before a kill that is to hit a driver while it starts."""
 ORPHANS = 240
-"""Seconds in which what a killed driver has started must end; Ray's monitors look for their head for 60 first."""
+"""Seconds in which what a killed driver has started must end, and its files in shared memory must be gone."""
 BETWEEN = 6, 12
 """Events between two kills on Ray: enough that no candidate is hit so often that it counts as failed."""
 TRIES = 5
@@ -80,7 +81,7 @@ class Plan:
         return self.ray_workers + self.ray_drivers
 
 
-PLANS = [Plan("cma_es", 400, 80, 15, 5), Plan("m2n2", 160, 15, 5)]
+PLANS = [Plan("cma_es", 400, 80, 15, 5), Plan("m2n2", 320, 5, 5, 20)]
 QUICK = [Plan("cma_es", 32, 5), Plan("m2n2", 24, 3)]
 
 
@@ -146,14 +147,15 @@ class Lives:
         self.check_log()
 
     def kill(self, process: int) -> None:
-        """SIGKILL a driver; what it has started must end, and what it has recorded must stay."""
+        """SIGKILL a driver; what it has started must end and leave no file, and what it has recorded must stay."""
         started = descendants(process)
+        files = {file for one in (process, *started) for file in shared_files(one)}
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         limit = time.monotonic() + ORPHANS
-        while left := [one for one in started if alive(one)]:
+        while left := [title(one) for one in started if alive(one)] + [str(file) for file in files if file.exists()]:
             if time.monotonic() > limit:
-                raise Failed(f"left running by a killed driver: {[title(one) for one in left]}")
+                raise Failed(f"left by a killed driver: {left}")
             time.sleep(0.1)
         self.check_log()
 
@@ -341,12 +343,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Kill, compare, write `chaos.json`."""
     parser = EXPERIMENT.parser(__doc__, quick="eight kills of drivers, none on Ray")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strategy", choices=STRATEGIES, help="search with this one anew; the results keep the other")
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
-    results: Results = {"python": platform.python_version(), "seed": given.seed, "searches": []}
+    plans = [plan for plan in (QUICK if given.quick else PLANS) if given.strategy in (None, plan.strategy)]
+    before = EXPERIMENT.read(out).get("searches", []) if given.strategy else []
+    results: Results = {"python": platform.python_version(), "seed": given.seed}
+    results["searches"] = [row for row in before if row["strategy"] != given.strategy]
     with tempfile.TemporaryDirectory() as folder:
-        for plan in QUICK if given.quick else PLANS:
-            results["searches"].append(measure(Path(folder) / plan.strategy, plan, given.seed))
+        for plan in plans:
+            found = measure(Path(folder) / plan.strategy, plan, given.seed)
+            results["searches"].append(found | {"date": date.today().isoformat()})
             print(json.dumps(results["searches"][-1]), flush=True)
             EXPERIMENT.publish(out, results)
     if not all(row["ok"] for row in results["searches"]):

@@ -149,7 +149,7 @@ class Evaluator:
         Raises
         ------
         TaskError
-            See `prepare`; or a task has no answers that can be returned as text.
+            See `prepare`.
         ValueError
             The model produced NaN.
 

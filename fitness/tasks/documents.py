@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from lm_eval.api.task import ConfigurableTask
 
-from fitness.items import Item, prompt_key
+from fitness.items import Item, ItemText, prompt_key
 from fitness.overlap import plain_text
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
@@ -15,6 +15,9 @@ from fitness.tasks.messages import one_line
 
 Document: TypeAlias = dict[str, Any]
 """One row of a data set, as lm-eval gives it."""
+
+LONGEST_TEXT = 20_000
+"""Characters that are kept of a question or an answer for people."""
 
 NO_ANSWER = -100  # as in lm-eval: equals no choice
 
@@ -66,6 +69,22 @@ class Documents:
             return [target, self.task.doc_to_choice(doc) if self.task.config.doc_to_choice else None]
         except Exception as error:  # the author's templates and functions can raise anything
             return one_line(error)
+
+    def shown(self, doc: Document) -> ItemText:
+        """Return a document for people; what the author's code fails to tell is left out."""
+        told = self.targets(doc)
+        target, choices = told if isinstance(told, list) else (None, None)
+        texts = [str(choice)[:LONGEST_TEXT] for choice in choices or ()]
+        if texts and self.task.multiple_input:
+            target = self.right_choice(doc)
+        named = target if isinstance(target, list | tuple) else [target]
+        right = [
+            texts[each] if isinstance(each, int) and 0 <= each < len(texts) else str(each)[:LONGEST_TEXT]
+            for each in named
+            if each is not None and each != NO_ANSWER
+        ]
+        are_choices = self.task.OUTPUT_TYPE == "multiple_choice"
+        return ItemText(self.question(doc)[:LONGEST_TEXT], tuple(right), tuple(texts) if are_choices else ())
 
     def splits(self) -> tuple[str, ...]:
         """Return which of train, validation and test this task has."""

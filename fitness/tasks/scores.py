@@ -93,6 +93,8 @@ class TaskScores:
         if self._is_plain_accuracy():
             choices = self._choices(items, first)
             return lambda answers: [str(choice) for choice in choices.chosen(answers)]
+        if self._task.OUTPUT_TYPE != "generate_until":
+            return lambda answers: [self._likeliest(*at, answers) for at in zip(items, first, strict=True)]
 
         def tell(answers: Answers) -> list[str]:
             told = []
@@ -103,6 +105,14 @@ class TaskScores:
             return told
 
         return tell
+
+    def _likeliest(self, item: Item, start: int, answers: Answers) -> str:
+        """Return the position of the likeliest choice; without choices, the right text if the model would write it."""
+        instances = self._prompts.instances(item.split, item.index)
+        if self._task.OUTPUT_TYPE == "multiple_choice":
+            choices = len(self._task.doc_to_choice(self._documents.of(item.split)[item.index]))
+            return str(int(answers.loglikelihood[start : start + min(choices, len(instances))].argmax()))
+        return str(instances[0].args[1]) if answers.greedy[start] else ""
 
     @property
     def vote_obstacle(self) -> str | None:

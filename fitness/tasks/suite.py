@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
-from fitness.items import Item, ItemPool, positions_by_task
+from fitness.items import Item, ItemPool, ItemText, positions_by_task
 from fitness.overlap import Overlaps
 from fitness.results import TaskError
 from fitness.tasks.code import CodeCheck, allow
@@ -163,6 +163,11 @@ class TaskSuite:
             return self._items[item_id]
         except KeyError:
             raise TaskError(f"no item {item_id!r}: take ids from the pool of the same search file") from None
+
+    def texts(self, ids: Iterable[str]) -> dict[str, ItemText]:
+        """Return items for people, by id; TaskError if there is no such item."""
+        found = {identity: self.item(identity) for identity in ids}
+        return {identity: self._tasks[item.task].shown(item) for identity, item in found.items()}
 
     def task(self, name: str) -> LoadedTask:
         """Return the loaded task of that name."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lm_eval.api.task import ConfigurableTask
 
-from fitness.items import Item
+from fitness.items import Item, ItemText
 from fitness.overlap import Question
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
@@ -147,19 +147,16 @@ class LoadedTask:
         return self.scores.scorer(items, first)
 
     def answer_extractor(self, items: Sequence[Item], first: Sequence[int]) -> AnswerExtractor:
-        """Return a function from the model's answers to its answer to each item: the chosen option, or the text.
+        """Return a function from the model's answers to its answer to each item, as text; parameters as in `scorer`.
 
-        The text is filtered by the task's filter; a long one is cut and ends in a hash. Parameters as in `scorer`.
-
-        Raises
-        ------
-        TaskError
-            The answers cannot be voted on; see `TaskScores.vote_obstacle`.
+        That is the text which the task's filter leaves, or the position of the choice that the metric prefers, where it
+        prefers one, else of the likeliest. Without choices it is the right text if the model would write it. A long
+        text is cut and ends in a hash. Empty: the answer is not known, as where the metric only scores the right one.
         """
-        obstacle = self.scores.vote_obstacle
-        if obstacle is not None:
-            raise TaskError(
-                f"task {self.name!r}: metric {self.metric.name!r} {obstacle}, so models cannot vote; "
-                "use another metric, such as acc or exact_match"
-            )
+        if self.metric.is_loss:
+            return lambda answers: [answers.texts[at] or "" for at in first]
         return self.scores.answer_extractor(items, first)
+
+    def shown(self, item: Item) -> ItemText:
+        """Return an item's question, right answers and choices, for people."""
+        return self.documents.shown(self.documents.of(item.split)[item.index])

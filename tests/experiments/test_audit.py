@@ -51,6 +51,14 @@ def test_measurements_without_results_are_found(page, text):
     assert line.startswith("experiments/some/README.md:3: ")
 
 
+def test_shares_in_the_documentation_without_results_are_found(page, tmp_path, monkeypatch):
+    docs = tmp_path / "some.md"
+    docs.write_text("Try a step of 0.1, of <!-- given -->5 %<!-- / -->.\nIt finds 20 % more.\n")
+    page("# Some\n")
+    monkeypatch.setattr(audit, "pages", lambda: [docs])
+    assert list(audit.unchecked()) == ["some.md:2: It finds 20 % more."]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -92,6 +100,6 @@ READERS = {
 
 
 def test_no_other_test_reads_committed_results():
-    pattern = re.compile(r"""(?:FOLDER|ZOO|experiments)[^\n]*(?:results|chaos)\.json""")
+    pattern = re.compile(r"""(?:FOLDER|ZOO|experiments)[^\n]*(?:results|chaos|soak|validation|racing)\.json""")
     found = {file.name for file in TESTS.rglob("test_*.py") if pattern.search(file.read_text(encoding="utf-8"))}
     assert found <= READERS.keys()

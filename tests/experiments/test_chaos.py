@@ -1,6 +1,7 @@
 """The chaos experiment: that it runs with real kills, and that it notices what must not happen."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from evomerge.runs.run import Asked, ReferenceScore, Run, Told
 from evomerge.strategies.base import Candidate
 from experiments.scale.chaos import Failed, Lives, outcome, wrong_answers
-from experiments.scale.processes import alive, busy_workers, descendants
+from experiments.scale.processes import alive, busy_workers, descendants, shared_files
 from fitness.results import Evaluation
 from tests.logs import reseal
 
@@ -107,6 +108,24 @@ def test_processes_are_found_and_missed():
     subprocess.run(["kill", "-9", str(found[0])], check=True)
     parent.wait()
     assert not alive(found[0]) and not alive(parent.pid) and descendants(parent.pid) == []
+
+
+def test_a_file_that_a_killed_driver_leaves_in_shared_memory_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.scale.chaos.ORPHANS", 0.3)
+    monkeypatch.setattr("experiments.scale.processes.SHARED", (str(tmp_path),))
+    lives, left = Lives(tmp_path, "run"), tmp_path / "left"
+    left.write_text("")
+    process = os.fork()
+    if not process:
+        os.open(left, os.O_RDONLY)
+        time.sleep(60)
+        os._exit(0)
+    limit = time.monotonic() + 60
+    while left not in shared_files(process):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    with pytest.raises(Failed, match=f"left by a killed driver: .*{left}"):
+        lives.kill(process)
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ import pytest
 from experiments.harness import Experiment, Results, plotted
 
 FOLDER = Path(__file__).parents[2] / "experiments"
-MODULES = {"zoo/results.json": "zoo.evaluate", "scale/chaos.json": "scale.chaos"}
-FILES = sorted(str(file.relative_to(FOLDER)) for name in ("results", "chaos") for file in FOLDER.glob(f"*/{name}.json"))
+MODULES = {"zoo/results.json": "zoo.evaluate", "scale/chaos.json": "scale.chaos", "scale/soak.json": "scale.soak"}
+NAMES = ("results", "chaos", "soak")
+FILES = sorted(str(file.relative_to(FOLDER)) for name in NAMES for file in FOLDER.glob(f"*/{name}.json"))
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -18,7 +18,9 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_search_files(text: str) -> None:
-    FitnessConfig.model_validate({"tasks": [{"task": "a"}]} | yaml.safe_load(text)["fitness"])
+    given = yaml.safe_load(text)["fitness"]
+    found = FitnessConfig.model_validate({"tasks": [{"task": "a"}]} | given)
+    assert given.keys() <= found.model_fields_set
 
 
 def test_item_response_theory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

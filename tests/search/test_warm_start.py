@@ -1,5 +1,6 @@
 """A new search begins with what a former run has found: of another strategy, over another space."""
 
+import re
 import shutil
 
 import numpy as np
@@ -27,6 +28,7 @@ from evomerge.strategies import (
     RandomConfig,
     WarmStartPopulation,
 )
+from search_spaces.recipes.resolve import difference
 from tests.cli.test_every_strategy import run, write
 
 STRATEGIES = {
@@ -133,6 +135,20 @@ def test_what_is_left_out_is_counted(folder, tmp_path):
     assert 0 < len(kept) < len(history.ranking())
     assert f"{len(kept)} candidates of {tmp_path / 'two'}; " in new.warm_start.message
     assert "left out, because this space cannot express them (" in new.warm_start.message
+
+
+def test_a_smaller_box_says_how_far_its_points_are_off(folder, problem):
+    """The former run's weights reach higher than the new space's."""
+    path = write(folder, {"kind": "genetic", "population": 4, "warm_start": "former"}, space={"weight": [0.0, 0.05]})
+    new = Problem(load(path))
+    points = new.resolved().strategy.warm_start.points(new.space)
+    found = read_rows(folder / "former")["found"]
+    told = new.warm_start.message.partition("are moved to the nearest recipe that this space can express (")[2]
+    assert re.match(r"\d+ of \d+ tensors differ, by up to \d\.\d+ in ", told)
+    assert np.max(points) <= 0.05
+    assert difference(found, new.space.decode(points[0]), new.layout) is not None
+    inside = GeneticConfig(population=4, warm_start=WarmStartPopulation(run=str(folder / "former")))
+    assert "moved" not in load_warm_start(inside, problem.config, problem.space, inside).message
 
 
 def test_large_spaces_take_fewer(folder, problem, monkeypatch):

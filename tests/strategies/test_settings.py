@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from evomerge.extras import MissingExtraError
 from evomerge.strategies import (
     AnyStrategy,
     CatCmaConfig,
@@ -16,7 +17,6 @@ from evomerge.strategies import (
     Nsga2Config,
     WarmStartDistribution,
 )
-from evomerge.strategies.extras import MissingExtraError
 from evomerge.strategies.restarts import Bipop, Ipop
 from evomerge.testing.planted import PlantedSpace, mixed, reals
 from search_spaces.spaces.genes import Choice, Integer
@@ -122,6 +122,8 @@ def test_a_missing_package_names_the_extra(monkeypatch, package, config):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=rf"needs the package {package}; .*evomerge\[strategies\]"):
         config.build(reals(3), 0)
+    with pytest.raises(MissingExtraError):  # before a run is made
+        config.resolved(reals(3), noise=0.0, evaluations=60)
 
 
 def test_ipop_doubles():

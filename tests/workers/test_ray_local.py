@@ -86,8 +86,10 @@ def test_ray_without_tokens_is_refused(monkeypatch, version):
 
 @pytest.mark.parametrize("version", ["2.52.0", "2.60.0rc1", "3.0.0"])
 def test_ray_with_tokens(monkeypatch, version):
-    monkeypatch.setattr(metadata, "version", lambda name: version)
+    asked: list[str] = []
+    monkeypatch.setattr(metadata, "version", lambda name: asked.append(name) or version)
     RayConfig().check()
+    assert asked == ["ray"]
 
 
 def test_a_missing_ray_and_missing_gpus_are_known_before(monkeypatch):

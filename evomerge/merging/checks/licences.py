@@ -29,7 +29,7 @@ def licence(source: Source) -> str | None:
 
     Where the card says ``other``, its ``license_name`` counts.
     """
-    card = _front_matter(source)
+    card = card_metadata(source)
     for name in (card.get("license_name") if card.get("license") == "other" else None, card.get("license")):
         if isinstance(name, str) and name:
             return name
@@ -37,6 +37,24 @@ def licence(source: Source) -> str | None:
             return " and ".join(name)
     stated = getattr(source.config, "license", None)
     return stated if isinstance(stated, str) and stated else None
+
+
+def licence_fields(source: Source) -> dict[str, str | list[str]]:
+    """Return what a source states about its licence, as front matter that a merge can repeat; nothing if it does not.
+
+    A link to a file in the source's own repository is left out, because a merge has no copy of the file.
+    """
+    card = card_metadata(source)
+    stated = card.get("license")
+    if not (isinstance(stated, str | list) and stated and all(isinstance(entry, str) for entry in stated)):
+        other = licence(source)
+        return {} if other is None else {"license": other}
+    fields: dict[str, str | list[str]] = {"license": stated}
+    for key in ("license_name", "license_link") if stated == "other" else ():
+        value = card.get(key)
+        if isinstance(value, str) and (key == "license_name" or value.startswith("https://")):
+            fields[key] = value
+    return fields
 
 
 def kind_of(name: str | None) -> Kind:
@@ -94,7 +112,8 @@ def _shown(names: list[str], licences: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name} ({licences[name]})" for name in names)
 
 
-def _front_matter(source: Source) -> dict[str, Any]:
+def card_metadata(source: Source) -> dict[str, Any]:
+    """Return the front matter of a source's own model card; nothing where there is none, or it cannot be read."""
     if not (source.path / "README.md").is_file():
         return {}
     try:

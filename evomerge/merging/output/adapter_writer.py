@@ -13,15 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evomerge.files.atomic import atomic_folder, check_place
-from evomerge.files.references import local_or_hub
-from evomerge.merging.checks.licences import licence
 from evomerge.merging.engine.engine import MergeEngine
-from evomerge.merging.output.card import public_names
+from evomerge.merging.output.card import README, RECIPE, adapter_card
+from evomerge.merging.output.provenance import Provenance
 from evomerge.merging.output.writer import MARGIN, OutputError, finite
 from evomerge.merging.sources.adapters import CONFIG, WEIGHTS, AdapterSource, Factors
 from evomerge.merging.sources.errors import CheckpointError
@@ -48,7 +46,14 @@ class WrittenAdapter:
     error: float
 
 
-def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int | None = None) -> WrittenAdapter:
+def write_adapter(
+    engine: MergeEngine,
+    recipe: Recipe,
+    out: Path,
+    *,
+    rank: int | None = None,
+    provenance: Provenance | None = None,
+) -> WrittenAdapter:
     """Write the recipe's model as a LoRA adapter of the sources' base.
 
     The folder appears complete or not at all. Matrices are float32, scaled by 1 (alpha equal to the rank).
@@ -63,6 +68,8 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
         A folder that does not exist yet, or is empty.
     rank
         Keep so many singular directions per module, the largest ones; None: all, which is the sum of the ranks.
+    provenance
+        What the search that found the recipe says about it, for the model card.
 
     Raises
     ------
@@ -86,7 +93,8 @@ def write_adapter(engine: MergeEngine, recipe: Recipe, out: Path, *, rank: int |
     tensors |= {f"base_model.model.{name}": values for name, values in whole.items()}
     tensors = dict(finite(tensors.items()))
     config = _config(origin, kept, sorted({name.rpartition(".")[0] for name in whole}))
-    _write(out, tensors, config, recipe, origin)
+    card = adapter_card(recipe, engine.checkpoints, origin.base.reference, provenance)
+    _write(out, tensors, config, recipe, card)
     return WrittenAdapter(
         rank=max(factors.rank for factors in kept.values()),
         parameters=sum(values.numel() for values in tensors.values()),
@@ -187,28 +195,10 @@ def _config(origin: AdapterSource, kept: Mapping[str, Factors], whole: list[str]
     }
 
 
-def _write(
-    out: Path, tensors: dict[str, Tensor], config: dict[str, Any], recipe: Recipe, origin: AdapterSource
-) -> None:
+def _write(out: Path, tensors: dict[str, Tensor], config: dict[str, Any], recipe: Recipe, card: str) -> None:
     size = sum(values.nbytes for values in tensors.values()) + MARGIN
     with atomic_folder(out, size=size) as temporary:
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (temporary / "recipe.yaml").write_text(mergekit_yaml.dump(recipe), encoding="utf-8")
-        (temporary / "README.md").write_text(_card(recipe, origin), encoding="utf-8")
-
-
-def _card(recipe: Recipe, origin: AdapterSource) -> str:
-    base = origin.base.reference
-    front: dict[str, Any] = {
-        "base_model": base if isinstance(local_or_hub(base), str) else None,
-        "library_name": "peft",
-        "license": licence(origin),
-    }
-    front = {key: value for key, value in front.items() if value is not None} | {"tags": ["merge", "evomerge", "lora"]}
-    names = public_names(recipe.models)
-    return (
-        f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n\n# Merge of {', '.join(names.values())}\n\n"
-        f"A LoRA adapter, merged with evomerge in core space, method `{recipe.merge_method}`. Recipe:\n\n"
-        f"```yaml\n{mergekit_yaml.dump(recipe.with_models(names)).strip()}\n```\n"
-    )
+        (temporary / RECIPE).write_text(mergekit_yaml.dump(recipe), encoding="utf-8")
+        (temporary / README).write_text(card, encoding="utf-8")

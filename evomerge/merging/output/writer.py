@@ -14,12 +14,14 @@ from evomerge.files.atomic import atomic_folder, disk_errors
 from evomerge.files.messages import reason
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.resident import build_resident
-from evomerge.merging.output.card import model_card
+from evomerge.merging.output.card import MERGEKIT_CONFIG, README, RECIPE, model_card
+from evomerge.merging.output.provenance import Provenance
 from evomerge.merging.output.shards import stored_tensors, write_shards
 from evomerge.merging.sources.architecture import quiet, tied_names
 from evomerge.merging.sources.chat_templates import chat_template
 from evomerge.merging.sources.source import Source
 from evomerge.merging.sources.statements import usable_generation_config
+from search_spaces.recipes import mergekit_export
 from search_spaces.recipes.fields import VOCABULARIES
 from search_spaces.recipes.mergekit.documents import Document, dump
 from search_spaces.recipes.recipe import Recipe
@@ -39,12 +41,13 @@ def write_checkpoint(
     *,
     tokenizer_from: str | None = None,
     card: str | None = None,
-    notes: Sequence[str] = (),
+    provenance: Provenance | None = None,
     documents: Sequence[Document] = (),
 ) -> Path:
     """Write the recipe's model: safetensors, config, tokenizer, recipe.yaml, model card.
 
-    The folder appears complete or not at all.
+    Where mergekit builds the same model, the recipe is there as mergekit_config.yml, too. The folder appears complete
+    or not at all.
 
     Parameters
     ----------
@@ -59,8 +62,8 @@ def write_checkpoint(
         base.
     card
         Text of README.md; None writes one from the recipe.
-    notes
-        Paragraphs for that card.
+    provenance
+        What the search that found the recipe says about it, for that card.
     documents
         The documents for recipe.yaml where the recipe uses the results of other merges: those merges' documents, then
         the recipe itself, with their names in place of folders. Empty: the recipe alone.
@@ -76,18 +79,30 @@ def write_checkpoint(
     documents = documents or (Document(None, recipe),)
     donor = _tokenizer_donor(engine, recipe, tokenizer_from)
     template = chat_template(recipe.chat_template, [engine.checkpoint(model) for model in recipe.models])
-    size = engine.footprint(recipe).parameters * engine.out_dtype(recipe).itemsize + MARGIN
-    with atomic_folder(out, size=size) as temporary:
+    with atomic_folder(out, size=written_size(engine, recipe)) as temporary:
         _write(
             engine,
             recipe,
             temporary,
             donor=donor,
             template=template,
-            card=card or model_card(recipe, engine.checkpoints, notes, documents),
+            card=card
+            or model_card(
+                recipe,
+                engine.checkpoints,
+                provenance,
+                documents,
+                name=out.name,
+                for_mergekit=builds_with_mergekit(documents),
+            ),
             documents=documents,
         )
     return out
+
+
+def written_size(engine: MergeEngine, recipe: Recipe) -> int:
+    """Return the bytes that the recipe's model takes on the disk; no weight is read."""
+    return engine.footprint(recipe).parameters * engine.out_dtype(recipe).itemsize + MARGIN
 
 
 def _write(
@@ -104,8 +119,19 @@ def _write(
     donor.tokenizer.copy_to(folder)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    (folder / "recipe.yaml").write_text(dump(documents), encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    for file in recipe_files(documents):
+        (folder / file).write_text(dump(documents), encoding="utf-8")
+    (folder / README).write_text(card, encoding="utf-8")
+
+
+def builds_with_mergekit(documents: Sequence[Document]) -> bool:
+    """Return whether mergekit builds the same weights from these documents."""
+    return not any(mergekit_export.obstacles(document.recipe) for document in documents)
+
+
+def recipe_files(documents: Sequence[Document]) -> tuple[str, ...]:
+    """Return the names of the files that hold the recipe beside its weights."""
+    return (RECIPE, MERGEKIT_CONFIG) if builds_with_mergekit(documents) else (RECIPE,)
 
 
 def rehearse(donor: Source) -> None:

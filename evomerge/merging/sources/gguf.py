@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from evomerge.extras import MissingExtraError, require
 from evomerge.files.cache import cache_folder, cached_folder
 from evomerge.files.hashing import sha256
 from evomerge.files.messages import reason
@@ -63,13 +64,11 @@ def _convert(reference: str, file: Path, folder: Path) -> None:
 def _kinds(reference: str, file: Path) -> tuple[torch.dtype, bool]:
     """Return the dtype to store, after the type of most matrix entries, and whether the file holds a head."""
     try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise CheckpointError(
-            f"{reference}: reading GGUF needs the gguf package; pip install 'evomerge[gguf]'"
-        ) from None
+        gguf = require("gguf", "gguf", f"{reference}: reading GGUF")
+    except MissingExtraError as error:
+        raise CheckpointError(str(error)) from None
     try:
-        tensors = GGUFReader(file).tensors
+        tensors = gguf.GGUFReader(file).tensors
     except Exception as error:  # damage raises ValueError, IndexError, struct.error, ...
         raise CheckpointError(
             f"{reference}: the file is damaged or cut short ({reason(error)}); download it again"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fitness.results import TaskError
 from fitness.scoring.evaluator import Evaluator
 from fitness.tasks.scores import LONGEST_ANSWER, _short
 from tests.fitness.scoring.test_evaluator import by_lm_eval, ids
@@ -56,21 +55,51 @@ def test_they_come_in_the_order_of_the_items(toys: Any, tokenizer: Any) -> None:
     assert evaluator.score(toys.llama, mixed).answers == ()
 
 
-@pytest.mark.parametrize(
-    ("kind", "metric", "words"),
-    [
-        ("gen", "answer_loss", "metric 'answer_loss' is a number that differs between models and not an answer"),
-        ("gen", "answer_length", "is a number that differs between models"),
-        ("mc_information", "acc_mutual_info", "depends on log-likelihoods and not on one chosen answer"),
-        ("ll", "acc", "depends on log-likelihoods"),
-    ],
-)
-def test_numbers_are_no_answers(kind: str, metric: str, words: str, toys: Any, tokenizer: Any) -> None:
-    toys.write("toy", kind, validation=5, test=5)
-    suite = toys.suite({"task": "toy", "metric": metric})
-    with pytest.raises(TaskError, match=words) as refused:
-        told(toys, tokenizer, suite)
-    assert str(refused.value).endswith("use another metric, such as acc or exact_match")
+@pytest.mark.parametrize("metric", ["answer_loss", "bits_per_byte"])
+def test_a_metric_of_the_right_answer_leaves_the_models_own_unknown(metric: str, toys: Any, tokenizer: Any) -> None:
+    toys.write("toy", "gen", validation=5, test=5)
+    assert set(told(toys, tokenizer, toys.suite({"task": "toy", "metric": metric})).answers) == {""}
+
+
+def test_of_a_metric_of_lengths_it_is_the_text(toys: Any, tokenizer: Any) -> None:
+    toys.write("toy", "gen", validation=5, test=5)
+    scored = told(toys, tokenizer, toys.suite({"task": "toy", "metric": "answer_length"}))
+    assert [-len(answer.strip()) for answer in scored.answers] == scored.scores.tolist()
+
+
+def test_of_choices_that_the_metric_weighs_it_is_the_likeliest(toys: Any, tokenizer: Any) -> None:
+    """As of the plain accuracy of the same documents."""
+    toys.write("toy", "mc_information", validation=5, test=20)
+    weighed = told(toys, tokenizer, toys.suite({"task": "toy", "metric": "acc_mutual_info"})).answers
+    assert list(weighed) == list(told(toys, tokenizer, toys.suite({"task": "toy", "metric": "acc"})).answers)
+    assert len(set(weighed)) > 1
+
+
+def test_without_choices_it_is_the_right_text_where_the_model_would_write_it(toys: Any, tokenizer: Any) -> None:
+    toys.write("toy", "ll", validation=5, test=30)
+    suite = toys.suite({"task": "toy", "metric": "acc"})
+    scored = told(toys, tokenizer, suite)
+    texts = suite.texts(scored.items)
+    for item, answer, score in zip(scored.items, scored.answers, scored.scores, strict=True):
+        assert (answer in texts[item].targets) == (score == 1)
+        assert answer or score == 0
+
+
+def test_items_are_shown_as_they_are_asked(toys: Any) -> None:
+    toys.write("toy", "mc_several", validation=5, test=3)
+    toys.write("other", "gen", validation=5, test=3)
+    suite = toys.suite("toy", "other")
+    for name in ("toy", "other"):
+        lines = (toys.folder / f"{name}.test.jsonl").read_text().splitlines()
+        for identity, line in zip(ids(suite, name), lines, strict=True):
+            text, document = suite.texts([identity])[identity], json.loads(line)
+            assert text.question == suite.task(name).question(suite.item(identity))
+            if name == "toy":
+                assert text.targets == (text.choices[document["gold"]],)
+                assert text.answer(str(document["gold"])) == text.targets[0]
+            else:
+                assert text.choices == ()
+                assert text.answer("0") == "0"
 
 
 def test_long_answers_stay_short_and_distinct() -> None:

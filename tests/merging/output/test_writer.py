@@ -13,10 +13,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from evomerge.cli.merge import merge
 from evomerge.files import atomic
 from evomerge.files.atomic import FileError
+from evomerge.merging.checks import preflight
 from evomerge.merging.output import writer
-from evomerge.merging.output.card import model_card
 from evomerge.merging.output.writer import OutputError, rehearse, write_checkpoint
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
 from search_spaces.recipes import mergekit_yaml
@@ -40,11 +41,22 @@ def test_folder_holds_everything(llama: Any, tmp_path: Path) -> None:
         "README.md",
         "config.json",
         "generation_config.json",
+        "mergekit_config.yml",
         "model.safetensors",
         "recipe.yaml",
     ]
     assert left_over(out.parent) == ["out"]
     assert mergekit_yaml.read(out / "recipe.yaml") == average(llama)
+    assert (out / "mergekit_config.yml").read_text() == (out / "recipe.yaml").read_text()
+
+
+def test_mergekits_file_is_there_where_mergekit_builds_the_same_model(llama: Any, tmp_path: Path) -> None:
+    thinned = (("density", constant(0.5)), ("weight", constant(1.0)))
+    sources = [Source(path, (0, llama.layers), () if path == llama.base else thinned) for path in llama.references]
+    recipe = replace(average(llama), merge_method="dare_linear", seed=3, slices=(Slice(tuple(sources)),))
+    out = write_checkpoint(llama.engine(), recipe, tmp_path / "out")
+    assert "mergekit_config.yml" not in left_over(out)
+    assert "mergekit-yaml" not in (out / "README.md").read_text()
 
 
 def test_empty_folder_is_used(llama: Any, tmp_path: Path) -> None:
@@ -109,6 +121,18 @@ def test_full_disk_is_noticed_before_writing(llama: Any, tmp_path: Path, monkeyp
     assert left_over(tmp_path) == []
 
 
+def test_full_disk_is_noticed_before_any_weight_is_read(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(mergekit_yaml.dump(average(llama)), encoding="utf-8")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
+    monkeypatch.setattr(preflight, "_check_finite", lambda *_: pytest.fail("the scan has begun"))
+    with pytest.raises(FileError, match=r"the disk has 0.00 GB free and 0.02 GB are needed; free some space or name"):
+        merge(tmp_path / "recipe.yaml", tmp_path / "out", "cpu")
+    assert left_over(tmp_path) == ["recipe.yaml"]
+
+
 def test_safetensors_own_error_for_a_full_disk(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
 
@@ -166,43 +190,3 @@ def test_names_of_code_are_not_written(llama: Any, tmp_path: Path) -> None:
     assert "auto_map" not in (out / "config.json").read_text()
     assert "auto_map" not in (out / "tokenizer_config.json").read_text()
     assert (out / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"
-
-
-# --- the card ---
-
-
-def test_card_says_what_was_merged_and_not_where_it_lay(llama: Any) -> None:
-    card = model_card(average(llama), llama.checkpoints, ["Found by a search."])
-    assert card.startswith("---\nlibrary_name: transformers\n")
-    assert "# Merge of expert1, expert2, base" in card
-    assert "Found by a search." in card
-    assert "merge_method: linear" in card
-    assert str(Path(llama.base).parent) not in card
-
-
-def test_card_keeps_folders_of_one_name_apart(llama: Any) -> None:
-    moved = {path: f"/models/{index}/final" for index, path in enumerate(llama.references)}
-    checkpoints = {moved[path]: checkpoint for path, checkpoint in llama.checkpoints.items()}
-    card = model_card(average(llama).with_models(moved), checkpoints)
-    assert "# Merge of final, final-1, final-2" in card
-
-
-def test_card_takes_the_licence_on_which_all_sources_agree(llama: Any, tmp_path: Path) -> None:
-    import yaml
-
-    from evomerge.merging.sources.checkpoints import Checkpoint
-
-    paths = [Path(shutil.copytree(path, tmp_path / Path(path).name)) for path in llama.references]
-    recipe = average(llama).with_models(dict(zip(llama.references, map(str, paths), strict=True)))
-    checkpoints = {str(path): Checkpoint.open(str(path)) for path in paths}
-
-    def front() -> dict[str, Any]:
-        return yaml.safe_load(model_card(recipe, checkpoints).split("---")[1])
-
-    for path in paths:
-        (path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
-    assert front()["license"] == "mit"
-    assert front()["tags"] == ["merge", "evomerge"]
-    (paths[1] / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    assert "license" not in front()
-    assert "expert1: apache-2.0" in model_card(recipe, checkpoints)

@@ -65,8 +65,9 @@ def test_quantised_weights_are_refused_by_name(folder: Path, settings: dict[str,
 
 
 def test_an_empty_quantisation_is_none(folder: Path) -> None:
+    before = Checkpoint.open(str(folder)).names
     set_values(folder / "config.json", quantization_config={})
-    Checkpoint.open(str(folder))
+    assert Checkpoint.open(str(folder)).names == before
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64])
@@ -112,8 +113,9 @@ def test_a_tensor_under_two_names_is_refused(folder: Path) -> None:
 
 def test_rotary_buffers_of_old_releases_are_harmless(folder: Path) -> None:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    before = Checkpoint.open(str(folder)).names
     change_tensors(folder, lambda tensors: tensors.update({name: torch.ones(4)}))
-    Checkpoint.open(str(folder))
+    assert Checkpoint.open(str(folder)).names == before
 
 
 def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""The demo's models, tasks and search file: where they lie, and a copy of them for a user."""
