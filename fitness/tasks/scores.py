@@ -219,8 +219,10 @@ class _Choices:
         """Return the probability of the right choice among the choices, float32[I]."""
         score_IC = answers.loglikelihood[self.request_IC]
         share_IC = np.exp(score_IC - score_IC.max(axis=1, keepdims=True))
-        right_I = share_IC[np.arange(len(share_IC)), self.right_I] / share_IC.sum(axis=1)
-        return right_I.astype(np.float32)
+        right_I: npt.NDArray[np.float32] = (
+            share_IC[np.arange(len(share_IC)), self.right_I] / share_IC.sum(axis=1)
+        ).astype(np.float32)
+        return right_I
 
     def chosen(self, answers: Answers) -> npt.NDArray[np.int64]:
         """Return the position of the model's preferred choice, int64[I]."""
