@@ -85,9 +85,9 @@ def outcomes(benchmark: Benchmark, draw: int, side: int) -> list[Outcome]:
         for name, estimate_C in zip(("mean", "inherited"), estimate_EC, strict=True):
             ranked = np.argsort(-estimate_C, kind="stable")
             for count in FINALISTS:
-                chosen, asked = halved(answers, ranked[:count].tolist(), rng)
+                chosen, used = halved(answers, ranked[:count].tolist(), rng)
                 regret = float(true_C.max() - true_C[chosen])
-                found.append(Outcome(benchmark.name, name, count, asked / answers.shape[1], regret))
+                found.append(Outcome(benchmark.name, name, count, used / answers.shape[1], regret))
     return found
 
 

@@ -159,14 +159,15 @@ class Race:
         if not (np.isfinite(value_C).all() and np.isfinite(error_C).all()):
             raise ValueError("an estimate is not finite: leave failed candidates out of the race")
         error_C = np.where(self.active, error_C * math.sqrt(1 - answered), 0.0)  # the estimates of others stay
-        chance_C = probability_among_best(value_C, error_C * math.sqrt(1 - correlation), self.keep)
+        error_C = error_C * math.sqrt(1 - correlation)  # of differences
+        chance_C = probability_among_best(value_C, error_C, self.keep)
         worst_C = np.argsort(np.where(self.active, chance_C, np.inf), kind="stable")
         mean_C = np.cumsum(chance_C[worst_C]) / np.arange(1, self.candidates + 1)
         doomed_C = np.zeros(self.candidates, bool)
         doomed_C[worst_C[: int((mean_C <= self.error).sum())]] = True
         if self.indifference > 0:
             order = worst_C[: int((self.active & (chance_C < 0.5)).sum())]
-            loss_N = expected_loss(value_C, error_C * math.sqrt(1 - correlation), self.keep, order)
+            loss_N = expected_loss(value_C, error_C, self.keep, order)
             # each check may cost the same, so that all together cost no more than the indifference
             doomed_C[order[: int((np.maximum.accumulate(loss_N) <= self.indifference / self.looks).sum())]] = True
         return self._stop(np.where(doomed_C, self.keep, 0))
