@@ -18,6 +18,7 @@ from fitness.tasks.documents import Document, Documents
 from fitness.tasks.loss_metrics import CHOICE_PROBABILITY, AnswerExtractor, Answers, Response, Scorer
 from fitness.tasks.metrics import Metric, is_number
 from fitness.tasks.prompts import Prompts
+from fitness.tasks.templates import TemplateLimit
 
 PLAIN_ACCURACIES = ("acc", "acc_norm", "acc_bytes")
 LONGEST_ANSWER = 200  # characters kept of an answer for voting; a hash replaces the rest
@@ -144,7 +145,10 @@ class TaskScores:
                 instance.filtered_resps = {}
                 batch.append(instance)
         ensemble = next(e for e in self._task._filters if e.name == self._metric.filter)
-        ensemble.apply(batch)
+        try:
+            ensemble.apply(batch)
+        except TemplateLimit as error:
+            raise TaskError(f"task {self._name!r}: {error}") from None
 
     def _item_score(self, split: str, index: int) -> float:
         instances = sorted(self._prompts.instances(split, index), key=lambda instance: instance.idx)
