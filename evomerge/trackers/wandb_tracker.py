@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,6 @@ class WandbStore:
         for file in sorted((run / "wandb").glob(f"*run-*-{name}/run-{name}.wandb")):
             for step, scalars in history(file):
                 last |= dict.fromkeys(scalars, step)
-        self._run_folder = run.resolve()
         while any((run / "wandb").glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{name}")):
             time.sleep(0.1)  # folders are named by the second, and a second session would write into the first one's
         self._run = wandb.init(
@@ -81,7 +81,13 @@ class WandbStore:
             config=dict(config),
             resume="allow",
             settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, x_disable_stats=True, save_code=False
+                silent=True,
+                console="off",
+                disable_git=True,
+                save_code=False,
+                x_disable_stats=True,
+                login_timeout=WAIT,  # nobody may be there to answer
+                init_timeout=3 * WAIT,
             ),
         )
         return last
@@ -93,8 +99,9 @@ class WandbStore:
 
     def keep(self, files: Sequence[Path]) -> None:
         """Keep files with the run of Weights & Biases."""
-        for file in files:
-            self._run.save(str(file.resolve()), base_path=str(self._run_folder), policy="now")
+        for file in files:  # as copies: links would show what later sessions have written
+            copy = shutil.copy(file, self._run.dir)
+            self._run.save(copy, base_path=self._run.dir, policy="now")
 
     def close(self, finished: bool) -> None:
         """End the session."""
@@ -106,7 +113,7 @@ class WandbStore:
 
 
 WAIT = 10.0
-"""Seconds that the end of a session waits for its transaction log to be written."""
+"""Seconds that a session waits for its login, and at its end for its transaction log to be written."""
 _FILE_HEADER, _BLOCK, _HEADER = 7, 32_768, 7  # bytes
 _FULL, _FIRST, _LAST = 1, 2, 4  # kinds of parts; 3 is in between
 

@@ -33,6 +33,7 @@ class TestTensorboard(TrackerSuite):
         return tensorboard_points(run)
 
 
+@pytest.mark.slow
 class TestWandb(TrackerSuite):
     keeps_points = True
 
@@ -48,6 +49,7 @@ class TestWandb(TrackerSuite):
         return dict(found)
 
 
+@pytest.mark.slow
 class TestMlflow(TrackerSuite):
     keeps_points = True
 
