@@ -16,17 +16,17 @@ TASKS = ("zoo_target_gen", "zoo_target_mc")
 
 
 @pytest.fixture
-def tasks(tmp_path):
-    """Return a folder with the zoo's two tasks, for this test alone."""
+def own_tasks(tmp_path):
+    """Return a folder with the zoo's two own_tasks, for this test alone."""
     return few_items(tmp_path / "tasks", TASKS, 100)
 
 
 @pytest.fixture
-def scored(evomerge, tasks, tmp_path):
+def scored(evomerge, own_tasks, tmp_path):
     """Return a function that evaluates models and reads the JSON."""
 
     def scored(*models, options=(), names=TASKS):
-        arguments = ("--tasks", *names, "--include-path", tasks, "--json", *options)
+        arguments = ("--tasks", *names, "--include-path", own_tasks, "--json", *options)
         return json.loads(evomerge("evaluate", *models, *arguments, cwd=tmp_path))
 
     return scored
@@ -61,7 +61,7 @@ def test_several_are_scored_as_each_alone_and_compared_by_pairs(scored):
         assert all(row["low"] <= row["score"] <= row["high"] for row in rows)
 
 
-def test_the_table_has_a_row_for_each_model_and_a_test_for_each_pair(evomerge, tasks, finished):
+def test_the_table_has_a_row_for_each_model_and_a_test_for_each_pair(evomerge, finished):
     folder, _ = finished
     evomerge("export", "run", "-o", "best.yaml", cwd=folder)
     text = evomerge("evaluate", MODELS[0], "best.yaml", "--like", "run", "--limit", 20, cwd=folder)
@@ -79,9 +79,9 @@ def test_a_limit_keeps_the_first_items_of_each_task(scored):
         assert few == {item: whole[item] for item in kept}
 
 
-def test_examples_change_what_is_asked(scored, tasks):
+def test_examples_change_what_is_asked(scored, own_tasks):
     """Of tasks that do not fix their number at 0, as in lm-eval."""
-    for template in tasks.glob("*.template"):
+    for template in own_tasks.glob("*.template"):
         text = template.read_text(encoding="utf-8")
         assert "num_fewshot: 0\n" in text
         template.write_text(text.replace("num_fewshot: 0\n", "fewshot_split: validation\n"), encoding="utf-8")
@@ -91,12 +91,12 @@ def test_examples_change_what_is_asked(scored, tasks):
 
 
 @pytest.mark.slow
-def test_scores_are_those_of_lm_eval_with_the_same_options(scored, tasks):
+def test_scores_are_those_of_lm_eval_with_the_same_options(scored, own_tasks):
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     found = scored(MODELS[1], options=["--limit", 12, "--num-fewshot", 2, "--batch-size", 4])["scores"]
-    manager = TaskManager(include_path=str(tasks))
+    manager = TaskManager(include_path=str(own_tasks))
     theirs = lm_eval.simple_evaluate(
         model="hf",
         model_args=f"pretrained={MODELS[1]},dtype=float32",
