@@ -17,7 +17,7 @@ TASKS = ("zoo_target_gen", "zoo_target_mc")
 
 @pytest.fixture
 def own_tasks(tmp_path):
-    """Return a folder with the zoo's two own_tasks, for this test alone."""
+    """Return a folder with the zoo's two tasks, for this test alone."""
     return few_items(tmp_path / "tasks", TASKS, 100)
 
 
