@@ -27,8 +27,8 @@ from evomerge.workers.base import WorkerSettings
 from evomerge.workers.start import WorkerInputs, build_worker
 from fitness.config import FitnessConfig, Split, TaskConfig
 from fitness.estimation.intervals import interval
+from fitness.functions.opening import AnyEvaluator, Suite, load_suite
 from fitness.objectives import by_task
-from fitness.scoring.evaluator import Evaluator
 from fitness.tasks.identity import difference
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import source_recipe
@@ -39,7 +39,7 @@ from search_spaces.recipes.recipe import Recipe
 class Questions:
     """What a model is asked, and how it is run; `recorded`: how the run asked it, if it is to be asked like a run."""
 
-    suite: TaskSuite
+    suite: Suite
     items: tuple[str, ...]
     fitness: FitnessConfig
     workers: WorkerSettings
@@ -68,7 +68,9 @@ def of_run(run: Path, trust_tasks: bool = False) -> Questions:
     with Run.read(run) as opened:
         recorded = opened.environment()
     seen = frozenset(recorded.earlier.split())
-    suite = TaskSuite.load(config.fitness, config.seed, check_for(run, trust_tasks), seen)
+    if config.fitness.kind == "python" and config.fitness.items is None:
+        raise RunError(f"--like {run}: its function scores a model as a whole, and no items are held out; use --tasks")
+    suite = load_suite(config.fitness, config.seed, check_for(run, trust_tasks), seen)
     return Questions(suite, suite.pool.held_out_ids(), config.fitness, config.workers.settings(), recorded)
 
 
@@ -100,7 +102,9 @@ def evaluate(model: str, questions: Questions, device: str | None, as_json: bool
                     console().print(f"{row['task']}: {row[kind]} of {row['items']} {meaning}", soft_wrap=True)
 
 
-def _check_asked_alike(recorded: Environment, questions: Questions, evaluator: Evaluator, template: str | None) -> None:
+def _check_asked_alike(
+    recorded: Environment, questions: Questions, evaluator: AnyEvaluator, template: str | None
+) -> None:
     """Refuse to ask other questions than the run did; say so if the model's own chat template puts them otherwise.
 
     Raises

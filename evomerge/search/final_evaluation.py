@@ -27,6 +27,7 @@ from evomerge.search.problem import Problem
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.workers.base import Pool
 from fitness.estimation.subset import generator
+from fitness.items import is_whole_model
 from fitness.objectives import Objectives, means
 from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation
@@ -120,7 +121,10 @@ class FinalEvaluation:
         return missed
 
     def _held_out(self, entries: Sequence[Entry]) -> list[tuple[Contender, Evaluation]]:
-        return [(entry, self.scorer.score("held_out", entry, self.problem.held_out_items)) for entry in entries]
+        items = self.problem.held_out_items
+        if is_whole_model(items[0]):  # a function of models has scored them already
+            return [(entry, self._confirm(entry, items)) for entry in entries]
+        return [(entry, self.scorer.score("held_out", entry, items)) for entry in entries]
 
     def _ensemble(self) -> list[tuple[Contender, Evaluation]]:
         """Return the majority vote of the best candidates, where one is asked for and there are two or more."""
