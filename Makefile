@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-slow test-all lint mutants install lock clean
+.PHONY: quickstart test test-slow test-all lint docs mutants install lock dist clean
 
 install: $(STAMP)
 
@@ -21,13 +21,15 @@ $(STAMP): pyproject.toml requirements.lock
 	$(BIN)/pip install -q $(LOCK) -e '.[dev]'
 	touch $@
 
-# Goes on where an earlier one was stopped; `make clean` forgets it.
+# Continues where an earlier one was stopped; `make clean` removes it.
 quickstart: $(STAMP)
-	@if [ -e $(OUT)/run ]; then $(EVOMERGE) resume $(OUT)/run; \
-	else $(EVOMERGE) search experiments/quickstart/search.yaml --run $(OUT)/run; fi
-	$(EVOMERGE) export $(OUT)/run -o $(OUT)/recipe.yaml
-	@rm -rf $(OUT)/merged
-	$(EVOMERGE) merge $(OUT)/recipe.yaml $(OUT)/merged
+	$(EVOMERGE) demo $(OUT)
+
+# The wheel and the sdist in dist/, checked; the release checklist is in CONTRIBUTING.md.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 # The tests of one file share a process, so that what they set up together is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -54,8 +56,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site, in site/; fetches nothing.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lock: $(STAMP)
 	$(BIN)/pip freeze --exclude-editable | sed '1i # Exact versions for development and CI; made by `make lock`.' | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) dist

@@ -1,4 +1,4 @@
-"""Pareto fronts: which points dominate which others, their fronts, and their crowding distances.
+"""Pareto fronts: which points dominate which others, their fronts, crowding distances and hypervolume.
 
 All objectives are maximised. Letters: N points, M objectives.
 """
@@ -48,6 +48,29 @@ def ranks(points: ArrayLike, violation: ArrayLike | None = None) -> NDArray[np.i
     return rank
 
 
+def front(points: ArrayLike, violation: ArrayLike | None = None) -> NDArray[np.bool_]:
+    """Return which points no other dominates, bool[N]: those whose rank is 0, found without comparing all pairs.
+
+    A point is only dominated by points with a larger sum. So in the order of sums each needs a comparison with the
+    members of the front so far: N times the size of the front.
+
+    Parameters
+    ----------
+    points, violation
+        As for `ranks`.
+    """
+    point_NM = np.asarray(points, dtype=np.float64)
+    left = np.arange(len(point_NM))
+    if violation is not None and len(left):
+        missed = np.asarray(violation, dtype=np.float64)
+        left = np.flatnonzero(missed == missed.min())
+    on = np.zeros(len(point_NM), dtype=np.bool_)
+    for at in left[np.lexsort((*point_NM[left].T, point_NM[left].sum(axis=1)))[::-1]]:
+        members, point = point_NM[on], point_NM[at]
+        on[at] = not ((members >= point).all(axis=1) & (members > point).any(axis=1)).any()
+    return on
+
+
 def crowding(points: ArrayLike) -> Array:
     """Return each point's crowding distance in its front, float64[N]; infinite at the ends (Deb et al. 2002, III.B).
 
@@ -67,3 +90,44 @@ def crowding(points: ArrayLike) -> Array:
             distance[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / spread
     scaled: Array = distance / objectives
     return scaled
+
+
+def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
+    """Return the volume between a reference point and the front.
+
+    Sliced along the last objective (While et al. 2006): fine for fronts of tens of points and few objectives.
+
+    Parameters
+    ----------
+    points
+        float[N, M].
+    reference
+        float[M]; points that are not better in every objective do not count.
+    """
+    corner = np.asarray(reference, dtype=np.float64)
+    point_NM = np.asarray(points, dtype=np.float64).reshape(-1, len(corner))
+    inside = point_NM[(point_NM > corner).all(axis=1)]
+    if not len(inside):
+        return 0.0
+    if len(corner) == 1:
+        return float(inside.max() - corner[0])
+    levels = np.unique(inside[:, -1])[::-1]
+    below = np.append(levels[1:], corner[-1])
+    return float(
+        sum(
+            (top - bottom) * hypervolume(inside[inside[:, -1] >= top, :-1], corner[:-1])
+            for top, bottom in zip(levels, below, strict=True)
+        )
+    )
+
+
+def reference_point(points: ArrayLike) -> tuple[float, ...]:
+    """Return the point above which the hypervolume of scores is measured: 0, or the worst score where one is below 0.
+
+    Parameters
+    ----------
+    points
+        float[N, M]: the objectives of all candidates, N >= 1.
+    """
+    worst = np.asarray(points, dtype=np.float64).min(axis=0)
+    return tuple(np.minimum(worst, 0.0).tolist())

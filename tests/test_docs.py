@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "experiments").glob("*/README.md")),
     ROOT / "experiments" / "README.md",
 ]
@@ -31,4 +31,12 @@ def test_its_links_and_paths_lead_somewhere(page: Path) -> None:
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    pages += [f"api/{page.name}" for page in (ROOT / "docs" / "api").glob("*.md")]
     assert not [page for page in pages if f"({page})" not in index]
+
+
+def test_every_page_of_the_field_is_in_the_comparison() -> None:
+    comparison = (ROOT / "docs" / "field" / "comparison.md").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs" / "field").glob("*.md") if page.name != "comparison.md"]
+    assert len(pages) > 5
+    assert not [page for page in pages if f"({page})" not in comparison]

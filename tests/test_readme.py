@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.config.load import load
+from evomerge.demo.files import write_files
 from tests.command import evomerge, execute
 
 ROOT = Path(__file__).parent.parent
@@ -26,9 +27,9 @@ def test_every_block_is_of_a_kind_that_is_run_here():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Return a folder with nothing in it but the repository's experiments."""
+    """Return a folder with nothing in it but what `evomerge demo` begins with."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "experiments").symlink_to(ROOT / "experiments")
+    write_files(folder / "evomerge-demo")
     return folder
 
 
@@ -43,9 +44,7 @@ def test_the_search_file_is_valid(folder):
 def test_the_commands_run_in_order(folder):
     for line in (line for text in blocks("bash") for line in text.splitlines()):
         program, *arguments = shlex.split(line)
-        if program == "make":
-            # Run by CI (test) and by tests/experiments/test_quickstart.py (quickstart).
-            subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
+        if line in ("pip install .", "evomerge demo"):  # run by tests/test_wheel.py
             continue
         assert program == "evomerge"
         evomerge(*arguments, cwd=folder)
@@ -57,6 +56,12 @@ def test_the_python_example_prints_the_table_of_a_search(folder):
     recorded = json.loads((folder / "runs" / "from-python" / "result.json").read_text(encoding="utf-8"))["held_out"]
     assert printed == [row["name"] for row in recorded]
     assert printed[0] == "found" and {"base", "ops", "ja", "eo", "uniform average"} < set(printed)
+
+
+def test_its_targets_of_make_exist():
+    targets = re.findall(r"`make (\w+)`", README)
+    assert targets
+    subprocess.run(["make", "-n", *targets], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_it_fits_on_a_few_screens():

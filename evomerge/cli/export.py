@@ -9,6 +9,8 @@ from evomerge.cli.printing import say
 from evomerge.files.atomic import write_text
 from evomerge.files.messages import printable
 from evomerge.runs.history import RunHistory
+from evomerge.runs.report.contents import read
+from evomerge.runs.report.front import front, index
 from evomerge.runs.result import read_rows
 from evomerge.runs.run import Run, RunError, origin_of
 from evomerge.search.warm_start import space_of
@@ -34,24 +36,27 @@ def export(
 
 
 def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
-    """Write every recipe of the front that the search has seen, 1.yaml, 2.yaml, ..., by the first objective."""
-    with Run.read(path) as run:
-        history = RunHistory(run.events())
-    front = history.front()
-    if not front:
+    """Write every recipe of the front that the search has seen, 1.yaml, 2.yaml, ..., by the first objective.
+
+    `index.json` beside them has the scores of each, and the front's hypervolume.
+    """
+    contents = read(path)
+    history, found = contents.history, front(contents)
+    if found is None:
         raise _no_scores(path, history, "--pareto")
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"--pareto {folder}: the folder is not empty; name another one")
     space = space_of(path)
     folder.mkdir(parents=True, exist_ok=True)
-    for number, identity in enumerate(front, start=1):
-        recipe = space.decode(history.asked[identity].candidate.genotype)
+    for one in found.members:
+        recipe = space.decode(history.asked[one.candidate].candidate.genotype)
         if dialect == "mergekit":
             recipe = _for_mergekit(recipe, rounded)
-        values = ", ".join(f"{value:.4f}" for value in history.evaluation(identity).objectives)
-        header = _header(path, f"candidate {identity} of {printable(path.name)}, search objectives {values}")
-        write_text(folder / f"{number}.yaml", mergekit_yaml.dump(recipe, header))
-    say(f"wrote {len(front)} recipes to {folder}", stderr=True)
+        values = ", ".join(f"{value:.4f}" for value in one.values)
+        header = _header(path, f"candidate {one.candidate} of {printable(path.name)}, search objectives {values}")
+        write_text(folder / f"{one.number}.yaml", mergekit_yaml.dump(recipe, header))
+    write_text(folder / "index.json", index(found))
+    say(f"wrote {len(found.members)} recipes and index.json to {folder}", stderr=True)
 
 
 def _header(path: Path, sentence: str) -> str:

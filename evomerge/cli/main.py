@@ -177,8 +177,18 @@ def resume(run_: RunFolder, set_: Set = None, trust_tasks: TrustTasks = False, j
 
 
 @app.command()
-def status(run_: RunFolder, json: Json = False) -> None:
+def status(
+    run_: RunFolder,
+    json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until the search ends.")] = False,
+) -> None:
     """Show the state of a run, also while it is searching."""
+    if watch:
+        if json:
+            raise ConfigError("--watch: it is for people; leave --json out, or call status --json again and again")
+        from evomerge.cli.watch import watch as run_watch
+
+        return run_watch(run_)
     from evomerge.cli.status import status as run
 
     run(run_, json)
@@ -201,11 +211,14 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to write; by default RUN/report.html.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write the figures as SVG and PNG files into this folder, too.")
+    ] = None,
 ) -> None:
     """Write a run as one self-contained HTML page."""
     from evomerge.cli.report import report as run
 
-    run(run_, output)
+    run(run_, output, figures)
 
 
 @app.command()

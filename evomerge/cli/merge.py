@@ -17,7 +17,7 @@ from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output.adapter_writer import write_adapter
 from evomerge.merging.output.card import gguf_command
 from evomerge.merging.output.provenance import Provenance
-from evomerge.merging.output.writer import OutputError, write_checkpoint
+from evomerge.merging.output.writer import OutputError, write_checkpoint, written_size
 from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.open_sources import folder_of, open_sources
 from evomerge.merging.sources.source import Source
@@ -29,6 +29,7 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.mergekit.documents import Document, needed, read_documents
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
+from search_spaces.recipes.resolve import resolve
 
 
 def merge(
@@ -61,7 +62,8 @@ def merge(
         raise OutputError(f"--intermediates: {file} has one document and so no intermediate models; leave it out")
     recipe = _local(documents[0].recipe, file, within)
     found = _provenance(file, documents[0].recipe, run, within)
-    checkpoints, base, recipe = _opened(recipe, file, within, allow_unrelated=allow_unrelated)
+    whole = None if adapter else out
+    checkpoints, base, recipe = _opened(recipe, file, within, allow_unrelated=allow_unrelated, out=whole)
     engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
     if not adapter:
         write_checkpoint(engine, recipe, out, provenance=found)
@@ -134,8 +136,9 @@ def merge_documents(
     results: dict[str, str] = {}
     try:
         for document in (*earlier, last):
+            place = out if document is last else folder / str(document.name)
             checkpoints, base, recipe = _opened(
-                document.with_results(results), file, within, allow_unrelated=allow_unrelated
+                document.with_results(results), file, within, allow_unrelated=allow_unrelated, out=place
             )
             engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
             if document is last:
@@ -216,7 +219,7 @@ def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str 
 
 
 def _opened(
-    recipe: Recipe, file: Path, within: Path | None, *, allow_unrelated: bool
+    recipe: Recipe, file: Path, within: Path | None, *, allow_unrelated: bool, out: Path | None = None
 ) -> tuple[dict[str, Source], str, Recipe]:
     checkpoints = open_sources(
         {reference: reference for reference in recipe.models},
@@ -231,9 +234,19 @@ def _opened(
                 _check_confined(checkpoint.base.reference, within, file)
     base = recipe.donor
     averages = any(spec.name != "passthrough" for spec in recipe.specs)
-    report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages)
+
+    def check_room() -> None:
+        if out is not None:
+            check_place(out, size=written_size(MergeEngine(checkpoints, base=base), recipe))
+
+    report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages, before_scan=check_room)
     _warn(report.warnings)
-    return checkpoints, base, recipe.expanded(checkpoints[base].layout.num_layers)
+    expanded = recipe.expanded(checkpoints[base].layout.num_layers)
+    try:
+        mergekit_export.check_spreads(resolve(expanded, checkpoints[base].layout))
+    except RecipeError as error:
+        raise RecipeError(f"{file}: {error}") from None
+    return checkpoints, base, expanded
 
 
 def _check_confined(model: str, within: Path, file: Path) -> None:

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 
 from evomerge.cli.printing import console, duration, grid, size
 from evomerge.config.load import load, located
 from evomerge.config.search_file import SearchConfig
+from evomerge.files.messages import printable
 from evomerge.merging.engine.placement import Choice
-from evomerge.search.loop import SearchError
+from evomerge.runs.bill import TIMED
+from evomerge.search.forecast.rehearsal import forecast
+from evomerge.search.forecast.speed import measure, workers_of
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
-from evomerge.workers.base import Request, Worker
 from evomerge.workers.start import LocalWorker
-from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
-TIMED = 2
-"""Candidates scored to estimate the time of one; the quicker counts."""
 GENERATIONS = 10
 """Fewer generations than this are hardly a search."""
 SHOWN_GENES = 40
@@ -32,10 +32,18 @@ SHOWN_GENES = 40
 
 def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Print genes, memory, bytes and estimated time per candidate, and whether the budget suffices."""
-    with located(config_file, overrides):
-        problem = Problem(load(config_file, overrides))
+    shown = console(stderr=True)
+    started = time.perf_counter()
+    with located(config_file, overrides), shown.status("opening") as status:
+        problem = Problem(
+            load(config_file, overrides), opening=lambda what: status.update(f"opening {printable(what)}")
+        )
         worker = local_worker(problem)
-        summary = _summary(problem, worker)
+        status.update("preparing a worker")
+        worker.ready()
+        opened = time.perf_counter() - started
+        status.update("timing a candidate, and rehearsing the search with made-up answers")
+        summary = _summary(problem, worker, opened)
     if as_json:
         print(json.dumps(summary, indent=1))
         return
@@ -64,11 +72,16 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         )
     out.print(
         f"measured: merge {duration(summary['seconds']['merge'])}, scoring {duration(summary['seconds']['score'])}; "
-        f"{summary['evaluations']} evaluations take about {duration(summary['estimated_seconds'])}"
+        f"{summary['evaluations']} evaluations take about {duration(summary['search_seconds'])}"
     )
+    print_bill(out, summary)
     out.print(f"items: {items['search']} for searching, {items['held_out']} held out")
     for sentence in summary["notes"] or ["the budget suffices"]:
         out.print(f"note: {sentence}")
+
+
+def _show(status: Status, text: str) -> None:
+    status.update(printable(text))
 
 
 def genes_of(space: SearchSpace) -> list[dict[str, Any]]:
@@ -85,21 +98,49 @@ def print_genes(out: Console, genes: Sequence[Mapping[str, Any]]) -> None:
         out.print(f"... and {len(genes) - SHOWN_GENES} more")
 
 
-def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
-    config, space = problem.config, problem.space
-    population = problem.resolved().strategy.build(space, config.seed).population
-    recipe = space.decode(space.start)
-    worker = local.ready()
-    total, evaluation = _timed(worker, Request(recipe, tuple(problem.subset)))
+def print_bill(out: Console, summary: Mapping[str, Any]) -> None:
+    """Print what each stage asks and how long it takes, and the sums."""
+    stages = summary["stages"]
+    rows = [
+        [name, f"{line['requests']:.0f}", _count(line), duration(line["seconds"])]
+        for name, line in stages.items()
+        if line["high"]
+    ]
+    ends = [sum(line[end] for line in stages.values()) for end in ("low", "high")]
+    total = {"answers": summary["answers"], "low": ends[0], "high": ends[1]}
+    models = sum(line["requests"] for line in stages.values())
+    rows.append(["opening", "", "", duration(summary["seconds"]["opening"])])
+    rows.append(["in all", f"{models:.0f}", _count(total), duration(summary["estimated_seconds"])])
+    out.print(grid(["stage", "models", "answers", "time"], rows))
+    if ends[0] < ends[1]:
+        out.print(
+            "ranges: what depends on the scores, from a search rehearsed with made-up answers "
+            "(races, recipes proposed again, which finalists win)",
+            soft_wrap=True,
+        )
+    if summary["workers"] > 1:
+        out.print(f"times are for {summary['workers']} workers, each as fast as the one measured here")
+
+
+def _count(line: Mapping[str, Any]) -> str:
+    """Return a number of answers, with its range where it depends on scores."""
+    around = "" if line["low"] == line["high"] else f" ({line['low']:,} .. {line['high']:,})"
+    return f"{line['answers']:,.0f}{around}"
+
+
+def _summary(problem: Problem, local: LocalWorker, opened: float) -> dict[str, Any]:
+    config, strategy = problem.config, problem.resolved().strategy
+    population = strategy.build(problem.space, config.seed).population
+    speed = measure(problem, local.ready())
+    workers = workers_of(config.workers)
     evaluations = config.budget.evaluations
-    strategy = problem.resolved().strategy
+    notes = _budget_notes(population, problem, speed.candidate / workers)
+    bill = forecast(problem, evaluations=reached(config, speed.candidate / workers))
+    seconds = speed.seconds(bill, workers)
     limit = strategy.gradient_steps
     steps = evaluations if limit is None else min(limit, evaluations)
-    step_items = problem.step_items(0) if steps else ()
-    genotype = tuple(space.start.tolist())
-    step = _timed(worker, Request(recipe, step_items, gradient_at=genotype))[0] if steps else 0.0
     return {
-        "genes": genes_of(space),
+        "genes": genes_of(problem.space),
         "strategy": strategy.kind,
         "chosen": problem.chosen,
         "founders": list(dict.fromkeys(founder.entry.name for founder in problem.founders)),
@@ -112,11 +153,21 @@ def _summary(problem: Problem, local: LocalWorker) -> dict[str, Any]:
         },
         "footprint": asdict(local.footprint) | {"peak_bytes": local.footprint.peak_bytes},
         "placement": asdict(local.placement),
-        "seconds": {"merge": evaluation.seconds["merge"], "score": evaluation.seconds["score"], "total": total},
-        "steps": {"count": steps, "items": len(step_items), "seconds": step} | _step_memory(local),
-        "estimated_seconds": step * steps + total * (evaluations - steps + len(problem.founders)),
-        "start": {"score": evaluation.fitness, "standard_error": evaluation.standard_error},
-        "notes": [*problem.warnings, *rotation(config, problem.asks_few), *_budget_notes(population, problem, total)],
+        "seconds": {
+            "opening": opened,
+            "merge": speed.start.seconds["merge"],
+            "score": speed.start.seconds["score"],
+            "total": speed.candidate,
+        },
+        "steps": {"count": steps, "items": len(problem.step_items(0)) if steps else 0, "seconds": speed.step}
+        | _step_memory(local),
+        "workers": workers,
+        "stages": {name: asdict(line) | {"seconds": seconds[name]} for name, line in bill.lines.items()},
+        "answers": bill.answers,
+        "search_seconds": sum(seconds[name] for name in TIMED),
+        "estimated_seconds": opened + sum(seconds.values()),
+        "start": {"score": speed.start.fitness, "standard_error": speed.start.standard_error},
+        "notes": [*problem.warnings, *rotation(config, problem.asks_few), *notes],
     }
 
 
@@ -131,24 +182,6 @@ def _step_memory(local: LocalWorker) -> dict[str, Any]:
         "activation_bytes": memory.activations,
         "how": memory.how,
     }
-
-
-def _timed(worker: Worker, request: Request) -> tuple[float, Evaluation]:
-    """Return the seconds and the evaluation of the quicker of `TIMED` times.
-
-    Raises
-    ------
-    SearchError
-        If the start cannot be scored.
-    """
-    timed = []
-    for _ in range(TIMED):
-        started = time.perf_counter()
-        evaluation = worker.evaluate(request)
-        if evaluation.status == "failed":
-            raise SearchError(f"the start point cannot be scored: {evaluation.reason}; fix that before a search")
-        timed.append((time.perf_counter() - started, evaluation))
-    return min(timed, key=lambda pair: pair[0])
 
 
 def _placed(choice: Choice) -> str:
@@ -181,12 +214,20 @@ def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
     ]
 
 
+def reached(config: SearchConfig, seconds: float) -> int:
+    """Return how many evaluations the hours of the budget are enough for, at most those of the budget."""
+    budget = config.budget
+    if budget.hours is None:
+        return budget.evaluations
+    return max(1, min(budget.evaluations, int(budget.hours * 3600 / max(seconds, 1e-9))))
+
+
 def _budget_notes(population: int, problem: Problem, seconds: float) -> list[str]:
     """Return notes if the evaluations are too few for the space, or the hours for the evaluations."""
     budget = problem.config.budget
     takes_steps = problem.config.strategy.items_per_step > 0  # which come in no generations
     notes = [] if takes_steps else too_few(budget.evaluations, population)
-    if budget.hours is not None and seconds * budget.evaluations > budget.hours * 3600:
-        reached = int(budget.hours * 3600 / seconds)
-        notes.append(f"{budget.hours:g} hours end the search after about {reached} of {budget.evaluations} evaluations")
+    enough = reached(problem.config, seconds)
+    if enough < budget.evaluations:
+        notes.append(f"{budget.hours:g} hours end the search after about {enough} of {budget.evaluations} evaluations")
     return notes

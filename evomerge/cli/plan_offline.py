@@ -47,9 +47,14 @@ def plan_offline(config_file: Path, overrides: Sequence[str], architecture: Path
     print_genes(out, summary["genes"])
     out.print(f"\nmodels: {summary['parameters']:,} parameters each, if they are like {summary['architecture']}")
     asked = "all search items" if summary["items"] is None else f"{summary['items']} items"
-    answers = "" if summary["answers"] is None else f", {summary['answers']:,} answers in all"
+    answers = "" if summary["answers"] is None else f", {summary['answers']:,} answers of candidates"
     out.print(summary["chosen"] or f"strategy {summary['strategy']}", soft_wrap=True)
     out.print(f"{summary['evaluations']} evaluations, {summary['population']} at a time, of {asked} each{answers}")
+    out.print(
+        "what sources, finalists and held-out rows answer, and how long all takes, depends on the tasks' data and the "
+        "models' weights: `evomerge plan` without --offline says it",
+        soft_wrap=True,
+    )
     for task in summary["tasks"]:
         data = "" if task["data"] is None else f", from the data set {task['data']}"
         out.print(f"task {task['name']}: {task['metric'] or 'its first metric'}{data}")

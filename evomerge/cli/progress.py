@@ -1,4 +1,4 @@
-"""Progress of a search: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a search: a live line for each phase on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from evomerge.cli.printing import duration
+from evomerge.cli.printing import duration, rate
 from evomerge.runs.history import RunHistory
 
 if TYPE_CHECKING:
-    from evomerge.search.api import Progress
+    from evomerge.search.forecast.progress import Progress
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two lines if the output is not a terminal."""
+"""Seconds between two lines of one phase if the output is not a terminal."""
+BAR_WIDTH = 12
+"""Characters; the line of a phase fits on 80."""
 
 
 class SearchProgress:
-    """Shows messages, then evaluations, rate, the best score so far with its standard error, and the time left."""
+    """Shows messages, and for the phase that runs: how much is done, the rate, the best score, and the time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._started = self._printed = 0.0
+        self._phase = ""
+        self._began = self._printed = 0.0
+        self._first = 0.0  # what was done when the phase began
+        self._unsaid = ""
         self._bar: Bar | None = None
 
     def __enter__(self) -> SearchProgress:
@@ -37,43 +42,63 @@ class SearchProgress:
         self._stop()
 
     def message(self, text: str) -> None:
-        """Print a sentence; the live line ends where the next phase begins."""
-        self._stop()
+        """Print a sentence; on a terminal it stands above the live line."""
+        self._say(time.monotonic())
         self._console.print(text, soft_wrap=True)
 
     def __call__(self, state: Progress) -> None:
-        """Show how far the search is; the first call starts the live line."""
-        done, total, now = state.history.evaluations, state.budget.evaluations, time.monotonic()
-        if not self._started:
-            self._started = self._printed = now
-            self._begin(total, done)
-            return
-        per_second = (done - state.done_before) / max(now - self._started, 1e-9)
-        rate = f"{per_second:.1f}/s" if per_second >= 1 else f"{60 * per_second:.1f}/min"
-        best = best_so_far(state.history)
+        """Show how far the search is; the first call of a phase starts its line."""
+        now = time.monotonic()
+        if state.phase != self._phase:
+            self._begin(state, now)
+        text = self._text(state, now)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, rate=rate, best=best)
-        elif now - self._printed >= PLAIN_INTERVAL or done == total:
-            self._printed = now
-            seconds = (total - done) / max(per_second, 1e-9)
-            remaining = f", about {duration(seconds)} remain" if done < total else ""
-            self._console.print(f"{done}/{total} evaluations, {rate}, best {best}{remaining}")
+            self._bar.update(self._task, total=state.total, completed=round(state.done), text=text)
+        elif state.phase != "opening" and state.done > self._first:
+            self._unsaid = f"{state.phase}: {text}"
+            if now - self._printed >= PLAIN_INTERVAL:
+                self._say(now)
 
-    def _begin(self, total: int, done: int) -> None:
+    def _say(self, now: float) -> None:
+        """Print the last state of the phase, where that has not been done."""
+        if self._unsaid:
+            self._console.print(self._unsaid, soft_wrap=True)
+        self._unsaid, self._printed = "", now
+
+    def _begin(self, state: Progress, now: float) -> None:
+        self._stop()
+        self._phase, self._began, self._printed, self._first = state.phase, now, now, state.done
         if not self._console.is_terminal:
             return
         self._bar = Bar(
-            TextColumn("searching"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}  best {task.fields[best]}"),
-            TimeRemainingColumn(),
+            SpinnerColumn(),
+            TextColumn(f"{state.phase:10}"),
+            BarColumn(BAR_WIDTH),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
             console=self._console,
+            transient=state.phase == "opening",
         )
-        self._task = self._bar.add_task("", total=total, completed=done, rate="", best="-")
+        self._task = self._bar.add_task("", total=state.total, completed=round(state.done), text="")
         self._bar.start()
 
+    def _text(self, state: Progress, now: float) -> str:
+        """Return how much is done, the rate, the best score so far, and how long the rest of the search takes."""
+        if state.phase == "opening":
+            return state.what
+        total = "" if state.total is None else f"/{state.total:.0f}"
+        parts = [f"{state.done:.0f}{total} {state.unit}"]
+        if state.done > self._first:
+            parts.append(rate((state.done - self._first) / max(now - self._began, 1e-9)))
+        if state.history.best is not None:
+            parts.append(f"best {best_so_far(state.history)}")
+        seconds = state.remaining_seconds
+        if seconds is not None:
+            parts.append(f"{duration(seconds)} left")
+        return ", ".join(parts)
+
     def _stop(self) -> None:
+        self._say(time.monotonic())
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -1,16 +1,33 @@
-"""`evomerge report`: a run as one HTML page."""
+"""`evomerge report`: a run as one HTML page, and its figures as files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from evomerge.cli.printing import say
+from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import write_text
-from evomerge.runs.report.html import render
+from evomerge.runs.report.html import render, write_figures
+from evomerge.search.warm_start import space_of
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.spaces.space import SearchSpace
 
 
-def report(path: Path, out: Path | None) -> None:
-    """Write the report beside the run's other files, or where `out` says."""
+def report(path: Path, out: Path | None, figures: Path | None = None) -> None:
+    """Write the report beside the run's other files, or where `out` says, and its figures into a folder."""
+    space = _space(path)
     target = out or path / "report.html"
-    write_text(target, render(path))
+    write_text(target, render(path, space))
     say(f"wrote {target}")
+    if figures is not None:
+        written = write_figures(path, figures, space)
+        say(f"wrote {len(written)} files to {figures}")
+
+
+def _space(path: Path) -> SearchSpace | None:
+    """Return the space of a run; None where its search file needs something that is not here, which is said."""
+    try:
+        return space_of(path)
+    except (ConfigError, RecipeError, ValueError) as error:
+        say(f"warning: candidates are shown without their recipes: {error}", stderr=True)
+        return None

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from rich.console import Console
 
 from evomerge.cli.printing import console, duration, grid, print_held_out
 from evomerge.cli.progress import best_so_far
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.config.search_file import BudgetConfig
+from evomerge.runs.bill import Bill
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result
 from evomerge.runs.run import LogError, Run, RunError, in_use, is_run
@@ -18,11 +23,15 @@ from evomerge.runs.run import LogError, Run, RunError, in_use, is_run
 
 def status(path: Path, as_json: bool) -> None:
     """Print the state of a run."""
-    summary, history, result = _summary(path)
     if as_json:
-        print(json.dumps(summary, indent=1))
+        print(json.dumps(summarised(path)[0], indent=1))
         return
-    out = console()
+    print_summary(console(), path)
+
+
+def print_summary(out: Console, path: Path) -> None:
+    """Print the state of a run for people."""
+    summary, history, result = summarised(path)
     out.print(
         f"{path}: {summary['state']}, {summary['evaluations']}/{summary['budget']} evaluations "
         f"({history.failed} failed, {history.cached} repeated), {history.item_evaluations} item evaluations"
@@ -32,6 +41,7 @@ def status(path: Path, as_json: bool) -> None:
     if history.elapsed:
         parts = ", ".join(f"{name} {100 * value / history.elapsed:.1f} %" for name, value in history.seconds.items())
         out.print(f"searched for {duration(history.elapsed)}: {parts}")
+    _print_stages(out, history, summary["expected"])
     if summary["remaining_seconds"]:
         out.print(f"about {duration(summary['remaining_seconds'])} remain")
     if result is not None:
@@ -42,6 +52,17 @@ def status(path: Path, as_json: bool) -> None:
         print_held_out(out, result)
         if result.verdict is not None:
             out.print(result.verdict.sentence, soft_wrap=True)
+
+
+def _print_stages(out: Console, history: RunHistory, expected: Mapping[str, float]) -> None:
+    """Print what each stage has asked, what it was expected to ask, and its seconds."""
+    rows = [
+        [name, f"{cost.answers:,}", f"{expected[name]:,.0f}" if name in expected else "", duration(cost.seconds)]
+        for name, cost in history.stages.items()
+        if cost.answers or expected.get(name)
+    ]
+    if rows:
+        out.print(grid(["stage", "answers", "expected", "merging and scoring"], rows))
 
 
 def runs(folder: Path, as_json: bool) -> None:
@@ -68,17 +89,25 @@ def _score(summary: dict[str, Any]) -> str:
 
 def _summary_or_reason(path: Path) -> dict[str, Any]:
     try:
-        return _summary(path)[0]
+        return summarised(path)[0]
     except (RunError, LogError, ConfigError) as error:
         return {"run": str(path), "state": "damaged", "reason": str(error)}
 
 
-def _summary(path: Path) -> tuple[dict[str, Any], RunHistory, Result | None]:
+def summarised(path: Path) -> tuple[dict[str, Any], RunHistory, Result | None]:
+    """Return the state of a run as plain data, its history, and its result if it has one.
+
+    Raises
+    ------
+    RunError, LogError, ConfigError
+        If it is not a run directory, or one of its files is damaged.
+    """
     with Run.read(path) as run:
         history = RunHistory(run.events())
     budget = load(path / "config.yaml").budget
     file = path / "result.json"
     result = Result.read(file) if file.is_file() else None
+    bill = Bill.read(path)
     searching = in_use(path)
     best = None
     if history.best is not None:
@@ -96,10 +125,16 @@ def _summary(path: Path) -> tuple[dict[str, Any], RunHistory, Result | None]:
         "budget": budget.evaluations,
         "failed": history.failed,
         "cached": history.cached,
+        "stage": history.stage,
+        "in_flight": len(history.open),
+        "generation": _generation(history),
+        "last_failure": _last_failure(history),
         "item_evaluations": history.item_evaluations,
+        "expected_answers": None if bill is None else _in_all(bill, history),
+        "expected": {} if bill is None else {name: line.answers for name, line in bill.lines.items()},
         "best": best,
         "elapsed_seconds": history.elapsed,
-        "remaining_seconds": None if result is not None else _remaining(history, budget),
+        "remaining_seconds": _remaining(history, budget, bill) if searching or result is None else None,
         "seconds": history.seconds,
         "overhead_share": history.seconds["overhead"] / history.elapsed if history.elapsed else None,
         "selection_bias": result.selection_bias if result is not None else None,
@@ -108,8 +143,35 @@ def _summary(path: Path) -> tuple[dict[str, Any], RunHistory, Result | None]:
     return summary, history, result
 
 
-def _remaining(history: RunHistory, budget: BudgetConfig) -> float | None:
-    """Return the seconds until the budget is spent, at the rate so far; None before the first evaluation."""
+def _in_all(bill: Bill, history: RunHistory) -> float:
+    """Return how many answers the whole search asks, from what it has asked and what is left."""
+    return history.item_evaluations + sum(line.answers for line in bill.remaining(history).values())
+
+
+def _generation(history: RunHistory) -> dict[str, Any] | None:
+    """Return the number of the last generation, how many of it are asked and scored, and their mean score."""
+    if not history.asked:
+        return None
+    number = max(asked.candidate.generation for asked in history.asked.values())
+    told = history.results(number)
+    scores = [one.evaluation.value for one in told if one.evaluation.status == "ok"]
+    asked = sum(one.candidate.generation == number for one in history.asked.values())
+    return {"number": number, "asked": asked, "told": len(told), "mean": fmean(scores) if scores else None}
+
+
+def _last_failure(history: RunHistory) -> str | None:
+    """Return why the last failed candidate failed."""
+    failed = (told.evaluation.reason for told in reversed(history.told.values()) if told.evaluation.status == "failed")
+    return next(failed, None)
+
+
+def _remaining(history: RunHistory, budget: BudgetConfig, bill: Bill | None) -> float | None:
+    """Return the seconds until the table is there, at the rates so far; None before the first score.
+
+    For runs of older versions, which have no bill: until the budget is spent.
+    """
+    if bill is not None:
+        return bill.remaining_seconds(history, budget.hours)
     done = history.evaluations
     if not done:
         return None

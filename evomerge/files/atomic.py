@@ -98,8 +98,7 @@ def atomic_folder(path: Path, *, size: int | None = None, elsewhere: str = ELSEW
     """
     temporary = _temporary(path)
     with disk_errors(path, elsewhere):
-        check_place(path, elsewhere)
-        _check_space(path, size, elsewhere)
+        check_place(path, elsewhere, size=size)
         _make_folder(path.parent)
         try:
             temporary.mkdir()
@@ -126,8 +125,10 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def check_place(path: Path, elsewhere: str = ELSEWHERE) -> None:
+def check_place(path: Path, elsewhere: str = ELSEWHERE, *, size: int | None = None) -> None:
     """Refuse a place where no folder can appear in one step: called before the work, and again before writing.
+
+    With `size`, a disk with fewer bytes free is refused, too.
 
     Raises
     ------
@@ -157,6 +158,7 @@ def check_place(path: Path, elsewhere: str = ELSEWHERE) -> None:
         probe = _temporary(above / "probe")  # access() knows nothing of quotas and of file systems without folders
         probe.mkdir()
         probe.rmdir()
+        _check_space(path, size, elsewhere)
 
 
 def _temporary(path: Path) -> Path:

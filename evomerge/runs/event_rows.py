@@ -73,6 +73,7 @@ class _AskedData(_Data):
     kind: CandidateKind
     generation: int
     recipe: str
+    parents: list[int] = []
 
 
 class _EvaluationData(_Data):
@@ -133,8 +134,8 @@ class _ReferenceData(_Data):
     evaluation: _EvaluationData
 
 
-_SOMETIMES = {"answers", "gradient", "flaws"}
-"""Keys of an evaluation that are left out where they are empty, as they mostly are."""
+_SOMETIMES = {"answers", "gradient", "flaws", "parents"}
+"""Keys that are left out where they are empty, as they mostly are."""
 _ITEMS = TypeAdapter(tuple[str, ...])
 
 
@@ -172,7 +173,9 @@ def row_of(event: Event, at: float, items: bytes) -> Row:
     """Return the row of an event that happened at a time; `items`: the checksum of its items."""
     if isinstance(event, Asked):
         one = event.candidate
-        data: _Data = _AskedData(kind=one.kind, generation=one.generation, recipe=event.recipe)
+        data: _Data = _AskedData(
+            kind=one.kind, generation=one.generation, recipe=event.recipe, parents=list(one.parents)
+        )
         genotype = np.asarray(one.genotype, dtype="<f8").tobytes()
         return Row("asked", one.id, at, _text(data), genotype, items, None)
     evaluation = _EvaluationData.of(event.evaluation)
@@ -185,9 +188,12 @@ def row_of(event: Event, at: float, items: bytes) -> Row:
 
 
 def _text(data: _Data) -> str:
-    evaluation = getattr(data, "evaluation", None)
-    empty = {key for key in _SOMETIMES if evaluation is not None and not getattr(evaluation, key)}
-    return json.dumps(data.model_dump(exclude={"evaluation": empty} if empty else None))
+    values = data.model_dump()
+    for part in (values, values.get("evaluation", {})):
+        for key in _SOMETIMES & set(part):
+            if not part[key]:
+                del part[key]
+    return json.dumps(values)
 
 
 def event_of(row: Row, items: tuple[str, ...]) -> Event:
@@ -203,7 +209,8 @@ def event_of(row: Row, items: tuple[str, ...]) -> Event:
         if row.candidate is None:
             raise ValueError("a candidate has no number")
         genotype: Genotype = np.frombuffer(_bytes(row.genotype), dtype="<f8").astype(np.float64)
-        return Asked(Candidate(row.candidate, genotype, asked.kind, asked.generation), asked.recipe)
+        candidate = Candidate(row.candidate, genotype, asked.kind, asked.generation, tuple(asked.parents))
+        return Asked(candidate, asked.recipe)
     raw = _bytes(row.scores)
     if len(raw) != 4 * len(items):
         raise ValueError(f"candidate {row.candidate} has scores for other items than it was asked")

@@ -3,13 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from evomerge.runs.run import Asked, Event, ReferenceScore, Told
-from fitness.pareto import ranks
+from evomerge.runs.run import Asked, Event, Purpose, ReferenceScore, Told
+from evomerge.strategies.base import CandidateKind
+from fitness.pareto import front
 from fitness.results import Evaluation, no_seconds
 
 EXTRA = ("founder", "again")
 """Kinds of candidates that do not count for the budget."""
+
+STAGES = ("sources", "founders", "steps", "candidates", "finalists", "held-out")
+"""The stages of a search, in order. `candidates` holds those asked again, `held-out` the votes of an ensemble."""
+STAGE_OF_KIND: Mapping[CandidateKind, str] = {
+    "founder": "founders",
+    "gradient": "steps",
+    "sample": "candidates",
+    "mean": "candidates",
+    "again": "candidates",
+}
+STAGE_OF_PURPOSE: Mapping[Purpose, str] = {
+    "parent": "sources",
+    "confirm": "finalists",
+    "held_out": "held-out",
+    "vote": "held-out",
+}
+
+
+@dataclass
+class StageCost:
+    """What one stage of a search has cost so far.
+
+    Attributes
+    ----------
+    requests
+        Models built and scored, or steps by gradients; those whose scores were known do not count.
+    answers
+        Items asked, over all these models.
+    merge, score
+        Seconds, summed over all workers.
+    """
+
+    requests: int = 0
+    answers: int = 0
+    merge: float = 0.0
+    score: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of merging and scoring, summed over all workers."""
+        return self.merge + self.score
+
+    def add(self, answers: int, seconds: Mapping[str, float]) -> None:
+        """Add one model's answers."""
+        self.requests += 1
+        self.answers += answers
+        self.merge += seconds.get("merge", 0.0)
+        self.score += seconds.get("score", 0.0)
 
 
 class RunHistory:
@@ -36,8 +86,10 @@ class RunHistory:
         Founders, and candidates asked again, which do not count for the budget.
     evaluations
         Candidates told, these left aside.
-    item_evaluations
-        Items asked in all.
+    stages
+        What each of `STAGES` has cost.
+    stage
+        The stage of the last event; None before the first.
     elapsed
         Seconds of searching, summed over all sessions.
     earlier_looks
@@ -55,7 +107,8 @@ class RunHistory:
         self.extra = 0
         self.evaluations = 0
         self._spellings: dict[str, set[str]] = {}  # by recipe: others that give the same model
-        self.item_evaluations = 0
+        self.stages = {name: StageCost() for name in STAGES}
+        self.stage: str | None = None
         self.elapsed = 0.0
         self.earlier_looks = 0
         self._looking = False  # since the last candidate, held-out items were scored
@@ -75,6 +128,10 @@ class RunHistory:
         else:
             self._add_reference(event)
 
+    def enter(self, stage: str) -> None:
+        """Count what is left from this stage on; its first event may be minutes away."""
+        self.stage = stage
+
     @property
     def open(self) -> list[Asked]:
         """Candidates that were asked and not yet told, oldest first."""
@@ -93,10 +150,14 @@ class RunHistory:
         return self._seconds | {"overhead": overhead}
 
     @property
+    def item_evaluations(self) -> int:
+        """Items asked in all."""
+        return sum(cost.answers for cost in self.stages.values())
+
+    @property
     def search_items(self) -> int:
         """How many items were asked before the held-out ones: of sources, candidates, steps and finalists."""
-        apart = [one for (purpose, _), one in self.reference_scores.items() if purpose in ("held_out", "vote")]
-        return self.item_evaluations - sum(len(one.items) for one in apart)
+        return self.item_evaluations - self.stages["held-out"].answers
 
     def evaluation(self, candidate: int) -> Evaluation:
         """Return the evaluation that was told for a candidate; where it was asked again, that with all its answers."""
@@ -157,9 +218,9 @@ class RunHistory:
         if not candidates:
             return []
         evaluations = [self.evaluation(identity) for identity in candidates]
-        rank = ranks([one.objectives for one in evaluations], [one.violation for one in evaluations])
-        front = [identity for identity, on in zip(candidates, rank == 0, strict=True) if on]
-        return sorted(front, key=lambda identity: self.evaluation(identity).objectives, reverse=True)
+        best = front([one.objectives for one in evaluations], [one.violation for one in evaluations])
+        members = [identity for identity, on in zip(candidates, best, strict=True) if on]
+        return sorted(members, key=lambda identity: self.evaluation(identity).objectives, reverse=True)
 
     def in_flight(self, generation: int) -> bool:
         """Return whether a generation has candidates that are asked and not told."""
@@ -174,6 +235,7 @@ class RunHistory:
         self._looking = False
         identity, generation = event.candidate.id, event.candidate.generation
         self.asked[identity] = self._open[identity] = event
+        self.stage = STAGE_OF_KIND[event.candidate.kind]
         self.extra += event.candidate.kind in EXTRA
         self._generations.setdefault(generation, []).append(identity)
         self._missing[generation] = self._missing.get(generation, 0) + 1
@@ -191,7 +253,8 @@ class RunHistory:
         if event.cached:
             self.cached += 1
         else:
-            self.item_evaluations += len(evaluation.items) - (0 if again is None else len(again.items))
+            new = len(evaluation.items) - (0 if again is None else len(again.items))
+            self.stages[STAGE_OF_KIND[candidate.candidate.kind]].add(new, evaluation.seconds)
             for name in self._seconds:
                 self._seconds[name] += evaluation.seconds[name]
         if evaluation.status == "ok" and again is not None:
@@ -216,4 +279,5 @@ class RunHistory:
             self.reference_scores.get(key) if event.purpose == "confirm" else None
         )  # a finalist's answers come in rounds
         self.reference_scores[key] = event.evaluation if known is None else known.with_more(event.evaluation)
-        self.item_evaluations += len(event.evaluation.items)
+        self.stage = STAGE_OF_PURPOSE[event.purpose]
+        self.stages[self.stage].add(len(event.evaluation.items), event.evaluation.seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,9 @@ class Result:
     """Whether the search was worth it, and which row's recipe is `best.yaml`; None in results of older versions."""
     look: int = 1
     """Number of this table among those on the same held-out items; above 1 once a finished search was extended."""
+    stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What each stage has cost: `models` scored, `answers` asked and `seconds` of merging and scoring over all workers,
+    beside the answers that were `expected` before the search, from `low` to `high`."""
 
     @property
     def notes(self) -> list[str]:

@@ -14,7 +14,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -42,6 +42,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Asked",
     "Event",
+    "EventLog",
     "LogError",
     "Purpose",
     "ReferenceScore",
@@ -56,6 +57,27 @@ ORIGIN = "run: "
 
 HEADER_LINES = 10
 """Comment lines at the beginning of a recipe that are looked at."""
+
+
+class EventLog(Protocol):
+    """Where a search records its events, and reads those of earlier sessions; a run directory is one."""
+
+    @property
+    def path(self) -> Path:
+        """The directory, for messages."""
+
+    @property
+    def origin(self) -> str:
+        """The comment of recipes that this run has found."""
+
+    def record(self, event: Event) -> None:
+        """Append one event."""
+
+    def events(self) -> Iterator[Event]:
+        """Yield all events in the order in which they happened."""
+
+    def write(self, name: str, text: str) -> None:
+        """Replace one of the run's text files."""
 
 
 class Run:

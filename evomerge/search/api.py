@@ -10,14 +10,14 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load, load_mapping, load_recorded
-from evomerge.config.search_file import BudgetConfig, SearchConfig
-from evomerge.files.messages import PrintableFormatter
+from evomerge.config.search_file import SearchConfig
+from evomerge.files.messages import PrintableFormatter, reason
+from evomerge.runs.bill import BILL, Bill
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report.html import render
@@ -25,6 +25,8 @@ from evomerge.runs.result import Result
 from evomerge.runs.run import Run, Told
 from evomerge.runs.trackers import TrackerGroup
 from evomerge.search.final_evaluation import FinalEvaluation
+from evomerge.search.forecast.progress import Progress, ProgressReports
+from evomerge.search.forecast.rehearsal import forecast
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.racing_pool import racing
@@ -37,19 +39,9 @@ from evomerge.workers.base import Pool
 from fitness.functions.loading import GIVEN, FitnessFunction, code_of_function, reference_to
 from fitness.tasks.code import CodeCheck
 
+__all__ = ["Progress", "default_run", "resume_search", "run_search"]
+
 log = logging.getLogger("evomerge")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a search is."""
-
-    history: RunHistory
-    """Counts, times and the best candidate of the run, all sessions together."""
-    budget: BudgetConfig
-    """When the search ends."""
-    done_before: int
-    """Evaluations that earlier sessions of the run have made."""
 
 
 Say = Callable[[str], None]
@@ -77,7 +69,7 @@ def run_search(
     run
         The run directory to make; by default `runs/NAME` with the name of the search file, or the next free name.
     progress
-        Called once when the search begins, and after every evaluation.
+        Called with a `Progress` when a phase begins, and after every evaluation and every other recipe that is scored.
     overrides
         `key.path=value` strings, the value in YAML: `budget.evaluations=100`.
     warm_start
@@ -120,10 +112,12 @@ def run_search(
     read = _read(config, overrides)
     if warm_start is not None:
         read = _read(config, [*overrides, warm_start_override(read, Path(warm_start))])
-    problem, environment = _open(read, say, trusted, function=function)
-    pool = start_pool(problem)  # before the run exists: what is wrong with a device or a tokenizer shows here
+    reports = ProgressReports(progress, read.budget)
+    problem, environment = _open(read, say, trusted, reports, function=function)
+    # before the run exists: what is wrong with a device or a tokenizer shows here
+    pool = _start_workers(problem, reports)
     with closing(pool), Run.create(path, problem.resolved().to_yaml(), environment) as created:
-        return _go_on(created, problem, pool, progress, say)
+        return _go_on(created, problem, pool, reports, say)
 
 
 def resume_search(
@@ -164,17 +158,18 @@ def resume_search(
         recorded = opened.environment()
         function, changes = _given_function(evaluate, items)
         config, code = load_recorded(path, [*changes, *overrides]), check_for(path, trust_tasks, overrides)
-        problem, environment = _open(config, say, code, recorded, function=function)
+        reports = ProgressReports(progress, config.budget)
+        problem, environment = _open(config, say, code, reports, recorded, function=function)
         if opened.incomplete:
             say("warning: the last event of the log was not written whole; it is left out, and happens again")
         check_unchanged(opened, environment)
         for warning in upgrades(recorded, environment):
             say(f"warning: {warning}")
-        pool = start_pool(problem)
+        pool = _start_workers(problem, reports)
         with closing(pool):
             if overrides:
                 opened.write("config.yaml", problem.config.to_yaml())
-            return _go_on(opened, problem, pool, progress, say)
+            return _go_on(opened, problem, pool, reports, say)
 
 
 def default_run(config: SearchConfig | Mapping[str, Any] | str | Path) -> Path:
@@ -213,14 +208,16 @@ def _open(
     config: SearchConfig,
     say: Say,
     task_code: CodeCheck,
+    reports: ProgressReports,
     recorded: Environment | None = None,
     *,
     function: FitnessFunction | None = None,
 ) -> tuple[Problem, Environment]:
     tasks = len(config.fitness.tasks)
-    noun = "score of a function" if config.fitness.kind == "python" else "task"
-    say(f"checking {len(config.models)} models and {tasks} {noun if tasks == 1 else noun.replace(' ', 's ', 1)}")
-    problem = Problem(config, task_code=task_code, recorded=recorded, function=function)
+    word, rest = ("score", " of a function") if config.fitness.kind == "python" else ("task", "")
+    say(f"checking {len(config.models)} models and {tasks} {word}{'s' if tasks > 1 else ''}{rest}")
+    problem = Problem(config, task_code=task_code, recorded=recorded, opening=reports.opening, function=function)
+    reports.opening("prompts")
     for warning in problem.warnings:
         say(f"warning: {warning}")
     if problem.chosen:
@@ -231,64 +228,70 @@ def _open(
     return problem, environment
 
 
-def _go_on(run: Run, problem: Problem, pool: Pool, progress: Callable[[Progress], None] | None, say: Say) -> Result:
+def _start_workers(problem: Problem, reports: ProgressReports) -> Pool:
+    reports.opening("workers")
+    return start_pool(problem)
+
+
+def _go_on(run: Run, problem: Problem, pool: Pool, reports: ProgressReports, say: Say) -> Result:
     """Search until the budget is spent, then score the finalists; a stop in between loses nothing."""
     with _logged(run.path / "log.txt"):
         try:
             trackers = TrackerGroup(problem.config.trackers, lambda text: say(f"warning: {text}"))
             trackers.start(run.path, problem.resolved().model_dump(mode="json"))
-            search = _search(run, problem, pool, progress, trackers, say)
+            reports.bill = _bill(run, problem, reports)
+            search = _search(run, problem, pool, reports, trackers, say)
             say(f"scoring the finalists on {len(problem.held_out_items)} held-out items")
-            result = FinalEvaluation(run, problem, search, pool).evaluate()
+            reports.enter("finalists")
+            result = FinalEvaluation(run, problem, search, pool, reports.bill, notify=reports).evaluate()
         except KeyboardInterrupt:
             log.info("stopped")
             raise
-        run.write("report.html", render(run.path))
+        run.write("report.html", render(run.path, problem.space))
         trackers.end(result)
         return result
 
 
+def _bill(run: Run, problem: Problem, reports: ProgressReports) -> Bill | None:
+    """Return what the search is expected to ask; an earlier session has said so, unless the budget was another."""
+    known = Bill.read(run.path)
+    if known is not None and known.evaluations == problem.config.budget.evaluations:
+        return known
+    reports.opening("the forecast")
+    try:
+        bill = forecast(problem, run.events())
+    except Exception as error:  # whatever a plug-in does with made-up scores must not stop the real search
+        log.warning("no forecast of the answers: %s", reason(error))
+        return None
+    run.write(BILL, bill.to_json())
+    return bill
+
+
 def _search(
-    run: Run,
-    problem: Problem,
-    pool: Pool,
-    progress: Callable[[Progress], None] | None,
-    trackers: TrackerGroup,
-    say: Say,
+    run: Run, problem: Problem, pool: Pool, reports: ProgressReports, trackers: TrackerGroup, say: Say
 ) -> Search:
     budget = problem.config.budget
+    history = RunHistory(run.events())
+    done = history.evaluations
+    reports.follow(history)
     if problem.needs_sources:
         say(f"scoring the sources on {len(problem.search_items)} search items")
-    history = RunHistory(run.events())
-    plan = problem.evaluation_plan(RecordedScorer(run, history, pool, problem.recipe_hash))
-    done = history.evaluations
+        reports.enter("sources")
+    plan = problem.evaluation_plan(RecordedScorer(run, history, pool, problem.recipe_hash, reports))
 
     def notify(history: RunHistory, told: Told) -> None:
         trackers.told(history, told)
-        if progress is not None:
-            progress(Progress(history, budget, done))
+        reports()
 
-    step_items = problem.step_items if problem.step_inputs is not None else None
-    founder_items = step_items if problem.step_windows is None else None  # a text gives no scores
-    search = Search(
-        run,
-        problem.space,
-        problem.strategy(),
-        budget,
-        plan,
-        notify,
-        step_items,
-        problem.other_spellings(),
-        founder_items,
-        problem.recipe_hash,
-    )
+    search = problem.begin(run, plan, budget, notify)
     say(
         f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
         f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")
     )
     log.info("searching from evaluation %d", done)
-    if progress is not None:
-        progress(Progress(search.history, budget, done))
+    reports.follow(search.history)
+    if not search.spent:
+        reports.search()
     search.search(racing(pool, problem.config, search))
     return search
 

@@ -14,13 +14,15 @@ front, spread over it, that are not dominated on all search items either.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from evomerge.runs import held_out
+from evomerge.runs.bill import Bill, settled
 from evomerge.runs.result import ROWS, Contender, Entry, Result, paired_p_value, rows_text, table, verdict_on
-from evomerge.runs.run import Run
+from evomerge.runs.run import EventLog
 from evomerge.search import ensemble, sequential_halving
 from evomerge.search.loop import Search, SearchError
 from evomerge.search.problem import Problem
@@ -36,8 +38,17 @@ from search_spaces.recipes.recipe import Recipe
 
 HOPELESS = 1e-3
 """A finalist that is worse than the leader with a p-value below this is asked no further items."""
+PairedTest = Callable[[Evaluation, Evaluation, Mapping[str, float]], float]
+"""Two evaluations on the same items, and the tasks' weights, to a p-value."""
 FRONT = 8
 """Members of the front of several objectives that are scored on all search items."""
+
+
+class Asked(NamedTuple):
+    """The rows of the final table with their scores, the found recipe first, and its score on the search items."""
+
+    rows: list[tuple[Contender, Evaluation]]
+    search_score: float
 
 
 class FinalEvaluation:
@@ -53,17 +64,32 @@ class FinalEvaluation:
         Finished.
     pool
         Scores the recipes.
+    bill
+        What the search was expected to ask, for the result; None: nobody has said.
+    p_value
+        The paired test by which hopeless finalists leave; a rehearsal has a quicker one.
+    notify
+        Called after every score that is new.
     """
 
-    def __init__(self, run: Run, problem: Problem, search: Search, pool: Pool) -> None:
-        self.run = run
+    def __init__(
+        self,
+        run: EventLog,
+        problem: Problem,
+        search: Search,
+        pool: Pool,
+        bill: Bill | None = None,
+        p_value: PairedTest = paired_p_value,
+        notify: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.run, self.bill, self._p_value = run, bill, p_value
         self.problem = problem
         self.history = search.history
         self.history.spelt_alike(problem.other_spellings())
         self.plan = search.plan
         self.objectives = search.plan.objectives
         self.strategy = search.strategy
-        self.scorer = RecordedScorer(run, search.history, pool, problem.recipe_hash)
+        self.scorer = RecordedScorer(run, search.history, pool, problem.recipe_hash, notify)
 
     def evaluate(self) -> Result:
         """Confirm the finalists, choose one, score it on the held-out items; write `best.yaml` and `result.json`.
@@ -73,13 +99,10 @@ class FinalEvaluation:
         SearchError
             If no candidate was scored, or a finalist cannot be scored.
         """
-        found, mean, search_score = self._choose()
-        voted = self._ensemble()
-        searched = [found, *([mean] if mean else []), *self._front()]
-        alternatives = self.problem.alternatives()
-        rows = [*self._held_out(searched), *voted, *self._held_out(alternatives)]
+        asked = self.ask()
+        rows, (found, _), search_score = asked.rows, asked.rows[0], asked.search_score
         verdict = verdict_on(rows, self.problem.suite.weights, self._missed(rows))
-        recipes = {entry.name: entry.recipe for entry in (*searched, *alternatives)}
+        recipes = {entry.name: entry.recipe for entry, _ in rows if isinstance(entry, Entry)}
         taken = recipes[verdict.recommended]
         result = Result(
             held_out=table(rows, self.problem.suite.weights),
@@ -92,6 +115,7 @@ class FinalEvaluation:
             search_items=self.history.search_items,
             verdict=verdict,
             look=self.history.earlier_looks + 1,
+            stages=settled(self.bill, self.history.stages),
         )
         evaluation = next(evaluation for entry, evaluation in rows if entry.name == verdict.recommended)
         score = f"held-out score {evaluation.fitness:.4f} +- {evaluation.standard_error:.4f}"
@@ -99,11 +123,19 @@ class FinalEvaluation:
         self.run.write("best.yaml", mergekit_yaml.dump(taken, f"{origin}, {score}\n{self.run.origin}"))
         self.run.write(ROWS, rows_text(recipes, self.run.origin))
         hashes = {name: [self.problem.recipe_hash(recipe)] for name, recipe in recipes.items()}
-        hashes |= {entry.name: [self.problem.recipe_hash(one) for one in self._voters()] for entry, _ in voted}
+        voted = [entry for entry, _ in rows if not isinstance(entry, Entry)]
+        hashes |= {entry.name: [self.problem.recipe_hash(one) for one in self._voters()] for entry in voted}
         texts = self.problem.suite.texts(self.problem.held_out_items)
         self.run.write(held_out.FILE, held_out.HeldOut(hashes, texts).to_json())
         self.run.write("result.json", result.to_json())
         return result
+
+    def ask(self) -> Asked:
+        """Confirm the finalists, choose one, and score the table's rows; raises as `evaluate` does."""
+        found, mean, search_score = self._choose()
+        voted = self._ensemble()
+        searched = [found, *([mean] if mean else []), *self._front()]
+        return Asked([*self._held_out(searched), *voted, *self._held_out(self.problem.alternatives())], search_score)
 
     def _missed(self, rows: Sequence[tuple[Contender, Evaluation]]) -> dict[str, str]:
         """Return what each row that misses a minimum score on the held-out items misses, by the row's name."""
@@ -194,7 +226,7 @@ class FinalEvaluation:
         """Return whether one finalist is so far behind another on the same items that it need not be asked more."""
         if one.fitness >= other.fitness or one.violation != other.violation:
             return False
-        return paired_p_value(one, other, self.problem.suite.weights) < HOPELESS
+        return self._p_value(one, other, self.problem.suite.weights) < HOPELESS
 
     def _confirm(self, entry: Entry, items: Sequence[str]) -> Evaluation:
         answers = self.scorer.confirm(entry, items)

@@ -17,7 +17,7 @@ import numpy as np
 
 from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import RunHistory
-from evomerge.runs.run import Asked, Run, Told
+from evomerge.runs.run import Asked, EventLog, Told
 from evomerge.strategies.base import Candidate, Evaluated, Strategy
 from evomerge.workers.base import Pool, Request
 from fitness.estimation.evaluation_plan import EvaluationPlan
@@ -78,7 +78,7 @@ class Search:
 
     def __init__(
         self,
-        run: Run,
+        run: EventLog,
         space: SearchSpace,
         strategy: Strategy,
         budget: BudgetConfig,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.config.errors import ConfigError
-from evomerge.config.search_file import SearchConfig
+from evomerge.config.search_file import BudgetConfig, SearchConfig
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.engine.gram import gram_matrices
@@ -20,6 +20,7 @@ from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source
 from evomerge.runs.environment import Environment
 from evomerge.runs.result import Entry
+from evomerge.runs.run import EventLog
 from evomerge.search import ensemble
 from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.environment import (
@@ -31,6 +32,7 @@ from evomerge.search.environment import (
     versions,
 )
 from evomerge.search.founders import Founder, founders
+from evomerge.search.loop import Notify, Search
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.warm_start import EarlierQuestions, WarmStartSettings, earlier_questions, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
@@ -83,6 +85,8 @@ class Problem:
         Called with the code of each task that has some, before it runs.
     recorded
         The environment of the run that is continued; None: it begins.
+    opening
+        Called with what is opened next; for the user, since reading large models takes minutes.
     function
         The function that a program has given in place of tasks; None: as the search file says.
 
@@ -102,15 +106,19 @@ class Problem:
         scan: bool = True,
         task_code: CodeCheck = allow,
         recorded: Environment | None = None,
+        opening: Callable[[str], None] = lambda what: None,
         function: FitnessFunction | None = None,
     ) -> None:
         self.config = config
         self.given_function = function
         check_workers(config)
+        opening("models")
         self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
         )
-        self.report = preflight.check(self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated)
+        self.report = preflight.check(
+            self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated, scanned=opening
+        )
         if config.fitness.apply_chat_template:
             behaviour.check_chat_template(self.checkpoints, config.base)
         if scan:
@@ -130,6 +138,7 @@ class Problem:
         self._references = config.models if recorded is None else recorded.references
         earlier = earlier_questions(config) if recorded is None else EarlierQuestions.of(recorded)
         self.seen, self._seen_where, self._unknown_origins = earlier.keys, earlier.where, earlier.warnings
+        opening("tasks")
         self.suite: Suite = load_suite(config.fitness, config.seed, task_code, self.seen, function)
         try:
             ensemble.check(config.strategy, self.suite)
@@ -361,6 +370,23 @@ class Problem:
         """Return the configured strategy, newly built, with the founders before it."""
         points = {founder.genotype.tobytes(): founder.genotype for founder in self.founders}
         return Founded(self.space, self.config.seed, self.resolved().strategy, list(points.values()))
+
+    def begin(self, log: EventLog, plan: EvaluationPlan, budget: BudgetConfig, notify: Notify | None = None) -> Search:
+        """Return the search at the end of a log's events; arguments as for `Search`."""
+        step_items = self.step_items if self.step_inputs is not None else None
+        founder_items = step_items if self.step_windows is None else None  # a text gives no scores
+        return Search(
+            log,
+            self.space,
+            self.strategy(),
+            budget,
+            plan,
+            notify,
+            step_items,
+            self.other_spellings(),
+            founder_items,
+            self.recipe_hash,
+        )
 
     @cached_property
     def founders(self) -> list[Founder]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Entry
-from evomerge.runs.run import Purpose, ReferenceScore, Run
+from evomerge.runs.run import EventLog, Purpose, ReferenceScore
 from evomerge.search.loop import SearchError
 from evomerge.workers.base import Pool, Request
 from fitness.results import Evaluation
@@ -30,19 +30,23 @@ class RecordedScorer:
         Scores the recipes, one at a time.
     recipe_hash
         Hash of a recipe, as in the run's events.
+    notify
+        Called after every score that is new.
     """
 
     def __init__(
         self,
-        run: Run,
+        run: EventLog,
         history: RunHistory,
         pool: Pool,
         recipe_hash: Callable[[Recipe], str] = attrgetter("hash"),
+        notify: Callable[[], None] = lambda: None,
     ) -> None:
         self.run = run
         self.history = history
         self.pool = pool
         self._hash = recipe_hash
+        self._notify = notify
 
     def score(self, purpose: Purpose, entry: Entry, items: Sequence[str]) -> Evaluation:
         """Return the recipe's mean score on `items`, with its per-item scores; for finalists there is `confirm`.
@@ -97,4 +101,5 @@ class RecordedScorer:
         event = ReferenceScore(purpose, self._hash(entry.recipe), evaluation)
         self.run.record(event)
         self.history.add(event)
+        self._notify()
         return evaluation

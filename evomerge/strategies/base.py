@@ -10,7 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from hashlib import sha256
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +29,7 @@ __all__ = [
     "CandidateKind",
     "Evaluated",
     "Genotype",
+    "Proposal",
     "Strategy",
     "StrategyConfig",
 ]
@@ -58,12 +60,28 @@ class Candidate:
         count for the budget.
     generation
         Number of its generation, from 0.
+    parents
+        Ids of the candidates that it was made of; empty where it was drawn from a distribution.
     """
 
     id: int
     genotype: Genotype
     kind: CandidateKind
     generation: int
+    parents: tuple[int, ...] = ()
+
+
+class Proposal(NamedTuple):
+    """What a strategy proposes: a candidate without its number.
+
+    `parents` are what it was made of: ids of candidates, or their genotypes, float64[G] each, as they were proposed;
+    genotypes that were not are left out.
+    """
+
+    genotype: Genotype
+    kind: CandidateKind
+    generation: int
+    parents: Sequence[Genotype | int] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,6 +260,7 @@ class Strategy(ABC):
         self.rng = np.random.default_rng(seed)
         self._asked = 0
         self._open: dict[int, Candidate] = {}
+        self._first_ids: dict[bytes, int] = {}  # by digest of a genotype: the candidate that had it first
 
     def ask(self, n: int = 1) -> list[Candidate]:
         """Propose up to `n` candidates: fewer or none while a generation waits for its results, or at the end.
@@ -254,8 +273,8 @@ class Strategy(ABC):
         if n < 1:
             raise AskTellError(f"ask({n}): ask for at least one candidate")
         candidates = [
-            Candidate(self._asked + offset, genotype, kind, generation)
-            for offset, (genotype, kind, generation) in enumerate(self._propose(n))
+            self._candidate(self._asked + offset, Proposal(*proposal))
+            for offset, proposal in enumerate(self._propose(n))
         ]
         self._asked += len(candidates)
         # Keep a copy to learn from, because the caller may change the genotype.
@@ -263,6 +282,14 @@ class Strategy(ABC):
         if not self._open and not self.finished:
             raise AskTellError(f"{type(self).__name__} proposes nothing and waits for nothing")
         return candidates
+
+    def _candidate(self, identity: int, proposal: Proposal) -> Candidate:
+        found = (
+            parent if isinstance(parent, int) else self._first_ids.get(digest(parent)) for parent in proposal.parents
+        )
+        parents = tuple(dict.fromkeys(parent for parent in found if parent is not None))
+        self._first_ids.setdefault(digest(proposal.genotype), identity)
+        return Candidate(identity, proposal.genotype, proposal.kind, proposal.generation, parents)
 
     def tell(self, results: Iterable[Evaluated]) -> None:
         """Take the evaluations of asked candidates, in any order, each once.
@@ -296,9 +323,14 @@ class Strategy(ABC):
         return None
 
     @abstractmethod
-    def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
-        """Return up to `n` proposals as (genotype, kind, generation)."""
+    def _propose(self, n: int) -> Sequence[Proposal]:
+        """Return up to `n` proposals; a tuple of genotype, kind and generation is one without parents."""
 
     @abstractmethod
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Take one result."""
+
+
+def digest(genotype: Genotype) -> bytes:
+    """Return a digest that equal genotypes share."""
+    return sha256(np.ascontiguousarray(genotype, dtype=np.float64).tobytes()).digest()

@@ -16,9 +16,9 @@ from pydantic import Field
 from typing_extensions import Self
 
 from evomerge.extras import require
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.discrete import countable, first_probabilities, seen_probabilities
-from evomerge.strategies.generation import Proposal, Sampling, default_population, resolved_number
+from evomerge.strategies.generation import Sampling, default_population, resolved_number
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStartPopulation, normal_around

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.cma_backends import (
     DIAGONAL_ABOVE,
     AdaptedDescent,
@@ -32,7 +32,7 @@ from evomerge.strategies.cma_backends import (
     PycmaDescent,
     adapted_package,
 )
-from evomerge.strategies.generation import Generation, Proposal, default_population, failures_last, resolved_number
+from evomerge.strategies.generation import Generation, default_population, failures_last, resolved_number
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.restarts import Bipop, Ipop, Restarts
 from evomerge.strategies.unit_box import UnitBox

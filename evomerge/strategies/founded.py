@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.strategies.base import Candidate, CandidateKind, Genotype, Strategy, StrategyConfig
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.stage import Relay, Stage
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
@@ -73,24 +73,25 @@ class Founded(Relay):
         """Return the strategy's own best guess; None before it has begun."""
         return self._stage.recommend() if self._begun else None
 
-    def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
+    def _propose(self, n: int) -> list[Proposal]:
         if not self._begun:
             if not self._stage.strategy.finished:
                 return self._stage.ask(n, self._asked)
             if self._open:
                 return []
             self._begin()
-        proposals: list[tuple[Genotype, CandidateKind, int]] = []
+        proposals: list[Proposal] = []
         while len(proposals) < n:
             first = self._asked + len(proposals)
             asked = self._stage.ask(1, first)
             if not asked:
                 break
-            known = self._known(asked[0])
-            if known is None:
+            founder = self._founder(asked[0])
+            if founder is None:
                 proposals += asked
             else:
-                self._stage.tell(Candidate(first, *asked[0]), known)
+                self._stage.is_known_as(first, founder)
+                self._stage.tell(Candidate(first, *asked[0][:3]), self._unused.pop(founder))
         return proposals
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
@@ -119,11 +120,10 @@ class Founded(Relay):
         error = math.hypot(scored[best].standard_error, start.standard_error)
         return best if scored[best].fitness > start.fitness + error else None
 
-    def _known(self, proposal: tuple[Genotype, CandidateKind, int]) -> Evaluation | None:
-        """Return the score of a proposal that is a founder; None: it is none, was one before, or wants derivatives."""
-        genotype, kind, _ = proposal
-        at = None if kind in ("gradient", "again") else self._position(genotype)
-        return None if at is None else self._unused.pop(at, None)
+    def _founder(self, proposal: Proposal) -> int | None:
+        """Return the id of the founder that a proposal is; None: none, one it was before, or derivatives are wanted."""
+        at = None if proposal.kind in ("gradient", "again") else self._position(proposal.genotype)
+        return at if at in self._unused else None
 
     def _position(self, genotype: Genotype) -> int | None:
         distance = np.abs(self._founders - genotype) / (self.space.high - self.space.low)
@@ -144,8 +144,8 @@ class _Founders(Strategy):
         """Whether all founders have been proposed."""
         return self._asked >= len(self._founders)
 
-    def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
-        return [(founder.copy(), "founder", 0) for founder in self._founders[self._asked : self._asked + n]]
+    def _propose(self, n: int) -> list[Proposal]:
+        return [Proposal(founder.copy(), "founder", 0) for founder in self._founders[self._asked : self._asked + n]]
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Ignore the result; `Founded` keeps it."""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.strategies.base import Candidate, CandidateKind, Genotype
+from evomerge.strategies.base import Candidate, Genotype, Proposal, digest
 from fitness.results import Evaluation
-
-Proposal = tuple[Genotype, CandidateKind, int]
-"""Genotype, kind, and generation number."""
 
 
 def default_population(genes: int) -> int:
@@ -53,6 +49,8 @@ class Generation:
         The strategy's own best guess, to be scored as well but not used for learning; None: it is not proposed.
     again
         Genotypes of earlier candidates that are asked this generation's items as well.
+    parents
+        Of each sample, the genotypes that it was made of; empty: they have none.
     """
 
     def __init__(
@@ -62,6 +60,7 @@ class Generation:
         samples: Sequence[Genotype],
         mean: Genotype | None = None,
         again: Sequence[Genotype] = (),
+        parents: Sequence[Sequence[Genotype]] = (),
     ) -> None:
         self.number = number
         self.samples = [np.array(sample, dtype=np.float64) for sample in samples]
@@ -69,11 +68,14 @@ class Generation:
         self.mean_evaluation: Evaluation | None = None
         self._first = first
         self._results: dict[int, Evaluation] = {}  # by position among the samples
-        self._queue: list[Proposal] = [(sample.copy(), "sample", number) for sample in self.samples]
+        made_of = parents or [()] * len(self.samples)
+        self._queue = [
+            Proposal(sample.copy(), "sample", number, own) for sample, own in zip(self.samples, made_of, strict=True)
+        ]
         if self.mean is not None:
-            self._queue.append((self.mean.copy(), "mean", number))
+            self._queue.append(Proposal(self.mean.copy(), "mean", number))
         self._again = first + len(self._queue)
-        self._queue += [(np.array(genotype, dtype=np.float64), "again", number) for genotype in again]
+        self._queue += [Proposal(np.array(genotype, dtype=np.float64), "again", number) for genotype in again]
         self._answers: dict[int, Evaluation] = {}  # by position among those asked again
         self._missing = len(self._queue)
 
@@ -128,11 +130,11 @@ class Answered:
     def add(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Take a result; of a candidate that was asked again it holds all answers."""
         self._items.update(evaluation.items)
-        self._counts[sha256(candidate.genotype.tobytes()).digest()] = len(evaluation.items)
+        self._counts[digest(candidate.genotype)] = len(evaluation.items)
 
     def misses_some(self, genotype: Genotype) -> bool:
         """Return whether others have answered items that the candidate with this genotype has not."""
-        count = self._counts.get(sha256(genotype.tobytes()).digest())
+        count = self._counts.get(digest(genotype))
         return count is not None and count < len(self._items)
 
 

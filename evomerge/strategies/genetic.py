@@ -45,9 +45,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Answered, Generation, Proposal
-from evomerge.strategies.initial_population import initial_population, random_merge
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
+from evomerge.strategies.generation import Answered, Generation
+from evomerge.strategies.initial_population import Child, initial_population, random_merge
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import couple, quality, roulette, tournament
@@ -234,16 +234,17 @@ class Genetic(Strategy):
 
     def _next_generation(self) -> None:
         if not self.individuals:
-            genotypes, self._learn_from = self._first_proposals(), self._first_population
+            children, self._learn_from = self._first_proposals(), self._first_population
         elif self.config.succession is not None and self._learn_from != self._move:
-            genotypes, self._learn_from = self._moved(self.config.succession), self._move
+            children, self._learn_from = self._moved(self.config.succession), self._move
         else:
-            genotypes, self._learn_from = self._children(), self._select
+            children, self._learn_from = self._children(), self._select
         keep = self._learn_from == self._select
         elites = self.individuals[: self._elite_count] if keep else []  # sorted: the first are the best
         self._elites = [elite for elite in elites if self._answered.misses_some(elite.genotype)]
         again = [individual.genotype for individual in self._elites]
-        self._generation = Generation(self._generation.number + 1, self._asked, genotypes, again=again)
+        genotypes, parents = [child.genotype for child in children], [child.parents for child in children]
+        self._generation = Generation(self._generation.number + 1, self._asked, genotypes, again=again, parents=parents)
 
     @property
     def _elite_count(self) -> int:
@@ -251,25 +252,25 @@ class Genetic(Strategy):
 
     # --- the first population ---
 
-    def _first_proposals(self) -> list[Genotype]:
+    def _first_proposals(self) -> list[Child]:
         # If initial candidates were proposed before, all of them have failed: sample.
         initial = initial_population(self.space, self.config.warm_start, self.population) if self._asked == 0 else []
         merges = max(self.population - len(initial), 0)
-        return [*initial, *(random_merge(self.space, initial, self.rng) for _ in range(merges))]
+        return [*map(Child, initial), *(random_merge(self.space, initial, self.rng) for _ in range(merges))]
 
     def _first_population(self, generation: Generation) -> None:
         self.individuals = self._survivors(_scored(generation))
 
     # --- children ---
 
-    def _children(self) -> list[Genotype]:
-        children: list[Genotype] = []
+    def _children(self) -> list[Child]:
+        children: list[Child] = []
         attempts = max(1, round(self.config.offspring_rate * self.population))
         while not children:
             children = [child for child in (self._child() for _ in range(attempts)) if child is not None]
         return children
 
-    def _child(self) -> Genotype | None:
+    def _child(self) -> Child | None:
         """Return a child; None if neither crossover nor mutation is drawn."""
         crossed = len(self.individuals) > 1 and self.rng.random() < self.config.crossover
         mutated = self.rng.random() < self.config.mutation or len(self.individuals) == 1
@@ -277,10 +278,13 @@ class Genetic(Strategy):
             return None
         fitness = self._fitness()
         if crossed:
-            child = self._crossed(*self._couple(fitness))
+            first, second = self._couple(fitness)
+            child = self._crossed(first, second)
+            parents = [self.individuals[at].genotype for at in (first, second)]
         else:
-            child = self.individuals[self._drawn(self.config.parents, fitness)].genotype.copy()
-        return self.space.mutate(child, self.rng) if mutated else child
+            parents = [self.individuals[self._drawn(self.config.parents, fitness)].genotype]
+            child = parents[0].copy()
+        return Child(self.space.mutate(child, self.rng) if mutated else child, parents)
 
     def _crossed(self, first: int, second: int) -> Genotype:
         a, b = self.individuals[first], self.individuals[second]
@@ -326,14 +330,14 @@ class Genetic(Strategy):
 
     # --- succession ---
 
-    def _moved(self, swarm: SuccessionConfig) -> list[Genotype]:
+    def _moved(self, swarm: SuccessionConfig) -> list[Child]:
         fitness = self._fitness()
         best = max(self.individuals, key=lambda individual: individual.best_fitness).best
         worst = self.individuals[int(np.argmin(fitness))].genotype
         length = swarm.step * swarm.decay**self._step
         self._step += 1
         phi = np.array([swarm.inertia, swarm.own_best, swarm.best, swarm.worst])
-        points: list[Genotype] = []
+        moved: list[Child] = []
         for individual in self.individuals:
             x = individual.genotype
             weights = phi * self.rng.random(4)  # r_k phi_k
@@ -342,8 +346,9 @@ class Genetic(Strategy):
             taken = min(length, 1.0) * weights[1:3] / weights.sum()  # of p and of g
             shares = (max(0.0, 1.0 - taken.sum()), *taken)
             point = x + length * individual.velocity
-            points.append(self.space.recombine(point, (x, individual.best, best), shares, self.rng))
-        return points
+            parents = (x, individual.best, best)
+            moved.append(Child(self.space.recombine(point, parents, shares, self.rng), parents))
+        return moved
 
     def _move(self, generation: Generation) -> None:
         moves = zip(self.individuals, generation.samples, generation.fitness.tolist(), strict=True)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, CandidateKind, Genotype, Strategy, StrategyConfig
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.generation import resolved_number
 from evomerge.strategies.registry import StageStrategy, register_strategy
 from evomerge.strategies.stage import Relay, Stage
@@ -186,10 +186,11 @@ class Gradient(Strategy):
         """Return the mean of the later iterates; the start before the first step."""
         return self.space.settled(self._box.to_genes(self._average()))
 
-    def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
+    def _propose(self, n: int) -> list[Proposal]:
         if self._open or self.finished:
             return []
-        return [(self._box.to_genes(self._point), "gradient", self._asked)]
+        parents = [self._asked - 1] if self._asked else []
+        return [Proposal(self._box.to_genes(self._point), "gradient", self._asked, parents)]
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         gradient = np.array(evaluation.gradient)
@@ -238,7 +239,7 @@ class GradientThen(Relay):
         guess = self._stage.recommend()
         return self._start if guess is None else guess
 
-    def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
+    def _propose(self, n: int) -> list[Proposal]:
         if self._start is not None or not self._stage.strategy.finished:
             return self._stage.ask(n, self._asked)
         if self._open:
@@ -248,7 +249,8 @@ class GradientThen(Relay):
         self._start = start
         offset = self._stage.last + 1
         self._enter(Stage(self._then.build(self.space.starting_at(start), int(self.rng.integers(2**31))), offset + 1))
-        return [(start.copy(), "mean", offset)]  # scored once, so that it can be chosen; not told to anybody
+        # Scored once, so that it can be chosen; not told to anybody.
+        return [Proposal(start.copy(), "mean", offset, [self._asked - 1])]
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         if self._stage.owns(candidate):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
+from evomerge.strategies.generation import resolved_number
 from evomerge.strategies.registry import register_strategy
 from fitness.results import Evaluation
 from search_spaces.spaces.genes import Choice, Gene
@@ -81,7 +81,7 @@ class GridSearch(Strategy):
         proposals: list[Proposal] = []
         while self._next is not None and len(proposals) < n:
             generation = (self._asked + len(proposals)) // self.population
-            proposals.append((self._next, "sample", generation))
+            proposals.append(Proposal(self._next, "sample", generation))
             self._next = next(self._points, None)
         return proposals
 

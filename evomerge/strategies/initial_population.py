@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +44,13 @@ def initial_population(space: SearchSpace, warm_start: WarmStartPopulation | Non
     return [*former, *own[: max(0, places - len(former))]]
 
 
+class Child(NamedTuple):
+    """A genotype, and those that it was made of."""
+
+    genotype: Genotype
+    parents: Sequence[Genotype] = ()
+
+
 class InitialPopulation:
     """The first candidates of a steady-state population: given genotypes, then random merges of them.
 
@@ -65,16 +73,16 @@ class InitialPopulation:
         """Return whether the candidate with this id belongs to the initial population."""
         return identity < self._count
 
-    def genotype(self, identity: int, rng: np.random.Generator) -> Genotype:
-        """Return the genotype of the candidate with this id: a given one, or a random merge."""
+    def proposed(self, identity: int, rng: np.random.Generator) -> Child:
+        """Return the candidate with this id: a given one, or a random merge."""
         if identity < len(self._first):
-            return np.array(self._first[identity])
+            return Child(np.array(self._first[identity]))
         return random_merge(self._space, self._first, rng)
 
 
-def random_merge(space: SearchSpace, parents: Sequence[Genotype], rng: np.random.Generator) -> Genotype:
+def random_merge(space: SearchSpace, parents: Sequence[Genotype], rng: np.random.Generator) -> Child:
     """Return a child of two random parents, or a sample of the space if there are fewer than two parents."""
     if len(parents) < 2:
-        return space.sample(rng)
-    first, second = rng.choice(len(parents), size=2, replace=False)
-    return space.crossover(parents[first], parents[second], rng)
+        return Child(space.sample(rng))
+    first, second = (parents[at] for at in rng.choice(len(parents), size=2, replace=False))
+    return Child(space.crossover(first, second, rng), (first, second))

@@ -45,9 +45,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Answered, Proposal, resolved_number
-from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
+from evomerge.strategies.generation import Answered, resolved_number
+from evomerge.strategies.initial_population import Child, InitialPopulation, initial_population, warm_up_for
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import roulette
 from evomerge.strategies.warm_start import WarmStartPopulation
@@ -141,27 +141,30 @@ class M2n2(Strategy):
         if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity):
             best = self.archive.best()
             if best is not None and self._answered.misses_some(best):
-                return best, "again", generation
-        return self._next(identity), "sample", generation
+                return Proposal(best, "again", generation)
+        child, parents = self._next(identity)
+        return Proposal(child, "sample", generation, parents)
 
-    def _next(self, identity: int) -> Genotype:
+    def _next(self, identity: int) -> Child:
         if self._initial.includes(identity) or self.archive.size < 2:
-            return self._initial.genotype(identity, self.rng)
+            return self._initial.proposed(identity, self.rng)
         return self._child()
 
-    def _child(self) -> Genotype:
+    def _child(self) -> Child:
         competition = self.archive.competition()
         weights = self._weights(competition)
         first = roulette(weights, self.rng)
         members = self.archive.genotypes
+        parents = [members[first].copy()]
         if self.rng.random() < self.config.crossover:
             second = self._partner(competition, weights, first)
+            parents.append(members[second].copy())
             child = self.space.crossover(members[first], members[second], self.rng)
         else:
             child = members[first].copy()
         if self.rng.random() < self.config.mutation:
             child = self.space.mutate(child, self.rng)
-        return child
+        return Child(child, parents)
 
     def _partner(self, competition: Competition, weights: Scores, first: int) -> int:
         """Draw the second parent: by attraction, or like the first one if attraction is off or zero for all members."""

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Answered, Proposal, resolved_number
-from evomerge.strategies.initial_population import InitialPopulation, initial_population, warm_up_for
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
+from evomerge.strategies.generation import Answered, resolved_number
+from evomerge.strategies.initial_population import Child, InitialPopulation, initial_population, warm_up_for
 from evomerge.strategies.m2n2 import AGAIN
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.selection import couple, quality
@@ -107,13 +107,7 @@ class MapElitesConfig(StrategyConfig):
 
 
 class MapElites(Strategy):
-    """A grid of elites. It never waits for results, so no worker is idle.
-
-    Attributes
-    ----------
-    cells
-        Maps a cell (one index per axis) to its index in `genotypes` and `fitness`, in the order of filling.
-    """
+    """A grid of elites. It never waits for results, so no worker is idle."""
 
     guess = "archive's best"
 
@@ -123,24 +117,18 @@ class MapElites(Strategy):
         super().__init__(space, seed)
         self.config = config
         self.population = config.population
-        self.cells: dict[tuple[int, ...], int] = {}
-        self.genotypes: list[Genotype] = []
-        self.fitness: list[float] = []
-        self._axes = _Axes(config.axes)
+        self.grid = EliteGrid(config)
         first = initial_population(space, config.warm_start, config.population)
         self._answered = Answered()
         self._initial = InitialPopulation(space, first, resolved_number("warm_up", config.warm_up))
 
     def recommend(self) -> Genotype | None:
         """Return the elite with the best fitness; None while there is none."""
-        return self.genotypes[int(np.argmax(self.fitness))].copy() if self.genotypes else None
+        return self.grid.best()
 
     def keeps(self, evaluation: Evaluation) -> bool:
         """Return whether a candidate with this evaluation would enter its cell now."""
-        if not math.isfinite(evaluation.fitness):
-            return False
-        place = self.cells.get(self._cell(evaluation))
-        return place is None or evaluation.fitness > self.fitness[place]
+        return self.grid.would_take(evaluation)
 
     def _propose(self, n: int) -> list[Proposal]:
         return [self._proposal(identity) for identity in range(self._asked, self._asked + n)]
@@ -150,40 +138,75 @@ class MapElites(Strategy):
         if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity):
             best = self.recommend()
             if best is not None and self._answered.misses_some(best):
-                return best, "again", generation
-        return self._next(identity), "sample", generation
+                return Proposal(best, "again", generation)
+        child, parents = self._next(identity)
+        return Proposal(child, "sample", generation, parents)
 
-    def _next(self, identity: int) -> Genotype:
-        if self._initial.includes(identity) or not self.genotypes:
-            return self._initial.genotype(identity, self.rng)
-        first, second = couple(quality(np.array(self.fitness)), self.rng)
-        child: Genotype = np.array(self.genotypes[first])
+    def _next(self, identity: int) -> Child:
+        elites = self.grid.genotypes
+        if self._initial.includes(identity) or not elites:
+            return self._initial.proposed(identity, self.rng)
+        first, second = couple(quality(np.array(self.grid.fitness)), self.rng)
+        parents = [elites[first]]
+        child: Genotype = np.array(elites[first])
         if self.rng.random() < self.config.crossover:
-            child = self.space.crossover(child, self.genotypes[second], self.rng)
+            parents.append(elites[second])
+            child = self.space.crossover(child, elites[second], self.rng)
         if self.rng.random() < self.config.mutation:
             child = self.space.mutate(child, self.rng)
-        return child
+        return Child(child, parents)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         self._answered.add(candidate, evaluation)
         if not math.isfinite(evaluation.fitness):
             return
         if candidate.kind == "again":
-            self._rescore(candidate.genotype, evaluation.fitness)
-            return
-        cell = self._cell(evaluation)
-        place = self.cells.setdefault(cell, len(self.genotypes))
+            self.grid.rescore(candidate.genotype, evaluation)
+        else:
+            self.grid.take(candidate.genotype, evaluation)
+
+
+class EliteGrid:
+    """The best candidate of each cell.
+
+    Attributes
+    ----------
+    cells
+        Maps a cell (one index per axis) to its index in `genotypes` and `fitness`, in the order of filling.
+    """
+
+    def __init__(self, config: MapElitesConfig) -> None:
+        self.config = config
+        self.cells: dict[tuple[int, ...], int] = {}
+        self.genotypes: list[Genotype] = []
+        self.fitness: list[float] = []
+        self._axes = _Axes(config.axes)
+
+    def best(self) -> Genotype | None:
+        """Return a copy of the elite with the best fitness; None while there is none."""
+        return self.genotypes[int(np.argmax(self.fitness))].copy() if self.genotypes else None
+
+    def would_take(self, evaluation: Evaluation) -> bool:
+        """Return whether a candidate with this evaluation would enter its cell; the grid does not change."""
+        if not math.isfinite(evaluation.fitness):
+            return False
+        place = self.cells.get(self._cell(evaluation))
+        return place is None or evaluation.fitness > self.fitness[place]
+
+    def take(self, genotype: Genotype, evaluation: Evaluation) -> None:
+        """Let a scored candidate enter its cell, if that is empty or its elite is worse."""
+        place = self.cells.setdefault(self._cell(evaluation), len(self.genotypes))
         if place == len(self.genotypes):
-            self.genotypes.append(candidate.genotype)
+            self.genotypes.append(genotype)
             self.fitness.append(evaluation.fitness)
         elif evaluation.fitness > self.fitness[place]:
-            self.genotypes[place], self.fitness[place] = candidate.genotype, evaluation.fitness
+            self.genotypes[place], self.fitness[place] = genotype, evaluation.fitness
 
-    def _rescore(self, genotype: Genotype, fitness: float) -> None:
+    def rescore(self, genotype: Genotype, evaluation: Evaluation) -> None:
         """Take the fitness of an elite that was asked again; it keeps its cell."""
         for place, own in enumerate(self.genotypes):
             if np.array_equal(own, genotype):
-                self.fitness[place] = fitness
+                self.fitness[place] = evaluation.fitness
 
     def _cell(self, evaluation: Evaluation) -> tuple[int, ...]:
         config = self.config

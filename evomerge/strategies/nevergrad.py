@@ -24,8 +24,8 @@ from typing_extensions import Self
 
 from evomerge.extras import require
 from evomerge.files.messages import nearest
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Proposal, resolved_number
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
+from evomerge.strategies.generation import resolved_number
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStartPopulation
@@ -122,7 +122,7 @@ class Nevergrad(Strategy):
         for identity in range(self._asked, self._asked + min(n, self.config.parallel - len(self._open))):
             parameter = self._optimizer.ask()
             self._parameters[identity] = parameter
-            proposals.append((self._box.to_genes(parameter.value), "sample", identity // self.population))
+            proposals.append(Proposal(self._box.to_genes(parameter.value), "sample", identity // self.population))
         return proposals
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:

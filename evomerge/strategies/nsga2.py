@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Generation, Proposal, resolved_number
-from evomerge.strategies.initial_population import initial_population
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
+from evomerge.strategies.generation import Generation, resolved_number
+from evomerge.strategies.initial_population import Child, initial_population
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.pareto import crowding, ranks
@@ -74,23 +74,28 @@ class Nsga2(Strategy):
     def _propose(self, n: int) -> list[Proposal]:
         if self._generation.complete:
             children = self._first() if not self._parents else [self._child() for _ in range(self.population)]
-            self._generation = Generation(self._generation.number + 1, self._asked, children)
+            samples, parents = [one.genotype for one in children], [one.parents for one in children]
+            self._generation = Generation(self._generation.number + 1, self._asked, samples, parents=parents)
         return self._generation.take(n)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         if self._generation.put(candidate, evaluation):
             self._survive()
 
-    def _first(self) -> list[Genotype]:
+    def _first(self) -> list[Child]:
         """Return the first generation: initial candidates, then samples of the space."""
         initial = initial_population(self.space, self.config.warm_start, self.population)
-        return [*initial, *(self.space.sample(self.rng) for _ in range(self.population - len(initial)))]
+        samples = (self.space.sample(self.rng) for _ in range(self.population - len(initial)))
+        return [Child(genotype) for genotype in (*initial, *samples)]
 
-    def _child(self) -> Genotype:
-        a = self._parents[self._tournament()]
+    def _child(self) -> Child:
+        child = first = self._parents[self._tournament()]
+        parents = [first]
         if self.rng.random() < self.config.crossover:
-            a = self.space.crossover(a, self._parents[self._tournament()], self.rng)
-        return self.space.mutate(a, self.rng)
+            second = self._parents[self._tournament()]
+            child = self.space.crossover(first, second, self.rng)
+            parents.append(second)
+        return Child(self.space.mutate(child, self.rng), parents)
 
     def _tournament(self) -> int:
         """Return the index of the better one of two random parents: lower front, then less crowded."""

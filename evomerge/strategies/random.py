@@ -7,8 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evomerge.strategies.base import Candidate, Genotype, Strategy, StrategyConfig
-from evomerge.strategies.generation import Proposal
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
@@ -45,7 +44,7 @@ class RandomSearch(Strategy):
 
     def _propose(self, n: int) -> list[Proposal]:
         identities = range(self._asked, self._asked + n)
-        return [(self._next(identity), "sample", identity // self.population) for identity in identities]
+        return [Proposal(self._next(identity), "sample", identity // self.population) for identity in identities]
 
     def _next(self, identity: int) -> Genotype:
         if identity < len(self._first):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from evomerge.strategies.base import Archiving, Candidate, CandidateKind, Evaluated, Genotype, Strategy
+from evomerge.strategies.base import Archiving, Candidate, Evaluated, Genotype, Proposal, Strategy
 from fitness.results import Evaluation
 
 
@@ -34,14 +34,28 @@ class Stage:
         self._offset = offset
         self._whole = whole
         self._ids: dict[int, int] = {}  # the outer strategy's candidate ids to the inner one's
+        self._outer: dict[int, int] = {}  # the inner one's to the outer strategy's, kept for parents
 
-    def ask(self, n: int, first: int) -> list[tuple[Genotype, CandidateKind, int]]:
+    def ask(self, n: int, first: int) -> list[Proposal]:
         """Return up to `n` proposals; the outer strategy gives them ids from `first`."""
         candidates = self.strategy.ask(n)
         for index, candidate in enumerate(candidates):
             self._ids[first + index] = candidate.id
+            self._outer[candidate.id] = first + index
             self.last = max(self.last, candidate.generation + self._offset)
-        return [(self._whole(one.genotype), one.kind, one.generation + self._offset) for one in candidates]
+        return [
+            Proposal(
+                self._whole(one.genotype),
+                one.kind,
+                one.generation + self._offset,
+                [self._outer[parent] for parent in one.parents],
+            )
+            for one in candidates
+        ]
+
+    def is_known_as(self, proposal: int, candidate: int) -> None:
+        """Let the proposal that would have had the first id be an earlier candidate of the outer strategy."""
+        self._outer[self._ids[proposal]] = candidate
 
     def owns(self, candidate: Candidate) -> bool:
         """Tell whether a candidate is one of its own that has not been told."""

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, CandidateKind, Genotype, StrategyConfig
+from evomerge.strategies.base import Candidate, Genotype, Proposal, StrategyConfig
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.eda import EdaConfig
 from evomerge.strategies.registry import StageStrategy, register_strategy
@@ -124,7 +124,7 @@ class Staged(Relay):
         self._enter(Stage(first.build(space.parameters, seed), whole=self._whole))
         self._best: tuple[float, Genotype] = (-math.inf, np.array(space.parameters.start))
 
-    def _propose(self, n: int) -> list[tuple[Genotype, CandidateKind, int]]:
+    def _propose(self, n: int) -> list[Proposal]:
         if self._kept is None and self._asked >= self.config.evaluations:
             if self._open:
                 return []  # the merge to keep is known when all results of the first stage are in

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import DataObject, booleans, data, floats, integers, lists, sampled_from
 from torch import Tensor
 
-from evomerge.merging.engine.tensor_merge import TensorMerge
+from evomerge.merging.engine.tensor_merge import StepwiseMerge, TensorMerge
 from evomerge.merging.engine.tensor_slopes import TensorSlopes
 from evomerge.merging.methods import implementation
 from evomerge.merging.methods.blocks import CPU_BLOCK, Scratch, TensorInfo
@@ -133,6 +133,23 @@ class Merge:
                 unit(scratch)
         return out.reshape(self._shape)
 
+    def steps(self, dtype: torch.dtype, **parameters: Any) -> Tensor:
+        """Return the merged tensor as mergekit's steps make it in that dtype."""
+        out = torch.full((self._models[0].numel(),), float("nan"), dtype=dtype, device=self._models[0].device)
+        merge = StepwiseMerge(
+            self.method,
+            out,
+            base=self._base,
+            models=self._models,
+            shape=tuple(self._shape),
+            dtype=dtype,
+            prepared=self._prepared if self.method.spec.stochastic else (),
+        )
+        with torch.inference_mode():
+            for unit in merge.units(_plan(self.method.spec, len(self._models), parameters), dtype):
+                unit(Scratch(out.device))
+        return out.reshape(self._shape)
+
     def slopes(self, gradient: Tensor, *, block: int = CPU_BLOCK, **parameters: Any) -> dict[Coefficient, float]:
         """Return the derivatives of a loss by all coefficients that have some, from its gradient by the result."""
         plan = _plan(self.method.spec, len(self._models), parameters)
@@ -159,7 +176,7 @@ class Merge:
         )
 
     @property
-    def state(self) -> object:
+    def state(self) -> tuple[list[Any], Any]:
         """All prepared state."""
         return self._prepared, self._shared
 
@@ -338,6 +355,20 @@ class MergeMethodSuite:
         base, models = self.sources(info, torch.bfloat16)
         expected = self.run(base, models, info, out_dtype=torch.bfloat16)
         assert torch.equal(self.run(base, models, info, out_dtype=torch.bfloat16, compiled=True), expected)
+
+    @pytest.mark.parametrize("tensor", TENSORS)
+    def test_steps_compute_the_same(self, tensor: str) -> None:
+        """What a recipe's `dtype` has done in mergekit's order of steps, here in float64, is the method."""
+        if implementation(self.method).stepwise is None:
+            pytest.skip("mergekit does not have the method")
+        info = TENSORS[tensor]
+        base, models = self.sources(info)
+        merge = Merge(self.method, base, models, by_token=info.by_token)
+        theirs = {parameter.name for parameter in self.spec.parameters if not parameter.extension}
+        values = {name: value for name, value in self.parameters.items() if name.rstrip("_") in theirs}
+        found = merge.steps(torch.float64, **values)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found.float(), merge.run(**values), rtol=2e-5, atol=2e-5)
 
     def test_prepared_once_serves_all_coefficients(self, info: TensorInfo) -> None:
         """Prepare once and apply twice gives what preparing for each gives; the first call leaves no trace."""

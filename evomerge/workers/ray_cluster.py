@@ -21,6 +21,11 @@ from evomerge.workers.ray_pool import Handle, Reference, WorkerDied
 
 OBJECT_STORE = 100 * 2**20
 """Bytes of a local object store: it holds recipes and scores, never weights."""
+UNGUARDED = (
+    "this machine has no token for the cluster, and whoever reaches one without a token can run code on its machines; "
+    "make one with `ray get-auth-token --generate` and give it to every node (docs/scaling.md), or set "
+    "RAY_AUTH_MODE=disabled in a network that nobody else can reach"
+)
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no internet
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning per worker without a GPU
@@ -80,6 +85,8 @@ class RayCluster:
             self._local = LocalRay()
         elif _has_token():
             os.environ.setdefault(MODE, "token")  # read when Ray is imported
+        elif os.environ.get(MODE) != "disabled":
+            print(f"warning: workers.address {cluster.address!r}: {UNGUARDED}", file=sys.stderr)
         import ray
 
         self._ray = ray

@@ -33,7 +33,7 @@ def experiments() -> list[Experiment]:
 
 def pages() -> list[Path]:
     """Return the pages that a reader sees, without the experiments' own."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", FOLDER / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", FOLDER / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def figures_of(experiment: Experiment) -> Mapping[str, str]:

@@ -10,7 +10,6 @@ again.
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 from experiments.harness import Experiment, Results
 from experiments.machine import machine
-from experiments.mutants.changes import ROOT, Mutant, drawn, listed, made_again
+from experiments.mutants.changes import Mutant, drawn, listed, made_again
 from experiments.mutants.equivalent import EQUIVALENT
 from experiments.mutants.listed import LISTED
 from experiments.mutants.modules import FOLDERS, MODULES
@@ -52,12 +51,13 @@ def tables(results: Results) -> list[str]:
     """Return the README's tables: what was killed by draw and by module, all mutants drawn, and those of the list."""
     draws = {f"seed {row['seed']}": [Mutant(**one) for one in row["mutants"]] for row in results["draws"]}
     of_list = [Mutant(**row) for row in results["listed"]]
-    lines = ["| | mutants | killed | could not be | survived |", "|---|---|---|---|---|"]
+    lines = ["| | mutants | killed at first | killed now | cannot be | survive |", "|---|---|---|---|---|---|"]
     for name, mutants in [*draws.items(), ("the list", of_list)]:
         every, killed, equivalent = counts(mutants)
-        lines.append(f"| {name} | {every} | {killed} | {equivalent} | {every - killed - equivalent} |")
+        first = sum(bool(mutant.killed) and not mutant.late for mutant in mutants)
+        lines.append(f"| {name} | {every} | {first} | {killed} | {equivalent} | {every - killed - equivalent} |")
     found = [mutant for mutants in draws.values() for mutant in mutants]
-    modules = ["| module | drawn | killed | could not be |", "|---|---|---|---|"]
+    modules = ["| module | drawn | killed | cannot be |", "|---|---|---|---|"]
     for path in MODULES:
         every, killed, equivalent = counts([mutant for mutant in found if mutant.module == path])
         if every:
@@ -94,6 +94,7 @@ def figures(results: Results) -> dict[str, str]:
     for name, mutants in [*draws.items(), ("listed", [Mutant(**row) for row in results["listed"]])]:
         every, killed, equivalent = counts(mutants)
         found[name] = f"{killed} of {every}"
+        found[f"{name}.first"] = f"{sum(bool(mutant.killed) and not mutant.late for mutant in mutants)} of {every}"
         found[f"{name}.equivalent"] = str(equivalent)
         found[f"{name}.survived"] = str(every - killed - equivalent)
     return found | origins
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parts.append((results["listed"], found))
         if given.part != "listed":
             found = drawn(2 if given.quick else given.count, given.seed, suite.tree)
-            parts.append((draw(results, given.seed, found, keep=keep), found))
+            parts.append((draw(results, given.seed, found, suite.commit, keep=keep), found))
         if not suite.lines and not given.tests:
             suite.trace(FOLDERS, sorted({*MODULES, *(module for module, _, _ in LISTED)}))
         for rows, sources in parts:
@@ -133,11 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 tests = given.tests or suite.tests_of(mutant.module, mutant.line)
                 killer = suite.killer(mutant.module, changed, tests) if tests else ""
                 number = mutant.tests if given.tests else len(tests)
-                rows[place] = asdict(replace(mutant, killed=bool(killer), killer=killer, tests=number))
+                rows[place] = asdict(
+                    replace(mutant, killed=bool(killer), killer=killer, tests=number, late=bool(given.tests))
+                )
                 print(f"{killer or 'SURVIVED'}: {mutant.module}:{mutant.line} {mutant.after}", flush=True)
                 EXPERIMENT.write(out, results)
         killers = {row["killer"] for rows, _ in parts for row in rows if "::" in row["killer"]}
-        if not given.tests and (failing := suite.failing(sorted(killers & suite.seconds.keys()))):
+        if not given.tests and killers and (failing := suite.failing(sorted(killers & suite.seconds.keys()))):
             raise SystemExit(f"{failing} fails without a change: what it killed must be tried again")
     print("\n" + tables(results)[0])
     EXPERIMENT.publish(out, results)
@@ -157,17 +160,14 @@ def kept(before: Sequence[Row], found: Sequence[tuple[Mutant, str]]) -> list[Row
     return rows
 
 
-def draw(results: Results, seed: int, found: Sequence[tuple[Mutant, str]], *, keep: bool) -> list[Row]:
+def draw(results: Results, seed: int, found: Sequence[tuple[Mutant, str]], commit: str, *, keep: bool) -> list[Row]:
     """Return the rows of a draw in the results; it is put there if it is new. One that is kept is not drawn again."""
     before = next((one for one in results["draws"] if one["seed"] == seed), None)
     if before is not None and keep:
         rows: list[Row] = before["mutants"]
         return rows
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
     rows = [asdict(mutant) for mutant, _ in found]
-    new = {"seed": seed, "date": date.today().isoformat(), "commit": commit.stdout.strip(), "mutants": rows}
+    new = {"seed": seed, "date": date.today().isoformat(), "commit": commit, "mutants": rows}
     results["draws"] = sorted(
         [*(one for one in results["draws"] if one is not before), new], key=lambda one: one["seed"]
     )

@@ -26,6 +26,8 @@ class Mutant:
         The test that failed, or how the tests ended.
     tests
         Number of tests that were to run.
+    late
+        It survived at first; the test that kills it was written because of that.
     """
 
     module: str
@@ -36,6 +38,7 @@ class Mutant:
     killed: bool | None = None
     killer: str = ""
     tests: int = 0
+    late: bool = False
 
 
 Change = tuple[str, int]

@@ -59,7 +59,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     (COEFFICIENTS, "return 1.0 / total if total else 1.0", "return 1.0"),
     (CANONICAL, "else float(value) + 0.0", "else float(value)"),
     (LINEAR, "return total if abs(total) >= SMALLEST_SUM", "return total if total >= SMALLEST_SUM"),
-    (SELECTIVE, "torch.tensor(middle) + 1.5 *", "torch.tensor(middle) + 1.4 *"),
+    (SELECTIVE, "middle + 1.5 * (high", "middle + 1.4 * (high"),
     (VOCABULARY, "row if row < own_rows else MISSING", "row"),
     (VOCABULARY, "if row >= rows_of(source):", "if False:"),
     (ADAPTERS, "if adapted and not same:", "if False:"),

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ START = 60.0
 """Seconds that a run of tests may take beside their own."""
 SLOWER = 10.0
 """How many times as long as without a change the tests of a mutant may take; they count as failed after that."""
+MOST = 40.0
+"""Seconds of tests (as traced) on one mutant: those after that are not run, so that some survivors might be killed."""
 UNKNOWN = 60.0
 """Seconds of a whole file of tests."""
-MAP = "map.json"
+MAP, COMMIT = "map.json", "commit"
 OUT_OF_TIME = "(the tests did not end)"
 BROKEN = "(the tests could not be imported)"
 
@@ -65,10 +68,13 @@ def warm_up() -> None:
         import_module(name)
 
 
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def copy_of_the_tree(folder: Path) -> Path:
     """Copy all files that git knows into a folder, where they can be changed."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, listed.split("\0")):
+    for name in filter(None, _git("ls-files", "-z").split("\0")):
         if (ROOT / name).is_file():
             contents = (ROOT / name).read_bytes()
             if not (folder / name).is_file() or (folder / name).read_bytes() != contents:  # compiled files stay valid
@@ -148,10 +154,20 @@ class Suite:
     def of(cls, work: Path) -> Suite:
         """Return the suite of a folder with a copied tree and, if one was made before, the map of tests and lines."""
         if not (work / MAP).is_file():
-            return cls(copy_of_the_tree(work / "tree"))
+            copy_of_the_tree(work / "tree")
+            (work / COMMIT).write_text(_git("rev-parse", "--short", "HEAD"), encoding="utf-8")
+            return cls(work / "tree")
         suite = cls(work / "tree")  # as it was when the map was made
-        suite.take(json.loads((work / MAP).read_text(encoding="utf-8")))
+        found = json.loads((work / MAP).read_text(encoding="utf-8"))
+        suite.take(found)
+        for module, source in found["sources"].items():  # one that was stopped may have left a change
+            (suite.tree / module).write_text(source, encoding="utf-8")
         return suite
+
+    @property
+    def commit(self) -> str:
+        """The commit that was copied."""
+        return (self.tree.parent / COMMIT).read_text(encoding="utf-8")
 
     def take(self, found: dict[str, Any]) -> None:
         """Take what a trace has found."""
@@ -164,6 +180,7 @@ class Suite:
         A test that fails without a change is left out: it would kill everything.
         """
         found = self.run(lambda: self._trace(folders, modules), None)
+        found["sources"] = {module: (self.tree / module).read_text(encoding="utf-8") for module in modules}
         for test in found.pop("failed"):
             print(f"fails without a change, and is left out: {test}", flush=True)
         (self.tree.parent / MAP).write_text(json.dumps(found), encoding="utf-8")
@@ -196,7 +213,7 @@ class Suite:
     def tests_of(self, module: str, line: int) -> list[str]:
         """Return the tests that execute a line; of a line outside of functions, those that execute any of the module.
 
-        The file named after the module comes first, then those that need the least time.
+        The file named after the module comes first, then those that need the least time, up to `MOST` seconds.
         """
         executed = self.lines[module]
         part = _statement(ast.parse((self.tree / module).read_text(encoding="utf-8")), line)
@@ -207,7 +224,9 @@ class Suite:
         own = f"test_{Path(module).stem}.py"
         ranks = {file: (not file.endswith(f"/{own}"), seconds) for file, seconds in files.items()}
         places = {test: place for place, test in enumerate(self.seconds)}
-        return sorted(tests, key=lambda test: (*ranks[test.partition("::")[0]], places[test]))
+        ordered = sorted(tests, key=lambda test: (*ranks[test.partition("::")[0]], places[test]))
+        ends = accumulate(self.seconds[test] for test in ordered)
+        return [test for test, end in zip(ordered, ends, strict=True) if end <= MOST] or ordered[:1]
 
     def killer(self, module: str, changed: str, tests: Sequence[str]) -> str:
         """Return the first of the tests that fails on a changed module; empty if none does."""

@@ -19,9 +19,8 @@ from evomerge.search.scoring_workers import local_worker
 from evomerge.strategies import CmaEsConfig, Evaluated, Nsga2Config, RandomConfig
 from evomerge.workers.base import Request
 from evomerge.workers.inline import MergeWorker
-from experiments.pareto.hypervolume import hypervolume
 from fitness.objectives import Objectives, means
-from fitness.pareto import crowding, ranks
+from fitness.pareto import crowding, hypervolume, ranks
 from fitness.results import Evaluation
 from search_spaces.spaces.space import Genotype
 

@@ -31,9 +31,9 @@ SEARCHES = {
     ],
 }
 TIMES = ("elapsed", "seconds")
-ADDED = ("flaws", "answers")
-"""Keys that the recorded events do not have and that change no score: how many answers were cut short, and the answers
-to held-out items as texts."""
+ADDED = ("flaws", "answers", "parents")
+"""Keys that the recorded events do not have and that change no score: how many answers were cut short, the answers to
+held-out items as texts, and the candidates that a candidate was made of."""
 RENAMED = {"final": "reference", "stage": "purpose"}
 """Kinds of events and keys in them: the name in the recorded events, the name now."""
 

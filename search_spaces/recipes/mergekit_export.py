@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.mixture_table import Mixture, Piece
-from search_spaces.recipes.parameter_values import Condition, Parameters, constant, find, simplified
+from search_spaces.recipes.parameter_values import (
+    Condition,
+    Parameters,
+    constant,
+    find,
+    fitting_epsilon,
+    simplified,
+)
 from search_spaces.recipes.recipe import Recipe, Slice, Source
 from search_spaces.recipes.references import is_dequantized, parts
+from search_spaces.recipes.resolve import TensorPlan
 
 _PATH = "evomerge.path: mergekit does not merge and reorder layers in one document"
 _SEVERAL = "slices.evomerge.merge_method: layers have their own methods, and mergekit allows one per document"
-_EXACT_DTYPES = ("float32", "float64")
 
 
 def obstacles(recipe: Recipe) -> tuple[str, ...]:
@@ -38,11 +45,6 @@ def obstacles(recipe: Recipe) -> tuple[str, ...]:
     if _deviates(recipe):
         found.append(f"{_subject(recipe)}: {spec.deviation}")
     found += refused_by_mergekit(recipe)
-    if _loses_precision(recipe):
-        found.append(
-            f"dtype {recipe.dtype or 'of the sources'}: mergekit rounds to it after every step of "
-            f"{recipe.merge_method}; evomerge computes in float32 and rounds once"
-        )
     return tuple(found)
 
 
@@ -90,11 +92,6 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     if refused := refused_by_mergekit(recipe):
         recipe = _with_fitting_spread(recipe)
         notes += refused
-    if _loses_precision(recipe):
-        out_dtype = recipe.out_dtype or recipe.dtype
-        recipe = replace(recipe, dtype="float32", out_dtype=out_dtype)
-        saved = f"out_dtype {out_dtype} keeps the result's" if out_dtype else "the result is saved in it as well"
-        notes.append(f"dtype: float32 is written for the arithmetic; {saved}")
     return replace(recipe, seed=None, calibration_text=None), tuple(notes)
 
 
@@ -105,27 +102,48 @@ def differences(recipe: Recipe) -> tuple[str, ...]:
     """
     if recipe.seed is not None or recipe.mixture is not None or len(recipe.specs) > 1:
         return ()
-    deviation = (f"{_subject(recipe)}: {recipe.spec.deviation}",) if _deviates(recipe) else ()
-    return (*deviation, *refused_by_mergekit(recipe))
+    return (f"{_subject(recipe)}: {recipe.spec.deviation}",) if _deviates(recipe) else ()
 
 
 def refused_by_mergekit(recipe: Recipe) -> tuple[str, ...]:
-    """Return a sentence for each value that evomerge changes to a usable one and mergekit 0.1.5 refuses.
+    """Return a sentence for each spread of della's probabilities that mergekit 0.1.5 may refuse (`fitting_epsilon`).
 
-    That is della's spread of probabilities, which must leave 0 < density - epsilon and density + epsilon < 1.
+    For the export, before the models are known: filters and gradients may keep two values from meeting in a tensor.
     """
     if not any(parameter.name == "epsilon" and parameter.per_model for parameter in recipe.spec.parameters):
         return ()
     found = {
         f"epsilon: density {density:g} with epsilon {epsilon:g} leaves (0, 1), which mergekit refuses; it is taken as "
-        f"{_fitting(epsilon, density):g}"
+        f"{fitting_epsilon(epsilon, density):g}"
         for part in recipe.canonical().slices
         for source in part.sources
         for density in _values(source.parameters, "density", 1.0)
         for epsilon in _values(source.parameters, "epsilon", _default(recipe, "epsilon"))
-        if _fitting(epsilon, density) != epsilon
+        if fitting_epsilon(epsilon, density) != epsilon
     }
     return tuple(sorted(found))
+
+
+def check_spreads(plans: Iterable[TensorPlan]) -> None:
+    """Refuse the spreads of della's probabilities that mergekit 0.1.5 refuses (`fitting_epsilon`).
+
+    Raises
+    ------
+    RecipeError
+        At the first tensor with one.
+    """
+    for plan in plans:
+        for part in plan.contributions:
+            density, epsilon = (part.parameters.get(name) for name in ("density", "epsilon"))
+            if density is None or epsilon is None:
+                continue
+            fitting = fitting_epsilon(epsilon, density)
+            if fitting != epsilon:
+                raise RecipeError(
+                    f"epsilon: {part.model} has density {density:g} with epsilon {epsilon:g} at {plan.name}, and "
+                    f"density - epsilon to density + epsilon must lie within (0, 1); write an epsilon below "
+                    f"{min(density, 1 - density):g}, or another density"
+                )
 
 
 def _with_fitting_spread(recipe: Recipe) -> Recipe:
@@ -142,18 +160,11 @@ def _with_fitting_spread(recipe: Recipe) -> Recipe:
 def _with_spread(source: Source, recipe: Recipe) -> Source:
     densities = _values(source.parameters, "density", 1.0)
     epsilons = _values(source.parameters, "epsilon", _default(recipe, "epsilon"))
-    fitting = min(_fitting(epsilon, density) for epsilon in epsilons for density in densities)
-    if all(_fitting(epsilon, density) == epsilon for epsilon in epsilons for density in densities):
+    fitting = min(fitting_epsilon(epsilon, density) for epsilon in epsilons for density in densities)
+    if all(fitting_epsilon(epsilon, density) == epsilon for epsilon in epsilons for density in densities):
         return source
     others = tuple((name, setting) for name, setting in source.parameters if name != "epsilon")
     return replace(source, parameters=tuple(sorted((*others, ("epsilon", constant(fitting))))))
-
-
-def _fitting(epsilon: float, density: float) -> float:
-    """Return the largest spread up to `epsilon` that mergekit takes; any where the density drops nothing or all."""
-    if not 0 < density < 1 or (density + epsilon < 1 and density - epsilon > 0):
-        return epsilon
-    return min(density, 1 - density) * (1 - 1e-6)
 
 
 def _values(parameters: Parameters, name: str, usual: float) -> list[float]:
@@ -286,7 +297,3 @@ def _without(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
         for part in recipe.slices
     )
     return replace(recipe, slices=slices, parameters=kept(recipe.parameters))
-
-
-def _loses_precision(recipe: Recipe) -> bool:
-    return not recipe.spec.float32_in_mergekit and recipe.dtype not in _EXACT_DTYPES

@@ -103,11 +103,8 @@ class MethodSpec:
         ``different``, another merge; ``unsupported``, nothing, since it compares whole weights.
     in_mergekit
         Whether mergekit 0.1.5 has a method of this name.
-    float32_in_mergekit
-        Whether mergekit computes it in float32 at least, whatever the recipe's `dtype`. Other methods it rounds to
-        `dtype` after every step, where evomerge accumulates in float32 and rounds once.
     deviation
-        How mergekit's weights differ from ours at ``dtype: float32``, whatever the coefficients; else empty.
+        How mergekit's weights differ from ours whatever the coefficients; else empty.
     """
 
     name: str
@@ -122,7 +119,6 @@ class MethodSpec:
     differentiable: tuple[str, ...] = ()
     core_space: CoreSpace = "different"
     in_mergekit: bool = False
-    float32_in_mergekit: bool = False
     deviation: str = ""
 
     def parameter(self, name: str) -> Parameter:

@@ -104,3 +104,13 @@ def simplified(setting: Setting) -> Setting:
         if not any(str(earlier.filter) in str(condition.filter) for earlier in kept):
             kept.append(condition)
     return tuple(kept)
+
+
+def fitting_epsilon(epsilon: float, density: float) -> float:
+    """Return the largest spread of della's keep probabilities up to `epsilon` that mergekit 0.1.5 takes.
+
+    That is one with 0 < density - epsilon and density + epsilon < 1; any where the density drops nothing or all.
+    """
+    if not 0 < density < 1 or (density + epsilon < 1 and density - epsilon > 0):
+        return epsilon
+    return min(density, 1 - density) * (1 - 1e-6)

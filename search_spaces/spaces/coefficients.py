@@ -17,7 +17,14 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import Slice, Source
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.methods import MethodSpec, Parameter, method_spec
-from search_spaces.recipes.parameter_values import Condition, Parameters, Scalar, constant, simplified
+from search_spaces.recipes.parameter_values import (
+    Condition,
+    Parameters,
+    Scalar,
+    constant,
+    fitting_epsilon,
+    simplified,
+)
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
 from search_spaces.spaces.coefficient_config import CoefficientSettings
@@ -180,8 +187,8 @@ class CoefficientSpace(SearchSpace):
         settings: dict[str, dict[str, list[Condition]]] = {}
         for at in present:
             pattern = None if at == present[-1] else group.parts[at].filter
-            for (owner, parameter), value in zip(self._columns, self._values(index, at, values), strict=True):
-                settings.setdefault(owner, {}).setdefault(parameter.name, []).append(Condition(value, pattern))
+            for (owner, name), value in self._fitted(self._values(index, at, values)).items():
+                settings.setdefault(owner, {}).setdefault(name, []).append(Condition(value, pattern))
 
         def written(owner: str) -> Parameters:
             entries = sorted(settings.get(owner, {}).items())
@@ -193,6 +200,17 @@ class CoefficientSpace(SearchSpace):
         if self.spec.base != "none":
             sources.append(Source(self._base, layers))
         return Slice(tuple(sources), written(""))
+
+    def _fitted(self, values: Sequence[float]) -> dict[tuple[str, str], float]:
+        """Return the values by owner and parameter; della's spread no wider than each model's density allows."""
+        row = {(owner, p.name): value for (owner, p), value in zip(self._columns, values, strict=True)}
+        if not any(p.name == "epsilon" and p.per_model for p in self.spec.parameters):
+            return row
+        for owner in (f"{name}." for name, _ in self._merged):
+            density, epsilon = (row.get((owner, name), self._fixed.get(name)) for name in ("density", "epsilon"))
+            if density is not None and epsilon is not None:
+                row[owner, "epsilon"] = fitting_epsilon(epsilon, density)
+        return row
 
     def _values(self, index: int, part: int, values: Genotype) -> list[float]:
         """Return the values of a slice's part, one per column: its group's, or between the knots."""
@@ -302,9 +320,12 @@ class CoefficientSpace(SearchSpace):
             if contribution.tensor != plan.name:
                 moved = f"{contribution.tensor} at {plan.name}"
                 raise RecipeError(f"the recipe puts {moved}; give one that keeps layers in place")
-        for name, expected in self._fixed.items():
+        for name, fixed in self._fixed.items():
             per_model = self.spec.parameter(name).per_model
             for holder in plan.contributions if per_model else (plan,):
+                density, expected = holder.parameters.get("density"), fixed
+                if name == "epsilon" and fixed is not None and density is not None and per_model:
+                    expected = fitting_epsilon(fixed, density)
                 if holder.parameters.get(name) != expected:
                     found = holder.parameters.get(name)
                     raise RecipeError(

@@ -12,6 +12,7 @@ from evomerge.config.load import load as load_config
 from evomerge.runs.run import Asked, Run
 from evomerge.search.warm_start import warm_start_override
 from search_spaces.recipes import mergekit_yaml
+from tests.merging.sources.test_dequantised import CHANNELS, by_rows, quantised
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 
@@ -159,3 +160,17 @@ def test_a_grid_has_no_warm_start(finished, tmp_path, write):
     grid = load_config(write(tmp_path, strategy={"kind": "grid"}))
     with pytest.raises(ConfigError, match=r"strategy.kind grid cannot use an earlier run; write another"):
         warm_start_override(grid, finished[0] / "run")
+
+
+def test_a_quantised_expert_is_searched_and_merged(tmp_path, refuse, evomerge, write):
+    """`dequantize: true` holds from the search file to the merged folder; without it the message says what to write."""
+    ops = quantised(str(ZOO / "models" / "ops"), tmp_path / "ops", CHANNELS, by_rows, "_scale")
+    models = {"base": str(ZOO / "models" / "base"), "ops": str(ops)}
+    write(tmp_path, models=models, budget={"evaluations": 2})
+    refuse("search", "search.yaml", "--run", "run", words=["models.ops", "dequantize: true"])
+    write(tmp_path, models=models | {"ops": {"path": str(ops), "dequantize": True}}, budget={"evaluations": 2})
+    result = json.loads(evomerge("search", "search.yaml", "--run", "run", "--json", cwd=tmp_path))
+    evomerge("merge", "run/best.yaml", "merged", cwd=tmp_path)
+    scores = json.loads(evomerge("evaluate", "merged", "--like", "run", "--json", cwd=tmp_path))["tasks"]
+    found = next(row for row in result["held_out"] if row["kind"] == "found")
+    assert scores[0]["score"] == pytest.approx(found["score"])

@@ -58,6 +58,27 @@ def test_export_merge_load_evaluate(finished, evomerge, tasks):
     assert from_recipe["scores"] == saved["scores"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"{{prompt}}"', '"{{prompt}} "'),
+        ("max_gen_toks: 8", "max_gen_toks: 7"),
+        ("metric: exact_match", "metric: exact_match\n    ignore_case: true"),
+    ],
+)
+def test_evaluate_like_refuses_other_questions(finished, tasks, tmp_path, refuse, old, new):
+    """The run's task has been edited since: scores would not compare, whichever part it is that they follow from."""
+    run = shutil.copytree(finished[0] / "run", tmp_path / "run")
+    edited = shutil.copytree(tasks, tmp_path / "tasks")
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(config.replace(str(tasks), str(edited)), encoding="utf-8")
+    text = (edited / "_generate.template").read_text(encoding="utf-8")
+    assert old in text
+    (edited / "_generate.template").write_text(text.replace(old, new), encoding="utf-8")
+    words = ["--like: task zoo_target_gen: ", "since the run began, so scores would not compare; put it back"]
+    refuse("evaluate", ZOO / "models" / "ops", "--like", "run", "--trust-tasks", words=words)
+
+
 def test_export_by_rank(finished, refuse, evomerge):
     folder, _ = finished
 

@@ -1,6 +1,5 @@
 """Mutation testing: what counts as a change, and when a mutant is killed."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from experiments.mutants.__main__ import draw, figures, tables, to_try
 from experiments.mutants.changes import Mutant, described, listed, made_again, meaning
 from experiments.mutants.equivalent import EQUIVALENT
 from experiments.mutants.modules import FOLDERS, MODULES
-from experiments.mutants.suite import BROKEN, MAP, OUT_OF_TIME, Suite
+from experiments.mutants.suite import BROKEN, OUT_OF_TIME, Suite
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +56,7 @@ def test_a_mutant_says_where_and_what():
     assert mutant == Mutant("a.py", 2, "if x:", "if not x:", "AddNot")
 
 
-def test_tests_are_chosen_by_the_lines_that_they_execute(tmp_path):
+def test_tests_are_chosen_by_the_lines_that_they_execute(tmp_path, monkeypatch):
     source = "A = 1\n\ndef f(x):\n    if x:\n        y = (\n            1\n        )\n        return y\n    return A\n"
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "f.py").write_text(source)
@@ -75,6 +74,8 @@ def test_tests_are_chosen_by_the_lines_that_they_execute(tmp_path):
     assert suite.tests_of("f.py", 9) == [two]
     assert suite.tests_of("f.py", 1) == [two, three, one]  # outside functions: all that use the module
     assert four not in suite.tests_of("f.py", 1)
+    monkeypatch.setattr("experiments.mutants.suite.MOST", 7.0)
+    assert suite.tests_of("f.py", 4) == [two, three]  # no more than there is time for
 
 
 SOURCE = "LIMIT = 3\n\n\ndef double(x):\n    return 2 * x\n"
@@ -135,9 +136,9 @@ def test_the_lines_of_tests_are_traced_with_the_fixtures_that_they_share(suite):
     name = "tests/test_double.py::test_"
     assert suite.lines["double.py"][5] == [f"{name}it", f"{name}that_only_runs"]
     assert list(suite.seconds) == [f"{name}nothing", f"{name}it", f"{name}that_only_runs"]
-    again = Suite(suite.tree)
-    again.take(json.loads((suite.tree.parent / MAP).read_text()))
-    assert again == suite
+    (suite.tree / "double.py").write_text("left by a run that was stopped")
+    assert Suite.of(suite.tree.parent) == suite
+    assert (suite.tree / "double.py").read_text() == SOURCE
 
 
 ONE = Mutant("fitness/a.py", 3, "x + 1", "x - 1", "ReplaceBinaryOperator")
@@ -146,14 +147,14 @@ OTHER = replace(ONE, line=9, before="y", after="not y")
 
 def test_a_draw_is_kept_and_only_what_was_not_tried_is_tried():
     results = {"draws": []}
-    rows = draw(results, 4, [(ONE, "changed"), (OTHER, "other")], keep=True)
+    rows = draw(results, 4, [(ONE, "changed"), (OTHER, "other")], "abc", keep=True)
     assert [place for place, *_ in to_try(rows, [(ONE, "changed"), (OTHER, "other")], ROOT, again=False)] == [0, 1]
     rows[0] |= {"killed": True, "killer": "tests/a.py::test_b"}
     rows[1] |= {"killed": False}
-    assert draw(results, 4, [], keep=True) is rows
+    assert draw(results, 4, [], "abc", keep=True) is rows
     assert list(to_try(rows, [], ROOT, again=False)) == []
     assert [tried[0] for tried in to_try(rows, [(OTHER, "other")], ROOT, again=True)] == [1]
-    assert draw(results, 4, [(ONE, "changed")], keep=False) != rows and len(results["draws"]) == 1
+    assert draw(results, 4, [(ONE, "changed")], "abc", keep=False) != rows and len(results["draws"]) == 1
 
 
 def test_a_recorded_change_is_made_again_where_its_line_is_now():
@@ -173,9 +174,12 @@ def test_what_cannot_be_killed_is_counted_apart(monkeypatch):
         "listed": [],
     }
     summary, _, rows, _ = tables(results)
-    assert "| seed 4 | 3 | 1 | 1 | 1 |" in summary
+    assert "| seed 4 | 3 | 1 | 1 | 1 | 1 |" in summary
     assert "| `x + 1` | `x - 1` | `fitness/test_a.py::test_b` |" in rows
     assert "| cannot be: y is never set |" in rows
     assert "| `x + 1` | `x - 1` | **nothing** |" in rows
     assert figures(results)["seed.4"] == "1 of 3"
     assert figures(results)["seed.4.survived"] == "1"
+    results["draws"][0]["mutants"][0]["late"] = True  # the test was written for it
+    assert "| seed 4 | 3 | 0 | 1 | 1 | 1 |" in tables(results)[0]
+    assert figures(results)["seed.4.first"] == "0 of 3"

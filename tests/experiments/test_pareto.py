@@ -10,7 +10,7 @@ import pytest
 
 from experiments.pareto.__main__ import WAYS, gathered, main, tables
 from experiments.pareto.fronts import CORNER, Front
-from experiments.pareto.hypervolume import hypervolume
+from fitness.pareto import hypervolume
 
 
 @pytest.mark.slow

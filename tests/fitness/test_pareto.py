@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fitness.pareto import crowding, ranks
+from fitness.pareto import crowding, front, ranks, reference_point
 
 points = st.integers(1, 25).flatmap(
     lambda count: st.integers(2, 3).flatmap(
@@ -29,6 +29,22 @@ def test_crowding_distances_are_pymoos(seed):
 
     front = np.random.default_rng(seed).random((12, 2))
     assert np.allclose(crowding(front), calc_crowding_distance(-front))
+
+
+@given(points, st.data())
+def test_the_front_is_what_has_rank_zero(point_NM, data):
+    violation = data.draw(st.lists(st.sampled_from([0.0, 0.5]), min_size=len(point_NM), max_size=len(point_NM)))
+    assert np.array_equal(front(point_NM), ranks(point_NM) == 0)
+    assert np.array_equal(front(point_NM, violation), ranks(point_NM, violation) == 0)
+
+
+def test_the_front_of_many_points_is_found_without_comparing_all_pairs():
+    assert front(np.random.default_rng(0).random((20_000, 1))).sum() == 1
+
+
+def test_volumes_are_measured_from_zero_or_from_the_worst_score():
+    assert reference_point([(0.2, 0.5), (0.3, 0.1)]) == (0.0, 0.0)
+    assert reference_point([(-1.5, 0.5), (-0.5, 0.1)]) == (-1.5, 0.0)
 
 
 def test_who_misses_less_dominates():

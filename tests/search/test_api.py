@@ -39,14 +39,18 @@ def test_a_search_in_python_finds_what_the_command_line_finds(folder, expected):
     result = evomerge.search(
         folder / "search.yaml",
         run=folder / "python",
-        progress=lambda state: seen.append((state.history.extra, state.history.evaluations)),
+        progress=lambda state: seen.append((state.phase, state.history.evaluations)),
         say=said.append,
     )
     assert result.held_out == expected.held_out
     assert (result.best, result.search_score) == (expected.best, expected.search_score)
-    founders = seen[-1][0]
-    assert seen[founders:] == [(founders, count) for count in range(9)]
-    assert {count for _, count in seen[:founders]} == {0}
+    founders = FOUNDERS
+    stages = [phase for phase, _ in seen if phase not in ("opening", "finalists", "held-out")]
+    assert stages == [*["founders"] * (founders + 1), *["candidates"] * 8]
+    assert [count for phase, count in seen if phase == "candidates"] == list(range(1, 9))
+    assert list(dict.fromkeys(phase for phase, _ in seen)) == [
+        "opening", "founders", "candidates", "finalists", "held-out"
+    ]  # fmt: skip
     assert said[0] == "checking 2 models and 2 tasks" and said[-1].startswith("scoring the finalists on")
     assert {file.name for file in (folder / "python").iterdir()} >= {"best.yaml", "result.json", "report.html"}
     assert Result.read(folder / "python" / "result.json") == result
@@ -69,7 +73,8 @@ def test_a_finished_run_is_resumed_with_a_larger_budget(folder):
     states = []
     second = evomerge.resume(folder / "resumed", states.append, overrides=["budget.evaluations=+2"])
     assert (first.evaluations, second.evaluations) == (4, 6)
-    assert (states[0].done_before, states[0].budget.evaluations) == (4, 6)
+    first = next(state for state in states if state.phase == "candidates")
+    assert (first.done_before, first.budget.evaluations) == (4, 6)
     with Run.read(folder / "resumed") as log:
         assert log.count() > 12
 

@@ -156,7 +156,7 @@ def test_a_mixtures_noise_is_that_of_an_individual(preset):
         children = [strategy._crossed(0, 1) for _ in range(40)]
         known = known[:2]
     else:
-        children = [strategy._moved(strategy.config.succession)[0] for _ in range(40)]
+        children = [strategy._moved(strategy.config.succession)[0].genotype for _ in range(40)]
         known = [known[0], known[2]]  # its own, and that of the best
     assert not any(np.array_equal(child, founder) for child in children for founder in founders)
     found = [noise_of(space, child) for child in children]
@@ -188,7 +188,7 @@ def test_succession_is_the_published_step():
     for step in range(2):
         x, v, p, g, w = mover.genotype, mover.velocity, mover.best, np.ones(2), np.zeros(2)
         expected = (0.2 * v + 0.2 * (p - x) + 0.2 * (g - x) - 0.1 * (w - x)) / 0.7
-        assert np.allclose(strategy._moved(swarm)[2], x + 0.5 * 0.95**step * expected)
+        assert np.allclose(strategy._moved(swarm)[2].genotype, x + 0.5 * 0.95**step * expected)
         assert np.allclose(mover.velocity, expected)
 
 
@@ -202,7 +202,9 @@ def test_in_succession_a_choice_stays_or_is_taken_over():
     strategy.individuals = [mover, Individual.at_rest(best, 0.9), Individual.at_rest(here, 0.1)]
 
     def moved(**swarm):
-        return np.bincount(strategy._moved(SuccessionConfig(**swarm))[0][choices].astype(int), minlength=3) / 100
+        return (
+            np.bincount(strategy._moved(SuccessionConfig(**swarm))[0].genotype[choices].astype(int), minlength=3) / 100
+        )
 
     equal = {"inertia": 0.0, "worst": 0.0, "decay": 1.0, "own_best": 1.0, "best": 1.0}
     sums = np.mean([moved(step=0.5, **equal) for _ in range(300)], axis=0)

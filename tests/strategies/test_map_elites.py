@@ -31,25 +31,25 @@ def strategy():
 
 def test_a_cell_per_task_score(strategy):
     tell(strategy, scored(0.1, a=[0, 0], b=[1, 0]), scored(0.2, a=[1, 1, 1, 0], b=[0]))
-    assert list(strategy.cells) == [(0, 2), (3, 0)]
+    assert list(strategy.grid.cells) == [(0, 2), (3, 0)]
 
 
 def test_the_ends_of_an_axis_belong_to_its_last_cells(strategy):
     tell(strategy, scored(0.1, a=[1.0], b=[1.5]), scored(0.1, a=[-2.0], b=[0.0]))
-    assert list(strategy.cells) == [(3, 3), (0, 0)]
+    assert list(strategy.grid.cells) == [(3, 3), (0, 0)]
 
 
 def test_the_axes_have_a_range_of_their_own():
     strategy = MapElitesConfig(cells=4, warm_up=0, low=-10.0, high=-2.0).build(RawWeights(3), 0)
     tell(strategy, scored(0.1, a=[-10.0], b=[-6.0]), scored(0.1, a=[-2.1], b=[-8.1]))
-    assert list(strategy.cells) == [(0, 2), (3, 0)]
+    assert list(strategy.grid.cells) == [(0, 2), (3, 0)]
 
 
 def test_tasks_share_an_axis_by_their_means():
     config = MapElitesConfig(cells=4, warm_up=0, axes=(("a", "b"), ("c",)))
     strategy = config.build(RawWeights(3), 0)
     tell(strategy, scored(0.1, a=[1, 1, 1, 1], b=[0], c=[1]))
-    assert list(strategy.cells) == [(2, 3)]
+    assert list(strategy.grid.cells) == [(2, 3)]
 
 
 def test_an_axis_of_an_unknown_task_is_an_error():
@@ -61,29 +61,29 @@ def test_an_axis_of_an_unknown_task_is_an_error():
 def test_only_the_better_one_takes_a_cell(strategy):
     for fitness, expected in ((0.5, 0.5), (0.4, 0.5), (0.5, 0.5), (0.7, 0.7)):
         tell(strategy, scored(fitness, a=[1, 0], b=[0]))
-        assert strategy.fitness == [expected]
+        assert strategy.grid.fitness == [expected]
     tell(strategy, scored(0.1, a=[0], b=[0]))
-    assert strategy.fitness == [0.7, 0.1]
-    assert np.array_equal(strategy.recommend(), strategy.genotypes[0])
+    assert strategy.grid.fitness == [0.7, 0.1]
+    assert np.array_equal(strategy.recommend(), strategy.grid.genotypes[0])
 
 
 def test_parents_are_drawn_by_quality_and_none_that_misses_a_floor(strategy):
     space = RawWeights(2, founders=[np.array([1.0, 0.0])])
     strategy = MapElitesConfig(cells=4, warm_up=0, crossover=0.0).build(space, 0)
     tell(strategy, *(scored(f, a=[c], b=[0]) for f, c in ((INFEASIBLE - 0.1, 0.1), (0.3, 0.4), (0.1, 0.6))))
-    strategy.genotypes = [np.full(2, float(index)) for index in range(3)]
+    strategy.grid.genotypes = [np.full(2, float(index)) for index in range(3)]
     first = [int(candidate.genotype[0]) for candidate in strategy.ask(2000)]
     assert np.allclose(np.bincount(first, minlength=3) / 2000, [0.0, 0.75, 0.25], atol=0.04)
 
 
 def test_failures_take_no_cell(strategy):
     tell(strategy, Evaluation.failed("injected"), scored(float("nan"), a=[1], b=[1]))
-    assert strategy.cells == {} and strategy.recommend() is None
+    assert strategy.grid.cells == {} and strategy.recommend() is None
 
 
 def test_scored_as_a_whole_there_is_one_axis(strategy):
     tell(strategy, Evaluation("ok", (0.6,), (0.0,)))
-    assert list(strategy.cells) == [(2,)]
+    assert list(strategy.grid.cells) == [(2,)]
 
 
 BUDGET = 1500
@@ -104,7 +104,7 @@ def test_planted_it_joins_two_experts(seed):
         (candidate,) = strategy.ask(1)
         strategy.tell([Evaluated(candidate.id, planted(candidate.genotype))])
     assert planted(strategy.recommend()).fitness == 1.0
-    assert len(strategy.cells) > 10
+    assert len(strategy.grid.cells) > 10
 
 
 @pytest.mark.parametrize("bad", [{"low": 1.0}, {"cells": 1}, {"axes": [["a"], []]}, {"mutation": 2}, {"grid": 3}])

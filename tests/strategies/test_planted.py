@@ -22,8 +22,7 @@ from evomerge.strategies import (
     WarmStartDistribution,
 )
 from evomerge.testing.planted import PlantedSpace, distances, evaluate, mixed, reals, switched
-from experiments.pareto.hypervolume import hypervolume
-from fitness.pareto import ranks
+from fitness.pareto import hypervolume, ranks
 from fitness.results import Evaluation
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext

@@ -43,7 +43,7 @@ def test_a_cluster_that_is_not_reached_is_an_error_that_speaks_of_the_token(conn
 
 
 @pytest.mark.parametrize("where", ["home", "variable", "nowhere"])
-def test_who_has_a_token_shows_it(connect, tmp_path, monkeypatch, where):
+def test_who_has_a_token_shows_it(connect, tmp_path, monkeypatch, where, capsys):
     if where == "home":
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("secret")
@@ -51,6 +51,10 @@ def test_who_has_a_token_shows_it(connect, tmp_path, monkeypatch, where):
         monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     connect("head:6379", ConnectionError("no"))
     assert os.environ.get("RAY_AUTH_MODE") == (None if where == "nowhere" else "token")
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(": this machine has no token")[0] for line in said] == (
+        ["warning: workers.address 'head:6379'"] if where == "nowhere" else []
+    )
 
 
 def test_a_ray_that_was_imported_before_keeps_its_mode(connect, monkeypatch):
@@ -59,8 +63,9 @@ def test_a_ray_that_was_imported_before_keeps_its_mode(connect, monkeypatch):
     assert "RAY_AUTH_MODE" not in os.environ
 
 
-def test_who_decided_against_tokens_is_left_alone(connect, monkeypatch):
+def test_who_decided_against_tokens_is_left_alone(connect, monkeypatch, capsys):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     connect("head:6379", ConnectionError("no"))
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert not capsys.readouterr().err

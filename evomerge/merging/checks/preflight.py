@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,15 @@ class Report:
     warnings: tuple[str, ...]
 
 
-def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, allow_unrelated: bool = False) -> Report:
+def check(
+    checkpoints: Mapping[str, Source],
+    base: str,
+    *,
+    scan: bool = True,
+    allow_unrelated: bool = False,
+    scanned: Callable[[str], None] = lambda name: None,
+    before_scan: Callable[[], None] | None = None,
+) -> Report:
     """Check that the sources can be merged.
 
     Parameters
@@ -60,6 +68,10 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
         Read every weight once, to find NaN and infinite values.
     allow_unrelated
         Warn about sources that do not share the base instead of refusing them. Decided from a sample of each tensor.
+    scanned
+        Called with a source's name before its weights are read.
+    before_scan
+        Called when all shapes fit and no weight has been read: for further checks that take no time.
 
     Raises
     ------
@@ -80,8 +92,11 @@ def check(checkpoints: Mapping[str, Source], base: str, *, scan: bool = True, al
     for name, checkpoint in checkpoints.items():
         said = () if checkpoint is reference else reference.left_out  # an adapter's are its base's
         warnings.extend(f"{name}: {line}" for line in checkpoint.left_out if line not in said)
+    if before_scan is not None:
+        before_scan()
     if scan:
         for name, checkpoint in checkpoints.items():
+            scanned(name)
             _check_finite(name, checkpoint)
     similarity = measure_similarity(checkpoints, base, sample=True)
     for line in unrelated(similarity, base):

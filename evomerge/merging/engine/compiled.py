@@ -3,9 +3,10 @@
 Compiled at the first use for each number of models (a second or two), then read from numba's cache. Python's lock is
 released while they run.
 
-bfloat16 is handled as its bits, uint16: the upper half of a float32. Sums and products are rounded one by one, as in
-`evomerge.merging.methods.evaluate`. Coefficients come as tuples, so that loops over models unroll and those over
-entries become vector instructions. `overload` picks code by dtype, and generates none for an argument of None.
+bfloat16 is handled as its bits, uint16: the upper half of a float32. Sums and products are rounded one by one, unless a
+sum is fused, as in `evomerge.merging.methods.evaluate`. Coefficients come as tuples, so that loops over models unroll
+and those over entries become vector instructions. `overload` picks code by dtype, and generates none for an argument of
+None.
 
 Legend: t a term, e an entry of the span.
 """
@@ -36,6 +37,8 @@ class Sum(NamedTuple):
     ----------
     weights, divisor, scale
         As there, float32.
+    fused
+        True: products are not rounded before they are added; or None.
     first, end, factor
         The kept entries, by term; empty if all are kept.
     rounds
@@ -43,6 +46,7 @@ class Sum(NamedTuple):
     """
 
     weights: tuple[np.float32, ...]
+    fused: bool | None
     divisor: np.float32 | None
     scale: np.float32
     first: tuple[np.int32, ...]
@@ -203,11 +207,40 @@ def _delta(t: Any, e: Any, start: Any, models: Any, states: Any, how: Any) -> An
     return delta
 
 
+@intrinsic
+def _fused(_: Any, factor: Any, other: Any, total: Any) -> Any:
+    """Return total + factor · other, rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+def _plus(total: Any, value: Any, weight: Any, fused: Any) -> Any:
+    """Return total + value · weight."""
+
+
+@overload(_plus, inline="always")
+def _plus_of(total: Any, value: Any, weight: Any, fused: Any) -> Any:
+    if isinstance(fused, types.NoneType):
+
+        def plus(total: Any, value: Any, weight: Any, fused: Any) -> Any:
+            return total + value * weight
+
+    else:
+
+        def plus(total: Any, value: Any, weight: Any, fused: Any) -> Any:
+            return _fused(value, weight, total)
+
+    return plus
+
+
 def _sum(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
     for e in range(out.size):
         total = f32(-0.0)  # which added to anything leaves it as it is
         for t in range(len(models)):
-            total += _wide(models[t][e]) * how.weights[t]
+            total = _plus(total, _wide(models[t][e]), how.weights[t], how.fused)
         out[e] = _stored(out, _divided(total, how.divisor) * how.scale, how.rounds)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, reduce
 from importlib.util import find_spec
 from typing import TypeAlias
 
@@ -21,7 +21,7 @@ from evomerge.merging.engine.placement import ComputeDtype, Placement
 from evomerge.merging.engine.prepared import PreparedCache
 from evomerge.merging.engine.recipe_statistics import RecipeStatistics
 from evomerge.merging.engine.resident import Resident, build_resident
-from evomerge.merging.engine.tensor_merge import TensorMerge
+from evomerge.merging.engine.tensor_merge import StepwiseMerge, TensorMerge, goes_step_by_step
 from evomerge.merging.engine.tensor_slopes import TensorSlopes
 from evomerge.merging.engine.threads import MergeThreads
 from evomerge.merging.methods import implementation
@@ -35,7 +35,7 @@ from search_spaces.recipes.resolve import TensorPlan, resolve
 from search_spaces.spaces.derivatives import Coefficient
 
 LARGE = 1 << 22
-AnyMerge: TypeAlias = TensorMerge | CoreTensorMerge
+AnyMerge: TypeAlias = TensorMerge | CoreTensorMerge | StepwiseMerge
 
 
 class MergeEngine:
@@ -214,7 +214,8 @@ class MergeEngine:
             shape = self._sources.shape(sources_of(plan)[0])
             target = torch.empty(shape, dtype=out_dtype, device=self._device)
             with torch.inference_mode():
-                merge = self._new_merge(target.view(-1), shape, recipe, plan, keep=False)
+                steps = self._stepwise_dtype(recipe, plan)
+                merge = self._new_merge(target.view(-1), shape, recipe, plan, steps=steps, keep=False)
                 self._run([(merge, plan)], out_dtype, large=target.numel() >= self._large)
             del merge
             yield name, target.cpu()
@@ -254,9 +255,10 @@ class MergeEngine:
         """
         with torch.inference_mode():
             if is_layer_stack(recipe):
-                merge = self._new_merge(gradient.view(-1), tuple(gradient.shape), recipe, plan)
-            else:
-                merge = self._merge_into(self._resident_for(recipe), recipe, plan)
+                merge = self._new_merge(gradient.view(-1), tuple(gradient.shape), recipe, plan, steps=None)
+            else:  # a step that rounds has no derivative
+                merge = self._merge_into(self._resident_for(recipe), recipe, plan, in_blocks=True)
+            assert not isinstance(merge, StepwiseMerge)
             slopes = TensorSlopes(merge, plan, wanted, gradient.view(-1))
             with self._threads.queue(parallel=gradient.numel() >= self._large) as queue:
                 for unit in slopes.units():
@@ -289,23 +291,35 @@ class MergeEngine:
                 for unit in merge.units(plan, out_dtype, compiled=compiled):
                     queue.add(merge, unit)
 
-    def _merge_into(self, resident: Resident, recipe: Recipe, plan: TensorPlan) -> AnyMerge:
-        """Return the merge that fills a parameter of the resident model, which keeps it for later candidates."""
+    def _merge_into(self, resident: Resident, recipe: Recipe, plan: TensorPlan, *, in_blocks: bool = False) -> AnyMerge:
+        """Return the merge that fills a parameter of the resident model, which keeps it for later candidates.
+
+        With `in_blocks` it is never a `StepwiseMerge`.
+        """
         parts = ((part.model, part.tensor) for part in sources_of(plan))
-        key = (plan.method, plan.name, recipe.seed, recipe.calibration_text, recipe.adapters, *parts)
+        steps = None if in_blocks else self._stepwise_dtype(recipe, plan)
+        key = (plan.method, plan.name, recipe.seed, recipe.calibration_text, recipe.adapters, steps, *parts)
         merge = resident.merges.get(key)
         if merge is None:
             shape = tuple(resident.module.get_parameter(plan.name).shape)
-            merge = self._new_merge(resident.parameters[plan.name], shape, recipe, plan)
+            merge = self._new_merge(resident.parameters[plan.name], shape, recipe, plan, steps=steps)
             resident.merges[key] = merge
         return merge
 
     def _new_merge(
-        self, target: Tensor, shape: tuple[int, ...], recipe: Recipe, plan: TensorPlan, *, keep: bool = True
+        self,
+        target: Tensor,
+        shape: tuple[int, ...],
+        recipe: Recipe,
+        plan: TensorPlan,
+        *,
+        steps: torch.dtype | None,
+        keep: bool = True,
     ) -> AnyMerge:
         """Return the merge that fills the target; in core space if the recipe says so and an expert adapts the tensor.
 
-        With `keep`, prepared state stays in the cache for later merges.
+        With `steps` the tensor is merged step by step in that dtype. With `keep`, prepared state stays in the cache
+        for later merges.
         """
         method = implementation(plan.method)
         if recipe.adapters == "core":
@@ -315,16 +329,31 @@ class MergeEngine:
                 return core
         self._check_shapes(plan, shape)
         info = self._sources.info(plan, shape)
+        base = None if plan.base is None else self._sources.tensor(plan.base.model, plan.base.tensor)
+        models = [self._sources.tensor(part.model, part.tensor) for part in plan.contributions]
+        if steps is not None:
+            draws = self._prepared.of_models(method, plan, recipe, info, keep=keep) if method.spec.stochastic else ()
+            return StepwiseMerge(method, target, base=base, models=models, shape=shape, dtype=steps, prepared=draws)
         return TensorMerge(
             method,
             target,
-            base=None if plan.base is None else self._sources.tensor(plan.base.model, plan.base.tensor),
-            models=[self._sources.tensor(part.model, part.tensor) for part in plan.contributions],
+            base=base,
+            models=models,
             info=info,
             prepared=self._prepared.of_models(method, plan, recipe, info, keep=keep),
             shared=self._prepared.of_all(method, plan, info, keep=keep),
             activation=self._statistics.activation_shares(recipe, plan),
         )
+
+    def _stepwise_dtype(self, recipe: Recipe, plan: TensorPlan) -> torch.dtype | None:
+        """Return the dtype in which a tensor is merged step by step; None for blocks in float32."""
+        method = implementation(plan.method)
+        fast = recipe.dtype == "float32" and not method.stepwise_in_float32
+        if fast or method.stepwise is None or recipe.adapters == "core":
+            return None
+        stored = [self._sources.dtype(part) for part in sources_of(plan)]
+        dtype: torch.dtype = getattr(torch, recipe.dtype) if recipe.dtype else reduce(torch.promote_types, stored)
+        return dtype if goes_step_by_step(method, plan, dtype, stored, self.out_dtype(recipe)) else None
 
     def _check_shapes(self, plan: TensorPlan, shape: tuple[int, ...]) -> None:
         for part in sources_of(plan):

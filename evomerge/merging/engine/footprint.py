@@ -15,6 +15,9 @@ from search_spaces.recipes.resolve import TensorPlan
 OTHER_BUFFERS = 8
 """Buffers per block beyond the sources': base, result, rounded result, and at most five that a method asks for."""
 
+COPIES_OF_STEPS = 3
+"""Buffers per model for methods that mergekit's steps merge on whole tensors: vectors, directions, tangents."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -33,8 +36,8 @@ class Footprint:
     parameters
         Number of parameters of the merged model, tied ones counted once.
     buffer_bytes
-        The threads' blocks, and the largest matrix for methods that decompose; it does not grow with the number of
-        tensors.
+        The threads' blocks, and the largest tensor for methods that take whole ones; it does not grow with the number
+        of tensors.
     """
 
     source_bytes: int
@@ -76,9 +79,10 @@ def footprint(
         shape = sources.shape(sources_of(plan)[-1])
         size = math.prod(shape)
         parameters += size
-        rows = max(rows, len(plan.contributions) + OTHER_BUFFERS)
         method, info = implementation(plan.method), sources.info(plan, shape)
-        if method.scope == "matrix" and info.is_matrix:
+        copies = COPIES_OF_STEPS if method.stepwise_in_float32 else 1
+        rows = max(rows, copies * len(plan.contributions) + OTHER_BUFFERS)
+        if method.stepwise_in_float32 or (method.scope == "matrix" and info.is_matrix):
             largest_matrix = max(largest_matrix, size)
         states = {
             prepared_key(method.prepare or method.prepare_all, plan, (part,)): method.prepared_size(info)

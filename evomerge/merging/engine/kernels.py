@@ -80,7 +80,8 @@ def _numbers(formula: Formula, *, rounds: bool) -> tuple[Sum | Elect, tuple[np.n
     states = tuple(_array(part.state) for part in kept) if kept else None
     if isinstance(formula, Election):
         return Elect(weights, True if formula.normalize else None, scale, *bounds), states
-    return Sum(weights, None if formula.divisor == 1 else f32(formula.divisor), scale, *bounds), states
+    divisor = None if formula.divisor == 1 else f32(formula.divisor)
+    return Sum(weights, True if formula.fused else None, divisor, scale, *bounds), states
 
 
 def _run(

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import reduce
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,9 @@ from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
 
 KEPT = 16  # modules without weights of their own, by architecture: a search returns to the same depths
+
+Rounding: TypeAlias = tuple[torch.dtype, ...]
+"""What stored values are rounded to, one after another: a recipe's half-precision `dtype`, then its `out_dtype`."""
 
 Merge = Callable[[Recipe], Mapping[str, Tensor]]
 """Gives a recipe's merged tensors by name, in their own storage."""
@@ -57,7 +62,7 @@ class LayerStacks:
         self._merge = merge
         self._device = device
         self._modules: OrderedDict[tuple[str, torch.dtype], PreTrainedModel] = OrderedDict()
-        self._tensors: dict[tuple[str, str, torch.dtype, torch.dtype], Tensor] = {}
+        self._tensors: dict[tuple[str, str, Rounding, torch.dtype], Tensor] = {}
         self._merged: tuple[str, Mapping[str, Tensor]] | None = None
 
     def build(
@@ -79,9 +84,11 @@ class LayerStacks:
         donor = self._checkpoints[recipe.donor]
         module = self._module(donor, config, key, dtype)
         inner = None if recipe.path is None else self._inner(recipe)
+        half = recipe.dtype in ("bfloat16", "float16")
+        rounding = (*((getattr(torch, recipe.dtype),) if half and recipe.dtype else ()), out_dtype)
         with torch.inference_mode(False):
             for plan in _plans(recipe, donor.layout):
-                _set(module, plan.name, self._tensor(plan, inner, out_dtype, dtype))
+                _set(module, plan.name, self._tensor(plan, inner, rounding, dtype))
             module.tie_weights()
         return module
 
@@ -108,28 +115,32 @@ class LayerStacks:
         return self._merged[1]
 
     def _tensor(
-        self, plan: TensorPlan, inner: Mapping[str, Tensor] | None, out_dtype: torch.dtype, dtype: torch.dtype
+        self, plan: TensorPlan, inner: Mapping[str, Tensor] | None, rounding: Rounding, dtype: torch.dtype
     ) -> Tensor:
         part = plan.contributions[0]
         if inner is not None and plan.method == MERGED:
             values, scale = inner[part.tensor], float(plan.scale)
         else:
-            values = self._source(part.model, part.tensor, out_dtype, dtype)
+            values = self._source(part.model, part.tensor, rounding, dtype)
             scale = float(part.parameters.get("scale", 1.0))
         if scale == 1:
             return values
-        if inner is None or plan.method != MERGED:  # from the stored values: one rounding
-            values = self._checkpoints[part.model].tensor(part.tensor).to(self._device)
-        return (values.float() * scale).to(out_dtype).to(dtype)
+        if inner is None or plan.method != MERGED:  # from the stored values, as the recipe's dtype has them
+            values = _rounded(self._checkpoints[part.model].tensor(part.tensor).to(self._device), rounding[:-1])
+        return _rounded(values.float() * scale, rounding).to(dtype)
 
-    def _source(self, model: str, tensor: str, out_dtype: torch.dtype, dtype: torch.dtype) -> Tensor:
+    def _source(self, model: str, tensor: str, rounding: Rounding, dtype: torch.dtype) -> Tensor:
         """Return a source's tensor in `dtype`: the memory-mapped one itself where it is stored so."""
-        key = (model, tensor, out_dtype, dtype)
+        key = (model, tensor, rounding, dtype)
         values = self._tensors.get(key)
         if values is None:
-            values = self._checkpoints[model].tensor(tensor).to(self._device).to(out_dtype).to(dtype)
+            values = _rounded(self._checkpoints[model].tensor(tensor).to(self._device), rounding).to(dtype)
             self._tensors[key] = values
         return values
+
+
+def _rounded(values: Tensor, rounding: Rounding) -> Tensor:
+    return reduce(Tensor.to, rounding, values)
 
 
 MERGED = "merged"

@@ -90,6 +90,10 @@ class PlacedSources:
         """Return a source tensor's shape."""
         return self.checkpoint(part.model).shape(part.tensor)
 
+    def dtype(self, part: Contribution) -> torch.dtype:
+        """Return the dtype that a source tensor is stored in."""
+        return self.tensor(part.model, part.tensor).dtype
+
     def nbytes(self, part: Contribution) -> int:
         """Return a source tensor's size in bytes, without moving it to its place."""
         values = self._tensors.get((part.model, part.tensor))

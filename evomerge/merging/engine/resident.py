@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from evomerge.merging.engine.core_space import CoreTensorMerge
-from evomerge.merging.engine.tensor_merge import TensorMerge
+from evomerge.merging.engine.tensor_merge import StepwiseMerge, TensorMerge
 from evomerge.merging.sources.architecture import empty_module, quiet
 from evomerge.merging.sources.source import Source
 
@@ -39,7 +39,7 @@ class Resident:
     module: PreTrainedModel
     parameters: dict[str, Tensor]
     dtype: torch.dtype
-    merges: dict[tuple[object, ...], TensorMerge | CoreTensorMerge] = field(default_factory=dict)
+    merges: dict[tuple[object, ...], TensorMerge | CoreTensorMerge | StepwiseMerge] = field(default_factory=dict)
 
 
 def build_resident(config: PretrainedConfig, donor: Source, dtype: torch.dtype, device: torch.device) -> Resident:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,7 +14,8 @@ from evomerge.merging.methods.blocks import Block, Scratch, TensorInfo
 from evomerge.merging.methods.evaluate import evaluate
 from evomerge.merging.methods.formulas import Formula, TensorContext
 from evomerge.merging.methods.noise import NoiseStream
-from evomerge.merging.methods.registry import MergeMethod, Prepared
+from evomerge.merging.methods.registry import MergeMethod, Prepared, WholeTensor
+from search_spaces.recipes.method_spec import Parameter
 from search_spaces.recipes.recipe import RecipeError
 from search_spaces.recipes.resolve import TensorPlan
 
@@ -67,11 +68,7 @@ class TensorMerge:
         self.activation = activation
         self._cached: dict[Scratch, Block] = {}
         self._arrays: Any = None
-        self._parameters = [
-            (parameter.name, method.arguments[parameter.name], parameter.per_model)
-            for parameter in method.spec.parameters
-            if not (parameter.inert or parameter.after)
-        ]
+        self._parameters = [parameter for parameter in method.spec.parameters if _is_argument(parameter)]
 
     @property
     def size(self) -> int:
@@ -131,12 +128,7 @@ class TensorMerge:
 
     def arguments(self, plan: TensorPlan) -> dict[str, Any]:
         """Return the coefficients of `plan` as the method's arguments."""
-        return {
-            argument: (
-                [model.parameters.get(name) for model in plan.contributions] if per_model else plan.parameters[name]
-            )
-            for name, argument, per_model in self._parameters
-        }
+        return _arguments(self.method, self._parameters, plan)
 
     def _merge(
         self,
@@ -209,6 +201,121 @@ class TensorMerge:
             info=context.info,
             scratch=scratch,
         )
+
+
+class StepwiseMerge:
+    """Fills one parameter on whole tensors, rounding to the recipe's `dtype` after every step, as mergekit does.
+
+    Parameters
+    ----------
+    method
+        One of mergekit's methods.
+    target
+        The parameter, flat, in any floating dtype.
+    base, models
+        Source tensors, flat, in the dtype they are stored in; `base` is None without a base.
+    shape
+        The tensor's.
+    dtype
+        What the sources are rounded to, and the dtype of the arithmetic.
+    prepared
+        The method's prepared state for each model, for methods that draw masks.
+    """
+
+    def __init__(
+        self,
+        method: MergeMethod,
+        target: Tensor,
+        *,
+        base: Tensor | None,
+        models: Sequence[Tensor],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        prepared: Sequence[Prepared] = (),
+    ) -> None:
+        self.method = method
+        self.dtype = dtype
+        self._target, self._shape, self._prepared = target, shape, prepared
+        self._base, self._models = base, models
+
+    @property
+    def size(self) -> int:
+        """Entries of the tensor."""
+        return self._target.numel()
+
+    @property
+    def is_whole_matrix(self) -> bool:
+        """Merged as a whole, in operations that use all threads by themselves."""
+        return True
+
+    def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
+        """Yield the work of merging with the coefficients of `plan`, the result rounded to `out_dtype`."""
+        yield lambda _: self._run(plan, out_dtype)
+
+    def _run(self, plan: TensorPlan, out_dtype: torch.dtype) -> None:
+        assert self.method.stepwise is not None, "asked of mergekit's methods only"
+        base = None if self._base is None else self._rounded(self._base)
+        parameters = [each for each in self.method.spec.parameters if _is_argument(each) and not each.extension]
+        tensor = WholeTensor(tuple(map(self._rounded, self._models)), base, self._prepared)
+        merged = self.method.stepwise(tensor, **_arguments(self.method, parameters, plan)).to(out_dtype)
+        if plan.scale != 1.0:
+            merged = (merged.float() * plan.scale).to(out_dtype)
+        self._target.copy_(merged.reshape(-1))
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        return values.to(self._target.device, self.dtype).view(self._shape)
+
+
+def goes_step_by_step(
+    method: MergeMethod, plan: TensorPlan, dtype: torch.dtype, stored: Iterable[torch.dtype], out_dtype: torch.dtype
+) -> bool:
+    """Tell whether a `StepwiseMerge` has to merge a tensor, so that its weights are mergekit's.
+
+    All others are merged in float32 and rounded once: in that `dtype`, by methods or parameters that mergekit lacks,
+    and where mergekit itself computes so.
+
+    Parameters
+    ----------
+    method, plan
+        The merge.
+    dtype
+        The recipe's, or else the sources'.
+    stored
+        The dtypes of the source tensors.
+    out_dtype
+        The dtype of the result.
+    """
+    if method.stepwise is None or plan.pieces or _takes_ours(method, plan):
+        return False
+    if dtype == torch.float32:
+        return method.stepwise_in_float32
+    return not method.float32_in_mergekit or {dtype, out_dtype, *stored} not in ({torch.bfloat16}, {torch.float16})
+
+
+def _takes_ours(method: MergeMethod, plan: TensorPlan) -> bool:
+    """Tell whether a parameter that mergekit lacks has an effect."""
+    scopes = (plan.parameters, *(part.parameters for part in plan.contributions))
+    return any(
+        scope.get(parameter.name, parameter.default) not in (parameter.default, None)
+        for parameter in method.spec.parameters
+        if parameter.extension
+        for scope in scopes
+    )
+
+
+def _is_argument(parameter: Parameter) -> bool:
+    return not (parameter.inert or parameter.after)
+
+
+def _arguments(method: MergeMethod, parameters: Iterable[Parameter], plan: TensorPlan) -> dict[str, Any]:
+    return {
+        method.arguments[each.name]: (
+            [model.parameters.get(each.name) for model in plan.contributions]
+            if each.per_model
+            else plan.parameters[each.name]
+        )
+        for each in parameters
+    }
 
 
 def _store(merged: Tensor, target: Tensor, out_dtype: torch.dtype, scratch: Scratch, scale: float) -> None:

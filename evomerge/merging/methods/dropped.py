@@ -5,29 +5,28 @@ DELLA: Deep et al. 2024, arXiv:2406.11617. The probability grows with the entry'
 its row): q_i = (d − ε) + 2ε (r_i − 1)/(n − 1); what is kept is multiplied by 1/q_i.
 Both then add up (`dare_linear`, `della_linear`) or elect signs (`dare_ties`, `della`).
 
-The order of operations is mergekit 0.1.5's at ``dtype: float32``. Deviations:
+The order of operations is mergekit 0.1.5's. Deviations:
 
-* we compute in float32 whatever the recipe's `dtype` (see `linear`);
 * `rescale` multiplies by 1/d and 1/q_i as in the papers. mergekit multiplies by the ratio of the L1 norms before and
   after, which on a short tensor at density 0.1 was measured between 4 and 287 instead of 10;
 * masks are a function of (seed, weights, tensor name), not of the order in which tensors are merged, so that
   candidates of one search differ by their coefficients only and a recipe rebuilds the very same weights anywhere;
-* where d ± ε leaves [0, 1], which mergekit refuses, ε is made smaller: a search may ask for any d and ε.
+* where d ± ε leaves [0, 1], ε is made smaller; `evomerge merge` refuses such recipes, as mergekit does.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.election import elect_and_merge
+from evomerge.merging.methods.election import elect_and_merge, stepwise_election
 from evomerge.merging.methods.formulas import Election, Kept, TensorContext, WeightedSum
-from evomerge.merging.methods.linear import add_and_merge, added
+from evomerge.merging.methods.linear import add_and_merge, added, stepwise_sum
 from evomerge.merging.methods.parameters import (
     INT8_MASK,
     Lambda,
@@ -40,7 +39,7 @@ from evomerge.merging.methods.parameters import (
     required_weight,
 )
 from evomerge.merging.methods.ranking import at_sorted_places
-from evomerge.merging.methods.registry import SourceTensor, merge_method
+from evomerge.merging.methods.registry import SourceTensor, WholeTensor, merge_method
 
 MASKS = (
     "evomerge draws each from the seed, the model and the tensor's name and rescales {by}; "
@@ -104,12 +103,61 @@ def places(source: SourceTensor) -> Tensor:
     return at_sorted_places(order, torch.linspace(0, 1, length, device=order.device)).view(-1)
 
 
+# --- in the models' dtype, rounded to it after every step but the thinning ---
+
+
+def stepwise_dare_linear(tensor: WholeTensor, *, density: PerModel, rescale: bool, **how: Any) -> Tensor:
+    """Return `dare_linear`."""
+    return stepwise_sum(tensor, _stepwise_dare(tensor, density, rescale), **how)
+
+
+def stepwise_dare_ties(tensor: WholeTensor, *, density: PerModel, rescale: bool, **how: Any) -> Tensor:
+    """Return `dare_ties`."""
+    return stepwise_election(tensor, _stepwise_dare(tensor, density, rescale), **how)
+
+
+def stepwise_della_linear(
+    tensor: WholeTensor, *, density: PerModel, epsilon: PerModel, rescale: bool, **how: Any
+) -> Tensor:
+    """Return `della_linear`."""
+    return stepwise_sum(tensor, _stepwise_della(tensor, density, epsilon, rescale), **how)
+
+
+def stepwise_della(tensor: WholeTensor, *, density: PerModel, epsilon: PerModel, rescale: bool, **how: Any) -> Tensor:
+    """Return `della`."""
+    return stepwise_election(tensor, _stepwise_della(tensor, density, epsilon, rescale), **how)
+
+
+def _stepwise_dare(tensor: WholeTensor, density: PerModel, rescale: bool) -> list[Tensor]:
+    deltas = tensor.deltas()
+    for index, (drawn, d) in enumerate(zip(tensor.prepared, density, strict=True)):
+        levels = levels_kept(d)
+        if levels < LEVELS:
+            kept = (drawn.draw < levels - LEVELS // 2).view(deltas[index].shape)
+            deltas[index] = deltas[index] * kept * (LEVELS / levels if rescale and levels else 1.0)
+    return deltas
+
+
+def _stepwise_della(tensor: WholeTensor, density: PerModel, epsilon: PerModel, rescale: bool) -> list[Tensor]:
+    deltas = tensor.deltas()
+    for index, (drawn, d, e) in enumerate(zip(tensor.prepared, density, epsilon, strict=True)):
+        if d < 1:
+            q = keep_probability(drawn.place, d, e).view(deltas[index].shape)
+            thinned = deltas[index] / q.clamp(min=SMALLEST_PROBABILITY) if rescale else deltas[index]
+            kept = drawn.draw.view(q.shape) < q.mul(LEVELS).sub_(LEVELS // 2)
+            deltas[index] = (thinned * kept).to(deltas[index].dtype)
+    return deltas
+
+
+# --- in float32 ---
+
+
 @merge_method(
     "dare_linear",
     min_models=0,
     differentiable=("weight", "lambda"),
     stochastic=True,
-    in_mergekit=True,
+    stepwise=stepwise_dare_linear,
     deviation=MASKS.format(by="by 1/density"),
     without_effect=(INT8_MASK,),
     prepare=draws,
@@ -136,7 +184,7 @@ def dare_linear(
     min_models=0,
     differentiable=("weight", "lambda"),
     stochastic=True,
-    in_mergekit=True,
+    stepwise=stepwise_dare_ties,
     deviation=MASKS.format(by="by 1/density"),
     without_effect=(INT8_MASK,),
     prepare=draws,
@@ -163,7 +211,7 @@ def dare_ties(
     min_models=0,
     differentiable=("weight", "lambda"),
     stochastic=True,
-    in_mergekit=True,
+    stepwise=stepwise_della_linear,
     deviation=MASKS.format(by="each entry by the inverse of its own probability"),
     without_effect=(INT8_MASK,),
     prepare=ranked_draws,
@@ -189,7 +237,7 @@ def della_linear(
     min_models=0,
     differentiable=("weight", "lambda"),
     stochastic=True,
-    in_mergekit=True,
+    stepwise=stepwise_della,
     deviation=MASKS.format(by="each entry by the inverse of its own probability"),
     without_effect=(INT8_MASK,),
     prepare=ranked_draws,
@@ -215,10 +263,15 @@ def della(
 def _dare(tensor: TensorContext, density: PerModel, rescale: bool) -> list[Kept | None]:
     kept: list[Kept | None] = []
     for drawn, d in zip(tensor.prepared, density, strict=True):
-        levels = round(min(max(d, 0.0), 1.0) * LEVELS)
+        levels = levels_kept(d)
         factor = LEVELS / levels if rescale and levels else 1.0  # 1/density, for exactly the probability used
         kept.append(Kept(drawn.draw, levels - LEVELS // 2, factor=factor) if levels < LEVELS else None)
     return kept
+
+
+def levels_kept(density: float) -> int:
+    """Return how many of the levels of a draw keep an entry."""
+    return round(min(max(density, 0.0), 1.0) * LEVELS)
 
 
 def _della(block: Block, density: PerModel, epsilon: PerModel, rescale: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -1,7 +1,7 @@
 """The last step of TIES (Yadav et al. 2023, arXiv:2306.01708), used by many methods: elect a sign, then merge.
 
 γ = sign(Σ δ_t), +1 at 0;  A = {t : sign δ_t = γ};  θ = θ_0 + λ Σ_A δ_t, divided by Σ_A w_t when `normalize` (by 1
-where that is 0), for weighted task vectors δ_t. The order of operations is mergekit 0.1.5's at ``dtype: float32``.
+where that is 0), for weighted task vectors δ_t. The order of operations is mergekit 0.1.5's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.linear import total_of
+from evomerge.merging.methods.linear import stepwise_end, total_of, weighted_deltas
 from evomerge.merging.methods.parameters import PerModel
+from evomerge.merging.methods.registry import WholeTensor
 
 
 def elect_and_merge(
@@ -36,6 +37,27 @@ def elect_and_merge(
     if lambda_ != 1:
         out_E.mul_(lambda_)
     out_E.add_(base_E)
+
+
+def stepwise_election(
+    tensor: WholeTensor, deltas: Sequence[Tensor], *, weight: PerModel, normalize: bool, lambda_: float
+) -> Tensor:
+    """Return the same on whole tensors, rounded to their dtype after every step."""
+    if not deltas:
+        return tensor.origin
+    weighted, weight_T = weighted_deltas(deltas, weight)
+    agrees = agreeing(weighted)
+    total = (weighted * agrees).sum(dim=0)
+    if normalize:
+        divisor = (weight_T * agrees).sum(dim=0)
+        total /= divisor.masked_fill_(divisor == 0, 1)
+    return stepwise_end(tensor, total, lambda_)
+
+
+def agreeing(deltas: Tensor) -> Tensor:
+    """Return which entries of the task vectors [T, ...] have the elected sign, bool[T, ...]."""
+    elected = (deltas.sum(dim=0) >= 0).to(deltas.dtype) * 2 - 1
+    return deltas.sign() == elected
 
 
 def elect(block: Block, deltas: Sequence[Tensor]) -> Tensor:

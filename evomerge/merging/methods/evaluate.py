@@ -1,13 +1,14 @@
 """Formulas in torch, block by block, on any device: the reference for the compiled kernels, which equal it.
 
-Every product and every sum is rounded on its own (no fused multiply-add), so that both agree to the last bit; the order
-is mergekit 0.1.5's at ``dtype: float32``.
+Every product and every sum is rounded on its own, unless the formula is `fused`, so that both agree to the last bit;
+the order is mergekit 0.1.5's at ``dtype: float32``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, ge, lt
 
 from evomerge.merging.methods.blocks import Block
@@ -65,10 +66,21 @@ def _drop(block: Block, delta_E: Tensor, kept: Kept) -> None:
 def _add(block: Block, values: tuple[Tensor, ...], formula: WeightedSum) -> None:
     """Leave s (Σ w_t v_t) / d in the block; overwrites the terms."""
     spread = {"row": block.by_row, "column": block.by_column}.get(formula.per)
+    if formula.fused:
+        weight_T1 = torch.tensor(formula.weights, dtype=torch.float32, device=block.out.device).view(-1, 1)
+        block.out.zero_()
+        for values_E, weight_1 in zip(values, weight_T1, strict=True):
+            block.out.addcmul_(values_E, weight_1)
+        scale_by(block.out, formula.divisor, formula.scale)
+        return
     for index, (values_E, weight) in enumerate(zip(values, formula.weights, strict=True)):
         values_E.mul_(weight if spread is None else spread(weight.to(block.out)))
         if index == 0:
             block.out.copy_(values_E)
         else:
             block.out.add_(values_E)
-    scale_by(block.out, formula.divisor, formula.scale)
+    divisor = formula.divisor
+    if spread is not None and isinstance(divisor, Tensor):
+        block.out.div_(spread(divisor.to(block.out)))
+        divisor = 1.0
+    scale_by(block.out, divisor, formula.scale)

@@ -76,7 +76,9 @@ class WeightedSum:
     terms
         What the v_t are: the models, the base and then the models, or the task vectors θ_t − θ_0.
     divisor, scale
-        d and s.
+        d and s; with `per` ``row`` or ``column`` d is a vector [K] or 1.
+    fused
+        Whether a product is added without being rounded before (a fused multiply-add).
     per
         What each weight belongs to.
     kept
@@ -85,8 +87,9 @@ class WeightedSum:
 
     weights: Sequence[Any]
     terms: Literal["models", "base and models", "task vectors"] = "task vectors"
-    divisor: float = 1.0
+    divisor: Any = 1.0
     scale: float = 1.0
+    fused: bool = False
     per: Literal["tensor", "row", "column"] = "tensor"
     kept: Sequence[Kept | None] = ()
 

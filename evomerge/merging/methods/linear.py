@@ -1,17 +1,16 @@
 """Weighted sums: linear (model soups), task arithmetic, passthrough.
 
 Model soups: Wortsman et al. 2022, arXiv:2203.05482. Task arithmetic: Ilharco et al. 2023, arXiv:2212.04089.
-The order of operations is mergekit 0.1.5's at ``dtype: float32``, so that task arithmetic agrees to the last bit;
-`linear` rounds each product, which mergekit fuses with its sum.
-Unlike mergekit, whatever the recipe's `dtype`, we compute in float32: a difference of bf16 tensors taken in
-bf16 loses the small task vectors that these methods merge.
+The order of operations is mergekit 0.1.5's, so that weights agree to the last bit: in float32 here, in another `dtype`
+of the recipe in the functions called `stepwise_...`. A difference of bf16 tensors taken in bf16 loses the small task
+vectors that these methods merge: searches write ``dtype: float32``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,10 +27,34 @@ from evomerge.merging.methods.parameters import (
     Real,
     required_weight,
 )
-from evomerge.merging.methods.registry import merge_method
+from evomerge.merging.methods.registry import WholeTensor, merge_method
 from search_spaces.recipes.method_spec import Parameter
 
 SMALLEST_SUM = 1e-8  # of weights, to divide by
+
+
+def stepwise_linear(tensor: WholeTensor, *, weight: PerModel, normalize: bool) -> Tensor:
+    """Return `linear` in float32 (float64 where the models are), each product fused with its sum, rounded once."""
+    first = tensor.models[0]
+    wide, ones = torch.promote_types(first.dtype, torch.float32), [1] * first.ndim
+    weight_T = torch.tensor(weight, dtype=wide, device=first.device)
+    total = torch.zeros_like(first, dtype=wide)
+    for values, w in zip(tensor.models, weight_T, strict=True):
+        total.addcmul_(values, w.view(ones))
+    if normalize:
+        total.div_(_checked(weight_T.sum()).view(ones))
+    return total.to(first.dtype)
+
+
+def stepwise_task_arithmetic(tensor: WholeTensor, *, weight: PerModel, normalize: bool, lambda_: float) -> Tensor:
+    """Return `task_arithmetic`, rounded to the models' dtype after every step."""
+    return stepwise_sum(tensor, tensor.deltas(), weight=weight, normalize=normalize, lambda_=lambda_)
+
+
+def stepwise_passthrough(tensor: WholeTensor, *, scale: OptionalPerModel) -> Tensor:
+    """Return `passthrough` in the model's dtype."""
+    (values,), (factor,) = tensor.models, scale
+    return values if factor is None else values * factor
 
 
 @merge_method(
@@ -40,7 +63,7 @@ SMALLEST_SUM = 1e-8  # of weights, to divide by
     base="none",
     weighted_average=True,
     core_space="exact",
-    in_mergekit=True,
+    stepwise=stepwise_linear,
     float32_in_mergekit=True,
 )
 def linear(
@@ -53,10 +76,7 @@ def linear(
 
     θ = Σ w_t θ_t, divided by Σ w_t when `normalize`.
     """
-    total = _sum(weight) if normalize else 1.0
-    if abs(total) < SMALLEST_SUM:
-        raise ValueError("linear: the weights sum to 0, so they cannot be normalised; set normalize: false")
-    return WeightedSum(weight, "models", divisor=total)
+    return WeightedSum(weight, "models", divisor=_checked(_sum(weight)) if normalize else 1.0, fused=True)
 
 
 @merge_method(
@@ -64,7 +84,7 @@ def linear(
     min_models=0,
     differentiable=("weight", "lambda"),
     core_space="exact",
-    in_mergekit=True,
+    stepwise=stepwise_task_arithmetic,
     without_effect=(
         Parameter("density", True, float, 1.0, inert=True, doc="Without effect here: mergekit accepts it."),
         Parameter("rescale", False, bool, False, inert=True, doc="Restore what sparsity took."),
@@ -91,7 +111,7 @@ def task_arithmetic(
     base="none",
     max_models=1,
     core_space="exact",
-    in_mergekit=True,
+    stepwise=stepwise_passthrough,
     float32_in_mergekit=True,
 )
 def passthrough(
@@ -110,6 +130,35 @@ def passthrough(
 def added(*, weight: PerModel, normalize: bool, lambda_: float, kept: Sequence[Kept | None] = ()) -> WeightedSum:
     """Return the formula of `task_arithmetic`, for methods that keep only some entries of the task vectors."""
     return WeightedSum(weight, divisor=_divisor(weight) if normalize else 1.0, scale=lambda_, kept=kept)
+
+
+def stepwise_sum(
+    tensor: WholeTensor, deltas: Sequence[Tensor], *, weight: PerModel, normalize: bool, lambda_: float
+) -> Tensor:
+    """Return the base and the sum of weighted task vectors, rounded to their dtype after every step."""
+    if not deltas:
+        return tensor.origin
+    weighted, weight_T = weighted_deltas(deltas, weight)
+    total = weighted.sum(dim=0)
+    if normalize:
+        divisor = weight_T.sum(dim=0)
+        total /= torch.where(divisor.abs() < SMALLEST_SUM, 1, divisor)
+    return stepwise_end(tensor, total, lambda_)
+
+
+def weighted_deltas(deltas: Sequence[Tensor], weight: PerModel) -> tuple[Tensor, Tensor]:
+    """Return the weighted task vectors [T, ...] and the weights, rounded to their dtype, [T, 1, ...]."""
+    stacked = torch.stack(list(deltas))
+    weight_T = torch.tensor(weight, dtype=stacked.dtype, device=stacked.device)
+    weight_T = weight_T.view(-1, *[1] * deltas[0].ndim)
+    return stacked.mul_(weight_T), weight_T
+
+
+def stepwise_end(tensor: WholeTensor, total: Tensor, lambda_: float) -> Tensor:
+    """Return the base plus the scaled sum; overwrites the sum."""
+    if lambda_ != 1:
+        total *= lambda_
+    return tensor.origin + total
 
 
 def add_and_merge(
@@ -151,6 +200,15 @@ def total_of(values: Sequence[Tensor], out_E: Tensor) -> Tensor:
 def _divisor(weight: PerModel) -> float:
     total = _sum(weight)
     return total if abs(total) >= SMALLEST_SUM else 1.0
+
+
+TotalWeight = TypeVar("TotalWeight", float, Tensor)
+
+
+def _checked(total: TotalWeight) -> TotalWeight:
+    if abs(total) < SMALLEST_SUM:
+        raise ValueError("linear: the weights sum to 0, so they cannot be normalised; set normalize: false")
+    return total
 
 
 def _sum(weight: PerModel) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.parameters import Real
-from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
+from evomerge.merging.methods.registry import SourceGroup, WholeTensor, WholeTensorState, merge_method
 
 SmallestChange: TypeAlias = Annotated[float, Real(doc="Size of a change that counts.", default=1e-5)]
 
@@ -33,13 +33,13 @@ class Shares(WholeTensorState):
 
     def __init__(self, group: SourceGroup) -> None:
         self._group = group
-        self._shares: LastValueCache[list[float]] = LastValueCache()
+        self._shares: LastValueCache[Tensor] = LastValueCache()
 
-    def of(self, epsilon: float) -> list[float]:
-        """Return ρ of each of the T models."""
+    def of(self, epsilon: float) -> Tensor:
+        """Return ρ of each of the T models, float32."""
         return self._shares.get(epsilon, lambda: self._count(epsilon))
 
-    def _count(self, epsilon: float) -> list[float]:
+    def _count(self, epsilon: float) -> Tensor:
         base = self._group.base
         assert base is not None, "ramplus_tl requires a base"
         shared = own = torch.zeros(len(self._group.models), dtype=torch.int64, device=base.device)
@@ -50,16 +50,51 @@ class Shares(WholeTensorState):
             several = changed.sum(0) > 1
             shared = shared + (changed & several).sum(1)
             own = own + (changed & ~several).sum(1)
-        return (shared / own.clamp(min=epsilon)).tolist()
+        return shared / own.clamp(min=epsilon)
 
 
-@merge_method("ram", min_models=0, in_mergekit=True)
+def stepwise_ram(tensor: WholeTensor, *, epsilon: float) -> Tensor:
+    """Return `ram`, rounded to the models' dtype after every step."""
+    return _stepwise_reinforce(tensor, epsilon)
+
+
+def stepwise_ramplus(tensor: WholeTensor, *, r: float, alpha: float, epsilon: float) -> Tensor:
+    """Return `ramplus_tl`, rounded to the models' dtype up to the factors, which are float32 as in mergekit."""
+    return _stepwise_reinforce(tensor, epsilon, (r, alpha))
+
+
+def _stepwise_reinforce(tensor: WholeTensor, epsilon: float, larger: tuple[float, float] | None = None) -> Tensor:
+    if not tensor.models:
+        return tensor.origin
+    delta_TE = torch.stack(tensor.deltas()).view(len(tensor.models), -1)
+    changed_TE = delta_TE.abs() > epsilon
+    count_E = changed_TE.sum(dim=0, keepdim=True)
+    delta_TE = delta_TE * changed_TE
+    alone_TE = delta_TE * (count_E == 1)
+    if larger is not None:
+        alone_TE = alone_TE * _factors(changed_TE, count_E, *larger, epsilon).unsqueeze(-1)
+    shared_TE = delta_TE * (count_E > 1) / count_E.clamp(min=1)
+    return tensor.origin + (alone_TE + shared_TE).sum(dim=0, keepdim=True).reshape(tensor.origin.shape)
+
+
+def _factors(changed_TE: Tensor, count_E: Tensor, r: float, alpha: float, epsilon: float) -> Tensor:
+    """Return each model's λ, float32[T]."""
+    shared_T, own_T = (changed_TE & (count_E > 1)).sum(1), (changed_TE & (count_E == 1)).sum(1)
+    return larger_by(shared_T / own_T.clamp(min=epsilon), r, alpha)
+
+
+def larger_by(share_T: Tensor, r: float, alpha: float) -> Tensor:
+    """Return λ = 1 + r clip(ρ, 0, α)."""
+    return 1 + r * share_T.clamp(0, alpha)
+
+
+@merge_method("ram", min_models=0, stepwise=stepwise_ram)
 def ram(block: Block, *, epsilon: SmallestChange) -> None:
     """Sum of the task vectors, an entry divided by the number of models that change it (arXiv:2601.13572)."""
     _reinforce(block, epsilon, None)
 
 
-@merge_method("ramplus_tl", min_models=0, in_mergekit=True, prepare_all=Shares)
+@merge_method("ramplus_tl", min_models=0, prepare_all=Shares, stepwise=stepwise_ramplus)
 def ramplus(
     block: Block,
     *,
@@ -71,8 +106,7 @@ def ramplus(
 
     The factor grows with the share of a model's changes that others make too.
     """
-    shares = block.shared.of(epsilon)
-    _reinforce(block, epsilon, [1 + r * min(max(share, 0.0), alpha) for share in shares])
+    _reinforce(block, epsilon, larger_by(block.shared.of(epsilon), r, alpha).tolist())
 
 
 def _reinforce(block: Block, epsilon: float, factors: Sequence[float] | None) -> None:
@@ -82,10 +116,10 @@ def _reinforce(block: Block, epsilon: float, factors: Sequence[float] | None) ->
         changed_E = _changed(block, delta_E, epsilon)
         count_E.add_(changed_E)
         delta_E.mul_(changed_E)
-    out_E, alone_E = block.out.zero_(), torch.eq(count_E, 1, out=block.spare("alone"))
+    out_E, alone_E = block.out.zero_(), count_E == 1
     for index, delta_E in enumerate(deltas):
         if factors is not None:
-            delta_E.addcmul_(delta_E, alone_E, value=factors[index] - 1)
+            delta_E.mul_(torch.where(alone_E, factors[index], 1.0))
         out_E.add_(delta_E.div_(count_E.clamp(min=1)))
     out_E.add_(base_E)
 

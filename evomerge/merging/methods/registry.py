@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -118,9 +118,38 @@ class SourceGroup:
         return tuple(values.float() - base for values in self.models)
 
 
+@dataclass(frozen=True)
+class WholeTensor:
+    """All sources of one output tensor in the recipe's `dtype`: the argument of a method's `stepwise`.
+
+    Attributes
+    ----------
+    models, base
+        In the tensor's shape; `base` is None without a base.
+    prepared
+        What a method that draws masks prepared for each model; empty for others.
+    """
+
+    models: tuple[Tensor, ...]
+    base: Tensor | None
+    prepared: Sequence[Any] = ()
+
+    @property
+    def origin(self) -> Tensor:
+        """The base, for methods that need one."""
+        assert self.base is not None, "the method uses a base: declare base='required'"
+        return self.base
+
+    def deltas(self) -> list[Tensor]:
+        """Return each model minus the base, rounded to `dtype`."""
+        return [values - self.origin for values in self.models]
+
+
 Prepare: TypeAlias = Callable[[SourceTensor], Prepared]
 PrepareAll: TypeAlias = Callable[[SourceGroup], Prepared]
 Apply: TypeAlias = Callable[..., Formula | None]
+Stepwise: TypeAlias = Callable[..., Tensor]
+"""Takes a `WholeTensor` and the method's parameters."""
 Scope: TypeAlias = Literal["block", "matrix"]
 Bytes: TypeAlias = float | Callable[[TensorInfo], float]
 """Bytes per entry: the same for all tensors, or by their shape and role."""
@@ -151,6 +180,13 @@ class MergeMethod:
         Bytes that its result holds per entry of the output tensor, beyond `prepared_bytes` per model.
     scope
         ``matrix``: a tensor that is a linear map comes as a single block, whatever its size.
+    stepwise
+        Returns the merged tensor, computed in the sources' dtype step by step in mergekit's order; None if mergekit
+        has no such method. Parameters of our own are not passed.
+    float32_in_mergekit
+        Whether mergekit computes in float32 where the dtype is half precision: then `stepwise` rounds once.
+    stepwise_in_float32
+        Whether `stepwise` is used for float32, too, because `apply` rounds otherwise than mergekit.
     """
 
     spec: MethodSpec
@@ -162,6 +198,9 @@ class MergeMethod:
     prepare_all: PrepareAll | None = None
     shared_bytes: Bytes = 0
     scope: Scope = "block"
+    stepwise: Stepwise | None = None
+    float32_in_mergekit: bool = False
+    stepwise_in_float32: bool = False
 
     def prepared_size(self, info: TensorInfo) -> int:
         """Return the bytes held for each model of such a tensor."""
@@ -187,8 +226,6 @@ def merge_method(
     weighted_average: bool = False,
     differentiable: tuple[str, ...] = (),
     core_space: CoreSpace = "different",
-    in_mergekit: bool = False,
-    float32_in_mergekit: bool = False,
     deviation: str = "",
     without_effect: tuple[Parameter, ...] = (),
     prepare: Prepare | None = None,
@@ -196,6 +233,9 @@ def merge_method(
     prepare_all: PrepareAll | None = None,
     shared_bytes: Bytes = 0,
     scope: Scope = "block",
+    stepwise: Stepwise | None = None,
+    float32_in_mergekit: bool = False,
+    stepwise_in_float32: bool = False,
 ) -> Callable[[Apply], Apply]:
     """Register a function as the merge method called `name`, for recipes and for the engine.
 
@@ -208,13 +248,13 @@ def merge_method(
     name
         The value of ``merge_method`` in recipes.
     base, min_models, max_models, stochastic, statistic, weighted_average, differentiable, core_space
-        As in `MethodSpec`, like the next three.
-    in_mergekit, float32_in_mergekit, deviation
+        As in `MethodSpec`, like `deviation`.
+    deviation
         As in `MethodSpec`.
     without_effect
         Parameters that mergekit accepts and that change nothing.
-    prepare, prepared_bytes, prepare_all, shared_bytes, scope
-        As in `MergeMethod`.
+    prepare, prepared_bytes, prepare_all, shared_bytes, scope, stepwise, float32_in_mergekit, stepwise_in_float32
+        As in `MergeMethod`; a method with `stepwise` is one of mergekit's.
 
     Raises
     ------
@@ -240,8 +280,7 @@ def merge_method(
             weighted_average=weighted_average,
             differentiable=differentiable,
             core_space=core_space,
-            in_mergekit=in_mergekit,
-            float32_in_mergekit=float32_in_mergekit,
+            in_mergekit=stepwise is not None,
             deviation=deviation,
         )
         method = MergeMethod(
@@ -254,6 +293,9 @@ def merge_method(
             prepare_all=prepare_all,
             shared_bytes=shared_bytes,
             scope=scope,
+            stepwise=stepwise,
+            float32_in_mergekit=float32_in_mergekit,
+            stepwise_in_float32=stepwise_in_float32,
         )
         IMPLEMENTATIONS.register(name, method, function.__module__)
         if not function.__module__.startswith(f"{__package__}."):  # our own specs are in the generated table

@@ -4,9 +4,8 @@ Per tensor: keep the entries whose variance over the models is among the top k =
 model by the mean square of what is kept of its task vector, w_t ∝ mean τ_t²; drop the entries against the elected
 sign; θ = θ_0 + Σ w_t m_t τ_t / Σ w_t m_t.
 
-As in mergekit 0.1.5 at ``dtype: float32``: the weights are equal when the mean squares sum to less than 1e-6, which
-many fine-tunes do; the election is by the unweighted sum. Deviation: arithmetic in float32 whatever the recipe's
-`dtype`.
+As in mergekit 0.1.5: the weights are equal when the mean squares sum to less than 1e-6, which many fine-tunes do; the
+election is by the unweighted sum.
 
 The variances are prepared; another `select_topk` costs a partial sort (10 to 30 ns/entry) and a pass for the weights.
 Entries of equal variance, which half precision has many of, are selected as in mergekit, by the same call of `topk`.
@@ -20,10 +19,10 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.election import elect
+from evomerge.merging.methods.election import agreeing, elect
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.parameters import INT8_MASK, Real
-from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
+from evomerge.merging.methods.registry import SourceGroup, WholeTensor, WholeTensorState, merge_method
 
 SMALLEST = 1e-6  # sum of mean squares, and of weights, to divide by
 
@@ -33,14 +32,14 @@ class Selection(WholeTensorState):
 
     def __init__(self, group: SourceGroup) -> None:
         self._variance = torch.stack(group.deltas()).var(dim=0, unbiased=False)
-        self._nonzero = int(torch.count_nonzero(self._variance))
+        self._nonzero = torch.count_nonzero(self._variance)
         self._group = group
         self._chosen: LastValueCache[Tensor] = LastValueCache()
         self._weights: LastValueCache[list[float]] = LastValueCache()
 
     def size(self, select_topk: float) -> int | None:
         """Return how many entries are selected; None for all."""
-        return None if select_topk >= 1 else int(self._nonzero * max(select_topk, 0.0))
+        return None if select_topk >= 1 else number_selected(self._nonzero, select_topk)
 
     def chosen(self, size: int) -> Tensor:
         """Return which entries are the `size` of largest variance, bool[n]."""
@@ -61,14 +60,44 @@ class Selection(WholeTensorState):
         for delta in self._group.deltas():
             if size is not None:
                 delta.mul_(self.chosen(size))
-            squares.append(delta.square_().mean())
+            squares.append(delta.square_().view(1, -1).mean(dim=1))
         total = float(torch.stack(squares).sum())
         if total < SMALLEST:
             return [1 / len(squares)] * len(squares)
         return [float(square) / total for square in squares]
 
 
-@merge_method("sce", min_models=0, in_mergekit=True, without_effect=(INT8_MASK,), prepare_all=Selection, shared_bytes=5)
+def stepwise_sce(tensor: WholeTensor, *, select_topk: float) -> Tensor:
+    """Return `sce`, rounded to the models' dtype after every step."""
+    if not tensor.models:
+        return tensor.origin
+    deltas = torch.stack(tensor.deltas())
+    if select_topk < 1:
+        variance = deltas.var(dim=0, unbiased=False)
+        chosen = torch.zeros_like(variance)
+        size = number_selected(torch.count_nonzero(variance), select_topk)
+        chosen.view(-1)[torch.topk(variance.view(-1), size).indices] = 1
+        deltas = deltas * chosen
+    square_T = deltas.square().reshape(len(deltas), -1).mean(dim=1)
+    total = float(square_T.sum())
+    weight_T = torch.ones_like(square_T) / len(deltas) if total < SMALLEST else square_T / total
+    weights = weight_T.view(-1, *[1] * tensor.origin.ndim) * agreeing(deltas)
+    return tensor.origin + (deltas * weights).sum(dim=0) / weights.sum(dim=0).clamp(min=SMALLEST)
+
+
+def number_selected(nonzero: Tensor, share: float) -> int:
+    """Return ⌊share · nonzero⌋, the product in float32 as in mergekit."""
+    return int(nonzero * max(share, 0.0))
+
+
+@merge_method(
+    "sce",
+    min_models=0,
+    without_effect=(INT8_MASK,),
+    prepare_all=Selection,
+    shared_bytes=5,
+    stepwise=stepwise_sce,
+)
 def sce(
     block: Block,
     *,
@@ -91,6 +120,6 @@ def sce(
 def _weighted_mean(block: Block, sizes: tuple[Tensor, ...], weights: list[float]) -> Tensor:
     out_E, total_E = block.out.zero_(), block.spare("total").zero_()
     for size_E, w in zip(sizes, weights, strict=True):
-        out_E.add_(size_E, alpha=w)
         total_E.add_(torch.gt(size_E, 0, out=block.spare("mask")), alpha=w)
+        out_E.add_(size_E.mul_(w))  # the product is rounded
     return out_E.div_(total_E.clamp_(min=SMALLEST))

@@ -21,18 +21,26 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.formulas import Kept, TensorContext, WeightedSum
 from evomerge.merging.methods.parameters import Real
-from evomerge.merging.methods.registry import SourceGroup, merge_method
+from evomerge.merging.methods.registry import SourceGroup, WholeTensor, merge_method
 
 NEAREST = 1e-6  # distance to divide by
 SMALLEST_SHARE = 1e-8  # of a row's softmax
 
 
-@merge_method("nearswap", max_models=1, in_mergekit=True)
+def stepwise_nearswap(tensor: WholeTensor, *, t: float) -> Tensor:
+    """Return `nearswap`, rounded to the models' dtype after every step."""
+    base, (model,) = tensor.origin, tensor.models
+    near = (t / (base - model).abs().clamp(min=NEAREST)).clamp(0, 1)
+    return near * model + (1 - near) * base
+
+
+@merge_method("nearswap", max_models=1, stepwise=stepwise_nearswap)
 def nearswap(block: Block, *, t: Annotated[float, Real(0.0, 0.01, 0.001, "The furthest that an entry moves.")]) -> None:
     """Each entry moved from the base to the other model's, by t at most."""
-    base_E, (delta_E,) = block.deltas()
-    near_E = torch.abs(delta_E, out=block.out).clamp_(min=NEAREST).reciprocal_().mul_(t).clamp_(0, 1)
-    near_E.mul_(delta_E).add_(base_E)
+    base_E, (model_E,) = block.base(), block.models()
+    near_E = torch.sub(base_E, model_E, out=block.out).abs_().clamp_(min=NEAREST).reciprocal_().mul_(t).clamp_(0, 1)
+    base_E.mul_(torch.sub(1, near_E, out=block.spare("far")))
+    near_E.mul_(model_E).add_(base_E)
 
 
 @dataclass(frozen=True)
@@ -50,18 +58,29 @@ def salient(group: SourceGroup) -> Salient:
     """Find the entries whose scores are far above the others'."""
     assert group.base is not None, "arcee_fusion requires a base"
     base, model = (values.float().view(-1, group.info.row) for values in (group.base, group.models[0]))
-    score = (_divergence(model, base) * (model - base).abs_()).flatten()
-    ordered = score.sort().values
-    low, middle, high = (float(ordered[int(q * (len(ordered) - 1))]) for q in (0.25, 0.5, 0.75))
-    threshold = torch.tensor(middle) + 1.5 * (torch.tensor(high) - torch.tensor(low))  # rounded as float32
-    return Salient((score >= threshold.to(score)).to(torch.uint8))
+    return Salient(_stands_out(model, base).flatten().to(torch.uint8))
+
+
+def _stands_out(model: Tensor, base: Tensor) -> Tensor:
+    """Return which entries' scores are far above the others', in arithmetic of the models' dtype."""
+    score = (model - base).abs() * _divergence(model, base)
+    ordered = score.reshape(-1).sort().values
+    places = torch.tensor([0.25, 0.5, 0.75], device=score.device) * (ordered.numel() - 1)  # float32, as in mergekit
+    low, middle, high = ordered[places.long()]
+    return score >= middle + 1.5 * (high - low)
+
+
+def stepwise_arcee_fusion(tensor: WholeTensor) -> Tensor:
+    """Return `arcee_fusion`, rounded to the models' dtype after every step but the last, as in mergekit."""
+    base, (model,) = tensor.origin, tensor.models
+    return base + (model - base) * _stands_out(model, base).float()
 
 
 @merge_method(
     "arcee_fusion",
     max_models=1,
     core_space="unsupported",
-    in_mergekit=True,
+    stepwise=stepwise_arcee_fusion,
     deviation="its quartiles are exact, where mergekit draws a million entries of larger tensors at random",
     prepare_all=salient,
     shared_bytes=1,

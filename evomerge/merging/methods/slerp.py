@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evomerge.merging.methods.formulas import TensorContext, WeightedSum
 from evomerge.merging.methods.parameters import Flag, Real
-from evomerge.merging.methods.registry import SourceModel, SourceTensor, WholeTensorState, merge_method
+from evomerge.merging.methods.registry import SourceModel, SourceTensor, WholeTensor, WholeTensorState, merge_method
 
 STRETCH = 1 << 20
 PARALLEL = 0.9995
@@ -43,7 +43,7 @@ class Angle(WholeTensorState):
 
     def coefficients(self, t: float) -> tuple[float, float]:
         """Return what base and model are multiplied by, rounded to float32 at each step."""
-        shares = _shares(t)
+        shares = _shares(t, torch.float32)
         if self.omega is not None:
             shares = on_the_arc(shares, self.omega)
         to_base, to_model = shares.tolist()
@@ -53,15 +53,19 @@ class Angle(WholeTensorState):
 def angle(source: SourceTensor) -> Angle:
     """Measure the angle between a source tensor and the base's."""
     assert source.base is not None, "slerp requires a base"
-    pairs = list(zip(source.base.split(STRETCH), source.values.split(STRETCH), strict=True))
-    norms = [torch.stack([_norm(x), _norm(y)]) for x, y in pairs]
+    return _angle(_cosine(source.base, source.values, torch.float32).cpu(), source.model)
+
+
+def _cosine(base: Tensor, values: Tensor, wide: torch.dtype) -> Tensor:
+    """Return the cosine of the angle between two flat tensors, in float32 or float64 (`wide`)."""
+    pairs = list(zip(base.split(STRETCH), values.split(STRETCH), strict=True))
+    norms = [torch.stack([_norm(x.to(wide)), _norm(y.to(wide))]) for x, y in pairs]
     base_norm, norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     base_norm = torch.where(base_norm > SMALLEST_NORM, base_norm, 1)
     norm = torch.where(norm > SMALLEST_NORM, norm, 1)
     # normalised before multiplying, so that the product cannot overflow
-    parts = [((x.float() / base_norm) * (y.float() / norm)).unsqueeze(0).sum(dim=1) for x, y in pairs]
-    cosine = torch.stack(parts).sum(dim=0).clamp(-1, 1).squeeze(0).cpu()
-    return _angle(cosine, source.model)
+    parts = [((x.to(wide) / base_norm) * (y.to(wide) / norm)).unsqueeze(0).sum(dim=1) for x, y in pairs]
+    return torch.stack(parts).sum(dim=0).clamp(-1, 1).squeeze(0)
 
 
 def _angle(cosine: Tensor, model: SourceModel | None = None) -> Angle:
@@ -87,12 +91,28 @@ def _angle_of_model(model: SourceModel) -> Angle:
     return _angle((products[0] / norm if norm > 0 else products[0]).clamp(-1, 1).float())
 
 
+def stepwise_slerp(tensor: WholeTensor, *, t: float) -> Tensor:
+    """Return `slerp` in float32 (float64 where the models are), rounded once."""
+    base, (model,) = tensor.origin, tensor.models
+    wide = torch.promote_types(base.dtype, torch.float32)
+    pair = base.reshape(-1), model.reshape(-1)
+    cosine = _cosine(*pair, wide).cpu()
+    shares = _shares(t, wide)
+    if not bool(cosine.abs() > PARALLEL):
+        shares = on_the_arc(shares, torch.acos(cosine))
+    to_base, to_model = shares.to(base.device)
+    merged = torch.empty_like(pair[0])
+    for out, x, y in zip(*(values.split(STRETCH) for values in (merged, *pair)), strict=True):
+        out.copy_(to_base * x.to(wide) + to_model * y.to(wide))
+    return merged.view(base.shape)
+
+
 @merge_method(
     "slerp",
     differentiable=("t",),
     max_models=1,
     core_space="unsupported",
-    in_mergekit=True,
+    stepwise=stepwise_slerp,
     float32_in_mergekit=True,
     prepare=angle,
 )
@@ -110,11 +130,11 @@ def slerp(
 
 
 @lru_cache(maxsize=256)
-def _shares(t: float) -> Tensor:
-    """Return 1 − t and t, float32[2]; cached, since most tensors of a model have the same."""
-    t32 = torch.tensor(t, dtype=torch.float32)
-    return torch.stack([1 - t32, t32])
+def _shares(t: float, dtype: torch.dtype) -> Tensor:
+    """Return 1 − t and t, [2]; cached, since most tensors of a model have the same."""
+    rounded = torch.tensor(t, dtype=dtype)
+    return torch.stack([1 - rounded, rounded])
 
 
 def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values.float().unsqueeze(0), dim=1).squeeze(0)
+    return torch.linalg.vector_norm(values.unsqueeze(0), dim=1).squeeze(0)

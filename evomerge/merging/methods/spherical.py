@@ -10,9 +10,8 @@ Each result lies in the span of the models (or of their task vectors τ_t = θ_t
 G = [⟨τ_s, τ_t⟩]. So G is prepared once, in float64 (nearly parallel vectors need it), all iteration happens on
 T numbers, and apply is a weighted sum.
 
-Deviations from mergekit 0.1.5: arithmetic in float32 and G in float64 whatever the recipe's `dtype`; the
-Karcher mean takes weights; model stock's ratio is clamped to [0, 1], since for task vectors that disagree it
-is negative and diverges at cos = −1/(T−1).
+mergekit 0.1.5 works on the entries instead: `spherical_steps`. Deviations: the Karcher mean takes weights; model
+stock's ratio is clamped to [0, 1], since for task vectors that disagree it is negative and diverges at cos = −1/(T−1).
 
 Legend: T models, E entries of one block, K rows (or columns) that are treated apart, K = 1 for a whole tensor.
 """
@@ -29,15 +28,22 @@ from evomerge.merging.methods.formulas import TensorContext, WeightedSum
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.parameters import Flag, Lambda, PerModel, Real, optional_weight, required_weight
 from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
-from evomerge.merging.methods.slerp import on_the_arc
+from evomerge.merging.methods.spherical_steps import (
+    OPPOSED,
+    SMALLEST_PRODUCT,
+    SMALLEST_SUM,
+    angle_between,
+    second_share,
+    stepwise_karcher,
+    stepwise_model_stock,
+    stepwise_multislerp,
+    stepwise_nuslerp,
+)
 
 Parts: TypeAlias = Literal["whole", "rows", "columns"]
+Terms: TypeAlias = Literal["models", "task vectors"]
 
 STRETCH = 1 << 20
-SMALLEST_NORM = 1e-7  # to divide by
-SMALLEST_SUM = 1e-6  # of weights, to divide by
-COLINEAR = 1e-16  # of sin² of the angle
-SMALLEST_PRODUCT = 1e-6  # of two norms, in model stock
 
 
 class Grams(WholeTensorState):
@@ -75,14 +81,38 @@ class Grams(WholeTensorState):
         return gram.cpu()
 
 
+class Angles(WholeTensorState):
+    """The angle between a tensor's two models (their task vectors when there is a base), as mergekit computes it."""
+
+    def __init__(self, group: SourceGroup) -> None:
+        self._group = group
+        self._angles: dict[Parts, tuple[Tensor, Tensor]] = {"whole": self._measure("whole")}
+
+    def of(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """Return the angles of the parts that are treated as separate vectors, float32[K], and which are colinear."""
+        if parts not in self._angles:
+            self._angles[parts] = self._measure(parts)
+        return self._angles[parts]
+
+    def _measure(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        group = self._group
+        vectors = [values.float() for values in group.models] if group.base is None else list(group.deltas())
+        if parts != "whole":
+            vectors = [values.view(-1, group.info.row) for values in vectors]
+        if parts == "columns":
+            vectors = [values.transpose(0, -1) for values in vectors]
+        angle, colinear = angle_between(*vectors)
+        return angle.squeeze(-1), colinear.squeeze(-1)
+
+
 @merge_method(
     "nuslerp",
     differentiable=("weight",),
     base="optional",
     min_models=2,
     max_models=2,
-    in_mergekit=True,
-    prepare_all=Grams,
+    stepwise=stepwise_nuslerp,
+    prepare_all=Angles,
 )
 def nuslerp(
     tensor: TensorContext,
@@ -100,21 +130,24 @@ def nuslerp(
     parts: Parts = "whole" if nuslerp_flatten else "columns" if nuslerp_row_wise else "rows"
     if len(tensor.info.shape) == 1 and nuslerp_row_wise:
         parts = "whole"  # a vector's only column
-    total = sum(weight)
-    t = 0.5 if abs(total) < SMALLEST_SUM else weight[1] / total
-    return _combine(tensor, parts, ("nuslerp", t, parts), lambda gram: _slerp_coefficients(gram, t))
+    t = second_share(weight)
+    angle_K, colinear_K = tensor.shared.of(parts)
+    weights = [torch.where(colinear_K, share, torch.sin(share * angle_K)) for share in (1 - t, t)]
+    divisor_K = torch.where(colinear_K, 1.0, torch.sin(angle_K))
+    terms: Terms = "task vectors" if tensor.has_base else "models"
+    if parts == "whole":
+        return WeightedSum([float(each) for each in weights], terms, divisor=float(divisor_K))
+    return WeightedSum(weights, terms, divisor=divisor_K, per="row" if parts == "rows" else "column")
 
 
-def _slerp_coefficients(gram: Tensor, t: float) -> Tensor:
-    norms = _norms(gram).clamp(min=SMALLEST_NORM)
-    cosine = (gram[:, 0, 1] / (norms[:, 0] * norms[:, 1])).clamp(-1, 1)
-    colinear = 1 - cosine.square() <= COLINEAR
-    omega = torch.acos(torch.where(colinear, 0.0, cosine))
-    shares = torch.tensor([1 - t, t], dtype=gram.dtype)
-    return torch.where(colinear[:, None], shares, on_the_arc(shares, omega))
-
-
-@merge_method("multislerp", differentiable=("weight",), base="optional", in_mergekit=True, prepare_all=Grams)
+@merge_method(
+    "multislerp",
+    differentiable=("weight",),
+    base="optional",
+    prepare_all=Grams,
+    stepwise=stepwise_multislerp,
+    stepwise_in_float32=True,
+)
 def multislerp(
     tensor: TensorContext,
     *,
@@ -143,9 +176,7 @@ def _multislerp_coefficients(gram: Tensor, w_T: Tensor, eps: float) -> Tensor:
     mean_norm = _length(gram, mean_T)
     if mean_norm < eps:
         if len(w_T) > 2 and bool((norms_T > eps).any()):
-            raise ValueError(
-                "multislerp: the weighted directions sum to zero, so they have no mean; use other weights, or linear"
-            )
+            raise ValueError(OPPOSED)
         return w_T[None]
     mean_T = mean_T / mean_norm
     cosines_T = unit_T * (gram @ mean_T)  # ⟨u_t, m⟩
@@ -155,7 +186,13 @@ def _multislerp_coefficients(gram: Tensor, w_T: Tensor, eps: float) -> Tensor:
 
 
 @merge_method(
-    "karcher", differentiable=("weight",), base="none", core_space="unsupported", in_mergekit=True, prepare_all=Grams
+    "karcher",
+    differentiable=("weight",),
+    base="none",
+    core_space="unsupported",
+    prepare_all=Grams,
+    stepwise=stepwise_karcher,
+    stepwise_in_float32=True,
 )
 def karcher(
     tensor: TensorContext,
@@ -206,7 +243,8 @@ def _karcher_coefficients(gram: Tensor, share_T: Tensor, max_iter: int, tol: flo
 @merge_method(
     "model_stock",
     min_models=2,
-    in_mergekit=True,
+    stepwise=stepwise_model_stock,
+    stepwise_in_float32=True,
     deviation="its ratio is kept within [0, 1], where mergekit's is negative for task vectors that disagree",
     prepare_all=Grams,
 )
@@ -267,7 +305,7 @@ def _combine(
     `key` holds all that the coefficients depend on, because methods share the prepared state.
     """
     grams: Grams = tensor.shared
-    terms: Literal["models", "task vectors"] = "task vectors" if tensor.has_base else "models"
+    terms: Terms = "task vectors" if tensor.has_base else "models"
     c_TK = grams.coefficients.get(key, lambda: solve(grams.gram(parts))).T
     if parts == "whole":
         return WeightedSum(c_TK[:, 0].tolist(), terms)

@@ -4,11 +4,9 @@ TIES: Yadav et al. 2023, arXiv:2306.01708. Keeps the ⌊d·n⌋ largest entries 
 Breadcrumbs: Davari and Belilovsky 2023, arXiv:2312.06795. Cuts off the ⌊γ·n⌋ largest as well, as outliers, and keeps
 the ⌊d·n⌋ next. Both then add up (`breadcrumbs`) or elect signs (`ties`, `breadcrumbs_ties`).
 
-The order of operations is mergekit 0.1.5's at ``dtype: float32``. Deviations:
-
-* we compute in float32 whatever the recipe's `dtype` (see `linear`);
-* `whole_model` trims over the whole model, as the TIES authors do and mergekit cannot: the ⌊d·n⌋ largest entries of
-  all the model's tensors are kept, to within 1/4096 of the threshold's size.
+The order of operations is mergekit 0.1.5's. Deviation: `whole_model` trims over the whole model, as the TIES authors do
+and mergekit cannot: the ⌊d·n⌋ largest entries of all the model's tensors are kept, to within 1/4096 of the threshold's
+size.
 
 Entries of equal magnitude, which half precision has many of, are kept or cut as in mergekit, by the same sorting call.
 Where d·n + γ·n > n, fewer outliers are cut, so that d decides how many are kept, on tensors of any size; at d = 1
@@ -19,14 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from evomerge.merging.methods.election import stepwise_election
 from evomerge.merging.methods.formulas import Election, Kept, TensorContext, WeightedSum
 from evomerge.merging.methods.last_value_cache import LastValueCache
-from evomerge.merging.methods.linear import added
+from evomerge.merging.methods.linear import added, stepwise_sum
 from evomerge.merging.methods.parameters import (
     INT8_MASK,
     Flag,
@@ -40,7 +39,7 @@ from evomerge.merging.methods.parameters import (
     required_weight,
 )
 from evomerge.merging.methods.ranking import descending_ranks, reversed_ascending_ranks
-from evomerge.merging.methods.registry import SourceModel, SourceTensor, merge_method
+from evomerge.merging.methods.registry import SourceModel, SourceTensor, WholeTensor, merge_method
 
 TrimmedWeight: TypeAlias = Annotated[PerModel, required_weight(-0.5, 1.5, "Factor of the model's trimmed task vector.")]
 CrumbDensity: TypeAlias = Annotated[PerModel, kept_fraction("Fraction of entries kept, below the outliers.")]
@@ -112,11 +111,68 @@ def _ranked(source: SourceTensor, order: Callable[[Tensor], Tensor]) -> Ranks:
     return Ranks(rank, Magnitudes(rank, source))
 
 
+def stepwise_ties(
+    tensor: WholeTensor,
+    *,
+    weight: PerModel,
+    density: PerModel,
+    normalize: bool,
+    lambda_: float,
+    rescale: bool,
+) -> Tensor:
+    """Return `ties`, rounded to the models' dtype after every step."""
+    deltas = tensor.deltas()
+    for index, d in enumerate(density):
+        if d < 1:
+            rank = descending_ranks(_sizes(deltas[index]))
+            deltas[index] = _trimmed(deltas[index], rank < number_kept(d, rank.numel()), rescale)
+    return stepwise_election(tensor, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
+
+
+def stepwise_breadcrumbs(
+    tensor: WholeTensor, *, density: PerModel, gamma: PerModel, rescale: bool, **how: Any
+) -> Tensor:
+    """Return `breadcrumbs`, rounded to the models' dtype after every step."""
+    return stepwise_sum(tensor, _stepwise_crumbs(tensor, density, gamma, rescale), **how)
+
+
+def stepwise_breadcrumbs_ties(
+    tensor: WholeTensor, *, density: PerModel, gamma: PerModel, rescale: bool, **how: Any
+) -> Tensor:
+    """Return `breadcrumbs_ties`, rounded to the models' dtype after every step."""
+    return stepwise_election(tensor, _stepwise_crumbs(tensor, density, gamma, rescale), **how)
+
+
+def _stepwise_crumbs(tensor: WholeTensor, density: PerModel, gamma: PerModel, rescale: bool) -> list[Tensor]:
+    deltas = tensor.deltas()
+    for index, (d, g) in enumerate(zip(density, gamma, strict=True)):
+        if d < 1:
+            rank = reversed_ascending_ranks(_sizes(deltas[index]))
+            first, end = crumbs(d, g, rank.numel())
+            deltas[index] = _trimmed(deltas[index], (rank >= first) & (rank < end), rescale)
+    return deltas
+
+
+def _sizes(delta: Tensor) -> Tensor:
+    """Return the entries' magnitudes as mergekit sorts them: of half precision, on a CPU, as float32."""
+    sizes = delta.abs().reshape(-1)
+    return sizes.float() if sizes.device.type == "cpu" else sizes
+
+
+def _trimmed(delta: Tensor, kept: Tensor, rescale: bool) -> Tensor:
+    trimmed = delta * kept.view(delta.shape)
+    if not rescale:
+        return trimmed
+    before, after = delta.abs().sum(), trimmed.abs().sum()
+    vanishes = bool(before < SMALLEST_NORM or after < SMALLEST_NORM)
+    return trimmed if vanishes else trimmed * (before / after)
+
+
 @merge_method(
     "ties",
     min_models=0,
     differentiable=("weight", "lambda"),
-    in_mergekit=True,
+    stepwise=stepwise_ties,
     without_effect=(INT8_MASK,),
     prepare=ranks,
     prepared_bytes=4,
@@ -147,7 +203,7 @@ def ties(
     "breadcrumbs",
     min_models=0,
     differentiable=("weight", "lambda"),
-    in_mergekit=True,
+    stepwise=stepwise_breadcrumbs,
     without_effect=(INT8_MASK,),
     prepare=crumb_ranks,
     prepared_bytes=4,
@@ -174,7 +230,7 @@ def breadcrumbs(
     "breadcrumbs_ties",
     min_models=0,
     differentiable=("weight", "lambda"),
-    in_mergekit=True,
+    stepwise=stepwise_breadcrumbs_ties,
     without_effect=(INT8_MASK,),
     prepare=crumb_ranks,
     prepared_bytes=4,

@@ -79,8 +79,7 @@ def write_checkpoint(
     documents = documents or (Document(None, recipe),)
     donor = _tokenizer_donor(engine, recipe, tokenizer_from)
     template = chat_template(recipe.chat_template, [engine.checkpoint(model) for model in recipe.models])
-    size = engine.footprint(recipe).parameters * engine.out_dtype(recipe).itemsize + MARGIN
-    with atomic_folder(out, size=size) as temporary:
+    with atomic_folder(out, size=written_size(engine, recipe)) as temporary:
         _write(
             engine,
             recipe,
@@ -99,6 +98,11 @@ def write_checkpoint(
             documents=documents,
         )
     return out
+
+
+def written_size(engine: MergeEngine, recipe: Recipe) -> int:
+    """Return the bytes that the recipe's model takes on the disk; no weight is read."""
+    return engine.footprint(recipe).parameters * engine.out_dtype(recipe).itemsize + MARGIN
 
 
 def _write(

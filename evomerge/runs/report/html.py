@@ -1,135 +1,256 @@
-"""The HTML report of a run: read-only, self-contained, and everything in it escaped.
+"""The page of a report, and its figures as files.
 
-A run directory may come from somebody else: names of models, tasks and items, and reasons of failures, are data. The
-template escapes all of them, and the page's content policy forbids scripts and requests.
+A run directory may come from somebody else: names of models, tasks and items, texts, answers and reasons of failures
+are data. The template escapes all of them, data for scripts is written so that it cannot end its element, and the
+page's content policy allows no request, and no script but the two of this page, which it knows by their hashes.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from evomerge.files.atomic import atomic_file, write_text
 from evomerge.files.messages import printable
-from evomerge.runs.history import RunHistory
-from evomerge.runs.result import Result
-from evomerge.runs.run import Asked, Run
-from fitness.estimation.intervals import p_text
-from fitness.results import Evaluation
+from evomerge.runs.report import (
+    coefficients,
+    convergence,
+    costs,
+    drawings,
+    figures,
+    final_table,
+    items,
+    lineage,
+    population,
+)
+from evomerge.runs.report import front as fronts
+from evomerge.runs.report.contents import LONGEST_TEXT, Contents, read
+from evomerge.runs.report.figures import Figure
+from search_spaces.spaces.space import SearchSpace
 
-WIDTH, HEIGHT = 640, 220  # of the curve, in pixels
-MAX_CANDIDATES = 20
-MAX_FAILURES = 20
-MAX_POINTS = 2000
-MAX_TEXT = 200_000  # characters quoted from a file
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The best search score so far against item evaluations, as points of an SVG polyline."""
-
-    points: str
-    items: int
-    low: float
-    high: float
+MOST_CANDIDATES = 20
+MOST_FAILURES = 20
 
 
 @dataclass(frozen=True)
-class CandidateRow:
-    """One line of the table of the best candidates; `items`: how many it was asked."""
+class Section:
+    """The computed contents of the sections that have figures; None where a run has none of it."""
 
-    rank: int
-    candidate: int
-    generation: int
-    score: float
-    standard_error: float
-    items: int
-    recipe: str
+    points: list[convergence.Point]
+    gaps: list[final_table.Gap]
+    path: coefficients.LayerPath | None
+    unchanged: str
+    cells: list[coefficients.Cell]
+    constants: list[tuple[str, float]]
+    spreads: list[population.Spread]
+    niches: list[population.Moment]
+    grid: population.Grid | None
+    front: fronts.Front | None
+    lineage: list[lineage.Ancestor]
+    costs: list[costs.Cost]
+
+    @classmethod
+    def of(cls, contents: Contents) -> Section:
+        """Compute them."""
+        cells, found = coefficients.cells(contents), fronts.front(contents)
+        return cls(
+            convergence.points(contents),
+            final_table.gaps(contents),
+            coefficients.path(contents),
+            coefficients.unchanged(contents),
+            cells,
+            [(name, low) for name, low, high in coefficients.ranges(cells) if name not in coefficients.varying(cells)],
+            population.spreads(contents),
+            population.niches(contents),
+            population.grid(contents),
+            found if found is not None and len(found.tasks) > 1 else None,
+            lineage.lineage(contents),
+            costs.costs(contents),
+        )
 
 
-def render(path: Path) -> str:
-    """Return the report of the run directory `path` as HTML.
+def drawn(contents: Contents, found: Section) -> dict[str, list[Figure]]:
+    """Return the figures of each section, by its name."""
+    tasks = [table.task for table in final_table.tables(contents)]
+    rows = [row for row in contents.result.held_out if row.task in tasks] if contents.result else []
+    by_task = [(task, [row for row in rows if row.task == task]) for task in tasks]
+    return {
+        "held-out": [drawings.held_out(by_task)] if by_task else [],
+        "course": _present(
+            drawings.convergence(found.points, convergence.spans(contents, found.points)), drawings.steps(found.points)
+        ),
+        "gap": [drawings.gap(found.gaps)] if found.gaps else [],
+        "recipe": [*([drawings.path(found.path)] if found.path is not None else []), *drawings.heat_maps(found.cells)],
+        "population": [
+            *([drawings.niches(found.niches)] if found.niches else []),
+            *([drawings.grid(found.grid)] if found.grid is not None and found.grid.moments else []),
+            *([drawings.spread(found.spreads)] if len(found.spreads) > 1 else []),
+        ],
+        "front": [drawings.front(found.front)] if found.front is not None else [],
+        "lineage": _present(drawings.lineage(found.lineage)) if len(found.lineage) > 1 else [],
+        "costs": [drawings.costs(found.costs)] if found.costs else [],
+    }
+
+
+def _present(*drawn: Figure | None) -> list[Figure]:
+    return [figure for figure in drawn if figure is not None]
+
+
+def render(path: Path, space: SearchSpace | None = None) -> str:
+    """Return the report of the run directory `path` as one HTML page.
+
+    Parameters
+    ----------
+    path
+        The run directory.
+    space
+        The space that it searches; None: candidates are shown without their recipes.
 
     Raises
     ------
     RunError, LogError
-        If it is not a run directory, or its log is damaged.
+        If it is not a run directory, or its log, result or environment is damaged.
     """
-    with Run.read(path) as run:
-        history = RunHistory(run.events())
-        packages = run.environment().packages
-    result_file = path / "result.json"
-    result = Result.read(result_file) if result_file.is_file() else None
+    contents = read(path, space)
+    found = Section.of(contents)
+    groups = drawn(contents, found)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            contents=contents,
+            run=quote(str(path)),
+            history=contents.history,
+            result=contents.result,
+            headline=final_table.headline(contents),
+            alternative=final_table.best_alternative(contents),
+            tables=final_table.tables(contents),
+            ranking=convergence.ranking(contents, MOST_CANDIDATES),
+            failures=convergence.failures(contents),
+            most_failures=MOST_FAILURES,
+            section=found,
+            groups=groups,
+            overhead=costs.overhead(contents),
+            changes=items.changes(contents),
+            commands=_commands(contents),
+            data=_data(groups, found),
+            style=Markup(_file("report.css")),
+            scripts=[Markup(script) for script in _scripts()],
+            policy="; ".join(_policy()),
+        )
+    )
+
+
+def write_figures(path: Path, folder: Path, space: SearchSpace | None = None) -> list[Path]:
+    """Write every figure of a run's report as NAME.svg and NAME.png into a folder, made if new; return the files.
+
+    Raises
+    ------
+    RunError, LogError
+        As `render` does.
+    FileError
+        If a file cannot be written.
+    """
+    contents = read(path, space)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for group in drawn(contents, Section.of(contents)).values():
+        for figure in group:
+            for name, spec in figure.specs():
+                write_text(folder / f"{name}.svg", figures.svg(spec))
+                with atomic_file(folder / f"{name}.png") as temporary:
+                    temporary.write_bytes(figures.png(spec))
+                written += [folder / f"{name}.svg", folder / f"{name}.png"]
+    return written
+
+
+def _commands(contents: Contents) -> tuple[str, ...]:
+    run = quote(str(contents.path))
+    return (
+        f"evomerge search {quote(str(contents.path / 'config.yaml'))} --run again",
+        f"evomerge report {run} --figures figures",
+    )
+
+
+def _data(groups: Mapping[str, Sequence[Figure]], found: Section) -> Markup:
+    """Return what the page's script needs as JSON: specifications by figure, and recipes of the front by number."""
+    specs = {figure.name: [view.spec for view in figure.views] for group in groups.values() for figure in group}
+    members = found.front.members if found.front is not None else ()
+    values = {"figures": specs, "recipes": {one.number: _shown(one.recipe) for one in members if one.recipe}}
+    return Markup(script_json(values))
+
+
+def script_json(values: Any) -> str:
+    """Return values as JSON that can stand inside a script element: no character of it can end the element."""
+    text = json.dumps(_finite(values), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value: Any) -> Any:
+    """Return plain data with null in place of numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("evomerge.runs.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("evomerge.runs.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.finalize = _shown
-    environment.filters["p_text"] = p_text
-    return environment.get_template("report.html.j2").render(
-        name=path.resolve().name,
-        history=history,
-        result=result,
-        curve=_curve(history),
-        width=WIDTH,
-        height=HEIGHT,
-        candidates=_candidates(history),
-        failures=_failures(history),
-        config=_quoted(path / "config.yaml"),
-        recipe=_quoted(path / "best.yaml"),
-        packages=packages,
-    )
+    environment.filters["number"] = lambda value: f"{value:,}"
+    environment.filters["duration"] = _duration
+    return environment
 
 
-def _curve(history: RunHistory) -> Curve | None:
-    asked, best, steps = 0, float("-inf"), []
-    for told in history.told.values():
-        if not told.cached:
-            asked += len(told.evaluation.items)
-        if told.evaluation.status == "ok" and told.evaluation.value > best:
-            best = told.evaluation.value
-            steps.append((asked, best))
-    if not steps:
-        return None
-    low, high = steps[0][1], steps[-1][1]
-    span = high - low or 1.0
-    corners = []
-    for (items, value), (until, _) in zip(steps, [*steps[1:], (asked, best)], strict=True):
-        y = HEIGHT - HEIGHT * (value - low) / span
-        corners += [(WIDTH * items / max(asked, 1), y), (WIDTH * until / max(asked, 1), y)]
-    stride = -(-len(corners) // MAX_POINTS)
-    return Curve(" ".join(f"{x:.1f},{y:.1f}" for x, y in corners[::stride]), asked, low, high)
-
-
-def _candidates(history: RunHistory) -> list[CandidateRow]:
-    """Return the best distinct recipes by search score."""
-    return [
-        _row(rank, history.asked[identity], history.evaluation(identity))
-        for rank, identity in enumerate(history.ranking()[:MAX_CANDIDATES], start=1)
-    ]
-
-
-def _row(rank: int, asked: Asked, evaluation: Evaluation) -> CandidateRow:
-    candidate = asked.candidate
-    scores = (evaluation.value, evaluation.standard_error, len(evaluation.items))
-    return CandidateRow(rank, candidate.id, candidate.generation, *scores, asked.recipe)
-
-
-def _failures(history: RunHistory) -> list[tuple[int, str]]:
-    told = ((identity, told.evaluation) for identity, told in history.told.items())
-    return [(identity, each.reason or "") for identity, each in told if each.status == "failed"][-MAX_FAILURES:]
-
-
-def _shown(value: object) -> object:
+def _shown(value: Any) -> Any:
     """Return a value for the page: texts without characters that hide or reorder others."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
-    return printable(value, MAX_TEXT, keep="\n\t")
+    return printable(value, LONGEST_TEXT, keep="\n\t")
 
 
-def _quoted(file: Path) -> str:
-    if not file.is_file():
-        return ""
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        return stream.read(MAX_TEXT)
+def _duration(seconds: float) -> str:
+    """Return seconds in a readable unit."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@cache
+def _scripts() -> tuple[str, str]:
+    """Return the library that draws, and the page's own script."""
+    return figures.scripts().replace("</script", "<\\/script"), _file("report.js")
+
+
+def _policy() -> Iterator[str]:
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _scripts())
+    yield "default-src 'none'"
+    yield "script-src " + " ".join(f"'sha256-{digest}'" for digest in hashes)
+    yield "style-src 'unsafe-inline'"
+    yield "img-src data:"
+    yield "base-uri 'none'"
+    yield "form-action 'none'"
+
+
+def _file(name: str) -> str:
+    return files("evomerge.runs.report").joinpath(name).read_text(encoding="utf-8")

@@ -158,6 +158,14 @@ def test_errors_in_common_do_not_keep_candidates_in_the_race() -> None:
     assert Race(2, 1, error=0.02).update_estimates(estimates, correlation=0.75).tolist() == [False, True]
 
 
+def test_what_the_open_answers_cannot_change_is_settled() -> None:
+    estimates = [Estimate(0.8, 0.1), Estimate(0.6, 0.1)]
+    overtakes = stats.norm.cdf(-0.2 / (0.1 * (2 * (1 - 0.75)) ** 0.5))  # a quarter of the variance is still to come
+    assert overtakes < 0.02 < stats.norm.cdf(-0.2 / (0.1 * 2**0.5))
+    assert not Race(2, 1, error=0.02).update_estimates(estimates).any()
+    assert Race(2, 1, error=0.02).update_estimates(estimates, answered=0.75).tolist() == [False, True]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -1,7 +1,7 @@
-"""Parity with mergekit 0.1.5, method by method: its own functions, run in this process on the same float32 tensors.
+"""Parity with mergekit 0.1.5, method by method: its own functions, run in this process on the same tensors.
 
-`tests/merging/test_mergekit_parity.py` runs `mergekit-yaml` on whole models; here each method that both have is
-compared with several coefficients and shapes, and the known differences are tested as such.
+`tests/merging/output` merges whole models with both; here each method that both have is compared to the bit, in each
+dtype, with several coefficients and shapes, and the known differences are tested as such.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.dropped import keep_probability, places
+from evomerge.merging.methods.dropped import LEVELS, keep_probability, levels_kept, places
 from evomerge.testing.merge_methods import Merge as PreparedMerge
 from search_spaces.recipes.methods import METHODS
 from tests.conftest import required
+from tests.merging.output.ulps import ulps_apart
 
 required("mergekit")
 pytestmark = pytest.mark.slow
@@ -60,7 +61,13 @@ COMPARED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def mergekit(name: str, base: Tensor | None, models: list[Tensor], parameters: dict[str, Any]) -> Tensor:
+def mergekit(
+    name: str,
+    base: Tensor | None,
+    models: list[Tensor],
+    parameters: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     from mergekit.merge_methods.api import merge_tensors
 
     ids = [*(["base"] if base is not None else []), *(f"model{index}" for index in range(len(models)))]
@@ -71,9 +78,7 @@ def mergekit(name: str, base: Tensor | None, models: list[Tensor], parameters: d
     if "max_iter" in values:
         values["max_iter"] = int(values["max_iter"])
     tensors = [*([base] if base is not None else []), *models]
-    return merge_tensors(
-        tensors, name, parameters=values, ids=ids, base_index=None if base is None else 0, dtype=torch.float32
-    )
+    return merge_tensors(tensors, name, parameters=values, ids=ids, base_index=None if base is None else 0, dtype=dtype)
 
 
 def sources(name: str, shape: tuple[int, ...], scale: float = 1.0) -> tuple[Tensor | None, list[Tensor]]:
@@ -85,21 +90,58 @@ def sources(name: str, shape: tuple[int, ...], scale: float = 1.0) -> tuple[Tens
     return None if spec.base == "none" else base, [base + delta for delta in deltas]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+def ours(
+    name: str, base: Tensor | None, models: list[Tensor], parameters: dict[str, Any], dtype: torch.dtype
+) -> Tensor:
+    """Return what `evomerge merge` makes of the tensors in a recipe of that `dtype`."""
+    prepared = PreparedMerge(name, base, models)
+    if dtype == torch.float32 and not prepared.method.stepwise_in_float32:
+        return prepared.run(**parameters)
+    return prepared.steps(dtype, **parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize(("name", "parameters"), COMPARED)
-def test_same_result(merge: Merge, name: str, parameters: dict[str, Any], shape: tuple[int, ...]) -> None:
-    base, models = sources(name, shape)
-    theirs = mergekit(name, base, models, parameters)
-    found = merge(name, base, models, **parameters)
-    torch.testing.assert_close(found, theirs, rtol=2e-5, atol=2e-5)
+def test_same_result(name: str, parameters: dict[str, Any], dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        base, models = sources(name, shape)
+        theirs = mergekit(name, base, models, parameters, dtype)
+        assert ulps_apart(ours(name, base, models, parameters, dtype).to(theirs.dtype), theirs) == 0, shape
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ["nuslerp", "multislerp"])
-def test_same_result_without_a_base(merge: Merge, name: str) -> None:
+def test_same_result_without_a_base(name: str, dtype: torch.dtype) -> None:
     _, models = sources(name, (12, 20))
-    weight = [0.4, 0.9, 0.2][: len(models)]
-    theirs = mergekit(name, None, models, {"weight": weight})
-    torch.testing.assert_close(merge(name, None, models, weight=weight), theirs, rtol=2e-5, atol=2e-5)
+    weight = {"weight": [0.4, 0.9, 0.2][: len(models)]}
+    assert ulps_apart(ours(name, None, models, weight, dtype), mergekit(name, None, models, weight, dtype)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della_linear", "della"])
+def test_same_result_with_our_masks(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random masks are the only difference where nothing is rescaled: mergekit is handed ours."""
+    parameters: dict[str, Any] = WEIGHT | DENSITY | {"rescale": False, "lambda": 0.7}
+    if "della" in name:
+        parameters["epsilon"] = [0.1, 0.2, 0.05]
+    for shape in SHAPES:
+        base, models = sources(name, shape)
+        masks = [_mask(name, base, model, index, parameters) for index, model in enumerate(models)]
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "bernoulli", lambda chances, left=masks: left.pop(0).to(chances).view(chances.shape))
+            theirs = mergekit(name, base, models, parameters, dtype)
+        assert not masks
+        assert ulps_apart(ours(name, base, models, parameters, dtype), theirs) == 0, shape
+
+
+def _mask(name: str, base: Tensor | None, model: Tensor, index: int, parameters: dict[str, Any]) -> Tensor:
+    """Return which entries of a task vector our draws keep."""
+    density = parameters["density"][index]
+    (drawn,), _ = PreparedMerge(name, base, [model]).state
+    if "della" in name:
+        levels = keep_probability(drawn.place, density, parameters["epsilon"][index]) * LEVELS - LEVELS // 2
+        return drawn.draw < levels
+    return drawn.draw < levels_kept(density) - LEVELS // 2
 
 
 def test_all_methods_of_both_are_compared() -> None:

@@ -495,7 +495,8 @@ PATTERNS: dict[str, Pattern] = {
         base_model: origin
         dtype: bfloat16
         """,
-        differs="density 0.9 with epsilon 0.15 leaves",
+        differs=MASKS,
+        refused="write an epsilon below 0.1",
     ),
     "della_linear that drops nothing": Pattern("""
         models:

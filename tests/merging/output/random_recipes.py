@@ -24,7 +24,9 @@ RANGES = {
     "alpha": (0.0, 0.5),
 }
 NOISE = ("layer_range", "license", "residual_weight", "weights", "normalise", "comment", "strength")
-DRAWN = tuple(name for name, spec in METHODS.items() if spec.in_mergekit and name != "karcher")
+DRAWN = tuple(name for name, spec in METHODS.items() if spec.in_mergekit)
+DTYPES = (None, "float32", "float32", "bfloat16", "float16", "float64")
+OUT_DTYPES = (None, None, "bfloat16", "float16", "float32")
 
 
 class Draw:
@@ -39,11 +41,9 @@ class Draw:
         method = chance.choice(DRAWN)
         spec = METHODS[method]
         data: dict[str, Any] = {"merge_method": method}
-        data["dtype"], out_dtype = chance.choice((("float32", None), ("float32", "bfloat16"), ("float32", "float16")))
-        if spec.float32_in_mergekit and chance.random() < 0.5:
-            data["dtype"], out_dtype = chance.choice(("bfloat16", "float16")), None
-        if out_dtype:
-            data["out_dtype"] = out_dtype
+        for key, dtype in (("dtype", chance.choice(DTYPES)), ("out_dtype", chance.choice(OUT_DTYPES))):
+            if dtype is not None:
+                data[key] = dtype
         models = self._models(spec)
         if spec.base == "required" or chance.random() < 0.4:
             data["base_model"] = "origin" if spec.base != "none" else models[0]

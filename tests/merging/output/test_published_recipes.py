@@ -1,9 +1,8 @@
 """The patterns of published recipes: read with the right warnings, merged to mergekit's weights, or refused.
 
-Agreement is counted in units in the last place (ulp) of the result's precision, at the size of an entry or, where
-larger, at the root mean square of its tensor: near zero, where terms cancel, an entry's own ulp says nothing. Where
-mergekit rounds to half precision after every step of a method, and evomerge once, mergekit gets the recipe with
-`dtype: float32` and the recipe's precision as `out_dtype`.
+mergekit gets the very same recipes. Agreement is counted in units in the last place (ulp) of each entry; what was seen
+is equality to the bit, of every entry of every pattern. Models with an adapter are mergekit's with
+``--lora-merge-dtype float32``: without it, mergekit rounds them to the model's precision before it merges.
 """
 
 from __future__ import annotations
@@ -33,15 +32,16 @@ from search_spaces.recipes.methods import METHODS
 from tests.conftest import required
 from tests.merging.output.published_recipes import PATTERNS, Pattern
 from tests.merging.output.random_recipes import Draw
+from tests.merging.output.ulps import ulps_apart
 
 LAYERS, WORDS = 4, 16
 STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-AT_MERGE = ("passthrough beyond the model", "linear with a weight beside the model")
+AT_MERGE = (
+    "passthrough beyond the model",
+    "linear with a weight beside the model",
+    "della with a spread that mergekit refuses",
+)
 """Patterns that are refused when the models are known."""
-
-ULPS = {"karcher": 64, "multislerp": 16, "nuslerp": 16}
-"""How far float32 results may be apart, in ulp; 4 for other methods: mergekit fuses a product with its sum where we
-round it, and means on a sphere come from other sums of the same products."""
 
 
 def parsed(pattern: Pattern) -> tuple[Any, list[str]]:
@@ -129,7 +129,11 @@ def mergekit() -> Callable[[dict[str, Any], Path], dict[str, Tensor]]:
     def run(data: dict[str, Any], out: Path) -> dict[str, Tensor]:
         LoaderCache().loaders.clear()  # models of another folder have the same names
         options = MergeOptions(
-            write_model_card=False, copy_tokenizer=False, quiet=True, lora_merge_cache=str(out.parent / "loras")
+            write_model_card=False,
+            copy_tokenizer=False,
+            quiet=True,
+            lora_merge_cache=str(out.parent / "loras"),
+            lora_merge_dtype="float32",
         )
         run_merge(MergeConfiguration.model_validate(data), str(out), options)
         return tensors(out)
@@ -152,33 +156,18 @@ def ours(text: str, out: Path) -> dict[str, Tensor]:
     return tensors(out)
 
 
-def for_mergekit(text: str, stored: str) -> dict[str, Any]:
-    """Return a recipe's data; with arithmetic in float32 where mergekit would round after every step."""
-    data: dict[str, Any] = yaml.safe_load(textwrap.dedent(text))
-    if data.get("dtype") != "float32" and not METHODS[data["merge_method"]].float32_in_mergekit:
-        data["out_dtype"] = data.get("out_dtype") or data.get("dtype") or stored
-        data["dtype"] = "float32"
-    return data
-
-
 def _stored(folder: Path) -> str:
     return next(name for name in STORED if folder.name.startswith(name))
 
 
-def ulps_apart(a: Tensor, b: Tensor) -> float:
-    """Return the largest distance in ulp, at the size of an entry or of the tensor's root mean square."""
-    assert a.dtype == b.dtype
-    wide_a, wide_b = a.double(), b.double()
-    size = torch.maximum(wide_a.abs(), wide_b.abs()).clamp(min=float(wide_b.square().mean().sqrt()) or 1e-30)
-    unit = torch.finfo(a.dtype).eps * torch.exp2(torch.floor(torch.log2(size)))
-    return float(((wide_a - wide_b).abs() / unit).max())
-
-
 def test_ulps_apart() -> None:
-    one = torch.ones(3, dtype=torch.bfloat16)
-    assert ulps_apart(one, one) == 0
-    assert ulps_apart(one, one + 2**-7) == 1
-    assert ulps_apart(2 * one, 2 * one + 2**-6) == 1
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        one, eps = torch.ones(3, dtype=dtype), torch.finfo(dtype).eps
+        assert ulps_apart(one, one) == 0
+        assert ulps_apart(one, one + eps) == ulps_apart(-one, -one - eps) == 1
+        assert ulps_apart(256 * one, 256 * one + 256 * eps) == 1
+        smallest = torch.zeros(3, dtype=dtype) + torch.finfo(dtype).smallest_normal * eps
+        assert ulps_apart(smallest, -smallest) == 2
 
 
 def by_token(theirs: dict[str, Tensor], ours_at: Path, theirs_at: Path) -> dict[str, Tensor]:
@@ -192,12 +181,10 @@ def by_token(theirs: dict[str, Tensor], ours_at: Path, theirs_at: Path) -> dict[
     return theirs | {name: theirs[name][order] for name in embeddings}
 
 
-def compare(found: dict[str, Tensor], theirs: dict[str, Tensor], method: str) -> None:
+def compare(found: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert found.keys() == theirs.keys()
     apart = {name: ulps_apart(values, theirs[name]) for name, values in found.items()}
-    wide = next(iter(found.values())).dtype == torch.float32
-    allowed = ULPS.get(method, 4) if wide else 1
-    assert max(apart.values()) <= allowed, {name: ulps for name, ulps in apart.items() if ulps > allowed}
+    assert max(apart.values()) <= 1, {name: ulps for name, ulps in apart.items() if ulps > 1}
 
 
 @pytest.mark.slow
@@ -217,11 +204,8 @@ def test_merged_as_mergekit_does(
     if pattern.differs and not name.startswith(("model_stock", "arcee_fusion")):
         assert all(torch.isfinite(values).all() for values in found.values())
         return
-    data = for_mergekit(pattern.text, _stored(here))
-    theirs = by_token(mergekit(data, tmp_path / "theirs"), tmp_path / "ours", tmp_path / "theirs")
-    if "+style" in pattern.text:  # mergekit rounds a model with its adapter to the model's precision, we do not
-        found, theirs = ({n: v.to(STORED[_stored(here)]) for n, v in each.items()} for each in (found, theirs))
-    compare(found, theirs, data["merge_method"])
+    data = yaml.safe_load(textwrap.dedent(pattern.text))
+    compare(found, by_token(mergekit(data, tmp_path / "theirs"), tmp_path / "ours", tmp_path / "theirs"))
 
 
 # --- drawn at random ---
@@ -254,6 +238,6 @@ def test_random_recipes_agree(first: int, here: Path, mergekit: Any, tmp_path: P
             assert found is theirs, (said, "mergekit merges it" if found is None else "mergekit refuses it", refused)
             continue
         try:
-            compare(found, theirs, data["merge_method"])
+            compare(found, theirs)
         except AssertionError as error:
             raise AssertionError(f"{said}\n{error}") from None

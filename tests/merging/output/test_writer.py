@@ -13,8 +13,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from evomerge.cli.merge import merge
 from evomerge.files import atomic
 from evomerge.files.atomic import FileError
+from evomerge.merging.checks import preflight
 from evomerge.merging.output import writer
 from evomerge.merging.output.writer import OutputError, rehearse, write_checkpoint
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
@@ -49,7 +51,9 @@ def test_folder_holds_everything(llama: Any, tmp_path: Path) -> None:
 
 
 def test_mergekits_file_is_there_where_mergekit_builds_the_same_model(llama: Any, tmp_path: Path) -> None:
-    recipe = replace(average(llama), merge_method="dare_linear", seed=3)
+    thinned = (("density", constant(0.5)), ("weight", constant(1.0)))
+    sources = [Source(path, (0, llama.layers), () if path == llama.base else thinned) for path in llama.references]
+    recipe = replace(average(llama), merge_method="dare_linear", seed=3, slices=(Slice(tuple(sources)),))
     out = write_checkpoint(llama.engine(), recipe, tmp_path / "out")
     assert "mergekit_config.yml" not in left_over(out)
     assert "mergekit-yaml" not in (out / "README.md").read_text()
@@ -115,6 +119,18 @@ def test_full_disk_is_noticed_before_writing(llama: Any, tmp_path: Path, monkeyp
     with pytest.raises(FileError, match=r"the disk has 0.00 GB free and 0.02 GB are needed; free some space or name"):
         write_checkpoint(llama.engine(), average(llama), tmp_path / "out")
     assert left_over(tmp_path) == []
+
+
+def test_full_disk_is_noticed_before_any_weight_is_read(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(mergekit_yaml.dump(average(llama)), encoding="utf-8")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
+    monkeypatch.setattr(preflight, "_check_finite", lambda *_: pytest.fail("the scan has begun"))
+    with pytest.raises(FileError, match=r"the disk has 0.00 GB free and 0.02 GB are needed; free some space or name"):
+        merge(tmp_path / "recipe.yaml", tmp_path / "out", "cpu")
+    assert left_over(tmp_path) == ["recipe.yaml"]
 
 
 def test_safetensors_own_error_for_a_full_disk(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

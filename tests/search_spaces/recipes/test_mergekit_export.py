@@ -6,6 +6,7 @@ import pytest
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.resolve import resolve
 
 
 def recipe(method="task_arithmetic", density=0.5, **fields):
@@ -51,17 +52,11 @@ def test_models_that_are_dequantised_are_an_obstacle():
         mergekit_export.rounded(floats)
 
 
-def test_low_precision_is_an_obstacle():
-    low = recipe(dtype="bfloat16")
-    (obstacle,) = mergekit_export.obstacles(low)
-    assert obstacle.startswith("dtype bfloat16: mergekit rounds to it after every step of task_arithmetic")
-    rounded, (note,) = mergekit_export.rounded(low)
-    assert (rounded.dtype, rounded.out_dtype) == ("float32", "bfloat16")
-    assert note == "dtype: float32 is written for the arithmetic; out_dtype bfloat16 keeps the result's"
-    assert mergekit_export.obstacles(rounded) == ()
-    unknown, (note,) = mergekit_export.rounded(recipe(dtype=None))
-    assert (unknown.dtype, unknown.out_dtype) == ("float32", None)
-    assert note.endswith("the result is saved in it as well")
+def test_precision_means_the_same_in_both():
+    for dtype in ("bfloat16", "float16", "float32", "float64", None):
+        plain = recipe(dtype=dtype)
+        assert mergekit_export.obstacles(plain) == ()
+        assert mergekit_export.rounded(plain) == (plain, ())
 
 
 def test_methods_that_mergekit_lacks():
@@ -118,7 +113,6 @@ def test_spreads_that_mergekit_refuses(density: Any, parameters: Any, refused: i
     found = mergekit_export.refused_by_mergekit(recipe)
     assert (len(found) > 0) == (refused > 0)
     assert set(found) <= set(mergekit_export.obstacles(recipe))
-    assert set(found) <= set(mergekit_export.differences(recipe))
     written, notes = mergekit_export.rounded(recipe)
     assert set(found) <= set(notes)
     assert not mergekit_export.refused_by_mergekit(written)
@@ -129,3 +123,29 @@ def test_differences_are_those_of_mergekits_recipes() -> None:
     assert "masks" in mergekit_export.differences(della(0.5))[0]
     assert not mergekit_export.differences(replace(della(0.5), seed=1))  # of evomerge's own
     assert not mergekit_export.differences(della(1.0))
+
+
+@pytest.mark.parametrize(
+    ("density", "parameters", "refused"),
+    [
+        (0.5, {}, None),
+        (1.0, {"epsilon": 0.2}, None),
+        (0.9, {}, "epsilon below 0.1,"),
+        (0.1, {}, "epsilon below 0.1,"),
+        ([0.2, 0.9], {"epsilon": 0.2}, "epsilon below 0.2,"),
+        # the filter keeps apart what would not fit
+        ([{"filter": "mlp", "value": 0.95}, {"value": 0.5}], {"epsilon": [{"filter": "attn", "value": 0.3}]}, "0.05,"),
+        (
+            [{"filter": "mlp", "value": 0.95}, {"value": 0.5}],
+            {"epsilon": [{"filter": "mlp", "value": 0.04}, {"value": 0.3}]},
+            None,
+        ),
+    ],
+)
+def test_spreads_are_checked_tensor_by_tensor(layout, density: Any, parameters: Any, refused: str | None) -> None:
+    plans = resolve(della(density, **parameters).expanded(layout.num_layers), layout)
+    if refused is None:
+        mergekit_export.check_spreads(plans)
+        return
+    with pytest.raises(RecipeError, match=refused):
+        mergekit_export.check_spreads(plans)

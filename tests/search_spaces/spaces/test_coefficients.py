@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.mergekit_export import check_spreads
 from search_spaces.recipes.methods import METHODS as METHOD_TABLE
 from search_spaces.recipes.resolve import resolve
 from search_spaces.spaces.coefficients import CoefficientSpace
@@ -473,3 +474,27 @@ def test_ranges_add_parameters(layout, models):
 def test_ranges_are_checked(ranges, fixed, message):
     with pytest.raises(ValidationError, match=message):
         CoefficientConfig(method="breadcrumbs", ranges=ranges, fixed=fixed)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"fixed": {"epsilon": 0.3}},
+        {"groups": [["embeddings", 0, 1], [2], [3, "final"]], "smooth": True},
+        {"modules": PARTS, "ranges": {"epsilon": Range(low=0.1, high=0.6, start=0.3)}},
+    ],
+)
+def test_no_recipe_has_a_spread_that_mergekit_refuses(layout, models, config):
+    """Whether epsilon is a gene, fixed, or beside densities between knots."""
+    space = make(layout, models, "della", **config)
+    rng = np.random.default_rng(0)
+    epsilons = set()
+    for _ in range(10):
+        point = np.where(rng.random(space.dimension) < 0.3, space.high, space.sample(rng))
+        recipe = space.decode(point)
+        check_spreads(resolve(recipe, layout))
+        if not config:
+            assert np.array_equal(space.encode(recipe), point)
+        epsilons |= {part.parameters["epsilon"] for plan in resolve(recipe, layout) for part in plan.contributions}
+    assert len(epsilons) > 1

@@ -1,0 +1,257 @@
+"""A search rehearsed with made-up answers: which recipes are asked which items does not have to be calculated twice.
+
+The rehearsal is the search itself: its strategy, founders, races, finalists and held-out rows, on workers that make up
+every answer at once. So each rule by which an answer is paid for once (a source that is a founder, a finalist that has
+answered before, a recipe proposed again) counts in the forecast as it does in the search.
+
+What depends on the answers can only be expected: how many candidates a race stops, how often a strategy proposes a
+recipe again, how large a front is. `forecast` rehearses with several sets of made-up answers and returns the mean and
+the range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.runs.bill import Bill, Line
+from evomerge.runs.history import STAGES, RunHistory
+from evomerge.runs.run import Event
+from evomerge.search.final_evaluation import FinalEvaluation
+from evomerge.search.problem import Problem
+from evomerge.search.racing_pool import racing
+from evomerge.search.recorded_scoring import RecordedScorer
+from evomerge.workers.base import Request
+from fitness.estimation.evaluation_plan import EvaluationPlan
+from fitness.items import positions_by_task
+from fitness.objectives import Objectives, by_task, means
+from fitness.results import Evaluation, no_seconds
+
+REHEARSALS = 4
+"""Sets of made-up answers, of which two are enough where these differ little: an even number, see `PREFERRED`."""
+LITTLE = 0.1
+"""As a fraction of all answers."""
+MOST_REHEARSED = 150
+"""Candidates of one rehearsal; of a longer search, what these ask stands for the others."""
+SOURCE_SCORE, MERGE_SCORE, SPREAD = -1.5, 0.0, 0.5
+"""Log-odds of a right answer of a source and of a merge (better, as on the zoo), and how much either differs."""
+CORRELATION = 0.7
+"""Of a merge's scores on two tasks."""
+PREFERRED = 1.5
+"""Log-odds of the strategy's guess, such as a distribution's mean, in every second rehearsal, and their negative in the
+others: as the found recipe it needs no row of its own, and that happens about as often as not."""
+DIFFICULTY = 1.5
+"""Standard deviation of the log-odds of items."""
+
+
+def forecast(problem: Problem, events: Iterable[Event] = (), evaluations: int | None = None) -> Bill:
+    """Return what a search is expected to ask.
+
+    Parameters
+    ----------
+    problem
+        What is searched.
+    events
+        Of the run's earlier sessions; none: it begins.
+    evaluations
+        The budget; None: the search file's.
+    """
+    before = list(events)
+    budget = problem.config.budget.evaluations if evaluations is None else evaluations
+    limit = min(budget, _most(problem, before))
+    rehearsed: list[RunHistory] = []
+    for seed in range(REHEARSALS):
+        rehearsed.append(rehearse(problem, before, limit, seed))
+        counts = [history.item_evaluations for history in rehearsed]
+        if seed == 1 and max(counts) - min(counts) <= LITTLE * max(counts):
+            break
+    more = budget - limit if rehearsed[0].evaluations >= limit else 0  # else the strategy has come to its end
+    return Bill(budget, {name: _line(name, rehearsed, more) for name in STAGES})
+
+
+def rehearse(problem: Problem, events: Sequence[Event], evaluations: int, seed: int) -> RunHistory:
+    """Return the history of a whole search whose answers are made up, after the events of earlier sessions."""
+    log, pool = _InMemory(events), _MadeUpPool(problem, seed)
+    budget = problem.config.budget.model_copy(update={"evaluations": evaluations, "hours": None})
+    plan = problem.evaluation_plan(RecordedScorer(log, RunHistory(events), pool, problem.recipe_hash))
+    search = problem.begin(log, _MeansOnly(plan), budget)
+    scored, built = search.history.stages["candidates"], pool.built
+    others = _others(search.history)
+    search.search(racing(pool, problem.config, search))
+    scored.requests = max(scored.requests, pool.built - built - _others(search.history) + others)  # a race builds again
+    guess = search.strategy.recommend()
+    if guess is not None:
+        pool.preferred = problem.recipe_hash(problem.space.decode(guess))
+    FinalEvaluation(log, problem, search, pool, p_value=_normal_p_value).ask()
+    return search.history
+
+
+def _others(history: RunHistory) -> int:
+    """Return how many founders and steps by gradients have been asked."""
+    return history.stages["founders"].requests + history.stages["steps"].requests
+
+
+def _most(problem: Problem, events: Sequence[Event]) -> int:
+    """Return how many candidates are rehearsed: all steps by gradients, and some of what comes after them."""
+    strategy = problem.resolved().strategy
+    steps = strategy.gradient_steps
+    recorded = RunHistory(events).evaluations
+    return MOST_REHEARSED + max(recorded, steps or 0)
+
+
+def _line(name: str, rehearsed: Sequence[RunHistory], more: int) -> Line:
+    """Return a stage's line from some rehearsals; `more` candidates beyond them ask what those of a rehearsal do."""
+    factors = [1.0 if name != "candidates" else 1 + more / _candidates(history) for history in rehearsed]
+    pairs = list(zip(rehearsed, factors, strict=True))
+    answers = [history.stages[name].answers * factor for history, factor in pairs]
+    requests = [history.stages[name].requests * factor for history, factor in pairs]
+    return Line(fmean(requests), fmean(answers), round(min(answers)), round(max(answers)))
+
+
+def _candidates(history: RunHistory) -> int:
+    """Return how many candidates count for the budget and are not steps by gradients."""
+    return max(1, history.evaluations - history.stages["steps"].requests)
+
+
+def _normal_p_value(one: Evaluation, other: Evaluation, weights: Mapping[str, float]) -> float:
+    """Return about what the paired test of two recipes on the same items does, from a normal distribution."""
+    total, mean, variance = sum(weights.values()), 0.0, 0.0
+    others = by_task(other)
+    for task, scores in by_task(one).items():
+        share, difference = weights[task] / total, scores - others[task]
+        mean += share * float(difference.mean())
+        variance += share**2 * float(difference.var()) / len(difference)
+    return math.erfc(abs(mean) / math.sqrt(2 * variance)) if variance else 1.0
+
+
+class _InMemory:
+    """A log that begins with some events and is kept in memory."""
+
+    path = Path("rehearsal")
+    origin = ""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self._events = list(events)
+
+    def record(self, event: Event) -> None:
+        """Append an event."""
+        self._events.append(event)
+
+    def events(self) -> Iterator[Event]:
+        """Yield all events."""
+        yield from tuple(self._events)
+
+    def write(self, name: str, text: str) -> None:
+        """Keep nothing."""
+
+
+class _MeansOnly:
+    """An evaluation plan that asks what another one asks, judges by means, and learns nothing: it is quick."""
+
+    def __init__(self, plan: EvaluationPlan) -> None:
+        self._plan = plan
+
+    @property
+    def objectives(self) -> Objectives:
+        """Those of the other plan."""
+        return self._plan.objectives
+
+    def items(self, generation: int) -> tuple[str, ...]:
+        """Return what the other plan asks, which has learned nothing."""
+        return self._plan.items(generation)
+
+    def judge(self, evaluation: Evaluation) -> Evaluation:
+        """Return the evaluation with the means of its answers as its estimates."""
+        return self.objectives.judge(evaluation, means(evaluation)) if evaluation.has_scores else evaluation
+
+    def learn(self, evaluation: Evaluation) -> None:
+        """Learn nothing."""
+
+    def judge_all(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+        """Return the evaluations as they are."""
+        return list(evaluations)
+
+
+class _MadeUpPool:
+    """Workers that make up every answer: right with a probability that depends on the merge and on the item.
+
+    Parameters
+    ----------
+    problem
+        What is searched.
+    seed
+        Decides the answers; the same merge gives the same answers again.
+
+    Attributes
+    ----------
+    preferred
+        Hash of the strategy's guess, once it is known.
+    built
+        How many models were asked.
+    """
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self._seed = seed
+        self._preference = -PREFERRED if seed % 2 else PREFERRED
+        self._hash = problem.recipe_hash
+        self._sources = {problem.recipe_hash(entry.recipe) for entry in problem.sources()}
+        self.preferred, self.built = "", 0
+        self._abilities: dict[tuple[str, str], float] = {}
+        self._difficulty: dict[str, float] = {}
+        self._queue: list[tuple[int, Request]] = []
+
+    @property
+    def free(self) -> int:
+        """One recipe at a time."""
+        return max(0, 1 - len(self._queue))
+
+    def submit(self, tag: int, request: Request) -> None:
+        """Queue a recipe."""
+        self._queue.append((tag, request))
+
+    def wait(self) -> list[tuple[int, Evaluation]]:
+        """Make up the answers of what is queued."""
+        queue, self._queue = self._queue, []
+        return [(tag, self._evaluate(request)) for tag, request in queue]
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+    def _evaluate(self, request: Request) -> Evaluation:
+        self.built += 1
+        recipe = self._hash(request.recipe)
+        rng = self._rng(f"{recipe}/{request.items}")
+        if request.gradient_at is not None:
+            losses = -np.ones(len(request.items), np.float32)
+            slopes = tuple(rng.normal(size=len(request.gradient_at)).tolist())
+            return Evaluation("step", (-1.0,), (0.1,), request.items, losses, no_seconds(), gradient=slopes)
+        odds = np.zeros(len(request.items))
+        for task, places in positions_by_task(request.items).items():
+            odds[places] = self._ability(recipe, task) - self._difficulties([request.items[at] for at in places])
+        scores = (rng.random(len(odds)) < 1 / (1 + np.exp(-odds))).astype(np.float32)
+        return Evaluation("ok", items=request.items, scores=scores, seconds=no_seconds(), answers=("",) * len(scores))
+
+    def _ability(self, recipe: str, task: str) -> float:
+        """Return the log-odds of a merge's right answers to a task's items of mean difficulty."""
+        if (recipe, task) not in self._abilities:
+            shared, own = self._rng(recipe).normal(), self._rng(f"{recipe}/{task}").normal()
+            score = SOURCE_SCORE if recipe in self._sources else MERGE_SCORE
+            difference = math.sqrt(CORRELATION) * shared + math.sqrt(1 - CORRELATION) * own
+            self._abilities[recipe, task] = score + SPREAD * difference
+        return self._preference if recipe == self.preferred else self._abilities[recipe, task]
+
+    def _difficulties(self, items: Sequence[str]) -> NDArray[np.float64]:
+        for item in items:
+            if item not in self._difficulty:
+                self._difficulty[item] = DIFFICULTY * float(self._rng(item).normal())
+        return np.array([self._difficulty[item] for item in items])
+
+    def _rng(self, text: str) -> np.random.Generator:
+        digest = sha256(f"{self._seed}/{text}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "big"))
