@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from fitness.config import FitnessConfig
@@ -12,6 +12,7 @@ from fitness.functions.loading import SEARCHED, FitnessFunction
 from fitness.items import WHOLE_MODEL, Item, ItemPool
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
+from fitness.tasks.documents import LONGEST_TEXT, ItemText
 from fitness.tasks.identity import NOT_READ, SHORT, ItemsIdentity, TaskIdentity
 
 
@@ -75,6 +76,16 @@ class FunctionSuite:
         """Return what the function gets for an item."""
         assert self.function.items is not None
         return self.function.items[item.split][item.index]
+
+    def texts(self, ids: Iterable[str]) -> dict[str, ItemText]:
+        """Return items for people, by id; TaskError if there is no such item."""
+        return {identity: ItemText(self._text(self.item(identity))) for identity in ids}
+
+    def _text(self, item: Item) -> str:
+        if self.scores_whole_models:
+            return "the model as a whole"
+        value = self.payload(item)
+        return (value if isinstance(value, str) else _json(value))[:LONGEST_TEXT]
 
     def overlaps(self) -> Iterator[str]:
         """Yield nothing: equal items are on the same side, and whether others are alike only their author knows."""
