@@ -82,8 +82,6 @@ class FunctionSuite:
         return {identity: ItemText(self._text(self.item(identity))) for identity in ids}
 
     def _text(self, item: Item) -> str:
-        if self.scores_whole_models:
-            return "the model as a whole"
         value = self.payload(item)
         return (value if isinstance(value, str) else _json(value))[:LONGEST_TEXT]
 
