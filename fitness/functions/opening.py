@@ -50,5 +50,7 @@ def evaluator_for(
     suite: Suite, tokenizer: Any, *, batch_size: int = 64, max_length: int | None = None, device: str = "cpu"
 ) -> AnyEvaluator:
     """Return the evaluator of a suite; parameters and errors as those of `Evaluator`."""
-    kind = FunctionEvaluator if isinstance(suite, FunctionSuite) else Evaluator
-    return kind(suite, tokenizer, batch_size=batch_size, max_length=max_length, device=device)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length, "device": device}
+    if isinstance(suite, FunctionSuite):
+        return FunctionEvaluator(suite, tokenizer, **settings)
+    return Evaluator(suite, tokenizer, **settings)
