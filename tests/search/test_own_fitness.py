@@ -108,7 +108,7 @@ def test_racing_and_several_objectives(write, tmp_path, evomerge):
     write({"function": "score.py:likely", "items": "TEXTS", "subset": 12, "racing": {"block": 4}})
     evomerge("search", "search.yaml", "--run", "raced", cwd=tmp_path)
     tasks = ["likely", {"task": "unlikely", "weight": -1}]
-    fitness = {"function": "score.py:two", "items": "TEXTS", "tasks": tasks, "objectives": "per_task", "subset": 6}
+    fitness = {"function": "score.py:two", "items": "TEXTS", "tasks": tasks, "objectives": "per_task"}
     write(fitness, strategy={"kind": "nsga2", "population": 4})
     evomerge("search", "search.yaml", "--run", "front", cwd=tmp_path)
     _, told = evaluations(tmp_path / "front")
