@@ -99,6 +99,10 @@ class RacingConfig(Section):
     """With test posterior, the accepted share of stopped candidates that would have been among the best `keep` in the
     end; with the other tests, the accepted probability of stopping a given one of these; in (0, 1). For strategies with
     an archive (m2n2, map_elites): the accepted share of stopped candidates that would have entered it."""
+    indifference: float = Field(default=0.02, ge=0, allow_inf_nan=False)
+    """With test posterior: what a race may be expected to cost of the best candidate's score and of the mean score of
+    the best `keep`, in the objective's unit; at least 0. Of the candidates that are probably not among these, those
+    are stopped whose further answers are worth less, besides those that `error` stops. 0: only the latter."""
     block: int = Field(default=8, ge=1, le=1_000_000)
     """Items per task between two checks; at least 1. The candidate's model is merged again for each block."""
     keep: float = Field(default=0.5, gt=0, le=1)
@@ -146,9 +150,9 @@ class FitnessConfig(TasksConfig):
     returns."""
     function: str | None = None
     """For kind python: `FILE.py:NAME`, relative to the search file, or `module:NAME`. Called with the model and its
-    tokenizer, and with `items` where there are some; returns a number, or one per item; or a mapping from the tasks'
+    tokenizer, and with `function_items` where there are some; returns a number, or one per item; or a mapping from the tasks'
     names to these. A score with a negative weight is better when lower."""
-    items: str | None = None
+    function_items: str | None = None
     """For kind python: what the function scores one by one: `NAME` in the function's file, `FILE.py:NAME`,
     `module:NAME`, or `FILE.jsonl` with one JSON value per line. A list, a mapping from splits (validation, test) to
     lists, or a function that returns one of these. None: the function scores the model as a whole, and nothing is held
@@ -187,7 +191,7 @@ class FitnessConfig(TasksConfig):
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> "FitnessConfig":
         if self.kind == "lm_eval":
-            for key in ("function", "items"):
+            for key in ("function", "function_items"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"{key} belongs to kind: python; write kind: python, or remove {key}")
             return self
@@ -199,10 +203,10 @@ class FitnessConfig(TasksConfig):
         for task in self.tasks:
             if task.metric is not None:
                 raise ValueError(f"tasks: {task.task} is a score of your function and has no metric; remove metric")
-        if self.items is None and (self.racing is not None or self.subset != SubsetConfig()):
+        if self.function_items is None and (self.racing is not None or self.subset != SubsetConfig()):
             key = "subset" if self.racing is None else "racing"
             raise ValueError(
-                f"{key} needs items, and the function scores a model as a whole; name items, or remove {key}"
+                f"{key} needs items, and the function scores a model as a whole; name function_items, or remove {key}"
             )
         return self
 

@@ -48,6 +48,30 @@ def is_whole_model(item_id: str) -> bool:
     return item_id.rsplit("/", 2)[1] == WHOLE_MODEL
 
 
+@dataclass(frozen=True)
+class ItemText:
+    """One item for people.
+
+    Attributes
+    ----------
+    question
+        Without few-shot examples and chat template.
+    targets
+        The right answers, any of which counts; empty where the task names none.
+    choices
+        The possible answers of a task that has some; a model's answer is the position of one of them.
+    """
+
+    question: str
+    targets: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    def answer(self, given: str) -> str:
+        """Return a model's answer as text: the choice at the position that it is, where there are choices."""
+        at = int(given) if self.choices and given.isdecimal() else len(self.choices)
+        return self.choices[at] if at < len(self.choices) else given
+
+
 def task_of(item_id: str) -> str:
     """Return the name of an item's task."""
     return item_id.rsplit("/", 2)[0]

@@ -18,5 +18,5 @@ def test_it_searches_and_reports_held_out_scores(tmp_path, evomerge):
 def test_the_page_quotes_the_example():
     page = (EXAMPLE.parent.parent / "docs" / "own_fitness.md").read_text(encoding="utf-8")
     file = (EXAMPLE / "search.yaml").read_text(encoding="utf-8")
-    for line in ("kind: python", "function: score.py:likelihood", "items: ITEMS"):
+    for line in ("kind: python", "function: score.py:likelihood", "function_items: ITEMS"):
         assert line in page and line in file

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "ray", "datasets", "lm_eval")
+HEAVY = ("torch", "transformers", "ray", "datasets", "lm_eval", "pandas", "pyarrow", "altair", "vl_convert")
 
 
 def loaded_after(code: str) -> set[str]:
@@ -47,12 +47,23 @@ def test_strategies_do_not_import_torch_even_when_used():
     assert "torch" not in loaded_after(code)
 
 
-def test_a_taken_place_is_refused_before_torch_is_imported(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").touch()
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["merge", "recipe.yaml", "OUT"],
+        ["search", "search.yaml", "--run", "OUT"],
+        ["init", "--models", "a", "b", "--tasks", "t", "-o", "OUT"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_taken_place_is_refused_before_torch_is_imported(tmp_path, arguments):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").touch()
+    arguments = [str(out) if argument == "OUT" else argument for argument in arguments]
     code = (
         "from evomerge.cli.main import main\n"
-        f"sys.argv = ['evomerge', 'merge', 'recipe.yaml', {str(tmp_path / 'out')!r}]\n"
+        f"sys.argv = ['evomerge', *{arguments!r}]\n"
         "try: main()\n"
         "except SystemExit as stop: assert stop.code == 2, stop.code"
     )

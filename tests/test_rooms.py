@@ -36,6 +36,7 @@ ORDER = (
     "evomerge.merging.output",
     "evomerge.strategies",
     "evomerge.runs",
+    "evomerge.trackers",
     "evomerge.workers",
     "evomerge.config",
     "evomerge.search",

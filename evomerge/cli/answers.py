@@ -16,8 +16,8 @@ from evomerge.runs.held_out import HeldOut
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, RunError
 from evomerge.search.ensemble import vote
+from fitness.items import ItemText
 from fitness.results import Evaluation
-from fitness.tasks.documents import ItemText
 
 WIDTH = 80
 """Columns of the output; fewer on a narrower terminal."""
@@ -101,7 +101,7 @@ def answers(path: Path, row: str, selection: Selection, as_json: bool) -> None:
 
 def _evaluation(held_out: HeldOut, row: str, history: RunHistory) -> Evaluation:
     """Return what a row has answered; an ensemble's answers are those that most of its members give."""
-    members = held_out.members(row, history)
+    members = held_out.members(row, history.reference_scores)
     return members[0] if len(members) == 1 else vote(members)
 
 

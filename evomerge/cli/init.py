@@ -47,7 +47,7 @@ HOUR = 3600
 
 TEMPLATE = """\
 # A search file for evomerge. Check it with `evomerge plan {file}`, then run `evomerge search {file}`.
-# All keys are in docs/reference.md; the names that space, method and strategy may have: `evomerge plugins`.
+# All keys: `python -m evomerge.config.reference`. Names that space, method and strategy may have: `evomerge plugins`.
 models:  # the first is the base that the others were trained from
 {models}
 space:
@@ -77,8 +77,6 @@ def init(
     """Write the file after opening the models and checking that they can be merged."""
     if len(models) < 2:
         raise ConfigError("--models: name the base and at least one expert: --models BASE EXPERT")
-    if output.exists():
-        raise ConfigError(f"{output} exists already; name another file with -o")
     models = [typed(model) for model in models]
     references = [with_parts(model, _reference) for model in models]
     for reference in references:

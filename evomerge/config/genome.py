@@ -96,7 +96,8 @@ def from_genome(file: Path, output: Path, include_path: Sequence[Path] = ()) -> 
     text = "".join(
         (
             f"# Written by `evomerge init --from {file.name}`, a genome of mergekit-evolve. Check it with\n",
-            f"# `evomerge plan {output}`, then run `evomerge search {output}`. All keys are in docs/reference.md.\n",
+            f"# `evomerge plan {output}`, then run `evomerge search {output}`.\n",
+            "# All keys: `python -m evomerge.config.reference`.\n",
             *(f"# {note}\n" for note in _notes(found)),
             yaml.safe_dump(fields, sort_keys=False, default_flow_style=None, width=110),
         )

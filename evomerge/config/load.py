@@ -127,7 +127,7 @@ def load_recorded(run: Path, overrides: Sequence[str] = ()) -> SearchConfig:
                 f"{run / 'config.yaml'}: fitness.include_path: {folder} lies inside the run directory, and task "
                 "files can hold code; look at them, and move them elsewhere if you trust them"
             )
-    for key, reference in (("function", config.fitness.function), ("items", config.fitness.items)):
+    for key, reference in (("function", config.fitness.function), ("function_items", config.fitness.function_items)):
         place = (reference or "").rpartition(":")[0]
         if place.endswith(".py") and Path(place).resolve().is_relative_to(run.resolve()):
             raise ConfigError(

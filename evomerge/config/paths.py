@@ -35,7 +35,7 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
         if isinstance(fitness.get("subset"), dict):
             _resolve_key(fitness["subset"], "item_bank", folder)
             _resolve_key(fitness["subset"], "ids", folder)
-        for key in ("function", "items"):
+        for key in ("function", "function_items"):
             if isinstance(fitness.get(key), str):
                 fitness[key] = _code(fitness[key], folder)
 

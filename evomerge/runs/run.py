@@ -14,11 +14,12 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from shlex import quote
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from evomerge.files.atomic import FileError, PlaceError, atomic_folder, write_text
+from evomerge.files.atomic import FileError, PlaceError, atomic_folder, check_place, write_text
+from evomerge.runs import frames, held_out
 from evomerge.runs.environment import Environment, read, to_json
 from evomerge.runs.event_rows import (
     FIRST_CHECKSUM,
@@ -35,7 +36,11 @@ from evomerge.runs.event_rows import (
     items_text,
     row_of,
 )
+from evomerge.runs.held_out import HeldOut
 from evomerge.runs.log_file import SCHEMA, SCHEMA_VERSION, LogError, RunError, checked, connect, damaged
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "ORIGIN",
@@ -50,6 +55,8 @@ __all__ = [
     "RunError",
     "Told",
 ]
+
+_ELSEWHERE = "name a writable place with --run"
 
 ORIGIN = "run: "
 """Begins the comment of a recipe that says which run has found it."""
@@ -108,7 +115,7 @@ class Run:
             If `path` exists and is not an empty folder, or cannot be made.
         """
         try:
-            with atomic_folder(path, elsewhere="name a writable place with --run") as temporary:
+            with atomic_folder(path, elsewhere=_ELSEWHERE) as temporary:
                 (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
                 (temporary / "environment.json").write_text(to_json(environment), encoding="utf-8")
                 with closing(connect(temporary / "events.sqlite")) as connection:
@@ -122,7 +129,7 @@ class Run:
                 raise _exists(path) from None
             raise RunError(str(error)) from error
         except sqlite3.Error as error:
-            raise RunError(f"{path}: cannot make a run here ({error}); name a writable place with --run") from error
+            raise RunError(f"{path}: cannot make a run here ({error}); {_ELSEWHERE}") from error
         return cls.open(path)
 
     @classmethod
@@ -212,12 +219,17 @@ class Run:
         LogError
             If one of them is not as it was recorded, or some are missing: as soon as that is found.
         """
+        for _, event in self.timed_events():
+            yield event
+
+    def timed_events(self) -> Iterator[tuple[float, Event]]:
+        """Yield all events with the seconds since the epoch when they happened; order and errors as of `events`."""
         try:
             yield from self._events()
         except (sqlite3.Error, TypeError, ValueError, RecursionError) as error:
             raise damaged(self.path, first_mistake(error)) from error
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self) -> Iterator[tuple[float, Event]]:
         # One statement: the end of the log belongs to the same moment as its events, also while another process writes.
         rows = self._db.execute(
             "SELECT log_end.events, log_end.checksum, kind, candidate, at, data, genotype, item_set, scores, "
@@ -242,7 +254,7 @@ class Run:
                 asked.add(candidate)
             elif isinstance(event, Told) and candidate not in asked:
                 raise ValueError(f"candidate {candidate} was told and never asked")
-            yield event
+            yield row.at, event
         if end != (count, before):
             raise ValueError(f"{end[0]} events were recorded, and {count} are there")
 
@@ -250,6 +262,24 @@ class Run:
         """Return an item set and its checksum."""
         (text,) = self._db.execute("SELECT items FROM item_sets WHERE id = ?", (number,)).fetchone() or ("",)
         return items_of(text), items_checksum(text)
+
+    @property
+    def candidates(self) -> pd.DataFrame:
+        """One row per candidate: scores, genes, times; see `evomerge.runs.frames.COLUMNS`. Raises as `events` does."""
+        return frames.candidates(self.timed_events(), self.environment().genes)
+
+    @property
+    def items(self) -> pd.DataFrame:
+        """One row per search item and held-out item; see `evomerge.runs.frames.COLUMNS`."""
+        return frames.items(self.environment(), self._held_out())
+
+    @property
+    def answers(self) -> pd.DataFrame:
+        """One row per item that a recipe was asked; see `evomerge.runs.frames.COLUMNS`. Raises as `events` does."""
+        return frames.answers(self.timed_events(), self._held_out())
+
+    def _held_out(self) -> HeldOut | None:
+        return HeldOut.read(self.path) if (self.path / held_out.FILE).is_file() else None
 
     def count(self) -> int:
         """Return how many events there are."""
@@ -281,6 +311,22 @@ class Run:
 def _exists(path: Path) -> RunError:
     name = quote(str(path))
     return RunError(f"{path} exists already; continue it with `evomerge resume {name}`, or name another with --run")
+
+
+def check_new(path: Path) -> None:
+    """Refuse a place where no new run can be made, before the work that comes first.
+
+    Raises
+    ------
+    RunError
+        If `path` exists and is not an empty folder, or cannot be made.
+    """
+    try:
+        check_place(path, _ELSEWHERE)
+    except PlaceError:
+        raise _exists(path) from None
+    except FileError as error:
+        raise RunError(str(error)) from error
 
 
 def is_run(path: Path) -> bool:

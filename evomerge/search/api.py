@@ -22,8 +22,7 @@ from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Result
-from evomerge.runs.run import Run, Told
-from evomerge.runs.trackers import TrackerGroup
+from evomerge.runs.run import Run, Told, check_new
 from evomerge.search.final_evaluation import FinalEvaluation
 from evomerge.search.forecast.progress import Progress, ProgressReports
 from evomerge.search.forecast.rehearsal import forecast
@@ -35,6 +34,7 @@ from evomerge.search.resuming import check_unchanged, upgrades
 from evomerge.search.scoring_workers import start_pool
 from evomerge.search.task_trust import check_for, trusted
 from evomerge.search.warm_start import warm_start_override
+from evomerge.trackers.base import TrackerGroup
 from evomerge.workers.base import Pool
 from fitness.functions.loading import GIVEN, FitnessFunction, code_of_function, reference_to
 from fitness.tasks.code import CodeCheck
@@ -107,6 +107,7 @@ def run_search(
     """
     say = say or _say_nothing
     path = Path(run) if run is not None else default_run(config)
+    check_new(path)
     function, changes = _given_function(evaluate, items)
     overrides = [*changes, *overrides]
     read = _read(config, overrides)
@@ -200,7 +201,7 @@ def _given_function(evaluate: Callable[..., Any] | None, items: Any) -> tuple[Fi
     if items is None:
         trusted(code_of_function(reference, function.code, (reference,)))  # so that the command line may continue
     named = None if items is None else GIVEN
-    values = {"kind": "python", "function": reference, "items": named}
+    values = {"kind": "python", "function": reference, "function_items": named}
     return function, [f"fitness.{key}={json.dumps(value)}" for key, value in values.items()]
 
 
@@ -236,19 +237,22 @@ def _start_workers(problem: Problem, reports: ProgressReports) -> Pool:
 def _go_on(run: Run, problem: Problem, pool: Pool, reports: ProgressReports, say: Say) -> Result:
     """Search until the budget is spent, then score the finalists; a stop in between loses nothing."""
     with _logged(run.path / "log.txt"):
+        trackers = TrackerGroup(problem.config.trackers, lambda text: say(f"warning: {text}"))
+        trackers.start(run.path, problem.resolved().model_dump(mode="json"), run.events())
+        ended: Result | None = None
         try:
-            trackers = TrackerGroup(problem.config.trackers, lambda text: say(f"warning: {text}"))
-            trackers.start(run.path, problem.resolved().model_dump(mode="json"))
             reports.bill = _bill(run, problem, reports)
             search = _search(run, problem, pool, reports, trackers, say)
             say(f"scoring the finalists on {len(problem.held_out_items)} held-out items")
             reports.enter("finalists")
             result = FinalEvaluation(run, problem, search, pool, reports.bill, notify=reports).evaluate()
+            run.write("report.html", render(run.path, problem.space))
+            ended = result
         except KeyboardInterrupt:
             log.info("stopped")
             raise
-        run.write("report.html", render(run.path, problem.space))
-        trackers.end(result)
+        finally:
+            trackers.end(ended)
         return result
 
 

@@ -9,7 +9,7 @@ from evomerge.config.errors import ConfigError
 from evomerge.files.approvals import approve, is_approved
 from fitness.tasks.code import CodeCheck, TaskCode
 
-CODE_KEYS = ("fitness.include_path", "fitness.function", "fitness.items")
+CODE_KEYS = ("fitness.include_path", "fitness.function")
 """Keys that name code."""
 MOST_PLACES = 3
 """Places of code that an error names."""

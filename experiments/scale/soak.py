@@ -33,6 +33,8 @@ from experiments.scale.processes import alive, descendants, handles, memory, sha
 FOLDER = Path(__file__).parent
 ZOO = FOLDER.parent / "zoo"
 NAMES = ("base", "one", "two")
+TASK, ITEMS = "zoo_target_mc", 24
+"""What is asked, and how many items of each split: merging, not scoring, is to take the time."""
 HIDDEN, INTERMEDIATE, HEADS = 1024, 4096, 16
 EVERY = 10.0
 """Seconds between two looks at a search."""
@@ -45,17 +47,24 @@ ENDS = 120.0
 """Seconds in which what a search has started must end after it."""
 
 
-def config(models: dict[str, str], items: int) -> dict[str, Any]:
-    """Return the search that both parts make."""
+def config(folder: Path, models: dict[str, str], items: int) -> dict[str, Any]:
+    """Write a few items of the zoo's task into a folder; return the search for it that both parts make."""
+    folder.mkdir()
+    for file in (ZOO / "tasks" / "documents.py", *(ZOO / "tasks").glob("*.template"), ZOO / "tasks" / f"{TASK}.yaml"):
+        shutil.copy(file, folder)
+    lines = (ZOO / "tasks" / f"{TASK}.jsonl").read_text(encoding="utf-8").splitlines()
+    splits = [[line for line in lines if json.loads(line)["split"] == split] for split in ("validation", "test")]
+    (folder / f"{TASK}.jsonl").write_text(
+        "\n".join(line for split in splits for line in split[:ITEMS]), encoding="utf-8"
+    )
     return {
         "models": models,
         "space": {"layers_per_group": 2},
         "strategy": {"kind": "m2n2", "archive": 16},
         "fitness": {
-            "tasks": [{"task": "zoo_target_mc"}],
-            "include_path": [str(ZOO / "tasks")],
+            "tasks": [{"task": TASK}],
+            "include_path": [str(folder)],
             "subset": {"items": items},
-            "held_out": 0.2,
         },
         "budget": {"evaluations": 1_000_000},
     }
@@ -69,7 +78,9 @@ def measure_worker(folder: Path, candidates: int) -> dict[str, Any]:
     from evomerge.workers.base import Request
 
     models = {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja")}
-    (folder / "search.yaml").write_text(yaml.safe_dump(config(models, 4) | {"workers": {"threads": 1}}))
+    (folder / "search.yaml").write_text(
+        yaml.safe_dump(config(folder / "tasks", models, 4) | {"workers": {"threads": 1}})
+    )
     problem = Problem(load(folder / "search.yaml"))
     worker, rng, me = local_worker(problem).ready(), np.random.default_rng(0), os.getpid()
     items, looks, failed = tuple(problem.subset), [], 0
@@ -84,7 +95,14 @@ def measure_worker(folder: Path, candidates: int) -> dict[str, Any]:
 
 
 def write_models(folder: Path, gibibytes: float) -> dict[str, str]:
-    """Write a base and two experts near it, of so many GiB each, with the zoo's tokenizer; return their folders."""
+    """Write a base and two experts near it, of so many GiB each, with the zoo's tokenizer; return their folders.
+
+    Those that are in the folder already are left as they are.
+    """
+    models = {name: str(folder / name) for name in NAMES}
+    if all((folder / name / "tokenizer.json").exists() for name in NAMES):
+        return models
+
     import torch
     from safetensors.torch import save_file
 
@@ -111,7 +129,7 @@ def write_models(folder: Path, gibibytes: float) -> dict[str, str]:
     base: dict[str, Any] = {}
     for seed, name in enumerate(NAMES):
         place, rng = folder / name, torch.Generator().manual_seed(seed)
-        place.mkdir()
+        place.mkdir(parents=True)
         tensors = {}
         for tensor, shape in shapes.items():
             noise = torch.randn(shape, generator=rng)
@@ -123,12 +141,12 @@ def write_models(folder: Path, gibibytes: float) -> dict[str, str]:
         for file in (ZOO / "models" / "base").iterdir():
             if file.name not in ("config.json", "model.safetensors"):
                 shutil.copy(file, place / file.name)
-    return {name: str(folder / name) for name in NAMES}
+    return models
 
 
-def measure_search(folder: Path, hours: float, gibibytes: float, workers: int) -> dict[str, Any]:
+def measure_search(folder: Path, hours: float, models: dict[str, str], workers: int) -> dict[str, Any]:
     """Search for so many hours; return what the processes used now and then, and what they left."""
-    search = config(write_models(folder, gibibytes), 8) | {"workers": {"kind": "ray", "count": workers}}
+    search = config(folder / "tasks", models, 8) | {"workers": {"kind": "ray", "count": workers}}
     search["budget"]["hours"] = hours
     (folder / "search.yaml").write_text(yaml.safe_dump(search))
     run, said = folder / "run", (folder / "said").open("w")
@@ -155,7 +173,7 @@ def measure_search(folder: Path, hours: float, gibibytes: float, workers: int) -
     limit = time.monotonic() + ENDS
     while (left := sum(map(alive, seen)) + sum(file.exists() for file in files)) and time.monotonic() < limit:
         time.sleep(1)
-    size = (folder / "base" / "model.safetensors").stat().st_size / 2**30
+    size = (Path(models["base"]) / "model.safetensors").stat().st_size / 2**30
     return {"hours": hours, "gibibytes": round(size, 2), "workers": workers, "left": left, "looks": thinned(looks)}
 
 
@@ -235,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, default=2.0, help="of searching")
     parser.add_argument("--gib", type=float, default=1.0, help="size of each of the three models")
     parser.add_argument("--workers", type=int, default=2, help="Ray's, of the search")
-    parser.add_argument("--place", type=Path, help="folder for the models, with room for three of them")
+    parser.add_argument("--models", type=Path, help="folder that keeps the models, with room for three of them")
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
     results: Results = EXPERIMENT.read(out) if given.part else {}
@@ -243,10 +261,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hours, gib = (1 / 60, 0.05) if given.quick else (given.hours, given.gib)
     measured = {
         "worker": lambda folder: measure_worker(folder, 40 if given.quick else CANDIDATES),
-        "search": lambda folder: measure_search(folder, hours, gib, given.workers),
+        "search": lambda folder: measure_search(
+            folder, hours, write_models(given.models or folder, gib), given.workers
+        ),
     }
     for name in [given.part] if given.part else list(measured):
-        with tempfile.TemporaryDirectory(dir=given.place) as folder:
+        with tempfile.TemporaryDirectory() as folder:
             results[name] = measured[name](Path(folder)) | {"date": date.today().isoformat()}
         EXPERIMENT.publish(out, results)
     print("\n" + tables(results)[0])

@@ -147,7 +147,7 @@ class FunctionEvaluator:
         if count is None and values.ndim:
             raise FunctionError(
                 f"{name} returned {values.size} numbers for {task} and has no items; return one number, or name items "
-                "in fitness.items"
+                "in fitness.function_items"
             )
         if count is not None and values.shape != (count,):
             raise FunctionError(

@@ -115,15 +115,15 @@ def load_function(config: FitnessConfig, check: CodeCheck = allow) -> FitnessFun
     assert config.function is not None
     place, name = _parsed(config.function, "function")
     code = _hashes(place, "function")
-    items = config.items
+    items = config.function_items
     if items == GIVEN:
-        raise TaskError(_GIVEN.format(key="items", name="they", verb="were"))
+        raise TaskError(_GIVEN.format(key="function_items", name="they", verb="were"))
     if items is None or items.endswith(".jsonl"):
         others: dict[str, str] = {}
         where = None
     else:
-        where = _parsed(items, "items") if ":" in items else (place, items)
-        others = _hashes(where[0], "items") if where[0] != place else {}
+        where = _parsed(items, "function_items") if ":" in items else (place, items)
+        others = _hashes(where[0], "function_items") if where[0] != place else {}
     places = dict.fromkeys([place, *([where[0]] if where else [])])
     check(code_of_function(config.function, code | others, tuple(places)))
     call = _attribute(_module(place, "function"), name, config.function, "function")
@@ -131,9 +131,12 @@ def load_function(config: FitnessConfig, check: CodeCheck = allow) -> FitnessFun
         raise TaskError(f"fitness.function: {name} in {place} is no function; name one")
     found = None
     if where is not None:
-        found = checked_items(_attribute(_module(where[0], "items"), where[1], str(items), "items"), "fitness.items")
+        found = checked_items(
+            _attribute(_module(where[0], "function_items"), where[1], str(items), "function_items"),
+            "fitness.function_items",
+        )
     elif items is not None:
-        found = checked_items(_lines(Path(items)), "fitness.items")
+        found = checked_items(_lines(Path(items)), "fitness.function_items")
     return FitnessFunction(f"{Path(place).name}:{name}", call, found, code | others)
 
 
@@ -195,17 +198,23 @@ def _lines(file: Path) -> list[Any]:
     """Return the values in a file with one JSON value per line."""
     try:
         if not file.is_file() or file.stat().st_size > LARGEST_ITEMS:
-            raise TaskError(f"fitness.items: {file} is no file of at most {LARGEST_ITEMS:,} bytes; name a .jsonl file")
+            raise TaskError(
+                f"fitness.function_items: {file} is no file of at most {LARGEST_ITEMS:,} bytes; name a .jsonl file"
+            )
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"fitness.items: {file} cannot be read ({one_line(error)}); write it in UTF-8") from None
+        raise TaskError(
+            f"fitness.function_items: {file} cannot be read ({one_line(error)}); write it in UTF-8"
+        ) from None
     values = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 values.append(json.loads(line))
             except (ValueError, RecursionError) as error:
-                raise TaskError(f"fitness.items: {file}:{number} is not JSON ({one_line(error)}); correct it") from None
+                raise TaskError(
+                    f"fitness.function_items: {file}:{number} is not JSON ({one_line(error)}); correct it"
+                ) from None
     return values
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from fitness.config import FitnessConfig
 from fitness.functions.loading import SEARCHED, FitnessFunction
-from fitness.items import WHOLE_MODEL, Item, ItemPool
+from fitness.items import WHOLE_MODEL, Item, ItemPool, ItemText
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
-from fitness.tasks.documents import LONGEST_TEXT, ItemText
+from fitness.tasks.documents import LONGEST_TEXT
 from fitness.tasks.identity import NOT_READ, SHORT, ItemsIdentity, TaskIdentity
 
 
@@ -151,7 +151,9 @@ def _searched(task: TaskConfig) -> str:
 def _of_split(function: FitnessFunction, task: TaskConfig, split: str) -> tuple[Item, ...]:
     assert function.items is not None
     if split not in function.items:
-        raise TaskError(f"fitness.items: there is no split {split}; the items have {', '.join(function.items)}")
+        raise TaskError(
+            f"fitness.function_items: there is no split {split}; the items have {', '.join(function.items)}"
+        )
     return tuple(Item.of(task.task, split, at, _json(each)) for at, each in enumerate(function.items[split]))
 
 

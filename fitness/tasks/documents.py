@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fitness.items import Item, prompt_key
+from fitness.items import Item, ItemText, prompt_key
 from fitness.overlap import plain_text
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
@@ -20,31 +19,6 @@ Document: TypeAlias = dict[str, Any]
 
 LONGEST_TEXT = 20_000
 """Characters that are kept of a question or an answer for people."""
-
-
-@dataclass(frozen=True)
-class ItemText:
-    """One item for people.
-
-    Attributes
-    ----------
-    question
-        Without few-shot examples and chat template.
-    targets
-        The right answers, any of which counts; empty where the task names none.
-    choices
-        The possible answers of a task that has some; a model's answer is the position of one of them.
-    """
-
-    question: str
-    targets: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-
-    def answer(self, given: str) -> str:
-        """Return a model's answer as text: the choice at the position that it is, where there are choices."""
-        at = int(given) if self.choices and given.isdecimal() else len(self.choices)
-        return self.choices[at] if at < len(self.choices) else given
-
 
 NO_ANSWER = -100  # as in lm-eval: equals no choice
 

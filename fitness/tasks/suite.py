@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
-from fitness.items import Item, ItemPool, positions_by_task
+from fitness.items import Item, ItemPool, ItemText, positions_by_task
 from fitness.overlap import Overlaps
 from fitness.results import TaskError
 from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.config import Split, TaskConfig, TasksConfig
-from fitness.tasks.documents import ItemText
 from fitness.tasks.groups import Member, weighed
 from fitness.tasks.identity import Requests, TaskIdentity, task_identity
 from fitness.tasks.loading import load_tasks, quick_and_quiet

@@ -8,7 +8,7 @@ import pytest
 from evomerge.runs.held_out import FILE, HeldOut
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run
-from fitness.tasks.documents import ItemText
+from fitness.items import ItemText
 
 
 @pytest.fixture

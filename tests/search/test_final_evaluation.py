@@ -1,5 +1,7 @@
 """The choice of the result: who its finalists are, and which items they are asked."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,9 @@ from evomerge.search.problem import Problem
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.sequential_halving import rounds
 from evomerge.testing.pools import ScriptedPool, answered
+from evomerge.workers.base import Request
 from fitness.items import positions_by_task
+from fitness.objectives import means
 from fitness.pareto import dominates
 from tests.cli.test_every_strategy import write
 
@@ -91,12 +95,28 @@ def test_after_a_search_on_all_items_the_best_on_all_items_is_found(finish):
     assert not pool.asked  # all answers are known, those of sources and baselines as founders
 
 
+def test_a_finalist_is_given_up_by_its_score_only_where_both_miss_the_bounds_alike(finish):
+    problem, _, _, final = finish({"kind": "random"})
+    request = Request(problem.space.decode(problem.space.start), tuple(problem.search_items))
+
+    def judged(share, violation):
+        answers = answered(request, [float(at < share * len(request.items)) for at in range(len(request.items))])
+        return replace(final.objectives.judge(answers, means(answers)), violation=float(violation))
+
+    assert final._clearly_worse(judged(0.1, "0"), judged(0.9, "0"))  # two zeros, not one
+    assert not final._clearly_worse(judged(0.9, "0"), judged(0.1, "0"))
+    assert not final._clearly_worse(judged(0.49, "0"), judged(0.5, "0"))
+    assert not final._clearly_worse(judged(0.1, "0.2"), judged(0.9, "0"))
+
+
 def test_the_strategys_own_guess_is_a_finalist(finish):
     problem, search, pool, final = finish({"kind": "cma_es", "population": 4, "score_mean_every": 100})
     guess = problem.space.decode(search.strategy.recommend()).hash
     assert guess not in search.history.by_recipe
     pool.perfect.add(guess)
     assert final.evaluate().best == guess
+    written = (final.run.path / "best.yaml").read_text()
+    assert written.startswith("# found by evomerge, held-out score 1.0000 +- ")
 
 
 def test_rows_of_the_front_are_not_dominated_on_all_search_items(finish):

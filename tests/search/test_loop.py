@@ -281,6 +281,22 @@ def test_the_best_recipe_is_on_disk_while_the_search_runs(create, space, fitness
     assert mergekit_yaml.read(run.path / "best.yaml").hash == history.asked[history.best].recipe
 
 
+def test_the_best_recipe_is_written_on_resuming_if_a_kill_came_first(create, space, fitness_of):
+    run = create()
+    with pytest.raises(KeyboardInterrupt):
+        search(run, space).search(SyntheticPool(space, fitness_of, dies_at=12))
+    best, before = run.path / "best.yaml", RunHistory(run.events())
+    best.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        search(run, space).search(SyntheticPool(space, fitness_of, dies_at=1))
+    assert mergekit_yaml.read(best).hash == before.asked[before.best].recipe
+
+    search(run, space).search(SyntheticPool(space, fitness_of))
+    best.write_text("what the final evaluation has chosen")  # a search that is over does not choose again
+    search(run, space).search(SyntheticPool(space, fitness_of))
+    assert best.read_text() == "what the final evaluation has chosen"
+
+
 def test_the_history_is_the_same_live_and_from_the_log(create, space, fitness_of):
     run = create()
     live = search(run, space)

@@ -89,7 +89,7 @@ def test_a_function_of_models_says_what_it_cannot_say(write, tmp_path, evomerge)
 @pytest.mark.parametrize("estimator", ["inherited", "mean"])
 def test_a_function_of_items_has_few_items_held_out_ones_and_a_verdict(write, tmp_path, evomerge, estimator):
     subset = {"items": 6, "estimator": estimator, "rotate": True}
-    write({"function": "score:likely", "items": "TEXTS", "subset": subset})
+    write({"function": "score:likely", "function_items": "TEXTS", "subset": subset})
     evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
     result = Result.read(tmp_path / "run" / "result.json")
     history, _ = evaluations(tmp_path / "run")
@@ -105,10 +105,10 @@ def test_a_function_of_items_has_few_items_held_out_ones_and_a_verdict(write, tm
 
 
 def test_racing_and_several_objectives(write, tmp_path, evomerge):
-    write({"function": "score.py:likely", "items": "TEXTS", "subset": 12, "racing": {"block": 4}})
+    write({"function": "score.py:likely", "function_items": "TEXTS", "subset": 12, "racing": {"block": 4}})
     evomerge("search", "search.yaml", "--run", "raced", cwd=tmp_path)
     tasks = ["likely", {"task": "unlikely", "weight": -1}]
-    fitness = {"function": "score.py:two", "items": "TEXTS", "tasks": tasks, "objectives": "per_task"}
+    fitness = {"function": "score.py:two", "function_items": "TEXTS", "tasks": tasks, "objectives": "per_task"}
     write(fitness, strategy={"kind": "nsga2", "population": 4})
     evomerge("search", "search.yaml", "--run", "front", cwd=tmp_path)
     _, told = evaluations(tmp_path / "front")
@@ -117,7 +117,7 @@ def test_racing_and_several_objectives(write, tmp_path, evomerge):
 
 
 def test_gradients_are_refused_and_auto_does_without(write, tmp_path):
-    fitness = {"function": "score.py:likely", "items": "TEXTS"}
+    fitness = {"function": "score.py:likely", "function_items": "TEXTS"}
     with pytest.raises(ConfigError, match="a fitness function returns scores and has no loss to differentiate"):
         Problem(load(write(fitness, strategy={"kind": "gradient"})))
     problem = Problem(load(write(fitness, strategy="auto", space={"method": "task_arithmetic"})))
@@ -204,7 +204,7 @@ def test_a_function_inside_the_run_directory_is_refused(write, tmp_path, evomerg
 
 
 def test_no_lm_eval_is_imported(write, tmp_path):
-    file = write({"function": "score.py:likely", "items": "TEXTS", "subset": 6})
+    file = write({"function": "score.py:likely", "function_items": "TEXTS", "subset": 6})
     program = (
         "import sys, evomerge\n"
         f"evomerge.search({str(file)!r}, {str(tmp_path / 'run')!r})\n"
@@ -223,7 +223,7 @@ def test_ray_workers_score_what_this_process_scores(write, tmp_path):
     ray = ["workers={kind: ray, count: 2}"]
     there = evomerge.search(file, tmp_path / "there", evaluate=given, items=items, overrides=ray)
     assert there.held_out == here.held_out
-    named = write({"function": "score.py:likely", "items": "TEXTS"})
+    named = write({"function": "score.py:likely", "function_items": "TEXTS"})
     one = evomerge.search(named, tmp_path / "one")
     two = evomerge.search(named, tmp_path / "two", overrides=ray)
     assert one.held_out == two.held_out

@@ -314,3 +314,12 @@ def test_elites_that_have_answered_everything_are_not_asked_again():
     strategy = GeneticConfig(population=4, elite=0.25).build(reals(2), 0)
     strategy.tell([Evaluated(one.id, on("ab", 0.9 - one.id / 10)) for one in strategy.ask(4)])
     assert {one.kind for one in strategy.ask(20)} == {"sample"}
+
+
+def test_more_answers_change_the_best_fitness_of_who_is_at_its_best_point():
+    here, elsewhere = np.zeros(3), np.ones(3)
+    resting, mover = Individual.at_rest(here, 0.5), Individual(here, 0.2, elsewhere, 0.9, np.zeros(3))
+    resting.rescore(0.4)
+    mover.rescore(0.1)
+    assert (resting.fitness, resting.best_fitness) == (0.4, 0.4)
+    assert (mover.fitness, mover.best_fitness) == (0.1, 0.9)

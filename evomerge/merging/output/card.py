@@ -53,6 +53,8 @@ def model_card(
     documents = documents or (Document(None, recipe),)
     references = all_references(documents)
     names = public_names(references)
+    said = documents[-1].recipe.models  # by name where the recipe has the folder of another document's result
+    names |= {model: names[called] for model, called in zip(recipe.models, said, strict=True)}
     lines = [
         *front_matter(recipe, references, checkpoints, provenance, name, library="transformers"),
         f"# {_title(recipe, names)}",

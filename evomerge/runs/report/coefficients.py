@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from evomerge.runs.report.contents import Contents
 from search_spaces.recipes.errors import RecipeError
@@ -21,7 +22,7 @@ OUTSIDE = "outside the layers"
 EQUAL = 1e-9
 """Values that are closer than this are one."""
 MOST_LOOKED_AT = 100
-"""Candidates, best first, among which one with a path is looked for."""
+"""Candidates, best first, among which one that is no source is looked for."""
 SHARED = "all models"
 """Model of a parameter that belongs to none of them, such as SLERP's `t`."""
 
@@ -42,10 +43,41 @@ class Cell:
     high: float
 
 
-def cells(contents: Contents) -> list[Cell]:
-    """Return the coefficients of the found recipe; none where it has none, or the models are not known."""
-    recipe, layout = contents.found, contents.environment.layout
-    if recipe is None or not layout.layers:
+@dataclass(frozen=True)
+class Drawn:
+    """The recipe that is drawn, and whose it is."""
+
+    of: str
+    recipe: Recipe
+
+
+def drawn(contents: Contents) -> Drawn | None:
+    """Return the found recipe; where it is a source, that of the best candidate that was not given to the search.
+
+    None where there is no recipe, or none that can be read.
+    """
+    if contents.found is None:
+        return None
+    if not unchanged(contents):
+        return Drawn("the found recipe" if contents.result else "the best recipe so far", contents.found)
+    history = contents.history
+    searched = (one for one in history.ranking() if history.asked[one].candidate.kind != "founder")
+    for identity in islice(searched, MOST_LOOKED_AT):
+        recipe = contents.decode(identity)
+        if recipe is not None and not _unchanged(contents, _steps(contents, recipe)):
+            return Drawn(f"candidate {identity}, the best that is no source,", recipe)
+    return None
+
+
+def unchanged(contents: Contents) -> str:
+    """Return the source that the found recipe is; empty where it is none."""
+    return "" if contents.found is None else _unchanged(contents, _steps(contents, contents.found))
+
+
+def cells(contents: Contents, recipe: Recipe) -> list[Cell]:
+    """Return the coefficients of a recipe; none where it has none, or the models are not known."""
+    layout = contents.environment.layout
+    if not layout.layers:
         return []
     try:
         plans = resolve(recipe, layout)
@@ -120,37 +152,15 @@ class Step:
     scale: float
 
 
-@dataclass(frozen=True)
-class LayerPath:
-    """A path through layers, and whose it is."""
-
-    of: str
-    steps: list[Step]
+def path(contents: Contents, recipe: Recipe) -> list[Step]:
+    """Return a recipe's path through layers; nothing for merges that keep the layers' order."""
+    steps = _steps(contents, recipe)
+    return [] if _unchanged(contents, steps) else steps
 
 
-def path(contents: Contents) -> LayerPath | None:
-    """Return the found recipe's path through layers; where it is a source, that of the best candidate with a path.
-
-    None for merges that keep the layers' order.
-    """
-    steps = _steps(contents, contents.found)
-    if steps and not _unchanged(contents, steps):
-        return LayerPath("the found recipe" if contents.result else "the best recipe so far", steps)
-    for identity in contents.history.ranking()[:MOST_LOOKED_AT]:
-        steps = _steps(contents, contents.decode(identity))
-        if steps and not _unchanged(contents, steps):
-            return LayerPath(f"candidate {identity}, the best that is no source", steps)
-    return None
-
-
-def unchanged(contents: Contents) -> str:
-    """Return the source that the found recipe is; empty where it is none."""
-    return _unchanged(contents, _steps(contents, contents.found))
-
-
-def _steps(contents: Contents, recipe: Recipe | None) -> list[Step]:
+def _steps(contents: Contents, recipe: Recipe) -> list[Step]:
     layout = contents.environment.layout
-    if recipe is None or not layout.layers:
+    if not layout.layers:
         return []
     return [
         Step(position, "the merge" if at.model is None else contents.model_name(at.model), at.layer, at.scale)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from evomerge.runs.report.coefficients import Cell, LayerPath, varying
+from evomerge.runs.report.coefficients import Cell, Step, varying
 from evomerge.runs.report.convergence import Point, Span, Z, thinned
 from evomerge.runs.report.costs import Cost
 from evomerge.runs.report.figures import Figure, Spec, View, source, spec_of
@@ -198,7 +198,7 @@ def steps(points: Sequence[Point]) -> Figure | None:
 # --- the recipe ---
 
 
-def heat_maps(cells: Sequence[Cell]) -> list[Figure]:
+def heat_maps(cells: Sequence[Cell], of: str) -> list[Figure]:
     """Draw the coefficients: a figure per parameter, with a panel per module."""
     figures = []
     for parameter in varying(list(cells)):
@@ -207,7 +207,7 @@ def heat_maps(cells: Sequence[Cell]) -> list[Figure]:
         low, high = min(cell.value for cell in own), max(cell.value for cell in own)
         top = max(own, key=lambda cell: cell.value)
         description = (
-            f"{parameter} of the found recipe by layer and model in {len(modules)} modules, from {low:.2f} to "
+            f"{parameter} of {of} by layer and model in {len(modules)} modules, from {low:.2f} to "
             f"{high:.2f}; the largest is that of {top.model}, {top.module}, {top.place}."
         )
         views = tuple(
@@ -250,11 +250,10 @@ def _heat(cells: Sequence[Cell], low: float, high: float, *, legend: bool) -> Sp
     return spec_of(chart, max(24, min(ROW, 640 // len(models)) * len(models)))
 
 
-def path(found: LayerPath) -> Figure:
+def path(steps: Sequence[Step], of: str) -> Figure:
     """Draw a path through layers: which layer of which model is at each place of the result."""
     import altair as alt
 
-    steps = found.steps
     base = alt.Chart(source([asdict(step) for step in steps])).encode(
         x=alt.X("position:O", title="layer of the result", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y(
@@ -265,7 +264,7 @@ def path(found: LayerPath) -> Figure:
     tips = ["position:O", "model:N", "layer:Q", alt.Tooltip("scale:Q", format=".3f")]
     dots = base.mark_circle(size=160, opacity=1).encode(color=alt.Color("model:N", title=None), tooltip=tips)
     words = ", ".join(f"{step.model} {step.layer}" for step in steps[:40])
-    description = f"The path of {found.of} has {len(steps)} layers: {words}{' and more' if len(steps) > 40 else ''}."
+    description = f"The path of {of} has {len(steps)} layers: {words}{' and more' if len(steps) > 40 else ''}."
     caption = (
         "Each point is a layer of the result, in order; its height is the layer's place in the model that it is from."
     )

@@ -92,11 +92,10 @@ def headline(contents: Contents) -> Headline:
     if result.verdict is None:
         return Headline("indistinguishable", "The search has ended; its result has no verdict.", "", commands)
     taken = result.verdict.recommended
-    kind = next((KINDS[row.kind] for row in result.held_out if row.name == taken), "")
+    kind = next((row.kind for row in result.held_out if row.name == taken), "found")
+    which = "the recipe that the search has found" if kind == "found" else f"{taken} ({KINDS[kind]})"
     score = next((f", {row.score:.3f} on the held-out items" for row in contents.overall_rows if row.name == taken), "")
-    return Headline(
-        result.verdict.outcome, result.verdict.sentence, f"Take best.yaml: {taken}, {kind}{score}.", commands
-    )
+    return Headline(result.verdict.outcome, result.verdict.sentence, f"Take best.yaml: {which}{score}.", commands)
 
 
 def _unfinished(contents: Contents, run: str) -> Headline:

@@ -50,7 +50,8 @@ class Section:
 
     points: list[convergence.Point]
     gaps: list[final_table.Gap]
-    path: coefficients.LayerPath | None
+    drawn: coefficients.Drawn | None
+    path: list[coefficients.Step]
     unchanged: str
     cells: list[coefficients.Cell]
     constants: list[tuple[str, float]]
@@ -64,11 +65,13 @@ class Section:
     @classmethod
     def of(cls, contents: Contents) -> Section:
         """Compute them."""
-        cells, found = coefficients.cells(contents), fronts.front(contents)
+        found, shown = fronts.front(contents), coefficients.drawn(contents)
+        cells = [] if shown is None else coefficients.cells(contents, shown.recipe)
         return cls(
             convergence.points(contents),
             final_table.gaps(contents),
-            coefficients.path(contents),
+            shown,
+            [] if shown is None else coefficients.path(contents, shown.recipe),
             coefficients.unchanged(contents),
             cells,
             [(name, low) for name, low, high in coefficients.ranges(cells) if name not in coefficients.varying(cells)],
@@ -92,7 +95,7 @@ def drawn(contents: Contents, found: Section) -> dict[str, list[Figure]]:
             drawings.convergence(found.points, convergence.spans(contents, found.points)), drawings.steps(found.points)
         ),
         "gap": [drawings.gap(found.gaps)] if found.gaps else [],
-        "recipe": [*([drawings.path(found.path)] if found.path is not None else []), *drawings.heat_maps(found.cells)],
+        "recipe": _recipe(found),
         "population": [
             *([drawings.niches(found.niches)] if found.niches else []),
             *([drawings.grid(found.grid)] if found.grid is not None and found.grid.moments else []),
@@ -102,6 +105,11 @@ def drawn(contents: Contents, found: Section) -> dict[str, list[Figure]]:
         "lineage": _present(drawings.lineage(found.lineage)) if len(found.lineage) > 1 else [],
         "costs": [drawings.costs(found.costs)] if found.costs else [],
     }
+
+
+def _recipe(found: Section) -> list[Figure]:
+    of = found.drawn.of if found.drawn is not None else ""
+    return [*([drawings.path(found.path, of)] if found.path else []), *drawings.heat_maps(found.cells, of)]
 
 
 def _present(*drawn: Figure | None) -> list[Figure]:

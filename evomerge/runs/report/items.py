@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from evomerge.runs.report.contents import Contents
 from evomerge.runs.report.final_table import best_source
+from fitness.items import ItemText
 from fitness.results import Evaluation
-from fitness.tasks.documents import ItemText
 
 MOST_ITEMS = 40
 """Items of each kind that the page has."""

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fitness.estimation import EstimatorInputs, subset
 from fitness.estimation.irt import ItemBank, fit_2pl, fit_mirt, sigmoid
-from fitness.estimation.parent_prior import disagreement, learn, prior
+from fitness.estimation.learnt_prior import SCALES, SHARES
+from fitness.estimation.parent_prior import UNINFORMED_SHARES, disagreement, learn, prior
 from fitness.estimation.posterior import posterior
 
 ITEMS = 200
@@ -196,3 +197,10 @@ def test_disagreement() -> None:
 def test_bad_input_says_what_to_give(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shares", [SHARES, UNINFORMED_SHARES])
+def test_the_chances_of_the_scales_sum_to_one(shares: tuple[float, ...]) -> None:
+    assert len(shares) == len(SCALES)
+    assert sum(shares) == pytest.approx(1)
+    assert min(shares) >= 0

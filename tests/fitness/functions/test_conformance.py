@@ -38,7 +38,9 @@ class _Functions(EvaluatorSuite):
 
     @pytest.fixture(autouse=True)
     def _made(self, tokenizer: Any, make_model: Callable[..., Any]) -> None:
-        config = FitnessConfig.model_validate({"function": "x.py:loss", "items": "X", "tasks": list(self.tasks)})
+        config = FitnessConfig.model_validate(
+            {"function": "x.py:loss", "function_items": "X", "tasks": list(self.tasks)}
+        )
         self.own = FunctionSuite(FitnessFunction.of(type(self).function, TEXTS), config, seed=0)
         self.tokenizer, self.make_model = tokenizer, make_model
 

@@ -30,7 +30,7 @@ def config(**keys: Any) -> FitnessConfig:
 
 
 def evaluator(function: Callable[..., Any], items: Any = None, **keys: Any) -> FunctionEvaluator:
-    given = {} if items is None else {"items": "X"}
+    given = {} if items is None else {"function_items": "X"}
     suite = FunctionSuite(FitnessFunction.of(function, items), config(**given, **keys), seed=0)
     return FunctionEvaluator(suite, "tokenizer")
 
@@ -77,7 +77,7 @@ def write(tmp_path: Path) -> Callable[..., FitnessConfig]:
         (tmp_path / "score.py").write_text(text, encoding="utf-8")
         for name, content in others.items():
             (tmp_path / f"{name}.py").write_text(content, encoding="utf-8")
-        place = {} if items is None else {"items": items}
+        place = {} if items is None else {"function_items": items}
         return config(function=f"{tmp_path}/score.py:score", **place)
 
     return write
@@ -131,7 +131,7 @@ def test_what_is_not_found(function: str, words: str) -> None:
         ("raise OSError('no disk')", None, "score.py cannot be imported .OSError: no disk"),
         ("def score(model): pass", None, r"score.py:score: it must take \(model, tokenizer\)"),
         ("def score(model, tokenizer): pass\nI = [1]", "I", r"it must take \(model, tokenizer, items\)"),
-        (f"{SCORE}I = 'abc'", "I", "fitness.items: give a list"),
+        (f"{SCORE}I = 'abc'", "I", "fitness.function_items: give a list"),
         (f"{SCORE}I = []", "I", "0 of split validation; give 1 to"),
         (f"{SCORE}I = [1, object()]", "I", "item 1 of split validation is not made of texts, numbers"),
         (f"{SCORE}I = {{'dev': [1]}}", "I", "'dev' is no split"),
@@ -177,8 +177,12 @@ def test_changed_code_and_changed_items_are_named(write: Callable[..., FitnessCo
     assert difference(first, identity(f"{SCORE}I = ['a', 'b', 'c', 'd', 'e', 'f']\n")) is None
     changed = difference(first, identity(f"{SCORE}I = ['a', 'b', 'c', 'd', 'e', 'g']\n"))
     assert changed == "task score: its code score.py has changed"
-    of_others = FunctionSuite(FitnessFunction.of(lambda m, t, i: i, list("abcdef")), config(items="X"), 0).identity()
-    more = FunctionSuite(FitnessFunction.of(lambda m, t, i: i, list("abcdefg")), config(items="X"), 0).identity()
+    of_others = FunctionSuite(
+        FitnessFunction.of(lambda m, t, i: i, list("abcdef")), config(function_items="X"), 0
+    ).identity()
+    more = FunctionSuite(
+        FitnessFunction.of(lambda m, t, i: i, list("abcdefg")), config(function_items="X"), 0
+    ).identity()
     assert "items have changed" in str(difference(of_others, more))
 
 

@@ -97,6 +97,12 @@ def test_a_prompt_that_is_the_common_beginning(tokenizer: Any, llama: Any, monke
     assert texts(llama, tokenizer, SETTINGS) == one_by_one(llama, tokenizer, 14, ".")
 
 
+def test_equal_prompts_keep_a_token_to_go_on_from(tokenizer: Any, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "PASS_COST", 0)
+    monkeypatch.setattr(f"{__name__}.PROMPTS", [SHOTS] * 4)
+    assert texts(llama, tokenizer, SETTINGS) == one_by_one(llama, tokenizer, 14, ".")
+
+
 def test_a_short_beginning_is_not_worth_a_pass(tokenizer: Any) -> None:
     prompts = [SHOTS + prompt for prompt in PROMPTS]
     for count, expected in ((5, 0), (60, 30)):

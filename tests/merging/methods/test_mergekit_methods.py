@@ -61,6 +61,10 @@ COMPARED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+LEFT_IN_FLOAT32 = ("arcee_fusion", "ramplus_tl")
+"""Whose factors mergekit has in float32: it leaves their result so, and we round it to `dtype` at the end."""
+
+
 def mergekit(
     name: str,
     base: Tensor | None,
@@ -106,7 +110,8 @@ def test_same_result(name: str, parameters: dict[str, Any], dtype: torch.dtype) 
     for shape in SHAPES:
         base, models = sources(name, shape)
         theirs = mergekit(name, base, models, parameters, dtype)
-        assert ulps_apart(ours(name, base, models, parameters, dtype).to(theirs.dtype), theirs) == 0, shape
+        assert theirs.dtype == (torch.float32 if name in LEFT_IN_FLOAT32 and dtype.itemsize == 2 else dtype)
+        assert ulps_apart(ours(name, base, models, parameters, dtype), theirs.to(dtype)) == 0, shape
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

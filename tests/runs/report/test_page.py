@@ -41,7 +41,13 @@ def test_the_verdict_comes_first_with_what_to_take_and_what_to_type(writer):
     run.candidate(scored(0.5, items(4)))
     page = Page(render(run.finish().close()))
     text = page.text[page.text.index("Verdict") :]
-    parts = ("It is better.", "Take best.yaml: found", "evomerge export", "evomerge merge", "Held-out")
+    parts = (
+        "It is better.",
+        "Take best.yaml: the recipe that the search has found",
+        "evomerge export",
+        "evomerge merge",
+        "Held-out",
+    )
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert page.row("found") == ["found found by the search, best.yaml", "0.750", "0.500 to 0.900", "", "", "", "40"]

@@ -11,8 +11,8 @@ from evomerge.runs.report.contents import read
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Row
 from evomerge.runs.verdict import Comparison, Verdict
+from fitness.items import ItemText
 from fitness.results import Evaluation
-from fitness.tasks.documents import ItemText
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.layer_path import path_recipe
@@ -86,15 +86,15 @@ def test_coefficients_are_means_over_the_tensors_of_a_module(writer):
     contents = read(run.finish().close())
     found = {
         (cell.module, cell.place, cell.model): cell.value
-        for cell in coefficients.cells(contents)
+        for cell in coefficients.cells(contents, contents.found)
         if cell.parameter == "weight"
     }
     assert found["attention", "1", "ops"] == 0.25
     assert [found["mlp", str(layer), "ops"] for layer in range(3)] == [0.5, 1.0, 1.5]
     assert found["norms", "2", "ops"] == 1.5
     assert found["outside the layers", "embed_tokens", "ja"] == -0.5
-    assert coefficients.varying(coefficients.cells(contents)) == ["weight"]
-    assert ("lambda", 0.9, 0.9) in coefficients.ranges(coefficients.cells(contents))
+    assert coefficients.varying(coefficients.cells(contents, contents.found)) == ["weight"]
+    assert ("lambda", 0.9, 0.9) in coefficients.ranges(coefficients.cells(contents, contents.found))
     assert "lambda is 0.9 everywhere." in Page(render(contents.path)).text
 
 
@@ -106,9 +106,10 @@ def test_a_path_names_the_layers_in_order(writer):
     (run.path / "rows.json").unlink()
     (run.path / "best.yaml").write_text(mergekit_yaml.dump(path_recipe(layers, "/models/base", 3)))
     contents = read(run.close())
-    found = coefficients.path(contents)
-    assert [(one.model, one.layer, one.scale) for one in found.steps] == [("ops", 0, 1), ("ja", 2, 0.5), ("ops", 2, 1)]
-    assert found.of == "the found recipe" and coefficients.unchanged(contents) == ""
+    shown = coefficients.drawn(contents)
+    found = coefficients.path(contents, shown.recipe)
+    assert [(one.model, one.layer, one.scale) for one in found] == [("ops", 0, 1), ("ja", 2, 0.5), ("ops", 2, 1)]
+    assert shown.of == "the found recipe" and coefficients.unchanged(contents) == ""
     assert [row["position"] for row in Page(render(contents.path)).values("path")] == [0, 1, 2]
 
 
