@@ -150,8 +150,8 @@ class FitnessConfig(TasksConfig):
     returns."""
     function: str | None = None
     """For kind python: `FILE.py:NAME`, relative to the search file, or `module:NAME`. Called with the model and its
-    tokenizer, and with `function_items` where there are some; returns a number, or one per item; or a mapping from the tasks'
-    names to these. A score with a negative weight is better when lower."""
+    tokenizer, and with `function_items` where there are some; returns a number, or one per item; or a mapping from the
+    tasks' names to these. A score with a negative weight is better when lower."""
     function_items: str | None = None
     """For kind python: what the function scores one by one: `NAME` in the function's file, `FILE.py:NAME`,
     `module:NAME`, or `FILE.jsonl` with one JSON value per line. A list, a mapping from splits (validation, test) to

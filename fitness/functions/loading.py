@@ -131,10 +131,9 @@ def load_function(config: FitnessConfig, check: CodeCheck = allow) -> FitnessFun
         raise TaskError(f"fitness.function: {name} in {place} is no function; name one")
     found = None
     if where is not None:
-        found = checked_items(
-            _attribute(_module(where[0], "function_items"), where[1], str(items), "function_items"),
-            "fitness.function_items",
-        )
+        key = "function_items"
+        listed = _attribute(_module(where[0], key), where[1], str(items), key)
+        found = checked_items(listed, f"fitness.{key}")
     elif items is not None:
         found = checked_items(_lines(Path(items)), "fitness.function_items")
     return FitnessFunction(f"{Path(place).name}:{name}", call, found, code | others)
