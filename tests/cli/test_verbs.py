@@ -94,6 +94,7 @@ def test_export_by_rank(finished, refuse, evomerge):
 def test_plan_says_what_a_search_costs(tmp_path, evomerge, write):
     write(tmp_path)
     text = evomerge("plan", "search.yaml", cwd=tmp_path)
+    assert text.endswith("next: evomerge search search.yaml\n")
     for words in (
         "genes",
         "ops.weight[embeddings]",
