@@ -33,6 +33,10 @@ LONGEST = 90
 """Characters of a line that the table shows."""
 
 
+Row = dict[str, Any]
+"""A mutant in the results."""
+
+
 def reason(mutant: Mutant) -> str:
     """Return why no test could notice a mutant; empty if one could."""
     return EQUIVALENT.get((mutant.module, mutant.before, mutant.after), "")
@@ -47,10 +51,15 @@ def counts(mutants: Sequence[Mutant]) -> tuple[int, int, int]:
     )
 
 
+def tried(rows: Sequence[Row]) -> list[Mutant]:
+    """Return the mutants on which tests have run."""
+    return [mutant for mutant in (Mutant(**row) for row in rows) if mutant.killed is not None]
+
+
 def tables(results: Results) -> list[str]:
     """Return the README's tables: what was killed by draw and by module, all mutants drawn, and those of the list."""
-    draws = {f"seed {row['seed']}": [Mutant(**one) for one in row["mutants"]] for row in results["draws"]}
-    of_list = [Mutant(**row) for row in results["listed"]]
+    draws = {f"seed {row['seed']}": tried(row["mutants"]) for row in results["draws"]}
+    of_list = tried(results["listed"])
     lines = ["| | mutants | killed at first | killed now | cannot be | survive |", "|---|---|---|---|---|---|"]
     for name, mutants in [*draws.items(), ("the list", of_list)]:
         every, killed, equivalent = counts(mutants)
@@ -89,15 +98,19 @@ def _code(text: str) -> str:
 def figures(results: Results) -> dict[str, str]:
     """Return the figures of sentences."""
     found = {}
-    draws = {f"seed.{row['seed']}": [Mutant(**one) for one in row["mutants"]] for row in results["draws"]}
+    draws = {f"seed.{row['seed']}": tried(row["mutants"]) for row in results["draws"]}
     origins = {f"{name}.{key}": row[key] for name, row in zip(draws, results["draws"], strict=True) for key in ORIGIN}
-    for name, mutants in [*draws.items(), ("listed", [Mutant(**row) for row in results["listed"]])]:
+    for name, mutants in [*draws.items(), ("listed", tried(results["listed"]))]:
         every, killed, equivalent = counts(mutants)
         found[name] = f"{killed} of {every}"
         found[f"{name}.first"] = f"{sum(bool(mutant.killed) and not mutant.late for mutant in mutants)} of {every}"
         found[f"{name}.equivalent"] = str(equivalent)
         found[f"{name}.survived"] = str(every - killed - equivalent)
-    return found | origins
+    reached = {
+        f"{name}.tried": f"{len(draws[name])} of {len(row['mutants'])}"
+        for name, row in zip(draws, results["draws"], strict=True)
+    }
+    return found | origins | reached
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -144,10 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(f"{failing} fails without a change: what it killed must be tried again")
     print("\n" + tables(results)[0])
     EXPERIMENT.publish(out, results)
-
-
-Row = dict[str, Any]
-"""A mutant in the results."""
 
 
 def kept(before: Sequence[Row], found: Sequence[tuple[Mutant, str]]) -> list[Row]:
