@@ -24,5 +24,10 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "items, few = _share(order, 1.0), {task: names[:MOST] for task, names in order.items()}",
         "items, few = _share(order, 2.0), {task: names[:MOST] for task, names in order.items()}",
     ): "twice as many as all items are all items",
+    (
+        "fitness/scoring/generation.py",
+        "text = tokenizer.decode([token], skip_special_tokens=False)",
+        "text = tokenizer.decode([token], skip_special_tokens=True)",
+    ): "stop strings are looked for in the text without special tokens, so none of these completes one",
 }
 """By module, line and changed line: why nothing else happens."""
