@@ -4,8 +4,8 @@ The changes are those of cosmic-ray (`pip install cosmic-ray coverage`): another
 does not run, ... Lines are drawn from the modules in ``modules.py`` by a seed, one change each; changes in annotations
 alone are none. First the fast tests run once, unchanged, and it is noted which test executes which line. On each mutant
 those tests run that execute its line, until one fails. A mutant is killed if one fails or they do not end. Results are
-written after each mutant. ``--go-on`` keeps those that are there; ``--tests FILE...`` runs these tests on the survivors
-again.
+written after each mutant. ``--go-on`` keeps those that are there; ``--tests FILE...`` runs each of these files on the
+survivors in the module that it is named after.
 """
 
 from __future__ import annotations
@@ -120,7 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=SEED, help="of the draw")
     parser.add_argument("--part", choices=("drawn", "listed"), help="these only; the results keep the others")
     parser.add_argument("--go-on", action="store_true", help="keep the draw in the results; try what was not tried")
-    parser.add_argument("--tests", nargs="+", default=(), help="run these files on the survivors of the results again")
+    parser.add_argument(
+        "--tests",
+        nargs="+",
+        default=(),
+        help="run each of these files again on the survivors in the module that it is named after",
+    )
     parser.add_argument("--work", type=Path, help="folder that keeps the copied tree and which test executes what")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after the mutant that ends later")
     given = parser.parse_args(arguments)
@@ -144,7 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for place, mutant, changed in to_try(rows, sources, suite.tree, again=bool(given.tests)):
                 if time.monotonic() > limit:
                     break
-                tests = given.tests or suite.tests_of(mutant.module, mutant.line)
+                named = [file for file in given.tests if Path(file).stem == f"test_{Path(mutant.module).stem}"]
+                tests = named if given.tests else suite.tests_of(mutant.module, mutant.line)
+                if given.tests and not named:
+                    continue
                 killer = suite.killer(mutant.module, changed, tests) if tests else ""
                 number = mutant.tests if given.tests else len(tests)
                 rows[place] = asdict(
