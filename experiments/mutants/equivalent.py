@@ -29,5 +29,10 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "text = tokenizer.decode([token], skip_special_tokens=False)",
         "text = tokenizer.decode([token], skip_special_tokens=True)",
     ): "stop strings are looked for in the text without special tokens, so none of these completes one",
+    (
+        "fitness/scoring/generation.py",
+        "if token in self.eos or len(tokens) >= self.limit:",
+        "if token in self.eos or len(tokens) > self.limit:",
+    ): "the loop that decodes takes no more steps than the limit, nor does `model.generate`",
 }
 """By module, line and changed line: why nothing else happens."""
