@@ -41,7 +41,7 @@ def links(page: str, text: str) -> set[str]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Give mkdocs all pages and what they link to."""
-    placed = Files([file for file in files if file.inclusion.is_excluded()])
+    placed = Files([file for file in files if file.src_dir != config.docs_dir])  # the theme's
     known = pages()
     for page in known:
         placed.append(File.generated(config, page, abs_src_path=str(ROOT / page)))

@@ -35,6 +35,7 @@ ORDER = (
     "evomerge.merging.output",
     "evomerge.strategies",
     "evomerge.runs",
+    "evomerge.trackers",
     "evomerge.workers",
     "evomerge.config",
     "evomerge.search",

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -87,16 +88,20 @@ def test_every_page_is_in_the_navigation():
 def test_the_site_builds_without_warnings_and_fetches_nothing(tmp_path):
     site = tmp_path / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # what the theme says about another version
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
-    for page in site.rglob("*.html"):
+    for page in set(site.rglob("*.html")) - {site / "404.html"}:  # that one has no place of its own
         text = page.read_text(encoding="utf-8")
-        fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:)?//', text)
-        assert not fetched, page
+        fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="([^"#]+)"', text)
+        assert any(place.endswith(".css") for place in fetched), page
+        missing = [place for place in fetched if not (page.parent / place.split("?")[0]).exists()]
+        assert not missing, page  # a place elsewhere does not exist here
     api = (site / "docs" / "api" / "search.html").read_text(encoding="utf-8")
     assert "Search for the best merge of some models" in api
-    assert "evomerge.search(config" in (site / "docs" / "notebook.html").read_text(encoding="utf-8")
+    notebook = re.sub("<[^>]+>", "", (site / "docs" / "notebook.html").read_text(encoding="utf-8"))
+    assert "evomerge.search(config" in notebook
 
 
 def messages() -> str:

@@ -101,7 +101,7 @@ def answers(path: Path, row: str, selection: Selection, as_json: bool) -> None:
 
 def _evaluation(held_out: HeldOut, row: str, history: RunHistory) -> Evaluation:
     """Return what a row has answered; an ensemble's answers are those that most of its members give."""
-    members = held_out.members(row, history)
+    members = held_out.members(row, history.reference_scores)
     return members[0] if len(members) == 1 else vote(members)
 
 

@@ -1,13 +1,16 @@
-"""`evomerge export`: a run's recipe as YAML. Needs neither the models nor torch."""
+"""`evomerge export`: a run's recipe as YAML, its data as tables or for Optuna. Needs neither the models nor torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
+from typing import Final, Literal, TypeVar
 
 from evomerge.cli.printing import say
-from evomerge.files.atomic import write_text
+from evomerge.files.atomic import atomic_file, write_text
 from evomerge.files.messages import printable
+from evomerge.runs import frames, optuna_study
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report.contents import read
 from evomerge.runs.report.front import front, index
@@ -16,6 +19,10 @@ from evomerge.runs.run import Run, RunError, origin_of
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.recipe import Recipe, RecipeError
+
+Kind = TypeVar("Kind", bound=str)
+TABLES: Final[Mapping[str, Literal["csv", "parquet"]]] = {".csv": "csv", ".parquet": "parquet"}
+STORAGES: Final[Mapping[str, optuna_study.Kind]] = {".db": "sqlite", ".journal": "journal", ".log": "journal"}
 
 
 def export(
@@ -57,6 +64,33 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
         write_text(folder / f"{one.number}.yaml", mergekit_yaml.dump(recipe, header))
     write_text(folder / "index.json", index(found))
     say(f"wrote {len(found.members)} recipes and index.json to {folder}", stderr=True)
+
+
+def export_table(path: Path, file: Path, of: frames.Name) -> None:
+    """Write the candidates, the items or the answers of a run as a table."""
+    kind = _kind("--table", file, TABLES)
+    with Run.read(path) as run:
+        made = {"candidates": lambda: run.candidates, "items": lambda: run.items, "answers": lambda: run.answers}[of]()
+    with atomic_file(file) as temporary:
+        frames.write(made, temporary, kind)
+    say(f"wrote {len(made)} {of} to {file}", stderr=True)
+
+
+def export_study(path: Path, file: Path) -> None:
+    """Write a run as a study of Optuna."""
+    kind = _kind("--optuna", file, STORAGES)
+    with Run.read(path) as run, atomic_file(file) as temporary:
+        name = path.resolve().name
+        count = optuna_study.write(temporary, kind, name, run.timed_events(), run.environment().genes)
+    scheme = f"sqlite:///{file}" if kind == "sqlite" else str(file)
+    say(f"wrote {count} trials to {file}; next: optuna-dashboard {quote(scheme)}", stderr=True)
+
+
+def _kind(option: str, file: Path, kinds: Mapping[str, Kind]) -> Kind:
+    """Return what kind of file an option asks for, by the file's suffix."""
+    if file.suffix not in kinds:
+        raise RunError(f"{option} {file}: the name says what is written; end it in {' or '.join(kinds)}")
+    return kinds[file.suffix]
 
 
 def _header(path: Path, sentence: str) -> str:

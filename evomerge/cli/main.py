@@ -252,11 +252,27 @@ def export(
         bool,
         typer.Option("--round", help="With --format mergekit: write the nearest recipe that mergekit can rebuild."),
     ] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a table of the run to this .csv or .parquet file instead."),
+    ] = None,
+    of: Annotated[
+        Literal["candidates", "items", "answers"],
+        typer.Option("--of", help="With --table: what its rows are."),
+    ] = "candidates",
+    optuna: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write an Optuna study to this .db or .journal file instead."),
+    ] = None,
 ) -> None:
-    """Write the best recipe as YAML, or the whole Pareto front."""
-    from evomerge.cli.export import export, export_front
+    """Write the best recipe as YAML, the whole Pareto front, or the run's data for other programs."""
+    from evomerge.cli.export import export, export_front, export_study, export_table
 
-    if pareto is not None:
+    if table is not None:
+        export_table(run_, table, of)
+    elif optuna is not None:
+        export_study(run_, optuna)
+    elif pareto is not None:
         export_front(run_, pareto, format_, round_)
     else:
         export(run_, output, rank, format_, round_, row)
@@ -374,8 +390,11 @@ def push(
 
 @app.command()
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A folder, a hub id or a recipe file.", show_default=False)
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL_OR_RECIPE", help="Folders, hub ids or recipe files, one or more.", show_default=False
+        ),
     ],
     tasks: Annotated[
         list[str] | None, typer.Option(help="Names of lm-eval tasks, one or more.", show_default=False)
@@ -390,16 +409,35 @@ def evaluate(
         typer.Option(metavar="RUN", help="Score on the held-out items of a run, as the run did, instead of --tasks."),
     ] = None,
     trust_tasks: TrustTasks = False,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question, as in lm-eval; by default the task's own.")
+    ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N", help="Only the first N items of each task; below 1 that part of them, as in lm-eval."
+        ),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences per forward pass; by default 64.")] = None,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option("--apply-chat-template", help="Format prompts with the model's chat template, as in lm-eval."),
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="A torch device; by default a GPU if there is one, or the device of the run.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Score a model or a recipe, with confidence intervals."""
-    from evomerge.cli.evaluate import evaluate as run
-    from evomerge.cli.evaluate import of_run, of_tasks
+    """Score models and recipes, with confidence intervals.
 
-    run(model, of_run(like, trust_tasks) if like else of_tasks(tasks or [], include_path or [], split), device, json)
+    Several are scored on the same items and compared by paired tests.
+    """
+    from evomerge.cli.evaluate import Asking, of_run, of_tasks
+    from evomerge.cli.evaluate import evaluate as run
+
+    asking = Asking(num_fewshot, limit, apply_chat_template)
+    questions = of_run(like, trust_tasks, asking) if like else of_tasks(tasks or [], include_path or [], split, asking)
+    run(models, questions, device, json, batch_size)
 
 
 @app.command()

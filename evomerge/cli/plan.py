@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import join
 from typing import Any
 
 from rich.console import Console
@@ -27,7 +28,7 @@ from search_spaces.spaces.space import SearchSpace
 
 GENERATIONS = 10
 """Fewer generations than this are hardly a search."""
-SHOWN_GENES = 40
+SHOWN_GENES = 12
 
 
 def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
@@ -78,6 +79,8 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     out.print(f"items: {items['search']} for searching, {items['held_out']} held out")
     for sentence in summary["notes"] or ["the budget suffices"]:
         out.print(f"note: {sentence}")
+    options = [part for override in overrides for part in ("--set", override)]
+    out.print(f"next: evomerge search {join([str(config_file), *options])}", soft_wrap=True)
 
 
 def _show(status: Status, text: str) -> None:
@@ -95,7 +98,7 @@ def print_genes(out: Console, genes: Sequence[Mapping[str, Any]]) -> None:
     out.print(f"{len(genes)} genes")
     out.print(grid(["gene", "low", "high", "start"], rows))
     if len(genes) > SHOWN_GENES:
-        out.print(f"... and {len(genes) - SHOWN_GENES} more")
+        out.print(f"... and {len(genes) - SHOWN_GENES} more (--json has all)")
 
 
 def print_bill(out: Console, summary: Mapping[str, Any]) -> None:

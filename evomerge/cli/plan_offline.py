@@ -22,6 +22,7 @@ from evomerge.search.auto_strategy import choose
 from evomerge.search.problem import check_workers, largest_error
 from evomerge.search.warm_start import load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
+from evomerge.trackers.base import check_trackers
 from fitness.tasks.offline import describe_tasks
 from search_spaces.recipes.references import parts
 from search_spaces.spaces.context import SpaceContext
@@ -84,6 +85,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
         If lm-eval has no such task, metric or filter.
     """
     check_workers(config)
+    check_trackers(config.trackers)
     module = meta_module(_architecture(config, architecture))
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     context = SpaceContext(config.models, layout_of_module(module), sizes, out_dtype=config.out_dtype, seed=config.seed)

@@ -16,7 +16,7 @@ REGISTRIES = {
     "strategy": "evomerge.strategies.registry:STRATEGIES",
     "estimator": "fitness.estimation.registry:ESTIMATORS",
     "worker kind": "evomerge.workers.registry:WORKERS",
-    "tracker": "evomerge.runs.trackers:TRACKERS",
+    "tracker": "evomerge.trackers.base:TRACKERS",
 }
 """Where the names of each kind are registered."""
 

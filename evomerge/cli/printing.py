@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -74,6 +76,21 @@ def print_held_out(out: Console, result: Result) -> None:
     out.print(grid(["model", "task", "score", "95 % interval", "items", "p"], cells))
     for note in result.notes:
         out.print(note, soft_wrap=True)
+
+
+def print_next(out: Console, run: Path) -> None:
+    """Print what a user does with a finished run: the page to look at, and the commands that follow."""
+    name = quote(str(run))
+    lines = ["next:"]
+    if (run / "report.html").is_file():
+        lines.append(f"  open {run / 'report.html'} in a browser")
+    lines += [
+        f"  evomerge export {name} -o recipe.yaml",
+        "  evomerge merge recipe.yaml merged",
+        f"  evomerge evaluate merged --like {name}",
+    ]
+    for line in lines:
+        out.print(line, soft_wrap=True)
 
 
 def size(count: float) -> str:

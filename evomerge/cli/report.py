@@ -15,19 +15,20 @@ from search_spaces.spaces.space import SearchSpace
 
 def report(path: Path, out: Path | None, figures: Path | None = None) -> None:
     """Write the report beside the run's other files, or where `out` says, and its figures into a folder."""
-    space = _space(path)
+    space, obstacle = _space(path)
     target = out or path / "report.html"
     write_text(target, render(path, space))
     say(f"wrote {target}")
+    if obstacle:
+        say(f"warning: candidates are shown without their recipes: {obstacle}", stderr=True)
     if figures is not None:
         written = write_figures(path, figures, space)
         say(f"wrote {len(written)} files to {figures}")
 
 
-def _space(path: Path) -> SearchSpace | None:
-    """Return the space of a run; None where its search file needs something that is not here, which is said."""
+def _space(path: Path) -> tuple[SearchSpace | None, str]:
+    """Return the space of a run; None and a reason where its search file needs something that is not here."""
     try:
-        return space_of(path)
+        return space_of(path), ""
     except (ConfigError, RecipeError, ValueError) as error:
-        say(f"warning: candidates are shown without their recipes: {error}", stderr=True)
-        return None
+        return None, str(error).partition("\n")[0]

@@ -10,7 +10,7 @@ from shlex import quote
 
 from rich.console import Console
 
-from evomerge.cli.printing import console, print_held_out
+from evomerge.cli.printing import console, print_held_out, print_next
 from evomerge.cli.progress import SearchProgress
 from evomerge.config.load import located
 from evomerge.runs.result import Result
@@ -65,11 +65,4 @@ def _print_end(path: Path, result: Result, out: Console, as_json: bool) -> None:
         f"search score of the found recipe {result.search_score:.3f}, "
         f"{result.selection_bias:+.3f} above its held-out score (selection bias)"
     )
-    name = quote(str(path))
-    out.print("next:")
-    for command in (
-        f"evomerge export {name} -o recipe.yaml",
-        "evomerge merge recipe.yaml merged",
-        f"evomerge evaluate merged --like {name}",
-    ):
-        out.print(f"  {command}", soft_wrap=True)
+    print_next(out, path)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 
-from evomerge.cli.printing import console, duration, grid, print_held_out
+from evomerge.cli.printing import console, duration, grid, print_held_out, print_next
 from evomerge.cli.progress import best_so_far
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
@@ -52,6 +53,9 @@ def print_summary(out: Console, path: Path) -> None:
         print_held_out(out, result)
         if result.verdict is not None:
             out.print(result.verdict.sentence, soft_wrap=True)
+        print_next(out, path)
+    elif summary["state"] == "stopped":
+        out.print(f"next: evomerge resume {quote(str(path))}", soft_wrap=True)
 
 
 def _print_stages(out: Console, history: RunHistory, expected: Mapping[str, float]) -> None:

@@ -90,7 +90,8 @@ def dashboard(summary: dict[str, Any], width: int) -> Group:
     for name, text in rows:
         table.add_row(name, printable(text, 200))
     done, total = summary["item_evaluations"], summary["expected_answers"] or summary["item_evaluations"] or 1
-    bar = ProgressBar(total=max(total, done), completed=done, width=width - 2)
+    bar = Table.grid()  # a bar alone ends no line
+    bar.add_row(ProgressBar(total=max(total, done), completed=done, width=width - 2))
     return Group(Text(printable(summary["run"], width - 2)), bar, table)
 
 

@@ -9,9 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.config.shorthands import expand
-from evomerge.runs.trackers import TRACKERS, TrackerConfig
 from evomerge.strategies import AnyStrategy
 from evomerge.strategies.auto import AutoConfig
+from evomerge.trackers.base import TRACKERS, TrackerConfig
 from evomerge.workers.config import InlineConfig
 from evomerge.workers.registry import WORKERS, WorkersConfig
 from fitness.config import FitnessConfig

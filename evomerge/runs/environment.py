@@ -13,9 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from evomerge.runs.log_file import MAX_CELL, LogError
 from fitness.tasks.identity import TaskIdentity
 from search_spaces.recipes.layout import ModelLayout
+from search_spaces.spaces.genes import Choice, Gene, Integer, Real
 
 CHECKSUM = "checksum"
 """Key of the hash of everything else in the file but the versions, which are compared for warnings alone."""
+MOST_GENES = 20_000
+"""Genes that are recorded; spaces of raw weights have millions, and nobody reads them by name."""
 _VERSIONS = ("evomerge", "packages")
 
 
@@ -27,6 +30,43 @@ class FileIdentity(BaseModel):
     bytes: int
     sha256: str
     covers: Literal["contents", "samples"]
+
+
+class GeneRecord(BaseModel):
+    """One gene of the space that is searched, as far as its coordinates are read with it.
+
+    Attributes
+    ----------
+    low, high
+        Of real numbers and integers: the least and the largest value.
+    options
+        Of choices.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: Literal["real", "integer", "choice"]
+    low: float = 0.0
+    high: float = 0.0
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, gene: Gene) -> GeneRecord:
+        """Return the record of a gene."""
+        if isinstance(gene, Choice):
+            return cls(name=gene.name, kind="choice", options=gene.options)
+        if isinstance(gene, Integer):
+            return cls(name=gene.name, kind="integer", low=gene.smallest, high=gene.largest)
+        return cls(name=gene.name, kind="real", low=gene.low, high=gene.high)
+
+    def gene(self) -> Gene:
+        """Return the gene, without its start and its prior."""
+        if self.kind == "choice":
+            return Choice(self.name, self.options, self.options[0])
+        if self.kind == "integer":
+            return Integer(self.name, int(self.low), int(self.high), int(self.low))
+        return Real(self.name, self.low, self.high, self.low)
 
 
 class Environment(BaseModel):
@@ -55,6 +95,8 @@ class Environment(BaseModel):
         The models' tensors.
     chosen
         What `strategy: auto` was taken to mean, and why; empty if the search file names a strategy.
+    genes
+        What a genotype's coordinates are, for other programs; empty for spaces with more than `MOST_GENES`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +114,7 @@ class Environment(BaseModel):
     layout: ModelLayout = ModelLayout((), (), "", ())
     sizes: dict[str, int] = {}
     chosen: str = ""
+    genes: tuple[GeneRecord, ...] = ()
 
     @property
     def seen(self) -> frozenset[str]:

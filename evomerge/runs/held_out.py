@@ -10,8 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from evomerge.runs.event_rows import first_mistake
-from evomerge.runs.history import RunHistory
-from evomerge.runs.run import LogError, RunError
+from evomerge.runs.log_file import LogError, RunError
 from fitness.items import ItemText
 from fitness.results import Evaluation
 
@@ -62,8 +61,15 @@ class HeldOut:
                 f"{file} cannot be read ({reason}); remove it, and resume the run to write it again"
             ) from None
 
-    def members(self, row: str, history: RunHistory) -> list[Evaluation]:
+    def members(self, row: str, scores: Mapping[tuple[str, str], Evaluation]) -> list[Evaluation]:
         """Return the evaluation of a row on the held-out items; of an ensemble, those of its members.
+
+        Parameters
+        ----------
+        row
+            Its name.
+        scores
+            `RunHistory.reference_scores` of the run.
 
         Raises
         ------
@@ -74,10 +80,7 @@ class HeldOut:
         """
         if row not in self.rows:
             raise RunError(f"--row {row}: the final table has no such row; write {', '.join(self.rows)}")
-        found = [
-            history.reference_scores.get(("held_out", recipe)) or history.reference_scores.get(("vote", recipe))
-            for recipe in self.rows[row]
-        ]
+        found = [scores.get(("held_out", recipe)) or scores.get(("vote", recipe)) for recipe in self.rows[row]]
         if not found or None in found:
             raise LogError(f"the event log has no held-out scores of row {row}; resume the run to ask again")
         return [one for one in found if one is not None]

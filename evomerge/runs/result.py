@@ -142,14 +142,16 @@ def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, 
     rows = []
     for task in [*weights, ALL_TASKS] if len(weights) > 1 else list(weights):
         use = weights if task == ALL_TASKS else {task: 1.0}
-        best_rival = max(rivals, key=lambda scores: _mean(scores, use))
+        best_rival = max(rivals, key=lambda scores: weighted_mean(scores, use))
         for (entry, scores), flawed in zip(entries, flaws, strict=True):
             low, high = _interval(scores, use)
             against = best_rival if scores is found else scores
-            p_value = _p_value(found, against, use)
+            p_value = scores_p_value(found, against, use)
             items = sum(len(scores[name]) for name in use)
             counts = (sum(flawed.get(kind, {}).get(name, 0) for name in use) for kind in FLAWS)
-            rows.append(Row(entry.name, entry.kind, task, _mean(scores, use), low, high, items, p_value, *counts))
+            rows.append(
+                Row(entry.name, entry.kind, task, weighted_mean(scores, use), low, high, items, p_value, *counts)
+            )
     return rows
 
 
@@ -174,8 +176,8 @@ def verdict_on(
     return verdict(
         found.name,
         list(scores),
-        lambda name: _mean(own, weights) - _mean(scores[name], weights),
-        lambda name: _p_value(own, scores[name], weights),
+        lambda name: weighted_mean(own, weights) - weighted_mean(scores[name], weights),
+        lambda name: scores_p_value(own, scores[name], weights),
         same=next((entry.name for entry, _ in rivals if _recipe(entry) == _recipe(found) is not None), None),
         missed=missed.get(found.name),
     )
@@ -236,13 +238,14 @@ def read_rows(folder: Path) -> dict[str, Recipe]:
 
 def paired_p_value(one: Evaluation, other: Evaluation, weights: Mapping[str, float]) -> float:
     """Return the p-value of the paired test between two recipes on the same items, over all tasks."""
-    return _p_value(by_task(one), by_task(other), weights)
+    return scores_p_value(by_task(one), by_task(other), weights)
 
 
 Scores = Mapping[str, np.ndarray]
 
 
-def _mean(scores: Scores, weights: Mapping[str, float]) -> float:
+def weighted_mean(scores: Scores, weights: Mapping[str, float]) -> float:
+    """Return the weighted mean of tasks' mean scores, from float32[I] by task."""
     return float(sum(w * scores[task].mean() for task, w in weights.items()) / sum(weights.values()))
 
 
@@ -252,7 +255,8 @@ def _interval(scores: Scores, weights: Mapping[str, float]) -> tuple[float, floa
     return weighted_interval([(scores[task], weight) for task, weight in weights.items()])
 
 
-def _p_value(found: Scores, other: Scores, weights: Mapping[str, float]) -> float:
+def scores_p_value(found: Scores, other: Scores, weights: Mapping[str, float]) -> float:
+    """Return the p-value of the paired test between two models, from float32[I] by task, on the same items."""
     if len(weights) == 1:
         task = next(iter(weights))
         return paired_test(found[task], other[task])

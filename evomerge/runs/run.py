@@ -14,11 +14,12 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from shlex import quote
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from evomerge.files.atomic import FileError, PlaceError, atomic_folder, check_place, write_text
+from evomerge.runs import frames, held_out
 from evomerge.runs.environment import Environment, read, to_json
 from evomerge.runs.event_rows import (
     FIRST_CHECKSUM,
@@ -35,7 +36,11 @@ from evomerge.runs.event_rows import (
     items_text,
     row_of,
 )
+from evomerge.runs.held_out import HeldOut
 from evomerge.runs.log_file import SCHEMA, SCHEMA_VERSION, LogError, RunError, checked, connect, damaged
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "ORIGIN",
@@ -128,7 +133,7 @@ class Run:
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: Path) -> Run:
+    def open(cls, path: str | Path) -> Run:
         """Open an existing run for writing.
 
         Raises
@@ -138,6 +143,7 @@ class Run:
         LogError
             If the log is damaged.
         """
+        path = Path(path)
         require_run(path)
         lock = _acquire(path)
         try:
@@ -148,8 +154,9 @@ class Run:
             raise
 
     @classmethod
-    def read(cls, path: Path) -> Run:
+    def read(cls, path: str | Path) -> Run:
         """Open an existing run for reading only, also while another process searches. Raises as `open` does."""
+        path = Path(path)
         require_run(path)
         connection, incomplete = checked(path, read_only=True)
         return cls(path, connection, None, incomplete)
@@ -214,12 +221,17 @@ class Run:
         LogError
             If one of them is not as it was recorded, or some are missing: as soon as that is found.
         """
+        for _, event in self.timed_events():
+            yield event
+
+    def timed_events(self) -> Iterator[tuple[float, Event]]:
+        """Yield all events with the seconds since the epoch when they happened; order and errors as of `events`."""
         try:
             yield from self._events()
         except (sqlite3.Error, TypeError, ValueError, RecursionError) as error:
             raise damaged(self.path, first_mistake(error)) from error
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self) -> Iterator[tuple[float, Event]]:
         # One statement: the end of the log belongs to the same moment as its events, also while another process writes.
         rows = self._db.execute(
             "SELECT log_end.events, log_end.checksum, kind, candidate, at, data, genotype, item_set, scores, "
@@ -244,7 +256,7 @@ class Run:
                 asked.add(candidate)
             elif isinstance(event, Told) and candidate not in asked:
                 raise ValueError(f"candidate {candidate} was told and never asked")
-            yield event
+            yield row.at, event
         if end != (count, before):
             raise ValueError(f"{end[0]} events were recorded, and {count} are there")
 
@@ -252,6 +264,24 @@ class Run:
         """Return an item set and its checksum."""
         (text,) = self._db.execute("SELECT items FROM item_sets WHERE id = ?", (number,)).fetchone() or ("",)
         return items_of(text), items_checksum(text)
+
+    @property
+    def candidates(self) -> pd.DataFrame:
+        """One row per candidate: scores, genes, times; see `evomerge.runs.frames.COLUMNS`. Raises as `events` does."""
+        return frames.candidates(self.timed_events(), self.environment().genes)
+
+    @property
+    def items(self) -> pd.DataFrame:
+        """One row per search item and held-out item; see `evomerge.runs.frames.COLUMNS`."""
+        return frames.items(self.environment(), self._held_out())
+
+    @property
+    def answers(self) -> pd.DataFrame:
+        """One row per item that a recipe was asked; see `evomerge.runs.frames.COLUMNS`. Raises as `events` does."""
+        return frames.answers(self.timed_events(), self._held_out())
+
+    def _held_out(self) -> HeldOut | None:
+        return HeldOut.read(self.path) if (self.path / held_out.FILE).is_file() else None
 
     def count(self) -> int:
         """Return how many events there are."""

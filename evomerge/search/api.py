@@ -21,7 +21,6 @@ from evomerge.runs.history import RunHistory
 from evomerge.runs.report.html import render
 from evomerge.runs.result import Result
 from evomerge.runs.run import Run, Told, check_new
-from evomerge.runs.trackers import TrackerGroup
 from evomerge.search.final_evaluation import FinalEvaluation
 from evomerge.search.forecast.progress import Progress, ProgressReports
 from evomerge.search.forecast.rehearsal import forecast
@@ -33,6 +32,7 @@ from evomerge.search.resuming import check_unchanged, upgrades
 from evomerge.search.scoring_workers import start_pool
 from evomerge.search.task_trust import check_for, trusted
 from evomerge.search.warm_start import warm_start_override
+from evomerge.trackers.base import TrackerGroup
 from evomerge.workers.base import Pool
 from fitness.tasks.code import CodeCheck
 
@@ -202,19 +202,22 @@ def _start_workers(problem: Problem, reports: ProgressReports) -> Pool:
 def _go_on(run: Run, problem: Problem, pool: Pool, reports: ProgressReports, say: Say) -> Result:
     """Search until the budget is spent, then score the finalists; a stop in between loses nothing."""
     with _logged(run.path / "log.txt"):
+        trackers = TrackerGroup(problem.config.trackers, lambda text: say(f"warning: {text}"))
+        trackers.start(run.path, problem.resolved().model_dump(mode="json"), run.events())
+        ended: Result | None = None
         try:
-            trackers = TrackerGroup(problem.config.trackers, lambda text: say(f"warning: {text}"))
-            trackers.start(run.path, problem.resolved().model_dump(mode="json"))
             reports.bill = _bill(run, problem, reports)
             search = _search(run, problem, pool, reports, trackers, say)
             say(f"scoring the finalists on {len(problem.held_out_items)} held-out items")
             reports.enter("finalists")
             result = FinalEvaluation(run, problem, search, pool, reports.bill, notify=reports).evaluate()
+            run.write("report.html", render(run.path, problem.space))
+            ended = result
         except KeyboardInterrupt:
             log.info("stopped")
             raise
-        run.write("report.html", render(run.path, problem.space))
-        trackers.end(result)
+        finally:
+            trackers.end(ended)
         return result
 
 

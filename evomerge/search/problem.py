@@ -18,7 +18,7 @@ from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.output.writer import rehearse
 from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source
-from evomerge.runs.environment import Environment
+from evomerge.runs.environment import MOST_GENES, Environment, GeneRecord
 from evomerge.runs.result import Entry
 from evomerge.runs.run import EventLog
 from evomerge.search import ensemble
@@ -38,6 +38,7 @@ from evomerge.search.warm_start import EarlierQuestions, WarmStartSettings, earl
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.strategies.auto import AutoConfig
 from evomerge.strategies.founded import Founded
+from evomerge.trackers.base import check_trackers
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
 from evomerge.workers.gradient_steps import StepInputs
@@ -104,6 +105,7 @@ class Problem:
     ) -> None:
         self.config = config
         check_workers(config)
+        check_trackers(config.trackers)
         opening("models")
         self.checkpoints: Mapping[str, Source] = open_sources(
             config.models, config.base, vocabulary=config.vocabulary_policy
@@ -459,6 +461,7 @@ class Problem:
             layout=self.layout,
             sizes=self.sizes,
             chosen=self.chosen,
+            genes=tuple(map(GeneRecord.of, self.space.genes)) if self.space.dimension <= MOST_GENES else (),
         )
 
 

@@ -174,7 +174,7 @@ class RacingPool:
         keep = max(1, math.floor(rules.keep * len(samples)))  # as pycma: λ/2 rounded down
         test = "auto" if rules.test == "posterior" else cast("Test", rules.test)
         before = [candidate.stopped for candidate in samples]
-        race = Race(len(samples), keep, rules.error, looks, test, before)
+        race = Race(len(samples), keep, rules.error, looks, test, rules.indifference, before)
         if rules.test == "posterior":
             judged = [self.plan.judge(found) for found in answers]
             estimates = [Estimate(found.value, found.standard_error) for found in judged]

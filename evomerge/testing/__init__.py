@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from evomerge.testing.pools import PoolSuite
     from evomerge.testing.search_spaces import SearchSpaceSuite
     from evomerge.testing.strategies import StrategySuite
+    from evomerge.testing.trackers import TrackerSuite
 
-__all__ = ["EvaluatorSuite", "MergeMethodSuite", "PoolSuite", "SearchSpaceSuite", "StrategySuite"]
+__all__ = ["EvaluatorSuite", "MergeMethodSuite", "PoolSuite", "SearchSpaceSuite", "StrategySuite", "TrackerSuite"]
 
 _HOMES = {
     "EvaluatorSuite": "evomerge.testing.evaluators",
@@ -22,6 +23,7 @@ _HOMES = {
     "PoolSuite": "evomerge.testing.pools",
     "SearchSpaceSuite": "evomerge.testing.search_spaces",
     "StrategySuite": "evomerge.testing.strategies",
+    "TrackerSuite": "evomerge.testing.trackers",
 }
 
 

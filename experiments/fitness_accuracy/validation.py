@@ -4,7 +4,11 @@ The learnt prior is learnt again without the merges that it is tested on: from o
 parents' names) for the other, both ways, and from two benchmarks for the third. Then candidates that are unlike their
 parents are made from the same merges, with priors learnt from the other half: on items that no parent solves, an answer
 becomes right with some probability (emergent); any answer becomes wrong with some probability (collapse); answers are
-guesses; or the parents are those of another merge.
+guesses; or the parents are those of another merge. Scores that are not 0 or 1 are made of the answers of merge and
+parents: right answers have a quality between 0 and 1 and wrong ones are 0 (spiked), or each has a loss.
+
+The floor of the error at a size is what is left if a merge's coefficients are known, fitted to all its answers: the
+unasked items' own noise √(Σ p(1 − p)) / I, after asking those with the largest p(1 − p).
 """
 
 from __future__ import annotations
@@ -24,16 +28,23 @@ from experiments.fitness_accuracy.calibration import calibrate
 from experiments.fitness_accuracy.data import Benchmark, load, simulate
 from experiments.fitness_accuracy.learn import CALIBRATION, SEED, Learnt, all_merges, learn_from
 from experiments.harness import Experiment, Results
-from fitness.estimation import parent_prior
+from fitness.estimation import EstimatorInputs, parent_prior
+from fitness.estimation.estimators import inherited
+from fitness.estimation.irt import sigmoid
+from fitness.estimation.laplace import Answers, laplace
 from fitness.estimation.parent_prior import Prior, prior
 from fitness.estimation.posterior import posterior
 from fitness.estimation.subset import default_subset
+from fitness.results import Estimate
 
 SIZES, ROBUST_SIZE = (20, 30, 50, 100), 20
 MEAN_DRAWS = 20  # random subsets for the error of their mean
+KNOWN_SCALE = 4.0  # width of the prior that coefficients known from all answers have, in those of the learnt one
 
 Change = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 """(answers [items], parents' answers [parents, items], rng) -> other answers."""
+Grade = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""(0/1 answers [models, items], rng) -> their scores, of any size."""
 
 
 def emergent(share: float) -> Change:
@@ -61,6 +72,21 @@ CHANGES: Mapping[str, Change] = {
     "guesses, 50 % right": guesses(0.5),
 }
 WRONG_PARENTS = "wrong parents"
+
+
+def spiked(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Right answers have a quality, mostly the item's; wrong ones are 0, as with ROUGE."""
+    quality = rng.beta(4, 2, scores.shape[1]) + 0.1 * rng.normal(size=scores.shape)
+    return np.asarray(scores * np.clip(quality, 0.05, 1))
+
+
+def losses(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Negative losses of a log-normal size, mostly the item's, larger where the answer is wrong."""
+    size = np.exp(rng.normal(0, 0.5, scores.shape[1]) + 0.3 * rng.normal(size=scores.shape))
+    return np.asarray(-size * np.where(scores == 1, 0.3, 1.5))
+
+
+GRADES: Mapping[str, Grade] = {"scores with a spike at 0": spiked, "losses": losses}
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,20 +180,52 @@ def measure(
             for name, change in changes.items():
                 rng = np.random.default_rng([SEED, number, size])
                 answers = change(case.answers, parents, rng)
-                estimate, truth = posterior(given, answers[asked], asked), float(answers.mean())
-                random = [answers[rng.choice(answers.size, size, replace=False)].mean() for _ in range(MEAN_DRAWS)]
-                records[name].append(
-                    Record(
-                        case.benchmark.name,
-                        case.row,
-                        case.listed,
-                        size,
-                        estimate.value - truth,
-                        estimate.standard_error,
-                        float(np.abs(np.array(random) - truth).mean()),
-                    )
-                )
+                records[name].append(_record(case, answers, posterior(given, answers[asked], asked), size, rng))
     return records
+
+
+def _record(case: Case, answers: np.ndarray, estimate: Estimate, size: int, rng: np.random.Generator) -> Record:
+    truth = float(answers.mean())
+    random = [answers[rng.choice(answers.size, size, replace=False)].mean() for _ in range(MEAN_DRAWS)]
+    return Record(
+        case.benchmark.name,
+        case.row,
+        case.listed,
+        size,
+        estimate.value - truth,
+        estimate.standard_error,
+        float(np.abs(np.array(random) - truth).mean()),
+    )
+
+
+def measure_graded(found: Sequence[Case], size: int) -> dict[str, list[Record]]:
+    """Return the estimates of scores that are not 0 or 1; nothing is learnt for them."""
+    records: dict[str, list[Record]] = {name: [] for name in GRADES}
+    for number, case in enumerate(found):
+        for name, grade in GRADES.items():
+            rng = np.random.default_rng([SEED, number, size])
+            scores, *parents = grade(np.stack((case.answers, *case.parent_scores)), rng)
+            known = EstimatorInputs(scores.size, parents=np.stack(parents))
+            asked = default_subset(known.prior, size, seed=SEED, generation=number)
+            records[name].append(_record(case, scores, inherited(scores[asked], asked, known), size, rng))
+    return records
+
+
+def floors(found: Sequence[Case], sizes: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Return the error at each size if coefficients were known, in pp: benchmark to size to its average."""
+    by_name: dict[str, dict[int, list[float]]] = {}
+    for case in found:
+        given, items = case.prior(), case.answers.size
+        every = Answers.of(given.design, given.offset, [(case.answers, np.arange(items))])
+        u_F = laplace(given.mean, KNOWN_SCALE * given.covariance, [1.0], every).mean[0, 0]
+        p_I = sigmoid(given.offset + given.design @ u_F)
+        noise_I = np.sort(p_I * (1 - p_I))[::-1]
+        of_case = by_name.setdefault(case.benchmark.name, {size: [] for size in sizes})
+        for size in sizes:
+            of_case[size].append(100 * (2 / np.pi) ** 0.5 * float(noise_I[size:].sum()) ** 0.5 / items)
+    return {
+        name: {size: float(np.mean(errors)) for size, errors in by_size.items()} for name, by_size in by_name.items()
+    }
 
 
 def _other_parents(found: Sequence[Case], number: int) -> np.ndarray:
@@ -220,6 +278,7 @@ def robustness(benchmarks: Sequence[Benchmark], draws: int) -> dict[str, list[Re
     """Return the records of each kind of candidate at 20 items, with priors learnt from the other half."""
     everything = cases(benchmarks, draws)
     found: dict[str, list[Record]] = {name: [] for name in (*CHANGES, WRONG_PARENTS)}
+    found.update(measure_graded(everything, ROBUST_SIZE))
     for side in (0, 1):
         with using(learn_from(benchmarks, (draws,), lambda *merge, side=side: half(*merge) != side)):
             tested = [case for case in everything if half(case.benchmark, case.parents) == side]
@@ -231,7 +290,7 @@ def robustness(benchmarks: Sequence[Benchmark], draws: int) -> dict[str, list[Re
 
 
 def tables(results: Results) -> list[str]:
-    """Return the table of accuracy, one row for each way to learn and list of merges, and the table of robustness."""
+    """Return the tables of accuracy, one row for each way to learn and list of merges, of floors and of robustness."""
     sizes = [str(size) for size in results["sizes"]]
     lines = ["| prior | merges | benchmark | " + " | ".join(f"n={size}" for size in sizes) + " |"]
     lines.append("|---" * (3 + len(sizes)) + "|")
@@ -245,13 +304,19 @@ def tables(results: Results) -> list[str]:
             for name in shown[0]["by_benchmark"]:
                 each = " | ".join(f"{cell['by_benchmark'].get(name, float('nan')):.2f}" for cell in shown)
                 lines.append(f"| | | {name} | {each} |")
+    floor = ["| benchmark | " + " | ".join(f"n={size}" for size in sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
+    known: Mapping[str, Mapping[str, float]] = results["floors"]
+    for name, by_size in known.items():
+        floor.append(f"| {name} | " + " | ".join(f"{by_size[size]:.2f}" for size in sizes) + " |")
+    average = [sum(by_size[size] for by_size in known.values()) / len(known) for size in sizes]
+    floor.append("| average | " + " | ".join(f"{error:.2f}" for error in average) + " |")
     robust = ["| candidates | error | error of the mean | ratio | 95 % interval covers |", "|---|---|---|---|---|"]
     for name, cell in results["robustness"].items():
         ratio = f"{cell['error'] / cell['mean_error']:.2f}" if cell["mean_error"] > 0 else "–"
         robust.append(
             f"| {name} | {cell['error']:.2f} | {cell['mean_error']:.2f} | {ratio} | {cell['coverage']:.0f} % |"
         )
-    return ["\n".join(lines), "\n".join(robust)]
+    return ["\n".join(lines), "\n".join(floor), "\n".join(robust)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -267,6 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out, start = EXPERIMENT.destination(given), time.perf_counter()
     found = accuracy(benchmarks, draws, sizes)
     robust = robustness(benchmarks, draws)
+    floor = floors(cases(benchmarks, 1), sizes)
     results: Results = {
         "draws": draws,
         "sizes": list(sizes),
@@ -290,6 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             for label, records in found.items()
         },
+        "floors": {name: {str(size): error for size, error in by_size.items()} for name, by_size in floor.items()},
         "robustness": {name: asdict(summarise(records)) for name, records in robust.items()},
     }
     print("\n\n".join(tables(results)))

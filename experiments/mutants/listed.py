@@ -45,7 +45,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     (INTERVALS, "weight / np.size(a) * (np.asarray(a", "weight * (np.asarray(a"),
     (INTERVALS, "return float((extreme + 1) / (RESAMPLES + 1))", "return float(extreme / RESAMPLES)"),
     (RACING, "error_C * math.sqrt(1 - answered), 0.0", "error_C * math.sqrt(1 + answered), 0.0"),
-    (RACING, "error_C * math.sqrt(1 - correlation), self.keep", "error_C, self.keep"),
+    (RACING, "error_C * math.sqrt(1 - correlation)  # of", "error_C  # of"),
     (INPUTS, "self.evaluated[-self.learn_from :]", "self.evaluated[: self.learn_from]"),
     (POSTERIOR, "np.minimum(largest_K, known_K + spread_KU.sum(1))", "known_K + spread_KU.sum(1)"),
     (PLAN, "if new >= LEARN_EVERY or (new and not self.learned):", "if new >= LEARN_EVERY:"),

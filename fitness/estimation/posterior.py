@@ -11,8 +11,10 @@ The answers are explained in several ways, each with a chance of its own before 
 - `dead`: all its answers are wrong.
 
 Each explanation gives a normal distribution of the full score; they are weighted by how probable they make the answers.
-The estimate is the median of that mixture, and 1.96 standard errors on both sides of it hold 95 %: with few answers the
-interval allows for explanations that the answers do not exclude.
+The estimate is the median of that mixture. 1.96 standard errors on each side of it leave out at most 2.5 %: with few
+answers that interval allows for explanations that the answers do not exclude. Most of these are worse than the estimate
+(a tenth of the answers is broken, and none of those asked), so the lower side decides, and the interval holds more than
+95 %.
 
 Letters: I items, S asked and U unasked ones, K explanations, F columns of the design.
 """
@@ -33,10 +35,11 @@ from fitness.results import Estimate
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-CHANCES = {"emerged": 0.08, "collapsed": 0.2, "unrelated": 0.03, "by strata": 0.02, "dead": 0.02}
-BROKEN_SHARES = (0.07, 0.1, 0.15, 0.2, 0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # equally probable
+CHANCES = {"emerged": 0.08, "collapsed": 0.25, "unrelated": 0.03, "by strata": 0.02, "dead": 0.02}
+BROKEN_SHARES = (0.07, 0.07, 0.1, 0.1, 0.15, 0.15, 0.2, 0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # equally probable
 NEVER_CERTAIN = 1e-4  # smallest probability of either answer, if a share of the answers is broken
 STANDARD_ERRORS = 1.96
+TAIL = 0.025  # largest probability of a score further away than that, on each side
 NEGLIGIBLE = 1e-6  # weight of an explanation
 
 
@@ -85,15 +88,14 @@ def posterior(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike) -> 
 
     found = list(_explanations(_Candidate(given, score_S, position_S, open_I)))
     weight_K, mean_K, sd_K = _mixture(found)
-    middle = _bisect(lambda x: float(special.ndtr((x - mean_K) / sd_K) @ weight_K), 0.5, 0.0, float(count))
 
-    def inside(half: float) -> float:
-        above_K, below_K = (middle + half - mean_K) / sd_K, (middle - half - mean_K) / sd_K
-        return float((special.ndtr(above_K) - special.ndtr(below_K)) @ weight_K)
+    def below(x: float) -> float:
+        return float(special.ndtr((x - mean_K) / sd_K) @ weight_K)
 
-    value = (float(score_S.sum()) + middle) / items
-    error = _bisect(inside, 0.95, 0.0, float(count)) / STANDARD_ERRORS / items
-    return Estimate(value, error)
+    low, middle, high = (_bisect(below, level, 0.0, float(count)) for level in (TAIL, 0.5, 1 - TAIL))
+
+    error = max(middle - low, high - middle) / STANDARD_ERRORS
+    return Estimate((float(score_S.sum()) + middle) / items, error / items)
 
 
 def _explanations(candidate: _Candidate) -> Iterator[Explanation]:

@@ -11,7 +11,11 @@ is stopped if at least `keep` others are significantly better:
 - `wilcoxon`: signed-rank test, for other scores with outliers;
 - `posterior`: the candidates' estimates with their standard errors (`Race.update_estimates`). It uses the parents and
   the item bank, so it decides earlier. Of the candidates that it stops, a share of at most `error` would have been
-  among the best `keep` after all items, as far as those standard errors are right.
+  among the best `keep` after all items, as far as those standard errors are right. With an `indifference` it also stops
+  candidates that are probably not among these and whose further answers are worth less than that: a wrong choice among
+  candidates that are nearly equal costs little (value of information: Frazier, Powell and Dayanik, "A
+  Knowledge-Gradient Policy for Sequential Information Collection", SIAM J. Control Optim. 47, 2008; indifference zones:
+  Bechhofer, Ann. Math. Statist. 25, 1954).
 
 With the first four, the probability that a given candidate of the true best `keep` is ever stopped is at most `error`:
 such a stop needs at least one wrong decision among its C − 1 comparisons (Bonferroni), and tests repeated after each of
@@ -39,6 +43,7 @@ Test = Literal["auto", "exact", "sprt", "t", "wilcoxon"]
 VARIANCE_FLOOR_ITEMS = 1.0  # pseudo-items with the range's square as squared difference, in the t-test
 QUADRATURE_NODES = 41
 LARGEST_CORRELATION = 0.9  # with few items, all candidates may look alike
+DRAWS = 1000  # of the candidates' scores after all items
 
 
 @dataclass
@@ -57,6 +62,9 @@ class Race:
         How often the race is checked: the number of blocks without the last, after which stopping saves nothing.
     test
         `auto`: `exact` for 0/1 scores, `t` for others.
+    indifference
+        With `update_estimates`: what all checks together may be expected to cost, of the best candidate's score and of
+        the mean score of the best `keep`; >= 0, in the unit of the scores.
     stopped
         bool[C]: the candidates that an earlier check has stopped; None: none.
     active
@@ -68,6 +76,7 @@ class Race:
     error: float = 0.05
     looks: int = 1
     test: Test = "auto"
+    indifference: float = 0.0
     stopped: InitVar[Sequence[bool] | None] = None
     active: Flags = field(init=False)
 
@@ -78,6 +87,8 @@ class Race:
             raise ValueError(f"error is {self.error}: give a probability between 0 and 1, such as 0.05")
         if self.looks < 1:
             raise ValueError(f"looks is {self.looks}: give the number of blocks, at least 1")
+        if not 0 <= self.indifference < math.inf:
+            raise ValueError(f"indifference is {self.indifference}: give a difference of scores >= 0, such as 0.003")
         if self.test not in ("auto", "exact", "sprt", "t", "wilcoxon"):
             raise ValueError(f"test is {self.test!r}: give auto, exact, sprt, t or wilcoxon")
         self.active = np.ones(self.candidates, bool) if stopped is None else ~np.array(stopped, bool)
@@ -119,6 +130,9 @@ class Race:
     def update_estimates(self, estimates: list[Estimate], correlation: float = 0.0, answered: float = 0.0) -> Flags:
         """Stop the worst candidates, of which a share of `error` is expected among the best `keep` after all items.
 
+        With an `indifference`, stop also those that are probably not among these and whose further answers are worth
+        less (`expected_loss`).
+
         An estimate changes by the rest of the answers as its variance falls: to `answered` times what it is now, if it
         is inversely proportional to the number of answers. What no further answer can tell apart needs no answers, so
         the change alone counts. A posterior probability needs no correction for the number of checks.
@@ -145,11 +159,17 @@ class Race:
         if not (np.isfinite(value_C).all() and np.isfinite(error_C).all()):
             raise ValueError("an estimate is not finite: leave failed candidates out of the race")
         error_C = np.where(self.active, error_C * math.sqrt(1 - answered), 0.0)  # the estimates of others stay
-        chance_C = probability_among_best(value_C, error_C * math.sqrt(1 - correlation), self.keep)
+        error_C = error_C * math.sqrt(1 - correlation)  # of differences
+        chance_C = probability_among_best(value_C, error_C, self.keep)
         worst_C = np.argsort(np.where(self.active, chance_C, np.inf), kind="stable")
         mean_C = np.cumsum(chance_C[worst_C]) / np.arange(1, self.candidates + 1)
         doomed_C = np.zeros(self.candidates, bool)
         doomed_C[worst_C[: int((mean_C <= self.error).sum())]] = True
+        if self.indifference > 0:
+            order = worst_C[: int((self.active & (chance_C < 0.5)).sum())]
+            loss_N = expected_loss(value_C, error_C, self.keep, order)
+            # each check may cost the same, so that all together cost no more than the indifference
+            doomed_C[order[: int((np.maximum.accumulate(loss_N) <= self.indifference / self.looks).sum())]] = True
         return self._stop(np.where(doomed_C, self.keep, 0))
 
     def _stop(self, beaten_C: npt.NDArray[np.int64]) -> Flags:
@@ -275,3 +295,33 @@ def probability_among_best(value: Array, error: Array, keep: int) -> Array:
             number_QK = number_QK * (1 - above_Q) + shifted_QK * above_Q
         chance[row] = float(weight_Q @ number_QK.sum(1))
     return chance
+
+
+def expected_loss(value: Array, error: Array, keep: int, order: npt.NDArray[np.int64]) -> Array:
+    """float64[N]: what it is expected to cost if the first n candidates of `order` answer no more.
+
+    The scores after all items are independent and normal. Candidates that answer no more are ranked by their expected
+    scores, the others by their scores. The cost is the larger of two losses: of the best candidate's score, and of the
+    mean score of the best `keep`. It is averaged over draws that are the same in every call.
+
+    Parameters
+    ----------
+    value, error
+        float64[C]: expected scores and their standard errors.
+    order
+        int[N], distinct candidates.
+    """
+    score_DC = value + error * np.random.default_rng(0).normal(size=(DRAWS, len(value)))
+    rank_DC = score_DC.copy()
+    best, kept = float(score_DC.max(1).mean()), _mean_of_best(score_DC, score_DC, keep)
+    loss_N = np.empty(len(order))
+    for n, candidate in enumerate(order):
+        rank_DC[:, candidate] = value[candidate]
+        loss_N[n] = max(best - _mean_of_best(score_DC, rank_DC, 1), kept - _mean_of_best(score_DC, rank_DC, keep))
+    return loss_N
+
+
+def _mean_of_best(score_DC: Array, rank_DC: Array, keep: int) -> float:
+    """Return the mean score of the `keep` that rank highest, over all draws."""
+    chosen_DK = np.argpartition(-rank_DC, keep - 1, axis=1)[:, :keep]
+    return float(np.take_along_axis(score_DC, chosen_DK, axis=1).mean())

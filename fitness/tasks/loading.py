@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 from lm_eval import utils as lm_eval_utils
+from lm_eval.api.filter import Filter
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
@@ -22,7 +24,7 @@ from fitness.tasks.config import TasksConfig
 from fitness.tasks.documents import Document
 from fitness.tasks.groups import Member, members
 from fitness.tasks.messages import nearest, one_line
-from fitness.tasks.templates import TaskTemplates
+from fitness.tasks.templates import BoundedPattern, TaskTemplates
 
 MOST_ENTRIES = 100_000
 """Files below a folder of tasks."""
@@ -59,6 +61,7 @@ def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[tuple[Memb
         _check_usable(task, name)
         _set_fewshot(task, config.num_fewshot)
         _remember_templates(task)
+        _bound_filters(task)
     return list(zip(found, tasks, strict=True))
 
 
@@ -176,6 +179,20 @@ def _set_fewshot(task: ConfigurableTask, num_fewshot: int | None) -> None:
         task.set_config(key="num_fewshot", value=num_fewshot)
     elif task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=0)
+
+
+def _bound_filters(task: ConfigurableTask) -> None:
+    """Give the patterns of the task's filters a limit of time; lm-eval makes each filter again for every batch."""
+    for ensemble in task._filters:
+        ensemble.filters = [partial(_bounded, make) for make in ensemble.filters]
+
+
+def _bounded(make: Callable[[], Filter]) -> Filter:
+    made = make()
+    pattern = getattr(made, "regex", None)
+    if isinstance(pattern, re.Pattern):
+        vars(made)["regex"] = BoundedPattern(pattern)
+    return made
 
 
 def _remember_templates(task: ConfigurableTask) -> None:

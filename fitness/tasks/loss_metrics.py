@@ -1,11 +1,14 @@
-"""A model's answers to requests, and three metrics of ours that lm-eval does not have.
+"""A model's answers to requests, and four metrics of ours that lm-eval does not have.
 
 - `answer_loss`: the negative log-likelihood of the right answer in nats. It is smooth where accuracy jumps, so it
   distinguishes two merges that are wrong on the same items; for a generation task it needs only one forward pass.
 - `bits_per_byte`: the same in bits per byte of the answer, so that long and short answers have the same weight.
 - `answer_length`: the number of characters of the generated text, to keep answers short.
 
-Lower is better for all three, and a search maximises, so scores are their negatives.
+Lower is better for these three, and a search maximises, so scores are their negatives.
+
+- `choice_probability`: the probability of the right choice, a softmax over the choices' log-likelihoods. It lies
+  between 0 and 1 as accuracy does, and also says by how much an answer is right or wrong.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ Response = tuple[float, bool] | str  # log-likelihood and "is the greedy answer"
 
 OF_THE_RIGHT_ANSWER = ("answer_loss", "bits_per_byte")
 LOSS_METRICS = (*OF_THE_RIGHT_ANSWER, "answer_length")
+CHOICE_PROBABILITY = "choice_probability"
+OWN_METRICS = (*LOSS_METRICS, CHOICE_PROBABILITY)
+NEED_RIGHT_ANSWER = (*OF_THE_RIGHT_ANSWER, CHOICE_PROBABILITY)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from fitness.results import TaskError
 from fitness.tasks.documents import Documents
-from fitness.tasks.loss_metrics import LOSS_METRICS, OF_THE_RIGHT_ANSWER
+from fitness.tasks.loss_metrics import CHOICE_PROBABILITY, LOSS_METRICS, NEED_RIGHT_ANSWER, OWN_METRICS
 from fitness.tasks.messages import nearest
 
 
@@ -33,7 +33,7 @@ class Metric:
 
     @property
     def is_loss(self) -> bool:
-        """Whether it is one of `fitness.tasks.loss_metrics`, whose scores are already negated."""
+        """Whether it is a loss of `fitness.tasks.loss_metrics`, whose scores are already negated."""
         return self.name in LOSS_METRICS
 
 
@@ -57,7 +57,7 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
     TaskError
         The metric or filter does not exist, the metric has no value for single items, or no metric of the task has.
     """
-    if asked in LOSS_METRICS:
+    if asked in OWN_METRICS:
         _check_own(task, name, asked)
         return Metric(asked, "none")
     filters = [ensemble.name for ensemble in task._filters]
@@ -110,7 +110,9 @@ def _check_own(task: ConfigurableTask, name: str, metric: str) -> None:
     """Refuse a metric of ours that does not apply to this kind of task."""
     if metric == "answer_length" and task.OUTPUT_TYPE != "generate_until":
         raise TaskError(f"task {name!r} generates no text, which answer_length needs: use answer_loss")
-    if metric in OF_THE_RIGHT_ANSWER and task.OUTPUT_TYPE == "multiple_choice" and task.multiple_target:
+    if metric == CHOICE_PROBABILITY and task.OUTPUT_TYPE != "multiple_choice":
+        raise TaskError(f"task {name!r} has no choices, which {metric} needs: use answer_loss")
+    if metric in NEED_RIGHT_ANSWER and task.OUTPUT_TYPE == "multiple_choice" and task.multiple_target:
         raise TaskError(f"task {name!r} has several right answers, {metric} needs exactly one: use another metric")
 
 

@@ -10,7 +10,7 @@ from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig, TasksConfig
 from fitness.tasks.groups import members
 from fitness.tasks.loading import find_task, quick_and_quiet, task_managers
-from fitness.tasks.loss_metrics import LOSS_METRICS
+from fitness.tasks.loss_metrics import OWN_METRICS
 from fitness.tasks.messages import nearest
 
 FILES = ("json", "csv", "parquet", "text", "arrow")
@@ -53,10 +53,10 @@ def _describe(entry: TaskConfig, cfg: Mapping[str, Any] | None) -> TaskDescripti
     metrics = [str(each["metric"]) for each in said.get("metric_list") or ()]
     filters = [str(each["name"]) for each in said.get("filter_list") or ()] or ["none"]
     metric, _, chosen = (entry.metric or ",".join([*metrics[:1], filters[0]][: 2 if metrics else 0])).partition(",")
-    if metrics and metric.strip() not in (*metrics, *LOSS_METRICS):
+    if metrics and metric.strip() not in (*metrics, *OWN_METRICS):
         raise TaskError(f"task {entry.task!r} has no metric {metric!r}: did you mean {nearest(metric, metrics)}?")
     chosen = chosen.strip() or filters[0]
-    if metric not in LOSS_METRICS and chosen not in filters:
+    if metric not in OWN_METRICS and chosen not in filters:
         raise TaskError(
             f"task {entry.task!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric"
         )

@@ -15,9 +15,10 @@ from lm_eval.api.task import ConfigurableTask
 from fitness.items import Item
 from fitness.results import TaskError
 from fitness.tasks.documents import Document, Documents
-from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Response, Scorer
+from fitness.tasks.loss_metrics import CHOICE_PROBABILITY, AnswerExtractor, Answers, Response, Scorer
 from fitness.tasks.metrics import Metric, is_number
 from fitness.tasks.prompts import Prompts
+from fitness.tasks.templates import TemplateLimit
 
 PLAIN_ACCURACIES = ("acc", "acc_norm", "acc_bytes")
 LONGEST_ANSWER = 200  # characters kept of an answer for voting; a hash replaces the rest
@@ -40,8 +41,10 @@ class TaskScores:
     def scorer(self, items: Sequence[Item], first: Sequence[int]) -> Scorer:
         """Return a function from the model's answers to the scores of I items; see `LoadedTask.scorer`."""
         if self._is_plain_accuracy():
-            docs = [self._documents.of(item.split)[item.index] for item in items]
-            return _PlainAccuracy(self._task, self._documents, self._metric.name, docs, first)
+            return self._choices(items, first)
+        if self._metric.name == CHOICE_PROBABILITY:
+            choices, sign = self._choices(items, first), self._metric.sign
+            return lambda answers: np.float32(sign) * choices.probability(answers)
         if self._is_plain_greedy():
             where = np.array(first)
             return lambda answers: answers.greedy[where].astype(np.float32)
@@ -89,9 +92,8 @@ class TaskScores:
     def answer_extractor(self, items: Sequence[Item], first: Sequence[int]) -> AnswerExtractor:
         """Return a function from the model's answers to its answers to I items; see `LoadedTask.answer_extractor`."""
         if self._is_plain_accuracy():
-            docs = [self._documents.of(item.split)[item.index] for item in items]
-            accuracy = _PlainAccuracy(self._task, self._documents, self._metric.name, docs, first)
-            return lambda answers: [str(choice) for choice in accuracy.chosen(answers)]
+            choices = self._choices(items, first)
+            return lambda answers: [str(choice) for choice in choices.chosen(answers)]
         if self._task.OUTPUT_TYPE != "generate_until":
             return lambda answers: [self._likeliest(*at, answers) for at in zip(items, first, strict=True)]
 
@@ -143,7 +145,10 @@ class TaskScores:
                 instance.filtered_resps = {}
                 batch.append(instance)
         ensemble = next(e for e in self._task._filters if e.name == self._metric.filter)
-        ensemble.apply(batch)
+        try:
+            ensemble.apply(batch)
+        except TemplateLimit as error:
+            raise TaskError(f"task {self._name!r}: {error}") from None
 
     def _item_score(self, split: str, index: int) -> float:
         instances = sorted(self._prompts.instances(split, index), key=lambda instance: instance.idx)
@@ -159,6 +164,10 @@ class TaskScores:
                 "split: choose a metric that is a number for each item"
             )
         return self._metric.sign * float(value)
+
+    def _choices(self, items: Sequence[Item], first: Sequence[int]) -> _Choices:
+        docs = [self._documents.of(item.split)[item.index] for item in items]
+        return _Choices(self._task, self._documents, self._metric.name, docs, first)
 
     def _is_plain(self) -> bool:
         """Whether lm-eval's own code turns responses into metrics, without any code of the task."""
@@ -185,8 +194,8 @@ class TaskScores:
         return self._task.OUTPUT_TYPE == "loglikelihood" and plain
 
 
-class _PlainAccuracy:
-    """lm-eval's `acc`, `acc_norm` and `acc_bytes` of many items at once.
+class _Choices:
+    """lm-eval's `acc`, `acc_norm` and `acc_bytes`, and the right choice's probability, of many items at once.
 
     `process_results` takes as long as the forward pass of a tiny model; a test checks that the two agree.
     """
@@ -208,6 +217,15 @@ class _PlainAccuracy:
 
     def __call__(self, answers: Answers) -> npt.NDArray[np.float32]:
         right_I: npt.NDArray[np.float32] = (self.chosen(answers) == self.right_I).astype(np.float32)
+        return right_I
+
+    def probability(self, answers: Answers) -> npt.NDArray[np.float32]:
+        """Return the probability of the right choice among the choices, float32[I]."""
+        score_IC = answers.loglikelihood[self.request_IC]
+        share_IC = np.exp(score_IC - score_IC.max(axis=1, keepdims=True))
+        right_I: npt.NDArray[np.float32] = (
+            share_IC[np.arange(len(share_IC)), self.right_I] / share_IC.sum(axis=1)
+        ).astype(np.float32)
         return right_I
 
     def chosen(self, answers: Answers) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 lm-eval renders templates in a plain environment, where a template can reach Python's objects and run without end. A
 task file may come from somebody else, so `fitness.tasks.loading` replaces lm-eval's environment by this one. Templates
 see no private attributes, change no values, and stop with a `TemplateLimit` when they ask for too much. Everything else
-is as in lm-eval.
+is as in lm-eval. The patterns of a task's filters, which read what models answer, are bounded in time as well.
 """
 
 from __future__ import annotations
@@ -308,3 +308,33 @@ def _replaced(text: str, pattern: str, replacement: str, count: int) -> Iterator
         if number == count:
             break
     yield text[done:]
+
+
+class BoundedPattern:
+    """The pattern of one of lm-eval's regex filters, with a limit to the time of a search.
+
+    Parameters
+    ----------
+    pattern
+        As the filter has compiled it.
+    """
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self.pattern = pattern.pattern
+        self._compiled = regex.compile(pattern.pattern, pattern.flags)
+
+    def findall(self, text: str) -> list[Any]:
+        """Return what `re.Pattern.findall` does.
+
+        Raises
+        ------
+        TemplateLimit
+            If the search takes longer than a filter may.
+        """
+        try:
+            return list(self._compiled.findall(text, timeout=MOST_SECONDS / 2))
+        except TimeoutError:
+            raise TemplateLimit(
+                f"the filter's pattern {self.pattern[:80]!r} takes longer than {MOST_SECONDS / 2:g} s on an answer; "
+                "simplify it"
+            ) from None

@@ -1,5 +1,11 @@
 """What the command line abbreviates."""
 
+import os
+import subprocess
+import sys
+
+import pytest
+
 from evomerge.cli.main import SECTIONS, _repeat_options
 from evomerge.config.search_file import SearchConfig
 
@@ -28,3 +34,21 @@ def test_each_mistake_is_a_line_of_its_own(evomerge, tmp_path, write):
     assert all(line.startswith("evomerge: --set ") for line in lines)
     wanted = "--set strategy=cmaes: strategy.kind: kind 'cmaes' is unknown; did you mean `cma_es`?"
     assert f"evomerge: {wanted}" in lines
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("evomerge sea", "search"), ("evomerge merge --allow", "--allow-unrelated")]
+)
+def test_the_shell_completes_verbs_and_options(tmp_path, typed, offered):
+    """As the script does that `evomerge --install-completion` writes."""
+    asked = {"_EVOMERGE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    command = [sys.executable, "-m", "evomerge"]
+    done = subprocess.run(
+        command, env={**os.environ, **asked}, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == [offered]
+
+
+def test_a_command_without_a_verb_is_help(evomerge, tmp_path):
+    assert evomerge(cwd=tmp_path) == evomerge("--help", cwd=tmp_path)
+    assert "evomerge demo" in evomerge(cwd=tmp_path)

@@ -130,6 +130,8 @@ def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
     code, printed = run(monkeypatch, "export", folder, "--pareto", tmp_path / "front")
     assert code == 0, printed
     assert (tmp_path / "front" / "1.yaml").read_text().startswith("# candidate")
+    index = json.loads((tmp_path / "front" / "index.json").read_text())
+    assert len(index["recipes"]) == len(list((tmp_path / "front").glob("*.yaml"))) and index["hypervolume"] > 0
 
 
 @pytest.mark.slow

@@ -145,6 +145,18 @@ def test_status_says_what_each_stage_asked_and_was_expected_to_ask(finished, evo
     assert re.search(r"candidates +192 +192 ", text)
 
 
+def test_a_run_says_what_comes_next(finished, tmp_path, evomerge):
+    folder, printed = finished
+    wanted = ["open run/report.html in a browser", "evomerge export run -o recipe.yaml", "evomerge merge recipe.yaml"]
+    for text in (printed, evomerge("status", "run", cwd=folder)):
+        following = text.partition("next:\n")[2].splitlines()
+        assert all(line.startswith(f"  {start}") for line, start in zip(following, wanted, strict=False))
+        assert len(following) == 4
+    shutil.copytree(folder / "run", tmp_path / "a run")
+    (tmp_path / "a run" / "result.json").unlink()
+    assert evomerge("status", "a run", cwd=tmp_path).endswith("next: evomerge resume 'a run'\n")
+
+
 def test_a_run_of_an_older_version_has_no_bill(finished, tmp_path, evomerge):
     shutil.copytree(finished[0] / "run", tmp_path / "run")
     (tmp_path / "run" / "bill.json").unlink()

@@ -167,7 +167,13 @@ def test_a_quantised_expert_is_searched_and_merged(tmp_path, refuse, evomerge, w
     ops = quantised(str(ZOO / "models" / "ops"), tmp_path / "ops", CHANNELS, by_rows, "_scale")
     models = {"base": str(ZOO / "models" / "base"), "ops": str(ops)}
     write(tmp_path, models=models, budget={"evaluations": 2})
-    refuse("search", "search.yaml", "--run", "run", words=["models.ops", "dequantize: true"])
+    refuse(
+        "search",
+        "search.yaml",
+        "--run",
+        "run",
+        words=["ops: its weights are quantised by compressed", "dequantize: true"],
+    )
     write(tmp_path, models=models | {"ops": {"path": str(ops), "dequantize": True}}, budget={"evaluations": 2})
     result = json.loads(evomerge("search", "search.yaml", "--run", "run", "--json", cwd=tmp_path))
     evomerge("merge", "run/best.yaml", "merged", cwd=tmp_path)

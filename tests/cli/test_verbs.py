@@ -10,6 +10,7 @@ from evomerge.config.load import load as load_config
 from evomerge.runs.run import Run
 from evomerge.strategies import M2n2Config
 from search_spaces.recipes import mergekit_yaml
+from tests import command
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
 
@@ -93,6 +94,7 @@ def test_export_by_rank(finished, refuse, evomerge):
 def test_plan_says_what_a_search_costs(tmp_path, evomerge, write):
     write(tmp_path)
     text = evomerge("plan", "search.yaml", cwd=tmp_path)
+    assert text.endswith("next: evomerge search search.yaml\n")
     for words in (
         "genes",
         "ops.weight[embeddings]",
@@ -180,3 +182,21 @@ def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path, evomerge):
     (tmp_path / "torn" / "events.sqlite").write_bytes(b"SQLite format 3")
     text = evomerge("runs", ".", cwd=tmp_path)
     assert "good" in text and "held out" in text and "damaged" in text
+
+
+def test_report_writes_the_page_and_its_figures(finished, tmp_path, evomerge):
+    run = finished[0] / "run"
+    before = (run / "report.html").read_text()  # written by the search itself
+    out = evomerge("report", str(run), "-o", "page.html", "--figures", "figures", cwd=tmp_path)
+    assert "wrote page.html" in out
+    assert (tmp_path / "page.html").read_text().count("<figure") == before.count("<figure") > 3
+    names = {file.stem for file in (tmp_path / "figures").iterdir()}
+    assert {"held-out", "convergence", "coefficients-weight", "costs"} <= names
+
+
+def test_report_without_the_space_says_that_candidates_have_no_recipes(finished, tmp_path):
+    config = shutil.copytree(finished[0] / "run", tmp_path / "run") / "config.yaml"
+    config.write_text(config.read_text().replace("kind: layer_coefficients", "kind: not_installed"))
+    code, out, err = command.run("report", "run", cwd=tmp_path)
+    assert (code, out.strip()) == (0, "wrote run/report.html")
+    assert "candidates are shown without their recipes" in err and len(err.splitlines()) == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.fitness_accuracy import racing, validation
+from experiments.fitness_accuracy import finalists, racing, validation
 from experiments.fitness_accuracy.__main__ import main
 from experiments.fitness_accuracy.data import load, simulate, write_matrix
 from experiments.fitness_accuracy.learn import learn_from, module_text
@@ -117,6 +117,46 @@ def test_a_race_asks_no_more_than_all_items_and_loses_little() -> None:
     (benchmark,) = small()
     merge, parents = benchmark.merges[0]
     given = racing.generation(benchmark, merge, parents, 0)
-    asked = racing.race(given, 0.2)
+    asked = racing.race(given, 0.2, 0.0)
     assert set(asked) <= set(range(racing.BLOCK, racing.ITEMS + 1, racing.BLOCK)) and max(asked) == racing.ITEMS
-    assert sum(racing.race(given, 0.01)) >= sum(asked)
+    assert sum(racing.race(given, 0.01, 0.0)) >= sum(asked) >= sum(racing.race(given, 0.2, 1.0))
+
+
+def test_successive_halving_asks_half_of_them_twice_as_much() -> None:
+    (benchmark,) = small()
+    merge, parents = benchmark.merges[0]
+    asked = sorted(racing.halving(racing.generation(benchmark, merge, parents, 0)))
+    assert asked == [8] * 6 + [16] * 3 + [32] + [40] * 2
+
+
+def test_sequential_halving_finds_the_best_of_clearly_different_finalists() -> None:
+    answers = (np.arange(100) < np.array([[40], [90], [20], [60]])).astype(float)
+    chosen, asked = finalists.halved(answers, [0, 1, 2, 3], np.random.default_rng(0))
+    assert chosen == 1 and asked == 4 * 33 + 2 * 67
+    assert finalists.halved(answers, [2], np.random.default_rng(0)) == (2, 0)
+
+
+def test_all_candidates_as_finalists_lose_little() -> None:
+    (benchmark,) = small()
+    found = [each for side in (0, 1) for each in finalists.outcomes(benchmark, 0, side)]
+    assert {each.finalists for each in found} == set(finalists.FINALISTS)
+    by_count = finalists.summary(found)["mean"]
+    assert by_count["1"]["answers"] == 0 < by_count["2"]["answers"] < by_count["30"]["answers"]
+    spread = benchmark.scores.mean(1).std() * 100
+    assert all(0 <= row["regret"] < spread for row in by_count.values())
+
+
+def test_the_floor_is_the_noise_of_the_items_that_are_left() -> None:
+    (benchmark,) = small()
+    items = benchmark.scores.shape[1]
+    (floor,) = validation.floors(validation.cases([benchmark], 1), (1, 10, 20, items)).values()
+    assert floor[1] > floor[10] > floor[20] > floor[items] == 0
+    guessing = 100 * (2 / np.pi) ** 0.5 * 0.5 * (items - 1) ** 0.5 / items
+    assert 0.2 * guessing < floor[1] < guessing
+
+
+def test_scores_of_any_size_are_estimated_better_than_by_their_mean() -> None:
+    (benchmark,) = small()
+    for records in validation.measure_graded(validation.cases([benchmark], 1), 20).values():
+        found = validation.summarise(records)
+        assert found.error < 0.8 * found.mean_error and found.coverage > 70

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import sys
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ import yaml
 import evomerge
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
+from evomerge.extras import MissingExtraError
 from evomerge.runs.result import Result
 from evomerge.runs.run import Run, RunError
 from tests.cli.test_every_strategy import run, write
@@ -88,6 +90,13 @@ def test_trackers_of_the_search_file_follow_it_and_may_change_later(folder, expe
     assert len(file.read_text().splitlines()) == 1 + FOUNDERS + 8
     assert result.held_out == expected.held_out
     evomerge.resume(folder / "tracked", overrides=["trackers=[]"])
+
+
+def test_a_tracker_without_its_package_is_refused_before_the_search(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtraError, match=r"kind wandb needs the package wandb; pip install 'evomerge\[wandb\]'"):
+        evomerge.search(folder / "search.yaml", run=folder / "refused", overrides=["trackers=[wandb]"])
+    assert not (folder / "refused").exists()
 
 
 def test_a_search_begins_with_what_another_run_has_found(folder):

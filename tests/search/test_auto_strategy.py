@@ -42,10 +42,10 @@ def test_gradients_come_first_where_there_are_any() -> None:
     problem = chosen()
     strategy = problem.config.strategy
     assert isinstance(strategy, GradientConfig) and isinstance(strategy.then, CmaEsConfig)
-    assert (strategy.steps, strategy.then.sigma, strategy.items) == (40, 0.05, 25)
+    assert (strategy.steps, strategy.then.sigma, strategy.items) == (48, 0.02, 25)
     assert problem.config.fitness.subset.items == 25 and problem.config.fitness.subset.rotates()
     assert problem.chosen == (
-        "strategy auto: 40 steps by gradients, then cma_es around their result (sigma 0.05); each candidate is asked "
+        "strategy auto: 48 steps by gradients, then cma_es around their result (sigma 0.02); each candidate is asked "
         "25 fresh items per task"
     )
 
@@ -60,7 +60,11 @@ def test_gradients_come_first_where_there_are_any() -> None:
             "eda, since some genes are choices; there are no gradients: many",
         ),
         ({"kind": "two_stage", "flow": {"repeats": 1}}, StagedConfig, "staged, since the space has two stages"),
-        ({"method": ["task_arithmetic", "ties"], "layers_per_group": 6}, GradientConfig, "then eda, since some genes"),
+        (
+            {"method": ["task_arithmetic", "ties"], "layers_per_group": 6},
+            GradientConfig,
+            "30 steps by gradients, then eda, since some genes",
+        ),
     ],
 )
 def test_evolution_follows_from_the_space(space: dict[str, Any], kind: type, why: str) -> None:
@@ -88,10 +92,10 @@ def test_what_the_file_says_about_items_is_kept() -> None:
 def test_what_was_chosen_is_recorded_and_resumed(tmp_path: Path) -> None:
     said: list[str] = []
     evomerge.search(config(evaluations=4), run=tmp_path / "run", say=said.append)
-    assert any(sentence.startswith("strategy auto: 2 steps by gradients") for sentence in said)
+    assert any(sentence.startswith("strategy auto: 3 steps by gradients") for sentence in said)
     recorded = load(tmp_path / "run" / "config.yaml")
-    assert isinstance(recorded.strategy, GradientConfig) and recorded.strategy.steps == 2
-    assert "strategy auto: 2 steps" in (tmp_path / "run" / "environment.json").read_text()
+    assert isinstance(recorded.strategy, GradientConfig) and recorded.strategy.steps == 3
+    assert "strategy auto: 3 steps" in (tmp_path / "run" / "environment.json").read_text()
     result = resume_search(tmp_path / "run", overrides=["budget.evaluations=7"])
     assert result.evaluations == 7
 

@@ -141,7 +141,7 @@ class Contents:
     def held_out(self, row: str) -> Evaluation | None:
         """Return the answers of a row of the final table, where it is one recipe; None where there are none."""
         try:
-            members = self.answers.members(row, self.history) if self.answers is not None else []
+            members = self.answers.members(row, self.history.reference_scores) if self.answers is not None else []
         except (RunError, LogError):
             return None
         return members[0] if len(members) == 1 else None

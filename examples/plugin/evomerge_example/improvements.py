@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from evomerge.runs.trackers import register_tracker
+from evomerge.trackers.base import register_tracker
 
 
 @register_tracker

@@ -8,6 +8,7 @@ from fitness.estimation.racing_rules import (
     Race,
     _binomial_tail,
     common_correlation,
+    expected_loss,
     log_e_value,
     probability_among_best,
 )
@@ -158,6 +159,61 @@ def test_errors_in_common_do_not_keep_candidates_in_the_race() -> None:
     assert Race(2, 1, error=0.02).update_estimates(estimates, correlation=0.75).tolist() == [False, True]
 
 
+def test_expected_loss_is_what_a_choice_of_two_costs() -> None:
+    value, error = np.array([0.55, 0.5]), np.array([0.04, 0.03])
+    gap, spread = 0.05, (0.04**2 + 0.03**2) ** 0.5
+    # E max(X1, X2) − E X1 of two normal variables (Clark 1961)
+    expected = spread * stats.norm.pdf(gap / spread) - gap * stats.norm.cdf(-gap / spread)
+    own = 0.03 * stats.norm.pdf(gap / 0.03) - gap * stats.norm.cdf(-gap / 0.03)  # if the other answers on
+    theirs = 0.04 * stats.norm.pdf(gap / 0.04) - gap * stats.norm.cdf(-gap / 0.04)
+    assert expected_loss(value, error, 1, np.array([1, 0])) == pytest.approx([expected - theirs, expected], abs=6e-4)
+    assert expected_loss(value, error, 1, np.array([0]))[0] == pytest.approx(expected - own, abs=6e-4)
+    assert expected_loss(value, error, 2, np.array([1]))[0] == pytest.approx(expected - theirs, abs=6e-4)  # the best
+
+
+def test_a_race_of_equals_ends_where_a_wrong_choice_costs_nothing() -> None:
+    equal = [Estimate(0.6, 0.004)] * 4
+    assert not Race(4, 2, error=0.01).update_estimates(equal).any()
+    equal[0], equal[3] = Estimate(0.601, 0.004), Estimate(0.599, 0.004)
+    stopped = Race(4, 2, error=0.01, indifference=0.02).update_estimates(equal)
+    assert stopped[3] and not stopped[0]  # who is probably among the best goes on
+    unknown = [Estimate(0.6, 0.3)] * 4
+    assert not Race(4, 2, error=0.01, indifference=0.02).update_estimates(unknown).any()
+
+
+def test_each_check_spends_its_share_of_the_indifference() -> None:
+    close = [Estimate(0.601, 0.01), Estimate(0.6, 0.01)]
+    assert Race(2, 1, looks=1, indifference=0.01).update_estimates(close).tolist() == [False, True]
+    assert not Race(2, 1, looks=8, indifference=0.01).update_estimates(close).any()
+
+
+def indifferent_race(seed: int, looks: int, indifference: float) -> tuple[int, float]:
+    """Race as `estimated_race`, keeping two: how many are stopped, and what the choice at the end costs."""
+    rng = np.random.default_rng(seed)
+    score_CI = rng.normal(size=(6, 1)) + 2 * rng.normal(size=(6, looks + 1))
+    race = Race(6, 2, error=1e-6, looks=looks, indifference=indifference)
+    last_C = np.zeros(6, int)
+    for look in range(1, looks + 1):
+        last_C[race.active] = look
+        estimates = [
+            Estimate(row[:n].sum() / (4 + n), (4 / (4 + n)) ** 0.5) for row, n in zip(score_CI, last_C, strict=True)
+        ]
+        race.update_estimates(estimates, answered=look / (looks + 1))
+    stopped = int((~race.active).sum())
+    last_C[race.active] = looks + 1
+    whole_C = score_CI.sum(1) / (4 + looks + 1)
+    found_C = np.array([row[:n].sum() / (4 + n) for row, n in zip(score_CI, last_C, strict=True)])
+    best_two = np.sort(whole_C)[-2:].mean()
+    return stopped, float(best_two - whole_C[np.argsort(found_C)[-2:]].mean())
+
+
+def test_all_checks_together_cost_no_more_than_the_indifference() -> None:
+    found = np.array([indifferent_race(seed, looks=7, indifference=0.2) for seed in range(150)])
+    stopped, cost = found.mean(0)
+    assert stopped > 1
+    assert 0 < cost < 0.2
+
+
 def test_what_the_open_answers_cannot_change_is_settled() -> None:
     estimates = [Estimate(0.8, 0.1), Estimate(0.6, 0.1)]
     overtakes = stats.norm.cdf(-0.2 / (0.1 * (2 * (1 - 0.75)) ** 0.5))  # a quarter of the variance is still to come
@@ -170,6 +226,7 @@ def test_what_the_open_answers_cannot_change_is_settled() -> None:
     ("call", "message"),
     [
         (lambda: Race(3, 4), "give 1 to 3"),
+        (lambda: Race(3, 1, indifference=-0.1), "difference of scores >= 0"),
         (lambda: Race(3, 1, error=0), "between 0 and 1"),
         (lambda: Race(3, 1, looks=0), "number of blocks"),
         (lambda: Race(3, 1, test="guess"), "give auto, exact, sprt, t or wilcoxon"),

@@ -63,7 +63,21 @@ def test_the_length_of_texts(toys: Any, tokenizer: Any) -> None:
     assert len(set(negative.tolist())) > 1
 
 
+@pytest.mark.parametrize("kind", ["mc", "mc_several", "mc_information"])
+def test_the_probability_of_the_right_choice(kind: str, toys: Any, tokenizer: Any) -> None:
+    toys.write("toy", kind, validation=12, test=2)
+    docs, found = scored(toys, tokenizer, "choice_probability")
+    for doc, probability in zip(docs, found, strict=True):
+        choices = doc["single" if kind == "mc" else "several"]
+        likelihood = [math.exp(-loss(toys.llama, tokenizer, doc["question"], " " + choice)) for choice in choices]
+        assert probability == pytest.approx(likelihood[doc["gold"]] / sum(likelihood), abs=1e-4)
+    assert 0 < found.min() < found.max() < 1
+
+
 def test_what_cannot_be_measured_is_refused(toys: Any) -> None:
+    toys.write("words", "gen", validation=3, test=2)
+    with pytest.raises(TaskError, match=r"'words' has no choices, which choice_probability needs: use answer_loss"):
+        toys.suite({"task": "words", "metric": "choice_probability"})
     toys.write("toy", "mc", validation=3, test=2)
     with pytest.raises(TaskError, match=r"'toy' generates no text, .*: use answer_loss"):
         toys.suite({"task": "toy", "metric": "answer_length"})

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fitness.results import TaskError
+from fitness.tasks import templates
 from fitness.tasks.loss_metrics import Answers
 from fitness.tasks.scores import PLAIN_ACCURACIES
 from fitness.tasks.suite import TaskSuite
@@ -35,3 +37,16 @@ def test_plain_accuracy_equals_the_tasks_own_metric(name: str, kind: str, toys: 
     fast = task.scorer(items, first)(answers)
     assert fast.tolist() == slow.tolist()
     assert 0 < fast.mean() < 1
+
+
+def test_the_patterns_of_filters_have_a_limit_of_time(toys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's answer may be what a task's pattern takes years for; everything else is lm-eval's filter."""
+    slow = [{"function": "regex", "regex_pattern": "(a|aa)+$"}, {"function": "take_first"}]
+    toys.write("toy", "gen", validation=5, test=5, filter_list=[{"name": "slow", "filter": slow}])
+    suite: TaskSuite = toys.suite("toy")
+    task, (item, *_) = suite.task("toy"), suite.pool.held_out["toy"]
+    task.requests(item)
+    assert task.scores.of([item], [("a" * 20,)]).tolist() == [0.0]
+    monkeypatch.setattr(templates, "MOST_SECONDS", 0.2)
+    with pytest.raises(TaskError, match=r"task 'toy': the filter's pattern .* takes longer than 0.1 s on an answer"):
+        task.scores.of([item], [("a" * 60 + "!",)])

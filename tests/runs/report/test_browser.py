@@ -8,7 +8,11 @@ import pytest
 
 import evomerge
 from evomerge.runs.report.html import render
+from evomerge.runs.result import Row
+from evomerge.runs.verdict import Verdict
 from evomerge.search.warm_start import space_of
+from fitness.results import Evaluation
+from tests.runs.report.conftest import SECONDS, items, scored
 from tests.zoo import ZOO, few_items
 
 pytestmark = pytest.mark.slow
@@ -137,6 +141,26 @@ def test_every_cell_that_a_candidate_fills_is_text(browser, pages, name):
     shown = run("return document.body.innerText")
     assert len(shown) > 2000
     assert "object at 0x" not in shown and "built-in" not in shown and "[object" not in shown
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_long_and_hostile_names_stay_texts_inside_their_boxes(browser, writer, width):
+    name = "<img src=x onerror=document.title='HACKED'>" + "a-name-without-any-space-" * 12
+    models = {name: "/models/base", "b" + name: "/models/ops", "ja": "/models/ja"}
+    run = writer(models=models, fitness={"tasks": [{"task": name, "weight": 1.0}]}, strategy={"kind": name})
+    for number in range(3):
+        run.candidate(scored(0.25 * number, items(4, name)), recipe=name + str(number), parents=range(number))
+    run.candidate(Evaluation.failed(name, SECONDS))
+    rows = [Row(one, kind, name, 0.5, 0.2, 0.8, 40, 0.5) for one, kind in ((name, "found"), ("b" + name, "source"))]
+    run.finish(rows, Verdict("indistinguishable", name, name, ()))
+    file = run.path / "report.html"
+    file.write_text(render(run.close()))
+    show(browser, file, width, False)
+    browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert browser.get_log("browser") == []
+    assert "HACKED" not in browser.title
+    assert browser.execute_script("return document.querySelectorAll('img').length") == 0
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 def test_a_point_of_the_front_copies_its_recipe_and_the_course_can_be_against_time(browser, pages):

@@ -79,7 +79,9 @@ def test_steps_by_gradients_are_counted_apart(search_file):
     strategy = {"kind": "gradient", "steps": 30, "items": 10, "then": {"kind": "random"}}
     bill = forecast(Problem(load(search_file(strategy))))
     assert (bill.lines["steps"].requests, bill.lines["steps"].answers) == (30, 300)
-    assert bill.lines["candidates"].answers == 18 * 16
+    candidates = bill.lines["candidates"]
+    assert candidates.answers == 16 * candidates.requests
+    assert candidates.requests in (17, 18)  # a merge that is proposed again is not asked again
 
 
 def test_a_long_search_is_not_rehearsed_to_its_end(search_file):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result
 from evomerge.runs.run import Told
-from evomerge.runs.trackers import register_tracker
+from evomerge.trackers.base import register_tracker
 
 COLUMNS = ("candidate", "generation", "recipe", "status", "score", "standard_error", "items", "repeated", "elapsed")
 
@@ -44,11 +44,17 @@ class CsvTracker:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def start(self, run: Path, config: Mapping[str, Any]) -> None:
-        """Write the header, if there is no file yet."""
+    def start(self, run: Path, config: Mapping[str, Any]) -> int:
+        """Write the header, if there is no file yet; return how many evaluations the file has, a torn one left out."""
         self._file = run / self._name
-        if not self._file.exists():
+        lines = self._file.read_bytes().splitlines(keepends=True) if self._file.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):  # the process was killed while it wrote
+            with self._file.open("r+b") as file:
+                file.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        if not lines:
             self._append(COLUMNS)
+        return max(0, len(lines) - 1)
 
     def told(self, history: RunHistory, told: Told) -> None:
         """Append an evaluation; a failed one has no score."""
@@ -58,7 +64,7 @@ class CsvTracker:
         row = (told.candidate, asked.candidate.generation, asked.recipe, evaluation.status, score, error)
         self._append((*row, len(evaluation.items), int(told.cached), round(told.elapsed, 3)))
 
-    def end(self, result: Result) -> None:
+    def end(self, result: Result | None) -> None:
         """Nothing is left to write: the result has a file of its own."""
 
     def _append(self, row: tuple[Any, ...]) -> None:

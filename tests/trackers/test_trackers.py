@@ -1,6 +1,7 @@
 """Trackers: what they are told, and that one that fails is dropped and ends nothing."""
 
 import csv
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-import evomerge.runs
-from evomerge.runs.csv_tracker import COLUMNS, CsvConfig
+import evomerge.trackers
+from evomerge.extras import MissingExtraError
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result
 from evomerge.runs.run import Asked, Told
-from evomerge.runs.trackers import TRACKERS, TrackerGroup, register_tracker
 from evomerge.strategies import Candidate
+from evomerge.trackers.base import TRACKERS, TrackerGroup, check_trackers, register_tracker
+from evomerge.trackers.csv_tracker import COLUMNS, CsvConfig
 from fitness.results import Evaluation, no_seconds
 
 SETTINGS = ConfigDict(frozen=True, extra="forbid")
@@ -134,7 +136,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from evomerge.runs.trackers import register_tracker
+from evomerge.trackers.base import register_tracker
 
 
 @register_tracker
@@ -150,11 +152,54 @@ class Config(BaseModel):
 def test_a_new_file_is_all_that_a_tracker_takes(tmp_path, monkeypatch):
     (tmp_path / "brand_new_tracker.py").write_text(NEW_FILE)
     (tmp_path / "something_else.py").write_text("raise AssertionError('this is no tracker')")
-    monkeypatch.setattr(evomerge.runs, "__path__", [*evomerge.runs.__path__, str(tmp_path)])
+    monkeypatch.setattr(evomerge.trackers, "__path__", [*evomerge.trackers.__path__, str(tmp_path)])
+    before = list(TRACKERS)
     monkeypatch.setattr(TRACKERS, "_values", dict(TRACKERS._values))
     monkeypatch.setattr(TRACKERS, "_origins", dict(TRACKERS._origins))
-    exec(compile(Path(evomerge.runs.__file__).read_text(), "runs", "exec"), vars(evomerge.runs))
-    assert list(TRACKERS) == ["csv", "brand_new"]
+    exec(compile(Path(evomerge.trackers.__file__).read_text(), "trackers", "exec"), vars(evomerge.trackers))
+    assert list(TRACKERS) == [*before, "brand_new"]
+
+
+def test_recorded_evaluations_are_told_to_those_who_want_them_only():
+    """A tracker that holds one of two evaluations is told the second; its history has just the events before."""
+
+    class Catching(Recording):
+        def __init__(self, held):
+            super().__init__()
+            self.held = held
+
+        def start(self, run, config):
+            return self.held
+
+        def told(self, history, told):
+            self.note("told", told.candidate, len(history.told))
+
+    trackers = {held: Catching(held) for held in (None, 0, 1, 2)}
+    group = TrackerGroup([Config("mine", tracker) for tracker in trackers.values()], print)
+    asked = [Asked(Candidate(one, np.zeros(1), "sample", 0), "hash") for one in (0, 1)]
+    group.start(Path("run"), {}, [asked[0], told(0), asked[1], told(1)])
+    calls = {held: tracker.calls for held, tracker in trackers.items()}
+    both = [("told", 0, 1), ("told", 1, 2)]
+    assert calls == {None: [], 0: both, 1: both[1:], 2: []}
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])
+def test_a_missing_package_is_named_with_its_extra(kind, monkeypatch):
+    monkeypatch.setitem(sys.modules, kind, None)
+    with pytest.raises(MissingExtraError, match=rf"trackers: kind {kind} needs the package {kind}.*evomerge\[{kind}\]"):
+        check_trackers([TRACKERS[kind]()])
+
+
+def test_a_torn_row_of_the_csv_tracker_is_written_again(tmp_path):
+    history_ = history(told(0), told(1))
+    for number in range(2):
+        group = TrackerGroup([CsvConfig()], pytest.fail)
+        group.start(tmp_path, {}, [*history_.asked.values(), *history_.told.values()])
+        text = (tmp_path / "evaluations.csv").read_text()
+        assert len(text.splitlines()) == 3
+        if number == 0:
+            (tmp_path / "evaluations.csv").write_text(text[:-4])
+    assert list(csv.reader(text.splitlines()))[2][0] == "1"
 
 
 def test_the_csv_tracker_writes_a_row_for_each_evaluation_and_goes_on_in_the_file(tmp_path):
