@@ -133,7 +133,7 @@ class Run:
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: Path) -> Run:
+    def open(cls, path: str | Path) -> Run:
         """Open an existing run for writing.
 
         Raises
@@ -143,6 +143,7 @@ class Run:
         LogError
             If the log is damaged.
         """
+        path = Path(path)
         require_run(path)
         lock = _acquire(path)
         try:
@@ -153,8 +154,9 @@ class Run:
             raise
 
     @classmethod
-    def read(cls, path: Path) -> Run:
+    def read(cls, path: str | Path) -> Run:
         """Open an existing run for reading only, also while another process searches. Raises as `open` does."""
+        path = Path(path)
         require_run(path)
         connection, incomplete = checked(path, read_only=True)
         return cls(path, connection, None, incomplete)

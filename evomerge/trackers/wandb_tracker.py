@@ -76,7 +76,7 @@ class WandbStore:
             entity=self._config.entity,
             name=self._config.name or run.resolve().name,
             id=name,
-            dir=str(run),
+            dir=str(run.resolve()),  # its service may work in another folder
             mode=self._config.mode,
             config=dict(config),
             resume="allow",

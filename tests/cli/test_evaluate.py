@@ -9,10 +9,16 @@ import pytest
 from evomerge.cli.evaluate import Asking, comparisons
 from evomerge.config.errors import ConfigError
 from fitness.estimation.intervals import holm, paired_test, weighted_paired_test
-from tests.zoo import ZOO
+from tests.zoo import ZOO, few_items
 
 MODELS = [ZOO / "models" / name for name in ("base", "ops", "ja")]
 TASKS = ("zoo_target_gen", "zoo_target_mc")
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """Return a folder with the zoo's two tasks, for this test alone."""
+    return few_items(tmp_path / "tasks", TASKS, 100)
 
 
 @pytest.fixture
@@ -73,7 +79,12 @@ def test_a_limit_keeps_the_first_items_of_each_task(scored):
         assert few == {item: whole[item] for item in kept}
 
 
-def test_examples_change_what_is_asked(scored):
+def test_examples_change_what_is_asked(scored, tasks):
+    """Of tasks that do not fix their number at 0, as in lm-eval."""
+    for template in tasks.glob("*.template"):
+        text = template.read_text(encoding="utf-8")
+        assert "num_fewshot: 0\n" in text
+        template.write_text(text.replace("num_fewshot: 0\n", "fewshot_split: validation\n"), encoding="utf-8")
     plain = scored(MODELS[1], options=["--limit", 60], names=TASKS[1:])["scores"]
     assert scored(MODELS[1], options=["--limit", 60, "--num-fewshot", 0], names=TASKS[1:])["scores"] == plain
     assert scored(MODELS[1], options=["--limit", 60, "--num-fewshot", 3], names=TASKS[1:])["scores"] != plain

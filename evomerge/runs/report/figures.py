@@ -96,7 +96,7 @@ THEME: Spec = {
     "view": {"stroke": None, "continuousWidth": 620},
     "axis": {
         "labelColor": _INK, "titleColor": _INK, "gridColor": _GRID, "domainColor": _GRID, "tickColor": _GRID,
-        "titleFontWeight": "normal", "labelLimit": 160,
+        "titleFontWeight": "normal", "labelLimit": 160, "labelOverlap": True, "labelSeparation": 10,
     },
     "legend": {"labelColor": _INK, "titleColor": _INK, "labelLimit": 160, "orient": "top", "title": None},
     "title": {"color": _INK, "anchor": "start", "fontSize": 12},
