@@ -132,8 +132,31 @@ def _subset_section(value: Any) -> Any:
     return {"items": value} if short else value
 
 
+_OF_TASKS: dict[str, Any] = {
+    "include_path": (),
+    "allow_test_split": False,
+    "num_fewshot": None,
+    "apply_chat_template": False,
+    "max_length": None,
+}
+"""Keys without a meaning for own functions, and their defaults."""
+
+
 class FitnessConfig(TasksConfig):
     """The tasks that define a good model, and how candidates are evaluated on them."""
+
+    kind: Literal["lm_eval", "python"] = "lm_eval"
+    """What scores a model. lm_eval: the tasks. python: `function`; the tasks are then the names of the scores that it
+    returns."""
+    function: str | None = None
+    """For kind python: `FILE.py:NAME`, relative to the search file, or `module:NAME`. Called with the model and its
+    tokenizer, and with `function_items` where there are some; returns a number, or one per item; or a mapping from the
+    tasks' names to these. A score with a negative weight is better when lower."""
+    function_items: str | None = None
+    """For kind python: what the function scores one by one: `NAME` in the function's file, `FILE.py:NAME`,
+    `module:NAME`, or `FILE.jsonl` with one JSON value per line. A list, a mapping from splits (validation, test) to
+    lists, or a function that returns one of these. None: the function scores the model as a whole, and nothing is held
+    out."""
 
     subset: Annotated[SubsetConfig, BeforeValidator(_subset_section)] = SubsetConfig()
     """How many of the search items each candidate is asked; a number alone sets `items`."""
@@ -154,6 +177,38 @@ class FitnessConfig(TasksConfig):
     """Sequences per forward pass; at least 1."""
     max_length: int | None = Field(default=None, ge=2, le=100_000_000)
     """Longest sequence in tokens; longer prompts are cut at the left. None: what the model allows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scores_of_a_function(cls, values: Any) -> Any:
+        """Take `function` alone for kind python, and the function's name for that of its only score."""
+        if not isinstance(values, dict) or not isinstance(values.get("function"), str):
+            return values
+        values = {"kind": "python"} | values
+        name = values["function"].rpartition(":")[2].rpartition(".")[2]
+        return values if values.get("tasks") or values["kind"] != "python" else values | {"tasks": [name or "score"]}
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> "FitnessConfig":
+        if self.kind == "lm_eval":
+            for key in ("function", "function_items"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} belongs to kind: python; write kind: python, or remove {key}")
+            return self
+        if self.function is None:
+            raise ValueError("function is missing: name what scores a model, such as function: score.py:score")
+        for key, without in _OF_TASKS.items():
+            if getattr(self, key) != without:
+                raise ValueError(f"{key} belongs to lm-eval's tasks, and kind is python; remove {key}")
+        for task in self.tasks:
+            if task.metric is not None:
+                raise ValueError(f"tasks: {task.task} is a score of your function and has no metric; remove metric")
+        if self.function_items is None and (self.racing is not None or self.subset != SubsetConfig()):
+            key = "subset" if self.racing is None else "racing"
+            raise ValueError(
+                f"{key} needs items, and the function scores a model as a whole; name function_items, or remove {key}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _racing_needs_one_objective(self) -> "FitnessConfig":

@@ -22,7 +22,7 @@ class Item:
     id
         `task/split/index`, unique.
     task, split, index
-        lm-eval's task name, `train`, `validation` or `test`, and the position within that split.
+        lm-eval's task name, `train`, `validation` or `test` (or `WHOLE_MODEL`), and the position within that split.
     key
         Hash of the question's text (see `prompt_key`); items with the same question share it, even across tasks.
     """
@@ -37,6 +37,15 @@ class Item:
     def of(cls, task: str, split: str, index: int, prompt: str) -> Item:
         """Return the item at `index` of a task's split, with the question `prompt`."""
         return cls(f"{task}/{split}/{index}", task, split, index, prompt_key(prompt))
+
+
+WHOLE_MODEL = "model"
+"""In place of a split: the item is the model itself, which a function scores as a whole."""
+
+
+def is_whole_model(item_id: str) -> bool:
+    """Return whether an item stands for a model as a whole: it has one exact score, and no other items beside it."""
+    return item_id.rsplit("/", 2)[1] == WHOLE_MODEL
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fitness.items import positions_by_task
+from fitness.items import is_whole_model, positions_by_task
 from fitness.results import Estimate, Evaluation, ItemScores, TaskError, mean
 
 
@@ -44,7 +44,15 @@ def by_task(scores: ItemScores | Evaluation) -> dict[str, npt.NDArray[np.float64
 
 def means(scores: ItemScores | Evaluation) -> dict[str, Estimate]:
     """Task name to the mean of its items' scores, with its standard error."""
-    return {task: mean(values) for task, values in by_task(scores).items()}
+    score_I = np.asarray(scores.scores, np.float64)
+    return {task: _mean(scores, score_I, places) for task, places in positions_by_task(scores.items).items()}
+
+
+def _mean(scores: ItemScores | Evaluation, score_I: npt.NDArray[np.float64], places: Sequence[int]) -> Estimate:
+    """Return a task's mean; the score of a model as a whole is no sample of others, so it has no error."""
+    if is_whole_model(scores.items[places[0]]):
+        return Estimate(float(score_I[places[0]]), 0.0)
+    return mean(score_I[list(places)])
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ ORDER = (
     "fitness.scoring",
     "fitness.estimation",
     "fitness.config",
+    "fitness.functions",
     "evomerge.own_packages",
     "evomerge.version",
     "evomerge.plugins",

@@ -32,10 +32,10 @@ from evomerge.workers.base import WorkerSettings
 from evomerge.workers.start import WorkerInputs, build_worker
 from fitness.config import FitnessConfig, Split, TaskConfig
 from fitness.estimation.intervals import holm, interval, p_text, weighted_interval
+from fitness.functions.opening import AnyEvaluator, Suite, load_suite
 from fitness.items import positions_by_task
 from fitness.objectives import by_task
 from fitness.results import ItemScores
-from fitness.scoring.evaluator import Evaluator
 from fitness.tasks.identity import difference
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import source_recipe
@@ -83,7 +83,7 @@ class Asking:
 class Questions:
     """What models are asked, and how they are run; `recorded`: how a run asked it, if it is to be asked like that."""
 
-    suite: TaskSuite
+    suite: Suite
     items: tuple[str, ...]
     fitness: FitnessConfig
     workers: WorkerSettings
@@ -143,7 +143,9 @@ def of_run(run: Path, trust_tasks: bool = False, asking: Asking = Asking()) -> Q
     with Run.read(run) as opened:
         recorded = opened.environment()
     seen = frozenset(recorded.earlier.split())
-    suite = TaskSuite.load(config.fitness, config.seed, check_for(run, trust_tasks), seen)
+    if config.fitness.kind == "python" and config.fitness.function_items is None:
+        raise RunError(f"--like {run}: its function scores a model as a whole, and no items are held out; use --tasks")
+    suite = load_suite(config.fitness, config.seed, check_for(run, trust_tasks), seen)
     items = asking.first(suite.pool.held_out_ids())
     return Questions(suite, items, config.fitness, config.workers.settings(), recorded)
 
@@ -274,7 +276,9 @@ def _print_flaws(one: Scored, out: Console, prefix: str = "") -> None:
                 out.print(f"{prefix}{row['task']}: {row[kind]} of {row['items']} {meaning}", soft_wrap=True)
 
 
-def _check_asked_alike(recorded: Environment, questions: Questions, evaluator: Evaluator, template: str | None) -> None:
+def _check_asked_alike(
+    recorded: Environment, questions: Questions, evaluator: AnyEvaluator, template: str | None
+) -> None:
     """Refuse to ask other questions than the run did; say so if the model's own chat template puts them otherwise.
 
     Raises

@@ -23,7 +23,8 @@ from evomerge.search.problem import check_workers, largest_error
 from evomerge.search.warm_start import load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.trackers.base import check_trackers
-from fitness.tasks.offline import describe_tasks
+from fitness.config import FitnessConfig
+from fitness.tasks.offline import TaskDescription, describe_tasks
 from search_spaces.recipes.references import parts
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.derivatives import ChainRule
@@ -91,7 +92,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     context = SpaceContext(config.models, layout_of_module(module), sizes, out_dtype=config.out_dtype, seed=config.seed)
     space = config.stamped(build_space(config.space, context))
     space.decode(space.start)
-    tasks = describe_tasks(config.fitness)
+    tasks = _tasks(config.fitness)
     obstacle = None if ChainRule(space, context.layout).searchable().any() else "no gene of this space has derivatives"
     items = config.fitness.subset.items
     supposed = {task.task: SUPPOSED if items == "all" else items for task in config.fitness.tasks}
@@ -130,6 +131,12 @@ def _architecture(config: SearchConfig, path: Path | None) -> PretrainedConfig:
             f"{base}: its configuration is not on this machine ({reason(error)}); give a config.json like the "
             "models' with --architecture FILE"
         ) from None
+
+
+def _tasks(fitness: FitnessConfig) -> list[TaskDescription]:
+    if fitness.kind == "python":
+        return [TaskDescription(task.task, f"returned by {fitness.function}", None) for task in fitness.tasks]
+    return describe_tasks(fitness)
 
 
 def _strategy(config: SearchConfig, space: SearchSpace) -> Strategy:

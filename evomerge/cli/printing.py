@@ -64,7 +64,7 @@ def print_held_out(out: Console, result: Result) -> None:
             row.name,
             row.task,
             f"{row.score:.3f}",
-            f"{row.low:.3f} .. {row.high:.3f}",
+            row.interval,
             str(row.items),
             p_text(row.p_value),
         ]

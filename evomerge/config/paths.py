@@ -35,6 +35,20 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
         if isinstance(fitness.get("subset"), dict):
             _resolve_key(fitness["subset"], "item_bank", folder)
             _resolve_key(fitness["subset"], "ids", folder)
+        for key in ("function", "function_items"):
+            if isinstance(fitness.get(key), str):
+                fitness[key] = _code(fitness[key], folder)
+
+
+def _code(reference: str, folder: Path) -> str:
+    """Return `FILE.py:NAME` with an absolute path, also for a `module:NAME` whose file lies beside the search file."""
+    place, colon, name = reference.rpartition(":")
+    if reference.endswith(".jsonl"):
+        return str(absolute(reference, folder))
+    beside = absolute(f"{place.replace('.', '/')}.py", folder)
+    if place.endswith(".py") or (colon and place and beside.is_file()):
+        return f"{absolute(place, folder) if place.endswith('.py') else beside}:{name}"
+    return reference
 
 
 def _loss(section: Any, folder: Path) -> None:

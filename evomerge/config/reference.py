@@ -52,7 +52,7 @@ def _described(place: str, found: Sequence[Section], described: set[Section]) ->
 def _table(section: Section, skip: typing.Container[str] = ()) -> str:
     rows = []
     for name, field in section.model_fields.items():
-        if name not in skip and name != "kind":
+        if name not in skip and (name != "kind" or kind_of(section) is None):
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
             rows.append(f"| `{name}` | {_type(hint_of(field))} | {_default(field)} | {meaning} |")
     summary = " ".join((section.__doc__ or "").split())

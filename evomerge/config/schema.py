@@ -67,9 +67,9 @@ def _is_section(plain: Hint) -> bool:
 
 
 def kind_of(section: Section) -> str | None:
-    """Return the `kind` that names a section among several; None where there is only one."""
+    """Return the `kind` that names a section among several; None where there is only one, whose `kind` has choices."""
     field = section.model_fields.get("kind")
-    return None if field is None else str(field.default)
+    return None if field is None or len(typing.get_args(field.annotation)) > 1 else str(field.default)
 
 
 def sections_for(hint: Hint, value: Any) -> list[Section]:

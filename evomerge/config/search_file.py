@@ -159,7 +159,12 @@ class SearchConfig(BaseModel):
         """Return what two sessions of one run must share: all but budget, workers, trackers and the places of files."""
         values = self.model_dump(mode="json", exclude={"budget", "workers", "trackers"})
         values["models"] = list(self.models)
-        del values["fitness"]["include_path"]
+        fitness = values["fitness"]
+        del fitness["include_path"]
+        if fitness["kind"] == "lm_eval":
+            del fitness["kind"]  # as in runs from before there was another
+        for key in ("function", "function_items"):
+            fitness[key] = fitness[key] and fitness[key].rpartition("/")[2]
         return values
 
     def to_yaml(self) -> str:

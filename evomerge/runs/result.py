@@ -12,8 +12,9 @@ from pydantic import ConfigDict, TypeAdapter
 
 from evomerge.runs.event_rows import first_mistake
 from evomerge.runs.run import LogError
-from evomerge.runs.verdict import Verdict, verdict
+from evomerge.runs.verdict import Verdict, verdict, verdict_without_test
 from fitness.estimation.intervals import interval, paired_test, weighted_interval, weighted_paired_test
+from fitness.items import is_whole_model
 from fitness.objectives import by_task
 from fitness.results import FLAWS, Evaluation
 from search_spaces.recipes import mergekit_yaml
@@ -23,6 +24,8 @@ ALL_TASKS = "all"
 ENSEMBLE_NOTE = (
     "An ensemble is not a recipe: it gives the answer of most of its models, and all of them have to be run."
 )
+NO_INTERVAL = "none"
+"""In place of an interval, where a function has scored a model as a whole."""
 SEARCHED = ("found", "mean", "front", "ensemble")
 """Kinds of contenders that come from the search; the others are what it is compared with."""
 
@@ -70,6 +73,11 @@ class Row:
     cut: int = 0
     truncated: int = 0
     unscored: int = 0
+
+    @property
+    def interval(self) -> str:
+        """The interval in words; none where a function has scored the model as a whole."""
+        return NO_INTERVAL if self.low == self.high and self.items == 1 else f"{self.low:.3f} .. {self.high:.3f}"
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,7 @@ class Result:
 
 def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, float]) -> list[Row]:
     """Make the held-out table: the found recipe (first in `scored`), then the others, task by task."""
+    whole = is_whole_model(scored[0][1].items[0])
     entries = [(entry, by_task(evaluation)) for entry, evaluation in scored]
     flaws = [evaluation.flaws for _, evaluation in scored]
     found = entries[0][1]
@@ -144,7 +153,7 @@ def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, 
         use = weights if task == ALL_TASKS else {task: 1.0}
         best_rival = max(rivals, key=lambda scores: weighted_mean(scores, use))
         for (entry, scores), flawed in zip(entries, flaws, strict=True):
-            low, high = _interval(scores, use)
+            low, high = (weighted_mean(scores, use),) * 2 if whole else _interval(scores, use)
             against = best_rival if scores is found else scores
             p_value = scores_p_value(found, against, use)
             items = sum(len(scores[name]) for name in use)
@@ -173,12 +182,19 @@ def verdict_on(
     own = by_task(evaluation)
     rivals = [(entry, other) for entry, other in others if entry.kind not in SEARCHED and entry.name not in missed]
     scores = {entry.name: by_task(other) for entry, other in rivals}
+    same = next((entry.name for entry, _ in rivals if _recipe(entry) == _recipe(found) is not None), None)
+
+    def difference(name: str) -> float:
+        return weighted_mean(own, weights) - weighted_mean(scores[name], weights)
+
+    if is_whole_model(evaluation.items[0]):
+        return verdict_without_test(found.name, list(scores), difference, same=same, missed=missed.get(found.name))
     return verdict(
         found.name,
         list(scores),
-        lambda name: weighted_mean(own, weights) - weighted_mean(scores[name], weights),
+        difference,
         lambda name: scores_p_value(own, scores[name], weights),
-        same=next((entry.name for entry, _ in rivals if _recipe(entry) == _recipe(found) is not None), None),
+        same=same,
         missed=missed.get(found.name),
     )
 

@@ -123,6 +123,45 @@ def verdict(
     return Verdict("indistinguishable", taken, sentence, made)
 
 
+def verdict_without_test(
+    found: str,
+    alternatives: Sequence[str],
+    difference: Callable[[str], float],
+    *,
+    same: str | None = None,
+    missed: str | None = None,
+) -> Verdict:
+    """Compare scores of models as wholes, which a function gives: nothing is held out, and there is nothing to test.
+
+    The outcome is never ``better``: the number that is compared is the number that the recipe was chosen for.
+    Parameters are those of `verdict`.
+    """
+    if not alternatives:
+        return _alone(found, missed)
+    made = tuple(Comparison(name, difference(name), 1.0) for name in alternatives)
+    closest = min(made, key=lambda one: one.difference)
+    if missed is not None:
+        sentence = (
+            f"The found recipe has {missed}: take {closest.name}, the best alternative that keeps the minimum scores, "
+            "which best.yaml is."
+        )
+        return Verdict("worse", closest.name, sentence, made)
+    if same is not None:
+        return Verdict(
+            "indistinguishable", same, f"The search found nothing better than {same}, which best.yaml is.", made
+        )
+    higher = closest.difference > 0
+    taken = found if higher else closest.name
+    said = f"{closest.difference:+.3g} above" if higher else "no higher than"
+    sentence = (
+        f"The found recipe scores {said} {closest.name}, the best of {len(made)} alternatives; best.yaml is {taken}. "
+        "The function scores a model as a whole, so nothing is held out: there is no interval and no test, and the "
+        "score is the one that the recipe was chosen for, which is biased upward. Score it on data that the "
+        "function does not read before you believe it."
+    )
+    return Verdict("indistinguishable", taken, sentence, made)
+
+
 def _alone(found: str, missed: str | None) -> Verdict:
     nobody = "No source or baseline keeps the minimum scores on the held-out items"
     if missed is None:

@@ -24,11 +24,22 @@ class _CallableModule(ModuleType):
         overrides: Sequence[str] = (),
         warm_start: "str | Path | None" = None,
         say: "Callable[[str], None] | None" = None,
+        evaluate: "Callable[..., Any] | None" = None,
+        items: Any = None,
     ) -> "Result":
         """Search for the best merge of some models; see `evomerge.search.api.run_search`."""
         from evomerge.search.api import run_search
 
-        return run_search(config, run, progress, overrides=overrides, warm_start=warm_start, say=say)
+        return run_search(
+            config,
+            run,
+            progress,
+            overrides=overrides,
+            warm_start=warm_start,
+            say=say,
+            evaluate=evaluate,
+            items=items,
+        )
 
 
 sys.modules[__name__].__class__ = _CallableModule

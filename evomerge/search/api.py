@@ -6,12 +6,14 @@ held-out items. `resume_search` continues a stopped run exactly.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from evomerge.config.errors import ConfigError
 from evomerge.config.load import load, load_mapping, load_recorded
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import PrintableFormatter, reason
@@ -34,6 +36,7 @@ from evomerge.search.task_trust import check_for, trusted
 from evomerge.search.warm_start import warm_start_override
 from evomerge.trackers.base import TrackerGroup
 from evomerge.workers.base import Pool
+from fitness.functions.loading import GIVEN, FitnessFunction, code_of_function, reference_to
 from fitness.tasks.code import CodeCheck
 
 __all__ = ["Progress", "default_run", "resume_search", "run_search"]
@@ -53,6 +56,8 @@ def run_search(
     overrides: Sequence[str] = (),
     warm_start: str | Path | None = None,
     say: Say | None = None,
+    evaluate: Callable[..., Any] | None = None,
+    items: Any = None,
 ) -> Result:
     """Search for the best merge of some models, and evaluate it on items that the search has not used.
 
@@ -71,6 +76,13 @@ def run_search(
         The directory of a finished run whose best candidates this search begins with.
     say
         Called with a sentence for the user when a phase begins, and with warnings; None: they are dropped.
+    evaluate
+        A function that scores a model, in place of tasks: called with the model and its tokenizer, and with `items`
+        where they are given. It returns a number, or one per item; or a mapping of several, named as the tasks in the
+        config's `fitness` section.
+    items
+        What `evaluate` scores one by one: a list of what JSON can hold, or a mapping from splits (validation, test) to
+        lists. Then candidates can be asked few of them, and some are held out. None: a model is scored as a whole.
 
     Returns
     -------
@@ -96,14 +108,15 @@ def run_search(
     say = say or _say_nothing
     path = Path(run) if run is not None else default_run(config)
     check_new(path)
+    function, changes = _given_function(evaluate, items)
+    overrides = [*changes, *overrides]
     read = _read(config, overrides)
     if warm_start is not None:
         read = _read(config, [*overrides, warm_start_override(read, Path(warm_start))])
     reports = ProgressReports(progress, read.budget)
-    problem, environment = _open(read, say, trusted, reports)
-    pool = _start_workers(
-        problem, reports
-    )  # before the run exists: what is wrong with a device or a tokenizer shows here
+    problem, environment = _open(read, say, trusted, reports, function=function)
+    # before the run exists: what is wrong with a device or a tokenizer shows here
+    pool = _start_workers(problem, reports)
     with closing(pool), Run.create(path, problem.resolved().to_yaml(), environment) as created:
         return _go_on(created, problem, pool, reports, say)
 
@@ -115,6 +128,8 @@ def resume_search(
     overrides: Sequence[str] = (),
     trust_tasks: bool = False,
     say: Say | None = None,
+    evaluate: Callable[..., Any] | None = None,
+    items: Any = None,
 ) -> Result:
     """Continue a stopped run exactly, or one whose budget has been raised.
 
@@ -128,6 +143,8 @@ def resume_search(
         Let the run's tasks run code that no search on this machine has run.
     progress, say
         As for `run_search`.
+    evaluate, items
+        The function and the items of a run that a program has begun with them; they must be the same.
 
     Raises
     ------
@@ -140,9 +157,10 @@ def resume_search(
     path = Path(run)
     with Run.open(path) as opened:
         recorded = opened.environment()
-        config, code = load_recorded(path, overrides), check_for(path, trust_tasks, overrides)
+        function, changes = _given_function(evaluate, items)
+        config, code = load_recorded(path, [*changes, *overrides]), check_for(path, trust_tasks, overrides)
         reports = ProgressReports(progress, config.budget)
-        problem, environment = _open(config, say, code, reports, recorded)
+        problem, environment = _open(config, say, code, reports, recorded, function=function)
         if opened.incomplete:
             say("warning: the last event of the log was not written whole; it is left out, and happens again")
         check_unchanged(opened, environment)
@@ -173,16 +191,33 @@ def _read(config: SearchConfig | Mapping[str, Any] | str | Path, overrides: Sequ
     return load_mapping(config, overrides)
 
 
+def _given_function(evaluate: Callable[..., Any] | None, items: Any) -> tuple[FitnessFunction | None, list[str]]:
+    """Return the function that a program has given, and the overrides that name it in the config."""
+    if evaluate is None:
+        if items is not None:
+            raise ConfigError("items: they are what `evaluate` scores; give a function, or leave them out")
+        return None, []
+    function, reference = FitnessFunction.of(evaluate, items), reference_to(evaluate)
+    if items is None:
+        trusted(code_of_function(reference, function.code, (reference,)))  # so that the command line may continue
+    named = None if items is None else GIVEN
+    values = {"kind": "python", "function": reference, "function_items": named}
+    return function, [f"fitness.{key}={json.dumps(value)}" for key, value in values.items()]
+
+
 def _open(
     config: SearchConfig,
     say: Say,
     task_code: CodeCheck,
     reports: ProgressReports,
     recorded: Environment | None = None,
+    *,
+    function: FitnessFunction | None = None,
 ) -> tuple[Problem, Environment]:
     tasks = len(config.fitness.tasks)
-    say(f"checking {len(config.models)} models and {tasks} task{'s' if tasks > 1 else ''}")
-    problem = Problem(config, task_code=task_code, recorded=recorded, opening=reports.opening)
+    word, rest = ("score", " of a function") if config.fitness.kind == "python" else ("task", "")
+    say(f"checking {len(config.models)} models and {tasks} {word}{'s' if tasks > 1 else ''}{rest}")
+    problem = Problem(config, task_code=task_code, recorded=recorded, opening=reports.opening, function=function)
     reports.opening("prompts")
     for warning in problem.warnings:
         say(f"warning: {warning}")

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evomerge.strategies import StrategyConfig
+from fitness.functions.suite import FunctionSuite
 from fitness.results import Evaluation, most_flaws
-from fitness.tasks.suite import TaskSuite
+
+if TYPE_CHECKING:
+    from fitness.tasks.suite import TaskSuite
 
 
-def check(strategy: StrategyConfig, suite: TaskSuite) -> None:
+def check(strategy: StrategyConfig, suite: TaskSuite | FunctionSuite) -> None:
     """Refuse a vote on tasks whose answers cannot be counted.
 
     Raises
@@ -27,7 +31,7 @@ def check(strategy: StrategyConfig, suite: TaskSuite) -> None:
     if not strategy.ensemble_size:
         return
     for name, metric in suite.metrics.items():
-        obstacle = suite.task(name).scores.vote_obstacle
+        obstacle = suite.vote_obstacle(name)
         if obstacle is not None:
             raise ValueError(
                 f"strategy.ensemble: models cannot vote on task {name}, its metric {metric.partition(',')[0]} "

@@ -29,6 +29,7 @@ from evomerge.search.problem import Problem
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.workers.base import Pool
 from fitness.estimation.subset import generator
+from fitness.items import is_whole_model
 from fitness.objectives import Objectives, means
 from fitness.pareto import crowding, ranks
 from fitness.results import Evaluation
@@ -121,13 +122,22 @@ class FinalEvaluation:
         origin = "found by evomerge" if verdict.recommended == found.name else verdict.recommended
         self.run.write("best.yaml", mergekit_yaml.dump(taken, f"{origin}, {score}\n{self.run.origin}"))
         self.run.write(ROWS, rows_text(recipes, self.run.origin))
+        if not self._scores_whole_models:
+            self._write_answers(recipes, [entry for entry, _ in rows if not isinstance(entry, Entry)])
+        self.run.write("result.json", result.to_json())
+        return result
+
+    @property
+    def _scores_whole_models(self) -> bool:
+        """Whether a function scores models as wholes: then nothing is held out, and no item has an answer."""
+        return is_whole_model(self.problem.held_out_items[0])
+
+    def _write_answers(self, recipes: Mapping[str, Recipe], voted: Sequence[Contender]) -> None:
+        """Write the texts of the held-out items, and whose answers the log has."""
         hashes = {name: [self.problem.recipe_hash(recipe)] for name, recipe in recipes.items()}
-        voted = [entry for entry, _ in rows if not isinstance(entry, Entry)]
         hashes |= {entry.name: [self.problem.recipe_hash(one) for one in self._voters()] for entry in voted}
         texts = self.problem.suite.texts(self.problem.held_out_items)
         self.run.write(held_out.FILE, held_out.HeldOut(hashes, texts).to_json())
-        self.run.write("result.json", result.to_json())
-        return result
 
     def ask(self) -> Asked:
         """Confirm the finalists, choose one, and score the table's rows; raises as `evaluate` does."""
@@ -152,7 +162,10 @@ class FinalEvaluation:
         return missed
 
     def _held_out(self, entries: Sequence[Entry]) -> list[tuple[Contender, Evaluation]]:
-        return [(entry, self.scorer.score("held_out", entry, self.problem.held_out_items)) for entry in entries]
+        items = self.problem.held_out_items
+        if self._scores_whole_models:  # in the search or as finalists, most of them
+            return [(entry, self._confirm(entry, items)) for entry in entries]
+        return [(entry, self.scorer.score("held_out", entry, items)) for entry in entries]
 
     def _ensemble(self) -> list[tuple[Contender, Evaluation]]:
         """Return the majority vote of the best candidates, where one is asked for and there are two or more."""

@@ -52,13 +52,15 @@ from fitness.estimation.evaluation_plan import (
 )
 from fitness.estimation.item_banks import ItemBanks
 from fitness.estimation.subset import FreshItems
-from fitness.items import positions_by_task, task_of
+from fitness.functions.evaluator import FunctionEvaluator
+from fitness.functions.loading import FitnessFunction
+from fitness.functions.opening import AnyEvaluator, Suite, evaluator_for, load_suite
+from fitness.functions.suite import FunctionSuite
+from fitness.items import is_whole_model, positions_by_task, task_of
 from fitness.results import TaskError
-from fitness.scoring.evaluator import Evaluator
 from fitness.scoring.text_losses import TextWindows
 from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.lm_eval_rules import longest_input
-from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.methods import METHODS
@@ -86,9 +88,13 @@ class Problem:
         The environment of the run that is continued; None: it begins.
     opening
         Called with what is opened next; for the user, since reading large models takes minutes.
+    function
+        The function that a program has given in place of tasks; None: as the search file says.
 
     Attributes
     ----------
+    given_function
+        As given.
     seen
         Keys of the questions that earlier searches have seen, those of the warm start and of the start that the search
         file names; none of these questions is held out.
@@ -102,8 +108,10 @@ class Problem:
         task_code: CodeCheck = allow,
         recorded: Environment | None = None,
         opening: Callable[[str], None] = lambda what: None,
+        function: FitnessFunction | None = None,
     ) -> None:
         self.config = config
+        self.given_function = function
         check_workers(config)
         check_trackers(config.trackers)
         opening("models")
@@ -133,7 +141,7 @@ class Problem:
         earlier = earlier_questions(config) if recorded is None else EarlierQuestions.of(recorded)
         self.seen, self._seen_where, self._unknown_origins = earlier.keys, earlier.where, earlier.warnings
         opening("tasks")
-        self.suite = TaskSuite.load(config.fitness, config.seed, task_code, self.seen)
+        self.suite: Suite = load_suite(config.fitness, config.seed, task_code, self.seen, function)
         try:
             ensemble.check(config.strategy, self.suite)
         except ValueError as error:
@@ -185,6 +193,8 @@ class Problem:
         if not source.tokenizer.files:
             return  # scoring says that it is missing
         evaluator = self.evaluator
+        if isinstance(evaluator, FunctionEvaluator):
+            return  # what a function asks is not known
         limit = evaluator.max_length or longest_input(source.config, evaluator.tokenizer)
         for side, items in (("search", self.search_items), ("held-out", self.held_out_items)):
             for task, places in positions_by_task(items).items():
@@ -210,6 +220,11 @@ class Problem:
 
     def _check_gradients(self) -> None:
         """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""
+        if isinstance(self.suite, FunctionSuite):
+            raise ConfigError(
+                "strategy.kind gradient: a fitness function returns scores and has no loss to differentiate; write "
+                "strategy.kind cma_es, or tasks in place of fitness.function"
+            )
         if not ChainRule(self.space, self.layout).searchable().any():
             specs = [spec for recipe in self.space.structures() for spec in recipe.specs]
             held = ", ".join(dict.fromkeys(spec.name for spec in specs if not spec.differentiable))
@@ -323,7 +338,9 @@ class Problem:
 
     @property
     def noise(self) -> float:
-        """The largest standard error that one fitness value can have: that of one coin flip per item."""
+        """The largest standard error that one fitness value can have: that of one coin flip per item; 0 for models."""
+        if is_whole_model(self.subset[0]):
+            return 0.0
         return largest_error(self.suite.weights, Counter(task_of(item) for item in self.subset))
 
     def resolved(self) -> SearchConfig:
@@ -407,10 +424,10 @@ class Problem:
         return {self.recipe_hash(entry): self.recipe_hash(point) for entry, point in pairs}
 
     @cached_property
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> AnyEvaluator:
         """Asks the items with the base's tokenizer; for what follows from prompts alone."""
         tokenizer = self.checkpoints[self.config.base].tokenizer.load()
-        return Evaluator(self.suite, tokenizer, max_length=self.config.fitness.max_length)
+        return evaluator_for(self.suite, tokenizer, max_length=self.config.fitness.max_length)
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
@@ -505,7 +522,7 @@ def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:
         raise ConfigError(f"fitness.subset.item_bank: {error}") from None
 
 
-def _asked(suite: TaskSuite, config: SearchConfig) -> tuple[str, ...]:
+def _asked(suite: Suite, config: SearchConfig) -> tuple[str, ...]:
     """Return the ids of the items that each candidate is asked: those in a file, or some drawn with the seed."""
     few = config.fitness.subset
     if few.ids is None:

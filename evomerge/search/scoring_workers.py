@@ -20,6 +20,7 @@ from evomerge.search.resuming import check_compute_dtype, other_file
 from evomerge.workers.base import Pool, WorkerError, WorkerFactory, WorkerSettings
 from evomerge.workers.inline import MergeWorker
 from evomerge.workers.start import LocalWorker, Preparation, WorkerInputs
+from fitness.functions.loading import FitnessFunction
 from fitness.tasks.identity import difference
 
 
@@ -37,7 +38,7 @@ def start_pool(problem: Problem) -> Pool:
     values = problem.resolved().model_dump(mode="json")
     factory = WorkerFactory(
         here=lambda settings, share: local_worker(problem, settings, share).ready(),
-        elsewhere=partial(open_worker, values, problem.environment()),
+        elsewhere=partial(open_worker, values, problem.environment(), function=problem.given_function),
         items=len(problem.subset),
     )
     return workers.start(factory)
@@ -70,7 +71,12 @@ def local_worker(problem: Problem, settings: WorkerSettings | None = None, share
 
 
 def open_worker(
-    values: Mapping[str, Any], expected: Environment, settings: WorkerSettings, share: Share
+    values: Mapping[str, Any],
+    expected: Environment,
+    settings: WorkerSettings,
+    share: Share,
+    *,
+    function: FitnessFunction | None = None,
 ) -> MergeWorker:
     """Return a worker in this process for a search whose driver lives in another one.
 
@@ -82,6 +88,8 @@ def open_worker(
         The driver's `Problem.environment()`: the same sources and items must be found here.
     settings, share
         As for `local_worker`.
+    function
+        The function that the driver's program has given in place of tasks; None: the search file's.
 
     Raises
     ------
@@ -90,7 +98,7 @@ def open_worker(
     """
     inline = {"kind": "inline"} | asdict(settings)
     config = SearchConfig.model_validate({**values, "workers": inline})
-    problem = Problem(config, scan=False, recorded=expected)
+    problem = Problem(config, scan=False, recorded=expected, function=function)
     _check_same(problem.environment(frozenset(_asked_first(problem))), expected)
     return local_worker(problem, settings, share).ready()
 

@@ -9,6 +9,8 @@ from evomerge.config.errors import ConfigError
 from evomerge.files.approvals import approve, is_approved
 from fitness.tasks.code import CodeCheck, TaskCode
 
+CODE_KEYS = ("fitness.include_path", "fitness.function")
+"""Keys that name code."""
 MOST_PLACES = 3
 """Places of code that an error names."""
 
@@ -29,9 +31,9 @@ def check_for(run: Path, trust: bool, overrides: Sequence[str] = ()) -> CodeChec
     trust
         Whether the user trusts its tasks.
     overrides
-        Changes to its config: who names the folder of the tasks trusts them.
+        Changes to its config: whoever names the folder of the tasks, or the function, trusts them.
     """
-    named = any(change.partition("=")[0].startswith("fitness.include_path") for change in overrides)
+    named = any(change.partition("=")[0].startswith(CODE_KEYS) for change in overrides)
     return trusted if trust or named else known_only(run)
 
 

@@ -17,9 +17,9 @@ from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, Worker
 from evomerge.workers.gradient_steps import GradientSteps
 from evomerge.workers.shortage import no_memory
 from evomerge.workers.source_watch import SourceWatch
+from fitness.functions.opening import AnyEvaluator
 from fitness.objectives import Objectives, means
 from fitness.results import Evaluation, ItemScores, no_seconds
-from fitness.scoring.evaluator import Evaluator
 from search_spaces.recipes.recipe import Recipe
 
 log = logging.getLogger("evomerge")
@@ -45,7 +45,7 @@ class MergeWorker:
     def __init__(
         self,
         engine: MergeEngine,
-        evaluator: Evaluator,
+        evaluator: AnyEvaluator,
         watch: SourceWatch | None = None,
         steps: GradientSteps | None = None,
     ) -> None:

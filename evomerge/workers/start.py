@@ -16,8 +16,8 @@ from evomerge.workers.base import Request, WorkerSettings
 from evomerge.workers.gradient_steps import GradientSteps, StepInputs, StepMemory
 from evomerge.workers.inline import MergeWorker
 from evomerge.workers.source_watch import SourceWatch
+from fitness.functions.opening import Suite, evaluator_for
 from fitness.scoring.evaluator import Evaluator
-from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.recipe import Recipe
 
 
@@ -36,7 +36,7 @@ class WorkerInputs:
     base
         The base's reference; its tokenizer encodes the items.
     suite
-        The tasks.
+        The tasks, or the function in their place.
     batch_size, max_length
         See the search file's `fitness` section.
     steps
@@ -45,7 +45,7 @@ class WorkerInputs:
 
     checkpoints: Mapping[str, Source]
     base: str
-    suite: TaskSuite
+    suite: Suite
     batch_size: int
     max_length: int | None
     steps: StepInputs | None = None
@@ -164,14 +164,17 @@ def build_worker(inputs: WorkerInputs, settings: WorkerSettings) -> MergeWorker:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     engine = MergeEngine(inputs.checkpoints, base=inputs.base, device=device, compute_dtype=settings.compute_dtype)
-    evaluator = Evaluator(
+    evaluator = evaluator_for(
         inputs.suite,
         inputs.checkpoints[inputs.base].tokenizer.load(),
         batch_size=inputs.batch_size,
         max_length=inputs.max_length,
         device=device,
     )
-    steps = None if inputs.steps is None else GradientSteps(engine, evaluator, inputs.steps)
+    steps = None
+    if inputs.steps is not None:
+        assert isinstance(evaluator, Evaluator), "functions have no gradients"
+        steps = GradientSteps(engine, evaluator, inputs.steps)
     return MergeWorker(engine, evaluator, SourceWatch(inputs.checkpoints), steps)
 
 

@@ -4,8 +4,8 @@ The changes are those of cosmic-ray (`pip install cosmic-ray coverage`): another
 does not run, ... Lines are drawn from the modules in ``modules.py`` by a seed, one change each; changes in annotations
 alone are none. First the fast tests run once, unchanged, and it is noted which test executes which line. On each mutant
 those tests run that execute its line, until one fails. A mutant is killed if one fails or they do not end. Results are
-written after each mutant. ``--go-on`` keeps those that are there; ``--tests FILE...`` runs these tests on the survivors
-again.
+written after each mutant. ``--go-on`` keeps those that are there; ``--tests FILE...`` runs each of these files on the
+survivors in the module that it is named after.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ LONGEST = 90
 """Characters of a line that the table shows."""
 
 
+Row = dict[str, Any]
+"""A mutant in the results."""
+
+
 def reason(mutant: Mutant) -> str:
     """Return why no test could notice a mutant; empty if one could."""
     return EQUIVALENT.get((mutant.module, mutant.before, mutant.after), "")
@@ -47,10 +51,15 @@ def counts(mutants: Sequence[Mutant]) -> tuple[int, int, int]:
     )
 
 
+def tried(rows: Sequence[Row]) -> list[Mutant]:
+    """Return the mutants on which tests have run."""
+    return [mutant for mutant in (Mutant(**row) for row in rows) if mutant.killed is not None]
+
+
 def tables(results: Results) -> list[str]:
     """Return the README's tables: what was killed by draw and by module, all mutants drawn, and those of the list."""
-    draws = {f"seed {row['seed']}": [Mutant(**one) for one in row["mutants"]] for row in results["draws"]}
-    of_list = [Mutant(**row) for row in results["listed"]]
+    draws = {f"seed {row['seed']}": tried(row["mutants"]) for row in results["draws"]}
+    of_list = tried(results["listed"])
     lines = ["| | mutants | killed at first | killed now | cannot be | survive |", "|---|---|---|---|---|---|"]
     for name, mutants in [*draws.items(), ("the list", of_list)]:
         every, killed, equivalent = counts(mutants)
@@ -89,15 +98,19 @@ def _code(text: str) -> str:
 def figures(results: Results) -> dict[str, str]:
     """Return the figures of sentences."""
     found = {}
-    draws = {f"seed.{row['seed']}": [Mutant(**one) for one in row["mutants"]] for row in results["draws"]}
+    draws = {f"seed.{row['seed']}": tried(row["mutants"]) for row in results["draws"]}
     origins = {f"{name}.{key}": row[key] for name, row in zip(draws, results["draws"], strict=True) for key in ORIGIN}
-    for name, mutants in [*draws.items(), ("listed", [Mutant(**row) for row in results["listed"]])]:
+    for name, mutants in [*draws.items(), ("listed", tried(results["listed"]))]:
         every, killed, equivalent = counts(mutants)
         found[name] = f"{killed} of {every}"
         found[f"{name}.first"] = f"{sum(bool(mutant.killed) and not mutant.late for mutant in mutants)} of {every}"
         found[f"{name}.equivalent"] = str(equivalent)
         found[f"{name}.survived"] = str(every - killed - equivalent)
-    return found | origins
+    reached = {
+        f"{name}.tried": f"{len(draws[name])} of {len(row['mutants'])}"
+        for name, row in zip(draws, results["draws"], strict=True)
+    }
+    return found | origins | reached
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,7 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=SEED, help="of the draw")
     parser.add_argument("--part", choices=("drawn", "listed"), help="these only; the results keep the others")
     parser.add_argument("--go-on", action="store_true", help="keep the draw in the results; try what was not tried")
-    parser.add_argument("--tests", nargs="+", default=(), help="run these files on the survivors of the results again")
+    parser.add_argument(
+        "--tests",
+        nargs="+",
+        default=(),
+        help="run each of these files again on the survivors in the module that it is named after",
+    )
     parser.add_argument("--work", type=Path, help="folder that keeps the copied tree and which test executes what")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after the mutant that ends later")
     given = parser.parse_args(arguments)
@@ -131,7 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for place, mutant, changed in to_try(rows, sources, suite.tree, again=bool(given.tests)):
                 if time.monotonic() > limit:
                     break
-                tests = given.tests or suite.tests_of(mutant.module, mutant.line)
+                named = [file for file in given.tests if Path(file).stem == f"test_{Path(mutant.module).stem}"]
+                tests = named if given.tests else suite.tests_of(mutant.module, mutant.line)
+                if given.tests and not named:
+                    continue
                 killer = suite.killer(mutant.module, changed, tests) if tests else ""
                 number = mutant.tests if given.tests else len(tests)
                 rows[place] = asdict(
@@ -144,10 +165,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(f"{failing} fails without a change: what it killed must be tried again")
     print("\n" + tables(results)[0])
     EXPERIMENT.publish(out, results)
-
-
-Row = dict[str, Any]
-"""A mutant in the results."""
 
 
 def kept(before: Sequence[Row], found: Sequence[tuple[Mutant, str]]) -> list[Row]:

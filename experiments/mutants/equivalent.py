@@ -14,5 +14,25 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if default is None or len(short) > 1 and short[0].filter is not None or short[0].value != default:",
     ): "a parameter with a default ends with a condition for all tensors, so one with a filter is never alone",
     ("fitness/scoring/generation.py", "use_cache=True,", "use_cache=False,"): "the same texts, only slower",
+    (
+        "search_spaces/recipes/canonical.py",
+        "slices = tuple(_written(part, [None] * len(part.sources), None, specs[0]) for part in lowered)",
+        "slices = tuple(_written(part, [None] * len(part.sources), None, specs[ -1]) for part in lowered)",
+    ): "a recipe that is not sliced has one slice",
+    (
+        "evomerge/search/sequential_halving.py",
+        "items, few = _share(order, 1.0), {task: names[:MOST] for task, names in order.items()}",
+        "items, few = _share(order, 2.0), {task: names[:MOST] for task, names in order.items()}",
+    ): "twice as many as all items are all items",
+    (
+        "fitness/scoring/generation.py",
+        "text = tokenizer.decode([token], skip_special_tokens=False)",
+        "text = tokenizer.decode([token], skip_special_tokens=True)",
+    ): "stop strings are looked for in the text without special tokens, so none of these completes one",
+    (
+        "fitness/scoring/generation.py",
+        "if token in self.eos or len(tokens) >= self.limit:",
+        "if token in self.eos or len(tokens) > self.limit:",
+    ): "the loop that decodes takes no more steps than the limit, nor does `model.generate`",
 }
 """By module, line and changed line: why nothing else happens."""

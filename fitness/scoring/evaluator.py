@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,10 @@ from fitness.scoring.loglikelihood import LoglikelihoodPlan, Pair
 from fitness.scoring.losses import LossItem, LossPlan
 from fitness.tasks.lm_eval_rules import generation_settings, longest_input
 from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Scorer
-from fitness.tasks.prompts import Request
-from fitness.tasks.suite import TaskSuite
+
+if TYPE_CHECKING:  # lm-eval is imported by whoever loads tasks
+    from fitness.tasks.prompts import Request
+    from fitness.tasks.suite import TaskSuite
 
 SPECIAL_TOKENS = 8  # more than a tokenizer adds to a text
 LOOKED_AT = 500  # items of a task that are looked at for the longest

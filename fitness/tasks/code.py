@@ -230,6 +230,13 @@ def file_hashes(functions: Iterable[Callable[..., Any]]) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for path, name in found.items()}
 
 
+def files_behind(file: Path) -> dict[str, str]:
+    """Return the hash of a Python file and of each file that it depends on, as `file_hashes`; nothing is imported."""
+    found: dict[Path, str] = {}
+    _follow(file.resolve(), file.resolve().parent, found)
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for path, name in found.items()}
+
+
 def _file_of(function: Callable[..., Any]) -> Path | None:
     target = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
     try:

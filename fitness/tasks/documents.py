@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
-
-from lm_eval.api.task import ConfigurableTask
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fitness.items import Item, ItemText, prompt_key
 from fitness.overlap import plain_text
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
 from fitness.tasks.messages import one_line
+
+if TYPE_CHECKING:  # lm-eval is imported by whoever loads tasks
+    from lm_eval.api.task import ConfigurableTask
 
 Document: TypeAlias = dict[str, Any]
 """One row of a data set, as lm-eval gives it."""

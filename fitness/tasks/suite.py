@@ -169,6 +169,10 @@ class TaskSuite:
         found = {identity: self.item(identity) for identity in ids}
         return {identity: self._tasks[item.task].shown(item) for identity, item in found.items()}
 
+    def vote_obstacle(self, task: str) -> str | None:
+        """Return why models cannot vote on a task, as the end of a sentence about its metric; None if they can."""
+        return self._tasks[task].scores.vote_obstacle
+
     def task(self, name: str) -> LoadedTask:
         """Return the loaded task of that name."""
         return self._tasks[name]

@@ -323,3 +323,11 @@ def test_more_answers_change_the_best_fitness_of_who_is_at_its_best_point():
     mover.rescore(0.1)
     assert (resting.fitness, resting.best_fitness) == (0.4, 0.4)
     assert (mover.fitness, mover.best_fitness) == (0.1, 0.9)
+
+
+@pytest.mark.parametrize("preset", ["genome", "genome_plus"])
+def test_the_published_populations_have_ten_members(preset):
+    strategy = GeneticConfig(preset=preset).build(RawWeights(2), 0)
+    first = strategy.ask(100)
+    assert len(first) == 10
+    assert {candidate.generation for candidate in first} == {first[0].generation}

@@ -6,7 +6,7 @@ from evomerge.merging.engine.placement import Share
 from evomerge.workers.base import OUT_OF_MEMORY, Request, WorkerError, WorkerSettings
 from evomerge.workers.config import RayConfig
 from evomerge.workers.ray_cluster import share_of, workers_on
-from evomerge.workers.ray_pool import RayPool
+from evomerge.workers.ray_pool import POLL, RayPool
 from fitness.results import Evaluation
 from tests.workers.fake_cluster import ITEMS, SECONDS, Clock, Death, FakeCluster, scored
 
@@ -117,9 +117,10 @@ def test_without_a_limit_a_busy_worker_is_asked_for_signs_of_life(clock, caplog)
         asked.append(clock()) or cluster._reference("busy for 31 s" if clock() < 1100 else "hang")
     )
     pool.submit(1, Request(1, ITEMS))
-    wait = cluster.wait
+    wait, waits = cluster.wait, set()
 
     def wait_until_late(references, timeout):
+        waits.add(timeout)
         if clock() > 1400:
             cluster.results[references[0]] = scored(1.0)
         return wait(references, timeout)
@@ -128,6 +129,7 @@ def test_without_a_limit_a_busy_worker_is_asked_for_signs_of_life(clock, caplog)
     with caplog.at_level("INFO", "evomerge"):
         assert pool.wait()[0][1].fitness == 1.0
     assert 3 <= len(asked) <= 5
+    assert waits == {POLL, 0.0}  # for a candidate, and not for a sign of life
     assert "worker 0: busy for 31 s" in caplog.messages
     assert any("worker 0 has not answered for" in message for message in caplog.messages)
 

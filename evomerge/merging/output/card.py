@@ -269,6 +269,8 @@ def _score_rows(provenance: Provenance, tasks: Sequence[str]) -> list[list[str]]
 
 
 def _score(row: ScoreRow) -> str:
+    if row.low == row.high and row.items == 1:
+        return f"{row.score:.3f} (of the model as a whole)"
     return f"{row.score:.3f} ({row.low:.3f} to {row.high:.3f}, {row.items} items)"
 
 

@@ -76,10 +76,10 @@ class Contents:
 
     @cached_property
     def weights(self) -> dict[str, float]:
-        """Weight of each task, by its name, in the order of the search file."""
+        """Size of each task's weight, by its name, in the order of the search file; scores have its sign already."""
         tasks = self.section("fitness").get("tasks")
         named = [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
-        given = {str(task.get("task")): float(task.get("weight", 1.0)) for task in named}
+        given = {str(task.get("task")): abs(float(task.get("weight", 1.0))) for task in named}
         evaluations = [self.history.evaluation(identity) for identity in self.history.scored()[:1]]
         return given or {task_of(item): 1.0 for one in evaluations for item in one.items}
 

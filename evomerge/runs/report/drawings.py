@@ -105,7 +105,8 @@ def gap(found: Sequence[Gap]) -> Figure:
 
 def convergence(points: Sequence[Point], stages: Sequence[Span]) -> Figure | None:
     """Draw every candidate and the best so far, against answers and against time; None without a score."""
-    scored = [point for point in points if not point.is_step]
+    # A race may stop candidates before any has a score; the line begins with the first that has one.
+    scored = [point for point in points if not point.is_step and point.best is not None]
     if not scored:
         return None
     shown = thinned(scored)

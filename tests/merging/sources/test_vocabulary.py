@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from evomerge.cli.merge import merge
 from evomerge.merging.checks.preflight import check
+from evomerge.merging.sources import vocabulary
 from evomerge.merging.sources.aligned import align
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
@@ -226,3 +227,8 @@ def test_rows_are_padded_without_other_changes(sources: dict[str, Checkpoint]) -
 def test_rows_that_are_not_there(sources: dict[str, Checkpoint], rule: TokenRow, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         align(sources, "union", "base", TokenRules((rule,)))
+
+
+def test_a_token_beyond_the_common_rows_hides_none_after_it() -> None:
+    found = vocabulary._index({"beyond": 9, "a": 0, "b": 1}, {"a": 2, "b": 7}, 2, 5, is_owner=False)
+    assert found.tolist() == [2, vocabulary.MISSING]  # "b" has no row in a model of 5

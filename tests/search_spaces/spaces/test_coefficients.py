@@ -118,6 +118,16 @@ def test_shared_genes_have_no_model(layout, models):
     assert plans[0].base.model == models["base"]
 
 
+def test_shares_are_written_at_the_scale_of_the_start_and_stay_in_the_box(layout, models):
+    space = make(layout, models, "linear")
+    high = space.high[0]
+    assert space._scaled_shares(np.array([0.2, 0.6]), np.array([0.5, 0.5]) * high) == pytest.approx(
+        [high / 4, 0.75 * high]
+    )
+    assert space._scaled_shares(np.array([0.3, 0.1]), np.array([2.0, 2.0]) * high) == pytest.approx([high, high / 3])
+    assert space._scaled_shares(np.zeros(2), np.array([0.5, 0.5])).tolist() == [0.5, 0.5]
+
+
 def test_linear_weights_are_shares_of_every_model(layout, models):
     space = make(layout, models, "linear")
     assert space.genes[0].name == "base.weight[embeddings]"
