@@ -31,7 +31,9 @@ ZOO_HELD_OUT = 300
 """Held-out items that a guess is scored on, over all tasks; operations and languages alternate in them."""
 CHECKPOINTS = (125, 250, 375, 500, 750, 1000, 1500, 2000, 3000)
 """Numbers of answers after which guesses are scored."""
-LONG = (*CHECKPOINTS, 4000, 6000, 8000)
+LONGER = (*CHECKPOINTS, 4000, 6000)
+"""The same where a candidate asks several tasks."""
+LONG = (*LONGER, 8000)
 """The same where answers cost next to nothing."""
 
 
@@ -98,9 +100,10 @@ def expert_genotypes(space: SearchSpace, members: NDArray[np.int64]) -> tuple[Ge
 # --- the zoo ---
 
 
-def zoo(name: str, file: Path, *changes: str) -> Problem:
+def zoo(name: str, file: Path, *given: str) -> Problem:
     """Return a problem over the zoo's models from a search file with some changes."""
-    opened = OpenedSearch(load(file, ["fitness.batch_size=300", *changes]), scan=False)
+    changes = ["fitness.batch_size=300", "strategy={kind: gradient}", *given]  # its worker takes steps, too
+    opened = OpenedSearch(load(file, changes), scan=False)
     worker = local_worker(opened).worker
     worker.prepare(opened.space.decode(opened.space.start), opened.search_items)
     held_out = _first_of_each_task(opened, ZOO_HELD_OUT)
@@ -171,7 +174,7 @@ def _generation() -> Problem:
 
 def _several() -> Problem:
     tasks = "fitness.tasks=[zoo_target_gen, zoo_ops_en, zoo_read_ja, zoo_read_eo]"
-    return zoo("zoo, four tasks", ZOO, tasks)
+    return replace(zoo("zoo, four tasks", ZOO, tasks), checkpoints=LONGER)
 
 
 def _simulated(genes: int) -> Callable[[], Problem]:
