@@ -7,6 +7,8 @@ from typing import Any
 import jinja2
 
 from fitness.results import TaskError
+from fitness.scoring.time_limit import TooSlow, within
+from fitness.tasks.templates import MOST_SECONDS
 
 
 class Encoder:
@@ -70,14 +72,30 @@ class Encoder:
         return tokens
 
     def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as one text, without its system message if the template does not support one."""
+        """Return a conversation as one text, without its system message if the template does not support one.
+
+        The template is the model's, and a model may be a stranger's: transformers renders it in a sandbox that bounds
+        no loops, so its time is bounded here.
+
+        Raises
+        ------
+        TaskError
+            If it takes longer than a template may.
+        """
         settings = {
             "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
         }
         try:
-            return str(self.tokenizer.apply_chat_template(messages, **settings))
-        except jinja2.exceptions.TemplateError:
-            others = [message for message in messages if message["role"] != "system"]
-            return str(self.tokenizer.apply_chat_template(others, **settings))
+            with within(MOST_SECONDS):
+                try:
+                    return str(self.tokenizer.apply_chat_template(messages, **settings))
+                except jinja2.exceptions.TemplateError:
+                    others = [message for message in messages if message["role"] != "system"]
+                    return str(self.tokenizer.apply_chat_template(others, **settings))
+        except TooSlow:
+            raise TaskError(
+                f"the model's chat template takes longer than {MOST_SECONDS:g} s for one prompt: repair it in the "
+                "model's folder, or write fitness.apply_chat_template: false"
+            ) from None
