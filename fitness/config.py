@@ -99,7 +99,7 @@ class RacingConfig(Section):
     """With test posterior, the accepted share of stopped candidates that would have been among the best `keep` in the
     end; with the other tests, the accepted probability of stopping a given one of these; in (0, 1). For strategies with
     an archive (m2n2, map_elites): the accepted share of stopped candidates that would have entered it."""
-    indifference: float = Field(default=0.02, ge=0, allow_inf_nan=False)
+    indifference: float = Field(default=0.02, ge=0, le=1_000_000, allow_inf_nan=False)
     """With test posterior: what a race may be expected to cost of the best candidate's score and of the mean score of
     the best `keep`, in the objective's unit; at least 0. Of the candidates that are probably not among these, those
     are stopped whose further answers are worth less, besides those that `error` stops. 0: only the latter."""

@@ -13,7 +13,7 @@ def test_every_suite_is_exported(name):
 
 
 def test_there_is_one_for_each_kind():
-    kinds = {"Evaluator", "MergeMethod", "Pool", "SearchSpace", "Strategy"}
+    kinds = {"Evaluator", "MergeMethod", "Pool", "SearchSpace", "Strategy", "Tracker"}
     assert set(evomerge.testing.__all__) == {f"{kind}Suite" for kind in kinds}
     with pytest.raises(AttributeError, match=r"module 'evomerge.testing' has no attribute 'MadeUpSuite'"):
         _ = evomerge.testing.MadeUpSuite

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter
@@ -26,19 +27,18 @@ ENSEMBLE_NOTE = (
 )
 NO_INTERVAL = "none"
 """In place of an interval, where a function has scored a model as a whole."""
+RowKind = Literal["found", "mean", "front", "ensemble", "source", "uniform", "task_arithmetic", "start"]
+"""What a row of the final table is; an ensemble is of several recipes."""
 SEARCHED = ("found", "mean", "front", "ensemble")
 """Kinds of contenders that come from the search; the others are what it is compared with."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that the final table has rows for.
-
-    `kind`: found, mean, front, ensemble (of several recipes), source, uniform, task_arithmetic or start.
-    """
+    """Something that the final table has rows for."""
 
     name: str
-    kind: str
+    kind: RowKind
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Row:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
-    kind: str
+    kind: RowKind
     task: str
     score: float
     low: float

@@ -105,10 +105,10 @@ def test_an_unexpected_error_is_one_line_too(finished, refuse, monkeypatch):
     folder, _ = finished
     from evomerge.cli import status
 
-    def fail(path):
+    def fail(out, path):
         raise KeyError("something")
 
-    monkeypatch.setattr(status, "_summary", fail)
+    monkeypatch.setattr(status, "print_summary", fail)
     refuse("status", folder / "run", words=["unexpected KeyError", "--debug"], code=1)
 
 

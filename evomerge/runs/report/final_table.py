@@ -10,12 +10,12 @@ from shlex import quote
 import numpy as np
 
 from evomerge.runs.report.contents import Contents
-from evomerge.runs.result import SEARCHED, Row
+from evomerge.runs.result import SEARCHED, Row, RowKind
 from fitness.estimation.intervals import p_text
 from fitness.objectives import by_task
 from fitness.results import Evaluation, mean
 
-KINDS = {
+KINDS: dict[RowKind, str] = {
     "found": "found by the search",
     "mean": "the strategy's own guess",
     "front": "member of the front",
@@ -92,7 +92,7 @@ def headline(contents: Contents) -> Headline:
     if result.verdict is None:
         return Headline("indistinguishable", "The search has ended; its result has no verdict.", "", commands)
     taken = result.verdict.recommended
-    kind = next((row.kind for row in result.held_out if row.name == taken), "found")
+    kind: RowKind = next((row.kind for row in result.held_out if row.name == taken), "found")
     which = "the recipe that the search has found" if kind == "found" else f"{taken} ({KINDS[kind]})"
     score = next((f", {row.score:.3f} on the held-out items" for row in contents.overall_rows if row.name == taken), "")
     return Headline(result.verdict.outcome, result.verdict.sentence, f"Take best.yaml: {which}{score}.", commands)
