@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -163,12 +164,14 @@ def wait_for_events(run, wanted, timeout=120):
 
 def test_a_run_in_use(tmp_path, evomerge, write):
     write(tmp_path, budget={"evaluations": 100_000})
-    process = subprocess.Popen([COMMAND, "search", "search.yaml", "--run", "run"], cwd=tmp_path, stdout=subprocess.PIPE)
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells start what runs behind with SIGINT ignored
+    command = [COMMAND, "search", "search.yaml", "--run", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, preexec_fn=listen)
     try:
         wait_for_events(tmp_path / "run", 6)
         assert "is in use by another evomerge process" in evomerge("resume", "run", cwd=tmp_path, code=2)
         assert json.loads(evomerge("status", "run", "--json", cwd=tmp_path))["state"] == "searching"
-        process.send_signal(2)  # Ctrl-C
+        process.send_signal(signal.SIGINT)  # Ctrl-C
         output = process.communicate(timeout=60)[0].decode()
         assert process.returncode == 130
         assert "evomerge resume run" in output
