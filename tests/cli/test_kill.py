@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -164,9 +163,9 @@ def wait_for_events(run, wanted, timeout=120):
 
 def test_a_run_in_use(tmp_path, evomerge, write):
     write(tmp_path, budget={"evaluations": 100_000})
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells start what runs behind with SIGINT ignored
-    command = [COMMAND, "search", "search.yaml", "--run", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, preexec_fn=listen)
+    # Shells start what runs in the background with SIGINT ignored.
+    command = ["env", "--default-signal=INT", COMMAND, "search", "search.yaml", "--run", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE)
     try:
         wait_for_events(tmp_path / "run", 6)
         assert "is in use by another evomerge process" in evomerge("resume", "run", cwd=tmp_path, code=2)
