@@ -273,6 +273,8 @@ def outcome(path: Path) -> dict[str, Any]:
         raise Failed(f"candidates without an answer: {sorted(unanswered)}")
     result = json.loads((path / "result.json").read_text())
     del result["seconds"]
+    for stage in result["stages"].values():
+        del stage["seconds"]
     return {"asked": asked, "told": told, "beside": beside, "result": result}
 
 
