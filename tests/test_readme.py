@@ -51,6 +51,7 @@ def test_the_commands_run_in_order(folder):
     assert (folder / "merged" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_python_example_prints_the_table_of_a_search(folder):
     printed = [line[:20].strip() for line in execute(blocks("python")[0], cwd=folder).splitlines()]
     recorded = json.loads((folder / "runs" / "from-python" / "result.json").read_text(encoding="utf-8"))["held_out"]

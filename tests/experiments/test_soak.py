@@ -1,12 +1,12 @@
 """The soak experiment: that its models can be searched, and that it notices what grows or stays behind."""
 
 import json
+import mmap
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -19,11 +19,12 @@ ME = os.getpid()
 
 def test_memory_that_a_process_takes_is_seen():
     before = memory(ME)
-    taken = np.ones(40 * 2**20, np.uint8)
+    taken = mmap.mmap(-1, 40 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # no memory that was freed before
+    taken.write(bytes([1]) * len(taken))
     after = memory(ME)
     assert 35 < after["own"] - before["own"] < 60
     assert after["all"] >= after["own"]
-    del taken
+    taken.close()
     assert memory(2**22 + 1) == {"own": 0.0, "all": 0.0}  # no such process
 
 

@@ -70,6 +70,7 @@ class Stopped(Exception):
     """Stands for a kill."""
 
 
+@pytest.mark.slow
 def test_a_stopped_search_continues_exactly(tmp_path: Path) -> None:
     settings = config(
         strategy={"kind": "gradient", "items": 8, "steps": 5, "then": {"kind": "cma_es", "population": 4}},
@@ -102,6 +103,7 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
             assert one.evaluation.gradient == other.evaluation.gradient
 
 
+@pytest.mark.slow
 def test_a_raised_budget_is_spent_on_further_steps(tmp_path: Path) -> None:
     evomerge.search(config(budget={"evaluations": 5}), run=tmp_path / "raised")
     resume_search(tmp_path / "raised", overrides=["budget.evaluations=8"])

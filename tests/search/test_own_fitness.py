@@ -143,6 +143,7 @@ def given(model, tokenizer, items):
     return [size * (1 + len(text) % 3) for text in items]
 
 
+@pytest.mark.slow
 def test_a_callable_in_place_of_a_section(write, tmp_path):
     values = yaml.safe_load(write({}).read_text())
     del values["fitness"]

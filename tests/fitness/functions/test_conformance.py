@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -31,6 +32,12 @@ def both(model: Any, tokenizer: Any, items: Sequence[str]) -> dict[str, Any]:
     return {"loss": values, "half": 0.5 * values}
 
 
+@cache
+def opened(function: Callable[..., Any]) -> FitnessFunction:
+    """Return a function with its code read once for all tests."""
+    return FitnessFunction.of(function, TEXTS)
+
+
 class _Functions(EvaluatorSuite):
     tells_answers = False
     function: Callable[..., Any]
@@ -41,7 +48,7 @@ class _Functions(EvaluatorSuite):
         config = FitnessConfig.model_validate(
             {"function": "x.py:loss", "function_items": "X", "tasks": list(self.tasks)}
         )
-        self.own = FunctionSuite(FitnessFunction.of(type(self).function, TEXTS), config, seed=0)
+        self.own = FunctionSuite(opened(type(self).function), config, seed=0)
         self.tokenizer, self.make_model = tokenizer, make_model
 
     def evaluator(self, batch_size: int) -> FunctionEvaluator:
