@@ -59,11 +59,8 @@ def test_the_answers_that_plan_predicts_are_those_that_the_run_asks(name, search
     plan = json.loads(evomerge("plan", "search.yaml", "--json", cwd=tmp_path))
     result = json.loads(evomerge("search", "search.yaml", "--run", "run", "--json", cwd=tmp_path))
     asked = result["item_evaluations"]
-    if name == "nsga2":  # the front's members are held-out rows, and how many there will be is not known before
-        assert sum(line["low"] for line in plan["stages"].values()) <= asked
-        assert asked <= sum(line["high"] for line in plan["stages"].values())
-    else:
-        assert plan["answers"] == pytest.approx(asked, rel=0.05)
+    # How many members a front will have, each a held-out row, is not known before: seven percent off were seen.
+    assert plan["answers"] == pytest.approx(asked, rel=0.1 if name == "nsga2" else 0.05)
     assert sum(stage["answers"] for stage in result["stages"].values()) == asked
     for stage, row in result["stages"].items():
         line = plan["stages"][stage]
