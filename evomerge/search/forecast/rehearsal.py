@@ -28,6 +28,7 @@ from evomerge.search.problem import Problem
 from evomerge.search.racing_pool import racing
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.workers.base import Request
+from evomerge.workers.inline import InlinePool
 from fitness.estimation.evaluation_plan import EvaluationPlan
 from fitness.items import positions_by_task
 from fitness.objectives import Objectives, by_task, means
@@ -77,17 +78,20 @@ def forecast(problem: Problem, events: Iterable[Event] = (), evaluations: int | 
 
 def rehearse(problem: Problem, events: Sequence[Event], evaluations: int, seed: int) -> RunHistory:
     """Return the history of a whole search whose answers are made up, after the events of earlier sessions."""
-    log, pool = _InMemory(events), _MadeUpPool(problem, seed)
+    log, worker = _InMemory(events), _MadeUpAnswers(problem, seed)
+    pool = InlinePool(worker)
     budget = problem.config.budget.model_copy(update={"evaluations": evaluations, "hours": None})
     plan = problem.evaluation_plan(RecordedScorer(log, RunHistory(events), pool, problem.recipe_hash))
     search = problem.begin(log, _MeansOnly(plan), budget)
-    scored, built = search.history.stages["candidates"], pool.built
+    scored, built = search.history.stages["candidates"], worker.built
     others = _others(search.history)
     search.search(racing(pool, problem.config, search))
-    scored.requests = max(scored.requests, pool.built - built - _others(search.history) + others)  # a race builds again
+    scored.requests = max(
+        scored.requests, worker.built - built - _others(search.history) + others
+    )  # a race builds again
     guess = search.strategy.recommend()
     if guess is not None:
-        pool.preferred = problem.recipe_hash(problem.space.decode(guess))
+        worker.preferred = problem.recipe_hash(problem.space.decode(guess))
     FinalEvaluation(log, problem, search, pool, p_value=_normal_p_value).ask()
     return search.history
 
@@ -178,8 +182,8 @@ class _MeansOnly:
         return list(evaluations)
 
 
-class _MadeUpPool:
-    """Workers that make up every answer: right with a probability that depends on the merge and on the item.
+class _MadeUpAnswers:
+    """A worker that makes up every answer: right with a probability that depends on the merge and on the item.
 
     Parameters
     ----------
@@ -204,26 +208,14 @@ class _MadeUpPool:
         self.preferred, self.built = "", 0
         self._abilities: dict[tuple[str, str], float] = {}
         self._difficulty: dict[str, float] = {}
-        self._queue: list[tuple[int, Request]] = []
 
     @property
-    def free(self) -> int:
-        """One recipe at a time."""
-        return max(0, 1 - len(self._queue))
+    def place(self) -> str:
+        """Nowhere: nothing is computed."""
+        return "a rehearsal"
 
-    def submit(self, tag: int, request: Request) -> None:
-        """Queue a recipe."""
-        self._queue.append((tag, request))
-
-    def wait(self) -> list[tuple[int, Evaluation]]:
-        """Make up the answers of what is queued."""
-        queue, self._queue = self._queue, []
-        return [(tag, self._evaluate(request)) for tag, request in queue]
-
-    def close(self) -> None:
-        """Nothing was started."""
-
-    def _evaluate(self, request: Request) -> Evaluation:
+    def evaluate(self, request: Request) -> Evaluation:
+        """Make up the answers to a request."""
         self.built += 1
         recipe = self._hash(request.recipe)
         rng = self._rng(f"{recipe}/{request.items}")
