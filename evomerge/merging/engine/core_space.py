@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merging.engine.tensor_merge import TensorMerge, WorkUnit
+from evomerge.merging.engine.tensor_merge import TensorMerge, WholeMerge
 from evomerge.merging.methods.blocks import Scratch, TensorInfo
 from evomerge.merging.methods.registry import MergeMethod, SourceGroup, SourceModel, SourceTensor
 from evomerge.merging.sources.adapters import AdapterSource, Factors
@@ -181,7 +181,7 @@ class CoreSpace:
         return SourceModel(pairs)
 
 
-class CoreTensorMerge:
+class CoreTensorMerge(WholeMerge):
     """Fills one parameter: merges the core matrices, expands the result, adds the base."""
 
     def __init__(
@@ -231,20 +231,6 @@ class CoreTensorMerge:
         u_PK, s_K, vh_KQ = torch.linalg.svd(self.merge(plan), full_matrices=False)
         root_K = s_K.sqrt()
         return Factors(self._left @ (u_PK * root_K), (root_K[:, None] * vh_KQ) @ self._right, 1.0)
-
-    @property
-    def size(self) -> int:
-        """Entries of the tensor."""
-        return self._target.numel()
-
-    @property
-    def is_whole_matrix(self) -> bool:
-        """Merged by products of matrices, which use all threads by themselves."""
-        return True
-
-    def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
-        """Yield the work of merging with the coefficients of `plan`, rounding once to `out_dtype`."""
-        yield lambda _: self._run(plan, out_dtype)
 
     def _run(self, plan: TensorPlan, out_dtype: torch.dtype) -> None:
         left_MQ = self._left @ self.merge(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -203,7 +204,30 @@ class TensorMerge:
         )
 
 
-class StepwiseMerge:
+class WholeMerge(ABC):
+    """Fills one parameter as a whole, in operations that use all threads by themselves."""
+
+    _target: Tensor
+
+    @property
+    def size(self) -> int:
+        """Entries of the tensor."""
+        return self._target.numel()
+
+    @property
+    def is_whole_matrix(self) -> bool:
+        """Whether the operations use all threads by themselves."""
+        return True
+
+    def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
+        """Yield the work of merging with the coefficients of `plan`, the result rounded to `out_dtype`."""
+        yield lambda _: self._run(plan, out_dtype)
+
+    @abstractmethod
+    def _run(self, plan: TensorPlan, out_dtype: torch.dtype) -> None: ...
+
+
+class StepwiseMerge(WholeMerge):
     """Fills one parameter on whole tensors, rounding to the recipe's `dtype` after every step, as mergekit does.
 
     Parameters
@@ -237,20 +261,6 @@ class StepwiseMerge:
         self.dtype = dtype
         self._target, self._shape, self._prepared = target, shape, prepared
         self._base, self._models = base, models
-
-    @property
-    def size(self) -> int:
-        """Entries of the tensor."""
-        return self._target.numel()
-
-    @property
-    def is_whole_matrix(self) -> bool:
-        """Merged as a whole, in operations that use all threads by themselves."""
-        return True
-
-    def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
-        """Yield the work of merging with the coefficients of `plan`, the result rounded to `out_dtype`."""
-        yield lambda _: self._run(plan, out_dtype)
 
     def _run(self, plan: TensorPlan, out_dtype: torch.dtype) -> None:
         assert self.method.stepwise is not None, "asked of mergekit's methods only"

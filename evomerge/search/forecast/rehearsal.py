@@ -83,12 +83,10 @@ def rehearse(problem: Problem, events: Sequence[Event], evaluations: int, seed: 
     budget = problem.config.budget.model_copy(update={"evaluations": evaluations, "hours": None})
     plan = problem.evaluation_plan(RecordedScorer(log, RunHistory(events), pool, problem.recipe_hash))
     search = problem.begin(log, _MeansOnly(plan), budget)
-    scored, built = search.history.stages["candidates"], worker.built
-    others = _others(search.history)
+    scored, before = search.history.stages["candidates"], worker.built - _others(search.history)
     search.search(racing(pool, problem.config, search))
-    scored.requests = max(
-        scored.requests, worker.built - built - _others(search.history) + others
-    )  # a race builds again
+    built = worker.built - _others(search.history) - before  # a race builds a candidate again for each block
+    scored.requests = max(scored.requests, built)
     guess = search.strategy.recommend()
     if guess is not None:
         worker.preferred = problem.recipe_hash(problem.space.decode(guess))
