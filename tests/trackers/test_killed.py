@@ -29,8 +29,14 @@ def told(run: Path) -> int:
         return 0
 
 
+@pytest.fixture(autouse=True)
+def _mlflow_writes_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MLflow puts artifacts there
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
 @pytest.mark.slow
-def test_each_has_every_scalar_once(tmp_path, evomerge, monkeypatch):
+def test_each_has_every_scalar_once(tmp_path, evomerge):
     tasks = few_items(tmp_path / "tasks", ["zoo_target_gen"], 60)
     config = {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops")},
@@ -47,8 +53,6 @@ def test_each_has_every_scalar_once(tmp_path, evomerge, monkeypatch):
         "trackers": list(SUITES),
     }
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)  # MLflow puts artifacts there
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = tmp_path / "run"
     command = [sys.executable, "-m", "evomerge", "search", "search.yaml", "--run", "run"]
     own = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # that of this process
@@ -71,7 +75,7 @@ def test_each_has_every_scalar_once(tmp_path, evomerge, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_belongs_to_the_run_is_there(tmp_path, evomerge, monkeypatch):
+def test_what_belongs_to_the_run_is_there(tmp_path, evomerge):
     """Settings, the best recipe and the report, as each tracker keeps them."""
     tasks = few_items(tmp_path / "tasks", ["zoo_target_gen"], 20)
     config = {
@@ -83,8 +87,6 @@ def test_what_belongs_to_the_run_is_there(tmp_path, evomerge, monkeypatch):
         "trackers": list(SUITES),
     }
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)  # MLflow puts artifacts there
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
     evomerge("resume", "run", "--budget.evaluations=+1", cwd=tmp_path)
     run = tmp_path / "run"
