@@ -70,6 +70,9 @@ def _space(space: dict[str, Any], folder: Path) -> None:
         if space.get("start") not in STARTS:
             _resolve_key(space, "start", folder)
         _resolve_key(space, "calibration_text", folder)
+        if isinstance(space.get("calibration_text"), dict):
+            for name in space["calibration_text"]:
+                _resolve_key(space["calibration_text"], name, folder)
     if isinstance(space.get("parameters"), dict):
         _space(space["parameters"], folder)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
-from evomerge.merging.derivatives.checkpointing import layers_of
+from evomerge.merging.calibration.layer_walk import layers_of
 from search_spaces.recipes.layout import ModelLayout
 
 WIDTHS = (4, 8, 16)
