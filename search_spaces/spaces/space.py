@@ -100,6 +100,14 @@ class SearchSpace(ABC):
         """Return recipes that together need everything worth preparing before the first candidate."""
         return (self.decode(self.start),)
 
+    def shortfall(self, recipe: Recipe) -> str | None:
+        """Return what a recipe from elsewhere misses that all recipes of the space have; None: nothing.
+
+        A space of smaller models says so of a whole one: "8 layers, where the most are 6,". Sources and baselines that
+        miss something stand in the final table and are not recommended.
+        """
+        return None
+
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
         """Return which genes take part in the recipe of `genotype`, bool[G].
 

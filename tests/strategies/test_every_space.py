@@ -25,6 +25,7 @@ from evomerge.testing.planted import evaluate
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow import DataFlowConfig
+from search_spaces.spaces.depth.tailoring import TailoringConfig
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.mixture import MixtureConfig
 from search_spaces.spaces.registry import SPACES as REGISTERED
@@ -57,9 +58,11 @@ SPACES = {
         chunks=3, crossover="linear", weights="simplex", noise={"terms": 2, "sigma": 0.01}
     ),
     "layer orders": DataFlowConfig(order="free", scales="transition"),
+    "tailored": TailoringConfig(remove=(1, 2)),
     "stacked": TwoStageConfig(parameters={"kind": "mixture", "chunks": 3, "crossover": "linear"}, flow={"repeats": 1}),
 }
-"""Choices with conditional reals; integers with an own crossover; switches with conditional reals; all in one."""
+"""Choices with conditional reals; integers with an own crossover; switches with conditional reals; keys, switches and a
+number; all in one."""
 EVALUATIONS = 40
 
 

@@ -10,6 +10,7 @@ from evomerge.testing.search_spaces import SearchSpaceSuite
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.coefficients import CoefficientSpace
 from search_spaces.spaces.data_flow import DataFlowConfig
+from search_spaces.spaces.depth.tailoring import TailoringConfig
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.mixture import MixtureConfig
 from search_spaces.spaces.registry import build_space
@@ -250,6 +251,25 @@ class TestTwoStagesOfMixtures(TwoStages):
 class TestTwoStagesOfSlerp(TwoStages):
     parameters: ClassVar = {"kind": "layer_coefficients", "method": ["ties", "slerp"]}
     flow: ClassVar = {"scales": "transition"}
+
+
+class Tailored(Spaces):
+    config: ClassVar = {}
+
+    def space(self):
+        return TailoringConfig(**self.config).build(self.context)
+
+
+class TestTailoring(Tailored):
+    config: ClassVar = {"remove": (1, 3), "scale": (-0.5, 1.5)}
+
+
+class TestTailoringFromAnExpert(Tailored):
+    config: ClassVar = {"anchor": "x", "models": ("base", "ops"), "max_parameters": 0.6}
+
+
+class TestRemovingLayers(Tailored):
+    config: ClassVar = {"models": ("base",), "remove": 2}
 
 
 def test_the_suite_finds_a_space_that_is_wrong(layout, models):
