@@ -14,9 +14,9 @@ the mean of the task vectors' norms.
 √merged w_1 τ_1, since λ_t ≈ √t (so the authors log it; exact for task vectors of equal norm that are orthogonal to
 each other), and its norm counts `merged` times in a.
 
-Deviations: norms are those of a tensor, where the paper takes the whole model's; components with s = 0 have no
-directions of their own and are left alone; alpha = 1 projects off all others, where the authors' code then projects
-off none. Weights are 1 in the paper.
+Deviations: norms are those of a tensor, where the paper takes the whole model's; components with s below 1e-5 of the
+largest are rounding, have no directions of their own and are left alone; alpha = 1 projects off all others, where the
+authors' code then projects off none. Weights are 1 in the paper.
 
 Costs T − 1 decompositions per linear map; they are kept while `alpha` and the ratios of the earlier weights stay, so
 that all weights of two models share one.
@@ -37,7 +37,8 @@ from evomerge.merging.methods.matrices import add_to_base, delta_matrices, preci
 from evomerge.merging.methods.parameters import Factor, Lambda, PerModel, Real
 from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
-SMALLEST_VALUE = 1e-9  # of the largest singular value
+SMALLEST_VALUE = 1e-5
+"""Of the largest singular value: below it are what rounding of the models' weights leaves of no change at all."""
 
 
 class InTurn(WholeTensorState):
