@@ -16,6 +16,7 @@ ORDER = (
     "search_spaces",
     "search_spaces.recipes",
     "search_spaces.spaces",
+    "search_spaces.spaces.depth",
     "fitness",
     "fitness.tasks",
     "fitness.scoring",
