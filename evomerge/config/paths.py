@@ -12,6 +12,7 @@ from typing import Any
 from evomerge.files.references import absolute, local_or_hub
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.references import parse_reference, spelled, with_parts
+from search_spaces.spaces.coefficient_config import TASK
 from search_spaces.spaces.layer_coefficients import STARTS
 
 
@@ -78,10 +79,11 @@ def _space(space: dict[str, Any], folder: Path) -> None:
     if space.get("kind", "layer_coefficients") == "layer_coefficients":
         if space.get("start") not in STARTS:
             _resolve_key(space, "start", folder)
-        _resolve_key(space, "calibration_text", folder)
-        if isinstance(space.get("calibration_text"), dict):
-            for name in space["calibration_text"]:
-                _resolve_key(space["calibration_text"], name, folder)
+        texts = space.get("calibration_text")
+        section, keys = (texts, [*texts]) if isinstance(texts, dict) else (space, ["calibration_text"])
+        for key in keys:
+            if not str(section.get(key)).startswith(TASK):
+                _resolve_key(section, key, folder)
     if isinstance(space.get("parameters"), dict):
         _space(space["parameters"], folder)
 
