@@ -20,18 +20,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from evomerge.files.atomic import atomic_file
 from evomerge.files.cache import ELSEWHERE, cache_folder
 from evomerge.files.hashing import sha256
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.source import Source, fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 WINDOW = 512
 """Tokens of one window; windows are read independently."""
@@ -42,7 +45,7 @@ VERSION = 1
 
 Statistics: TypeAlias = Mapping[str, Tensor]
 """By the tensor's name in the module: float32[N] of activations, bfloat16 in the tensor's own shape of `fisher`."""
-Measure: TypeAlias = Callable[[PreTrainedModel, Tensor], Statistics]
+Measure: TypeAlias = "Callable[[PreTrainedModel, Tensor], Statistics]"
 
 
 def statistics(

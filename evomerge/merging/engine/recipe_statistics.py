@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from evomerge.merging.engine.activation_informed import PARAMETER, shares
 from evomerge.merging.engine.calibration_statistics import Statistics, statistics
@@ -16,6 +16,9 @@ from evomerge.merging.methods import implementation
 from evomerge.merging.methods.registry import MergeMethod
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import Contribution, TensorPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class RecipeStatistics:
