@@ -27,6 +27,7 @@ from evomerge.runs.provenance import provenance
 from evomerge.runs.run import LogError, RunError, run_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.fields import changed_text
 from search_spaces.recipes.mergekit.documents import Document, needed
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
@@ -164,15 +165,14 @@ def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str 
     """Return the recipe with absolute paths that lie in `within`; `names` of other documents stay."""
     named = [part for model in recipe.models for part in parts(model) if part is not None and part not in names]
     if within is not None:
-        for place in (*named, *([recipe.calibration_text] if recipe.calibration_text is not None else [])):
+        for place in (*named, *recipe.calibration_files):
             _check_confined(place, within, file)
     absolute = {place: str(local_or_hub(place)) for place in named}
     recipe = recipe.with_models(
         {model: with_parts(model, lambda part: absolute.get(part, part)) for model in recipe.models}
     )
-    if recipe.calibration_text is not None:
-        recipe = replace(recipe, calibration_text=str(Path(recipe.calibration_text).resolve()))
-    return recipe
+    text = changed_text(recipe.calibration_text, lambda file: str(Path(file).resolve()))
+    return replace(recipe, calibration_text=text)
 
 
 def _opened(

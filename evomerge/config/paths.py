@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -35,9 +36,17 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
         if isinstance(fitness.get("subset"), dict):
             _resolve_key(fitness["subset"], "item_bank", folder)
             _resolve_key(fitness["subset"], "ids", folder)
+        if isinstance(fitness.get("engine"), dict):
+            _python(fitness["engine"], folder)
         for key in ("function", "function_items"):
             if isinstance(fitness.get(key), str):
                 fitness[key] = _code(fitness[key], folder)
+
+
+def _python(engine: dict[str, Any], folder: Path) -> None:
+    """Make the path of an interpreter absolute; links stay, because a virtual environment is where its link lies."""
+    if isinstance(engine.get("python"), str):
+        engine["python"] = os.path.abspath(folder / os.path.expanduser(engine["python"]))
 
 
 def _code(reference: str, folder: Path) -> str:
@@ -70,6 +79,9 @@ def _space(space: dict[str, Any], folder: Path) -> None:
         if space.get("start") not in STARTS:
             _resolve_key(space, "start", folder)
         _resolve_key(space, "calibration_text", folder)
+        if isinstance(space.get("calibration_text"), dict):
+            for name in space["calibration_text"]:
+                _resolve_key(space["calibration_text"], name, folder)
     if isinstance(space.get("parameters"), dict):
         _space(space["parameters"], folder)
 

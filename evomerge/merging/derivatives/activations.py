@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from evomerge.merging.derivatives.checkpointing import layers_of
+from evomerge.merging.calibration.layer_walk import layers_of
 from search_spaces.recipes.layout import ModelLayout
 
 if TYPE_CHECKING:
