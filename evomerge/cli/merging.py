@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
-from evomerge.cli.merge import read, warn
+from evomerge.cli.recipe_file import read, warn
 from evomerge.files.atomic import check_place
 from evomerge.files.messages import say
 from evomerge.files.references import local_or_hub
