@@ -15,6 +15,7 @@ from evomerge.files.cache import ELSEWHERE, cache_folder
 from fitness.overlap import check_apart
 from search_spaces.recipes.errors import did_you_mean
 from search_spaces.spaces.coefficient_config import TASK
+from search_spaces.spaces.registry import SpaceSettings
 
 if TYPE_CHECKING:
     from fitness.functions.opening import Suite
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 PLACE = "space.calibration_text"
 
 
-def asks_for_tasks(space: BaseModel) -> bool:
+def asks_for_tasks(space: SpaceSettings) -> bool:
     """Return whether a text of the space's settings is that of a task's items."""
     return any(text.startswith(TASK) for text in _texts(space))
 
@@ -42,7 +43,7 @@ def with_task_texts(space: Any, suite: Suite) -> Any:
     return _changed(space, lambda text: _written(text.removeprefix(TASK), suite) if text.startswith(TASK) else text)
 
 
-def check_texts(space: BaseModel, suite: Suite) -> None:
+def check_texts(space: SpaceSettings, suite: Suite) -> None:
     """Check that no calibration text holds a question that is held out.
 
     Raises
@@ -57,9 +58,15 @@ def check_texts(space: BaseModel, suite: Suite) -> None:
         check_apart(PLACE, contents, {item: text.question for item, text in shown.items()})
 
 
-def _texts(space: BaseModel) -> tuple[str, ...]:
+def _texts(space: SpaceSettings) -> tuple[str, ...]:
+    """Return all calibration texts, also those of a space within the settings."""
     found: list[str] = []
-    _changed(space, lambda text: (found.append(text), text)[1])
+
+    def note(text: str) -> str:
+        found.append(text)
+        return text
+
+    _changed(space, note)
     return tuple(found)
 
 
