@@ -11,6 +11,9 @@ from typing import Any
 from evomerge.merging.methods.registry import IMPLEMENTATIONS
 from search_spaces.recipes.method_spec import as_data
 
+START, END = "<!-- methods -->\n", "<!-- /methods -->\n"
+"""Lines around the table in ``docs/methods.md``."""
+
 
 def table() -> str:
     """Return the table as JSON: our own methods, by name."""
@@ -27,3 +30,28 @@ def _entry(data: dict[str, Any]) -> str:
 
 def _line(data: dict[str, Any]) -> str:
     return json.dumps(data, ensure_ascii=False)
+
+
+def page_table() -> str:
+    """Return the table of `docs/methods.md`: what each of our methods does, and what a search looks for."""
+    specs = [
+        IMPLEMENTATIONS[name].spec for name in sorted(IMPLEMENTATIONS) if IMPLEMENTATIONS.origin(name) == "evomerge"
+    ]
+    lines = ["| method | what it does | base | searched |", "|---|---|---|---|"]
+    for spec in specs:
+        searched = [f"`{parameter.name}`" for parameter in spec.parameters if parameter.search and not parameter.after]
+        lines.append(
+            f"| `{spec.name}`{'' if spec.in_mergekit else ' *'} | {spec.doc} | {spec.base} | {', '.join(searched)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def with_table(page: str) -> str:
+    """Return the page with its table, between the two lines that mark it, made anew."""
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(
+            f"the page has no place for the table; put the lines {START.strip()} and {END.strip()} into it"
+        )
+    return before + start + page_table() + end + after
