@@ -33,6 +33,7 @@ ORDER = (
     "evomerge.merging.methods",
     "evomerge.merging.sources",
     "evomerge.merging.checks",
+    "evomerge.merging.calibration",
     "evomerge.merging.engine",
     "evomerge.merging.derivatives",
     "evomerge.merging.output",

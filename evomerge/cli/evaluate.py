@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 from rich.console import Console
 
-from evomerge.cli.merge import open_recipe
+from evomerge.cli.merging import open_recipe
 from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load_recorded

@@ -15,6 +15,7 @@ from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.map_elites import MapElites, MapElitesConfig
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
+from evomerge.strategies.ppo import Ppo, PpoConfig
 from evomerge.strategies.random import RandomConfig, RandomSearch
 from evomerge.strategies.registry import STRATEGIES, AnyStrategy, import_files, register_strategy
 from evomerge.strategies.staged import Staged, StagedConfig
@@ -47,6 +48,8 @@ __all__ = [
     "NevergradConfig",
     "Nsga2",
     "Nsga2Config",
+    "Ppo",
+    "PpoConfig",
     "RandomConfig",
     "RandomSearch",
     "Staged",

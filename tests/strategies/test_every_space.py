@@ -18,6 +18,7 @@ from evomerge.strategies import (
     MapElitesConfig,
     NevergradConfig,
     Nsga2Config,
+    PpoConfig,
     RandomConfig,
     StagedConfig,
 )
@@ -25,6 +26,7 @@ from evomerge.testing.planted import evaluate
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow import DataFlowConfig
+from search_spaces.spaces.depth.layer_actions import LayerActionsConfig
 from search_spaces.spaces.depth.tailoring import TailoringConfig
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.mixture import MixtureConfig
@@ -48,6 +50,7 @@ CONFIGS = {
     "map_elites": MapElitesConfig(mutation=0.5),
     "nsga2": Nsga2Config(population=6),
     "nevergrad:TwoPointsDE": NevergradConfig(optimizer="TwoPointsDE"),
+    "ppo": PpoConfig(population=6, epochs=3),
     "random": RandomConfig(),
     "grid": GridConfig(),
     "staged": StagedConfig(evaluations=20, first=CmaEsConfig(population=6), second=EdaConfig(population=6)),
@@ -59,10 +62,11 @@ SPACES = {
     ),
     "layer orders": DataFlowConfig(order="free", scales="transition"),
     "tailored": TailoringConfig(remove=(1, 2)),
+    "actions": LayerActionsConfig(merges=("ties",)),
     "stacked": TwoStageConfig(parameters={"kind": "mixture", "chunks": 3, "crossover": "linear"}, flow={"repeats": 1}),
 }
 """Choices with conditional reals; integers with an own crossover; switches with conditional reals; keys, switches and a
-number; all in one."""
+number; choices alone; all in one."""
 EVALUATIONS = 40
 
 
@@ -102,6 +106,10 @@ def test_every_proposal_is_a_recipe(name, space):
     if name == "staged" and not hasattr(space, "flow"):
         with pytest.raises(ValueError, match=r"staged is for space.kind two_stage"):
             config.build(space, 0)
+        return
+    if name == "ppo" and not all(space.discrete):
+        with pytest.raises(ValueError, match="ppo chooses among options"):
+            config.resolved(space, noise=0.05, evaluations=200)
         return
     asked = drive(config, space)
     for candidate in asked:
