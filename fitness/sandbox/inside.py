@@ -1,8 +1,9 @@
 """What runs inside the sandbox: it bounds itself, runs the program it reads, and says how that ended.
 
-Started by `bubblewrap.Sandbox` as a script, with nothing but Python's standard library. One JSON object comes in by
-standard input: `token`, `source`, `call` (a name in the source, or null), `arguments`, `limits`, `longest`. If the source has run
-to its end, and the call has returned, the token and a JSON object go out by standard output: `value`, or `error`.
+Started by `bubblewrap.run_program` as a script, with nothing but Python's standard library. One JSON object comes in by
+standard input: `token`, `source`, `call` (a name in the source, or null), `arguments`, `limits`, `longest`. If the
+source has run to its end, and the call has returned, the token and a JSON object go out by standard output: `value`, or
+`error`.
 """
 
 import json
