@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 
 LONGEST_ERROR = 300
 
@@ -24,7 +25,7 @@ def main() -> None:
     for name, limit in asked["limits"].items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
     token = asked["token"].encode()
-    names: dict[str, object] = {}
+    names: dict[str, Callable[..., object]] = {}
     try:
         exec(compile(asked["source"], "<program>", "exec"), names)
         value = names[asked["call"]](*asked["arguments"][0], **asked["arguments"][1]) if asked["call"] else None
