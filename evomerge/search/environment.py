@@ -10,9 +10,9 @@ from typing import Any
 
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.hashing import sha256
+from evomerge.merging.engine.placement import torch_device
 from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.workers.config import RayConfig
-from evomerge.workers.start import torch_device
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "jinja2"),

@@ -147,13 +147,14 @@ class FinalEvaluation:
         return Asked([*self._held_out(searched), *voted, *self._held_out(self.problem.alternatives())], search_score)
 
     def _missed(self, rows: Sequence[tuple[Contender, Evaluation]]) -> dict[str, str]:
-        """Return what each row that misses a minimum score on the held-out items misses, by the row's name."""
+        """Return what each row misses, by its name: a limit of the space, or a minimum score on the held-out items."""
+        limits = {entry.name: self._shortfall(entry) for entry, _ in rows if isinstance(entry, Entry)}
+        missed = {name: limit for name, limit in limits.items() if limit is not None}
         shares = {task.task: task.min_share_of_best_source or 0.0 for task in self.problem.suite.entries}
         if not any(shares.values()):
-            return {}
+            return missed
         scored = {entry.name: means(evaluation) for entry, evaluation in rows}
         sources = [scored[entry.name] for entry, _ in rows if entry.kind == "source"]
-        missed = {}
         for name, scores in scored.items():
             for task, share in shares.items():
                 floor = share * max(source[task].value for source in sources)
@@ -219,10 +220,14 @@ class FinalEvaluation:
         ]
         entries += [mean] if mean is not None else []
         spelt = {point: entry for entry, point in self.problem.other_spellings().items()}
-        finalists = {self._hash(entry): entry for entry in self.problem.alternatives()}
+        alternatives = [entry for entry in self.problem.alternatives() if self._shortfall(entry) is None]
+        finalists = {self._hash(entry): entry for entry in alternatives}
         for entry in entries:
             finalists.setdefault(spelt.get(self._hash(entry), self._hash(entry)), entry)
         return list(finalists.values())
+
+    def _shortfall(self, entry: Entry) -> str | None:
+        return self.problem.space.shortfall(entry.recipe)
 
     def _hash(self, entry: Entry) -> str:
         return self.problem.recipe_hash(entry.recipe)

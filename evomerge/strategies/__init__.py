@@ -16,6 +16,7 @@ from evomerge.strategies.map import Map, MapConfig
 from evomerge.strategies.map_elites import MapElites, MapElitesConfig
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
+from evomerge.strategies.ppo import Ppo, PpoConfig
 from evomerge.strategies.random import RandomConfig, RandomSearch
 from evomerge.strategies.registry import STRATEGIES, AnyStrategy, import_files, register_strategy
 from evomerge.strategies.staged import Staged, StagedConfig
@@ -50,6 +51,8 @@ __all__ = [
     "NevergradConfig",
     "Nsga2",
     "Nsga2Config",
+    "Ppo",
+    "PpoConfig",
     "RandomConfig",
     "RandomSearch",
     "Staged",

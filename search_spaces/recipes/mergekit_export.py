@@ -180,8 +180,39 @@ def _default(recipe: Recipe, name: str) -> float:
 
 
 def _with_one_method(recipe: Recipe) -> Recipe:
-    """Return the recipe with its method above the slices if all slices have the same."""
-    return recipe.canonical() if any(part.merge_method for part in recipe.slices) else recipe
+    """Return the recipe with its method above the slices if all slices have the same, or can be written with one."""
+    return _copies_as_sums(recipe.canonical()) if any(part.merge_method for part in recipe.slices) else recipe
+
+
+def _copies_as_sums(recipe: Recipe) -> Recipe:
+    """Return task arithmetic in some slices and plain copies in all others as task arithmetic in all.
+
+    A copy of a model is its whole task vector over the base, one of the base is none of another model's; equal up to
+    rounding. Other recipes are returned as they are.
+    """
+    bases = {recipe.base_of(part) for part in recipe.slices if recipe.spec_of(part).name == "task_arithmetic"}
+    copies = [part for part in recipe.slices if recipe.spec_of(part).name == "passthrough"]
+    base = next(iter(bases), None)
+    others = [model for model in recipe.models if model != base]
+    if (
+        {spec.name for spec in recipe.specs} != {"task_arithmetic", "passthrough"}
+        or len(bases) != 1
+        or base is None
+        or any(source.parameters for part in copies for source in part.sources)
+    ):
+        return recipe
+
+    def summed(part: Slice) -> Slice:
+        if part not in copies:
+            return replace(part, merge_method=None, base_model=None)
+        (source,) = part.sources
+        weight = 0.0 if source.model == base else 1.0
+        model = others[0] if source.model == base else source.model
+        added = Source(model, source.layer_range, (("weight", constant(weight)),))
+        return Slice((added, Source(base, source.layer_range)))
+
+    slices = tuple(map(summed, recipe.slices))
+    return replace(recipe, merge_method="task_arithmetic", slices=slices, base_model=base).canonical()
 
 
 def _mixture_obstacles(table: Mixture) -> tuple[str, ...]:

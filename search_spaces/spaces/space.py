@@ -100,6 +100,14 @@ class SearchSpace(ABC):
         """Return recipes that together need everything worth preparing before the first candidate."""
         return (self.decode(self.start),)
 
+    def shortfall(self, recipe: Recipe) -> str | None:
+        """Return what a recipe from elsewhere misses that all recipes of the space have; None: nothing.
+
+        A space of smaller models says so of a whole one: "8 layers, where the most are 6,". Sources and baselines that
+        miss something stand in the final table and are not recommended.
+        """
+        return None
+
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
         """Return which genes take part in the recipe of `genotype`, bool[G].
 
@@ -108,6 +116,19 @@ class SearchSpace(ABC):
         active.
         """
         return np.ones(self.dimension, dtype=np.bool_)
+
+    def observation(self, genotype: Genotype) -> Genotype:
+        """Return what a policy that decides one gene after another knows, float64[F]; F is the same for all points.
+
+        Parameters
+        ----------
+        genotype
+            float64[G], NaN for genes that are not decided yet. By default F = 2 G: whether each gene is decided, and
+            where in its range it lies, from -1 to 1.
+        """
+        decided = ~np.isnan(genotype)
+        place = 2 * (genotype - self.low) / (self.high - self.low) - 1
+        return np.concatenate([decided, np.where(decided, place, 0.0)])
 
     def settled(self, points: Genotype) -> Genotype:
         """Return `points` (float64[..., G]) moved into the box, with each discrete gene at the middle of its cell."""

@@ -86,9 +86,17 @@ class WrappedSpace(SearchSpace):
         """Return the inner space's, as the wrapper has them."""
         return tuple(map(self._dressed, self.inner.structures()))
 
+    def shortfall(self, recipe: Recipe) -> str | None:
+        """Return what the inner space says."""
+        return self.inner.shortfall(self._undressed(recipe))
+
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
         """Return which genes take part in the recipe, bool[G]."""
         return self._outward(self.inner.active(self._inward(genotype)))
+
+    def observation(self, genotype: Genotype) -> Genotype:
+        """Return what the inner space shows."""
+        return self.inner.observation(self._inward(genotype))
 
     def settled(self, points: Genotype) -> Genotype:
         """Settle as the inner space does."""

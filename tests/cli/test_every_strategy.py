@@ -47,12 +47,16 @@ STRATEGIES = {
     "m2n2 over mixtures": {"kind": "m2n2", "archive": 3},
     "eda over layer orders": {"kind": "eda", "population": 4},
     "catcma over methods": {"kind": "catcma", "population": 4},
+    "eda over fewer layers": {"kind": "eda", "population": 4},
+    "ppo": {"kind": "ppo", "population": 4},
     "genome_plus with a vote": {"kind": "genetic", "preset": "genome_plus", "population": 4, "ensemble": 3},
     "staged": {"kind": "staged", "evaluations": 4, "first": {"kind": "random"}, "second": {"kind": "random"}},
 }
 SPACES = {
     "m2n2 over mixtures": {"kind": "mixture", "chunks": 5},
     "eda over layer orders": {"kind": "data_flow", "repeats": 1},
+    "eda over fewer layers": {"kind": "tailoring", "anchor": "ops"},
+    "ppo": {"kind": "layer_actions", "merges": ["task_arithmetic"], "anchor": "task_arithmetic"},
     "catcma over methods": {"kind": "layer_coefficients", "method": ["task_arithmetic", "ties"], "layers_per_group": 6},
     "staged": {"kind": "two_stage", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1, "order": "free"}},
 }

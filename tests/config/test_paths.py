@@ -23,3 +23,9 @@ def test_a_former_run_an_item_bank_and_task_folders(tmp_path):
     assert strategy["warm_start"]["run"] == str(tmp_path / "runs" / "one")
     fitness = resolved(tmp_path, fitness={"include_path": "tasks", "subset": {"item_bank": "bank.npz"}})["fitness"]
     assert fitness == {"include_path": [str(tmp_path / "tasks")], "subset": {"item_bank": str(tmp_path / "bank.npz")}}
+
+
+def test_an_interpreter_is_relative_to_the_file_and_its_link_stays(tmp_path):
+    (tmp_path / "python").symlink_to("/bin/sh")
+    engine = resolved(tmp_path, fitness={"engine": {"kind": "vllm", "python": "python"}})["fitness"]["engine"]
+    assert engine["python"] == str(tmp_path / "python")

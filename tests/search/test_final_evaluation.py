@@ -129,3 +129,15 @@ def test_rows_of_the_front_are_not_dominated_on_all_search_items(finish):
     kept = {recipe.hash for recipe, beaten in zip(recipes, dominates(points).any(0), strict=True) if not beaten}
     assert len(kept) < len(recipes)
     assert {entry.recipe.hash for entry in final._front()} == kept
+
+
+def test_sources_that_are_larger_than_the_space_allows_are_neither_found_nor_recommended(finish):
+    tailored = "space={kind: tailoring, remove: 2, models: [ops, base]}"
+    problem, search, pool, final = finish({"kind": "random"}, tailored)
+    pool.perfect.update(entry.recipe.hash for entry in problem.sources())
+    finalists = final._finalists(search.history.ranking(), None)
+    assert {entry.recipe.num_layers for entry in finalists} == {4}
+    result = final.evaluate()
+    assert {row.name for row in result.held_out} >= {"base", "ops"}
+    assert result.verdict.recommended in ("found", "start")
+    assert not {"base", "ops"} & {comparison.name for comparison in result.verdict.comparisons}

@@ -10,6 +10,8 @@ from evomerge.testing.search_spaces import SearchSpaceSuite
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.coefficients import CoefficientSpace
 from search_spaces.spaces.data_flow import DataFlowConfig
+from search_spaces.spaces.depth.layer_actions import LayerActionsConfig
+from search_spaces.spaces.depth.tailoring import TailoringConfig
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.mixture import MixtureConfig
 from search_spaces.spaces.registry import build_space
@@ -250,6 +252,55 @@ class TestTwoStagesOfMixtures(TwoStages):
 class TestTwoStagesOfSlerp(TwoStages):
     parameters: ClassVar = {"kind": "layer_coefficients", "method": ["ties", "slerp"]}
     flow: ClassVar = {"scales": "transition"}
+
+
+class Tailored(Spaces):
+    config: ClassVar = {}
+
+    def space(self):
+        return TailoringConfig(**self.config).build(self.context)
+
+
+class TestTailoring(Tailored):
+    config: ClassVar = {"remove": (1, 3), "scale": (-0.5, 1.5)}
+
+
+class TestTailoringFromAnExpert(Tailored):
+    config: ClassVar = {"anchor": "x", "models": ("base", "ops"), "max_parameters": 0.6}
+
+
+class TestRemovingLayers(Tailored):
+    config: ClassVar = {"models": ("base",), "remove": 2}
+
+
+class Actions(Spaces):
+    config: ClassVar = {}
+
+    def space(self):
+        return LayerActionsConfig(**self.config).build(self.context)
+
+
+class TestLayerActions(Actions):
+    config: ClassVar = {"merges": ("task_arithmetic",), "anchor": "ops", "min_layers": 2, "max_layers": 6}
+
+
+class TestLayerActionsOfOneMethod(Actions):
+    """Those that mergekit reads, since every layer is merged by task arithmetic or copied."""
+
+    config: ClassVar = {
+        "models": ("x", "ops"),
+        "merges": ("task_arithmetic",),
+        "anchor": "task_arithmetic",
+        "back": False,
+    }
+
+
+class TestLayerActionsWithoutSkip(Actions):
+    config: ClassVar = {"skip": False, "max_layers": 5, "steps": 11}
+
+    def one_gene(self):
+        layout = replace(self.layout, layers=self.layout.layers[:1])
+        return LayerActionsConfig(skip=False, back=False).build(replace(self.context, layout=layout))
 
 
 def test_the_suite_finds_a_space_that_is_wrong(layout, models):
