@@ -354,4 +354,4 @@ class Seen:
         """Return how much each point counts in a fit, float64[N]: those near the front that was seen count more."""
         points, members = np.array(self.points), self.front()
         squares = [((points - member) ** 2).mean(axis=1) for member in members]
-        return np.maximum(np.exp(-np.min(squares, axis=0) / (2 * NEAR**2)), LEAST_TRUST)
+        return np.asarray(np.maximum(np.exp(-np.min(squares, axis=0) / (2 * NEAR**2)), LEAST_TRUST))
