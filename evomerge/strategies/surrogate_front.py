@@ -73,7 +73,7 @@ def mutated(points: Array, rng: np.random.Generator) -> Array:
     drawn = rng.random(points.shape)
     step = np.where(drawn < 0.5, (2 * drawn) ** (1 / (ETA + 1)) - 1, 1 - (2 * (1 - drawn)) ** (1 / (ETA + 1)))
     moved = rng.random(points.shape) < 1.0 / points.shape[1]
-    return np.clip(points + moved * step, 0.0, 1.0)
+    return np.asarray(np.clip(points + moved * step, 0.0, 1.0))
 
 
 def spread_out(candidates: Array, taken: Array, count: int) -> list[int]:
