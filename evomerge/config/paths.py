@@ -12,6 +12,7 @@ from typing import Any
 from evomerge.files.references import absolute, local_or_hub
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.references import parse_reference, spelled, with_parts
+from search_spaces.spaces.coefficient_config import TASK
 from search_spaces.spaces.layer_coefficients import STARTS
 from search_spaces.spaces.registry import RECIPE_KEYS
 
@@ -79,7 +80,11 @@ def _space(space: dict[str, Any], folder: Path) -> None:
     if space.get("kind", "layer_coefficients") == "layer_coefficients":
         if space.get("start") not in STARTS:
             _resolve_key(space, "start", folder)
-        _resolve_key(space, "calibration_text", folder)
+        texts = space.get("calibration_text")
+        section, keys = (texts, [*texts]) if isinstance(texts, dict) else (space, ["calibration_text"])
+        for key in keys:
+            if not str(section.get(key)).startswith(TASK):
+                _resolve_key(section, key, folder)
     elif space.get("kind") in ("data_flow", "layer_actions"):
         for key in RECIPE_KEYS:
             space.update({key: _recipes(space[key], folder)} if key in space else {})

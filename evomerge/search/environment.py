@@ -10,9 +10,9 @@ from typing import Any
 
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.hashing import sha256
+from evomerge.merging.engine.placement import torch_device
 from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.workers.config import RayConfig
-from evomerge.workers.start import torch_device
 from search_spaces.spaces.registry import RECIPE_KEYS
 
 PACKAGES = (

@@ -12,6 +12,7 @@ from evomerge.strategies.eda import Eda, EdaConfig
 from evomerge.strategies.genetic import Genetic, GeneticConfig
 from evomerge.strategies.grid import GridConfig, GridSearch
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
+from evomerge.strategies.map import Map, MapConfig
 from evomerge.strategies.map_elites import MapElites, MapElitesConfig
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
@@ -42,6 +43,8 @@ __all__ = [
     "GridSearch",
     "M2n2",
     "M2n2Config",
+    "Map",
+    "MapConfig",
     "MapElites",
     "MapElitesConfig",
     "Nevergrad",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
+from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.problem import Problem
@@ -137,3 +138,37 @@ def test_a_search_that_could_hold_out_nothing_is_refused(write, tmp_path):
     path = write("new", 0, strategy=warm, held_out="validation", allow_test_split=True, tasks=tasks)
     with pytest.raises(TaskError, match=r"has seen all of its \d+ held-out items"):
         Problem(load(path))
+
+
+def calibrated(write, text):
+    """Return a search over RegMean's weights whose text is `text`."""
+    path = write("calibrated", 0)
+    values = yaml.safe_load(path.read_text())
+    values["space"] |= {"method": "regmean", "calibration_text": text}
+    path.write_text(yaml.safe_dump(values))
+    return Problem(load(path))
+
+
+def test_a_calibration_text_holds_nothing_that_is_held_out(write, tmp_path):
+    problem = Problem(load(write("plain", 0)))
+    held_out = problem.suite.texts(problem.held_out_items[:1])
+    (tmp_path / "text.txt").write_text("a line\n" * 30 + "".join(item.question for item in held_out.values()))
+    with pytest.raises(TaskError, match=r"space.calibration_text: .*text.txt holds the held-out item zoo_target_gen/"):
+        calibrated(write, {"base": "text.txt", "ops": "text.txt"})
+    (tmp_path / "text.txt").write_text("a line\n" * 30)
+    assert calibrated(write, "text.txt").space.decode(problem.space.start[:1].repeat(6)) is not None
+
+
+def test_the_text_of_a_task_is_its_search_items_with_their_answers(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+    problem = calibrated(write, {"base": "task:zoo_target_gen", "ops": "task:zoo_target_gen"})
+    (file,) = problem.space.decode(problem.space.start).calibration_files
+    text = (tmp_path / "cache" / "texts" / file).read_text()
+    for item, shown in problem.suite.texts(problem.search_items).items():
+        assert f"{shown.question} {shown.targets[0]}" in text, item
+    assert not [item for item in problem.suite.texts(problem.held_out_items).values() if item.question in text]
+    assert problem.config.space.calibration_text["ops"] == "task:zoo_target_gen"  # what a run records
+    with pytest.raises(
+        ConfigError, match=r"space.calibration_text: the search file has no task zoo_target_ge; did you"
+    ):
+        calibrated(write, "task:zoo_target_ge")
