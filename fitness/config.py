@@ -10,6 +10,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from fitness.estimation import ESTIMATORS
 from fitness.objectives import Objectives
 from fitness.results import Evaluation, ItemScores
+from fitness.scoring.engine_config import AnyEngine, TransformersEngine
 from fitness.tasks.config import Section, Split, TaskConfig, TasksConfig
 
 __all__ = ["EstimatorName", "FitnessConfig", "RacingConfig", "Split", "SubsetConfig", "TaskConfig"]
@@ -135,9 +136,11 @@ def _subset_section(value: Any) -> Any:
 _OF_TASKS: dict[str, Any] = {
     "include_path": (),
     "allow_test_split": False,
+    "allow_code": False,
     "num_fewshot": None,
     "apply_chat_template": False,
     "max_length": None,
+    "engine": TransformersEngine(),
 }
 """Keys without a meaning for own functions, and their defaults."""
 
@@ -177,6 +180,8 @@ class FitnessConfig(TasksConfig):
     """Sequences per forward pass; at least 1."""
     max_length: int | None = Field(default=None, ge=2, le=100_000_000)
     """Longest sequence in tokens; longer prompts are cut at the left. None: what the model allows."""
+    engine: AnyEngine = TransformersEngine()
+    """What computes the models' answers, held-out ones included; a word alone is its `kind`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -59,6 +59,12 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         f"merging holds at most {size(footprint['peak_bytes'])}: the sources' pages, prepared state, 1.3 models and "
         f"{size(footprint['buffer_bytes'])} of buffers"
     )
+    if footprint["calibration_bytes"]:
+        out.print(
+            f"measuring models on calibration texts holds at most {size(footprint['calibration_bytes'])} beside one "
+            "model and one window's activations, and nothing once it is in the cache",
+            soft_wrap=True,
+        )
     out.print(_placed(worker.placement))
     out.print(summary["chosen"] or f"strategy {summary['strategy']}", soft_wrap=True)
     out.print(f"scored before it: {', '.join(summary['founders'])}", soft_wrap=True)

@@ -20,8 +20,9 @@ that name the nearest valid one. On the command line `--set space.weight.high=2`
 `--space.weight.high=2` is the same.
 
 Short forms: `strategy: m2n2`, `space: mixture` and `workers: ray` name a kind and keep its defaults; `budget: 200` is
-`{evaluations: 200}`; `tasks: [a, b]` is `[{task: a}, {task: b}]`; `subset: 20` is `{items: 20}`; `weight: [0, 1]`, and
-any other range, is `{low: 0, high: 1}`; `workers: 4` is four workers of Ray, and `workers: 1` this process.
+`{evaluations: 200}`; `tasks: [a, b]` is `[{task: a}, {task: b}]`; `subset: 20` is `{items: 20}`; `engine: vllm` is
+`{kind: vllm}`; `weight: [0, 1]`, and any other range, is `{low: 0, high: 1}`; `workers: 4` is four workers of Ray, and
+`workers: 1` this process.
 """
 
 

@@ -163,6 +163,7 @@ class SearchConfig(BaseModel):
         del fitness["include_path"]
         if fitness["kind"] == "lm_eval":
             del fitness["kind"]  # as in runs from before there was another
+        fitness["engine"] = self.fitness.engine.identity()
         for key in ("function", "function_items"):
             fitness[key] = fitness[key] and fitness[key].rpartition("/")[2]
         return values

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-MAIN_KEYS = {("budget",): "evaluations", ("space",): "kind", ("strategy",): "kind", ("fitness", "subset"): "items"}
+MAIN_KEYS = {
+    ("budget",): "evaluations",
+    ("space",): "kind",
+    ("strategy",): "kind",
+    ("fitness", "subset"): "items",
+    ("fitness", "engine"): "kind",
+}
 """Which key a lone value sets, by the section's place."""
 DEFAULT_KINDS = {"space": "layer_coefficients", "strategy": "cma_es", "workers": "inline"}
 """The kind of a section that names none."""
@@ -44,8 +50,9 @@ def _workers(value: Any) -> Any:
 
 def _fitness(fitness: dict[str, Any]) -> dict[str, Any]:
     expanded = dict(fitness)
-    if "subset" in expanded:
-        expanded["subset"] = _section(expanded["subset"], MAIN_KEYS["fitness", "subset"])
+    for name in ("subset", "engine"):
+        if name in expanded:
+            expanded[name] = _section(expanded[name], MAIN_KEYS["fitness", name])
     tasks = expanded.get("tasks")
     if isinstance(tasks, str):
         tasks = [tasks]

@@ -78,7 +78,7 @@ def merge_tensors(
     parameters
         By the method's names (``lambda_`` for ``lambda``); a list is a value per model, one value is all models'.
         Those left out have their defaults. With `activation_informed`, activations rise evenly from the first column
-        to the last; a statistic that the method asks for is the square of each value.
+        to the last; statistics that the method asks for are `made_up`.
     """
     merge = Merge(method, base, models, seed=seed, by_token=by_token, name=name)
     return merge.run(block=block, out_dtype=out_dtype, compiled=compiled, **parameters)
@@ -107,13 +107,19 @@ class Merge:
             if self.method.prepare is not None:
                 self._prepared = [self.method.prepare(self._source(name, values, seed)) for values in self._models]
             if self.method.prepare_all is not None:
-                self._shared = self.method.prepare_all(SourceGroup(tuple(self._models), self._base, self._info))
+                self._shared = self.method.prepare_all(
+                    SourceGroup(tuple(self._models), self._base, self._info, tuple(map(self._statistics, self._models)))
+                )
 
     def _source(self, name: str, values: Tensor, seed: int) -> SourceTensor:
         """Return a tensor that is the whole of its model."""
         model = SourceModel(lambda: iter([(values, self._base)]))
-        statistic = None if self.method.spec.statistic is None else _statistic(values)
-        return SourceTensor(name, values, self._base, seed, self._info, model, statistic)
+        return SourceTensor(name, values, self._base, seed, self._info, model, self._statistics(values))
+
+    def _statistics(self, values: Tensor) -> dict[str, Tensor]:
+        """Return what the method's spec names, made up from a model's values."""
+        found = {name: made_up(name.rpartition(".")[2], values, self._info) for name in self.method.spec.statistics}
+        return {name: statistic for name, statistic in found.items() if statistic is not None}
 
     def run(
         self,
@@ -181,8 +187,19 @@ class Merge:
         return self._prepared, self._shared
 
 
-def _statistic(values: Tensor) -> Tensor:
-    """Return squared values as the statistic of each entry, bfloat16[n]."""
+def made_up(kind: str, values: Tensor, info: TensorInfo) -> Tensor | None:
+    """Return a statistic that follows from a tensor's values alone; None where models have none of it.
+
+    Parameters
+    ----------
+    kind
+        Its name. A ``gram`` is that of the tensor's own rows; of other kinds, an entry has its squared value, bfloat16.
+    values, info
+        The tensor, flat.
+    """
+    if kind == "gram":
+        rows = values.float().view(info.shape)
+        return rows.T @ rows / len(rows) if info.is_matrix else None
     return values.float().square().bfloat16()
 
 

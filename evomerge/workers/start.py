@@ -10,7 +10,7 @@ import torch
 
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.footprint import Footprint
-from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
+from evomerge.merging.engine.placement import Choice, Share, choose, free_memory, torch_device
 from evomerge.merging.sources.source import Source
 from evomerge.workers.base import Request, WorkerSettings
 from evomerge.workers.gradient_steps import GradientSteps, StepInputs, StepMemory
@@ -19,10 +19,6 @@ from evomerge.workers.source_watch import SourceWatch
 from fitness.functions.opening import Suite, evaluator_for
 from fitness.scoring.evaluator import Evaluator
 from search_spaces.recipes.recipe import Recipe
-
-
-class DeviceError(ValueError):
-    """A torch device that cannot be used; one line that says what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -176,21 +172,3 @@ def build_worker(inputs: WorkerInputs, settings: WorkerSettings) -> MergeWorker:
         assert isinstance(evaluator, Evaluator), "functions have no gradients"
         steps = GradientSteps(engine, evaluator, inputs.steps)
     return MergeWorker(engine, evaluator, SourceWatch(inputs.checkpoints), steps)
-
-
-def torch_device(name: str) -> str:
-    """Return the torch device that a setting names; `auto`: a GPU if there is one.
-
-    Raises
-    ------
-    DeviceError
-        If torch does not know the device, or the machine has none.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise DeviceError(f"device {name!r} cannot be used ({reason}); write cpu, or auto") from None
-    return name

@@ -40,7 +40,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     (PREPARED, "return prepare, base, seed, *(", "return prepare, base, *("),
     (ENGINE, "plan.name, recipe.seed, recipe.calibration_text,", "plan.name, recipe.calibration_text,"),
     (ENGINE, "recipe.seed, recipe.calibration_text, recipe.adapters,", "recipe.seed, recipe.adapters,"),
-    (PREPARED, "key = (*key, recipe.calibration_text)", "pass"),
+    (PREPARED, "key = (*key, recipe.text_of(part.model))", "pass"),
     (MATRICES, ".mul_(lambda_ / len(deltas))", ".mul_(lambda_)"),
     (INTERVALS, "weight / np.size(a) * (np.asarray(a", "weight * (np.asarray(a"),
     (INTERVALS, "return float((extreme + 1) / (RESAMPLES + 1))", "return float(extreme / RESAMPLES)"),
@@ -72,6 +72,6 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ),
     (ATOMIC, "temporary.chmod(mode)", "pass"),
     (GENERATION, "min(len(prompt) for prompt in prompts) - 1)", "min(len(prompt) for prompt in prompts))"),
-    (PCB, "PERCENTILE = 1e-4", "PERCENTILE = 1e-3"),
+    (PCB, "PERCENTILE = 0.01", "PERCENTILE = 1e-3"),
 )
 """Module, part of its text as it is, and as it becomes. The text occurs once."""

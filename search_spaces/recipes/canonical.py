@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from search_spaces.recipes import token_rules
-from search_spaces.recipes.fields import PathLayer, RecipeFields, Slice, Source
+from search_spaces.recipes.fields import CalibrationText, PathLayer, RecipeFields, Slice, Source
 from search_spaces.recipes.methods import MethodSpec, Parameter
 from search_spaces.recipes.mixture_table import Mixture
 from search_spaces.recipes.parameter_values import (
@@ -55,9 +55,19 @@ def canonical_form(recipe: AnyRecipe) -> AnyRecipe:
         parameters=(),
         out_dtype=None if recipe.out_dtype == recipe.dtype else recipe.out_dtype,
         seed=(recipe.seed or 0) if any(spec.stochastic for spec in specs) else None,
-        calibration_text=recipe.calibration_text if recipe.needs_calibration else None,
+        calibration_text=_text(recipe),
         path=_path(recipe),
     )
+
+
+def _text(recipe: RecipeFields) -> CalibrationText | None:
+    """Return the calibration texts that are read; one name if all are the same file."""
+    text = recipe.calibration_text if recipe.needs_calibration else None
+    if text is None or isinstance(text, str):
+        return text
+    read = tuple((model, file) for model, file in sorted(text) if model in recipe.measured)
+    files = {file for _, file in read}
+    return files.pop() if len(files) == 1 else read
 
 
 def _canonical_mixture(recipe: AnyRecipe, table: Mixture) -> AnyRecipe:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from search_spaces.recipes.methods import MethodSpec, method_spec
 from search_spaces.recipes.mixture_table import Mixture
@@ -25,6 +26,9 @@ MAX_CONDITIONS = 64
 
 VOCABULARIES = ("union", "base", "first", "pad")
 """Values of `RecipeFields.tokenizer_source` that do not name a model."""
+
+CalibrationText: TypeAlias = str | tuple[tuple[str, str], ...]
+"""A text file for all models, or one for each: pairs of a model's reference and its file, sorted."""
 
 WRITERS = ("down_proj", "o_proj")
 """Parts of the names of tensors that add to the residual stream: a path layer's scale multiplies these."""
@@ -117,7 +121,8 @@ class RecipeFields:
     seed
         Seed of the random masks of stochastic methods (None: 0). Our extension, like all fields below but `tokens`.
     calibration_text
-        Text file for statistics of the models, for methods and parameters that need them (`activation_informed`).
+        Text file for statistics of the models, for methods and parameters that need them (`activation_informed`); one
+        for all models, or one for each.
     adapters
         ``core``: merge LoRA adapters in their core space; None: as full weights.
     mixture
@@ -137,7 +142,7 @@ class RecipeFields:
     tokenizer_source: str | None = None
     chat_template: str | None = None
     seed: int | None = None
-    calibration_text: str | None = None
+    calibration_text: CalibrationText | None = None
     adapters: Literal["core"] | None = None
     mixture: Mixture | None = None
     path: tuple[PathLayer, ...] | None = None
@@ -198,13 +203,41 @@ class RecipeFields:
     @property
     def needs_calibration(self) -> bool:
         """Whether a method, or a parameter that is set, uses what models do on a text."""
-        if any(spec.statistic is not None for spec in self.specs):
-            return True
+        return any(spec.statistics for spec in self.specs) or self._sets_after
+
+    @property
+    def _sets_after(self) -> bool:
+        """Whether a parameter that uses the base's activations is set."""
         scopes = [self.parameters, *(part.parameters for part in self.slices)]
         needing = {
             parameter.name for spec in (self.spec, *self.specs) for parameter in spec.parameters if parameter.after
         }
         return any(name in needing for scope in scopes for name, _ in scope)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """References of the models whose calibration texts are read, in order of first use."""
+        found: dict[str, None] = {}
+        for part in self.slices:
+            spec, base = self.spec_of(part), self.base_of(part)
+            apart = base if spec.base != "none" else None
+            if spec.statistics:
+                found.update(dict.fromkeys(source.model for source in self.with_base(part) if source.model != apart))
+            if self._sets_after and base is not None:
+                found[base] = None
+        return tuple(found)
+
+    def text_of(self, model: str) -> str | None:
+        """Return the calibration text of a model; None if it has none."""
+        text = self.calibration_text
+        return text if text is None or isinstance(text, str) else dict(text).get(model)
+
+    @property
+    def calibration_files(self) -> tuple[str, ...]:
+        """All calibration texts."""
+        text = self.calibration_text
+        files = () if text is None else (text,) if isinstance(text, str) else (file for _, file in text)
+        return tuple(dict.fromkeys(files))
 
     def with_base(self, part: Slice) -> tuple[Source, ...]:
         """Return the sources of `part`, with the base last if the `models:` form leaves it out."""
@@ -212,3 +245,10 @@ class RecipeFields:
         if self.is_sliced or base is None or any(source.model == base for source in part.sources):
             return part.sources
         return (*part.sources, Source(base, None))
+
+
+def changed_text(text: CalibrationText | None, change: Callable[[str], str]) -> CalibrationText | None:
+    """Return calibration texts with `change` applied to the name of each file."""
+    if text is None or isinstance(text, str):
+        return text if text is None else change(text)
+    return tuple((model, change(file)) for model, file in text)

@@ -18,11 +18,11 @@ import yaml
 
 from search_spaces.recipes import mixture_table, token_rules
 from search_spaces.recipes.errors import RecipeError, entries_of, mapping, shown, text_of
-from search_spaces.recipes.fields import MAX_SLICES, MAX_SOURCES, PathLayer, Slice, Source
+from search_spaces.recipes.fields import MAX_SLICES, MAX_SOURCES, CalibrationText, PathLayer, Slice, Source
 from search_spaces.recipes.methods import MethodSpec, method_spec
 from search_spaces.recipes.parameter_values import Condition, Parameters, Scalar, Setting
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.recipes.references import format_reference, parse_reference
+from search_spaces.recipes.references import LORA, format_reference, parse_reference
 from search_spaces.recipes.token_rules import TokenRules
 from search_spaces.recipes.yaml_text import check_amount, documents, read_text
 from search_spaces.yaml_lines import line_of
@@ -276,11 +276,23 @@ def _extensions(ours: dict[str, Any]) -> dict[str, Any]:
         raise RecipeError(f"evomerge.seed: {shown(seed)} is not a whole number; write one such as 0")
     return {
         "seed": seed,
-        "calibration_text": None if text is None else text_of(text, "evomerge.calibration_text"),
+        "calibration_text": _calibration_text(text),
         "adapters": "core" if adapters == "core" else None,
         "mixture": None if mixture is None else mixture_table.from_data(mixture, "evomerge.mixture"),
         "path": _path(ours.get("path")),
     }
+
+
+def _calibration_text(value: Any) -> CalibrationText | None:
+    """Return the text of all models, or each model's."""
+    place = "evomerge.calibration_text"
+    if not isinstance(value, dict):
+        return None if value is None else text_of(value, place)
+    pairs = (
+        (model if LORA in str(model) else parse_reference(model, place), text_of(file, f"{place}.{model}"))
+        for model, file in value.items()
+    )
+    return tuple(sorted(pairs))
 
 
 def _path(value: Any) -> tuple[PathLayer, ...] | None:
@@ -378,7 +390,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     fields["evomerge"] = _without_empty(
         {
             "seed": recipe.seed,
-            "calibration_text": recipe.calibration_text,
+            "calibration_text": _text_data(recipe.calibration_text),
             "adapters": recipe.adapters,
             "vocabulary": recipe.tokenizer_source if own_policy else None,
             "mixture": None if recipe.mixture is None else mixture_table.as_data(recipe.mixture),
@@ -387,6 +399,10 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
         }
     )
     return _without_empty(fields)
+
+
+def _text_data(text: CalibrationText | None) -> str | dict[str, str] | None:
+    return text if text is None or isinstance(text, str) else dict(text)
 
 
 def _tokenizer_dict(recipe: Recipe) -> dict[str, Any] | None:

@@ -90,9 +90,9 @@ class MethodSpec:
         Sources per slice, the base not counted where it is treated apart; ``max_models=None`` for no bound.
     stochastic
         Whether the weights depend on the recipe's seed.
-    statistic
-        The statistic of each model on the recipe's calibration text that the method uses: ``fisher``, the mean
-        squared gradient of every weight. None: it uses none.
+    statistics
+        What is measured of each model on its calibration text, by the names of `evomerge.merging.calibration`:
+        ``fisher``, ``gram``, ... After ``base.``, the same of the base on the model's text.
     weighted_average
         Whether the result is Σ w_t θ_t / Σ w_t, divided when `normalize`: only the ratios of the weights count.
     differentiable
@@ -114,7 +114,7 @@ class MethodSpec:
     min_models: int = 1
     max_models: int | None = None
     stochastic: bool = False
-    statistic: Literal["fisher"] | None = None
+    statistics: tuple[str, ...] = ()
     weighted_average: bool = False
     differentiable: tuple[str, ...] = ()
     core_space: CoreSpace = "different"
@@ -157,8 +157,8 @@ def as_data(spec: MethodSpec) -> dict[str, Any]:
 def from_data(data: Mapping[str, Any]) -> MethodSpec:
     """Return the spec that `as_data` wrote."""
     parameters = tuple(Parameter(**{**values, "kind": _KINDS[values["kind"]]}) for values in data["parameters"])
-    differentiable = tuple(data.get("differentiable", ()))
-    return MethodSpec(**{**data, "parameters": parameters, "differentiable": differentiable})
+    names = {key: tuple(data.get(key, ())) for key in ("differentiable", "statistics")}
+    return MethodSpec(**{**data, **names, "parameters": parameters})
 
 
 def _set_fields(value: MethodSpec | Parameter) -> dict[str, Any]:

@@ -68,6 +68,9 @@ class Recipe(RecipeFields):
             base_model=renamed(self.base_model),
             tokenizer_source=tokenizer if tokenizer in VOCABULARIES else renamed(tokenizer),
             tokens=self.tokens and self.tokens.with_models(mapping),
+            calibration_text=self.calibration_text
+            if self.calibration_text is None or isinstance(self.calibration_text, str)
+            else tuple(sorted((mapping.get(model, model), file) for model, file in self.calibration_text)),
             path=self.path and tuple(replace(layer, model=renamed(layer.model)) for layer in self.path),
         )
 
@@ -258,10 +261,20 @@ def _validate_tail(recipe: RecipeFields) -> None:
 
 
 def _validate_calibration(recipe: RecipeFields) -> None:
-    if recipe.calibration_text == "":
-        raise RecipeError("evomerge.calibration_text: the name is empty; write the path of a text file")
+    place = "evomerge.calibration_text"
+    if "" in recipe.calibration_files:
+        raise RecipeError(f"{place}: the name is empty; write the path of a text file")
+    if isinstance(recipe.calibration_text, tuple):
+        for model, _ in recipe.calibration_text:
+            if model not in recipe.models:
+                raise RecipeError(
+                    f"{place}: {model} is none of the recipe's models; {did_you_mean(model, recipe.models)}"
+                )
+        for model in recipe.measured if recipe.needs_calibration else ():
+            if recipe.text_of(model) is None:
+                raise RecipeError(f"{place}: {model} has no text; write {model}: TEXT_FILE, or one text for all models")
     if recipe.calibration_text is None and recipe.needs_calibration:
-        measuring = [spec.name for spec in recipe.specs if spec.statistic is not None]
+        measuring = [spec.name for spec in recipe.specs if spec.statistics]
         what, whom = (measuring[0], "models") if measuring else ("activation_informed", "the base")
         raise RecipeError(
             f"{what}: it needs a text to measure {whom} on; write evomerge: {{calibration_text: TEXT_FILE}}"

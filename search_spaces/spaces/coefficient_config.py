@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from search_spaces.recipes.errors import RecipeError, did_you_mean
+from search_spaces.recipes.fields import CalibrationText
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.methods import METHODS, MethodSpec, Parameter
 from search_spaces.recipes.parameter_values import Scalar
@@ -54,6 +56,10 @@ class Range(BaseModel):
         if self.start is not None and not self.low <= self.start <= self.high:
             raise ValueError(f"start {self.start} is not in [{self.low}, {self.high}]; write one inside")
         return self
+
+
+TASK = "task:"
+"""Before the name of a task, in place of a calibration text: the text is that of the task's search items."""
 
 
 class CoefficientSettings(BaseModel):
@@ -115,8 +121,10 @@ class CoefficientSettings(BaseModel):
     mask_scope: Literal["merge", "layers"] = "merge"
     """One such gene per expert for the whole `merge`, or one for each group of `layers`."""
 
-    calibration_text: str | None = None
-    """Text file for calibration. The method `fisher` needs it to measure every model's gradients. The parameter
+    calibration_text: str | dict[str, str] | None = None
+    """Text file for calibration, of all models, or a mapping from each model's name to its own: UTF-8, without any
+    item that is held out. `task:NAME` in place of a file means the search items of one of the search file's tasks, with
+    their answers. Methods that look at data (`fisher`, `regmean`, ...) measure every model on its text. The parameter
     `activation_informed` (activation-informed merging, for any method with a base) needs it to find the base's most
     active channels, whose change it reduces. Write `ranges: {activation_informed: {low: 0, high: 1}}` to search that
     parameter, or set it in `fixed`."""
@@ -255,6 +263,22 @@ class CoefficientSettings(BaseModel):
             **{name: getattr(self, name) for name in weighs & taken},
         )
 
+    def text_for(self, models: Mapping[str, str]) -> CalibrationText | None:
+        """Return the calibration texts by the models' references, which `models` gives by name.
+
+        Raises
+        ------
+        RecipeError
+            If a text is for a model that there is not.
+        """
+        text = self.calibration_text
+        if not isinstance(text, dict):
+            return text
+        for name in text:
+            if name not in models:
+                raise RecipeError(f"space.calibration_text: no model is called {name}; {did_you_mean(name, models)}")
+        return tuple(sorted((models[name], file) for name, file in text.items()))
+
     def searched(self) -> tuple[Parameter, ...]:
         """Return the parameters that get genes: weight, density, ``t``, and those in `ranges`."""
         able = [parameter for parameter in self.spec.parameters if parameter.search is not None]
@@ -313,7 +337,7 @@ def _check_single(config: CoefficientSettings) -> None:
     for name, value in config.fixed_parameters.items():
         _check_fixed(config.spec, name, value)
     _check_bounds(config)
-    if config.spec.statistic is not None and config.calibration_text is None:
+    if config.spec.statistics and config.calibration_text is None:
         raise ValueError(f"{config.method}: it needs a text; write calibration_text: TEXT_FILE")
     for parameter in config.spec.parameters:
         if parameter.after and config.calibration_text is None and parameter.name in {**config.ranges, **config.fixed}:

@@ -163,7 +163,7 @@ class CoefficientSpace(SearchSpace):
             dtype=self._dtype,
             out_dtype=self._out_dtype,
             seed=self._seed if self.spec.stochastic else None,
-            calibration_text=self.config.calibration_text,
+            calibration_text=self.config.text_for(self.models),
         )
         return recipe.canonical()
 

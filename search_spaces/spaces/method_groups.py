@@ -50,6 +50,7 @@ class MethodGroupsSpace(SearchSpace):
     ) -> None:
         self._whole = MethodChoiceSpace(config, models, layout, **settings)
         self._base = next(iter(models.values()))
+        self._text = config.text_for(models)
         coefficients = self._whole.genes[1:]
         labels = dict.fromkeys(group_label(gene.name) for gene in coefficients)
         choice = self._whole.choice
@@ -93,9 +94,7 @@ class MethodGroupsSpace(SearchSpace):
             slices=tuple(slices),
             base_model=self._base,
             seed=next((recipe.seed for recipe in (first, *others) if recipe.seed is not None), None),
-            calibration_text=next(
-                (r.calibration_text for r in (first, *others) if r.calibration_text is not None), None
-            ),
+            calibration_text=self._text,
         )
         return together.canonical()
 

@@ -117,6 +117,19 @@ class SearchSpace(ABC):
         """
         return np.ones(self.dimension, dtype=np.bool_)
 
+    def observation(self, genotype: Genotype) -> Genotype:
+        """Return what a policy that decides one gene after another knows, float64[F]; F is the same for all points.
+
+        Parameters
+        ----------
+        genotype
+            float64[G], NaN for genes that are not decided yet. By default F = 2 G: whether each gene is decided, and
+            where in its range it lies, from -1 to 1.
+        """
+        decided = ~np.isnan(genotype)
+        place = 2 * (genotype - self.low) / (self.high - self.low) - 1
+        return np.concatenate([decided, np.where(decided, place, 0.0)])
+
     def settled(self, points: Genotype) -> Genotype:
         """Return `points` (float64[..., G]) moved into the box, with each discrete gene at the middle of its cell."""
         settled = np.clip(points, self.low, self.high)

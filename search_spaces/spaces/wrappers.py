@@ -94,6 +94,10 @@ class WrappedSpace(SearchSpace):
         """Return which genes take part in the recipe, bool[G]."""
         return self._outward(self.inner.active(self._inward(genotype)))
 
+    def observation(self, genotype: Genotype) -> Genotype:
+        """Return what the inner space shows."""
+        return self.inner.observation(self._inward(genotype))
+
     def settled(self, points: Genotype) -> Genotype:
         """Settle as the inner space does."""
         return self._outward(self.inner.settled(self._inward(points)))

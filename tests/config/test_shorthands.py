@@ -34,6 +34,8 @@ def test_a_short_form_is_its_section(write, short):
         ("tasks: a", "tasks: [{task: a}]"),
         ("tasks: [a, {task: b, weight: 2}]", "tasks: [{task: a}, {task: b, weight: 2}]"),
         ("tasks: [a]\n  subset: 20", "tasks: [{task: a}]\n  subset: {items: 20}"),
+        ("tasks: [a]\n  engine: vllm", "tasks: [{task: a}]\n  engine: {kind: vllm}"),
+        ("tasks: [a]\n  engine: transformers", "tasks: [{task: a}]\n  engine: {}"),
         ("tasks: [a]\n  subset: all", "tasks: [{task: a}]\n  subset: {items: all}"),
     ],
 )

@@ -7,16 +7,20 @@ from evomerge.strategies import (
     GeneticConfig,
     GridConfig,
     M2n2Config,
+    MapConfig,
     MapElitesConfig,
     NevergradConfig,
     Nsga2Config,
+    PpoConfig,
     RandomConfig,
     StagedConfig,
 )
 from evomerge.testing import StrategySuite
+from evomerge.testing.planted import PlantedSpace, reals
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow import DataFlowConfig
+from search_spaces.spaces.genes import Choice
 from search_spaces.spaces.two_stage import TwoStageSpace
 
 
@@ -73,6 +77,18 @@ class TestMapElites(StrategySuite):
     steady_state = True
 
 
+class TestMap(StrategySuite):
+    config = MapConfig(points=15, batch=25, population=12, generations=4, evaluations=200)
+    objectives = 2
+    most_genes = 15
+    kinds_of_genes = (reals,)
+
+
+class TestNestedMap(TestMap):
+    config = MapConfig(points=6, batch=25, population=12, generations=4, evaluations=60, nested=True, block=2)
+    most_genes = 500
+
+
 class TestNsga2(StrategySuite):
     config = Nsga2Config(population=6)
     objectives = 2
@@ -90,6 +106,15 @@ class TestStaged(StrategySuite):
 
 class TestStagedWithoutAGuess(TestStaged):
     config = StagedConfig(evaluations=20, first=RandomConfig(population=6), second=GeneticConfig(population=6))
+
+
+class TestPpo(StrategySuite):
+    config = PpoConfig(population=6, epochs=3, score_mean_every=2)
+    most_genes = 60
+
+    def around(self, planted):
+        """As many choices: a policy chooses among options."""
+        return PlantedSpace([Choice(f"choice {at}", ("a", "b", "c"), "a") for at in range(planted.dimension)])
 
 
 class TestRandom(StrategySuite):

@@ -15,9 +15,11 @@ from evomerge.strategies import (
     GeneticConfig,
     GridConfig,
     M2n2Config,
+    MapConfig,
     MapElitesConfig,
     NevergradConfig,
     Nsga2Config,
+    PpoConfig,
     RandomConfig,
     StagedConfig,
 )
@@ -25,6 +27,7 @@ from evomerge.testing.planted import evaluate
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow import DataFlowConfig
+from search_spaces.spaces.depth.layer_actions import LayerActionsConfig
 from search_spaces.spaces.depth.tailoring import TailoringConfig
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.mixture import MixtureConfig
@@ -46,8 +49,10 @@ CONFIGS = {
     "genome_plus": GeneticConfig(preset="genome_plus", population=6),
     "replace_worst": GeneticConfig(preset="replace_worst", population=6, mutation=0.5),
     "map_elites": MapElitesConfig(mutation=0.5),
+    "map": MapConfig(generations=4, population=12),
     "nsga2": Nsga2Config(population=6),
     "nevergrad:TwoPointsDE": NevergradConfig(optimizer="TwoPointsDE"),
+    "ppo": PpoConfig(population=6, epochs=3),
     "random": RandomConfig(),
     "grid": GridConfig(),
     "staged": StagedConfig(evaluations=20, first=CmaEsConfig(population=6), second=EdaConfig(population=6)),
@@ -59,10 +64,11 @@ SPACES = {
     ),
     "layer orders": DataFlowConfig(order="free", scales="transition"),
     "tailored": TailoringConfig(remove=(1, 2)),
+    "actions": LayerActionsConfig(merges=("ties",)),
     "stacked": TwoStageConfig(parameters={"kind": "mixture", "chunks": 3, "crossover": "linear"}, flow={"repeats": 1}),
 }
 """Choices with conditional reals; integers with an own crossover; switches with conditional reals; keys, switches and a
-number; all in one."""
+number; choices alone; all in one."""
 EVALUATIONS = 40
 
 
@@ -99,9 +105,17 @@ def test_every_proposal_is_a_recipe(name, space):
         with pytest.raises(ValueError, match=r"has more points than budget.evaluations"):
             config.resolved(space, noise=0.05, evaluations=200)
         return
+    if name == "map" and space.discrete.any():
+        with pytest.raises(ValueError, match=r"strategy.kind map fits quadratic forms of real genes and .* nsga2"):
+            config.resolved(space, noise=0.05, evaluations=200)
+        return
     if name == "staged" and not hasattr(space, "flow"):
         with pytest.raises(ValueError, match=r"staged is for space.kind two_stage"):
             config.build(space, 0)
+        return
+    if name == "ppo" and not all(space.discrete):
+        with pytest.raises(ValueError, match="ppo chooses among options"):
+            config.resolved(space, noise=0.05, evaluations=200)
         return
     asked = drive(config, space)
     for candidate in asked:

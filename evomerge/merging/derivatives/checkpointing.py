@@ -12,15 +12,8 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from evomerge.merging.calibration.layer_walk import layers_of
 from search_spaces.recipes.layout import ModelLayout
-
-
-def layers_of(module: nn.Module, layout: ModelLayout) -> list[nn.Module]:
-    """Return the modules of a model's layers, in order; a model with other layers in place of the layout's as well."""
-    path, _, _ = layout.layer_tensor(0, "").rstrip(".").rpartition(".")
-    layers = module.get_submodule(path)
-    assert isinstance(layers, nn.ModuleList)
-    return list(layers)
 
 
 @contextmanager

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, reduce
 from importlib.util import find_spec
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.merging.engine.core_space import CoreSpace, CoreTensorMerge
 from evomerge.merging.engine.footprint import Footprint, footprint
@@ -33,6 +33,9 @@ from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
 from search_spaces.spaces.derivatives import Coefficient
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 LARGE = 1 << 22
 AnyMerge: TypeAlias = TensorMerge | CoreTensorMerge | StepwiseMerge
@@ -74,7 +77,7 @@ class MergeEngine:
         self._large = large
         self._sources = PlacedSources(checkpoints, base, self._device)
         self._threads = MergeThreads(self._device, block)
-        self._statistics = RecipeStatistics(self._sources, self.load)
+        self._statistics = RecipeStatistics(self._sources, self.load, self._source_dtype)
         self._prepared = PreparedCache(self._sources, self._statistics)
         self._core_space = CoreSpace(self.checkpoints)
         self._resident: Resident | None = None
@@ -225,7 +228,8 @@ class MergeEngine:
     def footprint(self, recipe: Recipe) -> Footprint:
         """Return what preparing and applying the recipe costs, without doing it."""
         recipe, plans = self.plans(recipe)
-        return footprint(plans, self._sources, self._threads, self._dtype_for(self.out_dtype(recipe)).itemsize)
+        cost = footprint(plans, self._sources, self._threads, self._dtype_for(self.out_dtype(recipe)).itemsize)
+        return replace(cost, calibration_bytes=self._statistics.memory(recipe, plans))
 
     def plans(self, recipe: Recipe) -> tuple[Recipe, tuple[TensorPlan, ...]]:
         """Return the recipe with its layers written out, and how each tensor of its model is merged, in order.
@@ -341,7 +345,7 @@ class MergeEngine:
             models=models,
             info=info,
             prepared=self._prepared.of_models(method, plan, recipe, info, keep=keep),
-            shared=self._prepared.of_all(method, plan, info, keep=keep),
+            shared=self._prepared.of_all(method, plan, recipe, info, keep=keep),
             activation=self._statistics.activation_shares(recipe, plan),
         )
 
@@ -396,6 +400,10 @@ class MergeEngine:
             dtype: torch.dtype = getattr(torch, self._compute_dtype)
             return dtype
         return torch.float32 if self._device.type == "cpu" else out_dtype
+
+    def _source_dtype(self, reference: str) -> torch.dtype:
+        """Return what a source's own model computes in."""
+        return self._dtype_for(self.checkpoint(reference).dtype)
 
     def _config(self, donor: str, order: LayerOrder) -> PretrainedConfig:
         configs = {reference: checkpoint.config for reference, checkpoint in self.checkpoints.items()}

@@ -38,6 +38,9 @@ class Footprint:
     buffer_bytes
         The threads' blocks, and the largest tensor for methods that take whole ones; it does not grow with the number
         of tensors.
+    calibration_bytes
+        What measuring models on calibration texts holds at most, beside one model and one window's activations;
+        nothing once it is in the cache.
     """
 
     source_bytes: int
@@ -46,6 +49,7 @@ class Footprint:
     touched_bytes: int
     parameters: int
     buffer_bytes: int = 0
+    calibration_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:

@@ -49,16 +49,21 @@ class PreparedCache:
             return []
         return [self._of_model(method, plan, part, recipe, info, keep) for part in plan.contributions]
 
-    def of_all(self, method: MergeMethod, plan: TensorPlan, info: TensorInfo, *, keep: bool = True) -> Prepared | None:
+    def of_all(
+        self, method: MergeMethod, plan: TensorPlan, recipe: Recipe, info: TensorInfo, *, keep: bool = True
+    ) -> Prepared | None:
         """Return what the method prepares for all models together; None if it prepares nothing of that kind."""
         prepare = method.prepare_all
         if prepare is None:
             return None
         key = prepared_key(prepare, plan, plan.contributions)
+        if method.spec.statistics:
+            key = (*key, *(recipe.text_of(part.model) for part in plan.contributions))
 
         def make() -> Prepared:
             models = tuple(self._sources.on_device(part) for part in plan.contributions)
-            return prepare(SourceGroup(models, self._sources.base_on_device(plan), info))
+            measured = tuple(self._statistics.of_tensor(method, part, plan.base, recipe) for part in plan.contributions)
+            return prepare(SourceGroup(models, self._sources.base_on_device(plan), info, measured))
 
         return self._get(key, make, keep)
 
@@ -68,8 +73,8 @@ class PreparedCache:
         prepare, seed = method.prepare, recipe.seed or 0
         assert prepare is not None, "asked for by of_models"
         key = prepared_key(prepare, plan, (part,), seed if method.spec.stochastic else 0)
-        if method.spec.statistic is not None:
-            key = (*key, recipe.calibration_text)
+        if method.spec.statistics:
+            key = (*key, recipe.text_of(part.model))
 
         def make() -> Prepared:
             source = SourceTensor(
@@ -79,7 +84,7 @@ class PreparedCache:
                 seed,
                 info,
                 self._sources.model(plan, part),
-                self._statistics.of_tensor(method, part, recipe),
+                self._statistics.of_tensor(method, part, plan.base, recipe),
             )
             return prepare(source)
 

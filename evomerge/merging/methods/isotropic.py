@@ -1,14 +1,15 @@
 """Isotropic merging: Iso-C and Iso-CTS (Marczak et al. 2025, arXiv:2502.04959).
 
-Iso-C: per linear map, Σ w_t τ_t = U S Vᵀ; θ = θ_0 + λ s̄ U Vᵀ with s̄ the mean singular value: a flat spectrum, so that
-no direction of one task drowns those of another.
-Iso-CTS: of those components, only the k = f·K largest stay as common ones. Each model adds the R = (K − k)/T largest
-components of w_t τ_t − U_k U_kᵀ w_t τ_t, what the common ones miss. Left and right vectors of all K are then made
-orthogonal (polar factors) and given s̄, the mean of all singular values taken.
+Iso-C: per linear map, Σ w_t τ_t = U S Vᵀ; θ = θ_0 + λ s̄ U Vᵀ with s̄ the mean singular value: a flat spectrum, so
+that no direction of one task drowns those of another. Iso-CTS: of those components, only the k = f·K largest stay as
+common ones. Each model adds the R = (K − k)/T largest components of w_t τ_t − U_k U_kᵀ w_t τ_t, what the common ones
+miss. Left and right vectors of all K are then made orthogonal (polar factors) and given s̄, the mean of all singular
+values taken.
 
-Weights are 1 in the papers. The spectrum depends on their ratios: for weights that are all equal everything but
-λ is prepared, others cost one decomposition (Iso-CTS: T + 3) per linear map and candidate. Deviation: k is rounded
-so that R is whole, to the nearest.
+Weights are 1 in the papers. The spectrum depends on their ratios, and no decomposition of the single task vectors
+gives that of another sum: what is kept are the last ratios, so that λ and a common factor cost nothing. For weights
+that are all equal Iso-C is prepared; other ratios cost one decomposition of a Gram matrix (Iso-CTS: T + 3) per linear
+map and candidate. Deviation: k is rounded so that R is whole, to the nearest.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.last_value_cache import LastValueCache
-from evomerge.merging.methods.matrices import Nothing, add_to_base, average_others, delta_matrices, polar, singular
+from evomerge.merging.methods.matrices import (
+    Nothing,
+    add_to_base,
+    average_others,
+    delta_matrices,
+    leading,
+    polar,
+    polar_and_values,
+)
 from evomerge.merging.methods.parameters import Factor, Lambda, PerModel, Real
 from evomerge.merging.methods.registry import Prepared, SourceGroup, WholeTensorState, merge_method
 
@@ -101,19 +110,19 @@ def iso_cts(
 
 def common(deltas: list[Tensor]) -> Tensor:
     """Return s̄ U Vᵀ of the sum [M, N]."""
-    left_MK, values_K, right_KN = singular(_total(deltas))
-    return (left_MK * values_K.mean()) @ right_KN
+    factor_MN, values_K = polar_and_values(_total(deltas))
+    return factor_MN * values_K.mean()
 
 
 def common_and_specific(deltas: list[Tensor], fraction: float) -> Tensor:
     """Return s̄ P([U_1 … U_T U_c]) P([V_1 … V_T V_c])ᵀ [M, N]."""
     components = min(deltas[0].shape)
     specific = _specific_rank(components, len(deltas), fraction)
-    shared = singular(_total(deltas)).top(components - specific * len(deltas))
+    shared = leading(_total(deltas), components - specific * len(deltas))
     parts = []
     for delta_MN in deltas:
         missed_MN = delta_MN - shared.left_MK @ (shared.left_MK.T @ delta_MN)
-        parts.append(singular(missed_MN).top(specific))
+        parts.append(leading(missed_MN, specific))
     parts.append(shared)
     left = polar(torch.cat([part.left_MK for part in parts], dim=1))
     right = polar(torch.cat([part.right_KN for part in parts]))

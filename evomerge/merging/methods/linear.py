@@ -1,6 +1,7 @@
-"""Weighted sums: linear (model soups), task arithmetic, passthrough.
+"""Weighted sums: linear (model soups), metrics-weighted averages, task arithmetic, passthrough.
 
 Model soups: Wortsman et al. 2022, arXiv:2203.05482. Task arithmetic: Ilharco et al. 2023, arXiv:2212.04089.
+Metrics-weighted averaging (MWA): Yu & Choi 2025, arXiv:2504.18580: one number to search, however many models there are.
 The order of operations is mergekit 0.1.5's, so that weights agree to the last bit: in float32 here, in another `dtype`
 of the recipe in the functions called `stepwise_...`. A difference of bf16 tensors taken in bf16 loses the small task
 vectors that these methods merge: searches write ``dtype: float32``.
@@ -77,6 +78,28 @@ def linear(
     θ = Σ w_t θ_t, divided by Σ w_t when `normalize`.
     """
     return WeightedSum(weight, "models", divisor=_checked(_sum(weight)) if normalize else 1.0, fused=True)
+
+
+@merge_method(
+    "metrics_weighted",
+    differentiable=("power",),
+    base="none",
+    core_space="exact",
+)
+def metrics_weighted(
+    _: TensorContext,
+    *,
+    metric: Annotated[PerModel, Real(doc="What is known of the model, above 0: its loss, its steps.", default=1.0)],
+    power: Annotated[float, Real(-8.0, 8.0, -1.0, "Power of the metric; below 0 where less is better.", default=-1.0)],
+) -> WeightedSum:
+    """Average of the models, weighted by a power of a metric of each: a loss, a score, steps (arXiv:2504.18580).
+
+    θ = Σ m_t^p θ_t / Σ m_t^p. With losses, p = −γ of the paper; with steps, p = γ.
+    """
+    if min(metric) <= 0:
+        raise ValueError("metrics_weighted: every model needs a metric above 0, such as its loss; write metric: 1.37")
+    shares = [(value / max(metric)) ** power for value in metric]
+    return WeightedSum(shares, "models", divisor=_checked(_sum(shares)), fused=True)
 
 
 @merge_method(

@@ -156,3 +156,15 @@ def _check_range(declared: Real, place: str) -> None:
     given = [bound for bound in bounds if bound is not None]
     if given and (len(given) < len(bounds) or given != sorted(given) or given[0] == given[-1]):
         raise TypeError(f"{place}: low, start and high are {bounds}; give all three, low <= start <= high, low < high")
+
+
+def check_shares(weight: Sequence[float], method: str) -> None:
+    """Refuse weights that are not shares.
+
+    Raises
+    ------
+    ValueError
+        If one is below 0, or none is above.
+    """
+    if min(weight) < 0 or max(weight) == 0:
+        raise ValueError(f"{method}: the weights are shares; write numbers of at least 0, one of them above")

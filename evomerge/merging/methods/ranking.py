@@ -33,3 +33,8 @@ def reversed_ascending_ranks(values: Tensor) -> Tensor:
     """Return what `descending_ranks` does, with ties as in mergekit's `breadcrumbs`, which sorts upwards."""
     order = torch.sort(values, descending=False).indices
     return at_sorted_places(order, torch.arange(order.numel() - 1, -1, -1, dtype=torch.int32, device=order.device))
+
+
+def shared_ranks(values: Tensor) -> Tensor:
+    """Return float32[n]: the part of the entries that are smaller than each, in [0, 1); equal entries share it."""
+    return torch.searchsorted(values.sort().values, values.contiguous()) / values.numel()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
@@ -77,8 +77,8 @@ class SourceTensor:
         Shape and role.
     model
         The model that the tensor belongs to.
-    statistic
-        The tensor's statistic on the calibration text, flat, if the method's spec names a `statistic`.
+    statistics
+        What the method's spec names in `statistics`, as measured; without those that the tensor has none of.
     """
 
     name: str
@@ -87,7 +87,7 @@ class SourceTensor:
     seed: int
     info: TensorInfo
     model: SourceModel
-    statistic: Tensor | None = None
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def delta(self) -> Tensor:
         """Return the task vector, float32, flat."""
@@ -105,11 +105,14 @@ class SourceGroup:
         Flattened, in the dtype and (memory-mapped) place they are stored in; `base` is None without a base.
     info
         Shape and role of the tensor.
+    statistics
+        Of each model, as for `SourceTensor`.
     """
 
     models: tuple[Tensor, ...]
     base: Tensor | None
     info: TensorInfo
+    statistics: tuple[Mapping[str, Tensor], ...] = ()
 
     def deltas(self) -> tuple[Tensor, ...]:
         """Return each model minus the base, float32, flat."""
@@ -222,7 +225,7 @@ def merge_method(
     min_models: int = 1,
     max_models: int | None = None,
     stochastic: bool = False,
-    statistic: Literal["fisher"] | None = None,
+    statistics: tuple[str, ...] = (),
     weighted_average: bool = False,
     differentiable: tuple[str, ...] = (),
     core_space: CoreSpace = "different",
@@ -247,7 +250,7 @@ def merge_method(
     ----------
     name
         The value of ``merge_method`` in recipes.
-    base, min_models, max_models, stochastic, statistic, weighted_average, differentiable, core_space
+    base, min_models, max_models, stochastic, statistics, weighted_average, differentiable, core_space
         As in `MethodSpec`, like `deviation`.
     deviation
         As in `MethodSpec`.
@@ -276,7 +279,7 @@ def merge_method(
             min_models=min_models,
             max_models=max_models,
             stochastic=stochastic,
-            statistic=statistic,
+            statistics=statistics,
             weighted_average=weighted_average,
             differentiable=differentiable,
             core_space=core_space,

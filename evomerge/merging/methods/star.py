@@ -8,38 +8,20 @@ The decompositions are prepared; a candidate is a product per model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 
-from evomerge.merging.methods.blocks import Block, TensorInfo
+from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.linear import add_and_merge
-from evomerge.merging.methods.matrices import Nothing, Singular, precise, singular
+from evomerge.merging.methods.matrices import Singular, bytes_of_components, components
 from evomerge.merging.methods.parameters import Flag, Lambda, PerModel, Real, optional_weight
-from evomerge.merging.methods.registry import Prepared, SourceTensor, WholeTensorState, merge_method
+from evomerge.merging.methods.registry import merge_method
 
 
-@dataclass(frozen=True)
-class Components(WholeTensorState):
-    """Singular components of one task vector."""
-
-    singular: Singular
-
-
-def components(source: SourceTensor) -> Prepared:
-    """Decompose the task vector of a linear map."""
-    if not source.info.is_matrix:
-        return Nothing()
-    return Components(singular(precise(source.delta()).view(source.info.shape)).stored())
-
-
-def _bytes(info: TensorInfo) -> float:
-    """U and V in float32, per entry."""
-    return 4 * min(info.shape) * sum(info.shape) / (info.shape[0] * info.shape[1]) if info.is_matrix else 0
-
-
-@merge_method("star", differentiable=("weight", "lambda"), prepare=components, prepared_bytes=_bytes, scope="matrix")
+@merge_method(
+    "star", differentiable=("weight", "lambda"), prepare=components, prepared_bytes=bytes_of_components, scope="matrix"
+)
 def star(
     block: Block,
     *,

@@ -1,12 +1,16 @@
 """WIDEN: weight disentanglement (Yu et al. 2024, arXiv:2408.03092).
 
 A matrix is taken apart into the norms and the directions of its columns. Each model's columns are ranked by how far
-its fine-tuning moved them, Δν = |ν_t − ν_0| and Δd = 1 − cos(d_t, d_0), in [0, 1) within the model. The scores are the
-softmax of the ranks over the models; columns with a rank above `ratio` times the mean rank score `factor` instead.
-θ = θ_0 + Σ w_t ⊙ τ_t, with w_t the mean of a column's two scores. Vectors are ranked entry by entry, by |τ_t|.
+its fine-tuning moved them, Δν = |ν_t − ν_0| and Δd = 1 − cos(d_t, d_0), in [0, 1) within the model. The scores are
+the softmax of the ranks over the models; columns with a rank above `ratio` times the mean rank score `factor`
+instead. θ = θ_0 + Σ w_t ⊙ τ_t, with w_t the mean of a column's two scores. Vectors are ranked entry by entry, by
+|τ_t|.
 
-Embeddings are taken transposed, a vector per token; deviation: so is the output projection, and stacks of matrices
-count as one matrix with their columns joined. Columns that a fine-tune has not changed are ranked in their order.
+Embeddings are taken transposed, a vector per token. Deviations: so is the output projection, and stacks of matrices
+count as one matrix with their columns joined. Columns that changed equally, such as those that a fine-tune left
+alone, share the rank of the first of them, where the authors' sort ranks them by their place: so the order of columns
+does not matter. For the same reason 1 − cos is computed as ½ ‖d_t − d_0‖², which is 0 for an unchanged column
+whatever rounding does.
 
 The ranks are prepared; other parameters cost a softmax over the columns.
 """
@@ -21,7 +25,7 @@ from torch import Tensor
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.last_value_cache import LastValueCache
 from evomerge.merging.methods.parameters import Real
-from evomerge.merging.methods.ranking import at_sorted_places
+from evomerge.merging.methods.ranking import shared_ranks
 from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 SMALLEST_NORM = 1e-12  # to divide by
@@ -33,11 +37,11 @@ class Importance(WholeTensorState):
     def __init__(self, group: SourceGroup) -> None:
         assert group.base is not None, "widen requires a base"
         if len(group.info.shape) == 1:
-            self.ranks = [torch.stack([_rank(delta.abs_()) for delta in group.deltas()])]
+            self.ranks = [torch.stack([shared_ranks(delta.abs_()) for delta in group.deltas()])]
         else:
             base = _columns(group.base, group.info)
             changes = [_changes(_columns(values, group.info), base) for values in group.models]
-            self.ranks = [torch.stack([_rank(change) for change in kind]) for kind in zip(*changes, strict=True)]
+            self.ranks = [torch.stack([shared_ranks(change) for change in kind]) for kind in zip(*changes, strict=True)]
         self._weights: LastValueCache[Tensor] = LastValueCache()
 
     def weights(self, ratio: float, factor: float) -> Tensor:
@@ -81,15 +85,9 @@ def _columns(values: Tensor, info: TensorInfo) -> Tensor:
 
 def _changes(columns: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     """Return Δν and Δd."""
-    norms, base_norms = columns.norm(dim=1), base.norm(dim=1)
-    cosines = (columns * base).sum(1) / (norms * base_norms).clamp(min=SMALLEST_NORM)
-    return (norms - base_norms).abs(), 1 - cosines
-
-
-def _rank(values: Tensor) -> Tensor:
-    """Return each entry's place by size, in [0, 1)."""
-    order = torch.argsort(values, stable=True)
-    return at_sorted_places(order, torch.arange(len(order), device=order.device) / len(order))
+    norms, base_norms = columns.norm(dim=1, keepdim=True), base.norm(dim=1, keepdim=True)
+    turned = columns / norms.clamp(min=SMALLEST_NORM) - base / base_norms.clamp(min=SMALLEST_NORM)
+    return (norms - base_norms).abs()[:, 0], turned.square().sum(1) / 2
 
 
 def _scores(rank: Tensor, ratio: float, factor: float) -> Tensor:

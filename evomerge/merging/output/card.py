@@ -13,6 +13,7 @@ from evomerge.merging.checks.licences import card_metadata, conflicts, licence, 
 from evomerge.merging.output import markdown
 from evomerge.merging.output.provenance import Provenance, ScoreRow
 from evomerge.merging.sources.source import Source
+from search_spaces.recipes.fields import changed_text
 from search_spaces.recipes.mergekit.documents import Document, dump, with_models
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
@@ -174,10 +175,8 @@ def public_recipe(documents: Sequence[Document], names: Mapping[str, str]) -> st
 
 
 def _without_folder(document: Document) -> Document:
-    text = document.recipe.calibration_text
-    if text is None:
-        return document
-    return replace(document, recipe=replace(document.recipe, calibration_text=Path(text).name))
+    text = changed_text(document.recipe.calibration_text, lambda file: Path(file).name)
+    return replace(document, recipe=replace(document.recipe, calibration_text=text))
 
 
 def is_hub_id(reference: str) -> bool:

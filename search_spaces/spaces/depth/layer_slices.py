@@ -6,6 +6,7 @@ A recipe has a slice per layer between the embeddings and the final norm with th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from search_spaces.recipes.errors import RecipeError, did_you_mean
 from search_spaces.recipes.fields import Slice, Source
@@ -26,31 +27,33 @@ def summed(experts: Sequence[str], base: str, layer: int, scale: float) -> Slice
     return Slice((*sources, Source(base, layers)), base_model=base, merge_method="task_arithmetic")
 
 
-def layers_of(recipe: Recipe, num_layers: int) -> tuple[Slice, ...]:
-    """Return the layers of a recipe that keeps them in place, each as a slice with its own method and base."""
+def ends_of(model: str, num_layers: int) -> tuple[Slice, Slice]:
+    """Return the embeddings, and the final norm with the head, of the model with that reference."""
+    first, last = (Slice((Source(model, (at, at)),), merge_method="passthrough") for at in (0, num_layers))
+    return first, last
+
+
+def slices_of(recipe: Recipe, num_layers: int) -> tuple[Slice, ...]:
+    """Return all slices of a recipe, each with its own method and base: L + 2 of them, or fewer layers or more."""
     whole = recipe.expanded(num_layers).canonical()
     return tuple(
-        Slice(part.sources, part.parameters, whole.base_of(part), whole.spec_of(part).name)
-        for part in whole.slices[1:-1]
+        Slice(part.sources, part.parameters, whole.base_of(part), whole.spec_of(part).name) for part in whole.slices
     )
 
 
-def stacked(layers: Iterable[Slice], ends: str, context: SpaceContext) -> Recipe:
-    """Return the recipe with these layers, in canonical form.
+def stacked(layers: Iterable[Slice], ends: tuple[Slice, Slice], context: SpaceContext) -> Recipe:
+    """Return the recipe with these layers between the two ends, in canonical form.
 
     Parameters
     ----------
-    layers
-        A slice with a method of its own for each.
-    ends
-        Reference of the model that gives embeddings, final norm and head.
+    layers, ends
+        Slices with methods of their own.
     context
         Its first model gives config and tokenizer.
     """
-    depth = context.layout.num_layers
-    first, last = (Slice((Source(ends, (at, at)),)) for at in (0, depth))
+    first, last = ends
     return Recipe(
-        "passthrough",
+        first.merge_method or "passthrough",
         (first, *layers, last),
         base_model=next(iter(context.models.values())),
         dtype=context.dtype,
@@ -59,21 +62,38 @@ def stacked(layers: Iterable[Slice], ends: str, context: SpaceContext) -> Recipe
     ).canonical()
 
 
-def parts_of(recipe: Recipe, ends: str, context: SpaceContext) -> tuple[Slice, ...]:
+def layers_of(recipe: Recipe, ends: tuple[Slice, Slice], anchor: str, context: SpaceContext) -> tuple[Slice, ...]:
     """Return the layers of a recipe as `stacked` takes them; the inverse of `stacked`.
+
+    Parameters
+    ----------
+    recipe
+        Any.
+    ends
+        Those that it must have.
+    anchor
+        What the ends are from, for the error.
+    context
+        The models.
 
     Raises
     ------
     RecipeError
-        If embeddings and head are not those of the model `ends`, or the recipe has a path or a table of weights.
+        If embeddings and head are others, or the recipe has a path or a table of weights.
     """
     if recipe.path is not None or recipe.mixture is not None:
         raise RecipeError("the recipe has a path or a table of weights; give one whose slices are whole layers")
-    whole = recipe.expanded(context.layout.num_layers).canonical()
-    for part in (whole.slices[0], whole.slices[-1]):
-        if whole.spec_of(part).name != "passthrough" or [source.model for source in part.sources] != [ends]:
-            raise RecipeError(f"the recipe's embeddings and head are not those of {ends}; take them from it")
-    return layers_of(recipe, context.layout.num_layers)
+    depth = context.layout.num_layers
+    first, *layers, last = slices_of(recipe, depth)
+    wanted = slices_of(stacked([copied(context.models[next(iter(context.models))], 0)], ends, context), depth)
+    if (_without_place(first), _without_place(last)) != (_without_place(wanted[0]), _without_place(wanted[-1])):
+        raise RecipeError(f"the recipe's embeddings and head are not those of {anchor}; take them from it")
+    return tuple(layers)
+
+
+def _without_place(end: Slice) -> Slice:
+    """Return an end without the number of the layer beside it, which means nothing."""
+    return replace(end, sources=tuple(replace(source, layer_range=None) for source in end.sources))
 
 
 def reference_of(name: str, context: SpaceContext, key: str) -> str:

@@ -28,7 +28,7 @@ from search_spaces.recipes.fields import Slice
 from search_spaces.recipes.parameter_values import evaluate, find
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.depth.layer_slices import copied, parts_of, reference_of, stacked, summed
+from search_spaces.spaces.depth.layer_slices import copied, ends_of, layers_of, reference_of, stacked, summed
 from search_spaces.spaces.genes import Choice, Gene, Integer, Real
 from search_spaces.spaces.registry import register_space
 from search_spaces.spaces.space import Genotype, SearchSpace
@@ -107,6 +107,7 @@ class TailoringSpace(SearchSpace):
         self.base = next(iter(context.models.values()))
         anchor = config.anchor
         self.anchor = self.base if anchor is None else reference_of(anchor, context, "space.anchor")
+        self._ends = ends_of(self.anchor, self.depth)
         names = config.models or tuple(context.models)[1:]
         self.candidates = {name: reference_of(name, context, "space.models") for name in names}
         if list(self.candidates.values()) == [self.anchor]:
@@ -176,7 +177,7 @@ class TailoringSpace(SearchSpace):
                 layers.append(summed(experts, self.base, layer, float(scales[layer])))
             else:
                 layers.append(copied(chosen[0] if chosen else self.anchor, layer))
-        return stacked(layers, self.anchor, self.context)
+        return stacked(layers, self._ends, self.context)
 
     def encode(self, recipe: Recipe) -> Genotype:
         """Return the genotype of a recipe of whole layers in their order.
@@ -187,7 +188,7 @@ class TailoringSpace(SearchSpace):
             If it has too many or too few layers, repeats or swaps some, or makes one of other models, by another method
             or with another scale than the space has.
         """
-        parts = parts_of(recipe, self.anchor, self.context)
+        parts = layers_of(recipe, self._ends, self.anchor, self.context)
         removed = self.depth - len(parts)
         if not self.fewest <= removed <= self.most:
             bounds = f"{self.depth - self.most} to {self.depth - self.fewest}"

@@ -56,6 +56,7 @@ def test_the_function_is_its_only_score_unless_tasks_are_named() -> None:
         ({"function": None, "kind": "python", "tasks": ["a"]}, "function is missing"),
         ({"num_fewshot": 3}, "num_fewshot belongs to lm-eval's tasks, and kind is python; remove num_fewshot"),
         ({"include_path": ["x"]}, "include_path belongs to lm-eval's tasks"),
+        ({"engine": "vllm"}, "engine belongs to lm-eval's tasks"),
         ({"tasks": [{"task": "a", "metric": "acc"}]}, "a is a score of your function and has no metric"),
         ({"subset": 20}, "subset needs items, and the function scores a model as a whole"),
         ({"racing": {}}, "racing needs items"),

@@ -53,7 +53,7 @@ def searched() -> list[tuple[str, str]]:
     found = []
     for method in METHODS:
         spec = method_spec(method)
-        if spec.statistic is None:
+        if not spec.statistics:
             found += [(method, name) for name in spec.differentiable if name in VALUES]
     return found
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from evomerge.merging.calibration.statistics import statistics
 from evomerge.merging.engine import recipe_statistics
 from evomerge.merging.engine.activation_informed import shares
-from evomerge.merging.engine.calibration_statistics import statistics
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
@@ -123,14 +123,14 @@ def test_statistics_are_measured_once_for_a_model_and_a_text(
     again = statistics("activations", base, text, load)
     assert len(calls) == 1
     assert all(torch.equal(first[name], again[name]) for name in first)
-    (file,) = (tmp_path / "cache" / "statistics").iterdir()
+    (file,) = (tmp_path / "cache" / "statistics").rglob("*.safetensors")
     file.write_bytes(b"torn")  # a damaged file is measured again
     assert statistics("activations", base, text, load).keys() == first.keys()
     text.write_text("sort nul unu du = nul unu du\n" * 3, encoding="utf-8")
     statistics("activations", base, text, load)
     statistics("activations", zoo[MODELS["ja"]], text, load)
     assert len(calls) == 4
-    assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 3
+    assert len(list((tmp_path / "cache" / "statistics").rglob("*.safetensors"))) == 3
 
 
 def test_a_search_measures_before_the_first_candidate(zoo: dict[str, Checkpoint], text: Path, monkeypatch: Any) -> None:

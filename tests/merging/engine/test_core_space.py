@@ -106,9 +106,10 @@ def test_the_bases_lose_nothing() -> None:
         ("task_arithmetic", {}),
         ("task_arithmetic", {"lambda": 0.7}),
         ("task_arithmetic", {"normalize": True}),
+        ("opcm", {"alpha": 0.4}),
     ],
 )
-def test_linear_methods_equal_the_merge_in_full_space(adapters: MergeEngine, method: str, shared: Any) -> None:
+def test_exact_methods_equal_the_merge_in_full_space(adapters: MergeEngine, method: str, shared: Any) -> None:
     full = weights(adapters, recipe(adapters, method, 0.9, -0.4, 0.7, core=False, **shared))
     core = weights(adapters, recipe(adapters, method, 0.9, -0.4, 0.7, core=True, **shared))
     origin = adapters.checkpoint(adapters.base)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from evomerge.merging.calibration.gradients import fisher
+from evomerge.merging.calibration.statistics import statistics
 from evomerge.merging.engine import recipe_statistics
-from evomerge.merging.engine.calibration_statistics import fisher, statistics
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.sources.checkpoints import Checkpoint
 from search_spaces.recipes import mergekit_yaml
@@ -78,8 +79,10 @@ def test_they_are_measured_once_per_model_and_text(
 ) -> None:
     measured: list[str] = []
 
-    def counted(kind: str, checkpoint: Checkpoint, place: Path, load: Any) -> Any:
-        return statistics(kind, checkpoint, place, lambda: (measured.append(checkpoint.reference), load())[1])
+    def counted(kind: str, checkpoint: Checkpoint, place: Path, load: Any, *, dtype: str) -> Any:
+        return statistics(
+            kind, checkpoint, place, lambda: (measured.append(checkpoint.reference), load())[1], dtype=dtype
+        )
 
     monkeypatch.setattr(recipe_statistics, "statistics", counted)
     first = merged(zoo, recipe)
@@ -126,12 +129,14 @@ def test_the_writer_streams_it(zoo: dict[str, Checkpoint], recipe: Recipe) -> No
 @pytest.mark.parametrize("name", ["llama_tied", "gpt2", "gemma2", "gpt_neox"])
 def test_every_parameter_has_one(families: Any, name: str) -> None:
     model = families(name).engine().load(families(name).base)
-    measured = fisher(model, torch.tensor([[5, 7, 9, 11, 3, -1], [5, -1, -1, -1, -1, -1]]))
+    layout = families(name).checkpoints[families(name).base].layout
+    (part,) = fisher(model, layout, torch.tensor([[5, 7, 9, 11, 3, -1], [5, -1, -1, -1, -1, -1]]))
+    measured = part.values
     assert measured.keys() == dict(model.named_parameters()).keys()
     squares = torch.cat([values.double().square().flatten() for values in measured.values()])
     assert float(squares.mean()) == pytest.approx(1, rel=1e-2)
-    nothing = fisher(model, torch.tensor([[5, -1]]))
-    assert all(float(values.abs().max()) == 0 for values in nothing.values())
+    (nothing,) = fisher(model, layout, torch.tensor([[5, -1]]))
+    assert all(float(values.abs().max()) == 0 for values in nothing.values.values())
 
 
 def test_spaces_search_its_weights(zoo: dict[str, Checkpoint], text: Path) -> None:

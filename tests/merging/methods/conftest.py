@@ -54,6 +54,18 @@ def near() -> Callable[[Tensor, Tensor], None]:
 
 
 @pytest.fixture
+def near_golden() -> Callable[[Tensor, Tensor], None]:
+    """Compare with a formula in float64: to 1e-6 of its largest entry."""
+
+    def compare(found: Tensor, expected: Tensor) -> None:
+        assert expected.dtype == torch.float64
+        error = float((found.double() - expected).abs().max() / expected.abs().max())
+        assert error <= 1e-6, f"off by {error:.1e} of the largest entry"
+
+    return compare
+
+
+@pytest.fixture
 def tensors() -> Callable[..., list[Tensor]]:
     """Random tensors: ``tensors(count, *shape)``."""
 

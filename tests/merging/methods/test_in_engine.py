@@ -15,7 +15,7 @@ from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe
 
 # Those that rest on a text are tested with one (`tests/merging/test_gradients.py`).
-METHODS = {name: spec for name, spec in ALL.items() if spec.statistic is None}
+METHODS = {name: spec for name, spec in ALL.items() if not spec.statistics}
 
 # Coefficients that leave no default in place where that would hide a method's own way.
 PARAMETERS: dict[str, dict[str, Any]] = {

@@ -29,6 +29,12 @@ class TestLinear(MergeMethodSuite):
     one_model = coefficients(weight=1.0)
 
 
+class TestMetricsWeighted(MergeMethodSuite):
+    method = "metrics_weighted"
+    parameters = coefficients(metric=[0.4, 0.9, 0.2], power=-1.5)
+    others = coefficients(metric=[0.4, 0.9, 0.2], power=2.0)
+
+
 class TestTaskArithmetic(MergeMethodSuite):
     method = "task_arithmetic"
     parameters = coefficients(weight=[0.4, -0.9, 0.2])
@@ -41,6 +47,19 @@ class TestPassthrough(MergeMethodSuite):
     models = 1
     parameters = coefficients(scale=0.7)
     others = coefficients()
+
+
+@pytest.mark.parametrize("power", [-1.0, 2.5])
+def test_golden_of_metrics_weighted(merge: Merge, near_golden: Callable[..., None], power: float) -> None:
+    models, losses = tensors(3), [1.3, 0.8, 2.1]
+    shares = [loss**power for loss in losses]
+    expected = sum(share * model.double() for share, model in zip(shares, models, strict=True)) / sum(shares)
+    near_golden(merge("metrics_weighted", None, models, metric=losses, power=power), expected)
+
+
+def test_metrics_have_to_be_above_0(merge: Merge) -> None:
+    with pytest.raises(ValueError, match="every model needs a metric above 0"):
+        merge("metrics_weighted", None, tensors(2), metric=[1.2, 0.0])
 
 
 @relaxed

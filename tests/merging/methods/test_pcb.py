@@ -16,7 +16,7 @@ Merge = Callable[..., Tensor]
 
 class TestPcb(MergeMethodSuite):
     method = "pcb"
-    parameters = coefficients(weight=[0.4, 0.9, 1.2], ratio=0.3, lambda_=0.8)
+    parameters = coefficients(weight=[0.4, 0.9, 1.2], ratio=0.3, percentile=0.05, lambda_=0.8)
     others = coefficients(weight=1.0, ratio=1.0)
     one_model = None  # the largest entry is clamped, the smallest scores 0
     tolerance = 5e-6
@@ -26,13 +26,13 @@ def test_published_values(merge: Merge, tau: list[Tensor], published: Any, near:
     near(merge("pcb", torch.zeros(8), tau, ratio=0.5), published("pcb_pairwise_r0.5"))
 
 
-def reference(base: Tensor, models: list[Tensor], weight: list[float], ratio: float) -> Tensor:
+def reference(base: Tensor, models: list[Tensor], weight: list[float], ratio: float, q: float = 0.01) -> Tensor:
     size, count = len(base), len(models)
     clamped, shares = [], []
     for model in models:
         delta = (model - base).double()
         ordered = delta.abs().sort().values
-        low, high = ordered[int(size * 1e-4)], ordered[int(size * (1 - 1e-4) - 1)]
+        low, high = ordered[int(size * q)], ordered[int(size * (1 - q) - 1)]
         magnitude = delta.abs().clamp(low, high)
         clamped.append(delta.sign() * magnitude)
         shares.append(delta.sign() * (magnitude - low) / (high - low))
@@ -43,7 +43,7 @@ def reference(base: Tensor, models: list[Tensor], weight: list[float], ratio: fl
         scale = (score.clamp(min=low) - low) / (score.max() - low)
         numerator += w * values * scale
         denominator += scale
-    return (base.double() + torch.where(denominator > 0, numerator / denominator, 0.0)).float()
+    return base.double() + torch.where(denominator > 0, numerator / denominator, 0.0)
 
 
 @pytest.mark.parametrize(("ratio", "size"), [(0.05, 211), (0.5, 211), (1.0, 211), (0.5, 20_000)])
@@ -52,7 +52,21 @@ def test_equals_the_reference(merge: Merge, tensors: Any, ratio: float, size: in
     base, *models = tensors(4, size)
     weight = [0.4, 0.9, 1.2]
     found = merge("pcb", base, models, weight=weight, ratio=ratio)
-    torch.testing.assert_close(found, reference(base, models, weight, ratio), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.double(), reference(base, models, weight, ratio), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("percentile", [0.0001, 0.02])
+def test_percentile_of_the_clamp(merge: Merge, tensors: Any, percentile: float) -> None:
+    base, *models = tensors(3, 600)
+    found = merge("pcb", base, models, ratio=0.5, percentile=percentile)
+    expected = reference(base, models, [1.0, 1.0], 0.5, percentile)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_percentile_of_a_half_or_more_is_refused(merge: Merge, tensors: Any) -> None:
+    base, *models = tensors(3, 20)
+    with pytest.raises(ValueError, match=r"write a number from 0 to below 0\.5"):
+        merge("pcb", base, models, percentile=0.5)
 
 
 def test_scores_do_not_know_the_scale(merge: Merge, tensors: Any) -> None:

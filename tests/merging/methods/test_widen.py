@@ -59,3 +59,22 @@ def test_embeddings_are_taken_by_token(merge: Merge, tensors: Any) -> None:
     found = merge("widen", base, models, by_token=True)
     transposed = merge("widen", base.T.contiguous(), [model.T.contiguous() for model in models])
     torch.testing.assert_close(found, transposed.T, rtol=1e-5, atol=1e-5)
+
+
+def test_columns_that_changed_equally_share_their_rank(merge: Merge, tensors: Any) -> None:
+    """The order of columns does not matter, also where a model left most of them alone."""
+    base, a, b = tensors(3, 6, 11)
+    a[:, 2:] = base[:, 2:]
+    b[:, :3] = base[:, :3]
+    order = torch.tensor([5, 0, 9, 2, 7, 10, 1, 4, 8, 3, 6])
+    found = merge("widen", base, [a, b], ratio=1.2)
+    permuted = merge("widen", base[:, order], [a[:, order], b[:, order]], ratio=1.2)
+    torch.testing.assert_close(permuted, found[:, order], rtol=1e-6, atol=1e-6)
+
+
+def test_unchanged_columns_have_rank_0_whatever_their_rounding(merge: Merge, tensors: Any) -> None:
+    """Cosines of equal columns are 1 up to rounding: only changed columns may be ranked by them."""
+    base, a, b = tensors(3, 40, 60)
+    a[:, 7:] = base[:, 7:]
+    expected = [merge("widen", scale * base, [scale * a, scale * b]) / scale for scale in (1.0, 3.0)]
+    torch.testing.assert_close(*expected, rtol=1e-4, atol=1e-4)

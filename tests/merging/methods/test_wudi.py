@@ -21,6 +21,27 @@ class TestWudi(MergeMethodSuite):
     tolerance = 2e-5
 
 
+class TestOptMerge(TestWudi):
+    method = "optmerge"
+
+
+@pytest.mark.parametrize(("method", "rank"), [("wudi", 5), ("optmerge", 2)])
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12)])
+def test_golden(merge: Merge, tensors: Any, near_golden: Any, method: str, rank: int, shape: tuple[int, int]) -> None:
+    """The normal equations of the objective, each linear map's truncated components written out."""
+    base, *models = tensors(3, *shape)
+    weight, columns = [0.4, 0.9], shape[1]
+    r = 0.3 * sum(weight) / columns
+    left, right = r * torch.eye(columns).double(), torch.zeros(shape).double()
+    for model, w in zip(models, weight, strict=True):
+        delta = model.double() - base.double()
+        out, values, into = torch.linalg.svd(delta, full_matrices=False)
+        part = out[:, :rank] @ torch.diag(values[:rank]) @ into[:rank]
+        left += w * part.T @ part / delta.square().sum()
+        right += w * part @ part.T @ part / delta.square().sum() + r * w * delta / (2 if method == "optmerge" else 1)
+    near_golden(merge(method, base, models, weight=weight, ridge=0.3), base.double() + right @ torch.linalg.inv(left))
+
+
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12)])
 def test_small_ridge_is_the_minimum_that_descent_finds(merge: Merge, tensors: Any, shape: tuple[int, int]) -> None:
     """From the sum of the task vectors, as the paper's descent starts."""

@@ -19,7 +19,7 @@ PARTS = ("attention", "mlp", "other")
 
 def make(layout, models, method="task_arithmetic", **config):
     used = dict(list(models.items())[: {"slerp": 2, "nearswap": 2, "nuslerp": 3}.get(method)])
-    if METHOD_TABLE[method].statistic is not None:
+    if METHOD_TABLE[method].statistics:
         config = {"calibration_text": "text.txt"} | config
     return CoefficientSpace(CoefficientConfig(method=method, **config), used, layout, seed=5)
 

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from evomerge.testing.search_spaces import SearchSpaceSuite
+from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes.baselines import task_arithmetic_recipe
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.coefficients import CoefficientSpace
 from search_spaces.spaces.data_flow import DataFlowConfig
+from search_spaces.spaces.depth.layer_actions import LayerActionsConfig
 from search_spaces.spaces.depth.tailoring import TailoringConfig
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.mixture import MixtureConfig
@@ -224,6 +227,21 @@ class TestDataFlowWithTransitions(DataFlow):
     config: ClassVar = {"scales": "transition", "models": ("ops",), "max_layers": 30}
 
 
+class TestDataFlowInAnExpert(DataFlow):
+    config: ClassVar = {"anchor": "x", "models": ("base", "ops")}
+
+
+class TestDataFlowInAMerge(Spaces):
+    @pytest.fixture(autouse=True)
+    def _file(self, tmp_path, _models):
+        self.file = tmp_path / "merge.yaml"
+        recipe = task_arithmetic_recipe(self.models, self.layout, 0.7)
+        self.file.write_text(mergekit_yaml.dump(recipe))
+
+    def space(self):
+        return DataFlowConfig(anchor=str(self.file), models=("ops",), repeats=1).build(self.context)
+
+
 class TestOrder(DataFlow):
     config: ClassVar = {"order": "free"}
 
@@ -270,6 +288,36 @@ class TestTailoringFromAnExpert(Tailored):
 
 class TestRemovingLayers(Tailored):
     config: ClassVar = {"models": ("base",), "remove": 2}
+
+
+class Actions(Spaces):
+    config: ClassVar = {}
+
+    def space(self):
+        return LayerActionsConfig(**self.config).build(self.context)
+
+
+class TestLayerActions(Actions):
+    config: ClassVar = {"merges": ("task_arithmetic",), "anchor": "ops", "min_layers": 2, "max_layers": 6}
+
+
+class TestLayerActionsOfOneMethod(Actions):
+    """Those that mergekit reads, since every layer is merged by task arithmetic or copied."""
+
+    config: ClassVar = {
+        "models": ("x", "ops"),
+        "merges": ("task_arithmetic",),
+        "anchor": "task_arithmetic",
+        "back": False,
+    }
+
+
+class TestLayerActionsWithoutSkip(Actions):
+    config: ClassVar = {"skip": False, "max_layers": 5, "steps": 11}
+
+    def one_gene(self):
+        layout = replace(self.layout, layers=self.layout.layers[:1])
+        return LayerActionsConfig(skip=False, back=False).build(replace(self.context, layout=layout))
 
 
 def test_the_suite_finds_a_space_that_is_wrong(layout, models):
