@@ -16,6 +16,7 @@ from evomerge.strategies.map import Map, MapConfig
 from evomerge.strategies.map_elites import MapElites, MapElitesConfig
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
+from evomerge.strategies.optuna import Optuna, OptunaConfig
 from evomerge.strategies.ppo import Ppo, PpoConfig
 from evomerge.strategies.random import RandomConfig, RandomSearch
 from evomerge.strategies.registry import STRATEGIES, AnyStrategy, import_files, register_strategy
@@ -51,6 +52,8 @@ __all__ = [
     "NevergradConfig",
     "Nsga2",
     "Nsga2Config",
+    "Optuna",
+    "OptunaConfig",
     "Ppo",
     "PpoConfig",
     "RandomConfig",

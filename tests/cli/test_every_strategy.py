@@ -41,6 +41,7 @@ STRATEGIES = {
     "map": {"kind": "map", "points": 10, "evaluations": 100},
     "nsga2": {"kind": "nsga2", "population": 4},
     "nevergrad": {"kind": "nevergrad:TwoPointsDE"},
+    "optuna": {"kind": "optuna:TPE"},
     "random": {"kind": "random"},
     "gradient": {"kind": "gradient", "items": 4, "steps": 4, "then": {"kind": "random"}},
     "grid": {"kind": "grid"},
