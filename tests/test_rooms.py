@@ -20,6 +20,7 @@ ORDER = (
     "fitness",
     "fitness.tasks",
     "fitness.scoring",
+    "fitness.vllm",
     "fitness.estimation",
     "fitness.config",
     "fitness.functions",
