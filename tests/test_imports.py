@@ -25,7 +25,7 @@ def loaded_after(code: str) -> set[str]:
         "import evomerge.strategies",
         "import evomerge.config.search_file",
         "import evomerge.runs.run, evomerge.runs.history, evomerge.search.loop, evomerge.runs.result",
-        "import evomerge.cli.main, evomerge.cli.status, evomerge.cli.export",
+        "import evomerge.cli.main, evomerge.cli.status, evomerge.cli.export, evomerge.cli.merge",
         "import search_spaces.spaces.coefficients, search_spaces.recipes.baselines",
         "import fitness.config, fitness.results, fitness.estimation.intervals",
     ],
@@ -60,14 +60,21 @@ def test_a_taken_place_is_refused_before_torch_is_imported(tmp_path, arguments):
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious").touch()
-    arguments = [str(out) if argument == "OUT" else argument for argument in arguments]
-    code = (
+    assert not loaded_by([str(out) if argument == "OUT" else argument for argument in arguments]) & set(HEAVY)
+
+
+def test_a_missing_recipe_is_refused_before_torch_is_imported(tmp_path):
+    assert not loaded_by(["merge", str(tmp_path / "missing.yaml"), str(tmp_path / "out")]) & set(HEAVY)
+
+
+def loaded_by(arguments: list[str]) -> set[str]:
+    """Return the modules that a refused command has loaded."""
+    return loaded_after(
         "from evomerge.cli.main import main\n"
         f"sys.argv = ['evomerge', *{arguments!r}]\n"
         "try: main()\n"
         "except SystemExit as stop: assert stop.code == 2, stop.code"
     )
-    assert not loaded_after(code) & set(HEAVY)
 
 
 def test_help_takes_less_than_a_second_of_the_processor():

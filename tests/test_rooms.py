@@ -18,6 +18,7 @@ ORDER = (
     "search_spaces.spaces",
     "search_spaces.spaces.depth",
     "fitness",
+    "fitness.sandbox",
     "fitness.tasks",
     "fitness.scoring",
     "fitness.vllm",

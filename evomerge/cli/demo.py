@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import join, quote
 
-from evomerge.cli.printing import duration, say
+from evomerge.cli.printing import duration
 from evomerge.demo.files import SEARCH_FILE, write_files
+from evomerge.files.messages import say
 from evomerge.runs.run import is_run
 
 ABOUT = (

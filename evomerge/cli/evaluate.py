@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 from rich.console import Console
 
-from evomerge.cli.merge import open_recipe
+from evomerge.cli.merging import open_recipe
 from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load_recorded
@@ -55,11 +55,14 @@ class Asking:
         The first so many items of each task; below 1 that part of them.
     apply_chat_template
         Whether prompts are formatted with the tokenizer's chat template.
+    allow_code
+        Whether tasks may run programs that the models write, in a sandbox.
     """
 
     num_fewshot: int | None = None
     limit: float | None = None
     apply_chat_template: bool = False
+    allow_code: bool = False
 
     def first(self, items: Sequence[str]) -> tuple[str, ...]:
         """Return the items that are asked, in the order of all items.
@@ -122,6 +125,7 @@ def of_tasks(
             include_path=tuple(str(path.resolve()) for path in include_path),
             num_fewshot=asking.num_fewshot,
             apply_chat_template=asking.apply_chat_template,
+            allow_code=asking.allow_code,
         )
     except ValidationError as error:
         raise ConfigError(f"--tasks: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
@@ -134,6 +138,7 @@ def of_run(run: Path, trust_tasks: bool = False, asking: Asking = Asking()) -> Q
     for option, value in (
         ("--num-fewshot", asking.num_fewshot),
         ("--apply-chat-template", asking.apply_chat_template or None),
+        ("--allow-code", asking.allow_code or None),
     ):
         if value is not None:
             raise ConfigError(

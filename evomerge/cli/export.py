@@ -7,9 +7,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Final, Literal, TypeVar
 
-from evomerge.cli.printing import say
 from evomerge.files.atomic import atomic_file, write_text
-from evomerge.files.messages import printable
+from evomerge.files.messages import printable, say
 from evomerge.runs import frames, optuna_study
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report.contents import read

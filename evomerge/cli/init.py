@@ -16,13 +16,13 @@ from typing import Any
 import yaml
 
 from evomerge.cli.evaluate import of_tasks
-from evomerge.cli.printing import duration, say
+from evomerge.cli.printing import duration
 from evomerge.config.errors import ConfigError
 from evomerge.config.genome import from_genome
 from evomerge.config.load import load_mapping
 from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
-from evomerge.files.messages import reason
+from evomerge.files.messages import reason, say
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_sources, typed

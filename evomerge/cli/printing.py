@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from evomerge.files.messages import printable
+from evomerge.files.messages import as_line, printable
 from evomerge.runs.result import Result
 from fitness.estimation.intervals import p_text
 
@@ -25,24 +24,13 @@ class PrintableConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print texts, each as one line, and tables."""
-        super().print(*(_line(each) if isinstance(each, str) else each for each in objects), **options)
+        super().print(*(as_line(each) if isinstance(each, str) else each for each in objects), **options)
 
 
 def console(stderr: bool = False) -> Console:
     """Return a console; if the output is not a terminal, a plain one that is wide enough for tables."""
     out = PrintableConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
     return out if out.is_terminal else PrintableConsole(stderr=stderr, highlight=False, markup=False, width=PLAIN_WIDTH)
-
-
-def say(text: str, *, stderr: bool = False) -> None:
-    """Print one line as it is, however long, on standard output or error; at once, also into a pipe."""
-    print(_line(text), file=sys.stderr if stderr else sys.stdout, flush=True)
-
-
-def _line(text: str) -> str:
-    """Return a text as a line; empty lines before it stay."""
-    line = text.lstrip("\n")
-    return "\n" * (len(text) - len(line)) + printable(line)
 
 
 def grid(columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> Table:

@@ -10,8 +10,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from evomerge.cli.printing import console, grid, say, size
-from evomerge.files.messages import reason
+from evomerge.cli.printing import console, grid, size
+from evomerge.files.messages import reason, say
 from evomerge.merging.output.publishing import PublishError, Upload, check_repository, checked_upload
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evomerge.cli.printing import say
 from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import write_text
+from evomerge.files.messages import say
 from evomerge.runs.report.html import render, write_figures
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes.errors import RecipeError

@@ -7,6 +7,7 @@ report) passes them through `printable`.
 from __future__ import annotations
 
 import logging
+import sys
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -59,6 +60,17 @@ def one_line(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
     """Return an exception's text, on one line and cut to `LONGEST` characters; its type where it has no text."""
     return _flat(error) or type(error).__name__
+
+
+def say(text: str, *, stderr: bool = False) -> None:
+    """Print one line as it is, however long, on standard output or error; at once, also into a pipe."""
+    print(as_line(text), file=sys.stderr if stderr else sys.stdout, flush=True)
+
+
+def as_line(text: str) -> str:
+    """Return a text as a line; empty lines before it stay."""
+    line = text.lstrip("\n")
+    return "\n" * (len(text) - len(line)) + printable(line)
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:

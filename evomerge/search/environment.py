@@ -10,17 +10,18 @@ from typing import Any
 
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.hashing import sha256
+from evomerge.merging.engine.placement import torch_device
 from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.workers.config import RayConfig
-from evomerge.workers.start import torch_device
 from fitness.scoring.engine_config import AnyEngine, VllmEngine
+from search_spaces.spaces.registry import RECIPE_KEYS
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "jinja2"),
     *("cma", "numpy", "scipy"),
 )
 OPTIONAL_PACKAGES = ("cmaes", "nevergrad", "peft", "evaluate", "sacrebleu", "rouge_score", "nltk", "sympy")
-_FILES = ("item_bank", "ids", "calibration_text", "start", "text")
+_FILES = ("item_bank", "ids", "calibration_text", "text", *RECIPE_KEYS)
 """Keys of a search file that may name a file whose contents count."""
 
 
@@ -61,6 +62,8 @@ def _without_places(value: Any) -> Any:
 def _without_place(key: str, value: Any) -> Any:
     if key == "warm_start" and isinstance(value, dict):
         return value | {"run": None}  # its candidates have been read
+    if key in RECIPE_KEYS and isinstance(value, list):
+        return [_without_place(key, entry) for entry in value]
     if key in _FILES and isinstance(value, dict):
         return {name: _without_place(key, inner) for name, inner in value.items()}
     if key in _FILES and isinstance(value, str) and Path(value).is_file():

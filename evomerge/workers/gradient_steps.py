@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.derivatives.activations import Activations, measure
@@ -29,6 +28,9 @@ from fitness.scoring.evaluator import Evaluator
 from fitness.scoring.losses import LossPlan
 from fitness.scoring.text_losses import DivergencePlan, Likeliest, TextWindows
 from search_spaces.spaces.derivatives import ChainRule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger("evomerge")
 

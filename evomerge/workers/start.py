@@ -10,7 +10,7 @@ import torch
 
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.footprint import Footprint
-from evomerge.merging.engine.placement import Choice, Share, choose, free_memory
+from evomerge.merging.engine.placement import Choice, Share, choose, free_memory, torch_device
 from evomerge.merging.sources.source import Source
 from evomerge.workers.base import Request, WorkerSettings
 from evomerge.workers.gradient_steps import GradientSteps, StepInputs, StepMemory
@@ -21,10 +21,6 @@ from fitness.scoring.answering import Answering, OwnAnswers
 from fitness.scoring.engine_config import AnyEngine, TransformersEngine
 from fitness.scoring.evaluator import Evaluator
 from search_spaces.recipes.recipe import Recipe
-
-
-class DeviceError(ValueError):
-    """A torch device that cannot be used; one line that says what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -206,21 +202,3 @@ def _answering(engine: AnyEngine, device: str, settings: WorkerSettings, share: 
         return found.host if found.device is None else found.device
 
     return VllmAnswers(engine, EnginePlace(device, settings.gpus, settings.threads, free))
-
-
-def torch_device(name: str) -> str:
-    """Return the torch device that a setting names; `auto`: a GPU if there is one.
-
-    Raises
-    ------
-    DeviceError
-        If torch does not know the device, or the machine has none.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise DeviceError(f"device {name!r} cannot be used ({reason}); write cpu, or auto") from None
-    return name

@@ -111,7 +111,8 @@ class MixtureConfig(BaseModel):
     relative_to: Literal["base"] | None = None
     """`base`: the genes weigh the experts' task vectors (their differences from the base), and so do children: the base
     gets one minus the sum of the weights, which may add up to more than one, as in task arithmetic. Founders are the
-    base, the experts and their average. By default the genes weigh whole models, the base among them."""
+    base, the experts, their average, and the sum of all task vectors. By default the genes weigh whole models, the base
+    among them."""
     weight: WeightRange | None = None
     """Range of the genes. None: [0, 1.5] for direct, [0, 1] for simplex, [-6, 6] for softmax, [-1.5, 1.5] for
     signed."""
@@ -349,13 +350,15 @@ class MixtureSpace(SearchSpace):
     # --- variation ---
 
     def initial_population(self) -> tuple[Genotype, ...]:
-        """Return the genotypes of the single sources, the base first; relative to the base their average as well.
+        """Return the genotypes of the single sources, the base first.
 
-        The base has no task vector to turn: its children with others interpolate length alone.
+        Relative to the base, their average and the sum of all task vectors follow: interpolation keeps lengths, so that
+        without the sum no child is longer than one task vector. The base has no task vector to turn: its children with
+        others interpolate length alone.
         """
         founders = [*np.eye(len(self.models))]
         if self.config.relative_to == "base":
-            founders.append(self._average())
+            founders += [self._average(), np.ones(len(self.models))]
         points = []
         for row in founders:
             genes = np.tile(self._codec.encode(row), (len(self.chunking.chunks), 1))

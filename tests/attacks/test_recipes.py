@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from evomerge.cli.main import main
-from evomerge.cli.merge import merge, open_recipe
+from evomerge.cli.merge import merge
+from evomerge.cli.merging import open_recipe
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 

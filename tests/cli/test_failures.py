@@ -7,8 +7,9 @@ import pytest
 
 from evomerge.cli import main as command_line
 from evomerge.cli.failures import LONGEST_MESSAGE, explained
-from evomerge.cli.printing import console, grid, say
+from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
+from evomerge.files.messages import say
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\u202eevil\u2066\n\rfaked"
 SHOWN = "\\x1b]0;owned\\x07\\x1b[2J\\u202eevil\\u2066\\n\\rfaked"

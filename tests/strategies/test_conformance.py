@@ -7,6 +7,7 @@ from evomerge.strategies import (
     GeneticConfig,
     GridConfig,
     M2n2Config,
+    MapConfig,
     MapElitesConfig,
     NevergradConfig,
     Nsga2Config,
@@ -15,7 +16,7 @@ from evomerge.strategies import (
     StagedConfig,
 )
 from evomerge.testing import StrategySuite
-from evomerge.testing.planted import PlantedSpace
+from evomerge.testing.planted import PlantedSpace, reals
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow import DataFlowConfig
@@ -74,6 +75,18 @@ class TestGeneticReplacingTheWorst(StrategySuite):
 class TestMapElites(StrategySuite):
     config = MapElitesConfig(warm_up=4, mutation=0.5)
     steady_state = True
+
+
+class TestMap(StrategySuite):
+    config = MapConfig(points=15, batch=25, population=12, generations=4, evaluations=200)
+    objectives = 2
+    most_genes = 15
+    kinds_of_genes = (reals,)
+
+
+class TestNestedMap(TestMap):
+    config = MapConfig(points=6, batch=25, population=12, generations=4, evaluations=60, nested=True, block=2)
+    most_genes = 500
 
 
 class TestNsga2(StrategySuite):

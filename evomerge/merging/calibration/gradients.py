@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from evomerge.merging.calibration.parts import Part
 from evomerge.merging.calibration.texts import without_padding
 from search_spaces.recipes.layout import ModelLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Take: TypeAlias = Callable[[str, Tensor, Tensor], object]
 """Takes a parameter's name, its values and the gradient of one window's negative log-likelihood."""

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from evomerge.merging.calibration.layer_walk import LayerWalk
 from evomerge.merging.calibration.parts import Part
 from evomerge.merging.calibration.texts import without_padding
 from evomerge.merging.sources.errors import CheckpointError
 from search_spaces.recipes.layout import ModelLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def activations(model: PreTrainedModel, layout: ModelLayout, windows: Tensor) -> Iterator[Part]:

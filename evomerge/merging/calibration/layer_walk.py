@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from evomerge.merging.sources.errors import CheckpointError
 from search_spaces.recipes.layout import ModelLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROBE = 8
 """Tokens of the window on which the walk is compared with the model."""

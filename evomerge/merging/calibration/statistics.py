@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from evomerge.files.cache import cache_folder, cached_folder
 from evomerge.files.hashing import sha256
@@ -27,10 +26,13 @@ from evomerge.merging.calibration.texts import MAX_WINDOWS, WINDOW, most_tokens,
 from evomerge.merging.sources.source import Source, fingerprint
 from search_spaces.recipes.layout import ModelLayout
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 VERSION = 2
 """Version of the measurements; part of the cache's key."""
 
-Measure: TypeAlias = Callable[[PreTrainedModel, ModelLayout, Tensor], Iterator[Part]]
+Measure: TypeAlias = "Callable[[PreTrainedModel, ModelLayout, Tensor], Iterator[Part]]"
 Sizes: TypeAlias = Callable[[Source, int, int], int]
 """Bytes for a model, a number of tokens and the bytes of one hidden number."""
 

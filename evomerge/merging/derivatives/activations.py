@@ -11,16 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import PreTrainedModel
 
 from evomerge.merging.calibration.layer_walk import layers_of
 from search_spaces.recipes.layout import ModelLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 WIDTHS = (4, 8, 16)
 OF_LAYER = 3

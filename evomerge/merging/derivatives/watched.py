@@ -15,15 +15,18 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from evomerge.merging.engine.engine import MergeEngine
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan
 from search_spaces.spaces.derivatives import Coefficient, coefficients_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class NotFiniteError(ValueError):

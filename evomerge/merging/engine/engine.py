@@ -8,11 +8,10 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, reduce
 from importlib.util import find_spec
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.merging.engine.core_space import CoreSpace, CoreTensorMerge
 from evomerge.merging.engine.footprint import Footprint, footprint
@@ -34,6 +33,9 @@ from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
 from search_spaces.spaces.derivatives import Coefficient
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 LARGE = 1 << 22
 AnyMerge: TypeAlias = TensorMerge | CoreTensorMerge | StepwiseMerge

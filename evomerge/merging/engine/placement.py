@@ -24,6 +24,10 @@ PINNED_SHARE = 0.5
 """Fraction of free host memory that may be pinned; pinned pages are unavailable to other processes."""
 
 
+class DeviceError(ValueError):
+    """A torch device that cannot be used; one line that says what to write instead."""
+
+
 class MemoryNeed(Protocol):
     """The memory that a worker's sources and models need, in bytes; a `Footprint` is one."""
 
@@ -142,3 +146,23 @@ def _first_with_room(need: MemoryNeed, free: FreeMemory) -> Placement:
 
 def _gb(count: float) -> str:
     return f"{count / 1e9:.1f} GB"
+
+
+def torch_device(name: str) -> str:
+    """Return the torch device that a setting names; `auto`: a GPU if there is one.
+
+    Raises
+    ------
+    DeviceError
+        If torch does not know the device, or the machine has none.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"device {name!r} cannot be used ({reason}); write cpu, or auto") from None
+    return name

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from evomerge.merging.calibration.parts import WHOLE, Statistics
 from evomerge.merging.calibration.statistics import memory, statistics
@@ -20,6 +19,9 @@ from evomerge.merging.methods.registry import MergeMethod
 from evomerge.merging.sources.errors import CheckpointError
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import Contribution, TensorPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OF_BASE = "base."
 """Before the name of a statistic that is measured of the base, on the model's text."""

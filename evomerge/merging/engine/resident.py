@@ -7,15 +7,18 @@ import mmap
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from evomerge.merging.engine.core_space import CoreTensorMerge
 from evomerge.merging.engine.tensor_merge import StepwiseMerge, TensorMerge
 from evomerge.merging.sources.architecture import empty_module, quiet
 from evomerge.merging.sources.source import Source
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 LARGE_PAGE = 2 << 20
 
@@ -47,6 +50,8 @@ def build_resident(config: PretrainedConfig, donor: Source, dtype: torch.dtype, 
     module = empty_module(config, dtype, device, trust_remote_code=donor.outline.trust_remote_code)
     generation = donor.generation_config()
     if generation is not None:
+        from transformers import GenerationConfig
+
         module.generation_config = GenerationConfig.from_dict(generation)
     _fill_buffers(module, donor)
     parameters = {name: parameter.data.view(-1) for name, parameter in module.named_parameters()}

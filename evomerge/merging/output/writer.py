@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
 
 from evomerge.files.atomic import atomic_folder, disk_errors
 from evomerge.files.messages import reason
@@ -25,6 +25,9 @@ from search_spaces.recipes import mergekit_export
 from search_spaces.recipes.fields import VOCABULARIES
 from search_spaces.recipes.mergekit.documents import Document, dump
 from search_spaces.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 STRETCH = 1 << 24  # entries looked at together
 MARGIN = 16 << 20  # bytes for all but the weights: tokenizer, configuration, file system
@@ -216,6 +219,8 @@ def _drop_unsaveable(module: PreTrainedModel, donor: str) -> None:
     if settings is not None:
         usable, dropped = usable_generation_config(donor, settings.to_diff_dict())
         if dropped:
+            from transformers import GenerationConfig
+
             module.generation_config = GenerationConfig.from_dict(usable)
 
 

@@ -11,12 +11,11 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from evomerge.files.messages import reason
 from evomerge.merging.sources.errors import CheckpointError
@@ -25,6 +24,9 @@ from evomerge.merging.sources.source import Source
 from evomerge.merging.sources.statements import text_name
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
 from search_spaces.recipes.layout import ModelLayout
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -8,11 +8,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from evomerge.merging.sources.architecture import Outline
 from evomerge.merging.sources.source import Source
@@ -20,6 +19,9 @@ from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
 from evomerge.merging.sources.vocabulary import MISSING, Vocabulary, common_vocabulary, rows_of, tokens_of
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.token_rules import TokenRules
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def align(sources: Mapping[str, Source], policy: str, base: str, rules: TokenRules | None = None) -> dict[str, Source]:

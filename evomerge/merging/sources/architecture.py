@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evomerge.files.messages import reason
 from search_spaces.recipes.layout import ModelLayout
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # A layer's children are recognised by their class (Qwen3Attention, GPT2MLP, MixtralSparseMoeBlock), because attribute
 # names mislead: Gemma has a norm called post_attention_layernorm.
@@ -116,6 +116,9 @@ class Outline:
 
 def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Return the causal language model of `config` without storage, its tied parameters tied."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
     # a copy, because building a module writes its dtype into the configuration
     own = type(config).from_dict(config.to_dict())
     try:
@@ -172,6 +175,9 @@ def empty_module(
 
     The state of the global random generator does not change.
     """
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
     own = type(config).from_dict(config.to_dict())
     with quiet(), no_init_weights(), torch.random.fork_rng(devices=[]), torch.device(device):
         module = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=trust_remote_code)

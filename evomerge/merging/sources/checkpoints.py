@@ -6,17 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PretrainedConfig,
-    PreTrainedModel,
-)
 
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
@@ -36,6 +29,9 @@ from evomerge.merging.sources.statements import (
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
 from evomerge.merging.sources.weight_files import FLOATS, WeightFiles, is_there
 from search_spaces.recipes.layout import ModelLayout
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _ROTARY = r"rotary_emb\.inv_freq$"  # a buffer that old releases of transformers stored and new ones compute
@@ -207,6 +203,8 @@ class Checkpoint:
                 refuse_quantised(self.reference, values)
                 if not trust_remote_code:
                     refuse_code(self.reference, values)
+            from transformers import AutoConfig
+
             with quiet():
                 return AutoConfig.from_pretrained(self.path, trust_remote_code=trust_remote_code)
         except CheckpointError:
@@ -284,6 +282,8 @@ class Checkpoint:
                 f"{self.reference}: config.json does not say how its weights are stored, but {quantised}"
             )
         absent = f"{self.reference}: the weight files have no tensor for {missing}; {self._why_missing(missing)}"
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
         kind = AutoModelForImageTextToText if self._is_text_part else AutoModelForCausalLM
         try:
             with quiet():

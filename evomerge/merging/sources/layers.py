@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeAlias
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from evomerge.merging.sources.architecture import layout_of
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 LayerOrder: TypeAlias = tuple[tuple[str, int], ...]
 """For each output layer: the reference of a model and the number of its layer, which decide the output layer's kind."""

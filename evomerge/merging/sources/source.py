@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from evomerge.files.hashing import sha256, sha256_of_samples
 from evomerge.merging.sources.architecture import Outline
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
 from search_spaces.recipes.layout import ModelLayout
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 CONTENT_LIMIT = 1 << 30  # bytes; larger weight files are fingerprinted by samples
 _INCIDENTAL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")

@@ -8,15 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from typing import TYPE_CHECKING, Any
 
 from evomerge.files.messages import reason
 from evomerge.merging.sources.architecture import quiet
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import read_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 TEXT_PARTS = (
     "aria", "deepseek_vl", "exaone4_5", "gemma3", "got_ocr2", "idefics2", "idefics3", "internvl", "janus", "lfm2_vl",
@@ -49,8 +49,12 @@ _DECODERS_BY_DEFAULT = ("gpt_neox", "gpt_neox_japanese")  # their is_decoder is 
 
 def refuse_code(reference: str, config: Mapping[str, Any]) -> None:
     """Refuse an architecture that is code in the model's folder, where transformers has none of that name."""
+    if "auto_map" not in config:
+        return
+    from transformers import CONFIG_MAPPING
+
     kind = config.get("model_type")
-    if "auto_map" in config and (not isinstance(kind, str) or kind not in CONFIG_MAPPING):
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise CheckpointError(
             f"{reference}: its architecture ({kind}) is code in its folder (auto_map in config.json), which evomerge "
             "does not run; name a model whose architecture transformers has, or update transformers"
@@ -128,6 +132,8 @@ def _text_decoder(config: PretrainedConfig) -> PretrainedConfig | None:
         return None
     if part.model_type in _WITH_IMAGE_POSITIONS:
         return _without_image_positions(part)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     return part if part.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
 
 
@@ -137,6 +143,8 @@ def _without_image_positions(part: PretrainedConfig) -> PretrainedConfig:
     Its rotary embedding takes a position in time, height and width; those of text are equal, which gives the common
     embedding.
     """
+    from transformers import CONFIG_MAPPING
+
     kind = CONFIG_MAPPING[_WITH_IMAGE_POSITIONS[part.model_type]]
     values = part.to_dict()
     rope = {key: value for key, value in values["rope_parameters"].items() if not key.startswith("mrope")}
@@ -167,6 +175,8 @@ def usable_generation_config(reference: str, values: Mapping[str, Any]) -> tuple
     CheckpointError
         If transformers does not accept what is left.
     """
+    from transformers import GenerationConfig
+
     kept, dropped = dict(values), []
     for _ in range(len(kept) + 1):
         try:

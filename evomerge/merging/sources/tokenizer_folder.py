@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from evomerge.files.messages import reason
 from evomerge.merging.sources.architecture import quiet
 from evomerge.merging.sources.errors import CheckpointError
@@ -69,6 +67,8 @@ class TokenizerFolder:
             raise CheckpointError(
                 f"{self.reference}: the folder has no tokenizer; save one with tokenizer.save_pretrained()"
             )
+        from transformers import AutoTokenizer
+
         try:
             with quiet():
                 return AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)

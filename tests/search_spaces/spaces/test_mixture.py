@@ -289,7 +289,7 @@ def task_vectors(vectors):
 def test_children_relative_to_the_base_turn_task_vectors(make, vectors, crossover):
     """The child's task vector is the interpolation of its parents' task vectors, by the angle between these."""
     space = make(relative_to="base", crossover=crossover, chunks=11, weight={"low": -3, "high": 3}, split=False)
-    _, a, b, _, average = space.initial_population()
+    _, a, b, _, average, _ = space.initial_population()
     deltas = task_vectors(vectors)
     for x, y in ((a, b), (a, average)):
         child = space.crossover(x, y, np.random.default_rng(5))
@@ -302,7 +302,8 @@ def test_founders_relative_to_the_base(make, models):
     space = make(relative_to="base", chunks=3)
     rows = [space.weights(point)[0].tolist() for point in space.initial_population()]
     third = 1 / 3
-    assert rows == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [pytest.approx(0), third, third, third]]
+    single = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    assert rows == [*single, [pytest.approx(0), third, third, third], [-2, 1, 1, 1]]
     assert space.weights(space.start)[0].tolist() == pytest.approx([0, third, third, third])
     assert [gene.name for gene in space.genes[:3]] == ["ops[0]", "x[0]", "y[0]"]
 
