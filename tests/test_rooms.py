@@ -21,6 +21,7 @@ ORDER = (
     "fitness.sandbox",
     "fitness.tasks",
     "fitness.scoring",
+    "fitness.vllm",
     "fitness.estimation",
     "fitness.config",
     "fitness.functions",
