@@ -188,7 +188,7 @@ class SearchSpace(ABC):
         directions had one length. It is 0 if either has none but zeros.
         """
         x, y = (np.where(self.active(point) & ~self.discrete, point, 0.0) for point in (a, b))
-        return cosine(x @ y, x @ x, y @ y)
+        return cosine(float(x @ y), float(x @ x), float(y @ y))
 
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
         """Return `a` with some genes moved, float64[G].
