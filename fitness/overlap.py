@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fitness.results import TaskError
+
 PHRASE = 8
 """Words of a phrase; a character of Chinese, Japanese or Korean is a word."""
 SHARE = 0.5
@@ -39,6 +41,34 @@ def words_of(text: str) -> list[str]:
 def plain_text(text: str) -> str:
     """Return text that is equal for two texts of the same words; the text itself where it has no word."""
     return " ".join(words_of(text)) or text
+
+
+def check_apart(place: str, texts: Mapping[str, str], questions: Mapping[str, str]) -> None:
+    """Check that no text holds a question that is held out, white space apart.
+
+    Parameters
+    ----------
+    place
+        The key of the search file that names the texts.
+    texts
+        Contents by the name of the file.
+    questions
+        Item ids and questions.
+
+    Raises
+    ------
+    TaskError
+        If one does.
+    """
+    plain = {path: " ".join(text.split()) for path, text in texts.items()}
+    for item, question in questions.items():
+        words = " ".join(question.split())
+        for path, text in plain.items():
+            if words and words in text:
+                raise TaskError(
+                    f"{place}: {path} holds the held-out item {item} ({words[:40]!r}), so its score "
+                    "would say nothing; remove it from the text"
+                )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from typing import Any
 from evomerge.files.references import absolute, local_or_hub
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.references import parse_reference, spelled, with_parts
+from search_spaces.spaces.coefficient_config import TASK
 from search_spaces.spaces.layer_coefficients import STARTS
+from search_spaces.spaces.registry import RECIPE_KEYS
 
 
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:
@@ -78,12 +80,24 @@ def _space(space: dict[str, Any], folder: Path) -> None:
     if space.get("kind", "layer_coefficients") == "layer_coefficients":
         if space.get("start") not in STARTS:
             _resolve_key(space, "start", folder)
-        _resolve_key(space, "calibration_text", folder)
-        if isinstance(space.get("calibration_text"), dict):
-            for name in space["calibration_text"]:
-                _resolve_key(space["calibration_text"], name, folder)
+        texts = space.get("calibration_text")
+        section, keys = (texts, [*texts]) if isinstance(texts, dict) else (space, ["calibration_text"])
+        for key in keys:
+            if not str(section.get(key)).startswith(TASK):
+                _resolve_key(section, key, folder)
+    elif space.get("kind") in ("data_flow", "layer_actions"):
+        for key in RECIPE_KEYS:
+            space.update({key: _recipes(space[key], folder)} if key in space else {})
     if isinstance(space.get("parameters"), dict):
         _space(space["parameters"], folder)
+
+
+def _recipes(value: Any, folder: Path) -> Any:
+    """Return the paths of recipe files made absolute; names of models and methods, which are no files, stay."""
+    if isinstance(value, list | tuple):
+        return [_recipes(entry, folder) for entry in value]
+    file = absolute(value, folder) if isinstance(value, str) and value else None
+    return str(file) if file is not None and file.is_file() else value
 
 
 def _resolve_key(section: dict[str, Any], key: str, folder: Path) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from evomerge.config.calibration import asks_for_tasks, check_texts, with_task_texts
 from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import BudgetConfig, SearchConfig
 from evomerge.merging.checks import behaviour, preflight
@@ -26,6 +27,7 @@ from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.environment import (
     compute_dtype,
     config_identity,
+    engine_versions,
     source_files,
     text_hash,
     tokenizer_files,
@@ -113,6 +115,7 @@ class Problem:
         self.config = config
         self.given_function = function
         check_workers(config)
+        engine_versions(config.fitness.engine)
         check_trackers(config.trackers)
         opening("models")
         self.checkpoints: Mapping[str, Source] = open_sources(
@@ -136,12 +139,16 @@ class Problem:
             gram=partial(gram_matrices, self.checkpoints),
             squared_norms=partial(squared_norms, self.checkpoints, config.base),
         )
-        self.space = config.stamped(build_space(config.space, context))
+        if not asks_for_tasks(config.space):
+            self.space = config.stamped(build_space(config.space, context))
         self._references = config.models if recorded is None else recorded.references
         earlier = earlier_questions(config) if recorded is None else EarlierQuestions.of(recorded)
         self.seen, self._seen_where, self._unknown_origins = earlier.keys, earlier.where, earlier.warnings
         opening("tasks")
         self.suite: Suite = load_suite(config.fitness, config.seed, task_code, self.seen, function)
+        if asks_for_tasks(config.space):
+            self.space = config.stamped(build_space(with_task_texts(config.space, self.suite), context))
+        check_texts(config.space, self.suite)
         try:
             ensemble.check(config.strategy, self.suite)
         except ValueError as error:
@@ -466,7 +473,7 @@ class Problem:
         base, config = self.checkpoints[self.config.base], self.resolved()
         return Environment(
             evomerge=VERSION,
-            packages=versions(),
+            packages=versions() | engine_versions(config.fitness.engine),
             config=config_identity(config),
             items=self.suite.identity(self.evaluator.requests, only),
             earlier=" ".join(sorted(self.seen)),

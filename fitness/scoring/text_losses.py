@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fitness.overlap import check_apart
 from fitness.results import TaskError
 from fitness.scoring.losses import BatchLoss, BatchShape, LossError
 
@@ -84,15 +85,7 @@ class TextWindows:
         TaskError
             If one does.
         """
-        plain = {path: " ".join(text.split()) for path, text in self.contents.items()}
-        for item, question in questions.items():
-            words = " ".join(question.split())
-            for path, text in plain.items():
-                if words and words in text:
-                    raise TaskError(
-                        f"strategy.loss.text: {path} holds the held-out item {item} ({words[:40]!r}), so its score "
-                        "would say nothing; remove it from the text"
-                    )
+        check_apart("strategy.loss.text", self.contents, questions)
 
     def of_expert(self, items: Sequence[str]) -> dict[str, list[str]]:
         """Return the windows among `items` that belong to each expert."""

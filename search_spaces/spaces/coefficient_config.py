@@ -58,6 +58,10 @@ class Range(BaseModel):
         return self
 
 
+TASK = "task:"
+"""Before the name of a task, in place of a calibration text: the text is that of the task's search items."""
+
+
 class CoefficientSettings(BaseModel):
     """The keys of ``kind: layer_coefficients``, which three spaces read; `CoefficientConfig` builds one of them."""
 
@@ -119,7 +123,8 @@ class CoefficientSettings(BaseModel):
 
     calibration_text: str | dict[str, str] | None = None
     """Text file for calibration, of all models, or a mapping from each model's name to its own: UTF-8, without any
-    item that is held out. Methods that look at data (`fisher`, `regmean`, ...) measure every model on it. The parameter
+    item that is held out. `task:NAME` in place of a file means the search items of one of the search file's tasks, with
+    their answers. Methods that look at data (`fisher`, `regmean`, ...) measure every model on its text. The parameter
     `activation_informed` (activation-informed merging, for any method with a base) needs it to find the base's most
     active channels, whose change it reduces. Write `ranges: {activation_informed: {low: 0, high: 1}}` to search that
     parameter, or set it in `fixed`."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
+from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.problem import Problem
@@ -11,6 +12,8 @@ from evomerge.strategies import Candidate
 from fitness.results import Evaluation, TaskError, no_seconds
 from search_spaces.recipes import mergekit_yaml
 from tests.zoo import ZOO, few_items
+
+MODELS = {name: str(ZOO / "models" / name) for name in ("base", "ops")}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def write(tmp_path, tasks):
 
     def write(name, seed, *, strategy="genetic", start=None, **fitness):
         values = {
-            "models": {name: str(ZOO / "models" / name) for name in ("base", "ops")},
+            "models": MODELS,
             "space": {"layers_per_group": 6} | ({"start": str(start)} if start else {}),
             "strategy": {"kind": strategy} if isinstance(strategy, str) else strategy,
             "fitness": {"tasks": ["zoo_target_gen"], "include_path": [str(tasks)], "held_out": 0.5} | fitness,
@@ -100,6 +103,17 @@ def test_a_start_holds_out_nothing_that_its_run_has_seen(place, former, write, t
     assert any("held-out items are left out" in text and str(run) in text for text in new.warnings)
 
 
+@pytest.mark.parametrize("space", [{"kind": "data_flow", "anchor": "F"}, {"kind": "layer_actions", "merges": ["F"]}])
+def test_neither_does_a_merge_that_a_space_of_layers_builds_on(space, former, write, tmp_path):
+    before, run = former
+    path = write("new", 1, strategy="random")
+    written = {key: yaml.safe_load(str(value).replace("F", str(run / "best.yaml"))) for key, value in space.items()}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"models": MODELS, "space": written}))
+    new = Problem(load(path))
+    assert not keys(new, "held_out") & keys(before, "search")
+    assert any("held-out items are left out" in text and str(run) in text for text in new.warnings)
+
+
 def test_a_start_of_a_run_that_is_gone_is_said(former, write, tmp_path):
     _, run = former
     start = tmp_path / "exported.yaml"
@@ -124,3 +138,37 @@ def test_a_search_that_could_hold_out_nothing_is_refused(write, tmp_path):
     path = write("new", 0, strategy=warm, held_out="validation", allow_test_split=True, tasks=tasks)
     with pytest.raises(TaskError, match=r"has seen all of its \d+ held-out items"):
         Problem(load(path))
+
+
+def calibrated(write, text):
+    """Return a search over RegMean's weights whose text is `text`."""
+    path = write("calibrated", 0)
+    values = yaml.safe_load(path.read_text())
+    values["space"] |= {"method": "regmean", "calibration_text": text}
+    path.write_text(yaml.safe_dump(values))
+    return Problem(load(path))
+
+
+def test_a_calibration_text_holds_nothing_that_is_held_out(write, tmp_path):
+    problem = Problem(load(write("plain", 0)))
+    held_out = problem.suite.texts(problem.held_out_items[:1])
+    (tmp_path / "text.txt").write_text("a line\n" * 30 + "".join(item.question for item in held_out.values()))
+    with pytest.raises(TaskError, match=r"space.calibration_text: .*text.txt holds the held-out item zoo_target_gen/"):
+        calibrated(write, {"base": "text.txt", "ops": "text.txt"})
+    (tmp_path / "text.txt").write_text("a line\n" * 30)
+    assert calibrated(write, "text.txt").space.decode(problem.space.start[:1].repeat(6)) is not None
+
+
+def test_the_text_of_a_task_is_its_search_items_with_their_answers(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+    problem = calibrated(write, {"base": "task:zoo_target_gen", "ops": "task:zoo_target_gen"})
+    (file,) = problem.space.decode(problem.space.start).calibration_files
+    text = (tmp_path / "cache" / "texts" / file).read_text()
+    for item, shown in problem.suite.texts(problem.search_items).items():
+        assert f"{shown.question} {shown.targets[0]}" in text, item
+    assert not [item for item in problem.suite.texts(problem.held_out_items).values() if item.question in text]
+    assert problem.config.space.calibration_text["ops"] == "task:zoo_target_gen"  # what a run records
+    with pytest.raises(
+        ConfigError, match=r"space.calibration_text: the search file has no task zoo_target_ge; did you"
+    ):
+        calibrated(write, "task:zoo_target_ge")

@@ -139,6 +139,10 @@ class Checkpoint:
         assert result is not None, "a model has tensors"
         return result
 
+    @property
+    def merged_in(self) -> None:
+        """None: weights are stored."""
+
     def stored(self, name: str) -> Tensor | None:
         """Return a tensor or persistent buffer; None when the checkpoint does not hold one of that name."""
         if self._loaded is not None:
