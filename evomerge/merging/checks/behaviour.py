@@ -136,11 +136,11 @@ def check_chat_template(checkpoints: Mapping[str, Source], base: str) -> None:
 
 def _end_ids(source: Source) -> tuple[int, ...]:
     """Return the ids that end a text, as in transformers: those of generation_config.json, without it config.json's."""
-    generation = source.generation_config()
     known = source.outline.stated or {}
-    if generation is None and "eos_token_id" in known:
-        generation = known
-    stated = getattr(source.config, "eos_token_id", None) if generation is None else generation.get("eos_token_id")
+    settings: Mapping[str, Any] | None = source.generation_config()
+    if settings is None and "eos_token_id" in known:
+        settings = known
+    stated = getattr(source.config, "eos_token_id", None) if settings is None else settings.get("eos_token_id")
     return tuple(sorted(stated if isinstance(stated, list) else [] if stated is None else [stated]))
 
 

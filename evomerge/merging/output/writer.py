@@ -165,8 +165,8 @@ def _write_model(engine: MergeEngine, recipe: Recipe, folder: Path) -> None:
     if donor.outline.stated is not None and is_in_place(recipe, donor.layout.num_layers):
         dtype = engine.out_dtype(recipe)
         _write_statements(donor, donor.outline.stated, dtype, folder)
-        tensors = {name: torch.empty(donor.outline.shapes[name], dtype=dtype, device="meta") for name in donor.names}
-        write_shards(folder, tensors, lambda names: finite(engine.stream(recipe, names)))
+        known = {name: torch.empty(donor.outline.shapes[name], dtype=dtype, device="meta") for name in donor.names}
+        write_shards(folder, known, lambda names: finite(engine.stream(recipe, names)))
         return
     outline = engine.outline(recipe)
     tensors = stored_tensors(outline, tied_names(outline))

@@ -141,7 +141,7 @@ class WellKnownOutline(Outline):
         self.stated = model.stated
 
     @cached_property
-    def config(self) -> PretrainedConfig:  # type: ignore[override]
+    def config(self) -> PretrainedConfig:
         """The transformers configuration."""
         from transformers import AutoConfig
 
@@ -150,7 +150,7 @@ class WellKnownOutline(Outline):
         return found
 
     @cached_property
-    def module(self) -> PreTrainedModel:  # type: ignore[override]
+    def module(self) -> PreTrainedModel:
         """The causal language model on the meta device."""
         return meta_module(self.config)
 
