@@ -136,6 +136,7 @@ def _subset_section(value: Any) -> Any:
 _OF_TASKS: dict[str, Any] = {
     "include_path": (),
     "allow_test_split": False,
+    "allow_code": False,
     "num_fewshot": None,
     "apply_chat_template": False,
     "max_length": None,

@@ -92,6 +92,23 @@ def crowding(points: ArrayLike) -> Array:
     return scaled
 
 
+def crowding_by_front(points: ArrayLike, rank: NDArray[np.int64]) -> Array:
+    """Return each point's crowding distance within its own front, float64[N].
+
+    Parameters
+    ----------
+    points
+        float[N, M].
+    rank
+        Each point's front, int[N], as `ranks` returns it.
+    """
+    point_NM = np.asarray(points, dtype=np.float64)
+    distance = np.zeros(len(point_NM))
+    for number in range(rank.max() + 1):
+        distance[rank == number] = crowding(point_NM[rank == number])
+    return distance
+
+
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     """Return the volume between a reference point and the front.
 

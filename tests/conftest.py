@@ -89,6 +89,18 @@ def refuse(tmp_path):
     return refuse
 
 
+@pytest.fixture(scope="session")
+def sandbox():
+    """Skip where programs of a model cannot be run, but fail in CI."""
+    from fitness.results import TaskError
+    from fitness.sandbox.bubblewrap import check
+
+    try:
+        check()
+    except TaskError as error:
+        pytest.fail(str(error)) if os.environ.get("CI") == "true" else pytest.skip(str(error))
+
+
 @pytest.fixture
 def make_space():
     """Return a maker of coefficient spaces with so many genes (3 or more), over models that need not exist."""

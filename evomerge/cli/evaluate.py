@@ -36,6 +36,7 @@ from fitness.functions.opening import AnyEvaluator, Suite, load_suite
 from fitness.items import positions_by_task
 from fitness.objectives import by_task
 from fitness.results import ItemScores
+from fitness.scoring.engine_config import TransformersEngine
 from fitness.tasks.identity import difference
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import source_recipe
@@ -54,11 +55,14 @@ class Asking:
         The first so many items of each task; below 1 that part of them.
     apply_chat_template
         Whether prompts are formatted with the tokenizer's chat template.
+    allow_code
+        Whether tasks may run programs that the models write, in a sandbox.
     """
 
     num_fewshot: int | None = None
     limit: float | None = None
     apply_chat_template: bool = False
+    allow_code: bool = False
 
     def first(self, items: Sequence[str]) -> tuple[str, ...]:
         """Return the items that are asked, in the order of all items.
@@ -121,6 +125,7 @@ def of_tasks(
             include_path=tuple(str(path.resolve()) for path in include_path),
             num_fewshot=asking.num_fewshot,
             apply_chat_template=asking.apply_chat_template,
+            allow_code=asking.allow_code,
         )
     except ValidationError as error:
         raise ConfigError(f"--tasks: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
@@ -133,6 +138,7 @@ def of_run(run: Path, trust_tasks: bool = False, asking: Asking = Asking()) -> Q
     for option, value in (
         ("--num-fewshot", asking.num_fewshot),
         ("--apply-chat-template", asking.apply_chat_template or None),
+        ("--allow-code", asking.allow_code or None),
     ):
         if value is not None:
             raise ConfigError(
@@ -230,11 +236,15 @@ def _scored(model: str, questions: Questions, device: str | None, batch_size: in
     if questions.suite.apply_chat_template and questions.recorded is None and not template:
         raise ConfigError(f"--apply-chat-template: the tokenizer of {model} has no chat template; leave it out")
     workers = questions.workers if device is None else replace(questions.workers, device=device)
-    inputs = WorkerInputs(checkpoints, base, questions.suite, batch_size, questions.fitness.max_length)
+    fitness = questions.fitness
+    inputs = WorkerInputs(checkpoints, base, questions.suite, batch_size, fitness.max_length, engine=fitness.engine)
     worker = build_worker(inputs, workers)
     if questions.recorded is not None:
         _check_asked_alike(questions.recorded, questions, worker.evaluator, template)
+    if not isinstance(fitness.engine, TransformersEngine):
+        worker.prepare(recipe, questions.items)
     scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items)
+    worker.close()
     rows = []
     for task, scores in by_task(scored).items():
         low, high = interval(scores)

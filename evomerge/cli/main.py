@@ -423,6 +423,10 @@ def evaluate(
         bool,
         typer.Option("--apply-chat-template", help="Format prompts with the model's chat template, as in lm-eval."),
     ] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Run programs that the models write (HumanEval, MBPP), in a sandbox."),
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="A torch device; by default a GPU if there is one, or the device of the run.")
     ] = None,
@@ -435,7 +439,7 @@ def evaluate(
     from evomerge.cli.evaluate import Asking, of_run, of_tasks
     from evomerge.cli.evaluate import evaluate as run
 
-    asking = Asking(num_fewshot, limit, apply_chat_template)
+    asking = Asking(num_fewshot, limit, apply_chat_template, allow_code)
     questions = of_run(like, trust_tasks, asking) if like else of_tasks(tasks or [], include_path or [], split, asking)
     run(models, questions, device, json, batch_size)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
@@ -26,7 +25,7 @@ from evomerge.strategies.generation import Generation, resolved_number
 from evomerge.strategies.initial_population import Child, initial_population
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.warm_start import WarmStartPopulation
-from fitness.pareto import crowding, ranks
+from fitness.pareto import crowding_by_front, ranks
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
@@ -114,15 +113,8 @@ class Nsga2(Strategy):
             return
         points = np.array([result.objectives for result in results])
         rank = ranks(points, [result.violation for result in results])
-        distance = _crowding_by_front(points, rank)
+        distance = crowding_by_front(points, rank)
         kept = np.lexsort((-distance, rank))[: self.population]  # lower front first, then less crowded
         self._parents = [parents[at] for at in kept]
         self._results = [results[at] for at in kept]
         self._rank, self._crowding = rank[kept], distance[kept]
-
-
-def _crowding_by_front(points: NDArray[np.float64], rank: NDArray[np.int64]) -> NDArray[np.float64]:
-    distance = np.zeros(len(points))
-    for front in range(rank.max() + 1):
-        distance[rank == front] = crowding(points[rank == front])
-    return distance

@@ -45,6 +45,8 @@ class StrategySuite:
         Whether another seed gives other proposals.
     most_genes
         The largest number of genes that it is tested with.
+    kinds_of_genes
+        Planted spaces that it can search, as functions of a number of genes.
     """
 
     config: ClassVar[StrategyConfig]
@@ -52,10 +54,13 @@ class StrategySuite:
     steady_state: ClassVar[bool] = False
     seeded: ClassVar[bool] = True
     most_genes: ClassVar[int] = 500
+    kinds_of_genes: ClassVar[tuple[Callable[[int], SearchSpace], ...]] = (reals, mixed)
 
     @pytest.fixture(params=[reals, mixed], ids=["reals", "mixed"])
     def make(self, request: pytest.FixtureRequest) -> Callable[[int], SearchSpace]:
         """Return a function from a number of genes to a planted space."""
+        if request.param not in self.kinds_of_genes:
+            pytest.skip("it refuses such genes")
         return lambda count: self.around(request.param(count))
 
     def around(self, planted: SearchSpace) -> SearchSpace:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from evomerge.config.load import load
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
-from evomerge.strategies import CmaEsConfig, Evaluated, Nsga2Config, RandomConfig
+from evomerge.strategies import CmaEsConfig, Evaluated, MapConfig, Nsga2Config, RandomConfig
 from evomerge.workers.base import Request
 from evomerge.workers.inline import MergeWorker
 from fitness.objectives import Objectives, means
@@ -30,6 +30,11 @@ TASKS = ("zoo_target_gen", "zoo_short_en")
 CORNER = (0.0, 0.0)
 WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 FRONT = 8
+GENES = {
+    "parts": "space.layers_per_group=6",
+    "models": "space={method: task_arithmetic, groups: model, weight: {low: -0.5, high: 2.0, start: 0.7}}",
+}
+CONFIGS = {"nsga2": Nsga2Config(), "map": MapConfig(), "random": RandomConfig()}
 
 Array = NDArray[np.float64]
 
@@ -41,11 +46,13 @@ class Job:
     Attributes
     ----------
     way
-        `nsga2`, `weighted_sums` or `random`.
+        `nsga2`, `map`, `weighted_sums` or `random`.
     evaluations
         In all; weighted sums share them evenly.
     items, held_out_items
         Per task.
+    genes
+        `parts`: a weight for each expert and part of the model, nine; `models`: one for each expert, three.
     """
 
     way: str
@@ -53,6 +60,7 @@ class Job:
     evaluations: int
     items: int
     held_out_items: int
+    genes: Literal["parts", "models"] = "parts"
 
 
 @dataclass(frozen=True)
@@ -76,17 +84,17 @@ class Front:
 
 
 @cache
-def problem() -> Problem:
-    """Open the zoo's models and the two tasks: nine genes."""
+def problem(genes: str) -> Problem:
+    """Open the zoo's models and the two tasks."""
     tasks = "[{task: " + "}, {task: ".join(TASKS) + "}]"
-    settings = ["space.layers_per_group=6", f"fitness.tasks={tasks}", "fitness.batch_size=400"]
+    settings = [GENES[genes], f"fitness.tasks={tasks}", "fitness.batch_size=400"]
     return Problem(load(SEARCH_FILE, settings), scan=False)
 
 
 @cache
-def worker() -> MergeWorker:
+def worker(genes: str) -> MergeWorker:
     """Build the worker of `problem`; it has the search items prepared."""
-    opened = problem()
+    opened = problem(genes)
     built = local_worker(opened).worker
     built.prepare(opened.space.decode(opened.space.start), opened.search_items)
     return built
@@ -96,34 +104,33 @@ def search(job: Job) -> Front:
     """Search once, on one thread; the members of the front are chosen by their scores in the search."""
     torch.set_num_threads(1)
     started = time.process_time()
-    opened = problem()
+    opened = problem(job.genes)
     items = opened.suite.pool.subset(job.items, job.seed)
     if job.way == "weighted_sums":
         share = job.evaluations // len(WEIGHTS)
-        told = [pair for weight in WEIGHTS for pair in _run(CmaEsConfig(), job.seed, share, items, weight)]
+        told = [pair for weight in WEIGHTS for pair in _run(CmaEsConfig(), job, share, items, weight)]
     else:
-        config = Nsga2Config() if job.way == "nsga2" else RandomConfig()
-        told = _run(config, job.seed, job.evaluations, items, None)
+        told = _run(CONFIGS[job.way], job, job.evaluations, items, None)
     points = np.array([evaluation.objectives for _, evaluation in told])
     front = np.flatnonzero(ranks(points) == 0)
     front = front[np.argsort(-crowding(points[front]), kind="stable")[:FRONT]]
     asked = _first_of_each(opened.held_out_items, job.held_out_items)
-    held_out = [list(_score(told[at][0], asked).objectives) for at in front]
+    held_out = [list(_score(told[at][0], asked, job.genes).objectives) for at in front]
     volume = hypervolume(held_out, CORNER)
     return Front(job.way, job.seed, job.evaluations, held_out, volume, time.process_time() - started)
 
 
 def _run(
-    config: Any, seed: int, evaluations: int, items: Sequence[str], weight: float | None
+    config: Any, job: Job, evaluations: int, items: Sequence[str], weight: float | None
 ) -> list[tuple[Genotype, Evaluation]]:
     """Ask and tell; with a weight, the strategy is told a weighted sum, in which it is the first task's weight."""
-    space = problem().space
+    space = problem(job.genes).space
     noise = 0.5 / (len(items) / 2) ** 0.5
-    strategy = config.resolved(space, noise=noise, evaluations=evaluations).build(space, seed)
+    strategy = config.resolved(space, noise=noise, evaluations=evaluations).build(space, job.seed)
     found: list[tuple[Genotype, Evaluation]] = []
     while len(found) < evaluations:
         (candidate,) = strategy.ask(1)
-        evaluation = _score(candidate.genotype, items)
+        evaluation = _score(candidate.genotype, items, job.genes)
         found.append((candidate.genotype, evaluation))
         if weight is not None:
             value = weight * evaluation.objectives[0] + (1 - weight) * evaluation.objectives[1]
@@ -132,9 +139,9 @@ def _run(
     return found
 
 
-def _score(genotype: Genotype, items: Sequence[str]) -> Evaluation:
-    opened = problem()
-    evaluation = worker().evaluate(Request(opened.space.decode(genotype), tuple(items)))
+def _score(genotype: Genotype, items: Sequence[str], genes: str) -> Evaluation:
+    opened = problem(genes)
+    evaluation = worker(genes).evaluate(Request(opened.space.decode(genotype), tuple(items)))
     if evaluation.status != "ok":
         raise RuntimeError(f"a candidate cannot be scored: {evaluation.reason}")
     return Objectives(opened.suite.weights, apart=True).judge(evaluation, means(evaluation))

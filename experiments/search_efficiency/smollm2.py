@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--points", type=int, default=len(POINTS), help="score at most so many merges now")
     given = parser.parse_args(arguments)
     work = given.work.resolve()
-    items = _models(work, given.gguf)
+    items = prepare_models(work, given.gguf)
     scorer = Scorer(work, items)
     missing = [point for point in POINTS if not _file(work, point).exists()]
     for point in missing[: given.points]:
@@ -148,7 +148,7 @@ def _join(work: Path) -> None:
     np.savez_compressed(TABLE, scores=scores, losses=losses)
 
 
-def _models(work: Path, gguf: Path | None) -> dict[str, dict[str, list[Any]]]:
+def prepare_models(work: Path, gguf: Path | None) -> dict[str, dict[str, list[Any]]]:
     """Make the base and the experts, unless they are there; return the items of both tasks by split."""
     import torch
 
@@ -185,8 +185,7 @@ class Scorer:
         from evomerge.config.load import load_mapping
         from evomerge.search.problem import Problem as OpenedSearch
         from evomerge.search.scoring_workers import local_worker
-        from fitness.scoring.encoding import Encoder
-        from fitness.scoring.loglikelihood import LoglikelihoodPlan
+        from experiments.smollm2.answers import Answers
 
         self._opened = OpenedSearch(
             load_mapping(
@@ -205,12 +204,8 @@ class Scorer:
             scan=False,
         )
         self._worker = local_worker(self._opened).worker
-        encoder = Encoder(self._opened.checkpoints["base"].tokenizer.load())
-        self._chosen = [
-            item for split in ("validation", "test") for task in TASKS for item in items[task][split][:ITEMS]
-        ]
-        pairs = [pair for item in self._chosen for pair in _pairs(encoder, item)]
-        self._plan = LoglikelihoodPlan(pairs, max_length=256, batch_size=64, device="cpu")
+        chosen = [item for split in ("validation", "test") for task in TASKS for item in items[task][split][:ITEMS]]
+        self._answers = Answers(self._opened.checkpoints["base"].tokenizer.load(), chosen)
 
     def _model(self, u: float, v: float) -> Any:
         genes = [u if gene.name.startswith("sums") else v for gene in self._opened.space.genes]
@@ -218,20 +213,7 @@ class Scorer:
 
     def __call__(self, u: float, v: float) -> tuple[Array, Array]:
         """Return scores and losses of one merge, float64[4 · ITEMS] each."""
-        likelihood, greedy, _ = self._plan.run(self._model(u, v))
-        scores, losses, at = [], [], 0
-        for item in self._chosen:
-            count = max(1, len(item.choices))
-            own = likelihood[at : at + count]
-            if item.choices:
-                right = item.choices.index(item.answer)
-                scores.append(float(own.argmax() == right))
-                losses.append(float(np.logaddexp.reduce(own) - own[right]))
-            else:
-                scores.append(float(greedy[at]))
-                losses.append(float(-own[0]))
-            at += count
-        return np.array(scores), np.array(losses)
+        return self._answers(self._model(u, v))
 
     def check(self, scores: Array) -> None:
         """Compare the scores of the merge with both weights 0.5 with those of the product's evaluator.
@@ -252,13 +234,6 @@ class Scorer:
             if not np.array_equal(np.asarray(evaluation.scores), expected):
                 raise RuntimeError(f"{task}: the evaluator gives {evaluation.scores.mean()}, not {expected.mean()}")
             print(f"{task}: the same {ITEMS} scores from the evaluator", flush=True)
-
-
-def _pairs(encoder: Any, item: Any) -> Iterator[Any]:
-    if item.choices:
-        yield from (encoder.pair(item.prompt, f" {choice}") for choice in item.choices)
-    else:
-        yield encoder.pair(item.prompt, f" {item.answer}\n")
 
 
 if __name__ == "__main__":

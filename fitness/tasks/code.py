@@ -224,7 +224,7 @@ def file_hashes(functions: Iterable[Callable[..., Any]]) -> dict[str, str]:
     """
     found: dict[Path, str] = {}
     for function in functions:
-        file = _file_of(function)
+        file = file_of(function)
         if file is not None:
             _follow(file, file.parent, found)
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for path, name in found.items()}
@@ -237,7 +237,8 @@ def files_behind(file: Path) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for path, name in found.items()}
 
 
-def _file_of(function: Callable[..., Any]) -> Path | None:
+def file_of(function: Callable[..., Any]) -> Path | None:
+    """Return the file that defines a function; None for functions of installed packages, except lm-eval's tasks."""
     target = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
     try:
         file = inspect.getsourcefile(inspect.unwrap(target))

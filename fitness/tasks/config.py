@@ -63,6 +63,9 @@ class TasksConfig(Section):
     which is then used completely."""
     allow_test_split: bool = False
     """Allow a test split to be searched on; its published score is then meaningless."""
+    allow_code: bool = False
+    """Use tasks whose metric runs programs that the model writes (HumanEval, MBPP). They run in a sandbox without
+    network, files or processes, which needs Linux and Debian's package `bubblewrap`."""
     num_fewshot: int | None = Field(default=None, ge=0, le=1000)
     """Few-shot examples before each prompt, unless the task fixes their number at 0. None: the task's own number."""
     apply_chat_template: bool = False

@@ -17,9 +17,12 @@ from lm_eval.api.filter import Filter
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from fitness.results import TaskError
-from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of
+from fitness.sandbox.bubblewrap import check as check_sandbox
+from fitness.sandbox.code_eval import loads_code_eval, sandboxed, use_sandboxed_code_eval
+from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of, file_of
 from fitness.tasks.config import TasksConfig
 from fitness.tasks.documents import Document
 from fitness.tasks.groups import Member, members
@@ -32,6 +35,7 @@ MOST_TASKS = 5_000
 """Task files below a folder of tasks; reading as many takes some seconds."""
 
 lm_eval_utils.env = TaskTemplates()  # before any template of a task is rendered
+use_sandboxed_code_eval()  # before any task loads it
 
 
 def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[tuple[Member, ConfigurableTask]]:
@@ -56,9 +60,13 @@ def load_tasks(config: TasksConfig, check: CodeCheck = allow) -> list[tuple[Memb
         code = code_of(name, find_task(name, managers).task_index[name].yaml_path)
         if code is not None:
             check(code)
+        if _runs_programs(name, managers):
+            _check_allowed(name, config.allow_code)
     tasks = [_load_task(name, managers) for name in wanted]
     for name, task in zip(wanted, tasks, strict=True):
         _check_usable(task, name)
+        if getattr(task, "UNSAFE_CODE", False):
+            _put_into_sandbox(task, name)
         _set_fewshot(task, config.num_fewshot)
         _remember_templates(task)
         _bound_filters(task)
@@ -156,11 +164,49 @@ def _load_task(name: str, managers: Sequence[TaskManager]) -> ConfigurableTask:
     return loaded
 
 
+def _runs_programs(name: str, managers: Sequence[TaskManager]) -> bool:
+    """Whether a task says that its metric runs what the model writes; its functions are not loaded for that."""
+    file = find_task(name, managers).task_index[name].yaml_path
+    if file is None:
+        return False
+    try:
+        said = load_yaml(file, resolve_func=False)
+    except Exception:  # loading says what is wrong with it
+        return False
+    return said.get("unsafe_code", False) is not False
+
+
+def _check_allowed(name: str, allow_code: bool) -> None:
+    if not allow_code:
+        raise TaskError(
+            f"task {name!r} runs programs that the model writes: set fitness.allow_code: true (--allow-code) to run "
+            "them in a sandbox, or use another task"
+        )
+    try:
+        check_sandbox()
+    except TaskError as error:
+        raise TaskError(f"task {name!r}: {error}") from None
+
+
+def _put_into_sandbox(task: ConfigurableTask, name: str) -> None:
+    """Have the functions of a task's files that run programs by means of their own run in the sandbox."""
+    of_item = task.config.process_results
+    own: dict[str, Any] = {"process_results": of_item} if callable(of_item) else dict(task._metric_fn_list)
+    own = {key: call for key, call in own.items() if callable(call) and file_of(call) and not loads_code_eval(call)}
+    wrong = {metric: 0.0 if better else float("nan") for metric, better in task.higher_is_better().items()}
+    try:
+        safe = sandboxed(own, lambda key: wrong if key == "process_results" else wrong.get(key, 0.0))
+    except TaskError as error:
+        raise TaskError(f"task {name!r}: {error}") from None
+    if callable(of_item):
+        task.set_config(key="process_results", value=safe.get("process_results", of_item))
+    else:
+        task._metric_fn_list |= safe
+
+
 def _check_usable(task: Any, name: str) -> None:
     if not isinstance(task, ConfigurableTask):
         raise TaskError(f"task {name!r} is Python code without a YAML configuration: use a YAML task")
-    if getattr(task, "UNSAFE_CODE", False):
-        raise TaskError(f"task {name!r} runs code written by the model, which evomerge never does: use another task")
     if getattr(task, "MULTIMODAL", False):
         raise TaskError(f"task {name!r} needs images or sound: use a text task")
     if task.OUTPUT_TYPE == "loglikelihood_rolling":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_aggregation
 from lm_eval.api.task import ConfigurableTask
 
@@ -67,7 +68,7 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
         raise TaskError(
             f"task {name!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric"
         )
-    known = list(task.aggregation())
+    known = _written_metrics(task, documents, chosen) or list(task.aggregation())
     obstacles = {each: _obstacle(task, documents, each, named=each == metric) for each in known}
     usable = [each for each, obstacle in obstacles.items() if obstacle is None]
     remedy = _remedy(task, documents, obstacles, usable)
@@ -83,6 +84,23 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
         raise TaskError(f"task {name!r} has no metric to search with ({why}): {remedy}")
     metric = metric or usable[0]
     return Metric(metric, chosen, 1.0 if task.higher_is_better().get(metric, True) else -1.0)
+
+
+def _written_metrics(task: ConfigurableTask, documents: Documents, chosen: str) -> list[str]:
+    """Return the metrics that a task which runs programs gives for one: HumanEval's `pass_at_k` gives `pass@1`.
+
+    Empty for other tasks, and where the task's own code fails on an empty answer.
+    """
+    if not getattr(task, "UNSAFE_CODE", False) or task.OUTPUT_TYPE != "generate_until":
+        return []
+    doc = documents.of("test" if task.has_test_docs() else "validation")[0]
+    tried = Instance("generate_until", doc, ("", {}), 0, resps=[""])
+    try:
+        next(each for each in task._filters if each.name == chosen).apply([tried])
+        given = task.process_results(doc, [tried.filtered_resps[chosen]])
+    except Exception:
+        return []
+    return [name for name in given if name in task.aggregation()]
 
 
 def _remedy(task: ConfigurableTask, documents: Documents, obstacles: dict[str, str | None], usable: list[str]) -> str:

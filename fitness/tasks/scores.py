@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from fitness.items import Item
 from fitness.results import TaskError
+from fitness.sandbox.code_eval import PROGRAMS_AT_ONCE
 from fitness.tasks.documents import Document, Documents
 from fitness.tasks.loss_metrics import CHOICE_PROBABILITY, AnswerExtractor, Answers, Response, Scorer
 from fitness.tasks.metrics import Metric, is_number
@@ -36,6 +39,7 @@ class TaskScores:
     ) -> None:
         self._task, self._name = task, name
         self._documents, self._prompts, self._metric = documents, prompts, metric
+        self._runs_programs = bool(getattr(task, "UNSAFE_CODE", False))
         self._known: dict[_Key, float] = {}
 
     def scorer(self, items: Sequence[Item], first: Sequence[int]) -> Scorer:
@@ -61,7 +65,7 @@ class TaskScores:
 
         True, too, where the code fails on the answers that are tried.
         """
-        if self._is_plain():
+        if self._is_plain() or self._runs_programs:  # thousands of programs take minutes
             return True
         doc = self._documents.of(item.split)[item.index]
         values = [self._tried(doc, answers) for answers in self._trials(doc)]
@@ -132,8 +136,8 @@ class TaskScores:
         new = [key for key in dict.fromkeys(keys) if key not in self._known]
         if new:
             self._filter(new)
-            for key in new:
-                self._known[key] = self._item_score(key[0], key[1])
+            for key, score in zip(new, self._item_scores(new), strict=True):
+                self._known[key] = score
         return np.array([self._known[key] for key in keys], np.float32)
 
     def _filter(self, keys: Sequence[_Key]) -> None:
@@ -149,6 +153,13 @@ class TaskScores:
             ensemble.apply(batch)
         except TemplateLimit as error:
             raise TaskError(f"task {self._name!r}: {error}") from None
+
+    def _item_scores(self, keys: Sequence[_Key]) -> Iterable[float]:
+        """Return the scores of filtered responses; those of programs that run in the sandbox, several at once."""
+        if not self._runs_programs:
+            return [self._item_score(split, index) for split, index, _ in keys]
+        with ThreadPoolExecutor(min(PROGRAMS_AT_ONCE, os.cpu_count() or 1)) as pool:
+            return list(pool.map(lambda key: self._item_score(key[0], key[1]), keys))
 
     def _item_score(self, split: str, index: int) -> float:
         instances = sorted(self._prompts.instances(split, index), key=lambda instance: instance.idx)

@@ -5,8 +5,10 @@ from evomerge.strategies import (
     CmaEsConfig,
     EdaConfig,
     GeneticConfig,
+    GreedyConfig,
     GridConfig,
     M2n2Config,
+    MapConfig,
     MapElitesConfig,
     NevergradConfig,
     Nsga2Config,
@@ -15,7 +17,7 @@ from evomerge.strategies import (
     StagedConfig,
 )
 from evomerge.testing import StrategySuite
-from evomerge.testing.planted import PlantedSpace
+from evomerge.testing.planted import PlantedSpace, reals
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow import DataFlowConfig
@@ -76,6 +78,18 @@ class TestMapElites(StrategySuite):
     steady_state = True
 
 
+class TestMap(StrategySuite):
+    config = MapConfig(points=15, batch=25, population=12, generations=4, evaluations=200)
+    objectives = 2
+    most_genes = 15
+    kinds_of_genes = (reals,)
+
+
+class TestNestedMap(TestMap):
+    config = MapConfig(points=6, batch=25, population=12, generations=4, evaluations=60, nested=True, block=2)
+    most_genes = 500
+
+
 class TestNsga2(StrategySuite):
     config = Nsga2Config(population=6)
     objectives = 2
@@ -111,6 +125,14 @@ class TestRandom(StrategySuite):
 class TestRandomWithSeveralObjectives(StrategySuite):
     config = RandomConfig(population=6)
     objectives = 2
+
+
+class TestGreedyPairs(StrategySuite):
+    config = GreedyConfig(samples=6)
+
+
+class TestGreedySoup(StrategySuite):
+    config = GreedyConfig(samples=6, merge="soup")
 
 
 class TestGrid(StrategySuite):

@@ -13,11 +13,14 @@ from evomerge.strategies import (
     EdaConfig,
     Evaluated,
     GeneticConfig,
+    GreedyConfig,
     GridConfig,
     M2n2Config,
+    MapConfig,
     MapElitesConfig,
     NevergradConfig,
     Nsga2Config,
+    OptunaConfig,
     PpoConfig,
     RandomConfig,
     StagedConfig,
@@ -48,10 +51,13 @@ CONFIGS = {
     "genome_plus": GeneticConfig(preset="genome_plus", population=6),
     "replace_worst": GeneticConfig(preset="replace_worst", population=6, mutation=0.5),
     "map_elites": MapElitesConfig(mutation=0.5),
+    "map": MapConfig(generations=4, population=12),
     "nsga2": Nsga2Config(population=6),
     "nevergrad:TwoPointsDE": NevergradConfig(optimizer="TwoPointsDE"),
     "ppo": PpoConfig(population=6, epochs=3),
+    "optuna:QMC": OptunaConfig(sampler="QMC"),
     "random": RandomConfig(),
+    "greedy": GreedyConfig(samples=8, stop=1.0),
     "grid": GridConfig(),
     "staged": StagedConfig(evaluations=20, first=CmaEsConfig(population=6), second=EdaConfig(population=6)),
 }
@@ -101,6 +107,14 @@ def test_every_proposal_is_a_recipe(name, space):
     config, space = CONFIGS[name], space_of(space)
     if name == "grid" and space.dimension > 3:
         with pytest.raises(ValueError, match=r"has more points than budget.evaluations"):
+            config.resolved(space, noise=0.05, evaluations=200)
+        return
+    if name == "map" and space.discrete.any():
+        with pytest.raises(ValueError, match=r"strategy.kind map fits quadratic forms of real genes and .* nsga2"):
+            config.resolved(space, noise=0.05, evaluations=200)
+        return
+    if name == "greedy" and space.discrete.all():
+        with pytest.raises(ValueError, match=r"greedy takes means .* write space.kind: mixture, or strategy.kind: eda"):
             config.resolved(space, noise=0.05, evaluations=200)
         return
     if name == "staged" and not hasattr(space, "flow"):

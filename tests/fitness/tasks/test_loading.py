@@ -58,7 +58,7 @@ def test_a_prompt_template_that_fails(toys: Any) -> None:
     [
         ({"generation_kwargs": {"until": ["."], "do_sample": True}}, "set do_sample: false"),
         ({"generation_kwargs": {"until": ["."], "num_beams": 3}}, "searches with beams"),
-        ({"unsafe_code": True}, "runs code written by the model, which evomerge never does: use another task"),
+        ({"unsafe_code": True}, "runs programs that the model writes: set fitness.allow_code: true"),
         ({"doc_to_image": "question"}, "needs images or sound: use a text task"),
     ],
 )

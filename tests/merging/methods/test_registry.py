@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from evomerge.merging.methods import Flag, PerModel, Real, implementation, merge_method
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.registry import IMPLEMENTATIONS
-from evomerge.merging.methods.table import table
+from evomerge.merging.methods.table import table, with_table
 from evomerge.testing.merge_methods import merge_tensors
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
@@ -32,6 +33,13 @@ def registration() -> Iterator[None]:
 
 def test_the_table_is_fresh() -> None:
     assert TABLE.read_text(encoding="utf-8") == table(), "run python -m evomerge.merging.methods"
+
+
+def test_the_page_is_fresh() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert page == with_table(page), "run python -m evomerge.merging.methods"
+    with pytest.raises(ValueError, match="the page has no place for the table; put the lines <!-- methods -->"):
+        with_table("# Methods")
 
 
 def test_every_method_of_the_table_is_implemented() -> None:
