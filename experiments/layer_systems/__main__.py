@@ -34,7 +34,6 @@ from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.layer_path import path_recipe
 
 SEEDS = 20
-EVALUATIONS, ITEMS = 60, 30
 DEPTH = 6
 GEN, OPS = "zoo_target_gen", "zoo_ops_en"
 HALF = 0.5
@@ -42,8 +41,11 @@ M2N2, PPO, EDA, RANDOM = {"kind": "m2n2"}, {"kind": "ppo"}, {"kind": "eda"}, {"k
 ALONE = {**M2N2, "attraction": False}
 TASK_VECTORS = {"kind": "mixture", "chunks": 64, "relative_to": "base"}
 
-Contender = tuple[str, str, Mapping[str, Any], Mapping[str, Any], str]
-"""Part, name, space, strategy, task."""
+QUICK, SMALL, LARGE = (8, 10), (60, 30), (160, 50)
+"""Candidates of a search, and items of each."""
+
+Contender = tuple[str, str, Mapping[str, Any], Mapping[str, Any], str, tuple[int, int]]
+"""Part, name, space, strategy, task, size."""
 
 
 def contenders(merge: Path) -> list[Contender]:
@@ -51,12 +53,13 @@ def contenders(merge: Path) -> list[Contender]:
     actions = {"kind": "layer_actions", "merges": [str(merge), "ties"], "anchor": str(merge)}
     tailored = {"kind": "tailoring", "anchor": "ops", "remove": 3}
     return [
-        ("M2N2", "task vectors", TASK_VECTORS, M2N2, GEN),
-        ("GPTailor", "EDA", tailored, EDA, OPS),
-        ("M2N2", "averages", {"kind": "mixture", "chunks": 64}, M2N2, GEN),
-        ("GPTailor", "random", tailored, RANDOM, OPS),
-        ("M2N2", "task vectors, no attraction", TASK_VECTORS, ALONE, GEN),
-        ("RMM", "PPO", actions, PPO, GEN),
+        ("M2N2", "task vectors", TASK_VECTORS, M2N2, GEN, SMALL),
+        ("M2N2", "task vectors, 8,000 answers", TASK_VECTORS, M2N2, GEN, LARGE),
+        ("GPTailor", "EDA", tailored, EDA, OPS, SMALL),
+        ("GPTailor", "random", tailored, RANDOM, OPS, SMALL),
+        ("M2N2", "averages", {"kind": "mixture", "chunks": 64}, M2N2, GEN, SMALL),
+        ("M2N2", "task vectors, no attraction", TASK_VECTORS, ALONE, GEN, SMALL),
+        ("RMM", "PPO", actions, PPO, GEN, SMALL),
     ]
 
 
@@ -94,11 +97,12 @@ def steps(results: Results, folder: Path, *, quick: bool) -> Iterator[Callable[[
     merge = folder / "task_arithmetic.yaml"
     merge.write_text(mergekit_yaml.dump(task_arithmetic_recipe(MODELS, DEPTH, 0.8)), encoding="utf-8")
     zoo = contenders(merge)[: 1 if quick else None]
-    for place, (part, name, space, strategy, task) in enumerate(zoo):
+    for place, (part, name, space, strategy, task, size) in enumerate(zoo):
         if not _has(results, part, name):
-            yield partial(_add, results, partial(_on_zoo, part, name, space, strategy, task, seeds, quick=quick))
+            of_one = (QUICK if quick else size, seeds)
+            yield partial(_add, results, partial(_on_zoo, part, name, space, strategy, task, *of_one))
         if not place and not _has(results, "data flow", "EDA"):
-            yield partial(_add, results, partial(planted, results["repeats"], folder, seeds, quick=quick))
+            yield partial(_add, results, partial(planted, folder, results["repeats"], QUICK if quick else SMALL, seeds))
 
 
 def _add(results: Results, measure: Callable[[], list[dict[str, Any]]]) -> None:
@@ -110,9 +114,15 @@ def _walked(name: str, config: StrategyConfig, seeds: int, evaluations: int) -> 
 
 
 def _on_zoo(
-    part: str, name: str, space: Mapping[str, Any], strategy: Mapping[str, Any], task: str, seeds: int, *, quick: bool
+    part: str,
+    name: str,
+    space: Mapping[str, Any],
+    strategy: Mapping[str, Any],
+    task: str,
+    size: tuple[int, int],
+    seeds: int,
 ) -> list[dict[str, Any]]:
-    return searched(part, name, Searched(space, task), strategy, seeds, quick=quick)
+    return searched(part, name, Searched(space, task), strategy, size, seeds)
 
 
 def _has(results: Results, part: str, name: str) -> bool:
@@ -120,11 +130,14 @@ def _has(results: Results, part: str, name: str) -> bool:
 
 
 def searched(
-    part: str, name: str, problem: Searched, strategy: Mapping[str, Any], seeds: int, *, quick: bool
+    part: str, name: str, problem: Searched, strategy: Mapping[str, Any], size: tuple[int, int], seeds: int
 ) -> list[dict[str, Any]]:
     """Return one row per seed."""
-    size = {"evaluations": 8, "items": 10} if quick else {"evaluations": EVALUATIONS, "items": ITEMS}
-    return [{"part": part, "name": name} | problem.run(strategy, seed=seed, **size) for seed in range(seeds)]
+    evaluations, items = size
+    return [
+        {"part": part, "name": name} | problem.run(strategy, seed=seed, evaluations=evaluations, items=items)
+        for seed in range(seeds)
+    ]
 
 
 def fixed() -> dict[str, float]:
@@ -159,9 +172,15 @@ def repeats() -> list[dict[str, float]]:
     return [{"layer": layer, "once": score(layer, 1), "twice": score(layer, 2)} for layer in range(DEPTH)]
 
 
-def planted(found: Sequence[Mapping[str, float]], folder: Path, seeds: int, *, quick: bool) -> list[dict[str, Any]]:
+def _gain(row: Mapping[str, float]) -> float:
+    return row["twice"] - row["once"]
+
+
+def planted(
+    folder: Path, found: Sequence[Mapping[str, float]], size: tuple[int, int], seeds: int
+) -> list[dict[str, Any]]:
     """Search paths through the halved model that a repeat helps most."""
-    layer = int(max(found, key=lambda row: row["twice"] - row["once"])["layer"])
+    layer = int(max(found, key=_gain)["layer"])
     given, other = folder / "given", folder / "other"
     checkpoints = {reference: Checkpoint.open(reference) for reference in MODELS.values()}
     recipe = path_recipe(halved(layer, 1), MODELS["ops"], DEPTH, out_dtype="float32")
@@ -174,7 +193,7 @@ def planted(found: Sequence[Mapping[str, float]], folder: Path, seeds: int, *, q
     return [
         row
         for name, strategy in (("EDA", EDA), ("random", RANDOM))
-        for row in searched("data flow", name, problem, strategy, seeds, quick=quick)
+        for row in searched("data flow", name, problem, strategy, size, seeds)
     ]
 
 
@@ -219,12 +238,15 @@ def figures(results: Results) -> dict[str, str]:
         kept |= {name: _scores(results, part, name).mean() for part, name in pairs if part == "GPTailor"}
         found |= {f"kept.{name}": f"{score / whole:.1f}" for name, score in kept.items()}
     for part, one, other in (
-        ("RMM", "PPO", "random paths"),
+        ("planted walks", "PPO", "random paths"),
         ("GPTailor", "EDA", "random"),
         ("data flow", "EDA", "random"),
     ):
         if {(part, one), (part, other)} <= pairs.keys():
             found[f"{part}.gap"] = _mean(_scores(results, part, one) - _scores(results, part, other))
+    if results.get("repeats"):
+        best = max(results["repeats"], key=_gain)
+        found |= {f"halved.{times}": f"{100 * best[times]:.1f}" for times in ("once", "twice")}
     return {re.sub(r"[^\w.]+", "_", name): figure for name, figure in found.items()}
 
 

@@ -104,6 +104,6 @@ class Searched:
         winner = max(finalists, key=lambda recipe: self.scored(recipe, confirmed).fitness)
         return {
             "seed": seed,
-            "held_out": self.held_out(winner),
+            "score": self.held_out(winner),
             "layers": winner.num_layers or problem.layout.num_layers,
         }
