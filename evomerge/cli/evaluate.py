@@ -239,7 +239,7 @@ def _scored(model: str, questions: Questions, device: str | None, batch_size: in
     worker = build_worker(inputs, workers)
     if questions.recorded is not None:
         _check_asked_alike(questions.recorded, questions, worker.evaluator, template)
-    scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items)
+    scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items, want_answers=True)
     rows = []
     for task, scores in by_task(scored).items():
         low, high = interval(scores)
