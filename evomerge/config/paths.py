@@ -14,6 +14,7 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.references import parse_reference, spelled, with_parts
 from search_spaces.spaces.coefficient_config import TASK
 from search_spaces.spaces.layer_coefficients import STARTS
+from search_spaces.spaces.registry import RECIPE_KEYS
 
 
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:
@@ -84,8 +85,19 @@ def _space(space: dict[str, Any], folder: Path) -> None:
         for key in keys:
             if not str(section.get(key)).startswith(TASK):
                 _resolve_key(section, key, folder)
+    elif space.get("kind") in ("data_flow", "layer_actions"):
+        for key in RECIPE_KEYS:
+            space.update({key: _recipes(space[key], folder)} if key in space else {})
     if isinstance(space.get("parameters"), dict):
         _space(space["parameters"], folder)
+
+
+def _recipes(value: Any, folder: Path) -> Any:
+    """Return the paths of recipe files made absolute; names of models and methods, which are no files, stay."""
+    if isinstance(value, list | tuple):
+        return [_recipes(entry, folder) for entry in value]
+    file = absolute(value, folder) if isinstance(value, str) and value else None
+    return str(file) if file is not None and file.is_file() else value
 
 
 def _resolve_key(section: dict[str, Any], key: str, folder: Path) -> None:

@@ -13,13 +13,15 @@ from evomerge.files.hashing import sha256
 from evomerge.merging.engine.placement import torch_device
 from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.workers.config import RayConfig
+from fitness.scoring.engine_config import AnyEngine, VllmEngine
+from search_spaces.spaces.registry import RECIPE_KEYS
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "jinja2"),
     *("cma", "numpy", "scipy"),
 )
 OPTIONAL_PACKAGES = ("cmaes", "nevergrad", "peft", "evaluate", "sacrebleu", "rouge_score", "nltk", "sympy")
-_FILES = ("item_bank", "ids", "calibration_text", "start", "text")
+_FILES = ("item_bank", "ids", "calibration_text", "text", *RECIPE_KEYS)
 """Keys of a search file that may name a file whose contents count."""
 
 
@@ -28,6 +30,21 @@ def versions() -> dict[str, str]:
     # Looking for each optional package is faster than reading all installed names.
     optional = [package for package in OPTIONAL_PACKAGES if any(metadata.distributions(name=package))]
     return {name: metadata.version(name) for name in (*PACKAGES, *optional)}
+
+
+def engine_versions(engine: AnyEngine) -> dict[str, str]:
+    """Return the versions of the packages that compute answers in an environment of their own; none for transformers.
+
+    Raises
+    ------
+    TaskError
+        If vLLM is not there, or of a version that was not tested.
+    """
+    if not isinstance(engine, VllmEngine):
+        return {}
+    from fitness.vllm.environment import versions as of_vllm
+
+    return of_vllm(engine)
 
 
 def config_identity(config: SearchConfig) -> dict[str, Any]:
@@ -45,6 +62,8 @@ def _without_places(value: Any) -> Any:
 def _without_place(key: str, value: Any) -> Any:
     if key == "warm_start" and isinstance(value, dict):
         return value | {"run": None}  # its candidates have been read
+    if key in RECIPE_KEYS and isinstance(value, list):
+        return [_without_place(key, entry) for entry in value]
     if key in _FILES and isinstance(value, dict):
         return {name: _without_place(key, inner) for name, inner in value.items()}
     if key in _FILES and isinstance(value, str) and Path(value).is_file():

@@ -14,8 +14,9 @@ from evomerge.config.load import load
 from evomerge.config.search_file import SearchConfig
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
+from evomerge.runs.log_file import run_of
 from evomerge.runs.result import read_rows
-from evomerge.runs.run import Run, is_run, require_run, run_of
+from evomerge.runs.run import Run, is_run, require_run
 from evomerge.search.founders import expressed
 from evomerge.strategies import StrategyConfig
 from evomerge.strategies.base import Genotype
@@ -24,8 +25,9 @@ from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import Difference, difference
 from search_spaces.spaces.context import SpaceContext
+from search_spaces.spaces.data_flow import DataFlowConfig
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
-from search_spaces.spaces.registry import build_space
+from search_spaces.spaces.registry import RECIPE_KEYS, build_space
 from search_spaces.spaces.space import SearchSpace
 
 NUMBERS = 20_000
@@ -123,7 +125,7 @@ def space_of(path: Path, models: Mapping[str, str] | None = None) -> SearchSpace
     with Run.read(path) as run:
         environment = run.environment()
     settings = config.space
-    if isinstance(settings, CoefficientConfig):
+    if isinstance(settings, CoefficientConfig | DataFlowConfig):
         settings = settings.model_copy(update={"start": None})  # decoding does not depend on it
     context = SpaceContext(
         models or config.models, environment.layout, environment.sizes, out_dtype=config.out_dtype, seed=config.seed
@@ -168,7 +170,7 @@ def earlier_questions(config: SearchConfig) -> EarlierQuestions:
     named = config.strategy.earlier_run
     runs = {} if named is None or not named.run else {Path(named.run): "strategy.warm_start"}
     runs |= {
-        found_by: f"space.start {file}"
+        found_by: f"{file}, which space names,"
         for file in _start_files(config.space.model_dump(mode="json"))
         if (found_by := run_of(file)) is not None
     }
@@ -188,11 +190,12 @@ def earlier_questions(config: SearchConfig) -> EarlierQuestions:
 
 
 def _start_files(settings: Any) -> list[Path]:
-    """Return the recipes that a space's settings name as starts, at any depth."""
+    """Return the recipes that a space's settings name, as starts or as merges to build on, at any depth."""
     if not isinstance(settings, Mapping):
         return []
-    start = settings.get("start")
-    own = [Path(start)] if isinstance(start, str) and Path(start).is_file() else []
+    values = [settings.get(key) for key in RECIPE_KEYS]
+    named = [entry for value in values for entry in (value if isinstance(value, list) else [value])]
+    own = [Path(entry) for entry in named if isinstance(entry, str) and Path(entry).is_file()]
     return [*own, *(file for value in settings.values() for file in _start_files(value))]
 
 

@@ -478,7 +478,8 @@ class MergeMethodSuite:
         values: list[Any] = [parameter.default, parameter.low, parameter.high]
         if parameter.kind is bool:
             values = [True, False]
-        elif parameter.per_model:  # one model apart from the others: weights may be divided by their sum
+        elif parameter.per_model and parameter.start is not None:
+            # one model apart from the others: weights may be divided by their sum
             others = [parameter.start] * (self.models - 1)
             values = [[parameter.start, *others], [parameter.high, *others]]
         own = [{name.rstrip("_"): value for name, value in c.items()} for c in (self.parameters, self.others or {})]

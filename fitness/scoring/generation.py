@@ -16,9 +16,8 @@ ends as soon as it can become none of these.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -26,10 +25,10 @@ from transformers import DynamicCache, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMixin, LogitsProcessor
 
-from fitness.results import TaskError
 from fitness.scoring.decoding import Prompt, Tokens, greedy, most_likely, pad_left, parameters_of, reads_apart
+from fitness.scoring.ends import Ends, by_setting, end_tokens, greedy_settings, room_for_prompt
 from fitness.scoring.prefix_tree import PASS_COST, PREFIX_COST, common_beginning
-from fitness.tasks.lm_eval_rules import RightTexts, cut_at_stop, generation_settings
+from fitness.tasks.lm_eval_rules import RightTexts
 
 # Settings of a generation config that do not change greedy decoding. With any other, `model.generate` is used.
 HARMLESS = {
@@ -38,11 +37,6 @@ HARMLESS = {
     "pad_token_id", "return_dict_in_generate", "temperature", "top_h", "top_k", "top_p",
     "transformers_version", "typical_p", "use_cache",
 }  # fmt: skip
-SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "min_p"}  # no effect on greedy decoding
-TEXTS_KEPT = 20_000  # texts of token sequences: candidates of a search give many of the same answers
-REWRITING = ("WordPiece", "CTC")  # decoders of tokenizers that change text when more follows
-
-
 PREFIX_KEY = 16
 """Prompts that begin with the same so many tokens are looked at for a longer common prefix."""
 
@@ -52,6 +46,7 @@ class _Group:
     """Prompts with the same settings: those with a common prefix together, longest first."""
 
     prompts: tuple[Prompt, ...]
+    requests: tuple[int, ...]  # by the prompts' numbers
     max_new_tokens: int
     stop: tuple[str, ...]
     extra: Mapping[str, Any]
@@ -95,21 +90,12 @@ class GenerationPlan:
         self.tokenizer = tokenizer
         self.batch_size, self.device = batch_size, device
         self._right = tuple(right)
-        self._text_of = lru_cache(TEXTS_KEPT)(partial(tokenizer.decode, skip_special_tokens=True))
-        groups: dict[str, list[int]] = {}
-        for request, setting in enumerate(settings):
-            groups.setdefault(repr(sorted(setting.items())), []).append(request)
         self._groups: list[_Group] = []
-        for requests in groups.values():
-            count, stop, extra = _normalised(settings[requests[0]], tokenizer)
-            room = max_length - count
-            if room <= 0:
-                raise TaskError(
-                    f"the task generates up to {count} tokens and the model reads {max_length} in all: "
-                    "lower max_gen_toks in the task's generation_kwargs or raise fitness.max_length"
-                )
-            asked = _ordered([Prompt(request, prompts[request][-room:]) for request in requests])
-            self._groups.append(_Group(asked, count, stop, extra))
+        for requests in by_setting(settings):
+            count, stop, extra = greedy_settings(settings[requests[0]], tokenizer)
+            room = room_for_prompt(count, max_length)
+            asked = _ordered([Prompt(number, prompts[request][-room:]) for number, request in enumerate(requests)])
+            self._groups.append(_Group(asked, tuple(requests), count, stop, extra))
 
     @torch.inference_mode()
     def run(self, model: Any, *, whole: bool = True) -> tuple[list[str], float, list[int]]:
@@ -141,21 +127,21 @@ class GenerationPlan:
         truncated = []
         start = time.perf_counter()
         for group in self._groups:
-            right = {} if whole else {one.number: self._right[one.number] for one in group.prompts if self._right}
-            ends = _Ends(self.tokenizer, self._text_of, group, _eos_tokens(model, self.tokenizer), right)
+            right = [] if whole or not self._right else [self._right[request] for request in group.requests]
+            eos = end_tokens(model, self.tokenizer)
+            ends = Ends(self.tokenizer, len(group.requests), group.max_new_tokens, group.stop, eos, right)
             if _loop_applies(model, group):
                 self._decode(model, group, ends)
             else:
                 for at in range(0, len(group.prompts), self.batch_size):
                     _generate(model, group, group.prompts[at : at + self.batch_size], ends, self.device)
-            for request, tokens in ends.tokens.items():
-                text = self._text_of(tuple(tokens))
-                texts[request] = cut_at_stop(text, group.stop)
-                if len(tokens) >= ends.limit and tokens[-1] not in ends.eos and not any(s in text for s in group.stop):
+            for number, request in enumerate(group.requests):
+                texts[request], is_truncated = ends.text(number)
+                if is_truncated:
                     truncated.append(request)
         return texts, time.perf_counter() - start, truncated
 
-    def _decode(self, model: Any, group: _Group, ends: _Ends) -> None:
+    def _decode(self, model: Any, group: _Group, ends: Ends) -> None:
         prompts = group.prompts
         if not reads_apart(model):
             prompts = tuple(sorted((replace(one, shared=0) for one in prompts), key=_longest_first))
@@ -186,84 +172,6 @@ def _ordered(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
     return tuple(prompt for members in sorted(groups, key=lambda group: _longest_first(group[0])) for prompt in members)
 
 
-def _normalised(setting: Mapping[str, Any], tokenizer: Any) -> tuple[int, tuple[str, ...], dict[str, Any]]:
-    """Return the number of new tokens, the stop strings, and further settings for `model.generate`."""
-    eos = tokenizer.eos_token_id
-    end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
-    count, stop, given = generation_settings(setting, end)
-    extra = {name: value for name, value in given.items() if name not in SAMPLING}
-    if given.get("do_sample") or extra.get("num_beams", 1) > 1 or "max_length" in extra:
-        raise TaskError(
-            "a task samples, uses beam search or sets max_length: set do_sample: false, num_beams: 1 and "
-            "max_gen_toks in its generation_kwargs"
-        )
-    return count, stop, extra
-
-
-def _eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id
-    several = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
-
-
-class _Ends:
-    """Collects the prompts' tokens and detects when an answer is done."""
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        text_of: Callable[[Tokens], str],
-        group: _Group,
-        eos: frozenset[int],
-        right: Mapping[int, RightTexts | None],
-    ) -> None:
-        self.eos, self._text_of = eos, text_of
-        self.limit = group.max_new_tokens
-        self.tokens: dict[int, list[int]] = {prompt.number: [] for prompt in group.prompts}
-        self._stop = group.stop
-        self.tokenizer = tokenizer
-        self._right = right if grows_by_its_end(tokenizer) else {}
-        self._may_complete = _completing_tokens(tokenizer, group.stop)
-
-    def done(self, number: int, token: int) -> bool:
-        """Append a prompt's next token; True if it is the last one."""
-        tokens = self.tokens[number]
-        tokens.append(token)
-        if token in self.eos or len(tokens) >= self.limit:
-            return True
-        right = self._right.get(number)
-        if right is None and not self._may_complete(token):
-            return False
-        text = self._text_of(tuple(tokens))
-        return any(stop in text for stop in self._stop) or (
-            right is not None and not right.may_become(text, self._stop)
-        )
-
-
-@lru_cache(maxsize=32)
-def _completing_tokens(tokenizer: Any, stop: tuple[str, ...]) -> Any:
-    """Return a quick test whether a token may complete a stop string: its text has the last character of one.
-
-    A wrong "no" only costs tokens: the text is cut at the stop string afterwards.
-    """
-    last = {text[-1] for text in stop}
-    known: dict[int, bool] = {}
-
-    def may_complete(token: int) -> bool:
-        if token not in known:
-            text = tokenizer.decode([token], skip_special_tokens=False)
-            known[token] = bool(last.intersection(text)) or not text.isascii() or " " in last
-        return known[token]
-
-    return may_complete
-
-
-def grows_by_its_end(tokenizer: Any) -> bool:
-    """Whether more tokens never change the text of the first ones, except its last character if that is incomplete."""
-    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
-    return not getattr(tokenizer, "clean_up_tokenization_spaces", False) and type(decoder).__name__ not in REWRITING
-
-
 def _loop_applies(model: Any, group: _Group) -> bool:
     """Whether `greedy` gives the same as `model.generate`."""
     return not group.extra and _plain_settings(model.generation_config) and _plain_model(model)
@@ -292,7 +200,7 @@ def _beginning(prompts: Sequence[tuple[int, ...]]) -> int:
     return shared if cost <= PREFIX_COST * tokens else 0
 
 
-def _generate(model: Any, group: _Group, prompts: Sequence[Prompt], ends: _Ends, device: str) -> None:
+def _generate(model: Any, group: _Group, prompts: Sequence[Prompt], ends: Ends, device: str) -> None:
     """Decode greedily by `model.generate`."""
     tokenizer = ends.tokenizer
     input_NS, mask_NS = pad_left([prompt.tokens for prompt in prompts], device)
@@ -313,7 +221,7 @@ def _generate(model: Any, group: _Group, prompts: Sequence[Prompt], ends: _Ends,
 class _StopRows(StoppingCriteria):  # type: ignore[misc]  # mypy does not follow transformers
     """Makes `model.generate` stop each row separately."""
 
-    def __init__(self, ends: _Ends, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, ends: Ends, prompts: Sequence[Prompt]) -> None:
         self._ends, self._prompts = ends, prompts
         self._done = [False] * len(prompts)
 

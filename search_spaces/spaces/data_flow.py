@@ -8,12 +8,16 @@ not change; `layer_path` explains how factors become part of an ordinary model.
 With ``order: free``, a random key per slot (Bean 1994) gives its position on the path, so that paths are permutations
 with repeats and skips. Searches begin at the base: its layers in the first repetition, and all factors 1.
 
+Any model, or a merge from a recipe file, may be the anchor: it takes the base's place in all of this, gives embeddings,
+final norm and head, and its first and last layer begin and end the paths.
+
 Legend: T models, L layers each, r repeats, S = T·L·r − 2r slots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -27,10 +31,13 @@ from search_spaces.recipes.layer_path import path_of, path_recipe, scales_obstac
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.genes import Choice, Gene, Real, low_and_high
-from search_spaces.spaces.registry import register_space
+from search_spaces.spaces.registry import beginning_at, recipe_from, register_space
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 Layer = tuple[str, int]
+
+ANCHOR = "anchor"
+"""Name of a merge from a recipe file among the models of the pool."""
 
 _OPTIONS = ("skip", "use")
 _LIKELY = 0.9  # probability that a sample agrees with the base at a slot
@@ -71,7 +78,11 @@ class DataFlowConfig(BaseModel):
     kind: Literal["data_flow"] = "data_flow"
     """Which space this is."""
     models: tuple[str, ...] = ()
-    """Names of the models whose layers are used in addition to the base's. If empty, all models."""
+    """Names of the models whose layers are used in addition to the anchor's. If empty, all models."""
+    anchor: str | None = None
+    """Model, or recipe file of a merge of all layers, in which paths begin and end. None: the base."""
+    start: str | None = None
+    """Recipe file of a path at which searches begin. None: the anchor's layers in their order."""
     repeats: int = Field(default=2, ge=1, le=100)
     """Repetitions of the sequence of all layers of all models: a layer can be used this many times."""
     order: Literal["slots", "free"] = "slots"
@@ -84,9 +95,13 @@ class DataFlowConfig(BaseModel):
     max_layers: int | None = Field(default=None, ge=2, le=10_000)
     """Largest number of layers. Longer paths are truncated before the last layer. None: twice the base's number."""
 
-    def build(self, context: SpaceContext) -> DataFlowSpace:
-        """Return the space over these models."""
-        return DataFlowSpace(self, context)
+    def build(self, context: SpaceContext) -> SearchSpace:
+        """Return the space over these models; raise a `RecipeError` if a file cannot be used."""
+        space = DataFlowSpace(self, context)
+        if self.start is None:
+            return space
+        others = "remove the key to begin at the anchor"
+        return beginning_at(self.start, recipe_from(self.start, "space.start", others), space, context)
 
 
 class DataFlowSpace(SearchSpace):
@@ -99,8 +114,13 @@ class DataFlowSpace(SearchSpace):
     context
         The models.
     pool
-        Name and reference of the models whose layers are used, the first in place of the base. None: the models that
-        the config names. A merge, which has no reference yet, has None as its reference.
+        Name and reference of the models whose layers are used, the anchor first. None: those that the config names. A
+        merge, which has no reference, has None as its reference.
+
+    Attributes
+    ----------
+    merge
+        The anchor's recipe; None: the anchor is a model, or its recipe is not known here.
 
     Raises
     ------
@@ -113,7 +133,12 @@ class DataFlowSpace(SearchSpace):
     ) -> None:
         self.config = config
         self.context = context
-        self.pool = _pool(config, context) if pool is None else dict(pool)
+        self.merge: Recipe | None = None
+        if pool is None:
+            self.merge = _anchor_recipe(config.anchor, context)
+            self.pool = _pool(config, context, self.merge)
+        else:
+            self.pool = dict(pool)
         self.base = next(iter(self.pool))
         depth = context.layout.num_layers
         if depth < 2:
@@ -203,9 +228,11 @@ class DataFlowSpace(SearchSpace):
 
     def recipe_of(self, path: Sequence[PathLayer]) -> Recipe:
         """Return the recipe of a path through the pool."""
+        if self.merge is not None:
+            return replace(self.merge, path=tuple(path)).canonical()
         return path_recipe(
             path,
-            next(iter(self.context.models.values())),
+            self.pool[self.base] or next(iter(self.context.models.values())),
             self.context.layout.num_layers,
             dtype=self.context.dtype,
             out_dtype=self.context.out_dtype,
@@ -218,9 +245,17 @@ class DataFlowSpace(SearchSpace):
         ------
         RecipeError
             If its path does not begin and end with the base's first and last layer, uses layers of other models, or
-            uses a layer more often, or in another order, than there are slots.
+            uses a layer more often, or in another order, than there are slots. Of a merge as the anchor: if the recipe
+            is not that merge with a path.
         """
-        path = path_of(recipe, self.context.layout.num_layers)
+        depth = self.context.layout.num_layers
+        if self.merge is not None:
+            if replace(recipe, path=None, out_dtype=self.merge.out_dtype).expanded(depth) != self.merge:
+                raise RecipeError(
+                    f"the recipe is not that of space.anchor with a path; give one of {self.config.anchor}"
+                )
+            return self.genotype_of(recipe.path or tuple(PathLayer(None, layer) for layer in range(depth)))
+        path = path_of(recipe, depth)
         base = self.pool[self.base]
         if recipe.slices[0].sources[0].model != base:
             raise RecipeError(f"the recipe's embeddings are not the base's; take them from {base}")
@@ -301,14 +336,38 @@ class DataFlowSpace(SearchSpace):
         return np.where(np.concatenate(parts), a, b)
 
 
-def _pool(config: DataFlowConfig, context: SpaceContext) -> dict[str, str | None]:
-    """Return name and reference of the models whose layers are used, the base first."""
-    base = next(iter(context.models))
+def _anchor_recipe(anchor: str | None, context: SpaceContext) -> Recipe | None:
+    """Return the recipe of an anchor that is a merge; None for a model.
+
+    Raises
+    ------
+    RecipeError
+        If the anchor is neither a model nor a recipe file, or the recipe is not a merge of all layers of the models.
+    """
+    if anchor is None or anchor in context.models:
+        return None
+    models, depth = ", ".join(context.models), context.layout.num_layers
+    if ANCHOR in context.models:
+        raise RecipeError(f"models.{ANCHOR}: space.anchor gives its merge this name; rename the model")
+    recipe = recipe_from(anchor, "space.anchor", f"one of the models {models}").expanded(depth)
+    foreign = [model for model in recipe.models if model not in context.models.values()]
+    if foreign:
+        raise RecipeError(f"space.anchor: its model '{foreign[0]}' is not in the search file; use only {models}")
+    if recipe.num_layers != depth or recipe.path is not None:
+        raise RecipeError(f"space.anchor: {anchor} is no merge of all {depth} layers in their order; give one that is")
+    return replace(recipe, out_dtype=context.out_dtype).canonical()
+
+
+def _pool(config: DataFlowConfig, context: SpaceContext, merge: Recipe | None) -> dict[str, str | None]:
+    """Return name and reference of the models whose layers are used, the anchor first."""
     for name in config.models:
         if name not in context.models:
             raise RecipeError(f"space.models: there is no '{name}'; use only {', '.join(context.models)}")
-    kept = {base, *config.models} if config.models else set(context.models)
-    return {name: reference for name, reference in context.models.items() if name in kept}
+    base = next(iter(context.models))
+    anchor = ANCHOR if merge is not None else config.anchor or base
+    kept = {anchor, *(config.models or context.models)}
+    pool: dict[str, str | None] = {anchor: None if merge is not None else context.models[anchor]}
+    return pool | {name: reference for name, reference in context.models.items() if name in kept}
 
 
 def _label(layer: Layer) -> str:

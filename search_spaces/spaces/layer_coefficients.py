@@ -7,13 +7,9 @@ One method is a `CoefficientSpace`. Several are a `MethodChoiceSpace` (one metho
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.recipe import Recipe
-from search_spaces.recipes.resolve import difference
 from search_spaces.spaces.coefficient_config import CoefficientSettings, Range
 from search_spaces.spaces.coefficients import CoefficientSpace, RecipeSettings
 from search_spaces.spaces.context import SpaceContext
@@ -21,7 +17,7 @@ from search_spaces.spaces.expert_masks import ExpertMaskSpace
 from search_spaces.spaces.layer_groups import is_weight_of
 from search_spaces.spaces.method_choice import MethodChoiceSpace
 from search_spaces.spaces.method_groups import MethodGroupsSpace
-from search_spaces.spaces.registry import register_space
+from search_spaces.spaces.registry import beginning_at, recipe_from, register_space
 from search_spaces.spaces.space import SearchSpace
 from search_spaces.spaces.wrappers import FixedGenesSpace, TiedGenesSpace
 
@@ -53,8 +49,8 @@ class CoefficientConfig(CoefficientSettings):
             space.notes = tuple(_moved_weights(str(self.start), weights, space))
         whole = self._wrapped(space, context)
         if self.start is not None and self.start not in STARTS:
-            recipe = _start_recipe(self.start)
-            whole = _beginning_at(self.start, recipe, whole, context)
+            recipe = recipe_from(self.start, "space.start", ", ".join(STARTS))
+            whole = beginning_at(self.start, recipe, whole, context)
         return whole
 
     def _wrapped(self, space: SearchSpace, context: SpaceContext) -> SearchSpace:
@@ -89,31 +85,6 @@ def _moved_weights(start: str, weights: Mapping[str, float], space: SearchSpace)
                 f"space.start: {start} has {weight:.3g} for {name}, outside the range {outside.low:g} to "
                 f"{outside.high:g} of {outside.name}; the search begins at its end; widen space.weight to contain it"
             )
-
-
-def _start_recipe(start: str) -> Recipe:
-    if not Path(start).is_file():
-        raise RecipeError(f"space.start: there is no file {start}; write one, or {', '.join(STARTS)}")
-    try:
-        return mergekit_yaml.read(start)
-    except RecipeError as error:
-        raise RecipeError(f"space.start: {error}") from None
-
-
-def _beginning_at(start: str, recipe: Recipe, space: SearchSpace, context: SpaceContext) -> SearchSpace:
-    """Return the space with its start at a recipe, or at the nearest one with a note that says how far off it is."""
-    try:
-        moved = space.starting_at(space.encode(recipe))
-        apart = difference(recipe, space.decode(moved.start), context.layout)
-    except RecipeError as error:
-        raise RecipeError(f"space.start: {error}") from None
-    if apart is not None:
-        moved.notes = (
-            *moved.notes,
-            f"space.start: this space cannot express {start}; the search begins at the nearest recipe: {apart}; widen "
-            "the ranges, or write smaller groups, to begin at it exactly",
-        )
-    return moved
 
 
 def metagpt_weights(squared_norms: Mapping[str, float]) -> dict[str, float]:

@@ -38,7 +38,7 @@ from search_spaces.spaces.chunks import Chunking, chunking
 from search_spaces.spaces.context import Gram, SpaceContext
 from search_spaces.spaces.genes import Integer, Real, low_and_high, to_shares
 from search_spaces.spaces.registry import register_space
-from search_spaces.spaces.space import Genotype, SearchSpace
+from search_spaces.spaces.space import Genotype, SearchSpace, cosine
 
 Parametrisation = Literal["direct", "simplex", "softmax", "signed"]
 Interpolation = Literal["slerp", "slerp_per_segment", "linear"]
@@ -111,7 +111,8 @@ class MixtureConfig(BaseModel):
     relative_to: Literal["base"] | None = None
     """`base`: the genes weigh the experts' task vectors (their differences from the base), and so do children: the base
     gets one minus the sum of the weights, which may add up to more than one, as in task arithmetic. Founders are the
-    base, the experts and their average. By default the genes weigh whole models, the base among them."""
+    base, the experts, their average, and the sum of all task vectors. By default the genes weigh whole models, the base
+    among them."""
     weight: WeightRange | None = None
     """Range of the genes. None: [0, 1.5] for direct, [0, 1] for simplex, [-6, 6] for softmax, [-1.5, 1.5] for
     signed."""
@@ -349,13 +350,15 @@ class MixtureSpace(SearchSpace):
     # --- variation ---
 
     def initial_population(self) -> tuple[Genotype, ...]:
-        """Return the genotypes of the single sources, the base first; relative to the base their average as well.
+        """Return the genotypes of the single sources, the base first.
 
-        The base has no task vector to turn: its children with others interpolate length alone.
+        Relative to the base, their average and the sum of all task vectors follow: interpolation keeps lengths, so that
+        without the sum no child is longer than one task vector. The base has no task vector to turn: its children with
+        others interpolate length alone.
         """
         founders = [*np.eye(len(self.models))]
         if self.config.relative_to == "base":
-            founders.append(self._average())
+            founders += [self._average(), np.ones(len(self.models))]
         points = []
         for row in founders:
             genes = np.tile(self._codec.encode(row), (len(self.chunking.chunks), 1))
@@ -412,6 +415,15 @@ class MixtureSpace(SearchSpace):
         fresh = int(rng.integers(MAX_SEED))
         column = np.full((len(genes), 1), self.config.noise.sigma)
         return self._strongest(genes, np.hstack([deviations, column]), np.append(seeds, fresh))
+
+    def similarity(self, a: Genotype, b: Genotype) -> float:
+        """Return the cosine of the task vectors of two mixtures, without their noise; needs the models' weights."""
+        if self.context.gram is None:
+            return super().similarity(a, b)
+        base = np.eye(len(self.models))[0]  # the first model
+        x, y = (self.weights(point) - base for point in (a, b))
+        products = [float(np.einsum("ci,cij,cj->", one, self._gram, two)) for one, two in ((x, y), (x, x), (y, y))]
+        return cosine(*products)
 
     def _aligned(self, a: Genotype, b: Genotype) -> tuple[npt.NDArray[np.int64], Table, Table]:
         """Return the seeds of both, and for each the rows [C, genes + seeds] over the union of their noises."""

@@ -6,11 +6,19 @@ a call of `register_space`. A search file names it by its `kind`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 
+from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.recipe import Recipe
+from search_spaces.recipes.resolve import difference
 from search_spaces.registry import Registry, by_kind, register_kind
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.space import SearchSpace
+
+RECIPE_KEYS = ("start", "anchor", "merges")
+"""Keys of our spaces' settings that may name recipe files."""
 
 
 class SpaceSettings(Protocol):
@@ -61,3 +69,59 @@ def build_space(config: SpaceSettings, context: SpaceContext) -> SearchSpace:
         If the models do not fit the space.
     """
     return config.build(context)
+
+
+def recipe_from(file: str, key: str, others: str) -> Recipe:
+    """Return the recipe in a file.
+
+    Parameters
+    ----------
+    file
+        Its path.
+    key
+        Where the search file names it.
+    others
+        What else could be written there.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such file, or it is not a recipe.
+    """
+    if not Path(file).is_file():
+        raise RecipeError(f"{key}: there is no file {file}; write one, or {others}")
+    try:
+        return mergekit_yaml.read(file)
+    except RecipeError as error:
+        raise RecipeError(f"{key}: {error}") from None
+
+
+def beginning_at(start: str, recipe: Recipe, space: SearchSpace, context: SpaceContext) -> SearchSpace:
+    """Return the space with its start at a recipe, or at the nearest one with a note that says how far off it is.
+
+    Parameters
+    ----------
+    start
+        How the search file names the recipe.
+    recipe
+        Where searches begin.
+    space, context
+        The space, and its models.
+
+    Raises
+    ------
+    RecipeError
+        If the space has no point near the recipe.
+    """
+    try:
+        moved = space.starting_at(space.encode(recipe))
+        apart = difference(recipe, space.decode(moved.start), context.layout)
+    except RecipeError as error:
+        raise RecipeError(f"space.start: {error}") from None
+    if apart is not None:
+        moved.notes = (
+            *moved.notes,
+            f"space.start: this space cannot express {start}; the search begins at the nearest recipe: {apart}; widen "
+            "the ranges, or write smaller groups, to begin at it exactly",
+        )
+    return moved

@@ -56,6 +56,14 @@ class TwoStageConfig(BaseModel):
             )
         return parameters
 
+    @field_validator("flow")
+    @classmethod
+    def _anchored_in_the_merge(cls, flow: DataFlowConfig) -> DataFlowConfig:
+        for key in ("anchor", "start"):
+            if getattr(flow, key) is not None:
+                raise ValueError(f"{key}: the merge of the first stage is the anchor, and paths begin at it; remove it")
+        return flow
+
     def build(self, context: SpaceContext) -> TwoStageSpace:
         """Return the space over these models."""
         return TwoStageSpace(self.parameters.build(context), self.flow, context)

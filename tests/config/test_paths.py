@@ -14,6 +14,17 @@ def test_paths_of_a_space_are_relative_to_the_file_in_a_stage_too(tmp_path):
     assert resolved(tmp_path, space={"start": "uniform"})["space"]["start"] == "uniform"
 
 
+def test_recipes_that_spaces_of_layers_build_on_are_files_beside_the_search_file(tmp_path):
+    for name in ("merge.yaml", "path.yaml"):
+        (tmp_path / name).touch()
+    space = {"kind": "data_flow", "anchor": "merge.yaml", "start": "path.yaml"}
+    assert resolved(tmp_path, space=space)["space"]["anchor"] == str(tmp_path / "merge.yaml")
+    assert space["start"] == str(tmp_path / "path.yaml")
+    actions = {"kind": "layer_actions", "anchor": "ops", "merges": ["ties", "merge.yaml"]}
+    assert resolved(tmp_path, space=actions)["space"]["merges"] == ["ties", str(tmp_path / "merge.yaml")]
+    assert actions["anchor"] == "ops"
+
+
 def test_a_start_of_another_packages_space_is_not_a_path(tmp_path):
     assert resolved(tmp_path, space={"kind": "theirs", "start": "middle"})["space"]["start"] == "middle"
 

@@ -13,6 +13,8 @@ from fitness.results import Evaluation, TaskError, no_seconds
 from search_spaces.recipes import mergekit_yaml
 from tests.zoo import ZOO, few_items
 
+MODELS = {name: str(ZOO / "models" / name) for name in ("base", "ops")}
+
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
@@ -25,7 +27,7 @@ def write(tmp_path, tasks):
 
     def write(name, seed, *, strategy="genetic", start=None, **fitness):
         values = {
-            "models": {name: str(ZOO / "models" / name) for name in ("base", "ops")},
+            "models": MODELS,
             "space": {"layers_per_group": 6} | ({"start": str(start)} if start else {}),
             "strategy": {"kind": strategy} if isinstance(strategy, str) else strategy,
             "fitness": {"tasks": ["zoo_target_gen"], "include_path": [str(tasks)], "held_out": 0.5} | fitness,
@@ -97,6 +99,17 @@ def test_a_start_holds_out_nothing_that_its_run_has_seen(place, former, write, t
         start = tmp_path / "exported.yaml"
         start.write_text((run / "best.yaml").read_text())
     new = Problem(load(write("new", 1, strategy="cma_es", start=start)))
+    assert not keys(new, "held_out") & keys(before, "search")
+    assert any("held-out items are left out" in text and str(run) in text for text in new.warnings)
+
+
+@pytest.mark.parametrize("space", [{"kind": "data_flow", "anchor": "F"}, {"kind": "layer_actions", "merges": ["F"]}])
+def test_neither_does_a_merge_that_a_space_of_layers_builds_on(space, former, write, tmp_path):
+    before, run = former
+    path = write("new", 1, strategy="random")
+    written = {key: yaml.safe_load(str(value).replace("F", str(run / "best.yaml"))) for key, value in space.items()}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"models": MODELS, "space": written}))
+    new = Problem(load(path))
     assert not keys(new, "held_out") & keys(before, "search")
     assert any("held-out items are left out" in text and str(run) in text for text in new.warnings)
 

@@ -19,14 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import uniform_recipe
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import MAX_LAYERS, Slice
@@ -35,7 +33,7 @@ from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.depth.layer_slices import copied, ends_of, layers_of, reference_of, slices_of, stacked
 from search_spaces.spaces.genes import Choice
-from search_spaces.spaces.registry import register_space
+from search_spaces.spaces.registry import recipe_from, register_space
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 SKIP, BACK = "skip", "back"
@@ -305,9 +303,7 @@ def _merge(name: str, context: SpaceContext) -> Recipe:
             return uniform_recipe(context.models, context.layout, name, dtype=context.dtype)
         except RecipeError as error:
             raise RecipeError(f"{place}: {error}") from None
-    if not Path(name).is_file():
-        raise RecipeError(f"{place}: there is no such file or merge method; write one, such as ties")
-    recipe = mergekit_yaml.read(name).expanded(depth)
+    recipe = recipe_from(name, "space.merges", "the name of a merge method such as ties").expanded(depth)
     foreign = [model for model in recipe.models if model not in context.models.values()]
     if foreign:
         raise RecipeError(f"{place}: its model '{foreign[0]}' is not one of the search file's; use only these")

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from evomerge.testing.search_spaces import SearchSpaceSuite
+from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes.baselines import task_arithmetic_recipe
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.coefficients import CoefficientSpace
 from search_spaces.spaces.data_flow import DataFlowConfig
@@ -223,6 +225,21 @@ class TestDataFlowWithoutScales(DataFlow):
 
 class TestDataFlowWithTransitions(DataFlow):
     config: ClassVar = {"scales": "transition", "models": ("ops",), "max_layers": 30}
+
+
+class TestDataFlowInAnExpert(DataFlow):
+    config: ClassVar = {"anchor": "x", "models": ("base", "ops")}
+
+
+class TestDataFlowInAMerge(Spaces):
+    @pytest.fixture(autouse=True)
+    def _file(self, tmp_path, _models):
+        self.file = tmp_path / "merge.yaml"
+        recipe = task_arithmetic_recipe(self.models, self.layout, 0.7)
+        self.file.write_text(mergekit_yaml.dump(recipe))
+
+    def space(self):
+        return DataFlowConfig(anchor=str(self.file), models=("ops",), repeats=1).build(self.context)
 
 
 class TestOrder(DataFlow):
