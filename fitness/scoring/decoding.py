@@ -271,6 +271,7 @@ class _Rows(DynamicLayer):  # type: ignore[misc]  # mypy does not follow transfo
     def __init__(self, columns: _Columns, rows: int) -> None:
         super().__init__()
         self._columns, self._count = columns, rows
+        self.is_initialized = False
 
     def get_seq_length(self) -> int:
         """Return the number of columns before the current one."""
