@@ -10,12 +10,14 @@ from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
 from evomerge.strategies.eda import Eda, EdaConfig
 from evomerge.strategies.genetic import Genetic, GeneticConfig
+from evomerge.strategies.greedy import Greedy, GreedyConfig
 from evomerge.strategies.grid import GridConfig, GridSearch
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.map import Map, MapConfig
 from evomerge.strategies.map_elites import MapElites, MapElitesConfig
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
 from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
+from evomerge.strategies.optuna import Optuna, OptunaConfig
 from evomerge.strategies.ppo import Ppo, PpoConfig
 from evomerge.strategies.random import RandomConfig, RandomSearch
 from evomerge.strategies.registry import STRATEGIES, AnyStrategy, import_files, register_strategy
@@ -39,6 +41,8 @@ __all__ = [
     "Genetic",
     "GeneticConfig",
     "Genotype",
+    "Greedy",
+    "GreedyConfig",
     "GridConfig",
     "GridSearch",
     "M2n2",
@@ -51,6 +55,8 @@ __all__ = [
     "NevergradConfig",
     "Nsga2",
     "Nsga2Config",
+    "Optuna",
+    "OptunaConfig",
     "Ppo",
     "PpoConfig",
     "RandomConfig",

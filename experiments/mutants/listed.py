@@ -40,7 +40,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     (PREPARED, "return prepare, base, seed, *(", "return prepare, base, *("),
     (ENGINE, "plan.name, recipe.seed, recipe.calibration_text,", "plan.name, recipe.calibration_text,"),
     (ENGINE, "recipe.seed, recipe.calibration_text, recipe.adapters,", "recipe.seed, recipe.adapters,"),
-    (PREPARED, "key = (*key, recipe.text_of(part.model))", "pass"),
+    (PREPARED, "key = (*key, self._statistics.key(method, plan, at, recipe))", "pass"),
     (MATRICES, ".mul_(lambda_ / len(deltas))", ".mul_(lambda_)"),
     (INTERVALS, "weight / np.size(a) * (np.asarray(a", "weight * (np.asarray(a"),
     (INTERVALS, "return float((extreme + 1) / (RESAMPLES + 1))", "return float(extreme / RESAMPLES)"),
@@ -62,7 +62,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     (SELECTIVE, "middle + 1.5 * (high", "middle + 1.4 * (high"),
     (VOCABULARY, "row if row < own_rows else MISSING", "row"),
     (VOCABULARY, "if row >= rows_of(source):", "if False:"),
-    (ADAPTERS, "if adapted and not same:", "if False:"),
+    (ADAPTERS, "values if pair is None else self._merged(pair, values)", "values"),
     (RAY, "slot.deaths = 0  # the candidate is the cause", "pass"),
     (RAY, "return task.avoid is not slot or len(self._slots) == 1", "return task.avoid is not slot"),
     (

@@ -32,7 +32,7 @@ class TestLinear(MergeMethodSuite):
 class TestMetricsWeighted(MergeMethodSuite):
     method = "metrics_weighted"
     parameters = coefficients(metric=[0.4, 0.9, 0.2], power=-1.5)
-    others = coefficients(metric=[0.4, 0.9, 0.2], power=2.0)
+    others = coefficients(metric=[0.7, 0.3, 0.2], power=2.0)
 
 
 class TestTaskArithmetic(MergeMethodSuite):
