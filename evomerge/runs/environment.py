@@ -23,13 +23,17 @@ _VERSIONS = ("evomerge", "packages")
 
 
 class FileIdentity(BaseModel):
-    """Size and hash of a source's file; the hash covers its `contents` or, where it is large, `samples` of them."""
+    """Size and hash of a source's file; the hash covers its `contents` or, where it is large, `samples` of them.
+
+    `merged_in` is the dtype that an adapter's sum with its base is rounded to; None if it is not rounded.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     bytes: int
     sha256: str
     covers: Literal["contents", "samples"]
+    merged_in: str | None = None
 
 
 class GeneRecord(BaseModel):

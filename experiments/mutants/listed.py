@@ -62,7 +62,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     (SELECTIVE, "middle + 1.5 * (high", "middle + 1.4 * (high"),
     (VOCABULARY, "row if row < own_rows else MISSING", "row"),
     (VOCABULARY, "if row >= rows_of(source):", "if False:"),
-    (ADAPTERS, "if adapted and not same:", "if False:"),
+    (ADAPTERS, "values if pair is None else self._merged(pair, values)", "values"),
     (RAY, "slot.deaths = 0  # the candidate is the cause", "pass"),
     (RAY, "return task.avoid is not slot or len(self._slots) == 1", "return task.avoid is not slot"),
     (

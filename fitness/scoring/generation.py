@@ -27,10 +27,9 @@ from transformers import DynamicCache, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMixin, LogitsProcessor
 
-from fitness.results import TaskError
+from fitness.scoring.ends import Ends, by_setting, end_tokens, greedy_settings, room_for_prompt
 from fitness.scoring.prefix_tree import PASS_COST, PREFIX_COST, common_beginning
 from fitness.scoring.shared_prefix import obstacle
-from fitness.tasks.lm_eval_rules import cut_at_stop, generation_settings
 
 # Settings of a generation config that do not change greedy decoding. With any other, `model.generate` is used.
 HARMLESS = {
@@ -39,7 +38,6 @@ HARMLESS = {
     "pad_token_id", "return_dict_in_generate", "temperature", "top_h", "top_k", "top_p",
     "transformers_version", "typical_p", "use_cache",
 }  # fmt: skip
-SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "min_p"}  # no effect on greedy decoding
 SHRINK_AT = 0.75  # drop finished rows when at most this share is left, because copying the cache takes time
 
 
@@ -86,18 +84,10 @@ class GenerationPlan:
     ) -> None:
         self.size = len(prompts)
         self.tokenizer = tokenizer
-        groups: dict[str, list[int]] = {}
-        for request, setting in enumerate(settings):
-            groups.setdefault(repr(sorted(setting.items())), []).append(request)
         self._batches: list[_Batch] = []
-        for requests in groups.values():
-            count, stop, extra = _normalised(settings[requests[0]], tokenizer)
-            room = max_length - count
-            if room <= 0:
-                raise TaskError(
-                    f"the task generates up to {count} tokens and the model reads {max_length} in all: "
-                    "lower max_gen_toks in the task's generation_kwargs or raise fitness.max_length"
-                )
+        for requests in by_setting(settings):
+            count, stop, extra = greedy_settings(settings[requests[0]], tokenizer)
+            room = room_for_prompt(count, max_length)
             ordered = sorted(requests, key=lambda r: (-len(prompts[r]), prompts[r]))
             for at in range(0, len(ordered), batch_size):
                 part = tuple(ordered[at : at + batch_size])
@@ -128,76 +118,15 @@ class GenerationPlan:
         truncated = []
         start = time.perf_counter()
         for batch in self._batches:
-            ends = _Ends(self.tokenizer, batch, _eos_tokens(model, self.tokenizer))
+            eos = end_tokens(model, self.tokenizer)
+            ends = Ends(self.tokenizer, len(batch.requests), batch.max_new_tokens, batch.stop, eos)
             decode = _greedy if _loop_applies(model, batch) else _generate
-            rows = decode(model, batch, ends)
-            for request, tokens in zip(batch.requests, rows, strict=True):
-                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                texts[request] = cut_at_stop(text, batch.stop)
-                if len(tokens) >= ends.limit and tokens[-1] not in ends.eos and not any(s in text for s in batch.stop):
+            decode(model, batch, ends)
+            for row, request in enumerate(batch.requests):
+                texts[request], is_truncated = ends.text(row)
+                if is_truncated:
                     truncated.append(request)
         return texts, time.perf_counter() - start, truncated
-
-
-def _normalised(setting: Mapping[str, Any], tokenizer: Any) -> tuple[int, tuple[str, ...], dict[str, Any]]:
-    """Return the number of new tokens, the stop strings, and further settings for `model.generate`."""
-    eos = tokenizer.eos_token_id
-    end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
-    count, stop, given = generation_settings(setting, end)
-    extra = {name: value for name, value in given.items() if name not in SAMPLING}
-    if given.get("do_sample") or extra.get("num_beams", 1) > 1 or "max_length" in extra:
-        raise TaskError(
-            "a task samples, uses beam search or sets max_length: set do_sample: false, num_beams: 1 and "
-            "max_gen_toks in its generation_kwargs"
-        )
-    return count, stop, extra
-
-
-def _eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id
-    several = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
-
-
-class _Ends:
-    """Collects the rows' tokens and detects when a row is done."""
-
-    def __init__(self, tokenizer: Any, batch: _Batch, eos: frozenset[int]) -> None:
-        self.eos = eos
-        self.limit = batch.max_new_tokens
-        self.rows: list[list[int]] = [[] for _ in batch.requests]
-        self._stop = batch.stop
-        self.tokenizer = tokenizer
-        self._may_complete = _completing_tokens(tokenizer, batch.stop)
-
-    def done(self, row: int, token: int) -> bool:
-        """Append a row's next token; True if it is the last one."""
-        tokens = self.rows[row]
-        tokens.append(token)
-        if token in self.eos or len(tokens) >= self.limit:
-            return True
-        if not self._may_complete(token):
-            return False
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return any(stop in text for stop in self._stop)
-
-
-@lru_cache(maxsize=32)
-def _completing_tokens(tokenizer: Any, stop: tuple[str, ...]) -> Any:
-    """Return a quick test whether a token may complete a stop string: its text has the last character of one.
-
-    A wrong "no" only costs tokens: the text is cut at the stop string afterwards.
-    """
-    last = {text[-1] for text in stop}
-    known: dict[int, bool] = {}
-
-    def may_complete(token: int) -> bool:
-        if token not in known:
-            text = tokenizer.decode([token], skip_special_tokens=False)
-            known[token] = bool(last.intersection(text)) or not text.isascii() or " " in last
-        return known[token]
-
-    return may_complete
 
 
 def _loop_applies(model: Any, batch: _Batch) -> bool:
@@ -283,7 +212,7 @@ def _last_only(model: Any) -> dict[str, int]:
     return {"logits_to_keep": 1} if "logits_to_keep" in _forward_parameters(model) else {}
 
 
-def _greedy(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
+def _greedy(model: Any, batch: _Batch, ends: Ends) -> None:
     """Decode greedily with a key-value cache; finished rows leave the batch."""
     input_BS, mask_BS = batch.input_BS, batch.mask_BS
     options = _last_only(model)
@@ -321,7 +250,6 @@ def _greedy(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
             mask = None if mask is None else mask[left]
             alive = [row for row in alive if row in pending]
         input_BS = token_B[:, None]
-    return ends.rows
 
 
 def _most_likely(logits_BV: torch.Tensor) -> torch.Tensor:
@@ -332,7 +260,7 @@ def _most_likely(logits_BV: torch.Tensor) -> torch.Tensor:
     return token_B
 
 
-def _generate(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
+def _generate(model: Any, batch: _Batch, ends: Ends) -> None:
     """Decode greedily by `model.generate`."""
     tokenizer = ends.tokenizer
     candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
@@ -347,13 +275,12 @@ def _generate(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
         logits_processor=[_RefuseNaN()],
         **batch.extra,
     )
-    return ends.rows
 
 
 class _StopRows(StoppingCriteria):  # type: ignore[misc]  # mypy does not follow transformers
     """Makes `model.generate` stop each row separately."""
 
-    def __init__(self, ends: _Ends) -> None:
+    def __init__(self, ends: Ends) -> None:
         self._ends = ends
         self._done = [False] * len(ends.rows)
 

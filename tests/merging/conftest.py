@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -83,6 +85,16 @@ def load(path: str | Path) -> torch.nn.Module:
 
 def parameters_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.data for name, parameter in module.named_parameters()}
+
+
+def in_float32(base: str | Path, folder: Path) -> str:
+    """Copy a model that is stored in one file, with its weights in float32; return the folder's name."""
+    shutil.copytree(base, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: values.float() for name, values in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    return str(folder)
 
 
 def save_models(
@@ -182,10 +194,13 @@ def configs() -> dict[str, Callable[[], PretrainedConfig]]:
 def make_adapter() -> Callable[..., tuple[Path, dict[str, torch.Tensor]]]:
     """Save a random adapter that peft makes; return its folder and the weights that peft's own merge gives.
 
-    ``make_adapter(base, folder, seed=0, **LoraConfig)``
+    ``make_adapter(base, folder, seed=0, stored=dtype of the adapter, **LoraConfig)``. The merge is mergekit's: the base
+    is loaded in its own dtype.
     """
 
-    def make(base: str, folder: Path, *, seed: int = 0, **settings: object) -> tuple[Path, dict[str, torch.Tensor]]:
+    def make(
+        base: str, folder: Path, *, seed: int = 0, stored: torch.dtype = torch.float32, **settings: object
+    ) -> tuple[Path, dict[str, torch.Tensor]]:
         import peft
 
         module = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -195,6 +210,10 @@ def make_adapter() -> Callable[..., tuple[Path, dict[str, torch.Tensor]]]:
             if parameter.requires_grad:  # the second matrix starts at zero: move all that would be trained
                 parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
         model.save_pretrained(folder)
-        return folder, {name: values.clone() for name, values in parameters_of(model.merge_and_unload()).items()}
+        weights = load_file(folder / "adapter_model.safetensors")
+        own = {name: values if ".base_layer." in name else values.to(stored) for name, values in weights.items()}
+        save_file(own, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        loaded = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=None), str(folder))
+        return folder, {name: values.clone() for name, values in parameters_of(loaded.merge_and_unload()).items()}
 
     return make

@@ -1,7 +1,9 @@
 """PEFT LoRA adapters as sources: base plus ``scale · B @ A``, each presented as a whole model.
 
-LoRA (arXiv:2106.09685) scales by alpha / r, rsLoRA (arXiv:2312.03732) by alpha / √r. Letters: M rows, N columns of a
-weight, R rank of the adapter.
+LoRA (arXiv:2106.09685) scales by alpha / r, rsLoRA (arXiv:2312.03732) by alpha / √r; DoRA (arXiv:2402.09353) then
+gives each output the length that the adapter stores. The whole model is the one that peft's ``merge_and_unload`` makes,
+rounded as there: the delta is float32, the sum has the base's dtype. mergekit 0.1.5 merges this model, so that a recipe
+means the same in both. Letters: M rows, N columns of a weight, R rank of the adapter.
 """
 
 from __future__ import annotations
@@ -33,7 +35,6 @@ WEIGHTS = "adapter_model.safetensors"
 
 # Kinds of LoRA whose delta is more than scale · B @ A, or whose targets are not weights of the base.
 UNSUPPORTED = (
-    "use_dora",
     "lora_bias",
     "use_qalora",
     "use_bdlora",
@@ -50,8 +51,11 @@ UNSUPPORTED = (
 SHIFTED = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 _MERGED = "merge the adapter into its model with peft's merge_and_unload() and name that folder"
-_PARTS = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
-_NAMED = re.compile(r".+\.(lora_(?:embedding_)?[AB]|modules_to_save)\.(?!weight$|bias$)(\w+)(\.weight|\.bias)?")
+_MAGNITUDE = "magnitude_vector"
+_PARTS = re.compile(r"(.+)\.lora_(?:embedding_)?(A|B|magnitude_vector)(?:\.weight)?")
+_NAMED = re.compile(
+    r".+\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector|modules_to_save)\.(?!weight$|bias$)(\w+)(\.weight|\.bias)?"
+)
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _PLAIN = re.compile(r"(.+?)(?:\.modules_to_save|\.base_layer)?\.(weight|bias)")
 
@@ -85,10 +89,10 @@ class Factors:
 
 
 class AdapterSource:
-    """A model that consists of a base and an adapter.
+    """A model that consists of a base and an adapter, as peft's ``merge_and_unload`` makes it.
 
-    Adapted tensors are float32, computed when asked for and not kept; all others are the base's own, memory-mapped.
-    `base` is the model that the adapter was trained on, `adapter_config` the contents of its adapter_config.json.
+    Adapted tensors are computed when asked for and not kept; all others are the base's own, memory-mapped. `base` is
+    the model that the adapter was trained on, `adapter_config` the contents of its adapter_config.json.
 
     Raises
     ------
@@ -124,18 +128,24 @@ class AdapterSource:
         """The base's."""
         return self.base.names
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """The base's: a checkpoint of the adapted model would have it."""
-        return self.base.dtype
+        """That of the base's first tensor, by file and name: transformers loads the whole base in it for peft."""
+        with safe_open(self.base.weight_files[0], framework="pt") as file:
+            first: Tensor = file.get_tensor(next(iter(file.keys())))
+        return first.dtype
+
+    @property
+    def merged_in(self) -> torch.dtype | None:
+        """Its dtype, to which sums of weights and deltas are rounded."""
+        return self.dtype
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor: the base's, the adapter's own copy, or float32 base plus delta."""
-        if name in self._saved:
-            return self._file.get_tensor(self._saved[name])
-        factors = self.factors(name)
-        values = self.base.tensor(name)
-        return values if factors is None else factors.delta().add_(values)
+        """Return a tensor in the model's dtype: the base's, the adapter's own copy, or base plus delta."""
+        whole = self._saved.get(name)
+        values = (self.base.tensor(name) if whole is None else self._file.get_tensor(whole)).to(self.dtype)
+        pair = self._pairs.get(name)
+        return values if pair is None else self._merged(pair, values)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without computing it."""
@@ -180,17 +190,45 @@ class AdapterSource:
     @property
     def replaced(self) -> tuple[str, ...]:
         """Tensors that the adapter stores whole (modules_to_save, biases), in the layout's order."""
-        return tuple(name for name in self.names if name in self._saved)
+        return tuple(name for name in self.names if name in self._saved and name not in self._pairs)
 
     def factors(self, name: str) -> Factors | None:
-        """Return the low-rank task vector of a tensor; None for a tensor without one."""
+        """Return the low-rank task vector of a tensor, not rounded; None for a tensor without one.
+
+        Raises
+        ------
+        CheckpointError
+            If the task vector has a higher rank: DoRA's, and that of a matrix which the adapter also stores whole.
+        """
         pair = self._pairs.get(name)
         if pair is None:
             return None
+        if pair.magnitude is not None or name in self._saved:
+            why = "is a DoRA adapter" if pair.magnitude is not None else f"was trained on another {name}"
+            raise CheckpointError(
+                f"{self.reference}: it {why}, so its change of {name} is not of low rank; write adapters: full"
+            )
         a_RN, b_MR = (self._file.get_tensor(key).float() for key in (pair.a, pair.b))
         if pair.transposed:
             return Factors(a_RN.T, b_MR.T, pair.scale)
         return Factors(b_MR, a_RN, pair.scale)
+
+    # --- peft's arithmetic, in its order ---
+
+    def _merged(self, pair: _Pair, weight: Tensor) -> Tensor:
+        """Return a weight with its delta, in the weight's dtype. Sums of a half and a float32 tensor are float32."""
+        precise = torch.promote_types(torch.float32, weight.dtype)
+        a_RN, b_MR = (self._file.get_tensor(key).to(precise) for key in (pair.a, pair.b))
+        product = torch.mm(b_MR, a_RN).mul_(pair.scale)
+        delta = product.T if pair.transposed else product
+        if pair.magnitude is not None:
+            total = weight + delta
+            lengths = torch.linalg.norm(total.T if pair.transposed else total, dim=1)  # one for each output
+            ratio = self._file.get_tensor(pair.magnitude).to(precise) / lengths
+            return (total * ratio.view(*((1, -1) if pair.transposed else (-1, 1)))).to(weight.dtype)
+        if pair.embedding:
+            delta = delta.to(weight.dtype)
+        return (weight + delta).to(weight.dtype).contiguous()
 
     # --- reading ---
 
@@ -242,7 +280,7 @@ class AdapterSource:
             if ".original_module." in bare:
                 continue  # peft stores the base's own tensor beside a trained copy
             if part := _PARTS.fullmatch(bare):
-                halves.setdefault(part[1], {})[part[3]] = key
+                halves.setdefault(part[1], {})[part[2]] = key
             elif plain := _PLAIN.fullmatch(bare):
                 if not self._is_tied_copy(f"{plain[1]}.{plain[2]}", key):
                     saved[self._name(f"{plain[1]}.{plain[2]}", key)] = key
@@ -252,7 +290,7 @@ class AdapterSource:
                     "merge_and_unload() and name that folder"
                 )
         pairs = {self._name(f"{module}.weight", module): self._pair(module, keys) for module, keys in halves.items()}
-        return pairs, {name: key for name, key in saved.items() if not self._is_copy(name, key, name in pairs)}
+        return pairs, {name: key for name, key in saved.items() if not self._is_copy(name, key)}
 
     def _check_key(self, key: str) -> None:
         """Refuse tensors that peft does not load, and numbers that are codes."""
@@ -304,9 +342,15 @@ class AdapterSource:
         return frozenset(self.base.names)
 
     def _pair(self, module: str, keys: dict[str, str]) -> _Pair:
-        if keys.keys() != {"A", "B"}:
+        magnitude = keys.get(_MAGNITUDE)
+        if keys.keys() - {_MAGNITUDE} != {"A", "B"}:
             raise CheckpointError(
                 f"{self.reference}: {module} has lora_{min(keys)} without its other half; save the adapter again"
+            )
+        if (magnitude is not None) != bool(self.adapter_config.get("use_dora")):
+            raise CheckpointError(
+                f"{self.reference}: {module} has {'a' if magnitude else 'no'} lora_{_MAGNITUDE}, and {CONFIG} says "
+                f"use_dora: {'false' if magnitude else 'true'}; use the configuration that was saved with the weights"
             )
         embedding = "lora_embedding_" in keys["A"]
         shape = self._file.get_slice(keys["A"]).get_shape()
@@ -321,7 +365,7 @@ class AdapterSource:
             )
         alpha = self._pattern("alpha_pattern", module, self.adapter_config.get("lora_alpha", 8))
         scale = alpha / (math.sqrt(rank) if self.adapter_config.get("use_rslora") else rank)
-        return _Pair(keys["A"], keys["B"], embedding or self._is_transposed(module), scale)
+        return _Pair(keys["A"], keys["B"], embedding, embedding or self._is_transposed(module), scale, magnitude)
 
     def _pattern(self, key: str, module: str, otherwise: object) -> float:
         """Return a number of the module; as in peft, a pattern is a regular expression for the end of the name."""
@@ -346,19 +390,13 @@ class AdapterSource:
         """Whether the module stores its weight as [in, out] (GPT-2's Conv1D; fan_in_fan_out in the configuration)."""
         return not isinstance(self.outline.module_of(self._name(f"{module}.weight", module)), nn.Linear)
 
-    def _is_copy(self, name: str, key: str, adapted: bool) -> bool:
+    def _is_copy(self, name: str, key: str) -> bool:
         """Whether a stored tensor is the base's own (peft also saves the embeddings when it adapts them)."""
         values = self.base.tensor(name)
         own = self._file.get_tensor(key)
         if own.shape != values.shape:
             raise CheckpointError(self._why_other_shape(name, list(own.shape), list(values.shape)))
-        same = torch.equal(own.to(values.dtype), values)
-        if adapted and not same:
-            raise CheckpointError(
-                f"{self.reference}: {name} is both stored whole and adapted; merge the adapter into its model with "
-                "peft's merge_and_unload() and name that folder"
-            )
-        return same
+        return torch.equal(own.to(values.dtype), values)
 
     def _why_other_shape(self, name: str, own: list[int], base: list[int]) -> str:
         line = f"{self.reference}: {name} has shape {own} here and {base} in {self.base.reference}"
@@ -386,16 +424,26 @@ class AdapterSource:
                     f"the tensor has shape {list(self.base.shape(name))} in {self.base.reference}; name the base that "
                     "the adapter was trained on"
                 )
+            if pair.magnitude is None:
+                continue
+            lengths = self._file.get_slice(pair.magnitude).get_shape()
+            if list(lengths) != [outer]:
+                raise CheckpointError(
+                    f"{self.reference}: {pair.magnitude} has shape {lengths}, and {name} has {outer} outputs; save the "
+                    "adapter again"
+                )
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Keys of one module's two matrices; `transposed` where the module's weight is (B @ A)ᵀ."""
+    """Keys of one module's matrices and of DoRA's lengths; `transposed` where the module's weight is (B @ A)ᵀ."""
 
     a: str
     b: str
+    embedding: bool
     transposed: bool
     scale: float
+    magnitude: str | None
 
 
 def is_adapter(path: Path) -> bool:

@@ -91,6 +91,11 @@ class AlignedSource:
         """The source's."""
         return self.inner.dtype
 
+    @property
+    def merged_in(self) -> torch.dtype | None:
+        """The source's."""
+        return self.inner.merged_in
+
     def tensor(self, name: str) -> Tensor:
         """Return a tensor; one with a row per token has the common vocabulary's rows, in the source's dtype."""
         own = self.inner.tensor(name)

@@ -56,6 +56,10 @@ class Source(Protocol):
     def dtype(self) -> torch.dtype:
         """The dtype that a checkpoint of this model is stored in."""
 
+    @property
+    def merged_in(self) -> torch.dtype | None:
+        """The dtype that the sums of a base and an adapter are rounded to; None for stored weights."""
+
     def tensor(self, name: str) -> Tensor:
         """Return a tensor, perhaps memory-mapped: do not write to it.
 
@@ -97,14 +101,20 @@ class Source(Protocol):
         """
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no entry is infinite or NaN, at the speed of reading: the extremes are NaN if any entry is."""
+    return not values.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
+
+
 def fingerprint(source: Source) -> dict[str, Any]:
     """Return what identifies a source's weights: file sizes and hashes, and the hub revision where there is one.
 
     Files are hashed whole when they are 1 GiB together or less (``covers: contents``). Of larger ones, 64 samples of
     1 MiB are hashed (``covers: samples``): this tells two fine-tunes apart, but does not notice a single changed entry.
+    An adapter's weights have the dtype that they are merged in, too (``merged_in``), if it rounds them.
     """
     whole = sum(path.stat().st_size for path in source.files) <= CONTENT_LIMIT
-    files = {
+    files: dict[str, dict[str, Any]] = {
         path.name: {
             "bytes": path.stat().st_size,
             "sha256": sha256(path) if whole else sha256_of_samples(path),
@@ -112,6 +122,8 @@ def fingerprint(source: Source) -> dict[str, Any]:
         }
         for path in source.files
     }
+    if source.merged_in in (torch.float16, torch.bfloat16):
+        files[source.weight_files[0].name]["merged_in"] = str(source.merged_in).removeprefix("torch.")
     result: dict[str, Any] = {"reference": source.reference, "files": files}
     if source.path.parent.name == "snapshots":
         result["revision"] = source.path.name

@@ -26,6 +26,7 @@ from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
 from tests.conftest import required
+from tests.merging.conftest import in_float32
 
 peft = required("peft")
 
@@ -49,8 +50,9 @@ def open_adapters(make_adapter: Any, base: str, folder: Path) -> MergeEngine:
 
 @pytest.fixture(scope="module")
 def adapters(make_adapter: Any, tmp_path_factory: pytest.TempPathFactory) -> MergeEngine:
-    """An engine with the zoo's base and three adapters on it."""
-    return open_adapters(make_adapter, str(ZOO), tmp_path_factory.mktemp("adapters"))
+    """An engine with the zoo's base in float32, so that nothing is rounded, and three adapters on it."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return open_adapters(make_adapter, in_float32(ZOO, folder / "base"), folder)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_the_bases_lose_nothing() -> None:
 def test_exact_methods_equal_the_merge_in_full_space(adapters: MergeEngine, method: str, shared: Any) -> None:
     full = weights(adapters, recipe(adapters, method, 0.9, -0.4, 0.7, core=False, **shared))
     core = weights(adapters, recipe(adapters, method, 0.9, -0.4, 0.7, core=True, **shared))
-    origin = adapters.checkpoint(str(ZOO))
+    origin = adapters.checkpoint(adapters.base)
     moved = 0.0
     for name, values in full.items():
         assert torch.allclose(core[name], values, atol=1e-5, rtol=0), name
@@ -177,7 +179,7 @@ def test_written_adapter_is_loaded_by_peft(adapters: MergeEngine, tmp_path: Path
 
 
 def test_conv1d_modules_are_written(families: Any, make_adapter: Any, tmp_path: Path) -> None:
-    base = families("gpt2").base
+    base = in_float32(families("gpt2").base, tmp_path / "base")
     paths = [
         make_adapter(base, tmp_path / f"a{seed}", seed=seed, r=3, target_modules=["c_attn", "c_fc"])[0]
         for seed in (1, 2)
@@ -202,7 +204,7 @@ def test_a_smaller_rank_states_its_error(adapters: MergeEngine, tmp_path: Path) 
     missing = total = 0.0
     for name, factors in full.items():
         delta = factors.delta()
-        kept = merged.get_parameter(name) - adapters.checkpoint(str(ZOO)).tensor(name).float()
+        kept = merged.get_parameter(name) - adapters.checkpoint(adapters.base).tensor(name).float()
         missing += float((delta - kept).square().sum())
         total += float(delta.square().sum())
     assert written.error == pytest.approx((missing / total) ** 0.5, rel=1e-3)

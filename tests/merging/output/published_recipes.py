@@ -1,6 +1,7 @@
 """The patterns of recipes on public model cards, written anew for tiny models in the current folder.
 
-Models: `origin`, its fine-tunes `chat`, `math`, `code`, `story`; `chatml` with two more tokens; the adapter `style`.
+Models: `origin`, its fine-tunes `chat`, `math`, `code`, `story`; `chatml` with two more tokens; the adapters
+`style`, `wide`, `words` and `dora` (`test_published_recipes.ADAPTERS`).
 What becomes of a recipe is in its `Pattern`: the same weights as mergekit makes, masks of our own, or a refusal.
 """
 
@@ -339,6 +340,48 @@ PATTERNS: dict[str, Pattern] = {
           - {model: chat+style, parameters: {weight: 0.4}}
         merge_method: linear
         dtype: float32
+        """),
+    "linear of a model and its adapters, without dtype": Pattern("""
+        models:
+          - {model: origin, parameters: {weight: 0.5}}
+          - {model: origin+words, parameters: {weight: 0.3}}
+          - {model: origin+dora, parameters: {weight: 0.2}}
+        merge_method: linear
+        """),
+    "ties of adapters": Pattern("""
+        models:
+          - {model: origin+wide, parameters: {density: 0.5, weight: 0.6}}
+          - {model: origin+words, parameters: {density: [0.4, 0.8], weight: 0.6}}
+          - {model: chat+dora, parameters: {density: 0.7, weight: 0.3}}
+        merge_method: ties
+        base_model: origin
+        parameters: {normalize: true, int8_mask: true}
+        dtype: bfloat16
+        """),
+    "task arithmetic on a base with an adapter": Pattern("""
+        models:
+          - {model: math+wide, parameters: {weight: 0.7}}
+          - {model: chat, parameters: {weight: 0.5}}
+        merge_method: task_arithmetic
+        base_model: origin+wide
+        dtype: float16
+        """),
+    "sce of adapters": Pattern("""
+        models:
+          - {model: origin+style}
+          - {model: origin+wide}
+          - {model: origin+dora}
+        merge_method: sce
+        base_model: origin
+        parameters: {select_topk: 0.2}
+        dtype: float32
+        out_dtype: bfloat16
+        """),
+    "passthrough of layers with different adapters": Pattern("""
+        slices:
+          - sources: [{model: origin+dora, layer_range: [0, 2]}]
+          - sources: [{model: origin+words, layer_range: [1, 4]}]
+        merge_method: passthrough
         """),
     "linear without dtype": Pattern("""
         models:

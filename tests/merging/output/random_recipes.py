@@ -29,6 +29,25 @@ DTYPES = (None, "float32", "float32", "bfloat16", "float16", "float64")
 OUT_DTYPES = (None, None, "bfloat16", "float16", "float32")
 
 
+ADAPTERS = ("style", "wide", "words", "dora")
+
+
+def with_adapters(data: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """Return a recipe in which each model has one of the adapters on it, or none; most have none."""
+    worn = {name: f"{name}+{chance.choice(ADAPTERS)}" if chance.random() < 0.3 else name for name in MODELS}
+
+    def dressed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: worn.get(inner, inner) if key in _NAMING else dressed(inner) for key, inner in value.items()}
+        return [dressed(inner) for inner in value] if isinstance(value, list) else value
+
+    result: dict[str, Any] = dressed(data)
+    return result
+
+
+_NAMING = ("model", "base_model")
+
+
 class Draw:
     """A recipe as plain data, from one seed."""
 

@@ -1,13 +1,13 @@
 """The patterns of published recipes: read with the right warnings, merged to mergekit's weights, or refused.
 
 mergekit gets the very same recipes. Agreement is counted in units in the last place (ulp) of each entry; what was seen
-is equality to the bit, of every entry of every pattern. Models with an adapter are mergekit's with
-``--lora-merge-dtype float32``: without it, mergekit rounds them to the model's precision before it merges.
+is equality to the bit, of every entry of every pattern.
 """
 
 from __future__ import annotations
 
 import copy
+import random
 import re
 import textwrap
 from collections.abc import Callable, Iterator
@@ -31,11 +31,21 @@ from search_spaces.recipes.mergekit.documents import parse_documents
 from search_spaces.recipes.methods import METHODS
 from tests.conftest import required
 from tests.merging.output.published_recipes import PATTERNS, Pattern
-from tests.merging.output.random_recipes import Draw
+from tests.merging.output.random_recipes import Draw, with_adapters
 from tests.merging.output.ulps import ulps_apart
 
 LAYERS, WORDS = 4, 16
 STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "style": {"r": 4, "target_modules": ["q_proj", "up_proj"]},
+    "wide": {"r": 3, "target_modules": "all-linear", "use_rslora": True, "stored": torch.bfloat16},
+    "words": {
+        **{"r": 2, "target_modules": ["embed_tokens", "v_proj"], "modules_to_save": ["lm_head", "norm"]},
+        **{"lora_alpha": 3, "stored": torch.float16},
+    },
+    "dora": {"r": 4, "target_modules": ["down_proj", "k_proj"], "use_dora": True},
+}
+"""Kinds of adapters of `origin`; each is merged into models of three precisions."""
 AT_MERGE = (
     "passthrough beyond the model",
     "linear with a weight beside the model",
@@ -107,7 +117,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Return the patterns' models, stored in one precision."""
     folder = tmp_path_factory.mktemp(request.param)
     _save_models(folder, STORED[request.param])
-    make_adapter(str(folder / "origin"), folder / "style", r=4, target_modules=["q_proj", "up_proj"])
+    for name, settings in ADAPTERS.items():
+        make_adapter(str(folder / "origin"), folder / name, seed=len(name), **settings)
     return folder
 
 
@@ -133,7 +144,6 @@ def mergekit() -> Callable[[dict[str, Any], Path], dict[str, Tensor]]:
             copy_tokenizer=False,
             quiet=True,
             lora_merge_cache=str(out.parent / "loras"),
-            lora_merge_dtype="float32",
         )
         run_merge(MergeConfiguration.model_validate(data), str(out), options)
         return tensors(out)
@@ -219,7 +229,7 @@ def test_random_recipes_agree(first: int, here: Path, mergekit: Any, tmp_path: P
     """Both refuse a recipe, or both make the same of it; each precision of the models has a third of the recipes."""
     third = list(STORED).index(_stored(here))
     for seed in range(first + third, first + CHUNK, len(STORED)):
-        data = Draw(seed).recipe()
+        data = with_adapters(Draw(seed).recipe(), random.Random(seed))
         said = yaml.safe_dump(data, sort_keys=False)
         refused = ""
         try:
