@@ -32,6 +32,7 @@ ORDER = (
     "evomerge.extras",
     "evomerge.merging",
     "evomerge.merging.methods",
+    "evomerge.merging.well_known",
     "evomerge.merging.sources",
     "evomerge.merging.checks",
     "evomerge.merging.calibration",

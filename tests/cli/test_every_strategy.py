@@ -44,6 +44,7 @@ STRATEGIES = {
     "optuna": {"kind": "optuna:TPE"},
     "random": {"kind": "random"},
     "gradient": {"kind": "gradient", "items": 4, "steps": 4, "then": {"kind": "random"}},
+    "greedy": {"kind": "greedy", "samples": 8, "stop": 1.0},
     "grid": {"kind": "grid"},
     "m2n2 over mixtures": {"kind": "m2n2", "archive": 3},
     "eda over layer orders": {"kind": "eda", "population": 4},

@@ -99,9 +99,23 @@ def kill_after_some_events(process, run, more, rng):
     return not ended
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_and_resumed(tmp_path, kills, evomerge, tasks):
-    write_config(tmp_path, tasks, 30 * kills)  # enough that every kill comes before the end
+LAYERS = {
+    "actions": {"space": {"kind": "layer_actions"}, "strategy": {"kind": "ppo", "population": 6}},
+    "tailored": {"space": {"kind": "tailoring", "remove": [1, 3]}, "strategy": {"kind": "eda", "population": 6}},
+}
+"""Searches over whole layers."""
+
+
+@pytest.mark.parametrize(
+    ("kills", "changes"),
+    [
+        (1, {}),
+        pytest.param(20, {}, marks=pytest.mark.slow),
+        *(pytest.param(5, changes, marks=pytest.mark.slow, id=name) for name, changes in LAYERS.items()),
+    ],
+)
+def test_killed_and_resumed(tmp_path, kills, changes, evomerge, tasks):
+    write_config(tmp_path, tasks, 30 * kills, **changes)  # enough that every kill comes before the end
     evomerge("search", "search.yaml", "--run", "whole", cwd=tmp_path)
     expected = events(tmp_path / "whole")
 
