@@ -102,11 +102,7 @@ def kill_after_some_events(process, run, more, rng):
     return not ended
 
 
-LAYERS = {
-    "actions": {"space": {"kind": "layer_actions"}, "strategy": {"kind": "ppo", "population": 6}},
-    "tailored": {"space": {"kind": "tailoring", "remove": [1, 3]}, "strategy": {"kind": "eda", "population": 6}},
-}
-"""Searches over whole layers."""
+POLICY = {"space": {"kind": "layer_actions"}, "strategy": {"kind": "ppo", "population": 6}}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +110,7 @@ LAYERS = {
     [
         (1, {}),
         pytest.param(20, {}, marks=pytest.mark.slow),
-        *(pytest.param(5, changes, marks=pytest.mark.slow, id=name) for name, changes in LAYERS.items()),
+        pytest.param(5, POLICY, marks=pytest.mark.slow, id="policy"),
     ],
 )
 def test_killed_and_resumed(tmp_path, kills, changes, evomerge, tasks):

@@ -193,15 +193,15 @@ def test_prompts_that_join_a_running_batch(
     monkeypatch.setattr(decoding, "REFILL_SHARE", 1.0)
     monkeypatch.setattr(decoding, "SLACK", 1)
     model = make_model(architecture)
-    prompts, expected = lengths(model, tokenizer, 12)
-    plan = GenerationPlan(prompts, [SETTINGS] * 12, tokenizer, max_length=64, batch_size=4, device="cpu")
+    prompts, expected = lengths(model, tokenizer, 9)
+    plan = GenerationPlan(prompts, [SETTINGS] * 9, tokenizer, max_length=64, batch_size=4, device="cpu")
     assert plan.run(model)[0] == expected
-    assert len({len(text) for text in expected}) > 3  # so rows do wait for others
+    assert len({len(text) for text in expected}) > 2  # so rows do wait for others
 
 
 def test_a_batch_stays_full(tokenizer: Any, llama: Any) -> None:
     """With unequal answers there are fewer passes than when each batch waits for its longest answer."""
-    prompts, expected = lengths(llama, tokenizer, 24)
+    prompts, expected = lengths(llama, tokenizer, 16)
     passes = {}
     for name, refill_at in (("continuous", 1.0), ("batches", 1e9)):
         read: list[int] = []
@@ -209,7 +209,7 @@ def test_a_batch_stays_full(tokenizer: Any, llama: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(decoding, "REFILL_AT", refill_at)
             patch.setattr(decoding, "REFILL_SHARE", 1.0)
-            plan = GenerationPlan(prompts, [SETTINGS] * 24, tokenizer, max_length=64, batch_size=4, device="cpu")
+            plan = GenerationPlan(prompts, [SETTINGS] * 16, tokenizer, max_length=64, batch_size=4, device="cpu")
             assert plan.run(llama)[0] == expected
         before.remove()
         passes[name] = len(read)
@@ -263,7 +263,7 @@ def test_a_text_that_can_only_be_wrong_ends_early_and_keeps_its_score(
     stop=st.lists(st.text("a.\n", min_size=1, max_size=3), max_size=2),
     ignore=st.tuples(st.booleans(), st.booleans(), st.booleans()),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_no_text_that_may_become_right_is_given_up(
     text: str, more: str, gold: str, stop: list[str], ignore: tuple[bool, bool, bool]
 ) -> None:
