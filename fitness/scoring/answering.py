@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fitness.scoring.generation import GenerationPlan
 from fitness.scoring.loglikelihood import LoglikelihoodPlan, Pair
+from fitness.tasks.lm_eval_rules import RightTexts
 
 
 class Loglikelihoods(Protocol):
@@ -22,8 +23,11 @@ class Loglikelihoods(Protocol):
 class Generations(Protocol):
     """Planned requests for texts; see `GenerationPlan`."""
 
-    def run(self, model: Any) -> tuple[list[str], float, list[int]]:
-        """Return R texts, seconds, and the requests whose text ended at the limit of new tokens."""
+    def run(self, model: Any, *, whole: bool = True) -> tuple[list[str], float, list[int]]:
+        """Return R texts, seconds, and the requests whose text ended at the limit of new tokens.
+
+        Unless they are wanted `whole`, a text may end where it can only be wrong.
+        """
 
 
 class Answering(Protocol):
@@ -44,6 +48,7 @@ class Answering(Protocol):
         max_length: int,
         batch_size: int,
         device: str,
+        right: Sequence[RightTexts | None] = (),
     ) -> Generations:
         """Return a plan for texts; arguments and errors as for `GenerationPlan`."""
 
@@ -78,9 +83,11 @@ class OwnAnswers:
         max_length: int,
         batch_size: int,
         device: str,
+        right: Sequence[RightTexts | None] = (),
     ) -> GenerationPlan:
         """Return a plan for texts."""
-        return GenerationPlan(prompts, settings, tokenizer, max_length=max_length, batch_size=batch_size, device=device)
+        sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "device": device}
+        return GenerationPlan(prompts, settings, tokenizer, right=right, **sizes)
 
     def taken(self, model: Any) -> Any:
         """Return the model, in evaluation mode."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 from fitness.results import TaskError
-from fitness.tasks.lm_eval_rules import cut_at_stop, generation_settings
+from fitness.tasks.lm_eval_rules import RightTexts, cut_at_stop, generation_settings
 
 SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "min_p"}  # no effect on greedy decoding
+TEXTS_KEPT = 20_000  # token sequences whose text is kept
+REWRITING = ("WordPiece", "CTC")  # decoders of tokenizers that change text when more follows
 
 
 class Ends:
@@ -27,6 +29,9 @@ class Ends:
         Stop strings.
     eos
         End-of-sequence tokens.
+    right
+        For each row the only texts that score, or None; a row that can become none of them is done. Empty: no row ends
+        for that.
 
     Attributes
     ----------
@@ -34,13 +39,23 @@ class Ends:
         Each row's tokens.
     """
 
-    def __init__(self, tokenizer: Any, rows: int, limit: int, stop: tuple[str, ...], eos: frozenset[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        rows: int,
+        limit: int,
+        stop: tuple[str, ...],
+        eos: frozenset[int],
+        right: Sequence[RightTexts | None] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self.limit = limit
         self.eos = eos
         self.rows: list[list[int]] = [[] for _ in range(rows)]
         self._stop = stop
         self._may_complete = _completing_tokens(tokenizer, stop)
+        self._text_of = _texts(tokenizer)
+        self._right = right if right and _grows_by_its_end(tokenizer) else [None] * rows
 
     def done(self, row: int, token: int) -> bool:
         """Append a row's next token; True if it is the last one."""
@@ -48,17 +63,32 @@ class Ends:
         tokens.append(token)
         if token in self.eos or len(tokens) >= self.limit:
             return True
-        if not self._may_complete(token):
+        right = self._right[row]
+        if right is None and not self._may_complete(token):
             return False
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return any(stop in text for stop in self._stop)
+        text = self._text_of(tuple(tokens))
+        if any(stop in text for stop in self._stop):
+            return True
+        return right is not None and not right.may_become(text, self._stop)
 
     def text(self, row: int) -> tuple[str, bool]:
         """Return a row's text up to its stop string, and whether it ended at the limit and nowhere else."""
         tokens = self.rows[row]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self._text_of(tuple(tokens))
         stopped = tokens[-1] in self.eos or any(stop in text for stop in self._stop)
         return cut_at_stop(text, self._stop), len(tokens) >= self.limit and not stopped
+
+
+def _grows_by_its_end(tokenizer: Any) -> bool:
+    """Whether more tokens never change the text of the first ones, except its last character if that is incomplete."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    return not getattr(tokenizer, "clean_up_tokenization_spaces", False) and type(decoder).__name__ not in REWRITING
+
+
+@lru_cache(maxsize=8)
+def _texts(tokenizer: Any) -> Callable[[tuple[int, ...]], str]:
+    """Return a function from tokens to text that knows the last ones: candidates give many of the same answers."""
+    return lru_cache(TEXTS_KEPT)(partial(tokenizer.decode, skip_special_tokens=True))
 
 
 @lru_cache(maxsize=32)

@@ -22,7 +22,7 @@ from fitness.scoring.encoding import Encoder
 from fitness.scoring.generation import GenerationPlan
 from fitness.scoring.loglikelihood import Pair
 from fitness.scoring.losses import LossItem, LossPlan
-from fitness.tasks.lm_eval_rules import generation_settings, longest_input
+from fitness.tasks.lm_eval_rules import RightTexts, generation_settings, longest_input
 from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Scorer
 
 if TYPE_CHECKING:  # lm-eval is imported by whoever loads tasks
@@ -167,7 +167,8 @@ class Evaluator:
 
         Notes
         -----
-        An item for which a metric has no value scores 0, and is counted in the flaws.
+        An item for which a metric has no value scores 0, and is counted in the flaws. Without `want_answers`, a text
+        ends once it can only be wrong; it is then not counted among those that ended at the length limit.
         """
         asked = tuple(items)
         if not asked:
@@ -306,10 +307,17 @@ class Evaluator:
             sample=_shortest([*pairs, *map(_ending, prompts)], limit),
             loglikelihood=self.answering.loglikelihoods(pairs, **common),
             generation=self.answering.generations(
-                prompts, [asked[at][0].generation for at in written], self._encoder.tokenizer, **common
+                prompts,
+                [asked[at][0].generation for at in written],
+                self._encoder.tokenizer,
+                right=[self._right_texts(items[owner[at]]) for at in written],
+                **common,
             ),
             scorers=self._scorers(items, first),
         )
+
+    def _right_texts(self, item: Item) -> RightTexts | None:
+        return self.suite.task(item.task).scores.right_texts(item)
 
     def _loses_its_beginning(self, request: Request, tokens: Any, limit: int) -> bool:
         if request.continuation is None:
@@ -390,7 +398,7 @@ class _Plan:
         greedy = np.zeros(self._size, np.bool_)
         texts: list[str | None] = [None] * self._size
         loglikelihood[self._scored], greedy[self._scored], seconds = self._loglikelihood.run(model)
-        generated, more_seconds, truncated = self._generation.run(model)
+        generated, more_seconds, truncated = self._generation.run(model, whole=tell)
         for at, text in zip(self._written, generated, strict=True):
             texts[at] = text
         answers = Answers(loglikelihood, greedy, texts)

@@ -28,6 +28,7 @@ from fitness.results import EngineUnavailable, TaskError
 from fitness.scoring.ends import Ends, by_setting, end_tokens, greedy_settings, room_for_prompt
 from fitness.scoring.engine_config import VllmEngine
 from fitness.scoring.loglikelihood import HALF_TOLERANCE, LoglikelihoodPlan, Pair, model_input
+from fitness.tasks.lm_eval_rules import RightTexts
 from fitness.vllm.environment import versions
 from fitness.vllm.memory import READ_AT_ONCE, Memory, head_size, memory
 from fitness.vllm.process import EngineDied, EngineError, EngineProcess, Tensors
@@ -109,9 +110,10 @@ class VllmAnswers:
         max_length: int,
         batch_size: int,
         device: str,
+        right: Sequence[RightTexts | None] = (),
     ) -> VllmGenerations:
         """Return a plan for texts."""
-        plan = VllmGenerations(self, prompts, settings, tokenizer, max_length)
+        plan = VllmGenerations(self, prompts, settings, tokenizer, max_length, right)
         self._plan_for(plan.longest, batch_size)
         return plan
 
@@ -344,7 +346,7 @@ class VllmGenerations:
     ----------
     answers
         Whom to ask.
-    prompts, settings, tokenizer, max_length
+    prompts, settings, tokenizer, max_length, right
         As for `GenerationPlan`.
 
     Raises
@@ -360,8 +362,9 @@ class VllmGenerations:
         settings: Sequence[Mapping[str, Any]],
         tokenizer: Any,
         max_length: int,
+        right: Sequence[RightTexts | None] = (),
     ) -> None:
-        self._answers, self._tokenizer, self._size = answers, tokenizer, len(prompts)
+        self._answers, self._tokenizer, self._size, self._right = answers, tokenizer, len(prompts), right
         self._groups = []
         for requests in by_setting(settings):
             limit, stop, extra = greedy_settings(settings[requests[0]], tokenizer)
@@ -375,12 +378,12 @@ class VllmGenerations:
             self._groups.append(_Group(ordered, [prompts[request][-room:] for request in ordered], limit, stop))
         self.longest = max((len(prompt) + group.limit for group in self._groups for prompt in group.prompts), default=1)
 
-    def run(self, model: Any) -> tuple[list[str], float, list[int]]:
+    def run(self, model: Any, *, whole: bool = True) -> tuple[list[str], float, list[int]]:
         """Return texts, seconds, and the truncated requests; see `GenerationPlan.run`."""
         texts, truncated, seconds = [""] * self._size, [], 0.0
         eos = end_tokens(model, self._tokenizer)
         for group in self._groups:
-            ends, took = self._answers.ask(partial(self._generate, group, eos))
+            ends, took = self._answers.ask(partial(self._generate, group, eos, whole))
             seconds += took
             for row, request in enumerate(group.requests):
                 texts[request], is_truncated = ends.text(row)
@@ -388,8 +391,9 @@ class VllmGenerations:
                     truncated.append(request)
         return texts, seconds, truncated
 
-    def _generate(self, group: _Group, eos: frozenset[int], process: EngineProcess) -> Ends:
-        ends = Ends(self._tokenizer, len(group.requests), group.limit, group.stop, eos)
+    def _generate(self, group: _Group, eos: frozenset[int], whole: bool, process: EngineProcess) -> Ends:
+        right = [] if whole or not self._right else [self._right[request] for request in group.requests]
+        ends = Ends(self._tokenizer, len(group.requests), group.limit, group.stop, eos, right)
         over: set[int] = set()
 
         def listen(new: Sequence[tuple[int, list[int]]]) -> list[int]:

@@ -33,8 +33,8 @@ def versions(engine: VllmEngine) -> dict[str, str]:
     found = _versions(python)
     if found["vllm"] is None:
         raise TaskError(
-            f"fitness.engine.python: {python} has no vLLM; write the Python of an environment that has it, made with "
-            f"pip install 'vllm=={TESTED[-1]}*' in a virtual environment of its own (docs/serving.md)"
+            f"fitness.engine.python: {python} has no vLLM; write the Python of an environment that has vLLM "
+            f"{TESTED[-1]}* (docs/scaling.md says how to make one)"
         )
     if not found["vllm"].startswith(TESTED) and not engine.allow_untested:
         raise TaskError(

@@ -86,8 +86,8 @@ def memory(
         remedy = "raise it" if wanted is not None else "use a device with more"
         key = "fitness.engine.kv_memory" if wanted is not None else "fitness.engine vllm"
         raise TaskError(
-            f"{key}: keys and values of one sequence of {length} tokens take {one / _GIB:.2f} GiB, and there "
-            f"{'is room for' if wanted is None else 'are'} {max(0, kv) / _GIB:.2f} GiB; {remedy}, or lower "
+            f"{key}: keys and values of one sequence of {length} tokens take {one / _GIB:.3g} GiB, and there "
+            f"{'is room for' if wanted is None else 'are'} {max(0, kv) / _GIB:.3g} GiB; {remedy}, or lower "
             "fitness.max_length"
         )
     return Memory(weights, logits, kv, length, min(sequences, max(1, (kv // of_token - BLOCK) // length)))

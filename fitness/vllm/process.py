@@ -6,11 +6,13 @@ import mmap
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -180,6 +182,8 @@ class EngineProcess:
                 self._channel.socket.shutdown(socket.SHUT_RDWR)
                 self._process.wait(_CLOSING)
             except (OSError, subprocess.TimeoutExpired):
+                with suppress(OSError):  # with the processes that it has started
+                    os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.kill()
         self._process.wait()
         self._channel.socket.close()

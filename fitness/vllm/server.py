@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 import re
+import signal
 import socket
 import struct
 import sys
@@ -311,11 +312,13 @@ def one_line(error: BaseException) -> str:
 
 
 def end_with_driver(driver: int) -> None:
-    """End this process when its parent is no longer `driver`, even if it computes: a killed driver leaves nothing."""
+    """End this process and those that it has started when its parent is no longer `driver`, even while it computes."""
 
     def watch() -> None:
         while os.getppid() == driver:
             time.sleep(1.0)
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -134,6 +134,21 @@ def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
     again = json.loads((folder / "result.json").read_text())["evaluations"]
     assert again == BUDGET if kind == "grid" else again == BUDGET + 2
 
+    if kind in ("map_elites", "random"):  # an archive of its own, and one made of another strategy's candidates
+        code, printed = run(monkeypatch, "export", folder, "--archive", tmp_path / "archive")
+        assert code == 0, printed
+        index = json.loads((tmp_path / "archive" / "index.json").read_text())
+        elites = index["elites"]
+        assert index["axes"] == [[task] for task in TASKS]
+        assert len({tuple(one["cell"]) for one in elites}) == len(elites)
+        for one in elites:
+            assert one["cell"] == [min(9, int(10 * score)) for score in one["scores"]]
+            assert one["file"] in {file.name for file in (tmp_path / "archive").glob("*.yaml")}
+        fitness = [one["fitness"] for one in elites]
+        assert fitness == sorted(fitness, reverse=True) and len(fitness) > 0
+        code, printed = run(monkeypatch, "export", folder, "--archive", tmp_path / "archive")
+        assert code == 2 and "the folder is not empty; name another one" in printed
+
     code, printed = run(monkeypatch, "export", folder, "--pareto", tmp_path / "front")
     assert code == 0, printed
     assert (tmp_path / "front" / "1.yaml").read_text().startswith("# candidate")

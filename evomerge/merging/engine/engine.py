@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial, reduce
 from importlib.util import find_spec
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from search_spaces.spaces.derivatives import Coefficient
 
 LARGE = 1 << 22
+RETURNED = 1 << 24
+"""Bytes of merged tensors after which the memory that they took is given back to the system."""
 AnyMerge: TypeAlias = TensorMerge | CoreTensorMerge | StepwiseMerge
 
 
@@ -217,9 +221,15 @@ class MergeEngine:
         by_name = {plan.name: plan for plan in plans}
         yield from ((name, donor.tensor(name)) for name in names if name not in by_name)
         wanted = sorted((by_name[name] for name in names if name in by_name), key=self._size, reverse=True)
-        yield from self._threads.each(
-            [partial(self._merged, recipe, plan) for plan in wanted], parallel=not self._decomposes(recipe, wanted)
-        )
+        tasks = [partial(self._merged, recipe, plan) for plan in wanted]
+        freed = 0
+        for name, values in self._threads.each(tasks, parallel=not self._decomposes(recipe, wanted)):
+            yield name, values
+            freed += values.nbytes
+            del values
+            if freed >= RETURNED:
+                _return_freed_memory()
+                freed = 0
 
     def _merged(self, recipe: Recipe, plan: TensorPlan, run: Run) -> tuple[str, Tensor]:
         """Return a tensor that is merged once."""
@@ -439,3 +449,9 @@ class MergeEngine:
 
 def _weights(module: PreTrainedModel) -> dict[str, Tensor]:
     return {name: parameter.data for name, parameter in module.named_parameters()}
+
+
+def _return_freed_memory() -> None:
+    """Make glibc return freed memory: after tensors of mixed sizes its heap would otherwise grow with the model."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
