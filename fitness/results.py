@@ -22,6 +22,10 @@ class TaskError(ValueError):
     """A task cannot be used as requested; the message says what to change."""
 
 
+class EngineUnavailable(RuntimeError):
+    """The program that computes answers cannot be started, whatever the model; the message says why in one line."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value and its standard error, both in the unit of the scores."""

@@ -1,5 +1,6 @@
 """What must start quickly imports nothing heavy; `test_rooms` holds which way imports go."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -67,13 +68,28 @@ def test_a_missing_recipe_is_refused_before_torch_is_imported(tmp_path):
     assert not loaded_by(["merge", str(tmp_path / "missing.yaml"), str(tmp_path / "out")]) & set(HEAVY)
 
 
-def loaded_by(arguments: list[str]) -> set[str]:
-    """Return the modules that a refused command has loaded."""
+def test_a_merge_of_common_models_imports_no_transformers(tmp_path):
+    models = [str(ROOT / "experiments" / "zoo" / "models" / name) for name in ("base", "ja", "eo")]
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": models[0],
+        "models": [{"model": model, "parameters": {"weight": 0.5}} for model in models[1:]],
+        "dtype": "bfloat16",
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    loaded = loaded_by(["merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")], code=0)
+    assert "torch" in loaded
+    assert not loaded & {*HEAVY, "numba", "scipy"} - {"torch"}
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 0
+
+
+def loaded_by(arguments: list[str], code: int = 2) -> set[str]:
+    """Return the modules that a command has loaded when it ends with the exit code."""
     return loaded_after(
         "from evomerge.cli.main import main\n"
         f"sys.argv = ['evomerge', *{arguments!r}]\n"
         "try: main()\n"
-        "except SystemExit as stop: assert stop.code == 2, stop.code"
+        f"except SystemExit as stop: assert stop.code == {code}, stop.code"
     )
 
 

@@ -36,6 +36,7 @@ from fitness.functions.opening import AnyEvaluator, Suite, load_suite
 from fitness.items import positions_by_task
 from fitness.objectives import by_task
 from fitness.results import ItemScores
+from fitness.scoring.engine_config import TransformersEngine
 from fitness.tasks.identity import difference
 from fitness.tasks.suite import TaskSuite
 from search_spaces.recipes.baselines import source_recipe
@@ -235,11 +236,15 @@ def _scored(model: str, questions: Questions, device: str | None, batch_size: in
     if questions.suite.apply_chat_template and questions.recorded is None and not template:
         raise ConfigError(f"--apply-chat-template: the tokenizer of {model} has no chat template; leave it out")
     workers = questions.workers if device is None else replace(questions.workers, device=device)
-    inputs = WorkerInputs(checkpoints, base, questions.suite, batch_size, questions.fitness.max_length)
+    fitness = questions.fitness
+    inputs = WorkerInputs(checkpoints, base, questions.suite, batch_size, fitness.max_length, engine=fitness.engine)
     worker = build_worker(inputs, workers)
     if questions.recorded is not None:
         _check_asked_alike(questions.recorded, questions, worker.evaluator, template)
-    scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items)
+    if not isinstance(fitness.engine, TransformersEngine):
+        worker.prepare(recipe, questions.items)
+    scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items, want_answers=True)
+    worker.close()
     rows = []
     for task, scores in by_task(scored).items():
         low, high = interval(scores)

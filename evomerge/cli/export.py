@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
@@ -16,6 +17,7 @@ from evomerge.runs.report.front import front, index
 from evomerge.runs.result import read_rows
 from evomerge.runs.run import Run, RunError, origin_of
 from evomerge.search.warm_start import space_of
+from evomerge.strategies.map_elites import EliteGrid, MapElitesConfig
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.recipe import Recipe, RecipeError
 
@@ -63,6 +65,45 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
         write_text(folder / f"{one.number}.yaml", mergekit_yaml.dump(recipe, header))
     write_text(folder / "index.json", index(found))
     say(f"wrote {len(found.members)} recipes and index.json to {folder}", stderr=True)
+
+
+def export_archive(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
+    """Write the best recipe of each cell of scores that the search has seen, 1.yaml, 2.yaml, ..., best first.
+
+    The cells are those of the run's own `map_elites`; of another strategy's run, ten by task from 0 to 1. `index.json`
+    beside them has the cell, the scores and the fitness of each.
+    """
+    contents = read(path)
+    history, own = contents.history, contents.section("strategy")
+    grid = EliteGrid(MapElitesConfig.model_validate(own) if contents.kind == "map_elites" else MapElitesConfig())
+    candidates: dict[bytes, int] = {}
+    for identity in history.scored():
+        genotype = history.asked[identity].candidate.genotype
+        candidates.setdefault(genotype.tobytes(), identity)
+        grid.take(genotype, history.evaluation(identity))
+    if not grid.cells:
+        raise _no_scores(path, history, "--archive")
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"--archive {folder}: the folder is not empty; name another one")
+    space = space_of(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    elites: list[dict[str, object]] = []
+    for cell, place in sorted(grid.cells.items(), key=lambda item: -grid.fitness[item[1]]):
+        identity = candidates[grid.genotypes[place].tobytes()]
+        recipe = space.decode(grid.genotypes[place])
+        if dialect == "mergekit":
+            recipe = _for_mergekit(recipe, rounded)
+        name = f"{len(elites) + 1}.yaml"
+        header = _header(path, f"candidate {identity} of {printable(path.name)}, the best of cell {list(cell)}")
+        write_text(folder / name, mergekit_yaml.dump(recipe, header))
+        scores = grid.scores(history.evaluation(identity))
+        elites.append(
+            {"file": name, "candidate": identity, "cell": cell, "scores": scores, "fitness": grid.fitness[place]}
+        )
+    axes = [list(axis) for axis in grid.config.axes or [(task,) for task in contents.weights]]
+    index_ = {"axes": axes, "cells": grid.config.cells, "low": grid.config.low, "high": grid.config.high}
+    write_text(folder / "index.json", json.dumps(index_ | {"elites": elites}, indent=1) + "\n")
+    say(f"wrote {len(elites)} recipes and index.json to {folder}", stderr=True)
 
 
 def export_table(path: Path, file: Path, of: frames.Name) -> None:

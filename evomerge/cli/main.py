@@ -244,6 +244,10 @@ def export(
         Path | None,
         typer.Option(metavar="DIR", help="Write the Pareto front, one recipe per file, to this folder instead."),
     ] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the best recipe of each cell of scores to this folder instead."),
+    ] = None,
     format_: Annotated[
         Literal["evomerge", "mergekit"],
         typer.Option("--format", help="mergekit: refuse a recipe that mergekit cannot rebuild exactly."),
@@ -266,12 +270,14 @@ def export(
     ] = None,
 ) -> None:
     """Write the best recipe as YAML, the whole Pareto front, or the run's data for other programs."""
-    from evomerge.cli.export import export, export_front, export_study, export_table
+    from evomerge.cli.export import export, export_archive, export_front, export_study, export_table
 
     if table is not None:
         export_table(run_, table, of)
     elif optuna is not None:
         export_study(run_, optuna)
+    elif archive is not None:
+        export_archive(run_, archive, format_, round_)
     elif pareto is not None:
         export_front(run_, pareto, format_, round_)
     else:

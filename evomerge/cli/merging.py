@@ -23,8 +23,7 @@ from evomerge.merging.output.writer import write_checkpoint, written_size
 from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.open_sources import folder_of, open_sources
 from evomerge.merging.sources.source import Source
-from evomerge.runs.provenance import provenance
-from evomerge.runs.run import LogError, RunError, run_of
+from evomerge.runs.log_file import LogError, RunError, run_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import changed_text
@@ -128,6 +127,8 @@ def _provenance(file: Path, recipe: Recipe, run: Path | None, within: Path | Non
     outside = within is not None and place is not None and not place.resolve().is_relative_to(within.resolve())
     if place is None or (run is None and outside):
         return None
+    from evomerge.runs.provenance import provenance
+
     try:
         found = provenance(place, recipe)
         if found is not None:
@@ -196,7 +197,13 @@ def _opened(
         if out is not None:
             check_place(out, size=written_size(MergeEngine(checkpoints, base=base), recipe))
 
-    report = preflight.check(checkpoints, base, allow_unrelated=allow_unrelated or not averages, before_scan=check_room)
+    report = preflight.check(
+        checkpoints,
+        base,
+        scan=out is None,  # a checkpoint's tensors are looked at when they are merged
+        allow_unrelated=allow_unrelated or not averages,
+        before_scan=check_room,
+    )
     warn(report.warnings)
     expanded = recipe.expanded(checkpoints[base].layout.num_layers)
     try:

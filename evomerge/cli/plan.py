@@ -45,6 +45,7 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         opened = time.perf_counter() - started
         status.update("timing a candidate, and rehearsing the search with made-up answers")
         summary = _summary(problem, worker, opened)
+        worker.worker.close()
     if as_json:
         print(json.dumps(summary, indent=1))
         return
@@ -66,6 +67,8 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
             soft_wrap=True,
         )
     out.print(_placed(worker.placement))
+    for sentence in summary["engine"]:
+        out.print(sentence, soft_wrap=True)
     out.print(summary["chosen"] or f"strategy {summary['strategy']}", soft_wrap=True)
     out.print(f"scored before it: {', '.join(summary['founders'])}", soft_wrap=True)
     out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {items['asked']} items asked")
@@ -162,6 +165,7 @@ def _summary(problem: Problem, local: LocalWorker, opened: float) -> dict[str, A
         },
         "footprint": asdict(local.footprint) | {"peak_bytes": local.footprint.peak_bytes},
         "placement": asdict(local.placement),
+        "engine": local.engine_notes(),
         "seconds": {
             "opening": opened,
             "merge": speed.start.seconds["merge"],

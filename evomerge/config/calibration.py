@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +55,20 @@ def check_texts(space: SpaceSettings, suite: Suite) -> None:
     """
     files = [text for text in dict.fromkeys(_texts(space)) if Path(text).is_file()]
     if files:  # measuring says what is wrong with other names
-        contents = {file: Path(file).read_text(encoding="utf-8", errors="replace") for file in files}
+        contents = {file: _content(Path(file)) for file in files}
         shown = suite.texts(suite.pool.held_out_ids())
         check_apart(PLACE, contents, {item: text.question for item, text in shown.items()})
+
+
+def _content(file: Path) -> str:
+    """Return a text; of a JSONL file, its documents without JSON's marks, where a line has any."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if file.suffix != ".jsonl":
+        return text
+    with suppress(ValueError):
+        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+        return "\n".join(str(line.get("text")) if isinstance(line, dict) else str(line) for line in lines)
+    return text
 
 
 def _texts(space: SpaceSettings) -> tuple[str, ...]:
@@ -88,9 +101,10 @@ def _written(task: str, suite: Suite) -> str:
     if items is None:
         raise ConfigError(f"{PLACE}: the search file has no task {task}; {did_you_mean(task, suite.pool.search)}")
     shown = suite.texts(item.id for item in items)
-    text = "\n\n".join(" ".join((each.question, *each.targets[:1])) for each in shown.values())
+    lines = (" ".join((each.question, *each.targets[:1])) for each in shown.values())
+    text = "".join(f"{json.dumps({'text': line}, ensure_ascii=False)}\n" for line in lines)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    file = cache_folder("texts") / f"{task.replace('/', '-')}-{digest}.txt"
+    file = cache_folder("texts") / f"{task.replace('/', '-')}-{digest}.jsonl"
     if not file.is_file():
         with atomic_file(file, parents=True, elsewhere=ELSEWHERE) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -6,7 +6,15 @@ import os
 import re
 import sqlite3
 import struct
+from itertools import islice
 from pathlib import Path
+
+ORIGIN = "run: "
+"""Begins the comment of a recipe that says which run has found it."""
+
+
+HEADER_LINES = 10
+"""Comment lines at the beginning of a recipe that are looked at."""
 
 SCHEMA_VERSION = 3
 _APPLICATION_ID = 0x45564F4D  # "EVOM"
@@ -186,3 +194,19 @@ def _only_row_end(page: bytes) -> bytes:
     (start,) = struct.unpack_from(">H", page.ljust(10), 8)
     end = start + 2 + (page[start] if start < len(page) else 0)
     return page[end - 32 : end]
+
+
+def is_run(path: Path) -> bool:
+    """Return whether `path` looks like a run directory."""
+    return (path / "events.sqlite").is_file()
+
+
+def run_of(recipe: Path) -> Path | None:
+    """Return the run that has found the recipe in a file: the folder it lies in, or the one that its comment names."""
+    if is_run(recipe.parent):
+        return recipe.parent
+    with recipe.open(encoding="utf-8", errors="replace") as lines:
+        for line in islice(lines, HEADER_LINES):
+            if line.startswith(f"# {ORIGIN}"):
+                return Path(line.removeprefix(f"# {ORIGIN}").strip())
+    return None

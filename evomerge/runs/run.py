@@ -11,7 +11,6 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,7 +36,17 @@ from evomerge.runs.event_rows import (
     row_of,
 )
 from evomerge.runs.held_out import HeldOut
-from evomerge.runs.log_file import SCHEMA, SCHEMA_VERSION, LogError, RunError, checked, connect, damaged
+from evomerge.runs.log_file import (
+    ORIGIN,
+    SCHEMA,
+    SCHEMA_VERSION,
+    LogError,
+    RunError,
+    checked,
+    connect,
+    damaged,
+    is_run,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,16 +63,10 @@ __all__ = [
     "Run",
     "RunError",
     "Told",
+    "is_run",
 ]
 
 _ELSEWHERE = "name a writable place with --run"
-
-ORIGIN = "run: "
-"""Begins the comment of a recipe that says which run has found it."""
-
-
-HEADER_LINES = 10
-"""Comment lines at the beginning of a recipe that are looked at."""
 
 
 class EventLog(Protocol):
@@ -331,11 +334,6 @@ def check_new(path: Path) -> None:
         raise RunError(str(error)) from error
 
 
-def is_run(path: Path) -> bool:
-    """Return whether `path` looks like a run directory."""
-    return (path / "events.sqlite").is_file()
-
-
 def require_run(path: Path) -> None:
     """Raise RunError unless `path` is a run directory."""
     if not is_run(path):
@@ -361,17 +359,6 @@ def _acquire(path: Path) -> FileLock:
 def origin_of(run: Path) -> str:
     """Return the comment of recipes that a run has found."""
     return f"{ORIGIN}{run.resolve()}"
-
-
-def run_of(recipe: Path) -> Path | None:
-    """Return the run that has found the recipe in a file: the folder it lies in, or the one that its comment names."""
-    if is_run(recipe.parent):
-        return recipe.parent
-    with recipe.open(encoding="utf-8", errors="replace") as lines:
-        for line in islice(lines, HEADER_LINES):
-            if line.startswith(f"# {ORIGIN}"):
-                return Path(line.removeprefix(f"# {ORIGIN}").strip())
-    return None
 
 
 def in_use(path: Path) -> bool:

@@ -13,6 +13,7 @@ from evomerge.files.hashing import sha256
 from evomerge.merging.engine.placement import torch_device
 from evomerge.merging.sources.source import Source, fingerprint
 from evomerge.workers.config import RayConfig
+from fitness.scoring.engine_config import AnyEngine, VllmEngine
 from search_spaces.spaces.registry import RECIPE_KEYS
 
 PACKAGES = (
@@ -29,6 +30,21 @@ def versions() -> dict[str, str]:
     # Looking for each optional package is faster than reading all installed names.
     optional = [package for package in OPTIONAL_PACKAGES if any(metadata.distributions(name=package))]
     return {name: metadata.version(name) for name in (*PACKAGES, *optional)}
+
+
+def engine_versions(engine: AnyEngine) -> dict[str, str]:
+    """Return the versions of the packages that compute answers in an environment of their own; none for transformers.
+
+    Raises
+    ------
+    TaskError
+        If vLLM is not there, or of a version that was not tested.
+    """
+    if not isinstance(engine, VllmEngine):
+        return {}
+    from fitness.vllm.environment import versions as of_vllm
+
+    return of_vllm(engine)
 
 
 def config_identity(config: SearchConfig) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.environment import (
     compute_dtype,
     config_identity,
+    engine_versions,
     source_files,
     text_hash,
     tokenizer_files,
@@ -114,6 +115,7 @@ class Problem:
         self.config = config
         self.given_function = function
         check_workers(config)
+        engine_versions(config.fitness.engine)
         check_trackers(config.trackers)
         opening("models")
         self.checkpoints: Mapping[str, Source] = open_sources(
@@ -471,7 +473,7 @@ class Problem:
         base, config = self.checkpoints[self.config.base], self.resolved()
         return Environment(
             evomerge=VERSION,
-            packages=versions(),
+            packages=versions() | engine_versions(config.fitness.engine),
             config=config_identity(config),
             items=self.suite.identity(self.evaluator.requests, only),
             earlier=" ".join(sorted(self.seen)),

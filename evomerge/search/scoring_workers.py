@@ -18,6 +18,7 @@ from evomerge.runs.run import RunError
 from evomerge.search.problem import Problem
 from evomerge.search.resuming import check_compute_dtype, other_file
 from evomerge.workers.base import Pool, WorkerError, WorkerFactory, WorkerSettings
+from evomerge.workers.config import InlineConfig
 from evomerge.workers.inline import MergeWorker
 from evomerge.workers.start import LocalWorker, Preparation, WorkerInputs
 from fitness.functions.loading import FitnessFunction
@@ -64,6 +65,7 @@ def local_worker(problem: Problem, settings: WorkerSettings | None = None, share
         config.fitness.batch_size,
         config.fitness.max_length,
         problem.step_inputs,
+        config.fitness.engine,
     )
     space = problem.space
     preparation = Preparation(tuple(space.structures()), space.decode(space.start), _asked_first(problem))
@@ -96,7 +98,7 @@ def open_worker(
     WorkerError
         If the models, the tasks or evomerge itself differ from the driver's.
     """
-    inline = {"kind": "inline"} | asdict(settings)
+    inline = {key: value for key, value in asdict(settings).items() if key in InlineConfig.model_fields}
     config = SearchConfig.model_validate({**values, "workers": inline})
     problem = Problem(config, scan=False, recorded=expected, function=function)
     _check_same(problem.environment(frozenset(_asked_first(problem))), expected)
@@ -119,6 +121,9 @@ def _check_same(found: Environment, expected: Environment) -> None:
         raise WorkerError(f"fitness.tasks: {said}, compared with the driver; put the same task files there")
     if found.evomerge != expected.evomerge:
         raise WorkerError(f"evomerge is {found.evomerge} there and {expected.evomerge} at the driver")
+    for package, version in expected.packages.items():
+        if package.startswith("vllm") and found.packages.get(package) != version:
+            raise WorkerError(f"{package} is {found.packages.get(package)} there and {version} at the driver")
     try:
         check_compute_dtype(expected, found)
     except RunError as error:

@@ -14,8 +14,9 @@ from evomerge.config.load import load
 from evomerge.config.search_file import SearchConfig
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
+from evomerge.runs.log_file import run_of
 from evomerge.runs.result import read_rows
-from evomerge.runs.run import Run, is_run, require_run, run_of
+from evomerge.runs.run import Run, is_run, require_run
 from evomerge.search.founders import expressed
 from evomerge.strategies import StrategyConfig
 from evomerge.strategies.base import Genotype

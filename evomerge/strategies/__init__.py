@@ -10,6 +10,7 @@ from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
 from evomerge.strategies.eda import Eda, EdaConfig
 from evomerge.strategies.genetic import Genetic, GeneticConfig
+from evomerge.strategies.greedy import Greedy, GreedyConfig
 from evomerge.strategies.grid import GridConfig, GridSearch
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.map import Map, MapConfig
@@ -40,6 +41,8 @@ __all__ = [
     "Genetic",
     "GeneticConfig",
     "Genotype",
+    "Greedy",
+    "GreedyConfig",
     "GridConfig",
     "GridSearch",
     "M2n2",

@@ -19,9 +19,14 @@ generation that keeps them, so that a lucky score does not stay for ever.
 from parents drawn in proportion to fitness, replaces the worst individual. It is M2N2 without competition and
 attraction, and is implemented as such.
 
-Deviations from GENOME: there r is drawn once from the seed and never changes; here it is drawn for each step. There
-each gene mutates with a probability and a standard deviation of its own; here mutation is the space's operator. The
-parents of mutants are selected like other parents; GENOME takes every individual in turn.
+The preset `genome_plus` has what the published program does beyond the paper's formulas: an individual's first velocity
+is the difference to a random member of the population; lambda shrinks with every individual that is moved, not with
+every step; w is the worst point that was ever seen; a generation for which no child is drawn has none.
+
+Deviations from GENOME: there r is drawn once from the seed and never changes; here it is drawn for each step. A first
+velocity is drawn when an individual moves first, there when it is made. There each gene mutates with a probability and
+a standard deviation of its own; here mutation is the space's operator. The parents of mutants are selected like other
+parents; GENOME takes every individual in turn. It stops early and this does not.
 
 GENOME's genes are real. Here some may be discrete (choices, switches, seeds of noise), and discrete values are never
 averaged. A child of two parents takes each discrete gene from one parent, with a probability equal to that parent's
@@ -67,7 +72,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "mutation": 0.0,
         "parents": "roulette",
         "survivors": "roulette",
-        "succession": {},
+        "succession": {"first_velocity": "difference", "decay_per": "individual", "worst_of": "ever"},
     },
     "replace_worst": {"replace": "worst", "parents": "roulette", "mutation": 0.0, "crossover": 1.0},
 }
@@ -90,6 +95,12 @@ class SuccessionConfig(BaseModel):
     """Attraction to the best point of all individuals (phi2)."""
     worst: float = Field(default=0.1, ge=0, le=1000)
     """Repulsion from the worst individual (phi3)."""
+    first_velocity: Literal["zero", "difference"] = "zero"
+    """Velocity before the first move: none, or the difference to a random member of the population."""
+    decay_per: Literal["step", "individual"] = "step"
+    """Whether the length decays with each step of the population, or with each individual that is moved."""
+    worst_of: Literal["population", "ever"] = "population"
+    """Whether the worst individual is that of the population, or the worst point that was ever seen."""
 
 
 @register_strategy
@@ -181,12 +192,12 @@ class Individual:
     fitness: float
     best: Genotype
     best_fitness: float
-    velocity: Genotype
+    velocity: Genotype | None
 
     @classmethod
     def at_rest(cls, genotype: Genotype, fitness: float) -> Individual:
         """Return an individual that has not moved yet."""
-        return cls(genotype, fitness, genotype, fitness, np.zeros_like(genotype))
+        return cls(genotype, fitness, genotype, fitness, None)
 
     def rescore(self, fitness: float) -> None:
         """Take the fitness that follows from more answers."""
@@ -213,7 +224,8 @@ class Genetic(Strategy):
         self.individuals: list[Individual] = []
         self._generation = Generation.none()
         self._learn_from = self._first_population
-        self._step = 0  # swarm steps taken
+        self._decays = 0  # how often the length of swarm steps has decayed
+        self._worst: tuple[float, Genotype] | None = None  # the worst point that was ever seen
         self._elites: list[Individual] = []  # asked again in this generation
         self._answered = Answered()
 
@@ -229,8 +241,12 @@ class Genetic(Strategy):
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         self._answered.add(candidate, evaluation)
-        if self._generation.put(candidate, evaluation):
-            self._learn_from(self._generation)
+        if not self._generation.put(candidate, evaluation):
+            return
+        for individual in _scored(self._generation):
+            if self._worst is None or individual.fitness < self._worst[0]:
+                self._worst = individual.fitness, individual.genotype
+        self._learn_from(self._generation)
 
     def _next_generation(self) -> None:
         if not self.individuals:
@@ -239,6 +255,8 @@ class Genetic(Strategy):
             children, self._learn_from = self._moved(self.config.succession), self._move
         else:
             children, self._learn_from = self._children(), self._select
+            if not children and self.config.succession is not None:
+                children, self._learn_from = self._moved(self.config.succession), self._move
         keep = self._learn_from == self._select
         elites = self.individuals[: self._elite_count] if keep else []  # sorted: the first are the best
         self._elites = [elite for elite in elites if self._answered.misses_some(elite.genotype)]
@@ -268,6 +286,8 @@ class Genetic(Strategy):
         attempts = max(1, round(self.config.offspring_rate * self.population))
         while not children:
             children = [child for child in (self._child() for _ in range(attempts)) if child is not None]
+            if self.config.succession is not None:
+                break  # the next swarm step follows
         return children
 
     def _child(self) -> Child | None:
@@ -334,21 +354,34 @@ class Genetic(Strategy):
         fitness = self._fitness()
         best = max(self.individuals, key=lambda individual: individual.best_fitness).best
         worst = self.individuals[int(np.argmin(fitness))].genotype
-        length = swarm.step * swarm.decay**self._step
-        self._step += 1
+        if swarm.worst_of == "ever" and self._worst is not None:
+            worst = self._worst[1]
         phi = np.array([swarm.inertia, swarm.own_best, swarm.best, swarm.worst])
         moved: list[Child] = []
         for individual in self.individuals:
             x = individual.genotype
+            if swarm.decay_per == "individual":
+                self._decays += 1
+            length = swarm.step * swarm.decay**self._decays
             weights = phi * self.rng.random(4)  # r_k phi_k
-            pulls = np.array([individual.velocity, individual.best - x, best - x, x - worst])
-            individual.velocity = weights @ pulls / weights.sum()
+            pulls = np.array([self._velocity(individual, swarm), individual.best - x, best - x, x - worst])
+            individual.velocity = velocity = weights @ pulls / weights.sum()
             taken = min(length, 1.0) * weights[1:3] / weights.sum()  # of p and of g
             shares = (max(0.0, 1.0 - taken.sum()), *taken)
-            point = x + length * individual.velocity
+            point = x + length * velocity
             parents = (x, individual.best, best)
             moved.append(Child(self.space.recombine(point, parents, shares, self.rng), parents))
+        if swarm.decay_per == "step":
+            self._decays += 1
         return moved
+
+    def _velocity(self, individual: Individual, swarm: SuccessionConfig) -> Genotype:
+        if individual.velocity is not None:
+            return individual.velocity
+        if swarm.first_velocity == "zero":
+            return np.zeros_like(individual.genotype)
+        other = self.individuals[int(self.rng.integers(len(self.individuals)))]
+        return other.genotype - individual.genotype
 
     def _move(self, generation: Generation) -> None:
         moves = zip(self.individuals, generation.samples, generation.fitness.tolist(), strict=True)

@@ -208,6 +208,10 @@ class EliteGrid:
             if np.array_equal(own, genotype):
                 self.fitness[place] = evaluation.fitness
 
+    def scores(self, evaluation: Evaluation) -> list[float]:
+        """Return a candidate's score on each axis, which decide its cell."""
+        return [float(score) for score in self._axes.scores(evaluation)]
+
     def _cell(self, evaluation: Evaluation) -> tuple[int, ...]:
         config = self.config
         scores = self._axes.scores(evaluation)

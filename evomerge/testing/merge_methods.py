@@ -193,13 +193,24 @@ def made_up(kind: str, values: Tensor, info: TensorInfo) -> Tensor | None:
     Parameters
     ----------
     kind
-        Its name. A ``gram`` is that of the tensor's own rows; of other kinds, an entry has its squared value, bfloat16.
+        Its name. A ``gram`` is that of the tensor's own rows, an ``output_gram`` that of its columns. ``loss`` and
+        others of a whole model or layer are the mean size, ``energies`` mean squares by column, and ``push`` is minus
+        the size. Of other kinds an entry has its squared value, bfloat16.
     values, info
         The tensor, flat.
     """
-    if kind == "gram":
+    if kind.endswith("gram"):
+        if not info.is_matrix:
+            return None
         rows = values.float().view(info.shape)
-        return rows.T @ rows / len(rows) if info.is_matrix else None
+        rows = rows.T if kind == "output_gram" else rows
+        return rows.T @ rows / len(rows)
+    if kind in ("loss", "layer_sensitivity", "disagreement"):
+        return values.float().abs().mean()[None]
+    if kind == "energies":
+        return values.float().view(-1, info.row).square().mean(0)
+    if kind == "push":
+        return -values.float().abs().bfloat16()
     return values.float().square().bfloat16()
 
 

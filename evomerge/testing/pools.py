@@ -128,6 +128,9 @@ class HashedWorker:
         """Score a recipe."""
         return hashed(0, request)
 
+    def close(self) -> None:
+        """Nothing was started."""
+
 
 def hashed_worker(settings: WorkerSettings, share: Share) -> HashedWorker:
     """Return a worker for `WorkerFactory`, here or in another process."""

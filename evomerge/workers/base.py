@@ -65,6 +65,9 @@ class Worker(Protocol):
             If no recipe can be scored.
         """
 
+    def close(self) -> None:
+        """End what was started beside this process; may be called twice."""
+
 
 class Pool(Protocol):
     """Workers that build a recipe's model and score it on items.
@@ -101,12 +104,15 @@ class WorkerSettings:
         CPU threads of torch; None: its own default.
     placement
         Where a GPU's sources are; ``auto``: the first place that has room.
+    gpus
+        GPUs of the worker.
     """
 
     device: str = "auto"
     compute_dtype: ComputeDtype = "auto"
     threads: int | None = None
     placement: SourcePlacement = "auto"
+    gpus: int = 1
 
 
 @dataclass(frozen=True)

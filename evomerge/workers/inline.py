@@ -13,13 +13,13 @@ import torch
 
 from evomerge.files.messages import one_line
 from evomerge.merging.engine.engine import MergeEngine
-from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, Worker
+from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, Worker, WorkerError
 from evomerge.workers.gradient_steps import GradientSteps
 from evomerge.workers.shortage import no_memory
 from evomerge.workers.source_watch import SourceWatch
 from fitness.functions.opening import AnyEvaluator
 from fitness.objectives import Objectives, means
-from fitness.results import Evaluation, ItemScores, no_seconds
+from fitness.results import EngineUnavailable, Evaluation, ItemScores, no_seconds
 from search_spaces.recipes.recipe import Recipe
 
 log = logging.getLogger("evomerge")
@@ -60,8 +60,21 @@ class MergeWorker:
         return str(self.evaluator.device)
 
     def prepare(self, recipe: Recipe, items: Sequence[str]) -> None:
-        """Do what does not depend on a candidate: prepare the merge state and tokenise the items."""
-        self.evaluator.prepare(items, self.engine.apply(recipe))
+        """Do what does not depend on a candidate: prepare the merge state, tokenise the items, start an engine.
+
+        Raises
+        ------
+        WorkerError
+            If an engine of its own does not start.
+        """
+        try:
+            self.evaluator.prepare(items, self.engine.apply(recipe))
+        except EngineUnavailable as problem:
+            raise WorkerError(str(problem)) from None
+
+    def close(self) -> None:
+        """End what was started beside this process; may be called twice."""
+        self.evaluator.close()
 
     def evaluate(self, request: Request) -> Evaluation:
         """Build the recipe's model and score it; whatever goes wrong becomes a failed evaluation.
@@ -99,6 +112,8 @@ class MergeWorker:
             estimates = means(scored)  # later rounds of a race may have no items of a small task
             weights = {task: self.evaluator.suite.weights[task] for task in estimates}
             return Objectives(weights).judge(answered, estimates)
+        except EngineUnavailable as problem:
+            raise BrokenWorker(str(problem)) from None
         except Exception as problem:  # whatever torch, the tasks' own metrics or their templates raise
             if "CUDA error" in str(problem):  # every later call would fail, too
                 raise BrokenWorker(f"the GPU cannot continue ({one_line(problem)}); resume the run") from problem
@@ -163,4 +178,5 @@ class InlinePool:
         return [(tag, self.worker.evaluate(request)) for tag, request in queue]
 
     def close(self) -> None:
-        """Nothing was started."""
+        """End what the worker has started beside this process."""
+        self.worker.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -17,6 +17,8 @@ from evomerge.workers.gradient_steps import GradientSteps, StepInputs, StepMemor
 from evomerge.workers.inline import MergeWorker
 from evomerge.workers.source_watch import SourceWatch
 from fitness.functions.opening import Suite, evaluator_for
+from fitness.scoring.answering import Answering, OwnAnswers
+from fitness.scoring.engine_config import AnyEngine, TransformersEngine
 from fitness.scoring.evaluator import Evaluator
 from search_spaces.recipes.recipe import Recipe
 
@@ -37,6 +39,8 @@ class WorkerInputs:
         See the search file's `fitness` section.
     steps
         What steps of a search by gradients are asked; None: there are none.
+    engine
+        What computes the answers.
     """
 
     checkpoints: Mapping[str, Source]
@@ -45,6 +49,12 @@ class WorkerInputs:
     batch_size: int
     max_length: int | None
     steps: StepInputs | None = None
+    engine: AnyEngine = field(default_factory=TransformersEngine)
+
+    @property
+    def beside(self) -> int:
+        """How many programs share a device's memory: the worker, and an engine of its own."""
+        return 1 if isinstance(self.engine, TransformersEngine) else 2
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ class LocalWorker:
         DeviceError
             If its device cannot be used.
         """
-        return build_worker(self._inputs, self._settings)
+        return build_worker(self._inputs, self._settings, self._share)
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -115,7 +125,13 @@ class LocalWorker:
             If they do not fit where the settings want them.
         """
         device = self.worker.engine.device
-        return choose(self._settings.placement, device, self.footprint, free_memory(device, self._share))
+        share = replace(self._share, device=self._share.device / self._inputs.beside)
+        return choose(self._settings.placement, device, self.footprint, free_memory(device, share))
+
+    def engine_notes(self) -> list[str]:
+        """Return sentences about what an engine of its own takes beside the worker, once that is ready."""
+        evaluator = self.worker.evaluator
+        return evaluator.answering.describe() if isinstance(evaluator, Evaluator) else []
 
     def ready(self) -> MergeWorker:
         """Return the worker after doing all that does not depend on a candidate."""
@@ -148,7 +164,7 @@ class LocalWorker:
         return steps.fit(request, free.host if free.device is None else free.device)
 
 
-def build_worker(inputs: WorkerInputs, settings: WorkerSettings) -> MergeWorker:
+def build_worker(inputs: WorkerInputs, settings: WorkerSettings, share: Share | None = None) -> MergeWorker:
     """Return a worker in this process that has prepared nothing yet.
 
     Raises
@@ -166,9 +182,23 @@ def build_worker(inputs: WorkerInputs, settings: WorkerSettings) -> MergeWorker:
         batch_size=inputs.batch_size,
         max_length=inputs.max_length,
         device=device,
+        answering=_answering(inputs.engine, device, settings, share or Share()),
     )
     steps = None
     if inputs.steps is not None:
         assert isinstance(evaluator, Evaluator), "functions have no gradients"
         steps = GradientSteps(engine, evaluator, inputs.steps)
     return MergeWorker(engine, evaluator, SourceWatch(inputs.checkpoints), steps)
+
+
+def _answering(engine: AnyEngine, device: str, settings: WorkerSettings, share: Share) -> Answering:
+    """Return what computes answers; an engine is started when it is first needed."""
+    if isinstance(engine, TransformersEngine):
+        return OwnAnswers()
+    from fitness.vllm.answers import EnginePlace, VllmAnswers
+
+    def free() -> int:
+        found = free_memory(torch.device(device), share)
+        return found.host if found.device is None else found.device
+
+    return VllmAnswers(engine, EnginePlace(device, settings.gpus, settings.threads, free))

@@ -40,7 +40,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     (PREPARED, "return prepare, base, seed, *(", "return prepare, base, *("),
     (ENGINE, "plan.name, recipe.seed, recipe.calibration_text,", "plan.name, recipe.calibration_text,"),
     (ENGINE, "recipe.seed, recipe.calibration_text, recipe.adapters,", "recipe.seed, recipe.adapters,"),
-    (PREPARED, "key = (*key, recipe.text_of(part.model))", "pass"),
+    (PREPARED, "key = (*key, self._statistics.key(method, plan, at, recipe))", "pass"),
     (MATRICES, ".mul_(lambda_ / len(deltas))", ".mul_(lambda_)"),
     (INTERVALS, "weight / np.size(a) * (np.asarray(a", "weight * (np.asarray(a"),
     (INTERVALS, "return float((extreme + 1) / (RESAMPLES + 1))", "return float(extreme / RESAMPLES)"),

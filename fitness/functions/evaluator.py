@@ -76,6 +76,9 @@ class FunctionEvaluator:
         if model is not None and items:
             self.score(model, items[:REHEARSED])
 
+    def close(self) -> None:
+        """Nothing was started."""
+
     def requests(self, item: object) -> tuple[()]:
         """Return no requests: what the function asks is not known."""
         return ()

@@ -8,6 +8,7 @@ from fitness.config import FitnessConfig
 from fitness.functions.evaluator import FunctionEvaluator
 from fitness.functions.loading import FitnessFunction, load_function
 from fitness.functions.suite import FunctionSuite
+from fitness.scoring.answering import Answering
 from fitness.scoring.evaluator import Evaluator
 from fitness.tasks.code import CodeCheck, allow
 
@@ -47,10 +48,16 @@ def load_suite(
 
 
 def evaluator_for(
-    suite: Suite, tokenizer: Any, *, batch_size: int = 64, max_length: int | None = None, device: str = "cpu"
+    suite: Suite,
+    tokenizer: Any,
+    *,
+    batch_size: int = 64,
+    max_length: int | None = None,
+    device: str = "cpu",
+    answering: Answering | None = None,
 ) -> AnyEvaluator:
     """Return the evaluator of a suite; parameters and errors as those of `Evaluator`."""
     settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length, "device": device}
     if isinstance(suite, FunctionSuite):
         return FunctionEvaluator(suite, tokenizer, **settings)
-    return Evaluator(suite, tokenizer, **settings)
+    return Evaluator(suite, tokenizer, **settings, answering=answering)

@@ -5,6 +5,7 @@ Scores equal those of `lm_eval.simple_evaluate` item for item; tasks, prompts, t
 
 from __future__ import annotations
 
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -16,11 +17,12 @@ import numpy.typing as npt
 
 from fitness.items import Item, positions_by_task
 from fitness.results import ItemScores, TaskError
+from fitness.scoring.answering import Answering, Generations, Loglikelihoods, OwnAnswers
 from fitness.scoring.encoding import Encoder
 from fitness.scoring.generation import GenerationPlan
-from fitness.scoring.loglikelihood import LoglikelihoodPlan, Pair
+from fitness.scoring.loglikelihood import Pair
 from fitness.scoring.losses import LossItem, LossPlan
-from fitness.tasks.lm_eval_rules import generation_settings, longest_input
+from fitness.tasks.lm_eval_rules import RightTexts, generation_settings, longest_input
 from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Scorer
 
 if TYPE_CHECKING:  # lm-eval is imported by whoever loads tasks
@@ -29,6 +31,8 @@ if TYPE_CHECKING:  # lm-eval is imported by whoever loads tasks
 
 SPECIAL_TOKENS = 8  # more than a tokenizer adds to a text
 LOOKED_AT = 500  # items of a task that are looked at for the longest
+CHECKED = 4  # requests with which answers are checked
+CHECKED_TOKENS = 8  # tokens of a prompt's end whose log-likelihood is asked for that
 PLANS_KEPT = 16  # item sets whose batches stay in memory; the least recently used is dropped first
 
 
@@ -47,6 +51,8 @@ class Evaluator:
         Longest sequence in tokens. None: what the config of the model allows.
     device
         Torch device of the models.
+    answering
+        What computes the answers; None: the models themselves.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Evaluator:
         batch_size: int = 64,
         max_length: int | None = None,
         device: str = "cpu",
+        answering: Answering | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: give at least 1")
@@ -64,6 +71,7 @@ class Evaluator:
         self.batch_size = batch_size
         self.max_length = max_length
         self.device = device
+        self.answering = answering or OwnAnswers()
         self._encoder = Encoder(tokenizer)
         self._chat: Callable[..., str] | None = None
         if suite.apply_chat_template:
@@ -84,7 +92,9 @@ class Evaluator:
             An item is unknown, or a prompt cannot be built, tokenised or fitted into `max_length`.
         """
         if self.max_length is not None or model is not None:
-            self._plan(tuple(items), self._limit(model))
+            plan = self._plan(tuple(items), self._limit(model))
+            if model is not None:
+                self.answering.prepare(model, plan.sample)
             return
         for item in items:
             self._encode(self.suite.item(item))
@@ -157,15 +167,22 @@ class Evaluator:
 
         Notes
         -----
-        An item for which a metric has no value scores 0, and is counted in the flaws.
+        An item for which a metric has no value scores 0, and is counted in the flaws. Without `want_answers`, a text
+        ends once it can only be wrong; it is then not counted among those that ended at the length limit.
         """
         asked = tuple(items)
         if not asked:
             raise ValueError("no items to score: give at least one item id")
         plan = self._plan(asked, self._limit(model))
-        model.eval()
-        scores, seconds, told, flaws = plan.run(model, want_answers)
-        return ItemScores(asked, scores, seconds, told, flaws)
+        started = time.perf_counter()
+        taken = self.answering.taken(model)
+        taking = time.perf_counter() - started
+        scores, seconds, told, flaws = plan.run(taken, want_answers)
+        return ItemScores(asked, scores, taking + seconds, told, flaws)
+
+    def close(self) -> None:
+        """End what computes the answers, if it was started; may be called twice."""
+        self.answering.close()
 
     def losses(
         self,
@@ -277,6 +294,7 @@ class Evaluator:
         scored = [at for at, (request, _) in enumerate(asked) if request.continuation is not None]
         written = [at for at, (request, _) in enumerate(asked) if request.continuation is None]
         pairs: list[Pair] = [asked[at][1] for at in scored]
+        prompts = [asked[at][1] for at in written]
         common: dict[str, Any] = {"max_length": limit, "batch_size": self.batch_size, "device": self.device}
         owner = np.repeat(np.arange(len(items)), [len(requests) for requests in encoded]).tolist()
         return _Plan(
@@ -286,15 +304,20 @@ class Evaluator:
             cut={owner[at] for at, pair in enumerate(asked) if self._loses_its_beginning(*pair, limit)},
             scored=np.array(scored, np.int64),
             written=written,
-            loglikelihood=LoglikelihoodPlan(pairs, **common),
-            generation=GenerationPlan(
-                [asked[at][1] for at in written],
+            sample=_shortest([*pairs, *map(_ending, prompts)], limit),
+            loglikelihood=self.answering.loglikelihoods(pairs, **common),
+            generation=self.answering.generations(
+                prompts,
                 [asked[at][0].generation for at in written],
                 self._encoder.tokenizer,
+                right=[self._right_texts(items[owner[at]]) for at in written],
                 **common,
             ),
             scorers=self._scorers(items, first),
         )
+
+    def _right_texts(self, item: Item) -> RightTexts | None:
+        return self.suite.task(item.task).scores.right_texts(item)
 
     def _loses_its_beginning(self, request: Request, tokens: Any, limit: int) -> bool:
         if request.continuation is None:
@@ -327,8 +350,26 @@ _Scorer = tuple[npt.NDArray[np.int64], Scorer, Callable[[], AnswerExtractor]]
 """Places of a task's items, the function to their scores, and one that makes their answer extractor."""
 
 
+def _ending(prompt: tuple[int, ...]) -> Pair:
+    """Return a prompt as a request for the log-likelihood of its last tokens."""
+    at = max(1, len(prompt) - CHECKED_TOKENS)
+    return prompt[:at], prompt[at:]
+
+
+def _shortest(pairs: Sequence[Pair], limit: int) -> list[Pair]:
+    """Return the shortest requests that a model reads whole, each once."""
+    fitting = {pair for pair in pairs if pair[1] and len(pair[0]) + len(pair[1]) <= limit}
+    return sorted(fitting, key=lambda pair: (len(pair[0]) + len(pair[1]), pair))[:CHECKED]
+
+
 class _Plan:
-    """Everything that is the same for all candidates asked the same items."""
+    """Everything that is the same for all candidates asked the same items.
+
+    Attributes
+    ----------
+    sample
+        A few requests to check answers with.
+    """
 
     def __init__(
         self,
@@ -339,10 +380,12 @@ class _Plan:
         cut: Collection[int],
         scored: npt.NDArray[np.int64],
         written: Sequence[int],
-        loglikelihood: LoglikelihoodPlan,
-        generation: GenerationPlan,
+        sample: Sequence[Pair],
+        loglikelihood: Loglikelihoods,
+        generation: Generations,
         scorers: Sequence[_Scorer],
     ) -> None:
+        self.sample = sample
         self._size, self._scored, self._written = size, scored, written
         self._tasks, self._owner, self._cut = tasks, owner, cut
         self._loglikelihood, self._generation, self._scorers = loglikelihood, generation, scorers
@@ -355,7 +398,7 @@ class _Plan:
         greedy = np.zeros(self._size, np.bool_)
         texts: list[str | None] = [None] * self._size
         loglikelihood[self._scored], greedy[self._scored], seconds = self._loglikelihood.run(model)
-        generated, more_seconds, truncated = self._generation.run(model)
+        generated, more_seconds, truncated = self._generation.run(model, whole=tell)
         for at, text in zip(self._written, generated, strict=True):
             texts[at] = text
         answers = Answers(loglikelihood, greedy, texts)

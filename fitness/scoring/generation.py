@@ -1,25 +1,23 @@
 """Greedy generation, planned once per item set and run once per candidate.
 
 `model.generate` is general, and slow for tiny models: it spends much of its time on bookkeeping and continues until the
-last sequence of the batch is done. The loop below keeps a key-value cache, reads the common prefix of a batch's prompts
-(few-shot examples) once, drops finished rows, and decodes a row's text only if the last token could complete a stop
-string. Where a model or a task needs more (processed logits, another kind of cache, no position ids),
-`model.generate` is used.
+last sequence of the batch is done. `fitness.scoring.decoding` keeps its batch full instead, and a row's text is decoded
+only if the last token could complete a stop string. Where a model or a task needs more (processed logits, another kind
+of cache, no position ids), `model.generate` is used.
 
 A text ends before the first stop string, at an end-of-sequence token, or after the task's maximum number of tokens.
 lm-eval's `HFLM` gives the same with batches of one. In larger batches, HFLM continues after an end-of-sequence token
 that the model's generation config does not name, so that a text depends on the other texts of its batch.
 
-Shapes: B rows, S tokens, F tokens of a common prefix, V vocabulary.
+Where only the score counts, and only a text that equals a right one scores (`RightTexts`), a text also
+ends as soon as it can become none of these.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,10 +25,10 @@ from transformers import DynamicCache, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMixin, LogitsProcessor
 
-from fitness.results import TaskError
+from fitness.scoring.decoding import Prompt, Tokens, greedy, most_likely, pad_left, parameters_of, reads_apart
+from fitness.scoring.ends import Ends, by_setting, end_tokens, greedy_settings, room_for_prompt
 from fitness.scoring.prefix_tree import PASS_COST, PREFIX_COST, common_beginning
-from fitness.scoring.shared_prefix import obstacle
-from fitness.tasks.lm_eval_rules import cut_at_stop, generation_settings
+from fitness.tasks.lm_eval_rules import RightTexts
 
 # Settings of a generation config that do not change greedy decoding. With any other, `model.generate` is used.
 HARMLESS = {
@@ -39,16 +37,16 @@ HARMLESS = {
     "pad_token_id", "return_dict_in_generate", "temperature", "top_h", "top_k", "top_p",
     "transformers_version", "typical_p", "use_cache",
 }  # fmt: skip
-SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "min_p"}  # no effect on greedy decoding
-SHRINK_AT = 0.75  # drop finished rows when at most this share is left, because copying the cache takes time
+PREFIX_KEY = 16
+"""Prompts that begin with the same so many tokens are looked at for a longer common prefix."""
 
 
 @dataclass(frozen=True)
-class _Batch:
-    input_BS: torch.Tensor  # prompts, padded on the left with 0
-    mask_BS: torch.Tensor  # 1 for tokens, 0 for padding
-    beginning: int  # F: length of the common prefix of all prompts if reading it once saves time; else 0
-    requests: tuple[int, ...]
+class _Group:
+    """Prompts with the same settings: those with a common prefix together, longest first."""
+
+    prompts: tuple[Prompt, ...]
+    requests: tuple[int, ...]  # by the prompts' numbers
     max_new_tokens: int
     stop: tuple[str, ...]
     extra: Mapping[str, Any]
@@ -67,6 +65,9 @@ class GenerationPlan:
         Longest prompt plus answer, in tokens; longer prompts are cut at the left.
     batch_size
         Rows per forward pass.
+    right
+        For each request the texts of which one has to be answered for a score above 0; None where others may score.
+        Empty: none is known.
 
     Raises
     ------
@@ -83,31 +84,29 @@ class GenerationPlan:
         max_length: int,
         batch_size: int,
         device: str,
+        right: Sequence[RightTexts | None] = (),
     ) -> None:
         self.size = len(prompts)
         self.tokenizer = tokenizer
-        groups: dict[str, list[int]] = {}
-        for request, setting in enumerate(settings):
-            groups.setdefault(repr(sorted(setting.items())), []).append(request)
-        self._batches: list[_Batch] = []
-        for requests in groups.values():
-            count, stop, extra = _normalised(settings[requests[0]], tokenizer)
-            room = max_length - count
-            if room <= 0:
-                raise TaskError(
-                    f"the task generates up to {count} tokens and the model reads {max_length} in all: "
-                    "lower max_gen_toks in the task's generation_kwargs or raise fitness.max_length"
-                )
-            ordered = sorted(requests, key=lambda r: (-len(prompts[r]), prompts[r]))
-            for at in range(0, len(ordered), batch_size):
-                part = tuple(ordered[at : at + batch_size])
-                cut = [prompts[r][-room:] for r in part]
-                input_BS, mask_BS = _pad_left(cut, device)
-                self._batches.append(_Batch(input_BS, mask_BS, _beginning(cut), part, count, stop, extra))
+        self.batch_size, self.device = batch_size, device
+        self._right = tuple(right)
+        self._groups: list[_Group] = []
+        for requests in by_setting(settings):
+            count, stop, extra = greedy_settings(settings[requests[0]], tokenizer)
+            room = room_for_prompt(count, max_length)
+            asked = _ordered([Prompt(number, prompts[request][-room:]) for number, request in enumerate(requests)])
+            self._groups.append(_Group(asked, tuple(requests), count, stop, extra))
 
     @torch.inference_mode()
-    def run(self, model: Any) -> tuple[list[str], float, list[int]]:
+    def run(self, model: Any, *, whole: bool = True) -> tuple[list[str], float, list[int]]:
         """Generate all texts.
+
+        Parameters
+        ----------
+        model
+            The model.
+        whole
+            Whether every text is wanted to its end; if not, a text may end where it can only be wrong.
 
         Returns
         -------
@@ -127,82 +126,55 @@ class GenerationPlan:
         texts = [""] * self.size
         truncated = []
         start = time.perf_counter()
-        for batch in self._batches:
-            ends = _Ends(self.tokenizer, batch, _eos_tokens(model, self.tokenizer))
-            decode = _greedy if _loop_applies(model, batch) else _generate
-            rows = decode(model, batch, ends)
-            for request, tokens in zip(batch.requests, rows, strict=True):
-                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                texts[request] = cut_at_stop(text, batch.stop)
-                if len(tokens) >= ends.limit and tokens[-1] not in ends.eos and not any(s in text for s in batch.stop):
+        for group in self._groups:
+            right = [] if whole or not self._right else [self._right[request] for request in group.requests]
+            eos = end_tokens(model, self.tokenizer)
+            ends = Ends(self.tokenizer, len(group.requests), group.max_new_tokens, group.stop, eos, right)
+            if _loop_applies(model, group):
+                self._decode(model, group, ends)
+            else:
+                for at in range(0, len(group.prompts), self.batch_size):
+                    _generate(model, group, group.prompts[at : at + self.batch_size], ends, self.device)
+            for number, request in enumerate(group.requests):
+                texts[request], is_truncated = ends.text(number)
+                if is_truncated:
                     truncated.append(request)
         return texts, time.perf_counter() - start, truncated
 
-
-def _normalised(setting: Mapping[str, Any], tokenizer: Any) -> tuple[int, tuple[str, ...], dict[str, Any]]:
-    """Return the number of new tokens, the stop strings, and further settings for `model.generate`."""
-    eos = tokenizer.eos_token_id
-    end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
-    count, stop, given = generation_settings(setting, end)
-    extra = {name: value for name, value in given.items() if name not in SAMPLING}
-    if given.get("do_sample") or extra.get("num_beams", 1) > 1 or "max_length" in extra:
-        raise TaskError(
-            "a task samples, uses beam search or sets max_length: set do_sample: false, num_beams: 1 and "
-            "max_gen_toks in its generation_kwargs"
+    def _decode(self, model: Any, group: _Group, ends: Ends) -> None:
+        prompts = group.prompts
+        if not reads_apart(model):
+            prompts = tuple(sorted((replace(one, shared=0) for one in prompts), key=_longest_first))
+        greedy(
+            model,
+            prompts,
+            ends.done,
+            rows=self.batch_size,
+            most_tokens=group.max_new_tokens,
+            device=self.device,
         )
-    return count, stop, extra
 
 
-def _eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id
-    several = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
+def _longest_first(prompt: Prompt) -> tuple[int, Tokens]:
+    return -len(prompt.tokens), prompt.tokens
 
 
-class _Ends:
-    """Collects the rows' tokens and detects when a row is done."""
-
-    def __init__(self, tokenizer: Any, batch: _Batch, eos: frozenset[int]) -> None:
-        self.eos = eos
-        self.limit = batch.max_new_tokens
-        self.rows: list[list[int]] = [[] for _ in batch.requests]
-        self._stop = batch.stop
-        self.tokenizer = tokenizer
-        self._may_complete = _completing_tokens(tokenizer, batch.stop)
-
-    def done(self, row: int, token: int) -> bool:
-        """Append a row's next token; True if it is the last one."""
-        tokens = self.rows[row]
-        tokens.append(token)
-        if token in self.eos or len(tokens) >= self.limit:
-            return True
-        if not self._may_complete(token):
-            return False
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return any(stop in text for stop in self._stop)
+def _ordered(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """Return prompts with what each shares with others, in the order in which they are read."""
+    alike: dict[Tokens, list[Prompt]] = {}
+    for prompt in prompts:
+        alike.setdefault(prompt.tokens[:PREFIX_KEY], []).append(prompt)
+    found: dict[int, list[Prompt]] = {}
+    for number, members in enumerate(alike.values()):
+        shared = _beginning([prompt.tokens for prompt in members])
+        found.setdefault(number if shared else -1, []).extend(replace(prompt, shared=shared) for prompt in members)
+    groups = [sorted(members, key=_longest_first) for members in found.values()]
+    return tuple(prompt for members in sorted(groups, key=lambda group: _longest_first(group[0])) for prompt in members)
 
 
-@lru_cache(maxsize=32)
-def _completing_tokens(tokenizer: Any, stop: tuple[str, ...]) -> Any:
-    """Return a quick test whether a token may complete a stop string: its text has the last character of one.
-
-    A wrong "no" only costs tokens: the text is cut at the stop string afterwards.
-    """
-    last = {text[-1] for text in stop}
-    known: dict[int, bool] = {}
-
-    def may_complete(token: int) -> bool:
-        if token not in known:
-            text = tokenizer.decode([token], skip_special_tokens=False)
-            known[token] = bool(last.intersection(text)) or not text.isascii() or " " in last
-        return known[token]
-
-    return may_complete
-
-
-def _loop_applies(model: Any, batch: _Batch) -> bool:
-    """Whether the loop below gives the same as `model.generate`."""
-    return not batch.extra and _plain_settings(model.generation_config) and _plain_model(model)
+def _loop_applies(model: Any, group: _Group) -> bool:
+    """Whether `greedy` gives the same as `model.generate`."""
+    return not group.extra and _plain_settings(model.generation_config) and _plain_model(model)
 
 
 def _plain_settings(config: Any) -> bool:
@@ -212,34 +184,11 @@ def _plain_settings(config: Any) -> bool:
 def _plain_model(model: Any) -> bool:
     return (
         not model.config.is_encoder_decoder
-        and {"position_ids", "attention_mask", "past_key_values"} <= _forward_parameters(model)
+        and {"position_ids", "attention_mask", "past_key_values"} <= parameters_of(type(model).forward)
         and type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
-        and {type(layer) for layer in _new_cache(model).layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
+        and {type(layer) for layer in DynamicCache(config=model.config).layers}
+        <= {DynamicLayer, DynamicSlidingWindowLayer}
     )
-
-
-def _forward_parameters(model: Any) -> frozenset[str]:
-    return _parameters(type(model).forward)
-
-
-@lru_cache(maxsize=8)
-def _parameters(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
-
-
-def _new_cache(model: Any) -> DynamicCache:
-    return DynamicCache(config=model.config)
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return prompts [B, S], padded on the left with 0, and their mask [B, S]."""
-    width = max(len(prompt) for prompt in prompts)
-    input_BS = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask_BS = torch.zeros_like(input_BS)
-    for row, prompt in enumerate(prompts):
-        input_BS[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask_BS[row, width - len(prompt) :] = 1
-    return input_BS.to(device), mask_BS.to(device)
 
 
 def _beginning(prompts: Sequence[tuple[int, ...]]) -> int:
@@ -251,119 +200,38 @@ def _beginning(prompts: Sequence[tuple[int, ...]]) -> int:
     return shared if cost <= PREFIX_COST * tokens else 0
 
 
-def _reads_apart(model: Any, cache: DynamicCache) -> bool:
-    """Whether the common prefix may be read first, with padding between it and the rest.
-
-    With a sliding-window cache it may not: the window counts the padding.
-    """
-    return obstacle(model) is None and all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
-def _read_beginning(model: Any, batch: _Batch, cache: DynamicCache) -> None:
-    """Put keys and values of the common prefix into the cache, for each row."""
-    longest = int(batch.mask_BS.sum(dim=1).argmax())  # has no padding
-    common_1F = batch.input_BS[longest : longest + 1, : batch.beginning]
-    position_1F = torch.arange(batch.beginning, device=common_1F.device)[None]
-    model(input_ids=common_1F, position_ids=position_1F, past_key_values=cache, use_cache=True, **_last_only(model))
-    cache.batch_repeat_interleave(len(batch.requests))
-
-
-def _mask_without_beginning(batch: _Batch) -> torch.Tensor:
-    """Return the mask [B, S] of the common prefix, followed by the input without its first F columns.
-
-    In a row with p places of padding, the first p of these columns repeat tokens of the prefix; they are masked.
-    """
-    width = batch.input_BS.shape[1]
-    padding_B1 = width - batch.mask_BS.sum(dim=1, keepdim=True)
-    own_BS = torch.arange(width - batch.beginning, device=padding_B1.device) >= padding_B1
-    return torch.cat([torch.ones_like(batch.mask_BS[:, : batch.beginning]), own_BS.to(batch.mask_BS.dtype)], dim=1)
-
-
-def _last_only(model: Any) -> dict[str, int]:
-    return {"logits_to_keep": 1} if "logits_to_keep" in _forward_parameters(model) else {}
-
-
-def _greedy(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
-    """Decode greedily with a key-value cache; finished rows leave the batch."""
-    input_BS, mask_BS = batch.input_BS, batch.mask_BS
-    options = _last_only(model)
-    cache, width = _new_cache(model), input_BS.shape[1]
-    position = (mask_BS.cumsum(dim=1) - 1).clamp(min=0)
-    if batch.beginning and _reads_apart(model, cache):
-        _read_beginning(model, batch, cache)
-        input_BS, position = input_BS[:, batch.beginning :], position[:, batch.beginning :]
-        mask_BS = _mask_without_beginning(batch)
-    ones = mask_BS.new_ones(len(batch.requests), batch.max_new_tokens)
-    mask = None if bool(mask_BS.all()) else torch.cat([mask_BS, ones], dim=1)
-    alive = list(range(len(batch.requests)))  # the cache's rows
-    pending = set(alive)
-    for step in range(batch.max_new_tokens):
-        logits = model(
-            input_ids=input_BS,
-            attention_mask=None if mask is None else mask[:, : width + step],
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            **options,
-        ).logits[:, -1]
-        token_B = _most_likely(logits)
-        for row, token in zip(alive, token_B.tolist(), strict=True):
-            if row in pending and ends.done(row, token):
-                pending.remove(row)
-        if not pending:
-            break
-        position = position[:, -1:] + 1
-        if len(pending) <= SHRINK_AT * len(alive):
-            left = torch.tensor([at for at, row in enumerate(alive) if row in pending])
-            left = left.to(input_BS.device)
-            cache.batch_select_indices(left)
-            token_B, position = token_B[left], position[left]
-            mask = None if mask is None else mask[left]
-            alive = [row for row in alive if row in pending]
-        input_BS = token_B[:, None]
-    return ends.rows
-
-
-def _most_likely(logits_BV: torch.Tensor) -> torch.Tensor:
-    """Return the index of the largest logit per row, int64[B]; raise ValueError if a logit is NaN."""
-    value_B, token_B = logits_BV.max(dim=-1)
-    if bool(value_B.isnan().any()):
-        raise ValueError("the model produced NaN instead of logits: its weights are not usable")
-    return token_B
-
-
-def _generate(model: Any, batch: _Batch, ends: _Ends) -> list[list[int]]:
+def _generate(model: Any, group: _Group, prompts: Sequence[Prompt], ends: Ends, device: str) -> None:
     """Decode greedily by `model.generate`."""
     tokenizer = ends.tokenizer
+    input_NS, mask_NS = pad_left([prompt.tokens for prompt in prompts], device)
     candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
     model.generate(
-        input_ids=batch.input_BS,
-        attention_mask=batch.mask_BS,
-        max_length=batch.input_BS.shape[1] + batch.max_new_tokens,
+        input_ids=input_NS,
+        attention_mask=mask_NS,
+        max_length=input_NS.shape[1] + group.max_new_tokens,
         pad_token_id=next(token for token in candidates if token is not None),
         do_sample=False,
         use_cache=True,
-        stopping_criteria=[_StopRows(ends)],
+        stopping_criteria=[_StopRows(ends, prompts)],
         logits_processor=[_RefuseNaN()],
-        **batch.extra,
+        **group.extra,
     )
-    return ends.rows
 
 
 class _StopRows(StoppingCriteria):  # type: ignore[misc]  # mypy does not follow transformers
     """Makes `model.generate` stop each row separately."""
 
-    def __init__(self, ends: _Ends) -> None:
-        self._ends = ends
-        self._done = [False] * len(ends.rows)
+    def __init__(self, ends: Ends, prompts: Sequence[Prompt]) -> None:
+        self._ends, self._prompts = ends, prompts
+        self._done = [False] * len(prompts)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         for row, token in enumerate(input_ids[:, -1].tolist()):
-            self._done[row] = self._done[row] or self._ends.done(row, token)
+            self._done[row] = self._done[row] or self._ends.done(self._prompts[row].number, token)
         return torch.tensor(self._done, device=input_ids.device)
 
 
 class _RefuseNaN(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        _most_likely(scores)
+        most_likely(scores)
         return scores

@@ -1,8 +1,11 @@
-"""Rules of lm-eval's Hugging Face model that scoring follows, so that scores agree with it item for item."""
+"""Rules of lm-eval's Hugging Face model and metrics that scoring follows: its scores agree with them item for item."""
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 # lm-eval is imported where a rule is applied: a search with a fitness function of its own needs none of it.
@@ -38,3 +41,46 @@ def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
     from lm_eval.models.utils import postprocess_generated_text
 
     return str(postprocess_generated_text(text, list(stop), None))
+
+
+@dataclass(frozen=True)
+class RightTexts:
+    """The only texts that `exact_match` gives an item a score for.
+
+    Attributes
+    ----------
+    texts
+        The texts.
+    ignore_case, ignore_punctuation, ignore_numbers
+        What does not count, as in the task's YAML.
+    """
+
+    texts: tuple[str, ...]
+    ignore_case: bool = False
+    ignore_punctuation: bool = False
+    ignore_numbers: bool = False
+
+    def may_become(self, text: str, stop: tuple[str, ...]) -> bool:
+        """Whether a generated text can still become one of these: it begins one, or the stop string behind one.
+
+        Its last character may be incomplete, and then does not count.
+        """
+        given = text.rstrip("\ufffd")
+        if self._begins_one(given):
+            return True
+        longest = min(len(given), max(map(len, stop), default=1) - 1)
+        begun = (size for size in range(1, longest + 1) if any(each.startswith(given[-size:]) for each in stop))
+        return any(self._begins_one(given[:-size]) for size in begun)
+
+    def _begins_one(self, text: str) -> bool:
+        compared = self._compared(text)
+        return any(each.startswith(compared) for each in self._right)
+
+    @cached_property
+    def _right(self) -> tuple[str, ...]:
+        return tuple(self._compared(text) for text in self.texts)
+
+    def _compared(self, text: str) -> str:
+        ignored = string.punctuation * self.ignore_punctuation + string.digits * self.ignore_numbers
+        kept = text.translate(str.maketrans("", "", ignored)) if ignored else text
+        return kept.casefold() if self.ignore_case else kept  # unlike lower, casefold looks at each character alone

@@ -18,6 +18,7 @@ from fitness.items import Item
 from fitness.results import TaskError
 from fitness.sandbox.code_eval import PROGRAMS_AT_ONCE
 from fitness.tasks.documents import Document, Documents
+from fitness.tasks.lm_eval_rules import RightTexts
 from fitness.tasks.loss_metrics import CHOICE_PROBABILITY, AnswerExtractor, Answers, Response, Scorer
 from fitness.tasks.metrics import Metric, is_number
 from fitness.tasks.prompts import Prompts
@@ -59,6 +60,31 @@ class TaskScores:
             return self.of(items, responses)
 
         return score
+
+    def right_texts(self, item: Item) -> RightTexts | None:
+        """Return the only generated texts that have a score; None where the metric may score other texts.
+
+        That is known for lm-eval's own `exact_match` of the whole text. With a filter that reads the text (a pattern),
+        with patterns to ignore and with code of the task, any text may score.
+        """
+        task, options = self._task, dict(self._task._metric_fn_kwargs.get(self._metric.name) or {})
+        if (
+            task.OUTPUT_TYPE != "generate_until"
+            or self._metric.name != "exact_match"
+            or getattr(task._metric_fn_list["exact_match"], "__module__", "") != "lm_eval.api.metrics"
+            or not self._is_plain(filtered=True)
+            or not self._takes_whole_texts()
+            or task.config.doc_to_choice is not None
+            or not set(options) <= {"ignore_case", "ignore_punctuation", "ignore_numbers"}
+        ):
+            return None
+        target = task.doc_to_target(self._documents.of(item.split)[item.index])
+        texts = list(target) if task.multiple_target else [target]
+        return RightTexts(tuple(str(text) for text in texts), **{name: bool(value) for name, value in options.items()})
+
+    def _takes_whole_texts(self) -> bool:
+        filters = {each["name"]: each["filter"] for each in self._task.config.filter_list or ()}
+        return all(step["function"] == "take_first" for step in filters.get(self._metric.filter, ()))
 
     def can_score(self, item: Item) -> bool:
         """Return whether the task's own code gives the metric as a number for some answer to an item.
@@ -180,14 +206,14 @@ class TaskScores:
         docs = [self._documents.of(item.split)[item.index] for item in items]
         return _Choices(self._task, self._documents, self._metric.name, docs, first)
 
-    def _is_plain(self) -> bool:
-        """Whether lm-eval's own code turns responses into metrics, without any code of the task."""
+    def _is_plain(self, filtered: bool = False) -> bool:
+        """Whether lm-eval's own code turns responses into metrics, without any code of the task but its filters."""
         task = self._task
         return (
             type(task).process_results is ConfigurableTask.process_results
             and type(task).construct_requests is ConfigurableTask.construct_requests
             and not callable(task.config.process_results)
-            and task.config.filter_list is None
+            and (filtered or task.config.filter_list is None)
         )
 
     def _is_plain_accuracy(self) -> bool:

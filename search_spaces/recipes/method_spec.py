@@ -92,7 +92,8 @@ class MethodSpec:
         Whether the weights depend on the recipe's seed.
     statistics
         What is measured of each model on its calibration text, by the names of `evomerge.merging.calibration`:
-        ``fisher``, ``gram``, ... After ``base.``, the same of the base on the model's text.
+        ``fisher``, ``gram``, ... After ``base.``, the same of the base on the model's text; after ``first.`` or
+        ``further.``, of the first model alone or of all others.
     weighted_average
         Whether the result is Σ w_t θ_t / Σ w_t, divided when `normalize`: only the ratios of the weights count.
     differentiable

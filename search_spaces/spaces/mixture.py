@@ -38,7 +38,7 @@ from search_spaces.spaces.chunks import Chunking, chunking
 from search_spaces.spaces.context import Gram, SpaceContext
 from search_spaces.spaces.genes import Integer, Real, low_and_high, to_shares
 from search_spaces.spaces.registry import register_space
-from search_spaces.spaces.space import Genotype, SearchSpace
+from search_spaces.spaces.space import Genotype, SearchSpace, cosine
 
 Parametrisation = Literal["direct", "simplex", "softmax", "signed"]
 Interpolation = Literal["slerp", "slerp_per_segment", "linear"]
@@ -415,6 +415,15 @@ class MixtureSpace(SearchSpace):
         fresh = int(rng.integers(MAX_SEED))
         column = np.full((len(genes), 1), self.config.noise.sigma)
         return self._strongest(genes, np.hstack([deviations, column]), np.append(seeds, fresh))
+
+    def similarity(self, a: Genotype, b: Genotype) -> float:
+        """Return the cosine of the task vectors of two mixtures, without their noise; needs the models' weights."""
+        if self.context.gram is None:
+            return super().similarity(a, b)
+        base = np.eye(len(self.models))[0]  # the first model
+        x, y = (self.weights(point) - base for point in (a, b))
+        products = [float(np.einsum("ci,cij,cj->", one, self._gram, two)) for one, two in ((x, y), (x, x), (y, y))]
+        return cosine(*products)
 
     def _aligned(self, a: Genotype, b: Genotype) -> tuple[npt.NDArray[np.int64], Table, Table]:
         """Return the seeds of both, and for each the rows [C, genes + seeds] over the union of their noises."""

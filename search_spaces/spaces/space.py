@@ -5,6 +5,7 @@ A space defines genotypes and their variation operators; strategies select. Lett
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
@@ -180,6 +181,15 @@ class SearchSpace(ABC):
         drawn = rng.choice(len(donors), size=self.dimension, p=shares)
         return np.where(self.discrete, np.array(donors)[drawn, np.arange(self.dimension)], settled)
 
+    def similarity(self, a: Genotype, b: Genotype) -> float:
+        """Return how alike two merges are, from -1 to 1: the cosine of their task vectors, or what stands for it.
+
+        By default it is the cosine of the active real coordinates, as if each weighed a direction of its own and all
+        directions had one length. It is 0 if either has none but zeros.
+        """
+        x, y = (np.where(self.active(point) & ~self.discrete, point, 0.0) for point in (a, b))
+        return cosine(float(x @ y), float(x @ x), float(y @ y))
+
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
         """Return `a` with some genes moved, float64[G].
 
@@ -219,6 +229,12 @@ class SearchSpace(ABC):
                 f"pass a number from {gene.low} to {gene.high}"
             )
         return np.clip(point, self.low, self.high)
+
+
+def cosine(product: float, square: float, other: float) -> float:
+    """Return the cosine of the angle between two vectors, from their inner product and squared lengths; 0 without."""
+    lengths = math.sqrt(max(square, 0.0) * max(other, 0.0))
+    return min(1.0, max(-1.0, float(product) / lengths)) if lengths > 0 else 0.0
 
 
 def _frozen(values: list[float]) -> Genotype:

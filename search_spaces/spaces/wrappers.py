@@ -127,6 +127,10 @@ class WrappedSpace(SearchSpace):
         inner = [self._inward(donor) for donor in donors]
         return self._outward(self.inner.recombine(self._inward(point), inner, shares, rng))
 
+    def similarity(self, a: Genotype, b: Genotype) -> float:
+        """Compare as the inner space does."""
+        return self.inner.similarity(self._inward(a), self._inward(b))
+
     def mutate(self, a: Genotype, rng: np.random.Generator) -> Genotype:
         """Mutate as the inner space does."""
         if not self._has_own("mutate"):

@@ -98,9 +98,8 @@ while True:
 }
 
 
-@pytest.mark.parametrize(
-    "program", [name if name == "loops" else pytest.param(name, marks=pytest.mark.slow) for name in ENDLESS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ENDLESS)
 def test_a_program_without_end_is_ended(program):
     """Signals are ignored in vain, and an answer without end is neither read nor kept."""
     assert run_program(ENDLESS[program], seconds=1).error is not None

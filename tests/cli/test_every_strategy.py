@@ -44,6 +44,7 @@ STRATEGIES = {
     "optuna": {"kind": "optuna:TPE"},
     "random": {"kind": "random"},
     "gradient": {"kind": "gradient", "items": 4, "steps": 4, "then": {"kind": "random"}},
+    "greedy": {"kind": "greedy", "samples": 8, "stop": 1.0},
     "grid": {"kind": "grid"},
     "m2n2 over mixtures": {"kind": "m2n2", "archive": 3},
     "eda over layer orders": {"kind": "eda", "population": 4},
@@ -133,6 +134,21 @@ def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
     assert code == 0, printed
     again = json.loads((folder / "result.json").read_text())["evaluations"]
     assert again == BUDGET if kind == "grid" else again == BUDGET + 2
+
+    if kind in ("map_elites", "random"):  # an archive of its own, and one made of another strategy's candidates
+        code, printed = run(monkeypatch, "export", folder, "--archive", tmp_path / "archive")
+        assert code == 0, printed
+        index = json.loads((tmp_path / "archive" / "index.json").read_text())
+        elites = index["elites"]
+        assert index["axes"] == [[task] for task in TASKS]
+        assert len({tuple(one["cell"]) for one in elites}) == len(elites)
+        for one in elites:
+            assert one["cell"] == [min(9, int(10 * score)) for score in one["scores"]]
+            assert one["file"] in {file.name for file in (tmp_path / "archive").glob("*.yaml")}
+        fitness = [one["fitness"] for one in elites]
+        assert fitness == sorted(fitness, reverse=True) and len(fitness) > 0
+        code, printed = run(monkeypatch, "export", folder, "--archive", tmp_path / "archive")
+        assert code == 2 and "the folder is not empty; name another one" in printed
 
     code, printed = run(monkeypatch, "export", folder, "--pareto", tmp_path / "front")
     assert code == 0, printed

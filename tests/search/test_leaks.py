@@ -1,5 +1,7 @@
 """Held-out means never seen: by the search, by the run that it begins with, nor by the one that found its start."""
 
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -163,10 +165,13 @@ def test_the_text_of_a_task_is_its_search_items_with_their_answers(write, tmp_pa
     monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
     problem = calibrated(write, {"base": "task:zoo_target_gen", "ops": "task:zoo_target_gen"})
     (file,) = problem.space.decode(problem.space.start).calibration_files
-    text = (tmp_path / "cache" / "texts" / file).read_text()
+    lines = (tmp_path / "cache" / "texts" / file).read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
     for item, shown in problem.suite.texts(problem.search_items).items():
-        assert f"{shown.question} {shown.targets[0]}" in text, item
-    assert not [item for item in problem.suite.texts(problem.held_out_items).values() if item.question in text]
+        assert f"{shown.question} {shown.targets[0]}" in texts, item
+    assert not [
+        item for item in problem.suite.texts(problem.held_out_items).values() if item.question in "".join(texts)
+    ]
     assert problem.config.space.calibration_text["ops"] == "task:zoo_target_gen"  # what a run records
     with pytest.raises(
         ConfigError, match=r"space.calibration_text: the search file has no task zoo_target_ge; did you"

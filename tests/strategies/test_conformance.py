@@ -5,6 +5,7 @@ from evomerge.strategies import (
     CmaEsConfig,
     EdaConfig,
     GeneticConfig,
+    GreedyConfig,
     GridConfig,
     M2n2Config,
     MapConfig,
@@ -124,6 +125,14 @@ class TestRandom(StrategySuite):
 class TestRandomWithSeveralObjectives(StrategySuite):
     config = RandomConfig(population=6)
     objectives = 2
+
+
+class TestGreedyPairs(StrategySuite):
+    config = GreedyConfig(samples=6)
+
+
+class TestGreedySoup(StrategySuite):
+    config = GreedyConfig(samples=6, merge="soup")
 
 
 class TestGrid(StrategySuite):

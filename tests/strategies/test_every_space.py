@@ -13,6 +13,7 @@ from evomerge.strategies import (
     EdaConfig,
     Evaluated,
     GeneticConfig,
+    GreedyConfig,
     GridConfig,
     M2n2Config,
     MapConfig,
@@ -56,6 +57,7 @@ CONFIGS = {
     "ppo": PpoConfig(population=6, epochs=3),
     "optuna:QMC": OptunaConfig(sampler="QMC"),
     "random": RandomConfig(),
+    "greedy": GreedyConfig(samples=8, stop=1.0),
     "grid": GridConfig(),
     "staged": StagedConfig(evaluations=20, first=CmaEsConfig(population=6), second=EdaConfig(population=6)),
 }
@@ -109,6 +111,10 @@ def test_every_proposal_is_a_recipe(name, space):
         return
     if name == "map" and space.discrete.any():
         with pytest.raises(ValueError, match=r"strategy.kind map fits quadratic forms of real genes and .* nsga2"):
+            config.resolved(space, noise=0.05, evaluations=200)
+        return
+    if name == "greedy" and space.discrete.all():
+        with pytest.raises(ValueError, match=r"greedy takes means .* write space.kind: mixture, or strategy.kind: eda"):
             config.resolved(space, noise=0.05, evaluations=200)
         return
     if name == "staged" and not hasattr(space, "flow"):

@@ -177,6 +177,9 @@ class Ones:
     def random(self, size):
         return np.ones(size)
 
+    def integers(self, below):
+        return 1
+
 
 def test_succession_is_the_published_step():
     strategy = GeneticConfig(preset="genome_plus").build(RawWeights(2), 0)
@@ -184,12 +187,36 @@ def test_succession_is_the_published_step():
     mover = strategy.individuals[2]
     mover.velocity, mover.best, mover.best_fitness = np.array([1.0, -1.0]), np.array([3.0, 4.0]), 0.7
     strategy.rng = Ones()
-    swarm = strategy.config.succession
+    swarm = SuccessionConfig()
     for step in range(2):
         x, v, p, g, w = mover.genotype, mover.velocity, mover.best, np.ones(2), np.zeros(2)
         expected = (0.2 * v + 0.2 * (p - x) + 0.2 * (g - x) - 0.1 * (w - x)) / 0.7
         assert np.allclose(strategy._moved(swarm)[2].genotype, x + 0.5 * 0.95**step * expected)
         assert np.allclose(mover.velocity, expected)
+
+
+def test_the_preset_moves_as_the_published_program_does():
+    """First velocities, a length that shrinks with every individual, and the worst point ever."""
+    strategy = GeneticConfig(preset="genome_plus").build(RawWeights(2), 0)
+    population(strategy, [0.1, 0.9, 0.5])
+    strategy._worst = (0.05, np.array([-4.0, 2.0]))
+    positions = [individual.genotype.copy() for individual in strategy.individuals]
+    strategy.rng = Ones()  # draws the individual at 1 wherever one is drawn
+    moved = [child.genotype for child in strategy._moved(strategy.config.succession)]
+    for at, x in enumerate(positions):
+        v, best = positions[1] - x, positions[1]
+        expected = (0.2 * v + 0.2 * (best - x) - 0.1 * (np.array([-4.0, 2.0]) - x)) / 0.7
+        assert np.allclose(moved[at], x + 0.5 * 0.95 ** (at + 1) * expected)
+
+
+def test_a_generation_without_children_is_left_out():
+    """GENOME+ crosses with probability 0.3: where no child is drawn the next swarm step follows at once."""
+    config = GeneticConfig(preset="genome_plus", population=2, crossover=1e-9)
+    strategy = config.build(RawWeights(3), 0)
+    for number in range(6):
+        asked = strategy.ask(100)
+        assert len(asked) == 2 and all(candidate.generation == number for candidate in asked)
+        strategy.tell(Evaluated(c.id, ok(-np.sum((c.genotype - 1) ** 2))) for c in asked)
 
 
 def test_in_succession_a_choice_stays_or_is_taken_over():
@@ -215,7 +242,7 @@ def test_in_succession_a_choice_stays_or_is_taken_over():
 
 
 def test_succession_and_children_take_turns_and_draw_anew():
-    strategy = GeneticConfig(preset="genome_plus", population=4).build(RawWeights(3), 0)
+    strategy = GeneticConfig(preset="genome_plus", population=4, crossover=1.0).build(RawWeights(3), 0)
     sizes = []
     for _ in range(6):
         asked = strategy.ask(100)

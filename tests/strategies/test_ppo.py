@@ -19,7 +19,7 @@ WANTED = [(0, "base"), (1, "b"), (2, "a"), (2, "a"), (3, "b"), (5, "base")]
 
 def closeness(genotype):
     """Return 1 minus the edit distance of the path from the planted one, as a share of its length."""
-    taken = SPACE._taken(genotype)
+    taken = SPACE.path(genotype)
     distance = np.arange(len(WANTED) + 1)
     for step in taken:
         row = [distance[0] + 1]

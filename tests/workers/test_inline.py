@@ -14,7 +14,7 @@ from evomerge.search.scoring_workers import local_worker
 from evomerge.testing import PoolSuite
 from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, WorkerError
 from evomerge.workers.inline import InlinePool
-from fitness.results import ItemScores
+from fitness.results import EngineUnavailable, ItemScores
 from search_spaces.recipes.baselines import source_recipe
 from tests.workers.searches import ZOO, write_config
 
@@ -186,3 +186,21 @@ class TestAWorkerOfTheZooInAPool(PoolSuite):
 
     def broken(self):
         return Request(source_recipe("/models/nowhere", 2), self.requests(1)[0].items)
+
+
+def test_an_engine_that_cannot_start_stops_the_worker_and_not_the_candidate(worker, problem, monkeypatch):
+    closed = []
+
+    def taken(model):
+        raise EngineUnavailable("vLLM does not start: no")
+
+    monkeypatch.setattr(worker.evaluator.answering, "taken", taken)
+    monkeypatch.setattr(worker.evaluator.answering, "prepare", lambda model, sample: taken(model))
+    monkeypatch.setattr(worker.evaluator.answering, "close", lambda: closed.append(True))
+    recipe, items = problem.space.decode(problem.space.start), tuple(problem.subset[:2])
+    with pytest.raises(BrokenWorker, match="vLLM does not start: no"):
+        worker.evaluate(Request(recipe, items))
+    with pytest.raises(WorkerError, match="vLLM does not start: no"):
+        worker.prepare(recipe, items)
+    InlinePool(worker).close()
+    assert closed == [True]

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from evomerge.files.cache import cache_folder, cached_folder
 from evomerge.files.hashing import sha256
-from evomerge.merging.calibration import gradients, inputs, parts
+from evomerge.merging.calibration import parts
+from evomerge.merging.calibration.joint import Members
+from evomerge.merging.calibration.kinds import JOINT, KINDS, Sizes
 from evomerge.merging.calibration.parts import Part, Statistics
 from evomerge.merging.calibration.texts import MAX_WINDOWS, WINDOW, most_tokens, read, windows_of
 from evomerge.merging.sources.source import Source, fingerprint
-from search_spaces.recipes.layout import ModelLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,68 +31,14 @@ if TYPE_CHECKING:
 VERSION = 2
 """Version of the measurements; part of the cache's key."""
 
-Measure: TypeAlias = "Callable[[PreTrainedModel, ModelLayout, Tensor], Iterator[Part]]"
-Sizes: TypeAlias = Callable[[Source, int, int], int]
-"""Bytes for a model, a number of tokens and the bytes of one hidden number."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of statistic.
-
-    Attributes
-    ----------
-    measure
-        Yields it in parts.
-    memory
-        The most that it holds beside the model and one window's activations.
-    disk
-        The most that the cache holds.
-    """
-
-    measure: Measure
-    memory: Sizes
-    disk: Sizes
-
-
-def _entries(source: Source) -> int:
-    return sum(math.prod(source.shape(name)) for name in source.names)
-
-
-def _widths(source: Source, layer: int) -> list[int]:
-    """Return the input channels of a layer's matrices."""
-    names = (source.layout.layer_tensor(layer, name) for name in source.layout.layers[layer])
-    return [shape[1] for shape in map(source.shape, names) if len(shape) == 2]
-
-
-def _gram_bytes(source: Source) -> list[int]:
-    """Return the bytes of each layer's Gram matrices, as if no maps shared one."""
-    return [sum(4 * width**2 for width in _widths(source, layer)) for layer in range(source.layout.num_layers)]
-
-
-def _gram_memory(source: Source, tokens: int, number: int) -> int:
-    width = int(source.config.get_text_config().hidden_size)
-    return max(_gram_bytes(source)) + tokens * width * number
-
-
-def _by_channel(source: Source, tokens: int, number: int) -> int:
-    return sum(8 * source.shape(name)[-1] for name in source.names)
-
-
-KINDS: Mapping[str, Kind] = {
-    "activations": Kind(inputs.activations, _by_channel, _by_channel),
-    "energies": Kind(inputs.energies, _by_channel, _by_channel),
-    "gram": Kind(inputs.grams, _gram_memory, lambda source, *_: sum(_gram_bytes(source))),
-    "fisher": Kind(gradients.fisher, lambda source, *_: 6 * _entries(source), lambda source, *_: 2 * _entries(source)),
-}
-
 
 def memory(kind: str, checkpoint: Source, text: Path, number: int) -> int:
     """Return the most bytes that measuring holds beside the model and one window's activations.
 
-    `number` is the bytes of one number of the model's hidden states.
+    `number` is the bytes of one number of the model's hidden states. Of a kind of several models, for one of them.
     """
-    return KINDS[kind].memory(checkpoint, most_tokens(read(text)), number)
+    sizes = JOINT[kind].memory if kind in JOINT else KINDS[kind].memory
+    return sizes(checkpoint, most_tokens(read(text)), number)
 
 
 def statistics(
@@ -129,25 +74,62 @@ def statistics(
     FileError
         If the cache cannot be written.
     """
-    content = read(text)
-    folder = (cache or cache_folder("statistics")) / f"{kind}-{_key(kind, checkpoint, content, dtype)}"
+    how = KINDS[kind]
+
+    def measured(windows: Sequence[Tensor]) -> Iterator[Part]:
+        return how.measure(load(), checkpoint.layout, windows[0])
+
+    return _kept(kind, [(checkpoint, text)], how.disk, measured, cache, dtype)
+
+
+def joint_statistics(
+    kind: str,
+    members: Sequence[tuple[Source, Path]],
+    load: Callable[[int], PreTrainedModel],
+    cache: Path | None = None,
+    *,
+    dtype: str = "float32",
+) -> Statistics:
+    """Return a statistic of several models, each on its text: the names are a model's number, a colon, and a tensor's.
+
+    Parameters and errors are those of `statistics`, `kind` one of `JOINT`; `load` gives a model by its number.
+    """
+    how = JOINT[kind]
+    sources = [source for source, _ in members]
+
+    def measured(windows: Sequence[Tensor]) -> Iterator[Part]:
+        return how.measure(Members(sources, windows, load))
+
+    return _kept(kind, members, how.disk, measured, cache, dtype)
+
+
+def _kept(
+    kind: str,
+    members: Sequence[tuple[Source, Path]],
+    disk: Sizes,
+    measure: Callable[[Sequence[Tensor]], Iterator[Part]],
+    cache: Path | None,
+    dtype: str,
+) -> Statistics:
+    """Return what is in the cache; measure what is not, and what is damaged."""
+    contents = [read(text) for _, text in members]
+    key = _key(kind, [source for source, _ in members], contents, dtype)
+    folder = (cache or cache_folder("statistics")) / f"{kind}-{key}"
     if folder.exists():
         with suppress(Exception):  # damaged: measure again
             return parts.load(folder)
         shutil.rmtree(folder)
-    windows = windows_of(checkpoint, content, text)
-
-    def fill(place: Path) -> None:
-        parts.write(place, KINDS[kind].measure(load(), checkpoint.layout, windows))
-
-    cached_folder(folder, fill, size=KINDS[kind].disk(checkpoint, windows.numel(), 4))
+    windows = [windows_of(source, own, text) for (source, text), own in zip(members, contents, strict=True)]
+    size = sum(disk(source, own.numel(), 4) for (source, _), own in zip(members, windows, strict=True))
+    cached_folder(folder, lambda place: parts.write(place, measure(windows)), size=size)
     return parts.load(folder)
 
 
-def _key(kind: str, checkpoint: Source, content: bytes, dtype: str) -> str:
-    files = json.dumps(fingerprint(checkpoint)["files"], sort_keys=True)
-    hashed = hashlib.sha256(f"{VERSION}\0{kind}\0{WINDOW}\0{MAX_WINDOWS}\0{dtype}\0{files}\0".encode())
-    for path in checkpoint.tokenizer.files:
-        hashed.update(bytes.fromhex(sha256(path)))
-    hashed.update(content)
+def _key(kind: str, sources: Sequence[Source], contents: Sequence[bytes], dtype: str) -> str:
+    hashed = hashlib.sha256(f"{VERSION}\0{kind}\0{WINDOW}\0{MAX_WINDOWS}\0{dtype}\0".encode())
+    for source, content in zip(sources, contents, strict=True):
+        hashed.update(json.dumps(fingerprint(source)["files"], sort_keys=True).encode() + b"\0")
+        for path in source.tokenizer.files:
+            hashed.update(bytes.fromhex(sha256(path)))
+        hashed.update(hashlib.sha256(content).digest())
     return hashed.hexdigest()[:32]

@@ -5,6 +5,7 @@ Letters: W windows, S tokens of a window.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from evomerge.merging.sources.source import Source
 WINDOW = 512
 """Tokens of one window; windows are read independently."""
 MAX_WINDOWS = 256
-"""At most this many windows are read, as by AIM's authors."""
+"""At most the tokens of so many windows are read, as by AIM's authors."""
 SHORTEST = 16
 """Tokens that a text has to have."""
 
@@ -51,28 +52,68 @@ def most_tokens(content: bytes) -> int:
 
 
 def windows_of(checkpoint: Source, content: bytes, text: Path) -> Tensor:
-    """Return the text's token ids, int64[W, S], the last window padded with -1.
+    """Return the text's token ids, int64[W, S], windows shorter than the longest padded with -1.
+
+    Documents of a JSONL file are read apart, with the tokenizer's special tokens, as prompts are.
 
     Raises
     ------
     CheckpointError
         If the text has fewer than `SHORTEST` tokens, or tokens that the model has no embedding of.
     """
-    encoded = checkpoint.tokenizer.load()(content.decode("utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
-    ids = torch.tensor(encoded[: WINDOW * MAX_WINDOWS], dtype=torch.int64)
-    if len(ids) < SHORTEST:
+    tokenizer, pieces, count = checkpoint.tokenizer.load(), list[Tensor](), 0
+    for document in documents(content, text):
+        encoded = tokenizer(document, add_special_tokens=is_jsonl(text), verbose=False)["input_ids"]
+        ids = torch.tensor(encoded[: WINDOW * MAX_WINDOWS - count], dtype=torch.int64)
+        count += len(ids)
+        pieces += [piece for piece in ids.split(WINDOW) if len(piece)]
+        if count == WINDOW * MAX_WINDOWS:
+            break
+    if count < SHORTEST:
         raise CheckpointError(
-            f"{text}: the calibration text has {len(ids)} tokens of {checkpoint.reference}, and {SHORTEST} are the "
+            f"{text}: the calibration text has {count} tokens of {checkpoint.reference}, and {SHORTEST} are the "
             "least that say something; write some pages"
         )
+    windows = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=-1)
     rows = int(checkpoint.config.get_text_config().vocab_size)
-    if int(ids.max()) >= rows:
+    if int(windows.max()) >= rows:
         raise CheckpointError(
-            f"{text}: the tokenizer of {checkpoint.reference} gives the token {int(ids.max())} and the model has "
+            f"{text}: the tokenizer of {checkpoint.reference} gives the token {int(windows.max())} and the model has "
             f"{rows} embeddings: it is another model's tokenizer; put the model's own into its folder"
         )
-    missing = -len(ids) % WINDOW
-    return torch.cat([ids, ids.new_full((missing,), -1)]).reshape(-1, WINDOW)
+    return windows
+
+
+def is_jsonl(text: Path) -> bool:
+    """Return whether a text is a file of documents, one in a line."""
+    return text.suffix == ".jsonl"
+
+
+def documents(content: bytes, text: Path) -> list[str]:
+    """Return what is read apart from each other: the lines of a JSONL file, or a text as one.
+
+    A line is a JSON string, or an object with a ``text``.
+
+    Raises
+    ------
+    CheckpointError
+        If a line is neither.
+    """
+    if not is_jsonl(text):
+        return [content.decode("utf-8")]
+    found = []
+    for number, line in enumerate(content.decode("utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        value = value.get("text") if isinstance(value, dict) else value
+        if not isinstance(value, str):
+            raise CheckpointError(f'{text}:{number}: it is no document; write a line such as {{"text": "..."}}')
+        found.append(value)
+    return found
 
 
 def without_padding(windows: Tensor, device: torch.device) -> list[Tensor]:

@@ -29,11 +29,21 @@ def behaviour(name: str, checkpoint: Source, base: str, reference: Source) -> It
 
     Settings that a file leaves out have the architecture's defaults.
     """
+    if _behave_alike(checkpoint.outline.stated, reference.outline.stated):
+        return
     own, wanted = _settings(checkpoint), _settings(reference)
     for key in sorted(own.keys() | wanted.keys()):
         if own.get(key) != wanted.get(key) and not _NO_BEHAVIOUR.fullmatch(key):
             shown = (_cut(values.get(key, "not set")) for values in (own, wanted))
             yield f"{name}: {key} is {next(shown)} here and {next(shown)} in {base}; a merge has the base's"
+
+
+def _behave_alike(own: Mapping[str, Any] | None, wanted: Mapping[str, Any] | None) -> bool:
+    """Whether two models are well-known and state the same settings."""
+    if own is None or wanted is None:
+        return False
+    stated = ({key: value for key, value in each.items() if not _NO_BEHAVIOUR.fullmatch(key)} for each in (own, wanted))
+    return next(stated) == next(stated)
 
 
 def _settings(source: Source) -> dict[str, Any]:
@@ -89,7 +99,7 @@ def differing_statements(checkpoints: Mapping[str, Source], base: str) -> Iterat
         others |= _generation_settings(own).keys() ^ settings.keys()
         if name != base and others:
             yield f"{name}: its generation_config.json differs in {', '.join(sorted(others))}; a merge has the base's"
-    token = merged.tokenizer.load().eos_token_id if merged.tokenizer.files else None
+    token = merged.tokenizer.end_token_id() if merged.tokenizer.files else None
     if token is not None and token not in ids:
         yield (
             f"{owner}: its tokenizer ends texts with token {token} (eos_token), and its generation_config.json or "
@@ -126,8 +136,11 @@ def check_chat_template(checkpoints: Mapping[str, Source], base: str) -> None:
 
 def _end_ids(source: Source) -> tuple[int, ...]:
     """Return the ids that end a text, as in transformers: those of generation_config.json, without it config.json's."""
-    generation = source.generation_config()
-    stated = getattr(source.config, "eos_token_id", None) if generation is None else generation.get("eos_token_id")
+    known = source.outline.stated or {}
+    settings: Mapping[str, Any] | None = source.generation_config()
+    if settings is None and "eos_token_id" in known:
+        settings = known
+    stated = getattr(source.config, "eos_token_id", None) if settings is None else settings.get("eos_token_id")
     return tuple(sorted(stated if isinstance(stated, list) else [] if stated is None else [stated]))
 
 

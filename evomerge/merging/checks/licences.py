@@ -35,6 +35,8 @@ def licence(source: Source) -> str | None:
             return name
         if isinstance(name, list) and name and all(isinstance(entry, str) for entry in name):
             return " and ".join(name)
+    if source.outline.stated is not None:
+        return None  # a well-known model's config.json has no such key
     stated = getattr(source.config, "license", None)
     return stated if isinstance(stated, str) and stated else None
 

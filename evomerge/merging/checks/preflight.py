@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from evomerge.merging.checks.behaviour import behaviour, differing_statements
 from evomerge.merging.checks.licences import conflicts, licence
 from evomerge.merging.checks.similarity import Similarity, measure_similarity
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import unverified_base
-from evomerge.merging.sources.source import Source
+from evomerge.merging.sources.source import Source, all_finite
 from search_spaces.recipes.references import parts
 
 STRETCH = 1 << 22  # entries read together when scanning for NaN
@@ -83,7 +84,7 @@ def check(
     warnings: list[str] = []
     for name, checkpoint in checkpoints.items():
         if checkpoint.tokenizer.files and (checkpoint is reference or not reference.tokenizer.files):
-            checkpoint.tokenizer.load()  # the others are loaded to be compared
+            checkpoint.tokenizer.check()  # the others are compared with it
         if checkpoint is not reference:
             check_form(name, checkpoint, base, reference)
             check_tokenizers(name, checkpoint, base, reference)
@@ -201,9 +202,9 @@ def check_tokenizers(name: str, checkpoint: Source, base: str, reference: Source
     """Compare vocabularies where both models have a tokenizer; a model without one uses the base's."""
     if not (checkpoint.tokenizer.files and reference.tokenizer.files):
         return
-    own, wanted = checkpoint.tokenizer.load().get_vocab(), reference.tokenizer.load().get_vocab()
-    if own == wanted:
+    if checkpoint.tokenizer.has_vocabulary_of(reference.tokenizer):
         return
+    own, wanted = checkpoint.tokenizer.load().get_vocab(), reference.tokenizer.load().get_vocab()
     if own.keys() != wanted.keys() and sorted(own.values()) == sorted(wanted.values()):
         theirs = {place: token for token, place in wanted.items()}
         renamed = {place: token for token, place in own.items() if theirs[place] != token}
@@ -225,11 +226,14 @@ def check_tokenizers(name: str, checkpoint: Source, base: str, reference: Source
 
 def _check_finite(name: str, checkpoint: Source) -> None:
     for tensor in checkpoint.names:
-        for part in checkpoint.tensor(tensor).reshape(-1).split(STRETCH):
-            # a sum is finite only if all terms are, and costs no mask; large weights may overflow it
-            if not bool(torch.isfinite(part.sum(dtype=torch.float64))):
-                bad = int((~torch.isfinite(part)).sum())
-                if bad:
-                    raise CheckpointError(
-                        f"{name}: {tensor} holds NaN or infinite values ({bad} found); use another checkpoint"
-                    )
+        check_finite(name, tensor, checkpoint.tensor(tensor))
+
+
+def check_finite(name: str, tensor: str, values: Tensor) -> None:
+    """Refuse a tensor of the source `name` that holds NaN or infinity."""
+    for part in values.reshape(-1).split(STRETCH):
+        if not all_finite(part):
+            bad = int((~torch.isfinite(part)).sum())
+            raise CheckpointError(
+                f"{name}: {tensor} holds NaN or infinite values ({bad} found); use another checkpoint"
+            )

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from evomerge.merging.methods.blocks import one_thread
 from evomerge.merging.sources.source import Source
 from search_spaces.recipes.layout import ModelLayout
 
@@ -104,6 +106,11 @@ def measure_similarity(checkpoints: Mapping[str, Source], base: str, *, sample: 
         Read 16 stretches of 1,024 entries per tensor instead of whole tensors: about 5 million entries of a model with
         300 tensors, which takes a fraction of a second when the files are in the page cache.
     """
+    with one_thread() if sample else nullcontext():
+        return _measured(checkpoints, base, sample=sample)
+
+
+def _measured(checkpoints: Mapping[str, Source], base: str, *, sample: bool) -> Similarity:
     origin = checkpoints[base]
     experts = tuple(name for name in checkpoints if name != base)
     sums = _Pass(len(experts))

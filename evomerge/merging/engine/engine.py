@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
+from evomerge.merging.checks.preflight import check_finite
 from evomerge.merging.engine.core_space import CoreSpace, CoreTensorMerge
 from evomerge.merging.engine.footprint import Footprint, footprint
 from evomerge.merging.engine.layer_stack import LayerStacks, is_layer_stack
@@ -22,8 +24,7 @@ from evomerge.merging.engine.prepared import PreparedCache
 from evomerge.merging.engine.recipe_statistics import RecipeStatistics
 from evomerge.merging.engine.resident import Resident, build_resident
 from evomerge.merging.engine.tensor_merge import StepwiseMerge, TensorMerge, goes_step_by_step
-from evomerge.merging.engine.tensor_slopes import TensorSlopes
-from evomerge.merging.engine.threads import MergeThreads
+from evomerge.merging.engine.threads import MergeThreads, Run
 from evomerge.merging.methods import implementation
 from evomerge.merging.sources.adapters import Factors
 from evomerge.merging.sources.errors import CheckpointError
@@ -32,12 +33,15 @@ from evomerge.merging.sources.source import Source, architecture_key
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
-from search_spaces.spaces.derivatives import Coefficient
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from search_spaces.spaces.derivatives import Coefficient
+
 LARGE = 1 << 22
+RETURNED = 1 << 24
+"""Bytes of merged tensors after which the memory that they took is given back to the system."""
 AnyMerge: TypeAlias = TensorMerge | CoreTensorMerge | StepwiseMerge
 
 
@@ -132,8 +136,9 @@ class MergeEngine:
         self._statistics.measure(recipe, plans)
         resident = self._resident_for(recipe)
         with torch.inference_mode():
-            for plan in plans:
-                self._merge_into(resident, recipe, plan)
+            tasks = [lambda _, plan=plan: self._merge_into(resident, recipe, plan) for plan in plans]
+            for _ in self._threads.each(tasks, parallel=not self._decomposes(recipe, plans)):
+                pass
 
     def apply(self, recipe: Recipe) -> PreTrainedModel:
         """Return the resident model, filled with the recipe's weights.
@@ -200,30 +205,52 @@ class MergeEngine:
         ).module
 
     def stream(self, recipe: Recipe, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the named tensors of the recipe's model in its `out_dtype`, in the CPU's memory, one at a time.
+        """Yield the named tensors of the recipe's model in its `out_dtype`, in the CPU's memory, the largest first.
 
-        Nothing computed for a tensor is kept when the next is asked for. Buffers are the donor's.
+        Threads merge a tensor each, and each is yielded when it is done. Nothing that is computed for a tensor is kept.
+        Buffers are the donor's.
+
+        Raises
+        ------
+        CheckpointError
+            If a source tensor holds NaN or infinity.
         """
         donor = self.checkpoint(recipe.donor)
         recipe, plans = self.plans(recipe)
         self._statistics.measure(recipe, plans)
         by_name = {plan.name: plan for plan in plans}
-        out_dtype = self.out_dtype(recipe)
-        for name in names:
-            plan = by_name.get(name)
-            if plan is None:
-                yield name, donor.tensor(name)
-                continue
-            shape = self._sources.shape(sources_of(plan)[0])
-            target = torch.empty(shape, dtype=out_dtype, device=self._device)
-            with torch.inference_mode():
-                steps = self._stepwise_dtype(recipe, plan)
-                merge = self._new_merge(target.view(-1), shape, recipe, plan, steps=steps, keep=False)
-                self._run([(merge, plan)], out_dtype, large=target.numel() >= self._large)
-            del merge
-            yield name, target.cpu()
-            del target
-            _return_freed_memory()
+        yield from ((name, donor.tensor(name)) for name in names if name not in by_name)
+        wanted = sorted((by_name[name] for name in names if name in by_name), key=self._size, reverse=True)
+        tasks = [partial(self._merged, recipe, plan) for plan in wanted]
+        freed = 0
+        for name, values in self._threads.each(tasks, parallel=not self._decomposes(recipe, wanted)):
+            yield name, values
+            freed += values.nbytes
+            del values
+            if freed >= RETURNED:
+                _return_freed_memory()
+                freed = 0
+
+    def _merged(self, recipe: Recipe, plan: TensorPlan, run: Run) -> tuple[str, Tensor]:
+        """Return a tensor that is merged once."""
+        for part in sources_of(plan):
+            check_finite(part.model, part.tensor, self._sources.tensor(part.model, part.tensor))
+        shape, out_dtype = self._sources.shape(sources_of(plan)[0]), self.out_dtype(recipe)
+        target = torch.empty(shape, dtype=out_dtype, device=self._device)
+        with torch.inference_mode():
+            steps = self._stepwise_dtype(recipe, plan)
+            merge = self._new_merge(target.view(-1), shape, recipe, plan, steps=steps, keep=False)
+            for unit in merge.units(plan, out_dtype):  # importing compiled kernels takes longer than they save once
+                run(unit, matrix=merge.is_whole_matrix)
+        return plan.name, target.cpu()
+
+    def _size(self, plan: TensorPlan) -> int:
+        return math.prod(self._sources.shape(sources_of(plan)[0]))
+
+    @staticmethod
+    def _decomposes(recipe: Recipe, plans: Sequence[TensorPlan]) -> bool:
+        """Whether linear algebra takes most of the time: it uses all threads by itself."""
+        return recipe.adapters == "core" or any(implementation(plan.method).scope == "matrix" for plan in plans)
 
     def footprint(self, recipe: Recipe) -> Footprint:
         """Return what preparing and applying the recipe costs, without doing it."""
@@ -257,6 +284,8 @@ class MergeEngine:
         gradient
             The loss's, by the merged tensor, on the engine's device.
         """
+        from evomerge.merging.engine.tensor_slopes import TensorSlopes
+
         with torch.inference_mode():
             if is_layer_stack(recipe):
                 merge = self._new_merge(gradient.view(-1), tuple(gradient.shape), recipe, plan, steps=None)

@@ -47,7 +47,7 @@ class PreparedCache:
         """
         if method.prepare is None:
             return []
-        return [self._of_model(method, plan, part, recipe, info, keep) for part in plan.contributions]
+        return [self._of_model(method, plan, at, recipe, info, keep) for at in range(len(plan.contributions))]
 
     def of_all(
         self, method: MergeMethod, plan: TensorPlan, recipe: Recipe, info: TensorInfo, *, keep: bool = True
@@ -58,23 +58,25 @@ class PreparedCache:
             return None
         key = prepared_key(prepare, plan, plan.contributions)
         if method.spec.statistics:
-            key = (*key, *(recipe.text_of(part.model) for part in plan.contributions))
+            key = (*key, *(self._statistics.key(method, plan, at, recipe) for at in range(len(plan.contributions))))
 
         def make() -> Prepared:
             models = tuple(self._sources.on_device(part) for part in plan.contributions)
-            measured = tuple(self._statistics.of_tensor(method, part, plan.base, recipe) for part in plan.contributions)
+            measured = tuple(
+                self._statistics.of_tensor(method, plan, at, recipe) for at in range(len(plan.contributions))
+            )
             return prepare(SourceGroup(models, self._sources.base_on_device(plan), info, measured))
 
         return self._get(key, make, keep)
 
     def _of_model(
-        self, method: MergeMethod, plan: TensorPlan, part: Contribution, recipe: Recipe, info: TensorInfo, keep: bool
+        self, method: MergeMethod, plan: TensorPlan, at: int, recipe: Recipe, info: TensorInfo, keep: bool
     ) -> Prepared:
-        prepare, seed = method.prepare, recipe.seed or 0
+        prepare, seed, part = method.prepare, recipe.seed or 0, plan.contributions[at]
         assert prepare is not None, "asked for by of_models"
         key = prepared_key(prepare, plan, (part,), seed if method.spec.stochastic else 0)
         if method.spec.statistics:
-            key = (*key, recipe.text_of(part.model))
+            key = (*key, self._statistics.key(method, plan, at, recipe))
 
         def make() -> Prepared:
             source = SourceTensor(
@@ -84,7 +86,7 @@ class PreparedCache:
                 seed,
                 info,
                 self._sources.model(plan, part),
-                self._statistics.of_tensor(method, part, plan.base, recipe),
+                self._statistics.of_tensor(method, plan, at, recipe),
             )
             return prepare(source)
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from evomerge.merging.engine.tensor_merge import WorkUnit
-from evomerge.merging.methods.blocks import Scratch
+from evomerge.merging.methods.blocks import Scratch, one_thread
+
+T = TypeVar("T")
+
+
+class Run(Protocol):
+    """Runs a unit of work with buffers that no other thread uses."""
+
+    def __call__(self, unit: WorkUnit, *, matrix: bool = False) -> None:
+        """Run it; `matrix`: with the buffers for whole matrices."""
 
 
 class HasUnits(Protocol):
@@ -54,6 +63,36 @@ class MergeThreads:
         if threads > 1:
             self._run_all(queue, threads - 1)
 
+    def each(self, tasks: Sequence[Callable[[Run], T]], *, parallel: bool = True) -> Iterator[T]:
+        """Yield what each task returns, in the order in which they end; few results wait at a time.
+
+        While they run, torch computes each operation in the thread that asks for it: threads that share operations
+        wait for each other at every one, which costs most where other processes use the cores.
+
+        Parameters
+        ----------
+        tasks
+            Functions of a function that runs a unit of work with the thread's own buffers.
+        parallel
+            Whether to run them on ``torch.get_num_threads()`` threads; otherwise here, one after another.
+        """
+        threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+        if not parallel or threads == 1:
+            yield from (task(self.run_here) for task in tasks)
+            return
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="merge", initializer=torch.set_num_threads, initargs=(1,))
+        waiting, running = deque(tasks), set[Future[T]]()
+        with one_thread():
+            try:
+                while waiting or running:
+                    while waiting and len(running) <= threads:
+                        running.add(pool.submit(waiting.popleft(), self.run_in_pool))
+                    ended, running = wait(running, return_when=FIRST_COMPLETED)
+                    while ended:
+                        yield ended.pop().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
     def buffer_bytes(self, rows: int, largest_matrix: int) -> int:
         """Return the size of all threads' buffers.
 
@@ -71,7 +110,7 @@ class MergeThreads:
         """Run a unit in the calling thread."""
         unit(self.for_matrices if matrix else self._scratch)
 
-    def run_in_pool(self, unit: WorkUnit) -> None:
+    def run_in_pool(self, unit: WorkUnit, *, matrix: bool = False) -> None:
         """Run a unit in a thread of the pool, with that thread's buffers."""
         scratch = getattr(self._of_thread, "scratch", None)
         if scratch is None:

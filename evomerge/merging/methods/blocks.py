@@ -5,7 +5,8 @@ Legend: T source models, E entries of one block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,21 @@ class TensorInfo:
     def row(self) -> int:
         """Entries of a row: the last dimension, the whole of a vector."""
         return self.shape[-1]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute each operation in the calling thread alone.
+
+    Threads that share an operation wait for each other at its end. For a short one this takes longer than the work,
+    and thousands of times longer while other processes use the cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Scratch:

@@ -38,3 +38,9 @@ def reversed_ascending_ranks(values: Tensor) -> Tensor:
 def shared_ranks(values: Tensor) -> Tensor:
     """Return float32[n]: the part of the entries that are smaller than each, in [0, 1); equal entries share it."""
     return torch.searchsorted(values.sort().values, values.contiguous()) / values.numel()
+
+
+def largest_first(values: Tensor) -> Tensor:
+    """Return int32[n]: how many entries come before each when the largest is first; of equal ones, the earlier."""
+    order = torch.argsort(values, descending=True, stable=True)
+    return at_sorted_places(order, torch.arange(order.numel(), dtype=torch.int32, device=order.device))

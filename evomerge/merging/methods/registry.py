@@ -10,6 +10,7 @@ import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
@@ -53,12 +54,14 @@ class SourceModel:
     def __init__(self, pairs: Callable[[], Iterator[tuple[Tensor, Tensor | None]]]) -> None:
         self.pairs = pairs
         self._measured: dict[object, Any] = {}
+        self._lock = Lock()  # threads prepare a tensor each
 
     def once(self, key: object, measure: Callable[[], Any]) -> Any:
         """Return what `measure` returned when it was first called with `key`."""
-        if key not in self._measured:
-            self._measured[key] = measure()
-        return self._measured[key]
+        with self._lock:
+            if key not in self._measured:
+                self._measured[key] = measure()
+            return self._measured[key]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ TYPES = {
 
 
 class Stream(Protocol):
-    """A function that gives tensors one after another, in the order asked for."""
+    """A function that gives tensors one after another, in any order."""
 
     def __call__(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield each name with its tensor, on the CPU."""
@@ -86,9 +86,13 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], stream: Stream, *,
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], stream: Stream) -> None:
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    places, end = {}, 0
+    for name in names:
+        places[name], end = end, end + tensors[name].nbytes
     with path.open("wb") as file:
-        file.write(_header({name: tensors[name] for name in names}))
-        for _, values in stream(names):
+        start = file.write(_header({name: tensors[name] for name in names}))
+        for name, values in stream(names):
+            file.seek(start + places[name])
             file.write(values.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from evomerge.merging.output.provenance import Provenance
 from evomerge.merging.output.shards import stored_tensors, write_shards
 from evomerge.merging.sources.architecture import quiet, tied_names
 from evomerge.merging.sources.chat_templates import chat_template
-from evomerge.merging.sources.source import Source
+from evomerge.merging.sources.layers import is_in_place
+from evomerge.merging.sources.source import Source, all_finite
 from evomerge.merging.sources.statements import usable_generation_config
 from search_spaces.recipes import mergekit_export
 from search_spaces.recipes.fields import VOCABULARIES
@@ -29,7 +31,6 @@ from search_spaces.recipes.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STRETCH = 1 << 24  # entries looked at together
 MARGIN = 16 << 20  # bytes for all but the weights: tokenizer, configuration, file system
 
 
@@ -160,6 +161,13 @@ def rehearse(donor: Source) -> None:
 
 def _write_model(engine: MergeEngine, recipe: Recipe, folder: Path) -> None:
     """Write configurations and weights tensor by tensor; at once where transformers stores other tensors."""
+    donor = engine.checkpoint(recipe.donor)
+    if donor.outline.stated is not None and is_in_place(recipe, donor.layout.num_layers):
+        dtype = engine.out_dtype(recipe)
+        _write_statements(donor, donor.outline.stated, dtype, folder)
+        known = {name: torch.empty(donor.outline.shapes[name], dtype=dtype, device="meta") for name in donor.names}
+        write_shards(folder, known, lambda names: finite(engine.stream(recipe, names)))
+        return
     outline = engine.outline(recipe)
     tensors = stored_tensors(outline, tied_names(outline))
     if tensors is None:
@@ -178,6 +186,17 @@ def _write_model(engine: MergeEngine, recipe: Recipe, folder: Path) -> None:
     write_shards(folder, tensors, lambda names: finite(engine.stream(recipe, names), buffers))
 
 
+def _write_statements(donor: Source, stated: Mapping[str, Any], dtype: torch.dtype, folder: Path) -> None:
+    """Write the configurations of a well-known donor, whose layers stay in place: its own, in another dtype."""
+    config = {key: value for key, value in stated.items() if key != "torch_dtype"}
+    files = {"config.json": config | {"dtype": str(dtype).removeprefix("torch.")}}
+    generation = donor.generation_config()
+    if generation is not None:
+        files["generation_config.json"] = generation
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def finite(
     tensors: Iterable[tuple[str, Tensor]], buffers: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, Tensor]]:
@@ -189,14 +208,13 @@ def finite(
         If a weight is NaN or infinite: a dtype with a small range cannot hold it, or the recipe's weights are extreme.
     """
     for name, values in tensors:
-        if name not in buffers:
-            bad = sum(int((~torch.isfinite(part)).sum()) for part in values.detach().reshape(-1).split(STRETCH))
-            if bad:
-                kind = str(values.dtype).removeprefix("torch.")
-                raise OutputError(
-                    f"{name}: {bad} merged weights are infinite or NaN in {kind}, so nothing is written; set "
-                    "out_dtype to bfloat16 or float32, which hold larger numbers, or use smaller weights"
-                )
+        if name not in buffers and not all_finite(values.detach()):
+            bad = int((~torch.isfinite(values.detach())).sum())
+            kind = str(values.dtype).removeprefix("torch.")
+            raise OutputError(
+                f"{name}: {bad} merged weights are infinite or NaN in {kind}, so nothing is written; set "
+                "out_dtype to bfloat16 or float32, which hold larger numbers, or use smaller weights"
+            )
         yield name, values
 
 

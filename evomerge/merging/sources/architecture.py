@@ -7,13 +7,17 @@ architecture that transformers loads works without a table of names.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from evomerge.files.messages import reason
+from evomerge.merging.well_known.architectures import EMBEDDINGS, HEAD, Shape, WellKnownModel
 from search_spaces.recipes.layout import ModelLayout
 
 if TYPE_CHECKING:
@@ -62,12 +66,16 @@ class Outline:
         Its tensors by position.
     tied_names
         Names of parameters that share another's storage, with that other's name in the layout.
+    stated
+        The contents of config.json, for well-known models alone.
 
     Raises
     ------
     ArchitectureError
         As `layout_of`.
     """
+
+    stated: Mapping[str, Any] | None = None
 
     def __init__(self, config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
         self.config = config
@@ -95,7 +103,12 @@ class Outline:
     @property
     def num_parameters(self) -> int:
         """Number of parameters, tied ones counted once."""
-        return sum(self.module.get_parameter(name).numel() for name in self.layout.tensors())
+        return sum(math.prod(self.shapes[name]) for name in self.layout.tensors())
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        """The shape of every tensor that a checkpoint of this architecture stores, by name."""
+        return {name: tuple(values.shape) for name, values in self.module.state_dict().items()}
 
     @property
     def persistent_buffers(self) -> tuple[str, ...]:
@@ -112,6 +125,59 @@ class Outline:
         """Names of the tensors with a row per token: embeddings, head, the head's bias."""
         owners = [self.module.get_input_embeddings(), self.module.get_output_embeddings()]
         return tuple(name for name in self.layout.tensors() if any(self.module_of(name) is owner for owner in owners))
+
+
+class WellKnownOutline(Outline):
+    """The outline of a well-known model, from its config.json alone.
+
+    Only what asks for its configuration or its module imports transformers.
+    """
+
+    def __init__(self, model: WellKnownModel, folder: Path) -> None:
+        self._model, self._folder = model, folder
+        self.trust_remote_code = False
+        self.layout = model.layout
+        self.tied_names = {} if model.layout.head else {HEAD: EMBEDDINGS}
+        self.stated = model.stated
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The transformers configuration."""
+        from transformers import AutoConfig
+
+        with quiet():
+            found: PretrainedConfig = AutoConfig.from_pretrained(self._folder)
+        return found
+
+    @cached_property
+    def module(self) -> PreTrainedModel:
+        """The causal language model on the meta device."""
+        return meta_module(self.config)
+
+    @property
+    def embeddings(self) -> str:
+        """Name of the embedding matrix."""
+        return EMBEDDINGS
+
+    @property
+    def architecture(self) -> str:
+        """Class of the causal language model."""
+        return self._model.architecture
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        """The shape of every tensor that a checkpoint stores, by name."""
+        return self._model.shapes
+
+    @property
+    def persistent_buffers(self) -> tuple[str, ...]:
+        """None: these architectures store no buffers."""
+        return ()
+
+    @property
+    def rows_by_token(self) -> tuple[str, ...]:
+        """Names of the tensors with a row per token: embeddings and head."""
+        return (EMBEDDINGS, HEAD) if self.layout.head else (EMBEDDINGS,)
 
 
 def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:

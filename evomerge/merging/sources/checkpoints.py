@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
-from evomerge.merging.sources.architecture import ArchitectureError, Outline, quiet
+from evomerge.merging.sources.architecture import ArchitectureError, Outline, WellKnownOutline, quiet
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import check_numbers, read_json
 from evomerge.merging.sources.quantised import quantised_by_files, refuse_quantised
@@ -28,6 +28,7 @@ from evomerge.merging.sources.statements import (
 )
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
 from evomerge.merging.sources.weight_files import FLOATS, WeightFiles, is_there
+from evomerge.merging.well_known.architectures import well_known_model
 from search_spaces.recipes.layout import ModelLayout
 
 if TYPE_CHECKING:
@@ -58,16 +59,17 @@ class Checkpoint:
         self.reference = reference
         self.path = path
         self._tied = tied  # None: as config.json says
-        config = self._read_config(trust_remote_code)
-        refuse_other_models(reference, config)
+        self._loaded: Mapping[str, Tensor] | None = None
+        self._is_text_part = False
+        stated = self._read_statements(trust_remote_code)
+        known = well_known_model(stated) if tied is None and not trust_remote_code else None
+        config = None if known else self._checked_config(trust_remote_code)
         self._files = WeightFiles.open(reference, path)
-        part = text_part(config, self._files)
-        self._is_text_part = part is not None
-        config = part or config
-        if tied is not None:
-            config.tie_word_embeddings = tied
-        self.outline = self._build_outline(config, trust_remote_code)
-        self._keys = self._match_names()
+        if known is not None and known.shapes.keys() == set(self._files):
+            self.outline: Outline = WellKnownOutline(known, path)
+            self._keys = {name: name for name in self.names}
+        else:
+            self._build(config or self._checked_config(trust_remote_code), trust_remote_code)
         self._check_types()
         self._check_shapes()
         self._check_tied()
@@ -191,13 +193,24 @@ class Checkpoint:
             raise CheckpointError(f"{self.reference}: generation_config.json does not hold a mapping; remove it")
         return usable_generation_config(self.reference, values)
 
+    def _build(self, config: PretrainedConfig, trust_remote_code: bool) -> None:
+        """Find out what follows from the configuration by building the module without weights."""
+        part = text_part(config, self._files)
+        self._is_text_part = part is not None
+        config = part or config
+        if self._tied is not None:
+            config.tie_word_embeddings = self._tied
+        self.outline = self._build_outline(config, trust_remote_code)
+        self._keys = self._match_names()
+
     def _build_outline(self, config: PretrainedConfig, trust_remote_code: bool) -> Outline:
         try:
             return Outline(config, trust_remote_code=trust_remote_code)
         except ArchitectureError as error:
             raise CheckpointError(f"{self.reference}: {error}") from error
 
-    def _read_config(self, trust_remote_code: bool) -> PretrainedConfig:
+    def _read_statements(self, trust_remote_code: bool) -> Any:
+        """Return the contents of config.json, without what cannot be merged."""
         if not is_there(self.reference, self.path / "config.json"):
             raise CheckpointError(f"{self.reference}: the folder has no config.json; {_other_folder(self.path)}")
         try:
@@ -207,17 +220,28 @@ class Checkpoint:
                 refuse_quantised(self.reference, values)
                 if not trust_remote_code:
                     refuse_code(self.reference, values)
-            from transformers import AutoConfig
-
-            with quiet():
-                return AutoConfig.from_pretrained(self.path, trust_remote_code=trust_remote_code)
         except CheckpointError:
             raise
+        except Exception as error:  # ValueError, OSError, and others for values of wrong types
+            raise self._unreadable(error) from error
+        return values
+
+    def _checked_config(self, trust_remote_code: bool) -> PretrainedConfig:
+        """Return the configuration as transformers reads it, if it is a decoder-only text model's."""
+        from transformers import AutoConfig
+
+        try:
+            with quiet():
+                config: PretrainedConfig = AutoConfig.from_pretrained(self.path, trust_remote_code=trust_remote_code)
         except Exception as error:  # ValueError, KeyError, OSError, validation errors of the config classes
-            raise CheckpointError(
-                f"{self.reference}: config.json cannot be read ({reason(error)}); "
-                "check the file, or update transformers"
-            ) from error
+            raise self._unreadable(error) from error
+        refuse_other_models(self.reference, config)
+        return config
+
+    def _unreadable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.reference}: config.json cannot be read ({reason(error)}); check the file, or update transformers"
+        )
 
     def _match_names(self) -> dict[str, str]:
         """Map the module's names to the checkpoint's keys, as transformers does when it loads.
@@ -225,7 +249,6 @@ class Checkpoint:
         Where the weights themselves must be rearranged (experts to fuse, rows to split), transformers loads the model,
         and it stays in memory.
         """
-        self._loaded: Mapping[str, Tensor] | None = None
         prefix = self.outline.module.base_model_prefix
         wanted = set(self.outline.module.state_dict())
         keys: dict[str, str] = {}
@@ -336,12 +359,12 @@ class Checkpoint:
 
     def _check_shapes(self) -> None:
         """Refuse weights that do not have the shapes that config.json gives."""
-        wanted = self.outline.module.state_dict()
+        wanted = self.outline.shapes
         for name in self.names:
-            if self.shape(name) != tuple(wanted[name].shape):
+            if self.shape(name) != wanted[name]:
                 raise CheckpointError(
                     f"{self.reference}: {name} has shape {list(self.shape(name))}, and config.json asks for "
-                    f"{list(wanted[name].shape)}; use the config.json that was saved with the weights"
+                    f"{list(wanted[name])}; use the config.json that was saved with the weights"
                 )
 
     def _check_tied(self) -> None:

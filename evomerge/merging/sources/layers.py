@@ -70,6 +70,12 @@ def layer_order(recipe: Recipe) -> LayerOrder:
     return tuple(order[step.layer] if step.model is None else (step.model, step.layer) for step in recipe.path)
 
 
+def is_in_place(recipe: Recipe, layers: int) -> bool:
+    """Whether the layers of a recipe, written out in full, are numbers 0 … `layers` − 1 of the models, in order."""
+    order = [layer for _, layer in layer_order(recipe)]
+    return order == list(range(layers))
+
+
 def reordered(config: PretrainedConfig, order: LayerOrder, configs: Mapping[str, PretrainedConfig]) -> PretrainedConfig:
     """Return `config` for the layers of `order`: with their number and all settings that depend on layer numbers.
 

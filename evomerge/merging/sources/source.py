@@ -101,6 +101,11 @@ class Source(Protocol):
         """
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no entry is infinite or NaN, at the speed of reading: the extremes are NaN if any entry is."""
+    return not values.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
+
+
 def fingerprint(source: Source) -> dict[str, Any]:
     """Return what identifies a source's weights: file sizes and hashes, and the hub revision where there is one.
 

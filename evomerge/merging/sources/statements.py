@@ -14,6 +14,7 @@ from evomerge.files.messages import reason
 from evomerge.merging.sources.architecture import quiet
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import read_json
+from evomerge.merging.well_known import generation
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -175,6 +176,8 @@ def usable_generation_config(reference: str, values: Mapping[str, Any]) -> tuple
     CheckpointError
         If transformers does not accept what is left.
     """
+    if generation.is_plain(values):
+        return dict(values), ()
     from transformers import GenerationConfig
 
     kept, dropped = dict(values), []

@@ -12,6 +12,7 @@ from evomerge.files.messages import reason
 from evomerge.merging.sources.architecture import quiet
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import read_json
+from evomerge.merging.well_known import tokenizers
 
 PATTERNS = (
     "tokenizer*.json",
@@ -76,6 +77,31 @@ class TokenizerFolder:
             raise CheckpointError(
                 f"{self.reference}: its tokenizer cannot be loaded ({reason(error)}); save it again"
             ) from error
+
+    def check(self) -> None:
+        """Refuse a tokenizer that cannot be loaded.
+
+        Raises
+        ------
+        CheckpointError
+            As `load`.
+        """
+        if tokenizers.end_token_id(self.path) is None:
+            self.load()
+
+    def end_token_id(self) -> int | None:
+        """Return the id of the token that ends texts; None if the tokenizer has no such token."""
+        known = tokenizers.end_token_id(self.path)
+        if known is not None:
+            return known
+        found: int | None = self.load().eos_token_id
+        return found
+
+    def has_vocabulary_of(self, other: TokenizerFolder) -> bool:
+        """Whether both have the same tokens, with the same ids."""
+        if tokenizers.have_one_vocabulary(self.files, other.files):
+            return True
+        return bool(self.load().get_vocab() == other.load().get_vocab())
 
     def copy_to(self, folder: Path) -> None:
         """Copy the files, without the names of code that is not copied (``auto_map``); named templates come along."""

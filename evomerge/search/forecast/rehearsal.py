@@ -216,6 +216,9 @@ class _MadeUpAnswers:
         """Nowhere: nothing is computed."""
         return "a rehearsal"
 
+    def close(self) -> None:
+        """Nothing was started."""
+
     def evaluate(self, request: Request) -> Evaluation:
         """Make up the answers to a request."""
         self.built += 1

@@ -180,9 +180,10 @@ class LayerActionsSpace(SearchSpace):
             if cursor == self.depth:
                 return
 
-    def _taken(self, point: Genotype) -> list[tuple[int, str]]:
+    def path(self, genotype: Genotype) -> list[tuple[int, str]]:
         """Return the number of each layer on the path, and what it is taken from."""
-        return [(step.layer, step.name) for step in self._walk(self._actions(point)) if step.name is not None]
+        actions = self._actions(self._checked(genotype))
+        return [(step.layer, step.name) for step in self._walk(actions) if step.name is not None]
 
     def _actions(self, genotype: Genotype) -> list[str]:
         return [gene.value(x) for gene, x in zip(self.genes, genotype.tolist(), strict=True)]
@@ -191,7 +192,7 @@ class LayerActionsSpace(SearchSpace):
 
     def decode(self, genotype: Genotype) -> Recipe:
         """Return the recipe of the path: a slice per layer, copied or merged."""
-        layers = [self.layers[name][layer] for layer, name in self._taken(self._checked(genotype))]
+        layers = [self.layers[name][layer] for layer, name in self.path(genotype)]
         return stacked(layers, self._ends[self.anchor], self.context)
 
     @cached_property
@@ -229,7 +230,7 @@ class LayerActionsSpace(SearchSpace):
             raise RecipeError(f"the recipe's path takes {len(actions)} actions; set space.steps to that at least")
         point = np.array(self.start)
         point[: len(actions)] = [self.genes[0].coordinate(action) for action in actions]
-        if self._taken(point) != taken:
+        if self.path(point) != taken:
             raise RecipeError(
                 f"the recipe's path of {len(taken)} layers is outside the space's bounds; set space.min_layers, "
                 "max_layers, steps and skip to contain it"

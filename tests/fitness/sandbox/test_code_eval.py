@@ -72,7 +72,7 @@ def config(folder, **keys):
 @pytest.mark.parametrize(("kind", "python"), [("human_eval", HUMAN_EVAL), ("own_means", OWN_MEANS)])
 def test_a_program_scores_as_its_result_does(kind, python, write):
     """The answers of a model to the same questions, once as programs and once as text."""
-    suite = TaskSuite.load(config(write(kind, python)), seed=0)
+    suite = TaskSuite.load(config(write(kind, python, items=3)), seed=0)
     programs, texts = suite.task("programs"), suite.task("zoo_target_gen")
     assert suite.metrics["programs"] in ("pass@1,create_test", "solved,none")
     items, same = suite.pool.search["programs"], suite.pool.search["zoo_target_gen"]
@@ -80,7 +80,7 @@ def test_a_program_scores_as_its_result_does(kind, python, write):
         for item in asked:
             task.requests(item)
     right = [texts.documents.of(item.split)[item.index]["answer"] for item in same]
-    for answers in (right, right[::-1], ["'; syntax"] * 6, ["' if 1 else '"] * 6, ["'; raise SystemExit #"] * 6):
+    for answers in (right, right[::-1], ["'; syntax", "' if 1 else '", "'; raise SystemExit #"]):
         given = [(text,) for text in answers]
         assert programs.scores.of(items, given).tolist() == texts.scores.of(same, given).tolist()
     assert programs.scores.of(items, [(text,) for text in right]).mean() == 1

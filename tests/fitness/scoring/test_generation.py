@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fitness.results import TaskError
-from fitness.scoring import generation
+from fitness.scoring import decoding, generation
 from fitness.scoring.generation import GenerationPlan
+from fitness.tasks.lm_eval_rules import RightTexts, cut_at_stop
 
 PROMPTS = [(10, 12, 7), (9, 20, 21, 22, 8, 5), (15,), (11, 11, 5), (25, 26, 27, 13, 14)]
 SETTINGS = {"until": ["."], "max_gen_toks": 14}
@@ -46,7 +49,7 @@ def test_loop_equals_generate_and_the_slow_reference(
     model = make_model(architecture)
     batch = GenerationPlan(
         PROMPTS, [SETTINGS] * len(PROMPTS), tokenizer, max_length=64, batch_size=8, device="cpu"
-    )._batches[0]
+    )._groups[0]
     assert generation._loop_applies(model, batch)
     expected = one_by_one(model, tokenizer, 14, ".")
     assert texts(model, tokenizer, SETTINGS) == expected
@@ -59,7 +62,7 @@ def test_loop_equals_generate_and_the_slow_reference(
 def test_leaving_finished_rows_out_changes_nothing(
     share: float, tokenizer: Any, llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "SHRINK_AT", share)
+    monkeypatch.setattr(decoding, "SHRINK_AT", share)
     assert texts(llama, tokenizer, SETTINGS) == one_by_one(llama, tokenizer, 14, ".")
 
 
@@ -114,7 +117,7 @@ def test_a_short_beginning_is_not_worth_a_pass(tokenizer: Any) -> None:
             batch_size=64,
             device="cpu",
         )
-        assert plan._batches[0].beginning == expected
+        assert {prompt.shared for prompt in plan._groups[0].prompts} == {expected}
 
 
 def test_sliding_window(tokenizer: Any, make_model: Callable) -> None:
@@ -161,3 +164,116 @@ def test_nan_stops_generate_too(tokenizer: Any, make_model: Callable, monkeypatc
 def test_settings_that_are_refused(extra: dict[str, Any], tokenizer: Any) -> None:
     with pytest.raises(TaskError, match="set do_sample: false, num_beams: 1 and max_gen_toks"):
         texts(None, tokenizer, {**SETTINGS, **extra})
+
+
+def lengths(model: Any, tokenizer: Any, count: int, stop: str = ".") -> tuple[list[tuple[int, ...]], list[str]]:
+    """Prompts of 1 to 9 tokens and their answers, by the slow reference: more than fit into a batch."""
+    drawn = torch.Generator().manual_seed(0)
+    prompts = [
+        tuple(torch.randint(5, 31, (int(torch.randint(1, 10, (1,), generator=drawn)),), generator=drawn).tolist())
+        for _ in range(count)
+    ]
+    return prompts, prompts and _answers(model, tokenizer, prompts, 14, stop)
+
+
+def _answers(model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], count: int, stop: str) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{__name__}.PROMPTS", prompts)
+        return one_by_one(model, tokenizer, count, stop)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "refill_at"), [("llama", 0.0), ("llama", 1.0), ("llama", 1e9), ("gpt2", 1.0), ("gemma", 1.0)]
+)
+def test_prompts_that_join_a_running_batch(
+    architecture: str, refill_at: float, tokenizer: Any, make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, after some steps and only when all rows are free; columns are dropped on the way."""
+    monkeypatch.setattr(decoding, "REFILL_AT", refill_at)
+    monkeypatch.setattr(decoding, "REFILL_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "SLACK", 1)
+    model = make_model(architecture)
+    prompts, expected = lengths(model, tokenizer, 9)
+    plan = GenerationPlan(prompts, [SETTINGS] * 9, tokenizer, max_length=64, batch_size=4, device="cpu")
+    assert plan.run(model)[0] == expected
+    assert len({len(text) for text in expected}) > 2  # so rows do wait for others
+
+
+def test_a_batch_stays_full(tokenizer: Any, llama: Any) -> None:
+    """With unequal answers there are fewer passes than when each batch waits for its longest answer."""
+    prompts, expected = lengths(llama, tokenizer, 16)
+    passes = {}
+    for name, refill_at in (("continuous", 1.0), ("batches", 1e9)):
+        read: list[int] = []
+        before = llama.register_forward_pre_hook(lambda *_, seen=read: seen.append(1))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoding, "REFILL_AT", refill_at)
+            patch.setattr(decoding, "REFILL_SHARE", 1.0)
+            plan = GenerationPlan(prompts, [SETTINGS] * 16, tokenizer, max_length=64, batch_size=4, device="cpu")
+            assert plan.run(llama)[0] == expected
+        before.remove()
+        passes[name] = len(read)
+    assert passes["continuous"] < passes["batches"]
+
+
+def test_prefixes_of_several_tasks_are_each_read_once(
+    tokenizer: Any, llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "PASS_COST", 0)
+    others = SHOTS[::-1]
+    prompts = [shots + prompt for prompt in PROMPTS for shots in (SHOTS, others)]
+    expected = _answers(llama, tokenizer, prompts, 14, ".")
+    read: list[int] = []
+    before = llama.register_forward_pre_hook(
+        lambda _, args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    plan = GenerationPlan(prompts, [SETTINGS] * 10, tokenizer, max_length=64, batch_size=2, device="cpu")
+    found = plan.run(llama)[0]
+    before.remove()
+    assert found == expected
+    assert sorted(width for width in read if width > 6) == [len(SHOTS)] * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_case": True}, {"ignore_numbers": True, "ignore_punctuation": True}])
+def test_a_text_that_can_only_be_wrong_ends_early_and_keeps_its_score(
+    options: dict[str, bool], tokenizer: Any, llama: Any
+) -> None:
+    """Right, half right and wrong answers: `exact_match` of the cut texts is that of the whole ones."""
+    from lm_eval.api.metrics import exact_match_hf_evaluate
+
+    prompts, whole = lengths(llama, tokenizer, 16)
+    golds = [
+        (text, text[: len(text) // 2], text.upper(), "w1 w2", text + " w9", text.split(" ")[0])[at % 6]
+        for at, text in enumerate(whole)
+    ]
+    right = [RightTexts((gold,), **options) for gold in golds]
+    plan = GenerationPlan(prompts, [SETTINGS] * 16, tokenizer, max_length=64, batch_size=4, device="cpu", right=right)
+    assert plan.run(llama)[0] == whole
+    cut = plan.run(llama, whole=False)[0]
+    for text, short, gold in zip(whole, cut, golds, strict=True):
+        one, other = (exact_match_hf_evaluate([each], [gold], **options)["exact_match"] for each in (text, short))
+        assert one == other and text.startswith(short)
+    assert sum(map(len, cut)) < sum(map(len, whole))
+
+
+@given(
+    text=st.text("ab1. \n", max_size=8),
+    more=st.text("ab1. \n", max_size=8),
+    gold=st.text("aAb1. \n", max_size=6),
+    stop=st.lists(st.text("a.\n", min_size=1, max_size=3), max_size=2),
+    ignore=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)
+@settings(max_examples=40, deadline=None)
+def test_no_text_that_may_become_right_is_given_up(
+    text: str, more: str, gold: str, stop: list[str], ignore: tuple[bool, bool, bool]
+) -> None:
+    """Whatever follows: if the whole text, cut at a stop string, is right, then its beginning was not given up."""
+    from lm_eval.api.metrics import exact_match_hf_evaluate
+
+    names = ("ignore_case", "ignore_punctuation", "ignore_numbers")
+    options = dict(zip(names, ignore, strict=True))
+    if any(each in text for each in stop):
+        return  # it has ended before
+    final = cut_at_stop(text + more, tuple(stop))
+    if exact_match_hf_evaluate([final], [gold], **options)["exact_match"]:
+        assert RightTexts((gold,), **options).may_become(text, tuple(stop))

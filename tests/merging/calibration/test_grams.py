@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from evomerge.merging.calibration import inputs
 from evomerge.merging.calibration.layer_walk import LayerWalk
 from evomerge.merging.calibration.statistics import memory, statistics
+from evomerge.merging.calibration.texts import windows_of
 from evomerge.merging.engine import recipe_statistics
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.placement import FreeMemory
@@ -224,6 +225,21 @@ def test_texts_that_cannot_be_used(zoo: dict[str, Any], text: Path, tmp_path: Pa
     text.write_text("sort one two = one two\n" * 40, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"gives the token \d+ and the model has .*another model's tokenizer"):
         statistics("gram", checkpoint, text, lambda: pytest.fail("the work began"))
+
+
+def test_documents_are_read_apart(zoo: dict[str, Any], tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "sort one two = 1 2"}\n\n"reverse three two one = 1 2 3"\n' * 3, encoding="utf-8")
+    windows = windows_of(zoo[OPS], text.read_bytes(), text)
+    tokenizer = zoo[OPS].tokenizer.load()
+    assert [window[window >= 0].tolist() for window in windows[:2]] == [
+        tokenizer("sort one two = 1 2")["input_ids"],
+        tokenizer("reverse three two one = 1 2 3")["input_ids"],
+    ]
+    assert len(windows) == 6
+    text.write_text('{"text": "sort one two = 1 2"}\n{"prompt": "sort"}\n', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"text.jsonl:2: it is no document; write a line such as"):
+        windows_of(zoo[OPS], text.read_bytes(), text)
 
 
 def test_recipes_with_a_text_for_each_model(text: Path, other: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
-from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from evomerge.merging.checks.behaviour import behaviour, check_chat_template, differing_statements
 from evomerge.merging.checks.preflight import check
@@ -25,11 +25,14 @@ from search_spaces.recipes.baselines import source_recipe, uniform_recipe
 Values = dict[str, Any]
 
 
+def configured(config: PretrainedConfig) -> Any:
+    """Return as much of a source as the comparison of settings looks at."""
+    return SimpleNamespace(config=config, outline=SimpleNamespace(stated=None))
+
+
 def named(kind: str, own: Values, base: Values) -> list[str]:
     """Return the settings that are named as different."""
-    sources: list[Any] = [
-        SimpleNamespace(config=CONFIG_MAPPING[kind].from_dict(dict(values))) for values in (own, base)
-    ]
+    sources = [configured(CONFIG_MAPPING[kind].from_dict(dict(values))) for values in (own, base)]
     lines = list(behaviour("expert", sources[0], "base", sources[1]))
     assert all(line.startswith("expert: ") and line.endswith("; a merge has the base's") for line in lines)
     return [line.split()[1] for line in lines]
@@ -96,7 +99,7 @@ def test_defaults_and_what_changes_nothing_are_not(own: Values) -> None:
 
 
 def test_long_values_are_cut() -> None:
-    sources: list[Any] = [SimpleNamespace(config=CONFIG_MAPPING["llama"](x=list(range(n)))) for n in (900, 901)]
+    sources = [configured(CONFIG_MAPPING["llama"](x=list(range(n)))) for n in (900, 901)]
     (line,) = behaviour("expert", sources[0], "base", sources[1])
     assert len(line) < 400
 

@@ -11,6 +11,7 @@ from search_spaces.recipes.mixture_table import Mixture
 from search_spaces.recipes.resolve import difference, resolve
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.mixture import MixtureConfig
+from search_spaces.spaces.wrappers import FoundedSpace
 
 
 @pytest.fixture
@@ -322,3 +323,21 @@ def test_weights_of_task_vectors_add_up_to_more_than_one(make, layout, models):
 def test_shares_are_not_weights_of_task_vectors():
     with pytest.raises(ValidationError, match="simplex weights are not factors of task vectors; write weights: direct"):
         MixtureConfig(relative_to="base", weights="simplex")
+
+
+@pytest.mark.parametrize("relative_to", ["base", None])
+def test_similarity_is_the_cosine_of_task_vectors(make, vectors, relative_to):
+    """Also where genes weigh whole models, and in a space around it; the base has no task vector."""
+    space = make(relative_to=relative_to, chunks=7, weight={"low": -3, "high": 3})
+    base, a, b = space.initial_population()[:3]
+    mixed = (a + b) / 2
+    deltas = task_vectors(vectors)
+    for x, y in ((a, b), (a, mixed), (b, b)):
+        left, right = (flat(space, space.decode(point), deltas, None) for point in (x, y))
+        expected = left @ right / np.linalg.norm(left) / np.linalg.norm(right)
+        assert space.similarity(x, y) == pytest.approx(expected, abs=1e-12)
+    assert space.similarity(base, a) == 0.0
+    assert FoundedSpace(space, [a]).similarity(a, mixed) == space.similarity(a, mixed)
+    blind = MixtureConfig(kind="mixture", chunks=7).build(replace(space.context, gram=None))
+    first, second = (point for point in blind.initial_population()[1:3])
+    assert blind.similarity(first, second) == 0.0 and blind.similarity(first, first) == pytest.approx(1.0)

@@ -1,0 +1,109 @@
+"""One search on the zoo with a few thousand answers, and the held-out score of what it would hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from evomerge.config.search_file import SearchConfig
+from evomerge.search.problem import Problem
+from evomerge.search.scoring_workers import local_worker
+from evomerge.strategies import AnyStrategy, Evaluated, StrategyConfig
+from evomerge.strategies.founded import Founded
+from evomerge.workers.base import Request, Worker
+from experiments.data_flow.edits import settings
+from fitness.estimation.subset import generator
+from fitness.results import Evaluation
+from search_spaces.recipes.recipe import Recipe
+
+FINALISTS, CONFIRMED = 5, 200
+"""So many of the best candidates are asked so many search items in the end, and so is the strategy's own guess."""
+
+
+@dataclass
+class Searched:
+    """A problem of the zoo with its models in memory; equal recipes are scored once.
+
+    Parameters
+    ----------
+    space
+        The search file's section.
+    task
+        What candidates are asked.
+    models
+        Name to folder; the zoo's four if empty.
+    """
+
+    space: Mapping[str, Any]
+    task: str
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = {"models": dict(self.models)} if self.models else {}
+        config = settings(self.task, "all", space=dict(self.space), strategy={"kind": "random"}, **given)
+        self.problem = Problem(SearchConfig.model_validate(config), scan=False)
+        self.worker: Worker = local_worker(self.problem).worker
+        self._known: dict[tuple[str, tuple[str, ...]], Evaluation] = {}
+
+    def scored(self, recipe: Recipe, items: tuple[str, ...]) -> Evaluation:
+        """Return the recipe's scores on some items."""
+        key = recipe.hash, items
+        if key not in self._known:
+            evaluation = self.worker.evaluate(Request(recipe, items))
+            if evaluation.status != "ok":
+                raise RuntimeError(f"a recipe cannot be scored: {evaluation.reason}")
+            mean = float(np.mean(evaluation.scores))
+            error = float(np.std(evaluation.scores)) / len(items) ** 0.5
+            self._known[key] = Evaluation("ok", (mean,), (error,), items, evaluation.scores, evaluation.seconds)
+        return self._known[key]
+
+    def held_out(self, recipe: Recipe) -> float:
+        """Return the recipe's score on all held-out items, 0 to 1."""
+        return self.scored(recipe, tuple(self.problem.held_out_items)).fitness
+
+    def run(self, strategy: Mapping[str, Any], *, seed: int, evaluations: int, items: int) -> dict[str, Any]:
+        """Search once; return the held-out score and the layers of the best finalist.
+
+        Parameters
+        ----------
+        strategy
+            The search file's section.
+        seed
+            Of the strategy, and of the items that every candidate is asked.
+        evaluations
+            Candidates besides the founders.
+        items
+            How many search items a candidate is asked.
+        """
+        problem, space = self.problem, self.problem.space
+        config: StrategyConfig = TypeAdapter(AnyStrategy).validate_python(dict(strategy))
+        resolved = config.resolved(space, noise=0.5 / items**0.5, evaluations=evaluations)
+        founders = {founder.genotype.tobytes(): founder.genotype for founder in problem.founders}
+        searcher = Founded(space, seed, resolved, list(founders.values()))
+        places = np.sort(generator(seed, 0).choice(len(problem.search_items), items, replace=False))
+        asked = tuple(problem.search_items[at] for at in places)
+        found: dict[str, tuple[float, Recipe]] = {}
+        counted = 0
+        while counted < evaluations:
+            (candidate,) = searcher.ask(1)
+            recipe = space.decode(candidate.genotype)
+            evaluation = self.scored(recipe, asked)
+            found[recipe.hash] = evaluation.fitness, recipe
+            searcher.tell([Evaluated(candidate.id, evaluation)])
+            counted += candidate.kind not in ("founder", "again")
+        best = sorted(found.values(), key=lambda pair: -pair[0])[:FINALISTS]
+        finalists = [recipe for _, recipe in best]
+        guess = searcher.recommend()
+        if guess is not None:
+            finalists.append(space.decode(space.settled(guess)))
+        confirmed = tuple(problem.search_items[:CONFIRMED])
+        winner = max(finalists, key=lambda recipe: self.scored(recipe, confirmed).fitness)
+        return {
+            "seed": seed,
+            "score": self.held_out(winner),
+            "layers": winner.num_layers or problem.layout.num_layers,
+        }

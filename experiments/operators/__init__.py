@@ -1,0 +1,1 @@
+"""Which merge operator suits two experts of a real small model."""
