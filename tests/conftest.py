@@ -91,14 +91,15 @@ def refuse(tmp_path):
 
 @pytest.fixture(scope="session")
 def sandbox():
-    """Skip where programs of a model cannot be run, but fail in CI."""
+    """Skip where programs of a model cannot be run; in CI bubblewrap must be there, but the kernel may forbid it."""
     from fitness.results import TaskError
     from fitness.sandbox.bubblewrap import check
 
     try:
         check()
     except TaskError as error:
-        pytest.fail(str(error)) if os.environ.get("CI") == "true" else pytest.skip(str(error))
+        missing = os.environ.get("CI") == "true" and shutil.which("bwrap") is None
+        pytest.fail(str(error)) if missing else pytest.skip(str(error))
 
 
 @pytest.fixture

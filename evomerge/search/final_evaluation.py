@@ -8,8 +8,9 @@ beside every source, the standard baselines and the start of the search, with in
 says which of them to take (see `evomerge.runs.verdict`), and that recipe is `best.yaml`: a search never hands over a
 loss. Rows that miss a minimum share of the best source's held-out score are not recommended, nor compared.
 
-With several objectives the result is the finalist with the best weighted sum. Beside it the table has members of the
-front, spread over it, that are not dominated on all search items either.
+With several objectives the result is the finalist with the best weighted sum. Beside it the table has as many members
+of the front as there are objectives: of twice as many, spread over it, those that are dominated least on all search
+items. The number is fixed so that the cost of the table is known before the search.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from evomerge.workers.base import Pool
 from fitness.estimation.subset import generator
 from fitness.items import is_whole_model
 from fitness.objectives import Objectives, means
-from fitness.pareto import crowding, ranks
+from fitness.pareto import crowding, crowding_by_front, ranks
 from fitness.results import Evaluation
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
@@ -40,8 +41,8 @@ HOPELESS = 1e-3
 """A finalist that is worse than the leader with a p-value below this is asked no further items."""
 PairedTest = Callable[[Evaluation, Evaluation, Mapping[str, float]], float]
 """Two evaluations on the same items, and the tasks' weights, to a p-value."""
-FRONT = 8
-"""Members of the front of several objectives that are scored on all search items."""
+SPREAD = 2
+"""Members of the front that answer all search items, for each one that answers the held-out items."""
 
 
 class Asked(NamedTuple):
@@ -143,7 +144,7 @@ class FinalEvaluation:
         """Confirm the finalists, choose one, and score the table's rows; raises as `evaluate` does."""
         found, mean, search_score = self._choose()
         voted = self._ensemble()
-        searched = [found, *([mean] if mean else []), *self._front()]
+        searched = [found, *([mean] if mean else []), *self._front(found)]
         return Asked([*self._held_out(searched), *voted, *self._held_out(self.problem.alternatives())], search_score)
 
     def _missed(self, rows: Sequence[tuple[Contender, Evaluation]]) -> dict[str, str]:
@@ -246,20 +247,25 @@ class FinalEvaluation:
         answers = self.scorer.confirm(entry, items)
         return self.objectives.judge(answers, means(answers))
 
-    def _front(self) -> list[Entry]:
-        """Return members of the front on the search items, by their first objective; none for one objective."""
+    def _front(self, found: Entry) -> list[Entry]:
+        """Return members of the front beside the found one, by their first objective; none for one objective."""
         if not self.objectives.apart:
             return []
         history = self.history
-        seen = history.front()
-        spread = crowding([history.evaluation(identity).objectives for identity in seen])
-        chosen = [seen[at] for at in sorted(np.argsort(-spread, kind="stable")[:FRONT].tolist())]
+        seen = [identity for identity in history.front() if history.asked[identity].candidate.kind != "founder"]
+        if not seen:
+            return []
+        points = [history.evaluation(identity).objectives for identity in seen]
+        rows = len(points[0])
+        chosen = [seen[at] for at in sorted(np.argsort(-crowding(points), kind="stable")[: SPREAD * rows].tolist())]
         recipes = [self.problem.space.decode(history.asked[identity].candidate.genotype) for identity in chosen]
         scored = [
             self._confirm(Entry(f"candidate {identity}", "front", recipe), self.problem.search_items)
             for identity, recipe in zip(chosen, recipes, strict=True)
         ]
-        rank = ranks([one.objectives for one in scored], [one.violation for one in scored])
-        left = [(one.objectives, recipe) for one, recipe, on in zip(scored, recipes, rank == 0, strict=True) if on]
-        left.sort(key=lambda pair: pair[0], reverse=True)
-        return [Entry(f"front {number}", "front", recipe) for number, (_, recipe) in enumerate(left, start=1)]
+        points = [one.objectives for one in scored]
+        rank = ranks(points, [one.violation for one in scored])
+        order = np.lexsort((-crowding_by_front(points, rank), rank)).tolist()
+        others = [at for at in order if self.problem.recipe_hash(recipes[at]) != self._hash(found)][:rows]
+        others.sort(key=lambda at: points[at], reverse=True)
+        return [Entry(f"front {number}", "front", recipes[at]) for number, at in enumerate(others, start=1)]

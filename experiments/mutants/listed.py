@@ -36,7 +36,11 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ),
     (FINAL, "return len(self.history.answers(self._hash(entry), confirmed=False)) ==", "return -1 =="),
     (FINAL, "entries += [mean] if mean is not None else []", "entries += []"),
-    (FINAL, "zip(scored, recipes, rank == 0, strict=True) if on]", "zip(scored, recipes, rank == 0, strict=True)]"),
+    (
+        FINAL,
+        "np.lexsort((-crowding_by_front(points, rank), rank))",
+        "np.lexsort((rank, -crowding_by_front(points, rank)))",
+    ),
     (PREPARED, "return prepare, base, seed, *(", "return prepare, base, *("),
     (ENGINE, "plan.name, recipe.seed, recipe.calibration_text,", "plan.name, recipe.calibration_text,"),
     (ENGINE, "recipe.seed, recipe.calibration_text, recipe.adapters,", "recipe.seed, recipe.adapters,"),

@@ -88,12 +88,19 @@ def recipe_from(file: str, key: str, others: str) -> Recipe:
     RecipeError
         If there is no such file, or it is not a recipe.
     """
-    if not Path(file).is_file():
+    if not _is_file(file):
         raise RecipeError(f"{key}: there is no file {file}; write one, or {others}")
     try:
         return mergekit_yaml.read(file)
     except RecipeError as error:
         raise RecipeError(f"{key}: {error}") from None
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # too long for a name, a null byte
+        return False
 
 
 def beginning_at(start: str, recipe: Recipe, space: SearchSpace, context: SpaceContext) -> SearchSpace:

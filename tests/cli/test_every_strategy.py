@@ -122,7 +122,8 @@ def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
     assert result["evaluations"] == BUDGET
     kinds = {row["kind"] for row in result["held_out"]}
     assert {"found", "source", "uniform", "task_arithmetic"} <= kinds
-    assert ("front" in kinds) == (REGISTERED[kind].objectives == "several")
+    if REGISTERED[kind].objectives != "several":  # else rows of the front, if it has members beside the found recipe
+        assert "front" not in kinds
     assert ("ensemble" in kinds) == ("ensemble" in STRATEGIES[name])
 
     # Resuming replays the log through the strategy, and asks for more of it.

@@ -4,6 +4,7 @@ A search killed with SIGKILL at random moments, and resumed each time, ends like
 """
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -17,6 +18,8 @@ import yaml
 from evomerge.runs.run import Asked, LogError, ReferenceScore, Run, RunError, is_run
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
+KILLS = int(os.environ.get("EVOMERGE_KILLS", "2"))
+"""Kills of each of the other strategies."""
 COMMAND = Path(sys.executable).parent / "evomerge"
 
 
@@ -156,6 +159,33 @@ def test_killed_among_steps_by_gradients_and_resumed(tmp_path, workers, evomerge
     evomerge("resume", "killed", cwd=tmp_path)
     assert killed == 5
     assert searched(run) == expected
+
+
+REPLAYED = {
+    "map": {"kind": "map", "batch": 4, "evaluations": 80, "nested": True, "block": 3},
+    "greedy": {"kind": "greedy", "samples": 40, "stop": 1.0},
+    "genome_plus": {"kind": "genetic", "preset": "genome_plus", "crossover": 1.0},
+    "optuna": {"kind": "optuna:TPE"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REPLAYED)
+def test_other_strategies_killed_and_resumed(tmp_path, name, evomerge, tasks):
+    """Surrogates, rounds of pairs, swarms and a library's sampler: whatever they keep is made again by the log."""
+    fitness = {"tasks": [{"task": "zoo_target_gen"}], "include_path": [str(tasks)], "subset": {"items": 12}}
+    if name == "map":
+        fitness |= {"tasks": [{"task": "zoo_target_gen"}, {"task": "zoo_target_mc"}], "objectives": "per_task"}
+    write_config(tmp_path, tasks, 40, strategy=REPLAYED[name], fitness=fitness)
+    evomerge("search", "search.yaml", "--run", "whole", cwd=tmp_path)
+    expected = events(tmp_path / "whole")
+    rng, run, killed = random.Random(3), tmp_path / "killed", 0
+    for _ in range(KILLS):
+        killed += kill_after_some_events(go_on(tmp_path), run, rng.randint(1, 40 // KILLS), rng)
+        assert expected[: count(run)] == events(run)
+    evomerge("resume", "killed", cwd=tmp_path)
+    assert killed == KILLS
+    assert events(run) == expected
 
 
 def searched(run):

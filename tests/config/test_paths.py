@@ -23,6 +23,8 @@ def test_recipes_that_spaces_of_layers_build_on_are_files_beside_the_search_file
     actions = {"kind": "layer_actions", "anchor": "ops", "merges": ["ties", "merge.yaml"]}
     assert resolved(tmp_path, space=actions)["space"]["merges"] == ["ties", str(tmp_path / "merge.yaml")]
     assert actions["anchor"] == "ops"
+    for odd in ("9" * 5000, "a\0b", "", 3):
+        assert resolved(tmp_path, space={"kind": "data_flow", "anchor": odd})["space"]["anchor"] == odd
 
 
 def test_a_start_of_another_packages_space_is_not_a_path(tmp_path):

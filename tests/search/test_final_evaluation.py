@@ -16,7 +16,7 @@ from evomerge.testing.pools import ScriptedPool, answered
 from evomerge.workers.base import Request
 from fitness.items import positions_by_task
 from fitness.objectives import means
-from fitness.pareto import dominates
+from fitness.pareto import ranks
 from tests.cli.test_every_strategy import write
 
 
@@ -119,16 +119,23 @@ def test_the_strategys_own_guess_is_a_finalist(finish):
     assert written.startswith("# found by evomerge, held-out score 1.0000 +- ")
 
 
-def test_rows_of_the_front_are_not_dominated_on_all_search_items(finish):
+def test_rows_of_the_front_are_as_many_as_objectives_and_dominated_least(finish, monkeypatch):
     """Candidates with fractional scores, whose order on few items is not that on all."""
     several = {"kind": "nsga2", "population": 4}
-    problem, search, pool, final = finish(several, "budget.evaluations=40", "seed=1", fractions=True)
-    seen = [search.history.asked[identity].candidate.genotype for identity in search.history.front()]
-    recipes = [problem.space.decode(genotype) for genotype in seen]
-    points = [pool.task_means(recipe, problem.search_items) for recipe in recipes]
-    kept = {recipe.hash for recipe, beaten in zip(recipes, dominates(points).any(0), strict=True) if not beaten}
-    assert len(kept) < len(recipes)
-    assert {entry.recipe.hash for entry in final._front()} == kept
+    problem, _, pool, final = finish(several, "budget.evaluations=40", "seed=1", fractions=True)
+    found, _, _ = final._choose()
+    confirm, asked = final._confirm, []
+    monkeypatch.setattr(final, "_confirm", lambda entry, items: asked.append(entry) or confirm(entry, items))
+    rows = {row.recipe.hash: row for row in final._front(found)}
+    assert (len(rows), len(asked)) == (2, 4)
+    assert found.recipe.hash not in rows
+    rank = ranks([pool.task_means(entry.recipe, problem.search_items) for entry in asked])
+    by_hash = {entry.recipe.hash: int(one) for entry, one in zip(asked, rank, strict=True)}
+    left_out = by_hash.keys() - rows.keys() - {found.recipe.hash}
+    assert max(by_hash[one] for one in rows) <= min(by_hash[one] for one in left_out)
+    assert len(set(rank.tolist())) > 1
+    firsts = [pool.task_means(row.recipe, problem.search_items)[0] for row in rows.values()]
+    assert firsts == sorted(firsts, reverse=True)
 
 
 def test_sources_that_are_larger_than_the_space_allows_are_neither_found_nor_recommended(finish):

@@ -44,6 +44,9 @@ SOURCE_SCORE, MERGE_SCORE, SPREAD = -1.5, 0.0, 0.5
 """Log-odds of a right answer of a source and of a merge (better, as on the zoo), and how much either differs."""
 CORRELATION = 0.7
 """Of a merge's scores on two tasks."""
+TRADE_OFF = 0.8
+"""Where tasks are objectives: what a merge is better at costs this much of it on the others, as in a population that is
+selected for a front. Without it, a front of made-up answers has two members where a search has six."""
 PREFERRED = 1.5
 """Log-odds of the strategy's guess, such as a distribution's mean, in every second rehearsal, and their negative in the
 others: as the found recipe it needs no row of its own, and that happens about as often as not."""
@@ -203,6 +206,7 @@ class _MadeUpAnswers:
         self._preference = -PREFERRED if seed % 2 else PREFERRED
         self._hash = problem.recipe_hash
         self._sources = {problem.recipe_hash(entry.recipe) for entry in problem.sources()}
+        self._objectives = tuple(problem.suite.weights) if problem.config.fitness.objectives == "per_task" else ()
         self.preferred, self.built = "", 0
         self._abilities: dict[tuple[str, str], float] = {}
         self._difficulty: dict[str, float] = {}
@@ -233,11 +237,16 @@ class _MadeUpAnswers:
     def _ability(self, recipe: str, task: str) -> float:
         """Return the log-odds of a merge's right answers to a task's items of mean difficulty."""
         if (recipe, task) not in self._abilities:
-            shared, own = self._rng(recipe).normal(), self._rng(f"{recipe}/{task}").normal()
             score = SOURCE_SCORE if recipe in self._sources else MERGE_SCORE
-            difference = math.sqrt(CORRELATION) * shared + math.sqrt(1 - CORRELATION) * own
-            self._abilities[recipe, task] = score + SPREAD * difference
+            self._abilities[recipe, task] = score + SPREAD * self._difference(recipe, task)
         return self._preference if recipe == self.preferred else self._abilities[recipe, task]
+
+    def _difference(self, recipe: str, task: str) -> float:
+        """Return by how many standard deviations a merge is better than others at a task."""
+        own = float(self._rng(f"{recipe}/{task}").normal())
+        if len(self._objectives) > 1:
+            return own - TRADE_OFF * fmean(float(self._rng(f"{recipe}/{one}").normal()) for one in self._objectives)
+        return math.sqrt(CORRELATION) * float(self._rng(recipe).normal()) + math.sqrt(1 - CORRELATION) * own
 
     def _difficulties(self, items: Sequence[str]) -> NDArray[np.float64]:
         for item in items:

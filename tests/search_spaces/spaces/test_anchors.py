@@ -68,6 +68,7 @@ def test_a_search_begins_at_a_path(context, written):
     ("config", "message"),
     [
         ({"anchor": "opz"}, "space.anchor: there is no file opz; write one, or one of the models base, ops, x, y"),
+        ({"anchor": "9" * 5000}, "space.anchor: there is no file 999"),
         ({"start": "nothing.yaml"}, "space.start: there is no file nothing.yaml; write one, or remove the key"),
     ],
 )

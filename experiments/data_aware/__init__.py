@@ -1,0 +1,1 @@
+"""Merge methods that look at data, each expert on its own training text, against the uniform average."""
