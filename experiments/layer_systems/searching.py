@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from evomerge.config.search_file import SearchConfig
@@ -43,11 +44,23 @@ class Searched:
     models: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = {"models": dict(self.models)} if self.models else {}
-        config = settings(self.task, "all", space=dict(self.space), strategy={"kind": "random"}, **given)
-        self.problem = Problem(SearchConfig.model_validate(config), scan=False)
+        self.problem = Problem(SearchConfig.model_validate(self.settings()), scan=False)
         self.worker: Worker = local_worker(self.problem).worker
         self._known: dict[tuple[str, tuple[str, ...]], Evaluation] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the search file."""
+        given = {"models": dict(self.models)} if self.models else {}
+        return settings(self.task, "all", space=dict(self.space), strategy={"kind": "random"}, **given)
+
+    def confirming(self) -> tuple[str, ...]:
+        """Return the search items that finalists are asked."""
+        return tuple(self.problem.search_items[:CONFIRMED])
+
+    def mean(self, items: tuple[str, ...], scores: NDArray[np.float32]) -> float:
+        """Return the score of a recipe that has these on the items."""
+        del items
+        return float(np.mean(scores))
 
     def scored(self, recipe: Recipe, items: tuple[str, ...]) -> Evaluation:
         """Return the recipe's scores on some items."""
@@ -56,7 +69,7 @@ class Searched:
             evaluation = self.worker.evaluate(Request(recipe, items))
             if evaluation.status != "ok":
                 raise RuntimeError(f"a recipe cannot be scored: {evaluation.reason}")
-            mean = float(np.mean(evaluation.scores))
+            mean = self.mean(items, evaluation.scores)
             error = float(np.std(evaluation.scores)) / len(items) ** 0.5
             self._known[key] = Evaluation("ok", (mean,), (error,), items, evaluation.scores, evaluation.seconds)
         return self._known[key]
@@ -89,7 +102,10 @@ class Searched:
         found: dict[str, tuple[float, Recipe]] = {}
         counted = 0
         while counted < evaluations:
-            (candidate,) = searcher.ask(1)
+            proposed = searcher.ask(1)
+            if not proposed:
+                break  # a strategy that ends by itself
+            (candidate,) = proposed
             recipe = space.decode(candidate.genotype)
             evaluation = self.scored(recipe, asked)
             found[recipe.hash] = evaluation.fitness, recipe
@@ -100,7 +116,7 @@ class Searched:
         guess = searcher.recommend()
         if guess is not None:
             finalists.append(space.decode(space.settled(guess)))
-        confirmed = tuple(problem.search_items[:CONFIRMED])
+        confirmed = self.confirming()
         winner = max(finalists, key=lambda recipe: self.scored(recipe, confirmed).fitness)
         return {
             "seed": seed,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,6 +143,14 @@ def learning_rate(step: int, stage: Stage, warm_up: int = 50) -> float:
 
 def train(model: LlamaForCausalLM, stage: Stage, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     """Train `model` in place on one stage."""
+    start = time.monotonic()
+    for step, loss in enumerate(descending(model, stage, tokenizer, seed), 1):
+        if step % 100 == 0 or step == stage.steps:
+            print(f"  step {step:4d}  loss {loss:.3f}  {time.monotonic() - start:.0f} s", flush=True)
+
+
+def descending(model: LlamaForCausalLM, stage: Stage, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[float]:
+    """Train `model` in place on one stage; yield each step's loss."""
     rng = np.random.default_rng(seed)
     embeddings = [model.model.embed_tokens.weight]
     rest = [parameter for name, parameter in model.named_parameters() if "embed_tokens" not in name]
@@ -150,10 +159,7 @@ def train(model: LlamaForCausalLM, stage: Stage, tokenizer: PreTrainedTokenizerF
     # Right padding under a causal mask: no attention mask is needed, padding carries no loss.
     drawn = (draw_batch(stage, tokenizer, rng) for _ in range(stage.steps))
     batches = ({"input_ids": ids, "labels": labels} for ids, labels in drawn)
-    start = time.monotonic()
-    for step, loss in enumerate(descend(model, optimizer, batches, lambda step: learning_rate(step, stage)), 1):
-        if step % 100 == 0 or step == stage.steps:
-            print(f"  step {step:4d}  loss {loss:.3f}  {time.monotonic() - start:.0f} s", flush=True)
+    return descend(model, optimizer, batches, lambda step: learning_rate(step, stage))
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
