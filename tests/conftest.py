@@ -39,6 +39,7 @@ EXTRAS = {
     "gguf": "evomerge[gguf]",
     "mergekit": "mergekit==0.1.5",
     "sklearn": "evomerge[experiments]",
+    "optuna_dashboard": "optuna-dashboard",
 }
 
 

@@ -120,8 +120,9 @@ def export_study(path: Path, file: Path) -> None:
     """Write a run as a study of Optuna."""
     kind = _kind("--optuna", file, STORAGES)
     with Run.read(path) as run, atomic_file(file) as temporary:
-        name = path.resolve().name
-        count = optuna_study.write(temporary, kind, name, run.timed_events(), run.environment().genes)
+        name, environment = path.resolve().name, run.environment()
+        tasks = tuple(environment.items)
+        count = optuna_study.write(temporary, kind, name, run.timed_events(), environment.genes, tasks)
     scheme = f"sqlite:///{file}" if kind == "sqlite" else str(file)
     say(f"wrote {count} trials to {file}; next: optuna-dashboard {quote(scheme)}", stderr=True)
 

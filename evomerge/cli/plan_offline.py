@@ -93,7 +93,9 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     space = config.stamped(build_space(config.space, context))
     space.decode(space.start)
     tasks = _tasks(config.fitness)
-    obstacle = None if ChainRule(space, context.layout).searchable().any() else "no gene of this space has derivatives"
+    # Only `auto` depends on derivatives, and finding them takes seconds where there are many models.
+    derivatives = config.strategy.kind != "auto" or ChainRule(space, context.layout).searchable().any()
+    obstacle = None if derivatives else "no gene of this space has derivatives"
     items = config.fitness.subset.items
     supposed = {task.task: SUPPOSED if items == "all" else items for task in config.fitness.tasks}
     config, chosen = choose(config, space, obstacle, supposed)

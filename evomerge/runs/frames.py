@@ -224,6 +224,13 @@ def task_scores(evaluation: Evaluation) -> dict[str, float]:
     return {task: float(evaluation.scores[at].mean()) for task, at in places.items()}
 
 
+def objective_names(tasks: Sequence[str], objectives: int) -> tuple[str, ...]:
+    """Return a name for each objective: its task, or "score" for the weighted sum of several."""
+    if len(tasks) == objectives:
+        return tuple(tasks)
+    return ("score",) if objectives == 1 else tuple(f"objective {number}" for number in range(1, objectives + 1))
+
+
 def _item_rows(environment: Environment, texts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for task, identity in environment.items.items():
         for side, listed in (("search", identity.search), ("held_out", identity.held_out)):

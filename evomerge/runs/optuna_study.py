@@ -1,6 +1,7 @@
 """A run as a study of Optuna, for optuna-dashboard and Optuna's own plots.
 
-One trial per candidate, with the same number. Its values are the objectives, all maximised. A candidate that was
+One trial per candidate, with the same number. Its values are the objectives, all maximised, under their tasks' names.
+A candidate that violates a minimum score is an infeasible trial: the violation is its constraint. A candidate that was
 stopped early, and a step of a search by gradients, which has a loss on another scale, is a pruned trial: Optuna
 compares only complete ones. What Optuna has no word for is in the user attributes.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from evomerge.extras import require
 from evomerge.runs.environment import GeneRecord
 from evomerge.runs.event_rows import Asked, Event, Told
-from evomerge.runs.frames import task_scores
+from evomerge.runs.frames import objective_names, task_scores
 from evomerge.runs.log_file import RunError
 from search_spaces.spaces.genes import Choice, Gene, Integer
 
@@ -31,8 +33,18 @@ Kind = Literal["sqlite", "journal"]
 STATES = {"ok": "COMPLETE", "stopped": "PRUNED", "step": "PRUNED", "failed": "FAIL"}
 """State of a trial by the status of its candidate; one without a status is running."""
 
+CONSTRAINTS = "constraints"
+"""Where Optuna's own samplers leave a trial's constraints, for Optuna and its dashboard: above 0 is infeasible."""
 
-def write(file: Path, kind: Kind, name: str, events: Iterable[tuple[float, Event]], genes: Sequence[GeneRecord]) -> int:
+
+def write(
+    file: Path,
+    kind: Kind,
+    name: str,
+    events: Iterable[tuple[float, Event]],
+    genes: Sequence[GeneRecord],
+    tasks: Sequence[str] = (),
+) -> int:
     """Write a study to a new file, and return how many trials it has.
 
     Parameters
@@ -47,6 +59,8 @@ def write(file: Path, kind: Kind, name: str, events: Iterable[tuple[float, Event
         Of the run, with their times.
     genes
         Of its space.
+    tasks
+        Of the search, in the order of the objectives.
 
     Raises
     ------
@@ -74,6 +88,9 @@ def write(file: Path, kind: Kind, name: str, events: Iterable[tuple[float, Event
         import optuna
 
         study = optuna.create_study(storage=storage, study_name=name, directions=["maximize"] * objectives)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(objective_names(tasks, objectives)))
         space = {record.name: record.gene() for record in genes}
         distributions = {name: _distribution(gene) for name, gene in space.items()}
         study.add_trials(
@@ -130,9 +147,11 @@ def _trial(
     candidate = asked.candidate
     state = TrialState.RUNNING
     values: list[float] | None = None
+    violation = 0.0
     if scored is not None:
         evaluation = scored[1].evaluation
         state = TrialState[STATES[evaluation.status]]
+        violation = evaluation.violation
         if state == TrialState.COMPLETE:
             values = list(evaluation.objectives)
             if len(values) != objectives or not all(map(math.isfinite, values)):
@@ -152,7 +171,7 @@ def _trial(
         params=params,
         distributions=dict(distributions),
         user_attrs=_attributes(asked, None if scored is None else scored[1]),
-        system_attrs={},
+        system_attrs={CONSTRAINTS: [violation]} if violation else {},
         intermediate_values={},
     )
 

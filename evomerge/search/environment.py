@@ -16,11 +16,9 @@ from evomerge.workers.config import RayConfig
 from fitness.scoring.engine_config import AnyEngine, VllmEngine
 from search_spaces.spaces.registry import RECIPE_KEYS
 
-PACKAGES = (
-    *("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "datasets", "jinja2"),
-    *("cma", "numpy", "scipy"),
-)
-OPTIONAL_PACKAGES = ("cmaes", "nevergrad", "peft", "evaluate", "sacrebleu", "rouge_score", "nltk", "sympy")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "jinja2", "cma", "numpy", "scipy")
+_OF_TASKS = ("lm_eval", "datasets")  # a search that a function judges goes without
+OPTIONAL_PACKAGES = (*_OF_TASKS, "cmaes", "nevergrad", "peft", "evaluate", "sacrebleu", "rouge_score", "nltk", "sympy")
 _FILES = ("item_bank", "ids", "calibration_text", "text", *RECIPE_KEYS)
 """Keys of a search file that may name a file whose contents count."""
 

@@ -20,12 +20,12 @@ from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.placement import PlacementError
 from evomerge.strategies.step_loss import LossConfig
 from evomerge.workers.base import OUT_OF_MEMORY, Request
-from evomerge.workers.shortage import no_memory
 from evomerge.workers.step_parts import step_evaluation
 from fitness.items import task_of
 from fitness.results import Evaluation
 from fitness.scoring.evaluator import Evaluator
 from fitness.scoring.losses import LossPlan
+from fitness.scoring.shortage import no_memory
 from fitness.scoring.text_losses import DivergencePlan, Likeliest, TextWindows
 from search_spaces.spaces.derivatives import ChainRule
 

@@ -15,11 +15,11 @@ from evomerge.files.messages import one_line
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.workers.base import OUT_OF_MEMORY, BrokenWorker, Request, Worker, WorkerError
 from evomerge.workers.gradient_steps import GradientSteps
-from evomerge.workers.shortage import no_memory
 from evomerge.workers.source_watch import SourceWatch
 from fitness.functions.opening import AnyEvaluator
 from fitness.objectives import Objectives, means
 from fitness.results import EngineUnavailable, Evaluation, ItemScores, no_seconds
+from fitness.scoring.shortage import no_memory
 from search_spaces.recipes.recipe import Recipe
 
 log = logging.getLogger("evomerge")
@@ -115,7 +115,7 @@ class MergeWorker:
         except EngineUnavailable as problem:
             raise BrokenWorker(str(problem)) from None
         except Exception as problem:  # whatever torch, the tasks' own metrics or their templates raise
-            if "CUDA error" in str(problem):  # every later call would fail, too
+            if "CUDA error" in str(problem) and not no_memory(problem):  # every later call would fail, too
                 raise BrokenWorker(f"the GPU cannot continue ({one_line(problem)}); resume the run") from problem
             how = _batch(self.evaluator.batch_size)
             if request.gradient_at is not None and self.steps is not None:

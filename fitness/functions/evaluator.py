@@ -13,6 +13,7 @@ import torch
 from fitness.functions.suite import FunctionSuite
 from fitness.items import positions_by_task
 from fitness.results import ItemScores
+from fitness.scoring.shortage import no_memory
 from fitness.tasks.messages import one_line
 
 REHEARSED = 2
@@ -131,7 +132,7 @@ class FunctionEvaluator:
             with torch.no_grad():
                 return function.call(*arguments, **settings)
         except Exception as error:  # the user's code can raise anything
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(error):
+            if no_memory(error):
                 raise  # the worker tries a smaller batch
             raise FunctionError(f"{function.name} raised {one_line(error)}") from error
 

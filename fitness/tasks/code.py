@@ -21,9 +21,9 @@ from fitness.results import TaskError
 from fitness.tasks.messages import one_line
 
 _LM_EVAL = find_spec("lm_eval")
-assert _LM_EVAL is not None and _LM_EVAL.origin is not None, "a requirement of this package"
-INSTALLED = Path(_LM_EVAL.origin).resolve().parent
-"""lm-eval's own folder: its tasks are installed code."""
+_ORIGIN = None if _LM_EVAL is None else _LM_EVAL.origin
+INSTALLED = Path(os.devnull, "lm_eval") if _ORIGIN is None else Path(_ORIGIN).resolve().parent
+"""lm-eval's own folder: its tasks are installed code. Where lm-eval is not installed it holds no file."""
 LARGEST_FILE = 2_000_000
 """Bytes of a task file that is read; lm-eval's longest has a quarter of that."""
 MOST_FILES = 500

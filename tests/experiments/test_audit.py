@@ -93,6 +93,7 @@ def test_means_have_the_standard_error_of_the_mean():
 READERS = {
     "test_audit.py": "makes every table and figure again from them",
     "test_harness.py": "likewise, file by file",
+    "test_published.py": "makes the results again",
     "test_sakana_ja_math.py": "makes the results again",
     "test_zoo.py": "scores the models again",
 }

@@ -1,20 +1,14 @@
-"""Systems that act on layers: the experiment runs, and the search file of the paper's scale means what it says."""
+"""Systems that act on layers: the experiment runs, and its tables are made from its results."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from evomerge.config.load import load
-from experiments.layer_systems.__main__ import EXPERIMENT, figures, halved, main, tables
-from search_spaces.recipes.layout import ModelLayout
-from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.registry import build_space
+from experiments.layer_systems.__main__ import figures, halved, main, tables
 
-FILE = EXPERIMENT.folder / "gptailor.yaml"
 ROWS = [
     {"part": "RMM", "name": name, "seed": seed, "score": 0.5 + 0.1 * seed, "layers": 6 + seed}
     for name in ("PPO", "random paths")
@@ -46,13 +40,3 @@ def test_the_table_gives_means_and_errors() -> None:
 
 def test_a_layer_is_halved_once_or_twice() -> None:
     assert [(at.layer, at.scale) for at in halved(2, 2)[1:5]] == [(1, 1.0), (2, 0.5), (2, 0.5), (3, 1.0)]
-
-
-def test_gptailors_file_keeps_30_of_40_layers() -> None:
-    config = load(FILE, [])
-    layer = ("self_attn.q_proj.weight", "mlp.down_proj.weight")
-    layout = ModelLayout(("embed",), (layer,) * 40, "layers.{}.", ("norm",), None, "self_attn", "mlp")
-    space = build_space(config.space, SpaceContext(config.models, layout, {}))
-    rng = np.random.default_rng(0)
-    assert {space.decode(space.sample(rng)).num_layers for _ in range(10)} == {30}
-    assert (config.budget.evaluations, config.fitness.racing and config.fitness.racing.test) == (500, "hyperband")

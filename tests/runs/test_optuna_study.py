@@ -1,5 +1,8 @@
 """A run as a study of Optuna, which loads it: trials, values and parameters are the run's."""
 
+import json
+from wsgiref.util import setup_testing_defaults
+
 import optuna
 import pytest
 from optuna.storages import JournalStorage
@@ -11,6 +14,7 @@ from evomerge.runs.environment import Environment, GeneRecord
 from evomerge.runs.run import Asked, Run, RunError, Told
 from evomerge.testing.trackers import events
 from search_spaces.spaces.genes import Choice, Integer, Real
+from tests.conftest import required
 from tests.runs.test_frames import GENES, run  # noqa: F401
 
 
@@ -22,7 +26,8 @@ def load(file, kind):
 @pytest.fixture(params=["sqlite", "journal"])
 def study(request, run, tmp_path):  # noqa: F811
     file = tmp_path / "study.db"
-    assert optuna_study.write(file, request.param, "a run", run.timed_events(), run.environment().genes) == 5
+    tasks = ("a", "線, b")
+    assert optuna_study.write(file, request.param, "a run", run.timed_events(), run.environment().genes, tasks) == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "study.db"], "no lock is left"
     return load(file, request.param)
 
@@ -41,6 +46,8 @@ def test_optuna_loads_what_the_run_holds(study, run):  # noqa: F811
         assert trial.user_attrs.get("status", "open") == row.status
         if row.status != "open":
             assert trial.datetime_complete.timestamp() == pytest.approx(row.told_at, abs=1e-5)
+    assert study.metric_names == ["a", "線, b"]
+    assert study.best_trials == [], "the only complete trial is infeasible"
     first = study.trials[0]
     assert first.values == [0.5, 0.25]
     assert first.user_attrs["task.b"] == 0.25 and first.user_attrs["violation"] == 0.5
@@ -62,6 +69,38 @@ def test_a_recorded_gene_reads_coordinates_as_the_gene_does(gene):
     assert isinstance(back, Real | Integer | Choice)
     steps = [gene.low + (gene.high - gene.low) * step / 20 for step in range(21)]
     assert [back.value(x) for x in steps] == [gene.value(x) for x in steps]
+
+
+def ask(app, path):
+    """Return what a WSGI application answers as JSON."""
+    environ = {"PATH_INFO": path, "QUERY_STRING": ""}
+    setup_testing_defaults(environ)
+    statuses = []
+    text = b"".join(app(environ, lambda status, *_: statuses.append(status)))
+    assert statuses == ["200 OK"], text
+    return json.loads(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_the_dashboard_shows_what_the_run_holds(kind, run, tmp_path):  # noqa: F811
+    dashboard = required("optuna_dashboard")
+    file = tmp_path / "study.db"
+    optuna_study.write(file, kind, "a run", run.timed_events(), run.environment().genes, ("a", "b"))
+    app = dashboard.wsgi(f"sqlite:///{file}" if kind == "sqlite" else str(file))
+    (summary,) = ask(app, "/api/studies")["study_summaries"]
+    assert (summary["study_name"], summary["directions"]) == ("a run", ["maximize"] * 2)
+    shown = ask(app, f"/api/studies/{summary['study_id']}")
+    assert shown["objective_names"] == ["a", "b"]
+    assert [trial["number"] for trial in shown["trials"]] == run.candidates.candidate.tolist()
+    assert [trial["state"] for trial in shown["trials"]] == ["Complete", "Fail", "Pruned", "Pruned", "Running"]
+    for trial, (_, row) in zip(shown["trials"], run.candidates.iterrows(), strict=True):
+        genes = {one["name"]: one["param_external_value"] for one in trial["params"]}
+        assert genes == {gene.name: str(row[f"gene.{gene.name}"]) for gene in GENES}
+        told = {one["key"]: one["value"] for one in trial["user_attrs"]}
+        assert told["recipe"] == row.recipe and json.loads(told["parents"]) == row.parents
+        assert trial["constraints"] == ([row.violation] if row.violation > 0 else [])
+        assert trial.get("values") == ([row["objective.1"], row["objective.2"]] if row.status == "ok" else None)
 
 
 def test_one_objective_gives_a_best_trial(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from evomerge.runs.frames import objective_names
 from evomerge.runs.report.contents import Contents
 from evomerge.runs.report.convergence import MOST_POINTS
 from fitness.pareto import hypervolume, reference_point
@@ -62,16 +63,9 @@ def front(contents: Contents) -> Front | None:
     members = tuple(_members(contents, numbers))
     dominated = [identity for identity in history.ranking() if identity not in set(numbers)]
     stride = -(-len(dominated) // MOST_POINTS) or 1
-    names = _names(tuple(contents.weights), len(scored[0]))
+    names = objective_names(tuple(contents.weights), len(scored[0]))
     others = tuple((identity, history.evaluation(identity).objectives) for identity in dominated[::stride])
     return Front(names, members, others, hypervolume([one.values for one in members], reference), reference)
-
-
-def _names(tasks: tuple[str, ...], objectives: int) -> tuple[str, ...]:
-    """Return a name for each objective: its task, or "score" for the weighted sum of several."""
-    if len(tasks) == objectives:
-        return tasks
-    return ("score",) if objectives == 1 else tuple(f"objective {number}" for number in range(1, objectives + 1))
 
 
 def index(found: Front) -> str:

@@ -19,6 +19,7 @@ from fitness.functions.loading import FitnessFunction, load_function, reference_
 from fitness.functions.suite import FunctionSuite
 from fitness.objectives import means
 from fitness.results import Estimate, TaskError
+from fitness.scoring.shortage import no_memory
 from fitness.tasks.code import TaskCode
 from fitness.tasks.identity import difference
 
@@ -285,10 +286,21 @@ def test_the_function_has_no_gradients_and_may_follow_the_batch_size() -> None:
     assert seen == [(False, 3)]
 
 
-def test_a_shortage_of_memory_is_not_hidden() -> None:
+def on_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def on_the_host() -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)  # more than any system has addresses for
+
+
+@pytest.mark.parametrize("fail", [on_a_gpu, on_the_host])
+def test_a_shortage_of_memory_is_not_hidden(fail: Callable[[], None]) -> None:
     def score(model: Any, tokenizer: Any) -> float:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        fail()
+        return 1.0
 
     subject = evaluator(score)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RuntimeError) as found:
         subject.score(MODEL, ids(subject))
+    assert no_memory(found.value) and not isinstance(found.value, FunctionError)
