@@ -4,6 +4,7 @@
 # For NVIDIA GPUs (torch's wheels bring CUDA's libraries):
 #     docker build --build-arg BASE=nvidia/cuda:12.8.1-base-ubuntu24.04 -t evomerge:cuda .
 #     docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" evomerge:cuda search search.yaml
+# The container sees the mounted folder alone: name models, tasks and runs by paths in it.
 ARG BASE=python:3.12-slim-bookworm
 
 FROM python:3.12-slim-bookworm AS wheel
@@ -20,7 +21,8 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
 FROM ${BASE}
 # Extras of evomerge, such as [ray,fast].
 ARG EXTRAS=""
-# A package index with builds of torch for one kind of device; by default PyPI's, which serve CPUs and NVIDIA GPUs.
+# A package index with builds of torch for one kind of device, such as PyTorch's for CPUs, whose image is smaller by some
+# gigabytes; without it PyPI's, which serve CPUs and NVIDIA GPUs.
 ARG TORCH_INDEX=""
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # A base with CUDA is an Ubuntu without Python.
@@ -33,10 +35,9 @@ RUN if ! command -v python3; then \
 ENV PATH=/opt/evomerge/bin:$PATH
 COPY requirements.lock /opt/evomerge/
 COPY --from=wheel /dist /opt/evomerge/dist
-RUN if [ -n "${TORCH_INDEX}" ]; then \
-        pip install --no-cache-dir -c /opt/evomerge/requirements.lock --index-url "${TORCH_INDEX}" torch; \
-    fi \
-    && pip install --no-cache-dir -c /opt/evomerge/requirements.lock "$(ls /opt/evomerge/dist/*.whl)${EXTRAS}"
+# A build such as 2.13.0+cpu is newer to pip than the same version on PyPI, which has what torch itself needs.
+RUN pip install --no-cache-dir -c /opt/evomerge/requirements.lock \
+    ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} "$(ls /opt/evomerge/dist/*.whl)${EXTRAS}"
 # Models, search files and runs are in /work; so are caches, which are kept from one container to the next.
 WORKDIR /work
 RUN chmod 1777 /work

@@ -131,7 +131,7 @@ class SearchConfig(BaseModel):
         for name in (method,) if isinstance(method, str) else method:
             if self.adapters == "core" and method_spec(name).core_space == "unsupported":
                 raise ValueError(
-                    f"adapters: {name} compares full weights, and with core only task vectors exist; write adapters: "
+                    f"adapters: {name} needs whole weights, and with core only task vectors exist; write adapters: "
                     "full, or another space.method"
                 )
         return self

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from evomerge.merging.engine.engine import MergeEngine
-from evomerge.merging.engine.placement import Placement
+from evomerge.merging.engine.placement import ComputeDtype, Placement
 from experiments.gpu.setting import Device, Setting
+from experiments.gpu.traffic import Traffic
 from experiments.merge_speed.cases import recipe
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
@@ -45,7 +46,18 @@ def _method(setting: Setting, method: str, bandwidth: float) -> dict[str, Any]:
         "peak_bytes": peak,
         "planned_bytes": cost.peak_bytes,
         "differs": _differs(setting, method),
+        "moved": _moved(setting, method),
     }
+
+
+def _moved(setting: Setting, method: str) -> float:
+    """Return how many times the bytes of the limit the operations of a small merge read and write."""
+    engine = _engine(setting, setting.small, "device", "bfloat16")
+    first, second = _recipes(method, setting.small, 2)
+    engine.apply(first)  # prepares
+    with Traffic() as traffic:
+        engine.apply(second)
+    return traffic.bytes / engine.footprint(second).touched_bytes
 
 
 def _differs(setting: Setting, method: str) -> float:
@@ -85,8 +97,9 @@ def placements(setting: Setting) -> dict[str, Any]:
     return {"upload": upload, "places": found}
 
 
-def _engine(setting: Setting, paths: list[str], place: Placement) -> MergeEngine:
-    engine = MergeEngine(setting.opened(paths), base=paths[0], device=setting.device.name)
+def _engine(setting: Setting, paths: list[str], place: Placement, compute_dtype: ComputeDtype = "auto") -> MergeEngine:
+    device = setting.device.name
+    engine = MergeEngine(setting.opened(paths), base=paths[0], device=device, compute_dtype=compute_dtype)
     engine.place_sources(place)
     return engine
 

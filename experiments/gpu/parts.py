@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -43,6 +44,7 @@ def run(names: Iterable[str], folder: Path, *, dry: bool) -> Iterator[tuple[str,
 
     Processes start from one that has imported everything and has not touched the GPU.
     """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # looking for a GPU must not start CUDA before a fork
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     ends = time.monotonic() + IN_ALL

@@ -21,6 +21,7 @@ def tables(results: Results) -> list[str]:
                 "apply, ms",
                 "limit, ms",
                 "of the limit",
+                "moved / limit",
                 "peak / bound",
                 "differs from the CPU by",
             ),
@@ -56,6 +57,7 @@ def _apply(found: Mapping[str, Any]) -> Rows:
             f"{1e3 * row['apply']:.2f}",
             f"{1e3 * row['limit']:.2f}",
             f"{row['share']:.0%}",
+            f"{row['moved']:.1f}",
             f"{_size(row['peak_bytes'])} / {_size(row['planned_bytes'])}",
             f"{row['differs']:.1g}",
         )

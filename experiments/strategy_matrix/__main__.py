@@ -28,9 +28,10 @@ ZOO = Path(__file__).parent.parent / "zoo"
 MODELS = ("base", "ops", "ja", "eo")
 TASKS = ("zoo_target_ja", "zoo_short_en")
 """The second is for strategies that need two."""
-TWO_TASKS = ("map_elites", "nsga2")
+TWO_TASKS = ("map_elites", "nsga2", "map")
 EVALUATIONS, ITEMS = 12, 25
 SIGNIFICANT = 0.05
+ALTERNATIVES = ("source", "uniform", "task_arithmetic", "start")
 
 SMALL = {"population": 4}
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -44,7 +45,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "genome_plus": {"kind": "genetic", "preset": "genome_plus", **SMALL},
     "map_elites": {"kind": "map_elites", **SMALL},
     "nsga2": {"kind": "nsga2", **SMALL},
+    "map": {"kind": "map", "points": 10},
+    "greedy": {"kind": "greedy", "samples": 4},
+    "ppo": {"kind": "ppo", **SMALL},
     "nevergrad": {"kind": "nevergrad:TwoPointsDE"},
+    "optuna": {"kind": "optuna:TPE"},
     "random": {"kind": "random"},
     "grid": {"kind": "grid"},
     "staged": {"kind": "staged", "evaluations": 6, "first": {"kind": "cma_es", **SMALL}, "second": {"kind": "random"}},
@@ -59,13 +64,15 @@ SPACES: dict[str, dict[str, Any]] = {
     "mixture": {"kind": "mixture", "chunks": "layers"},
     "signed mixture": {"kind": "mixture", "chunks": 4, "weights": "signed"},
     "data_flow": {"kind": "data_flow", "repeats": 1},
+    "layer_actions": {"kind": "layer_actions", "merges": ["task_arithmetic"]},
+    "tailoring": {"kind": "tailoring", "remove": 1},
     "two_stage": {"kind": "two_stage", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1}},
 }
 
 
 def search_file(strategy: str, space: str, items: int, held_out: str | float) -> dict[str, Any]:
     """Return the search of one pair."""
-    several = strategy == "nsga2"
+    several = strategy in ("nsga2", "map")
     tasks = TASKS[: 2 if strategy in TWO_TASKS else 1]
     return {
         "models": {name: str(ZOO / "models" / name) for name in MODELS},
@@ -102,7 +109,9 @@ def judged(strategy: str, space: str, items: int = ITEMS, held_out: str | float 
         handed = read(path / "best.yaml")
     scores = {name: history.reference_scores["held_out", recipe.hash] for name, recipe in rows.items()}
     kinds = {row.name: row.kind for row in result.held_out}
-    alternatives = [name for name, kind in kinds.items() if kind in ("source", "uniform", "task_arithmetic", "start")]
+    alternatives = [name for name, kind in kinds.items() if kind in ALTERNATIVES]
+    if space == "tailoring":  # the others have a layer more
+        alternatives = [name for name in alternatives if kinds[name] == "start"]
     weights = dict.fromkeys(TASKS[: 2 if strategy in TWO_TASKS else 1], 1.0)
     best = history.reference_scores["held_out", handed.hash]
 

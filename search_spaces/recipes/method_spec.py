@@ -101,7 +101,7 @@ class MethodSpec:
         search may follow derivatives by them.
     core_space
         What the method computes from adapters in core space: ``exact``, what it computes from full weights;
-        ``different``, another merge; ``unsupported``, nothing, since it compares whole weights.
+        ``different``, another merge; ``unsupported``, nothing, since it needs whole weights.
     in_mergekit
         Whether mergekit 0.1.5 has a method of this name.
     deviation

@@ -176,7 +176,7 @@ def _validate_adapters(recipe: RecipeFields, spec: MethodSpec) -> None:
         )
     if spec.core_space == "unsupported" or (spec.base == "optional" and recipe.base_model is None):
         raise RecipeError(
-            f"evomerge.adapters: {spec.name} compares whole weights, and core space holds task vectors only; write "
+            f"evomerge.adapters: {spec.name} needs whole weights, and core space holds task vectors only; write "
             "adapters: full, or use another method (task_arithmetic, ties, ...)"
         )
 

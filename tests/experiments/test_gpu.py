@@ -13,6 +13,7 @@ from experiments.gpu.__main__ import EXPERIMENT, main
 from experiments.gpu.merging import METHODS
 from experiments.gpu.parts import PARTS
 from experiments.gpu.tables import tables
+from experiments.gpu.traffic import Traffic
 from experiments.gpu.wheels import LOCK, NEEDED, pinned
 
 
@@ -24,7 +25,7 @@ def test_a_dry_run_goes_through_all_parts(tmp_path: Path, capsys: pytest.Capture
     parts = results["parts"]
     assert results["dry"] and list(parts) == list(PARTS)
     assert [row["method"] for row in parts["apply"]["methods"]] == list(METHODS)
-    assert all(row["differs"] == 0 and row["share"] > 0 for row in parts["apply"]["methods"])
+    assert all(row["differs"] == 0 and row["share"] > 0 and row["moved"] > 1 for row in parts["apply"]["methods"])
     assert parts["search"]["answers"] > 0 and parts["search"]["planned_bytes"] > 0
     assert (parts["out_of_memory"]["batch_after"], parts["out_of_memory"]["next"]) == (2, "ok")
     assert parts["out_of_memory"]["differs"] < 1e-5
@@ -36,6 +37,15 @@ def test_a_dry_run_goes_through_all_parts(tmp_path: Path, capsys: pytest.Capture
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert all(table in readme for table in tables(results))
     assert "CPU (a dry run)" in capsys.readouterr().out
+
+
+def test_traffic_is_what_operations_read_and_write() -> None:
+    a, b = torch.ones(10), torch.zeros(10)
+    with Traffic() as traffic:
+        b.copy_(a)  # reads 40 bytes and writes 40
+        b.add_(a[:10])  # reads 80 and writes 40
+        b.zero_()
+    assert traffic.bytes == 80 + 120 + 40
 
 
 def test_a_part_that_failed_shows_its_error() -> None:

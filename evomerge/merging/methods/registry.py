@@ -285,7 +285,7 @@ def merge_method(
             statistics=statistics,
             weighted_average=weighted_average,
             differentiable=differentiable,
-            core_space=core_space,
+            core_space="unsupported" if statistics else core_space,  # which are of whole weights
             in_mergekit=stepwise is not None,
             deviation=deviation,
         )
