@@ -10,7 +10,8 @@ loss. Rows that miss a minimum share of the best source's held-out score are not
 
 With several objectives the result is the finalist with the best weighted sum. Beside it the table has as many members
 of the front as there are objectives: of twice as many, spread over it, those that are dominated least on all search
-items. The number is fixed so that the cost of the table is known before the search.
+items. Where the front has fewer, those that it alone dominates join it. The number is fixed so that the cost of the
+table is known before the search.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from evomerge.workers.base import Pool
 from fitness.estimation.subset import generator
 from fitness.items import is_whole_model
 from fitness.objectives import Objectives, means
-from fitness.pareto import crowding, crowding_by_front, ranks
+from fitness.pareto import crowding, crowding_by_front, front, ranks
 from fitness.results import Evaluation
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
@@ -252,20 +253,36 @@ class FinalEvaluation:
         if not self.objectives.apart:
             return []
         history = self.history
-        seen = [identity for identity in history.front() if history.asked[identity].candidate.kind != "founder"]
-        if not seen:
-            return []
-        points = [history.evaluation(identity).objectives for identity in seen]
-        rows = len(points[0])
-        chosen = [seen[at] for at in sorted(np.argsort(-crowding(points), kind="stable")[: SPREAD * rows].tolist())]
+        chosen = self._nearest_to_the_front(found)
         recipes = [self.problem.space.decode(history.asked[identity].candidate.genotype) for identity in chosen]
         scored = [
             self._confirm(Entry(f"candidate {identity}", "front", recipe), self.problem.search_items)
             for identity, recipe in zip(chosen, recipes, strict=True)
         ]
+        if not scored:
+            return []
         points = [one.objectives for one in scored]
         rank = ranks(points, [one.violation for one in scored])
-        order = np.lexsort((-crowding_by_front(points, rank), rank)).tolist()
-        others = [at for at in order if self.problem.recipe_hash(recipes[at]) != self._hash(found)][:rows]
-        others.sort(key=lambda at: points[at], reverse=True)
-        return [Entry(f"front {number}", "front", recipes[at]) for number, at in enumerate(others, start=1)]
+        rows = np.lexsort((-crowding_by_front(points, rank), rank))[: len(points[0])].tolist()
+        rows.sort(key=lambda at: points[at], reverse=True)
+        return [Entry(f"front {number}", "front", recipes[at]) for number, at in enumerate(rows, start=1)]
+
+    def _nearest_to_the_front(self, found: Entry) -> list[int]:
+        """Return candidates as the search saw them, `SPREAD` for each objective: the front, then what it hides."""
+        history = self.history
+        left = [
+            identity
+            for identity in history.ranking()
+            if history.asked[identity].candidate.kind != "founder"
+            and history.asked[identity].recipe != self._hash(found)
+        ]
+        chosen: list[int] = []
+        wanted = SPREAD * len(history.evaluation(left[0]).objectives) if left else 0
+        while left and len(chosen) < wanted:
+            told = [history.evaluation(identity) for identity in left]
+            on = front([one.objectives for one in told], [one.violation for one in told])
+            members = [identity for identity, one in zip(left, on, strict=True) if one]
+            spread = crowding([history.evaluation(identity).objectives for identity in members])
+            chosen += [members[at] for at in np.argsort(-spread, kind="stable")[: wanted - len(chosen)].tolist()]
+            left = [identity for identity, one in zip(left, on, strict=True) if not one]
+        return chosen
