@@ -269,13 +269,9 @@ class FinalEvaluation:
 
     def _nearest_to_the_front(self, found: Entry) -> list[int]:
         """Return candidates as the search saw them, `SPREAD` for each objective: the front, then what it hides."""
-        history = self.history
-        left = [
-            identity
-            for identity in history.ranking()
-            if history.asked[identity].candidate.kind != "founder"
-            and history.asked[identity].recipe != self._hash(found)
-        ]
+        history, taken = self.history, self._hash(found)
+        asked = [(identity, history.asked[identity]) for identity in history.ranking()]
+        left = [identity for identity, one in asked if one.candidate.kind != "founder" and one.recipe != taken]
         chosen: list[int] = []
         wanted = SPREAD * len(history.evaluation(left[0]).objectives) if left else 0
         while left and len(chosen) < wanted:

@@ -53,7 +53,7 @@ def search_file(tmp_path, tasks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 14])
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_answers_that_plan_predicts_are_those_that_the_run_asks(name, seed, search_file, tmp_path, evomerge):
     search_file(*SEARCHES[name], seed=seed)
