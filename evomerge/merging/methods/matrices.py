@@ -184,6 +184,14 @@ def add_to_base(block: Block, matrix_MN: Tensor, lambda_: float) -> None:
     torch.add(block.base(), matrix_MN.reshape(-1), alpha=lambda_, out=block.out)
 
 
+def average(models: Sequence[Tensor], weight: PerModel, *, out: Tensor) -> Tensor:
+    """Fill `out` with the average of the models by their shares, and return it."""
+    out.zero_()
+    for values, w in zip(models, weight, strict=True):
+        out.add_(values, alpha=w / sum(weight))
+    return out
+
+
 def average_others(block: Block, weight: PerModel, lambda_: float) -> None:
     """Fill a block of a tensor that is not a linear map: θ_0 + λ Σ w_t τ_t / T."""
     base_E, deltas = block.deltas()

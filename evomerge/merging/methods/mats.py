@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block, TensorInfo
-from evomerge.merging.methods.matrices import Nothing, precise
+from evomerge.merging.methods.matrices import Nothing, average, precise
 from evomerge.merging.methods.parameters import PerModel, Real, check_shares
 from evomerge.merging.methods.registry import Prepared, SourceTensor, WholeTensorState, merge_method
 
@@ -72,10 +72,8 @@ def mats(
             "mats: without a ridge, directions that no text reaches have no solution; write a number above 0 such as "
             "0.0001"
         )
-    mean_E = block.out.zero_()
     models = block.models()
-    for values_E, w in zip(models, weight, strict=True):
-        mean_E.add_(values_E, alpha=w / sum(weight))
+    mean_E = average(models, weight, out=block.out)
     if not (block.is_whole_matrix and all(isinstance(state, Factors) for state in block.prepared)):
         return
     shape = block.info.shape

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block, TensorInfo
-from evomerge.merging.methods.matrices import Nothing, precise
+from evomerge.merging.methods.matrices import Nothing, average, precise
 from evomerge.merging.methods.parameters import PerModel, Real, check_shares
 from evomerge.merging.methods.registry import Prepared, SourceTensor, WholeTensorState, merge_method
 
@@ -169,10 +169,8 @@ def solve(block: Block, weight: PerModel, reduction: float, ridge: float, method
             f"{method}: without a ridge, the Gram matrices of channels that are idle or depend on each other are "
             "singular; write a number above 0 such as 0.0001"
         )
-    mean_E = block.out.zero_()
     models = block.models()
-    for values_E, w in zip(models, weight, strict=True):
-        mean_E.add_(values_E, alpha=w / sum(weight))
+    average(models, weight, out=block.out)
     if not (block.is_whole_matrix and all(isinstance(state, Regression) for state in block.prepared)):
         return
     values = [precise(values_E).view(block.info.shape) for values_E in models]
