@@ -125,11 +125,14 @@ class Answered:
 
     def __init__(self) -> None:
         self._items: set[str] = set()
-        self._counts: dict[bytes, int] = {}
+        self._last: tuple[str, ...] = ()
+        self._counts: dict[int, int] = {}
 
     def add(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Take a result; of a candidate that was asked again it holds all answers."""
-        self._items.update(evaluation.items)
+        if evaluation.items is not self._last:  # one tuple where all candidates are asked the same
+            self._items.update(evaluation.items)
+            self._last = evaluation.items
         self._counts[digest(candidate.genotype)] = len(evaluation.items)
 
     def misses_some(self, genotype: Genotype) -> bool:
