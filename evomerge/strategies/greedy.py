@@ -54,8 +54,9 @@ class GreedyConfig(StrategyConfig):
     in pairs, round by round."""
     top: int = Field(default=3, ge=2, le=1000)
     """Merges of which all pairs are merged in a round."""
-    explore: bool = True
-    """Whether the best merge is also merged with the one of the least kinship to it."""
+    explore: Literal["kinship", "random", "none"] = "kinship"
+    """What the best merge is also merged with in each round. `kinship`: the one of the least kinship to it. `random`: a
+    random one, to compare with."""
     stop: float = Field(default=0.9, ge=-1, le=1)
     """Kinship of the best merges above which the search ends."""
     mergeable: float | None = Field(default=None, ge=-1, le=1)
@@ -205,10 +206,15 @@ class Greedy(Strategy):
             kinships = [self._kinship(*pair) for pair in pairs]
             if min(kinships) > self.config.stop:
                 return []
-        if self.config.explore and len(self.members) > 1:
-            far = min(self.members[1:], key=lambda other: self._kinship(best[0], other))
-            pairs.append((best[0], far))
+        if self.config.explore != "none" and len(self.members) > 1:
+            pairs.append((best[0], self._explored(best[0])))
         return [Child(self._mean(pair), [one.genotype for one in pair]) for pair in pairs if self._is_new(pair)]
+
+    def _explored(self, best: Member) -> Member:
+        others = self.members[1:]
+        if self.config.explore == "random":
+            return others[int(self.rng.integers(len(others)))]
+        return min(others, key=lambda other: self._kinship(best, other))
 
     def _is_new(self, pair: Sequence[Member]) -> bool:
         key = frozenset(one.genotype.tobytes() for one in pair)

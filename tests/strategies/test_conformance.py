@@ -68,6 +68,10 @@ class TestGenomePlus(StrategySuite):
     config = GeneticConfig(preset="genome_plus", population=6)
 
 
+class TestModelSwarms(StrategySuite):
+    config = GeneticConfig(preset="model_swarms", population=6)
+
+
 class TestGeneticReplacingTheWorst(StrategySuite):
     config = GeneticConfig(preset="replace_worst", population=6, mutation=0.5)
     steady_state = True
