@@ -283,8 +283,10 @@ class _Choices:
     def _shares(self, answers: Answers) -> npt.NDArray[np.float64]:
         """Return the softmax over the choices' log-likelihoods, float64[I, C]."""
         score_IC = answers.loglikelihood[self.request_IC]
-        share_IC: npt.NDArray[np.float64] = np.exp(score_IC - score_IC.max(axis=1, keepdims=True))
-        return share_IC / share_IC.sum(axis=1, keepdims=True)
+        share_IC = np.exp(score_IC - score_IC.max(axis=1, keepdims=True))
+        share_IC /= share_IC.sum(axis=1, keepdims=True)
+        shares: npt.NDArray[np.float64] = share_IC
+        return shares
 
     def chosen(self, answers: Answers) -> npt.NDArray[np.int64]:
         """Return the position of the model's preferred choice, int64[I]."""
