@@ -22,7 +22,6 @@ from evomerge.merging.sources.source import Source
 from evomerge.runs.environment import MOST_GENES, Environment, GeneRecord
 from evomerge.runs.result import Entry
 from evomerge.runs.run import EventLog
-from evomerge.search import ensemble
 from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.environment import (
     compute_dtype,
@@ -36,6 +35,7 @@ from evomerge.search.environment import (
 from evomerge.search.founders import Founder, founders
 from evomerge.search.loop import Notify, Search
 from evomerge.search.recorded_scoring import RecordedScorer
+from evomerge.search.rows_on_request import check_answers
 from evomerge.search.warm_start import EarlierQuestions, WarmStartSettings, earlier_questions, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.strategies.auto import AutoConfig
@@ -150,7 +150,7 @@ class Problem:
             self.space = config.stamped(build_space(with_task_texts(config.space, self.suite), context))
         check_texts(config.space, self.suite)
         try:
-            ensemble.check(config.strategy, self.suite)
+            check_answers(config, self.suite)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
@@ -400,6 +400,7 @@ class Problem:
             self.other_spellings(),
             founder_items,
             self.recipe_hash,
+            self.config.strategy.reads_answers,
         )
 
     @cached_property
