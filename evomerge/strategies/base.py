@@ -123,6 +123,8 @@ class StrategyConfig(BaseModel):
         With `keeps_archive`: how members that were asked different items are compared, for a note of `evomerge plan`.
     as_stage
         Whether `staged` can run it as one of its stages. Such a strategy optimises one objective and never finishes.
+    reads_answers
+        Whether it learns from the answers themselves; candidates are then asked for them, and the log keeps them.
     kind_argument
         A setting that may be written into the kind, as `kind: NAME:VALUE`; None: there is none.
     """
@@ -133,6 +135,7 @@ class StrategyConfig(BaseModel):
     warm_start_type: ClassVar[type[WarmStart] | None] = None
     archive_compares: ClassVar[str] = ""
     as_stage: ClassVar[bool] = True
+    reads_answers: ClassVar[bool] = False
     kind_argument: ClassVar[str | None] = None
 
     kind: str
@@ -169,11 +172,6 @@ class StrategyConfig(BaseModel):
     def most_in_flight(self) -> int | None:
         """How many candidates it proposes before it needs a result: its setting `parallel`; None: any number."""
         return None
-
-    @property
-    def ensemble_size(self) -> int:
-        """How many of the best candidates vote on the held-out items after the search; 0: none."""
-        return 0
 
     @property
     def items_per_step(self) -> int:
@@ -327,6 +325,10 @@ class Strategy(ABC):
     def recommend(self) -> Genotype | None:
         """Return the strategy's own best guess, such as a distribution's mean; None if it has none."""
         return None
+
+    def members(self) -> Sequence[Genotype]:
+        """Return copies of its population or archive as it is now, best first; empty: it has none."""
+        return []
 
     @abstractmethod
     def _propose(self, n: int) -> Sequence[Proposal]:

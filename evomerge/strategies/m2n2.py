@@ -129,6 +129,10 @@ class M2n2(Strategy):
         """Return the member with the best search score (not the shared fitness); None while there is none."""
         return self.archive.best()
 
+    def members(self) -> list[Genotype]:
+        """Return the archive, best score first."""
+        return [member.copy() for member in self.archive.ranked()]
+
     def keeps(self, evaluation: Evaluation) -> bool:
         """Return whether a candidate with this evaluation would enter the archive now."""
         return _scored(evaluation) and self.archive.would_take(evaluation)
@@ -235,6 +239,11 @@ class Archive:
     def best(self) -> Genotype | None:
         """Return a copy of the member with the highest fitness, the first on ties; None without members."""
         return self.genotypes[np.argmax(self._fitness[: self.size])].copy() if self.size else None
+
+    def ranked(self) -> Genotype:
+        """Return the members, float64[P, G], best score first."""
+        ranked: Genotype = self.genotypes[np.argsort(-self._fitness[: self.size], kind="stable")]
+        return ranked
 
     def competition(self) -> Competition:
         """Return the competition among the present members."""
