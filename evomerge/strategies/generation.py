@@ -50,7 +50,7 @@ class Generation:
     again
         Genotypes of earlier candidates that are asked this generation's items as well.
     parents
-        Of each sample, the genotypes that it was made of; empty: they have none.
+        Of each sample, what it was made of, as genotypes or ids; empty: they have none.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Generation:
         samples: Sequence[Genotype],
         mean: Genotype | None = None,
         again: Sequence[Genotype] = (),
-        parents: Sequence[Sequence[Genotype]] = (),
+        parents: Sequence[Sequence[Genotype | int]] = (),
     ) -> None:
         self.number = number
         self.samples = [np.array(sample, dtype=np.float64) for sample in samples]
