@@ -9,6 +9,7 @@ from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotyp
 from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
 from evomerge.strategies.eda import Eda, EdaConfig
+from evomerge.strategies.evo_merging import EvoMerging, EvoMergingConfig
 from evomerge.strategies.genetic import Genetic, GeneticConfig
 from evomerge.strategies.greedy import Greedy, GreedyConfig
 from evomerge.strategies.grid import GridConfig, GridSearch
@@ -39,6 +40,8 @@ __all__ = [
     "Eda",
     "EdaConfig",
     "Evaluated",
+    "EvoMerging",
+    "EvoMergingConfig",
     "Genetic",
     "GeneticConfig",
     "Genotype",
