@@ -79,7 +79,7 @@ class Searched:
         return self.scored(recipe, tuple(self.problem.held_out_items)).fitness
 
     def run(self, strategy: Mapping[str, Any], *, seed: int, evaluations: int, items: int) -> dict[str, Any]:
-        """Search once; return the held-out score and the layers of the best finalist.
+        """Search once; return the best finalist's held-out score and layers, and the number of candidates.
 
         Parameters
         ----------
@@ -121,5 +121,6 @@ class Searched:
         return {
             "seed": seed,
             "score": self.held_out(winner),
+            "candidates": counted,
             "layers": winner.num_layers or problem.layout.num_layers,
         }

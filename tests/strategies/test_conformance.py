@@ -7,6 +7,7 @@ from evomerge.strategies import (
     GeneticConfig,
     GreedyConfig,
     GridConfig,
+    LeastChangeConfig,
     M2n2Config,
     MapConfig,
     MapElitesConfig,
@@ -66,6 +67,10 @@ class TestGenome(StrategySuite):
 
 class TestGenomePlus(StrategySuite):
     config = GeneticConfig(preset="genome_plus", population=6)
+
+
+class TestModelSwarms(StrategySuite):
+    config = GeneticConfig(preset="model_swarms", population=6)
 
 
 class TestGeneticReplacingTheWorst(StrategySuite):
@@ -133,6 +138,13 @@ class TestGreedyPairs(StrategySuite):
 
 class TestGreedySoup(StrategySuite):
     config = GreedyConfig(samples=6, merge="soup")
+
+
+class TestLeastChange(StrategySuite):
+    config = LeastChangeConfig(points=4)
+    steady_state = True
+    seeded = False
+    kinds_of_genes = (reals,)
 
 
 class TestGrid(StrategySuite):
