@@ -232,6 +232,11 @@ class Problem:
                 "strategy.kind gradient: a fitness function returns scores and has no loss to differentiate; write "
                 "strategy.kind cma_es, or tasks in place of fitness.function"
             )
+        if self.config.fitness.engine.quantization is not None:
+            raise ConfigError(
+                "strategy.kind gradient: rounded weights have no derivatives (fitness.engine has quantization "
+                f"{self.config.fitness.engine.quantization}); remove quantization, or write strategy.kind cma_es"
+            )
         if not ChainRule(self.space, self.layout).searchable().any():
             specs = [spec for recipe in self.space.structures() for spec in recipe.specs]
             held = ", ".join(dict.fromkeys(spec.name for spec in specs if not spec.differentiable))

@@ -135,12 +135,12 @@ class EvoMerging(Relay):
     def _begin(self, parameter: str, config: StrategyConfig, seed: int) -> None:
         genes = genes_of(self.space, parameter)
         inner = only(self.space, parameter, self._found).starting_at(self._found[genes])
-        base = np.array(self._found)
+        base: Genotype = np.array(self._found)
         offset = self._stage.last + 1 if self._second else 0
         self._penalty = Penalty(self.space, self.config.l1, parameter)
 
         def whole(part: Genotype) -> Genotype:
-            point = base.copy()
+            point: Genotype = base.copy()
             point[genes] = part
             return point
 

@@ -59,7 +59,7 @@ def test_the_penalty_is_the_mean_size_of_the_weights():
     assert told.objectives == pytest.approx((0.7, 1.7)) and told.standard_errors == (0.1, 0.1)
     failed = Evaluation.failed("no")
     assert Penalty(space, 0.5)(space.start, failed) is failed
-    others = [Real("scale[base.1 #1]", 0, 1, 0.5), Real("lambda[model]", 0, 1, 0.5), Choice("a.weight", ("x", "y"), "x")]
+    others = [Real("scale[base.1 #1]", 0, 1, 0.5), Real("lambda[model]", 0, 1, 0.5), Choice("weight", ("x", "y"), "x")]
     assert genes_of(PlantedSpace(others), "weight") == []
 
 
