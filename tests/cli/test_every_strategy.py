@@ -38,6 +38,7 @@ STRATEGIES = {
     "m2n2": {"kind": "m2n2", "archive": 3, "mutation": 1.0},
     "genetic": {"kind": "genetic"},
     "map_elites": {"kind": "map_elites"},
+    "cycleqd": {"kind": "cycleqd", "warm_up": 2},
     "map": {"kind": "map", "points": 10, "evaluations": 100},
     "nsga2": {"kind": "nsga2", "population": 4},
     "nevergrad": {"kind": "nevergrad:TwoPointsDE"},

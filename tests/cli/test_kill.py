@@ -162,6 +162,7 @@ BUDGET = 20 * max(2, KILLS)
 
 TWO_TASKS = {"tasks": [{"task": "zoo_target_gen"}, {"task": "zoo_target_mc"}], "objectives": "per_task"}
 THREE_MODELS = {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja")}
+SMALL = {"kind": "cma_es", "population": 4}
 REPLAYED = {
     "map": {
         "strategy": {"kind": "map", "batch": 4, "evaluations": 2 * BUDGET, "nested": True, "block": 3},
@@ -169,6 +170,16 @@ REPLAYED = {
     },
     "greedy": {"strategy": {"kind": "greedy", "samples": BUDGET, "stop": 1.0}},
     "genome_plus": {"strategy": {"kind": "genetic", "preset": "genome_plus", "crossover": 1.0}},
+    "model_swarms": {"strategy": {"kind": "genetic", "preset": "model_swarms", "population": 6}},
+    "evo_merging": {
+        "space": {"method": "breadcrumbs", "groups": "model", "fixed": {"gamma": 0.0}},
+        "strategy": {"kind": "evo_merging", "evaluations": BUDGET // 2, "first": SMALL, "second": SMALL},
+    },
+    "least_change": {
+        "space": {"method": "task_arithmetic", "groups": "model"},
+        "strategy": {"kind": "least_change"},
+    },
+    "cycleqd": {"strategy": {"kind": "cycleqd"}, "fitness": {"tasks": TWO_TASKS["tasks"]}},
     "optuna": {"strategy": {"kind": "optuna:TPE"}},
     "ppo, layer_actions": {"space": {"kind": "layer_actions"}, "strategy": {"kind": "ppo", "population": 6}},
     "genetic, layer_actions": {"space": {"kind": "layer_actions", "merges": ["ties"]}, "strategy": {"kind": "genetic"}},

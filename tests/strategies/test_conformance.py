@@ -3,6 +3,7 @@
 from evomerge.strategies import (
     CatCmaConfig,
     CmaEsConfig,
+    CycleqdConfig,
     EdaConfig,
     EvoMergingConfig,
     GeneticConfig,
@@ -81,6 +82,11 @@ class TestGeneticReplacingTheWorst(StrategySuite):
 
 class TestMapElites(StrategySuite):
     config = MapElitesConfig(warm_up=4, mutation=0.5)
+    steady_state = True
+
+
+class TestCycleqd(StrategySuite):
+    config = CycleqdConfig(warm_up=4, mutation=0.5)
     steady_state = True
 
 
