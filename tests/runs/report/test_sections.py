@@ -176,14 +176,16 @@ def test_the_grid_is_led_through_the_results(writer):
     assert "grid" in Page(render(run.path)).data["figures"]
 
 
-def test_other_archives_have_cells_of_scores_too(writer):
-    """Those of CycleQD as it is set, of M2N2 ten by task; a run with one task has none."""
-    tasks = [{"task": "a", "weight": 1.0}, {"task": "b", "weight": 1.0}]
-    for strategy, step in (({"kind": "cycleqd", "cells": 4}, 0.25), ({"kind": "m2n2", "archive": 2}, 0.1)):
-        run = writer(strategy=strategy, fitness={"tasks": tasks})
-        run.candidate(Evaluation("ok", (0.5,), (0.1,), ids(1, "a") + ids(1, "b"), np.ones(2, np.float32), SECONDS))
-        found = population.grid(read(run.close()))
-        assert found.step == step and [(one.x, one.y) for one in found.elites] == [(pytest.approx(1 - step),) * 2]
+@pytest.mark.parametrize(("strategy", "step"), [({"kind": "cycleqd", "cells": 4}, 0.25), ({"kind": "m2n2"}, 0.1)])
+def test_other_archives_have_cells_of_scores_too(writer, strategy, step):
+    """Those of CycleQD as it is set, of M2N2 ten by task."""
+    run = writer(strategy=strategy, fitness={"tasks": [{"task": "a", "weight": 1.0}, {"task": "b", "weight": 1.0}]})
+    run.candidate(Evaluation("ok", (0.5,), (0.1,), ids(1, "a") + ids(1, "b"), np.ones(2, np.float32), SECONDS))
+    found = population.grid(read(run.close()))
+    assert found.step == step and [(one.x, one.y) for one in found.elites] == [(pytest.approx(1 - step),) * 2]
+
+
+def test_with_one_task_there_are_no_cells(writer):
     run = writer(strategy={"kind": "m2n2", "archive": 2})
     run.candidate(scored(0.5, ids(4)))
     assert population.grid(read(run.close())) is None
