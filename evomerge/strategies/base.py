@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -258,7 +257,8 @@ class Strategy(ABC):
         self.rng = np.random.default_rng(seed)
         self._asked = 0
         self._open: dict[int, Candidate] = {}
-        self._first_ids: dict[bytes, int] = {}  # by digest of a genotype: the candidate that had it first
+        self._first_ids: dict[int, int] = {}  # by digest of a genotype: the candidate that had it first
+        self._repeats: dict[int, int] = {}  # of a candidate that is not the first one with its genotype: which is
 
     def ask(self, n: int = 1) -> list[Candidate]:
         """Propose up to `n` candidates: fewer or none while a generation waits for its results, or at the end.
@@ -286,8 +286,14 @@ class Strategy(ABC):
             parent if isinstance(parent, int) else self._first_ids.get(digest(parent)) for parent in proposal.parents
         )
         parents = tuple(dict.fromkeys(parent for parent in found if parent is not None))
-        self._first_ids.setdefault(digest(proposal.genotype), identity)
+        first = self._first_ids.setdefault(digest(proposal.genotype), identity)
+        if first != identity:
+            self._repeats[identity] = first
         return Candidate(identity, proposal.genotype, proposal.kind, proposal.generation, parents)
+
+    def _first_id(self, candidate: Candidate) -> int:
+        """Return the id of the first candidate that had its genotype: a parent that needs no digest of its own."""
+        return self._repeats.get(candidate.id, candidate.id)
 
     def tell(self, results: Iterable[Evaluated]) -> None:
         """Take the evaluations of asked candidates, in any order, each once.
@@ -333,6 +339,10 @@ class Strategy(ABC):
         """Take one result."""
 
 
-def digest(genotype: Genotype) -> bytes:
-    """Return a digest that equal genotypes share."""
-    return sha256(np.ascontiguousarray(genotype, dtype=np.float64).tobytes()).digest()
+def digest(genotype: Genotype) -> int:
+    """Return a number that equal genotypes share, in this process alone.
+
+    It has 64 bits: two of a million different genotypes share one with a probability of 3e-8. Cryptographic digests of
+    a long genotype take as long as the rest of a proposal.
+    """
+    return hash(np.ascontiguousarray(genotype, dtype=np.float64).tobytes())

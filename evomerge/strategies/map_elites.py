@@ -185,7 +185,7 @@ class EliteGrid:
         self.cells: dict[tuple[int, ...], int] = {}
         self.genotypes: list[Genotype] = []
         self.fitness: list[float] = []
-        self._axes = _Axes(config.axes)
+        self._axes = Axes(config.axes)
 
     def best(self) -> Genotype | None:
         """Return a copy of the elite with the best fitness; None while there is none."""
@@ -224,7 +224,7 @@ class EliteGrid:
         return tuple(np.clip(np.floor(position), 0, config.cells - 1).astype(int).tolist())
 
 
-class _Axes:
+class Axes:
     """A candidate's score on each axis. Weights that depend only on the items are kept between candidates."""
 
     def __init__(self, groups: tuple[tuple[str, ...], ...] | None) -> None:
