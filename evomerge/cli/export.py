@@ -70,7 +70,7 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
 def export_archive(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
     """Write the best recipe of each cell of scores that the search has seen, 1.yaml, 2.yaml, ..., best first.
 
-    The cells are those of the run's own `map_elites` or `cycleqd`; of another strategy's run, ten by task from 0 to 1.
+    The cells are those of the run's own archive of scores; of another strategy's run, ten by task from 0 to 1.
     `index.json` beside them has the cell, the scores and the fitness of each.
     """
     contents = read(path)

@@ -8,6 +8,7 @@ Importing this package imports every file in it, so a new file is registered wit
 from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
+from evomerge.strategies.cma_me import CmaMe, CmaMeConfig
 from evomerge.strategies.cycleqd import Cycleqd, CycleqdConfig
 from evomerge.strategies.eda import Eda, EdaConfig
 from evomerge.strategies.evo_merging import EvoMerging, EvoMergingConfig
@@ -38,6 +39,8 @@ __all__ = [
     "CatCmaConfig",
     "CmaEs",
     "CmaEsConfig",
+    "CmaMe",
+    "CmaMeConfig",
     "Cycleqd",
     "CycleqdConfig",
     "Eda",

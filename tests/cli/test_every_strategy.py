@@ -39,6 +39,7 @@ STRATEGIES = {
     "genetic": {"kind": "genetic"},
     "map_elites": {"kind": "map_elites"},
     "cycleqd": {"kind": "cycleqd", "warm_up": 2},
+    "cma_me": {"kind": "cma_me", "population": 4, "emitters": 1},
     "map": {"kind": "map", "points": 10, "evaluations": 100},
     "nsga2": {"kind": "nsga2", "population": 4},
     "nevergrad": {"kind": "nevergrad:TwoPointsDE"},

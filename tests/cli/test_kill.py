@@ -179,6 +179,7 @@ REPLAYED = {
         "space": {"method": "task_arithmetic", "groups": "model"},
         "strategy": {"kind": "least_change"},
     },
+    "cma_me": {"strategy": {"kind": "cma_me", "population": 4}, "fitness": {"tasks": TWO_TASKS["tasks"]}},
     "cycleqd": {"strategy": {"kind": "cycleqd"}, "fitness": {"tasks": TWO_TASKS["tasks"]}},
     "optuna": {"strategy": {"kind": "optuna:TPE"}},
     "ppo, layer_actions": {"space": {"kind": "layer_actions"}, "strategy": {"kind": "ppo", "population": 6}},

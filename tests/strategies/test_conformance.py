@@ -3,6 +3,7 @@
 from evomerge.strategies import (
     CatCmaConfig,
     CmaEsConfig,
+    CmaMeConfig,
     CycleqdConfig,
     EdaConfig,
     EvoMergingConfig,
@@ -83,6 +84,10 @@ class TestGeneticReplacingTheWorst(StrategySuite):
 class TestMapElites(StrategySuite):
     config = MapElitesConfig(warm_up=4, mutation=0.5)
     steady_state = True
+
+
+class TestCmaMe(StrategySuite):
+    config = CmaMeConfig(population=6, emitters=2)
 
 
 class TestCycleqd(StrategySuite):

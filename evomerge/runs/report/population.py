@@ -14,6 +14,8 @@ from evomerge.runs.report.convergence import Point, points
 from evomerge.strategies.m2n2 import Archive, M2n2Config
 from evomerge.strategies.map_elites import EliteGrid, MapElitesConfig
 
+WITH_CELLS = ("map_elites", "cma_me", "cycleqd")
+"""Strategies whose archives have cells of scores."""
 MOST_MOMENTS = 200
 """Moments at which an archive is looked at."""
 
@@ -157,8 +159,8 @@ class Grid:
 def archive_settings(contents: Contents) -> MapElitesConfig:
     """Return the cells of a run: those of its own archive; of another strategy's run, ten by task from 0 to 1."""
     own = contents.section("strategy")
-    kept = {"map_elites": set(own), "cycleqd": {"cells", "low", "high"}}.get(str(own.get("kind")), set())
-    return MapElitesConfig.model_validate({key: own[key] for key in (kept & set(own)) - {"warm_start", "kind"}})
+    kept = {"cells", "low", "high", "axes"} & set(own) if own.get("kind") in WITH_CELLS else set()
+    return MapElitesConfig.model_validate({key: own[key] for key in kept})
 
 
 def filled(contents: Contents) -> EliteGrid:
@@ -195,7 +197,7 @@ def numbers(contents: Contents) -> dict[bytes, int]:
 
 def grid(contents: Contents) -> Grid | None:
     """Return the cells of an archive, led through the recorded results; None for strategies without one."""
-    if contents.section("strategy").get("kind") not in ("map_elites", "cycleqd", "m2n2") or len(contents.weights) < 2:
+    if contents.section("strategy").get("kind") not in (*WITH_CELLS, "m2n2") or len(contents.weights) < 2:
         return None
     elites = EliteGrid(archive_settings(contents))
     looks, moments = _looks(len(points(contents))), []
