@@ -80,11 +80,6 @@ class GradientConfig(StrategyConfig):
         return self
 
     @property
-    def ensemble_size(self) -> int:
-        """As `then`, whose candidates have scores."""
-        return 0 if self.then is None else self.then.ensemble_size
-
-    @property
     def most_in_flight(self) -> int | None:
         """The limit of `then`; None: it has none."""
         return None if self.then is None else self.then.most_in_flight
