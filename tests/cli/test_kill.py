@@ -168,6 +168,7 @@ BUDGET = 20 * max(2, KILLS)
 
 TWO_TASKS = {"tasks": [{"task": "zoo_target_gen"}, {"task": "zoo_target_mc"}], "objectives": "per_task"}
 THREE_MODELS = {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja")}
+SMALL = {"kind": "cma_es", "population": 4}
 REPLAYED = {
     "map": {
         "strategy": {"kind": "map", "batch": 8, "evaluations": 2 * BUDGET, "nested": True, "block": 3},
@@ -175,6 +176,17 @@ REPLAYED = {
     },
     "greedy": {"strategy": {"kind": "greedy", "samples": BUDGET, "stop": 1.0}},
     "genome_plus": {"strategy": {"kind": "genetic", "preset": "genome_plus", "crossover": 1.0}},
+    "model_swarms": {"strategy": {"kind": "genetic", "preset": "model_swarms", "population": 6}},
+    "evo_merging": {
+        "space": {"method": "breadcrumbs", "groups": "model", "fixed": {"gamma": 0.0}},
+        "strategy": {"kind": "evo_merging", "evaluations": BUDGET // 2, "first": SMALL, "second": SMALL},
+    },
+    "least_change": {
+        "space": {"method": "task_arithmetic", "groups": "model"},
+        "strategy": {"kind": "least_change"},
+    },
+    "cma_me": {"strategy": {"kind": "cma_me", "population": 4}, "fitness": {"tasks": TWO_TASKS["tasks"]}},
+    "cycleqd": {"strategy": {"kind": "cycleqd"}, "fitness": {"tasks": TWO_TASKS["tasks"]}},
     "optuna": {"strategy": {"kind": "optuna:TPE"}},
     "ppo, layer_actions": {
         "space": {"kind": "layer_actions"},
