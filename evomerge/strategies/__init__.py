@@ -12,6 +12,7 @@ from evomerge.strategies.eda import Eda, EdaConfig
 from evomerge.strategies.genetic import Genetic, GeneticConfig
 from evomerge.strategies.greedy import Greedy, GreedyConfig
 from evomerge.strategies.grid import GridConfig, GridSearch
+from evomerge.strategies.least_change import LeastChange, LeastChangeConfig
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.map import Map, MapConfig
 from evomerge.strategies.map_elites import MapElites, MapElitesConfig
@@ -45,6 +46,8 @@ __all__ = [
     "GreedyConfig",
     "GridConfig",
     "GridSearch",
+    "LeastChange",
+    "LeastChangeConfig",
     "M2n2",
     "M2n2Config",
     "Map",

@@ -40,8 +40,8 @@ with lambda r2 phi2 / C (lambda at most 1), and keeps its own otherwise. For a o
 published step on average, without inertia and repulsion, which lead to no other value. A mixture's noise is copied as
 a whole, the seeds with their deviations.
 
-GENOME+ lets its last population vote, answer by answer. Here the result is one recipe; `ensemble: 10` additionally
-reports the vote of the ten best candidates.
+GENOME+ lets its last population vote, answer by answer. Here the result is one recipe; `table: {ensemble: 10, voters:
+last_population}` in a search file, of any strategy, additionally reports that vote.
 """
 
 from __future__ import annotations
@@ -162,9 +162,6 @@ class GeneticConfig(StrategyConfig):
     """What children replace. `worst`: one child at a time replaces the worst individual, and no worker is ever idle."""
     succession: SuccessionConfig | None = None
     """A swarm step before each generation; it costs one evaluation per individual."""
-    ensemble: int | None = Field(default=None, ge=2, le=100)
-    """After the search, let this many of the best candidates vote on the held-out items, answer by answer. This adds a
-    row to the final table; it does not change the result. For tasks scored answer by answer (accuracy, exact match)."""
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidates are proposed first. By default there is none."""
 
@@ -189,11 +186,6 @@ class GeneticConfig(StrategyConfig):
     def keeps_archive(self) -> bool:
         """Whether children replace the worst individual, as in M2N2's archive."""
         return self.replace == "worst"
-
-    @property
-    def ensemble_size(self) -> int:
-        """How many of the best candidates vote on the held-out items after the search; 0: none."""
-        return self.ensemble or 0
 
     def build(self, space: SearchSpace, seed: int) -> Genetic | M2n2:
         """Build the strategy."""
@@ -261,6 +253,10 @@ class Genetic(Strategy):
         """Return the best point of any individual so far; None while there is none."""
         best = max(self.individuals, key=lambda individual: individual.best_fitness, default=None)
         return None if best is None else best.best.copy()
+
+    def members(self) -> list[Genotype]:
+        """Return the population, best first."""
+        return [one.genotype.copy() for one in sorted(self.individuals, key=lambda one: -one.fitness)]
 
     def _propose(self, n: int) -> list[Proposal]:
         if self._generation.complete:

@@ -100,7 +100,7 @@ class Greedy(Strategy):
 
     Attributes
     ----------
-    members
+    ranked
         The sources of the best source's cluster and the merges so far, best first.
     """
 
@@ -118,7 +118,7 @@ class Greedy(Strategy):
                 "ones, space.kind: mixture for those of the models, or another strategy"
             )
         self.population = config.population
-        self.members: list[Member] = []
+        self.ranked: list[Member] = []
         self._generation = Generation.none()
         self._made: set[frozenset[bytes]] = set()
         self._soup: list[Member] = []
@@ -135,7 +135,11 @@ class Greedy(Strategy):
         """Return the soup, or the best merge; None before the first result."""
         if self._soup:
             return self._mean(self._soup)
-        return self.members[0].genotype.copy() if self.members else None
+        return self.ranked[0].genotype.copy() if self.ranked else None
+
+    def members(self) -> list[Genotype]:
+        """Return the sources and merges, best first."""
+        return [one.genotype.copy() for one in self.ranked]
 
     def _propose(self, n: int) -> list[Proposal]:
         if self._generation.complete and self._next:
@@ -151,12 +155,12 @@ class Greedy(Strategy):
         scored = zip(self._generation.samples, self._generation.fitness.tolist(), strict=True)
         told = [Member(genotype, fitness) for genotype, fitness in scored if math.isfinite(fitness)]
         if first:
-            self.members = self._cluster(sorted(told, key=lambda one: -one.fitness))
+            self.ranked = self._cluster(sorted(told, key=lambda one: -one.fitness))
         if self.config.merge == "soup":
             self._next = self._start_soup() if first else self._stir(told)
         else:
             if not first:
-                self.members = sorted([*self.members, *told], key=lambda one: -one.fitness)
+                self.ranked = sorted([*self.ranked, *told], key=lambda one: -one.fitness)
             self._next = self._pairs()
 
     # --- clusters ---
@@ -179,7 +183,7 @@ class Greedy(Strategy):
     # --- the soup ---
 
     def _start_soup(self) -> list[Child]:
-        self._soup, self._left = self.members[:1], self.members[1:]
+        self._soup, self._left = self.ranked[:1], self.ranked[1:]
         self._soup_fitness = self._soup[0].fitness if self._soup else -math.inf
         return self._try_next()
 
@@ -200,18 +204,18 @@ class Greedy(Strategy):
 
     def _pairs(self) -> list[Child]:
         """Return the merges of the next round; none if the best are alike."""
-        best = self.members[: self.config.top]
+        best = self.ranked[: self.config.top]
         pairs = list(combinations(best, 2))
         if self._asked > len(self._sources) and pairs:
             kinships = [self._kinship(*pair) for pair in pairs]
             if min(kinships) > self.config.stop:
                 return []
-        if self.config.explore != "none" and len(self.members) > 1:
+        if self.config.explore != "none" and len(self.ranked) > 1:
             pairs.append((best[0], self._explored(best[0])))
         return [Child(self._mean(pair), [one.genotype for one in pair]) for pair in pairs if self._is_new(pair)]
 
     def _explored(self, best: Member) -> Member:
-        others = self.members[1:]
+        others = self.ranked[1:]
         if self.config.explore == "random":
             return others[int(self.rng.integers(len(others)))]
         return min(others, key=lambda other: self._kinship(best, other))

@@ -126,6 +126,11 @@ class MapElites(Strategy):
         """Return the elite with the best fitness; None while there is none."""
         return self.grid.best()
 
+    def members(self) -> list[Genotype]:
+        """Return the elites, best first."""
+        order = np.argsort(-np.array(self.grid.fitness), kind="stable").tolist()
+        return [self.grid.genotypes[place].copy() for place in order]
+
     def keeps(self, evaluation: Evaluation) -> bool:
         """Return whether a candidate with this evaluation would enter its cell now."""
         return self.grid.would_take(evaluation)

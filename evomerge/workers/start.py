@@ -11,6 +11,7 @@ import torch
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.footprint import Footprint
 from evomerge.merging.engine.placement import Choice, Share, choose, free_memory, torch_device
+from evomerge.merging.engine.resident import Quantize
 from evomerge.merging.sources.source import Source
 from evomerge.workers.base import Request, WorkerSettings
 from evomerge.workers.gradient_steps import GradientSteps, StepInputs, StepMemory
@@ -18,8 +19,9 @@ from evomerge.workers.inline import MergeWorker
 from evomerge.workers.source_watch import SourceWatch
 from fitness.functions.opening import Suite, evaluator_for
 from fitness.scoring.answering import Answering, OwnAnswers
-from fitness.scoring.engine_config import AnyEngine, TransformersEngine
+from fitness.scoring.engine_config import AnyEngine, Quantization, TransformersEngine
 from fitness.scoring.evaluator import Evaluator
+from fitness.scoring.quantized import quantized_sizes, quantizer
 from search_spaces.recipes.recipe import Recipe
 
 
@@ -129,9 +131,22 @@ class LocalWorker:
         return choose(self._settings.placement, device, self.footprint, free_memory(device, share))
 
     def engine_notes(self) -> list[str]:
-        """Return sentences about what an engine of its own takes beside the worker, once that is ready."""
-        evaluator = self.worker.evaluator
+        """Return sentences about what answers take beside or in place of the merged model, once that is ready."""
+        evaluator, quantization = self.worker.evaluator, self._inputs.engine.quantization
+        if quantization is not None:
+            return [self._quantized(quantization)]
         return evaluator.answering.describe() if isinstance(evaluator, Evaluator) else []
+
+    def _quantized(self, quantization: Quantization) -> str:
+        whole = self.footprint
+        sizes = quantized_sizes(self._inputs.checkpoints[self._inputs.base].outline.module, quantization)
+        each = whole.resident_bytes // whole.parameters
+        smaller = whole.resident_bytes - each * (sizes.weights - sizes.largest) + sizes.stored
+        return (
+            f"quantization {quantization}: {sizes.weights:,} of {whole.parameters:,} weights are rounded; the resident "
+            f"model takes {smaller / 1e6:,.1f} MB during the search, and {whole.resident_bytes / 1e6:,.1f} MB for "
+            "held-out items, which unquantised models answer"
+        )
 
     def ready(self) -> MergeWorker:
         """Return the worker after doing all that does not depend on a candidate."""
@@ -171,11 +186,19 @@ def build_worker(inputs: WorkerInputs, settings: WorkerSettings, share: Share | 
     ------
     DeviceError
         If its device cannot be used.
+    TaskError
+        If it cannot compute with quantised weights that the engine asks for.
     """
     device = torch_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    engine = MergeEngine(inputs.checkpoints, base=inputs.base, device=device, compute_dtype=settings.compute_dtype)
+    engine = MergeEngine(
+        inputs.checkpoints,
+        base=inputs.base,
+        device=device,
+        compute_dtype=settings.compute_dtype,
+        quantize=_quantize(inputs.engine, torch.device(device)),
+    )
     evaluator = evaluator_for(
         inputs.suite,
         inputs.checkpoints[inputs.base].tokenizer.load(),
@@ -189,6 +212,11 @@ def build_worker(inputs: WorkerInputs, settings: WorkerSettings, share: Share | 
         assert isinstance(evaluator, Evaluator), "functions have no gradients"
         steps = GradientSteps(engine, evaluator, inputs.steps)
     return MergeWorker(engine, evaluator, SourceWatch(inputs.checkpoints), steps)
+
+
+def _quantize(engine: AnyEngine, device: torch.device) -> Quantize | None:
+    """Return what rounds the weights of candidates; None if they are not quantised."""
+    return None if engine.quantization is None else quantizer(engine.quantization, device)
 
 
 def _answering(engine: AnyEngine, device: str, settings: WorkerSettings, share: Share) -> Answering:

@@ -28,7 +28,6 @@ from experiments.layer_systems.searching import Searched
 from experiments.layer_systems.walks import CONTENDERS, walked
 from experiments.layer_systems.walks import EVALUATIONS as WALKS
 from experiments.machine import machine
-from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import task_arithmetic_recipe
 from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.layer_path import path_recipe
@@ -41,26 +40,37 @@ M2N2, PPO, EDA, RANDOM = {"kind": "m2n2"}, {"kind": "ppo"}, {"kind": "eda"}, {"k
 ALONE = {**M2N2, "attraction": False}
 TASK_VECTORS = {"kind": "mixture", "chunks": 64, "relative_to": "base"}
 
-QUICK, SMALL, LARGE = (8, 10), (60, 30), (160, 50)
+QUICK, SMALL, LONG, LARGE = (8, 10), (60, 30), (160, 20), (160, 50)
 """Candidates of a search, and items of each."""
 
 Contender = tuple[str, str, Mapping[str, Any], Mapping[str, Any], str, tuple[int, int]]
 """Part, name, space, strategy, task, size."""
 
 
-def contenders(merge: Path) -> list[Contender]:
-    """Return all searches of the zoo's four models; `merge` is the file of task arithmetic with 0.8."""
-    actions = {"kind": "layer_actions", "merges": [str(merge), "ties"], "anchor": str(merge)}
-    tailored = {"kind": "tailoring", "anchor": "ops", "remove": 3}
+def contenders() -> list[Contender]:
+    """Return all searches of the zoo's four models."""
+    steps = {"kind": "layer_actions", "merges": ["ties", "dare_ties"]}
     return [
         ("M2N2", "task vectors", TASK_VECTORS, M2N2, GEN, SMALL),
         ("M2N2", "task vectors, 8,000 answers", TASK_VECTORS, M2N2, GEN, LARGE),
-        ("GPTailor", "EDA", tailored, EDA, OPS, SMALL),
-        ("GPTailor", "random", tailored, RANDOM, OPS, SMALL),
         ("M2N2", "averages", {"kind": "mixture", "chunks": 64}, M2N2, GEN, SMALL),
+        *(("RMM", name, steps, strategy, OPS, LONG) for name, strategy in PATHS.items()),
+        *(
+            (f"GPTailor, {remove} of 6 layers removed", name, tailored(remove), strategy, OPS, SMALL)
+            for remove in (1, 2)
+            for name, strategy in (("EDA", EDA), ("random", RANDOM))
+        ),
         ("M2N2", "task vectors, no attraction", TASK_VECTORS, ALONE, GEN, SMALL),
-        ("RMM", "PPO", actions, PPO, GEN, SMALL),
     ]
+
+
+PATHS = {"PPO": PPO, "random paths": RANDOM, "EDA": EDA}
+"""Contenders of RMM; its paths begin with the base's, and no expert is known."""
+
+
+def tailored(remove: int) -> dict[str, Any]:
+    """Return GPTailor's space with `ops` as anchor and so many layers gone."""
+    return {"kind": "tailoring", "anchor": "ops", "remove": remove}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,9 +104,7 @@ def steps(results: Results, folder: Path, *, quick: bool) -> Iterator[Callable[[
             yield partial(_add, results, partial(_walked, name, config, seeds, 20 if quick else WALKS))
     if "repeats" not in results:
         yield lambda: results.update(repeats=repeats())
-    merge = folder / "task_arithmetic.yaml"
-    merge.write_text(mergekit_yaml.dump(task_arithmetic_recipe(MODELS, DEPTH, 0.8)), encoding="utf-8")
-    zoo = contenders(merge)[: 1 if quick else None]
+    zoo = contenders()[: 1 if quick else None]
     for place, (part, name, space, strategy, task, size) in enumerate(zoo):
         if not _has(results, part, name):
             of_one = (QUICK if quick else size, seeds)

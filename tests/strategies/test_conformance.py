@@ -7,6 +7,7 @@ from evomerge.strategies import (
     GeneticConfig,
     GreedyConfig,
     GridConfig,
+    LeastChangeConfig,
     M2n2Config,
     MapConfig,
     MapElitesConfig,
@@ -137,6 +138,13 @@ class TestGreedyPairs(StrategySuite):
 
 class TestGreedySoup(StrategySuite):
     config = GreedyConfig(samples=6, merge="soup")
+
+
+class TestLeastChange(StrategySuite):
+    config = LeastChangeConfig(points=4)
+    steady_state = True
+    seeded = False
+    kinds_of_genes = (reals,)
 
 
 class TestGrid(StrategySuite):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from evomerge.merging.engine.resident import build_resident
+from evomerge.merging.engine.resident import Quantize, Resident, build_resident
 from evomerge.merging.sources.source import Source
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
@@ -63,12 +63,18 @@ class LayerStacks:
         self._checkpoints = checkpoints
         self._merge = merge
         self._device = device
-        self._modules: OrderedDict[tuple[str, torch.dtype], PreTrainedModel] = OrderedDict()
+        self._modules: OrderedDict[tuple[str, torch.dtype, Quantize | None], Resident] = OrderedDict()
         self._tensors: dict[tuple[str, str, Rounding, torch.dtype], Tensor] = {}
         self._merged: tuple[str, Mapping[str, Tensor]] | None = None
 
     def build(
-        self, recipe: Recipe, config: PretrainedConfig, key: str, out_dtype: torch.dtype, dtype: torch.dtype
+        self,
+        recipe: Recipe,
+        config: PretrainedConfig,
+        key: str,
+        out_dtype: torch.dtype,
+        dtype: torch.dtype,
+        quantize: Quantize | None = None,
     ) -> PreTrainedModel:
         """Return the model of `recipe`, valid until the next call.
 
@@ -82,31 +88,42 @@ class LayerStacks:
             Equal for equal architectures.
         out_dtype, dtype
             The dtype that weights are rounded to, and the module's.
+        quantize
+            Rounds weights to fewer bits; such a model shares none of these.
         """
         donor = self._checkpoints[recipe.donor]
-        module = self._module(donor, config, key, dtype)
+        resident = self._module(donor, config, key, dtype, quantize)
         inner = None if recipe.path is None else self._inner(recipe)
         half = recipe.dtype in ("bfloat16", "float16")
         rounding = (*((getattr(torch, recipe.dtype),) if half and recipe.dtype else ()), out_dtype)
         with torch.inference_mode(False):
             for plan in _plans(recipe, donor.layout):
-                _set(module, plan.name, self._tensor(plan, inner, rounding, dtype))
-            module.tie_weights()
-        return module
+                values = self._tensor(plan, inner, rounding, dtype)
+                take = resident.quantized.get(plan.name)
+                if take is None:
+                    _set(resident.module, plan.name, values)
+                else:
+                    take(values.view(resident.shapes[plan.name]))
+            resident.module.tie_weights()
+        return resident.module
 
-    def _module(self, donor: Source, config: PretrainedConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
+    def _module(
+        self, donor: Source, config: PretrainedConfig, key: str, dtype: torch.dtype, quantize: Quantize | None
+    ) -> Resident:
         """Return a module of that architecture; its parameters are another stack's, or uninitialised."""
-        module = self._modules.get((key, dtype))
-        if module is None:
-            module = build_resident(config, donor, dtype, torch.device("cpu")).module
-            for name, buffer in module.named_buffers():
+        resident = self._modules.get((key, dtype, quantize))
+        if resident is None:
+            if quantize is not None or any(kept is not None for *_, kept in self._modules):
+                self._modules.clear()  # quantised models have weights of their own: two may not fit
+            resident = build_resident(config, donor, dtype, torch.device("cpu"), quantize)
+            for name, buffer in resident.module.named_buffers():
                 owner, _, leaf = name.rpartition(".")
-                module.get_submodule(owner)._buffers[leaf] = buffer.to(self._device)
-            self._modules[key, dtype] = module
+                resident.module.get_submodule(owner)._buffers[leaf] = buffer.to(self._device)
+            self._modules[key, dtype, quantize] = resident
             if len(self._modules) > KEPT:
                 self._modules.popitem(last=False)
-        self._modules.move_to_end((key, dtype))
-        return module
+        self._modules.move_to_end((key, dtype, quantize))
+        return resident
 
     def _inner(self, recipe: Recipe) -> Mapping[str, Tensor]:
         """Return the tensors of the recipe's merge, in `dtype`, merged again only if it has changed."""
