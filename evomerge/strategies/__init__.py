@@ -8,7 +8,10 @@ Importing this package imports every file in it, so a new file is registered wit
 from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
+from evomerge.strategies.cma_me import CmaMe, CmaMeConfig
+from evomerge.strategies.cycleqd import Cycleqd, CycleqdConfig
 from evomerge.strategies.eda import Eda, EdaConfig
+from evomerge.strategies.evo_merging import EvoMerging, EvoMergingConfig
 from evomerge.strategies.genetic import Genetic, GeneticConfig
 from evomerge.strategies.greedy import Greedy, GreedyConfig
 from evomerge.strategies.grid import GridConfig, GridSearch
@@ -36,9 +39,15 @@ __all__ = [
     "CatCmaConfig",
     "CmaEs",
     "CmaEsConfig",
+    "CmaMe",
+    "CmaMeConfig",
+    "Cycleqd",
+    "CycleqdConfig",
     "Eda",
     "EdaConfig",
     "Evaluated",
+    "EvoMerging",
+    "EvoMergingConfig",
     "Genetic",
     "GeneticConfig",
     "Genotype",

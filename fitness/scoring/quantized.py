@@ -143,17 +143,19 @@ class Int4Linear(QuantizedLinear):
 LAYERS: dict[Quantization, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linear}
 
 
-def quantize(module: nn.Module, quantization: Quantization, device: torch.device) -> dict[str, Taker]:
+def quantize(
+    module: nn.Module, device_of: Callable[[str], torch.device], quantization: Quantization
+) -> dict[str, Taker]:
     """Replace the linear layers of a model without weights by quantised ones that are not filled.
 
     Parameters
     ----------
     module
         A transformers causal language model, on any device.
+    device_of
+        Where rounded weights are kept, by the name of the weight.
     quantization
         What weights are rounded to.
-    device
-        Where the rounded weights are kept.
 
     Returns
     -------
@@ -170,7 +172,7 @@ def quantize(module: nn.Module, quantization: Quantization, device: torch.device
         owner, _, leaf = name.rpartition(".")
         layer = module.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        quantized = LAYERS[quantization](layer, device)
+        quantized = LAYERS[quantization](layer, device_of(f"{name}.weight"))
         setattr(module.get_submodule(owner), leaf, quantized)
         found[f"{name}.weight"] = quantized.take
     if not found:
@@ -225,8 +227,10 @@ def is_quantized(module: Any) -> bool:
     return isinstance(module, nn.Module) and any(isinstance(layer, QuantizedLinear) for layer in module.modules())
 
 
-def quantizer(quantization: Quantization, device: torch.device) -> Callable[[nn.Module], dict[str, Taker]]:
-    """Return `quantize` for a device.
+def quantizer(
+    quantization: Quantization, device: torch.device
+) -> Callable[[nn.Module, Callable[[str], torch.device]], dict[str, Taker]]:
+    """Return `quantize` for devices of one type, given one of them.
 
     Raises
     ------
@@ -244,7 +248,7 @@ def quantizer(quantization: Quantization, device: torch.device) -> Callable[[nn.
             f"fitness.engine: quantization {quantization} does not work on {device} ({reason}); {other}remove "
             "quantization"
         ) from None
-    return partial(quantize, quantization=quantization, device=device)
+    return partial(quantize, quantization=quantization)
 
 
 def _rounded_rows(values: Tensor) -> tuple[Tensor, Tensor]:

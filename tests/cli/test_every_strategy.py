@@ -38,6 +38,8 @@ STRATEGIES = {
     "m2n2": {"kind": "m2n2", "archive": 3, "mutation": 1.0},
     "genetic": {"kind": "genetic"},
     "map_elites": {"kind": "map_elites"},
+    "cycleqd": {"kind": "cycleqd", "warm_up": 2},
+    "cma_me": {"kind": "cma_me", "population": 4, "emitters": 1},
     "map": {"kind": "map", "points": 10, "evaluations": 100},
     "nsga2": {"kind": "nsga2", "population": 4},
     "nevergrad": {"kind": "nevergrad:TwoPointsDE"},
@@ -53,6 +55,12 @@ STRATEGIES = {
     "ppo": {"kind": "ppo", "population": 4},
     "genome_plus with a vote": {"kind": "genetic", "preset": "genome_plus", "population": 4},
     "least_change": {"kind": "least_change"},
+    "evo_merging": {
+        "kind": "evo_merging",
+        "evaluations": 4,
+        "first": {"kind": "cma_es", "population": 4},
+        "second": {"kind": "cma_es", "population": 4},
+    },
     "staged": {"kind": "staged", "evaluations": 4, "first": {"kind": "random"}, "second": {"kind": "random"}},
 }
 SPACES = {
@@ -63,6 +71,7 @@ SPACES = {
     "catcma over methods": {"kind": "layer_coefficients", "method": ["task_arithmetic", "ties"], "layers_per_group": 6},
     "staged": {"kind": "two_stage", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1, "order": "free"}},
     "least_change": {"kind": "layer_coefficients", "method": "task_arithmetic", "groups": "model"},
+    "evo_merging": {"kind": "layer_coefficients", "method": "breadcrumbs", "groups": "model", "fixed": {"gamma": 0.0}},
 }
 """Spaces other than the default."""
 VOTING = {"genome_plus with a vote": "last_population", "cma_es": "last_population", "m2n2": "last_population"}

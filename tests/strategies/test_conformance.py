@@ -3,7 +3,10 @@
 from evomerge.strategies import (
     CatCmaConfig,
     CmaEsConfig,
+    CmaMeConfig,
+    CycleqdConfig,
     EdaConfig,
+    EvoMergingConfig,
     GeneticConfig,
     GreedyConfig,
     GridConfig,
@@ -22,7 +25,7 @@ from evomerge.testing.planted import PlantedSpace, reals
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow import DataFlowConfig
-from search_spaces.spaces.genes import Choice
+from search_spaces.spaces.genes import Choice, Real
 from search_spaces.spaces.two_stage import TwoStageSpace
 
 
@@ -83,6 +86,15 @@ class TestMapElites(StrategySuite):
     steady_state = True
 
 
+class TestCmaMe(StrategySuite):
+    config = CmaMeConfig(population=6, emitters=2)
+
+
+class TestCycleqd(StrategySuite):
+    config = CycleqdConfig(warm_up=4, mutation=0.5)
+    steady_state = True
+
+
 class TestMap(StrategySuite):
     config = MapConfig(points=15, batch=25, population=12, generations=4, evaluations=200)
     objectives = 2
@@ -112,6 +124,18 @@ class TestStaged(StrategySuite):
 
 class TestStagedWithoutAGuess(TestStaged):
     config = StagedConfig(evaluations=20, first=RandomConfig(population=6), second=GeneticConfig(population=6))
+
+
+class TestEvoMerging(StrategySuite):
+    config = EvoMergingConfig(
+        evaluations=20, first=CmaEsConfig(population=6), second=CmaEsConfig(population=6, score_mean_every=2)
+    )
+    kinds_of_genes = (reals,)
+
+    def around(self, planted):
+        """A density and a weight for each gene."""
+        names = [f"m{at}.{kind}[model]" for at in range(planted.dimension) for kind in ("weight", "density")]
+        return PlantedSpace([Real(name, -1.0, 1.0, 0.5) for name in names])
 
 
 class TestPpo(StrategySuite):

@@ -19,7 +19,7 @@ from evomerge.merging.engine.core_space import CoreSpace, CoreTensorMerge
 from evomerge.merging.engine.footprint import Footprint, footprint
 from evomerge.merging.engine.layer_stack import LayerStacks, is_layer_stack
 from evomerge.merging.engine.placed_sources import PlacedSources, sources_of
-from evomerge.merging.engine.placement import ComputeDtype, Placement
+from evomerge.merging.engine.placement import ComputeDtype, Placement, Split
 from evomerge.merging.engine.prepared import PreparedCache
 from evomerge.merging.engine.recipe_statistics import RecipeStatistics
 from evomerge.merging.engine.resident import Quantize, Resident, build_resident
@@ -66,6 +66,9 @@ class MergeEngine:
         save more time than they cost to start.
     quantize
         Rounds weights of the resident models of recipes that `prepare` and `apply` build; None: they are not rounded.
+    devices
+        Devices that share the resident model, `device` first; empty or one: it is on `device`. Each merges what it
+        holds.
     """
 
     def __init__(
@@ -78,11 +81,13 @@ class MergeEngine:
         block: int | None = None,
         large: int = LARGE,
         quantize: Quantize | None = None,
+        devices: Sequence[torch.device] = (),
     ) -> None:
         self._device = torch.device(device)
         self._compute_dtype = compute_dtype
         self._large = large
         self._quantize = quantize
+        self._devices = tuple(devices) if len(devices) > 1 else ()
         self._sources = PlacedSources(checkpoints, base, self._device)
         self._threads = MergeThreads(self._device, block)
         self._statistics = RecipeStatistics(self._sources, self.load, self._source_dtype)
@@ -111,6 +116,14 @@ class MergeEngine:
     def device(self) -> torch.device:
         """Where the resident model is kept."""
         return self._device
+
+    def shares(self) -> list[tuple[torch.device, float]]:
+        """Return the devices that hold a model of the base's depth, and the fraction of its weights on each."""
+        if not self._devices:
+            return [(self._device, 1.0)]
+        sizes = {name: math.prod(self.checkpoint(self.base).shape(name)) for name in self.layout.tensors()}
+        split = Split.of(self.layout, sizes, self._devices)
+        return list(zip(self._devices, split.shares(sizes), strict=True))
 
     def checkpoint(self, reference: str) -> Source:
         """Return an opened source.
@@ -367,7 +380,7 @@ class MergeEngine:
         """
         method = implementation(plan.method)
         if recipe.adapters == "core":
-            scratch = self._threads.for_matrices
+            scratch = self._threads.for_matrices.on(target.device)
             core = self._core_space.merge(method, plan, target, scratch, recipe.seed or 0)
             if core is not None:
                 return core
@@ -422,7 +435,8 @@ class MergeEngine:
         if self._resident is None or self._resident_key != key:
             self._resident = None  # free the old one first: two may not fit
             config, source = self._config(donor, order), self.checkpoint(donor)
-            self._resident = build_resident(config, source, dtype, self._device, quantize)
+            self._resident = build_resident(config, source, dtype, self._device, quantize, self._devices)
+            self._sources.split = self._resident.split
             self._resident_key = key
         return self._resident
 
@@ -435,9 +449,15 @@ class MergeEngine:
     @cached_property
     def _layer_stacks(self) -> LayerStacks:
         """Builds models from references; a merge below has a resident model of its own."""
-        inner = MergeEngine(self.checkpoints, base=self.base, device=self._device, compute_dtype=self._compute_dtype)
+        inner = MergeEngine(
+            self.checkpoints,
+            base=self.base,
+            device=self._device,
+            compute_dtype=self._compute_dtype,
+            devices=self._devices,
+        )
         inner.place_sources(self._sources.placement)
-        return LayerStacks(self.checkpoints, lambda recipe: _weights(inner.apply(recipe)), self._device)
+        return LayerStacks(self.checkpoints, lambda recipe: _weights(inner.apply(recipe)), self._device, self._devices)
 
     def _dtype_for(self, out_dtype: torch.dtype) -> torch.dtype:
         if self._compute_dtype != "auto":

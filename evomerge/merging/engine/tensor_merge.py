@@ -145,6 +145,7 @@ class TensorMerge:
         span: slice,
         scale: float,
     ) -> None:
+        scratch = scratch.on(self._target.device)
         for block, target in self._blocks(scratch, span):
             fill(block)
             if after is not None:
@@ -159,6 +160,7 @@ class TensorMerge:
                 f"evomerge.mixture.tensors.{plan.name}: it ends at {plan.pieces[-1].end} and the tensor at {size}; "
                 "name the models that the table was made for"
             )
+        scratch = scratch.on(self._target.device)
         noise = NoiseStream(plan.name, plan.pieces)
         start = 0
         for piece in plan.pieces:

@@ -104,7 +104,7 @@ def test_all_linear_layers_but_the_output_are_quantised():
     before = set(dict(module.named_parameters()))
     names = quantizable(module)
     assert len(names) == 2 * 7 and "lm_head" not in names
-    takers = quantize(module, "int8", CPU)
+    takers = quantize(module, lambda _: CPU, "int8")
     assert set(takers) == {f"{name}.weight" for name in names}
     assert set(dict(module.named_parameters())) == before - set(takers)  # biases, norms and embeddings stay
     assert quantized.is_quantized(module)
@@ -120,7 +120,7 @@ def test_a_layer_that_shares_its_weight_is_not_quantised():
 def test_a_model_without_plain_linear_layers_is_refused():
     module = meta_module(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, n_positions=32))
     with pytest.raises(TaskError, match=r"^fitness\.engine: GPT2LMHeadModel has no plain linear layers .* remove"):
-        quantize(module, "int4", CPU)
+        quantize(module, lambda _: CPU, "int4")
 
 
 def test_a_device_without_integer_products_is_refused_in_one_line(monkeypatch):
@@ -140,7 +140,7 @@ def test_a_device_without_integer_products_is_refused_in_one_line(monkeypatch):
 def test_sizes_are_those_of_the_layers_that_are_made(kind):
     module = meta_module(LlamaConfig(**TINY))
     sizes = quantized.quantized_sizes(module, kind)
-    quantize(module, kind, CPU)
+    quantize(module, lambda _: CPU, kind)
     made = [layer for layer in module.modules() if isinstance(layer, quantized.QuantizedLinear)]
     assert sizes.stored == sum(values.nbytes for layer in made for values in layer.buffers())
     assert sizes.weights == 2 * (4 * 32 * 32 + 3 * 32 * 48) and sizes.largest == 32 * 48

@@ -22,7 +22,7 @@ def recipes_of(family):
 def quantized_copy(module, kind):
     """Return the logits of a model whose weights are quantised after the fact."""
     weights = {name: module.get_parameter(f"{name}.weight").clone() for name in quantizable(module)}
-    takers = quantize(module, kind, CPU)
+    takers = quantize(module, lambda _: CPU, kind)
     for name, weight in weights.items():
         takers[f"{name}.weight"](weight)
     return logits(module)
