@@ -150,10 +150,13 @@ def test_learning_ends_when_the_prior_moves_no_more(monkeypatch: pytest.MonkeyPa
     laplace = parent_prior.laplace
     monkeypatch.setattr(parent_prior, "laplace", lambda *given: calls.append(1) or laplace(*given))
     ended = learn(prior(ITEMS, parents), evaluated, iterations=500)
-    assert 2 < len(calls) < 500
     count = len(calls)
-    further = learn(prior(ITEMS, parents), evaluated, iterations=count + 1)
-    np.testing.assert_array_equal(further.mean, ended.mean)
+    assert 2 < count < 500
+    last, before, earlier = (
+        learn(prior(ITEMS, parents), evaluated, iterations=number).mean for number in (count, count - 1, count - 2)
+    )
+    np.testing.assert_array_equal(last, ended.mean)
+    assert np.abs(last - before).max() < 1e-3 <= np.abs(before - earlier).max()
 
 
 def test_learning_from_nothing_changes_nothing() -> None:
