@@ -8,7 +8,8 @@ The order of operations is mergekit 0.1.5's. Deviation: `whole_model` trims over
 and mergekit cannot: the ⌊d·n⌋ largest entries of all the model's tensors are kept, to within 1/4096 of the threshold's
 size.
 
-Entries of equal magnitude, which half precision has many of, are kept or cut as in mergekit, by the same sorting call.
+Entries of equal magnitude, which half precision has many of, are kept or cut as in mergekit, whose sort is
+followed (see `ranking`).
 Where d·n + γ·n > n, fewer outliers are cut, so that d decides how many are kept, on tensors of any size; at d = 1
 all are. (mergekit before 0.1.5 kept nothing of tensors with γ·n < 1.)
 """
