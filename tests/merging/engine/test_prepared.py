@@ -30,6 +30,7 @@ def test_streams_may_run_side_by_side(llama: Any) -> None:
         for (name, values), whole in zip(pair, expected, strict=True):
             assert torch.equal(values, whole[name]), name
     assert len(engine._prepared) == 0
+    assert not engine._sources._tensors, "a source tensor that is merged once is not kept"
 
 
 def test_what_is_prepared_while_streaming_stays(llama: Any) -> None:
