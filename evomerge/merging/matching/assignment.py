@@ -27,7 +27,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from evomerge.merging.matching.units import HeadOrder, Order, Role, Units, units_of
-from evomerge.merging.sources.source import Source
+from evomerge.merging.sources.errors import CheckpointError
+from evomerge.merging.sources.source import Source, all_finite
 
 SWEEPS = 30
 """Sweeps at most; copies of one model need two or three."""
@@ -76,7 +77,7 @@ def match(model: Source, reference: Source, swept: Callable[[int, float], None] 
     Raises
     ------
     CheckpointError
-        If the units are not known.
+        If the units are not known, or a weight is not finite.
     """
     units = units_of(model)
     descent = _Descent(model, reference, units)
@@ -157,6 +158,11 @@ class _Descent:
             own = self._reference.tensor(name).float().movedim(at, 0)
             other = order.applied(self._model.tensor(name).float(), self._units.axes[name], but=at).movedim(at, 0)
             product = own.reshape(len(own), -1) @ other.reshape(len(other), -1).T
+            if not all_finite(product):
+                raise CheckpointError(
+                    f"{self._model.reference}, {self._reference.reference}: {name} holds NaN or infinite values in one "
+                    "of them; use another checkpoint"
+                )
             total = product if total is None else total.add_(product)
         assert total is not None, "every group has tensors"
         return total

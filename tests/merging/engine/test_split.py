@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from evomerge.merging.engine.placement import Split
+from fitness.scoring.decoding import Prompt, greedy
 from fitness.scoring.prefix_tree import separate, share
 from fitness.scoring.quantized import quantizer
 from fitness.scoring.shared_prefix import Packed, read_prefix, read_rows
@@ -62,6 +63,24 @@ def test_layers_in_another_order_and_rounded_weights_are_shared_too(families):
         shared, alone = family.engine(devices=(CPU, CPU), **options), family.engine(**options)
         for recipe in (path, recipes_of(family)[0]):
             torch.testing.assert_close(logits(shared.apply(recipe)), logits(alone.apply(recipe)), atol=0, rtol=0)
+
+
+def test_a_shared_model_writes_the_same(families):
+    family = families("llama_tied")
+    recipe, prompts = recipes_of(family)[0], [Prompt(0, (5, 6, 7, 8), 2), Prompt(1, (5, 6, 9), 2), Prompt(2, (11, 12))]
+    texts = []
+    for devices in ((CPU, CPU), ()):
+        written = [[], [], []]
+
+        def done(number, token, written=written):
+            written[number].append(token)
+            return len(written[number]) > 4
+
+        with torch.inference_mode():
+            module = family.engine(devices=devices).apply(recipe)
+            greedy(module, prompts, done, rows=2, most_tokens=5, device="cpu")
+        texts.append(written)
+    assert texts[0] == texts[1]
 
 
 INSTEAD = {

@@ -17,6 +17,7 @@ from evomerge.merging.matching.reordered import write_matched
 from evomerge.merging.matching.units import Axis, HeadOrder, Order, units_of
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.errors import CheckpointError
+from tests.merging.conftest import in_float32
 from tests.merging.tiny import TINY
 
 LIKE_LLAMA = ("llama", "llama_tied", "qwen2", "qwen3", "gemma2")
@@ -136,10 +137,15 @@ def test_what_cannot_be_matched(families: Any, llama: Any, tmp_path: Path, monke
         write_matched(gpt2, gpt2, tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"its architecture is .*; merge models of one architecture"):
         write_matched(gpt2, base, tmp_path / "out")
+    damaged = in_float32(base, tmp_path / "damaged")
+    weights = load_file(Path(damaged) / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, Path(damaged) / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN or infinite values in one of them"):
+        write_matched(damaged, base, tmp_path / "out")
     found, moved = write_matched(base, base, tmp_path / "out")
     assert (moved, found.after, found.sweeps) == (0, pytest.approx(1.0), 1)
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     with pytest.raises(CheckpointError, match=r"matching holds 0\.0 GB beside .* larger machine"):
         write_matched(base, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert load_file(Path(base) / "model.safetensors")
