@@ -183,6 +183,8 @@ class _Batch:
 
     def _read_prefix(self, prefix: Tokens) -> list[DynamicLayer]:
         """Return keys and values of a prefix by layer; the last one is kept."""
+        if not prefix:
+            return []
         if prefix != self._prefix[0]:
             input_1F = torch.tensor([prefix], device=self.device)
             position_1F = torch.arange(len(prefix), device=self.device)[None]

@@ -33,6 +33,7 @@ import torch
 
 from fitness.results import TaskError
 from fitness.scoring.prefix_tree import Group, Row, Tokens, owners, separate, share
+from fitness.scoring.quantized import is_quantized
 from fitness.scoring.shared_prefix import Packed, obstacle, read_prefix, read_rows
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of the context and of the continuation
@@ -142,7 +143,8 @@ class LoglikelihoodPlan:
     def _sharing(self, model: Any) -> _Sum | None:
         """Scores by shared prefixes; None if the model does not support them."""
         config = model.config
-        kind = type(model), model.dtype, config._attn_implementation, config.to_json_string(use_diff=False)
+        rounds = is_quantized(model)
+        kind = type(model), model.dtype, rounds, config._attn_implementation, config.to_json_string(use_diff=False)
         known = kind in self._verdicts
         self.plain_because = self._verdicts[kind] if known else obstacle(model)
         found = None
@@ -165,7 +167,7 @@ class LoglikelihoodPlan:
         except Exception as error:  # a model's own code may fail on such masks and caches
             self.plain_because = f"it fails on packed rows ({type(error).__name__})"
             return None
-        absolute, relative = TOLERANCE.get(model.dtype, HALF_TOLERANCE)
+        absolute, relative = HALF_TOLERANCE if is_quantized(model) else TOLERANCE.get(model.dtype, HALF_TOLERANCE)
         if np.allclose(found.total_R[asked], plain.total_R[asked], atol=absolute, rtol=relative):
             return found
         self.plain_because = "log-likelihoods from packed rows differ from those from plain rows"
