@@ -122,14 +122,14 @@ def test_the_strategys_own_guess_is_a_finalist(finish):
 
 def test_files_name_the_source_that_is_recommended_and_whose_answers_are_known(finish):
     problem, _, pool, final = finish({"kind": "random"})
-    (source,) = (entry for entry in problem.sources() if entry.name == "ops")
+    (source,) = (entry for entry in problem.sources() if entry.name == "base")
     pool.perfect.add(problem.recipe_hash(source.recipe))
     pool.perfect.add(source.recipe.hash)
     result = final.evaluate()
-    assert result.verdict.recommended == "ops"
-    assert (final.run.path / "best.yaml").read_text().startswith("# ops, held-out score 1.0000 +- ")
+    assert result.verdict.recommended == "base"
+    assert (final.run.path / "best.yaml").read_text().startswith("# base, held-out score 1.0000 +- ")
     written = HeldOut.read(final.run.path).rows
-    assert written["ops"] == [problem.recipe_hash(source.recipe)]
+    assert written["base"] == [problem.recipe_hash(source.recipe)]
     assert {name: len(hashes) for name, hashes in written.items()} == {row.name: 1 for row in result.held_out}
 
 
