@@ -191,6 +191,7 @@ def test_prompts_that_join_a_running_batch(
     """At once, after some steps and only when all rows are free; columns are dropped on the way."""
     monkeypatch.setattr(decoding, "REFILL_AT", refill_at)
     monkeypatch.setattr(decoding, "REFILL_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "READ_SHARE", 1e9)
     monkeypatch.setattr(decoding, "SLACK", 1)
     model = make_model(architecture)
     prompts, expected = lengths(model, tokenizer, 9)
@@ -209,6 +210,7 @@ def test_a_batch_stays_full(tokenizer: Any, llama: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(decoding, "REFILL_AT", refill_at)
             patch.setattr(decoding, "REFILL_SHARE", 1.0)
+            patch.setattr(decoding, "READ_SHARE", 1e9)
             plan = GenerationPlan(prompts, [SETTINGS] * 16, tokenizer, max_length=64, batch_size=4, device="cpu")
             assert plan.run(llama)[0] == expected
         before.remove()
