@@ -315,7 +315,8 @@ def test_right_answers_are_read_with_their_prompts(
             shapes, found = passes(model, plan, whole=True)
             assert found == expected
         taken[name] = len(shapes)
-    assert (taken["right"] < taken["mixed"]) == (architecture != "mistral")
+    assert taken["right"] <= taken["mixed"]  # equal where an answer's text does not give its tokens
+    assert architecture != "llama" or taken["right"] < taken["mixed"]
 
 
 def test_more_prompts_are_read_than_rows_are_free(tokenizer: Any, llama: Any) -> None:
