@@ -321,7 +321,7 @@ def test_right_answers_are_read_with_their_prompts(
 
 def test_more_prompts_are_read_than_rows_are_free(tokenizer: Any, llama: Any) -> None:
     """All answers but a few are wrong at once, so that a pass may hold as many prompts as its slots allow."""
-    prompts = [(10, 12, 7, 9, 8, last) for last in range(5, 29)]
+    prompts: list[tuple[int, ...]] = [(10, 12, 7, 9, 8, last) for last in range(5, 29)]
     expected = _answers(llama, tokenizer, prompts, 14, ".")
     right = [RightTexts((text if at % 8 == 0 else "?",)) for at, text in enumerate(expected)]
     plan = GenerationPlan(prompts, [SETTINGS] * 24, tokenizer, max_length=64, batch_size=4, device="cpu", right=right)
@@ -351,7 +351,7 @@ def test_a_model_that_misreads_packed_rows_reads_plain_ones(
         return forward(input_ids, attention_mask, position_ids=position_ids, past_key_values=past_key_values, **given)
 
     monkeypatch.setattr(model, "forward", without_mask)
-    prompts = [(10, 12, 7, 9, 8, last) for last in range(5, 21)]
+    prompts: list[tuple[int, ...]] = [(10, 12, 7, 9, 8, last) for last in range(5, 21)]
     expected = _answers(make_model("llama"), tokenizer, prompts, 14, ".")
     plan = GenerationPlan(prompts, [SETTINGS] * 16, tokenizer, max_length=64, batch_size=8, device="cpu")
     for _ in range(2):
