@@ -261,6 +261,7 @@ class MergeEngine:
             merge = self._new_merge(target.view(-1), shape, recipe, plan, steps=steps, keep=False)
             for unit in merge.units(plan, out_dtype):  # importing compiled kernels takes longer than they save once
                 run(unit, matrix=merge.is_whole_matrix)
+        self._sources.release(plan)
         return plan.name, target.cpu()
 
     def _size(self, plan: TensorPlan) -> int:
