@@ -435,7 +435,7 @@ class MergeMethodSuite:
         held = sum(bytes_ for place, bytes_ in _storages(merge.state).items() if place not in sources)
         said = method.prepared_size(info) * len(models) + method.shared_size(info)
         assert held <= said + SLACK
-        assert said == 0 or held > said / 4  # and it says no more than needed, within reason
+        assert said == 0 or held > said / 1.7  # and it says no more than needed, within reason
 
     def test_every_parameter_has_an_effect(self) -> None:
         """Some two values of each give different results: the ends of its range, its default, or the suite's own."""

@@ -63,7 +63,7 @@ def test_candidates_have_rounded_weights_and_held_out_rows_have_not(problem, exa
         scorer.confirm(entry, tuple(problem.search_items[:10]))  # completes the answers of the search
     assert rounded == [True, False, True]
     (note,) = local.engine_notes()
-    assert "quantization int4: 663,552 of 690,336 weights are rounded; the resident model takes 0.6 MB" in note
+    assert "quantization int4: 663,552 of 690,336 weights are rounded; the resident model takes 0.7 MB" in note
     assert "2.8 MB for held-out items" in note
 
 

@@ -438,25 +438,11 @@ def _stretch_of(out: Any, base: Any, models: Any, states: Any, how: Any) -> Any:
     return {Elect: _elect, Farthest: _farthest, Agreed: _agreed, Competing: _competing}[how.instance_class]
 
 
-def _tiled(how: Any) -> Any:
-    """Return whether to go past the cache: an election computes for longer than its stores take."""
-
-
-@overload(_tiled)
-def _tiled_for(how: Any) -> Any:
-    is_sum = how.instance_class is Sum
-
-    def tiled(how: Any) -> Any:
-        return is_sum
-
-    return tiled
-
-
 @compiled
 def fill(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
     """Fill the target, tile by tile; what does not begin or end with a cache line directly."""
     tile = np.empty(TILE, out.dtype)
-    whole = out.size // TILE * TILE if _tiled(how) and out.ctypes.data % LINE == 0 else 0
+    whole = out.size // TILE * TILE if out.ctypes.data % LINE == 0 else 0
     for begin in range(0, whole, TILE):
         end = begin + TILE
         _stretch(_cut(tile, 0, TILE), _cut(base, begin, end), _cut(models, begin, end), _cut(states, begin, end), how)

@@ -153,7 +153,8 @@ class MergeEngine:
         self._statistics.measure(recipe, plans)
         resident = self._resident_for(recipe, self._quantize)
         with torch.inference_mode():
-            tasks = [lambda _, plan=plan: self._merge_into(resident, recipe, plan) for plan in plans]
+            largest_first = sorted(plans, key=self._size, reverse=True)
+            tasks = [lambda _, plan=plan: self._merge_into(resident, recipe, plan) for plan in largest_first]
             for _ in self._threads.each(tasks, parallel=not self._decomposes(recipe, plans)):
                 pass
 
@@ -260,6 +261,7 @@ class MergeEngine:
             merge = self._new_merge(target.view(-1), shape, recipe, plan, steps=steps, keep=False)
             for unit in merge.units(plan, out_dtype):  # importing compiled kernels takes longer than they save once
                 run(unit, matrix=merge.is_whole_matrix)
+        self._sources.release(plan)
         return plan.name, target.cpu()
 
     def _size(self, plan: TensorPlan) -> int:

@@ -88,6 +88,12 @@ class PlacedSources:
             values = self._tensors[key] = to_its_place(self.checkpoint(reference).tensor(name).reshape(-1))
         return values
 
+    def release(self, plan: TensorPlan) -> None:
+        """Forget the source tensors of a plan that is merged once, and give back the memory that reading them took."""
+        for part in sources_of(plan):
+            self._tensors.pop((part.model, part.tensor), None)
+            self.checkpoint(part.model).release(part.tensor)
+
     def on_device(self, part: Contribution, plan: TensorPlan) -> Tensor:
         """Return a source tensor of the plan, flat, where the plan's tensor is merged."""
         return self.tensor(part.model, part.tensor).to(self.device_of(plan.name))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from evomerge.files.pages import advise
 from evomerge.merging.engine.core_space import CoreTensorMerge
 from evomerge.merging.engine.placement import Split
 from evomerge.merging.engine.tensor_merge import StepwiseMerge, TensorMerge
@@ -132,14 +130,9 @@ def _room(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device_of: 
 
 def _ask_for_large_pages(parameters: Iterable[Tensor]) -> None:
     """Ask Linux for pages of 2 MB for unfilled parameters: writing them is then about 15 % faster."""
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    with suppress(OSError, AttributeError):  # another C library
-        advise = ctypes.CDLL(None).madvise
-        for values in parameters:
-            first = -(-values.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-            size = values.data_ptr() + values.nbytes - first
-            if advice is not None and size >= LARGE_PAGE:
-                advise(ctypes.c_void_p(first), ctypes.c_size_t(size), advice)  # a refusal does no harm
+    for values in parameters:
+        if values.nbytes >= LARGE_PAGE:
+            advise(values.data_ptr(), values.nbytes, "MADV_HUGEPAGE")
 
 
 def _fill_buffers(module: PreTrainedModel, donor: Source) -> None:

@@ -133,8 +133,9 @@ def _stepwise_dare(tensor: WholeTensor, density: PerModel, rescale: bool) -> lis
     for index, (drawn, d) in enumerate(zip(tensor.prepared, density, strict=True)):
         levels = levels_kept(d)
         if levels < LEVELS:
-            kept = (drawn.draw < levels - LEVELS // 2).view(deltas[index].shape)
-            deltas[index] = deltas[index] * kept * (LEVELS / levels if rescale and levels else 1.0)
+            deltas[index].mul_((drawn.draw < levels - LEVELS // 2).view(deltas[index].shape))
+            if rescale and levels:
+                deltas[index].mul_(LEVELS / levels)
     return deltas
 
 

@@ -144,3 +144,15 @@ def test_sizes_are_those_of_the_layers_that_are_made(kind):
     made = [layer for layer in module.modules() if isinstance(layer, quantized.QuantizedLinear)]
     assert sizes.stored == sum(values.nbytes for layer in made for values in layer.buffers())
     assert sizes.weights == 2 * (4 * 32 * 32 + 3 * 32 * 48) and sizes.largest == 32 * 48
+
+
+def test_a_fine_tune_of_a_model_from_a_file_of_4_bits_is_not_rounded_back_to_it():
+    """Groups of 32 find the codes of such a file again, and differences below half a step are lost."""
+    torch.manual_seed(0)
+    codes, step, low = torch.randint(0, 16, (64, 8, 32)), torch.rand(64, 8, 1) + 0.5, torch.randn(64, 8, 1)
+    codes[..., :2] = torch.tensor([0, 15])  # the smallest and the largest weight, as such files have them
+    base = (codes * step.bfloat16().float() + low.bfloat16().float()).view(64, 256)
+    change = 0.01 * torch.randn_like(base)
+    rounded = [layer_of("int4", weight).weight(torch.float32) for weight in (base, base + change)]
+    kept = torch.dot((rounded[1] - rounded[0]).flatten(), change.flatten()) / change.square().sum()
+    assert 0.6 < float(kept) < 1.4
