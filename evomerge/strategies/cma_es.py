@@ -67,9 +67,9 @@ class CmaEsConfig(StrategyConfig):
     restarts: bool | Literal["ipop", "bipop"] = True
     """Restart from a random point when the search has stalled. `ipop` or true: with twice the population each time.
     `bipop`: alternately so, and with a small population and small steps."""
-    l1: float = Field(default=0.0, ge=0, le=1000)
+    l1: float | None = Field(default=None, ge=0, le=1000)
     """What the score that it learns from is lowered by, times the mean size of the genes for a weight. LoRAHub and
-    Evo-Merging have 0.05."""
+    Evo-Merging have 0.05. None: by nothing."""
     warm_start: WarmStartDistribution | None = None
     """Earlier run whose best candidates give the initial distribution. By default there is none."""
 
@@ -83,7 +83,7 @@ class CmaEsConfig(StrategyConfig):
             that `l1` could keep small.
         """
         genes = space.dimension
-        Penalty(space, self.l1)
+        Penalty(space, self.l1 or 0.0)
         if self.learning_rate == "adapted":
             if genes > ADAPTED_UP_TO:
                 raise ValueError(
@@ -110,7 +110,7 @@ class CmaEs(Strategy):
         super().__init__(space, seed)
         self.config = config
         self.population = resolved_number("population", config.population)
-        self._box, self._penalty = UnitBox(space), Penalty(space, config.l1)
+        self._box, self._penalty = UnitBox(space), Penalty(space, config.l1 or 0.0)
         self._restarts: Restarts = (Bipop if config.restarts == "bipop" else Ipop)(self.population, config.sigma)
         self._generation = Generation.none()
         self._best_mean: tuple[float, Genotype] = (-math.inf, space.start.copy())

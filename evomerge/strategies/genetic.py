@@ -107,8 +107,8 @@ class SuccessionConfig(BaseModel):
     """Length of the first step (lambda)."""
     decay: float = Field(default=0.95, gt=0, le=1)
     """Factor on the length after each step."""
-    least_step: float = Field(default=0.0, ge=0, le=1000)
-    """The length never falls below this."""
+    least_step: float | None = Field(default=None, ge=0, le=1000)
+    """The length never falls below this. None: it may fall to 0."""
     inertia: float = Field(default=0.2, ge=0, le=1000)
     """Weight of the individual's velocity (phi0)."""
     own_best: float = Field(default=0.2, ge=0, le=1000)
@@ -386,7 +386,7 @@ class Genetic(Strategy):
             x = individual.genotype
             if swarm.decay_per == "individual":
                 self._decays += 1
-            length = max(swarm.least_step, swarm.step * swarm.decay**self._decays)
+            length = max(swarm.least_step or 0.0, swarm.step * swarm.decay**self._decays)
             weights = phi * self.rng.random(4)  # r_k phi_k
             pulls = np.array([self._velocity(individual, swarm), individual.best - x, best - x, x - worst])
             individual.velocity = velocity = weights @ pulls / weights.sum()

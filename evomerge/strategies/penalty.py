@@ -39,8 +39,8 @@ class Penalty:
         self._genes = genes_of(space, parameter)
         if l1 > 0 and not self._genes:
             raise ValueError(
-                f"strategy.l1: this space has no gene for a {parameter}, which it would keep small; write l1: 0, or "
-                "space.kind: layer_coefficients with weights, or mixture with a number of chunks"
+                f"strategy.l1: this space has no gene for a {parameter}, which it would keep small; remove l1, or "
+                "write space.kind: layer_coefficients with weights, or mixture with a number of chunks"
             )
 
     def __call__(self, genotype: Genotype, evaluation: Evaluation) -> Evaluation:

@@ -66,15 +66,15 @@ def cases() -> list[Case]:
         *(Case(method, pair, seed, 10_000) for seed in SEEDS for pair in PAIRS for method in ("M2N2", "GA")),
         *(Case("M2N2, no split point", pair, 0, 2_000) for pair in PAIRS),
         *(Case(method, pair, 0, 10_000) for pair in PAIRS for method in ("M2N2, no attraction", "MAP-Elites")),
-        *(Case(method, pair, 0, 10_000) for pair in MORE_PAIRS for method in ("M2N2", "M2N2, no attraction")),
-        *(Case(UNIT, None, seed, 20_000) for seed in SEEDS),
-        *(
-            Case(method, None, seed, 20_000)
-            for seed in SEEDS
-            for method in ("GA", "GA, no crossover", "M2N2, no crossover")
-        ),
-        *(Case("MAP-Elites", None, seed, 10_000) for seed in SEEDS),
+        *(Case("GA", None, seed, 20_000) for seed in range(2)),
+        *(Case("MAP-Elites", None, seed, 10_000) for seed in range(2)),
         *(Case("CMA-ES, separable", None, seed, 10_000) for seed in range(2)),
+        *(
+            Case(method, None, seed, 4000)
+            for seed in SEEDS
+            for method in (UNIT, "M2N2, no crossover", "GA, no crossover")
+        ),
+        *(Case(method, pair, 0, 10_000) for pair in MORE_PAIRS for method in ("M2N2", "M2N2, no attraction")),
     ]
 
 
@@ -231,7 +231,7 @@ def figures(results: Results) -> dict[str, str]:
         "attraction": _percent(attraction),
         "attraction.p": f"{ttest_1samp(attraction, 0).pvalue:.2g}",
         "attraction.pairs": f"{len(attraction)}",
-        "cma.20000": scratch(UNIT, 20_000),
+        "cma.2000": scratch(UNIT, 2000),
         "same_seed": _percent([o.test[-1] for o in same_seed]),
         "map_elites": halves("MAP-Elites"),
         "scratch.10000": scratch("M2N2", 10_000),

@@ -93,9 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = EXPERIMENT.parser(__doc__, quick="one seed, few candidates")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop before the next contender after so many")
     parser.add_argument("--only", default="", help="contenders of the systems whose names begin with this, such as RMM")
-    parser.add_argument(
-        "--smollm2", type=Path, metavar="WORK", help="measure SmolLM2, too: experiments.smollm2's --work"
-    )
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -103,12 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results.setdefault("searches", [])
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
-        wanted = (
-            smol_steps(results, given.smollm2)
-            if given.smollm2
-            else steps(results, Path(name), given.only, quick=given.quick)
-        )
-        for step in wanted:
+        for step in steps(results, Path(name), given.only, quick=given.quick):
             if time.perf_counter() - began > 60 * given.minutes:
                 break
             step()
@@ -170,41 +162,6 @@ def fixed() -> dict[str, float]:
     ]
     paths = [path_recipe(path, MODELS["ops"], DEPTH, out_dtype="float32") for path in kept]
     return scores | {f"ops, {len(path)} layers": ops.held_out(recipe) for path, recipe in zip(kept, paths, strict=True)}
-
-
-# --- SmolLM2 with a quarter of its layers gone ---
-
-SMOL, SMOL_DEPTH, SMOL_REMOVED, SMOL_SEEDS = "SmolLM2, 8 of 30 layers removed", 30, 8, 3
-SMOL_SIZE, SMOL_CONFIRMED, SMOL_TESTED = (24, 16), 48, 150
-
-
-def smol_steps(results: Results, work: Path) -> Iterator[Callable[[], None]]:
-    """Yield what is still to be measured on the expert for sums of `experiments.smollm2`."""
-    models = {name: str(work / name) for name in ("base", "sums", "dates")}
-    space = {"kind": "tailoring", "anchor": "sums", "remove": SMOL_REMOVED}
-    sizes = {"confirmed": SMOL_CONFIRMED, "tested": SMOL_TESTED}
-
-    def problem() -> Searched:
-        return Searched(space, "smol_sums", models, work / "tasks", **sizes)
-
-    def unsearched() -> None:
-        one = problem()
-        last = range(SMOL_DEPTH - 1 - SMOL_REMOVED, SMOL_DEPTH - 1)
-        whole, first = range(SMOL_DEPTH), [at for at in range(SMOL_DEPTH) if at not in last]
-        paths = [
-            path_recipe([PathLayer(models["sums"], at) for at in kept], models["sums"], SMOL_DEPTH)
-            for kept in (whole, first)
-        ]
-        results["smollm2"] = {
-            f"SmolLM2, {recipe.num_layers or SMOL_DEPTH} layers": one.held_out(recipe) for recipe in paths
-        }
-
-    if "smollm2" not in results:
-        yield unsearched
-    for name in ("EDA", "random", "EDA, halving"):
-        if not _has(results, SMOL, name):
-            contender = Contender(SMOL, name, space, TAILORS[name][0], "smol_sums", SMOL_SIZE, TAILORS[name][1])
-            yield partial(_add, results, lambda contender=contender: searched(contender, problem(), SMOL_SEEDS))
 
 
 # --- a model that needs a repeated layer ---
@@ -272,8 +229,7 @@ def tables(results: Results) -> list[str]:
         layers = np.mean([row["layers"] for row in results["searches"] if (row["part"], row["name"]) == (part, name)])
         lines.append(f"| {part} | {name} | {len(scores)} | {_mean(scores)} | {layers:.1f} |")
     without = ["| without a search | held-out, % |", "|---|---|"]
-    unsearched = {**results.get("fixed", {}), **results.get("smollm2", {})}
-    without += [f"| {name} | {100 * score:.1f} |" for name, score in unsearched.items()]
+    without += [f"| {name} | {100 * score:.1f} |" for name, score in results.get("fixed", {}).items()]
     halves = ["| layer of ops at half strength | once, % | twice in a row, % |", "|---|---|---|"]
     halves += [
         f"| {row['layer']} | {100 * row['once']:.1f} | {100 * row['twice']:.1f} |" for row in results.get("repeats", [])
@@ -286,17 +242,7 @@ def figures(results: Results) -> dict[str, str]:
     pairs = dict.fromkeys((row["part"], row["name"]) for row in results["searches"])
     found = {f"{part}.{name}": _mean(_scores(results, part, name)) for part, name in pairs}
     fixed_scores = results.get("fixed", {})
-    unsearched = fixed_scores | results.get("smollm2", {})
-    found |= {f"fixed.{name}": f"{100 * score:.1f}" for name, score in unsearched.items()}
-    if "smollm2" in results:
-        smol = results["smollm2"][f"SmolLM2, {SMOL_DEPTH} layers"]
-        found |= {
-            f"kept.{part}.{name}": f"{_scores(results, part, name).mean() / smol:.1f}"
-            for part, name in pairs
-            if part == SMOL
-        }
-        kept_first = results["smollm2"][f"SmolLM2, {SMOL_DEPTH - SMOL_REMOVED} layers"]
-        found["kept.SmolLM2"] = f"{100 * kept_first / smol:.1f}"
+    found |= {f"fixed.{name}": f"{100 * score:.1f}" for name, score in fixed_scores.items()}
     whole = fixed_scores.get("ops, 6 layers")
     if whole is not None:
         kept = {name: 100 * score for name, score in fixed_scores.items() if name.startswith("ops")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,18 +39,11 @@ class Searched:
         What candidates are asked.
     models
         Name to folder; the zoo's four if empty.
-    tasks
-        Folder of the task's definition; None: the zoo's.
-    confirmed, tested
-        So many search items finalists are asked, and so many held-out items the winner; None: all.
     """
 
     space: Mapping[str, Any]
     task: str
     models: Mapping[str, str] = field(default_factory=dict)
-    tasks: Path | None = None
-    confirmed: int = CONFIRMED
-    tested: int | None = None
 
     def __post_init__(self) -> None:
         self.problem = Problem(SearchConfig.model_validate(self.settings()), scan=False)
@@ -60,16 +52,12 @@ class Searched:
 
     def settings(self) -> dict[str, Any]:
         """Return the search file."""
-        found = settings(self.task, "all", space=dict(self.space), strategy={"kind": "random"})
-        if self.models:
-            found["models"] = dict(self.models)
-        if self.tasks is not None:
-            found["fitness"]["include_path"] = [str(self.tasks)]
-        return found
+        given = {"models": dict(self.models)} if self.models else {}
+        return settings(self.task, "all", space=dict(self.space), strategy={"kind": "random"}, **given)
 
     def confirming(self) -> tuple[str, ...]:
         """Return the search items that finalists are asked."""
-        return tuple(self.problem.search_items[: self.confirmed])
+        return tuple(self.problem.search_items[:CONFIRMED])
 
     def mean(self, items: tuple[str, ...], scores: NDArray[np.float32]) -> float:
         """Return the score of a recipe that has these on the items."""
@@ -89,8 +77,8 @@ class Searched:
         return self._known[key]
 
     def held_out(self, recipe: Recipe) -> float:
-        """Return the recipe's score on the held-out items, 0 to 1."""
-        return self.scored(recipe, tuple(self.problem.held_out_items[: self.tested])).fitness
+        """Return the recipe's score on all held-out items, 0 to 1."""
+        return self.scored(recipe, tuple(self.problem.held_out_items)).fitness
 
     def run(
         self, strategy: Mapping[str, Any], *, seed: int, evaluations: int, items: int, halving: bool = False
