@@ -39,6 +39,7 @@ ORDER = (
     "evomerge.merging.engine",
     "evomerge.merging.derivatives",
     "evomerge.merging.output",
+    "evomerge.merging.matching",
     "evomerge.strategies",
     "evomerge.runs",
     "evomerge.trackers",

@@ -15,7 +15,7 @@ from evomerge.files.messages import printable
 from evomerge.runs.held_out import HeldOut
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, RunError
-from evomerge.search.ensemble import vote
+from evomerge.search.rows_on_request import vote
 from fitness.items import ItemText
 from fitness.results import Evaluation
 

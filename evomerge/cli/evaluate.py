@@ -243,7 +243,7 @@ def _scored(model: str, questions: Questions, device: str | None, batch_size: in
         _check_asked_alike(questions.recorded, questions, worker.evaluator, template)
     if not isinstance(fitness.engine, TransformersEngine):
         worker.prepare(recipe, questions.items)
-    scored = worker.evaluator.score(worker.engine.apply(recipe), questions.items, want_answers=True)
+    scored = worker.evaluator.score(worker.engine.apply(recipe, unquantized=True), questions.items, want_answers=True)
     worker.close()
     rows = []
     for task, scores in by_task(scored).items():

@@ -12,12 +12,12 @@ from evomerge.files.atomic import atomic_file, write_text
 from evomerge.files.messages import printable, say
 from evomerge.runs import frames, optuna_study
 from evomerge.runs.history import RunHistory
+from evomerge.runs.report import population
 from evomerge.runs.report.contents import read
 from evomerge.runs.report.front import front, index
 from evomerge.runs.result import read_rows
 from evomerge.runs.run import Run, RunError, origin_of
 from evomerge.search.warm_start import space_of
-from evomerge.strategies.map_elites import EliteGrid, MapElitesConfig
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.recipe import Recipe, RecipeError
 
@@ -70,17 +70,12 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
 def export_archive(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
     """Write the best recipe of each cell of scores that the search has seen, 1.yaml, 2.yaml, ..., best first.
 
-    The cells are those of the run's own `map_elites`; of another strategy's run, ten by task from 0 to 1. `index.json`
-    beside them has the cell, the scores and the fitness of each.
+    The cells are those of the run's own archive of scores; of another strategy's run, ten by task from 0 to 1.
+    `index.json` beside them has the cell, the scores and the fitness of each.
     """
     contents = read(path)
-    history, own = contents.history, contents.section("strategy")
-    grid = EliteGrid(MapElitesConfig.model_validate(own) if contents.kind == "map_elites" else MapElitesConfig())
-    candidates: dict[bytes, int] = {}
-    for identity in history.scored():
-        genotype = history.asked[identity].candidate.genotype
-        candidates.setdefault(genotype.tobytes(), identity)
-        grid.take(genotype, history.evaluation(identity))
+    history, candidates = contents.history, population.numbers(contents)
+    grid = population.filled(contents)
     if not grid.cells:
         raise _no_scores(path, history, "--archive")
     if folder.exists() and any(folder.iterdir()):
@@ -88,7 +83,7 @@ def export_archive(path: Path, folder: Path, dialect: str, rounded: bool) -> Non
     space = space_of(path)
     folder.mkdir(parents=True, exist_ok=True)
     elites: list[dict[str, object]] = []
-    for cell, place in sorted(grid.cells.items(), key=lambda item: -grid.fitness[item[1]]):
+    for cell, place in population.best_first(grid):
         identity = candidates[grid.genotypes[place].tobytes()]
         recipe = space.decode(grid.genotypes[place])
         if dialect == "mergekit":

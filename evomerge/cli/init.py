@@ -41,6 +41,8 @@ GENES = 60
 GENES_BY_GRADIENTS = 200
 """As many as steps by gradients can: they find more with more genes, but each group of few tensors gains little."""
 MODULES = ("attention", "mlp", "other")
+METHODS = ("task_arithmetic", "pcb", "multislerp", "consensus", "r_tsv_m", "doge")
+"""Methods worth searching together: those that beat task arithmetic in `experiments/operators`."""
 EVALUATIONS = (60, 300)
 """Fewest and most evaluations that are written; in between, what an hour is enough for."""
 HOUR = 3600
@@ -53,6 +55,7 @@ models:  # the first is the base that the others were trained from
 space:
   kind: layer_coefficients  # one weight per expert, group of layers and group of modules: {genes} genes, since
   method: task_arithmetic  # {why_genes}
+  # or method: [{methods}], the method itself as a gene: the best on two experts
   layers_per_group: {layers_per_group}  # the models have {num_layers} layers; 1: each has weights of its own
   modules: {modules}  # or all, or a list of attention, mlp, other: a weight for each
   weight: {{low: -0.5, high: 1.5, start: 0.5}}
@@ -104,6 +107,7 @@ def init(
         file=output,
         models="\n".join(f"  {_text(name)}: {_text(path)}" for name, path in zip(names, references, strict=True)),
         genes=genes.count,
+        methods=", ".join(METHODS),
         why_genes="steps by gradients search many genes at once" if by_gradients else "evolution searches few genes",
         layers_per_group=genes.layers_per_group,
         num_layers=num_layers,

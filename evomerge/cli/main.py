@@ -466,6 +466,22 @@ def inspect(
     run(models, quick, allow_unrelated, json, vocabulary)
 
 
+@app.command()
+def match(
+    model: Annotated[str, typer.Argument(help="A folder or hub id: the model to reorder.", show_default=False)],
+    reference: Annotated[str, typer.Argument(help="The model whose order it gets.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+) -> None:
+    """Reorder the units of a model to match another's, for models without a common base.
+
+    Hidden units, heads and channels change places; the written model computes what MODEL computes.
+    """
+    check_place(out.expanduser())  # before the seconds that importing torch takes
+    from evomerge.cli.match import match as run
+
+    run(model, reference, out.expanduser())
+
+
 @app.command("fit-items")
 def fit_items(
     sources: Annotated[

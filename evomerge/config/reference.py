@@ -25,6 +25,16 @@ Short forms: `strategy: m2n2`, `space: mixture` and `workers: ray` name a kind a
 `workers: 1` this process.
 """
 
+BOUNDS = {
+    "ge": "at least {}",
+    "gt": "above {}",
+    "min_length": "{} or more",
+    "le": "at most {}",
+    "lt": "below {}",
+    "max_length": "{} or fewer",
+}
+"""Bounds of a field as pydantic names them, and in words."""
+
 
 def reference() -> str:
     """Return the page, in Markdown: a table per section of the search file."""
@@ -55,10 +65,21 @@ def _table(section: Section, skip: typing.Container[str] = ()) -> str:
     for name, field in section.model_fields.items():
         if name not in skip and (name != "kind" or kind_of(section) is None):
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            rows.append(f"| `{name}` | {_type(hint_of(field))} | {_default(field)} | {meaning} |")
+            rows.append(f"| `{name}` | {_type(hint_of(field))}{_range(field)} | {_default(field)} | {meaning} |")
     summary = " ".join((section.__doc__ or "").split())
     head = ["", "| key | type | default | meaning |", "|---|---|---|---|"]
     return "\n".join([summary, *head, *rows] if rows else [summary])
+
+
+def _range(field: FieldInfo) -> str:
+    """Return the numbers, or the lengths of a list, that a key takes; empty if it takes all."""
+    given = {name: value for one in field.metadata for name, value in _limits(one).items()}
+    words = [bound.format(f"{given[name]:,}") for name, bound in BOUNDS.items() if name in given]
+    return f", {' and '.join(words)}" if words else ""
+
+
+def _limits(annotation: object) -> dict[str, float]:
+    return {name: value for name in BOUNDS if isinstance(value := getattr(annotation, name, None), int | float)}
 
 
 def _default(field: FieldInfo) -> str:

@@ -35,6 +35,22 @@ class BudgetConfig(BaseModel):
     """Hours of searching, summed over all sessions of a run. None: no limit."""
 
 
+class TableConfig(BaseModel):
+    """Rows of the final table besides the found recipe, the sources, the baselines and the space's start."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    ensemble: int | None = Field(default=None, ge=2, le=100)
+    """Let this many models vote on the held-out items, answer by answer; each of them answers these once more. It does
+    not change the result. For tasks scored answer by answer (accuracy, exact match). None: no such row."""
+    voters: Literal["best", "last_population"] = "best"
+    """Which models vote. `best`: the candidates with the best search scores of the whole search. `last_population`: the
+    best of the strategy's population or archive at its end; of a strategy without one, of its last generation."""
+    greedy_soup: bool = False
+    """Whether the greedy soup is a row: the sources, best first, join their average one by one, each if the score on
+    all search items does not fall. It asks one merge fewer than there are sources."""
+
+
 class SearchConfig(BaseModel):
     """A whole search file."""
 
@@ -56,6 +72,8 @@ class SearchConfig(BaseModel):
     """Where candidates are built and scored."""
     trackers: tuple[Annotated[TrackerConfig, by_kind(TRACKERS)], ...] = ()
     """What records the search in addition to the run directory, such as `csv`."""
+    table: TableConfig = TableConfig()
+    """Further rows of the final table; they may be asked for when a run is resumed, too."""
     adapters: Literal["full", "core"] = "full"
     """How LoRA adapters are merged. `full`: as full weights. `core`: as small matrices in the space that the adapters
     span together; every expert must then be an adapter of the base, and the result can be written as one adapter."""
@@ -126,6 +144,17 @@ class SearchConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _answers_to_the_same_items(self) -> SearchConfig:
+        kind, subset = self.strategy.kind, self.fitness.subset
+        if self.strategy.reads_answers and self.fitness.racing is not None:
+            raise ValueError(f"strategy.kind {kind} compares all answers, and a race keeps none; remove fitness.racing")
+        if self.strategy.reads_answers and subset.items != "all" and subset.rotates():
+            raise ValueError(
+                f"strategy.kind {kind} compares answers to the same items; write fitness.subset.rotate: false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _methods_in_core(self) -> SearchConfig:
         method: Any = getattr(self.space, "method", ())
         for name in (method,) if isinstance(method, str) else method:
@@ -156,8 +185,8 @@ class SearchConfig(BaseModel):
         return next(iter(self.models))
 
     def identity(self) -> dict[str, Any]:
-        """Return what two sessions of one run must share: all but budget, workers, trackers and the places of files."""
-        values = self.model_dump(mode="json", exclude={"budget", "workers", "trackers"})
+        """Return what two sessions of one run share: all but budget, workers, trackers, table and places of files."""
+        values = self.model_dump(mode="json", exclude={"budget", "workers", "trackers", "table"})
         values["models"] = list(self.models)
         fitness = values["fitness"]
         del fitness["include_path"]

@@ -27,7 +27,7 @@ ENSEMBLE_NOTE = (
 )
 NO_INTERVAL = "none"
 """In place of an interval, where a function has scored a model as a whole."""
-RowKind = Literal["found", "mean", "front", "ensemble", "source", "uniform", "task_arithmetic", "start"]
+RowKind = Literal["found", "mean", "front", "ensemble", "source", "uniform", "task_arithmetic", "greedy_soup", "start"]
 """What a row of the final table is; an ensemble is of several recipes."""
 SEARCHED = ("found", "mean", "front", "ensemble")
 """Kinds of contenders that come from the search; the others are what it is compared with."""

@@ -138,7 +138,7 @@ def resume_search(
     run
         The run directory.
     overrides
-        `key.path=value` strings for what may change: the budget, the workers and places of files.
+        `key.path=value` strings for what may change: the budget, the workers, the table and places of files.
     trust_tasks
         Let the run's tasks run code that no search on this machine has run.
     progress, say

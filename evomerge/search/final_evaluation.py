@@ -25,10 +25,11 @@ from evomerge.runs import held_out
 from evomerge.runs.bill import Bill, settled
 from evomerge.runs.result import ROWS, Contender, Entry, Result, paired_p_value, rows_text, table, verdict_on
 from evomerge.runs.run import EventLog
-from evomerge.search import ensemble, sequential_halving
+from evomerge.search import rows_on_request, sequential_halving
 from evomerge.search.loop import Search, SearchError
 from evomerge.search.problem import Problem
 from evomerge.search.recorded_scoring import RecordedScorer
+from evomerge.strategies.base import Genotype
 from evomerge.workers.base import Pool
 from fitness.estimation.subset import generator
 from fitness.items import is_whole_model
@@ -146,7 +147,8 @@ class FinalEvaluation:
         found, mean, search_score = self._choose()
         voted = self._ensemble()
         searched = [found, *([mean] if mean else []), *self._front(found)]
-        return Asked([*self._held_out(searched), *voted, *self._held_out(self.problem.alternatives())], search_score)
+        others = [*self.problem.alternatives(), *self._soup()]
+        return Asked([*self._held_out(searched), *voted, *self._held_out(others)], search_score)
 
     def _missed(self, rows: Sequence[tuple[Contender, Evaluation]]) -> dict[str, str]:
         """Return what each row misses, by its name: a limit of the space, or a minimum score on the held-out items."""
@@ -171,7 +173,7 @@ class FinalEvaluation:
         return [(entry, self.scorer.score("held_out", entry, items)) for entry in entries]
 
     def _ensemble(self) -> list[tuple[Contender, Evaluation]]:
-        """Return the majority vote of the best candidates, where one is asked for and there are two or more."""
+        """Return the majority vote of the models that are to vote, where one is asked for and there are two or more."""
         voters = self._voters()
         if len(voters) < 2:
             return []
@@ -179,12 +181,43 @@ class FinalEvaluation:
             self.scorer.vote(Entry(f"member {number}", "ensemble", recipe), self.problem.held_out_items)
             for number, recipe in enumerate(voters, start=1)
         ]
-        return [(Contender(f"ensemble of {len(members)} models", "ensemble"), ensemble.vote(members))]
+        return [(Contender(f"ensemble of {len(members)} models", "ensemble"), rows_on_request.vote(members))]
 
     def _voters(self) -> list[Recipe]:
-        """Return the recipes of the best candidates, as many as are to vote."""
-        best = self.history.ranking()[: self.problem.config.strategy.ensemble_size]
-        return [self.problem.space.decode(self.history.asked[identity].candidate.genotype) for identity in best]
+        """Return the different recipes that are to vote, best first."""
+        wanted = self.problem.config.table
+        if wanted.ensemble is None:
+            return []
+        points = self._last_population() if wanted.voters == "last_population" else []
+        if not points:
+            points = [self.history.asked[identity].candidate.genotype for identity in self.history.ranking()]
+        recipes: dict[str, Recipe] = {}
+        for point in points:
+            if len(recipes) < wanted.ensemble:
+                recipe = self.problem.space.decode(point)
+                recipes.setdefault(self.problem.recipe_hash(recipe), recipe)
+        return list(recipes.values())
+
+    def _last_population(self) -> list[Genotype]:
+        """Return the strategy's population at its end, or what was scored of its last generation, best first."""
+        own = self.strategy.members()
+        if own:
+            return list(own)
+        asked, ranked = self.history.asked, self.history.ranking()
+        last = max((asked[identity].candidate.generation for identity in ranked), default=0)
+        return [asked[one].candidate.genotype for one in ranked if asked[one].candidate.generation == last]
+
+    def _soup(self) -> list[Entry]:
+        """Return the greedy soup, where it is asked for."""
+        problem = self.problem
+        if not problem.config.table.greedy_soup:
+            return []
+
+        def score(entry: Entry) -> float:
+            return self._confirm(entry, problem.search_items).fitness
+
+        models, dtype = problem.config.models, problem.config.out_dtype
+        return [rows_on_request.greedy_soup(models, problem.layout, dtype, problem.sources(), score)]
 
     def _choose(self) -> tuple[Entry, Entry | None, float]:
         """Return the found recipe, the strategy's own guess if it has one, and the found one's search score."""

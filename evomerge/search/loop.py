@@ -64,6 +64,8 @@ class Search:
         Which items the founders are asked, by their generation; None: as other candidates.
     recipe_hash
         Hash of a recipe; equal ones are scored once.
+    want_answers
+        Whether candidates give their answers as well as their scores.
 
     Attributes
     ----------
@@ -88,6 +90,7 @@ class Search:
         spellings: Mapping[str, str] | None = None,
         founder_items: Callable[[int], tuple[str, ...]] | None = None,
         recipe_hash: Callable[[Recipe], str] = attrgetter("hash"),
+        want_answers: bool = False,
     ) -> None:
         self.run = run
         self.space = space
@@ -98,7 +101,7 @@ class Search:
         self.history.spelt_alike(spellings or {})
         self._notify = notify
         self._step_items, self._founder_items = step_items, founder_items
-        self._recipe_hash = recipe_hash
+        self._recipe_hash, self._want_answers = recipe_hash, want_answers
         self._recipes: dict[int, Recipe] = {}  # decoded recipes of candidates in flight
         self._duplicates_in_flight: dict[str, list[int]] = {}  # recipe being scored -> other candidates with it
         self._held: dict[int, Told] = {}  # recorded, and told to a synchronous strategy when its turn comes
@@ -170,11 +173,12 @@ class Search:
         else:
             self._duplicates_in_flight[recipe_hash] = []
             genotype = tuple(candidate.genotype.tolist()) if is_step else None
-            pool.submit(candidate.id, Request(recipe, items, gradient_at=genotype))
+            wanted = self._want_answers and not is_step
+            pool.submit(candidate.id, Request(recipe, items, want_answers=wanted, gradient_at=genotype))
 
     def _known(self, candidate: Candidate, recipe_hash: str) -> Evaluation | None:
         """Return the score of an equal recipe, or what a founder's answers as a source say; None: there is none."""
-        if candidate.kind != "founder" or recipe_hash in self.history.by_recipe:
+        if candidate.kind != "founder" or recipe_hash in self.history.by_recipe or self._want_answers:
             return self.history.by_recipe.get(recipe_hash)
         answers, items = self.history.answers(recipe_hash), self._items(candidate)
         if not all(item in answers for item in items):

@@ -22,7 +22,6 @@ from evomerge.merging.sources.source import Source
 from evomerge.runs.environment import MOST_GENES, Environment, GeneRecord
 from evomerge.runs.result import Entry
 from evomerge.runs.run import EventLog
-from evomerge.search import ensemble
 from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.environment import (
     compute_dtype,
@@ -36,6 +35,7 @@ from evomerge.search.environment import (
 from evomerge.search.founders import Founder, founders
 from evomerge.search.loop import Notify, Search
 from evomerge.search.recorded_scoring import RecordedScorer
+from evomerge.search.rows_on_request import check_answers
 from evomerge.search.warm_start import EarlierQuestions, WarmStartSettings, earlier_questions, load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.strategies.auto import AutoConfig
@@ -150,7 +150,7 @@ class Problem:
             self.space = config.stamped(build_space(with_task_texts(config.space, self.suite), context))
         check_texts(config.space, self.suite)
         try:
-            ensemble.check(config.strategy, self.suite)
+            check_answers(config, self.suite)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self.search_items = self.suite.pool.subset("all", config.seed)
@@ -231,6 +231,11 @@ class Problem:
             raise ConfigError(
                 "strategy.kind gradient: a fitness function returns scores and has no loss to differentiate; write "
                 "strategy.kind cma_es, or tasks in place of fitness.function"
+            )
+        if self.config.fitness.engine.quantization is not None:
+            raise ConfigError(
+                "strategy.kind gradient: rounded weights have no derivatives (fitness.engine has quantization "
+                f"{self.config.fitness.engine.quantization}); remove quantization, or write strategy.kind cma_es"
             )
         if not ChainRule(self.space, self.layout).searchable().any():
             specs = [spec for recipe in self.space.structures() for spec in recipe.specs]
@@ -395,6 +400,7 @@ class Problem:
             self.other_spellings(),
             founder_items,
             self.recipe_hash,
+            self.config.strategy.reads_answers,
         )
 
     @cached_property

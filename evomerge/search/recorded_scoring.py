@@ -16,6 +16,9 @@ from evomerge.workers.base import Pool, Request
 from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
 
+UNQUANTIZED: tuple[Purpose, ...] = ("held_out", "vote")
+"""What is asked of unquantised models, and for the answers' texts: held-out items, and those alone."""
+
 
 class RecordedScorer:
     """Scores sources, finalists and baselines on fixed items, or takes the scores that the run has recorded.
@@ -57,11 +60,10 @@ class RecordedScorer:
             If it cannot be built or scored.
         """
         asked, recipe = tuple(items), self._hash(entry.recipe)
-        for known in (
-            self.history.reference_scores.get((purpose, recipe)),
-            self.history.reference_scores.get(("vote", recipe)),
-            self.history.by_recipe.get(recipe),  # a candidate that was asked the very same items
-        ):
+        recorded = [self.history.reference_scores.get((each, recipe)) for each in (purpose, "vote")]
+        if purpose not in UNQUANTIZED:
+            recorded.append(self.history.by_recipe.get(recipe))  # a candidate that was asked the very same items
+        for known in recorded:
             if known is not None and known.items == asked:
                 return known
         return self._new(purpose, entry, asked)
@@ -89,7 +91,8 @@ class RecordedScorer:
         return known if known is not None and known.items == asked else self._new("vote", entry, asked)
 
     def _new(self, purpose: Purpose, entry: Entry, items: tuple[str, ...]) -> Evaluation:
-        self.pool.submit(0, Request(entry.recipe, items, want_answers=purpose in ("held_out", "vote")))
+        final = purpose in UNQUANTIZED
+        self.pool.submit(0, Request(entry.recipe, items, want_answers=final, unquantized=final))
         while not (scored := self.pool.wait()):
             pass  # a worker became free
         ((_, evaluation),) = scored

@@ -46,7 +46,7 @@ def check_unchanged(run: Run, now: Environment) -> None:
         if path is not None:
             raise RunError(
                 f"{run.path / 'config.yaml'}: {key} was edited since the run began ({path}), and only the budget, the "
-                f"workers, the trackers and places of files may be; put it back, or {_START_NEW}"
+                f"workers, the trackers, the table and places of files may be; put it back, or {_START_NEW}"
             )
     said = difference(recorded.items, now.items)
     if said is not None:

@@ -8,10 +8,14 @@ Importing this package imports every file in it, so a new file is registered wit
 from evomerge.strategies.base import AskTellError, Candidate, Evaluated, Genotype, Strategy, StrategyConfig
 from evomerge.strategies.catcma import CatCma, CatCmaConfig
 from evomerge.strategies.cma_es import CmaEs, CmaEsConfig
+from evomerge.strategies.cma_me import CmaMe, CmaMeConfig
+from evomerge.strategies.cycleqd import Cycleqd, CycleqdConfig
 from evomerge.strategies.eda import Eda, EdaConfig
+from evomerge.strategies.evo_merging import EvoMerging, EvoMergingConfig
 from evomerge.strategies.genetic import Genetic, GeneticConfig
 from evomerge.strategies.greedy import Greedy, GreedyConfig
 from evomerge.strategies.grid import GridConfig, GridSearch
+from evomerge.strategies.least_change import LeastChange, LeastChangeConfig
 from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.map import Map, MapConfig
 from evomerge.strategies.map_elites import MapElites, MapElitesConfig
@@ -35,9 +39,15 @@ __all__ = [
     "CatCmaConfig",
     "CmaEs",
     "CmaEsConfig",
+    "CmaMe",
+    "CmaMeConfig",
+    "Cycleqd",
+    "CycleqdConfig",
     "Eda",
     "EdaConfig",
     "Evaluated",
+    "EvoMerging",
+    "EvoMergingConfig",
     "Genetic",
     "GeneticConfig",
     "Genotype",
@@ -45,6 +55,8 @@ __all__ = [
     "GreedyConfig",
     "GridConfig",
     "GridSearch",
+    "LeastChange",
+    "LeastChangeConfig",
     "M2n2",
     "M2n2Config",
     "Map",

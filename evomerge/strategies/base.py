@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -124,6 +123,8 @@ class StrategyConfig(BaseModel):
         With `keeps_archive`: how members that were asked different items are compared, for a note of `evomerge plan`.
     as_stage
         Whether `staged` can run it as one of its stages. Such a strategy optimises one objective and never finishes.
+    reads_answers
+        Whether it learns from the answers themselves; candidates are then asked for them, and the log keeps them.
     kind_argument
         A setting that may be written into the kind, as `kind: NAME:VALUE`; None: there is none.
     """
@@ -134,6 +135,7 @@ class StrategyConfig(BaseModel):
     warm_start_type: ClassVar[type[WarmStart] | None] = None
     archive_compares: ClassVar[str] = ""
     as_stage: ClassVar[bool] = True
+    reads_answers: ClassVar[bool] = False
     kind_argument: ClassVar[str | None] = None
 
     kind: str
@@ -170,11 +172,6 @@ class StrategyConfig(BaseModel):
     def most_in_flight(self) -> int | None:
         """How many candidates it proposes before it needs a result: its setting `parallel`; None: any number."""
         return None
-
-    @property
-    def ensemble_size(self) -> int:
-        """How many of the best candidates vote on the held-out items after the search; 0: none."""
-        return 0
 
     @property
     def items_per_step(self) -> int:
@@ -260,7 +257,8 @@ class Strategy(ABC):
         self.rng = np.random.default_rng(seed)
         self._asked = 0
         self._open: dict[int, Candidate] = {}
-        self._first_ids: dict[bytes, int] = {}  # by digest of a genotype: the candidate that had it first
+        self._first_ids: dict[int, int] = {}  # by digest of a genotype: the candidate that had it first
+        self._repeats: dict[int, int] = {}  # of a candidate that is not the first one with its genotype: which is
 
     def ask(self, n: int = 1) -> list[Candidate]:
         """Propose up to `n` candidates: fewer or none while a generation waits for its results, or at the end.
@@ -288,8 +286,14 @@ class Strategy(ABC):
             parent if isinstance(parent, int) else self._first_ids.get(digest(parent)) for parent in proposal.parents
         )
         parents = tuple(dict.fromkeys(parent for parent in found if parent is not None))
-        self._first_ids.setdefault(digest(proposal.genotype), identity)
+        first = self._first_ids.setdefault(digest(proposal.genotype), identity)
+        if first != identity:
+            self._repeats[identity] = first
         return Candidate(identity, proposal.genotype, proposal.kind, proposal.generation, parents)
+
+    def _first_id(self, candidate: Candidate) -> int:
+        """Return the id of the first candidate that had its genotype: a parent that needs no digest of its own."""
+        return self._repeats.get(candidate.id, candidate.id)
 
     def tell(self, results: Iterable[Evaluated]) -> None:
         """Take the evaluations of asked candidates, in any order, each once.
@@ -322,6 +326,10 @@ class Strategy(ABC):
         """Return the strategy's own best guess, such as a distribution's mean; None if it has none."""
         return None
 
+    def members(self) -> Sequence[Genotype]:
+        """Return copies of its population or archive as it is now, best first; empty: it has none."""
+        return []
+
     @abstractmethod
     def _propose(self, n: int) -> Sequence[Proposal]:
         """Return up to `n` proposals; a tuple of genotype, kind and generation is one without parents."""
@@ -331,6 +339,10 @@ class Strategy(ABC):
         """Take one result."""
 
 
-def digest(genotype: Genotype) -> bytes:
-    """Return a digest that equal genotypes share."""
-    return sha256(np.ascontiguousarray(genotype, dtype=np.float64).tobytes()).digest()
+def digest(genotype: Genotype) -> int:
+    """Return a number that equal genotypes share, in this process alone.
+
+    It has 64 bits: two of a million different genotypes share one with a probability of 3e-8. Cryptographic digests of
+    a long genotype take as long as the rest of a proposal.
+    """
+    return hash(np.ascontiguousarray(genotype, dtype=np.float64).tobytes())

@@ -50,7 +50,7 @@ class Generation:
     again
         Genotypes of earlier candidates that are asked this generation's items as well.
     parents
-        Of each sample, the genotypes that it was made of; empty: they have none.
+        Of each sample, what it was made of, as genotypes or ids; empty: they have none.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Generation:
         samples: Sequence[Genotype],
         mean: Genotype | None = None,
         again: Sequence[Genotype] = (),
-        parents: Sequence[Sequence[Genotype]] = (),
+        parents: Sequence[Sequence[Genotype | int]] = (),
     ) -> None:
         self.number = number
         self.samples = [np.array(sample, dtype=np.float64) for sample in samples]
@@ -125,11 +125,14 @@ class Answered:
 
     def __init__(self) -> None:
         self._items: set[str] = set()
-        self._counts: dict[bytes, int] = {}
+        self._last: tuple[str, ...] = ()
+        self._counts: dict[int, int] = {}
 
     def add(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Take a result; of a candidate that was asked again it holds all answers."""
-        self._items.update(evaluation.items)
+        if evaluation.items is not self._last:  # one tuple where all candidates are asked the same
+            self._items.update(evaluation.items)
+            self._last = evaluation.items
         self._counts[digest(candidate.genotype)] = len(evaluation.items)
 
     def misses_some(self, genotype: Genotype) -> bool:

@@ -15,6 +15,11 @@ generation that keeps them, so that a lucky score does not stay for ever.
 
   with r ~ U(0, 1) drawn for each individual and step; lambda decreases with every step.
 
+`preset: model_swarms` is the swarm alone, with the middle of the settings that Model Swarms tries: no crossover, no
+mutation, a step that never falls below 0.1, and individuals that return to their best point after five steps without a
+better one. There the first population is filled with mixtures and extrapolations of pairs; here with the space's random
+merges.
+
 `preset: replace_worst` is the genetic algorithm that M2N2 (arXiv 2508.16204) is compared with: one child at a time,
 from parents drawn in proportion to fitness, replaces the worst individual. It is M2N2 without competition and
 attraction, and is implemented as such.
@@ -35,8 +40,8 @@ with lambda r2 phi2 / C (lambda at most 1), and keeps its own otherwise. For a o
 published step on average, without inertia and repulsion, which lead to no other value. A mixture's noise is copied as
 a whole, the seeds with their deviations.
 
-GENOME+ lets its last population vote, answer by answer. Here the result is one recipe; `ensemble: 10` additionally
-reports the vote of the ten best candidates.
+GENOME+ lets its last population vote, answer by answer. Here the result is one recipe; `table: {ensemble: 10, voters:
+last_population}` in a search file, of any strategy, additionally reports that vote.
 """
 
 from __future__ import annotations
@@ -74,6 +79,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "survivors": "roulette",
         "succession": {"first_velocity": "difference", "decay_per": "individual", "worst_of": "ever"},
     },
+    "model_swarms": {
+        "population": 20,
+        "crossover": 0.0,
+        "mutation": 0.0,
+        "succession": {
+            "step": 0.7,
+            "least_step": 0.1,
+            "own_best": 0.3,
+            "best": 0.4,
+            "worst": 0.05,
+            "first_velocity": "difference",
+            "worst_of": "ever",
+            "patience": 5,
+        },
+    },
     "replace_worst": {"replace": "worst", "parents": "roulette", "mutation": 0.0, "crossover": 1.0},
 }
 
@@ -87,6 +107,8 @@ class SuccessionConfig(BaseModel):
     """Length of the first step (lambda)."""
     decay: float = Field(default=0.95, gt=0, le=1)
     """Factor on the length after each step."""
+    least_step: float | None = Field(default=None, ge=0, le=1000)
+    """The length never falls below this. None: it may fall to 0."""
     inertia: float = Field(default=0.2, ge=0, le=1000)
     """Weight of the individual's velocity (phi0)."""
     own_best: float = Field(default=0.2, ge=0, le=1000)
@@ -101,6 +123,9 @@ class SuccessionConfig(BaseModel):
     """Whether the length decays with each step of the population, or with each individual that is moved."""
     worst_of: Literal["population", "ever"] = "population"
     """Whether the worst individual is that of the population, or the worst point that was ever seen."""
+    patience: int | None = Field(default=None, ge=1, le=100_000)
+    """An individual that has not improved on its own best point for so many steps returns to it and rests. None: it
+    never does."""
 
 
 @register_strategy
@@ -111,9 +136,9 @@ class GeneticConfig(StrategyConfig):
     archive_compares = M2n2Config.archive_compares
 
     kind: Literal["genetic"] = "genetic"
-    preset: Literal["genome", "genome_plus", "replace_worst"] | None = None
-    """Published settings for all keys that are not given: GENOME, GENOME+ (with succession), or M2N2's baseline, in
-    which each child replaces the worst individual."""
+    preset: Literal["genome", "genome_plus", "model_swarms", "replace_worst"] | None = None
+    """Published settings for all keys that are not given: GENOME, GENOME+ (with succession), Model Swarms (succession
+    alone), or M2N2's baseline, in which each child replaces the worst individual."""
     population: int = Field(default=20, ge=2, le=10_000)
     """Individuals, at least 2."""
     offspring_rate: float = Field(default=1.0, gt=0, le=1000)
@@ -137,9 +162,6 @@ class GeneticConfig(StrategyConfig):
     """What children replace. `worst`: one child at a time replaces the worst individual, and no worker is ever idle."""
     succession: SuccessionConfig | None = None
     """A swarm step before each generation; it costs one evaluation per individual."""
-    ensemble: int | None = Field(default=None, ge=2, le=100)
-    """After the search, let this many of the best candidates vote on the held-out items, answer by answer. This adds a
-    row to the final table; it does not change the result. For tasks scored answer by answer (accuracy, exact match)."""
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidates are proposed first. By default there is none."""
 
@@ -154,19 +176,16 @@ class GeneticConfig(StrategyConfig):
     def _consistent(self) -> GeneticConfig:
         if self.replace == "worst" and (self.parents != "roulette" or self.weighted or self.succession):
             raise ValueError("replace: worst needs parents: roulette and neither weighted nor succession; change those")
-        if self.crossover == self.mutation == 0.0:
-            raise ValueError("crossover and mutation are both 0, so there are no children; raise one of them")
+        if self.crossover == self.mutation == 0.0 and self.succession is None:
+            raise ValueError(
+                "crossover and mutation are both 0, so there are no children; raise one of them, or set succession"
+            )
         return self
 
     @property
     def keeps_archive(self) -> bool:
         """Whether children replace the worst individual, as in M2N2's archive."""
         return self.replace == "worst"
-
-    @property
-    def ensemble_size(self) -> int:
-        """How many of the best candidates vote on the held-out items after the search; 0: none."""
-        return self.ensemble or 0
 
     def build(self, space: SearchSpace, seed: int) -> Genetic | M2n2:
         """Build the strategy."""
@@ -193,6 +212,7 @@ class Individual:
     best: Genotype
     best_fitness: float
     velocity: Genotype | None
+    stale: int = 0  # steps since the best point
 
     @classmethod
     def at_rest(cls, genotype: Genotype, fitness: float) -> Individual:
@@ -233,6 +253,10 @@ class Genetic(Strategy):
         """Return the best point of any individual so far; None while there is none."""
         best = max(self.individuals, key=lambda individual: individual.best_fitness, default=None)
         return None if best is None else best.best.copy()
+
+    def members(self) -> list[Genotype]:
+        """Return the population, best first."""
+        return [one.genotype.copy() for one in sorted(self.individuals, key=lambda one: -one.fitness)]
 
     def _propose(self, n: int) -> list[Proposal]:
         if self._generation.complete:
@@ -362,7 +386,7 @@ class Genetic(Strategy):
             x = individual.genotype
             if swarm.decay_per == "individual":
                 self._decays += 1
-            length = swarm.step * swarm.decay**self._decays
+            length = max(swarm.least_step or 0.0, swarm.step * swarm.decay**self._decays)
             weights = phi * self.rng.random(4)  # r_k phi_k
             pulls = np.array([self._velocity(individual, swarm), individual.best - x, best - x, x - worst])
             individual.velocity = velocity = weights @ pulls / weights.sum()
@@ -384,14 +408,20 @@ class Genetic(Strategy):
         return other.genotype - individual.genotype
 
     def _move(self, generation: Generation) -> None:
+        swarm = self.config.succession
+        assert swarm is not None
         moves = zip(self.individuals, generation.samples, generation.fitness.tolist(), strict=True)
         for individual, genotype, fitness in moves:
             if not math.isfinite(fitness):  # a failed move: keep the position, stop the motion
                 individual.velocity = np.zeros_like(genotype)
                 continue
             individual.genotype, individual.fitness = genotype, fitness
+            individual.stale += 1
             if fitness > individual.best_fitness:
-                individual.best, individual.best_fitness = genotype, fitness
+                individual.best, individual.best_fitness, individual.stale = genotype, fitness, 0
+            elif swarm.patience is not None and individual.stale >= swarm.patience:
+                individual.genotype, individual.fitness = individual.best, individual.best_fitness
+                individual.velocity, individual.stale = np.zeros_like(genotype), 0
 
 
 def _scored(generation: Generation) -> list[Individual]:

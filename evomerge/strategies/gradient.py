@@ -10,6 +10,7 @@ items, and its genes move by Adam (Kingma and Ba 2015, arXiv 1412.6980, algorith
 The result is the mean of the later iterates (Polyak and Juditsky 1992): single iterates follow the last items.
 A step is a candidate like any other: it counts for the budget, and it is recorded with its derivatives, so that replay
 leads to the same genes. numpy in place of torch's Adam: strategies load no torch, and state must be replayable data.
+`update: frank_wolfe` moves weights towards single models in place of Adam's steps (see `frank_wolfe`).
 
 A failed step (a loss that is not finite, or no memory) halves the learning rate and begins again at the mean so far.
 """
@@ -25,6 +26,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
+from evomerge.strategies.frank_wolfe import FrankWolfe
 from evomerge.strategies.generation import resolved_number
 from evomerge.strategies.registry import StageStrategy, register_strategy
 from evomerge.strategies.stage import Relay, Stage
@@ -36,6 +38,7 @@ from search_spaces.spaces.space import SearchSpace
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-12
 MOST_FAILURES = 5
 """Failed steps in a row after which the search by gradients ends."""
+LEARNING_RATE = 0.02
 STEPS_BEFORE = 40
 """Steps before another strategy, unless the file says otherwise; at most half the budget."""
 
@@ -46,7 +49,7 @@ def _loss_section(value: Any) -> Any:
 
 @register_strategy
 class GradientConfig(StrategyConfig):
-    """Adam on all genes that the loss has a derivative by; other genes stay at their start."""
+    """Steps along the derivatives of a loss, by Adam or towards single models; other genes stay at their start."""
 
     as_stage = False
 
@@ -56,7 +59,10 @@ class GradientConfig(StrategyConfig):
     is less."""
     items: int = Field(default=25, ge=1, le=1_000_000)
     """Fresh search items per task and step."""
-    learning_rate: float = Field(default=0.02, gt=0, le=1)
+    update: Literal["adam", "frank_wolfe"] = "adam"
+    """How steps follow the derivatives. adam: all genes. frank_wolfe: the weights of each part of the model, towards
+    the one model that lowers the loss most (FW-Merging)."""
+    learning_rate: float = Field(default=LEARNING_RATE, gt=0, le=1)
     """Adam's step size, as a fraction of each gene's range."""
     loss: Annotated[LossConfig, BeforeValidator(_loss_section)] = LossConfig()
     """What the steps minimise; a word alone sets `kind`."""
@@ -69,12 +75,9 @@ class GradientConfig(StrategyConfig):
     def _starts_from_the_steps(self) -> Self:
         if self.then is not None and self.then.earlier_run is not None:
             raise ValueError("then.warm_start: this strategy starts from the result of the steps; leave it out")
+        if self.update == "frank_wolfe" and self.learning_rate != LEARNING_RATE:
+            raise ValueError("learning_rate is Adam's; the steps of frank_wolfe are 2 / (k + 2), so leave it out")
         return self
-
-    @property
-    def ensemble_size(self) -> int:
-        """As `then`, whose candidates have scores."""
-        return 0 if self.then is None else self.then.ensemble_size
 
     @property
     def most_in_flight(self) -> int | None:
@@ -114,8 +117,10 @@ class GradientConfig(StrategyConfig):
         Raises
         ------
         ValueError
-            If the steps leave nothing for `then`, or its settings do not suit the space.
+            If the steps leave nothing for `then`, or its settings or `update` do not suit the space.
         """
+        if self.update == "frank_wolfe":
+            FrankWolfe(space)  # refuses a space that it cannot search
         if self.then is None:
             return self
         steps = min(STEPS_BEFORE, evaluations // 2) if self.steps == "auto" else self.steps
@@ -140,12 +145,24 @@ class Adam:
     ----------
     genes
         G.
+    rate
+        Its first learning rate.
     """
 
-    def __init__(self, genes: int) -> None:
+    def __init__(self, genes: int, rate: float = LEARNING_RATE) -> None:
+        self.rate = rate
+        self._genes = genes
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the moments."""
         self.time = 0
-        self.mean: NDArray[np.float64] = np.zeros(genes)
-        self.square: NDArray[np.float64] = np.zeros(genes)
+        self.mean: NDArray[np.float64] = np.zeros(self._genes)
+        self.square: NDArray[np.float64] = np.zeros(self._genes)
+
+    def moved(self, point: Genotype, slope: NDArray[np.float64], rate: float) -> Genotype:
+        """Return the point after a step, in the unit box like `point`; `slope` are derivatives in it, float64[G]."""
+        return np.clip(point - rate * self.step(slope), 0.0, 1.0)
 
     def step(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
         """Take a gradient and return the change that a learning rate multiplies, float64[G] both."""
@@ -169,13 +186,15 @@ class Gradient(Strategy):
         self._steps = config.gradient_steps
         self._box = UnitBox(space)
         self._moves = ~space.discrete
-        self._rate = config.learning_rate
         self._failures = 0
         self._iterates: list[Genotype] = []
         self._point: Genotype = self._box.to_unit(space.start)
         zero = np.clip(np.zeros(space.dimension), space.low, space.high)
         self._towards = self._box.to_unit(space.start if config.loss.towards == "start" else zero)
-        self._adam = Adam(space.dimension)
+        self._update: Adam | FrankWolfe = (
+            Adam(space.dimension, config.learning_rate) if config.update == "adam" else FrankWolfe(space)
+        )
+        self._rate = self._update.rate
 
     @property
     def finished(self) -> bool:
@@ -198,11 +217,11 @@ class Gradient(Strategy):
             self._failures += 1
             self._rate /= 2
             self._point = self._average()
-            self._adam = Adam(self.space.dimension)
+            self._update.restart()
             return
         self._failures = 0
-        change = self._adam.step(np.where(self._moves, gradient * self._box.width + self._penalty(), 0.0))
-        self._point = np.clip(self._point - self._rate * change, 0.0, 1.0)
+        slope = np.where(self._moves, gradient * self._box.width + self._penalty(), 0.0)
+        self._point = self._update.moved(self._point, slope, self._rate)
         self._iterates.append(self._point.copy())
 
     def _penalty(self) -> NDArray[np.float64]:

@@ -54,8 +54,9 @@ class GreedyConfig(StrategyConfig):
     in pairs, round by round."""
     top: int = Field(default=3, ge=2, le=1000)
     """Merges of which all pairs are merged in a round."""
-    explore: bool = True
-    """Whether the best merge is also merged with the one of the least kinship to it."""
+    explore: Literal["kinship", "random", "none"] = "kinship"
+    """What the best merge is also merged with in each round. `kinship`: the one of the least kinship to it. `random`: a
+    random one, to compare with."""
     stop: float = Field(default=0.9, ge=-1, le=1)
     """Kinship of the best merges above which the search ends."""
     mergeable: float | None = Field(default=None, ge=-1, le=1)
@@ -99,7 +100,7 @@ class Greedy(Strategy):
 
     Attributes
     ----------
-    members
+    ranked
         The sources of the best source's cluster and the merges so far, best first.
     """
 
@@ -117,7 +118,7 @@ class Greedy(Strategy):
                 "ones, space.kind: mixture for those of the models, or another strategy"
             )
         self.population = config.population
-        self.members: list[Member] = []
+        self.ranked: list[Member] = []
         self._generation = Generation.none()
         self._made: set[frozenset[bytes]] = set()
         self._soup: list[Member] = []
@@ -134,7 +135,11 @@ class Greedy(Strategy):
         """Return the soup, or the best merge; None before the first result."""
         if self._soup:
             return self._mean(self._soup)
-        return self.members[0].genotype.copy() if self.members else None
+        return self.ranked[0].genotype.copy() if self.ranked else None
+
+    def members(self) -> list[Genotype]:
+        """Return the sources and merges, best first."""
+        return [one.genotype.copy() for one in self.ranked]
 
     def _propose(self, n: int) -> list[Proposal]:
         if self._generation.complete and self._next:
@@ -150,12 +155,12 @@ class Greedy(Strategy):
         scored = zip(self._generation.samples, self._generation.fitness.tolist(), strict=True)
         told = [Member(genotype, fitness) for genotype, fitness in scored if math.isfinite(fitness)]
         if first:
-            self.members = self._cluster(sorted(told, key=lambda one: -one.fitness))
+            self.ranked = self._cluster(sorted(told, key=lambda one: -one.fitness))
         if self.config.merge == "soup":
             self._next = self._start_soup() if first else self._stir(told)
         else:
             if not first:
-                self.members = sorted([*self.members, *told], key=lambda one: -one.fitness)
+                self.ranked = sorted([*self.ranked, *told], key=lambda one: -one.fitness)
             self._next = self._pairs()
 
     # --- clusters ---
@@ -178,7 +183,7 @@ class Greedy(Strategy):
     # --- the soup ---
 
     def _start_soup(self) -> list[Child]:
-        self._soup, self._left = self.members[:1], self.members[1:]
+        self._soup, self._left = self.ranked[:1], self.ranked[1:]
         self._soup_fitness = self._soup[0].fitness if self._soup else -math.inf
         return self._try_next()
 
@@ -199,16 +204,21 @@ class Greedy(Strategy):
 
     def _pairs(self) -> list[Child]:
         """Return the merges of the next round; none if the best are alike."""
-        best = self.members[: self.config.top]
+        best = self.ranked[: self.config.top]
         pairs = list(combinations(best, 2))
         if self._asked > len(self._sources) and pairs:
             kinships = [self._kinship(*pair) for pair in pairs]
             if min(kinships) > self.config.stop:
                 return []
-        if self.config.explore and len(self.members) > 1:
-            far = min(self.members[1:], key=lambda other: self._kinship(best[0], other))
-            pairs.append((best[0], far))
+        if self.config.explore != "none" and len(self.ranked) > 1:
+            pairs.append((best[0], self._explored(best[0])))
         return [Child(self._mean(pair), [one.genotype for one in pair]) for pair in pairs if self._is_new(pair)]
+
+    def _explored(self, best: Member) -> Member:
+        others = self.ranked[1:]
+        if self.config.explore == "random":
+            return others[int(self.rng.integers(len(others)))]
+        return min(others, key=lambda other: self._kinship(best, other))
 
     def _is_new(self, pair: Sequence[Member]) -> bool:
         key = frozenset(one.genotype.tobytes() for one in pair)

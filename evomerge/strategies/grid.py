@@ -42,16 +42,7 @@ class GridConfig(StrategyConfig):
         ValueError
             If the grid has more points than the budget.
         """
-        genes, points = space.genes, self.points
-        if points == "auto":
-            points = 2
-            while _size(genes, points) < _size(genes, points + 1) <= evaluations:
-                points += 1
-        if _size(genes, points) > evaluations:
-            raise ValueError(
-                f"strategy.kind: a grid of {_described(genes, points)} has more points than "
-                f"budget.evaluations ({evaluations}); write strategy.kind: random or cma_es, or have fewer genes"
-            )
+        points = points_that_fit(space.genes, self.points, evaluations, least=2)
         return self.model_copy(update={"points": points})
 
     def build(self, space: SearchSpace, seed: int) -> GridSearch:
@@ -68,7 +59,7 @@ class GridSearch(Strategy):
         super().__init__(space, seed)
         self.population = config.population
         points = resolved_number("points", config.points)
-        self._axes = [_axis(gene, points) for gene in space.genes]
+        self._axes = grid_axes(space.genes, points)
         self._points: Iterator[Genotype] = (np.array(point) for point in _product(self._axes))
         self._next = next(self._points, None)
 
@@ -87,6 +78,31 @@ class GridSearch(Strategy):
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         """Ignore the result."""
+
+
+def points_that_fit(genes: Sequence[Gene], points: int | Literal["auto"], evaluations: int, *, least: int) -> int:
+    """Return a grid's values per gene; for `auto` as many as fit into the budget, at least `least`.
+
+    Raises
+    ------
+    ValueError
+        If the grid has more points than the budget.
+    """
+    if points == "auto":
+        points = least
+        while _size(genes, points) < _size(genes, points + 1) <= evaluations:
+            points += 1
+    if _size(genes, points) > evaluations:
+        raise ValueError(
+            f"strategy.kind: a grid of {_described(genes, points)} has more points than "
+            f"budget.evaluations ({evaluations}); write strategy.kind: random or cma_es, or have fewer genes"
+        )
+    return points
+
+
+def grid_axes(genes: Sequence[Gene], points: int) -> list[NDArray[np.float64]]:
+    """Return the coordinates of a grid, one float64[n] per gene; `points` of a real gene."""
+    return [_axis(gene, points) for gene in genes]
 
 
 def _described(genes: Sequence[Gene], points: int) -> str:

@@ -45,10 +45,10 @@ def initial_population(space: SearchSpace, warm_start: WarmStartPopulation | Non
 
 
 class Child(NamedTuple):
-    """A genotype, and those that it was made of."""
+    """A genotype, and those that it was made of, as genotypes or as ids of candidates."""
 
     genotype: Genotype
-    parents: Sequence[Genotype] = ()
+    parents: Sequence[Genotype | int] = ()
 
 
 class InitialPopulation:

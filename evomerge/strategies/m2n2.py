@@ -129,6 +129,10 @@ class M2n2(Strategy):
         """Return the member with the best search score (not the shared fitness); None while there is none."""
         return self.archive.best()
 
+    def members(self) -> list[Genotype]:
+        """Return the archive, best score first."""
+        return [member.copy() for member in self.archive.ranked()]
+
     def keeps(self, evaluation: Evaluation) -> bool:
         """Return whether a candidate with this evaluation would enter the archive now."""
         return _scored(evaluation) and self.archive.would_take(evaluation)
@@ -154,11 +158,11 @@ class M2n2(Strategy):
         competition = self.archive.competition()
         weights = self._weights(competition)
         first = roulette(weights, self.rng)
-        members = self.archive.genotypes
-        parents = [members[first].copy()]
+        members, ids = self.archive.genotypes, self.archive.ids
+        parents = [ids[first]]
         if self.rng.random() < self.config.crossover:
             second = self._partner(competition, weights, first)
-            parents.append(members[second].copy())
+            parents.append(ids[second])
             child = self.space.crossover(members[first], members[second], self.rng)
         else:
             child = members[first].copy()
@@ -185,7 +189,7 @@ class M2n2(Strategy):
         if candidate.kind == "again":
             self.archive.rescore(candidate.genotype, evaluation)
         else:
-            self.archive.take(candidate.genotype, evaluation)
+            self.archive.take(candidate.genotype, evaluation, self._first_id(candidate))
 
 
 def _scored(evaluation: Evaluation) -> bool:
@@ -199,6 +203,8 @@ class Archive:
     ----------
     size
         Members so far.
+    ids
+        Of each member's candidate.
     """
 
     def __init__(self, places: int, genes: int, alpha: float, relative: bool) -> None:
@@ -206,6 +212,7 @@ class Archive:
         self.alpha = alpha
         self.relative = relative
         self.size = 0
+        self.ids = [-1] * places
         self._genotypes = np.zeros((places, genes))
         self._fitness = np.zeros(places)
         self._violations = np.zeros(places + 1)
@@ -233,14 +240,19 @@ class Archive:
         """Return a copy of the member with the highest fitness, the first on ties; None without members."""
         return self.genotypes[np.argmax(self._fitness[: self.size])].copy() if self.size else None
 
+    def ranked(self) -> Genotype:
+        """Return the members, float64[P, G], best score first."""
+        ranked: Genotype = self.genotypes[np.argsort(-self._fitness[: self.size], kind="stable")]
+        return ranked
+
     def competition(self) -> Competition:
         """Return the competition among the present members."""
         if self._competition is None:
             self._competition = compete(self.scores, self.alpha, self.relative)
         return self._competition
 
-    def take(self, genotype: Genotype, evaluation: Evaluation) -> None:
-        """Let a child compete with the members for a place."""
+    def take(self, genotype: Genotype, evaluation: Evaluation, identity: int = -1) -> None:
+        """Let a child, the candidate with this id, compete with the members for a place."""
         row = self._row(evaluation)
         place = self.size
         self._scores[place], self._violations[place] = row, evaluation.violation
@@ -253,6 +265,7 @@ class Archive:
             self._scores[place], self._violations[place] = row, evaluation.violation
         self._genotypes[place] = genotype
         self._fitness[place] = evaluation.fitness
+        self.ids[place] = identity
         self._competition = None
 
     def rescore(self, genotype: Genotype, evaluation: Evaluation) -> None:

@@ -126,6 +126,10 @@ class MapElites(Strategy):
         """Return the elite with the best fitness; None while there is none."""
         return self.grid.best()
 
+    def members(self) -> list[Genotype]:
+        """Return the elites, best first."""
+        return self.grid.ranked()
+
     def keeps(self, evaluation: Evaluation) -> bool:
         """Return whether a candidate with this evaluation would enter its cell now."""
         return self.grid.would_take(evaluation)
@@ -180,18 +184,28 @@ class EliteGrid:
         self.cells: dict[tuple[int, ...], int] = {}
         self.genotypes: list[Genotype] = []
         self.fitness: list[float] = []
-        self._axes = _Axes(config.axes)
+        self._axes = Axes(config.axes)
 
     def best(self) -> Genotype | None:
         """Return a copy of the elite with the best fitness; None while there is none."""
         return self.genotypes[int(np.argmax(self.fitness))].copy() if self.genotypes else None
 
+    def ranked(self) -> list[Genotype]:
+        """Return copies of the elites, best first."""
+        order = np.argsort(-np.array(self.fitness), kind="stable").tolist()
+        return [self.genotypes[place].copy() for place in order]
+
+    def elite_fitness(self, evaluation: Evaluation) -> float | None:
+        """Return the fitness of the elite in the cell of a candidate with finite fitness; None: the cell is empty."""
+        place = self.cells.get(self._cell(evaluation))
+        return None if place is None else self.fitness[place]
+
     def would_take(self, evaluation: Evaluation) -> bool:
         """Return whether a candidate with this evaluation would enter its cell; the grid does not change."""
         if not math.isfinite(evaluation.fitness):
             return False
-        place = self.cells.get(self._cell(evaluation))
-        return place is None or evaluation.fitness > self.fitness[place]
+        elite = self.elite_fitness(evaluation)
+        return elite is None or evaluation.fitness > elite
 
     def take(self, genotype: Genotype, evaluation: Evaluation) -> None:
         """Let a scored candidate enter its cell, if that is empty or its elite is worse."""
@@ -219,7 +233,7 @@ class EliteGrid:
         return tuple(np.clip(np.floor(position), 0, config.cells - 1).astype(int).tolist())
 
 
-class _Axes:
+class Axes:
     """A candidate's score on each axis. Weights that depend only on the items are kept between candidates."""
 
     def __init__(self, groups: tuple[tuple[str, ...], ...] | None) -> None:

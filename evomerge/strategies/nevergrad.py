@@ -26,6 +26,7 @@ from evomerge.extras import require
 from evomerge.files.messages import nearest
 from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.generation import resolved_number
+from evomerge.strategies.penalty import Penalty
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStartPopulation
@@ -62,6 +63,9 @@ class NevergradConfig(StrategyConfig):
     """Initial step size, as a fraction of each gene's range."""
     population: int = Field(default=16, ge=1, le=10_000)
     """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
+    l1: float | None = Field(default=None, ge=0, le=1000)
+    """What the score that it learns from is lowered by, times the mean size of the genes for a weight. LoRAHub has
+    0.05. None: by nothing."""
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidate is the optimiser's start, and whose best candidates are proposed first. By
     default there is none."""
@@ -75,6 +79,7 @@ class NevergradConfig(StrategyConfig):
             If nevergrad is not installed or has no such optimiser, or if the optimiser raises an error with the
             installed packages, as NGOpt does with numpy 2.4 in few dimensions.
         """
+        Penalty(space, self.l1 or 0.0)
         budget = evaluations if self.budget == "auto" else self.budget
         settled = self.model_copy(update={"budget": budget})
         start = np.full(space.dimension, 0.5)
@@ -105,7 +110,7 @@ class Nevergrad(Strategy):
         super().__init__(space, seed)
         self.config = config
         self.population = config.population
-        self._box = UnitBox(space)
+        self._box, self._penalty = UnitBox(space), Penalty(space, config.l1 or 0.0)
         self._worst = -math.inf  # largest loss so far
         self._parameters: dict[int, Any] = {}  # nevergrad's own objects; `tell` needs the same ones
         warm = config.warm_start
@@ -126,7 +131,7 @@ class Nevergrad(Strategy):
         return proposals
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        loss = -evaluation.fitness
+        loss = -self._penalty(candidate.genotype, evaluation).fitness
         if math.isfinite(loss):
             self._worst = max(self._worst, loss)
         else:

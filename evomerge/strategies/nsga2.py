@@ -70,6 +70,10 @@ class Nsga2(Strategy):
         self._rank = np.zeros(0, np.int64)
         self._crowding = np.zeros(0)
 
+    def members(self) -> list[Genotype]:
+        """Return the parents, best front first."""
+        return [parent.copy() for parent in self._parents]
+
     def _propose(self, n: int) -> list[Proposal]:
         if self._generation.complete:
             children = self._first() if not self._parents else [self._child() for _ in range(self.population)]

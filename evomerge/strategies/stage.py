@@ -70,6 +70,10 @@ class Stage:
         guess = self.strategy.recommend()
         return None if guess is None else self._whole(guess)
 
+    def members(self) -> list[Genotype]:
+        """Return the inner strategy's population as the outer strategy's genotypes."""
+        return [self._whole(member) for member in self.strategy.members()]
+
 
 class Relay(Strategy):
     """A strategy that runs others one after the other; it looks from outside like the one that runs now.
@@ -98,6 +102,10 @@ class Relay(Strategy):
     def recommend(self) -> Genotype | None:
         """Return the stage's own best guess."""
         return self._stage.recommend()
+
+    def members(self) -> list[Genotype]:
+        """Return the stage's population."""
+        return self._stage.members()
 
     def _enter(self, stage: Stage) -> None:
         self._stage = stage

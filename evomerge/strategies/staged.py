@@ -69,11 +69,6 @@ class StagedConfig(StrategyConfig):
         """Whether one of the stages does."""
         return self.first.keeps_archive or self.second.keeps_archive
 
-    @property
-    def ensemble_size(self) -> int:
-        """That of the second stage, else of the first; candidates of both stages vote."""
-        return self.second.ensemble_size or self.first.ensemble_size
-
     def check_tasks(self, tasks: Sequence[str]) -> None:
         """Check both stages' settings against the tasks."""
         for stage in (self.first, self.second):

@@ -376,10 +376,12 @@ class MergeMethodSuite:
                 assert torch.equal(self.run(base, models, info, out_dtype=dtype, block=block), expected), (dtype, block)
 
     def test_compiled_kernels_change_nothing(self, info: TensorInfo) -> None:
-        """The formula in one pass gives what it gives step by step."""
-        if not implementation(self.method).gives_formula:
-            pytest.skip("the method does its own arithmetic")
+        """One compiled pass gives what torch gives step by step."""
         pytest.importorskip("numba")
+        from evomerge.merging.engine.kernels import OWN
+
+        if not implementation(self.method).gives_formula and self.method not in OWN:
+            pytest.skip("no kernel computes the method")
         base, models = self.sources(info, torch.bfloat16)
         expected = self.run(base, models, info, out_dtype=torch.bfloat16)
         assert torch.equal(self.run(base, models, info, out_dtype=torch.bfloat16, compiled=True), expected)
@@ -433,7 +435,7 @@ class MergeMethodSuite:
         held = sum(bytes_ for place, bytes_ in _storages(merge.state).items() if place not in sources)
         said = method.prepared_size(info) * len(models) + method.shared_size(info)
         assert held <= said + SLACK
-        assert said == 0 or held > said / 4  # and it says no more than needed, within reason
+        assert said == 0 or held > said / 1.7  # and it says no more than needed, within reason
 
     def test_every_parameter_has_an_effect(self) -> None:
         """Some two values of each give different results: the ends of its range, its default, or the suite's own."""

@@ -133,6 +133,20 @@ class StrategySuite:
         random.seed(99)
         self.same(first, self.drive(self.config.build(space, 0), self.score(space), 30))
 
+    def test_members_are_proposals_best_first(self) -> None:
+        """A population or archive holds what was proposed; copies, since callers may change them."""
+        space = self.around(reals(3))
+        strategy, score = self.config.build(space, 0), self.score(space)
+        proposed = {one.genotype.tobytes() for one in self.drive(strategy, score, 40)}
+        members = strategy.members()
+        assert all(member.tobytes() in proposed for member in members)
+        if self.objectives == 1:
+            fitness = [score(member).fitness for member in members]
+            assert fitness == sorted(fitness, reverse=True)
+        for member in members:
+            member[:] = np.nan
+        assert all(np.isfinite(member).all() for member in strategy.members())
+
     def test_one_gene(self) -> None:
         """A single coefficient can be searched."""
         space = self.around(reals(1))

@@ -40,6 +40,8 @@ class Request:
     whole
         For a part of a step that several workers compute: all its items, whose weights the items of the part have.
         Empty: `items` is all.
+    unquantized
+        Whether the model's weights are not to be quantised, whatever the search does with candidates.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class Request:
     want_answers: bool = False
     gradient_at: tuple[float, ...] | None = None
     whole: tuple[str, ...] = ()
+    unquantized: bool = False
 
 
 class Worker(Protocol):

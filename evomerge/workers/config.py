@@ -52,8 +52,8 @@ class RayConfig(BaseModel):
     """Number of workers; `auto`: as many as the cluster has room for, more when nodes join and fewer when they
     leave."""
     gpus_per_worker: Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] | Literal["auto"] = "auto"
-    """GPUs per worker; 0.25: four workers share one; `auto`: 1 if the cluster has GPUs, else 0. With `fitness.engine:
-    vllm`, 2 means that vLLM splits the model between two (tensor parallel)."""
+    """GPUs per worker; 0.25: four workers share one; `auto`: 1 if the cluster has GPUs, else 0. 2: the worker's model
+    is split between two, layer by layer; with `fitness.engine: vllm` by vLLM (tensor parallel)."""
     cpus_per_worker: float = Field(default=1, gt=0, le=1024, allow_inf_nan=False)
     """CPUs per worker, and its number of torch threads (at least one); below 1: several workers share a CPU."""
     address: str = Field(default="local", min_length=1)

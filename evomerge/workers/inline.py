@@ -97,7 +97,7 @@ class MergeWorker:
             if request.gradient_at is not None:
                 return self._step(request, seconds)
             started = time.perf_counter()
-            model = self.engine.apply(request.recipe)
+            model = self.engine.apply(request.recipe, unquantized=request.unquantized)
             seconds["merge"] = time.perf_counter() - started
             scored = self._score(model, request)
             seconds["score"] = scored.forward_seconds

@@ -10,7 +10,16 @@ import torch
 
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.footprint import Footprint
-from evomerge.merging.engine.placement import Choice, Share, choose, free_memory, torch_device
+from evomerge.merging.engine.placement import (
+    Choice,
+    DeviceError,
+    Share,
+    choose,
+    free_memory,
+    free_together,
+    torch_device,
+)
+from evomerge.merging.engine.resident import Quantize
 from evomerge.merging.sources.source import Source
 from evomerge.workers.base import Request, WorkerSettings
 from evomerge.workers.gradient_steps import GradientSteps, StepInputs, StepMemory
@@ -18,8 +27,9 @@ from evomerge.workers.inline import MergeWorker
 from evomerge.workers.source_watch import SourceWatch
 from fitness.functions.opening import Suite, evaluator_for
 from fitness.scoring.answering import Answering, OwnAnswers
-from fitness.scoring.engine_config import AnyEngine, TransformersEngine
+from fitness.scoring.engine_config import AnyEngine, Quantization, TransformersEngine
 from fitness.scoring.evaluator import Evaluator
+from fitness.scoring.quantized import quantized_sizes, quantizer
 from search_spaces.recipes.recipe import Recipe
 
 
@@ -124,14 +134,40 @@ class LocalWorker:
         PlacementError
             If they do not fit where the settings want them.
         """
-        device = self.worker.engine.device
+        engine = self.worker.engine
         share = replace(self._share, device=self._share.device / self._inputs.beside)
-        return choose(self._settings.placement, device, self.footprint, free_memory(device, share))
+        shares = engine.shares()
+        free, name = free_together(shares, share), " and ".join(str(device) for device, _ in shares)
+        return choose(self._settings.placement, engine.device, self.footprint, free, name=name)
 
     def engine_notes(self) -> list[str]:
-        """Return sentences about what an engine of its own takes beside the worker, once that is ready."""
-        evaluator = self.worker.evaluator
-        return evaluator.answering.describe() if isinstance(evaluator, Evaluator) else []
+        """Return sentences about what answers take beside or in place of the merged model, once that is ready."""
+        evaluator, quantization = self.worker.evaluator, self._inputs.engine.quantization
+        notes = self._shared() + ([] if quantization is None else [self._quantized(quantization)])
+        return notes + (evaluator.answering.describe() if isinstance(evaluator, Evaluator) else [])
+
+    def _shared(self) -> list[str]:
+        """Return what each device holds, if several share the model."""
+        shares = self.worker.engine.shares()
+        if len(shares) == 1:
+            return []
+        whole = self.footprint
+        return [
+            f"{device} holds {100 * part:.0f} % of the weights: {part * whole.resident_bytes / 1e6:,.1f} MB of the "
+            f"resident model, {part * whole.peak_bytes / 1e6:,.1f} MB with the sources on it"
+            for device, part in shares
+        ]
+
+    def _quantized(self, quantization: Quantization) -> str:
+        whole = self.footprint
+        sizes = quantized_sizes(self._inputs.checkpoints[self._inputs.base].outline.module, quantization)
+        each = whole.resident_bytes // whole.parameters
+        smaller = whole.resident_bytes - each * (sizes.weights - sizes.largest) + sizes.stored
+        return (
+            f"quantization {quantization}: {sizes.weights:,} of {whole.parameters:,} weights are rounded; the resident "
+            f"model takes {smaller / 1e6:,.1f} MB during the search, and {whole.resident_bytes / 1e6:,.1f} MB for "
+            "held-out items, which unquantised models answer"
+        )
 
     def ready(self) -> MergeWorker:
         """Return the worker after doing all that does not depend on a candidate."""
@@ -171,11 +207,22 @@ def build_worker(inputs: WorkerInputs, settings: WorkerSettings, share: Share | 
     ------
     DeviceError
         If its device cannot be used.
+    TaskError
+        If it cannot compute with quantised weights that the engine asks for.
     """
     device = torch_device(settings.device)
+    devices = devices_of(device, settings, inputs)
+    device = str(devices[0]) if devices else device
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    engine = MergeEngine(inputs.checkpoints, base=inputs.base, device=device, compute_dtype=settings.compute_dtype)
+    engine = MergeEngine(
+        inputs.checkpoints,
+        base=inputs.base,
+        device=device,
+        compute_dtype=settings.compute_dtype,
+        quantize=_quantize(inputs.engine, torch.device(device)),
+        devices=devices,
+    )
     evaluator = evaluator_for(
         inputs.suite,
         inputs.checkpoints[inputs.base].tokenizer.load(),
@@ -189,6 +236,35 @@ def build_worker(inputs: WorkerInputs, settings: WorkerSettings, share: Share | 
         assert isinstance(evaluator, Evaluator), "functions have no gradients"
         steps = GradientSteps(engine, evaluator, inputs.steps)
     return MergeWorker(engine, evaluator, SourceWatch(inputs.checkpoints), steps)
+
+
+def devices_of(device: str, settings: WorkerSettings, inputs: WorkerInputs) -> tuple[torch.device, ...]:
+    """Return the GPUs that share a worker's model; none if one device holds it, or vLLM splits it.
+
+    Raises
+    ------
+    DeviceError
+        If this process has fewer, or takes steps by gradients.
+    """
+    if settings.gpus == 1 or torch.device(device).type != "cuda" or not isinstance(inputs.engine, TransformersEngine):
+        return ()
+    seen = torch.cuda.device_count()
+    if seen < settings.gpus:
+        raise DeviceError(
+            f"workers.gpus_per_worker is {settings.gpus}, and this process sees {seen} GPU{'s' if seen > 1 else ''}; "
+            "write a lower one, or ask where workers run"
+        )
+    if inputs.steps is not None:
+        raise DeviceError(
+            f"workers.gpus_per_worker is {settings.gpus}, and steps by gradients need the model on one; write 1, or "
+            "strategy.kind: cma_es"
+        )
+    return tuple(torch.device("cuda", at) for at in range(settings.gpus))
+
+
+def _quantize(engine: AnyEngine, device: torch.device) -> Quantize | None:
+    """Return what rounds the weights of candidates; None if they are not quantised."""
+    return None if engine.quantization is None else quantizer(engine.quantization, device)
 
 
 def _answering(engine: AnyEngine, device: str, settings: WorkerSettings, share: Share) -> Answering:

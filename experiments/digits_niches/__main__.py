@@ -1,6 +1,6 @@
 """``python -m experiments.digits_niches`` runs the comparison; ``--quick`` runs all methods for a few evaluations.
 
-From *trained halves*: five pairs of networks, each half trained on five digits; from *scratch*: two random networks and
+From *trained halves*: pairs of networks, each half trained on five digits; from *scratch*: two random networks and
 noise on every child. The accuracy is measured on the 360 test images, for the network that is best on the 1437
 training images among those that a method holds.
 """
@@ -24,6 +24,9 @@ from experiments.harness import Experiment, Results, mean_and_error, plotted
 from experiments.machine import machine
 
 PAIRS = range(5)
+"""Pairs of halves that all methods begin with, M2N2 and the genetic algorithm with each of the seeds."""
+MORE_PAIRS = range(5, 20)
+"""Further pairs, with one seed: for M2N2 with and without attraction, and the best ratio."""
 SEEDS = range(5)
 SHOWN = (100, 1000, 2000, 10_000, 20_000, 50_000)
 
@@ -52,6 +55,8 @@ PUBLISHED: dict[str, tuple[tuple[int, ...], dict[str, tuple[float | None, ...]]]
     ),
 }
 """Test accuracy in per cent by evaluations, read off the figure of arXiv 2508.16204 to about half a point; ten runs."""
+OURS = {"CMA-ES, full covariance": "CMA-ES, unit covariance"}
+"""Published methods that have another name here."""
 
 
 def cases() -> list[Case]:
@@ -64,13 +69,26 @@ def cases() -> list[Case]:
         *(Case("GA", None, seed, 20_000) for seed in range(2)),
         *(Case("MAP-Elites", None, seed, 10_000) for seed in range(2)),
         *(Case("CMA-ES, separable", None, seed, 10_000) for seed in range(2)),
+        *(
+            Case(method, None, seed, 4000)
+            for seed in SEEDS
+            for method in (UNIT, "M2N2, no crossover", "GA, no crossover")
+        ),
+        *(Case(method, pair, 0, 10_000) for pair in MORE_PAIRS for method in ("M2N2", "M2N2, no attraction")),
     ]
 
 
+UNIT = "CMA-ES, unit covariance"
+
+
 def quick_cases() -> list[Case]:
-    """Return a run of each method from halves and from scratch, for a few evaluations."""
+    """Return a run of each method for a few evaluations: from scratch, and from halves if it is meant for them."""
+    scratch_only = {method for method in METHODS if "CMA" in method or "no crossover" in method}
     return [
-        Case(method, pair, 0, 60) for method in METHODS for pair in (0, None) if pair is None or "CMA" not in method
+        Case(method, pair, 0, 60)
+        for method in METHODS
+        for pair in (0, None)
+        if pair is None or method not in scratch_only
     ]
 
 
@@ -108,7 +126,7 @@ def by_method(outcomes: Sequence[Outcome], lines: Sequence[Line]) -> str:
 def by_pair(outcomes: Sequence[Outcome], lines: Sequence[Line]) -> str:
     """Return the test accuracy of each pair of halves: theirs, the best ratio's, M2N2's and the genetic algorithm's."""
     rows = ["| pair | halves | best ratio | M2N2, five seeds | GA |", "|---|---|---|---|---|"]
-    for line in lines:
+    for line in lines[: len(PAIRS)]:
         found = {
             method: [o.test[-1] for o in outcomes if (o.case.method, o.case.pair) == (method, line.pair)]
             for method in ("M2N2", "GA")
@@ -121,7 +139,7 @@ def by_pair(outcomes: Sequence[Outcome], lines: Sequence[Line]) -> str:
 
 
 def beside_the_paper(outcomes: Sequence[Outcome]) -> str:
-    """Return the published test accuracies and ours at the same numbers of evaluations."""
+    """Return the published test accuracies and ours at the same numbers of evaluations, with errors over pairs."""
     parts = []
     for title, scratch in (("From trained halves", False), ("From scratch", True)):
         counts, curves = PUBLISHED[title]
@@ -129,10 +147,11 @@ def beside_the_paper(outcomes: Sequence[Outcome]) -> str:
         parts.append("|---" * (len(counts) + 2) + "|")
         for method, curve in curves.items():
             parts.append(f"| {method} | paper | {' | '.join('' if x is None else f'{x:.1f}' for x in curve)} |")
-            mine = [o for o in outcomes if o.case.method == method and (o.case.pair is None) == scratch]
+            own = OURS.get(method, method)
+            mine = [o for o in outcomes if o.case.method == own and (o.case.pair is None) == scratch]
             if mine:
-                ours = [f"{100 * statistics.mean(at):.1f}" if (at := test_at(mine, count)) else "" for count in counts]
-                parts.append(f"| | ours | {' | '.join(ours)} |")
+                ours = [_over_pairs(mine, count) for count in counts]
+                parts.append(f"| {own if own != method else ''} | ours | {' | '.join(ours)} |")
         parts.append("")
     return "\n".join(parts)
 
@@ -166,6 +185,11 @@ def _over_pairs(outcomes: Sequence[Outcome], evaluations: int) -> str:
     return _percent(means) if means else ""
 
 
+def _ends(outcomes: Sequence[Outcome]) -> dict[int, float]:
+    """Return each pair's final test accuracy, as the mean over its seeds."""
+    return {own[0].case.pair or 0: statistics.mean(o.test[-1] for o in own) for own in _by_pair(outcomes)}
+
+
 def test_at(outcomes: Sequence[Outcome], evaluations: int) -> list[float]:
     """Return the test accuracy after so many evaluations, for the runs that were tested then."""
     return [o.test[o.evaluations.index(evaluations)] for o in outcomes if evaluations in o.evaluations]
@@ -178,25 +202,24 @@ def _percent(shares: Sequence[float]) -> str:
 def figures(results: Results) -> dict[str, str]:
     """Return the figures of the README's sentences."""
     outcomes, lines = read(results)
-    ends = {
-        method: {
-            pair: statistics.mean(o.test[-1] for o in outcomes if (o.case.method, o.case.pair) == (method, pair))
-            for pair in PAIRS
-        }
-        for method in ("M2N2", "GA")
-    }
+    with_halves = [o for o in outcomes if o.case.pair is not None]
+    ends = {method: _ends([o for o in with_halves if o.case.method == method]) for method in ("M2N2", "GA")}
     over_ratio = [ends["M2N2"][line.pair] - line.test for line in lines]
     over_ga = [ends["M2N2"][pair] - ends["GA"][pair] for pair in PAIRS]
-    same_seed = [o for o in outcomes if o.case.method == "M2N2" and o.case.pair is not None and o.case.seed == 0]
+    same_seed = [o for o in with_halves if o.case.method == "M2N2" and o.case.seed == 0]
+    alone = _ends([o for o in with_halves if o.case.method == "M2N2, no attraction"])
+    attraction = [end - alone[pair] for pair, end in _ends(same_seed).items() if pair in alone]
 
     def halves(method: str) -> str:
-        return _percent([o.test[-1] for o in outcomes if o.case.method == method and o.case.pair is not None])
+        return _percent([o.test[-1] for o in with_halves if o.case.method == method])
 
     def scratch(method: str, count: int) -> str:
-        return _percent(test_at([o for o in outcomes if o.case.method == method and o.case.pair is None], count))
+        mine = [o for o in outcomes if o.case.method == method and o.case.pair is None]
+        return _over_pairs(mine, count)
 
     return {
         "halves": _percent([half for line in lines for half in line.halves]),
+        "pairs": str(len(ends["M2N2"])),
         "m2n2": _percent(list(ends["M2N2"].values())),
         "over_ratio": _percent(over_ratio),
         "over_ratio.p": f"{ttest_1samp(over_ratio, 0).pvalue:.2g}",
@@ -205,6 +228,10 @@ def figures(results: Results) -> dict[str, str]:
         "ratio": _percent([line.test for line in lines]),
         "no_split": halves("M2N2, no split point"),
         "no_attraction": halves("M2N2, no attraction"),
+        "attraction": _percent(attraction),
+        "attraction.p": f"{ttest_1samp(attraction, 0).pvalue:.2g}",
+        "attraction.pairs": f"{len(attraction)}",
+        "cma.2000": scratch(UNIT, 2000),
         "same_seed": _percent([o.test[-1] for o in same_seed]),
         "map_elites": halves("MAP-Elites"),
         "scratch.10000": scratch("M2N2", 10_000),
@@ -217,17 +244,27 @@ def figures(results: Results) -> dict[str, str]:
 
 
 def plot(outcomes: Sequence[Outcome], lines: Sequence[Line], file: Path) -> None:
-    """Draw mean test accuracy, with its standard error, against evaluations."""
+    """Draw mean test accuracy, with its standard error over pairs, against evaluations; published curves dotted."""
     with plotted(file, 2, figsize=(10, 4), sharey=True) as axes:
         for ax, scratch in zip(axes, (False, True), strict=True):
+            published = PUBLISHED["From scratch" if scratch else "From trained halves"]
+            names = {own: method for method, own in OURS.items()}
             for method in METHODS:
                 mine = [o for o in outcomes if o.case.method == method and (o.case.pair is None) == scratch]
-                if mine:
-                    counts = mine[0].evaluations
-                    accuracy = [test_at(mine, count) for count in counts]
-                    means = [100 * statistics.mean(at) for at in accuracy]
-                    errors = [100 * statistics.stdev(at) / len(at) ** 0.5 if len(at) > 1 else 0.0 for at in accuracy]
-                    ax.errorbar(counts, means, errors, label=f"{method} ({len(mine)} runs)", capsize=2)
+                if not mine:
+                    continue
+                counts = max((o.evaluations for o in mine), key=len)
+                accuracy = [
+                    [100 * statistics.mean(at) for own in _by_pair(mine) if (at := test_at(own, count))]
+                    for count in counts
+                ]
+                means = [statistics.mean(at) for at in accuracy]
+                errors = [statistics.stdev(at) / len(at) ** 0.5 if len(at) > 1 else 0.0 for at in accuracy]
+                drawn = ax.errorbar(counts, means, errors, label=f"{method} ({len(mine)} runs)", capsize=2)
+                curve = published[1].get(names.get(method, method), ())
+                known = [(count, at) for count, at in zip(published[0], curve, strict=False) if at is not None]
+                if known:
+                    ax.plot(*zip(*known, strict=True), ":", color=drawn[0].get_color())
             if not scratch and lines:
                 ax.axhline(
                     100 * statistics.mean(line.test for line in lines), color="grey", ls="--", label="best ratio"
@@ -241,7 +278,7 @@ def plot(outcomes: Sequence[Outcome], lines: Sequence[Line], file: Path) -> None
 # --- the authors' program ---
 
 
-def compare_speed(python: Path, program: Path, passes: int = 1000) -> dict[str, float]:
+def compare_speed(python: Path, program: Path, passes: int = 4000) -> dict[str, float]:
     """Time the authors' program and ours in turns, from trained halves; evaluations per second, medians of three.
 
     The start of the authors' program (imports, compiling, training the halves) is not counted: it is timed with few
@@ -279,9 +316,12 @@ def _outcomes(todo: Sequence[Case], jobs: int) -> Iterator[Outcome]:
 
 
 def _one_thread() -> None:
+    """Limit torch, which trains the halves, and numpy's products."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def read(results: Results) -> tuple[list[Outcome], list[Line]]:
@@ -313,7 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = EXPERIMENT.destination(given)
     before = EXPERIMENT.read(out) if given.go_on else {}
     (outcomes, lines), speed = read(before), before.get("speed", {})
-    lines = lines or [best_line(pair) for pair in ([] if given.quick else PAIRS)]
+    lined = {line.pair for line in lines}
+    lines += [best_line(pair) for pair in ([] if given.quick else (*PAIRS, *MORE_PAIRS)) if pair not in lined]
     done = {outcome.case for outcome in outcomes}
     wanted = quick_cases() if given.quick else cases()
     for outcome in _outcomes([case for case in wanted if case not in done], given.jobs):
@@ -321,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         case = outcome.case
         print(f"{case.method}, pair {case.pair}, seed {case.seed}: {outcome.test[-1]:.3f}", flush=True)
         EXPERIMENT.write(out, gathered(outcomes, lines, speed))  # at once: a run that is broken off can go on
-    outcomes.sort(key=lambda outcome: wanted.index(outcome.case))
+    outcomes = sorted((o for o in outcomes if o.case in wanted), key=lambda outcome: wanted.index(outcome.case))
     if given.authors:
         python, program = given.authors[0].absolute(), given.authors[1]
         speed = {"alone": [compare_speed(python, program) for _ in range(2)]}

@@ -17,6 +17,7 @@ from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.map_elites import MapElitesConfig
 from experiments.digits_niches.network import TRAINED, WEIGHTS, Exam, random_network, trained_halves
 from experiments.digits_niches.raw import RawWeights, slerp_scales
+from experiments.digits_niches.unit_covariance import UnitCovarianceConfig
 
 ARCHIVE = 20
 CHECKPOINTS = (100, 200, 500, 1000, 2000, 3000, 4000, 6000, 8000, 10_000, 15_000, 20_000, 30_000, 40_000, 50_000)
@@ -55,12 +56,23 @@ METHODS = {
             lambda mutation: M2n2Config(archive=ARCHIVE, mutation=mutation, warm_up=0),
             split=False,
         ),
+        Method(
+            "M2N2, no crossover",
+            lambda mutation: M2n2Config(archive=ARCHIVE, mutation=mutation, warm_up=0, crossover=0.0),
+        ),
+        Method(
+            "GA, no crossover",
+            lambda mutation: GeneticConfig(
+                preset="replace_worst", population=ARCHIVE, mutation=mutation, crossover=0.0
+            ),
+        ),
         Method("MAP-Elites", lambda mutation: MapElitesConfig(cells=10, mutation=mutation, warm_up=0)),
         Method(
             "CMA-ES, separable",
             lambda mutation: CmaEsConfig(population=20, sigma=CMA_SIGMA, diagonal=True, restarts=False),
             best_ever=True,
         ),
+        Method("CMA-ES, unit covariance", lambda mutation: UnitCovarianceConfig(), best_ever=True),
     )
 }
 

@@ -40,23 +40,26 @@ class Exam:
     """
 
     def __init__(self, which: slice) -> None:
-        images, labels = (torch.from_numpy(part[which]) for part in digits())
-        ones = torch.ones(len(images), 1)  # below W1 lies b1
-        self._images = torch.hstack([images, ones])
+        images, labels = (part[which] for part in digits())
+        self._images = np.hstack([images, np.ones((len(images), 1), np.float32)])  # below W1 lies b1
         self._labels = labels
-        self._hidden = torch.empty(len(images), HIDDEN)  # memory for the layer, used again for each network
+        self._hidden = np.empty((len(images), HIDDEN), np.float32)  # memory for the layer, used again for each network
+        self._activations = torch.from_numpy(self._hidden)  # the same memory
         self.items = tuple(
             f"{'odd' if label % 2 else 'even'}/digits/{index}" for index, label in enumerate(labels.tolist())
         )
 
-    @torch.inference_mode()
     def right(self, weights: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which images a network classifies correctly, bool[I]."""
-        flat = torch.from_numpy(weights).float()
-        first, second, bias = flat.split([(PIXELS + 1) * HIDDEN, HIDDEN * DIGITS, DIGITS])
-        hidden = torch.mm(self._images, first.view(PIXELS + 1, HIDDEN), out=self._hidden).relu_()
-        answers = torch.addmm(bias, hidden, second.view(HIDDEN, DIGITS)).argmax(dim=1)
-        right: NDArray[np.bool_] = (answers == self._labels).numpy()
+        flat = weights.astype(np.float32)
+        below = (PIXELS + 1) * HIDDEN
+        first, second, bias = flat[:below], flat[below:-DIGITS], flat[-DIGITS:]
+        # Each by the library that is faster: numpy's product with ten columns takes a third of torch's time, torch's
+        # maximum with zero a seventh of numpy's.
+        np.matmul(self._images, first.reshape(PIXELS + 1, HIDDEN), out=self._hidden)
+        self._activations.relu_()
+        answers = (self._hidden @ second.reshape(HIDDEN, DIGITS) + bias).argmax(axis=1)
+        right: NDArray[np.bool_] = answers == self._labels
         return right
 
     def accuracy(self, weights: NDArray[np.float64]) -> float:

@@ -180,11 +180,12 @@ def measure(
             for name, change in changes.items():
                 rng = np.random.default_rng([SEED, number, size])
                 answers = change(case.answers, parents, rng)
-                records[name].append(_record(case, answers, posterior(given, answers[asked], asked), size, rng))
+                records[name].append(record_of(case, answers, posterior(given, answers[asked], asked), size, rng))
     return records
 
 
-def _record(case: Case, answers: np.ndarray, estimate: Estimate, size: int, rng: np.random.Generator) -> Record:
+def record_of(case: Case, answers: np.ndarray, estimate: Estimate, size: int, rng: np.random.Generator) -> Record:
+    """Return an estimate's record; `rng` draws the random answers whose mean it is compared with."""
     truth = float(answers.mean())
     random = [answers[rng.choice(answers.size, size, replace=False)].mean() for _ in range(MEAN_DRAWS)]
     return Record(
@@ -207,7 +208,7 @@ def measure_graded(found: Sequence[Case], size: int) -> dict[str, list[Record]]:
             scores, *parents = grade(np.stack((case.answers, *case.parent_scores)), rng)
             known = EstimatorInputs(scores.size, parents=np.stack(parents))
             asked = default_subset(known.prior, size, seed=SEED, generation=number)
-            records[name].append(_record(case, scores, inherited(scores[asked], asked, known), size, rng))
+            records[name].append(record_of(case, scores, inherited(scores[asked], asked, known), size, rng))
     return records
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,6 @@ from experiments.layer_systems.searching import Searched
 from experiments.layer_systems.walks import CONTENDERS, walked
 from experiments.layer_systems.walks import EVALUATIONS as WALKS
 from experiments.machine import machine
-from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.baselines import task_arithmetic_recipe
 from search_spaces.recipes.fields import PathLayer
 from search_spaces.recipes.layer_path import path_recipe
@@ -41,32 +40,59 @@ M2N2, PPO, EDA, RANDOM = {"kind": "m2n2"}, {"kind": "ppo"}, {"kind": "eda"}, {"k
 ALONE = {**M2N2, "attraction": False}
 TASK_VECTORS = {"kind": "mixture", "chunks": 64, "relative_to": "base"}
 
-QUICK, SMALL, LARGE = (8, 10), (60, 30), (160, 50)
+QUICK, SMALL, LONG, LARGE = (8, 10), (60, 30), (160, 20), (160, 50)
 """Candidates of a search, and items of each."""
 
-Contender = tuple[str, str, Mapping[str, Any], Mapping[str, Any], str, tuple[int, int]]
-"""Part, name, space, strategy, task, size."""
+
+class Contender(NamedTuple):
+    """A search that is run with each seed; `size` holds its candidates, and the items of each."""
+
+    part: str
+    name: str
+    space: Mapping[str, Any]
+    strategy: Mapping[str, Any]
+    task: str
+    size: tuple[int, int]
+    halving: bool = False
 
 
-def contenders(merge: Path) -> list[Contender]:
-    """Return all searches of the zoo's four models; `merge` is the file of task arithmetic with 0.8."""
-    actions = {"kind": "layer_actions", "merges": [str(merge), "ties"], "anchor": str(merge)}
-    tailored = {"kind": "tailoring", "anchor": "ops", "remove": 3}
+PATHS = {"PPO": PPO, "random paths": RANDOM, "EDA": EDA}
+"""Contenders of RMM; its paths begin with the base's, and no expert is known."""
+TAILORS = {
+    "EDA": (EDA, False),
+    "random": (RANDOM, False),
+    "EDA, halving": (EDA, True),
+    "random, halving": (RANDOM, True),
+}
+"""Contenders of GPTailor: strategy, and whether generations are raced."""
+
+
+def contenders() -> list[Contender]:
+    """Return all searches of the zoo's four models."""
+    steps = {"kind": "layer_actions", "merges": ["ties", "dare_ties"]}
     return [
-        ("M2N2", "task vectors", TASK_VECTORS, M2N2, GEN, SMALL),
-        ("M2N2", "task vectors, 8,000 answers", TASK_VECTORS, M2N2, GEN, LARGE),
-        ("GPTailor", "EDA", tailored, EDA, OPS, SMALL),
-        ("GPTailor", "random", tailored, RANDOM, OPS, SMALL),
-        ("M2N2", "averages", {"kind": "mixture", "chunks": 64}, M2N2, GEN, SMALL),
-        ("M2N2", "task vectors, no attraction", TASK_VECTORS, ALONE, GEN, SMALL),
-        ("RMM", "PPO", actions, PPO, GEN, SMALL),
+        Contender("M2N2", "task vectors", TASK_VECTORS, M2N2, GEN, SMALL),
+        Contender("M2N2", "task vectors, 8,000 answers", TASK_VECTORS, M2N2, GEN, LARGE),
+        Contender("M2N2", "averages", {"kind": "mixture", "chunks": 64}, M2N2, GEN, SMALL),
+        *(Contender("RMM", name, steps, strategy, OPS, LONG) for name, strategy in PATHS.items()),
+        *(tailored(remove, name) for remove in (2, 1) for name in TAILORS),
+        Contender("M2N2", "task vectors, no attraction", TASK_VECTORS, ALONE, GEN, SMALL),
     ]
+
+
+def tailored(remove: int, name: str) -> Contender:
+    """Return a contender over GPTailor's space with `ops` as anchor and so many layers gone."""
+    space = {"kind": "tailoring", "anchor": "ops", "remove": remove}
+    return Contender(
+        f"GPTailor, {remove} of 6 layers removed", name, space, TAILORS[name][0], OPS, SMALL, TAILORS[name][1]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, write ``results.json`` after each contender, and the tables into the README."""
     parser = EXPERIMENT.parser(__doc__, quick="one seed, few candidates")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop before the next contender after so many")
+    parser.add_argument("--only", default="", help="contenders of the systems whose names begin with this, such as RMM")
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -74,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results.setdefault("searches", [])
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
-        for step in steps(results, Path(name), quick=given.quick):
+        for step in steps(results, Path(name), given.only, quick=given.quick):
             if time.perf_counter() - began > 60 * given.minutes:
                 break
             step()
@@ -84,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     EXPERIMENT.publish(out, results)
 
 
-def steps(results: Results, folder: Path, *, quick: bool) -> Iterator[Callable[[], None]]:
+def steps(results: Results, folder: Path, only: str, *, quick: bool) -> Iterator[Callable[[], None]]:
     """Yield what is still to be measured; each adds to `results`."""
     seeds = 1 if quick else SEEDS
     if "fixed" not in results:
@@ -94,13 +120,11 @@ def steps(results: Results, folder: Path, *, quick: bool) -> Iterator[Callable[[
             yield partial(_add, results, partial(_walked, name, config, seeds, 20 if quick else WALKS))
     if "repeats" not in results:
         yield lambda: results.update(repeats=repeats())
-    merge = folder / "task_arithmetic.yaml"
-    merge.write_text(mergekit_yaml.dump(task_arithmetic_recipe(MODELS, DEPTH, 0.8)), encoding="utf-8")
-    zoo = contenders(merge)[: 1 if quick else None]
-    for place, (part, name, space, strategy, task, size) in enumerate(zoo):
-        if not _has(results, part, name):
-            of_one = (QUICK if quick else size, seeds)
-            yield partial(_add, results, partial(_on_zoo, part, name, space, strategy, task, *of_one))
+    zoo = contenders()[: 1 if quick else None]
+    for place, contender in enumerate(zoo):
+        if contender.part.startswith(only) and not _has(results, contender.part, contender.name):
+            sized = contender._replace(size=QUICK) if quick else contender
+            yield partial(_add, results, partial(searched, sized, Searched(sized.space, sized.task), seeds))
         if not place and not _has(results, "data flow", "EDA"):
             yield partial(_add, results, partial(planted, folder, results["repeats"], QUICK if quick else SMALL, seeds))
 
@@ -113,29 +137,16 @@ def _walked(name: str, config: StrategyConfig, seeds: int, evaluations: int) -> 
     return [walked(name, config, seed, evaluations) for seed in range(seeds)]
 
 
-def _on_zoo(
-    part: str,
-    name: str,
-    space: Mapping[str, Any],
-    strategy: Mapping[str, Any],
-    task: str,
-    size: tuple[int, int],
-    seeds: int,
-) -> list[dict[str, Any]]:
-    return searched(part, name, Searched(space, task), strategy, size, seeds)
-
-
 def _has(results: Results, part: str, name: str) -> bool:
     return any((row["part"], row["name"]) == (part, name) for row in results["searches"])
 
 
-def searched(
-    part: str, name: str, problem: Searched, strategy: Mapping[str, Any], size: tuple[int, int], seeds: int
-) -> list[dict[str, Any]]:
+def searched(contender: Contender, problem: Searched, seeds: int) -> list[dict[str, Any]]:
     """Return one row per seed."""
-    evaluations, items = size
+    evaluations, items = contender.size
+    given = {"evaluations": evaluations, "items": items, "halving": contender.halving}
     return [
-        {"part": part, "name": name} | problem.run(strategy, seed=seed, evaluations=evaluations, items=items)
+        {"part": contender.part, "name": contender.name} | problem.run(contender.strategy, seed=seed, **given)
         for seed in range(seeds)
     ]
 
@@ -193,7 +204,7 @@ def planted(
     return [
         row
         for name, strategy in (("EDA", EDA), ("random", RANDOM))
-        for row in searched("data flow", name, problem, strategy, size, seeds)
+        for row in searched(Contender("data flow", name, space, strategy, OPS, size), problem, seeds)
     ]
 
 
@@ -235,15 +246,22 @@ def figures(results: Results) -> dict[str, str]:
     whole = fixed_scores.get("ops, 6 layers")
     if whole is not None:
         kept = {name: 100 * score for name, score in fixed_scores.items() if name.startswith("ops")}
-        kept |= {name: _scores(results, part, name).mean() for part, name in pairs if part == "GPTailor"}
+        kept |= {
+            f"{part}.{name}": _scores(results, part, name).mean() for part, name in pairs if part.startswith("GPTailor")
+        }
         found |= {f"kept.{name}": f"{score / whole:.1f}" for name, score in kept.items()}
     for part, one, other in (
         ("planted walks", "PPO", "random paths"),
-        ("GPTailor", "EDA", "random"),
+        ("RMM", "PPO", "random paths"),
+        ("RMM", "PPO", "EDA"),
+        *((f"GPTailor, {remove} of 6 layers removed", "EDA", "random") for remove in (1, 2)),
+        *((f"GPTailor, {remove} of 6 layers removed", "EDA, halving", "EDA") for remove in (1, 2)),
+        ("M2N2", "task vectors", "averages"),
+        ("M2N2", "task vectors", "task vectors, no attraction"),
         ("data flow", "EDA", "random"),
     ):
         if {(part, one), (part, other)} <= pairs.keys():
-            found[f"{part}.gap"] = _mean(_scores(results, part, one) - _scores(results, part, other))
+            found[f"{part}.{one}.over.{other}"] = _mean(_scores(results, part, one) - _scores(results, part, other))
     if results.get("repeats"):
         best = max(results["repeats"], key=_gain)
         found |= {f"halved.{times}": f"{100 * best[times]:.1f}" for times in ("once", "twice")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from fitness.estimation.subset import generator
 from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
 
+FIRST = 10
+"""Items that a race by halving begins with."""
 FINALISTS, CONFIRMED = 5, 200
 """So many of the best candidates are asked so many search items in the end, and so is the strategy's own guess."""
 
@@ -78,8 +80,10 @@ class Searched:
         """Return the recipe's score on all held-out items, 0 to 1."""
         return self.scored(recipe, tuple(self.problem.held_out_items)).fitness
 
-    def run(self, strategy: Mapping[str, Any], *, seed: int, evaluations: int, items: int) -> dict[str, Any]:
-        """Search once; return the held-out score and the layers of the best finalist.
+    def run(
+        self, strategy: Mapping[str, Any], *, seed: int, evaluations: int, items: int, halving: bool = False
+    ) -> dict[str, Any]:
+        """Search once; return the best finalist's held-out score and layers, and the number of candidates.
 
         Parameters
         ----------
@@ -91,26 +95,33 @@ class Searched:
             Candidates besides the founders.
         items
             How many search items a candidate is asked.
+        halving
+            Ask candidates of a generation few items first and the better half of them more, `FIRST` at first and all of
+            four times `items` in the end, until as many answers are given as without.
         """
         problem, space = self.problem, self.problem.space
         config: StrategyConfig = TypeAdapter(AnyStrategy).validate_python(dict(strategy))
         resolved = config.resolved(space, noise=0.5 / items**0.5, evaluations=evaluations)
         founders = {founder.genotype.tobytes(): founder.genotype for founder in problem.founders}
         searcher = Founded(space, seed, resolved, list(founders.values()))
-        places = np.sort(generator(seed, 0).choice(len(problem.search_items), items, replace=False))
-        asked = tuple(problem.search_items[at] for at in places)
+        most = 4 * items if halving else items
+        places = generator(seed, 0).choice(len(problem.search_items), most, replace=False)
+        asked = tuple(problem.search_items[at] for at in (places if halving else np.sort(places)))
         found: dict[str, tuple[float, Recipe]] = {}
-        counted = 0
-        while counted < evaluations:
-            proposed = searcher.ask(1)
+        left, counted = evaluations * items, 0
+        while left > 0:
+            proposed = searcher.ask(searcher.population if halving else 1)
             if not proposed:
                 break  # a strategy that ends by itself
-            (candidate,) = proposed
-            recipe = space.decode(candidate.genotype)
-            evaluation = self.scored(recipe, asked)
-            found[recipe.hash] = evaluation.fitness, recipe
-            searcher.tell([Evaluated(candidate.id, evaluation)])
-            counted += candidate.kind not in ("founder", "again")
+            recipes = {candidate.id: space.decode(candidate.genotype) for candidate in proposed}
+            known = {candidate.id for candidate in proposed if candidate.kind in ("founder", "again")}
+            scores, spent = self._raced(recipes, asked, known) if halving else self._asked(recipes, asked, known)
+            left -= spent
+            counted += len(recipes) - len(known)
+            for identity, evaluation in scores.items():
+                if len(evaluation.items) == len(asked):
+                    found[recipes[identity].hash] = evaluation.fitness, recipes[identity]
+            searcher.tell([Evaluated(identity, evaluation) for identity, evaluation in scores.items()])
         best = sorted(found.values(), key=lambda pair: -pair[0])[:FINALISTS]
         finalists = [recipe for _, recipe in best]
         guess = searcher.recommend()
@@ -121,5 +132,29 @@ class Searched:
         return {
             "seed": seed,
             "score": self.held_out(winner),
+            "candidates": counted,
             "layers": winner.num_layers or problem.layout.num_layers,
         }
+
+    def _asked(
+        self, recipes: Mapping[int, Recipe], items: tuple[str, ...], known: Collection[int]
+    ) -> tuple[dict[int, Evaluation], int]:
+        """Return the scores of recipes on the items, and how many answers of others than `known` these are."""
+        scores = {identity: self.scored(recipe, items) for identity, recipe in recipes.items()}
+        return scores, len(items) * len(recipes.keys() - set(known))
+
+    def _raced(
+        self, recipes: Mapping[int, Recipe], items: tuple[str, ...], known: Collection[int]
+    ) -> tuple[dict[int, Evaluation], int]:
+        """The same, with the better half asked twice as many items each time; `known` recipes are asked all."""
+        scores, _ = self._asked({identity: recipes[identity] for identity in known}, items, ())
+        racing = [identity for identity in recipes if identity not in scores]
+        answers = count = 0
+        while racing:
+            before, count = count, min(len(items), max(FIRST, 2 * count))
+            answers += (count - before) * len(racing)
+            scores |= {identity: self.scored(recipes[identity], items[:count]) for identity in racing}
+            if count == len(items):
+                break
+            racing = sorted(racing, key=lambda identity: -scores[identity].fitness)[: (len(racing) + 1) // 2]
+        return scores, answers

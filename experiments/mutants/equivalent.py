@@ -34,5 +34,25 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if token in self.eos or len(tokens) >= self.limit:",
         "if token in self.eos or len(tokens) > self.limit:",
     ): "the loop that decodes takes no more steps than the limit, nor does `model.generate`",
+    (
+        "fitness/estimation/parent_prior.py",
+        "return np.zeros_like(logit_I) if spread < 1e-9 else LOGIT_SCALE * (logit_I - logit_I.mean()) / spread",
+        "return np.zeros_like(logit_I) if spread <= 1e-9 else LOGIT_SCALE * (logit_I - logit_I.mean()) / spread",
+    ): "a spread is 0 by rounding or far from 1e-9, never just that",
+    (
+        "evomerge/search/sequential_halving.py",
+        "if len(racing) == 1:",
+        "if len(racing) <= 1:",
+    ): "there is always a finalist",
+    (
+        "search_spaces/recipes/recipe.py",
+        "if not 0 < len(path) <= MAX_LAYERS:",
+        "if not 0 != len(path) <= MAX_LAYERS:",
+    ): "no length is below 0",
+    (
+        "evomerge/merging/sources/vocabulary.py",
+        "padding: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))",
+        "padding: Tensor = field(default_factory=lambda: torch.empty( 1, dtype=torch.int64))",
+    ): "a vocabulary gets its padding before anyone reads it",
 }
 """By module, line and changed line: why nothing else happens."""

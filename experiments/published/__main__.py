@@ -24,8 +24,7 @@ FILES = {
     "genome_plus": (FOLDER / "gemma-2-2b.json", ("drop",)),
     "gptailor": (FOLDER / "llama-2-13b.json", ("mmlu", "super_glue")),
     "recycle_them": (FOLDER / "pythia-12b.json", ("lambada", "arc")),
-    "evo_merging_sparsity": (FOLDER / "llama-3.1-8b.json", ("glue",)),
-    "evo_merging_scales": (FOLDER / "llama-3.1-8b.json", ("glue",)),
+    "evo_merging": (FOLDER / "llama-3.1-8b.json", ("glue",)),
 }
 """Search files, each with a config.json like its models' and the folders of lm-eval that have its tasks."""
 

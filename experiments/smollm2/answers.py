@@ -30,7 +30,7 @@ class Answers:
         self._items = items
         encoder = Encoder(tokenizer)
         pairs = [pair for item in items for pair in _pairs(encoder, item)]
-        self._plan = LoglikelihoodPlan(pairs, max_length=256, batch_size=64, device="cpu")
+        self._plan = LoglikelihoodPlan(pairs, max_length=256, batch_size=16, device="cpu")
 
     def __call__(self, model: Any) -> tuple[Array, Array]:
         """Return scores and losses, float64[I] each: of a text, whether the right answer is the greedy one."""

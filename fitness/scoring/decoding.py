@@ -252,6 +252,7 @@ class _Rows(DynamicLayer):  # type: ignore[misc]  # mypy does not follow transfo
             self.keys = read.keys.new_zeros(*shape, read.keys.shape[-1])
             self.values = read.values.new_zeros(*shape, read.values.shape[-1])
             self.dtype, self.device, self.is_initialized = read.keys.dtype, read.keys.device, True
+        into_N, place = into_N.to(read.keys.device), place.to(read.keys.device)  # a split model has several devices
         count, end = len(into_N), self._columns.end
         begin = end - len(place) // count
         first = begin - read.get_seq_length()

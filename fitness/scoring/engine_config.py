@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
 from fitness.tasks.config import Section
+
+Quantization: TypeAlias = Literal["int8", "int4"]
+"""What weights are rounded to."""
 
 
 class TransformersEngine(Section):
     """The model that was merged answers itself, in the worker's process."""
 
     kind: Literal["transformers"] = "transformers"
+    quantization: Quantization | None = None
+    """Score candidates, and sources during the search, with the weights of linear layers rounded after each merge.
+    int8: weights and the layers' inputs have 8 bits. int4: weights have 4 bits. Held-out answers, and with them the
+    final table, always come from unquantised models. None: the search does as well."""
 
     def identity(self) -> dict[str, Any] | None:
         """Return what numbers follow from; None for the defaults, as in runs from before there was another engine."""
@@ -22,6 +29,7 @@ class TransformersEngine(Section):
 class VllmEngine(Section):
     """vLLM answers, in a process and an environment of its own; merged weights go into it in memory."""
 
+    quantization: ClassVar[None] = None
     kind: Literal["vllm"] = "vllm"
     python: str | None = None
     """Python of the environment that has vLLM: a path, relative to the search file. None: the one that runs the

@@ -33,6 +33,7 @@ import torch
 
 from fitness.results import TaskError
 from fitness.scoring.prefix_tree import Group, Row, Tokens, owners, separate, share
+from fitness.scoring.quantized import is_quantized
 from fitness.scoring.shared_prefix import Packed, kind_of, obstacle, read_prefix, read_rows
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of the context and of the continuation
@@ -263,7 +264,7 @@ def _refuse_nan(loglikelihood: npt.NDArray[np.float64]) -> None:
 
 def tolerance(model: Any) -> tuple[float, float]:
     """Return by how much log-likelihoods may differ with the rows in which they are computed: absolute, relative."""
-    return TOLERANCE.get(model.dtype, HALF_TOLERANCE)
+    return HALF_TOLERANCE if is_quantized(model) else TOLERANCE.get(model.dtype, HALF_TOLERANCE)
 
 
 def _slots(row: Row) -> int:

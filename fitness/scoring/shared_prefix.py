@@ -25,6 +25,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from fitness.scoring.prefix_tree import Row
+from fitness.scoring.quantized import is_quantized
 
 ATTENTION = {"eager", "sdpa"}  # implementations that accept any additive mask
 LAYERS = {"full_attention", "sliding_attention"}
@@ -72,7 +73,13 @@ def obstacle(model: Any) -> str | None:
 def kind_of(model: Any) -> tuple[object, ...]:
     """Return a key that models have in common if they read packed rows alike."""
     config = model.config
-    return type(model), model.dtype, config._attn_implementation, config.to_json_string(use_diff=False)
+    return (
+        type(model),
+        model.dtype,
+        is_quantized(model),
+        config._attn_implementation,
+        config.to_json_string(use_diff=False),
+    )
 
 
 def _rotary_types(parameters: Any) -> set[Any]:

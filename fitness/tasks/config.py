@@ -34,7 +34,8 @@ class TaskConfig(Section):
     """Metric to maximise, `name` or lm-eval's `name,filter`. None: the task's first metric with a value for each item,
     after the task's first filter. Metrics where lower is better are negated, ours included: answer_loss (negative
     log-likelihood of the right answer, nats), bits_per_byte (the same per byte), answer_length (characters). Ours
-    for tasks with choices: choice_probability (of the right choice, 0 to 1)."""
+    for tasks with choices: choice_probability (of the right choice, 0 to 1); without right answers choice_certainty (1
+    less the choices' entropy by its largest value)."""
     search_split: Literal["auto"] | Split = "auto"
     """Split of the search items. auto: validation if the task has one, else test (which needs `allow_test_split`)."""
 

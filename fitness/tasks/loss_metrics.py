@@ -1,4 +1,4 @@
-"""A model's answers to requests, and four metrics of ours that lm-eval does not have.
+"""A model's answers to requests, and five metrics of ours that lm-eval does not have.
 
 - `answer_loss`: the negative log-likelihood of the right answer in nats. It is smooth where accuracy jumps, so it
   distinguishes two merges that are wrong on the same items; for a generation task it needs only one forward pass.
@@ -9,6 +9,9 @@ Lower is better for these three, and a search maximises, so scores are their neg
 
 - `choice_probability`: the probability of the right choice, a softmax over the choices' log-likelihoods. It lies
   between 0 and 1 as accuracy does, and also says by how much an answer is right or wrong.
+- `choice_certainty`: 1 − H(p) / ln C, where H is the entropy of the same softmax over an item's C choices. It needs no
+  right answer: 1 where one choice has all the probability, 0 where all have the same. To maximise it is to minimise the
+  entropy, as AdaMerging does (Yang et al. 2024, arXiv 2310.02575).
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ Response = tuple[float, bool] | str  # log-likelihood and "is the greedy answer"
 OF_THE_RIGHT_ANSWER = ("answer_loss", "bits_per_byte")
 LOSS_METRICS = (*OF_THE_RIGHT_ANSWER, "answer_length")
 CHOICE_PROBABILITY = "choice_probability"
-OWN_METRICS = (*LOSS_METRICS, CHOICE_PROBABILITY)
+CHOICE_CERTAINTY = "choice_certainty"
+OF_CHOICES = (CHOICE_PROBABILITY, CHOICE_CERTAINTY)
+OWN_METRICS = (*LOSS_METRICS, *OF_CHOICES)
 NEED_RIGHT_ANSWER = (*OF_THE_RIGHT_ANSWER, CHOICE_PROBABILITY)
 
 

@@ -12,7 +12,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from fitness.results import TaskError
 from fitness.tasks.documents import Documents
-from fitness.tasks.loss_metrics import CHOICE_PROBABILITY, LOSS_METRICS, NEED_RIGHT_ANSWER, OWN_METRICS
+from fitness.tasks.loss_metrics import LOSS_METRICS, NEED_RIGHT_ANSWER, OF_CHOICES, OWN_METRICS
 from fitness.tasks.messages import nearest
 
 
@@ -128,8 +128,9 @@ def _check_own(task: ConfigurableTask, name: str, metric: str) -> None:
     """Refuse a metric of ours that does not apply to this kind of task."""
     if metric == "answer_length" and task.OUTPUT_TYPE != "generate_until":
         raise TaskError(f"task {name!r} generates no text, which answer_length needs: use answer_loss")
-    if metric == CHOICE_PROBABILITY and task.OUTPUT_TYPE != "multiple_choice":
-        raise TaskError(f"task {name!r} has no choices, which {metric} needs: use answer_loss")
+    if metric in OF_CHOICES and task.OUTPUT_TYPE != "multiple_choice":
+        other = "answer_loss" if metric in NEED_RIGHT_ANSWER else "strategy.kind: least_change, or another task"
+        raise TaskError(f"task {name!r} has no choices, which {metric} needs: use {other}")
     if metric in NEED_RIGHT_ANSWER and task.OUTPUT_TYPE == "multiple_choice" and task.multiple_target:
         raise TaskError(f"task {name!r} has several right answers, {metric} needs exactly one: use another metric")
 

@@ -17,9 +17,17 @@ from lm_eval.api.task import ConfigurableTask
 from fitness.items import Item
 from fitness.results import TaskError
 from fitness.sandbox.code_eval import PROGRAMS_AT_ONCE
-from fitness.tasks.documents import Document, Documents
+from fitness.tasks.documents import NO_ANSWER, Document, Documents
 from fitness.tasks.lm_eval_rules import RightTexts
-from fitness.tasks.loss_metrics import CHOICE_PROBABILITY, AnswerExtractor, Answers, Response, Scorer
+from fitness.tasks.loss_metrics import (
+    CHOICE_CERTAINTY,
+    CHOICE_PROBABILITY,
+    OF_CHOICES,
+    AnswerExtractor,
+    Answers,
+    Response,
+    Scorer,
+)
 from fitness.tasks.metrics import Metric, is_number
 from fitness.tasks.prompts import Prompts
 from fitness.tasks.templates import TemplateLimit
@@ -47,9 +55,10 @@ class TaskScores:
         """Return a function from the model's answers to the scores of I items; see `LoadedTask.scorer`."""
         if self._is_plain_accuracy():
             return self._choices(items, first)
-        if self._metric.name == CHOICE_PROBABILITY:
-            choices, sign = self._choices(items, first), self._metric.sign
-            return lambda answers: np.float32(sign) * choices.probability(answers)
+        if self._metric.name in OF_CHOICES:
+            choices, sign = self._choices(items, first), np.float32(self._metric.sign)
+            read = choices.probability if self._metric.name == CHOICE_PROBABILITY else choices.certainty
+            return lambda answers: sign * read(answers)
         if self._is_plain_greedy():
             where = np.array(first)
             return lambda answers: answers.greedy[where].astype(np.float32)
@@ -244,7 +253,8 @@ class _Choices:
         width = max(len(c) for c in choices)
         self.request_IC = np.full((len(docs), width), -1)  # -1: the answers' trailing -inf
         self.length_IC = np.ones((len(docs), width))
-        self.right_I = np.array([documents.right_choice(doc) for doc in docs])
+        labelled = metric != CHOICE_CERTAINTY  # which needs no right answers, so there may be none
+        self.right_I = np.array([documents.right_choice(doc) if labelled else NO_ANSWER for doc in docs])
         for row, (start, texts) in enumerate(zip(first, choices, strict=True)):
             self.request_IC[row, : len(texts)] = range(start, start + len(texts))
             if metric == "acc_norm":
@@ -258,12 +268,25 @@ class _Choices:
 
     def probability(self, answers: Answers) -> npt.NDArray[np.float32]:
         """Return the probability of the right choice among the choices, float32[I]."""
+        share_IC = self._shares(answers)
+        right_I: npt.NDArray[np.float32] = share_IC[np.arange(len(share_IC)), self.right_I].astype(np.float32)
+        return right_I
+
+    def certainty(self, answers: Answers) -> npt.NDArray[np.float32]:
+        """Return 1 less the entropy of the choices by that of equally probable ones, float32[I]; 1 for one choice."""
+        share_IC = self._shares(answers)
+        entropy_I = -(share_IC * np.log(np.maximum(share_IC, np.finfo(np.float64).tiny))).sum(axis=1)
+        most_I = np.log(np.maximum(2, (self.request_IC >= 0).sum(axis=1)))
+        certain_I: npt.NDArray[np.float32] = np.clip(1 - entropy_I / most_I, 0, 1).astype(np.float32)
+        return certain_I
+
+    def _shares(self, answers: Answers) -> npt.NDArray[np.float64]:
+        """Return the softmax over the choices' log-likelihoods, float64[I, C]."""
         score_IC = answers.loglikelihood[self.request_IC]
         share_IC = np.exp(score_IC - score_IC.max(axis=1, keepdims=True))
-        right_I: npt.NDArray[np.float32] = (
-            share_IC[np.arange(len(share_IC)), self.right_I] / share_IC.sum(axis=1)
-        ).astype(np.float32)
-        return right_I
+        share_IC /= share_IC.sum(axis=1, keepdims=True)
+        shares: npt.NDArray[np.float64] = share_IC
+        return shares
 
     def chosen(self, answers: Answers) -> npt.NDArray[np.int64]:
         """Return the position of the model's preferred choice, int64[I]."""

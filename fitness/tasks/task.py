@@ -12,7 +12,14 @@ from fitness.overlap import Question
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
 from fitness.tasks.documents import Documents
-from fitness.tasks.loss_metrics import NEED_RIGHT_ANSWER, OF_THE_RIGHT_ANSWER, AnswerExtractor, Scorer, loss_scorer
+from fitness.tasks.loss_metrics import (
+    CHOICE_CERTAINTY,
+    NEED_RIGHT_ANSWER,
+    OF_THE_RIGHT_ANSWER,
+    AnswerExtractor,
+    Scorer,
+    loss_scorer,
+)
 from fitness.tasks.messages import one_line
 from fitness.tasks.metrics import choose_metric
 from fitness.tasks.prompts import ChatTemplate, Prompts, Request
@@ -80,7 +87,7 @@ class LoadedTask:
 
     def _has_score(self, item: Item) -> bool:
         if self.metric.name not in NEED_RIGHT_ANSWER:
-            return self.metric.is_loss or self.scores.can_score(item)
+            return self.metric.is_loss or self.metric.name == CHOICE_CERTAINTY or self.scores.can_score(item)
         try:
             return self.prompts.names_right_answer(item)
         except Exception as error:  # the author's templates can raise anything

@@ -8,7 +8,7 @@ conditional values; the last part has the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -90,6 +90,16 @@ def group_label(gene: str) -> str:
 def is_weight_of(model: str, gene: str) -> bool:
     """Whether a gene's name, ``owner.parameter[group, part]``, is that of a weight of a model, under any method."""
     return f".{gene}".partition("[")[0].endswith(f".{model}.weight")
+
+
+def weights_by_part(genes: Iterable[str]) -> dict[str, list[int]]:
+    """Return the positions of the models' weights among genes' names, by the part of the model that they merge."""
+    found: dict[str, list[int]] = {}
+    for at, gene in enumerate(genes):
+        owner, _, part = gene.partition("[")
+        if owner.endswith(".weight"):
+            found.setdefault(part.rstrip("]"), []).append(at)
+    return found
 
 
 def tensors_of(layout: ModelLayout, index: int) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ STRATEGIES = {
     "m2n2": {"kind": "m2n2", "archive": 3, "mutation": 1.0},
     "genetic": {"kind": "genetic"},
     "map_elites": {"kind": "map_elites"},
+    "cycleqd": {"kind": "cycleqd", "warm_up": 2},
+    "cma_me": {"kind": "cma_me", "population": 4, "emitters": 1},
     "map": {"kind": "map", "points": 10, "evaluations": 100},
     "nsga2": {"kind": "nsga2", "population": 4},
     "nevergrad": {"kind": "nevergrad:TwoPointsDE"},
@@ -51,7 +53,14 @@ STRATEGIES = {
     "catcma over methods": {"kind": "catcma", "population": 4},
     "eda over fewer layers": {"kind": "eda", "population": 4},
     "ppo": {"kind": "ppo", "population": 4},
-    "genome_plus with a vote": {"kind": "genetic", "preset": "genome_plus", "population": 4, "ensemble": 3},
+    "genome_plus with a vote": {"kind": "genetic", "preset": "genome_plus", "population": 4},
+    "least_change": {"kind": "least_change"},
+    "evo_merging": {
+        "kind": "evo_merging",
+        "evaluations": 4,
+        "first": {"kind": "cma_es", "population": 4},
+        "second": {"kind": "cma_es", "population": 4},
+    },
     "staged": {"kind": "staged", "evaluations": 4, "first": {"kind": "random"}, "second": {"kind": "random"}},
 }
 SPACES = {
@@ -61,8 +70,12 @@ SPACES = {
     "ppo": {"kind": "layer_actions", "merges": ["task_arithmetic"], "anchor": "task_arithmetic"},
     "catcma over methods": {"kind": "layer_coefficients", "method": ["task_arithmetic", "ties"], "layers_per_group": 6},
     "staged": {"kind": "two_stage", "parameters": {"layers_per_group": 6}, "flow": {"repeats": 1, "order": "free"}},
+    "least_change": {"kind": "layer_coefficients", "method": "task_arithmetic", "groups": "model"},
+    "evo_merging": {"kind": "layer_coefficients", "method": "breadcrumbs", "groups": "model", "fixed": {"gamma": 0.0}},
 }
 """Spaces other than the default."""
+VOTING = {"genome_plus with a vote": "last_population", "cma_es": "last_population", "m2n2": "last_population"}
+"""Whose models vote: a population, a last generation, and an archive."""
 
 
 def write(folder, strategy, **changes):
@@ -108,8 +121,10 @@ def test_none_is_left_out():
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
     kind = STRATEGIES[name]["kind"].split(":")[0]
-    space = {"space": SPACES[name]} if name in SPACES else {}
-    path, folder = write(tmp_path, STRATEGIES[name], **space), tmp_path / "run"
+    changes = {"space": SPACES[name]} if name in SPACES else {}
+    if name in VOTING:
+        changes["table"] = {"ensemble": 3, "voters": VOTING[name], "greedy_soup": True}
+    path, folder = write(tmp_path, STRATEGIES[name], **changes), tmp_path / "run"
     if name == "cma_es":
         command = [Path(sys.executable).parent / "evomerge", "search", path, "--run", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -124,7 +139,7 @@ def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
     assert {"found", "source", "uniform", "task_arithmetic"} <= kinds
     if REGISTERED[kind].objectives != "several":  # else rows of the front, if it has members beside the found recipe
         assert "front" not in kinds
-    assert ("ensemble" in kinds) == ("ensemble" in STRATEGIES[name])
+    assert ("ensemble" in kinds) == ("greedy_soup" in kinds) == (name in VOTING)
 
     # Resuming replays the log through the strategy, and asks for more of it.
     config = folder / "config.yaml"
@@ -133,7 +148,7 @@ def test_it_searches_the_zoo(name, tmp_path, monkeypatch):
     code, printed = run(monkeypatch, "resume", folder)
     assert code == 0, printed
     again = json.loads((folder / "result.json").read_text())["evaluations"]
-    assert again == BUDGET if kind == "grid" else again == BUDGET + 2
+    assert again == BUDGET if kind in ("grid", "least_change") else again == BUDGET + 2
 
     if kind in ("map_elites", "random"):  # an archive of its own, and one made of another strategy's candidates
         code, printed = run(monkeypatch, "export", folder, "--archive", tmp_path / "archive")

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.fitness_accuracy import finalists, racing, validation
+from experiments.fitness_accuracy import finalists, racing, study, validation
 from experiments.fitness_accuracy.__main__ import main
+from experiments.fitness_accuracy.calibration import calibrate
 from experiments.fitness_accuracy.data import load, simulate, write_matrix
 from experiments.fitness_accuracy.learn import learn_from, module_text
 from experiments.fitness_accuracy.tables import TABLES, Plan, Record, measure, summarise
@@ -160,3 +161,36 @@ def test_scores_of_any_size_are_estimated_better_than_by_their_mean() -> None:
     for records in validation.measure_graded(validation.cases([benchmark], 1), 20).values():
         found = validation.summarise(records)
         assert found.error < 0.8 * found.mean_error and found.coverage > 70
+
+
+def test_the_linear_model_chooses_and_judges_as_conditioning_says() -> None:
+    root = np.random.default_rng(0).normal(size=(12, 12))
+    model = study.Linear(np.full(12, 0.5), root @ root.T / 12 + 0.1 * np.eye(12))
+    asked = model.choose(3, np.random.default_rng(0))
+
+    def error(positions: np.ndarray) -> float:
+        return model.estimate(np.ones(len(positions)), positions).standard_error
+
+    singles = [error(np.array([item])) for item in range(12)]
+    assert model.choose(1, np.random.default_rng(0)).tolist() == [int(np.argmin(singles))]
+    assert error(asked) < error(asked[:2]) < error(asked[:1])
+    every = np.arange(12)
+    assert model.estimate(np.eye(12)[3], every).value == pytest.approx(1 / 12)
+    assert error(every) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_setting() -> tuple:
+    (benchmark,) = small()
+    case = validation.cases([benchmark], 1)[0]
+    return case, study.Setting(case.prior(), calibrate("merges", benchmark, 100, 0, 0).scores)
+
+
+@pytest.mark.parametrize("name", study.IDEAS)
+def test_every_idea_judges_a_merge_and_leaves_the_default_as_it_was(name: str, one_setting: tuple) -> None:
+    case, setting = one_setting
+    chances = dict(study.explanations.CHANCES)
+    published, unlike = study._of_case(case, 0, setting, study.IDEAS[name], (20,))
+    assert chances == study.explanations.CHANCES
+    assert [record.items for record in published] == [20] and published[0].standard_error > 0
+    assert len(unlike) == (len(validation.CHANGES) - 1 if study.IDEAS[name].robust else 0)

@@ -11,7 +11,7 @@ from evomerge.search.scoring_workers import local_worker
 from evomerge.workers.base import Request
 from tests.zoo import ZOO
 
-PRESETS = {"adamerging": 24, "divmerge": 3, "supermerge": 24, "expert_merging": 24}
+PRESETS = {"adamerging": 24, "divmerge": 3, "supermerge": 24, "expert_merging": 24, "frank_wolfe": 24}
 
 
 @pytest.mark.slow

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments.layer_systems.__main__ import figures, halved, main, tables
+from experiments.layer_systems.__main__ import contenders, figures, halved, main, tables
+from experiments.layer_systems.searching import Searched
+from fitness.results import Evaluation
 
 ROWS = [
     {"part": "RMM", "name": name, "seed": seed, "score": 0.5 + 0.1 * seed, "layers": 6 + seed}
@@ -31,6 +34,7 @@ def test_the_table_gives_means_and_errors() -> None:
     assert figures({"searches": ROWS, "fixed": {"ops, 6 layers": 0.8, "ops, 3 layers": 0.4}}) == {
         "RMM.PPO": "55.0 ± 5.0",
         "RMM.random_paths": "55.0 ± 5.0",
+        "RMM.PPO.over.random_paths": "0.0 ± 0.0",
         "fixed.ops_6_layers": "80.0",
         "fixed.ops_3_layers": "40.0",
         "kept.ops_6_layers": "100.0",
@@ -40,3 +44,27 @@ def test_the_table_gives_means_and_errors() -> None:
 
 def test_a_layer_is_halved_once_or_twice() -> None:
     assert [(at.layer, at.scale) for at in halved(2, 2)[1:5]] == [(1, 1.0), (2, 0.5), (2, 0.5), (3, 1.0)]
+
+
+class Planted(Searched):
+    """Recipes are strings whose scores are their lengths."""
+
+    def __post_init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def scored(self, recipe, items):  # type: ignore[no-untyped-def]
+        self.asked.append((recipe, len(items)))
+        return Evaluation("ok", (float(len(recipe)),), (0.0,), items, np.zeros(len(items), np.float32))
+
+
+def test_a_race_by_halving_asks_the_better_half_twice_as_many_items() -> None:
+    problem = Planted({}, "")
+    recipes = {3: "a", 4: "aaaa", 5: "aaa", 6: "aa", 7: "founder"}
+    scores, answers = problem._raced(recipes, tuple(map(str, range(40))), {7})  # type: ignore[arg-type]
+    assert {identity: len(one.items) for identity, one in scores.items()} == {3: 10, 4: 40, 5: 20, 6: 10, 7: 40}
+    assert answers == 4 * 10 + 2 * 10 + 20  # the founder's do not count
+
+
+def test_contenders_differ() -> None:
+    names = [(one.part, one.name) for one in contenders()]
+    assert len(set(names)) == len(names) >= 15

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.merge_speed import memory
+from experiments.merge_speed import memory, whole
 from experiments.merge_speed.__main__ import Result, main, markdown
 from experiments.merge_speed.cases import QUICK, Size, make_models, recipe
 
@@ -43,3 +43,39 @@ def test_the_memory_of_a_small_merge(tmp_path: Path) -> None:
     parameters = small.vocabulary * small.hidden  # the embeddings alone
     assert bound > (3 * 2 + 1.3 * 4) * parameters
     assert held > 4 * parameters
+
+
+def test_the_table_of_whole_processes_shows_medians() -> None:
+    def used(wall: float, peak: int) -> dict[str, float]:
+        return {"wall": wall, "cpu": 2 * wall, "peak": peak}
+
+    rounds = [
+        {"size": size, "method": method, "load": 2.0, "evomerge": used(wall, 10**9), "mergekit": used(20.0, peak)}
+        for size, method, wall, peak in [
+            ("0.5 B", "linear", 8.0, 2 * 10**9),
+            ("0.1 B", "ties", 7.0, 10**9),
+            ("0.1 B", "ties", 2.0, 10**9),
+            ("0.1 B", "ties", 5.0, 10**9),
+        ]
+    ]
+    assert whole.table(rounds).splitlines()[2:] == [
+        "| 0.1 B | ties | 3 | 2.0 | 5.0 | 10.0 | 1000 | 20.0 | 40.0 | 1000 | 0.25 | 1.00 |",
+        "| 0.5 B | linear | 1 | 2.0 | 8.0 | 16.0 | 1000 | 20.0 | 40.0 | 2000 | 0.40 | 0.50 |",
+    ]
+    figures = whole.figures({"rounds": rounds})
+    assert figures == {"whole.wall": "0.25 to 0.40", "whole.aim": "1 of 2", "whole.less": "1 of 2"}
+
+
+@pytest.mark.slow
+def test_rounds_of_whole_processes_add_up(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(
+        START.replace("table", "whole") + END.replace("table", "whole"), encoding="utf-8"
+    )
+    models = tmp_path / "models"
+    for methods in (["linear"], ["linear", "ties"]):
+        asked = [part for method in methods for part in ("--method", method)]
+        whole.main(["--quick", *asked, "--models", str(models), "-o", str(tmp_path)])
+    rounds = json.loads((tmp_path / "whole.json").read_text(encoding="utf-8"))["rounds"]
+    assert [row["method"] for row in rounds] == ["linear", "ties"]
+    assert all(value > 0 for row in rounds for program in whole.PROGRAMS for value in row[program].values())
+    assert whole.table(rounds) in (tmp_path / "README.md").read_text(encoding="utf-8")

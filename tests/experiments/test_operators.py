@@ -8,8 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from experiments.operators.__main__ import EXPERIMENT, FACTORS, LEFT_OUT, methods, ranking, searched, tables
+from evomerge.cli.init import METHODS as PROPOSED
+from experiments.operators.__main__ import (
+    EXPERIMENT,
+    FACTORS,
+    LEFT_OUT,
+    REFERENCE,
+    methods,
+    ranking,
+    resampled,
+    searched,
+    tables,
+    worth_searching,
+)
 from search_spaces.recipes.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +65,29 @@ def test_committed_results_have_every_candidate() -> None:
     assert {*found} <= {*methods()}
 
 
+def test_the_list_that_init_proposes_is_what_was_found() -> None:
+    found = worth_searching(EXPERIMENT.read(EXPERIMENT.folder))
+    assert (REFERENCE, *found) == PROPOSED
+    page = (ROOT / "docs" / "coefficients.md").read_text(encoding="utf-8")
+    assert f"  method: [{', '.join(PROPOSED)}]\n" in page
+
+
+def test_seeds_that_share_their_items_count_as_fewer() -> None:
+    """Against the formula written out, and against Student's test of independent scores."""
+    values = [0.1, 0.3, 0.2, 0.4]
+    low, high, p = resampled(values)
+    error = (1.25 * np.var(values, ddof=1)) ** 0.5
+    np.testing.assert_allclose([low, high], [0.25 - 3.182446 * error, 0.25 + 3.182446 * error], rtol=1e-6)
+    independent = stats.ttest_1samp(values, 0)
+    assert p > independent.pvalue
+    assert p == pytest.approx(2 * stats.t.sf(independent.statistic / 5**0.5, 3))
+    assert resampled([0.0, 0.0]) == (0.0, 0.0, 1.0)
+
+
 @pytest.mark.slow
 def test_quick_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.operators", "--quick", "--work", str(tmp_path / "work")]
     subprocess.run([*command, "-o", str(tmp_path / "out")], cwd=ROOT, check=True)
     rows = EXPERIMENT.read(tmp_path / "out")["rows"]
     assert {entry["method"] for entry in rows} == {*methods()}
+    assert (tmp_path / "out" / "scores.svg").stat().st_size > 10_000

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evomerge.cli.plan_offline import OfflinePlan
+from evomerge.strategies.penalty import genes_of
 from experiments.published.__main__ import FILES, FOLDER, check
 from search_spaces.spaces.mixture import MixtureSpace
 
@@ -36,8 +37,7 @@ def test_the_settings_are_the_papers(found: Found) -> None:
         "genome_plus": (2_614_341_888, 10, 10, 10 + 10 * 11.5, 125 * 200),
         "gptailor": (13_015_864_320, 40 * (1 + 3 + 1), 25, 500, None),
         "recycle_them": (11_846_072_320, 16, 41, 500, None),
-        "evo_merging_sparsity": (8_030_261_248, 20, 20, 400, 400 * 300),
-        "evo_merging_scales": (8_030_261_248, 20, 20, 800, 800 * 300),
+        "evo_merging": (8_030_261_248, 20 + 20, 20, 400 + 800, 1200 * 300),
     }
 
 
@@ -54,10 +54,8 @@ def test_shares_of_checkpoints_sum_to_one(found: Found) -> None:
     assert weights.sum() == pytest.approx(1)
 
 
-def test_the_second_stage_of_evo_merging_searches_what_the_first_one_fixed(found: Found) -> None:
-    first, second = (
-        {gene.name for gene in found[f"evo_merging_{one}"][1].space.genes} for one in ("sparsity", "scales")
-    )
-    assert {name.replace(".density[", ".weight[") for name in first} == second
-    space = found["evo_merging_scales"][1].space
-    assert set(zip(space.low, space.high, strict=True)) == {(-1.5, 1.5)}
+def test_evo_merging_has_a_density_and_a_signed_weight_for_each_adapter(found: Found) -> None:
+    space = found["evo_merging"][1].space
+    ranges = {kind: {(space.low[at], space.high[at]) for at in genes_of(space, kind)} for kind in ("density", "weight")}
+    assert ranges == {"density": {(0.01, 1.0)}, "weight": {(-1.5, 1.5)}}
+    assert len(genes_of(space, "density")) == len(genes_of(space, "weight")) == 20

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.config.load import load
+from evomerge.runs.held_out import HeldOut
 from evomerge.runs.run import Run
 from evomerge.search.final_evaluation import FinalEvaluation
 from evomerge.search.loop import Search
@@ -119,6 +120,19 @@ def test_the_strategys_own_guess_is_a_finalist(finish):
     assert written.startswith("# found by evomerge, held-out score 1.0000 +- ")
 
 
+def test_files_name_the_source_that_is_recommended_and_whose_answers_are_known(finish):
+    problem, _, pool, final = finish({"kind": "random"})
+    (source,) = (entry for entry in problem.sources() if entry.name == "ops")
+    pool.perfect.add(problem.recipe_hash(source.recipe))
+    pool.perfect.add(source.recipe.hash)
+    result = final.evaluate()
+    assert result.verdict.recommended == "ops"
+    assert (final.run.path / "best.yaml").read_text().startswith("# ops, held-out score 1.0000 +- ")
+    written = HeldOut.read(final.run.path).rows
+    assert written["ops"] == [problem.recipe_hash(source.recipe)]
+    assert {name: len(hashes) for name, hashes in written.items()} == {row.name: 1 for row in result.held_out}
+
+
 def test_rows_of_the_front_are_as_many_as_objectives_and_dominated_least(finish, monkeypatch):
     """Candidates with fractional scores, whose order on few items is not that on all."""
     several = {"kind": "nsga2", "population": 4}
@@ -136,6 +150,7 @@ def test_rows_of_the_front_are_as_many_as_objectives_and_dominated_least(finish,
     assert len(set(rank.tolist())) > 1
     firsts = [pool.task_means(row.recipe, problem.search_items)[0] for row in rows.values()]
     assert firsts == sorted(firsts, reverse=True)
+    assert [row.name for row in rows.values()] == ["front 1", "front 2"]
 
 
 def test_sources_that_are_larger_than_the_space_allows_are_neither_found_nor_recommended(finish):

@@ -254,6 +254,48 @@ def test_one_failure_after_a_resume_is_no_failed_generation(create, space, fitne
     assert (len(history.told), history.failed) == (40, 1)
 
 
+def test_a_generation_that_failed_in_an_earlier_session_is_not_reported_again(create, space, fitness_of):
+    run = create()
+    with pytest.raises(SearchError, match="all 6 candidates failed"):
+        search(run, space, evaluations=6).search(SyntheticPool(space, fitness_of, fails=lambda count: True))
+    search(run, space, evaluations=12).search(SyntheticPool(space, fitness_of))
+    assert RunHistory(run.events()).failed == 6
+
+
+def test_founders_that_all_fail_stop_the_search_and_steps_do_not(create, space, fitness_of):
+    rng = np.random.default_rng(0)
+
+    def strategy(kind):
+        class Plain(type(CONFIGS["random"].build(space, 0))):
+            def _propose(self, n):
+                return [(space.sample(rng), kind, self.told // 4) for _ in range(n)]
+
+            def _learn(self, candidate, evaluation):
+                self.told += 1
+
+            told = 0
+
+        return Plain(space, 0, CONFIGS["random"])
+
+    def start(run, kind):
+        state = Search(run, space, strategy(kind), BudgetConfig(evaluations=12), FixedItemsPlan(ITEMS, ONE_TASK))
+        pool = SyntheticPool(space, fitness_of, fails=lambda count: count <= 4)
+        state.search(pool)
+        return pool
+
+    with pytest.raises(SearchError, match="all 4 candidates of generation 0 failed"):
+        start(create("founders"), "founder")
+    pool = start(create("steps"), "gradient")
+    assert len(pool.asked) == 12
+    assert all(request.gradient_at == tuple(space.encode(request.recipe).tolist()) for _, request in pool.asked)
+
+
+def test_only_steps_ask_for_derivatives(create, space, fitness_of):
+    pool = SyntheticPool(space, fitness_of)
+    search(create(), space, evaluations=12).search(pool)
+    assert {request.gradient_at for _, request in pool.asked} == {None}
+
+
 def test_when_all_of_a_short_budget_fails_that_is_said_too(create, space, fitness_of):
     with pytest.raises(SearchError, match=r"all 3 candidates failed, the last with.*injected"):
         search(create(), space, evaluations=3).search(SyntheticPool(space, fitness_of, fails=lambda count: True))

@@ -3,10 +3,14 @@
 from evomerge.strategies import (
     CatCmaConfig,
     CmaEsConfig,
+    CmaMeConfig,
+    CycleqdConfig,
     EdaConfig,
+    EvoMergingConfig,
     GeneticConfig,
     GreedyConfig,
     GridConfig,
+    LeastChangeConfig,
     M2n2Config,
     MapConfig,
     MapElitesConfig,
@@ -21,7 +25,7 @@ from evomerge.testing.planted import PlantedSpace, reals
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow import DataFlowConfig
-from search_spaces.spaces.genes import Choice
+from search_spaces.spaces.genes import Choice, Real
 from search_spaces.spaces.two_stage import TwoStageSpace
 
 
@@ -68,6 +72,10 @@ class TestGenomePlus(StrategySuite):
     config = GeneticConfig(preset="genome_plus", population=6)
 
 
+class TestModelSwarms(StrategySuite):
+    config = GeneticConfig(preset="model_swarms", population=6)
+
+
 class TestGeneticReplacingTheWorst(StrategySuite):
     config = GeneticConfig(preset="replace_worst", population=6, mutation=0.5)
     steady_state = True
@@ -75,6 +83,15 @@ class TestGeneticReplacingTheWorst(StrategySuite):
 
 class TestMapElites(StrategySuite):
     config = MapElitesConfig(warm_up=4, mutation=0.5)
+    steady_state = True
+
+
+class TestCmaMe(StrategySuite):
+    config = CmaMeConfig(population=6, emitters=2)
+
+
+class TestCycleqd(StrategySuite):
+    config = CycleqdConfig(warm_up=4, mutation=0.5)
     steady_state = True
 
 
@@ -109,6 +126,18 @@ class TestStagedWithoutAGuess(TestStaged):
     config = StagedConfig(evaluations=20, first=RandomConfig(population=6), second=GeneticConfig(population=6))
 
 
+class TestEvoMerging(StrategySuite):
+    config = EvoMergingConfig(
+        evaluations=20, first=CmaEsConfig(population=6), second=CmaEsConfig(population=6, score_mean_every=2)
+    )
+    kinds_of_genes = (reals,)
+
+    def around(self, planted):
+        """A density and a weight for each gene."""
+        names = [f"m{at}.{kind}[model]" for at in range(planted.dimension) for kind in ("weight", "density")]
+        return PlantedSpace([Real(name, -1.0, 1.0, 0.5) for name in names])
+
+
 class TestPpo(StrategySuite):
     config = PpoConfig(population=6, epochs=3, score_mean_every=2)
     most_genes = 60
@@ -133,6 +162,13 @@ class TestGreedyPairs(StrategySuite):
 
 class TestGreedySoup(StrategySuite):
     config = GreedyConfig(samples=6, merge="soup")
+
+
+class TestLeastChange(StrategySuite):
+    config = LeastChangeConfig(points=4)
+    steady_state = True
+    seeded = False
+    kinds_of_genes = (reals,)
 
 
 class TestGrid(StrategySuite):

@@ -219,6 +219,27 @@ def test_a_generation_without_children_is_left_out():
         strategy.tell(Evaluated(c.id, ok(-np.sum((c.genotype - 1) ** 2))) for c in asked)
 
 
+def test_the_swarm_alone_has_no_children_and_returns_to_its_best_points():
+    """Model Swarms: every generation is a step of all; after five steps without a better point an individual rests."""
+    config = GeneticConfig(preset="model_swarms", population=3)
+    strategy = config.build(RawWeights(2), 0)
+    for number in range(7):
+        asked = strategy.ask(100)
+        assert [candidate.generation for candidate in asked] == [number] * 3
+        fitness = 1.0 if number == 0 else 0.5  # the first points are the best ones
+        strategy.tell(Evaluated(candidate.id, ok(fitness)) for candidate in asked)
+        if number in (4, 5):
+            resting = [np.array_equal(one.genotype, one.best) for one in strategy.individuals]
+            assert all(resting) == (number == 5) and any(resting) == (number == 5)
+    strategy._decays = 1000
+    swarm = strategy.config.succession
+    assert swarm.least_step == 0.1
+    before = [individual.genotype.copy() for individual in strategy.individuals]
+    steps = [child.genotype - x for child, x in zip(strategy._moved(swarm), before, strict=True)]
+    for step, individual in zip(steps, strategy.individuals, strict=True):
+        assert np.allclose(step, 0.1 * individual.velocity)
+
+
 def test_in_succession_a_choice_stays_or_is_taken_over():
     """From one's own best, and from the best of all, by their shares of the step."""
     space = mixed(300)

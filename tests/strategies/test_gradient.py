@@ -115,8 +115,3 @@ def test_without_another_strategy_the_budget_alone_ends_the_steps(make_space: An
 def test_a_second_strategy_has_no_warm_start_of_its_own() -> None:
     with pytest.raises(ValueError, match=r"then\.warm_start: this strategy starts from the result of the steps"):
         GradientConfig.model_validate({"then": {"kind": "cma_es", "warm_start": "runs/earlier"}})
-
-
-def test_the_best_candidates_of_a_second_strategy_vote() -> None:
-    assert GradientConfig.model_validate({"then": {"kind": "genetic", "ensemble": 3}}).ensemble_size == 3
-    assert GradientConfig().ensemble_size == 0

@@ -11,10 +11,10 @@ from search_spaces.spaces.wrappers import FoundedSpace
 EXPERTS = [*np.eye(4)]
 
 
-def search(config, fitness, sources=EXPERTS, most=60):
+def search(config, fitness, sources=EXPERTS, most=60, seed=0):
     """Search the space of four weights whose founders are `sources`; its own start is one of them."""
     space = FoundedSpace(reals(4).starting_at(sources[0]), list(sources[1:]))
-    strategy = config.build(space, 0)
+    strategy = config.build(space, seed)
     asked = []
     while len(asked) < most and not strategy.finished:
         (candidate,) = strategy.ask(1)
@@ -61,8 +61,11 @@ def test_pairs_of_the_best_and_the_least_akin():
     asked, _ = search(GreedyConfig(top=2), fitness, sources)
     assert [candidate.parents for candidate in asked[4:6]] == [(0, 1), (0, 3)]
     assert np.allclose(asked[4].genotype, (sources[0] + sources[1]) / 2)
-    alone, _ = search(GreedyConfig(top=2, explore=False, stop=0.0), fitness, sources)
+    alone, _ = search(GreedyConfig(top=2, explore="none", stop=0.0), fitness, sources)
     assert len(alone) == 4 + 1  # the best stay the best, and are alike
+    drawn = [search(GreedyConfig(top=2, explore="random"), fitness, sources, seed=seed)[0][4:6] for seed in range(9)]
+    partners = {candidates[-1].parents for candidates in drawn}
+    assert {(0, 2), (0, 3)} <= partners  # with the second best it is the pair that is there already
 
 
 def test_it_ends_when_the_best_are_alike_and_not_before():

@@ -92,7 +92,7 @@ def test_out_of_memory_at_every_batch_size_is_a_failure_with_the_reason(worker, 
 
 
 def test_out_of_memory_while_merging_is_a_failure_with_the_reason(worker, problem, start, monkeypatch):
-    def apply(recipe):
+    def apply(recipe, **_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(worker.engine, "apply", apply)
@@ -110,8 +110,8 @@ def test_a_gpu_in_error_is_no_failure_of_the_candidate(worker, problem, start, m
 def test_weights_that_are_no_numbers_fail_the_candidate(worker, problem, start, monkeypatch):
     apply = worker.engine.apply
 
-    def spoilt(recipe):
-        model = apply(recipe)
+    def spoilt(recipe, **options):
+        model = apply(recipe, **options)
         with torch.no_grad():
             next(iter(model.parameters())).fill_(float("nan"))
         return model

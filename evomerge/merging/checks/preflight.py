@@ -103,8 +103,8 @@ def check(
     for line in unrelated(similarity, base):
         if not allow_unrelated:
             raise CheckpointError(
-                f"{line}; name fine-tunes of {base}, or allow unrelated models with allow_unrelated: true "
-                "(--allow-unrelated)"
+                f"{line}; name fine-tunes of {base}, try evomerge match on a model whose units are in another order, "
+                "or allow unrelated models with allow_unrelated: true (--allow-unrelated)"
             )
         warnings.append(line)
     warnings.extend(conflicts({name: licence(checkpoint) for name, checkpoint in checkpoints.items()}))

@@ -123,6 +123,8 @@ def _measured(checkpoints: Mapping[str, Source], base: str, *, sample: bool) -> 
         for start in range(0, base_E.numel(), STRETCH):
             span = slice(start, start + STRETCH)
             sums.add(place, base_E[span], [own_E[span] for own_E in own_TE], scale, is_map=is_map)
+        for checkpoint in checkpoints.values():  # the pages between the samples are in memory, too
+            checkpoint.release(tensor)
     return sums.result(experts, origin.outline.num_parameters)
 
 

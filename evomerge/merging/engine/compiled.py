@@ -13,8 +13,7 @@ Legend: t a term, e an entry of the span.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from llvmlite import ir
@@ -22,12 +21,35 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from evomerge.merging.methods.compiling import compiled
+
 TILE = 1024
 """Entries computed in the first-level cache before they are written to memory."""
 LINE = 64
 """Bytes of a cache line."""
 
 f32, u32 = np.float32, np.uint32
+
+
+class Bounds(NamedTuple):
+    """The entries that are kept, by term: those whose state is from `first` to below `end`, times `factor`."""
+
+    first: tuple[np.int32, ...] | None
+    end: tuple[np.int32, ...]
+    factor: tuple[np.float32, ...] | None
+
+
+class Thinning(NamedTuple):
+    """DELLA's, by term: an entry is kept with probability offset + slope · place, and divided by it if it `rescales`.
+
+    Its states are the draws of all terms, and their places.
+    """
+
+    slope: tuple[np.float32, ...]
+    offset: tuple[np.float32, ...]
+    rescales: bool | None
+    smallest: np.float32
+    levels: np.float32
 
 
 class Sum(NamedTuple):
@@ -39,8 +61,8 @@ class Sum(NamedTuple):
         As there, float32.
     fused
         True: products are not rounded before they are added; or None.
-    first, end, factor
-        The kept entries, by term; empty if all are kept.
+    kept
+        The kept entries; None if all are.
     rounds
         True: round to bfloat16; or None.
     """
@@ -49,22 +71,65 @@ class Sum(NamedTuple):
     fused: bool | None
     divisor: np.float32 | None
     scale: np.float32
-    first: tuple[np.int32, ...]
-    end: tuple[np.int32, ...]
-    factor: tuple[np.float32, ...]
+    kept: Bounds | Thinning | None
     rounds: bool | None
 
 
 class Elect(NamedTuple):
-    """The same for an `Election`."""
+    """The same for an `Election`, and for methods that elect in another way.
+
+    Attributes
+    ----------
+    normalize
+        True, or None.
+    shares
+        SCE's weights of the models, which multiply what is elected; or None.
+    largest
+        True: EMR's, the largest entry instead of the sum; or None.
+    """
 
     weights: tuple[np.float32, ...]
     normalize: bool | None
     scale: np.float32
-    first: tuple[np.int32, ...]
-    end: tuple[np.int32, ...]
-    factor: tuple[np.float32, ...]
+    kept: Bounds | Thinning | None
     rounds: bool | None
+    shares: tuple[np.float32, ...] | None = None
+    smallest: np.float32 | None = None
+    largest: bool | None = None
+
+
+class Farthest(NamedTuple):
+    """MagMax for compiled code."""
+
+    weights: tuple[np.float32, ...]
+    scale: np.float32
+    rounds: bool | None
+
+
+class Agreed(NamedTuple):
+    """Consensus merging: entries that matter, by `threshold`, to `least` models."""
+
+    weights: tuple[np.float32, ...]
+    threshold: np.float32
+    least: np.float32
+    scale: np.float32
+    rounds: bool | None
+
+
+class Competing(NamedTuple):
+    """PCB: by term, the percentiles of magnitudes, and the range of scores. Its states are the scores."""
+
+    weights: tuple[np.float32, ...]
+    low: tuple[np.float32, ...]
+    high: tuple[np.float32, ...]
+    least: tuple[np.float32, ...]
+    span: tuple[np.float32, ...]
+    smallest: np.float32
+    scale: np.float32
+    rounds: bool | None
+
+
+How: TypeAlias = Sum | Elect | Farthest | Agreed | Competing
 
 
 def _wide(value: Any) -> Any:
@@ -193,18 +258,72 @@ def _divided(value: Any, divisor: Any) -> Any:
 
 
 @njit(forceinline=True, error_model="numpy")
-def _normalized(size: Any, weight: Any, normalize: Any) -> Any:
+def _normalized(size: Any, weight: Any, normalize: Any, smallest: Any) -> Any:
+    if smallest is not None:
+        return size / max(weight, smallest)
     return size if normalize is None else size / (weight if weight != f32(0) else f32(1))
 
 
 @njit(forceinline=True, error_model="numpy")
+def _share(t: Any, weights: Any, shares: Any) -> Any:
+    return weights[t] if shares is None else shares[t]
+
+
+@njit(forceinline=True, error_model="numpy")
+def _with(size: Any, agreeing: Any, t: Any, shares: Any, largest: Any) -> Any:
+    if largest is not None:
+        return max(size, agreeing)
+    return size + (agreeing if shares is None else agreeing * shares[t])
+
+
+@njit(forceinline=True, error_model="numpy")
+def _reaches(state: Any, t: Any, first: Any) -> Any:
+    return True if first is None else state >= first[t]
+
+
+@njit(forceinline=True, error_model="numpy")
+def _times(delta: Any, t: Any, factor: Any) -> Any:
+    return delta if factor is None else delta * factor[t]
+
+
+@njit(forceinline=True, error_model="numpy")
+def _rescaled(delta: Any, chance: Any, smallest: Any, rescales: Any) -> Any:
+    return delta if rescales is None else delta / max(chance, smallest)
+
+
+def _kept(delta: Any, t: Any, e: Any, states: Any, kept: Any) -> Any:
+    """Return an entry of a task vector as it is kept: multiplied, or 0."""
+
+
+@overload(_kept, inline="always")
+def _kept_of(delta: Any, t: Any, e: Any, states: Any, kept: Any) -> Any:
+    if isinstance(kept, types.NoneType):
+
+        def keep(delta: Any, t: Any, e: Any, states: Any, kept: Any) -> Any:
+            return delta
+
+    elif kept.instance_class is Bounds:
+
+        def keep(delta: Any, t: Any, e: Any, states: Any, kept: Any) -> Any:
+            state = states[t][e]
+            inside = _reaches(state, t, kept.first) and state < kept.end[t]
+            return _times(delta if inside else f32(0), t, kept.factor)
+
+    else:
+
+        def keep(delta: Any, t: Any, e: Any, states: Any, kept: Any) -> Any:
+            chance = states[1][t][e] * kept.slope[t] + kept.offset[t]
+            level = chance * kept.levels - kept.levels * f32(0.5)
+            rescaled = _rescaled(delta, chance, kept.smallest, kept.rescales)
+            return rescaled if f32(states[0][t][e]) < level else f32(0)
+
+    return keep
+
+
+@njit(forceinline=True, error_model="numpy")
 def _delta(t: Any, e: Any, start: Any, models: Any, states: Any, how: Any) -> Any:
-    """Return an entry of a task vector, times the factor or 0 where a state drops it."""
-    delta = _wide(models[t][e]) - start
-    if states is not None:
-        state = states[t][e]
-        delta = (delta if state >= how.first[t] and state < how.end[t] else f32(0)) * how.factor[t]
-    return delta
+    """Return an entry of a task vector, as it is kept."""
+    return _kept(_wide(models[t][e]) - start, t, e, states, how.kept)
 
 
 @intrinsic
@@ -264,10 +383,48 @@ def _elect(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
         for t in range(len(models)):  # the same once more: cheaper than keeping it
             delta = _delta(t, e, start, models, states, how)
             agreeing = max(delta * how.weights[t] * sign, f32(0))
-            size += agreeing
-            weight += how.weights[t] if agreeing > f32(0) else f32(0)
-        size = _normalized(size, weight, how.normalize)
+            size = _with(size, agreeing, t, how.shares, how.largest)
+            weight += _share(t, how.weights, how.shares) if agreeing > f32(0) else f32(0)
+        size = _normalized(size, weight, how.normalize, how.smallest)
         out[e] = _stored(out, size * sign * how.scale + start, how.rounds)
+
+
+def _farthest(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
+    for e in range(out.size):
+        start = _wide(base[e])
+        highest = lowest = (_wide(models[0][e]) - start) * how.weights[0]
+        for t in range(1, len(models)):
+            delta = (_wide(models[t][e]) - start) * how.weights[t]
+            highest, lowest = max(highest, delta), min(lowest, delta)
+        far = highest if highest + lowest >= f32(0) else lowest
+        out[e] = _stored(out, far * how.scale + start, how.rounds)
+
+
+def _agreed(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
+    for e in range(out.size):
+        start = _wide(base[e])
+        total, count = f32(-0.0), f32(0)
+        for t in range(len(models)):
+            total += (_wide(models[t][e]) - start) * how.weights[t]
+        for t in range(len(models)):
+            delta = (_wide(models[t][e]) - start) * how.weights[t]
+            count += f32(1) if abs(delta) > abs(total - delta) * how.threshold else f32(0)
+        kept = total if count >= how.least else f32(0)
+        out[e] = _stored(out, kept * how.scale + start, how.rounds)
+
+
+def _competing(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
+    for e in range(out.size):
+        start = _wide(base[e])
+        total, weight = f32(0), f32(0)
+        for t in range(len(models)):
+            delta = _wide(models[t][e]) - start
+            score = (max(states[t][e], how.least[t]) - how.least[t]) / how.span[t]
+            size = min(max(abs(delta), how.low[t]), how.high[t])
+            sign = f32(1) if delta > f32(0) else f32(-1) if delta < f32(0) else f32(0)
+            total = _fused(size * sign * how.weights[t], score, total)
+            weight += score
+        out[e] = _stored(out, total / max(weight, how.smallest) * how.scale + start, how.rounds)
 
 
 def _stretch(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
@@ -276,41 +433,16 @@ def _stretch(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
 
 @overload(_stretch)
 def _stretch_of(out: Any, base: Any, models: Any, states: Any, how: Any) -> Any:
-    if how.instance_class is Elect:
-        return _elect
-    return _sum if isinstance(base, types.NoneType) else _add
+    if how.instance_class is Sum:
+        return _sum if isinstance(base, types.NoneType) else _add
+    return {Elect: _elect, Farthest: _farthest, Agreed: _agreed, Competing: _competing}[how.instance_class]
 
 
-def _tiled(how: Any) -> Any:
-    """Return whether to go past the cache: an election computes for longer than its stores take."""
-
-
-@overload(_tiled)
-def _tiled_for(how: Any) -> Any:
-    is_sum = how.instance_class is Sum
-
-    def tiled(how: Any) -> Any:
-        return is_sum
-
-    return tiled
-
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile at the first call, keeping the result on disk where there is a place for it."""
-    for cache in (True, False):
-        try:
-            compiled: Callable[..., None] = njit(nogil=True, error_model="numpy", cache=cache)(function)
-            return compiled
-        except RuntimeError:  # no folder to write to
-            continue
-    return function
-
-
-@_compiled
+@compiled
 def fill(out: Any, base: Any, models: Any, states: Any, how: Any) -> None:
     """Fill the target, tile by tile; what does not begin or end with a cache line directly."""
     tile = np.empty(TILE, out.dtype)
-    whole = out.size // TILE * TILE if _tiled(how) and out.ctypes.data % LINE == 0 else 0
+    whole = out.size // TILE * TILE if out.ctypes.data % LINE == 0 else 0
     for begin in range(0, whole, TILE):
         end = begin + TILE
         _stretch(_cut(tile, 0, TILE), _cut(base, begin, end), _cut(models, begin, end), _cut(states, begin, end), how)

@@ -19,10 +19,10 @@ from evomerge.merging.engine.core_space import CoreSpace, CoreTensorMerge
 from evomerge.merging.engine.footprint import Footprint, footprint
 from evomerge.merging.engine.layer_stack import LayerStacks, is_layer_stack
 from evomerge.merging.engine.placed_sources import PlacedSources, sources_of
-from evomerge.merging.engine.placement import ComputeDtype, Placement
+from evomerge.merging.engine.placement import ComputeDtype, Placement, Split
 from evomerge.merging.engine.prepared import PreparedCache
 from evomerge.merging.engine.recipe_statistics import RecipeStatistics
-from evomerge.merging.engine.resident import Resident, build_resident
+from evomerge.merging.engine.resident import Quantize, Resident, build_resident
 from evomerge.merging.engine.tensor_merge import StepwiseMerge, TensorMerge, goes_step_by_step
 from evomerge.merging.engine.threads import MergeThreads, Run
 from evomerge.merging.methods import implementation
@@ -64,6 +64,11 @@ class MergeEngine:
     large
         Parameters from which on threads (``torch.get_num_threads()``) and compiled kernels (with the extra `fast`)
         save more time than they cost to start.
+    quantize
+        Rounds weights of the resident models of recipes that `prepare` and `apply` build; None: they are not rounded.
+    devices
+        Devices that share the resident model, `device` first; empty or one: it is on `device`. Each merges what it
+        holds.
     """
 
     def __init__(
@@ -75,10 +80,14 @@ class MergeEngine:
         compute_dtype: ComputeDtype = "auto",
         block: int | None = None,
         large: int = LARGE,
+        quantize: Quantize | None = None,
+        devices: Sequence[torch.device] = (),
     ) -> None:
         self._device = torch.device(device)
         self._compute_dtype = compute_dtype
         self._large = large
+        self._quantize = quantize
+        self._devices = tuple(devices) if len(devices) > 1 else ()
         self._sources = PlacedSources(checkpoints, base, self._device)
         self._threads = MergeThreads(self._device, block)
         self._statistics = RecipeStatistics(self._sources, self.load, self._source_dtype)
@@ -108,6 +117,14 @@ class MergeEngine:
         """Where the resident model is kept."""
         return self._device
 
+    def shares(self) -> list[tuple[torch.device, float]]:
+        """Return the devices that hold a model of the base's depth, and the fraction of its weights on each."""
+        if not self._devices:
+            return [(self._device, 1.0)]
+        sizes = {name: math.prod(self.checkpoint(self.base).shape(name)) for name in self.layout.tensors()}
+        split = Split.of(self.layout, sizes, self._devices)
+        return list(zip(self._devices, split.shares(sizes), strict=True))
+
     def checkpoint(self, reference: str) -> Source:
         """Return an opened source.
 
@@ -134,17 +151,19 @@ class MergeEngine:
             self.apply(recipe)
             return
         self._statistics.measure(recipe, plans)
-        resident = self._resident_for(recipe)
+        resident = self._resident_for(recipe, self._quantize)
         with torch.inference_mode():
-            tasks = [lambda _, plan=plan: self._merge_into(resident, recipe, plan) for plan in plans]
+            largest_first = sorted(plans, key=self._size, reverse=True)
+            tasks = [lambda _, plan=plan: self._merge_into(resident, recipe, plan) for plan in largest_first]
             for _ in self._threads.each(tasks, parallel=not self._decomposes(recipe, plans)):
                 pass
 
-    def apply(self, recipe: Recipe) -> PreTrainedModel:
+    def apply(self, recipe: Recipe, *, unquantized: bool = False) -> PreTrainedModel:
         """Return the resident model, filled with the recipe's weights.
 
         The module is the same object from call to call while depth and configuration stay the same; its weights are
-        those of the last call. Layers in another order are references to the sources' (see `layer_stack`).
+        those of the last call. Layers in another order are references to the sources' (see `layer_stack`). With
+        `unquantized` no weight is rounded to fewer bits, whatever this engine was made for.
 
         Raises
         ------
@@ -155,9 +174,9 @@ class MergeEngine:
         """
         recipe, plans = self.plans(recipe)
         if is_layer_stack(recipe):
-            return self._layer_stack(recipe)
+            return self._layer_stack(recipe, unquantized=unquantized)
         self._statistics.measure(recipe, plans)
-        resident = self._resident_for(recipe)
+        resident = self._resident_for(recipe, None if unquantized else self._quantize)
         self._fill(resident, recipe, plans)
         return resident.module
 
@@ -242,6 +261,7 @@ class MergeEngine:
             merge = self._new_merge(target.view(-1), shape, recipe, plan, steps=steps, keep=False)
             for unit in merge.units(plan, out_dtype):  # importing compiled kernels takes longer than they save once
                 run(unit, matrix=merge.is_whole_matrix)
+        self._sources.release(plan)
         return plan.name, target.cpu()
 
     def _size(self, plan: TensorPlan) -> int:
@@ -314,8 +334,13 @@ class MergeEngine:
     def _fill(self, resident: Resident, recipe: Recipe, plans: tuple[TensorPlan, ...]) -> None:
         out_dtype = self.out_dtype(recipe)
         large = sum(values.numel() for values in resident.parameters.values()) >= self._large
+        together = [plan for plan in plans if plan.name not in resident.quantized]
         with torch.inference_mode():
-            self._run(((self._merge_into(resident, recipe, plan), plan) for plan in plans), out_dtype, large=large)
+            self._run(((self._merge_into(resident, recipe, plan), plan) for plan in together), out_dtype, large=large)
+            for plan in plans:
+                if plan.name in resident.quantized:
+                    self._run([(self._merge_into(resident, recipe, plan), plan)], out_dtype, large=large)
+                    resident.quantize(plan.name)
 
     def _run(self, merges: Iterable[tuple[AnyMerge, TensorPlan]], out_dtype: torch.dtype, *, large: bool) -> None:
         compiled = large and self._device.type == "cpu" and find_spec("numba") is not None
@@ -334,7 +359,7 @@ class MergeEngine:
         key = (plan.method, plan.name, recipe.seed, recipe.calibration_text, recipe.adapters, steps, *parts)
         merge = resident.merges.get(key)
         if merge is None:
-            shape = tuple(resident.module.get_parameter(plan.name).shape)
+            shape = resident.shapes[plan.name]
             merge = self._new_merge(resident.parameters[plan.name], shape, recipe, plan, steps=steps)
             resident.merges[key] = merge
         return merge
@@ -356,7 +381,7 @@ class MergeEngine:
         """
         method = implementation(plan.method)
         if recipe.adapters == "core":
-            scratch = self._threads.for_matrices
+            scratch = self._threads.for_matrices.on(target.device)
             core = self._core_space.merge(method, plan, target, scratch, recipe.seed or 0)
             if core is not None:
                 return core
@@ -399,30 +424,41 @@ class MergeEngine:
 
     # --- the resident model ---
 
-    def _resident_for(self, recipe: Recipe) -> Resident:
-        return self._resident_of(recipe.donor, layer_order(recipe), self.out_dtype(recipe))
+    def _resident_for(self, recipe: Recipe, quantize: Quantize | None = None) -> Resident:
+        return self._resident_of(recipe.donor, layer_order(recipe), self.out_dtype(recipe), quantize)
 
-    def _resident_of(self, donor: str, order: LayerOrder, out_dtype: torch.dtype) -> Resident:
+    def _resident_of(
+        self, donor: str, order: LayerOrder, out_dtype: torch.dtype, quantize: Quantize | None = None
+    ) -> Resident:
         """Return the resident model; build another when depth, layer kinds or configuration change."""
         dtype = self._dtype_for(out_dtype)
-        key = (self._architecture_key(donor, order), dtype)
+        key = (self._architecture_key(donor, order), dtype, quantize)
         if self._resident is None or self._resident_key != key:
             self._resident = None  # free the old one first: two may not fit
-            self._resident = build_resident(self._config(donor, order), self.checkpoint(donor), dtype, self._device)
+            config, source = self._config(donor, order), self.checkpoint(donor)
+            self._resident = build_resident(config, source, dtype, self._device, quantize, self._devices)
+            self._sources.split = self._resident.split
             self._resident_key = key
         return self._resident
 
-    def _layer_stack(self, recipe: Recipe) -> PreTrainedModel:
+    def _layer_stack(self, recipe: Recipe, *, unquantized: bool) -> PreTrainedModel:
         order, out_dtype = layer_order(recipe), self.out_dtype(recipe)
         config, key = self._config(recipe.donor, order), self._architecture_key(recipe.donor, order)
-        return self._layer_stacks.build(recipe, config, key, out_dtype, self._dtype_for(out_dtype))
+        quantize = None if unquantized else self._quantize
+        return self._layer_stacks.build(recipe, config, key, out_dtype, self._dtype_for(out_dtype), quantize)
 
     @cached_property
     def _layer_stacks(self) -> LayerStacks:
         """Builds models from references; a merge below has a resident model of its own."""
-        inner = MergeEngine(self.checkpoints, base=self.base, device=self._device, compute_dtype=self._compute_dtype)
+        inner = MergeEngine(
+            self.checkpoints,
+            base=self.base,
+            device=self._device,
+            compute_dtype=self._compute_dtype,
+            devices=self._devices,
+        )
         inner.place_sources(self._sources.placement)
-        return LayerStacks(self.checkpoints, lambda recipe: _weights(inner.apply(recipe)), self._device)
+        return LayerStacks(self.checkpoints, lambda recipe: _weights(inner.apply(recipe)), self._device, self._devices)
 
     def _dtype_for(self, out_dtype: torch.dtype) -> torch.dtype:
         if self._compute_dtype != "auto":

@@ -9,7 +9,7 @@ candidates have it in common.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from evomerge.merging.engine.resident import build_resident
+from evomerge.merging.engine.resident import Quantize, Resident, build_resident
 from evomerge.merging.sources.source import Source
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
@@ -57,18 +57,33 @@ class LayerStacks:
         Computes the merge that a recipe then reorders.
     device
         Where the models are kept.
+    devices
+        Devices that share a model instead; empty: only that one.
     """
 
-    def __init__(self, checkpoints: Mapping[str, Source], merge: Merge, device: torch.device) -> None:
+    def __init__(
+        self,
+        checkpoints: Mapping[str, Source],
+        merge: Merge,
+        device: torch.device,
+        devices: Sequence[torch.device] = (),
+    ) -> None:
         self._checkpoints = checkpoints
         self._merge = merge
         self._device = device
-        self._modules: OrderedDict[tuple[str, torch.dtype], PreTrainedModel] = OrderedDict()
-        self._tensors: dict[tuple[str, str, Rounding, torch.dtype], Tensor] = {}
+        self._devices = tuple(devices)
+        self._modules: OrderedDict[tuple[str, torch.dtype, Quantize | None], Resident] = OrderedDict()
+        self._tensors: dict[tuple[str, str, Rounding, torch.dtype, torch.device], Tensor] = {}
         self._merged: tuple[str, Mapping[str, Tensor]] | None = None
 
     def build(
-        self, recipe: Recipe, config: PretrainedConfig, key: str, out_dtype: torch.dtype, dtype: torch.dtype
+        self,
+        recipe: Recipe,
+        config: PretrainedConfig,
+        key: str,
+        out_dtype: torch.dtype,
+        dtype: torch.dtype,
+        quantize: Quantize | None = None,
     ) -> PreTrainedModel:
         """Return the model of `recipe`, valid until the next call.
 
@@ -82,31 +97,45 @@ class LayerStacks:
             Equal for equal architectures.
         out_dtype, dtype
             The dtype that weights are rounded to, and the module's.
+        quantize
+            Rounds weights to fewer bits; such a model shares none of these.
         """
         donor = self._checkpoints[recipe.donor]
-        module = self._module(donor, config, key, dtype)
+        resident = self._module(donor, config, key, dtype, quantize)
         inner = None if recipe.path is None else self._inner(recipe)
         half = recipe.dtype in ("bfloat16", "float16")
         rounding = (*((getattr(torch, recipe.dtype),) if half and recipe.dtype else ()), out_dtype)
         with torch.inference_mode(False):
             for plan in _plans(recipe, donor.layout):
-                _set(module, plan.name, self._tensor(plan, inner, rounding, dtype))
-            module.tie_weights()
-        return module
+                device = self._device if resident.split is None else resident.split.device_of(plan.name)
+                values = self._tensor(plan, inner, rounding, dtype, device)
+                take = resident.quantized.get(plan.name)
+                if take is None:
+                    _set(resident.module, plan.name, values)
+                else:
+                    take(values.view(resident.shapes[plan.name]))
+            resident.module.tie_weights()
+        return resident.module
 
-    def _module(self, donor: Source, config: PretrainedConfig, key: str, dtype: torch.dtype) -> PreTrainedModel:
+    def _module(
+        self, donor: Source, config: PretrainedConfig, key: str, dtype: torch.dtype, quantize: Quantize | None
+    ) -> Resident:
         """Return a module of that architecture; its parameters are another stack's, or uninitialised."""
-        module = self._modules.get((key, dtype))
-        if module is None:
-            module = build_resident(config, donor, dtype, torch.device("cpu")).module
-            for name, buffer in module.named_buffers():
+        resident = self._modules.get((key, dtype, quantize))
+        if resident is None:
+            if quantize is not None or any(kept is not None for *_, kept in self._modules):
+                self._modules.clear()  # quantised models have weights of their own: two may not fit
+            alone = quantize is None and not self._devices  # none of its parameters is kept
+            place = torch.device("cpu") if alone else self._device
+            resident = build_resident(config, donor, dtype, place, quantize, self._devices)
+            for name, buffer in resident.module.named_buffers() if alone else ():
                 owner, _, leaf = name.rpartition(".")
-                module.get_submodule(owner)._buffers[leaf] = buffer.to(self._device)
-            self._modules[key, dtype] = module
+                resident.module.get_submodule(owner)._buffers[leaf] = buffer.to(self._device)
+            self._modules[key, dtype, quantize] = resident
             if len(self._modules) > KEPT:
                 self._modules.popitem(last=False)
-        self._modules.move_to_end((key, dtype))
-        return module
+        self._modules.move_to_end((key, dtype, quantize))
+        return resident
 
     def _inner(self, recipe: Recipe) -> Mapping[str, Tensor]:
         """Return the tensors of the recipe's merge, in `dtype`, merged again only if it has changed."""
@@ -117,26 +146,31 @@ class LayerStacks:
         return self._merged[1]
 
     def _tensor(
-        self, plan: TensorPlan, inner: Mapping[str, Tensor] | None, rounding: Rounding, dtype: torch.dtype
+        self,
+        plan: TensorPlan,
+        inner: Mapping[str, Tensor] | None,
+        rounding: Rounding,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> Tensor:
         part = plan.contributions[0]
         if inner is not None and plan.method == MERGED:
-            values, scale = inner[part.tensor], float(plan.scale)
+            values, scale = inner[part.tensor].to(device), float(plan.scale)
         else:
-            values = self._source(part.model, part.tensor, rounding, dtype)
+            values = self._source(part.model, part.tensor, rounding, dtype, device)
             scale = float(part.parameters.get("scale", 1.0))
         if scale == 1:
             return values
         if inner is None or plan.method != MERGED:  # from the stored values, as the recipe's dtype has them
-            values = _rounded(self._checkpoints[part.model].tensor(part.tensor).to(self._device), rounding[:-1])
+            values = _rounded(self._checkpoints[part.model].tensor(part.tensor).to(device), rounding[:-1])
         return _rounded(values.float() * scale, rounding).to(dtype)
 
-    def _source(self, model: str, tensor: str, rounding: Rounding, dtype: torch.dtype) -> Tensor:
+    def _source(self, model: str, tensor: str, rounding: Rounding, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return a source's tensor in `dtype`: the memory-mapped one itself where it is stored so."""
-        key = (model, tensor, rounding, dtype)
+        key = (model, tensor, rounding, dtype, device)
         values = self._tensors.get(key)
         if values is None:
-            values = _rounded(self._checkpoints[model].tensor(tensor).to(self._device), rounding).to(dtype)
+            values = _rounded(self._checkpoints[model].tensor(tensor).to(device), rounding).to(dtype)
             self._tensors[key] = values
         return values
 

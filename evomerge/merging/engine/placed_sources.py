@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from evomerge.merging.engine.placement import Placement, placer
+from evomerge.merging.engine.placement import Placement, Split, placer
 from evomerge.merging.methods.blocks import TensorInfo
 from evomerge.merging.methods.registry import SourceModel
 from evomerge.merging.sources.errors import CheckpointError
@@ -32,12 +32,18 @@ class PlacedSources:
         The reference of the source whose layout is used; all have the same.
     device
         Where merging happens.
+
+    Attributes
+    ----------
+    split
+        Where merging happens instead, by the name of the merged tensor, once several devices share a model.
     """
 
     def __init__(self, checkpoints: Mapping[str, Source], base: str, device: torch.device) -> None:
         self.checkpoints = dict(checkpoints)
         self.base = base
         self.device = device
+        self.split: Split | None = None
         self.placement: Placement = "mmap"
         self._tensors: dict[tuple[str, str], Tensor] = {}
         self._models: dict[tuple[str, str | None], SourceModel] = {}
@@ -64,6 +70,10 @@ class PlacedSources:
                 f"{reference}: the recipe names a model that is not opened; use one of {', '.join(self.checkpoints)}"
             ) from None
 
+    def device_of(self, name: str) -> torch.device:
+        """Return where a tensor of this name is merged."""
+        return self.device if self.split is None else self.split.device_of(name)
+
     def place(self, placement: Placement) -> None:
         """Place source tensors there from now on; each is moved when it is first read."""
         self.placement = placement
@@ -74,17 +84,23 @@ class PlacedSources:
         key = (reference, name)
         values = self._tensors.get(key)
         if values is None:
-            to_its_place = placer(self.placement, self.device)
+            to_its_place = placer(self.placement, self.device_of(name))
             values = self._tensors[key] = to_its_place(self.checkpoint(reference).tensor(name).reshape(-1))
         return values
 
-    def on_device(self, part: Contribution) -> Tensor:
-        """Return a source tensor, flat, on the device."""
-        return self.tensor(part.model, part.tensor).to(self.device)
+    def release(self, plan: TensorPlan) -> None:
+        """Forget the source tensors of a plan that is merged once, and give back the memory that reading them took."""
+        for part in sources_of(plan):
+            self._tensors.pop((part.model, part.tensor), None)
+            self.checkpoint(part.model).release(part.tensor)
+
+    def on_device(self, part: Contribution, plan: TensorPlan) -> Tensor:
+        """Return a source tensor of the plan, flat, where the plan's tensor is merged."""
+        return self.tensor(part.model, part.tensor).to(self.device_of(plan.name))
 
     def base_on_device(self, plan: TensorPlan) -> Tensor | None:
-        """Return the plan's base tensor, flat, on the device; None without a base."""
-        return None if plan.base is None else self.on_device(plan.base)
+        """Return the plan's base tensor, flat, where the plan's tensor is merged; None without a base."""
+        return None if plan.base is None else self.on_device(plan.base, plan)
 
     def shape(self, part: Contribution) -> tuple[int, ...]:
         """Return a source tensor's shape."""

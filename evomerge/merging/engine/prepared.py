@@ -56,12 +56,12 @@ class PreparedCache:
         prepare = method.prepare_all
         if prepare is None:
             return None
-        key = prepared_key(prepare, plan, plan.contributions)
+        key = (*prepared_key(prepare, plan, plan.contributions), self._sources.device_of(plan.name))
         if method.spec.statistics:
             key = (*key, *(self._statistics.key(method, plan, at, recipe) for at in range(len(plan.contributions))))
 
         def make() -> Prepared:
-            models = tuple(self._sources.on_device(part) for part in plan.contributions)
+            models = tuple(self._sources.on_device(part, plan) for part in plan.contributions)
             measured = tuple(
                 self._statistics.of_tensor(method, plan, at, recipe) for at in range(len(plan.contributions))
             )
@@ -75,13 +75,14 @@ class PreparedCache:
         prepare, seed, part = method.prepare, recipe.seed or 0, plan.contributions[at]
         assert prepare is not None, "asked for by of_models"
         key = prepared_key(prepare, plan, (part,), seed if method.spec.stochastic else 0)
+        key = (*key, self._sources.device_of(plan.name))
         if method.spec.statistics:
             key = (*key, self._statistics.key(method, plan, at, recipe))
 
         def make() -> Prepared:
             source = SourceTensor(
                 part.tensor,
-                self._sources.on_device(part),
+                self._sources.on_device(part, plan),
                 self._sources.base_on_device(plan),
                 seed,
                 info,

@@ -98,7 +98,7 @@ class RecipeStatistics:
             return None
         key = Measured("activations", (Member(plan.base.model, text),))
         measured = self._measured.get(key, {}).get(plan.base.tensor)
-        return None if measured is None else shares(measured.to(self._sources.device))
+        return None if measured is None else shares(measured.to(self._sources.device_of(plan.name)))
 
     def of_tensor(self, method: MergeMethod, plan: TensorPlan, at: int, recipe: Recipe) -> Mapping[str, Tensor]:
         """Return the method's statistics for the tensor of one model, without those that it has none of."""
@@ -113,7 +113,7 @@ class RecipeStatistics:
             number = f"{at}:" if each.kind in JOINT else ""
             values = measured.get(f"{number}{of.tensor}", measured.get(f"{number}{WHOLE}"))
             if values is not None:
-                found[name] = values.to(self._sources.device)
+                found[name] = values.to(self._sources.device_of(plan.name))
         return found
 
     def key(self, method: MergeMethod, plan: TensorPlan, at: int, recipe: Recipe) -> tuple[object, ...]:

@@ -101,14 +101,18 @@ class TensorMerge:
         if omega is not None and self.activation is not None:
             after = partial(inform, share_N=self.activation, omega=omega)
         merge = partial(self._merge, out_dtype=out_dtype, after=after, scale=plan.scale)
-        if not self.method.gives_formula:
-            # values cached between a tensor's blocks are not safe to share between threads
-            yield partial(merge, fill=partial(self.method.apply, **arguments), span=slice(0, self.context.size))
-            return
-        formula = self.formula(arguments)
         by_kernel = compiled and after is None and plan.scale == 1.0
-        kernel = self._kernel(formula, out_dtype) if by_kernel else None
-        merge_span = kernel or partial(merge, fill=partial(evaluate, formula=formula))
+        if self.method.gives_formula:
+            formula = self.formula(arguments)
+            kernel = self._kernel(formula, out_dtype) if by_kernel else None
+            merge_span = kernel or partial(merge, fill=partial(evaluate, formula=formula))
+        else:
+            own = self._own_kernel(arguments, out_dtype) if by_kernel else None
+            if own is None:
+                # values cached between a tensor's blocks are not safe to share between threads
+                yield partial(merge, fill=partial(self.method.apply, **arguments), span=slice(0, self.context.size))
+                return
+            merge_span = own
         size = self.context.size
         step = UNIT if self._target.device.type == "cpu" else size
         for start in range(0, size, step):
@@ -141,6 +145,7 @@ class TensorMerge:
         span: slice,
         scale: float,
     ) -> None:
+        scratch = scratch.on(self._target.device)
         for block, target in self._blocks(scratch, span):
             fill(block)
             if after is not None:
@@ -155,6 +160,7 @@ class TensorMerge:
                 f"evomerge.mixture.tensors.{plan.name}: it ends at {plan.pieces[-1].end} and the tensor at {size}; "
                 "name the models that the table was made for"
             )
+        scratch = scratch.on(self._target.device)
         noise = NoiseStream(plan.name, plan.pieces)
         start = 0
         for piece in plan.pieces:
@@ -172,9 +178,20 @@ class TensorMerge:
         """Return a function that computes the formula for a span of entries; None if the kernels cannot."""
         from evomerge.merging.engine import kernels
 
+        return kernels.kernel(self._shared_arrays(), formula, out_dtype)
+
+    def _own_kernel(self, arguments: Mapping[str, Any], out_dtype: torch.dtype) -> Callable[..., None] | None:
+        """Return the same for a method that fills blocks itself."""
+        from evomerge.merging.engine import kernels
+
+        return kernels.own_kernel(self._shared_arrays(), self.method.spec.name, self.context, arguments, out_dtype)
+
+    def _shared_arrays(self) -> Any:
         if self._arrays is None:
+            from evomerge.merging.engine import kernels
+
             self._arrays = kernels.TensorArrays.of(self._target, self._base, self._models)
-        return kernels.kernel(self._arrays, formula, out_dtype)
+        return self._arrays
 
     def _blocks(self, scratch: Scratch, span: slice) -> Iterator[tuple[Block, Tensor]]:
         step = self.context.size if self.is_whole_matrix else scratch.block

@@ -71,6 +71,16 @@ class Scratch:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._views: dict[tuple[str, int, torch.dtype], Tensor] = {}
         self._rows: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+        self._elsewhere: dict[torch.device, Scratch] = {}
+
+    def on(self, device: torch.device) -> Scratch:
+        """Return buffers on a device: these ones, or others of the same size that are kept beside them."""
+        if device.type == self.device.type and self.device.index in (None, device.index):
+            return self
+        found = self._elsewhere.get(device)
+        if found is None:
+            found = self._elsewhere[device] = Scratch(device, self.block)
+        return found
 
     def vector(self, name: str, entries: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the buffer called `name` as [entries]; it holds what was last written to it."""

@@ -38,7 +38,7 @@ from evomerge.merging.methods.parameters import (
     kept_fraction,
     required_weight,
 )
-from evomerge.merging.methods.ranking import at_sorted_places
+from evomerge.merging.methods.ranking import ascending_places
 from evomerge.merging.methods.registry import SourceTensor, WholeTensor, merge_method
 
 MASKS = (
@@ -99,8 +99,8 @@ def places(source: SourceTensor) -> Tensor:
     length = source.info.row
     if length == 1:
         return torch.full_like(source.values, 0.5, dtype=torch.float32)
-    order = torch.argsort(source.delta().abs_().view(-1, length), dim=1)
-    return at_sorted_places(order, torch.linspace(0, 1, length, device=order.device)).view(-1)
+    sizes = source.delta().abs_().view(-1, length)
+    return ascending_places(sizes, torch.linspace(0, 1, length, device=sizes.device)).view(-1)
 
 
 # --- in the models' dtype, rounded to it after every step but the thinning ---
@@ -133,8 +133,9 @@ def _stepwise_dare(tensor: WholeTensor, density: PerModel, rescale: bool) -> lis
     for index, (drawn, d) in enumerate(zip(tensor.prepared, density, strict=True)):
         levels = levels_kept(d)
         if levels < LEVELS:
-            kept = (drawn.draw < levels - LEVELS // 2).view(deltas[index].shape)
-            deltas[index] = deltas[index] * kept * (LEVELS / levels if rescale and levels else 1.0)
+            deltas[index].mul_((drawn.draw < levels - LEVELS // 2).view(deltas[index].shape))
+            if rescale and levels:
+                deltas[index].mul_(LEVELS / levels)
     return deltas
 
 
@@ -288,6 +289,12 @@ def _della(block: Block, density: PerModel, epsilon: PerModel, rescale: bool) ->
 
 def keep_probability(place_E: Tensor, density: float, epsilon: float, out: Tensor | None = None) -> Tensor:
     """Return q_i = (d − ε) + 2ε (r_i − 1)/(n − 1), with ε as large as fits."""
+    slope, offset = keep_spread(density, epsilon)
+    return torch.mul(place_E, slope, out=out).add_(offset)
+
+
+def keep_spread(density: float, epsilon: float) -> tuple[float, float]:
+    """Return 2ε and d − ε, with ε as large as fits."""
     density = min(max(density, 0.0), 1.0)
     epsilon = min(max(epsilon, 0.0), density, 1 - density)
-    return torch.mul(place_E, 2 * epsilon, out=out).add_(density - epsilon)
+    return 2 * epsilon, density - epsilon

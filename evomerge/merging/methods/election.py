@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.linear import stepwise_end, total_of, weighted_deltas
+from evomerge.merging.methods.linear import base_plus, total_of
 from evomerge.merging.methods.parameters import PerModel
 from evomerge.merging.methods.registry import WholeTensor
 
@@ -43,15 +43,16 @@ def stepwise_election(
     tensor: WholeTensor, deltas: Sequence[Tensor], *, weight: PerModel, normalize: bool, lambda_: float
 ) -> Tensor:
     """Return the same on whole tensors, rounded to their dtype after every step."""
-    if not deltas:
-        return tensor.origin
-    weighted, weight_T = weighted_deltas(deltas, weight)
-    agrees = agreeing(weighted)
-    total = (weighted * agrees).sum(dim=0)
-    if normalize:
-        divisor = (weight_T * agrees).sum(dim=0)
-        total /= divisor.masked_fill_(divisor == 0, 1)
-    return stepwise_end(tensor, total, lambda_)
+
+    def total(weighted_TE: Tensor, weight_T1: Tensor) -> Tensor:
+        agrees_TE = agreeing(weighted_TE)
+        total_E = weighted_TE.mul_(agrees_TE).sum(dim=0)
+        if normalize:
+            divisor_E = (weight_T1 * agrees_TE).sum(dim=0)
+            total_E /= divisor_E.masked_fill_(divisor_E == 0, 1)
+        return total_E
+
+    return base_plus(tensor, deltas, total, weight=weight, lambda_=lambda_)
 
 
 def agreeing(deltas: Tensor) -> Tensor:

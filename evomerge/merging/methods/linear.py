@@ -9,14 +9,14 @@ vectors that these methods merge: searches write ``dtype: float32``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.blocks import Block
+from evomerge.merging.methods.blocks import GPU_BLOCK, Block
 from evomerge.merging.methods.formulas import Kept, TensorContext, WeightedSum
 from evomerge.merging.methods.parameters import (
     INT8_MASK,
@@ -32,6 +32,7 @@ from evomerge.merging.methods.registry import WholeTensor, merge_method
 from search_spaces.recipes.method_spec import Parameter
 
 SMALLEST_SUM = 1e-8  # of weights, to divide by
+STRETCH = 1 << 16  # entries that are merged together step by step
 
 
 def stepwise_linear(tensor: WholeTensor, *, weight: PerModel, normalize: bool) -> Tensor:
@@ -159,29 +160,53 @@ def stepwise_sum(
     tensor: WholeTensor, deltas: Sequence[Tensor], *, weight: PerModel, normalize: bool, lambda_: float
 ) -> Tensor:
     """Return the base and the sum of weighted task vectors, rounded to their dtype after every step."""
+
+    def total(weighted_TE: Tensor, weight_T1: Tensor) -> Tensor:
+        total_E = weighted_TE.sum(dim=0)
+        if normalize:
+            divisor = weight_T1.sum(dim=0)
+            total_E /= torch.where(divisor.abs() < SMALLEST_SUM, 1, divisor)
+        return total_E
+
+    return base_plus(tensor, deltas, total, weight=weight, lambda_=lambda_)
+
+
+def base_plus(
+    tensor: WholeTensor,
+    deltas: Sequence[Tensor],
+    total: Callable[[Tensor, Tensor], Tensor],
+    *,
+    weight: PerModel,
+    lambda_: float,
+) -> Tensor:
+    """Return the base plus λ times a total of the weighted task vectors, rounded to their dtype after every step.
+
+    It computes a stretch of entries at a time, whose intermediate results stay in the processor's cache.
+
+    Parameters
+    ----------
+    tensor
+        Gives the base.
+    deltas
+        The task vectors, in the base's shape and dtype.
+    total
+        Returns [E] from the weighted task vectors [T, E], which it may overwrite, and the weights [T, 1].
+    weight, lambda_
+        Factors of each task vector, and of the total.
+    """
     if not deltas:
         return tensor.origin
-    weighted, weight_T = weighted_deltas(deltas, weight)
-    total = weighted.sum(dim=0)
-    if normalize:
-        divisor = weight_T.sum(dim=0)
-        total /= torch.where(divisor.abs() < SMALLEST_SUM, 1, divisor)
-    return stepwise_end(tensor, total, lambda_)
-
-
-def weighted_deltas(deltas: Sequence[Tensor], weight: PerModel) -> tuple[Tensor, Tensor]:
-    """Return the weighted task vectors [T, ...] and the weights, rounded to their dtype, [T, 1, ...]."""
-    stacked = torch.stack(list(deltas))
-    weight_T = torch.tensor(weight, dtype=stacked.dtype, device=stacked.device)
-    weight_T = weight_T.view(-1, *[1] * deltas[0].ndim)
-    return stacked.mul_(weight_T), weight_T
-
-
-def stepwise_end(tensor: WholeTensor, total: Tensor, lambda_: float) -> Tensor:
-    """Return the base plus the scaled sum; overwrites the sum."""
-    if lambda_ != 1:
-        total *= lambda_
-    return tensor.origin + total
+    base = tensor.origin.reshape(-1)
+    merged = torch.empty_like(base)
+    weight_T1 = torch.tensor(weight, dtype=base.dtype, device=base.device).view(-1, 1)
+    stretch = STRETCH if base.device.type == "cpu" else GPU_BLOCK
+    parts = (values.reshape(-1).split(stretch) for values in (merged, base, *deltas))
+    for out_E, base_E, *deltas_TE in zip(*parts, strict=True):
+        total_E = total(torch.stack(deltas_TE).mul_(weight_T1), weight_T1)
+        if lambda_ != 1:
+            total_E *= lambda_
+        torch.add(base_E, total_E, out=out_E)
+    return merged.view(tensor.origin.shape)
 
 
 def add_and_merge(

@@ -8,7 +8,8 @@ The order of operations is mergekit 0.1.5's. Deviation: `whole_model` trims over
 and mergekit cannot: the ⌊d·n⌋ largest entries of all the model's tensors are kept, to within 1/4096 of the threshold's
 size.
 
-Entries of equal magnitude, which half precision has many of, are kept or cut as in mergekit, by the same sorting call.
+Entries of equal magnitude, which half precision has many of, are kept or cut as in mergekit, whose sort is
+followed (see `ranking`).
 Where d·n + γ·n > n, fewer outliers are cut, so that d decides how many are kept, on tensors of any size; at d = 1
 all are. (mergekit before 0.1.5 kept nothing of tensors with γ·n < 1.)
 """
@@ -38,7 +39,7 @@ from evomerge.merging.methods.parameters import (
     kept_fraction,
     required_weight,
 )
-from evomerge.merging.methods.ranking import descending_ranks, reversed_ascending_ranks
+from evomerge.merging.methods.ranking import between, descending_ranks, largest, reversed_ascending_ranks
 from evomerge.merging.methods.registry import SourceModel, SourceTensor, WholeTensor, merge_method
 
 TrimmedWeight: TypeAlias = Annotated[PerModel, required_weight(-0.5, 1.5, "Factor of the model's trimmed task vector.")]
@@ -124,8 +125,8 @@ def stepwise_ties(
     deltas = tensor.deltas()
     for index, d in enumerate(density):
         if d < 1:
-            rank = descending_ranks(_sizes(deltas[index]))
-            deltas[index] = _trimmed(deltas[index], rank < number_kept(d, rank.numel()), rescale)
+            size = deltas[index].numel()
+            deltas[index] = _trimmed(deltas[index], largest(_sizes(deltas[index]), number_kept(d, size)), rescale)
     return stepwise_election(tensor, deltas, weight=weight, normalize=normalize, lambda_=lambda_)
 
 
@@ -147,9 +148,8 @@ def _stepwise_crumbs(tensor: WholeTensor, density: PerModel, gamma: PerModel, re
     deltas = tensor.deltas()
     for index, (d, g) in enumerate(zip(density, gamma, strict=True)):
         if d < 1:
-            rank = reversed_ascending_ranks(_sizes(deltas[index]))
-            first, end = crumbs(d, g, rank.numel())
-            deltas[index] = _trimmed(deltas[index], (rank >= first) & (rank < end), rescale)
+            first, end = crumbs(d, g, deltas[index].numel())
+            deltas[index] = _trimmed(deltas[index], between(_sizes(deltas[index]), first, end), rescale)
     return deltas
 
 
@@ -160,12 +160,13 @@ def _sizes(delta: Tensor) -> Tensor:
 
 
 def _trimmed(delta: Tensor, kept: Tensor, rescale: bool) -> Tensor:
-    trimmed = delta * kept.view(delta.shape)
+    """Return the entries that are kept, the others as 0; overwrites the task vector."""
     if not rescale:
-        return trimmed
-    before, after = delta.abs().sum(), trimmed.abs().sum()
+        return delta.mul_(kept.view(delta.shape))
+    before = delta.abs().sum()
+    after = delta.mul_(kept.view(delta.shape)).abs().sum()
     vanishes = bool(before < SMALLEST_NORM or after < SMALLEST_NORM)
-    return trimmed if vanishes else trimmed * (before / after)
+    return delta if vanishes else delta.mul_(before / after)
 
 
 @merge_method(

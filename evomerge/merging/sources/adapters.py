@@ -147,6 +147,10 @@ class AdapterSource:
         pair = self._pairs.get(name)
         return values if pair is None else self._merged(pair, values)
 
+    def release(self, name: str) -> None:
+        """Give back the memory that reading a tensor of the base took."""
+        self.base.release(name)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without computing it."""
         return self.base.shape(name)

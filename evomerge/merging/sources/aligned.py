@@ -101,6 +101,10 @@ class AlignedSource:
         own = self.inner.tensor(name)
         return self._aligned(name, own) if name in self._by_token else own
 
+    def release(self, name: str) -> None:
+        """Give back the memory that reading a tensor took."""
+        self.inner.release(name)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without computing the tensor."""
         shape = self.inner.shape(name)

@@ -123,6 +123,11 @@ class Checkpoint:
             return self._loaded[name]
         return self._files.tensor(self._key(name))
 
+    def release(self, name: str) -> None:
+        """Give back the memory that reading a tensor took; it can be read again."""
+        if self._loaded is None:
+            self._files.release(self._key(name))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading the tensor."""
         if self._loaded is not None:

@@ -154,7 +154,7 @@ class _Quantised:
             tensors = dict(self._floats(path))
             save_file(tensors, folder / name, metadata={"format": "pt"})
             placed |= dict.fromkeys(tensors, name)
-        _copy_others(source, folder)
+        copy_others(source, folder)
         if len(paths) > 1:
             (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": placed}), encoding="utf-8")
         (folder / "config.json").write_text(json.dumps(_plain(self._config), indent=2) + "\n", encoding="utf-8")
@@ -264,7 +264,8 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _copy_others(source: Path, folder: Path) -> None:
+def copy_others(source: Path, folder: Path) -> None:
+    """Copy all files of a checkpoint but its weights: configuration, tokenizer, README."""
     for path in sorted({path for pattern in _COPIED for path in source.glob(pattern) if path.is_file()}):
         if path.name != INDEX and path.name not in QUANTISERS_OWN_FILES:
             shutil.copyfile(path, folder / path.name)

@@ -69,6 +69,9 @@ class Source(Protocol):
             If the model has no tensor of that name.
         """
 
+    def release(self, name: str) -> None:
+        """Give back the memory that reading a tensor took; it can be read again."""
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading the tensor."""
 

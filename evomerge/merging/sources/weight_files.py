@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evomerge.files.messages import reason
+from evomerge.files.pages import advise
 from evomerge.merging.sources.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import LimitError, check_header, read_json
@@ -74,6 +75,11 @@ class WeightFiles:
         """Return a tensor, memory-mapped: do not write to it."""
         values: Tensor = self._opened[self.paths[key]].get_tensor(key)
         return values
+
+    def release(self, key: str) -> None:
+        """Give back the pages of memory that reading a tensor took; it can be read again."""
+        values = self.tensor(key)
+        advise(values.data_ptr(), values.nbytes, "MADV_DONTNEED")
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading the tensor."""

@@ -341,12 +341,10 @@ def _two_lines(found: Sequence[Moment], words: tuple[str, str], title: str) -> S
 
 
 def grid(found: Grid) -> Figure:
-    """Draw MAP-Elites' cells, and how they filled."""
+    """Draw the cells of an archive, and how they filled."""
     import altair as alt
 
-    rows = [
-        {"x": e.x, "x2": e.x + found.step, "y": e.y, "y2": e.y + found.step, "quality": e.quality} for e in found.elites
-    ]
+    rows = [{**asdict(elite), "x2": elite.x + found.step, "y2": elite.y + found.step} for elite in found.elites]
     cells = (
         alt.Chart(source(rows))
         .mark_rect()
@@ -356,7 +354,11 @@ def grid(found: Grid) -> Figure:
             y=alt.Y("y:Q", title=found.axes[1]),
             y2="y2:Q",
             color=alt.Color("quality:Q", title="quality"),
-            tooltip=[alt.Tooltip(f"{key}:Q", format=".3f") for key in ("x", "y", "quality")],
+            tooltip=[
+                *(alt.Tooltip(f"{key}:Q", format=".3f") for key in ("x", "y", "quality")),
+                alt.Tooltip("candidate:Q"),
+                alt.Tooltip("file:N", title="exported as"),
+            ],
         )
     )
     filled = (
@@ -369,7 +371,10 @@ def grid(found: Grid) -> Figure:
         f"{last.members} cells are filled; their mean quality is {last.together:.3f} and the best {last.best:.3f}."
     )
     views = (View("cells", spec_of(cells, 300)), View("filled", spec_of(filled, 170)))
-    caption = "Above: the best quality in each cell of the first two axes. Below: how many cells are filled."
+    caption = (
+        "Above: the best quality in each cell of the first two axes, whose recipe `evomerge export RUN --archive DIR` "
+        "writes under the name shown. Below: how many cells are filled."
+    )
     return Figure("grid", "Cells of the archive", description, views, True, caption)
 
 

@@ -23,6 +23,7 @@ KINDS: dict[RowKind, str] = {
     "source": "source",
     "uniform": "baseline",
     "task_arithmetic": "baseline",
+    "greedy_soup": "baseline",
     "start": "the search's start",
 }
 """What a kind of row is, for people."""

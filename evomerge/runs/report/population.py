@@ -1,7 +1,8 @@
-"""How different candidates are over time, and what archives hold: niches of M2N2, cells of MAP-Elites."""
+"""How different candidates are over time, and what archives hold: niches of M2N2, cells of scores."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from evomerge.runs.report.convergence import Point, points
 from evomerge.strategies.m2n2 import Archive, M2n2Config
 from evomerge.strategies.map_elites import EliteGrid, MapElitesConfig
 
+WITH_CELLS = ("map_elites", "cma_me", "cycleqd")
+"""Strategies whose archives have cells of scores."""
 MOST_MOMENTS = 200
 """Moments at which an archive is looked at."""
 
@@ -134,16 +137,18 @@ def _niches(contents: Contents, archive: Archive, found: list[Point]) -> Iterato
 
 @dataclass(frozen=True)
 class Elite:
-    """A filled cell of MAP-Elites' grid: its place on the first two axes, and the best quality there."""
+    """A filled cell: its place on the first two axes, the best quality there, whose it is, and its exported recipe."""
 
     x: float
     y: float
     quality: float
+    candidate: int
+    file: str
 
 
 @dataclass(frozen=True)
 class Grid:
-    """MAP-Elites' grid: over time, and its cells at the end."""
+    """A grid of cells of scores: over time, and its cells at the end."""
 
     moments: list[Moment]
     elites: list[Elite]
@@ -151,34 +156,64 @@ class Grid:
     step: float
 
 
-def grid(contents: Contents) -> Grid | None:
-    """Return MAP-Elites' grid, led through the recorded results; None for other strategies."""
-    settings = contents.section("strategy")
-    if settings.get("kind") != "map_elites":
-        return None
-    config = MapElitesConfig.model_validate({**settings, "warm_start": None})
-    elites, found, moments = EliteGrid(config), points(contents), []
-    looks = _looks(len(found))
-    for number, point in enumerate(found):
-        candidate, evaluation = (
-            contents.history.asked[point.candidate].candidate,
-            contents.history.told[point.candidate].evaluation,
-        )
+def archive_settings(contents: Contents) -> MapElitesConfig:
+    """Return the cells of a run: those of its own archive; of another strategy's run, ten by task from 0 to 1."""
+    own = contents.section("strategy")
+    kept = {"cells", "low", "high", "axes"} & set(own) if own.get("kind") in WITH_CELLS else set()
+    return MapElitesConfig.model_validate({key: own[key] for key in kept})
+
+
+def filled(contents: Contents) -> EliteGrid:
+    """Return the grid at the end of the recorded results."""
+    elites = EliteGrid(archive_settings(contents))
+    deque(_filling(contents, elites), maxlen=0)
+    return elites
+
+
+def _filling(contents: Contents, elites: EliteGrid) -> Iterator[Point]:
+    """Lead a grid through the recorded results; yield each after the grid has taken it."""
+    for point in points(contents):
+        candidate = contents.history.asked[point.candidate].candidate
+        evaluation = contents.history.told[point.candidate].evaluation
         if candidate.kind == "again":
             elites.rescore(candidate.genotype, evaluation)
         else:
             elites.take(candidate.genotype, evaluation)
-        if number in looks:
-            moments.append(
-                Moment(point.answers, len(elites.cells), max(elites.fitness), float(np.mean(elites.fitness)))
-            )
+        yield point
+
+
+def best_first(elites: EliteGrid) -> list[tuple[tuple[int, ...], int]]:
+    """Return the filled cells and the places of their elites, best first: the order of exported recipes."""
+    return sorted(elites.cells.items(), key=lambda item: -elites.fitness[item[1]])
+
+
+def numbers(contents: Contents) -> dict[bytes, int]:
+    """Return the candidate that had a genotype first, by the genotype."""
+    found: dict[bytes, int] = {}
+    for identity in contents.history.scored():
+        found.setdefault(contents.history.asked[identity].candidate.genotype.tobytes(), identity)
+    return found
+
+
+def grid(contents: Contents) -> Grid | None:
+    """Return the cells of an archive, led through the recorded results; None for strategies without one."""
+    if contents.section("strategy").get("kind") not in (*WITH_CELLS, "m2n2") or len(contents.weights) < 2:
+        return None
+    elites = EliteGrid(archive_settings(contents))
+    looks, moments = _looks(len(points(contents))), []
+    for number, point in enumerate(_filling(contents, elites)):
+        if number in looks and elites.cells:
+            quality = elites.fitness
+            moments.append(Moment(point.answers, len(elites.cells), max(quality), float(np.mean(quality))))
+    config, known = elites.config, numbers(contents)
     names = tuple(" + ".join(axis) for axis in config.axes or [(task,) for task in contents.weights])
     step = (config.high - config.low) / config.cells
-    best: dict[tuple[int, ...], float] = {}
-    for cell, place in elites.cells.items():
-        best[cell[:2]] = max(best.get(cell[:2], -np.inf), elites.fitness[place])
-    cells = [Elite(config.low + step * x, config.low + step * y, quality) for (x, y), quality in best.items()]
-    return Grid(moments, cells, names, step)
+    best: dict[tuple[int, ...], Elite] = {}
+    for number, (cell, place) in enumerate(best_first(elites), start=1):
+        x, y = (config.low + step * at for at in cell[:2])
+        candidate = known[elites.genotypes[place].tobytes()]
+        best.setdefault(cell[:2], Elite(x, y, elites.fitness[place], candidate, f"{number}.yaml"))
+    return Grid(moments, list(best.values()), names, step)
 
 
 def _looks(count: int) -> set[int]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitness.estimation import EstimatorInputs, subset
+from fitness.estimation import EstimatorInputs, parent_prior, subset
 from fitness.estimation.irt import ItemBank, fit_2pl, fit_mirt, sigmoid
 from fitness.estimation.learnt_prior import SCALES, SHARES
 from fitness.estimation.parent_prior import UNINFORMED_SHARES, disagreement, learn, prior
@@ -141,6 +141,22 @@ def test_learning_from_candidates_moves_the_prior_to_them() -> None:
         for name, given_prior in (("start", start), ("learnt", learnt)):
             errors[name].append(abs(posterior(given_prior, candidate[chosen], chosen).value - candidate.mean()))
     assert np.mean(errors["learnt"]) < 0.6 * np.mean(errors["start"])
+
+
+def test_learning_ends_when_the_prior_moves_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = related_answers(0, 2)
+    evaluated = [(parents[0][::9], np.arange(ITEMS)[::9]), (parents[1][1::9], np.arange(ITEMS)[1::9])]
+    calls = []
+    laplace = parent_prior.laplace
+    monkeypatch.setattr(parent_prior, "laplace", lambda *given: calls.append(1) or laplace(*given))
+    ended = learn(prior(ITEMS, parents), evaluated, iterations=500)
+    count = len(calls)
+    assert 2 < count < 500
+    last, before, earlier = (
+        learn(prior(ITEMS, parents), evaluated, iterations=number).mean for number in (count, count - 1, count - 2)
+    )
+    np.testing.assert_array_equal(last, ended.mean)
+    assert np.abs(last - before).max() < 1e-3 <= np.abs(before - earlier).max()
 
 
 def test_learning_from_nothing_changes_nothing() -> None:

@@ -7,6 +7,8 @@ from scipy import integrate, stats
 from fitness.estimation.racing_rules import (
     Race,
     _binomial_tail,
+    _signed_rank_test,
+    _t_test,
     common_correlation,
     expected_loss,
     log_e_value,
@@ -26,6 +28,26 @@ def answers(seed: int, abilities: list[float], items: int) -> np.ndarray:
 def test_the_sign_test_is_the_exact_binomial_one(better: int, worse: int) -> None:
     expected = stats.binomtest(better, better + worse, 0.5, alternative="greater").pvalue if better + worse else 1.0
     assert _binomial_tail(np.array(better), np.array(worse)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shift", [-0.3, 0.2, 1.0])
+def test_tests_of_means_and_ranks_are_the_textbook_ones(shift: float) -> None:
+    """The t-test has one further item, half the range away, in its squares; ranks leave out what does not differ."""
+    spread = 2.0
+    difference = np.random.default_rng(0).normal(shift, 0.8, 12).round(1)
+    square = ((difference - difference.mean()) ** 2).sum() + (spread / 2) ** 2
+    t = difference.mean() / np.sqrt(square / 11 / 12)
+    assert _t_test(difference, spread) == pytest.approx(stats.t(11).sf(t))
+    difference[:3] = 0.0
+    expected = stats.wilcoxon(difference, alternative="greater", correction=True, method="asymptotic")
+    assert _signed_rank_test(difference, spread) == pytest.approx(expected.pvalue)
+
+
+def test_a_test_that_may_be_repeated_needs_more_answers_than_one_at_a_single_look() -> None:
+    """Seven better answers and no worse: p = 1/128, and the mixture's odds are 2^8 / 8 = 32 < 50."""
+    scores = np.array([[0.0] * 7, [1.0] * 7])
+    assert Race(2, keep=1, error=0.02, looks=1, test="exact").update(scores).tolist() == [True, False]
+    assert not Race(2, keep=1, error=0.02, looks=1, test="sprt").update(scores).any()
 
 
 def run(race: Race, scores: np.ndarray, ends: tuple[int, ...]) -> int:

@@ -142,6 +142,22 @@ def test_other_settings_go_to_generate(tokenizer: Any, llama: Any, make_model: C
     assert texts(model, tokenizer, SETTINGS) == penalised
 
 
+def test_a_model_that_prepares_its_own_inputs_goes_to_generate(tokenizer: Any, make_model: Callable) -> None:
+    model = make_model("llama")
+
+    class Own(type(model)):  # type: ignore[misc]
+        def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+            """Read each token as the one before it in the vocabulary."""
+            return dict(super().prepare_inputs_for_generation((input_ids - 1).clamp(min=0), **kwargs))
+
+    plain = texts(model, tokenizer, SETTINGS)
+    model.__class__ = Own
+    found = texts(model, tokenizer, SETTINGS)
+    assert found != plain
+    plan = GenerationPlan(PROMPTS[:1], [SETTINGS], tokenizer, max_length=64, batch_size=1, device="cpu")
+    assert plan.run(model)[0] == found[:1]
+
+
 def test_an_end_token_of_the_generation_config(tokenizer: Any, make_model: Callable) -> None:
     model = make_model("llama")
     before = texts(model, tokenizer, {"until": [], "max_gen_toks": 14})

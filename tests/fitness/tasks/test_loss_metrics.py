@@ -72,12 +72,28 @@ def test_the_probability_of_the_right_choice(kind: str, toys: Any, tokenizer: An
         likelihood = [math.exp(-loss(toys.llama, tokenizer, doc["question"], " " + choice)) for choice in choices]
         assert probability == pytest.approx(likelihood[doc["gold"]] / sum(likelihood), abs=1e-4)
     assert 0 < found.min() < found.max() < 1
+    _, certain = scored(toys, tokenizer, "choice_certainty")
+    for doc, certainty in zip(docs, certain, strict=True):
+        choices = doc["single" if kind == "mc" else "several"]
+        likelihood = np.exp([-loss(toys.llama, tokenizer, doc["question"], " " + choice) for choice in choices])
+        share = likelihood / likelihood.sum()
+        assert certainty == pytest.approx(1 + (share * np.log(share)).sum() / np.log(len(share)), abs=1e-4)
+
+
+def test_certainty_needs_no_right_answer(toys: Any, tokenizer: Any) -> None:
+    """The scores are the same where the right answers are others, or several."""
+    _, before = (toys.write("toy", "mc", validation=4, test=2), scored(toys, tokenizer, "choice_certainty"))[1]
+    toys.write("toy", "mc", validation=4, test=2, doc_to_target="no answer")
+    _, after = scored(toys, tokenizer, "choice_certainty")
+    assert after.tolist() == before.tolist() and 0 <= before.min() < before.max() <= 1
 
 
 def test_what_cannot_be_measured_is_refused(toys: Any) -> None:
     toys.write("words", "gen", validation=3, test=2)
     with pytest.raises(TaskError, match=r"'words' has no choices, which choice_probability needs: use answer_loss"):
         toys.suite({"task": "words", "metric": "choice_probability"})
+    with pytest.raises(TaskError, match=r"which choice_certainty needs: use strategy.kind: least_change, or"):
+        toys.suite({"task": "words", "metric": "choice_certainty"})
     toys.write("toy", "mc", validation=3, test=2)
     with pytest.raises(TaskError, match=r"'toy' generates no text, .*: use answer_loss"):
         toys.suite({"task": "toy", "metric": "answer_length"})

@@ -21,7 +21,7 @@ required("numba")
 TILE = 1024
 """Entries that compiled code writes at a time."""
 
-METHODS = ("slerp", "dare_ties", "magmax", "iso_c")
+METHODS = ("slerp", "dare_ties", "ram", "iso_c")
 
 
 def recipe(family: Any, method: str) -> Recipe:
@@ -84,7 +84,7 @@ def test_small_models_start_no_threads(llama: Any) -> None:
     assert engine._threads._pool is None
 
 
-@pytest.mark.parametrize("count", [1, 5, 8])
+@pytest.mark.parametrize("count", [1, 8])
 def test_any_number_of_models(merge: Callable[..., Tensor], tensors: Callable[..., list[Tensor]], count: int) -> None:
     base, *models = (values.bfloat16() for values in tensors(count + 1, 40, 31))
     weight = [0.3 + 0.1 * index for index in range(count)]

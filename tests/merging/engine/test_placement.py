@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from evomerge.merging.engine import placement
 from evomerge.merging.engine.footprint import Footprint
-from evomerge.merging.engine.placement import FreeMemory, PlacementError, Share, choose, free_memory
+from evomerge.merging.engine.placement import FreeMemory, PlacementError, Share, choose, free_memory, free_together
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 
@@ -104,3 +105,15 @@ def _recipe(llama: Any) -> Recipe:
     return mergekit_yaml.build(
         {"merge_method": "task_arithmetic", "base_model": llama.base, "models": models, "dtype": "float32"}
     )
+
+
+def test_devices_that_share_a_model_have_room_for_what_the_fullest_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cuda:0": FreeMemory(6 * GB, 50), "cuda:1": FreeMemory(3 * GB, 50), "cpu": FreeMemory(None, 50)}
+    monkeypatch.setattr(placement, "free_memory", lambda device, _: free[str(device)])
+    one = torch.device("cuda:1")
+    assert free_together([(CUDA, 0.5), (one, 0.5)], Share()) == FreeMemory(6 * GB, 50)
+    assert free_together([(CUDA, 0.75), (one, 0.25)], Share()) == FreeMemory(8 * GB, 50)
+    assert free_together([(CUDA, 1.0), (one, 0.0)], Share()) == FreeMemory(6 * GB, 50)
+    assert free_together([(CPU, 1.0)], Share()) == FreeMemory(None, 50)
+    with pytest.raises(PlacementError, match=r"9\.6 GB on cuda:0 and cuda:1, and 6\.0 GB are free"):
+        choose("device", CUDA, MODELS, FreeMemory(6 * GB, 50), name="cuda:0 and cuda:1")

@@ -30,6 +30,7 @@ def test_streams_may_run_side_by_side(llama: Any) -> None:
         for (name, values), whole in zip(pair, expected, strict=True):
             assert torch.equal(values, whole[name]), name
     assert len(engine._prepared) == 0
+    assert not engine._sources._tensors, "a source tensor that is merged once is not kept"
 
 
 def test_what_is_prepared_while_streaming_stays(llama: Any) -> None:
@@ -57,16 +58,16 @@ def test_a_recipe_with_another_seed_has_its_own_random_masks(llama: Any) -> None
     assert any(not torch.equal(before[name], values) for name, values in fresh.items())
 
 
-@pytest.mark.parametrize("method", ["fisher", "task_arithmetic"])
+@pytest.mark.parametrize("method", ["fisher", "obim", "task_arithmetic"])
 def test_a_recipe_with_another_text_has_its_own_statistics(
     zoo: dict[str, Any], text: Path, tmp_path: Path, method: str
 ) -> None:
-    """Both for a method that prepares them (fisher) and for activations, which any method is given."""
+    """For methods that prepare them by model (fisher) and for all models (obim), and for activations of any method."""
     base, ops, ja = zoo
     other = tmp_path / "other.txt"
     other.write_text("copy one = one\n" * 60, encoding="utf-8")
     data: dict[str, Any] = {"merge_method": method, "models": [{"model": each} for each in (ops, ja)]}
-    if method == "task_arithmetic":
+    if method != "fisher":
         data |= {"base_model": base, "parameters": {"weight": 0.5}}
     first, second = (
         mergekit_yaml.build({**data, "dtype": "float32", "evomerge": {"calibration_text": str(each)}})

@@ -10,6 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from evomerge.merging.methods import linear
+from evomerge.merging.methods.election import stepwise_election
+from evomerge.merging.methods.linear import stepwise_sum
+from evomerge.merging.methods.registry import WholeTensor
 from evomerge.testing.merge_methods import MergeMethodSuite, coefficients
 
 Merge = Callable[..., Tensor]
@@ -142,3 +146,16 @@ def test_weights_with_a_negative_sum_are_divided_by_it(merge: Merge) -> None:
     expected = base + 0.25 * (models[0] - base) + 0.75 * (models[1] - base)
     found = merge("task_arithmetic", base, models, weight=[-1.0, -3.0], normalize=True)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (35,)])
+def test_steps_on_stretches_are_those_on_whole_tensors(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, *models = (values.bfloat16().view(shape) for values in tensors(4, 35))
+    tensor = WholeTensor(tuple(models), base)
+    weights = {"weight": [0.4, -0.9, 0.2], "normalize": True, "lambda_": 0.7}
+    for merged in (stepwise_sum, stepwise_election):
+        whole = merged(tensor, tensor.deltas(), **weights)
+        assert whole.shape == shape
+        with monkeypatch.context() as patch:
+            patch.setattr(linear, "STRETCH", 8)
+            assert torch.equal(merged(tensor, tensor.deltas(), **weights), whole)

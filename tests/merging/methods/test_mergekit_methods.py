@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 Merge = Callable[..., Tensor]
-SHAPES = [(12, 20), (31, 7), (37,)]
+SHAPES = [(12, 20), (31, 7), (37,), (257, 300)]  # the last is merged in two stretches
 WEIGHT = {"weight": [0.4, 0.9, 0.2]}
 DENSITY = {"density": [0.3, 0.7, 0.55]}
 COMPARED: list[tuple[str, dict[str, Any]]] = [

@@ -168,9 +168,27 @@ def test_the_grid_is_led_through_the_results(writer):
         run.candidate(Evaluation("ok", ((a + b) / 2,), (0.1,), asked, scores, SECONDS))
     found = population.grid(read(run.close()))
     assert [moment.members for moment in found.moments] == [1, 2, 2]
-    assert {(one.x, one.y, one.quality) for one in found.elites} == {(0.75, 0.0, 0.5), (0.5, 0.5, 0.5)}
+    assert [(one.x, one.y, one.quality, one.candidate, one.file) for one in found.elites] == [
+        (0.75, 0.0, 0.5, 0, "1.yaml"),
+        (0.5, 0.5, 0.5, 1, "2.yaml"),
+    ]
     assert found.axes == ("a", "b")
     assert "grid" in Page(render(run.path)).data["figures"]
+
+
+@pytest.mark.parametrize(("strategy", "step"), [({"kind": "cycleqd", "cells": 4}, 0.25), ({"kind": "m2n2"}, 0.1)])
+def test_other_archives_have_cells_of_scores_too(writer, strategy, step):
+    """Those of CycleQD as it is set, of M2N2 ten by task."""
+    run = writer(strategy=strategy, fitness={"tasks": [{"task": "a", "weight": 1.0}, {"task": "b", "weight": 1.0}]})
+    run.candidate(Evaluation("ok", (0.5,), (0.1,), ids(1, "a") + ids(1, "b"), np.ones(2, np.float32), SECONDS))
+    found = population.grid(read(run.close()))
+    assert found.step == step and [(one.x, one.y) for one in found.elites] == [(pytest.approx(1 - step),) * 2]
+
+
+def test_with_one_task_there_are_no_cells(writer):
+    run = writer(strategy={"kind": "m2n2", "archive": 2})
+    run.candidate(scored(0.5, ids(4)))
+    assert population.grid(read(run.close())) is None
 
 
 @pytest.fixture
