@@ -32,11 +32,11 @@ def said(path, *overrides):
 BAD = {
     "spce: {}": "spce: unknown key; did you mean `space`?",
     "space: {layer_per_group: 2}": "space.layer_per_group: unknown key; did you mean `layers_per_group`?",
-    "strategy: {popsize: 9}": "strategy.popsize: unknown key; valid here: diagonal, kind, learning_rate, ",
+    "strategy: {popsize: 9}": "strategy.popsize: unknown key; valid here: diagonal, kind, l1, learning_rate, ",
     "strategy: {kind: cmaes}": "strategy.kind: kind 'cmaes' is unknown; did you mean `cma_es`?",
     "strategy: cmaes": "strategy.kind: kind 'cmaes' is unknown; did you mean `cma_es`?",
     "space: {kind: 3}": "space.kind: kind 3 is unknown; write data_flow, layer_actions, layer_coefficients, mixture,",
-    "strategy: {kind: staged, first: {population: 4}}": "strategy.first.kind: missing; write catcma, cma_es, eda",
+    "strategy: {kind: staged, first: {population: 4}}": "strategy.first.kind: missing; write catcma, cma_es, ",
     "workers: {kind: rya}": "workers.kind: kind 'rya' is unknown; did you mean `ray`?",
     "workers: {kind: ray, count: 0}": "workers.count: write a whole number from 1 to 10,000, or auto (got 0)",
     "budget: {evaluations: 0}": "budget.evaluations: write a whole number from 1 to 10,000,000 (got 0)",
