@@ -13,7 +13,8 @@ from evomerge.merging.engine.engine import MergeEngine
 from experiments.gpu.merging import METHODS
 from experiments.gpu.setting import Setting
 from experiments.merge_speed.cases import recipe
-from fitness.scoring.decoding import Prompt, greedy
+from fitness.scoring.decoding import greedy
+from fitness.scoring.reading import Prompt
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 

@@ -1,16 +1,9 @@
-"""The same merges by mergekit 0.1.5: its in-memory path, and ``mergekit-yaml`` as a user runs it."""
+"""The same merges by mergekit 0.1.5, in memory."""
 
 from __future__ import annotations
 
-import os
-import resource
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 
 def in_memory(data: dict[str, Any], module: Any) -> float:
@@ -36,22 +29,3 @@ def in_memory(data: dict[str, Any], module: Any) -> float:
         if names[task] in parameters:
             parameters[names[task]].data.copy_(value)
     return time.process_time() - start
-
-
-def command(data: dict[str, Any], folder: Path) -> float:
-    """Return the CPU seconds of ``mergekit-yaml``, from its start to the files."""
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(data), encoding="utf-8")
-    program = str(Path(sys.prefix) / "bin" / "mergekit-yaml")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [program, str(path), str(folder / "merged"), "--no-write-model-card", "--no-copy-tokenizer"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode:
-        raise RuntimeError(f"mergekit-yaml failed: {done.stderr[-500:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

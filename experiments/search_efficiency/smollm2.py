@@ -179,9 +179,19 @@ class Scorer:
         Holds the models and tasks.
     items
         Task to split to items.
+    quantization
+        What weights are rounded to; None: they are not.
+    splits
+        Splits whose items are scored.
     """
 
-    def __init__(self, work: Path, items: dict[str, dict[str, list[Any]]]) -> None:
+    def __init__(
+        self,
+        work: Path,
+        items: dict[str, dict[str, list[Any]]],
+        quantization: str | None = None,
+        splits: Sequence[str] = ("validation", "test"),
+    ) -> None:
         from evomerge.config.load import load_mapping
         from evomerge.search.problem import Problem as OpenedSearch
         from evomerge.search.scoring_workers import local_worker
@@ -196,6 +206,7 @@ class Scorer:
                         "tasks": [{"task": task} for task in TASKS],
                         "include_path": [str(work / "tasks")],
                         "held_out": "test",
+                        "engine": {"kind": "transformers", "quantization": quantization},
                     },
                     "workers": {"threads": 1},
                     "seed": 0,
@@ -204,16 +215,17 @@ class Scorer:
             scan=False,
         )
         self._worker = local_worker(self._opened).worker
-        chosen = [item for split in ("validation", "test") for task in TASKS for item in items[task][split][:ITEMS]]
-        self._answers = Answers(self._opened.checkpoints["base"].tokenizer.load(), chosen)
+        chosen = [item for split in splits for task in TASKS for item in items[task][split][:ITEMS]]
+        self.answers = Answers(self._opened.checkpoints["base"].tokenizer.load(), chosen)
 
-    def _model(self, u: float, v: float) -> Any:
+    def model(self, u: float, v: float) -> Any:
+        """Return one merge; it is the same object each time."""
         genes = [u if gene.name.startswith("sums") else v for gene in self._opened.space.genes]
         return self._worker.engine.apply(self._opened.space.decode(np.array(genes)))
 
     def __call__(self, u: float, v: float) -> tuple[Array, Array]:
-        """Return scores and losses of one merge, float64[4 · ITEMS] each."""
-        return self._answers(self._model(u, v))
+        """Return scores and losses of one merge, float64[2 · ITEMS] each for each split."""
+        return self.answers(self.model(u, v))
 
     def check(self, scores: Array) -> None:
         """Compare the scores of the merge with both weights 0.5 with those of the product's evaluator.

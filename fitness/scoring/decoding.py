@@ -5,47 +5,42 @@ mask and its own positions. So a prompt can join at any time: its keys and value
 current one, as if it had been padded on the left from the start. Columns that no row needs any more are dropped when
 the buffer is full. The buffers are allocated once, where a growing cache is copied for each token.
 
-A prefix that prompts share (few-shot examples) is read once, however many batches they fill.
+Prompts are read by `fitness.scoring.reading`, more at once than rows are free where answers are often over after that.
 
-Shapes: B rows, C columns, F tokens of a prefix, N prompts read at once, S tokens of the longest of these without their
-prefix, V vocabulary.
+Shapes: B rows, C columns, K columns of a prompt, N prompts, V vocabulary.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from fitness.scoring.shared_prefix import obstacle
+from fitness.scoring.reading import Answer, Joining, Prompt, Read, Reader, Verdicts, most_likely, parameters_of
 
 SHRINK_AT = 0.75  # drop finished rows when no prompt waits and at most this share is left, because copying takes time
 REFILL_AT = 1.0  # let prompts in once the idle steps of finished rows add up to this many steps of the whole batch, ...
-REFILL_SHARE = 0.5  # ... or once this share of the rows is free
+REFILL_SHARE = 0.5  # ... or once this share of the rows is free, ...
+READ_SHARE = 0.75  # ... or once a pass for them can read so many prompts, as a share of the rows
 SLACK = 8  # columns beyond those that rows need, and the share of new tokens: how seldom columns are dropped
 
-Tokens = tuple[int, ...]
 Done = Callable[[int, int], bool]
 """Appends a token to a prompt's answer; whether it is the last one."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt: its number, its tokens, and how many of the first of these it shares with those of its prefix group."""
-
-    number: int
-    tokens: Tokens
-    shared: int = 0
-
-
 def greedy(
-    model: Any, prompts: Sequence[Prompt], done: Done, *, rows: int, most_tokens: int, device: str | torch.device
+    model: Any,
+    prompts: Sequence[Prompt],
+    done: Done,
+    *,
+    rows: int,
+    most_tokens: int,
+    device: str | torch.device,
+    verdicts: Verdicts | None = None,
 ) -> None:
     """Decode greedily.
 
@@ -61,22 +56,22 @@ def greedy(
         Sequences per forward pass; >= 1.
     most_tokens
         Longest answer.
+    device
+        Where the model is.
+    verdicts
+        What is known of kinds of models; see `Reader`.
 
     Raises
     ------
     ValueError
         The model gave NaN.
     """
-    batch = _Batch(model, prompts, min(rows, len(prompts)), most_tokens, device)
+    batch = _Batch(model, prompts, done, min(rows, len(prompts)), most_tokens, device, verdicts)
     while True:
-        for row, prompt, token in batch.new_tokens():
-            if done(prompt.number, token):
-                batch.prompt_of[row] = None
-        idle = batch.prompt_of.count(None)
+        idle = batch.place()
         batch.idled += idle
-        enough = batch.idled >= REFILL_AT * batch.rows or idle >= REFILL_SHARE * batch.rows
-        if batch.waiting and idle and enough:
-            batch.refill()
+        if batch.reads_now(idle):
+            batch.read(idle)
         elif idle == batch.rows:
             return
         else:
@@ -85,122 +80,93 @@ def greedy(
             batch.step()
 
 
-def last_only(model: Any) -> dict[str, int]:
+def _last_only(model: Any) -> dict[str, int]:
     """Return the argument that makes a model compute the logits of the last token only, if it has one."""
     return {"logits_to_keep": 1} if "logits_to_keep" in parameters_of(type(model).forward) else {}
 
 
-@lru_cache(maxsize=8)
-def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
-    """Return the names of a function's parameters."""
-    return frozenset(inspect.signature(function).parameters)
-
-
-def reads_apart(model: Any) -> bool:
-    """Whether a common prefix may be read first, with padding between it and the rest.
-
-    With a sliding window it may not: the window counts the padding.
-    """
-    layers = DynamicCache(config=model.config).layers
-    return obstacle(model) is None and all(type(layer) is DynamicLayer for layer in layers)
-
-
-def most_likely(logits_BV: torch.Tensor) -> torch.Tensor:
-    """Return the index of the largest logit per row, int64[B]; raise ValueError if a logit is NaN."""
-    value_B, token_B = logits_BV.max(dim=-1)
-    if bool(value_B.isnan().any()):
-        raise ValueError("the model produced NaN instead of logits: its weights are not usable")
-    return token_B
-
-
-def pad_left(prompts: Sequence[Tokens], device: str | torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return prompts [N, S], padded on the left with 0, and their mask [N, S]: 1 for tokens, 0 for padding."""
-    width = max(len(prompt) for prompt in prompts)
-    input_NS = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask_NS = torch.zeros_like(input_NS)
-    for row, prompt in enumerate(prompts):
-        input_NS[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask_NS[row, width - len(prompt) :] = 1
-    return input_NS.to(device), mask_NS.to(device)
-
-
 class _Batch:
-    """Rows that are decoded together, and the prompts that wait."""
+    """Rows that are decoded together, prompts that were read and have no row yet, and prompts that wait."""
 
     def __init__(
-        self, model: Any, prompts: Sequence[Prompt], rows: int, most_tokens: int, device: str | torch.device
+        self,
+        model: Any,
+        prompts: Sequence[Prompt],
+        done: Done,
+        rows: int,
+        most_tokens: int,
+        device: str | torch.device,
+        verdicts: Verdicts | None,
     ) -> None:
         self.model, self.rows, self.idled, self.device = model, rows, 0, device
         self.waiting = list(reversed(prompts))  # the next one last
-        self.prompt_of: list[Prompt | None] = [None] * rows
-        width = max(len(prompt.tokens) for prompt in prompts)
+        self._done = done
+        self._answers: list[Answer | None] = [None] * rows
+        self._read: list[Read] = []  # of the last pass, prompts without a row
+        self._asked = self._went_on = 0  # prompts that were read, and those whose answers went on
+        self._reader = Reader(model, rows, max(len(prompt.tokens) for prompt in prompts), device, verdicts)
+        width = max(prompt.most for prompt in prompts)
         capacity = width + most_tokens + max(SLACK, most_tokens // SLACK)
         self._columns = _Columns(capacity, begin=0, end=width)
         self._layers = [_Rows(self._columns, rows) for _ in DynamicCache(config=model.config).layers]
-        self._token_B = torch.zeros(rows, dtype=torch.long, device=device)
-        self._position_B = torch.zeros(rows, dtype=torch.long, device=device)
         self._seen_BC = torch.zeros(rows, capacity, dtype=torch.long, device=device)
         self._masked = True
-        self._new: list[int] = []  # rows whose last token has not been looked at
-        self._prefix: tuple[Tokens, list[DynamicLayer]] = ((), [])
-        self._options = last_only(model)
-        self.refill()
+        self._options = _last_only(model)
 
-    def new_tokens(self) -> list[tuple[int, Prompt, int]]:
-        """Return rows with their prompts and the tokens found by the last pass."""
-        tokens = self._token_B.tolist()
-        found = [(row, self.prompt_of[row], tokens[row]) for row in self._new]
-        return [(row, prompt, token) for row, prompt, token in found if prompt is not None]
+    # --- prompts ---
 
-    def refill(self) -> None:
-        """Let waiting prompts into the rows that are free; this finds their first tokens."""
-        free = [row for row, prompt in enumerate(self.prompt_of) if prompt is None]
-        self._new, self.idled = [], 0
-        while free and self.waiting:
-            prefix = _prefix_of(self.waiting[-1])
-            count = 0
-            while count < min(len(free), len(self.waiting)) and _prefix_of(self.waiting[-1 - count]) == prefix:
-                count += 1
-            self._read([self.waiting.pop() for _ in range(count)], free[:count], prefix)
-            self._new += free[:count]
-            free = free[count:]
+    def reads_now(self, idle: int) -> bool:
+        """Whether to read prompts before the next step, if so many rows are free."""
+        if not idle or not self.waiting:
+            return False
+        fills = self._readable(idle) >= READ_SHARE * min(self.rows, len(self.waiting))
+        return fills or self.idled >= REFILL_AT * self.rows or idle >= REFILL_SHARE * self.rows
+
+    def _readable(self, idle: int) -> int:
+        """Return how many prompts to read for so many free rows: more, if many answers are over after that."""
+        booked = idle * self._asked // self._went_on if self._went_on else idle
+        return min(len(self.waiting), max(idle, booked))
+
+    def read(self, idle: int) -> None:
+        """Read waiting prompts for so many free rows; this finds the first tokens of their answers."""
+        read = self._reader.read(self.waiting, self._readable(idle))
+        pairs = enumerate(zip(read.prompts, read.found, strict=True))
+        left = [at for at, (prompt, new) in pairs if not any(self._done(prompt.number, token) for token in new)]
+        self._asked, self._went_on = self._asked + len(read.prompts), self._went_on + len(left)
+        self._read, self.idled = [read.only(left)] if left else [], 0
+
+    def place(self) -> int:
+        """Give free rows to prompts that were read; return how many rows stay free."""
+        free = [row for row, answer in enumerate(self._answers) if answer is None]
+        if not free or not self._read:
+            return len(free)
+        (read,) = self._read
+        count = len(read.prompts)
+        rows = free[:count]
+        first = read.only(range(len(rows)))
+        self._read = [read.only(range(len(rows), count))] if len(rows) < count else []
+        into_N = torch.tensor(rows, device=self.device)
+        place, mask_NK = first.columns(self.device)
+        for kept, joining in zip(self._layers, read.layers, strict=True):
+            kept.put(into_N, joining, place)
+        end = self._columns.end
+        self._seen_BC[into_N] = 0
+        self._seen_BC[into_N, end - mask_NK.shape[1] : end] = mask_NK
+        for row, answer in zip(rows, first.answers(), strict=True):
+            self._answers[row] = answer
         self._look_at_masks()
-
-    def _read(self, prompts: Sequence[Prompt], rows: list[int], prefix: Tokens) -> None:
-        """Read prompts behind their common prefix, and put their keys and values before the current column."""
-        first = self._read_prefix(prefix) or [None] * len(self._layers)
-        input_NS, own_NS = pad_left([prompt.tokens[len(prefix) :] for prompt in prompts], self.device)
-        mask_NK = torch.cat([own_NS.new_ones(len(prompts), len(prefix)), own_NS], dim=1)
-        position_NS = len(prefix) + (own_NS.cumsum(dim=1) - 1).clamp(min=0)
-        joining = [_Joining(*pair, rows, len(prefix)) for pair in zip(self._layers, first, strict=True)]
-        logits_NV = self._forward(input_NS, None if bool(own_NS.all()) else mask_NK, position_NS, joining)
-        self._token_B[rows] = most_likely(logits_NV)
-        self._position_B[rows] = position_NS[:, -1]
-        self._seen_BC[rows] = 0
-        self._seen_BC[rows, self._columns.end - mask_NK.shape[1] : self._columns.end] = mask_NK
-        for row, prompt in zip(rows, prompts, strict=True):
-            self.prompt_of[row] = prompt
-
-    def _read_prefix(self, prefix: Tokens) -> list[DynamicLayer]:
-        """Return keys and values of a prefix by layer; the last one is kept."""
-        if not prefix:
-            return []
-        if prefix != self._prefix[0]:
-            input_1F = torch.tensor([prefix], device=self.device)
-            position_1F = torch.arange(len(prefix), device=self.device)[None]
-            layers = [DynamicLayer() for _ in self._layers]
-            self._forward(input_1F, None, position_1F, layers)
-            self._prefix = prefix, layers
-        return self._prefix[1]
+        return len(free) - len(rows)
 
     def _look_at_masks(self) -> None:
         """Find the first column that a row needs, and whether any is hidden from a row; free rows need none."""
-        running = [row for row, prompt in enumerate(self.prompt_of) if prompt is not None]
+        running = [row for row, answer in enumerate(self._answers) if answer is not None]
         seen_C = self._seen_BC[running].amax(dim=0)
         self._columns.begin = int(seen_C.argmax())
         if len(running) < self.rows:
-            self._seen_BC[[row for row, prompt in enumerate(self.prompt_of) if prompt is None]] = 1
+            self._seen_BC[[row for row, answer in enumerate(self._answers) if answer is None]] = 1
         self._masked = not bool(self._seen_BC[:, self._columns.begin : self._columns.end].all())
+
+    # --- steps ---
 
     def step(self) -> None:
         """Find the next token of each row."""
@@ -208,36 +174,29 @@ class _Batch:
         if columns.end == columns.capacity:
             self._drop_columns()
         self._seen_BC[:, columns.end] = 1
-        self._position_B = self._position_B + 1
-        mask_BC = self._seen_BC[:, columns.begin : columns.end + 1] if self._masked else None
-        logits_BV = self._forward(self._token_B[:, None], mask_BC, self._position_B[:, None], self._layers)
-        columns.end += 1
-        self._token_B = most_likely(logits_BV)
-        self._new = list(range(self.rows))
-
-    def _forward(
-        self,
-        input_NS: torch.Tensor,
-        mask_NK: torch.Tensor | None,
-        position_NS: torch.Tensor,
-        layers: Sequence[DynamicLayer],
-    ) -> torch.Tensor:
-        """Return the logits [N, V] of the last tokens."""
-        logits: torch.Tensor = self.model(
-            input_ids=input_NS,
-            attention_mask=mask_NK,
-            position_ids=position_NS,
-            past_key_values=Cache(layers=list(layers)),
+        inputs = [(0, 0) if answer is None else (answer.token, answer.position) for answer in self._answers]
+        input_2B1 = torch.tensor(inputs, device=self.device).T[..., None]
+        logits_BV = self.model(
+            input_ids=input_2B1[0],
+            attention_mask=self._seen_BC[:, columns.begin : columns.end + 1] if self._masked else None,
+            position_ids=input_2B1[1],
+            past_key_values=Cache(layers=self._layers),
             use_cache=True,
             **self._options,
         ).logits[:, -1]
-        return logits
+        columns.end += 1
+        for row, token in enumerate(most_likely(logits_BV).tolist()):
+            answer = self._answers[row]
+            if answer is not None:
+                over = self._done(answer.number, token)
+                self._answers[row] = None if over else Answer(answer.number, token, answer.position + 1)
 
     def _drop_columns(self) -> None:
-        """Move to the front what rows still need, with room for the longest prompt that waits."""
+        """Move to the front what rows still need, with room for the longest prompt without a row."""
         self._look_at_masks()
         columns = self._columns
-        first = min(columns.begin, columns.end - max((len(prompt.tokens) for prompt in self.waiting), default=0))
+        longest = max((prompt.most for prompt in self.waiting), default=0)
+        first = min(columns.begin, columns.end - max([longest, *(read.longest for read in self._read)]))
         for layer in self._layers:
             layer.drop(first)
         self._seen_BC = torch.cat([self._seen_BC[:, first:], torch.zeros_like(self._seen_BC[:, :first])], dim=1)
@@ -245,17 +204,12 @@ class _Batch:
 
     def shrink(self) -> None:
         """Drop the rows that are free."""
-        left = [row for row, prompt in enumerate(self.prompt_of) if prompt is not None]
+        left = [row for row, answer in enumerate(self._answers) if answer is not None]
         for layer in self._layers:
             layer.keep(left)
-        self._token_B, self._position_B = self._token_B[left], self._position_B[left]
         self._seen_BC = self._seen_BC[left]
-        self.prompt_of, self.rows = [self.prompt_of[row] for row in left], len(left)
+        self._answers, self.rows = [self._answers[row] for row in left], len(left)
         self._look_at_masks()
-
-
-def _prefix_of(prompt: Prompt) -> Tokens:
-    return prompt.tokens[: prompt.shared]
 
 
 @dataclass
@@ -288,17 +242,27 @@ class _Rows(DynamicLayer):  # type: ignore[misc]  # mypy does not follow transfo
         self.values[:, :, end : end + 1] = value_states
         return self.keys[:, :, begin : end + 1], self.values[:, :, begin : end + 1]
 
-    def put(self, rows: list[int], key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Store the keys and values of prompts, [N, heads, K, size], before the current column."""
+    def put(self, into_N: torch.Tensor, read: Joining, place: torch.Tensor) -> None:
+        """Copy keys and values of N prompts before the current column, and those of their prefix before these.
+
+        `place` are the prompts' slots in all rows of the pass, int64[N * S].
+        """
         if not self.is_initialized:
-            shape = self._count, key_states.shape[1], self._columns.capacity
-            self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
-            self.values = value_states.new_zeros(*shape, value_states.shape[-1])
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-        end = self._columns.end
-        begin = end - key_states.shape[2]
-        self.keys[rows, :, begin:end] = key_states
-        self.values[rows, :, begin:end] = value_states
+            shape = self._count, read.keys.shape[1], self._columns.capacity
+            self.keys = read.keys.new_zeros(*shape, read.keys.shape[-1])
+            self.values = read.values.new_zeros(*shape, read.values.shape[-1])
+            self.dtype, self.device, self.is_initialized = read.keys.dtype, read.keys.device, True
+        into_N, place = into_N.to(read.keys.device), place.to(read.keys.device)  # a split model has several devices
+        count, end = len(into_N), self._columns.end
+        begin = end - len(place) // count
+        first = begin - read.get_seq_length()
+        for name in ("keys", "values"):
+            kept = getattr(self, name)
+            own = getattr(read, name).transpose(1, 2).flatten(0, 1).index_select(0, place)
+            kept[:, :, begin:end].index_copy_(0, into_N, own.unflatten(0, (count, -1)).transpose(1, 2))
+            if read.prefix is not None:
+                prefix = getattr(read.prefix, name)
+                kept[:, :, first:begin].index_copy_(0, into_N, prefix.expand(count, -1, -1, -1))
 
     def drop(self, first: int) -> None:
         """Move the columns from `first` on to the front."""
@@ -309,26 +273,3 @@ class _Rows(DynamicLayer):  # type: ignore[misc]  # mypy does not follow transfo
     def keep(self, rows: list[int]) -> None:
         """Keep some rows only."""
         self.keys, self.values, self._count = self.keys[rows], self.values[rows], len(rows)
-
-
-class _Joining(DynamicLayer):  # type: ignore[misc]
-    """Prompts that are read to join the rows of one layer, behind the keys and values of their prefix."""
-
-    def __init__(self, kept: _Rows, prefix: DynamicLayer | None, rows: list[int], length: int) -> None:
-        super().__init__()
-        self._kept, self._prefix, self._rows, self._length = kept, prefix, rows, length
-
-    def get_seq_length(self) -> int:
-        """Return the length of the prefix."""
-        return self._length
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the prompts' keys and values, [N, heads, S, size]; return them behind those of the prefix."""
-        if self._prefix is not None:
-            count = len(key_states)
-            key_states = torch.cat([self._prefix.keys.expand(count, -1, -1, -1), key_states], dim=2)
-            value_states = torch.cat([self._prefix.values.expand(count, -1, -1, -1), value_states], dim=2)
-        self._kept.put(self._rows, key_states, value_states)
-        return key_states, value_states

@@ -16,7 +16,7 @@ ends as soon as it can become none of these.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,9 +25,10 @@ from transformers import DynamicCache, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMixin, LogitsProcessor
 
-from fitness.scoring.decoding import Prompt, Tokens, greedy, most_likely, pad_left, parameters_of, reads_apart
+from fitness.scoring.decoding import greedy
 from fitness.scoring.ends import Ends, by_setting, end_tokens, greedy_settings, room_for_prompt
-from fitness.scoring.prefix_tree import PASS_COST, PREFIX_COST, common_beginning
+from fitness.scoring.prefix_tree import PASS_COST, PREFIX_COST, Tokens, common_beginning
+from fitness.scoring.reading import Prompt, Verdicts, most_likely, pad_left, parameters_of, reads_apart
 from fitness.tasks.lm_eval_rules import RightTexts
 
 # Settings of a generation config that do not change greedy decoding. With any other, `model.generate` is used.
@@ -37,6 +38,8 @@ HARMLESS = {
     "pad_token_id", "return_dict_in_generate", "temperature", "top_h", "top_k", "top_p",
     "transformers_version", "typical_p", "use_cache",
 }  # fmt: skip
+LENGTHS = 4
+"""Prompts are sorted into so many lengths."""
 PREFIX_KEY = 16
 """Prompts that begin with the same so many tokens are looked at for a longer common prefix."""
 
@@ -90,12 +93,25 @@ class GenerationPlan:
         self.tokenizer = tokenizer
         self.batch_size, self.device = batch_size, device
         self._right = tuple(right)
+        self._verdicts: Verdicts = {}
         self._groups: list[_Group] = []
         for requests in by_setting(settings):
             count, stop, extra = greedy_settings(settings[requests[0]], tokenizer)
             room = room_for_prompt(count, max_length)
-            asked = _ordered([Prompt(number, prompts[request][-room:]) for number, request in enumerate(requests)])
+            drafts = [self._draft(request)[: count - 1] for request in requests]
+            cut = [prompts[request][-room:] for request in requests]
+            asked = _ordered(
+                [
+                    Prompt(number, tokens, draft=draft)
+                    for number, (tokens, draft) in enumerate(zip(cut, drafts, strict=True))
+                ]
+            )
             self._groups.append(_Group(asked, tuple(requests), count, stop, extra))
+
+    def _draft(self, request: int) -> tuple[int, ...]:
+        """Return the tokens of a right answer, if one is known."""
+        right = self._right[request] if self._right else None
+        return tuple(self.tokenizer(right.texts[0], add_special_tokens=False).input_ids) if right else ()
 
     @torch.inference_mode()
     def run(self, model: Any, *, whole: bool = True) -> tuple[list[str], float, list[int]]:
@@ -144,7 +160,7 @@ class GenerationPlan:
     def _decode(self, model: Any, group: _Group, ends: Ends) -> None:
         prompts = group.prompts
         if not reads_apart(model):
-            prompts = tuple(sorted((replace(one, shared=0) for one in prompts), key=_longest_first))
+            prompts = tuple(sorted(prompts, key=_longest_first))
         greedy(
             model,
             prompts,
@@ -152,11 +168,18 @@ class GenerationPlan:
             rows=self.batch_size,
             most_tokens=group.max_new_tokens,
             device=self.device,
+            verdicts=self._verdicts,
         )
 
 
 def _longest_first(prompt: Prompt) -> tuple[int, Tokens]:
     return -len(prompt.tokens), prompt.tokens
+
+
+def _by_length(prompts: Sequence[Prompt]) -> Callable[[Prompt], tuple[int, Tokens]]:
+    """Return a key that sorts the longest first, and those of about the same length by their tokens."""
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    return lambda prompt: (-(LENGTHS * len(prompt.tokens) // longest), prompt.tokens)
 
 
 def _ordered(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
@@ -168,7 +191,7 @@ def _ordered(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
     for number, members in enumerate(alike.values()):
         shared = _beginning([prompt.tokens for prompt in members])
         found.setdefault(number if shared else -1, []).extend(replace(prompt, shared=shared) for prompt in members)
-    groups = [sorted(members, key=_longest_first) for members in found.values()]
+    groups = [sorted(members, key=_by_length(members)) for members in found.values()]
     return tuple(prompt for members in sorted(groups, key=lambda group: _longest_first(group[0])) for prompt in members)
 
 

@@ -34,7 +34,7 @@ import torch
 from fitness.results import TaskError
 from fitness.scoring.prefix_tree import Group, Row, Tokens, owners, separate, share
 from fitness.scoring.quantized import is_quantized
-from fitness.scoring.shared_prefix import Packed, obstacle, read_prefix, read_rows
+from fitness.scoring.shared_prefix import Packed, kind_of, obstacle, read_prefix, read_rows
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of the context and of the continuation
 
@@ -142,9 +142,7 @@ class LoglikelihoodPlan:
 
     def _sharing(self, model: Any) -> _Sum | None:
         """Scores by shared prefixes; None if the model does not support them."""
-        config = model.config
-        rounds = is_quantized(model)
-        kind = type(model), model.dtype, rounds, config._attn_implementation, config.to_json_string(use_diff=False)
+        kind = kind_of(model)
         known = kind in self._verdicts
         self.plain_because = self._verdicts[kind] if known else obstacle(model)
         found = None
@@ -167,7 +165,7 @@ class LoglikelihoodPlan:
         except Exception as error:  # a model's own code may fail on such masks and caches
             self.plain_because = f"it fails on packed rows ({type(error).__name__})"
             return None
-        absolute, relative = HALF_TOLERANCE if is_quantized(model) else TOLERANCE.get(model.dtype, HALF_TOLERANCE)
+        absolute, relative = tolerance(model)
         if np.allclose(found.total_R[asked], plain.total_R[asked], atol=absolute, rtol=relative):
             return found
         self.plain_because = "log-likelihoods from packed rows differ from those from plain rows"
@@ -262,6 +260,11 @@ class LoglikelihoodPlan:
 def _refuse_nan(loglikelihood: npt.NDArray[np.float64]) -> None:
     if np.isnan(loglikelihood).any():
         raise ValueError("the model produced NaN instead of log-likelihoods: its weights are not usable")
+
+
+def tolerance(model: Any) -> tuple[float, float]:
+    """Return by how much log-likelihoods may differ with the rows in which they are computed: absolute, relative."""
+    return HALF_TOLERANCE if is_quantized(model) else TOLERANCE.get(model.dtype, HALF_TOLERANCE)
 
 
 def _slots(row: Row) -> int:

@@ -17,12 +17,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 Tokens = tuple[int, ...]
+Path = tuple[int, tuple[int, ...]]
+"""A row, and slots in it."""
 
 PASS_COST = 128  # cost of one more forward pass, in tokens
 PREFIX_COST = 0.8  # a prefix is used if at most this share of the tokens remains, because it is copied for each row
+PACK_COST = 0.9  # prompts are packed if at most this share of the tokens remains, because packing needs a mask
 PACK_SHARE = 0.25  # sequences are packed if they share at least this fraction of the longest one, ...
 PACK_SHARED = 4  # ... at least this many tokens, ...
 PACK_SLOTS = 512  # ... and the row has at most this many slots (or twice the longest sequence): attention is quadratic
+SHORT_ROW = 64  # prompts that share little are packed into rows of at most so many slots
 DEEPEST = 64  # nested branchings considered; far more than prompts have
 
 
@@ -74,6 +78,53 @@ def owners(sequences: Sequence[Tokens]) -> dict[Tokens, Tokens]:
 def separate(sequences: Sequence[Tokens]) -> list[Group]:
     """Give every sequence its own row."""
     return [Group((), tuple(_row([tokens], [0], 0) for tokens in sorted(set(sequences))))]
+
+
+def rows_behind(prefix: int, sequences: Sequence[Tokens], *, pack: bool) -> tuple[list[Row], list[Path]]:
+    """Return rows for sequences behind a common prefix, and each sequence's row and slots.
+
+    Parameters
+    ----------
+    prefix
+        Length of the prefix, which is part of the sequences; 0: there is none.
+    sequences
+        Token sequences longer than the prefix.
+    pack
+        Whether sequences may branch from each other, where that saves enough tokens.
+    """
+    owner = owners(sequences)
+    leaves = sorted(set(owner.values()))
+    rows = _packed(prefix, leaves) if pack else _alone(prefix, leaves)
+    place = {leaf: (at, path) for at, row in enumerate(rows) for leaf, path in row.paths.items()}
+    places = [place[owner[tokens]] for tokens in sequences]
+    return rows, [(at, path[: len(one) - prefix]) for one, (at, path) in zip(sequences, places, strict=True)]
+
+
+def _alone(prefix: int, leaves: Sequence[Tokens]) -> list[Row]:
+    rows = []
+    for leaf in leaves:
+        size = len(leaf) - prefix
+        rows.append(Row(leaf[prefix:], tuple(range(prefix, len(leaf))), (size,) * size, {leaf: tuple(range(size))}))
+    return rows
+
+
+def _packed(prefix: int, leaves: Sequence[Tokens]) -> list[Row]:
+    """Neighbours share a row if they share a token, and the row is short or they share much of their tokens."""
+    common = [0, *(common_beginning(*pair) for pair in pairwise(leaves))]
+    starts, sizes = [0], [len(leaves[0]) - prefix]
+    for at in range(1, len(leaves)):
+        own, shared = len(leaves[at]) - prefix, common[at] - prefix
+        most = max(SHORT_ROW, min(PACK_SLOTS, 4 * own)) if shared >= PACK_SHARE * own else SHORT_ROW
+        if shared > 0 and sizes[-1] + own - shared <= most:
+            sizes[-1] += own - shared
+        else:
+            starts.append(at)
+            sizes.append(own)
+    alone = len(leaves) * (max(map(len, leaves)) - prefix)
+    if len(sizes) * max(sizes) > PACK_COST * alone:
+        return _alone(prefix, leaves)
+    ends = [*starts[1:], len(leaves)]
+    return [_row(leaves[lo:hi], [prefix, *common[lo + 1 : hi]], prefix) for lo, hi in zip(starts, ends, strict=True)]
 
 
 def share(first_read: dict[Tokens, int]) -> list[Group]:
@@ -191,14 +242,13 @@ def _row(leaves: Sequence[Tokens], common: Sequence[int], prefix: int) -> Row:
     path: list[int] = []
     paths: dict[Tokens, tuple[int, ...]] = {}
     for leaf, shared in zip(leaves, common, strict=True):
+        size = len(tokens)
         for slot in path[shared - prefix :]:
-            end[slot] = len(tokens)
-        del path[shared - prefix :]
-        for at in range(shared, len(leaf)):
-            path.append(len(tokens))
-            tokens.append(leaf[at])
-            position.append(at)
-            end.append(0)
+            end[slot] = size
+        path[shared - prefix :] = range(size, size + len(leaf) - shared)
+        tokens += leaf[shared:]
+        position += range(shared, len(leaf))
+        end += [0] * (len(leaf) - shared)
         paths[leaf] = tuple(path)
     for slot in path:
         end[slot] = len(tokens)

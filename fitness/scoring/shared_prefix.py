@@ -25,6 +25,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from fitness.scoring.prefix_tree import Row
+from fitness.scoring.quantized import is_quantized
 
 ATTENTION = {"eager", "sdpa"}  # implementations that accept any additive mask
 LAYERS = {"full_attention", "sliding_attention"}
@@ -41,17 +42,13 @@ class Packed:
     plain: bool  # without branches and prefix: an ordinary causal batch
 
     @classmethod
-    def of(cls, rows: Sequence[Row], prefix: int, device: str) -> Packed:
+    def of(cls, rows: Sequence[Row], prefix: int, device: str | torch.device) -> Packed:
         """Pad rows on the right."""
-        shape = len(rows), max(len(row.tokens) for row in rows)
-        input_BS = torch.zeros(shape, dtype=torch.long)
-        position_BS = torch.zeros(shape, dtype=torch.long)
-        end_BS = torch.arange(1, shape[1] + 1).repeat(shape[0], 1)
-        for at, row in enumerate(rows):
-            size = len(row.tokens)
-            input_BS[at, :size] = torch.tensor(row.tokens)
-            position_BS[at, :size] = torch.tensor(row.position)
-            end_BS[at, :size] = torch.tensor(row.end)
+        width = max(len(row.tokens) for row in rows)
+        slots, padding = tuple(range(1, width + 1)), (0,) * width
+        input_BS = torch.tensor([row.tokens + padding[len(row.tokens) :] for row in rows])
+        position_BS = torch.tensor([row.position + padding[len(row.tokens) :] for row in rows])
+        end_BS = torch.tensor([row.end + slots[len(row.tokens) :] for row in rows])
         plain = not prefix and not any(row.branches for row in rows)
         return cls(input_BS.to(device), position_BS.to(device), end_BS.to(device), plain)
 
@@ -73,6 +70,18 @@ def obstacle(model: Any) -> str | None:
     return f"its rotary embeddings depend on the length of the input ({', '.join(changing)})" if changing else None
 
 
+def kind_of(model: Any) -> tuple[object, ...]:
+    """Return a key that models have in common if they read packed rows alike."""
+    config = model.config
+    return (
+        type(model),
+        model.dtype,
+        is_quantized(model),
+        config._attn_implementation,
+        config.to_json_string(use_diff=False),
+    )
+
+
 def _rotary_types(parameters: Any) -> set[Any]:
     """Types of the rotary embeddings: one for all layers, or one per kind of layer."""
     if not isinstance(parameters, dict):
@@ -81,7 +90,7 @@ def _rotary_types(parameters: Any) -> set[Any]:
     return {parameters.get("rope_type")}.union(*nested)
 
 
-def read_prefix(model: Any, prefix: Sequence[int], device: str) -> Cache:
+def read_prefix(model: Any, prefix: Sequence[int], device: str | torch.device) -> Cache:
     """Return keys and values of a prefix, for any number of rows."""
     input_1F = torch.tensor([prefix], device=device)
     origin = torch.zeros(1, dtype=torch.long, device=device)
@@ -110,20 +119,13 @@ def read_rows(
     model: Any, packed: Packed, row_P: torch.Tensor, slot_P: torch.Tensor, prefix: Cache | None
 ) -> torch.Tensor:
     """Return the logits [P, V] at the slots that are read."""
-    if packed.plain:
-        return _forward(model, packed.input_BS, row_P, slot_P, use_cache=False)
     options: dict[str, Any] = {"use_cache": False}
     if prefix is not None:
         options = {"past_key_values": prefix, "use_cache": True}
-    return _forward(
-        model,
-        packed.input_BS,
-        row_P,
-        slot_P,
-        position_ids=packed.position_BS,
-        attention_mask=_masks(model, packed, 0 if prefix is None else prefix.get_seq_length()),
-        **options,
-    )
+    if not packed.plain:
+        options["position_ids"] = packed.position_BS
+        options["attention_mask"] = _masks(model, packed, 0 if prefix is None else prefix.get_seq_length())
+    return _forward(model, packed.input_BS, row_P, slot_P, **options)
 
 
 def _masks(model: Any, packed: Packed, prefix: int) -> Any:

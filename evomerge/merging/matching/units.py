@@ -97,9 +97,8 @@ def units_of(source: Source) -> Units:
     queries = int(config.num_attention_heads)
     heads = int(getattr(config, "num_key_value_heads", None) or queries)
     stream = source.shape(source.outline.embeddings)[-1]
-    sizes = {"stream": stream, "keys": 0, "hidden": 0}
     axes: dict[str, Axes] = {name: (None, Axis("stream")) for name in layout.embeddings}
-    hidden = []
+    hidden, head = [], 0
     for layer, names in enumerate(layout.layers):
         shapes = {name: source.shape(layout.layer_tensor(layer, name)) for name in names}
         for needed in ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "mlp.down_proj.weight"):
@@ -107,13 +106,10 @@ def units_of(source: Source) -> Units:
                 raise _unknown(source, layout.layer_tensor(layer, needed), "is missing")
         head = shapes["self_attn.q_proj.weight"][0] // queries
         hidden.append(shapes["mlp.down_proj.weight"][1])
-        sizes = {"stream": stream, "hidden": hidden[-1], "queries": queries * head, "outputs": queries * head}
-        sizes |= {"keys": heads * head, "values": heads * head}
         for name, shape in shapes.items():
             axes[layout.layer_tensor(layer, name)] = _layer_axes(name, layer, shape, head)
     for name in layout.final:
         axes[name] = (None, Axis("stream")) if name == layout.head else _norm(name)
-    head = sizes["keys"] // heads
     found = Units(stream, tuple(hidden), heads, queries // heads, head, axes)
     for name, own in axes.items():
         _check(source, name, own, found)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitness.results import TaskError
-from fitness.scoring import decoding, generation
+from fitness.scoring import decoding, generation, reading
 from fitness.scoring.generation import GenerationPlan
 from fitness.tasks.lm_eval_rules import RightTexts, cut_at_stop
 
@@ -91,7 +91,7 @@ def test_few_shot_examples_are_read_once(
     finally:
         before.remove()
     sliding = architecture == "mistral"  # its default window; the cache counts padding
-    assert read[:2] == ([(5, 36), (5, 1)] if sliding else [(1, 30), (5, 6)])
+    assert read[:3] == ([(5, 36), (5, 1), (5, 1)] if sliding else [(5, 36), (1, 30), (5, 6)])  # first, to compare
 
 
 def test_a_prompt_that_is_the_common_beginning(tokenizer: Any, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +207,7 @@ def test_prompts_that_join_a_running_batch(
     """At once, after some steps and only when all rows are free; columns are dropped on the way."""
     monkeypatch.setattr(decoding, "REFILL_AT", refill_at)
     monkeypatch.setattr(decoding, "REFILL_SHARE", 1.0)
+    monkeypatch.setattr(decoding, "READ_SHARE", 1e9)
     monkeypatch.setattr(decoding, "SLACK", 1)
     model = make_model(architecture)
     prompts, expected = lengths(model, tokenizer, 9)
@@ -225,6 +226,7 @@ def test_a_batch_stays_full(tokenizer: Any, llama: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(decoding, "REFILL_AT", refill_at)
             patch.setattr(decoding, "REFILL_SHARE", 1.0)
+            patch.setattr(decoding, "READ_SHARE", 1e9)
             plan = GenerationPlan(prompts, [SETTINGS] * 16, tokenizer, max_length=64, batch_size=4, device="cpu")
             assert plan.run(llama)[0] == expected
         before.remove()
@@ -240,10 +242,11 @@ def test_prefixes_of_several_tasks_are_each_read_once(
     prompts = [shots + prompt for prompt in PROMPTS for shots in (SHOTS, others)]
     expected = _answers(llama, tokenizer, prompts, 14, ".")
     read: list[int] = []
+    plan = GenerationPlan(prompts, [SETTINGS] * 10, tokenizer, max_length=64, batch_size=2, device="cpu")
+    assert plan.run(llama)[0] == expected
     before = llama.register_forward_pre_hook(
         lambda _, args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True
     )
-    plan = GenerationPlan(prompts, [SETTINGS] * 10, tokenizer, max_length=64, batch_size=2, device="cpu")
     found = plan.run(llama)[0]
     before.remove()
     assert found == expected
@@ -293,3 +296,82 @@ def test_no_text_that_may_become_right_is_given_up(
     final = cut_at_stop(text + more, tuple(stop))
     if exact_match_hf_evaluate([final], [gold], **options)["exact_match"]:
         assert RightTexts((gold,), **options).may_become(text, tuple(stop))
+
+
+def passes(model: Any, plan: GenerationPlan, *, whole: bool = False) -> tuple[list[tuple[int, int]], list[str]]:
+    """The shapes of the passes of a run, and its texts."""
+    shapes: list[tuple[int, int]] = []
+    before = model.register_forward_pre_hook(
+        lambda _, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        return shapes, plan.run(model, whole=whole)[0]
+    finally:
+        before.remove()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_right_answers_are_read_with_their_prompts(
+    architecture: str, tokenizer: Any, make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts that are right, right at first and wrong: the texts are the same, and right ones take fewer passes."""
+    monkeypatch.setattr(reading, "PASS_COST", 1000)
+    model = make_model(architecture)
+    prompts, expected = lengths(model, tokenizer, 12)
+    taken = {}
+    for name, golds in (
+        ("right", expected),
+        ("mixed", [(text, text[: len(text) // 2] + " w1 w2", "w3 w1")[at % 3] for at, text in enumerate(expected)]),
+    ):
+        right = [RightTexts((gold,)) for gold in golds]
+        plan = GenerationPlan(
+            prompts, [SETTINGS] * 12, tokenizer, max_length=64, batch_size=4, device="cpu", right=right
+        )
+        for _ in range(2):  # the first run compares packed rows with plain ones
+            shapes, found = passes(model, plan, whole=True)
+            assert found == expected
+        taken[name] = len(shapes)
+    assert taken["right"] <= taken["mixed"]  # equal where an answer's text does not give its tokens
+    assert architecture != "llama" or taken["right"] < taken["mixed"]
+
+
+def test_more_prompts_are_read_than_rows_are_free(tokenizer: Any, llama: Any) -> None:
+    """All answers but a few are wrong at once, so that a pass may hold as many prompts as its slots allow."""
+    prompts: list[tuple[int, ...]] = [(10, 12, 7, 9, 8, last) for last in range(5, 29)]
+    expected = _answers(llama, tokenizer, prompts, 14, ".")
+    right = [RightTexts((text if at % 8 == 0 else "?",)) for at, text in enumerate(expected)]
+    plan = GenerationPlan(prompts, [SETTINGS] * 24, tokenizer, max_length=64, batch_size=4, device="cpu", right=right)
+    for _ in range(2):
+        shapes, found = passes(llama, plan)
+        assert found[::8] == expected[::8]
+        assert all(text.startswith(cut) for text, cut in zip(expected, found, strict=True))
+    assert all(rows <= 4 for rows, _ in shapes)
+    assert max(width for _, width in shapes) > 6  # packed
+    assert len(shapes) < 24
+
+
+@pytest.mark.parametrize("broken", ["wrong", "fails"])
+def test_a_model_that_misreads_packed_rows_reads_plain_ones(
+    broken: str, tokenizer: Any, make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("llama")
+    forward = model.forward
+
+    def without_mask(
+        input_ids: Any, attention_mask: Any = None, position_ids: Any = None, past_key_values: Any = None, **given: Any
+    ) -> Any:
+        if attention_mask is not None and attention_mask.ndim == 4:
+            if broken == "fails":
+                raise TypeError("takes no such mask")
+            attention_mask = None
+        return forward(input_ids, attention_mask, position_ids=position_ids, past_key_values=past_key_values, **given)
+
+    monkeypatch.setattr(model, "forward", without_mask)
+    prompts: list[tuple[int, ...]] = [(10, 12, 7, 9, 8, last) for last in range(5, 21)]
+    expected = _answers(make_model("llama"), tokenizer, prompts, 14, ".")
+    plan = GenerationPlan(prompts, [SETTINGS] * 16, tokenizer, max_length=64, batch_size=8, device="cpu")
+    for _ in range(2):
+        shapes, found = passes(model, plan)
+        assert found == expected
+    assert max(width for _, width in shapes) == 6
+    assert list(plan._verdicts.values()) == [False]

@@ -21,7 +21,7 @@ required("numba")
 TILE = 1024
 """Entries that compiled code writes at a time."""
 
-METHODS = ("slerp", "dare_ties", "ram", "iso_c")
+METHODS = ("slerp", "dare_ties", "magmax", "iso_c")
 
 
 def recipe(family: Any, method: str) -> Recipe:

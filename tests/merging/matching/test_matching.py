@@ -20,7 +20,7 @@ from evomerge.merging.sources.errors import CheckpointError
 from tests.merging.conftest import in_float32
 from tests.merging.tiny import TINY
 
-LIKE_LLAMA = ("llama", "llama_tied", "qwen2", "qwen3", "gemma2")
+LIKE_LLAMA = ("llama", "qwen2", "qwen3", "gemma2")
 
 
 def shuffled(source: Any, folder: Path) -> Path:
