@@ -184,6 +184,7 @@ REPLAYED = {
     "least_change": {
         "space": {"method": "task_arithmetic", "groups": "model"},
         "strategy": {"kind": "least_change"},
+        "fitness": {"subset": {"items": 12, "rotate": False}},
     },
     "cma_me": {"strategy": {"kind": "cma_me", "population": 4}, "fitness": {"tasks": TWO_TASKS["tasks"]}},
     "cycleqd": {"strategy": {"kind": "cycleqd"}, "fitness": {"tasks": TWO_TASKS["tasks"]}},
