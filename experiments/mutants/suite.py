@@ -55,6 +55,8 @@ SLOWER = 10.0
 MOST = 40.0
 """Processor seconds of tests (as traced) on one mutant: those after that are not run, so that some survivors might be
 killed."""
+DECLARATIONS = "tests/config/test_reference.py"
+"""Compares what classes of settings declare with a page; it executes no line of them."""
 UNKNOWN = 60.0
 """Seconds of a whole file of tests."""
 MAP, COMMIT = "map.json", "commit"
@@ -222,6 +224,8 @@ class Suite:
         executed = self.lines[module]
         part = _statement(ast.parse((self.tree / module).read_text(encoding="utf-8")), line)
         tests = {test for number in part or executed for test in executed.get(number, ())}
+        if not part:
+            tests |= {test for test in self.seconds if test.startswith(f"{DECLARATIONS}::")}
         files: dict[str, float] = defaultdict(float)
         for test in tests:
             files[test.partition("::")[0]] += self.seconds[test]

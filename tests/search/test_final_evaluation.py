@@ -7,6 +7,7 @@ import pytest
 
 from evomerge.config.load import load
 from evomerge.runs.held_out import HeldOut
+from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run
 from evomerge.search.final_evaluation import FinalEvaluation
 from evomerge.search.loop import Search
@@ -51,7 +52,7 @@ def finish(tmp_path):
         problem = Problem(load(write(tmp_path, strategy), overrides))
         run, pool = Run.create(tmp_path / "run", "seed: 0\n", {}), RandomAnswers(fractions)
         runs.append(run)
-        plan = problem.evaluation_plan(RecordedScorer(run, None, pool))
+        plan = problem.evaluation_plan(RecordedScorer(run, RunHistory(), pool))
         search = Search(run, problem.space, problem.strategy(), problem.config.budget, plan)
         search.search(pool)
         pool.asked.clear()
@@ -120,17 +121,45 @@ def test_the_strategys_own_guess_is_a_finalist(finish):
     assert written.startswith("# found by evomerge, held-out score 1.0000 +- ")
 
 
-def test_files_name_the_source_that_is_recommended_and_whose_answers_are_known(finish):
+def test_files_name_the_source_that_is_recommended_and_whose_answers_are_known(finish, monkeypatch):
     problem, _, pool, final = finish({"kind": "random"})
     (source,) = (entry for entry in problem.sources() if entry.name == "base")
-    pool.perfect.add(problem.recipe_hash(source.recipe))
-    pool.perfect.add(source.recipe.hash)
+    own, at_random, held_out = source.recipe.hash, pool.score, set(problem.held_out_items)
+    monkeypatch.setattr(
+        pool, "score", lambda recipe, item: item in held_out if recipe.hash == own else at_random(recipe, item)
+    )
     result = final.evaluate()
     assert result.verdict.recommended == "base"
     assert (final.run.path / "best.yaml").read_text().startswith("# base, held-out score 1.0000 +- ")
     written = HeldOut.read(final.run.path).rows
     assert written["base"] == [problem.recipe_hash(source.recipe)]
     assert {name: len(hashes) for name, hashes in written.items()} == {row.name: 1 for row in result.held_out}
+
+
+def test_without_a_population_the_last_generation_votes(finish):
+    problem, search, _, final = finish(
+        {"kind": "random", "population": 4}, "table={ensemble: 3, voters: last_population}", "budget.evaluations=11"
+    )
+    asked = [one.candidate for one in search.history.asked.values()]
+    last = {
+        problem.recipe_hash(problem.space.decode(one.genotype))
+        for one in asked
+        if one.generation == max(other.generation for other in asked)
+    }
+    assert 3 <= len(last) < len(asked)
+    assert {problem.recipe_hash(recipe) for recipe in final._voters()} <= last
+
+
+def test_a_row_misses_what_falls_below_a_share_of_the_best_source(finish):
+    problem, _, pool, final = finish({"kind": "random"}, "fitness.tasks.0.min_share_of_best_source=1.0")
+    pool.perfect.add(problem.sources()[0].recipe.hash)
+    task = problem.suite.entries[0].task
+    rows = final.ask().rows
+    mean_of = {entry.name: means(evaluation)[task].value for entry, evaluation in rows}
+    floor = max(mean_of[entry.name] for entry, _ in rows if entry.kind == "source")
+    missed = final._missed(rows)
+    assert missed.keys() == {name for name, value in mean_of.items() if value < floor}
+    assert 0 < len(missed) < len(rows)
 
 
 def test_rows_of_the_front_are_as_many_as_objectives_and_dominated_least(finish, monkeypatch):

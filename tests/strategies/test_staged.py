@@ -145,7 +145,9 @@ def test_settings_for_few_genes_are_refused_for_their_own_stage_only(space):
 
 
 def test_a_strategy_that_finishes_cannot_be_a_stage():
-    with pytest.raises(ValueError, match=r"no strategy for a stage 'grid'; valid: catcma, cma_es, eda, genetic, m2n2"):
+    with pytest.raises(
+        ValueError, match=r"no strategy for a stage 'grid'; valid: catcma, cma_es, eda, genetic, m2n2, ppo, random "
+    ):
         StagedConfig.model_validate({"kind": "staged", "first": {"kind": "grid"}})
 
 

@@ -39,6 +39,23 @@ def known_and_truth() -> tuple[EstimatorInputs, np.ndarray]:
     return knowledge()
 
 
+def test_a_stratum_that_a_candidate_knows_better_than_its_parents_is_raised_by_as_much() -> None:
+    """Right on half of what no parent knows, and on all else."""
+    known, _ = knowledge()
+    unknown = np.flatnonzero(known.parent_scores.max(0) == 0)
+    truth = np.ones(ITEMS)
+    truth[unknown[::2]] = 0.0
+    chosen = np.concatenate((unknown[: len(unknown) // 2], np.setdiff1d(np.arange(ITEMS), unknown)[::2]))
+    found = estimated("stratified_difference", truth[chosen], chosen, known)
+    assert found.value == pytest.approx(truth.mean(), abs=0.05)
+
+
+@pytest.mark.parametrize("place", [-1, ITEMS])
+def test_positions_beyond_the_items_are_refused_with_those_that_may_be_given(place: int) -> None:
+    with pytest.raises(ValueError, match=rf"asked items lie outside of 0 to {ITEMS - 1}: give positions within"):
+        estimated("mean", [1.0], [place], EstimatorInputs(ITEMS))
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("answer", ["right", "wrong", "one", "parent", "fractions", "everything"])
 def test_estimates_are_finite(name: str, answer: str, known_and_truth: tuple[EstimatorInputs, np.ndarray]) -> None:

@@ -275,3 +275,4 @@ def test_the_correlation_of_little_or_nothing() -> None:
     assert common_correlation(np.array([[1.0, 0.0], [np.nan, 1.0]])) == 0
     assert common_correlation(np.array([[1.0], [0.0]])) == 0
     assert common_correlation(np.tile([1.0, 0.0], (4, 3))) == 0.9
+    assert common_correlation(np.tile([1.0, 0.0], (2, 3))) == 0.9

@@ -159,3 +159,12 @@ def test_steps_on_stretches_are_those_on_whole_tensors(shape: tuple[int, ...], m
         with monkeypatch.context() as patch:
             patch.setattr(linear, "STRETCH", 8)
             assert torch.equal(merged(tensor, tensor.deltas(), **weights), whole)
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.5, 1.0, 2.0])
+def test_steps_scale_the_total(scale: float) -> None:
+    base, *models = tensors(3)
+    tensor = WholeTensor(tuple(models), base)
+    found = stepwise_sum(tensor, tensor.deltas(), weight=[0.4, -0.9], normalize=False, lambda_=scale)
+    expected = base + scale * (0.4 * (models[0] - base) - 0.9 * (models[1] - base))
+    torch.testing.assert_close(found, expected)

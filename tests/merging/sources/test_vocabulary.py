@@ -96,6 +96,22 @@ def test_union(sources: dict[str, Checkpoint]) -> None:
     assert check(aligned, "base", allow_unrelated=True)
 
 
+def test_union_recognises_another_models_marks(tmp_path: Path) -> None:
+    """A chat mark is an added token: it is found within a word, where tokens of the model are not."""
+    paths = {
+        "base": save(tmp_path / "base", BASE, seed=1),
+        "expert": save(tmp_path / "expert", [*EXPERT, "<mark>"], seed=2),
+    }
+    tokenizer = Checkpoint.open(str(paths["expert"])).tokenizer.load()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<mark>"]})
+    tokenizer.save_pretrained(paths["expert"])
+    aligned = align({name: Checkpoint.open(str(path)) for name, path in paths.items()}, "union", "base")
+    joined = aligned["base"].tokenizer.load()
+    assert joined("a<mark>b d").input_ids == [
+        joined.convert_tokens_to_ids(token) for token in ("a", "<mark>", "b", "d")
+    ]
+
+
 def test_first_and_a_named_model(sources: dict[str, Checkpoint]) -> None:
     aligned = align(sources, "first", "base")
     assert aligned["expert"] is sources["expert"]
