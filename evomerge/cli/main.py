@@ -25,7 +25,7 @@ app = typer.Typer(
 
 SETTING_VERBS = ("plan", "search", "resume")
 SECTIONS = (
-    "models", "space", "strategy", "fitness", "budget", "workers", "trackers", "adapters", "vocabulary",
+    "models", "space", "strategy", "fitness", "budget", "workers", "trackers", "table", "adapters", "vocabulary",
     "allow_unrelated", "out_dtype", "seed",
 )  # fmt: skip
 """The search file's keys at the top level; here, since the config takes long to import."""
