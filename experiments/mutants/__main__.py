@@ -60,12 +60,14 @@ def tables(results: Results) -> list[str]:
     """Return the README's tables: what was killed by draw and by module, all mutants drawn, and those of the list."""
     draws = {f"seed {row['seed']}": tried(row["mutants"]) for row in results["draws"]}
     of_list = tried(results["listed"])
-    lines = ["| | commit | mutants | killed at first | killed now | cannot be | survive |", "|---|---|---|---|---|---|---|"]
+    head = ("", "commit", "mutants", "killed at first", "killed now", "cannot be", "survive")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     commits = [row["commit"] for row in results["draws"]]
     for (name, mutants), commit in zip([*draws.items(), ("the list", of_list)], [*commits, ""], strict=True):
         every, killed, equivalent = counts(mutants)
         first = sum(bool(mutant.killed) and not mutant.late for mutant in mutants)
-        lines.append(f"| {name} | {commit} | {every} | {first} | {killed} | {equivalent} | {every - killed - equivalent} |")
+        row = (name, commit, every, first, killed, equivalent, every - killed - equivalent)
+        lines.append(f"| {' | '.join(map(str, row))} |")
     found = [mutant for mutants in draws.values() for mutant in mutants]
     modules = ["| module | drawn | killed | cannot be |", "|---|---|---|---|"]
     for path in MODULES:

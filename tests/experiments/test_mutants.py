@@ -174,7 +174,7 @@ def test_what_cannot_be_killed_is_counted_apart(monkeypatch):
         "listed": [],
     }
     summary, _, rows, _ = tables(results)
-    assert "| seed 4 | 3 | 1 | 1 | 1 | 1 |" in summary
+    assert "| seed 4 | abc | 3 | 1 | 1 | 1 | 1 |" in summary
     assert "| `x + 1` | `x - 1` | `fitness/test_a.py::test_b` |" in rows
     assert "| cannot be: y is never set |" in rows
     assert "| `x + 1` | `x - 1` | **nothing** |" in rows
