@@ -181,5 +181,5 @@ def test_what_cannot_be_killed_is_counted_apart(monkeypatch):
     assert figures(results)["seed.4"] == "1 of 3"
     assert figures(results)["seed.4.survived"] == "1"
     results["draws"][0]["mutants"][0]["late"] = True  # the test was written for it
-    assert "| seed 4 | 3 | 0 | 1 | 1 | 1 |" in tables(results)[0]
+    assert "| seed 4 | abc | 3 | 0 | 1 | 1 | 1 |" in tables(results)[0]
     assert figures(results)["seed.4.first"] == "0 of 3"
