@@ -1,0 +1,1 @@
+"""The field's smaller search systems on the zoo."""
