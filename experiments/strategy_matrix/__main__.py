@@ -28,31 +28,36 @@ ZOO = Path(__file__).parent.parent / "zoo"
 MODELS = ("base", "ops", "ja", "eo")
 TASKS = ("zoo_target_ja", "zoo_short_en")
 """The second is for strategies that need two."""
-TWO_TASKS = ("map_elites", "nsga2", "map")
+TWO_TASKS = ("map_elites", "cma_me", "cycleqd", "nsga2", "map")
 EVALUATIONS, ITEMS = 12, 25
 SIGNIFICANT = 0.05
 ALTERNATIVES = ("source", "uniform", "task_arithmetic", "start")
 
 SMALL = {"population": 4}
+STAGE = {"kind": "cma_es", **SMALL}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "auto": {"kind": "auto"},
-    "cma_es": {"kind": "cma_es", **SMALL},
-    "gradient, then cma_es": {"kind": "gradient", "items": 16, "steps": 6, "then": {"kind": "cma_es", **SMALL}},
+    "cma_es": STAGE,
+    "gradient, then cma_es": {"kind": "gradient", "items": 16, "steps": 6, "then": STAGE},
     "eda": {"kind": "eda", **SMALL},
     "catcma": {"kind": "catcma", **SMALL},
     "m2n2": {"kind": "m2n2", "archive": 4, "mutation": 0.5},
     "genetic": {"kind": "genetic", **SMALL},
     "genome_plus": {"kind": "genetic", "preset": "genome_plus", **SMALL},
     "map_elites": {"kind": "map_elites", **SMALL},
+    "cma_me": {"kind": "cma_me", "emitters": 1, **SMALL},
+    "cycleqd": {"kind": "cycleqd", "warm_up": 4, **SMALL},
     "nsga2": {"kind": "nsga2", **SMALL},
     "map": {"kind": "map", "points": 10},
     "greedy": {"kind": "greedy", "samples": 4},
     "ppo": {"kind": "ppo", **SMALL},
     "nevergrad": {"kind": "nevergrad:TwoPointsDE"},
     "optuna": {"kind": "optuna:TPE"},
+    "evo_merging": {"kind": "evo_merging", "evaluations": 6, "first": STAGE, "second": STAGE},
     "random": {"kind": "random"},
     "grid": {"kind": "grid"},
-    "staged": {"kind": "staged", "evaluations": 6, "first": {"kind": "cma_es", **SMALL}, "second": {"kind": "random"}},
+    "least_change": {"kind": "least_change"},
+    "staged": {"kind": "staged", "evaluations": 6, "first": STAGE, "second": {"kind": "random"}},
 }
 SPACES: dict[str, dict[str, Any]] = {
     "task_arithmetic": {"method": "task_arithmetic", "layers_per_group": 3},

@@ -10,8 +10,11 @@ from evomerge.strategies import (
     STRATEGIES,
     CatCmaConfig,
     CmaEsConfig,
+    CmaMeConfig,
+    CycleqdConfig,
     EdaConfig,
     Evaluated,
+    EvoMergingConfig,
     GeneticConfig,
     GreedyConfig,
     GridConfig,
@@ -51,6 +54,8 @@ CONFIGS = {
     "genome_plus": GeneticConfig(preset="genome_plus", population=6),
     "replace_worst": GeneticConfig(preset="replace_worst", population=6, mutation=0.5),
     "map_elites": MapElitesConfig(mutation=0.5),
+    "cma_me": CmaMeConfig(emitters=2, population=6),
+    "cycleqd": CycleqdConfig(warm_up=8),
     "map": MapConfig(generations=4, population=12),
     "nsga2": Nsga2Config(population=6),
     "nevergrad:TwoPointsDE": NevergradConfig(optimizer="TwoPointsDE"),
@@ -59,6 +64,7 @@ CONFIGS = {
     "random": RandomConfig(),
     "greedy": GreedyConfig(samples=8, stop=1.0),
     "grid": GridConfig(),
+    "evo_merging": EvoMergingConfig(evaluations=20),
     "staged": StagedConfig(evaluations=20, first=CmaEsConfig(population=6), second=EdaConfig(population=6)),
 }
 SPACES = {
@@ -95,16 +101,17 @@ def drive(config, space):
 
 def test_none_is_left_out():
     assert {config.kind for config in CONFIGS.values()} == set(STRATEGIES) - {
-        "gradient",
-        "auto",
-    }  # none are planted; one of them
+        "gradient",  # no derivatives are planted
+        "auto",  # one of them
+        "least_change",  # no answers are planted
+    }
     assert {config.kind for config in SPACES.values()} == set(REGISTERED)
 
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_proposal_is_a_recipe(name, space):
-    config, space = CONFIGS[name], space_of(space)
+    config, methods, space = CONFIGS[name], space == "methods", space_of(space)
     if name == "grid" and space.dimension > 3:
         with pytest.raises(ValueError, match=r"has more points than budget.evaluations"):
             config.resolved(space, noise=0.05, evaluations=200)
@@ -115,6 +122,10 @@ def test_every_proposal_is_a_recipe(name, space):
         return
     if name == "greedy" and space.discrete.all():
         with pytest.raises(ValueError, match=r"greedy takes means .* write space.kind: mixture, or strategy.kind: eda"):
+            config.resolved(space, noise=0.05, evaluations=200)
+        return
+    if name == "evo_merging" and not methods:
+        with pytest.raises(ValueError, match=r"evo_merging searches densities, then weights, .* breadcrumbs"):
             config.resolved(space, noise=0.05, evaluations=200)
         return
     if name == "staged" and not hasattr(space, "flow"):

@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from evomerge.merging.methods.compiling import compiled
+from evomerge.merging.methods.kernels.compiling import compiled
 
 TILE = 1024
 """Entries computed in the first-level cache before they are written to memory."""

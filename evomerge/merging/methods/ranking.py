@@ -111,7 +111,7 @@ def _compiled_between(magnitudes: Tensor, first: int, end: int, *, descending: b
     """Return bool[n]: which magnitudes are from the `first` to before the `end`-th; None where torch has to sort."""
     if not _follows_torch(magnitudes):
         return None
-    from evomerge.merging.methods import introsort
+    from evomerge.merging.methods.kernels import introsort
 
     chosen = torch.zeros(magnitudes.shape, dtype=torch.bool)
     keys, flip = _keys(magnitudes, descending=descending)
@@ -119,7 +119,7 @@ def _compiled_between(magnitudes: Tensor, first: int, end: int, *, descending: b
 
 
 def _by_introsort(magnitudes: Tensor, places: Tensor, *, descending: bool) -> Tensor | None:
-    from evomerge.merging.methods import introsort
+    from evomerge.merging.methods.kernels import introsort
 
     out = torch.empty(magnitudes.shape, dtype=places.dtype)
     keys, flip = _keys(magnitudes, descending=descending)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from evomerge.merging.methods.compiling import compiled
+from evomerge.merging.methods.kernels.compiling import compiled
 
 FEW = 16
 """Entries that are sorted by insertion: the library's constant."""
