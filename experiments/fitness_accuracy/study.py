@@ -323,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     EXPERIMENT.publish(out, results)
 
 
-EXPERIMENT = Experiment(Path(__file__).parent, None, module="study", file="study.json")
+EXPERIMENT = Experiment(Path(__file__).parent, tables, module="study", file="study.json", marker="study")
 
 if __name__ == "__main__":
     main()
