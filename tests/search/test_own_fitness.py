@@ -224,6 +224,7 @@ sys.meta_path[:] = [Without(finder) if hasattr(finder, "find_distributions") els
 """Makes Python find neither the modules nor the versions of some packages."""
 
 
+@pytest.mark.slow
 def test_no_lm_eval_needs_to_be_installed(write, tmp_path):
     file = write({"function": "score.py:likely", "function_items": "TEXTS", "subset": 6})
     program = f"import evomerge\nevomerge.search({str(file)!r}, {str(tmp_path / 'run')!r})\n"
