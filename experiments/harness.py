@@ -189,3 +189,5 @@ def plotted(file: Path, columns: int = 1, *, rows: int = 1, **settings: Any) -> 
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
+    # matplotlib writes millionths of a point
+    file.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", file.read_text(encoding="utf-8")), encoding="utf-8")
