@@ -32,7 +32,7 @@ from pydantic import Field, model_validator
 
 from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.initial_population import Child, InitialPopulation, initial_population
-from evomerge.strategies.map_elites import Axes
+from evomerge.strategies.map_elites import Axes, cell_of
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
@@ -203,6 +203,4 @@ class Cycleqd(Strategy):
     def _cell(self, task: int, scores: NDArray[np.float64]) -> tuple[int, ...]:
         """Return the cell in a task's archive: an index for the score on each other task."""
         config = self.config
-        others = np.delete(scores, task)
-        position = np.nan_to_num((others - config.low) / (config.high - config.low)) * config.cells
-        return tuple(np.clip(np.floor(position), 0, config.cells - 1).astype(int).tolist())
+        return cell_of(np.delete(scores, task), low=config.low, high=config.high, cells=config.cells)

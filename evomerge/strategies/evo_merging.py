@@ -28,7 +28,7 @@ from evomerge.strategies.base import Candidate, Genotype, Proposal, StrategyConf
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.penalty import Penalty, genes_of
 from evomerge.strategies.registry import StageStrategy, register_strategy
-from evomerge.strategies.stage import Relay, Stage
+from evomerge.strategies.stage import Relay, Stage, least_in_flight, rest_of_budget
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 from search_spaces.spaces.wrappers import FixedGenesSpace
@@ -64,8 +64,7 @@ class EvoMergingConfig(StrategyConfig):
     @property
     def most_in_flight(self) -> int | None:
         """The smaller of the stages' limits; None: neither has one."""
-        limits = [limit for limit in (self.first.most_in_flight, self.second.most_in_flight) if limit is not None]
-        return min(limits, default=None)
+        return least_in_flight(self.first, self.second)
 
     @property
     def keeps_archive(self) -> bool:
@@ -81,12 +80,7 @@ class EvoMergingConfig(StrategyConfig):
             If the space lacks a density or a weight, the budget leaves nothing for the second stage, or a stage's
             settings do not suit its genes.
         """
-        rest = evaluations - self.evaluations
-        if rest < 1:
-            raise ValueError(
-                f"strategy.evaluations: the first stage takes {self.evaluations} candidates, and budget.evaluations is "
-                f"{evaluations}; write strategy.evaluations below {evaluations}, or raise budget.evaluations"
-            )
+        rest = rest_of_budget(self.evaluations, evaluations)
         densities, weights = (only(space, parameter, space.start) for parameter in STAGES)
         first = self.first.resolved(densities, noise=noise, evaluations=self.evaluations)
         second = self.second.resolved(weights, noise=noise, evaluations=rest)

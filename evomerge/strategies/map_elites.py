@@ -228,9 +228,13 @@ class EliteGrid:
 
     def _cell(self, evaluation: Evaluation) -> tuple[int, ...]:
         config = self.config
-        scores = self._axes.scores(evaluation)
-        position = np.nan_to_num((scores - config.low) / (config.high - config.low)) * config.cells
-        return tuple(np.clip(np.floor(position), 0, config.cells - 1).astype(int).tolist())
+        return cell_of(self._axes.scores(evaluation), low=config.low, high=config.high, cells=config.cells)
+
+
+def cell_of(scores: NDArray[np.float64], *, low: float, high: float, cells: int) -> tuple[int, ...]:
+    """Return the cell of scores float64[A]: an index on each axis; scores beyond an end belong to the cell there."""
+    position = np.nan_to_num((scores - low) / (high - low)) * cells
+    return tuple(np.clip(np.floor(position), 0, cells - 1).astype(int).tolist())
 
 
 class Axes:

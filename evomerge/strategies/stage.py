@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from evomerge.strategies.base import Archiving, Candidate, Evaluated, Genotype, Proposal, Strategy
+from evomerge.strategies.base import Archiving, Candidate, Evaluated, Genotype, Proposal, Strategy, StrategyConfig
 from fitness.results import Evaluation
 
 
@@ -115,3 +115,24 @@ class Relay(Strategy):
         """Take over what the stage says about itself: restarts and stages of its own change that."""
         inner = self._stage.strategy
         self.population, self.guess, self.steady_state = inner.population, inner.guess, inner.steady_state
+
+
+def least_in_flight(*stages: StrategyConfig) -> int | None:
+    """Return the smallest of the stages' limits of candidates in flight; None: none has one."""
+    return min((stage.most_in_flight for stage in stages if stage.most_in_flight is not None), default=None)
+
+
+def rest_of_budget(first: int, evaluations: int) -> int:
+    """Return the candidates that a first stage leaves for a second one.
+
+    Raises
+    ------
+    ValueError
+        If it leaves none.
+    """
+    if first >= evaluations:
+        raise ValueError(
+            f"strategy.evaluations: the first stage takes {first} candidates, and budget.evaluations is "
+            f"{evaluations}; write strategy.evaluations below {evaluations}, or raise budget.evaluations"
+        )
+    return evaluations - first

@@ -21,7 +21,7 @@ from evomerge.strategies.base import Candidate, Genotype, Proposal, StrategyConf
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.eda import EdaConfig
 from evomerge.strategies.registry import StageStrategy, register_strategy
-from evomerge.strategies.stage import Relay, Stage
+from evomerge.strategies.stage import Relay, Stage, least_in_flight, rest_of_budget
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
@@ -61,8 +61,7 @@ class StagedConfig(StrategyConfig):
     @property
     def most_in_flight(self) -> int | None:
         """The smaller of the stages' limits; None: neither has one."""
-        limits = [limit for limit in (self.first.most_in_flight, self.second.most_in_flight) if limit is not None]
-        return min(limits, default=None)
+        return least_in_flight(self.first, self.second)
 
     @property
     def keeps_archive(self) -> bool:
@@ -84,12 +83,7 @@ class StagedConfig(StrategyConfig):
             do not suit its part.
         """
         two_stage = _two_stage(space)
-        rest = evaluations - self.evaluations
-        if rest < 1:
-            raise ValueError(
-                f"strategy.evaluations: the first stage takes {self.evaluations} candidates, and budget.evaluations is "
-                f"{evaluations}; write strategy.evaluations below {evaluations}, or raise budget.evaluations"
-            )
+        rest = rest_of_budget(self.evaluations, evaluations)
         first = self.first.resolved(two_stage.parameters, noise=noise, evaluations=self.evaluations)
         second = self.second.resolved(two_stage.flow, noise=noise, evaluations=rest)
         return self.model_copy(update={"first": first, "second": second})
