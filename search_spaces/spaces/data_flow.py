@@ -128,7 +128,7 @@ class ScaleNetwork:
         z = v · y, clipped to [-1, 1] and rounded to steps of 1 / LEVELS;  factor = high^z where z >= 0, else low^-z.
 
     v, float64[H + 1], are the genes; zeros give factors of 1. A and b are constants of the architecture, drawn once: so
-    z is linear in the genes, and the genes of given factors follow from a linear programme. Deviation: the paper's θ are
+    z is linear in the genes, and the genes of given factors follow from a linear programme. Deviation: the paper's θ is
     all weights of its network; one whose A is searched could not be found again from a recipe.
 
     Parameters
