@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def missing(results: Results, folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
     """Yield the searches that the results do not have, part by part; a part's models are opened only then.
 
-    The best that a part has without a search is added to the results as well.
+    The best founder of each part is added to the results as well.
     """
     found = {(row["part"], row["name"], row["seed"]) for row in results["searches"]}
     for name, part in PARTS.items():
@@ -94,7 +94,7 @@ def rows(results: Results, name: str) -> Iterator[tuple[str, str, str, str, str]
     score = results.get("founders", {}).get(name)
     if compared and score is not None:
         yield (
-            "the best without a search",
+            "best founder",
             "",
             "",
             f"{100 * score:.1f}",

@@ -38,7 +38,7 @@ SPARSE = {
 
 GREEDY = {"kind": "greedy", "merge": "pairs"}
 CMA_ES, GENETIC = {"kind": "cma_es"}, {"kind": "genetic"}
-STAGED: Section = {
+STAGED: dict[str, Any] = {
     "kind": "evo_merging",
     "evaluations": 60,
     "first": {"kind": "cma_es", "population": 20, "sigma": 0.05, "restarts": False},
