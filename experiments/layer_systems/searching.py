@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from evomerge.strategies.founded import Founded
 from evomerge.workers.base import Request, Worker
 from experiments.data_flow.edits import settings
 from fitness.estimation.subset import generator
+from fitness.items import positions_by_task, task_of
 from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
 
@@ -35,14 +36,14 @@ class Searched:
     ----------
     space
         The search file's section.
-    task
-        What candidates are asked.
+    tasks
+        What candidates are asked. The score is the mean of the tasks' scores.
     models
         Name to folder; the zoo's four if empty.
     """
 
     space: Mapping[str, Any]
-    task: str
+    tasks: Sequence[str]
     models: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,16 +54,16 @@ class Searched:
     def settings(self) -> dict[str, Any]:
         """Return the search file."""
         given = {"models": dict(self.models)} if self.models else {}
-        return settings(self.task, "all", space=dict(self.space), strategy={"kind": "random"}, **given)
+        return settings(self.tasks, "all", space=dict(self.space), strategy={"kind": "random"}, **given)
 
     def confirming(self) -> tuple[str, ...]:
-        """Return the search items that finalists are asked."""
-        return tuple(self.problem.search_items[:CONFIRMED])
+        """Return the search items that finalists are asked, as many of each task."""
+        items, each = self.problem.search_items, CONFIRMED // len(self.tasks)
+        return tuple(item for task in self.tasks for item in [one for one in items if task_of(one) == task][:each])
 
     def mean(self, items: tuple[str, ...], scores: NDArray[np.float32]) -> float:
-        """Return the score of a recipe that has these on the items."""
-        del items
-        return float(np.mean(scores))
+        """Return the score of a recipe that has these on the items: the mean of the tasks' means."""
+        return float(np.mean([scores[places].mean() for places in positions_by_task(items).values()]))
 
     def scored(self, recipe: Recipe, items: tuple[str, ...]) -> Evaluation:
         """Return the recipe's scores on some items."""
@@ -79,6 +80,11 @@ class Searched:
     def held_out(self, recipe: Recipe) -> float:
         """Return the recipe's score on all held-out items, 0 to 1."""
         return self.scored(recipe, tuple(self.problem.held_out_items)).fitness
+
+    def founder(self) -> float:
+        """Return the held-out score of the recipe without a search that is best on the items of finalists, 0 to 1."""
+        recipes = [self.problem.space.decode(founder.genotype) for founder in self.problem.founders]
+        return self.held_out(max(recipes, key=lambda recipe: self.scored(recipe, self.confirming()).fitness))
 
     def run(
         self, strategy: Mapping[str, Any], *, seed: int, evaluations: int, items: int, halving: bool = False

@@ -58,7 +58,7 @@ class Planted(Searched):
 
 
 def test_a_race_by_halving_asks_the_better_half_twice_as_many_items() -> None:
-    problem = Planted({}, "")
+    problem = Planted({}, ())
     recipes = {3: "a", 4: "aaaa", 5: "aaa", 6: "aa", 7: "founder"}
     scores, answers = problem._raced(recipes, tuple(map(str, range(40))), {7})  # type: ignore[arg-type]
     assert {identity: len(one.items) for identity, one in scores.items()} == {3: 10, 4: 40, 5: 20, 6: 10, 7: 40}

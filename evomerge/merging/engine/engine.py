@@ -22,7 +22,7 @@ from evomerge.merging.engine.placed_sources import PlacedSources, sources_of
 from evomerge.merging.engine.placement import ComputeDtype, Placement, Split
 from evomerge.merging.engine.prepared import PreparedCache
 from evomerge.merging.engine.recipe_statistics import RecipeStatistics
-from evomerge.merging.engine.resident import Quantize, Resident, build_resident
+from evomerge.merging.engine.resident import Quantize, Resident, ask_for_large_pages, build_resident
 from evomerge.merging.engine.tensor_merge import LARGE_MATRIX, StepwiseMerge, TensorMerge, goes_step_by_step
 from evomerge.merging.engine.threads import MergeThreads, Run
 from evomerge.merging.methods import implementation
@@ -255,6 +255,8 @@ class MergeEngine:
             check_finite(part.model, part.tensor, self._sources.tensor(part.model, part.tensor))
         shape, out_dtype = self._sources.shape(sources_of(plan)[0]), self.out_dtype(recipe)
         target = torch.empty(shape, dtype=out_dtype, device=self._device)
+        if self._device.type == "cpu":
+            ask_for_large_pages([target])
         with torch.inference_mode():
             steps = self._stepwise_dtype(recipe, plan)
             merge = self._new_merge(target.view(-1), shape, recipe, plan, steps=steps, keep=False)
