@@ -19,7 +19,7 @@ from typing import Any
 
 from scipy.stats import ttest_1samp
 
-from experiments.digits_niches.methods import METHODS, Case, Line, Outcome, best_line, one_thread, run
+from experiments.digits_niches.methods import METHODS, Case, Line, Outcome, best_line, run, use_threads
 from experiments.harness import Experiment, Results, mean_and_error, plotted
 from experiments.machine import machine
 
@@ -306,7 +306,7 @@ def _outcomes(todo: Sequence[Case], jobs: int) -> Iterator[Outcome]:
     if jobs == 1:
         yield from map(run, todo)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=one_thread) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=use_threads, initargs=(1,)) as pool:
         yield from (future.result() for future in as_completed([pool.submit(run, case) for case in todo]))
 
 
@@ -335,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="also time github.com/SakanaAI/natural_niches in FOLDER, with a Python that has jax",
     )
     given = parser.parse_args(arguments)
-    one_thread()
+    use_threads(1)
     out = EXPERIMENT.destination(given)
     before = EXPERIMENT.read(out) if given.go_on else {}
     (outcomes, lines), speed = read(before), before.get("speed", {})
