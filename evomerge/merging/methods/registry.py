@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -350,7 +349,6 @@ def _summary(function: Apply, method: str) -> str:
 
 
 def _gives_formula(function: Apply, method: str) -> bool:
-    hints: dict[str, Any] = typing.get_type_hints(function)
-    if "return" not in hints:
+    if "return" not in function.__annotations__:
         raise TypeError(f"{method}: its function has no return annotation; write -> None, or the formula's class")
-    return hints["return"] is not type(None)
+    return function.__annotations__["return"] not in (None, "None")
