@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import typer
 
 from evomerge.cli.failures import explained
-from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import check_place
 from evomerge.files.messages import PrintableFormatter
 from evomerge.version import VERSION
@@ -111,6 +110,8 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented search file for these models and tasks, or for a genome of mergekit-evolve."""
+    from evomerge.config.errors import ConfigError
+
     if from_ is not None:
         if models or tasks or vocabulary:
             raise ConfigError("--from: the genome names models, tasks and tokenizer; leave these options out")
@@ -191,6 +192,8 @@ def status(
     """Show the state of a run, also while it is searching."""
     if watch:
         if json:
+            from evomerge.config.errors import ConfigError
+
             raise ConfigError("--watch: it is for people; leave --json out, or call status --json again and again")
         from evomerge.cli.watch import watch as run_watch
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from evomerge.cli.recipe_file import read
@@ -34,10 +38,25 @@ def merge(
             )
     elif intermediates is not None:
         raise RecipeError(f"--intermediates: {file} has one document and so no intermediate models; leave it out")
-    from evomerge.cli.merging import merge_documents, merge_recipe
+    with uncollected():
+        from evomerge.cli.merging import merge_documents, merge_recipe
 
     if len(documents) > 1:
         merge_documents(documents, file, out, device, intermediates, within=within, allow_unrelated=allow_unrelated)
     else:
         recipe = documents[0].recipe
         merge_recipe(recipe, file, out, device, adapter, rank, within=within, allow_unrelated=allow_unrelated, run=run)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage while the block imports: there is little, and looking for it makes torch a third slower."""
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # later collections pass over it, the one at the end of the process included
+        gc.enable()

@@ -20,7 +20,8 @@ from evomerge.strategies.m2n2 import M2n2, M2n2Config
 from evomerge.strategies.map import Map, MapConfig
 from evomerge.strategies.map_elites import MapElites, MapElitesConfig
 from evomerge.strategies.nevergrad import Nevergrad, NevergradConfig
-from evomerge.strategies.nsga2 import Nsga2, Nsga2Config
+from evomerge.strategies.nsga2 import FrontSearch, Nsga2Config
+from evomerge.strategies.nsga3 import Nsga3Config
 from evomerge.strategies.optuna import Optuna, OptunaConfig
 from evomerge.strategies.ppo import Ppo, PpoConfig
 from evomerge.strategies.random import RandomConfig, RandomSearch
@@ -48,6 +49,7 @@ __all__ = [
     "Evaluated",
     "EvoMerging",
     "EvoMergingConfig",
+    "FrontSearch",
     "Genetic",
     "GeneticConfig",
     "Genotype",
@@ -65,8 +67,8 @@ __all__ = [
     "MapElitesConfig",
     "Nevergrad",
     "NevergradConfig",
-    "Nsga2",
     "Nsga2Config",
+    "Nsga3Config",
     "Optuna",
     "OptunaConfig",
     "Ppo",

@@ -12,19 +12,18 @@ Failed candidates are ranked last. The paper does not say what a stalled descent
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 from typing_extensions import Self
 
-from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy
 from evomerge.strategies.cma_backends import DIAGONAL_ABOVE, DescentStart, PycmaDescent
 from evomerge.strategies.generation import Generation, default_population, resolved_number
 from evomerge.strategies.initial_population import initial_population
-from evomerge.strategies.map_elites import EliteGrid, MapElitesConfig
 from evomerge.strategies.registry import register_strategy
+from evomerge.strategies.score_grid import EliteGrid, ScoreGridConfig
 from evomerge.strategies.unit_box import UnitBox
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
@@ -35,21 +34,12 @@ FILLS, IMPROVES, NEITHER = 2, 1, 0
 
 
 @register_strategy
-class CmaMeConfig(StrategyConfig):
+class CmaMeConfig(ScoreGridConfig):
     """CMA-ME: emitters of CMA-ES that are led by new cells and better elites of a grid of scores."""
 
     warm_start_type = WarmStartPopulation
-    as_stage = False
 
     kind: Literal["cma_me"] = "cma_me"
-    cells: int = Field(default=10, ge=2, le=10_000)
-    """Cells per axis."""
-    low: float = Field(default=0.0, ge=-1_000_000, le=1_000_000, allow_inf_nan=False)
-    """Lower end of the axes, in the unit of the tasks' metrics."""
-    high: float = Field(default=1.0, ge=-1_000_000, le=1_000_000, allow_inf_nan=False)
-    """Upper end of the axes. Higher scores belong to the last cell."""
-    axes: tuple[tuple[str, ...], ...] | None = None
-    """Groups of tasks, one per axis, as in `map_elites`. By default each task has its own axis."""
     emitters: int = Field(default=3, ge=1, le=1000)
     """Distributions that take turns; the paper has 15, for many thousand candidates."""
     population: Annotated[int, Field(ge=4, le=10_000)] | Literal["auto"] = "auto"
@@ -59,28 +49,11 @@ class CmaMeConfig(StrategyConfig):
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidates are proposed first. By default there is none."""
 
-    @property
-    def grid(self) -> MapElitesConfig:
-        """The settings of the grid."""
-        return MapElitesConfig(cells=self.cells, low=self.low, high=self.high, axes=self.axes)
-
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
-        """Return the settings with `population: auto` replaced.
-
-        Raises
-        ------
-        ValueError
-            If the axes' ends are in the wrong order.
-        """
-        if not self.low < self.high:
-            raise ValueError(f"strategy.low {self.low} is not below strategy.high {self.high}; write low < high")
+        """Return the settings with `population: auto` replaced."""
         if self.population != "auto":
             return self
         return self.model_copy(update={"population": default_population(space.dimension)})
-
-    def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Check that there are two axes or more, and that their tasks are scored; raises as `map_elites` does."""
-        self.grid.check_tasks(tasks)
 
     def build(self, space: SearchSpace, seed: int) -> CmaMe:
         """Build the strategy; the settings must be resolved."""
@@ -102,7 +75,7 @@ class CmaMe(Strategy):
         super().__init__(space, seed)
         self.config = config
         self.population = resolved_number("population", config.population)
-        self.grid = EliteGrid(config.grid)
+        self.grid = EliteGrid(config)
         self._box = UnitBox(space)
         self._generation = Generation.none()
         self._emitters = [self._emitter(space.start) for _ in range(config.emitters)]

@@ -1,9 +1,9 @@
 """CycleQD: an archive for each task, which take turns at being the one that is improved.
 
 "Agent Skill Acquisition for Large Language Models via CycleQD", arXiv 2410.14735 (ICLR 2025), as in its program. With
-K tasks, archive k is a grid over the scores on the other tasks; the quality of a candidate in it is its score on task
-k. In each generation one archive is active, and the next one in the next generation. Its elites are drawn as parents
-with a probability proportional to
+K tasks, or groups of tasks (`axes`), archive k is a grid over the scores on the others; the quality of a candidate in
+it is its score on task k. In each generation one archive is active, and the next one in the next generation. Its elites
+are drawn as parents with a probability proportional to
 
     Π_v  0.5 + 0.8 · (v − min v) / (max v − min v),     v: the quality, and the cell's index on each axis,
 
@@ -22,18 +22,17 @@ voters: last_population}` lets elites vote.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
+from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy
 from evomerge.strategies.initial_population import Child, InitialPopulation, initial_population
-from evomerge.strategies.map_elites import Axes, cell_of
 from evomerge.strategies.registry import register_strategy
+from evomerge.strategies.score_grid import Axes, Cells, ScoreGridConfig, cell_of
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
@@ -43,20 +42,15 @@ LEAST, SLOPE = 0.5, 0.8
 
 
 @register_strategy
-class CycleqdConfig(StrategyConfig):
+class CycleqdConfig(ScoreGridConfig):
     """CycleQD: a grid for each task over the scores on the others; the tasks take turns at being improved."""
 
     warm_start_type = WarmStartPopulation
     archive_compares = "a member's cell and quality follow from the means of its answers"
-    as_stage = False
 
     kind: Literal["cycleqd"] = "cycleqd"
-    cells: int = Field(default=15, ge=2, le=10_000)
+    cells: Cells = 15
     """Cells per axis."""
-    low: float = Field(default=0.0, ge=-1_000_000, le=1_000_000, allow_inf_nan=False)
-    """Lower end of the axes, in the unit of the tasks' metrics."""
-    high: float = Field(default=1.0, ge=-1_000_000, le=1_000_000, allow_inf_nan=False)
-    """Upper end of the axes. Higher scores belong to the last cell."""
     crossover: float = Field(default=0.01, ge=0, le=10)
     """Standard deviation of the parents' weights in a child around 1."""
     mutation: float = Field(default=0.5, ge=0, le=1)
@@ -68,30 +62,10 @@ class CycleqdConfig(StrategyConfig):
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidates are proposed first. By default there is none."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> CycleqdConfig:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}; write low < high")
-        return self
-
     @property
     def keeps_archive(self) -> bool:
         """True: each child competes with the elites of its cells."""
         return True
-
-    def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Check that there are two tasks or more.
-
-        Raises
-        ------
-        ValueError
-            If not.
-        """
-        if len(tasks) < 2:
-            raise ValueError(
-                "strategy.kind cycleqd improves one task over the scores on the others and there is one task; name two "
-                "tasks or more in fitness.tasks, or write strategy.kind: m2n2"
-            )
 
     def build(self, space: SearchSpace, seed: int) -> Cycleqd:
         """Build the strategy."""
@@ -130,7 +104,7 @@ class Cycleqd(Strategy):
         self.config = config
         self.population = config.population
         self.archives: list[dict[tuple[int, ...], Elite]] = []
-        self._axes = Axes(None)
+        self._axes = Axes(config.axes)
         first = initial_population(space, config.warm_start, config.population)
         self._initial = InitialPopulation(space, first, config.warm_up)
 

@@ -28,7 +28,7 @@ from evomerge.strategies.base import Candidate, Genotype, Proposal, StrategyConf
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.penalty import Penalty, genes_of
 from evomerge.strategies.registry import StageStrategy, register_strategy
-from evomerge.strategies.stage import Relay, Stage, least_in_flight, rest_of_budget
+from evomerge.strategies.stage import Relay, RelayConfig, Stage, rest_of_budget
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 from search_spaces.spaces.wrappers import FixedGenesSpace
@@ -38,10 +38,8 @@ STAGES = ("density", "weight")
 
 
 @register_strategy
-class EvoMergingConfig(StrategyConfig):
+class EvoMergingConfig(RelayConfig):
     """Evo-Merging: densities first, signed weights second, both with an L1 penalty."""
-
-    as_stage = False
 
     kind: Literal["evo_merging"] = "evo_merging"
     evaluations: int = Field(default=100, ge=1, le=10_000_000)
@@ -62,14 +60,9 @@ class EvoMergingConfig(StrategyConfig):
         return self
 
     @property
-    def most_in_flight(self) -> int | None:
-        """The smaller of the stages' limits; None: neither has one."""
-        return least_in_flight(self.first, self.second)
-
-    @property
-    def keeps_archive(self) -> bool:
-        """Whether one of the stages does."""
-        return self.first.keeps_archive or self.second.keeps_archive
+    def stages(self) -> tuple[StrategyConfig, ...]:
+        """Both stages' settings."""
+        return self.first, self.second
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
         """Return the settings with both stages resolved, each for its genes and its part of the budget.

@@ -5,7 +5,8 @@ Li et al., "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quad
 1. *Design.* Points that fill the box, enough for the (K + 1)(K + 2)/2 coefficients of a quadratic form of K genes, are
    scored, after the space's own first candidates.
 2. *Fit.* Each objective gets a surrogate (`evomerge.strategies.quadratic`), and so does the violation of constraints.
-3. *Front.* NSGA-II searches the surrogates, which costs no evaluation (`evomerge.strategies.surrogate_front`).
+3. *Front.* NSGA-II, or NSGA-III as in the program (`search: nsga3`), searches the surrogates, which costs no evaluation
+   (`evomerge.strategies.surrogate_front`).
 4. *Check.* Members of the predicted front, as far as possible from what was scored and from one another, are scored
    for real. Then 2 to 4 are repeated with all results; points near the front that was seen count more in the fit.
 
@@ -19,8 +20,8 @@ genes are weights of task vectors and the start is 0, a block's point is a merge
 merges these merges, as in the paper's nested merging of pairs.
 
 Deviations from the published program: it draws all points before one fit, without a round of checks. It fits with
-`curve_fit` where one ridge regression is enough. Its front comes from NSGA-III, whose reference points differ little
-from crowding distances with few objectives.
+`curve_fit` where one ridge regression is enough. Its front comes from NSGA-III, which differs little from NSGA-II, the
+default here, with few objectives.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from typing_extensions import Self
 from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.generation import Generation, resolved_number
 from evomerge.strategies.initial_population import initial_population
+from evomerge.strategies.nsga2 import by_crowding
+from evomerge.strategies.nsga3 import ByReferencePoints
 from evomerge.strategies.quadratic import coefficients_of, fitted
 from evomerge.strategies.registry import register_strategy
 from evomerge.strategies.surrogate_front import Predict, mutated, predicted_front, spread_out
@@ -83,6 +86,8 @@ class MapConfig(StrategyConfig):
     """Points of each generation on the surrogates; none of them costs an evaluation."""
     generations: int = Field(default=100, ge=1, le=10_000)
     """Generations on the surrogates, for each fit."""
+    search: Literal["nsga2", "nsga3"] = "nsga2"
+    """Algorithm that searches the surrogates. nsga3: the paper's, for four objectives or more."""
     nested: bool = False
     """Whether blocks of genes are searched one after the other and then mixed: for more genes than the budget has
     points for."""
@@ -222,7 +227,8 @@ class Map(Strategy):
         size = self.config.population
         fill = filling(max(size - len(seen), 2), self._frame.coordinates, self.rng)
         first = np.vstack((seen, fill))[: max(size, 2)]
-        points, values, _ = predicted_front(predict, first, self.config.generations, self.rng)
+        survive = by_crowding if self.config.search == "nsga2" else ByReferencePoints()
+        points, values, _ = predicted_front(predict, first, self.config.generations, survive, self.rng)
         self._best = self._frame.outside(points[int(np.argmax(values @ self._seen.shares))])
         chosen = points[spread_out(values, predict(seen)[0], self.population)]
         missing = self.population - len(chosen)  # a front of few points, as where the metrics agree

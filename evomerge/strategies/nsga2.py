@@ -14,9 +14,11 @@ never become parents.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
@@ -29,16 +31,29 @@ from fitness.pareto import crowding_by_front, ranks
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
 
+Array = NDArray[np.float64]
+Survival: TypeAlias = Callable[[Array, Array, int, np.random.Generator], tuple[NDArray[np.int64], Array]]
+"""Objectives float64[N, M], violations of constraints float64[N] and P to the indices of who survives, int[P], best
+front first, and what tournaments among them compare, column after column, larger first: float64[P, J]."""
 
-@register_strategy
-class Nsga2Config(StrategyConfig):
-    """For several objectives (`fitness.objectives: per_task`): a front of trade-offs instead of one best recipe."""
+
+def by_crowding(
+    points: Array, violation: Array, size: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], Array]:
+    """Keep the best fronts, the last one reduced by crowding distance; a `Survival`."""
+    rank = ranks(points, violation)
+    distance = crowding_by_front(points, rank)
+    kept: NDArray[np.int64] = np.lexsort((-distance, rank))[:size]  # lower front first, then less crowded
+    return kept, np.column_stack((-rank.astype(np.float64), distance))[kept]
+
+
+class FrontConfig(StrategyConfig):
+    """Settings of a genetic algorithm for a front."""
 
     objectives = "several"
     warm_start_type = WarmStartPopulation
     as_stage = False
 
-    kind: Literal["nsga2"] = "nsga2"
     population: Annotated[int, Field(ge=4, le=10_000)] | Literal["auto"] = "auto"
     """Candidates per generation, at least 4. `auto`: from the budget."""
     crossover: float = Field(default=0.9, ge=0, le=1)
@@ -52,23 +67,38 @@ class Nsga2Config(StrategyConfig):
             return self
         return self.model_copy(update={"population": int(np.clip(evaluations // 15, 12, 100))})
 
-    def build(self, space: SearchSpace, seed: int) -> Nsga2:
+
+@register_strategy
+class Nsga2Config(FrontConfig):
+    """For several objectives (`fitness.objectives: per_task`): a front of trade-offs instead of one best recipe."""
+
+    kind: Literal["nsga2"] = "nsga2"
+
+    def build(self, space: SearchSpace, seed: int) -> FrontSearch:
         """Build the strategy; the settings must be resolved."""
-        return Nsga2(space, seed, self)
+        return FrontSearch(space, seed, self, by_crowding)
 
 
-class Nsga2(Strategy):
-    """Synchronous: it learns from a generation when all its results are in."""
+class FrontSearch(Strategy):
+    """Parents and children compete for the front. Synchronous: it learns from a generation when all results are in.
 
-    def __init__(self, space: SearchSpace, seed: int, config: Nsga2Config) -> None:
+    Parameters
+    ----------
+    space, seed, config
+        As for every strategy.
+    survive
+        Who of parents and children becomes a parent, and who wins tournaments.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int, config: FrontConfig, survive: Survival) -> None:
         super().__init__(space, seed)
         self.config = config
         self.population = resolved_number("population", config.population)
+        self._survive = survive
         self._generation = Generation.none()
         self._parents: list[Genotype] = []
         self._results: list[Evaluation] = []  # of the parents
-        self._rank = np.zeros(0, np.int64)
-        self._crowding = np.zeros(0)
+        self._merits = np.zeros((0, 0))
 
     def members(self) -> list[Genotype]:
         """Return the parents, best front first."""
@@ -83,7 +113,7 @@ class Nsga2(Strategy):
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
         if self._generation.put(candidate, evaluation):
-            self._survive()
+            self._compete()
 
     def _first(self) -> list[Child]:
         """Return the first generation: initial candidates, then samples of the space."""
@@ -101,13 +131,13 @@ class Nsga2(Strategy):
         return Child(self.space.mutate(child, self.rng), parents)
 
     def _tournament(self) -> int:
-        """Return the index of the better one of two random parents: lower front, then less crowded."""
+        """Return the index of the better one of two random parents, the first one if they are equal."""
         first, second = (int(self.rng.integers(len(self._parents))) for _ in range(2))
-        keys = [(-self._rank[at], self._crowding[at]) for at in (first, second)]
-        return first if keys[0] >= keys[1] else second
+        merits = [self._merits[at].tolist() for at in (first, second)]
+        return first if merits[0] >= merits[1] else second
 
-    def _survive(self) -> None:
-        """Keep the best fronts of parents and children."""
+    def _compete(self) -> None:
+        """Choose the next parents among parents and children."""
         parents, results = list(self._parents), list(self._results)
         for child, result in zip(self._generation.samples, self._generation.evaluations, strict=True):
             if result.status != "failed" and np.isfinite(result.objectives).all():
@@ -116,9 +146,7 @@ class Nsga2(Strategy):
         if not parents:
             return
         points = np.array([result.objectives for result in results])
-        rank = ranks(points, [result.violation for result in results])
-        distance = crowding_by_front(points, rank)
-        kept = np.lexsort((-distance, rank))[: self.population]  # lower front first, then less crowded
+        violation = np.array([result.violation for result in results])
+        kept, self._merits = self._survive(points, violation, self.population, self.rng)
         self._parents = [parents[at] for at in kept]
         self._results = [results[at] for at in kept]
-        self._rank, self._crowding = rank[kept], distance[kept]

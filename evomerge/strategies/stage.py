@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 
 from evomerge.strategies.base import Archiving, Candidate, Evaluated, Genotype, Proposal, Strategy, StrategyConfig
 from fitness.results import Evaluation
@@ -75,6 +76,37 @@ class Stage:
         return [self._whole(member) for member in self.strategy.members()]
 
 
+class RelayConfig(StrategyConfig):
+    """Settings of a strategy that runs others one after the other, with what it passes on of theirs."""
+
+    as_stage = False
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[StrategyConfig, ...]:
+        """The settings of the stages, in order."""
+
+    @property
+    def places(self) -> int:
+        """The largest of the stages' places."""
+        return max(stage.places for stage in self.stages)
+
+    @property
+    def most_in_flight(self) -> int | None:
+        """The smallest of the stages' limits; None: none has one."""
+        return min((stage.most_in_flight for stage in self.stages if stage.most_in_flight is not None), default=None)
+
+    @property
+    def keeps_archive(self) -> bool:
+        """Whether one of the stages does."""
+        return any(stage.keeps_archive for stage in self.stages)
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Check all stages' settings against the tasks."""
+        for stage in self.stages:
+            stage.check_tasks(tasks)
+
+
 class Relay(Strategy):
     """A strategy that runs others one after the other; it looks from outside like the one that runs now.
 
@@ -115,11 +147,6 @@ class Relay(Strategy):
         """Take over what the stage says about itself: restarts and stages of its own change that."""
         inner = self._stage.strategy
         self.population, self.guess, self.steady_state = inner.population, inner.guess, inner.steady_state
-
-
-def least_in_flight(*stages: StrategyConfig) -> int | None:
-    """Return the smallest of the stages' limits of candidates in flight; None: none has one."""
-    return min((stage.most_in_flight for stage in stages if stage.most_in_flight is not None), default=None)
 
 
 def rest_of_budget(first: int, evaluations: int) -> int:

@@ -10,7 +10,6 @@ both and is resumed by replay like any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from evomerge.strategies.base import Candidate, Genotype, Proposal, StrategyConf
 from evomerge.strategies.cma_es import CmaEsConfig
 from evomerge.strategies.eda import EdaConfig
 from evomerge.strategies.registry import StageStrategy, register_strategy
-from evomerge.strategies.stage import Relay, Stage, least_in_flight, rest_of_budget
+from evomerge.strategies.stage import Relay, RelayConfig, Stage, rest_of_budget
 from evomerge.strategies.warm_start import WarmStartPopulation
 from fitness.results import Evaluation
 from search_spaces.spaces.space import SearchSpace
@@ -30,11 +29,10 @@ from search_spaces.spaces.wrappers import FoundedSpace, RecipeSettingsSpace
 
 
 @register_strategy
-class StagedConfig(StrategyConfig):
+class StagedConfig(RelayConfig):
     """Two searches in a row, for ``space.kind: two_stage``."""
 
     warm_start_type = WarmStartPopulation
-    as_stage = False
 
     kind: Literal["staged"] = "staged"
     evaluations: int = Field(default=150, ge=1, le=10_000_000)
@@ -54,24 +52,9 @@ class StagedConfig(StrategyConfig):
         return self
 
     @property
-    def places(self) -> int:
-        """The larger of the stages' places."""
-        return max(self.first.places, self.second.places)
-
-    @property
-    def most_in_flight(self) -> int | None:
-        """The smaller of the stages' limits; None: neither has one."""
-        return least_in_flight(self.first, self.second)
-
-    @property
-    def keeps_archive(self) -> bool:
-        """Whether one of the stages does."""
-        return self.first.keeps_archive or self.second.keeps_archive
-
-    def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Check both stages' settings against the tasks."""
-        for stage in (self.first, self.second):
-            stage.check_tasks(tasks)
+    def stages(self) -> tuple[StrategyConfig, ...]:
+        """Both stages' settings."""
+        return self.first, self.second
 
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
         """Return the settings with both stages resolved, each for its part of the space and of the budget.

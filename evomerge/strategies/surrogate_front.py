@@ -1,4 +1,4 @@
-"""The front of several surrogates, by NSGA-II on the unit box: predictions cost nothing, so generations are many.
+"""The front of several surrogates, by NSGA-II or NSGA-III on the unit box: predictions cost nothing.
 
 Children come from simulated binary crossover and polynomial mutation (Deb and Agrawal 1995; Deb and Goyal 1996), the
 operators that MAP's program uses with eta 20. Letters: N points, K coordinates, M metrics.
@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fitness.pareto import crowding_by_front, front, ranks
+from evomerge.strategies.nsga2 import Array, Survival
+from fitness.pareto import front
 
-Array = NDArray[np.float64]
 Predict = Callable[[Array], tuple[Array, Array]]
 """Points float64[N, K] in [0, 1] to metrics float64[N, M], all maximised, and violations of constraints float64[N]."""
 
@@ -24,7 +24,7 @@ CROSSED = 0.7
 
 
 def predicted_front(
-    predict: Predict, first: Array, generations: int, rng: np.random.Generator
+    predict: Predict, first: Array, generations: int, survive: Survival, rng: np.random.Generator
 ) -> tuple[Array, Array, Array]:
     """Return points that no other is predicted to dominate, float64[N, K], with their metrics and violations.
 
@@ -36,13 +36,14 @@ def predicted_front(
         The first population, float64[N, K], N >= 2; its size is kept.
     generations
         How many.
+    survive
+        Which of parents and children are the next parents.
     rng
         Draws parents and children.
     """
     points, (values, missed) = first, predict(first)
     for generation in range(generations + 1):
-        rank = ranks(values, missed)
-        kept = np.lexsort((-crowding_by_front(values, rank), rank))[: len(first)]
+        kept, _ = survive(values, missed, len(first), rng)
         points, values, missed = points[kept], values[kept], missed[kept]
         if generation < generations:
             children = mutated(crossed(points[_winners(len(points), rng)], rng), rng)

@@ -20,7 +20,8 @@ from evomerge.files.messages import one_line
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result
 from evomerge.runs.run import Event, Told
-from search_spaces.registry import Registry, register_kind
+from search_spaces.kinds import register_kind
+from search_spaces.registry import Registry
 
 log = logging.getLogger("evomerge")
 

@@ -7,7 +7,7 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,10 @@ class Edited:
     """Of the paired test on the held-out items, for this one edit."""
 
 
-def settings(task: str, items: int | str, **changes: Any) -> dict[str, Any]:
-    """Return a search file over the zoo."""
+def settings(tasks: str | Sequence[str], items: int | str, **changes: Any) -> dict[str, Any]:
+    """Return a search file over the zoo with one task or several."""
     fitness = {
-        "tasks": [{"task": task}],
+        "tasks": [{"task": task} for task in ([tasks] if isinstance(tasks, str) else tasks)],
         "include_path": [str(ZOO / "tasks")],
         "subset": {"items": items},
         "held_out": "test",

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from evomerge.strategies.base import Evaluated, Strategy
 from evomerge.strategies.cma_es import CmaEsConfig
@@ -167,6 +169,12 @@ def best_line(pair: int) -> Line:
     best = float(ratios[int(np.argmax(scores))])
     halves = final.accuracy(a), final.accuracy(b)
     return Line(pair, best, max(scores), final.accuracy(between(best)), halves)
+
+
+def use_threads(count: int) -> None:
+    """Let torch and numpy's products use so many threads."""
+    torch.set_num_threads(count)
+    threadpool_limits(count)
 
 
 def _collapsed(strategy: Strategy) -> bool:

@@ -1,131 +1,117 @@
 """``python -m experiments.field_searches`` measures, and goes on from results.json; ``--quick`` keeps nothing.
 
 Systems of the field that are a strategy of ours with other settings, each on the zoo beside what its paper compares it
-with, at equal numbers of items: Model Kinship and Model-GLUE, Bayesian optimisation; and AdaMMS's choice of a factor
-without right answers.
+with, at equal numbers of items: Model Kinship and Model-GLUE, Bayesian optimisation, Model Swarms and GENOME+,
+Evo-Merging, CycleQD, Sakana's parameter space; and AdaMMS's choice of a factor without right answers.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from experiments.field_searches.labels import FACTORS, line
 from experiments.field_searches.labels import ITEMS as LABELLED
 from experiments.field_searches.labels import TASKS as TASKS_OF_A_LINE
+from experiments.field_searches.parts import PARTS, Part
 from experiments.harness import Experiment, Results, mean_and_error
 from experiments.layer_systems.searching import Searched
 from experiments.machine import machine
-from experiments.recycled.__main__ import BATCH, EVERY, TASKS, Mixed, checkpoints
+from experiments.recycled.__main__ import BATCH, EVERY, checkpoints
 
 SEEDS = 20
-GEN = "zoo_target_gen"
-WEIGHT = {"low": -0.5, "high": 2.0, "start": 0.7}
-SIGNED = {"kind": "layer_coefficients", "method": "task_arithmetic", "weight": WEIGHT}
-GREEDY = {"kind": "greedy", "merge": "pairs"}
-SHARES = {"kind": "mixture", "chunks": 1, "weights": "simplex"}
-
-
-@dataclass(frozen=True)
-class Part:
-    """One comparison: a problem, and the strategies that search it.
-
-    Attributes
-    ----------
-    space
-        The search file's section.
-    evaluations, items
-        Candidates besides the founders, and search items that each is asked.
-    strategies
-        Name to the search file's section; the first is what the others are compared with.
-    checkpoints
-        Whether the models are 16 checkpoints of two training runs, and the score is the mean of two tasks; else the
-        zoo's experts and their joint target.
-    """
-
-    space: Mapping[str, Any]
-    evaluations: int
-    items: int
-    strategies: Mapping[str, Mapping[str, Any]]
-    checkpoints: bool = False
-
-
-PARTS: Mapping[str, Part] = {
-    "pairs of 16 checkpoints": Part(
-        SHARES,
-        200,
-        40,
-        {
-            "kinship": GREEDY,
-            "random partners": GREEDY | {"explore": "random"},
-            "no exploration": GREEDY | {"explore": "none"},
-            "greedy soup": {"kind": "greedy", "merge": "soup"},
-        },
-        checkpoints=True,
-    ),
-    "three genes": Part(
-        SIGNED | {"groups": "model"}, 40, 40, {"CMA-ES": {"kind": "cma_es"}, "TPE": {"kind": "optuna:TPE"}}
-    ),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, write ``results.json`` after each strategy, and the table into the README."""
+    """Measure what is missing, write ``results.json`` after each search, and the table into the README."""
     parser = EXPERIMENT.parser(__doc__, quick="one seed, few candidates")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop before the next strategy after so many")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop before the next search after so many")
+    parser.add_argument("--only", default="", help="parts whose names begin with this, such as TIES")
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
     results = EXPERIMENT.read(out) if not given.quick else {}
     results.setdefault("searches", [])
+    results.setdefault("founders", {})
     torch.set_num_threads(1)
     began = time.perf_counter()
     if "label-free" not in results:
         sizes = ((0.4, 0.6, 0.8), 1, 20) if given.quick else (FACTORS, SEEDS, LABELLED)
         results["label-free"] = {kind: line(kind, *sizes) for kind in TASKS_OF_A_LINE}
     with tempfile.TemporaryDirectory() as folder:
-        for name, part in PARTS.items():
-            for rows in missing(results, name, part, Path(folder), quick=given.quick):
-                results["searches"] += rows
-                results["machine"] = machine(1, "torch", "transformers", "optuna")
-                EXPERIMENT.write(out, results)
-                print(name, rows[0]["name"], round(time.perf_counter() - began), "s", flush=True)
-                if time.perf_counter() - began > 60 * given.minutes:
-                    return
+        for row in missing(results, Path(folder), given.only, quick=given.quick):
+            results["searches"].append(row)
+            results["machine"] = machine(1, "torch", "transformers", "optuna")
+            EXPERIMENT.write(out, results)
+            print(row, round(time.perf_counter() - began), "s", flush=True)
+            if time.perf_counter() - began > 60 * given.minutes:
+                break
     print(*tables(results), sep="\n")
     EXPERIMENT.publish(out, results)
 
 
-def missing(results: Results, name: str, part: Part, folder: Path, *, quick: bool) -> Iterator[list[dict[str, Any]]]:
-    """Yield the searches of each strategy of a part that the results do not have; the models are opened only then."""
-    found = {(row["part"], row["name"]) for row in results["searches"]}
-    left = {key: strategy for key, strategy in part.strategies.items() if (name, key) not in found}
-    if not left:
-        return
-    problem = opened(part, folder, quick=quick)
-    evaluations, items, seeds = (3, 4, 1) if quick else (part.evaluations, part.items, SEEDS)
-    for key, strategy in left.items():
-        yield [
-            {"part": name, "name": key} | problem.run(strategy, seed=seed, evaluations=evaluations, items=items)
-            for seed in range(seeds)
-        ]
+def missing(results: Results, folder: Path, only: str, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield the searches that the results do not have, part by part; a part's models are opened only then.
+
+    The best founder of each part is added to the results as well.
+    """
+    found = {(row["part"], row["name"], row["seed"]) for row in results["searches"]}
+    for name, part in PARTS.items():
+        seeds = range(1 if quick else SEEDS)
+        left = [(key, seed) for seed in seeds for key in part.strategies if (name, key, seed) not in found]
+        if not name.startswith(only) or (not left and name in results["founders"]):
+            continue
+        problem = opened(part, folder, quick=quick)
+        results["founders"].setdefault(name, problem.founder())
+        evaluations, items = (3, 4) if quick else (part.evaluations, part.items)
+        for key, seed in left:
+            strategy = dict(part.strategies[key])
+            if quick and "evaluations" in strategy:
+                strategy["evaluations"] = 1
+            searched = problem.run(strategy, seed=seed, evaluations=evaluations, items=items)
+            yield {"part": name, "name": key} | searched
 
 
 def opened(part: Part, folder: Path, *, quick: bool) -> Searched:
     """Return the part's problem with its models in memory; checkpoints are trained first."""
-    if not part.checkpoints:
-        return Searched(part.space, GEN)
-    return Mixed(part.space, TASKS[0], dict(checkpoints(folder, *((1, 4) if quick else (EVERY, BATCH)))))
+    models = dict(checkpoints(folder, *((1, 4) if quick else (EVERY, BATCH)))) if part.checkpoints else {}
+    return Searched(part.space, part.tasks, models)
 
 
-def _column(results: Results, part: str, name: str, key: str) -> list[float]:
-    return [row[key] for row in results["searches"] if (row["part"], row["name"]) == (part, name)]
+def _column(results: Results, part: str, name: str, key: str) -> dict[int, float]:
+    """Return a value of a strategy's searches by seed."""
+    return {row["seed"]: row[key] for row in results["searches"] if (row["part"], row["name"]) == (part, name)}
+
+
+def rows(results: Results, name: str) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield what a part's rows hold: name, seeds, candidates, score and how far it is ahead of the part's first."""
+    first = next(iter(PARTS[name].strategies))
+    compared = _column(results, name, first, "score")
+    score = results.get("founders", {}).get(name)
+    if compared and score is not None:
+        yield (
+            "best founder",
+            "",
+            "",
+            f"{100 * score:.1f}",
+            _ahead(dict.fromkeys(compared, score), compared),
+        )
+    for key in PARTS[name].strategies:
+        scores = _column(results, name, key, "score")
+        if scores:
+            asked = mean_and_error(list(_column(results, name, key, "candidates").values()), 0)
+            gain = _ahead(scores, compared) if key != first else ""
+            yield key, str(len(scores)), asked, mean_and_error(list(scores.values()), 1, 100), gain
+
+
+def _ahead(scores: Mapping[int, float], others: Mapping[int, float]) -> str:
+    """Return the mean difference over the seeds that both have."""
+    return mean_and_error([scores[seed] - others[seed] for seed in sorted(scores.keys() & others.keys())], 1, 100)
 
 
 def tables(results: Results) -> list[str]:
@@ -134,14 +120,8 @@ def tables(results: Results) -> list[str]:
         "| | strategy | seeds | candidates | held-out score, % | ahead of the first of its part by |",
         "|---|---|---|---|---|---|",
     ]
-    for name, part in PARTS.items():
-        first = _column(results, name, next(iter(part.strategies)), "score")
-        for place, key in enumerate(part.strategies):
-            scores = _column(results, name, key, "score")
-            if scores:
-                gain = f" {mean_and_error(np.subtract(scores, first).tolist(), 1, 100)}" if place else ""
-                asked = mean_and_error(_column(results, name, key, "candidates"), 0)
-                lines.append(f"| {name} | {key} | {len(scores)} | {asked} | {mean_and_error(scores, 1, 100)} |{gain} |")
+    for name in PARTS:
+        lines += ["|" + "".join(f" {cell} |" if cell else " |" for cell in (name, *row)) for row in rows(results, name)]
     return ["\n".join(lines), "\n".join(_label_free(results))]
 
 
@@ -172,14 +152,10 @@ def _label_free(results: Results) -> list[str]:
 def figures(results: Results) -> dict[str, str]:
     """Return the figures of sentences: scores, and differences paired over seeds."""
     found: dict[str, str] = {}
-    for name, part in PARTS.items():
-        first = _column(results, name, next(iter(part.strategies)), "score")
-        for key in part.strategies:
-            scores = _column(results, name, key, "score")
-            if scores:
-                place = f"{name}.{key}".replace(" ", "_").replace("+", "_plus")
-                found[place] = mean_and_error(scores, 1, 100)
-                found[f"{place}.gain"] = mean_and_error(np.subtract(scores, first).tolist(), 1, 100)
+    for name in PARTS:
+        for key, _, _, score, gain in rows(results, name):
+            place = re.sub(r"[^\w.-]+", "_", f"{name}.{key}".replace("+", "_plus"))
+            found[place], found[f"{place}.gain"] = score, gain
     for kind in results["label-free"]:
         for way in WAYS:
             _, scores = _chosen(results, kind, way)

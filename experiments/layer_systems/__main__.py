@@ -124,7 +124,7 @@ def steps(results: Results, folder: Path, only: str, *, quick: bool) -> Iterator
     for place, contender in enumerate(zoo):
         if contender.part.startswith(only) and not _has(results, contender.part, contender.name):
             sized = contender._replace(size=QUICK) if quick else contender
-            yield partial(_add, results, partial(searched, sized, Searched(sized.space, sized.task), seeds))
+            yield partial(_add, results, partial(searched, sized, Searched(sized.space, (sized.task,)), seeds))
         if not place and not _has(results, "data flow", "EDA"):
             yield partial(_add, results, partial(planted, folder, results["repeats"], QUICK if quick else SMALL, seeds))
 
@@ -153,7 +153,7 @@ def searched(contender: Contender, problem: Searched, seeds: int) -> list[dict[s
 
 def fixed() -> dict[str, float]:
     """Return the held-out scores of what one has without a search."""
-    gen, ops = Searched({"kind": "data_flow"}, GEN), Searched({"kind": "data_flow"}, OPS)
+    gen, ops = Searched({"kind": "data_flow"}, (GEN,)), Searched({"kind": "data_flow"}, (OPS,))
     merges = {scale: task_arithmetic_recipe(MODELS, DEPTH, scale, out_dtype="float32") for scale in (0.7, 0.8)}
     scores = {f"task arithmetic {scale}": gen.held_out(recipe) for scale, recipe in merges.items()}
     kept = [
@@ -175,7 +175,7 @@ def halved(layer: int, times: int) -> list[PathLayer]:
 
 def repeats() -> list[dict[str, float]]:
     """Return what halving each layer of `ops` costs on the held-out items, and what repeating it gives back."""
-    problem = Searched({"kind": "data_flow"}, OPS)
+    problem = Searched({"kind": "data_flow"}, (OPS,))
 
     def score(layer: int, times: int) -> float:
         return problem.held_out(path_recipe(halved(layer, times), MODELS["ops"], DEPTH, out_dtype="float32"))
@@ -200,7 +200,7 @@ def planted(
         MergeEngine(checkpoints, base=MODELS["ops"]), path_recipe(halved(0, 1), MODELS["ops"], DEPTH), other
     )
     space = {"kind": "data_flow", "models": ["given"], "repeats": 2, "scales": "none", "order": "free"}
-    problem = Searched(space, OPS, {"given": str(given), "other": str(other)})
+    problem = Searched(space, (OPS,), {"given": str(given), "other": str(other)})
     return [
         row
         for name, strategy in (("EDA", EDA), ("random", RANDOM))

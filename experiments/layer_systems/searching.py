@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,10 @@ from evomerge.strategies.founded import Founded
 from evomerge.workers.base import Request, Worker
 from experiments.data_flow.edits import settings
 from fitness.estimation.subset import generator
+from fitness.items import positions_by_task, task_of
 from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.space import Genotype
 
 FIRST = 10
 """Items that a race by halving begins with."""
@@ -35,14 +37,14 @@ class Searched:
     ----------
     space
         The search file's section.
-    task
-        What candidates are asked.
+    tasks
+        What candidates are asked. The score is the mean of the tasks' scores.
     models
         Name to folder; the zoo's four if empty.
     """
 
     space: Mapping[str, Any]
-    task: str
+    tasks: Sequence[str]
     models: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,16 +55,16 @@ class Searched:
     def settings(self) -> dict[str, Any]:
         """Return the search file."""
         given = {"models": dict(self.models)} if self.models else {}
-        return settings(self.task, "all", space=dict(self.space), strategy={"kind": "random"}, **given)
+        return settings(self.tasks, "all", space=dict(self.space), strategy={"kind": "random"}, **given)
 
     def confirming(self) -> tuple[str, ...]:
-        """Return the search items that finalists are asked."""
-        return tuple(self.problem.search_items[:CONFIRMED])
+        """Return the search items that finalists are asked, as many of each task."""
+        items, each = self.problem.search_items, CONFIRMED // len(self.tasks)
+        return tuple(item for task in self.tasks for item in [one for one in items if task_of(one) == task][:each])
 
     def mean(self, items: tuple[str, ...], scores: NDArray[np.float32]) -> float:
-        """Return the score of a recipe that has these on the items."""
-        del items
-        return float(np.mean(scores))
+        """Return the score of a recipe that has these on the items: the mean of the tasks' means."""
+        return float(np.mean([scores[places].mean() for places in positions_by_task(items).values()]))
 
     def scored(self, recipe: Recipe, items: tuple[str, ...]) -> Evaluation:
         """Return the recipe's scores on some items."""
@@ -80,10 +82,28 @@ class Searched:
         """Return the recipe's score on all held-out items, 0 to 1."""
         return self.scored(recipe, tuple(self.problem.held_out_items)).fitness
 
-    def run(
-        self, strategy: Mapping[str, Any], *, seed: int, evaluations: int, items: int, halving: bool = False
-    ) -> dict[str, Any]:
-        """Search once; return the best finalist's held-out score and layers, and the number of candidates.
+    def founder(self) -> float:
+        """Return the held-out score of the recipe without a search that is best on the items of finalists, 0 to 1."""
+        recipes = [self.problem.space.decode(founder.genotype) for founder in self.problem.founders]
+        return self.held_out(max(recipes, key=lambda recipe: self.scored(recipe, self.confirming()).fitness))
+
+    def run(self, strategy: Mapping[str, Any], *, seed: int, **size: Any) -> dict[str, Any]:
+        """Search once, as `best` does; return the winner's held-out score and layers, and the number of candidates."""
+        winner, candidates = self.best(strategy, seed=seed, **size)
+        layers = winner.num_layers or self.problem.layout.num_layers
+        return {"seed": seed, "score": self.held_out(winner), "candidates": candidates, "layers": layers}
+
+    def best(
+        self,
+        strategy: Mapping[str, Any],
+        *,
+        seed: int,
+        evaluations: int,
+        items: int,
+        halving: bool = False,
+        founders: Sequence[Genotype] | None = None,
+    ) -> tuple[Recipe, int]:
+        """Search once; return the best finalist, and the number of candidates.
 
         Parameters
         ----------
@@ -98,12 +118,14 @@ class Searched:
         halving
             Ask candidates of a generation few items first and the better half of them more, `FIRST` at first and all of
             four times `items` in the end, until as many answers are given as without.
+        founders
+            What the strategy is told first; by default what one has without a search.
         """
         problem, space = self.problem, self.problem.space
         config: StrategyConfig = TypeAdapter(AnyStrategy).validate_python(dict(strategy))
         resolved = config.resolved(space, noise=0.5 / items**0.5, evaluations=evaluations)
-        founders = {founder.genotype.tobytes(): founder.genotype for founder in problem.founders}
-        searcher = Founded(space, seed, resolved, list(founders.values()))
+        first = [founder.genotype for founder in problem.founders] if founders is None else founders
+        searcher = Founded(space, seed, resolved, list({genotype.tobytes(): genotype for genotype in first}.values()))
         most = 4 * items if halving else items
         places = generator(seed, 0).choice(len(problem.search_items), most, replace=False)
         asked = tuple(problem.search_items[at] for at in (places if halving else np.sort(places)))
@@ -128,13 +150,7 @@ class Searched:
         if guess is not None:
             finalists.append(space.decode(space.settled(guess)))
         confirmed = self.confirming()
-        winner = max(finalists, key=lambda recipe: self.scored(recipe, confirmed).fitness)
-        return {
-            "seed": seed,
-            "score": self.held_out(winner),
-            "candidates": counted,
-            "layers": winner.num_layers or problem.layout.num_layers,
-        }
+        return max(finalists, key=lambda recipe: self.scored(recipe, confirmed).fitness), counted
 
     def _asked(
         self, recipes: Mapping[int, Recipe], items: tuple[str, ...], known: Collection[int]

@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
 from experiments.harness import Experiment, Results, mean_and_error
-from experiments.layer_systems.searching import CONFIRMED, Searched
+from experiments.layer_systems.searching import Searched
 from experiments.machine import machine
 from experiments.zoo.tokenizer import build_tokenizer
 from experiments.zoo.train import MODELS, STAGES, descending, save
@@ -38,25 +37,6 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class Mixed(Searched):
-    """Shares of the checkpoints; the score is the mean of both tasks."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return the search file with both tasks."""
-        given = super().settings()
-        return given | {"fitness": given["fitness"] | {"tasks": list(TASKS)}}
-
-    def mean(self, items: tuple[str, ...], scores: NDArray[np.float32]) -> float:
-        """Return the mean of the tasks' means."""
-        asked = [np.array([item.startswith(task) for item in items]) for task in TASKS]
-        return float(np.mean([scores[of_task].mean() for of_task in asked if of_task.any()]))
-
-    def confirming(self) -> tuple[str, ...]:
-        """Return search items of both tasks, as many of each."""
-        items = self.problem.search_items
-        return tuple(item for task in TASKS for item in [i for i in items if i.startswith(task)][: CONFIRMED // 2])
-
-
 def checkpoints(out: Path, every: int, batch: int) -> Iterator[tuple[str, str]]:
     """Train both runs from the base, one thread; yield each checkpoint's name and folder."""
     tokenizer = build_tokenizer()
@@ -70,7 +50,7 @@ def checkpoints(out: Path, every: int, batch: int) -> Iterator[tuple[str, str]]:
                 yield name, str(out / name)
 
 
-def fixed(mixed: Mixed) -> dict[str, float]:
+def fixed(mixed: Searched) -> dict[str, float]:
     """Return the held-out scores of the best checkpoint by search items, and of the average of all."""
     space = mixed.problem.space
     singles = [space.decode(point) for point in space.initial_population()]
@@ -89,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        mixed = Mixed(
+        mixed = Searched(
             {"kind": "mixture", "chunks": 1, "weights": "simplex"},
-            TASKS[0],
+            TASKS,
             dict(checkpoints(Path(folder), every, batch)),
         )
         searches = []

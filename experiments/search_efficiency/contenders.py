@@ -25,6 +25,8 @@ STRATEGIES = (
     Ours("NSGA-II", {"kind": "nsga2"}, tasks=2, apart=True),
     Ours("nevergrad:TBPSA", {"kind": "nevergrad:TBPSA"}),
     Ours("nevergrad:TwoPointsDE", {"kind": "nevergrad:TwoPointsDE"}),
+    Ours("optuna:TPE", {"kind": "optuna:TPE"}),
+    Ours("optuna:GP", {"kind": "optuna:GP"}, most_genes=20),
     Ours("random", {"kind": "random"}),
 )
 DERIVATIVES = {"gradient"}

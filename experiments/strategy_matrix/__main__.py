@@ -28,7 +28,7 @@ ZOO = Path(__file__).parent.parent / "zoo"
 MODELS = ("base", "ops", "ja", "eo")
 TASKS = ("zoo_target_ja", "zoo_short_en")
 """The second is for strategies that need two."""
-TWO_TASKS = ("map_elites", "cma_me", "cycleqd", "nsga2", "map")
+TWO_TASKS = ("map_elites", "cma_me", "cycleqd", "nsga2", "nsga3", "map")
 EVALUATIONS, ITEMS = 12, 25
 SIGNIFICANT = 0.05
 ALTERNATIVES = ("source", "uniform", "task_arithmetic", "start")
@@ -48,6 +48,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "cma_me": {"kind": "cma_me", "emitters": 1, **SMALL},
     "cycleqd": {"kind": "cycleqd", "warm_up": 4, **SMALL},
     "nsga2": {"kind": "nsga2", **SMALL},
+    "nsga3": {"kind": "nsga3", **SMALL},
     "map": {"kind": "map", "points": 10},
     "greedy": {"kind": "greedy", "samples": 4},
     "ppo": {"kind": "ppo", **SMALL},
@@ -77,7 +78,7 @@ SPACES: dict[str, dict[str, Any]] = {
 
 def search_file(strategy: str, space: str, items: int, held_out: str | float) -> dict[str, Any]:
     """Return the search of one pair."""
-    several = strategy in ("nsga2", "map")
+    several = strategy in ("nsga2", "nsga3", "map")
     tasks = TASKS[: 2 if strategy in TWO_TASKS else 1]
     return {
         "models": {name: str(ZOO / "models" / name) for name in MODELS},

@@ -42,6 +42,7 @@ STRATEGIES = {
     "cma_me": {"kind": "cma_me", "population": 4, "emitters": 1},
     "map": {"kind": "map", "points": 10, "evaluations": 100},
     "nsga2": {"kind": "nsga2", "population": 4},
+    "nsga3": {"kind": "nsga3", "population": 4},
     "nevergrad": {"kind": "nevergrad:TwoPointsDE"},
     "optuna": {"kind": "optuna:TPE"},
     "random": {"kind": "random"},

@@ -174,6 +174,7 @@ REPLAYED = {
         "strategy": {"kind": "map", "batch": 8, "evaluations": 2 * BUDGET, "nested": True, "block": 3},
         "fitness": TWO_TASKS,
     },
+    "nsga3": {"strategy": {"kind": "nsga3", "population": 6}, "fitness": TWO_TASKS},
     "greedy": {"strategy": {"kind": "greedy", "samples": BUDGET, "stop": 1.0}},
     "genome_plus": {"strategy": {"kind": "genetic", "preset": "genome_plus", "crossover": 1.0}},
     "model_swarms": {"strategy": {"kind": "genetic", "preset": "model_swarms", "population": 6}},

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
-from evomerge.strategies import STRATEGIES
-from experiments.field_searches.__main__ import PARTS, figures, main, tables
+from evomerge.strategies import STRATEGIES, AnyStrategy, StrategyConfig
+from experiments.field_searches.__main__ import figures, main, tables
 from experiments.field_searches.labels import _changes
+from experiments.field_searches.parts import PARTS
 from search_spaces.spaces.registry import SPACES
 
 LINE = {
@@ -25,6 +27,7 @@ RESULTS: dict[str, Any] = {
         for name, score in (("CMA-ES", 0.5), ("TPE", 0.4))
         for seed in (0, 1)
     ],
+    "founders": {"three genes": 0.4},
     "label-free": {"generated": LINE},
 }
 
@@ -36,12 +39,14 @@ def test_quick(tmp_path: Path) -> None:
     asked = {(row["part"], row["name"]) for row in found["searches"]}
     assert asked == {(name, key) for name, part in PARTS.items() for key in part.strategies}
     assert all(0 <= row["score"] <= 1 for row in found["searches"])
+    assert set(found["founders"]) == set(PARTS)
     assert set(found["label-free"]) == {"generated", "choices"}
 
 
 def test_the_tables_and_the_sentences_are_made_from_the_searches() -> None:
     first, second = tables(RESULTS)
     assert first.splitlines()[2:] == [
+        "| three genes | best founder | | | 40.0 | -15.0 ± 5.0 |",
         "| three genes | CMA-ES | 2 | 60 ± 0 | 55.0 ± 5.0 | |",
         "| three genes | TPE | 2 | 60 ± 0 | 45.0 ± 5.0 | -10.0 ± 0.0 |",
     ]
@@ -50,7 +55,8 @@ def test_the_tables_and_the_sentences_are_made_from_the_searches() -> None:
         "| generated | least change | 0.6 to 0.8 | 25.0 ± 5.0 | 30.0 |",
     ]
     found = figures(RESULTS)
-    assert found["three_genes.TPE.gain"] == "-10.0 ± 0.0" and found["generated.least_change"] == "25.0 ± 5.0"
+    assert found["three_genes.TPE.gain"] == "-10.0 ± 0.0"
+    assert found["generated.least_change"] == "25.0 ± 5.0"
 
 
 def test_the_change_is_the_mean_of_both_neighbours() -> None:
@@ -62,4 +68,7 @@ def test_the_change_is_the_mean_of_both_neighbours() -> None:
 def test_every_strategy_and_space_is_one_of_ours() -> None:
     for part in PARTS.values():
         assert part.space["kind"] in SPACES
-        assert {strategy["kind"].partition(":")[0] for strategy in part.strategies.values()} <= set(STRATEGIES)
+        for strategy in part.strategies.values():
+            config: StrategyConfig = TypeAdapter(AnyStrategy).validate_python(dict(strategy))
+            config.check_tasks(part.tasks)
+            assert config.kind.partition(":")[0] in STRATEGIES

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.recycled.__main__ import STRATEGIES, Mixed, figures, main, tables
+from experiments.layer_systems.searching import Searched
+from experiments.recycled.__main__ import STRATEGIES, TASKS, figures, main, tables
 from tests.zoo import ZOO
 
 ROWS = [
@@ -29,7 +30,7 @@ def test_quick(tmp_path: Path) -> None:
 
 def test_each_task_counts_for_one_half() -> None:
     models = {f"step_{step}": str(ZOO / "models" / name) for step, name in enumerate(("base", "ops"))}
-    mixed = Mixed({"kind": "mixture", "chunks": 1, "weights": "simplex"}, "zoo_ops_en", models)
+    mixed = Searched({"kind": "mixture", "chunks": 1, "weights": "simplex"}, TASKS, models)
     assert mixed.problem.space.dimension == 2
     items = mixed.confirming()
     assert [item.startswith("zoo_ops_en") for item in items] == [True] * 100 + [False] * 100

@@ -1,10 +1,9 @@
 """CMA-ME: the ranking by what candidates do to the grid, restarts around elites, and how it fills the grid."""
 
 import numpy as np
-import pytest
 
 from evomerge.strategies import CmaMeConfig, Evaluated, RandomConfig
-from evomerge.strategies.map_elites import EliteGrid
+from evomerge.strategies.score_grid import EliteGrid
 from evomerge.testing.planted import reals
 from fitness.results import Evaluation
 from tests.strategies.test_map_elites import scored
@@ -60,7 +59,7 @@ def test_it_fills_more_cells_than_random_search():
     """After some dozen generations of each emitter: about 50 against 30; after ten they are about equal."""
 
     def filled(strategy):
-        grid = EliteGrid(CmaMeConfig().grid)
+        grid = EliteGrid(CmaMeConfig())
         for _ in range(800):
             (candidate,) = strategy.ask(1)
             scores = task_scores(candidate.genotype)
@@ -72,10 +71,3 @@ def test_it_fills_more_cells_than_random_search():
     config = CmaMeConfig().resolved(SPACE, noise=0.0, evaluations=800)
     counts = np.array([(filled(config.build(SPACE, s)), filled(RandomConfig().build(SPACE, s))) for s in range(2)])
     assert (counts[:, 0] > 1.2 * counts[:, 1]).all(), counts
-
-
-def test_what_it_cannot_search_is_refused():
-    with pytest.raises(ValueError, match=r"name two tasks or more in fitness\.tasks"):
-        CmaMeConfig().check_tasks(["a"])
-    with pytest.raises(ValueError, match=r"strategy\.low 1\.0 is not below strategy\.high 1\.0; write low < high"):
-        CmaMeConfig(low=1.0).resolved(SPACE, noise=0.0, evaluations=100)

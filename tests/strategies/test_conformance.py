@@ -16,6 +16,7 @@ from evomerge.strategies import (
     MapElitesConfig,
     NevergradConfig,
     Nsga2Config,
+    Nsga3Config,
     PpoConfig,
     RandomConfig,
     StagedConfig,
@@ -110,6 +111,11 @@ class TestNestedMap(TestMap):
 class TestNsga2(StrategySuite):
     config = Nsga2Config(population=6)
     objectives = 2
+
+
+class TestNsga3(StrategySuite):
+    config = Nsga3Config(population=6)
+    objectives = 3
 
 
 class TestStaged(StrategySuite):

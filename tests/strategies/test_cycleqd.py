@@ -86,6 +86,7 @@ def test_it_improves_both_tasks():
     assert np.square(strategy.recommend() - 0.5).sum() < 0.03
 
 
-def test_one_task_is_refused():
-    with pytest.raises(ValueError, match=r"cycleqd improves one task .*name two tasks or more in fitness\.tasks"):
-        CycleqdConfig().check_tasks(["a"])
+def test_groups_of_tasks_take_turns():
+    strategy = CycleqdConfig(cells=4, warm_up=0, axes=(("a", "b"), ("c",))).build(RawWeights(3), 0)
+    tell(strategy, scored(0.5, a=[0.2], b=[0.4], c=[0.8]))
+    assert [list(archive) for archive in strategy.archives] == [[(3,)], [(1,)]]

@@ -81,3 +81,9 @@ def test_what_it_cannot_search_is_refused():
         EvoMergingConfig(evaluations=100).resolved(SPACE, noise=0.0, evaluations=100)
     with pytest.raises(ValueError, match=r"first.warm_start: the stages begin at the space's start; remove it"):
         EvoMergingConfig.model_validate({"first": {"kind": "cma_es", "warm_start": "runs/earlier"}})
+
+
+def test_what_its_stages_say_is_passed_on():
+    """As `staged` does: the larger population, and checks of the tasks."""
+    config = EvoMergingConfig.model_validate({"first": {"kind": "cma_es", "population": 8}})
+    assert config.places == 20

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from evomerge.strategies import Evaluated, MapConfig
 from evomerge.strategies.map import Frame, gene_blocks
+from evomerge.strategies.nsga2 import by_crowding
+from evomerge.strategies.nsga3 import ByReferencePoints
 from evomerge.strategies.quadratic import coefficients_of, fitted
 from evomerge.strategies.surrogate_front import crossed, mutated, predicted_front, spread_out
 from evomerge.testing.planted import mixed, reals
@@ -69,14 +71,15 @@ def test_a_prediction_is_cautious_where_nothing_is_known():
     assert far[0] > 2 * near[0] > 0
 
 
-def test_the_front_of_known_metrics():
+@pytest.mark.parametrize("survive", [by_crowding, ByReferencePoints()])
+def test_the_front_of_known_metrics(survive):
     """Between two peaks the front is the line that joins them."""
 
     def predict(points):
         return -((points[:, None, :] - PEAKS) ** 2).sum(axis=2), np.maximum(points[:, 2] - 0.6, 0)
 
     rng = np.random.default_rng(0)
-    points, values, missed = predicted_front(predict, rng.random((60, 3)), 60, rng)
+    points, values, missed = predicted_front(predict, rng.random((60, 3)), 60, survive, rng)
     assert not missed.any() and np.array_equal(values, predict(points)[0])
     along = PEAKS[1] - PEAKS[0]
     share = (points - PEAKS[0]) @ along / (along @ along)

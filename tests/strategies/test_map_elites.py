@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from evomerge.strategies import CmaMeConfig, CycleqdConfig
 from evomerge.strategies.base import Evaluated
 from evomerge.strategies.m2n2 import M2n2Config
 from evomerge.strategies.map_elites import MapElitesConfig
@@ -107,10 +108,26 @@ def test_planted_it_joins_two_experts(seed):
     assert len(strategy.grid.cells) > 10
 
 
-@pytest.mark.parametrize("bad", [{"low": 1.0}, {"cells": 1}, {"axes": [["a"], []]}, {"mutation": 2}, {"grid": 3}])
+@pytest.mark.parametrize("bad", [{"mutation": 2}, {"grid": 3}])
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValidationError):
         MapElitesConfig(**bad)
+
+
+@pytest.mark.parametrize("config", [MapElitesConfig, CmaMeConfig, CycleqdConfig])
+def test_all_grids_refuse_the_same_cells_and_axes(config):
+    bad = {
+        "low 1.0 is not below high 1.0; write low < high": {"low": 1.0},
+        "greater than or equal to 2": {"cells": 1},
+        "an axis has no task": {"axes": [["a"], []]},
+    }
+    for message, settings in bad.items():
+        with pytest.raises(ValidationError, match=message):
+            config(**settings)
+    with pytest.raises(ValueError, match=f"{config().kind} compares .* one axis; name two tasks or more"):
+        config().check_tasks(["a"])
+    with pytest.raises(ValueError, match=r"strategy\.axes: c is not in fitness.tasks; name tasks among a, b"):
+        config(axes=(("a",), ("c",))).check_tasks(["a", "b"])
 
 
 def test_warm_up_auto():

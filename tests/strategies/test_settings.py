@@ -15,13 +15,22 @@ from evomerge.strategies import (
     GridConfig,
     NevergradConfig,
     Nsga2Config,
+    Nsga3Config,
     WarmStartDistribution,
 )
 from evomerge.strategies.restarts import Bipop, Ipop
 from evomerge.testing.planted import PlantedSpace, mixed, reals
 from search_spaces.spaces.genes import Choice, Integer
 
-AUTO = (CmaEsConfig(), EdaConfig(), CatCmaConfig(), Nsga2Config(), GridConfig(), NevergradConfig(optimizer="PSO"))
+AUTO = (
+    CmaEsConfig(),
+    EdaConfig(),
+    CatCmaConfig(),
+    Nsga2Config(),
+    Nsga3Config(),
+    GridConfig(),
+    NevergradConfig(optimizer="PSO"),
+)
 
 
 @pytest.mark.parametrize("config", AUTO, ids=lambda config: config.kind)

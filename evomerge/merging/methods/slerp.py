@@ -10,6 +10,7 @@ that the last bits agree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated
@@ -59,12 +60,18 @@ def angle(source: SourceTensor) -> Angle:
 def _cosine(base: Tensor, values: Tensor, wide: torch.dtype) -> Tensor:
     """Return the cosine of the angle between two flat tensors, in float32 or float64 (`wide`)."""
     pairs = list(zip(base.split(STRETCH), values.split(STRETCH), strict=True))
-    norms = [torch.stack([_norm(x.to(wide)), _norm(y.to(wide))]) for x, y in pairs]
-    base_norm, norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    buffers = base.new_empty(2, min(base.numel(), STRETCH), dtype=wide)  # fresh memory for each step costs more than it
+
+    def widened() -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in pairs:
+            yield buffers[0, : len(x)].copy_(x), buffers[1, : len(y)].copy_(y)
+
+    norms = torch.stack([torch.stack([_norm(x), _norm(y)]) for x, y in widened()])
+    base_norm, norm = torch.linalg.vector_norm(norms, dim=0)
     base_norm = torch.where(base_norm > SMALLEST_NORM, base_norm, 1)
     norm = torch.where(norm > SMALLEST_NORM, norm, 1)
     # normalised before multiplying, so that the product cannot overflow
-    parts = [((x.to(wide) / base_norm) * (y.to(wide) / norm)).unsqueeze(0).sum(dim=1) for x, y in pairs]
+    parts = [x.div_(base_norm).mul_(y.div_(norm)).unsqueeze(0).sum(dim=1) for x, y in widened()]
     return torch.stack(parts).sum(dim=0).clamp(-1, 1).squeeze(0)
 
 

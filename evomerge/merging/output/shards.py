@@ -15,6 +15,8 @@ import torch
 from huggingface_hub.serialization import split_state_dict_into_shards_factory
 from torch import Tensor, nn
 
+from evomerge.files.pages import write_uncached
+
 SHARD = 50 * 10**9  # bytes per file, the default of transformers
 INDEX = "model.safetensors.index.json"
 TYPES = {
@@ -92,8 +94,7 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor], stream: Stream) -> No
     with path.open("wb") as file:
         start = file.write(_header({name: tensors[name] for name in names}))
         for name, values in stream(names):
-            file.seek(start + places[name])
-            file.write(values.contiguous().view(-1).view(torch.uint8).numpy().data)
+            write_uncached(file, values.contiguous().view(-1).view(torch.uint8).numpy().data, start + places[name])
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:

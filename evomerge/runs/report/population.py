@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from evomerge.runs.report.contents import Contents
 from evomerge.runs.report.convergence import Point, points
 from evomerge.strategies.m2n2 import Archive, M2n2Config
-from evomerge.strategies.map_elites import EliteGrid, MapElitesConfig
+from evomerge.strategies.map_elites import MapElitesConfig
+from evomerge.strategies.score_grid import EliteGrid
 
 WITH_CELLS = ("map_elites", "cma_me", "cycleqd")
 """Strategies whose archives have cells of scores."""
