@@ -237,9 +237,9 @@ class _Rows(DynamicLayer):  # type: ignore[misc]  # mypy does not follow transfo
         `place` are the prompts' slots in all rows of the pass, int64[N * K].
         """
         if not self.is_initialized:
-            for name in ("keys", "values"):
-                heads, size = getattr(read, name).shape[1], getattr(read, name).shape[3]
-                setattr(self, name, getattr(read, name).new_zeros(self._count, self._columns.capacity, heads, size))
+            shape = self._count, self._columns.capacity, read.keys.shape[1]
+            self.keys = read.keys.new_zeros(*shape, read.keys.shape[-1])
+            self.values = read.values.new_zeros(*shape, read.values.shape[-1])
             self.dtype, self.device, self.is_initialized = read.keys.dtype, read.keys.device, True
         into_N, place = into_N.to(read.keys.device), place.to(read.keys.device)  # a split model has several devices
         count, end = len(into_N), self._columns.end

@@ -171,11 +171,11 @@ class Reader:
         rows, paths = self._packed(prefix, prompts, drafts, room if shares else 0)
         widths = itertools.accumulate((len(prefix) + len(row.tokens) for row in rows[: self._rows]), max)
         count = sum(number * width <= room for number, width in enumerate(widths, start=1))
-        chosen = [at for at, (row, _) in enumerate(paths) if row < count]
         left = [prompt for prompt, (row, _) in zip(prompts, paths, strict=True) if row >= count]
         waiting[len(waiting) - len(prompts) :] = reversed(left)
-        prompts, drafts, paths = ([each[at] for at in chosen] for each in (prompts, drafts, paths))
-        rows = rows[:count]
+        taken = [at for at, (row, _) in enumerate(paths) if row < count]
+        prompts, drafts = [prompts[at] for at in taken], [drafts[at] for at in taken]
+        rows, paths = rows[:count], [paths[at] for at in taken]
         self._taken = len(prompts)
         if self._shares is None and (prefix or any(row.branches for row in rows)):
             return self._checked(prefix, prompts, drafts, rows, paths)
