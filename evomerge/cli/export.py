@@ -20,6 +20,7 @@ from evomerge.runs.run import Run, RunError, origin_of
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.recipe import Recipe, RecipeError
+from search_spaces.recipes.references import parts
 
 Kind = TypeVar("Kind", bound=str)
 TABLES: Final[Mapping[str, Literal["csv", "parquet"]]] = {".csv": "csv", ".parquet": "parquet"}
@@ -177,11 +178,23 @@ def _row(path: Path, name: str) -> Recipe:
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
     obstacles = mergekit_export.obstacles(recipe)
+    outer = mergekit_export.outer_obstacle(recipe, _architecture(recipe))
+    if outer is not None:
+        obstacles = (*obstacles, outer)
     if obstacles and not rounded:
         raise RecipeError(
             f"mergekit cannot rebuild this recipe exactly: {'; '.join(obstacles)}; add --round to give that up"
         )
     recipe, given_up = mergekit_export.rounded(recipe)
-    for sentence in given_up:
+    for sentence in (*given_up, *[outer] * (outer is not None)):
         say(f"note: {sentence}", stderr=True)
     return recipe
+
+
+def _architecture(recipe: Recipe) -> str | None:
+    """Return the architecture that the donor's folder states; None where there is no such folder on this machine."""
+    try:
+        stated = json.loads(Path(parts(recipe.donor)[0], "config.json").read_text(encoding="utf-8"))
+        return str(stated["architectures"][0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
