@@ -26,6 +26,8 @@ WorkUnit: TypeAlias = Callable[[Scratch], None]
 
 UNIT = 1 << 20
 """Entries of one unit, where several threads may merge one tensor."""
+LARGE_MATRIX = 1 << 22
+"""Entries of a matrix up to which each thread decomposes one of its own; in float64 it takes 32 MB."""
 
 
 class TensorMerge:
@@ -81,6 +83,11 @@ class TensorMerge:
     def is_whole_matrix(self) -> bool:
         """Whether the tensor is merged as a single block, by a decomposition."""
         return self.method.scope == "matrix" and self.context.info.is_matrix
+
+    @property
+    def uses_all_threads(self) -> bool:
+        """Whether the operations use all threads by themselves."""
+        return self.is_whole_matrix and self.size > LARGE_MATRIX
 
     def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
         """Yield the work of merging with the coefficients of `plan`, rounding once to `out_dtype`, in any order.
@@ -232,10 +239,7 @@ class WholeMerge(ABC):
         """Entries of the tensor."""
         return self._target.numel()
 
-    @property
-    def is_whole_matrix(self) -> bool:
-        """Whether the operations use all threads by themselves."""
-        return True
+    is_whole_matrix = uses_all_threads = True
 
     def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
         """Yield the work of merging with the coefficients of `plan`, the result rounded to `out_dtype`."""
