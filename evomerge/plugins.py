@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from fitness.estimation.registry import registering as registering_estimators
 from search_spaces.registry import registering
 
 log = logging.getLogger("evomerge")
@@ -63,6 +62,8 @@ def load_plugins() -> tuple[Plugin, ...]:
 
 
 def _load(entry: EntryPoint) -> Plugin:
+    from fitness.estimation.registry import registering as registering_estimators  # where there is a plug-in
+
     package = _package(entry)
     error = None
     try:

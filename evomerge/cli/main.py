@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from evomerge.cli.failures import explained
-from evomerge.config.errors import ConfigError
-from evomerge.files.atomic import check_place
+from evomerge.files.atomic import check_parent, check_place
 from evomerge.files.messages import PrintableFormatter
 from evomerge.version import VERSION
 
@@ -111,6 +110,8 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented search file for these models and tasks, or for a genome of mergekit-evolve."""
+    from evomerge.config.errors import ConfigError
+
     if from_ is not None:
         if models or tasks or vocabulary:
             raise ConfigError("--from: the genome names models, tasks and tokenizer; leave these options out")
@@ -122,6 +123,7 @@ def init(
         raise ConfigError(f"{missing}: write --models BASE EXPERT ... --tasks TASK ..., or --from GENOME")
     if output.exists():  # before the seconds that importing torch takes
         raise ConfigError(f"{output} exists already; name another file with -o")
+    check_parent(output)
     from evomerge.cli.init import init as run
 
     return run(models, tasks, include_path or [], output, vocabulary)
@@ -191,6 +193,8 @@ def status(
     """Show the state of a run, also while it is searching."""
     if watch:
         if json:
+            from evomerge.config.errors import ConfigError
+
             raise ConfigError("--watch: it is for people; leave --json out, or call status --json again and again")
         from evomerge.cli.watch import watch as run_watch
 

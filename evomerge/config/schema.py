@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from search_spaces.registry import ByKind
+from search_spaces.kinds import ByKind
 
 Hint: TypeAlias = Any
 """A type hint, such as a field's annotation."""

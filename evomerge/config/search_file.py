@@ -15,9 +15,9 @@ from evomerge.trackers.base import TRACKERS, TrackerConfig
 from evomerge.workers.config import InlineConfig
 from evomerge.workers.registry import WORKERS, WorkersConfig
 from fitness.config import FitnessConfig
+from search_spaces.kinds import by_kind
 from search_spaces.recipes.methods import method_spec
 from search_spaces.recipes.references import parse_reference
-from search_spaces.registry import by_kind
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from search_spaces.spaces.registry import SpaceConfig
 from search_spaces.spaces.space import SearchSpace

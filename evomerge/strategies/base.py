@@ -282,14 +282,16 @@ class Strategy(ABC):
         return candidates
 
     def _candidate(self, identity: int, proposal: Proposal) -> Candidate:
-        found = (
-            parent if isinstance(parent, int) else self._first_ids.get(digest(parent)) for parent in proposal.parents
-        )
+        found = (parent if isinstance(parent, int) else self._id_of(parent) for parent in proposal.parents)
         parents = tuple(dict.fromkeys(parent for parent in found if parent is not None))
         first = self._first_ids.setdefault(digest(proposal.genotype), identity)
         if first != identity:
             self._repeats[identity] = first
         return Candidate(identity, proposal.genotype, proposal.kind, proposal.generation, parents)
+
+    def _id_of(self, genotype: Genotype) -> int | None:
+        """Return the id of the first candidate that had this genotype; None: it was never proposed."""
+        return self._first_ids.get(digest(genotype))
 
     def _first_id(self, candidate: Candidate) -> int:
         """Return the id of the first candidate that had its genotype: a parent that needs no digest of its own."""

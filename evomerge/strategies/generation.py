@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.strategies.base import Candidate, Genotype, Proposal, digest
+from evomerge.strategies.base import Candidate, Genotype, Proposal
 from fitness.results import Evaluation
 
 
@@ -121,23 +121,26 @@ class Generation:
 
 
 class Answered:
-    """Which items have been asked so far, and how many of them each candidate has answered."""
+    """Which items have been asked so far, and how many of them each genotype has answered.
+
+    A genotype goes by the id of the first candidate that had it.
+    """
 
     def __init__(self) -> None:
         self._items: set[str] = set()
         self._last: tuple[str, ...] = ()
         self._counts: dict[int, int] = {}
 
-    def add(self, candidate: Candidate, evaluation: Evaluation) -> None:
+    def add(self, first_id: int, evaluation: Evaluation) -> None:
         """Take a result; of a candidate that was asked again it holds all answers."""
         if evaluation.items is not self._last:  # one tuple where all candidates are asked the same
             self._items.update(evaluation.items)
             self._last = evaluation.items
-        self._counts[digest(candidate.genotype)] = len(evaluation.items)
+        self._counts[first_id] = len(evaluation.items)
 
-    def misses_some(self, genotype: Genotype) -> bool:
-        """Return whether others have answered items that the candidate with this genotype has not."""
-        count = self._counts.get(digest(genotype))
+    def misses_some(self, first_id: int | None) -> bool:
+        """Return whether others have answered items that this genotype has not; False for one without answers."""
+        count = None if first_id is None else self._counts.get(first_id)
         return count is not None and count < len(self._items)
 
 

@@ -264,7 +264,7 @@ class Genetic(Strategy):
         return self._generation.take(n)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        self._answered.add(candidate, evaluation)
+        self._answered.add(self._first_id(candidate), evaluation)
         if not self._generation.put(candidate, evaluation):
             return
         for individual in _scored(self._generation):
@@ -283,7 +283,7 @@ class Genetic(Strategy):
                 children, self._learn_from = self._moved(self.config.succession), self._move
         keep = self._learn_from == self._select
         elites = self.individuals[: self._elite_count] if keep else []  # sorted: the first are the best
-        self._elites = [elite for elite in elites if self._answered.misses_some(elite.genotype)]
+        self._elites = [elite for elite in elites if self._answered.misses_some(self._id_of(elite.genotype))]
         again = [individual.genotype for individual in self._elites]
         genotypes, parents = [child.genotype for child in children], [child.parents for child in children]
         self._generation = Generation(self._generation.number + 1, self._asked, genotypes, again=again, parents=parents)

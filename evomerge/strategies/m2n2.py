@@ -38,7 +38,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Annotated, Literal, NamedTuple
+from functools import cached_property
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,9 +144,9 @@ class M2n2(Strategy):
     def _proposal(self, identity: int) -> Proposal:
         generation = identity // self.population
         if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity):
-            best = self.archive.best()
-            if best is not None and self._answered.misses_some(best):
-                return Proposal(best, "again", generation)
+            best = self.archive.best_place()
+            if best is not None and self._answered.misses_some(self.archive.ids[best]):
+                return Proposal(self.archive.genotypes[best].copy(), "again", generation)
         child, parents = self._next(identity)
         return Proposal(child, "sample", generation, parents)
 
@@ -180,10 +181,10 @@ class M2n2(Strategy):
 
     def _weights(self, competition: Competition) -> Scores:
         """Return the weights for drawing first parents, float64[P]: the fitness, 0 below a minimum score."""
-        return np.where(self.archive.violations > 0.0, 0.0, competition.fitness())
+        return np.where(self.archive.violations > 0.0, 0.0, competition.fitness)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        self._answered.add(candidate, evaluation)
+        self._answered.add(self._first_id(candidate), evaluation)
         if not _scored(evaluation):
             return
         if candidate.kind == "again":
@@ -238,7 +239,12 @@ class Archive:
 
     def best(self) -> Genotype | None:
         """Return a copy of the member with the highest fitness, the first on ties; None without members."""
-        return self.genotypes[np.argmax(self._fitness[: self.size])].copy() if self.size else None
+        place = self.best_place()
+        return None if place is None else self.genotypes[place].copy()
+
+    def best_place(self) -> int | None:
+        """Return the index of the member with the highest fitness, the first on ties; None without members."""
+        return int(np.argmax(self._fitness[: self.size])) if self.size else None
 
     def ranked(self) -> Genotype:
         """Return the members, float64[P, G], best score first."""
@@ -289,7 +295,7 @@ class Archive:
 
     def _weakest(self) -> int:
         """Return the index of the least fit among the members and the child, the first one on ties."""
-        fitness = compete(self._scores, self.alpha, self.relative).fitness()
+        fitness = compete(self._scores, self.alpha, self.relative).fitness
         return int(np.argmin(np.where(self._violations > 0.0, -self._violations, fitness)))
 
     def _row(self, evaluation: Evaluation) -> Scores:
@@ -316,8 +322,8 @@ class Archive:
         self._items += new
 
 
-class Competition(NamedTuple):
-    """P members that compete for I items.
+class Competition:
+    """P members that compete for I items. Sums are kept: an archive stays the same for many proposals.
 
     Attributes
     ----------
@@ -327,17 +333,22 @@ class Competition(NamedTuple):
         Fitness that a score of 1 on an item gives, c_j / z_j^alpha, float64[I].
     """
 
-    scores: Scores
-    worth: Scores
+    def __init__(self, scores: Scores, worth: Scores) -> None:
+        self.scores = scores
+        self.worth = worth
+        self._attraction: dict[int, Scores] = {}
 
+    @cached_property
     def fitness(self) -> Scores:
-        """Return each member's fitness, float64[P] (eq. 3 and 5)."""
+        """Each member's fitness, float64[P] (eq. 3 and 5)."""
         return self._summed(self.scores)
 
     def attraction(self, first: int) -> Scores:
         """Return what each member could add to the member at index `first`, float64[P] (eq. 4)."""
-        gain = self.scores - self.scores[first]
-        return self._summed(np.maximum(gain, 0.0, out=gain))
+        if first not in self._attraction:
+            gain = self.scores - self.scores[first]
+            self._attraction[first] = self._summed(np.maximum(gain, 0.0, out=gain))
+        return self._attraction[first]
 
     def _summed(self, table: Scores) -> Scores:
         # Not a matrix product: equal members must get equal fitness to the last bit, whatever their row.

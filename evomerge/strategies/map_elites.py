@@ -102,7 +102,7 @@ class MapElites(Strategy):
         generation = identity // self.population
         if identity % AGAIN == AGAIN - 1 and not self._initial.includes(identity):
             best = self.recommend()
-            if best is not None and self._answered.misses_some(best):
+            if best is not None and self._answered.misses_some(self._id_of(best)):
                 return Proposal(best, "again", generation)
         child, parents = self._next(identity)
         return Proposal(child, "sample", generation, parents)
@@ -122,7 +122,7 @@ class MapElites(Strategy):
         return Child(child, parents)
 
     def _learn(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        self._answered.add(candidate, evaluation)
+        self._answered.add(self._first_id(candidate), evaluation)
         if not math.isfinite(evaluation.fitness):
             return
         if candidate.kind == "again":

@@ -10,7 +10,8 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 from pydantic import BeforeValidator
 
 from evomerge.strategies.base import StrategyConfig
-from search_spaces.registry import Registry, by_kind, register_kind
+from search_spaces.kinds import by_kind, register_kind
+from search_spaces.registry import Registry
 
 ConfigClass = TypeVar("ConfigClass", bound=type[StrategyConfig])
 

@@ -7,7 +7,8 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel
 
 from evomerge.workers.base import Pool, WorkerFactory, WorkerSettings
-from search_spaces.registry import Registry, register_kind
+from search_spaces.kinds import register_kind
+from search_spaces.registry import Registry
 
 
 class WorkersConfig(Protocol):

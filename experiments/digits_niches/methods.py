@@ -171,10 +171,10 @@ def best_line(pair: int) -> Line:
     return Line(pair, best, max(scores), final.accuracy(between(best)), halves)
 
 
-def one_thread() -> None:
-    """Limit torch, which trains the halves, and numpy's products."""
-    torch.set_num_threads(1)
-    threadpool_limits(1)
+def use_threads(count: int) -> None:
+    """Let torch and numpy's products use so many threads."""
+    torch.set_num_threads(count)
+    threadpool_limits(count)
 
 
 def _collapsed(strategy: Strategy) -> bool:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from experiments.field_searches.labels import FACTORS, line
@@ -30,9 +29,10 @@ SEEDS = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, write ``results.json`` after each strategy, and the table into the README."""
+    """Measure what is missing, write ``results.json`` after each search, and the table into the README."""
     parser = EXPERIMENT.parser(__doc__, quick="one seed, few candidates")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop before the next strategy after so many")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop before the next search after so many")
+    parser.add_argument("--only", default="", help="parts whose names begin with this, such as TIES")
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
     results = EXPERIMENT.read(out) if not given.quick else {}
@@ -44,36 +44,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes = ((0.4, 0.6, 0.8), 1, 20) if given.quick else (FACTORS, SEEDS, LABELLED)
         results["label-free"] = {kind: line(kind, *sizes) for kind in TASKS_OF_A_LINE}
     with tempfile.TemporaryDirectory() as folder:
-        for name, part in PARTS.items():
-            for searches in missing(results, name, part, Path(folder), quick=given.quick):
-                results["searches"] += searches
-                results["machine"] = machine(1, "torch", "transformers", "optuna")
-                EXPERIMENT.write(out, results)
-                print(name, searches[0]["name"], round(time.perf_counter() - began), "s", flush=True)
-                if time.perf_counter() - began > 60 * given.minutes:
-                    return
+        for row in missing(results, Path(folder), given.only, quick=given.quick):
+            results["searches"].append(row)
+            results["machine"] = machine(1, "torch", "transformers", "optuna")
+            EXPERIMENT.write(out, results)
+            print(row, round(time.perf_counter() - began), "s", flush=True)
+            if time.perf_counter() - began > 60 * given.minutes:
+                break
     print(*tables(results), sep="\n")
     EXPERIMENT.publish(out, results)
 
 
-def missing(results: Results, name: str, part: Part, folder: Path, *, quick: bool) -> Iterator[list[dict[str, Any]]]:
-    """Yield the searches of each strategy of a part that the results do not have; the models are opened only then.
+def missing(results: Results, folder: Path, only: str, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield the searches that the results do not have, part by part; a part's models are opened only then.
 
-    The best that one has without a search is added to the results as well.
+    The best founder of each part is added to the results as well.
     """
-    found = {(row["part"], row["name"]) for row in results["searches"]}
-    left = {key: dict(strategy) for key, strategy in part.strategies.items() if (name, key) not in found}
-    if not left and name in results["founders"]:
-        return
-    problem = opened(part, folder, quick=quick)
-    results["founders"].setdefault(name, problem.founder())
-    evaluations, items, seeds = (3, 4, 1) if quick else (part.evaluations, part.items, SEEDS)
-    for key, given in left.items():
-        strategy = given | {"evaluations": 1} if quick and "evaluations" in given else given
-        yield [
-            {"part": name, "name": key} | problem.run(strategy, seed=seed, evaluations=evaluations, items=items)
-            for seed in range(seeds)
-        ]
+    found = {(row["part"], row["name"], row["seed"]) for row in results["searches"]}
+    for name, part in PARTS.items():
+        seeds = range(1 if quick else SEEDS)
+        left = [(key, seed) for seed in seeds for key in part.strategies if (name, key, seed) not in found]
+        if not name.startswith(only) or (not left and name in results["founders"]):
+            continue
+        problem = opened(part, folder, quick=quick)
+        results["founders"].setdefault(name, problem.founder())
+        evaluations, items = (3, 4) if quick else (part.evaluations, part.items)
+        for key, seed in left:
+            strategy = dict(part.strategies[key])
+            if quick and "evaluations" in strategy:
+                strategy["evaluations"] = 1
+            searched = problem.run(strategy, seed=seed, evaluations=evaluations, items=items)
+            yield {"part": name, "name": key} | searched
 
 
 def opened(part: Part, folder: Path, *, quick: bool) -> Searched:
@@ -82,8 +83,9 @@ def opened(part: Part, folder: Path, *, quick: bool) -> Searched:
     return Searched(part.space, part.tasks, models)
 
 
-def _column(results: Results, part: str, name: str, key: str) -> list[float]:
-    return [row[key] for row in results["searches"] if (row["part"], row["name"]) == (part, name)]
+def _column(results: Results, part: str, name: str, key: str) -> dict[int, float]:
+    """Return a value of a strategy's searches by seed."""
+    return {row["seed"]: row[key] for row in results["searches"] if (row["part"], row["name"]) == (part, name)}
 
 
 def rows(results: Results, name: str) -> Iterator[tuple[str, str, str, str, str]]:
@@ -92,14 +94,24 @@ def rows(results: Results, name: str) -> Iterator[tuple[str, str, str, str, str]
     compared = _column(results, name, first, "score")
     score = results.get("founders", {}).get(name)
     if compared and score is not None:
-        gain = mean_and_error(np.subtract(score, compared).tolist(), 1, 100)
-        yield "the best without a search", "", "", f"{100 * score:.1f}", gain
+        yield (
+            "best founder",
+            "",
+            "",
+            f"{100 * score:.1f}",
+            _ahead(dict.fromkeys(compared, score), compared),
+        )
     for key in PARTS[name].strategies:
         scores = _column(results, name, key, "score")
         if scores:
-            gain = mean_and_error(np.subtract(scores, compared).tolist(), 1, 100) if key != first else ""
-            asked = mean_and_error(_column(results, name, key, "candidates"), 0)
-            yield key, str(len(scores)), asked, mean_and_error(scores, 1, 100), gain
+            asked = mean_and_error(list(_column(results, name, key, "candidates").values()), 0)
+            gain = _ahead(scores, compared) if key != first else ""
+            yield key, str(len(scores)), asked, mean_and_error(list(scores.values()), 1, 100), gain
+
+
+def _ahead(scores: Mapping[int, float], others: Mapping[int, float]) -> str:
+    """Return the mean difference over the seeds that both have."""
+    return mean_and_error([scores[seed] - others[seed] for seed in sorted(scores.keys() & others.keys())], 1, 100)
 
 
 def tables(results: Results) -> list[str]:

@@ -38,7 +38,7 @@ SPARSE = {
 
 GREEDY = {"kind": "greedy", "merge": "pairs"}
 CMA_ES, GENETIC = {"kind": "cma_es"}, {"kind": "genetic"}
-STAGED: Section = {
+STAGED: dict[str, Any] = {
     "kind": "evo_merging",
     "evaluations": 60,
     "first": {"kind": "cma_es", "population": 20, "sigma": 0.05, "restarts": False},
@@ -73,23 +73,10 @@ class Part:
 
 
 PARTS: Mapping[str, Part] = {
-    "pairs of 16 checkpoints": Part(
-        SHARES,
-        200,
-        40,
-        {
-            "kinship": GREEDY,
-            "random partners": GREEDY | {"explore": "random"},
-            "no exploration": GREEDY | {"explore": "none"},
-            "greedy soup": {"kind": "greedy", "merge": "soup"},
-        },
-        ("zoo_ops_en", "zoo_read_ja"),
-        checkpoints=True,
-    ),
     "three genes": Part(SIGNED | {"groups": "model"}, 40, 40, {"CMA-ES": CMA_ES, "TPE": {"kind": "optuna:TPE"}}),
     "swarms, nine genes": Part(
         NINE,
-        200,
+        160,
         40,
         {
             "genetic": GENETIC,
@@ -111,7 +98,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "three skills": Part(
         NINE,
-        200,
+        120,
         45,
         {
             "CMA-ES": CMA_ES,
@@ -123,7 +110,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "TIES with DARE": Part(
         SAKANA,
-        180,
+        120,
         40,
         {
             "CMA-ES": CMA_ES,
@@ -132,4 +119,17 @@ PARTS: Mapping[str, Part] = {
         },
     ),
     "nine genes": Part(NINE, 120, 40, {"CMA-ES": CMA_ES, "TPE": {"kind": "optuna:TPE"}, "GP": {"kind": "optuna:GP"}}),
+    "pairs of 16 checkpoints": Part(
+        SHARES,
+        200,
+        40,
+        {
+            "kinship": GREEDY,
+            "random partners": GREEDY | {"explore": "random"},
+            "no exploration": GREEDY | {"explore": "none"},
+            "greedy soup": {"kind": "greedy", "merge": "soup"},
+        },
+        ("zoo_ops_en", "zoo_read_ja"),
+        checkpoints=True,
+    ),
 }

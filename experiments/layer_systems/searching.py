@@ -21,6 +21,7 @@ from fitness.estimation.subset import generator
 from fitness.items import positions_by_task, task_of
 from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
+from search_spaces.spaces.space import Genotype
 
 FIRST = 10
 """Items that a race by halving begins with."""
@@ -86,10 +87,23 @@ class Searched:
         recipes = [self.problem.space.decode(founder.genotype) for founder in self.problem.founders]
         return self.held_out(max(recipes, key=lambda recipe: self.scored(recipe, self.confirming()).fitness))
 
-    def run(
-        self, strategy: Mapping[str, Any], *, seed: int, evaluations: int, items: int, halving: bool = False
-    ) -> dict[str, Any]:
-        """Search once; return the best finalist's held-out score and layers, and the number of candidates.
+    def run(self, strategy: Mapping[str, Any], *, seed: int, **size: Any) -> dict[str, Any]:
+        """Search once, as `best` does; return the winner's held-out score and layers, and the number of candidates."""
+        winner, candidates = self.best(strategy, seed=seed, **size)
+        layers = winner.num_layers or self.problem.layout.num_layers
+        return {"seed": seed, "score": self.held_out(winner), "candidates": candidates, "layers": layers}
+
+    def best(
+        self,
+        strategy: Mapping[str, Any],
+        *,
+        seed: int,
+        evaluations: int,
+        items: int,
+        halving: bool = False,
+        founders: Sequence[Genotype] | None = None,
+    ) -> tuple[Recipe, int]:
+        """Search once; return the best finalist, and the number of candidates.
 
         Parameters
         ----------
@@ -104,12 +118,14 @@ class Searched:
         halving
             Ask candidates of a generation few items first and the better half of them more, `FIRST` at first and all of
             four times `items` in the end, until as many answers are given as without.
+        founders
+            What the strategy is told first; by default what one has without a search.
         """
         problem, space = self.problem, self.problem.space
         config: StrategyConfig = TypeAdapter(AnyStrategy).validate_python(dict(strategy))
         resolved = config.resolved(space, noise=0.5 / items**0.5, evaluations=evaluations)
-        founders = {founder.genotype.tobytes(): founder.genotype for founder in problem.founders}
-        searcher = Founded(space, seed, resolved, list(founders.values()))
+        first = [founder.genotype for founder in problem.founders] if founders is None else founders
+        searcher = Founded(space, seed, resolved, list({genotype.tobytes(): genotype for genotype in first}.values()))
         most = 4 * items if halving else items
         places = generator(seed, 0).choice(len(problem.search_items), most, replace=False)
         asked = tuple(problem.search_items[at] for at in (places if halving else np.sort(places)))
@@ -134,13 +150,7 @@ class Searched:
         if guess is not None:
             finalists.append(space.decode(space.settled(guess)))
         confirmed = self.confirming()
-        winner = max(finalists, key=lambda recipe: self.scored(recipe, confirmed).fitness)
-        return {
-            "seed": seed,
-            "score": self.held_out(winner),
-            "candidates": counted,
-            "layers": winner.num_layers or problem.layout.num_layers,
-        }
+        return max(finalists, key=lambda recipe: self.scored(recipe, confirmed).fitness), counted
 
     def _asked(
         self, recipes: Mapping[int, Recipe], items: tuple[str, ...], known: Collection[int]

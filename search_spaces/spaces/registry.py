@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 
+from search_spaces.kinds import by_kind, register_kind
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import difference
-from search_spaces.registry import Registry, by_kind, register_kind
+from search_spaces.registry import Registry
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.space import SearchSpace
 

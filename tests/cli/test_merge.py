@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 
 import pytest
@@ -26,3 +27,12 @@ def test_a_later_merge_of_the_same_process_is_collected(monkeypatch: pytest.Monk
     with uncollected():
         assert gc.isenabled()
     assert gc.get_freeze_count() == 0
+
+
+def test_a_recipe_is_read_without_torch_and_pydantic() -> None:
+    program = (
+        "import sys, evomerge.cli.main, evomerge.cli.merge; from evomerge.plugins import load_plugins; load_plugins(); "
+        "print({'torch', 'pydantic', 'numpy'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -46,7 +46,7 @@ def test_quick(tmp_path: Path) -> None:
 def test_the_tables_and_the_sentences_are_made_from_the_searches() -> None:
     first, second = tables(RESULTS)
     assert first.splitlines()[2:] == [
-        "| three genes | the best without a search | | | 40.0 | -15.0 ± 5.0 |",
+        "| three genes | best founder | | | 40.0 | -15.0 ± 5.0 |",
         "| three genes | CMA-ES | 2 | 60 ± 0 | 55.0 ± 5.0 | |",
         "| three genes | TPE | 2 | 60 ± 0 | 45.0 ± 5.0 | -10.0 ± 0.0 |",
     ]

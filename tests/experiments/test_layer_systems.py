@@ -10,7 +10,10 @@ import pytest
 
 from experiments.layer_systems.__main__ import contenders, figures, halved, main, tables
 from experiments.layer_systems.searching import Searched
+from experiments.layer_systems.smollm2 import DEPTH, KEYS, without
+from experiments.layer_systems.smollm2 import tables as tables_of_smollm2
 from fitness.results import Evaluation
+from search_spaces.recipes.layer_path import path_of
 
 ROWS = [
     {"part": "RMM", "name": name, "seed": seed, "score": 0.5 + 0.1 * seed, "layers": 6 + seed}
@@ -68,3 +71,18 @@ def test_a_race_by_halving_asks_the_better_half_twice_as_many_items() -> None:
 def test_contenders_differ() -> None:
     names = [(one.part, one.name) for one in contenders()]
     assert len(set(names)) == len(names) >= 15
+
+
+def test_a_plain_cut_of_smollm2_leaves_a_block_out() -> None:
+    path = path_of(without({"merge": "m"}, 21, 8), DEPTH)
+    assert [stop.layer for stop in path] == [*range(21), 29]
+
+
+def test_the_table_of_smollm2_has_cuts_and_searches() -> None:
+    values = dict(zip(KEYS, (-1.5, -2.5, 0.5, 0.25), strict=True))
+    searches = [{"name": "EDA", "seed": seed, **values, KEYS[0]: -float(seed)} for seed in (1, 3)]
+    cut = {"removed": 2, "by": "best block", "first": 4, **values}
+    assert tables_of_smollm2({"cuts": [cut], "searches": searches})[0].splitlines()[2:] == [
+        "| 2 | best block: 4 to 5 | | -1.5 | -2.5 | 50 | 25 |",
+        "| 8 | EDA | 2 | -2.0 ± 1.0 | -2.5 ± 0.0 | 50 ± 0 | 25 ± 0 |",
+    ]

@@ -5,15 +5,8 @@ from typing import Annotated, Any, Literal, Protocol
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from search_spaces.registry import (
-    Registry,
-    UnknownName,
-    by_kind,
-    config_classes,
-    kind_of,
-    register_kind,
-    registering,
-)
+from search_spaces.kinds import by_kind, config_classes, kind_of, register_kind
+from search_spaces.registry import Registry, UnknownName, registering
 
 
 class _Shape(Protocol):

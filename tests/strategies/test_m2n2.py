@@ -56,7 +56,7 @@ matrices = st.integers(0, 10_000).map(lambda seed: np.random.default_rng(seed).r
 @given(matrix=matrices, alpha=st.sampled_from([0.0, 0.5, 1.0, 2.0]), binary=st.booleans())
 def test_fitness_is_that_of_the_equations(matrix, alpha, binary):
     scores = (matrix > 0.6).astype(float) if binary else matrix
-    assert np.allclose(compete(scores, alpha).fitness(), plain_fitness(scores.tolist(), alpha))
+    assert np.allclose(compete(scores, alpha).fitness, plain_fitness(scores.tolist(), alpha))
 
 
 @given(matrix=matrices, alpha=st.sampled_from([0.0, 1.0]))
@@ -68,7 +68,10 @@ def test_the_archive_is_that_of_the_authors(matrix, alpha):
         archive.take(np.array([float(index)]), scored(row))
         plain.take(row.tolist(), alpha)
         assert archive.scores.tolist() == plain.rows
-        assert np.array_equal(archive.competition().worth, compete(archive.scores, alpha).worth)
+        kept, fresh = archive.competition(), compete(archive.scores, alpha)  # `kept` has been asked before
+        assert np.array_equal(kept.worth, fresh.worth)
+        for first in range(archive.size):
+            assert np.array_equal(kept.attraction(first), fresh.attraction(first))
 
 
 def test_ties_drop_the_first_member_and_keep_the_child():
@@ -105,7 +108,7 @@ def test_negative_scores_count_from_the_worst_up():
 @given(matrix=matrices, places=st.permutations(range(14)))
 def test_equal_members_are_equally_fit_to_the_last_bit(matrix, places):
     scores = np.repeat(matrix[:7], 2, axis=0)[places]
-    fitness = compete(scores, 1.0).fitness()
+    fitness = compete(scores, 1.0).fitness
     assert all(len(set(fitness[(scores == row).all(axis=1)])) == 1 for row in scores)
 
 
@@ -132,7 +135,7 @@ def test_whoever_misses_a_floor_is_weakest_and_no_first_parent():
 def partners(strategy, first):
     """How often each member is drawn as the second parent."""
     competition = strategy.archive.competition()
-    drawn = [strategy._partner(competition, competition.fitness(), first) for _ in range(2000)]
+    drawn = [strategy._partner(competition, competition.fitness, first) for _ in range(2000)]
     return np.bincount(drawn, minlength=strategy.archive.size) / len(drawn)
 
 
@@ -142,7 +145,7 @@ def test_parents_are_drawn_by_fitness_and_by_attraction():
     for name, row in enumerate(rows):
         strategy.archive.take(np.array([float(name)]), scored(row))
     # z = (2, 2, 1, 1, 0): member 1 is worth 2, of which members 0 and 2 have what it lacks: nothing, and 1.
-    assert np.allclose(strategy.archive.competition().fitness(), [1, 2, 1, 0])
+    assert np.allclose(strategy.archive.competition().fitness, [1, 2, 1, 0])
     assert partners(strategy, 1).tolist() == [0, 0, 1, 0]
     # Member 0 lacks one item that member 1 has and one that member 2 has.
     assert np.allclose(partners(strategy, 0), [0, 0.5, 0.5, 0], atol=0.05)
@@ -250,7 +253,7 @@ def test_it_recommends_the_best_score_and_not_the_best_fitness():
     strategy = M2n2Config(warm_up=0).build(RawWeights(1), 0)
     for name, row in enumerate([[1, 1, 0], [1, 1, 0], [1, 1, 0], [0, 0, 1]]):
         strategy.archive.take(np.array([float(name)]), scored(row))
-    assert np.argmax(strategy.archive.competition().fitness()) == 3
+    assert np.argmax(strategy.archive.competition().fitness) == 3
     assert strategy.recommend().tolist() == [0.0]
 
 

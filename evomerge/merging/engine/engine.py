@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial, reduce
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from evomerge.merging.engine.placed_sources import PlacedSources, sources_of
 from evomerge.merging.engine.placement import ComputeDtype, Placement, Split
 from evomerge.merging.engine.prepared import PreparedCache
 from evomerge.merging.engine.recipe_statistics import RecipeStatistics
-from evomerge.merging.engine.resident import Quantize, Resident, ask_for_large_pages, build_resident
-from evomerge.merging.engine.tensor_merge import StepwiseMerge, TensorMerge, goes_step_by_step
+from evomerge.merging.engine.resident import LARGE_PAGE, Quantize, Resident, ask_for_large_pages, build_resident
+from evomerge.merging.engine.tensor_merge import LARGE_MATRIX, StepwiseMerge, TensorMerge, goes_step_by_step
 from evomerge.merging.engine.threads import MergeThreads, Run
 from evomerge.merging.methods import implementation
 from evomerge.merging.sources.adapters import Factors
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from search_spaces.spaces.derivatives import Coefficient
+
+T = TypeVar("T")
 
 LARGE = 1 << 22
 RETURNED = 1 << 24
@@ -153,9 +155,7 @@ class MergeEngine:
         self._statistics.measure(recipe, plans)
         resident = self._resident_for(recipe, self._quantize)
         with torch.inference_mode():
-            largest_first = sorted(plans, key=self._size, reverse=True)
-            tasks = [lambda _, plan=plan: self._merge_into(resident, recipe, plan) for plan in largest_first]
-            for _ in self._threads.each(tasks, parallel=not self._decomposes(recipe, plans)):
+            for _ in self._each(recipe, plans, lambda plan, _: self._merge_into(resident, recipe, plan)):
                 pass
 
     def apply(self, recipe: Recipe, *, unquantized: bool = False) -> PreTrainedModel:
@@ -226,8 +226,8 @@ class MergeEngine:
     def stream(self, recipe: Recipe, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the named tensors of the recipe's model in its `out_dtype`, in the CPU's memory, the largest first.
 
-        Threads merge a tensor each, and each is yielded when it is done. Nothing that is computed for a tensor is kept.
-        Buffers are the donor's.
+        Threads merge a tensor each, and each is yielded when it is done. Nothing that is computed for a tensor is kept,
+        and a large tensor is overwritten after the next one is asked for. Buffers are the donor's.
 
         Raises
         ------
@@ -239,25 +239,25 @@ class MergeEngine:
         self._statistics.measure(recipe, plans)
         by_name = {plan.name: plan for plan in plans}
         yield from ((name, donor.tensor(name)) for name in names if name not in by_name)
-        wanted = sorted((by_name[name] for name in names if name in by_name), key=self._size, reverse=True)
-        tasks = [partial(self._merged, recipe, plan) for plan in wanted]
+        wanted = [by_name[name] for name in names if name in by_name]
+        spare: list[Tensor] = []
         freed = 0
-        for name, values in self._threads.each(tasks, parallel=not self._decomposes(recipe, wanted)):
+        for name, values in self._each(recipe, wanted, partial(self._merged, recipe, spare)):
             yield name, values
             freed += values.nbytes
+            if values.nbytes >= LARGE_PAGE:
+                spare.append(values)
             del values
             if freed >= RETURNED:
                 _return_freed_memory()
                 freed = 0
 
-    def _merged(self, recipe: Recipe, plan: TensorPlan, run: Run) -> tuple[str, Tensor]:
-        """Return a tensor that is merged once."""
+    def _merged(self, recipe: Recipe, spare: list[Tensor], plan: TensorPlan, run: Run) -> tuple[str, Tensor]:
+        """Return a tensor that is merged once, in the memory of a spare one of its size if there is one."""
         for part in sources_of(plan):
             check_finite(part.model, part.tensor, self._sources.tensor(part.model, part.tensor))
         shape, out_dtype = self._sources.shape(sources_of(plan)[0]), self.out_dtype(recipe)
-        target = torch.empty(shape, dtype=out_dtype, device=self._device)
-        if self._device.type == "cpu":
-            ask_for_large_pages([target])
+        target = self._target(shape, out_dtype, spare)
         with torch.inference_mode():
             steps = self._stepwise_dtype(recipe, plan)
             merge = self._new_merge(target.view(-1), shape, recipe, plan, steps=steps, keep=False)
@@ -266,13 +266,33 @@ class MergeEngine:
         self._sources.release(plan)
         return plan.name, target.cpu()
 
+    def _target(self, shape: tuple[int, ...], dtype: torch.dtype, spare: list[Tensor]) -> Tensor:
+        """Return memory for a merged tensor; that of a spare one has its pages already, which takes the system time."""
+        if self._device.type == "cpu":
+            with suppress(IndexError):
+                while (values := spare.pop()).numel() != math.prod(shape):
+                    pass  # the largest come first: what does not fit now never will
+                return values.view(shape)
+        target = torch.empty(shape, dtype=dtype, device=self._device)
+        if self._device.type == "cpu":
+            ask_for_large_pages([target])
+        return target
+
     def _size(self, plan: TensorPlan) -> int:
         return math.prod(self._sources.shape(sources_of(plan)[0]))
 
-    @staticmethod
-    def _decomposes(recipe: Recipe, plans: Sequence[TensorPlan]) -> bool:
-        """Whether linear algebra takes most of the time: it uses all threads by itself."""
-        return recipe.adapters == "core" or any(implementation(plan.method).scope == "matrix" for plan in plans)
+    def _each(self, recipe: Recipe, plans: Sequence[TensorPlan], do: Callable[[TensorPlan, Run], T]) -> Iterator[T]:
+        """Yield what `do` returns for each tensor, the largest first; those whose operations use all threads alone."""
+
+        def uses_all_threads(plan: TensorPlan) -> bool:
+            if recipe.adapters == "core":
+                return True
+            return implementation(plan.method).scope == "matrix" and self._size(plan) > LARGE_MATRIX
+
+        largest_first = sorted(plans, key=self._size, reverse=True)
+        for alone in (True, False):
+            tasks = [partial(do, plan) for plan in largest_first if uses_all_threads(plan) == alone]
+            yield from self._threads.each(tasks, parallel=not alone)
 
     def footprint(self, recipe: Recipe) -> Footprint:
         """Return what preparing and applying the recipe costs, without doing it."""
@@ -315,7 +335,8 @@ class MergeEngine:
                 merge = self._merge_into(self._resident_for(recipe), recipe, plan, in_blocks=True)
             assert not isinstance(merge, StepwiseMerge)
             slopes = TensorSlopes(merge, plan, wanted, gradient.view(-1))
-            with self._threads.queue(parallel=gradient.numel() >= self._large) as queue:
+            parallel = gradient.numel() >= self._large and not merge.is_whole_matrix
+            with self._threads.queue(parallel=parallel) as queue:
                 for unit in slopes.units():
                     queue.add(merge, unit)
             return slopes.total()

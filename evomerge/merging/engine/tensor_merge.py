@@ -14,6 +14,7 @@ from evomerge.merging.engine.activation_informed import PARAMETER, inform
 from evomerge.merging.methods.blocks import Block, Scratch, TensorInfo
 from evomerge.merging.methods.evaluate import evaluate
 from evomerge.merging.methods.formulas import Formula, TensorContext
+from evomerge.merging.methods.linear import STRETCH
 from evomerge.merging.methods.noise import NoiseStream
 from evomerge.merging.methods.registry import MergeMethod, Prepared, WholeTensor
 from search_spaces.recipes.method_spec import Parameter
@@ -25,6 +26,8 @@ WorkUnit: TypeAlias = Callable[[Scratch], None]
 
 UNIT = 1 << 20
 """Entries of one unit, where several threads may merge one tensor."""
+LARGE_MATRIX = 1 << 22
+"""Entries of a matrix up to which each thread decomposes one of its own; in float64 it takes 32 MB."""
 
 
 class TensorMerge:
@@ -80,6 +83,11 @@ class TensorMerge:
     def is_whole_matrix(self) -> bool:
         """Whether the tensor is merged as a single block, by a decomposition."""
         return self.method.scope == "matrix" and self.context.info.is_matrix
+
+    @property
+    def uses_all_threads(self) -> bool:
+        """Whether the operations use all threads by themselves."""
+        return self.is_whole_matrix and self.size > LARGE_MATRIX
 
     def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
         """Yield the work of merging with the coefficients of `plan`, rounding once to `out_dtype`, in any order.
@@ -231,10 +239,7 @@ class WholeMerge(ABC):
         """Entries of the tensor."""
         return self._target.numel()
 
-    @property
-    def is_whole_matrix(self) -> bool:
-        """Whether the operations use all threads by themselves."""
-        return True
+    is_whole_matrix = uses_all_threads = True
 
     def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
         """Yield the work of merging with the coefficients of `plan`, the result rounded to `out_dtype`."""
@@ -245,7 +250,9 @@ class WholeMerge(ABC):
 
 
 class StepwiseMerge(WholeMerge):
-    """Fills one parameter on whole tensors, rounding to the recipe's `dtype` after every step, as mergekit does.
+    """Fills one parameter in mergekit's steps, rounding to the recipe's `dtype` after every one.
+
+    Each is taken on the whole tensor, or on a stretch of it that fits the processor's cache.
 
     Parameters
     ----------
@@ -280,17 +287,28 @@ class StepwiseMerge(WholeMerge):
         self._base, self._models = base, models
 
     def _run(self, plan: TensorPlan, out_dtype: torch.dtype) -> None:
-        assert self.method.stepwise is not None, "asked of mergekit's methods only"
-        base = None if self._base is None else self._rounded(self._base)
+        stepwise = self.method.stepwise
+        assert stepwise is not None, "asked of mergekit's methods only"
         parameters = [each for each in self.method.spec.parameters if _is_argument(each) and not each.extension]
-        tensor = WholeTensor(tuple(map(self._rounded, self._models)), base, self._prepared)
-        merged = self.method.stepwise(tensor, **_arguments(self.method, parameters, plan)).to(out_dtype)
-        if plan.scale != 1.0:
-            merged = (merged.float() * plan.scale).to(out_dtype)
-        self._target.copy_(merged.reshape(-1))
+        arguments = _arguments(self.method, parameters, plan)
+        for span in self._spans():
+            base = None if self._base is None else self._rounded(self._base, span)
+            models = tuple(self._rounded(values, span) for values in self._models)
+            tensor = WholeTensor(models, base, [state.cut(span) for state in self._prepared])
+            merged = stepwise(tensor, **arguments).to(out_dtype)
+            if plan.scale != 1.0:
+                merged = (merged.float() * plan.scale).to(out_dtype)
+            self._target[span].copy_(merged.reshape(-1))
 
-    def _rounded(self, values: Tensor) -> Tensor:
-        return values.to(self._target.device, self.dtype).view(self._shape)
+    def _spans(self) -> Iterator[slice]:
+        """Yield the parts that are merged one after another: the whole tensor, or stretches of it."""
+        by_entry = self.method.stepwise_by_entry and self._target.device.type == "cpu"
+        step = STRETCH if by_entry else max(self.size, 1)
+        yield from (slice(start, min(start + step, self.size)) for start in range(0, self.size, step))
+
+    def _rounded(self, values: Tensor, span: slice) -> Tensor:
+        rounded = values[span].to(self._target.device, self.dtype)
+        return rounded if self.method.stepwise_by_entry else rounded.view(self._shape)
 
 
 def goes_step_by_step(

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from evomerge.merging.engine.tensor_merge import WorkUnit
+from evomerge.merging.engine.tensor_merge import LARGE_MATRIX, WorkUnit
 from evomerge.merging.methods.blocks import Scratch, one_thread
 
 T = TypeVar("T")
@@ -29,7 +29,11 @@ class HasUnits(Protocol):
 
     @property
     def is_whole_matrix(self) -> bool:
-        """Whether linear algebra takes most of the time."""
+        """Whether a single block is the whole tensor."""
+
+    @property
+    def uses_all_threads(self) -> bool:
+        """Whether the operations use all threads by themselves."""
 
 
 class MergeThreads:
@@ -80,7 +84,7 @@ class MergeThreads:
         if not parallel or threads == 1:
             yield from (task(self.run_here) for task in tasks)
             return
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="merge", initializer=torch.set_num_threads, initargs=(1,))
+        pool = _pool(threads)
         waiting, running = deque(tasks), set[Future[T]]()
         with one_thread():
             try:
@@ -104,7 +108,8 @@ class MergeThreads:
             Entries of the largest tensor that is merged as a single block.
         """
         threads = torch.get_num_threads() if self._device.type == "cpu" else 1
-        return 4 * rows * (threads * self._scratch.block + largest_matrix)
+        of_each = self._scratch.block + min(largest_matrix, LARGE_MATRIX)
+        return 4 * rows * (threads * of_each + largest_matrix)
 
     def run_here(self, unit: WorkUnit, *, matrix: bool = False) -> None:
         """Run a unit in the calling thread."""
@@ -127,13 +132,14 @@ class MergeThreads:
             The first that a unit raised, after all have ended.
         """
         pool = self._started(helpers)
-        futures = [pool.submit(queue.work, self.run_in_pool) for _ in range(helpers)]
-        try:
-            queue.work(self.run_here)
-        finally:
-            queue.waiting.clear()  # not empty after an interrupt only
-            for future in futures:
-                future.result()
+        with one_thread():
+            futures = [pool.submit(queue.work, self.run_in_pool) for _ in range(helpers)]
+            try:
+                queue.work(self.run_here)
+            finally:
+                queue.waiting.clear()  # not empty after an interrupt only
+                for future in futures:
+                    future.result()
         if queue.errors:
             raise queue.errors[0]
 
@@ -141,8 +147,13 @@ class MergeThreads:
         if self._pool is None or helpers != self._helpers:
             if self._pool is not None:
                 self._pool.shutdown()
-            self._helpers, self._pool = helpers, ThreadPoolExecutor(helpers, thread_name_prefix="merge")
+            self._helpers, self._pool = helpers, _pool(helpers)
         return self._pool
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return threads in which torch computes each operation alone."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="merge", initializer=torch.set_num_threads, initargs=(1,))
 
 
 class WorkQueue:
@@ -161,9 +172,10 @@ class WorkQueue:
     def add(self, merge: HasUnits, unit: WorkUnit) -> None:
         """Run a unit now, or queue it for all threads.
 
-        Decompositions run at once: linear algebra uses all threads by itself.
+        Decompositions of large matrices run at once: linear algebra uses all threads by itself. Of others each thread
+        takes one, which needs half of the CPU time and waits for no thread that another process keeps from running.
         """
-        if self._parallel and not merge.is_whole_matrix:
+        if self._parallel and not merge.uses_all_threads:
             self.waiting.append(unit)
         else:
             self._threads.run_here(unit, matrix=merge.is_whole_matrix)

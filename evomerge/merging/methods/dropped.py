@@ -51,6 +51,7 @@ Epsilon: TypeAlias = Annotated[
 ]
 
 LEVELS = 1 << 16  # of a draw
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 SMALLEST_PROBABILITY = 1 / LEVELS  # to divide by
 
 
@@ -133,10 +134,17 @@ def _stepwise_dare(tensor: WholeTensor, density: PerModel, rescale: bool) -> lis
     for index, (drawn, d) in enumerate(zip(tensor.prepared, density, strict=True)):
         levels = levels_kept(d)
         if levels < LEVELS:
-            deltas[index].mul_((drawn.draw < levels - LEVELS // 2).view(deltas[index].shape))
+            deltas[index].mul_(_below(drawn.draw.view(deltas[index].shape), levels - LEVELS // 2, deltas[index].dtype))
             if rescale and levels:
                 deltas[index].mul_(LEVELS / levels)
     return deltas
+
+
+def _below(draw: Tensor, level: int, dtype: torch.dtype) -> Tensor:
+    """Return 1 where a draw is below the level, and 0 elsewhere: as bits, since torch converts truth values slowly."""
+    one = torch.ones(1, dtype=dtype).view(_BITS[dtype.itemsize])
+    below = torch.lt(draw, level, out=torch.empty_like(draw, dtype=one.dtype))
+    return below.mul_(int(one)).view(dtype)
 
 
 def _stepwise_della(tensor: WholeTensor, density: PerModel, epsilon: PerModel, rescale: bool) -> list[Tensor]:
@@ -159,6 +167,7 @@ def _stepwise_della(tensor: WholeTensor, density: PerModel, epsilon: PerModel, r
     differentiable=("weight", "lambda"),
     stochastic=True,
     stepwise=stepwise_dare_linear,
+    stepwise_by_entry=True,
     deviation=MASKS.format(by="by 1/density"),
     without_effect=(INT8_MASK,),
     prepare=draws,
@@ -186,6 +195,7 @@ def dare_linear(
     differentiable=("weight", "lambda"),
     stochastic=True,
     stepwise=stepwise_dare_ties,
+    stepwise_by_entry=True,
     deviation=MASKS.format(by="by 1/density"),
     without_effect=(INT8_MASK,),
     prepare=draws,
@@ -213,6 +223,7 @@ def dare_ties(
     differentiable=("weight", "lambda"),
     stochastic=True,
     stepwise=stepwise_della_linear,
+    stepwise_by_entry=True,
     deviation=MASKS.format(by="each entry by the inverse of its own probability"),
     without_effect=(INT8_MASK,),
     prepare=ranked_draws,
@@ -239,6 +250,7 @@ def della_linear(
     differentiable=("weight", "lambda"),
     stochastic=True,
     stepwise=stepwise_della,
+    stepwise_by_entry=True,
     deviation=MASKS.format(by="each entry by the inverse of its own probability"),
     without_effect=(INT8_MASK,),
     prepare=ranked_draws,

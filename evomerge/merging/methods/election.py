@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.linear import base_plus, total_of
+from evomerge.merging.methods.linear import base_plus, rounded_like, total_of, widened
 from evomerge.merging.methods.parameters import PerModel
 from evomerge.merging.methods.registry import WholeTensor
 
@@ -45,12 +45,16 @@ def stepwise_election(
     """Return the same on whole tensors, rounded to their dtype after every step."""
 
     def total(weighted_TE: Tensor, weight_T1: Tensor) -> Tensor:
-        agrees_TE = agreeing(weighted_TE)
-        total_E = weighted_TE.mul_(agrees_TE).sum(dim=0)
+        kept_TE = widened(weighted_TE)
+        sign_E = torch.ge(rounded_like(weighted_TE, kept_TE.sum(dim=0)), 0, out=kept_TE.new_empty(kept_TE.shape[1]))
+        kept_TE.mul_(sign_E.mul_(2).sub_(1))  # positive where it has the elected sign
+        agrees_TE = torch.gt(kept_TE, 0, out=torch.empty_like(kept_TE))
+        total_E = kept_TE.mul_(agrees_TE).sum(dim=0).mul_(sign_E).add_(0.0)  # 0 instead of -0
         if normalize:
-            divisor_E = (weight_T1 * agrees_TE).sum(dim=0)
-            total_E /= divisor_E.masked_fill_(divisor_E == 0, 1)
-        return total_E
+            divisor_E = rounded_like(weighted_TE, agrees_TE.mul_(weight_T1).sum(dim=0))
+            divisor_E.add_(torch.eq(divisor_E, 0, out=sign_E))
+            total_E = rounded_like(weighted_TE, total_E).div_(divisor_E)
+        return total_E.to(weighted_TE.dtype)
 
     return base_plus(tensor, deltas, total, weight=weight, lambda_=lambda_)
 

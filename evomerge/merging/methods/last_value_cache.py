@@ -9,14 +9,14 @@ Value = TypeVar("Value")
 
 
 class LastValueCache(Generic[Value]):
-    """Keeps the value for the last key only."""
+    """Keeps the value for the last key only; threads may share it."""
 
     def __init__(self) -> None:
-        self._key: object = None
-        self._value: Value | None = None
+        self._last: tuple[object, Value] | None = None
 
     def get(self, key: object, make: Callable[[], Value]) -> Value:
         """Return the value for `key`; make it if the kept one is for another key."""
-        if self._value is None or self._key != key:
-            self._key, self._value = key, make()
-        return self._value
+        last = self._last
+        if last is None or last[0] != key:
+            last = self._last = (key, make())
+        return last[1]

@@ -72,9 +72,28 @@ def leading(matrix_MN: Tensor, count: int) -> Singular:
     found = _by_gram(matrix_MN, count)
     if found is None:
         return singular(matrix_MN).top(count)
-    values_K, left_MK = found
-    values_R, left_MR = values_K[:count], left_MK[:, :count]
+    return _top(matrix_MN, *found, count)
+
+
+def _top(matrix_MN: Tensor, values_M: Tensor, left_MM: Tensor, count: int) -> Singular:
+    """Return the largest components of a wide matrix from its singular values and left vectors."""
+    values_R, left_MR = values_M[:count], left_MM[:, :count]
     return Singular(left_MR, values_R, (left_MR / values_R).T @ matrix_MN)
+
+
+def leading_and_rest(matrix_MN: Tensor, count: int) -> tuple[Singular, Tensor | None]:
+    """Return what `leading` does, and the other left vectors, an orthonormal basis [M, M − count].
+
+    None instead of the basis for a matrix of more rows than columns, whose left vectors do not span the space.
+    """
+    if matrix_MN.shape[0] > matrix_MN.shape[1]:
+        return leading(matrix_MN, count), None
+    found = _by_gram(matrix_MN, count)
+    if found is None:
+        whole = singular(matrix_MN)
+        return whole.top(count), whole.left_MK[:, count:]
+    values_K, left_MK = found
+    return _top(matrix_MN, values_K, left_MK, count), left_MK[:, count:]
 
 
 def polar(matrix_MR: Tensor) -> Tensor:
@@ -93,6 +112,21 @@ def polar_and_values(matrix_MN: Tensor) -> tuple[Tensor, Tensor]:
         return left_MK @ right_KN, values_K
     values_K, left_MK = found
     return (left_MK / values_K) @ (left_MK.T @ matrix_MN), values_K
+
+
+def polar_beside(rows_XN: Tensor, orthonormal_YN: Tensor) -> Tensor:
+    """Return the polar factor of two matrices, one above the other, of which the second has orthonormal rows.
+
+    Only as many of those rows as there are rows in the first, after a rotation of them, are not orthogonal to it; the
+    others stay. So the decomposition is of 2X rows instead of X + Y.
+    """
+    count = len(rows_XN)
+    if count >= len(orthonormal_YN):
+        return polar(torch.cat([rows_XN, orthonormal_YN]))
+    rotation_YX = torch.linalg.qr(orthonormal_YN @ rows_XN.T).Q
+    near_XN = rotation_YX.T @ orthonormal_YN
+    factor = polar(torch.cat([rows_XN, near_XN]))
+    return torch.cat([factor[:count], orthonormal_YN + rotation_YX @ (factor[count:] - near_XN)])
 
 
 def _by_gram(matrix_MN: Tensor, count: int) -> tuple[Tensor, Tensor] | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -193,6 +192,9 @@ class MergeMethod:
         Whether mergekit computes in float32 where the dtype is half precision: then `stepwise` rounds once.
     stepwise_in_float32
         Whether `stepwise` is used for float32, too, because `apply` rounds otherwise than mergekit.
+    stepwise_by_entry
+        Whether an entry of the result of `stepwise` depends on the same entry of its arguments alone, so that it may
+        be given stretches of flat tensors, which fit the processor's cache.
     """
 
     spec: MethodSpec
@@ -207,6 +209,7 @@ class MergeMethod:
     stepwise: Stepwise | None = None
     float32_in_mergekit: bool = False
     stepwise_in_float32: bool = False
+    stepwise_by_entry: bool = False
 
     def prepared_size(self, info: TensorInfo) -> int:
         """Return the bytes held for each model of such a tensor."""
@@ -242,6 +245,7 @@ def merge_method(
     stepwise: Stepwise | None = None,
     float32_in_mergekit: bool = False,
     stepwise_in_float32: bool = False,
+    stepwise_by_entry: bool = False,
 ) -> Callable[[Apply], Apply]:
     """Register a function as the merge method called `name`, for recipes and for the engine.
 
@@ -259,8 +263,10 @@ def merge_method(
         As in `MethodSpec`.
     without_effect
         Parameters that mergekit accepts and that change nothing.
-    prepare, prepared_bytes, prepare_all, shared_bytes, scope, stepwise, float32_in_mergekit, stepwise_in_float32
+    prepare, prepared_bytes, prepare_all, shared_bytes, scope, stepwise, float32_in_mergekit
         As in `MergeMethod`; a method with `stepwise` is one of mergekit's.
+    stepwise_in_float32, stepwise_by_entry
+        As in `MergeMethod`.
 
     Raises
     ------
@@ -302,6 +308,7 @@ def merge_method(
             stepwise=stepwise,
             float32_in_mergekit=float32_in_mergekit,
             stepwise_in_float32=stepwise_in_float32,
+            stepwise_by_entry=stepwise_by_entry,
         )
         IMPLEMENTATIONS.register(name, method, function.__module__)
         if not function.__module__.startswith(f"{__package__}."):  # our own specs are in the generated table
@@ -342,7 +349,6 @@ def _summary(function: Apply, method: str) -> str:
 
 
 def _gives_formula(function: Apply, method: str) -> bool:
-    hints: dict[str, Any] = typing.get_type_hints(function)
-    if "return" not in hints:
+    if "return" not in function.__annotations__:
         raise TypeError(f"{method}: its function has no return annotation; write -> None, or the formula's class")
-    return hints["return"] is not type(None)
+    return function.__annotations__["return"] not in (None, "None")

@@ -129,7 +129,7 @@ def test_other_dtypes_are_left_to_torch(
 
 def test_an_error_in_a_thread_is_raised_after_all_have_ended() -> None:
     class Work:
-        is_whole_matrix = False
+        is_whole_matrix = uses_all_threads = False
 
     done: list[int] = []
 

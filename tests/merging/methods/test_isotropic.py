@@ -61,6 +61,33 @@ def test_only_common_directions_are_iso_c(merge: Merge, tensors: Any) -> None:
     torch.testing.assert_close(found, merge("iso_c", base, models), rtol=1e-4, atol=1e-5)
 
 
+def by_the_paper(models: list[Tensor], weight: list[float], common: int, specific: int) -> Tensor:
+    """Return Iso-CTS by full decompositions, as the formulas stand."""
+
+    def decomposed(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left[:, :count], values[:count], right[:count]
+
+    deltas = [w * model.double() for w, model in zip(weight, models, strict=True)]
+    shared = decomposed(sum(deltas[1:], deltas[0]), common)
+    parts = [decomposed(delta - shared[0] @ shared[0].T @ delta, specific) for delta in deltas] + [shared]
+    left, right = torch.cat([part[0] for part in parts], dim=1), torch.cat([part[2] for part in parts])
+    factors = [a @ b for a, _, b in (torch.linalg.svd(each, full_matrices=False) for each in (left, right))]
+    return torch.cat([part[1] for part in parts]).mean() * (factors[0] @ factors[1])
+
+
+@pytest.mark.parametrize("shape", [(10, 14), (10, 10), (14, 10)], ids=["wide", "square", "tall"])
+@pytest.mark.parametrize(("fraction", "common"), [(0.8, 8), (0.4, 4), (0.0, 0)])
+def test_golden_of_iso_cts(
+    merge: Merge, tensors: Any, near_golden: Any, shape: tuple[int, int], fraction: float, common: int
+) -> None:
+    """Where fewer rows than the common ones are added to them, only a part of both is made orthogonal."""
+    models = tensors(2, *shape)
+    expected = by_the_paper(models, [0.4, 0.9], common, (10 - common) // 2)
+    found = merge("iso_cts", torch.zeros(shape), models, weight=[0.4, 0.9], common_fraction=fraction)
+    near_golden(found, expected)
+
+
 def test_equal_weights_need_no_decomposition(tensors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from evomerge.testing.merge_methods import Merge as PreparedMerge
 

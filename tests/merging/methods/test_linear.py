@@ -161,6 +161,33 @@ def test_steps_on_stretches_are_those_on_whole_tensors(shape: tuple[int, ...], m
             assert torch.equal(merged(tensor, tensor.deltas(), **weights), whole)
 
 
+def plain_sum(weighted_TE: Tensor, weight_T1: Tensor) -> Tensor:
+    total_E, divisor = weighted_TE.sum(dim=0), weight_T1.sum(dim=0)
+    return total_E / torch.where(divisor.abs() < linear.SMALLEST_SUM, 1, divisor)
+
+
+def plain_election(weighted_TE: Tensor, weight_T1: Tensor) -> Tensor:
+    agrees_TE = weighted_TE.sign() == (weighted_TE.sum(dim=0) >= 0).to(weighted_TE.dtype) * 2 - 1
+    divisor_E = (weight_T1 * agrees_TE).sum(dim=0)
+    return (weighted_TE * agrees_TE).sum(dim=0) / torch.where(divisor_E == 0, 1, divisor_E)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("models", [1, 2, 4, 9])
+def test_steps_are_those_of_torch_to_the_bit(models: int, dtype: torch.dtype) -> None:
+    """mergekit leaves sums in half precision to torch; signs of zeros, infinities and NaN are the same, too."""
+    base, *others = (values.to(dtype) for values in tensors(1 + models, 4001))
+    base[::5], others[0][::3] = -0.0, base[::3]
+    others[-1][::7] = torch.finfo(dtype).max
+    tensor, weight = WholeTensor(tuple(others), base), [2.5 * (-1) ** at / (1 + at) for at in range(models)]
+    weight_T1 = torch.tensor(weight, dtype=dtype).view(-1, 1)
+    for merged, total in ((stepwise_sum, plain_sum), (stepwise_election, plain_election)):
+        found = merged(tensor, tensor.deltas(), weight=weight, normalize=True, lambda_=1.0)
+        expected = base + total(torch.stack(tensor.deltas()) * weight_T1, weight_T1)
+        assert torch.equal(found.signbit() & ~found.isnan(), expected.signbit() & ~expected.isnan())
+        assert torch.equal(found.nan_to_num(0.5), expected.nan_to_num(0.5))
+
+
 @pytest.mark.parametrize("scale", [-0.5, 0.5, 1.0, 2.0])
 def test_steps_scale_the_total(scale: float) -> None:
     base, *models = tensors(3)
