@@ -1,9 +1,11 @@
 """CMA-ES on raw weights with the covariance left at the unit matrix: what the full method is with so many weights.
 
-The paper's CMA-ES is pycma with its defaults, on 19,210 weights. There a generation of 20 changes the covariance by
-rank-one and rank-mu updates of 5e-9 and 2e-8, and pycma computes the matrix's root after every 189 generations: until
-then the two methods are one, and after 2,500 generations the matrix has kept all but 7e-5 of its unit part. What adapts
-is the mean and the step size. So the matrix, 3 GB, can be left out.
+The paper's CMA-ES is pycma 4.0 with its defaults, on 19,210 weights. There a generation of 20 changes the covariance
+by rank-one and rank-mu updates of 5e-9 and 2e-8, and pycma computes the matrix's root after every 189 generations:
+until then the two methods are one, and after 2,500 generations the matrix has kept all but 7e-5 of its unit part. What
+adapts is the mean and the step size. So the matrix, 3 GB, can be left out. The step size adapts as in pycma 4.0, by the
+length of the evolution path; without a matrix, and in later versions from 300 weights on, pycma compares two points
+instead, and then a run stands still after some 4,000 evaluations.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class UnitCovariance(Strategy):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import cma
+            from cma.sigma_adaptation import CMAAdaptSigmaCSA
 
+            options["AdaptSigma"] = CMAAdaptSigmaCSA
             self._es: Any = cma.CMAEvolutionStrategy(space.start, SIGMA, options)
         self._samples: list[Genotype] = []
         self._generation = Generation.none()
