@@ -154,6 +154,7 @@ class Problem:
         if asks_for_tasks(config.space):
             self.space = config.stamped(build_space(with_task_texts(config.space, self.suite), context))
         check_texts(config.space, self.suite)
+        _check_race(config.fitness, self.suite)
         try:
             check_answers(config, self.suite)
         except ValueError as error:
@@ -537,6 +538,16 @@ def check_names(config: SearchConfig) -> None:
         raise ConfigError(
             f"fitness.tasks.{names.index(ALL_TASKS)}.task: the final table calls the mean of all tasks {ALL_TASKS}; "
             "rename the task"
+        )
+
+
+def _check_race(fitness: FitnessConfig, suite: Suite) -> None:
+    """Refuse a test of right and wrong answers where the tasks' answers count differently."""
+    rules = fitness.racing
+    if rules is not None and rules.test in ("exact", "sprt") and len(set(suite.weights.values())) > 1:
+        raise ConfigError(
+            f"fitness.racing.test: {rules.test} counts right and wrong answers, and those of some tasks count more "
+            "than others (weight); write posterior, or give all tasks one weight"
         )
 
 

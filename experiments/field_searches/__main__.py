@@ -153,9 +153,9 @@ def figures(results: Results) -> dict[str, str]:
     """Return the figures of sentences: scores, and differences paired over seeds."""
     found: dict[str, str] = {}
     for name in PARTS:
-        for key, _, _, score, gain in rows(results, name):
+        for key, seeds, _, score, gain in rows(results, name):
             place = re.sub(r"[^\w.-]+", "_", f"{name}.{key}".replace("+", "_plus"))
-            found[place], found[f"{place}.gain"] = score, gain
+            found |= {place: score, f"{place}.gain": gain, f"{place}.seeds": seeds}
     for kind in results["label-free"]:
         for way in WAYS:
             _, scores = _chosen(results, kind, way)

@@ -139,3 +139,9 @@ def test_a_model_that_is_called_like_another_row_of_the_table(refuse_search, con
 def test_a_task_that_is_called_like_the_mean_of_all_tasks(refuse_search, config):
     fitness = config()["fitness"] | {"tasks": ["zoo_target_gen", "all"]}
     refuse_search("fitness.tasks.1.task: the final table calls the mean of all tasks all", fitness=fitness)
+
+
+def test_a_race_that_cannot_weigh_tasks(refuse_search, config):
+    tasks = [{"task": "zoo_target_gen", "weight": 2}, "zoo_target_mc"]
+    fitness = config()["fitness"] | {"tasks": tasks, "racing": {"test": "exact"}}
+    refuse_search("search.yaml:", "fitness.racing.test: exact counts right and wrong answers", fitness=fitness)
