@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Final, Literal, TypeVar
 
-from evomerge.files.atomic import atomic_file, write_text
+from evomerge.files.atomic import atomic_file, atomic_folder, write_text
 from evomerge.files.messages import printable, say
 from evomerge.runs import frames, optuna_study
 from evomerge.runs.history import RunHistory
@@ -20,6 +20,7 @@ from evomerge.runs.run import Run, RunError, origin_of
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.recipe import Recipe, RecipeError
+from search_spaces.recipes.references import parts
 
 Kind = TypeVar("Kind", bound=str)
 TABLES: Final[Mapping[str, Literal["csv", "parquet"]]] = {".csv": "csv", ".parquet": "parquet"}
@@ -52,19 +53,16 @@ def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
     history, found = contents.history, front(contents)
     if found is None:
         raise _no_scores(path, history, "--pareto")
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(f"--pareto {folder}: the folder is not empty; name another one")
     space = space_of(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    for one in found.members:
-        recipe = space.decode(history.asked[one.candidate].candidate.genotype)
-        if dialect == "mergekit":
-            recipe = _for_mergekit(recipe, rounded)
-        values = ", ".join(f"{value:.4f}" for value in one.values)
-        header = _header(path, f"candidate {one.candidate} of {printable(path.name)}, search objectives {values}")
-        write_text(folder / f"{one.number}.yaml", mergekit_yaml.dump(recipe, header))
-    write_text(folder / "index.json", index(found))
-    say(f"wrote {len(found.members)} recipes and index.json to {folder}", stderr=True)
+    recipes = [
+        (
+            space.decode(history.asked[one.candidate].candidate.genotype),
+            f"search objectives {', '.join(f'{value:.4f}' for value in one.values)}",
+            one.candidate,
+        )
+        for one in found.members
+    ]
+    write_recipes(path, folder, "--pareto", recipes, index(found), dialect, rounded)
 
 
 def export_archive(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
@@ -78,27 +76,42 @@ def export_archive(path: Path, folder: Path, dialect: str, rounded: bool) -> Non
     grid = population.filled(contents)
     if not grid.cells:
         raise _no_scores(path, history, "--archive")
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(f"--archive {folder}: the folder is not empty; name another one")
     space = space_of(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    recipes: list[tuple[Recipe, str, int]] = []
     elites: list[dict[str, object]] = []
     for cell, place in population.best_first(grid):
         identity = candidates[grid.genotypes[place].tobytes()]
-        recipe = space.decode(grid.genotypes[place])
-        if dialect == "mergekit":
-            recipe = _for_mergekit(recipe, rounded)
-        name = f"{len(elites) + 1}.yaml"
-        header = _header(path, f"candidate {identity} of {printable(path.name)}, the best of cell {list(cell)}")
-        write_text(folder / name, mergekit_yaml.dump(recipe, header))
+        recipes.append((space.decode(grid.genotypes[place]), f"the best of cell {list(cell)}", identity))
         scores = grid.scores(history.evaluation(identity))
+        file = f"{len(recipes)}.yaml"
         elites.append(
-            {"file": name, "candidate": identity, "cell": cell, "scores": scores, "fitness": grid.fitness[place]}
+            {"file": file, "candidate": identity, "cell": cell, "scores": scores, "fitness": grid.fitness[place]}
         )
     axes = [list(axis) for axis in grid.config.axes or [(task,) for task in contents.weights]]
     index_ = {"axes": axes, "cells": grid.config.cells, "low": grid.config.low, "high": grid.config.high}
-    write_text(folder / "index.json", json.dumps(index_ | {"elites": elites}, indent=1) + "\n")
-    say(f"wrote {len(elites)} recipes and index.json to {folder}", stderr=True)
+    text = json.dumps(index_ | {"elites": elites}, indent=1) + "\n"
+    write_recipes(path, folder, "--archive", recipes, text, dialect, rounded)
+
+
+def write_recipes(
+    path: Path,
+    folder: Path,
+    option: str,
+    recipes: Sequence[tuple[Recipe, str, int]],
+    index_: str,
+    dialect: str,
+    rounded: bool,
+) -> None:
+    """Write candidates' recipes, 1.yaml, 2.yaml, ..., each with what it is, and their index; all of them or none."""
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{option} {folder}: the folder is not empty; name another one")
+    with atomic_folder(folder) as temporary:
+        for number, (recipe, what, candidate) in enumerate(recipes, start=1):
+            written = _for_mergekit(recipe, rounded) if dialect == "mergekit" else recipe
+            header = _header(path, f"candidate {candidate} of {printable(path.name)}, {what}")
+            (temporary / f"{number}.yaml").write_text(mergekit_yaml.dump(written, header), encoding="utf-8")
+        (temporary / "index.json").write_text(index_, encoding="utf-8")
+    say(f"wrote {len(recipes)} recipes and index.json to {folder}", stderr=True)
 
 
 def export_table(path: Path, file: Path, of: frames.Name) -> None:
@@ -177,11 +190,23 @@ def _row(path: Path, name: str) -> Recipe:
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
     obstacles = mergekit_export.obstacles(recipe)
+    outer = mergekit_export.outer_obstacle(recipe, _architecture(recipe))
+    if outer is not None:
+        obstacles = (*obstacles, outer)
     if obstacles and not rounded:
         raise RecipeError(
             f"mergekit cannot rebuild this recipe exactly: {'; '.join(obstacles)}; add --round to give that up"
         )
     recipe, given_up = mergekit_export.rounded(recipe)
-    for sentence in given_up:
+    for sentence in (*given_up, *[outer] * (outer is not None)):
         say(f"note: {sentence}", stderr=True)
     return recipe
+
+
+def _architecture(recipe: Recipe) -> str | None:
+    """Return the architecture that the donor's folder states; None where there is no such folder on this machine."""
+    try:
+        stated = json.loads(Path(parts(recipe.donor)[0], "config.json").read_text(encoding="utf-8"))
+        return str(stated["architectures"][0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

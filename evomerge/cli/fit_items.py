@@ -13,7 +13,7 @@ from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import atomic_file
 from evomerge.runs.history import RunHistory
-from evomerge.runs.run import Run, is_run
+from evomerge.runs.run import OF_HELD_OUT_ITEMS, Run, is_run
 from fitness.estimation.irt import item_fit
 from fitness.estimation.item_banks import (
     ItemBanks,
@@ -92,10 +92,10 @@ def _answers(run: Run) -> Responses:
     answers = {
         f"{purpose} {recipe}": (evaluation.items, evaluation.scores)
         for (purpose, recipe), evaluation in history.reference_scores.items()
-        if purpose != "held_out"
+        if purpose not in OF_HELD_OUT_ITEMS
     }
     for identity, told in history.told.items():
-        if told.evaluation.status != "failed" and not told.cached:
+        if told.evaluation.has_scores and not told.cached:
             answers[f"candidate {identity}"] = (told.evaluation.items, told.evaluation.scores)
     return from_run(answers)
 

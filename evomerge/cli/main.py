@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from evomerge.cli.failures import explained
-from evomerge.files.atomic import check_place
+from evomerge.files.atomic import check_parent, check_place
 from evomerge.files.messages import PrintableFormatter
 from evomerge.version import VERSION
 
@@ -123,6 +123,7 @@ def init(
         raise ConfigError(f"{missing}: write --models BASE EXPERT ... --tasks TASK ..., or --from GENOME")
     if output.exists():  # before the seconds that importing torch takes
         raise ConfigError(f"{output} exists already; name another file with -o")
+    check_parent(output)
     from evomerge.cli.init import init as run
 
     return run(models, tasks, include_path or [], output, vocabulary)

@@ -19,7 +19,7 @@ from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import layout_of_module, meta_module
 from evomerge.search.auto_strategy import choose
-from evomerge.search.problem import check_workers, largest_error
+from evomerge.search.problem import check_names, check_workers, largest_error
 from evomerge.search.warm_start import load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.trackers.base import check_trackers
@@ -85,6 +85,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     TaskError
         If lm-eval has no such task, metric or filter.
     """
+    check_names(config)
     check_workers(config)
     check_trackers(config.trackers)
     module = meta_module(_architecture(config, architecture))

@@ -26,6 +26,8 @@ Keys: TypeAlias = tuple[Key, ...]
 
 _NO_KIND = ("unknown_kind", "union_tag_invalid", "union_tag_not_found")
 """Types of the reports that a section's `kind` is not a known one, or missing."""
+NAME = "[key]"
+"""In a report's location: the name of an entry is wrong, and not what stands under it."""
 LONGEST_SHOWN = 60
 """Characters of a wrong value that an error repeats."""
 MOST_PLACES = 2
@@ -86,7 +88,7 @@ def _key(key: Key) -> str:
 
 def named_first(message: str, section: Section) -> Keys:
     """Return the key that a message begins with, such as `fitness.held_out: ...`; nothing if it begins otherwise."""
-    found = re.match(r"[a-z_]+(?:\.\w+)*(?=: )|[a-z_]+(?:\.\w+)+(?= )", message)
+    found = re.match(r"[a-z_]+(?:\.[\w-]+)*(?=: )|[a-z_]+(?:\.[\w-]+)+(?= )", message)
     keys = tuple(found[0].split(".")) if found else ()
     return keys if keys and keys[0] in section.model_fields else ()
 
@@ -95,6 +97,8 @@ def _place(details: Any, values: Any) -> Keys:
     """Return the keys of a report's location that can be followed in the file; a missing key is the last one."""
     keys: list[Key] = []
     parts = [part for part in details["loc"] if details["type"] != "unknown_kind" or part != "kind"]
+    if parts[-1:] == [NAME]:
+        parts = parts[:-2]
     for part in parts:
         if (isinstance(values, Mapping) and part in values) or (
             isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
@@ -120,6 +124,9 @@ def _message(found: Sequence[Any], keys: Keys, section: Section, values: Mapping
         text = " ".join(str(own["ctx"]["error"]).split())
         return text[:1].lower() + text[1:] if text[:2].istitle() else text
     hint, value = _at(keys, section, values)
+    if any(details["loc"][-1] == NAME for details in found):
+        name = next(name for name in value if not isinstance(name, str))
+        return f"the name {shown(name)} is not text; put it in quotes, or write another"
     if "missing" in types:
         return f"missing; write {described(hint)} (`evomerge init` writes an example)"
     if any(type in types for type in _NO_KIND):

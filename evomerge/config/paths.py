@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.files.references import absolute, local_or_hub
+from evomerge.runs.result import FOUND, START
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.references import parse_reference, spelled, with_parts
 from search_spaces.spaces.coefficient_config import TASK
@@ -124,12 +125,12 @@ def _local(reference: Any, folder: Path) -> Any:
 
 
 def names_of(models: Sequence[str]) -> list[str]:
-    """Return short, distinct names: the folders' own, with a number where two are alike."""
+    """Return short, distinct names: the folders' own, with a number where two are alike or the final table has one."""
     names: list[str] = []
     for model in models:
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(model).name).strip("-").lower() or "model"
         name, count = stem, 1
-        while name in names:
+        while name in (*names, FOUND, START):
             count += 1
             name = f"{stem}-{count}"
         names.append(name)

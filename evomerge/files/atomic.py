@@ -60,6 +60,7 @@ def atomic_file(
         _check_space(path, size, elsewhere)
         if parents:
             _make_folder(path.parent)
+        check_parent(path)
         try:
             temporary.touch(exist_ok=False)
             mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes its files private
@@ -123,6 +124,18 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a file whose folder is not there.
+
+    Raises
+    ------
+    PlaceError
+        If so.
+    """
+    if not path.parent.exists():
+        raise PlaceError(f"{path}: there is no folder {path.parent}; make it, or name another place")
 
 
 def check_place(path: Path, elsewhere: str = ELSEWHERE, *, size: int | None = None) -> None:

@@ -24,6 +24,8 @@ FIRST_CHECKSUM = hashlib.sha256(b"evomerge event log").digest()
 """What stands for the checksum before the first event."""
 
 Purpose = Literal["parent", "confirm", "held_out", "vote"]
+OF_HELD_OUT_ITEMS: tuple[Purpose, ...] = ("held_out", "vote")
+"""Purposes of scores on held-out items; the others are of search items."""
 
 
 @dataclass(frozen=True, eq=False)

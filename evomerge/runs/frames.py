@@ -63,13 +63,16 @@ COLUMNS: dict[Name, dict[str, tuple[str, str]]] = {
         "choices": ("list", "the choices, as the question"),
     },
     "answers": {
-        "purpose": ("string", "candidate; parent: a source on the search items; confirm: a finalist; held_out or vote"),
-        "candidate": ("Int64", "number of the candidate; missing for other purposes"),
+        "purpose": (
+            "string",
+            "candidate; step (by gradients); parent: a source on the search items; confirm; held_out; vote",
+        ),
+        "candidate": ("Int64", "number of the candidate or step; missing for other purposes"),
         "recipe": ("string", "hash of the recipe"),
         "rows": ("list", "rows of the final table with this recipe"),
         "repeated": ("boolean", "whether these are the answers of an equal recipe before"),
         "item": ("string", "task/split/index"),
-        "score": ("float32", "of the answer"),
+        "score": ("float32", "of the answer; minus the loss for a step"),
         "answer": ("string", "the text, or the position of the choice; kept for held-out items"),
     },
 }
@@ -143,7 +146,8 @@ def answers(events: Iterable[Timed], held_out: HeldOut | None) -> pd.DataFrame:
         if isinstance(event, ReferenceScore):
             same = {"purpose": event.purpose, "candidate": None, "recipe": event.recipe, "repeated": False}
         else:
-            same = {"purpose": "candidate", "candidate": event.candidate, "recipe": recipes[event.candidate]}
+            purpose = "step" if evaluation.status == "step" else "candidate"
+            same = {"purpose": purpose, "candidate": event.candidate, "recipe": recipes[event.candidate]}
             same["repeated"] = event.cached
         same["rows"] = rows.get(same["recipe"], [])
         for name, value in same.items():

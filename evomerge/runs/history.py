@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from evomerge.runs.run import Asked, Event, Purpose, ReferenceScore, Told
+from evomerge.runs.run import OF_HELD_OUT_ITEMS, Asked, Event, Purpose, ReferenceScore, Told
 from evomerge.strategies.base import CandidateKind
 from fitness.pareto import front
 from fitness.results import Evaluation, no_seconds
@@ -274,7 +274,7 @@ class RunHistory:
 
     def _add_reference(self, event: ReferenceScore) -> None:
         key = event.purpose, event.recipe
-        self._looking |= event.purpose in ("held_out", "vote")
+        self._looking |= event.purpose in OF_HELD_OUT_ITEMS
         known = (
             self.reference_scores.get(key) if event.purpose == "confirm" else None
         )  # a finalist's answers come in rounds

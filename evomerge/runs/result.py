@@ -22,6 +22,8 @@ from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.recipe import Recipe
 
 ALL_TASKS = "all"
+FOUND, START = "found", "start"
+"""Names of two rows of the final table; no model may have one of them, since rows and their recipes go by name."""
 ENSEMBLE_NOTE = (
     "An ensemble is not a recipe: it gives the answer of most of its models, and all of them have to be run."
 )

@@ -22,6 +22,7 @@ from evomerge.runs import frames, held_out
 from evomerge.runs.environment import Environment, read, to_json
 from evomerge.runs.event_rows import (
     FIRST_CHECKSUM,
+    OF_HELD_OUT_ITEMS,
     Asked,
     Event,
     Purpose,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "OF_HELD_OUT_ITEMS",
     "ORIGIN",
     "SCHEMA_VERSION",
     "Asked",

@@ -23,7 +23,7 @@ import numpy as np
 
 from evomerge.runs import held_out
 from evomerge.runs.bill import Bill, settled
-from evomerge.runs.result import ROWS, Contender, Entry, Result, paired_p_value, rows_text, table, verdict_on
+from evomerge.runs.result import FOUND, ROWS, Contender, Entry, Result, paired_p_value, rows_text, table, verdict_on
 from evomerge.runs.run import EventLog
 from evomerge.search import rows_on_request, sequential_halving
 from evomerge.search.loop import Search, SearchError
@@ -238,7 +238,7 @@ class FinalEvaluation:
             clearly_worse=self._clearly_worse,
         )
         value = Objectives(self.problem.suite.weights).judge(scored, means(scored)).value
-        return Entry("found", "found", found.recipe), mean, value
+        return Entry(FOUND, "found", found.recipe), mean, value
 
     def _ranking(self) -> list[int]:
         """Return ids of the scored candidates, best first, by estimates that all candidates' answers enter."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evomerge.runs.result import Entry
+from evomerge.runs.result import START, Entry
 from evomerge.strategies.base import Genotype
 from search_spaces.recipes.baselines import weighted_recipe
 from search_spaces.recipes.errors import RecipeError
@@ -63,7 +63,7 @@ def founders(
         The search's.
     """
     first = space.settled(space.start.copy())
-    start = Founder(Entry("start", "start", space.decode(first)), first, space.decode(first))
+    start = Founder(Entry(START, "start", space.decode(first)), first, space.decode(first))
     found = []
     for entry in baselines:
         point = expressed(entry.recipe, models, layout, space)

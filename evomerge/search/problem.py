@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,10 +18,11 @@ from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.output.writer import rehearse
+from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source
 from evomerge.runs.environment import MOST_GENES, Environment, GeneRecord
-from evomerge.runs.result import Entry
+from evomerge.runs.result import ALL_TASKS, FOUND, START, Entry
 from evomerge.runs.run import EventLog
 from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.environment import (
@@ -114,16 +116,19 @@ class Problem:
     ) -> None:
         self.config = config
         self.given_function = function
+        if recorded is None:
+            check_names(config)
         check_workers(config)
         engine_versions(config.fitness.engine)
         check_trackers(config.trackers)
         opening("models")
-        self.checkpoints: Mapping[str, Source] = open_sources(
-            config.models, config.base, vocabulary=config.vocabulary_policy
-        )
-        self.report = preflight.check(
-            self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated, scanned=opening
-        )
+        with _named(config.models):
+            self.checkpoints: Mapping[str, Source] = open_sources(
+                config.models, config.base, vocabulary=config.vocabulary_policy
+            )
+            self.report = preflight.check(
+                self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated, scanned=opening
+            )
         if config.fitness.apply_chat_template:
             behaviour.check_chat_template(self.checkpoints, config.base)
         if scan:
@@ -149,6 +154,7 @@ class Problem:
         if asks_for_tasks(config.space):
             self.space = config.stamped(build_space(with_task_texts(config.space, self.suite), context))
         check_texts(config.space, self.suite)
+        _check_race(config.fitness, self.suite)
         try:
             check_answers(config, self.suite)
         except ValueError as error:
@@ -499,6 +505,50 @@ def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> flo
     """Return the standard error of a weighted mean over tasks if every answer is a coin flip; keys are task names."""
     total = sum(weights.values())
     return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
+
+
+@contextmanager
+def _named(models: Mapping[str, str]) -> Iterator[None]:
+    """Begin errors about one of the models, which name it or its folder, with its key in the search file."""
+    try:
+        yield
+    except CheckpointError as error:
+        about = str(error)
+        for name, reference in models.items():
+            if about.startswith(f"{name}: "):
+                raise CheckpointError(f"models.{about}") from None
+            if about.startswith((f"{reference}: ", f"{reference}/")):
+                raise CheckpointError(f"models.{name}: {about}") from None
+        raise
+
+
+def check_names(config: SearchConfig) -> None:
+    """Refuse names of models and tasks that rows of the final table have.
+
+    Raises
+    ------
+    ConfigError
+        If there is one; the table would show one row twice, and another one never.
+    """
+    for name in (FOUND, START):
+        if name in config.models:
+            raise ConfigError(f"models.{name}: the final table has a row of its own called {name}; rename the model")
+    names = [task.task for task in config.fitness.tasks]
+    if ALL_TASKS in names and len(names) > 1:
+        raise ConfigError(
+            f"fitness.tasks.{names.index(ALL_TASKS)}.task: the final table calls the mean of all tasks {ALL_TASKS}; "
+            "rename the task"
+        )
+
+
+def _check_race(fitness: FitnessConfig, suite: Suite) -> None:
+    """Refuse a test of right and wrong answers where the tasks' answers count differently."""
+    rules = fitness.racing
+    if rules is not None and rules.test in ("exact", "sprt") and len(set(suite.weights.values())) > 1:
+        raise ConfigError(
+            f"fitness.racing.test: {rules.test} counts right and wrong answers, and those of some tasks count more "
+            "than others (weight); write posterior, or give all tasks one weight"
+        )
 
 
 def check_workers(config: SearchConfig) -> None:

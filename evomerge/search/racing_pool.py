@@ -166,21 +166,42 @@ class RacingPool:
     def _stopped(
         self, samples: Sequence[RacingCandidate], items: Sequence[str], seen: set[str], looks: int
     ) -> Sequence[bool]:
-        """Return which candidates the answers to the items seen so far stop now."""
+        """Return which candidates the answers to the items seen so far stop now.
+
+        Scores say nothing of minimum scores. So a candidate that keeps these goes on unless those that keep them, too,
+        stop it: the others rank behind it.
+        """
         answers = [candidate.result([item for item in items if item in seen]) for candidate in samples]
-        rules = self.rules
-        if rules.halves:
+        if self.rules.halves:
             return self._halved(samples, answers)
-        keep = max(1, math.floor(rules.keep * len(samples)))  # as pycma: λ/2 rounded down
+        judged = [self.plan.judge(found) for found in answers]
+        keep = max(1, math.floor(self.rules.keep * len(samples)))  # as pycma: λ/2 rounded down
+        share = len(seen) / len(items)
+
+        def beaten(members: Sequence[int]) -> list[bool]:
+            if len(members) <= keep:
+                return [False] * len(members)
+            before = [samples[at].stopped for at in members]
+            return self._beaten([judged[at] for at in members], before, keep, looks, share)
+
+        stopped = beaten(range(len(samples)))
+        allowed = [at for at, found in enumerate(judged) if found.violation == 0]
+        if len(allowed) < len(samples):
+            for at, out in zip(allowed, beaten(allowed), strict=True):
+                stopped[at] &= out
+        return stopped
+
+    def _beaten(
+        self, judged: Sequence[Evaluation], before: Sequence[bool], keep: int, looks: int, share: float
+    ) -> list[bool]:
+        """Return which of some candidates are not among the best `keep` of them, by their scores alone."""
+        rules = self.rules
         test = "auto" if rules.test == "posterior" else cast("Test", rules.test)
-        before = [candidate.stopped for candidate in samples]
-        race = Race(len(samples), keep, rules.error, looks, test, rules.indifference, before)
+        race = Race(len(judged), keep, rules.error, looks, test, rules.indifference, before)
         if rules.test == "posterior":
-            judged = [self.plan.judge(found) for found in answers]
             estimates = [Estimate(found.value, found.standard_error) for found in judged]
-            share = len(seen) / len(items)
-            return list(race.update_estimates(estimates, common_correlation(_matrix(answers, {})), share))
-        return list(race.update(_matrix(answers, self.plan.objectives.weights)))
+            return list(race.update_estimates(estimates, common_correlation(_matrix(judged, {})), share))
+        return list(race.update(_matrix(judged, self.plan.objectives.weights)))
 
     def _halved(self, samples: Sequence[RacingCandidate], answers: Sequence[Evaluation]) -> list[bool]:
         """Return which candidates are not among the best of those that are still asked; the earlier one wins a tie."""

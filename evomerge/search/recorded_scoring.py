@@ -10,14 +10,11 @@ import numpy as np
 
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Entry
-from evomerge.runs.run import EventLog, Purpose, ReferenceScore
+from evomerge.runs.run import OF_HELD_OUT_ITEMS, EventLog, Purpose, ReferenceScore
 from evomerge.search.loop import SearchError
 from evomerge.workers.base import Pool, Request
 from fitness.results import Evaluation
 from search_spaces.recipes.recipe import Recipe
-
-UNQUANTIZED: tuple[Purpose, ...] = ("held_out", "vote")
-"""What is asked of unquantised models, and for the answers' texts: held-out items, and those alone."""
 
 
 class RecordedScorer:
@@ -61,7 +58,7 @@ class RecordedScorer:
         """
         asked, recipe = tuple(items), self._hash(entry.recipe)
         recorded = [self.history.reference_scores.get((each, recipe)) for each in (purpose, "vote")]
-        if purpose not in UNQUANTIZED:
+        if purpose not in OF_HELD_OUT_ITEMS:
             recorded.append(self.history.by_recipe.get(recipe))  # a candidate that was asked the very same items
         for known in recorded:
             if known is not None and known.items == asked:
@@ -91,7 +88,7 @@ class RecordedScorer:
         return known if known is not None and known.items == asked else self._new("vote", entry, asked)
 
     def _new(self, purpose: Purpose, entry: Entry, items: tuple[str, ...]) -> Evaluation:
-        final = purpose in UNQUANTIZED
+        final = purpose in OF_HELD_OUT_ITEMS  # asked of unquantised models, and for the answers' texts
         self.pool.submit(0, Request(entry.recipe, items, want_answers=final, unquantized=final))
         while not (scored := self.pool.wait()):
             pass  # a worker became free

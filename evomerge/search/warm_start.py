@@ -15,7 +15,7 @@ from evomerge.config.search_file import SearchConfig
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.log_file import run_of
-from evomerge.runs.result import read_rows
+from evomerge.runs.result import FOUND, read_rows
 from evomerge.runs.run import Run, is_run, require_run
 from evomerge.search.founders import expressed
 from evomerge.strategies import StrategyConfig
@@ -267,7 +267,7 @@ class _FinishedRun:
     def _candidates(self, several: bool) -> Iterator[Recipe | Genotype]:
         """Yield recipes, best first; genotypes if the spaces are the same."""
         best = self._path / "best.yaml"
-        found = read_rows(self._path).get("found")  # best.yaml may be a source
+        found = read_rows(self._path).get(FOUND)  # best.yaml may be a source
         if not several and (found is not None or best.is_file()):
             yield (found or mergekit_yaml.read(best)).with_models(self._renamed)
         front = [one for one in self._history.front() if one in self._ranking] if several else []

@@ -8,6 +8,7 @@ told those that it missed, such as the last ones before the process was killed.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -72,6 +73,21 @@ TRACKERS: Registry[type[BaseModel]] = Registry("tracker")
 """The config class of every tracker that a search file can name."""
 
 ConfigClass = TypeVar("ConfigClass", bound=type[BaseModel])
+
+
+def name_in_run(name: str, suffix: str = "") -> str:
+    """Return a tracker's name for its file or folder in the run directory.
+
+    Raises
+    ------
+    ValueError
+        If it could lead elsewhere, or does not end in the suffix.
+    """
+    stem = name.removesuffix(suffix)
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", stem) or stem + suffix != name:
+        end = f" that ends in {suffix}" if suffix else ""
+        raise ValueError(f"{name!r} is no name in the run directory; write letters, digits, - and _{end}")
+    return name
 
 
 def register_tracker(config: ConfigClass) -> ConfigClass:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result
 from evomerge.runs.run import Told
-from evomerge.trackers.base import register_tracker
+from evomerge.trackers.base import name_in_run, register_tracker
 
 COLUMNS = ("candidate", "generation", "recipe", "status", "score", "standard_error", "items", "repeated", "elapsed")
 
@@ -24,8 +24,13 @@ class CsvConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["csv"] = "csv"
-    file: str = Field(default="evaluations.csv", pattern=r"^[A-Za-z0-9_-]+\.csv$")
+    file: str = "evaluations.csv"
     """Name of the file in the run directory."""
+
+    @field_validator("file")
+    @classmethod
+    def _in_the_run(cls, name: str) -> str:
+        return name_in_run(name, ".csv")
 
     def build(self) -> CsvTracker:
         """Return the tracker."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from evomerge.extras import require
-from evomerge.trackers.base import register_tracker
+from evomerge.trackers.base import name_in_run, register_tracker
 from evomerge.trackers.scalars import ScalarTracker
 
 
@@ -21,8 +21,13 @@ class TensorboardConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["tensorboard"] = "tensorboard"
-    folder: str = Field(default="tensorboard", pattern=r"^[A-Za-z0-9_-]+$")
+    folder: str = "tensorboard"
     """Name of the folder in the run directory."""
+
+    @field_validator("folder")
+    @classmethod
+    def _in_the_run(cls, name: str) -> str:
+        return name_in_run(name)
 
     def check(self) -> None:
         """Raise MissingExtraError unless the package is installed."""

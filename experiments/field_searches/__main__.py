@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, write ``results.json`` after each search, and the table into the README."""
     parser = EXPERIMENT.parser(__doc__, quick="one seed, few candidates")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop before the next search after so many")
+    parser.add_argument("--only", default="", help="parts whose names begin with this, such as TIES")
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
     results = EXPERIMENT.read(out) if not given.quick else {}
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes = ((0.4, 0.6, 0.8), 1, 20) if given.quick else (FACTORS, SEEDS, LABELLED)
         results["label-free"] = {kind: line(kind, *sizes) for kind in TASKS_OF_A_LINE}
     with tempfile.TemporaryDirectory() as folder:
-        for row in missing(results, Path(folder), quick=given.quick):
+        for row in missing(results, Path(folder), given.only, quick=given.quick):
             results["searches"].append(row)
             results["machine"] = machine(1, "torch", "transformers", "optuna")
             EXPERIMENT.write(out, results)
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     EXPERIMENT.publish(out, results)
 
 
-def missing(results: Results, folder: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+def missing(results: Results, folder: Path, only: str, *, quick: bool) -> Iterator[dict[str, Any]]:
     """Yield the searches that the results do not have, part by part; a part's models are opened only then.
 
     The best founder of each part is added to the results as well.
@@ -63,7 +64,7 @@ def missing(results: Results, folder: Path, *, quick: bool) -> Iterator[dict[str
     for name, part in PARTS.items():
         seeds = range(1 if quick else SEEDS)
         left = [(key, seed) for seed in seeds for key in part.strategies if (name, key, seed) not in found]
-        if not left and name in results["founders"]:
+        if not name.startswith(only) or (not left and name in results["founders"]):
             continue
         problem = opened(part, folder, quick=quick)
         results["founders"].setdefault(name, problem.founder())
@@ -152,9 +153,9 @@ def figures(results: Results) -> dict[str, str]:
     """Return the figures of sentences: scores, and differences paired over seeds."""
     found: dict[str, str] = {}
     for name in PARTS:
-        for key, _, _, score, gain in rows(results, name):
+        for key, seeds, _, score, gain in rows(results, name):
             place = re.sub(r"[^\w.-]+", "_", f"{name}.{key}".replace("+", "_plus"))
-            found[place], found[f"{place}.gain"] = score, gain
+            found |= {place: score, f"{place}.gain": gain, f"{place}.seeds": seeds}
     for kind in results["label-free"]:
         for way in WAYS:
             _, scores = _chosen(results, kind, way)

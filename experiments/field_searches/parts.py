@@ -98,7 +98,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "three skills": Part(
         NINE,
-        160,
+        120,
         45,
         {
             "CMA-ES": CMA_ES,

@@ -37,7 +37,7 @@ from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.space import Genotype
 
 DEPTH, REMOVED = 30, 8
-CUTS = (1, 2, 4, 7, REMOVED)
+CUTS = (REMOVED, 4, 2, 1)
 """Layers that plain cuts remove."""
 WEIGHTS = (0.5, 1.0)
 """Of both experts' task vectors in the merge that layers are removed from."""
@@ -81,14 +81,14 @@ class Tailored(Searched):
         strategy = {"kind": "random"}
         return {"models": models, "space": space, "fitness": fitness, "workers": {"threads": 1}, "strategy": strategy}
 
-    def _some(self, items: Sequence[str], each: int) -> tuple[str, ...]:
+    def some(self, items: Sequence[str], each: int) -> tuple[str, ...]:
         """Return so many items of each task."""
         places = positions_by_task(items).values()
         return tuple(items[at] for of_task in places for at in of_task[:each])
 
     def confirming(self) -> tuple[str, ...]:
         """Return the search items that finalists are asked."""
-        return self._some(self.problem.search_items, self.each[0])
+        return self.some(self.problem.search_items, self.each[0])
 
     @cached_property
     def _exact(self) -> Any:
@@ -97,7 +97,7 @@ class Tailored(Searched):
 
     def measured(self, recipe: Recipe) -> dict[str, float]:
         """Return log-likelihood and accuracy on held-out items of each task."""
-        items = self._some(self.problem.held_out_items, self.each[1])
+        items = self.some(self.problem.held_out_items, self.each[1])
         found = {}
         for name, worker in (("log-likelihood", self.worker), ("accuracy", self._exact)):
             evaluation = worker.evaluate(Request(recipe, items))
@@ -185,10 +185,11 @@ def missing(results: Results, problem: Tailored, seeds: int, *, quick: bool) -> 
 
 
 def best_block(problem: Tailored, removed: int, *, quick: bool) -> int:
-    """Return where the block begins that is best to remove, by the items of finalists."""
+    """Return where the block begins that is best to remove, by as many search items as a candidate is asked."""
+    asked = problem.some(problem.problem.search_items, min(ITEMS, problem.each[0]))
     places = range(2 if quick else DEPTH - removed + 1)
     cuts = {first: without(problem.models, first, removed) for first in places}
-    return max(cuts, key=lambda first: problem.scored(cuts[first], problem.confirming()).fitness)
+    return max(cuts, key=lambda first: problem.scored(cuts[first], asked).fitness)
 
 
 def plain(problem: Tailored) -> list[Genotype]:
@@ -212,7 +213,7 @@ def tables(results: Results) -> list[str]:
         "| layers gone | by | seeds | sums: log-likelihood | dates: log-likelihood | sums right, % | dates right, % |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in results["cuts"]:
+    for row in sorted(results["cuts"], key=lambda row: row["removed"]):
         lines.append(_line(row["removed"], f"{row['by']}{_places(row)}" if row["removed"] else "", [row]))
     for name in STRATEGIES:
         rows = [row for row in results["searches"] if row["name"] == name]

@@ -114,9 +114,14 @@ class FunctionEvaluator:
         if not self.suite.scores_whole_models:
             payloads = [self.suite.payload(of_place[place]) for place in places]
         model.eval()
-        started = time.perf_counter()
+        before, started = _versions(model), time.perf_counter()
         returned = self._call(model, payloads)
         seconds = time.perf_counter() - started
+        if _versions(model) != before:
+            raise FunctionError(
+                f"{self.suite.function.name} changed the model's weights, and what is scored next may keep the change; "
+                "work on a copy (copy.deepcopy)"
+            )
         scores = np.empty(len(asked), np.float32)
         for task, where in positions_by_task(items).items():
             values = self._values(returned, task, None if payloads is None else len(payloads))
@@ -131,8 +136,8 @@ class FunctionEvaluator:
         try:
             with torch.no_grad():
                 return function.call(*arguments, **settings)
-        except Exception as error:  # the user's code can raise anything
-            if no_memory(error):
+        except (Exception, SystemExit) as error:  # the user's code can raise anything, and may be a script's
+            if isinstance(error, Exception) and no_memory(error):
                 raise  # the worker tries a smaller batch
             raise FunctionError(f"{function.name} raised {one_line(error)}") from error
 
@@ -178,3 +183,8 @@ class FunctionEvaluator:
                 f"{name} returned a mapping that differs from fitness.tasks in {odd}; name the same in both"
             )
         return returned[task]
+
+
+def _versions(model: torch.nn.Module) -> list[int]:
+    """Return how often each parameter and buffer was written to, as torch counts it."""
+    return [values._version for values in (*model.parameters(), *model.buffers()) if not values.is_inference()]

@@ -126,13 +126,13 @@ def load_function(config: FitnessConfig, check: CodeCheck = allow) -> FitnessFun
         others = _hashes(where[0], "function_items") if where[0] != place else {}
     places = dict.fromkeys([place, *([where[0]] if where else [])])
     check(code_of_function(config.function, code | others, tuple(places)))
-    call = _attribute(_module(place, "function"), name, config.function, "function")
+    call = _attribute(_module(place, "function"), name, place, "function")
     if not callable(call):
         raise TaskError(f"fitness.function: {name} in {place} is no function; name one")
     found = None
     if where is not None:
         key = "function_items"
-        listed = _attribute(_module(where[0], key), where[1], str(items), key)
+        listed = _attribute(_module(where[0], key), where[1], where[0], key)
         found = checked_items(listed, f"fitness.{key}")
     elif items is not None:
         found = checked_items(_lines(Path(items)), "fitness.function_items")
@@ -291,11 +291,11 @@ def _module(place: str, key: str) -> ModuleType:
         raise TaskError(f"fitness.{key}: {place} cannot be imported ({one_line(error)}); fix it") from error
 
 
-def _attribute(module: ModuleType, name: str, reference: str, key: str) -> Any:
+def _attribute(module: ModuleType, name: str, place: str, key: str) -> Any:
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
-            raise TaskError(f"fitness.{key}: {reference} has no {part}; correct the name after the colon")
+            raise TaskError(f"fitness.{key}: {place} has no {part}; correct the name after the colon")
         value = getattr(value, part)
     return value
 

@@ -5,9 +5,10 @@ mask and its own positions. So a prompt can join at any time: its keys and value
 current one, as if it had been padded on the left from the start. Columns that no row needs any more are dropped when
 the buffer is full. The buffers are allocated once, where a growing cache is copied for each token.
 
-Prompts are read by `fitness.scoring.reading`, more at once than rows are free where answers are often over after that.
+Prompts are read by `fitness.scoring.reading`, as many as fit into a pass, and those without a row wait for one: so a
+row that is done is taken at once, many answers are over before they need a row, and passes over prompts are few.
 
-Shapes: B rows, C columns, K columns of a prompt, N prompts, V vocabulary.
+Shapes: B rows, C columns, K columns of a prompt, N prompts, R rows and S slots of a pass over prompts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,10 +23,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from fitness.scoring.reading import Answer, Joining, Prompt, Read, Reader, Verdicts, most_likely, parameters_of
 
-SHRINK_AT = 0.75  # drop finished rows when no prompt waits and at most this share is left, because copying takes time
-REFILL_AT = 1.0  # let prompts in once the idle steps of finished rows add up to this many steps of the whole batch, ...
-REFILL_SHARE = 0.5  # ... or once this share of the rows is free, ...
-READ_SHARE = 0.75  # ... or once a pass for them can read so many prompts, as a share of the rows
+SHRINK_AT = 0.9  # free rows are dropped when no prompt is left and at most this share of the rows is taken
 SLACK = 8  # columns beyond those that rows need, and the share of new tokens: how seldom columns are dropped
 
 Done = Callable[[int, int], bool]
@@ -69,13 +67,12 @@ def greedy(
     batch = _Batch(model, prompts, done, min(rows, len(prompts)), most_tokens, device, verdicts)
     while True:
         idle = batch.place()
-        batch.idled += idle
-        if batch.reads_now(idle):
-            batch.read(idle)
+        if idle and batch.waiting:
+            batch.read()
         elif idle == batch.rows:
             return
         else:
-            if not batch.waiting and batch.rows - idle <= SHRINK_AT * batch.rows:
+            if batch.rows - idle <= SHRINK_AT * batch.rows:
                 batch.shrink()
             batch.step()
 
@@ -98,12 +95,11 @@ class _Batch:
         device: str | torch.device,
         verdicts: Verdicts | None,
     ) -> None:
-        self.model, self.rows, self.idled, self.device = model, rows, 0, device
+        self.model, self.rows, self.device = model, rows, device
         self.waiting = list(reversed(prompts))  # the next one last
         self._done = done
         self._answers: list[Answer | None] = [None] * rows
         self._read: list[Read] = []  # of the last pass, prompts without a row
-        self._asked = self._went_on = 0  # prompts that were read, and those whose answers went on
         self._reader = Reader(model, rows, max(len(prompt.tokens) for prompt in prompts), device, verdicts)
         width = max(prompt.most for prompt in prompts)
         capacity = width + most_tokens + max(SLACK, most_tokens // SLACK)
@@ -115,25 +111,12 @@ class _Batch:
 
     # --- prompts ---
 
-    def reads_now(self, idle: int) -> bool:
-        """Whether to read prompts before the next step, if so many rows are free."""
-        if not idle or not self.waiting:
-            return False
-        fills = self._readable(idle) >= READ_SHARE * min(self.rows, len(self.waiting))
-        return fills or self.idled >= REFILL_AT * self.rows or idle >= REFILL_SHARE * self.rows
-
-    def _readable(self, idle: int) -> int:
-        """Return how many prompts to read for so many free rows: more, if many answers are over after that."""
-        booked = idle * self._asked // self._went_on if self._went_on else idle
-        return min(len(self.waiting), max(idle, booked))
-
-    def read(self, idle: int) -> None:
-        """Read waiting prompts for so many free rows; this finds the first tokens of their answers."""
-        read = self._reader.read(self.waiting, self._readable(idle))
+    def read(self) -> None:
+        """Read waiting prompts; this finds the first tokens of their answers."""
+        read = self._reader.read(self.waiting)
         pairs = enumerate(zip(read.prompts, read.found, strict=True))
         left = [at for at, (prompt, new) in pairs if not any(self._done(prompt.number, token) for token in new)]
-        self._asked, self._went_on = self._asked + len(read.prompts), self._went_on + len(left)
-        self._read, self.idled = [read.only(left)] if left else [], 0
+        self._read = [read.only(left)] if left else []
 
     def place(self) -> int:
         """Give free rows to prompts that were read; return how many rows stay free."""
@@ -203,12 +186,18 @@ class _Batch:
         columns.begin, columns.end = columns.begin - first, columns.end - first
 
     def shrink(self) -> None:
-        """Drop the rows that are free."""
-        left = [row for row, answer in enumerate(self._answers) if answer is not None]
+        """Drop the rows that are free: rows behind the number that is left move to free ones before it."""
+        running = [row for row, answer in enumerate(self._answers) if answer is not None]
+        self.rows = len(running)
+        moved = [row for row in running if row >= self.rows]
+        free = [row for row in range(self.rows) if self._answers[row] is None]
+        from_N, into_N = (torch.tensor(rows, dtype=torch.long, device=self.device) for rows in (moved, free))
         for layer in self._layers:
-            layer.keep(left)
-        self._seen_BC = self._seen_BC[left]
-        self._answers, self.rows = [self._answers[row] for row in left], len(left)
+            layer.move(from_N, into_N, self.rows)
+        self._seen_BC[into_N] = self._seen_BC[from_N]
+        for row, into in zip(moved, free, strict=True):
+            self._answers[into] = self._answers[row]
+        self._seen_BC, self._answers = self._seen_BC[: self.rows], self._answers[: self.rows]
         self._look_at_masks()
 
 
@@ -222,7 +211,7 @@ class _Columns:
 
 
 class _Rows(DynamicLayer):  # type: ignore[misc]  # mypy does not follow transformers
-    """Keys and values of all rows in one layer; each step fills the column `columns.end`."""
+    """Keys and values of all rows in one layer, [B, C, heads, size]; each step fills the column `columns.end`."""
 
     def __init__(self, columns: _Columns, rows: int) -> None:
         super().__init__()
@@ -238,17 +227,17 @@ class _Rows(DynamicLayer):  # type: ignore[misc]  # mypy does not follow transfo
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store a step's keys and values, [B, heads, 1, size]; return all that rows may see."""
         begin, end = self._columns.begin, self._columns.end
-        self.keys[:, :, end : end + 1] = key_states
-        self.values[:, :, end : end + 1] = value_states
-        return self.keys[:, :, begin : end + 1], self.values[:, :, begin : end + 1]
+        self.keys[:, end] = key_states[:, :, 0]
+        self.values[:, end] = value_states[:, :, 0]
+        return self.keys[:, begin : end + 1].transpose(1, 2), self.values[:, begin : end + 1].transpose(1, 2)
 
     def put(self, into_N: torch.Tensor, read: Joining, place: torch.Tensor) -> None:
         """Copy keys and values of N prompts before the current column, and those of their prefix before these.
 
-        `place` are the prompts' slots in all rows of the pass, int64[N * S].
+        `place` are the prompts' slots in all rows of the pass, int64[N * K].
         """
         if not self.is_initialized:
-            shape = self._count, read.keys.shape[1], self._columns.capacity
+            shape = self._count, self._columns.capacity, read.keys.shape[1]
             self.keys = read.keys.new_zeros(*shape, read.keys.shape[-1])
             self.values = read.values.new_zeros(*shape, read.values.shape[-1])
             self.dtype, self.device, self.is_initialized = read.keys.dtype, read.keys.device, True
@@ -257,19 +246,23 @@ class _Rows(DynamicLayer):  # type: ignore[misc]  # mypy does not follow transfo
         begin = end - len(place) // count
         first = begin - read.get_seq_length()
         for name in ("keys", "values"):
-            kept = getattr(self, name)
-            own = getattr(read, name).transpose(1, 2).flatten(0, 1).index_select(0, place)
-            kept[:, :, begin:end].index_copy_(0, into_N, own.unflatten(0, (count, -1)).transpose(1, 2))
+            kept, (rows, heads, slots, size) = getattr(self, name), getattr(read, name).shape
+            own = getattr(read, name).transpose(1, 2).reshape(rows * slots, heads, size).index_select(0, place)
+            kept[:, begin:end].index_copy_(0, into_N, own.unflatten(0, (count, -1)))
             if read.prefix is not None:
-                prefix = getattr(read.prefix, name)
-                kept[:, :, first:begin].index_copy_(0, into_N, prefix.expand(count, -1, -1, -1))
+                prefix = getattr(read.prefix, name).transpose(1, 2)
+                kept[:, first:begin].index_copy_(0, into_N, prefix.expand(count, -1, -1, -1))
 
     def drop(self, first: int) -> None:
         """Move the columns from `first` on to the front."""
         end = self._columns.end
         for kept in (self.keys, self.values):
-            kept[:, :, : end - first] = kept[:, :, first:end].clone()
+            kept[:, : end - first] = kept[:, first:end].clone()
 
-    def keep(self, rows: list[int]) -> None:
-        """Keep some rows only."""
-        self.keys, self.values, self._count = self.keys[rows], self.values[rows], len(rows)
+    def move(self, from_N: torch.Tensor, into_N: torch.Tensor, count: int) -> None:
+        """Move some rows into others, and keep the first `count`."""
+        begin, end = self._columns.begin, self._columns.end
+        from_N, into_N = from_N.to(self.keys.device), into_N.to(self.keys.device)
+        for kept in (self.keys, self.values):
+            kept[into_N, begin:end] = kept[from_N, begin:end]
+        self.keys, self.values, self._count = self.keys[:count], self.values[:count], count

@@ -80,7 +80,7 @@ def separate(sequences: Sequence[Tokens]) -> list[Group]:
     return [Group((), tuple(_row([tokens], [0], 0) for tokens in sorted(set(sequences))))]
 
 
-def rows_behind(prefix: int, sequences: Sequence[Tokens], *, pack: bool) -> tuple[list[Row], list[Path]]:
+def rows_behind(prefix: int, sequences: Sequence[Tokens], *, widest: int) -> tuple[list[Row], list[Path]]:
     """Return rows for sequences behind a common prefix, and each sequence's row and slots.
 
     Parameters
@@ -89,12 +89,12 @@ def rows_behind(prefix: int, sequences: Sequence[Tokens], *, pack: bool) -> tupl
         Length of the prefix, which is part of the sequences; 0: there is none.
     sequences
         Token sequences longer than the prefix.
-    pack
-        Whether sequences may branch from each other, where that saves enough tokens.
+    widest
+        Most slots of a row in which sequences branch from each other, where that saves enough tokens; 0: none do.
     """
     owner = owners(sequences)
     leaves = sorted(set(owner.values()))
-    rows = _packed(prefix, leaves) if pack else _alone(prefix, leaves)
+    rows = _packed(prefix, leaves, widest) if widest > 0 else _alone(prefix, leaves)
     place = {leaf: (at, path) for at, row in enumerate(rows) for leaf, path in row.paths.items()}
     places = [place[owner[tokens]] for tokens in sequences]
     return rows, [(at, path[: len(one) - prefix]) for one, (at, path) in zip(sequences, places, strict=True)]
@@ -108,14 +108,14 @@ def _alone(prefix: int, leaves: Sequence[Tokens]) -> list[Row]:
     return rows
 
 
-def _packed(prefix: int, leaves: Sequence[Tokens]) -> list[Row]:
+def _packed(prefix: int, leaves: Sequence[Tokens], widest: int) -> list[Row]:
     """Neighbours share a row if they share a token, and the row is short or they share much of their tokens."""
     common = [0, *(common_beginning(*pair) for pair in pairwise(leaves))]
     starts, sizes = [0], [len(leaves[0]) - prefix]
     for at in range(1, len(leaves)):
         own, shared = len(leaves[at]) - prefix, common[at] - prefix
         most = max(SHORT_ROW, min(PACK_SLOTS, 4 * own)) if shared >= PACK_SHARE * own else SHORT_ROW
-        if shared > 0 and sizes[-1] + own - shared <= most:
+        if shared > 0 and sizes[-1] + own - shared <= min(most, widest):
             sizes[-1] += own - shared
         else:
             starts.append(at)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -33,6 +34,8 @@ from fitness.scoring.shared_prefix import Packed, kind_of, obstacle, read_prefix
 from fitness.scoring.shortage import no_memory
 
 MOST_DRAFTED = 32  # tokens of a draft
+MOST_READ = 2  # prompts of a pass, as a multiple of the rows
+MORE = 1.15  # prompts that are looked at for a pass, as a multiple of those that the last one read
 Verdicts = dict[tuple[object, ...], bool]
 """By kind of model, whether it reads packed rows as it reads plain ones."""
 
@@ -150,33 +153,45 @@ class Reader:
         self._layers = len(DynamicCache(config=model.config).layers)
         self._prefix: tuple[Tokens, Cache | None] = ((), None)
         self._compared = self._right = 0  # tokens of drafts
+        self._taken = rows  # prompts of the last pass
 
-    def read(self, waiting: list[Prompt], count: int) -> Read:
-        """Read up to `count` prompts: the last ones of `waiting`, as far as they share a prefix.
+    def read(self, waiting: list[Prompt]) -> Read:
+        """Read as many prompts as fit: the last ones of `waiting`, as far as they share a prefix.
 
-        Rows and slots are at most those of a batch of the longest prompts. The first tokens of all answers are found.
+        Rows, and slots with the prefix, are at most those of a batch of the longest prompts. The first tokens of all
+        answers are found.
         """
         shares = self._shares is not False
         prefix = _prefix_of(waiting[-1]) if shares else ()
         drafted = self._drafted() if shares else 0
-        for most in (count if self._shares else min(count, self._rows), min(count, self._rows)):
-            last = itertools.islice(reversed(waiting), most)
-            prompts = list(itertools.takewhile(lambda one: not shares or _prefix_of(one) == prefix, last))
-            drafts = [prompt.draft[:drafted] for prompt in prompts]
-            rows, paths = self._packed(prefix, prompts, drafts, shares)
-            slots = len(rows) * max(len(row.tokens) for row in rows)
-            if len(rows) <= self._rows and slots <= self._rows * (self._longest + drafted):
-                break
-        del waiting[len(waiting) - len(prompts) :]
+        last = itertools.islice(reversed(waiting), self._most())
+        prompts = list(itertools.takewhile(lambda one: not shares or _prefix_of(one) == prefix, last))
+        drafts = [prompt.draft[:drafted] for prompt in prompts]
+        room = self._rows * (self._longest + drafted)
+        rows, paths = self._packed(prefix, prompts, drafts, room if shares else 0)
+        widths = itertools.accumulate((len(prefix) + len(row.tokens) for row in rows[: self._rows]), max)
+        count = sum(number * width <= room for number, width in enumerate(widths, start=1))
+        left = [prompt for prompt, (row, _) in zip(prompts, paths, strict=True) if row >= count]
+        waiting[len(waiting) - len(prompts) :] = reversed(left)
+        taken = [at for at, (row, _) in enumerate(paths) if row < count]
+        prompts, drafts = [prompts[at] for at in taken], [drafts[at] for at in taken]
+        rows, paths = rows[:count], [paths[at] for at in taken]
+        self._taken = len(prompts)
         if self._shares is None and (prefix or any(row.branches for row in rows)):
             return self._checked(prefix, prompts, drafts, rows, paths)
         return self._pass(prefix, prompts, drafts, rows, paths)[0]
 
+    def _most(self) -> int:
+        """Return how many prompts to look at: somewhat more than probably fit, so that all rows are full."""
+        if not self._shares:
+            return self._rows
+        return min(MOST_READ * self._rows, max(self._rows, math.ceil(MORE * self._taken)))
+
     def _packed(
-        self, prefix: Tokens, prompts: Sequence[Prompt], drafts: Sequence[Tokens], pack: bool
+        self, prefix: Tokens, prompts: Sequence[Prompt], drafts: Sequence[Tokens], room: int
     ) -> tuple[list[Row], list[Path]]:
         sequences = [prompt.tokens + draft for prompt, draft in zip(prompts, drafts, strict=True)]
-        return rows_behind(len(prefix), sequences, pack=pack)
+        return rows_behind(len(prefix), sequences, widest=room - len(prefix))
 
     def _drafted(self) -> int:
         """Return how many tokens of a draft to read: as many as probably save more than they cost.
@@ -199,7 +214,7 @@ class Reader:
     ) -> Read:
         """Read prompts packed and in plain rows, and keep in mind whether it comes to the same."""
         alone: list[Tokens] = [()] * len(prompts)
-        plain, expected_NV = self._pass((), prompts, alone, *self._packed((), prompts, alone, False))
+        plain, expected_NV = self._pass((), prompts, alone, *self._packed((), prompts, alone, 0))
         try:
             read, logits_NV = self._pass(prefix, prompts, drafts, rows, paths)
         except Exception as error:  # a model's own code may fail on such masks and caches

@@ -28,13 +28,17 @@ def scales_obstacle(layout: ModelLayout) -> str | None:
     """Return why the scales of a path cannot be written into these models; None when they can."""
     for names in layout.layers:
         norms = {name.partition(".")[0] for name in names if "norm" in name.partition(".")[0]}
+        extra = sorted(norms - _READERS[0])
+        if extra:
+            return (
+                f"the models' layers have norms besides those before attention and MLP ({', '.join(extra)}), which "
+                "would remove a scale of the residual stream or change its use"
+            )
         if norms not in _READERS:
-            extra = sorted(norms - _READERS[0])
-            which = f"norms besides those before attention and MLP ({', '.join(extra)})" if extra else "no such norms"
-            return f"their layers have {which}, which would remove a scale of the residual stream or change its use"
+            return "the models' layers have no input_layernorm, and only a norm hides a scale of the residual stream"
         missing = [writer for writer in WRITERS if not any(writer in name for name in names)]
         if missing:
-            return f"their layers have no {missing[0]} that a scale could be written into"
+            return f"the models' layers have no {missing[0]} that a scale could be written into"
     return None
 
 

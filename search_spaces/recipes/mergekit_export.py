@@ -20,6 +20,21 @@ from search_spaces.recipes.recipe import Recipe, Slice, Source
 from search_spaces.recipes.references import is_dequantized, parts
 from search_spaces.recipes.resolve import TensorPlan
 
+DEFINED = frozenset(
+    (
+        "AfmoeForCausalLM", "ApertusForCausalLM", "ArceeForCausalLM", "BaichuanForCausalLM", "Cohere2ForCausalLM",
+        "CohereForCausalLM", "ExaoneForCausalLM", "FalconForCausalLM", "GPT2LMHeadModel", "GPTBigCodeForCausalLM",
+        "GPTNeoXForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "Glm4ForCausalLM",
+        "Glm4MoeForCausalLM", "GraniteForCausalLM", "GraniteMoeHybridForCausalLM", "InternLM2ForCausalLM",
+        "JAISLMHeadModel", "LLaMaForCausalLM", "Lfm2ForCausalLM", "LlamaForCausalLM", "MambaForCausalLM",
+        "MistralForCausalLM", "MixFormerSequentialForCausalLM", "MixtralForCausalLM", "Olmo2ForCausalLM",
+        "Phi3ForCausalLM", "Phi3SmallForCausalLM", "PhiForCausalLM", "QWenLMHeadModel", "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "SolarForCausalLM", "StableLMEpochForCausalLM",
+        "StableLmForCausalLM", "Starcoder2ForCausalLM", "_AfmoePartialForCausalLM",
+    )
+)  # fmt: skip
+"""Causal language models whose tensors mergekit 0.1.5 knows by position. Of others it only knows which tensors are in a
+layer, and takes the final norm and the head from the first slice, as it does the embeddings."""
 _PATH = "evomerge.path: mergekit does not merge and reorder layers in one document"
 _SEVERAL = "slices.evomerge.merge_method: layers have their own methods, and mergekit allows one per document"
 
@@ -46,6 +61,31 @@ def obstacles(recipe: Recipe) -> tuple[str, ...]:
         found.append(f"{_subject(recipe)}: {spec.deviation}")
     found += refused_by_mergekit(recipe)
     return tuple(found)
+
+
+def outer_obstacle(recipe: Recipe, architecture: str | None) -> str | None:
+    """Return why mergekit would merge the final norm and the head of this architecture otherwise; None: it does not.
+
+    Parameters
+    ----------
+    recipe
+        Any recipe.
+    architecture
+        Of its models, as their configurations name it; None: not known, and taken for one that mergekit knows.
+    """
+    if architecture is None or architecture in DEFINED or recipe.mixture is not None:
+        return None
+    slices = recipe.canonical().slices
+    first, last = (
+        replace(part, sources=tuple(replace(source, layer_range=None) for source in part.sources))
+        for part in (slices[0], slices[-1])
+    )
+    if first == last:
+        return None
+    return (
+        f"slices: mergekit 0.1.5 does not know where the tensors of {architecture} belong, and merges the final norm "
+        "and the head as the embeddings"
+    )
 
 
 def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:

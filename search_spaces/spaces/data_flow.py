@@ -2,8 +2,9 @@
 
 Akiba et al. 2024, arXiv:2403.13187 (Sakana's DFS). The layers of all models form a sequence that is repeated r times.
 One bit per slot says whether the slot is on the path. The base's first and last layer begin and end every path. Before
-a layer, the residual stream is multiplied by a factor, per slot or per pair of layers (W_ij). The layers' weights do
-not change; `layer_path` explains how factors become part of an ordinary model.
+a layer, the residual stream is multiplied by a factor, per slot or per pair of layers (W_ij), which may come from a
+small network (`ScaleNetwork`). The layers' weights do not change; `layer_path` explains how factors become part of an
+ordinary model.
 
 With ``order: free``, a random key per slot (Bean 1994) gives its position on the path, so that paths are permutations
 with repeats and skips. Searches begin at the base: its layers in the first repetition, and all factors 1.
@@ -35,6 +36,7 @@ from search_spaces.spaces.registry import beginning_at, recipe_from, register_sp
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 Layer = tuple[str, int]
+Array = npt.NDArray[np.float64]
 
 ANCHOR = "anchor"
 """Name of a merge from a recipe file among the models of the pool."""
@@ -43,6 +45,12 @@ _OPTIONS = ("skip", "use")
 _LIKELY = 0.9  # probability that a sample agrees with the base at a slot
 _SPREAD = 0.1  # standard deviation of sampled factors
 _DIGITS = 9  # of factors, so that they can be recovered from their products
+_SAME = 1e-10
+"""Factors that differ less are one factor."""
+HIDDEN = 8
+"""Hidden units of a network, if the search file does not say how many."""
+LEVELS = 10_000
+"""Steps of a network's output from 0 to 1, and from 0 to -1."""
 
 
 class ScaleRange(BaseModel):
@@ -87,13 +95,21 @@ class DataFlowConfig(BaseModel):
     """Repetitions of the sequence of all layers of all models: a layer can be used this many times."""
     order: Literal["slots", "free"] = "slots"
     """`slots`: layers keep the order of the sequence (Sakana's). `free`: any order, by a random key per slot."""
-    scales: Literal["none", "slot", "transition"] = "slot"
-    """Factors of the residual stream before a layer: none, one per slot, or one per pair of consecutive layers
-    (Sakana's matrix W)."""
+    scales: Literal["none", "slot", "transition", "network"] = "slot"
+    """Factors of the residual stream before a layer: none, one per slot, one per pair of consecutive layers (Sakana's
+    matrix W), or what a small network says of the pair and its position on the path, with `hidden` + 1 genes."""
+    hidden: int = Field(default=HIDDEN, ge=1, le=1000)
+    """Hidden units of `scales: network`."""
     scale: ScaleRange = ScaleRange()
     """Range of the factors."""
     max_layers: int | None = Field(default=None, ge=2, le=10_000)
     """Largest number of layers. Longer paths are truncated before the last layer. None: twice the base's number."""
+
+    @model_validator(mode="after")
+    def _hidden_units_of_a_network(self) -> DataFlowConfig:
+        if self.hidden != HIDDEN and self.scales != "network":
+            raise ValueError(f"hidden: scales: {self.scales} has no network; write scales: network, or remove hidden")
+        return self
 
     def build(self, context: SpaceContext) -> SearchSpace:
         """Return the space over these models; raise a `RecipeError` if a file cannot be used."""
@@ -102,6 +118,102 @@ class DataFlowConfig(BaseModel):
             return space
         others = "remove the key to begin at the anchor"
         return beginning_at(self.start, recipe_from(self.start, "space.start", others), space, context)
+
+
+class ScaleNetwork:
+    """Sakana's π_θ(i, j, t), for W as a network: the factor of a transition from layer i to layer j at step t.
+
+    With y in {1, tanh(A x + b)} for the models and relative depths of i and j and the relative step, x,
+
+        z = v · y, clipped to [-1, 1] and rounded to steps of 1 / LEVELS;  factor = high^z where z >= 0, else low^-z.
+
+    v, float64[H + 1], are the genes; zeros give factors of 1. A and b are constants of the architecture, drawn once: so
+    z is linear in the genes, and the genes of given factors follow from a linear programme. Deviation: the paper's θ is
+    all weights of its network; one whose A is searched could not be found again from a recipe.
+
+    Parameters
+    ----------
+    models
+        Names of the models whose layers are used.
+    depth
+        Layers of each.
+    hidden
+        H.
+    scale
+        Range of the factors.
+    longest
+        Layers of the longest path.
+    """
+
+    def __init__(self, models: Sequence[str], depth: int, hidden: int, scale: ScaleRange, longest: int) -> None:
+        self._number = {name: index for index, name in enumerate(models)}
+        self._depth, self._longest = depth, longest
+        # The legacy generator, whose numbers are the same in every version of numpy.
+        drawn = np.random.RandomState(0).standard_normal((2 * len(models) + 4, hidden))
+        self._input, self._bias = drawn[:-1], drawn[-1]
+        steps = np.arange(-LEVELS, LEVELS + 1) / LEVELS
+        self._table = np.round(np.where(steps >= 0, scale.high ** np.abs(steps), scale.low ** np.abs(steps)), _DIGITS)
+
+    def genes(self) -> Iterator[Gene]:
+        """Yield the genes: the output's bias and the weights of the hidden units."""
+        for index in range(len(self._bias) + 1):
+            yield Real(f"scale.network[{index}]", -1.0, 1.0, 0.0, (0.0, _SPREAD))
+
+    def factors(self, genes: Genotype, layers: Sequence[Layer]) -> Array:
+        """Return the factor before each layer of a path but the first, float64[N - 1]."""
+        output = np.clip(self._units(layers) @ genes, -1.0, 1.0)
+        return np.asarray(self._table[np.rint(output * LEVELS).astype(np.int64) + LEVELS], dtype=np.float64)
+
+    def genes_of(self, factors: Array, layers: Sequence[Layer]) -> Genotype:
+        """Return genes that give these factors, float64[H + 1], small ones where many do; the nearest where none do.
+
+        The nearest are those whose largest distance of an output z from what its factor needs is the smallest.
+        """
+        units = self._units(layers)
+        first = np.searchsorted(self._table, factors - _SAME)  # of the steps that give a factor
+        last = np.searchsorted(self._table, factors + _SAME) - 1
+        above = np.clip(first, 1, 2 * LEVELS)
+        nearest = above - (factors - self._table[above - 1] < self._table[above] - factors)
+        first, last = np.minimum(first, nearest), np.maximum(last, nearest)
+        low = np.where(first == 0, -np.inf, (first - LEVELS - 0.5) / LEVELS)
+        high = np.where(last == 2 * LEVELS, np.inf, (last - LEVELS + 0.5) / LEVELS)
+        genes, outside = _least_outside(units, low, high)
+        return genes if outside >= 0 else _smallest(units, low - outside / 2, high + outside / 2)
+
+    def _units(self, layers: Sequence[Layer]) -> Array:
+        """Return 1 and the hidden units for each transition of a path, float64[N - 1, H + 1]."""
+        one_hot = np.eye(len(self._number))[[self._number[name] for name, _ in layers]]
+        depth = 2.0 * np.array([[layer] for _, layer in layers]) / (self._depth - 1) - 1.0
+        step = 2.0 * np.arange(1, len(layers))[:, None] / self._longest - 1.0
+        inputs = np.hstack((one_hot[:-1], one_hot[1:], depth[:-1], depth[1:], step))
+        return np.hstack((np.ones_like(step), np.tanh(inputs @ self._input + self._bias)))
+
+
+def _least_outside(units: Array, low: Array, high: Array) -> tuple[Genotype, float]:
+    """Return genes in [-1, 1] whose outputs are least outside of their ranges, and by how much; below 0: inside."""
+    slack = np.ones((len(units), 1))
+    rows = np.vstack((np.hstack((units, -slack)), np.hstack((-units, -slack))))
+    bounds = [*[(-1.0, 1.0)] * units.shape[1], (-1.0, None)]
+    found = _solved(np.append(np.zeros(units.shape[1]), 1.0), rows, np.concatenate((high, -low)), bounds)
+    return found[:-1], float(found[-1])
+
+
+def _smallest(units: Array, low: Array, high: Array) -> Genotype:
+    """Return genes in [-1, 1] whose outputs are in their ranges, with the smallest sum of sizes."""
+    both = np.hstack((units, -units))
+    rows = np.vstack((both, -both))
+    found = _solved(np.ones(both.shape[1]), rows, np.concatenate((high, -low)), [(0.0, 1.0)] * both.shape[1])
+    return found[: units.shape[1]] - found[units.shape[1] :]
+
+
+def _solved(costs: Array, rows: Array, limits: Array, bounds: Sequence[tuple[float, float | None]]) -> Array:
+    """Return x that minimises costs · x with rows x <= limits, by a linear programme that has a solution."""
+    from scipy.optimize import linprog
+
+    used = np.isfinite(limits)
+    options = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    found = linprog(costs, rows[used], limits[used], bounds=bounds, method="highs", options=options)
+    return np.asarray(found.x, dtype=np.float64)
 
 
 class DataFlowSpace(SearchSpace):
@@ -154,6 +266,9 @@ class DataFlowSpace(SearchSpace):
             raise RecipeError("space: nothing is left between the first and the last layer; add models or repeats")
         self.max_layers = min(config.max_layers or 2 * depth, MAX_LAYERS)
         self._pairs = self._transitions(nodes)
+        self._network: ScaleNetwork | None = None
+        if config.scales == "network":
+            self._network = ScaleNetwork(list(self.pool), depth, config.hidden, config.scale, self.max_layers)
         self.genes = tuple(self._genes(inner))
 
     def _transitions(self, nodes: Sequence[Layer]) -> dict[tuple[Layer, Layer], int]:
@@ -164,7 +279,7 @@ class DataFlowSpace(SearchSpace):
         return {pair: index for index, pair in enumerate(pairs)}
 
     def _genes(self, inner: Sequence[Layer]) -> Iterator[Gene]:
-        """Yield bits, factors, keys: S bits; S + 1 factors or one per pair; S keys."""
+        """Yield bits, factors, keys: S bits; S + 1 factors, one per pair, or a network's H + 1 genes; S keys."""
         labels = [_label(slot) + f" #{index // len(inner) + 1}" for index, slot in enumerate(self.slots)]
         for index, label in enumerate(labels):
             on = index < len(inner) and self.slots[index][0] == self.base
@@ -175,6 +290,8 @@ class DataFlowSpace(SearchSpace):
         into += [f"{_label(a)} > {_label(b)}" for a, b in self._pairs]
         for label in into:
             yield Real(f"scale[{label}]", scale.low, scale.high, 1.0, around)
+        if self._network is not None:
+            yield from self._network.genes()
         if self.config.order == "free":
             for index, label in enumerate(labels):
                 yield Real(f"key[{label}]", 0.0, 1.0, (index + 0.5) / len(labels))
@@ -183,7 +300,8 @@ class DataFlowSpace(SearchSpace):
 
     @property
     def _factors(self) -> slice:
-        count = len(self.slots) + 1 if self.config.scales == "slot" else len(self._pairs)
+        counts = {"slot": len(self.slots) + 1, "transition": len(self._pairs), "network": self.config.hidden + 1}
+        count = counts.get(self.config.scales, 0)
         return slice(len(self.slots), len(self.slots) + count)
 
     @property
@@ -198,14 +316,24 @@ class DataFlowSpace(SearchSpace):
             used = used[np.argsort(point[self._keys][used], kind="stable")]
         return used[: self.max_layers - 2]
 
+    def _layers(self, used: Sequence[int]) -> list[Layer]:
+        """Return the layers of the path through these slots."""
+        return [self.first, *(self.slots[slot] for slot in used), self.last]
+
     def _factor_places(self, used: Sequence[int]) -> list[int]:
-        """Return the index of the factor before each layer of the path but the first."""
-        if self.config.scales == "none":
-            return []
+        """Return the index of the factor before each layer of the path but the first; all genes of a network."""
         if self.config.scales == "slot":
             return [*used, len(self.slots)]
-        path = [self.first, *(self.slots[slot] for slot in used), self.last]
-        return [self._pairs[pair] for pair in pairwise(path)]
+        if self.config.scales == "transition":
+            return [self._pairs[pair] for pair in pairwise(self._layers(used))]
+        return list(range(self._factors.stop - self._factors.start))
+
+    def _factors_before(self, point: Genotype, used: Sequence[int]) -> Array:
+        """Return the factor before each layer of the path but the first."""
+        genes = point[self._factors]
+        if self._network is not None:
+            return self._network.factors(genes, self._layers(used))
+        return np.ones(len(used) + 1) if self.config.scales == "none" else genes[self._factor_places(used)]
 
     # --- genotype and recipe ---
 
@@ -217,13 +345,11 @@ class DataFlowSpace(SearchSpace):
         """Return the path of `genotype`, the first and the last layer included."""
         point = self._checked(genotype)
         used = self._used(point).tolist()
-        layers = [self.first, *(self.slots[slot] for slot in used), self.last]
-        factors = [1.0, *np.round(point[self._factors][self._factor_places(used)], _DIGITS).tolist()]
-        factors += [1.0] * (len(layers) - len(factors))
+        factors = np.append(1.0, np.round(self._factors_before(point, used), _DIGITS))
         products = np.cumprod(factors).tolist()  # c_k
         return tuple(
             PathLayer(self.pool[name], layer, 1.0 / product)
-            for (name, layer), product in zip(layers, products, strict=True)
+            for (name, layer), product in zip(self._layers(used), products, strict=True)
         )
 
     def recipe_of(self, path: Sequence[PathLayer]) -> Recipe:
@@ -270,6 +396,10 @@ class DataFlowSpace(SearchSpace):
                 f"the recipe's model '{foreign[0]}' is not in the space; use only {', '.join(map(str, names))}"
             )
         layers: list[Layer] = [(names[layer.model], layer.layer) for layer in path]
+        if removed := [label for label, layer in zip(layers, path, strict=True) if layer.scale <= 0]:
+            raise RecipeError(
+                f"the recipe scales {_label(removed[0])} by 0 or less, and factors are above 0; leave the layer out"
+            )
         if len(layers) < 2 or (layers[0], layers[-1]) != (self.first, self.last) or path[0].scale != 1.0:
             raise RecipeError(
                 f"the recipe's path does not lead from {_label(self.first)} to {_label(self.last)}; begin and end it "
@@ -294,8 +424,11 @@ class DataFlowSpace(SearchSpace):
         if self.config.scales == "none" and (factors != 1).any():
             raise RecipeError("the recipe scales layers, the space does not; set space.scales: slot")
         values = point[self._factors]
-        for place, factor in zip(self._factor_places(used), factors.tolist(), strict=False):
-            values[place] = factor
+        if self._network is not None:
+            values = self._network.genes_of(factors, self._layers(used))
+        elif self.config.scales != "none":
+            for place, factor in zip(self._factor_places(used), factors.tolist(), strict=True):
+                values[place] = factor
         point[self._factors] = values
 
     def _slots_of(self, layers: Sequence[Layer]) -> list[int]:
@@ -329,8 +462,8 @@ class DataFlowSpace(SearchSpace):
         parts = [first]
         if self.config.scales == "slot":
             parts += [first, rng.random(1) < 0.5]
-        elif self.config.scales == "transition":
-            parts.append(rng.random(len(self._pairs)) < 0.5)
+        else:
+            parts.append(rng.random(self._factors.stop - self._factors.start) < 0.5)
         if self.config.order == "free":
             parts.append(first)
         return np.where(np.concatenate(parts), a, b)

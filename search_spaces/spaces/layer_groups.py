@@ -196,7 +196,8 @@ def _written(groups: Groups, layout: ModelLayout) -> Iterator[tuple[str, tuple[i
         yield label, tuple(slices)
     missing = [index for index in everything if index not in taken]
     if missing:
-        raise RecipeError(f"space.groups: {_joined_label(missing, depth)} is in no group; add it to one")
+        what = _name(missing[0], depth) if len(missing) == 1 else _joined_label(missing, depth)
+        raise RecipeError(f"space.groups: no group has {what}; add one that does")
 
 
 def _slices(member: int | str, place: str, depth: int) -> Sequence[int]:

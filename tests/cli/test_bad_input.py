@@ -16,7 +16,7 @@ def test_an_unknown_key(refuse_search):
 
 
 def test_a_missing_model_folder(refuse_search, config):
-    refuse_search("nowhere", models=config()["models"] | {"ops": "./nowhere"})
+    refuse_search("search.yaml:3: models.ops: ", "nowhere: no such", models=config()["models"] | {"ops": "./nowhere"})
 
 
 def test_a_folder_with_pickles_only(tmp_path, refuse_search, broken_expert):
@@ -49,7 +49,7 @@ def test_not_a_number_in_the_weights(tmp_path, refuse_search, broken_expert, alt
         tensors["model.layers.2.mlp.up_proj.weight"][3, 4] = float("nan")
 
     models = broken_expert(alter_weights(poison))
-    refuse_search("ops: model.layers.2.mlp.up_proj.weight", "NaN", models=models)
+    refuse_search("search.yaml:", ": models.ops: model.layers.2.mlp.up_proj.weight", "NaN", models=models)
 
 
 def test_a_truncated_weight_file(tmp_path, refuse_search, broken_expert):
@@ -98,7 +98,7 @@ def test_evaluating_nothing(refuse):
 
 def test_exporting_to_a_place_that_is_none(finished, refuse):
     folder, _ = finished
-    refuse("export", folder / "run", "-o", "no/such/folder.yaml", words=["cannot be written"], code=1)
+    refuse("export", folder / "run", "-o", "no/such/folder.yaml", words=["there is no folder no/such; make it"])
 
 
 def test_an_unexpected_error_is_one_line_too(finished, refuse, monkeypatch):
@@ -128,3 +128,20 @@ def test_no_run(refuse):
 def test_debug_shows_a_traceback(tmp_path, evomerge):
     with pytest.raises(RunError):
         evomerge("--debug", "status", "nothing", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["found", "start"])
+def test_a_model_that_is_called_like_another_row_of_the_table(refuse_search, config, name):
+    models = {"base": config()["models"]["base"], name: config()["models"]["ops"]}
+    refuse_search("search.yaml:", f"models.{name}: the final table has a row of its own", models=models)
+
+
+def test_a_task_that_is_called_like_the_mean_of_all_tasks(refuse_search, config):
+    fitness = config()["fitness"] | {"tasks": ["zoo_target_gen", "all"]}
+    refuse_search("fitness.tasks.1.task: the final table calls the mean of all tasks all", fitness=fitness)
+
+
+def test_a_race_that_cannot_weigh_tasks(refuse_search, config):
+    tasks = [{"task": "zoo_target_gen", "weight": 2}, "zoo_target_mc"]
+    fitness = config()["fitness"] | {"tasks": tasks, "racing": {"test": "exact"}}
+    refuse_search("search.yaml:", "fitness.racing.test: exact counts right and wrong answers", fitness=fitness)

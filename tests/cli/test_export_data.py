@@ -3,7 +3,12 @@
 import json
 import shutil
 
+import pytest
+
+from evomerge.cli.export import write_recipes
 from evomerge.runs import frames
+from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes.errors import RecipeError
 from tests.runs.test_optuna_study import load
 
 
@@ -20,3 +25,18 @@ def test_the_verb_writes_tables_and_studies_of_a_search(finished, tmp_path, evom
     refuse("export", tmp_path / "run", "--table", "x.xlsx", words=["--table x.xlsx", ".csv or .parquet"])
     refuse("export", tmp_path / "run", "--optuna", "x.json", words=["--optuna x.json", ".db or .journal"])
     refuse("export", tmp_path / "run", "--table", tmp_path, words=["--table", ".csv"])
+
+
+def test_recipes_are_exported_together_or_not_at_all(tmp_path):
+    def recipe(method):
+        models = [{"model": name, "parameters": {"weight": 1.0, "density": 0.5}} for name in ("a", "b")]
+        named = {"merge_method": method, "base_model": "base", "models": models, "dtype": "float32"}
+        return mergekit_yaml.build(named | {"evomerge": {"seed": 1}})
+
+    pair = [(recipe("ties"), "the best", 1), (recipe("dare_ties"), "the second", 2)]
+    folder = tmp_path / "front"
+    with pytest.raises(RecipeError, match="mergekit cannot rebuild this recipe exactly: dare_ties masks"):
+        write_recipes(tmp_path / "run", folder, "--pareto", pair, "{}", "mergekit", False)
+    assert list(tmp_path.iterdir()) == []
+    write_recipes(tmp_path / "run", folder, "--pareto", pair, "{}", "evomerge", False)
+    assert sorted(file.name for file in folder.iterdir()) == ["1.yaml", "2.yaml", "index.json"]

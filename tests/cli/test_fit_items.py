@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evomerge.cli.main import main
-from evomerge.runs.run import Asked, ReferenceScore, Run, Told
+from evomerge.runs.run import OF_HELD_OUT_ITEMS, Asked, ReferenceScore, Run, Told
 from evomerge.strategies import Candidate
 from fitness.estimation.item_banks import ItemBanks
 from fitness.results import Evaluation
@@ -99,13 +99,12 @@ def test_from_a_run(tmp_path, fit_items):
             run.record(Told(identity, Evaluation("ok", (0.5,), (0.1,), half, scores, SECONDS), False, 0.0))
         whole = Evaluation("ok", (0.5,), (0.1,), ITEMS, np.ones(12, np.float32), SECONDS)
         run.record(ReferenceScore("parent", "expert", whole))
-        run.record(
-            ReferenceScore(
-                "held_out",
-                "expert",
-                Evaluation("ok", (1.0,), (0.1,), ("quiz/test/0",), np.ones(1, np.float32), SECONDS),
-            )
-        )
+        held_out = Evaluation("ok", (1.0,), (0.1,), ("quiz/test/0",), np.ones(1, np.float32), SECONDS)
+        for purpose in OF_HELD_OUT_ITEMS:
+            run.record(ReferenceScore(purpose, "expert", held_out))
+        run.record(Asked(Candidate(24, genotype, "gradient", 1), "recipe-24"))
+        losses = Evaluation("step", (-3.0,), (0.1,), ITEMS, np.full(12, -3.0, np.float32), SECONDS, gradient=(0.0, 0.0))
+        run.record(Told(24, losses, False, 0.0))
     _, found = fit_items("run")
     responses = found.responses["quiz"]
     assert len(responses.models) == 25 and set(responses.items) == set(ITEMS)

@@ -160,6 +160,7 @@ def test_init_writes_a_file_that_plan_accepts(tmp_path, refuse, evomerge):
     assert len(plan["genes"]) <= 60
     assert plan["notes"] == []
     refuse("init", "--models", *models, "--tasks", "t", words=["search.yaml exists already"])
+    refuse("init", "--models", *models, "--tasks", "t", "-o", "no/x.yaml", words=["no/x.yaml: there is no folder no"])
     refuse("init", "--models", *models[:2], models[1], "--tasks", "t", "-o", "b.yaml", words=["is named twice"])
 
 

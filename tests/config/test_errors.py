@@ -163,3 +163,10 @@ def test_an_error_that_shows_while_the_file_is_used_gets_its_line(write):
         raise ValueError("seed: too odd; write 2")
     with pytest.raises(ValueError, match=r"^ops: not a key$"), located(path):
         raise ValueError("ops: not a key")
+
+
+@pytest.mark.parametrize(("name", "shown"), [("1", "1"), ("no", "false"), ("2024-01-01", "2024-01-01")])
+def test_a_name_that_yaml_does_not_take_for_text(write, name, shown):
+    path = write(f"models:\n  base: org/base\n  {name}: org/expert\nfitness: {{tasks: [a]}}\n")
+    with pytest.raises(ConfigError, match=f"models: the name {shown} is not text; put it in quotes"):
+        load(path)

@@ -92,6 +92,7 @@ def test_items_are_those_of_both_sides_with_texts_where_they_are_known(run):
 
 def test_answers_are_those_of_the_events(run):
     frame = run.answers
+    assert frame[frame.purpose == "step"].candidate.unique().tolist() == [3]  # losses, and no scores
     assert frame.item.tolist() == [*ITEMS, ITEMS[0], ITEMS[0], "a/test/0", "a/test/1"]
     assert frame.score.tolist() == [*SCORES.tolist(), 1.0, -1.0, *SCORES[:2].tolist()]
     assert frame.candidate.fillna(-1).tolist() == [0, 0, 0, 2, 3, -1, -1]

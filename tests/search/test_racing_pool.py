@@ -5,12 +5,14 @@ import pytest
 
 from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import RunHistory
-from evomerge.runs.run import Run, Told
+from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.item_blocks import in_blocks, in_rungs
 from evomerge.search.loop import Search
 from evomerge.search.racing_pool import RacingPool
 from evomerge.strategies import CmaEsConfig, RandomConfig
+from evomerge.strategies.base import Candidate
 from evomerge.testing.pools import SECONDS, ScriptedPool, answered
+from evomerge.workers.base import Request
 from fitness.config import RacingConfig
 from fitness.estimation import EstimatorInputs
 from fitness.estimation.evaluation_plan import EstimatedPlan, FixedItemsPlan
@@ -230,3 +232,25 @@ def test_halving_goes_on_exactly(start, tmp_path, test, dies_at):
 def test_halving_must_drop_somebody():
     with pytest.raises(ValueError, match="test: halving keeps a fraction at each check; write keep below 1"):
         RacingConfig(test="halving", keep=1.0)
+
+
+@pytest.mark.parametrize("test", ["posterior", "t"])
+def test_a_candidate_below_a_minimum_score_stops_none_that_keeps_it(space, test):
+    """Candidates 0 to 3 answer the first task right and the second wrong, which has a minimum; 4 is the other way."""
+    items = [f"{task}/validation/{index}" for index in range(40) for task in ("a", "b")]
+
+    def score(tag, request):
+        return answered(request, [(item[0] == "a") == (tag < 4) for item in request.items])
+
+    weights = {"a": 3.0, "b": 1.0}
+    history, results = RunHistory(), {}
+    for floors in ({}, {"b": 0.5}):
+        plan = FixedItemsPlan(items, Objectives(weights, floors=floors))
+        strategy = RandomConfig(population=5).build(space, 0)
+        pool = RacingPool(ScriptedPool(score), RacingConfig(block=8, test=test), plan, history, strategy, 0)
+        for tag in range(5):
+            history.add(Asked(Candidate(tag, np.zeros(4), "sample", 0), f"recipe {tag}"))
+            pool.submit(tag, Request(space.decode(space.start), tuple(items)))
+        results[bool(floors)] = {tag: found.status for tag, found in pool.wait()}
+    assert results[False][4] == "stopped"
+    assert results[True][4] == "ok"

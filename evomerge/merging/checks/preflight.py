@@ -218,9 +218,9 @@ def check_tokenizers(name: str, checkpoint: Source, base: str, reference: Source
                 "first)"
             )
     token = min(token for token in own.keys() | wanted.keys() if own.get(token) != wanted.get(token))
+    ids = [f"the id {one[token]}" if token in one else "none" for one in (own, wanted)]
     raise CheckpointError(
-        f"{name}: its tokenizer gives {token!r} the id {own.get(token)}, and that of {base} gives it "
-        f"{wanted.get(token)}; {_POLICY}"
+        f"{name}: its tokenizer gives {token!r} {ids[0]}, and that of {base} gives it {ids[1]}; {_POLICY}"
     )
 
 

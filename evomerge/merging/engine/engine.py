@@ -22,7 +22,7 @@ from evomerge.merging.engine.placed_sources import PlacedSources, sources_of
 from evomerge.merging.engine.placement import ComputeDtype, Placement, Split
 from evomerge.merging.engine.prepared import PreparedCache
 from evomerge.merging.engine.recipe_statistics import RecipeStatistics
-from evomerge.merging.engine.resident import Quantize, Resident, ask_for_large_pages, build_resident
+from evomerge.merging.engine.resident import LARGE_PAGE, Quantize, Resident, ask_for_large_pages, build_resident
 from evomerge.merging.engine.tensor_merge import LARGE_MATRIX, StepwiseMerge, TensorMerge, goes_step_by_step
 from evomerge.merging.engine.threads import MergeThreads, Run
 from evomerge.merging.methods import implementation
@@ -226,8 +226,8 @@ class MergeEngine:
     def stream(self, recipe: Recipe, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the named tensors of the recipe's model in its `out_dtype`, in the CPU's memory, the largest first.
 
-        Threads merge a tensor each, and each is yielded when it is done. Nothing that is computed for a tensor is kept.
-        Buffers are the donor's.
+        Threads merge a tensor each, and each is yielded when it is done. Nothing that is computed for a tensor is kept,
+        and a large tensor is overwritten after the next one is asked for. Buffers are the donor's.
 
         Raises
         ------
@@ -240,23 +240,24 @@ class MergeEngine:
         by_name = {plan.name: plan for plan in plans}
         yield from ((name, donor.tensor(name)) for name in names if name not in by_name)
         wanted = [by_name[name] for name in names if name in by_name]
+        spare: list[Tensor] = []
         freed = 0
-        for name, values in self._each(recipe, wanted, partial(self._merged, recipe)):
+        for name, values in self._each(recipe, wanted, partial(self._merged, recipe, spare)):
             yield name, values
             freed += values.nbytes
+            if values.nbytes >= LARGE_PAGE:
+                spare.append(values)
             del values
             if freed >= RETURNED:
                 _return_freed_memory()
                 freed = 0
 
-    def _merged(self, recipe: Recipe, plan: TensorPlan, run: Run) -> tuple[str, Tensor]:
-        """Return a tensor that is merged once."""
+    def _merged(self, recipe: Recipe, spare: list[Tensor], plan: TensorPlan, run: Run) -> tuple[str, Tensor]:
+        """Return a tensor that is merged once, in the memory of a spare one of its size if there is one."""
         for part in sources_of(plan):
             check_finite(part.model, part.tensor, self._sources.tensor(part.model, part.tensor))
         shape, out_dtype = self._sources.shape(sources_of(plan)[0]), self.out_dtype(recipe)
-        target = torch.empty(shape, dtype=out_dtype, device=self._device)
-        if self._device.type == "cpu":
-            ask_for_large_pages([target])
+        target = self._target(shape, out_dtype, spare)
         with torch.inference_mode():
             steps = self._stepwise_dtype(recipe, plan)
             merge = self._new_merge(target.view(-1), shape, recipe, plan, steps=steps, keep=False)
@@ -264,6 +265,18 @@ class MergeEngine:
                 run(unit, matrix=merge.is_whole_matrix)
         self._sources.release(plan)
         return plan.name, target.cpu()
+
+    def _target(self, shape: tuple[int, ...], dtype: torch.dtype, spare: list[Tensor]) -> Tensor:
+        """Return memory for a merged tensor; that of a spare one has its pages already, which takes the system time."""
+        if self._device.type == "cpu":
+            with suppress(IndexError):
+                while (values := spare.pop()).numel() != math.prod(shape):
+                    pass  # the largest come first: what does not fit now never will
+                return values.view(shape)
+        target = torch.empty(shape, dtype=dtype, device=self._device)
+        if self._device.type == "cpu":
+            ask_for_large_pages([target])
+        return target
 
     def _size(self, plan: TensorPlan) -> int:
         return math.prod(self._sources.shape(sources_of(plan)[0]))

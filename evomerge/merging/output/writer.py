@@ -97,7 +97,7 @@ def write_checkpoint(
                 provenance,
                 documents,
                 name=out.name,
-                for_mergekit=builds_with_mergekit(documents),
+                for_mergekit=builds_with_mergekit(documents, donor),
             ),
             documents=documents,
         )
@@ -123,19 +123,25 @@ def _write(
     donor.tokenizer.copy_to(folder)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    for file in recipe_files(documents):
+    for file in recipe_files(documents, donor):
         (folder / file).write_text(dump(documents), encoding="utf-8")
     (folder / README).write_text(card, encoding="utf-8")
 
 
-def builds_with_mergekit(documents: Sequence[Document]) -> bool:
-    """Return whether mergekit builds the same weights from these documents."""
-    return not any(mergekit_export.obstacles(document.recipe) for document in documents)
+def builds_with_mergekit(documents: Sequence[Document], donor: Source) -> bool:
+    """Return whether mergekit builds the same weights from these documents, for models like the donor."""
+    stated = donor.outline.stated  # reading the configuration itself takes transformers
+    architectures = donor.config.architectures if stated is None else stated["architectures"]
+    architecture = next(iter(architectures or ()), None)
+    return not any(
+        mergekit_export.obstacles(document.recipe) or mergekit_export.outer_obstacle(document.recipe, architecture)
+        for document in documents
+    )
 
 
-def recipe_files(documents: Sequence[Document]) -> tuple[str, ...]:
+def recipe_files(documents: Sequence[Document], donor: Source) -> tuple[str, ...]:
     """Return the names of the files that hold the recipe beside its weights."""
-    return (RECIPE, MERGEKIT_CONFIG) if builds_with_mergekit(documents) else (RECIPE,)
+    return (RECIPE, MERGEKIT_CONFIG) if builds_with_mergekit(documents, donor) else (RECIPE,)
 
 
 def rehearse(donor: Source) -> None:

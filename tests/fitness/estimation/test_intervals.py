@@ -63,6 +63,11 @@ def test_permutation_test_is_exact_for_few_items() -> None:
     assert paired_test(a, b) == pytest.approx(reference.pvalue)
 
 
+@pytest.mark.parametrize("terms", [[1 / 71] * 6 + [-6 / 71], [0.1] * 3 + [-0.3], [0.1, 0.2, -0.3] * 4])
+def test_equal_means_whose_sums_differ_in_the_last_bits_have_a_p_value_of_one(terms: list[float]) -> None:
+    assert paired_test(terms, [0.0] * len(terms)) == 1.0
+
+
 def test_permutation_test_of_many_items_agrees_with_t() -> None:
     rng = np.random.default_rng(1)
     b = rng.random(200)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from fitness.scoring.shortage import no_memory
 from fitness.tasks.code import TaskCode
 from fitness.tasks.identity import difference
 
-MODEL = SimpleNamespace(eval=lambda: None)
+MODEL = torch.nn.Linear(2, 1)
 
 
 def config(**keys: Any) -> FitnessConfig:
@@ -119,7 +118,7 @@ def test_an_installed_module() -> None:
         ("__main__:score", "__main__ was given by a Python program; continue there with evomerge.resume"),
         ("x.py:f.<locals>.g", "was given by a Python program"),
         ("math:pi", "pi in math is no function"),
-        ("math:pie", "math:pie has no pie; correct the name"),
+        ("math:pie", "fitness.function: math has no pie; correct the name"),
     ],
 )
 def test_what_is_not_found(function: str, words: str) -> None:
@@ -134,6 +133,7 @@ def test_what_is_not_found(function: str, words: str) -> None:
         ("def score(model): pass", None, r"score.py:score: it must take \(model, tokenizer\)"),
         ("def score(model, tokenizer): pass\nI = [1]", "I", r"it must take \(model, tokenizer, items\)"),
         (f"{SCORE}I = 'abc'", "I", "fitness.function_items: give a list"),
+        (f"{SCORE}I = [1]", "J", r"fitness.function_items: \S+score.py has no J; correct the name"),
         (f"{SCORE}I = []", "I", "0 of split validation; give 1 to"),
         (f"{SCORE}I = [1, object()]", "I", "item 1 of split validation is not made of texts, numbers"),
         (f"{SCORE}I = {{'dev': [1]}}", "I", "'dev' is no split"),
@@ -249,10 +249,22 @@ def raising(model: Any, tokenizer: Any) -> float:
     raise KeyError("lost\nkey")
 
 
+def ending(model: Any, tokenizer: Any) -> float:
+    sys.exit("nothing to do")
+
+
+def training(model: Any, tokenizer: Any) -> float:
+    for values in model.parameters():
+        values.add_(1.0)
+    return 1.0
+
+
 @pytest.mark.parametrize(
     ("function", "items", "tasks", "words"),
     [
         (raising, None, ["s"], r"raising raised KeyError: 'lost"),
+        (ending, None, ["s"], "ending raised SystemExit: nothing to do"),
+        (training, None, ["s"], "training changed the model's weights, and what is scored next may keep the change"),
         (lambda m, t: None, None, ["s"], "returned NoneType for s; return a number"),
         (lambda m, t: "0.5x", None, ["s"], "returned str for s; return a number"),
         (lambda m, t: [1.0, 2.0], None, ["s"], "returned 2 numbers for s and has no items"),

@@ -198,20 +198,16 @@ def _answers(model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], count: 
         return one_by_one(model, tokenizer, count, stop)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "refill_at"), [("llama", 0.0), ("llama", 1.0), ("llama", 1e9), ("gpt2", 1.0), ("gemma", 1.0)]
-)
+@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma"])
 def test_prompts_that_join_a_running_batch(
-    architecture: str, refill_at: float, tokenizer: Any, make_model: Callable, monkeypatch: pytest.MonkeyPatch
+    architecture: str, rows: int, tokenizer: Any, make_model: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once, after some steps and only when all rows are free; columns are dropped on the way."""
-    monkeypatch.setattr(decoding, "REFILL_AT", refill_at)
-    monkeypatch.setattr(decoding, "REFILL_SHARE", 1.0)
-    monkeypatch.setattr(decoding, "READ_SHARE", 1e9)
+    """Columns are dropped on the way, and rows are moved once no prompt is left."""
     monkeypatch.setattr(decoding, "SLACK", 1)
     model = make_model(architecture)
     prompts, expected = lengths(model, tokenizer, 9)
-    plan = GenerationPlan(prompts, [SETTINGS] * 9, tokenizer, max_length=64, batch_size=4, device="cpu")
+    plan = GenerationPlan(prompts, [SETTINGS] * 9, tokenizer, max_length=64, batch_size=rows, device="cpu")
     assert plan.run(model)[0] == expected
     assert len({len(text) for text in expected}) > 2  # so rows do wait for others
 
@@ -219,19 +215,16 @@ def test_prompts_that_join_a_running_batch(
 def test_a_batch_stays_full(tokenizer: Any, llama: Any) -> None:
     """With unequal answers there are fewer passes than when each batch waits for its longest answer."""
     prompts, expected = lengths(llama, tokenizer, 16)
-    passes = {}
-    for name, refill_at in (("continuous", 1.0), ("batches", 1e9)):
-        read: list[int] = []
-        before = llama.register_forward_pre_hook(lambda *_, seen=read: seen.append(1))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(decoding, "REFILL_AT", refill_at)
-            patch.setattr(decoding, "REFILL_SHARE", 1.0)
-            patch.setattr(decoding, "READ_SHARE", 1e9)
-            plan = GenerationPlan(prompts, [SETTINGS] * 16, tokenizer, max_length=64, batch_size=4, device="cpu")
-            assert plan.run(llama)[0] == expected
-        before.remove()
-        passes[name] = len(read)
-    assert passes["continuous"] < passes["batches"]
+    continuous = GenerationPlan(prompts, [SETTINGS] * 16, tokenizer, max_length=64, batch_size=4, device="cpu")
+    together, found = passes(llama, continuous)
+    assert found == expected
+    apart = 0
+    for at in range(0, 16, 4):
+        batch = GenerationPlan(
+            prompts[at : at + 4], [SETTINGS] * 4, tokenizer, max_length=64, batch_size=4, device="cpu"
+        )
+        apart += len(passes(llama, batch)[0])
+    assert len(together) < apart
 
 
 def test_prefixes_of_several_tasks_are_each_read_once(

@@ -115,7 +115,7 @@ def test_tokenizers_are_compared(llama: Any, tmp_path: Path) -> None:
     swapped = with_tokenizer(llama.references[1], tmp_path / "swapped", ["a", "c", "b"])
     with pytest.raises(
         CheckpointError,
-        match=r"expert: its tokenizer gives 'b' the id 2, and that of base gives it 1; set",
+        match=r"expert: its tokenizer gives 'b' the id 2, and that of base gives it the id 1; set",
     ):
         check({"base": base, "expert": swapped}, "base")
 

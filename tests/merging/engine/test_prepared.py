@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from evomerge.merging.engine import engine as engine_module
 from evomerge.merging.engine.engine import MergeEngine
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.parameter_values import constant
@@ -31,6 +32,18 @@ def test_streams_may_run_side_by_side(llama: Any) -> None:
             assert torch.equal(values, whole[name]), name
     assert len(engine._prepared) == 0
     assert not engine._sources._tensors, "a source tensor that is merged once is not kept"
+
+
+def test_large_tensors_are_merged_in_the_memory_of_earlier_ones(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "LARGE_PAGE", 1)
+    whole = dict(llama.engine().materialize(recipe(llama, 0.3)).named_parameters())
+    places: dict[int, set[int]] = {}
+    for name, values in llama.engine().stream(recipe(llama, 0.3), list(whole)):
+        assert torch.equal(values, whole[name]), name
+        places.setdefault(values.nbytes, set()).add(values.data_ptr())
+    matrices = whole["model.layers.0.mlp.up_proj.weight"].nbytes
+    assert len(places[matrices]) <= torch.get_num_threads() + 2
+    assert sum(values.nbytes == matrices for values in whole.values()) > len(places[matrices])
 
 
 def test_what_is_prepared_while_streaming_stays(llama: Any) -> None:

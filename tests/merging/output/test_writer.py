@@ -20,7 +20,7 @@ from evomerge.merging.checks import preflight
 from evomerge.merging.output import writer
 from evomerge.merging.output.writer import OutputError, rehearse, write_checkpoint
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
-from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
@@ -57,6 +57,17 @@ def test_mergekits_file_is_there_where_mergekit_builds_the_same_model(llama: Any
     out = write_checkpoint(llama.engine(), recipe, tmp_path / "out")
     assert "mergekit_config.yml" not in left_over(out)
     assert "mergekit-yaml" not in (out / "README.md").read_text()
+
+
+def test_mergekits_file_is_not_there_where_mergekit_does_not_know_the_architecture(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = llama.references[:2]
+    slices = (Slice((Source(first, (0, 2)),)), Slice((Source(second, (2, llama.layers)),)))
+    recipe = Recipe("passthrough", slices, out_dtype="bfloat16")
+    assert "mergekit_config.yml" in left_over(write_checkpoint(llama.engine(), recipe, tmp_path / "known"))
+    monkeypatch.setattr(mergekit_export, "DEFINED", frozenset())
+    assert "mergekit_config.yml" not in left_over(write_checkpoint(llama.engine(), recipe, tmp_path / "other"))
 
 
 def test_empty_folder_is_used(llama: Any, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
+import json
 from dataclasses import replace
+from importlib import resources
 from typing import Any
 
 import pytest
@@ -149,3 +151,24 @@ def test_spreads_are_checked_tensor_by_tensor(layout, density: Any, parameters: 
         return
     with pytest.raises(RecipeError, match=refused):
         mergekit_export.check_spreads(plans)
+
+
+def test_the_defined_architectures_are_those_of_mergekit():
+    data = resources.files("mergekit") / "_data" / "architectures"
+    named = {
+        name
+        for file in data.iterdir()
+        if file.name.endswith(".json")
+        for name in json.loads(file.read_text(encoding="utf-8")).get("architectures", [])
+    }
+    language_models = {name for name in named if name.endswith(("ForCausalLM", "LMHeadModel"))}
+    assert language_models | {"AfmoeForCausalLM", "MixFormerSequentialForCausalLM"} == mergekit_export.DEFINED
+
+
+def test_of_other_architectures_mergekit_merges_the_final_norm_as_the_embeddings():
+    parts = [{"sources": [{"model": model, "layer_range": span}]} for model, span in (("a", [0, 2]), ("b", [2, 4]))]
+    stacked = mergekit_yaml.build({"merge_method": "passthrough", "slices": parts, "dtype": "float32"})
+    assert mergekit_export.outer_obstacle(stacked, "LlamaForCausalLM") is None
+    assert mergekit_export.outer_obstacle(stacked, None) is None
+    assert "where the tensors of OPTForCausalLM belong" in mergekit_export.outer_obstacle(stacked, "OPTForCausalLM")
+    assert mergekit_export.outer_obstacle(recipe(), "OPTForCausalLM") is None  # the embeddings and the norm are alike

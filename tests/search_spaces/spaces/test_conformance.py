@@ -227,6 +227,10 @@ class TestDataFlowWithTransitions(DataFlow):
     config: ClassVar = {"scales": "transition", "models": ("ops",), "max_layers": 30}
 
 
+class TestDataFlowWithANetwork(DataFlow):
+    config: ClassVar = {"scales": "network", "hidden": 5, "order": "free", "scale": [0.25, 1.1]}
+
+
 class TestDataFlowInAnExpert(DataFlow):
     config: ClassVar = {"anchor": "x", "models": ("base", "ops")}
 

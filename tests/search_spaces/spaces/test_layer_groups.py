@@ -68,8 +68,9 @@ def test_parts_without_tensors_have_no_genes(make):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([["embeddings", "0-3"]], "space.groups: final is in no group; add it to one"),
-        ([["embeddings", "final", 0, 3]], "space.groups: layers 1-2 is in no group"),
+        ([["embeddings", "0-3"]], "space.groups: no group has final; add one that does"),
+        ([["embeddings", "final", 0, 3]], "space.groups: no group has layers 1-2; add one"),
+        ([["embeddings", "final", "0-2"]], "space.groups: no group has layer 3; add one"),
         ([["0-3", "embeddings", "final", 2]], "space.groups.0: layer 2 is in two groups; name it once"),
         ([["0-3"], ["embeddings", "final", "3"]], "space.groups.1: layer 3 is in two groups"),
         ({"a": ["embeddings", "0-4", "final"]}, "space.groups.a: '0-4' does not fit; the models have layers 0 to 3"),
