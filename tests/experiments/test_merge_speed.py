@@ -96,8 +96,7 @@ def test_the_table_of_compilers_says_which_weights_are_equal() -> None:
 def test_each_compiler_merges(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch compiles for a CPU by a C++ compiler")
-    (tmp_path / "README.md").write_text("<!-- compilers -->\n<!-- /compilers -->\n", encoding="utf-8")
-    compilers.main(["--quick", "-o", str(tmp_path)])
-    rows = json.loads((tmp_path / "compilers.json").read_text(encoding="utf-8"))["rows"]
-    assert len(rows) == len(compilers.METHODS) * len(compilers.WAYS) + 2 * len(compilers.SORTS)
+    paths = make_models(QUICK[0], tmp_path, 2, 0)
+    rows = compilers._in_process(f"applied('magmax', {paths!r}, 1) + sorted_by('ties', {paths!r}, 1)", tmp_path)
+    assert [row["way"] for row in rows] == [*compilers.WAYS, "numba", "blocks"]
     assert all(row["equal"] for row in rows if row["way"] != "torch.compile")
