@@ -66,7 +66,7 @@ def test_gradients_flow(model: nn.Sequential) -> None:
 
 def test_layers_that_compute_otherwise_stay(model: nn.Sequential) -> None:
     class Doubled(nn.Linear):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(input)
 
     model.append(Doubled(70, 3))
