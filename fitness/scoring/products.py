@@ -24,18 +24,19 @@ def fast_products(model: Any) -> Iterator[None]:
     """Compute a model's linear layers by oneDNN where that is faster; it has no gradients, so only without them."""
     layers = _layers(model) if faster_by_onednn() and not torch.is_grad_enabled() else []
     for layer in layers:
-        layer.forward = partial(_product, layer)
+        vars(layer)["forward"] = partial(_product, layer)
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            del vars(layer)["forward"]
 
 
 @lru_cache(maxsize=1)
 def faster_by_onednn() -> bool:
     """Whether this processor has AVX-512 and MKL does not use it."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+    both: tuple[Any, ...] = torch.backends.mkl, torch.backends.mkldnn  # their functions have no types
+    if not all(library.is_available() for library in both):
         return False
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_f")) and "intel" not in str(found.get("cpu_name", "intel")).lower()
