@@ -7,6 +7,7 @@ training images among those that a method holds.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import time
@@ -159,9 +160,9 @@ def beside_the_paper(outcomes: Sequence[Outcome]) -> str:
 
 def speeds(found: dict[str, Any]) -> str:
     """Return evaluations per second of the authors' program and of ours."""
-    rows = ["| authors' program | ours | ratio |", "|---|---|---|"]
-    rows += [f"| {one['authors']:.0f} | {one['ours']:.0f} | {one['ratio']} |" for one in found["alone"]]
-    return "\n".join(rows)
+    ours = " | ".join(f"{found[name]:.0f} | {found[f'{name}.ratio']}" for name in ("one", "ours"))
+    head = "| load at the start | authors' program | ours, one thread | ratio | ours, a thread for each core | ratio |"
+    return "\n".join([head, "|---" * 6 + "|", f"| {found['load']} | {found['authors']:.0f} | {ours} |"])
 
 
 def _row(method: str, outcomes: Sequence[Outcome], shown: Sequence[int]) -> str:
@@ -241,7 +242,8 @@ def figures(results: Results) -> dict[str, str]:
         "map_elites": halves("MAP-Elites"),
         "scratch.10000": scratch("M2N2", 10_000),
         "scratch.50000": scratch("M2N2", 50_000),
-        "speed": " and ".join(str(one["ratio"]) for one in results["speed"]["alone"]) if results["speed"] else "",
+        "speed": str(results["speed"].get("ours.ratio", "")),
+        "speed.one": str(results["speed"].get("one.ratio", "")),
     }
 
 
@@ -287,17 +289,22 @@ def compare_speed(python: Path, program: Path, passes: int = 4000) -> dict[str, 
     """Time the authors' program and ours in turns, from trained halves; evaluations per second, medians of three.
 
     The start of the authors' program (imports, compiling, training the halves) is not counted: it is timed with few
-    passes and subtracted. Ours is timed as in every run.
+    passes and subtracted. Ours is timed as in every run, with one thread and with one for each core.
     """
-    few = 20
-    rates: dict[str, list[float]] = {"authors": [], "ours": []}
+    few, load = 20, os.getloadavg()[0]
+    threads = {"one": 1, "ours": os.cpu_count() or 1}
+    rates: dict[str, list[float]] = {"authors": [], **{name: [] for name in threads}}
     for _ in range(3):
         start, whole = (_authors_seconds(python, program, count) for count in (few, few + passes))
         rates["authors"].append(passes / (whole - start))
-        outcome = run(Case("M2N2", 0, 0, passes))
-        rates["ours"].append(outcome.scored / outcome.seconds)
+        for name, count in threads.items():
+            use_threads(count)
+            outcome = run(Case("M2N2", 0, 0, passes))
+            rates[name].append(outcome.scored / outcome.seconds)
+    use_threads(1)
     found = {name: round(statistics.median(values), 1) for name, values in rates.items()}
-    return found | {"ratio": round(found["ours"] / found["authors"], 1)}
+    ratios = {f"{name}.ratio": round(found[name] / found["authors"], 1) for name in threads}
+    return found | ratios | {"load": round(load, 1)}
 
 
 def _authors_seconds(python: Path, program: Path, passes: int) -> float:
@@ -342,18 +349,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs=2,
         type=Path,
         metavar=("PYTHON", "FOLDER"),
-        help="also time github.com/SakanaAI/natural_niches in FOLDER, with a Python that has jax",
+        help="only time ours and github.com/SakanaAI/natural_niches in FOLDER, with a Python that has jax",
     )
     given = parser.parse_args(arguments)
     use_threads(1)
     out = EXPERIMENT.destination(given)
-    before = EXPERIMENT.read(out) if given.go_on else {}
+    before = EXPERIMENT.read(out) if given.go_on or given.authors else {}
     (outcomes, lines), speed = read(before), before.get("speed", {})
     lined = {line.pair for line in lines}
     lines += [best_line(pair) for pair in ([] if given.quick else (*PAIRS, *MORE_PAIRS)) if pair not in lined]
     done = {outcome.case for outcome in outcomes}
     wanted = quick_cases() if given.quick else cases()
-    for outcome in _outcomes([case for case in wanted if case not in done], given.jobs):
+    todo = [] if given.authors else [case for case in wanted if case not in done]
+    for outcome in _outcomes(todo, given.jobs):
         outcomes.append(outcome)
         case = outcome.case
         print(f"{case.method}, pair {case.pair}, seed {case.seed}: {outcome.test[-1]:.3f}", flush=True)
@@ -361,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     outcomes = sorted((o for o in outcomes if o.case in wanted), key=lambda outcome: wanted.index(outcome.case))
     if given.authors:
         python, program = given.authors[0].absolute(), given.authors[1]
-        speed = {"alone": [compare_speed(python, program) for _ in range(2)]}
+        speed = compare_speed(python, program)
     results = gathered(outcomes, lines, speed)
     print("\n" + "\n\n".join(tables(results)))
     EXPERIMENT.publish(out, results)

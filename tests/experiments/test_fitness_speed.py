@@ -20,7 +20,7 @@ def _own_datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.task)
 def test_all_ways_give_the_same_answers(case: Any, tmp_path: Path) -> None:
-    result = measure(quick(case), tmp_path, seed=0, small=True)
+    result = measure(quick(case), tmp_path, 0, tmp_path, small=True)
     assert result.equal_scores == result.items == quick(case).items
     assert result.requests == result.items * (1 if case.task.endswith("gen") else 4)
     assert result.largest_difference is None or result.largest_difference < 1e-4

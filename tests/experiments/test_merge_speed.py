@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from experiments.merge_speed import memory, whole
+from experiments.merge_speed import compilers, memory, whole
 from experiments.merge_speed.__main__ import Result, main, markdown
 from experiments.merge_speed.cases import QUICK, Size, make_models, recipe
 
@@ -79,3 +80,23 @@ def test_rounds_of_whole_processes_add_up(tmp_path: Path) -> None:
     assert [row["method"] for row in rounds] == ["linear", "ties"]
     assert all(value > 0 for row in rounds for program in whole.PROGRAMS for value in row[program].values())
     assert whole.table(rounds) in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_compilers_says_which_weights_are_equal() -> None:
+    rows = [
+        {"what": "emr", "way": way, "each": each, "equal": equal}
+        for way, each, equal in [("numba", 0.5, True), ("torch.compile", 0.8, False), ("blocks", 5.0, True)]
+    ]
+    seconds = {"numba": 9.0, "torch.compile": 30.0, "blocks": 0.1}
+    (table,) = compilers.tables({"rows": rows, "cold": seconds, "warm": seconds})
+    assert table.splitlines()[2] == "| emr | 0.5 | 0.8 | 5 |  | 10.0 | blocks |"
+
+
+@pytest.mark.slow
+def test_each_compiler_merges(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch compiles for a CPU by a C++ compiler")
+    paths = make_models(QUICK[0], tmp_path, 2, 0)
+    rows = compilers._in_process(f"applied('magmax', {paths!r}, 1) + sorted_by('ties', {paths!r}, 1)", tmp_path)
+    assert [row["way"] for row in rows] == [*compilers.WAYS, "numba", "blocks"]
+    assert all(row["equal"] for row in rows if row["way"] != "torch.compile")

@@ -131,6 +131,28 @@ def test_a_killed_and_resumed_search_by_vllm_is_a_search_by_the_models_themselve
     assert environment["compute_dtype"] == "float32"
 
 
+def test_weights_in_bfloat16_give_the_scores_of_the_models_themselves(folder: Path) -> None:
+    """Both compute in float32 on a CPU: log-likelihoods agree to 1e-2, and texts have equal lengths."""
+    found = []
+    for engine in ("vllm", "transformers"):
+        run = f"half-{engine}"
+        changes = ["--out_dtype=bfloat16", "--budget.evaluations=4", "--fitness.finalists=1"]
+        arguments = [COMMAND, "search", f"{engine}.yaml", "--run", run, *changes]
+        subprocess.run(arguments, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        assert json.loads((folder / run / "environment.json").read_text())["compute_dtype"] == "float32"
+        found.append(recorded(folder / run))
+    theirs, own = found
+    assert theirs.keys() == own.keys()
+    farthest = 0.0
+    for key, evaluation in own.items():
+        assert theirs[key].items == evaluation.items
+        for item, one, other in zip(evaluation.items, theirs[key].scores, evaluation.scores, strict=True):
+            if item.startswith("zoo_target_gen"):
+                assert one == other
+            farthest = max(farthest, abs(one - other))
+    assert farthest < 1e-2
+
+
 def test_a_worker_of_ray_has_an_engine_of_its_own(folder: Path) -> None:
     pytest.importorskip("ray")
     (folder / "ray.yaml").write_text((folder / "vllm.yaml").read_text().replace("threads: 1", "{kind: ray, count: 1}"))
