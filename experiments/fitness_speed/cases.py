@@ -17,6 +17,7 @@ CONTEXT = (100, 140)  # words before the answer; a question with a paragraph
 CHOICE = (4, 8)  # words of an answer
 EXAMPLE = (30, 40)  # words of the context of a few-shot example
 NEW_TOKENS = 64
+END = "<|im_end|>"  # of a turn in SmolLM2's chat format
 NAMES = ("Ann", "Ben", "Carla", "David", "Emma", "Frank", "Grace", "Hugo")
 ASKED = ("Answer with the number only.", "Explain all of your steps.", "Answer in one short sentence.")
 THINGS = ("apples", "books", "coins", "eggs", "letters", "pens", "shells", "stamps")
@@ -46,6 +47,8 @@ class Case:
         Whether each item has its own examples (lm-eval's default) instead of the same for all.
     smollm2
         Whether SmolLM2-135M-Instruct answers, in up to `NEW_TOKENS` tokens, instead of the random Llama.
+    until
+        Where SmolLM2's answers stop.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Case:
     shots: int = 0
     drawn: bool = False
     smollm2: bool = False
+    until: tuple[str, ...] = (END,)
 
 
 CASES = (
@@ -66,6 +70,7 @@ CASES = (
     Case("`zoo_target_mc`", "zoo_target_mc", 600, 5, 64, zoo="ja"),
     Case("`zoo_target_gen`", "zoo_target_gen", 600, 5, 64, zoo="ja"),
     Case("SmolLM2, up to 64 new tokens", "smol_gen", 48, 5, 16, smollm2=True),
+    Case("SmolLM2, one line of up to 64 new tokens", "smol_line_gen", 48, 5, 16, smollm2=True, until=(END, "\n")),
 )
 
 
@@ -122,31 +127,31 @@ def task_folder(case: Case, folder: Path, seed: int) -> Path:
     if case.zoo is not None:
         return ZOO / "tasks"
     rng = random.Random(seed)
-    made = _sums(rng, case.items, folder) if case.smollm2 else _reading(rng, case, folder)
+    made = _sums(rng, case, folder) if case.smollm2 else _reading(rng, case, folder)
     config = {"task": case.task, "dataset_path": "json", "test_split": "test", "doc_to_text": "{{prompt}}"} | made
     (folder / f"{case.task}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return folder
 
 
-def _sums(rng: random.Random, count: int, folder: Path) -> dict[str, Any]:
+def _sums(rng: random.Random, case: Case, folder: Path) -> dict[str, Any]:
     """Write questions in SmolLM2's chat format, and return what their task's YAML says.
 
     They ask for answers of unequal lengths, of which the last number counts.
     """
     documents = []
-    for _ in range(count):
+    for _ in range(case.items):
         kept, given, found = (rng.randint(11, 60) for _ in range(3))
         name, things = rng.choice(NAMES), rng.choice(THINGS)
         question = f"{name} has {kept + given} {things}, gives away {given} and finds {found} more."
         question += f" How many are there now? {rng.choice(ASKED)}"
-        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        prompt = f"<|im_start|>user\n{question}{END}\n<|im_start|>assistant\n"
         documents.append({"prompt": prompt, "answer": str(kept + found)})
     last = {"function": "regex", "regex_pattern": "(-?[0-9]+)", "group_select": -1}
     return {
         "dataset_kwargs": {"data_files": {"test": _written(folder / "test.jsonl", documents)}},
         "output_type": "generate_until",
         "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": ["<|im_end|>"], "max_gen_toks": NEW_TOKENS, "do_sample": False},
+        "generation_kwargs": {"until": list(case.until), "max_gen_toks": NEW_TOKENS, "do_sample": False},
         "filter_list": [{"name": "last_number", "filter": [last, {"function": "take_first"}]}],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }

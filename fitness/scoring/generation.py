@@ -28,6 +28,7 @@ from transformers.generation import GenerationMixin, LogitsProcessor
 from fitness.scoring.decoding import greedy
 from fitness.scoring.ends import Ends, by_setting, end_tokens, greedy_settings, room_for_prompt
 from fitness.scoring.prefix_tree import PASS_COST, PREFIX_COST, Tokens, common_beginning
+from fitness.scoring.products import fast_products
 from fitness.scoring.reading import Prompt, Verdicts, most_likely, pad_left, parameters_of, reads_apart
 from fitness.tasks.lm_eval_rules import RightTexts
 
@@ -146,16 +147,20 @@ class GenerationPlan:
             right = [] if whole or not self._right else [self._right[request] for request in group.requests]
             eos = end_tokens(model, self.tokenizer)
             ends = Ends(self.tokenizer, len(group.requests), group.max_new_tokens, group.stop, eos, right)
-            if _loop_applies(model, group):
-                self._decode(model, group, ends)
-            else:
-                for at in range(0, len(group.prompts), self.batch_size):
-                    _generate(model, group, group.prompts[at : at + self.batch_size], ends, self.device)
+            with fast_products(model):
+                self._answer(model, group, ends)
             for number, request in enumerate(group.requests):
                 texts[request], is_truncated = ends.text(number)
                 if is_truncated:
                     truncated.append(request)
         return texts, time.perf_counter() - start, truncated
+
+    def _answer(self, model: Any, group: _Group, ends: Ends) -> None:
+        if _loop_applies(model, group):
+            self._decode(model, group, ends)
+            return
+        for at in range(0, len(group.prompts), self.batch_size):
+            _generate(model, group, group.prompts[at : at + self.batch_size], ends, self.device)
 
     def _decode(self, model: Any, group: _Group, ends: Ends) -> None:
         prompts = group.prompts

@@ -33,6 +33,7 @@ import torch
 
 from fitness.results import TaskError
 from fitness.scoring.prefix_tree import Group, Row, Tokens, owners, separate, share
+from fitness.scoring.products import fast_products
 from fitness.scoring.quantized import is_quantized
 from fitness.scoring.shared_prefix import Packed, kind_of, obstacle, read_prefix, read_rows
 
@@ -131,9 +132,10 @@ class LoglikelihoodPlan:
             The model gave NaN.
         """
         start = time.perf_counter()
-        found = self._sharing(model) if self._shares else None
-        if found is None:
-            found = self._score(model, self._plain_batches)
+        with fast_products(model):
+            found = self._sharing(model) if self._shares else None
+            if found is None:
+                found = self._score(model, self._plain_batches)
         seconds = time.perf_counter() - start
         _refuse_nan(found.total_R)
         return found.total_R, found.misses_R == 0, seconds
