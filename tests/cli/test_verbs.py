@@ -167,6 +167,7 @@ def test_init_writes_a_file_that_plan_accepts(tmp_path, refuse, evomerge):
     refuse("init", "--models", *models[:2], models[1], "--tasks", "t", "-o", "b.yaml", words=["is named twice"])
 
 
+@pytest.mark.slow
 def test_what_is_unrelated_is_allowed_where_the_error_says(tmp_path, refuse, evomerge):
     other = Path(shutil.copytree(ZOO / "models" / "ops", tmp_path / "other"))
     stored = load_file(other / "model.safetensors")
