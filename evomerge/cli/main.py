@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from evomerge.cli.arguments import refuse_unused, written_out
 from evomerge.cli.failures import explained
 from evomerge.files.atomic import check_parent, check_place
 from evomerge.files.messages import PrintableFormatter
@@ -23,14 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-SETTING_VERBS = ("plan", "search", "resume")
-SECTIONS = (
-    "models", "space", "strategy", "fitness", "budget", "workers", "trackers", "table", "adapters", "vocabulary",
-    "allow_unrelated", "out_dtype", "seed",
-)  # fmt: skip
-"""The search file's keys at the top level; here, since the config takes long to import."""
-REPEATED = ("--models", "--tasks", "--include-path")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Set = Annotated[
@@ -284,12 +275,12 @@ def export(
     """Write the best recipe as YAML, the whole Pareto front, or the run's data for other programs."""
     kind = next((name for name in _OF_EXPORT if context.params[name] is not None), None)
     if kind is None:
-        _refuse_unused(context, ["of"], "without --table")
-        _refuse_unused(context, ["row"] if rank is not None else [], "beside --rank")
-        _refuse_unused(context, ["round_"] if format_ != "mergekit" else [], "without --format mergekit")
+        refuse_unused(context, ["of"], "without --table")
+        refuse_unused(context, ["row"] if rank is not None else [], "beside --rank")
+        refuse_unused(context, ["round_"] if format_ != "mergekit" else [], "without --format mergekit")
     else:
         used = {"run_", kind, *_OF_EXPORT[kind]}
-        _refuse_unused(context, context.params.keys() - used, f"beside --{kind}")
+        refuse_unused(context, context.params.keys() - used, f"beside --{kind}")
     from evomerge.cli.export import export, export_archive, export_front, export_study, export_table
 
     if table is not None:
@@ -465,9 +456,9 @@ def evaluate(
     Several are scored on the same items and compared by paired tests.
     """
     if like is None:
-        _refuse_unused(context, ["trust_tasks"], "without --like")
+        refuse_unused(context, ["trust_tasks"], "without --like")
     else:
-        _refuse_unused(context, ["tasks", "include_path", "split"], "beside --like")
+        refuse_unused(context, ["tasks", "include_path", "split"], "beside --like")
     from evomerge.cli.evaluate import Asking, of_run, of_tasks
     from evomerge.cli.evaluate import evaluate as run
 
@@ -544,9 +535,9 @@ def fit_items(
     from evomerge.runs.log_file import is_run
 
     if is_run(sources[0]):
-        _refuse_unused(context, ["task", "split", "metric", "filter_"], "on a run, which knows its tasks and items")
+        refuse_unused(context, ["task", "split", "metric", "filter_"], "on a run, which knows its tasks and items")
     elif sources[0].suffix in (".npz", ".csv"):
-        _refuse_unused(context, ["metric", "filter_"], "on a matrix, which has one score per item")
+        refuse_unused(context, ["metric", "filter_"], "on a matrix, which has one score per item")
     from evomerge.cli.fit_items import fit_items as run
 
     run(
@@ -569,19 +560,9 @@ def plugins(json: Json = False) -> None:
     run(json)
 
 
-def _refuse_unused(context: typer.Context, names: Collection[str], where: str) -> None:
-    """Refuse the first of some options, by their parameters' names, that was typed and has no effect there."""
-    for parameter in context.command.params:
-        source = context.get_parameter_source(str(parameter.name))
-        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
-            from evomerge.config.errors import ConfigError
-
-            raise ConfigError(f"{parameter.opts[-1]}: it has no effect {where}; leave it out")
-
-
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
-    arguments = _repeat_options(sys.argv[1:])
+    arguments = written_out(sys.argv[1:])
     debug = "--debug" in arguments
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
@@ -595,36 +576,6 @@ def main() -> None:
         for line in lines:
             print(f"evomerge: {line}", file=sys.stderr)
         sys.exit(code)
-
-
-def _repeat_options(arguments: list[str]) -> list[str]:
-    """Write out what the command line abbreviates.
-
-    `--models A B` stands for `--models A --models B`; `--budget.hours=2`, and in verbs that read a search file
-    `--strategy=m2n2`, for `--set budget.hours=2` and `--set strategy=m2n2`. The `~` of `--run=~/runs`, which shells
-    leave as it is, is the user's home.
-    """
-    expanded: list[str] = []
-    option, taken = None, 0
-    sets = next((argument for argument in arguments if not argument.startswith("-")), None) in SETTING_VERBS
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key.startswith("--") and equals and ("." in key or (sets and key[2:] in SECTIONS)):
-            expanded += ["--set", argument[2:]]
-            option = None
-            continue
-        if key.startswith("--") and value.startswith("~"):
-            expanded.append(f"{key}={os.path.expanduser(value)}")
-            option = None
-            continue
-        if argument.startswith("-"):
-            option, taken = (argument, 0) if argument in REPEATED else (None, 0)
-        elif option is not None:
-            if taken:
-                expanded.append(option)
-            taken += 1
-        expanded.append(argument)
-    return expanded
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from evomerge.cli.main import SECTIONS, _repeat_options
+from evomerge.cli.arguments import SECTIONS, written_out
 from evomerge.config.search_file import SearchConfig
 
 
@@ -17,18 +17,18 @@ def test_the_keys_of_the_top_level_are_the_search_files():
 def test_keys_are_options():
     given = ["--debug", "search", "s.yaml", "--strategy=m2n2", "--budget.hours=2", "--set", "seed=1"]
     written = ["--debug", "search", "s.yaml", "--set", "strategy=m2n2", "--set", "budget.hours=2", "--set", "seed=1"]
-    assert _repeat_options(given) == written
-    assert _repeat_options(["init", "--models=a"]) == ["init", "--models=a"]
+    assert written_out(given) == written
+    assert written_out(["init", "--models=a"]) == ["init", "--models=a"]
 
 
 def test_the_home_is_found_where_the_shell_does_not_look(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert _repeat_options(["search", "~", "--run=~/runs/a"]) == ["search", "~", "--run=/home/me/runs/a"]
+    assert written_out(["search", "~", "--run=~/runs/a"]) == ["search", "~", "--run=/home/me/runs/a"]
 
 
 def test_several_values_follow_an_option():
     given = ["init", "--models", "a", "b", "--tasks", "t", "-o", "x"]
-    assert _repeat_options(given) == ["init", "--models", "a", "--models", "b", "--tasks", "t", "-o", "x"]
+    assert written_out(given) == ["init", "--models", "a", "--models", "b", "--tasks", "t", "-o", "x"]
 
 
 def test_each_mistake_is_a_line_of_its_own(evomerge, tmp_path, write):
