@@ -8,8 +8,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Final, Literal, TypeVar
 
+from evomerge.cli.printing import counted
 from evomerge.files.atomic import atomic_file, atomic_folder, write_text
-from evomerge.files.messages import printable, say
+from evomerge.files.messages import print_file, printable, say
 from evomerge.runs import frames, optuna_study
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report import population
@@ -39,7 +40,7 @@ def export(
         recipe = _for_mergekit(recipe, rounded)
     text = mergekit_yaml.dump(recipe, _header(path, f"exported from {printable(path.name)} by evomerge"))
     if output is None:
-        print(text, end="")
+        print_file(text)
         return
     write_text(output, text)
     say(f"wrote {output}; next: {merge_command(str(output), config_of(path))}", stderr=True)
@@ -112,7 +113,7 @@ def write_recipes(
             header = _header(path, f"candidate {candidate} of {printable(path.name)}, {what}")
             (temporary / f"{number}.yaml").write_text(mergekit_yaml.dump(written, header), encoding="utf-8")
         (temporary / "index.json").write_text(index_, encoding="utf-8")
-    say(f"wrote {len(recipes)} recipes and index.json to {folder}", stderr=True)
+    say(f"wrote {counted(len(recipes), 'recipe')} and index.json to {folder}", stderr=True)
 
 
 def export_table(path: Path, file: Path, of: frames.Name) -> None:
@@ -122,18 +123,21 @@ def export_table(path: Path, file: Path, of: frames.Name) -> None:
         made = {"candidates": lambda: run.candidates, "items": lambda: run.items, "answers": lambda: run.answers}[of]()
     with atomic_file(file) as temporary:
         frames.write(made, temporary, kind)
-    say(f"wrote {len(made)} {of} to {file}", stderr=True)
+    say(f"wrote {counted(len(made), of.removesuffix('s'))} to {file}", stderr=True)
 
 
 def export_study(path: Path, file: Path) -> None:
     """Write a run as a study of Optuna."""
     kind = _kind("--optuna", file, STORAGES)
+    odd = [character for character in "?{}" if character in str(file)]
+    if odd:
+        raise RunError(f"--optuna {file}: Optuna reads the name as a URL, in which {odd[0]} is no letter; leave it out")
     with Run.read(path) as run, atomic_file(file) as temporary:
         name, environment = path.resolve().name, run.environment()
         tasks = tuple(environment.items)
         count = optuna_study.write(temporary, kind, name, run.timed_events(), environment.genes, tasks)
     scheme = f"sqlite:///{file}" if kind == "sqlite" else str(file)
-    say(f"wrote {count} trials to {file}; next: optuna-dashboard {quote(scheme)}", stderr=True)
+    say(f"wrote {counted(count, 'trial')} to {file}; next: optuna-dashboard {quote(scheme)}", stderr=True)
 
 
 def _kind(option: str, file: Path, kinds: Mapping[str, Kind]) -> Kind:

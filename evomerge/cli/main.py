@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -562,6 +563,9 @@ def plugins(json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal has no characters for
     arguments = written_out(sys.argv[1:])
     debug = "--debug" in arguments
     handler = logging.StreamHandler()

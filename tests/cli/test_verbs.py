@@ -207,9 +207,12 @@ def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path, evomerge):
     assert "good" in text and "held out" in text and "damaged" in text
 
 
-def test_report_writes_the_page_and_its_figures(finished, tmp_path, evomerge):
+def test_report_writes_the_page_and_its_figures(finished, tmp_path, refuse, evomerge):
     run = finished[0] / "run"
     before = (run / "report.html").read_text()  # written by the search itself
+    (tmp_path / "file").touch()
+    refuse("report", run, "-o", "page.html", "--figures", "file", words=["--figures file: a file of that name exists"])
+    assert not (tmp_path / "page.html").exists()
     out = evomerge("report", str(run), "-o", "page.html", "--figures", "figures", cwd=tmp_path)
     assert "wrote page.html" in out
     assert (tmp_path / "page.html").read_text().count("<figure") == before.count("<figure") > 3
