@@ -17,7 +17,8 @@ from evomerge.files.messages import printable, say
 from evomerge.runs import frames, optuna_study
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report import population
-from evomerge.runs.report.contents import read
+from evomerge.runs.report.commands import merge_command
+from evomerge.runs.report.contents import config_of, read
 from evomerge.runs.report.front import front, index
 from evomerge.runs.result import read_rows
 from evomerge.runs.run import Run, RunError, origin_of
@@ -46,7 +47,7 @@ def export(
         print(text, end="")
         return
     write_text(output, text)
-    say(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", stderr=True)
+    say(f"wrote {output}; next: {merge_command(str(output), config_of(path))}", stderr=True)
 
 
 def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
