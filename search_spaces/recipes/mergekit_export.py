@@ -40,7 +40,7 @@ def obstacles(recipe: Recipe) -> tuple[str, ...]:
     found = [f"{name}: mergekit has no such parameter of {spec.name}" for name in _extensions(recipe)]
     if recipe.adapters is not None:
         found.append("adapters: core: mergekit merges adapters as full weights")
-    found.extend(f"{parts(model)[0]}: mergekit does not dequantise" for model in filter(is_dequantized, recipe.models))
+    found.extend(reason for model in recipe.models if (reason := _unread(model)))
     if recipe.tokenizer_source in ("first", "pad"):
         found.append(f"vocabulary: {recipe.tokenizer_source}: mergekit has no such policy")
     if _deviates(recipe):
@@ -61,6 +61,8 @@ def model_obstacles(recipe: Recipe, model: Model | None) -> tuple[str, ...]:
     """
     if model is None:
         return ()
+    if model.part_of is not None:
+        return (f"mergekit 0.1.5 merges all of a model of type {model.part_of}, and evomerge its text part",)
     if model.definition is None:
         return _outer_obstacles(recipe, model.architecture)
     found = []
@@ -75,6 +77,14 @@ def model_obstacles(recipe: Recipe, model: Model | None) -> tuple[str, ...]:
             "and they do not have it"
         )
     return tuple(found)
+
+
+def _unread(reference: str) -> str | None:
+    """Return why mergekit does not read a model; None: it does."""
+    model = parts(reference)[0]
+    if is_dequantized(reference):
+        return f"{model}: mergekit does not dequantise"
+    return f"{model}: mergekit reads no GGUF" if model.lower().endswith(".gguf") else None
 
 
 def _such_as(names: Sequence[str]) -> str:
@@ -129,11 +139,12 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     if recipe.adapters is not None:
         recipe = replace(recipe, adapters=None)
         notes.append("adapters: core is dropped; mergekit merges adapters as full weights")
-    for model in filter(is_dequantized, recipe.models):
-        raise RecipeError(
-            f"{parts(model)[0]}: mergekit does not dequantise; build the model with evomerge merge, or save the "
-            "dequantised model and name that folder"
-        )
+    for model in recipe.models:
+        if reason := _unread(model):
+            raise RecipeError(
+                f"{reason}; build the model with evomerge merge, or save the model in plain safetensors and name that "
+                "folder"
+            )
     if recipe.tokenizer_source in ("first", "pad"):
         notes.append(f"vocabulary: {recipe.tokenizer_source} is written as tokenizer_source: base")
         recipe = replace(recipe, tokenizer_source="base")

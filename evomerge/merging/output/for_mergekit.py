@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from safetensors import safe_open
 
+from evomerge.merging.sources.limits import read_json
 from evomerge.merging.sources.source import Source
 from search_spaces.recipes import mergekit_export
 from search_spaces.recipes.mergekit.architectures import Model
@@ -14,12 +15,15 @@ from search_spaces.recipes.mergekit.documents import Document
 
 def as_mergekit_finds(source: Source) -> Model | None:
     """Return what mergekit's definitions are compared with; None where the configuration names no architecture."""
-    stated = source.outline.stated  # reading the configuration itself takes transformers
-    architectures = source.config.architectures if stated is None else stated["architectures"]
-    if not architectures:
+    stated = source.outline.stated
+    if stated is None:  # not well known: configurations are read by transformers
+        stated = read_json(next(path for path in source.files if path.name == "config.json"))
+        own, whole = source.config.model_type, stated.get("model_type")
+        if own != whole:
+            return Model(source.outline.architecture, own, source.names, part_of=whole)
+    if not stated.get("architectures"):
         return None
-    model_type = source.config.model_type if stated is None else stated["model_type"]
-    return Model(architectures[0], model_type, source.names, _keys(source))
+    return Model(stated["architectures"][0], stated["model_type"], source.names, _keys(source))
 
 
 def obstacles(documents: Sequence[Document], model: Model | None) -> tuple[str, ...]:

@@ -43,12 +43,15 @@ class Model:
         Its parameters by the names of the transformers module, tied ones once, in the module's order.
     keys
         The names of the tensors in its files.
+    part_of
+        The type of the larger model whose text part it is; None: it is all of its model.
     """
 
     architecture: str
     model_type: str
     names: tuple[str, ...]
     keys: frozenset[str] = frozenset()
+    part_of: str | None = None
 
     @property
     def definition(self) -> Definition | None:

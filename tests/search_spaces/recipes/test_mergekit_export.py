@@ -53,6 +53,15 @@ def test_models_that_are_dequantised_are_an_obstacle():
         mergekit_export.rounded(floats)
 
 
+def test_gguf_files_are_an_obstacle():
+    gguf = recipe(models=[{"model": "folder/a.gguf"}])
+    assert mergekit_export.obstacles(gguf) == ("folder/a.gguf: mergekit reads no GGUF",)
+    with pytest.raises(
+        RecipeError, match=r"a.gguf: mergekit reads no GGUF; build the model with evomerge merge, or save"
+    ):
+        mergekit_export.rounded(gguf)
+
+
 def test_precision_means_the_same_in_both():
     for dtype in ("bfloat16", "float16", "float32", "float64", None):
         plain = recipe(dtype=dtype)
