@@ -1,9 +1,13 @@
-"""`evomerge export`: a run's recipe as YAML, its data as tables or for Optuna. Needs neither the models nor torch."""
+"""`evomerge export`: a run's recipe as YAML, its data as tables or for Optuna. Needs no models.
+
+Where they are on this machine, an export for mergekit says what mergekit would make of them; only that takes torch.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from shlex import quote
 from typing import Final, Literal, TypeVar
@@ -21,6 +25,7 @@ from evomerge.runs.result import read_rows
 from evomerge.runs.run import Run, RunError, origin_of
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
+from search_spaces.recipes.mergekit.architectures import Model
 from search_spaces.recipes.recipe import Recipe, RecipeError
 from search_spaces.recipes.references import parts
 
@@ -194,24 +199,29 @@ def _row(path: Path, name: str) -> Recipe:
 
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
-    obstacles = mergekit_export.obstacles(recipe)
-    outer = mergekit_export.outer_obstacle(recipe, _architecture(recipe))
-    if outer is not None:
-        obstacles = (*obstacles, outer)
+    """Return the recipe if mergekit builds its model from it, else with `rounded` the nearest of which it does."""
+    ours = mergekit_export.model_obstacles(recipe, _donor(parts(recipe.donor)[0]))
+    obstacles = (*mergekit_export.obstacles(recipe), *ours)
     if obstacles and not rounded:
         raise RecipeError(
             f"mergekit cannot rebuild this recipe exactly: {'; '.join(obstacles)}; add --round to give that up"
         )
     recipe, given_up = mergekit_export.rounded(recipe)
-    for sentence in (*given_up, *[outer] * (outer is not None)):
+    for sentence in (*given_up, *ours):
         say(f"note: {sentence}", stderr=True)
     return recipe
 
 
-def _architecture(recipe: Recipe) -> str | None:
-    """Return the architecture that the donor's folder states; None where there is no such folder on this machine."""
+@cache
+def _donor(reference: str) -> Model | None:
+    """Return the model that the merge is built like; None where it is not on this machine or cannot be opened."""
+    from evomerge.merging.output.for_mergekit import as_mergekit_finds
+    from evomerge.merging.sources.errors import CheckpointError
+    from evomerge.merging.sources.open_sources import open_source
+
+    if not Path(reference).is_dir():
+        return None
     try:
-        stated = json.loads(Path(parts(recipe.donor)[0], "config.json").read_text(encoding="utf-8"))
-        return str(stated["architectures"][0])
-    except (OSError, ValueError, LookupError, TypeError):
+        return as_mergekit_finds(open_source(reference))
+    except CheckpointError:
         return None

@@ -41,7 +41,7 @@ GENES = 60
 GENES_BY_GRADIENTS = 200
 """As many as steps by gradients can: they find more with more genes, but each group of few tensors gains little."""
 MODULES = ("attention", "mlp", "other")
-METHODS = ("task_arithmetic", "pcb", "multislerp", "consensus", "r_tsv_m", "doge")
+METHODS = ("task_arithmetic", "pcb", "multislerp", "consensus", "r_tsv_m", "doge", "cabs")
 """Methods worth searching together: those that beat task arithmetic in `experiments/operators`."""
 EVALUATIONS = (60, 300)
 """Fewest and most evaluations that are written; in between, what an hour is enough for."""
