@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -344,6 +348,10 @@ def merge(
     The folder gets the weights, the tokenizer, the config and a model card, with the scores of the run that found it.
     """
     check_place(out.expanduser())  # before the seconds that importing torch takes
+    if recipe.is_file():
+        from evomerge.cli.early import load_torch_library
+
+        load_torch_library()
     from evomerge.cli.merge import merge as run
 
     run(
@@ -540,6 +548,24 @@ def plugins(json: Json = False) -> None:
     run(json)
 
 
+def process() -> None:
+    """Run the command line as a process, which ends with its work.
+
+    Python would first free one by one the objects that importing torch has made, for a tenth of a second. Functions
+    that are to be called at the end are called; a failure, and threads that still run, get Python's own end.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if not end.code and threading.active_count() == 1:
+            atexit._run_exitfuncs()
+            with suppress(OSError, ValueError):  # standard output is closed: Python says so
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
+        raise
+
+
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
     arguments = _repeat_options(sys.argv[1:])
@@ -584,4 +610,4 @@ def _repeat_options(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    process()
