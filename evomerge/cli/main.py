@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import io
 import logging
-import os
 import sys
-import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -569,24 +565,6 @@ def plugins(json: Json = False) -> None:
     run(json)
 
 
-def process() -> None:
-    """Run the command line as a process, which ends with its work.
-
-    Python would first free one by one the objects that importing torch has made, for a tenth of a second. Functions
-    that are to be called at the end are called; a failure, and threads that still run, get Python's own end.
-    """
-    try:
-        main()
-    except SystemExit as end:
-        if not end.code and threading.active_count() == 1:
-            atexit._run_exitfuncs()
-            with suppress(OSError, ValueError):  # standard output is closed: Python says so
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(0)
-        raise
-
-
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
     for stream in (sys.stdout, sys.stderr):
@@ -609,4 +587,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    process()
+    main()

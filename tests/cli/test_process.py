@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import atexit, sys, threading, time
-from evomerge.cli.main import process
+from evomerge.cli.process import process
 
 class Held:
     def __del__(self):
