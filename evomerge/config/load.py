@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def located(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
         yield
     except ValueError as error:
         keys = named_first(str(error), SearchConfig)
-        if not keys:
+        if not keys or not path.is_file():
             raise
         raise ConfigError(f"{_origin(path, _read(path)[0], overrides, keys)}: {error}") from error
 
@@ -165,7 +166,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{path}: expected keys such as `models:` and `fitness:`; see `evomerge init`")
     for key, what in _MERGEKITS.items():
         if key in values:
-            raise ConfigError(f"{path}: is {what.format(path=path)}")
+            raise ConfigError(f"{path}: is {what.format(path=quote(str(path)))}")
     return text, values
 
 

@@ -149,3 +149,12 @@ def test_a_mapping_may_hold_paths_and_numpy_numbers(tmp_path):
 def test_what_is_not_a_mapping_is_named(values):
     with pytest.raises(ConfigError, match=r"config: give the path of a search file, or a mapping"):
         load_mapping(values)
+
+
+def test_nothing_may_follow_the_last_three_dashes(write):
+    assert load(write(f"---\n{MINIMAL}---\n")).budget.evaluations == load(write(MINIMAL)).budget.evaluations
+
+
+def test_what_is_added_is_a_number(write):
+    with pytest.raises(ConfigError, match=r"--set budget=\+1e1: '\+1e1' after =\+ is not a number; write one"):
+        load(write(MINIMAL + "budget: 10\n"), ["budget=+1e1"])
