@@ -352,6 +352,10 @@ def merge(
     The folder gets the weights, the tokenizer, the config and a model card, with the scores of the run that found it.
     """
     check_place(out.expanduser())  # before the seconds that importing torch takes
+    if recipe.is_file():
+        from evomerge.cli.early import load_torch_library
+
+        load_torch_library()
     from evomerge.cli.merge import merge as run
 
     run(
