@@ -16,7 +16,7 @@ from evomerge.runs.held_out import HeldOut
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, RunError
 from evomerge.search.rows_on_request import vote
-from fitness.items import ItemText
+from fitness.items import ItemText, is_whole_model
 from fitness.results import Evaluation
 
 WIDTH = 80
@@ -83,6 +83,8 @@ def answers(path: Path, row: str, selection: Selection, as_json: bool) -> None:
     """Print the items of a row of a run's final table."""
     with Run.read(path) as run:
         history = RunHistory(run.events())
+    if any(is_whole_model(item) for told in history.told.values() for item in told.evaluation.items[:1]):
+        raise RunError(f"{path}: its function scores a model as a whole, so that no item has an answer to show")
     held_out = HeldOut.read(path)
     rows = {name: _evaluation(held_out, name, history) for name in dict.fromkeys((row, *selection.others))}
     found = list(_answered(held_out, rows, row, selection))

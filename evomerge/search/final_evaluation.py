@@ -216,8 +216,10 @@ class FinalEvaluation:
         def score(entry: Entry) -> float:
             return self._confirm(entry, problem.search_items).fitness
 
-        models, dtype = problem.config.models, problem.config.out_dtype
-        return [rows_on_request.greedy_soup(models, problem.layout, dtype, problem.sources(), score)]
+        config, sources = problem.config, problem.sources()
+        models, dtype, vocabulary = config.models, config.out_dtype, config.vocabulary_policy
+        soup = rows_on_request.greedy_soup(models, problem.layout, dtype, sources, score, vocabulary=vocabulary)
+        return [soup]
 
     def _choose(self) -> tuple[Entry, Entry | None, float]:
         """Return the found recipe, the strategy's own guess if it has one, and the found one's search score."""

@@ -424,10 +424,15 @@ class Problem:
         models, layout, dtype = self.config.models, self.layout, self.config.out_dtype
         uniform = uniform_recipe(models, layout, out_dtype=dtype)
         arithmetic = task_arithmetic_recipe(models, layout, TASK_ARITHMETIC_SCALE, out_dtype=dtype)
+        vocabulary = self.config.vocabulary_policy  # as the space's recipes have it: else `merge` would refuse them
         return [
             *self.sources(),
-            Entry("uniform average", "uniform", uniform),
-            Entry(f"task arithmetic {TASK_ARITHMETIC_SCALE}", "task_arithmetic", arithmetic),
+            Entry("uniform average", "uniform", replace(uniform, tokenizer_source=vocabulary)),
+            Entry(
+                f"task arithmetic {TASK_ARITHMETIC_SCALE}",
+                "task_arithmetic",
+                replace(arithmetic, tokenizer_source=vocabulary),
+            ),
         ]
 
     def alternatives(self) -> list[Entry]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,6 +82,8 @@ def greedy_soup(
     out_dtype: str,
     sources: Sequence[Entry],
     score: Callable[[Entry], float],
+    *,
+    vocabulary: str | None = None,
 ) -> Entry:
     """Return the greedy soup of the models.
 
@@ -94,6 +97,8 @@ def greedy_soup(
         Each model unchanged, under its name.
     score
         Of an entry, on all search items; larger is better.
+    vocabulary
+        The search's policy, where the models' vocabularies differ.
     """
     own = {source.name: score(source) for source in sources}
     ranked = sorted(own, key=lambda name: -own[name])
@@ -102,7 +107,7 @@ def greedy_soup(
     for name in ranked[1:]:
         weights = dict.fromkeys([*soup, name], 1 / (len(soup) + 1))
         recipe = weighted_recipe("linear", models, layout, weights, out_dtype=out_dtype)
-        tried = Entry("greedy soup", "greedy_soup", recipe)
+        tried = Entry("greedy soup", "greedy_soup", replace(recipe, tokenizer_source=vocabulary))
         value = score(tried)
         if value >= best:
             soup, best, entry = [*soup, name], value, tried

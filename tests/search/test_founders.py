@@ -110,3 +110,14 @@ def test_sources_that_an_estimator_has_scored_are_asked_nothing_more(tmp_path: P
         assert history.asked[founder].candidate.kind == "founder" and history.told[founder].cached
         assert ("confirm", source) not in history.reference_scores
     assert history.evaluations == 4 and history.extra == 7
+
+
+@pytest.mark.parametrize("vocabulary", ["same", "base"])
+def test_merges_known_without_a_search_have_its_vocabulary(vocabulary: str) -> None:
+    """So that `evomerge merge` takes them as the search scored them, and each is asked once, as a founder."""
+    opened = problem(models=config("base ops ja")["models"], vocabulary=vocabulary)
+    merges = [entry.recipe for entry in opened.baselines() if entry.kind != "source"]
+    wanted = opened.space.decode(opened.space.start).tokenizer_source
+    assert wanted == (None if vocabulary == "same" else vocabulary)
+    assert [recipe.tokenizer_source for recipe in merges] == [wanted] * 2
+    assert all(founder.exact for founder in opened.founders if founder.entry.kind in ("uniform", "task_arithmetic"))

@@ -84,6 +84,8 @@ def test_a_function_of_models_says_what_it_cannot_say(write, tmp_path, evomerge)
         evomerge(*verb, cwd=tmp_path)
     code, _, err = command.run("evaluate", str(ZOO / "models" / "ops"), "--like", "run", cwd=tmp_path)
     assert code == 2 and "scores a model as a whole, and no items are held out" in err
+    code, _, err = command.run("answers", "run", cwd=tmp_path)
+    assert code == 2 and "scores a model as a whole, so that no item has an answer to show" in err
 
 
 @pytest.mark.parametrize("estimator", ["inherited", "mean"])

@@ -62,6 +62,8 @@ def test_the_soup_keeps_what_does_not_lower_the_score():
     assert (soup.name, soup.kind) == ("greedy soup", "greedy_soup") and score(soup) == 0.7
     alone = greedy_soup(models, 2, "float32", sources, lambda entry: own.get(entry.name, 0.0))
     assert alone.recipe == sources[3].recipe
+    merged = greedy_soup(models, 2, "float32", sources, score, vocabulary="pad")
+    assert merged.recipe.tokenizer_source == "pad" and merged.recipe.models == soup.recipe.models
 
 
 def test_answers_are_kept_in_the_log(tmp_path):
