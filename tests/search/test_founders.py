@@ -115,7 +115,7 @@ def test_sources_that_an_estimator_has_scored_are_asked_nothing_more(tmp_path: P
 @pytest.mark.parametrize("vocabulary", ["same", "base"])
 def test_merges_known_without_a_search_have_its_vocabulary(vocabulary: str) -> None:
     """So that `evomerge merge` takes them as the search scored them, and each is asked once, as a founder."""
-    opened = problem(models=config("base ops ja")["models"], vocabulary=vocabulary)
+    opened = problem(models="base ops ja", vocabulary=vocabulary)
     merges = [entry.recipe for entry in opened.baselines() if entry.kind != "source"]
     wanted = opened.space.decode(opened.space.start).tokenizer_source
     assert wanted == (None if vocabulary == "same" else vocabulary)
