@@ -1,5 +1,5 @@
 """`python -m evomerge`: the same as the installed command."""
 
-from evomerge.cli.main import main
+from evomerge.cli.process import process
 
-main()
+process()

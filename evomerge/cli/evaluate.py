@@ -19,7 +19,8 @@ from rich.console import Console
 from evomerge.cli.merging import open_recipe
 from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
-from evomerge.config.load import load_recorded
+from evomerge.config.keyed import keyed
+from evomerge.config.load import load_recorded, located
 from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_source, typed
 from evomerge.merging.sources.source import Source
@@ -151,19 +152,27 @@ def of_run(run: Path, trust_tasks: bool = False, asking: Asking = Asking()) -> Q
     seen = frozenset(recorded.earlier.split())
     if config.fitness.kind == "python" and config.fitness.function_items is None:
         raise RunError(f"--like {run}: its function scores a model as a whole, and no items are held out; use --tasks")
-    suite = load_suite(config.fitness, config.seed, check_for(run, trust_tasks), seen)
+    with located(run / "config.yaml"), keyed(config):
+        suite = load_suite(config.fitness, config.seed, check_for(run, trust_tasks), seen)
     items = asking.first(suite.pool.held_out_ids())
     return Questions(suite, items, config.fitness, config.workers.settings(), recorded)
 
 
 def evaluate(
-    models: Sequence[str], questions: Questions, device: str | None, as_json: bool, batch_size: int | None = None
+    models: Sequence[str],
+    questions: Questions,
+    device: str | None,
+    as_json: bool,
+    batch_size: int | None = None,
+    *,
+    allow_unrelated: bool = False,
 ) -> None:
     """Score models and recipes on the same items; several are compared with each other by paired tests."""
     twice = next((model for model, count in Counter(models).items() if count > 1), None)
     if twice is not None:
         raise ConfigError(f"{twice}: it is named twice; name each model once")
-    scored = [_scored(model, questions, device, batch_size or questions.fitness.batch_size) for model in models]
+    size = batch_size or questions.fitness.batch_size
+    scored = [_scored(model, questions, device, size, allow_unrelated) for model in models]
     weights = {task: questions.suite.weights[task] for task in scored[0].scores}
     if len(scored) == 1:
         _print_one(scored[0], as_json)
@@ -230,8 +239,8 @@ def _short_names(models: Sequence[str]) -> dict[str, str]:
 COLUMNS = ("task", "score", "95 % interval", "items")
 
 
-def _scored(model: str, questions: Questions, device: str | None, batch_size: int) -> Scored:
-    checkpoints, base, recipe = _open(model)
+def _scored(model: str, questions: Questions, device: str | None, batch_size: int, allow_unrelated: bool) -> Scored:
+    checkpoints, base, recipe = _open(model, allow_unrelated)
     template = checkpoints[base].tokenizer.chat_template()
     if questions.suite.apply_chat_template and questions.recorded is None and not template:
         raise ConfigError(f"--apply-chat-template: the tokenizer of {model} has no chat template; leave it out")
@@ -308,9 +317,9 @@ def _check_asked_alike(
         print("warning: the model has another chat template than the run's base, and is asked with it", file=sys.stderr)
 
 
-def _open(model: str) -> tuple[dict[str, Source], str, Recipe]:
+def _open(model: str, allow_unrelated: bool) -> tuple[dict[str, Source], str, Recipe]:
     if Path(model).suffix in (".yaml", ".yml"):
-        return open_recipe(Path(model))
+        return open_recipe(Path(model), allow_unrelated=allow_unrelated)
     checkpoint = open_source(typed(model))
     preflight.check({model: checkpoint}, model)
     dtype = str(checkpoint.dtype).removeprefix("torch.")

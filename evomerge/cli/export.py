@@ -1,24 +1,31 @@
-"""`evomerge export`: a run's recipe as YAML, its data as tables or for Optuna. Needs neither the models nor torch."""
+"""`evomerge export`: a run's recipe as YAML, its data as tables or for Optuna. Needs no models.
+
+Where they are on this machine, an export for mergekit says what mergekit would make of them; only that takes torch.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from shlex import quote
 from typing import Final, Literal, TypeVar
 
+from evomerge.cli.printing import counted
 from evomerge.files.atomic import atomic_file, atomic_folder, write_text
-from evomerge.files.messages import printable, say
+from evomerge.files.messages import print_file, printable, say
 from evomerge.runs import frames, optuna_study
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report import population
-from evomerge.runs.report.contents import read
+from evomerge.runs.report.commands import merge_command
+from evomerge.runs.report.contents import config_of, read
 from evomerge.runs.report.front import front, index
 from evomerge.runs.result import read_rows
-from evomerge.runs.run import Run, RunError, origin_of
+from evomerge.runs.run import LogError, Run, RunError, origin_of
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
+from search_spaces.recipes.mergekit.architectures import Model
 from search_spaces.recipes.recipe import Recipe, RecipeError
 from search_spaces.recipes.references import parts
 
@@ -38,10 +45,10 @@ def export(
         recipe = _for_mergekit(recipe, rounded)
     text = mergekit_yaml.dump(recipe, _header(path, f"exported from {printable(path.name)} by evomerge"))
     if output is None:
-        print(text, end="")
+        print_file(text)
         return
     write_text(output, text)
-    say(f"wrote {output}; next: evomerge merge {quote(str(output))} merged", stderr=True)
+    say(f"wrote {output}; next: {merge_command(str(output), config_of(path))}", stderr=True)
 
 
 def export_front(path: Path, folder: Path, dialect: str, rounded: bool) -> None:
@@ -111,7 +118,7 @@ def write_recipes(
             header = _header(path, f"candidate {candidate} of {printable(path.name)}, {what}")
             (temporary / f"{number}.yaml").write_text(mergekit_yaml.dump(written, header), encoding="utf-8")
         (temporary / "index.json").write_text(index_, encoding="utf-8")
-    say(f"wrote {len(recipes)} recipes and index.json to {folder}", stderr=True)
+    say(f"wrote {counted(len(recipes), 'recipe')} and index.json to {folder}", stderr=True)
 
 
 def export_table(path: Path, file: Path, of: frames.Name) -> None:
@@ -121,18 +128,21 @@ def export_table(path: Path, file: Path, of: frames.Name) -> None:
         made = {"candidates": lambda: run.candidates, "items": lambda: run.items, "answers": lambda: run.answers}[of]()
     with atomic_file(file) as temporary:
         frames.write(made, temporary, kind)
-    say(f"wrote {len(made)} {of} to {file}", stderr=True)
+    say(f"wrote {counted(len(made), of.removesuffix('s'))} to {file}", stderr=True)
 
 
 def export_study(path: Path, file: Path) -> None:
     """Write a run as a study of Optuna."""
     kind = _kind("--optuna", file, STORAGES)
+    odd = [character for character in "?{}" if character in str(file)]
+    if odd:
+        raise RunError(f"--optuna {file}: Optuna reads the name as a URL, in which {odd[0]} is no letter; leave it out")
     with Run.read(path) as run, atomic_file(file) as temporary:
         name, environment = path.resolve().name, run.environment()
         tasks = tuple(environment.items)
         count = optuna_study.write(temporary, kind, name, run.timed_events(), environment.genes, tasks)
     scheme = f"sqlite:///{file}" if kind == "sqlite" else str(file)
-    say(f"wrote {count} trials to {file}; next: optuna-dashboard {quote(scheme)}", stderr=True)
+    say(f"wrote {counted(count, 'trial')} to {file}; next: optuna-dashboard {quote(scheme)}", stderr=True)
 
 
 def _kind(option: str, file: Path, kinds: Mapping[str, Kind]) -> Kind:
@@ -164,10 +174,13 @@ def _no_scores(path: Path, history: RunHistory, option: str) -> RunError:
 
 
 def _best(path: Path) -> Recipe:
-    file = path / "best.yaml"
+    file, resume = path / "best.yaml", f"`evomerge resume {quote(str(path))}` writes it again"
     if not file.is_file():
-        raise _nothing_yet(path)
-    return mergekit_yaml.read(file)
+        raise LogError(f"{file} is missing; {resume}") if (path / "result.json").is_file() else _nothing_yet(path)
+    try:
+        return mergekit_yaml.read(file)
+    except RecipeError as error:
+        raise LogError(f"{file} cannot be read ({str(error).removeprefix(f'{file}: ')}); {resume}") from None
 
 
 def _ranked(path: Path, history: RunHistory, rank: int) -> Recipe:
@@ -189,24 +202,29 @@ def _row(path: Path, name: str) -> Recipe:
 
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
-    obstacles = mergekit_export.obstacles(recipe)
-    outer = mergekit_export.outer_obstacle(recipe, _architecture(recipe))
-    if outer is not None:
-        obstacles = (*obstacles, outer)
+    """Return the recipe if mergekit builds its model from it, else with `rounded` the nearest of which it does."""
+    ours = mergekit_export.model_obstacles(recipe, _donor(parts(recipe.donor)[0]))
+    obstacles = (*mergekit_export.obstacles(recipe), *ours)
     if obstacles and not rounded:
         raise RecipeError(
             f"mergekit cannot rebuild this recipe exactly: {'; '.join(obstacles)}; add --round to give that up"
         )
     recipe, given_up = mergekit_export.rounded(recipe)
-    for sentence in (*given_up, *[outer] * (outer is not None)):
+    for sentence in (*given_up, *ours):
         say(f"note: {sentence}", stderr=True)
     return recipe
 
 
-def _architecture(recipe: Recipe) -> str | None:
-    """Return the architecture that the donor's folder states; None where there is no such folder on this machine."""
+@cache
+def _donor(reference: str) -> Model | None:
+    """Return the model that the merge is built like; None where it is not on this machine or cannot be opened."""
+    from evomerge.merging.output.for_mergekit import as_mergekit_finds
+    from evomerge.merging.sources.errors import CheckpointError
+    from evomerge.merging.sources.open_sources import open_source
+
+    if not Path(reference).is_dir():
+        return None
     try:
-        stated = json.loads(Path(parts(recipe.donor)[0], "config.json").read_text(encoding="utf-8"))
-        return str(stated["architectures"][0])
-    except (OSError, ValueError, LookupError, TypeError):
+        return as_mergekit_finds(open_source(reference))
+    except CheckpointError:
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
@@ -60,7 +61,9 @@ def fit_items(
     out = console()
     out.print(grid(["task", "models", "items", "answered", "dimensions", "misfits"], [_cells(row) for row in summary]))
     out.print(f"wrote {output}; use it with", soft_wrap=True)
-    out.print(f"  fitness: {{subset: {{items: 30, item_bank: {output}}}}}", soft_wrap=True)
+    used = {"fitness": {"subset": {"items": 30, "item_bank": str(output.resolve())}}}
+    text = yaml.safe_dump(used, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
+    out.print(f"  {text.strip()[1:-1]}", soft_wrap=True)
 
 
 def _read(

@@ -41,7 +41,7 @@ GENES = 60
 GENES_BY_GRADIENTS = 200
 """As many as steps by gradients can: they find more with more genes, but each group of few tensors gains little."""
 MODULES = ("attention", "mlp", "other")
-METHODS = ("task_arithmetic", "pcb", "multislerp", "consensus", "r_tsv_m", "doge")
+METHODS = ("task_arithmetic", "pcb", "multislerp", "consensus", "r_tsv_m", "doge", "cabs")
 """Methods worth searching together: those that beat task arithmetic in `experiments/operators`."""
 EVALUATIONS = (60, 300)
 """Fewest and most evaluations that are written; in between, what an hour is enough for."""
@@ -64,7 +64,7 @@ fitness:
   tasks: {tasks}  # or {{task: NAME, weight: 2}} in place of a name
 {include}  subset: {subset}  # search items per task and candidate, or `all`; {why_subset}
   held_out: {held_out}  # kept for the final table; {why_held_out}
-{test_split}{vocabulary}budget: {evaluations}  # candidates to score; {why_budget}
+{test_split}{vocabulary}{unrelated}budget: {evaluations}  # candidates to score; {why_budget}
 out_dtype: bfloat16
 seed: 0
 """
@@ -76,6 +76,8 @@ def init(
     include_path: Sequence[Path],
     output: Path,
     vocabulary: str | None = None,
+    *,
+    allow_unrelated: bool = False,
 ) -> None:
     """Write the file after opening the models and checking that they can be merged."""
     if len(models) < 2:
@@ -87,13 +89,14 @@ def init(
             raise ConfigError(f"--models: {reference} is named twice; name each model once")
     names = names_of(models)
     checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0], vocabulary=vocabulary)
-    preflight.check(checkpoints, names[0], scan=False)
+    preflight.check(checkpoints, names[0], scan=False, allow_unrelated=allow_unrelated)
     of_tasks(tasks, include_path, split=None)  # checks that they exist
     num_layers, experts = checkpoints[names[0]].layout.num_layers, len(models) - 1
     included = [str(path.resolve()) for path in include_path]
     draft: dict[str, Any] = {
         "models": dict(zip(names, references, strict=True)),
         "vocabulary": vocabulary or "same",
+        "allow_unrelated": allow_unrelated,
         "fitness": {"tasks": list(tasks), "include_path": included, **_held_out(tasks, included)},
     }
     problem = _problem(draft, Genes.of(num_layers, experts, MODULES, GENES_BY_GRADIENTS))
@@ -104,7 +107,7 @@ def init(
     few = fewest > 2 * ITEMS
     test_split = "  allow_test_split: true  # the tasks have no other split\n"
     text = TEMPLATE.format(
-        file=output,
+        file=quote(str(output)),
         models="\n".join(f"  {_text(name)}: {_text(path)}" for name, path in zip(names, references, strict=True)),
         genes=genes.count,
         methods=", ".join(METHODS),
@@ -121,6 +124,7 @@ def init(
         why_held_out=_why_held_out(draft["fitness"]),
         test_split=test_split if "allow_test_split" in draft["fitness"] else "",
         vocabulary="" if vocabulary is None else f"vocabulary: {vocabulary}  # of merges; the models' differ\n",
+        unrelated="allow_unrelated: true  # some were not trained from the base\n" if allow_unrelated else "",
         evaluations=evaluations,
         why_budget=why_budget,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from evomerge.cli.arguments import refuse_unused, written_out
 from evomerge.cli.failures import explained
 from evomerge.files.atomic import check_parent, check_place
 from evomerge.files.messages import PrintableFormatter
@@ -21,14 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-SETTING_VERBS = ("plan", "search", "resume")
-SECTIONS = (
-    "models", "space", "strategy", "fitness", "budget", "workers", "trackers", "table", "adapters", "vocabulary",
-    "allow_unrelated", "out_dtype", "seed",
-)  # fmt: skip
-"""The search file's keys at the top level; here, since the config takes long to import."""
-REPEATED = ("--models", "--tasks", "--include-path")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Set = Annotated[
@@ -103,6 +97,7 @@ def init(
     ] = None,
     include_path: IncludePath = None,
     vocabulary: Vocabulary = None,
+    allow_unrelated: AllowUnrelated = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("search.yaml"),
     from_: Annotated[
         Path | None,
@@ -113,7 +108,7 @@ def init(
     from evomerge.config.errors import ConfigError
 
     if from_ is not None:
-        if models or tasks or vocabulary:
+        if models or tasks or vocabulary or allow_unrelated:
             raise ConfigError("--from: the genome names models, tasks and tokenizer; leave these options out")
         from evomerge.cli.init import init_from
 
@@ -126,7 +121,7 @@ def init(
     check_parent(output)
     from evomerge.cli.init import init as run
 
-    return run(models, tasks, include_path or [], output, vocabulary)
+    return run(models, tasks, include_path or [], output, vocabulary, allow_unrelated=allow_unrelated)
 
 
 @app.command()
@@ -231,8 +226,13 @@ def report(
     run(run_, output, figures)
 
 
+_OF_EXPORT = {"table": ("of",), "optuna": (), "archive": ("format_", "round_"), "pareto": ("format_", "round_")}
+"""Options of `export` that name what is written in place of a recipe, and the options that each takes."""
+
+
 @app.command()
 def export(
+    context: typer.Context,
     run_: RunFolder,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to write; by default standard output.")
@@ -274,6 +274,14 @@ def export(
     ] = None,
 ) -> None:
     """Write the best recipe as YAML, the whole Pareto front, or the run's data for other programs."""
+    kind = next((name for name in _OF_EXPORT if context.params[name] is not None), None)
+    if kind is None:
+        refuse_unused(context, ["of"], "without --table")
+        refuse_unused(context, ["row"] if rank is not None else [], "beside --rank")
+        refuse_unused(context, ["round_"] if format_ != "mergekit" else [], "without --format mergekit")
+    else:
+        used = {"run_", kind, *_OF_EXPORT[kind]}
+        refuse_unused(context, context.params.keys() - used, f"beside --{kind}")
     from evomerge.cli.export import export, export_archive, export_front, export_study, export_table
 
     if table is not None:
@@ -344,6 +352,10 @@ def merge(
     The folder gets the weights, the tokenizer, the config and a model card, with the scores of the run that found it.
     """
     check_place(out.expanduser())  # before the seconds that importing torch takes
+    if recipe.is_file():
+        from evomerge.cli.early import load_torch_library
+
+        load_torch_library()
     from evomerge.cli.merge import merge as run
 
     run(
@@ -400,6 +412,7 @@ def push(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -437,6 +450,7 @@ def evaluate(
         bool,
         typer.Option("--allow-code", help="Run programs that the models write (HumanEval, MBPP), in a sandbox."),
     ] = False,
+    allow_unrelated: AllowUnrelated = False,
     device: Annotated[
         str | None, typer.Option(help="A torch device; by default a GPU if there is one, or the device of the run.")
     ] = None,
@@ -446,12 +460,16 @@ def evaluate(
 
     Several are scored on the same items and compared by paired tests.
     """
+    if like is None:
+        refuse_unused(context, ["trust_tasks"], "without --like")
+    else:
+        refuse_unused(context, ["tasks", "include_path", "split"], "beside --like")
     from evomerge.cli.evaluate import Asking, of_run, of_tasks
     from evomerge.cli.evaluate import evaluate as run
 
     asking = Asking(num_fewshot, limit, apply_chat_template, allow_code)
     questions = of_run(like, trust_tasks, asking) if like else of_tasks(tasks or [], include_path or [], split, asking)
-    run(models, questions, device, json, batch_size)
+    run(models, questions, device, json, batch_size, allow_unrelated=allow_unrelated)
 
 
 @app.command()
@@ -488,6 +506,7 @@ def match(
 
 @app.command("fit-items")
 def fit_items(
+    context: typer.Context,
     sources: Annotated[
         list[Path],
         typer.Argument(
@@ -518,6 +537,12 @@ def fit_items(
 
     The file is for fitness.subset.item_bank.
     """
+    from evomerge.runs.log_file import is_run
+
+    if is_run(sources[0]):
+        refuse_unused(context, ["task", "split", "metric", "filter_"], "on a run, which knows its tasks and items")
+    elif sources[0].suffix in (".npz", ".csv"):
+        refuse_unused(context, ["metric", "filter_"], "on a matrix, which has one score per item")
     from evomerge.cli.fit_items import fit_items as run
 
     run(
@@ -542,7 +567,10 @@ def plugins(json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
-    arguments = _repeat_options(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal has no characters for
+    arguments = written_out(sys.argv[1:])
     debug = "--debug" in arguments
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
@@ -556,31 +584,6 @@ def main() -> None:
         for line in lines:
             print(f"evomerge: {line}", file=sys.stderr)
         sys.exit(code)
-
-
-def _repeat_options(arguments: list[str]) -> list[str]:
-    """Write out what the command line abbreviates.
-
-    `--models A B` stands for `--models A --models B`; `--budget.hours=2`, and in verbs that read a search file
-    `--strategy=m2n2`, for `--set budget.hours=2` and `--set strategy=m2n2`.
-    """
-    expanded: list[str] = []
-    option, taken = None, 0
-    sets = next((argument for argument in arguments if not argument.startswith("-")), None) in SETTING_VERBS
-    for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if key.startswith("--") and equals and ("." in key or (sets and key[2:] in SECTIONS)):
-            expanded += ["--set", argument[2:]]
-            option = None
-            continue
-        if argument.startswith("-"):
-            option, taken = (argument, 0) if argument in REPEATED else (None, 0)
-        elif option is not None:
-            if taken:
-                expanded.append(option)
-            taken += 1
-        expanded.append(argument)
-    return expanded
 
 
 if __name__ == "__main__":

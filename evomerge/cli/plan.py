@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.status import Status
 
 from evomerge.cli.printing import console, duration, grid, size
+from evomerge.config.keyed import keyed
 from evomerge.config.load import load, located
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import printable
@@ -35,10 +36,9 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Print genes, memory, bytes and estimated time per candidate, and whether the budget suffices."""
     shown = console(stderr=True)
     started = time.perf_counter()
-    with located(config_file, overrides), shown.status("opening") as status:
-        problem = Problem(
-            load(config_file, overrides), opening=lambda what: status.update(f"opening {printable(what)}")
-        )
+    config = load(config_file, overrides)
+    with located(config_file, overrides), keyed(config), shown.status("opening") as status:
+        problem = Problem(config, opening=lambda what: status.update(f"opening {printable(what)}"))
         worker = local_worker(problem)
         status.update("preparing a worker")
         worker.ready()

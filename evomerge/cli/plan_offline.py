@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from evomerge.cli.plan import genes_of, print_genes, rotation, too_few
 from evomerge.cli.printing import console, size
 from evomerge.config.errors import ConfigError
+from evomerge.config.keyed import keyed
 from evomerge.config.load import load, located
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import reason
@@ -39,8 +40,9 @@ STORED_BYTES = 2
 
 def plan_offline(config_file: Path, overrides: Sequence[str], architecture: Path | None, as_json: bool) -> None:
     """Print genes, population, answers, and what a search would download."""
-    with located(config_file, overrides):
-        summary = offline_plan(load(config_file, overrides), architecture).summary
+    config = load(config_file, overrides)
+    with located(config_file, overrides), keyed(config):
+        summary = offline_plan(config, architecture).summary
     if as_json:
         print(json.dumps(summary, indent=1))
         return

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from evomerge.files.messages import as_line, printable
+from evomerge.runs.report.commands import commands
+from evomerge.runs.report.contents import config_of
 from evomerge.runs.result import Result
 from fitness.estimation.intervals import p_text
 
@@ -68,17 +69,17 @@ def print_held_out(out: Console, result: Result) -> None:
 
 def print_next(out: Console, run: Path) -> None:
     """Print what a user does with a finished run: the page to look at, and the commands that follow."""
-    name = quote(str(run))
     lines = ["next:"]
     if (run / "report.html").is_file():
         lines.append(f"  open {run / 'report.html'} in a browser")
-    lines += [
-        f"  evomerge export {name} -o recipe.yaml",
-        "  evomerge merge recipe.yaml merged",
-        f"  evomerge evaluate merged --like {name}",
-    ]
+    lines += [f"  {command}" for command in commands(run, config_of(run))]
     for line in lines:
         out.print(line, soft_wrap=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things with their name."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def size(count: float) -> str:

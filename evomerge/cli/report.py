@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evomerge.config.errors import ConfigError
-from evomerge.files.atomic import write_text
+from evomerge.files.atomic import PlaceError, write_text
 from evomerge.files.messages import say
 from evomerge.runs.report.html import render, write_figures
 from evomerge.search.warm_start import space_of
@@ -15,6 +15,8 @@ from search_spaces.spaces.space import SearchSpace
 
 def report(path: Path, out: Path | None, figures: Path | None = None) -> None:
     """Write the report beside the run's other files, or where `out` says, and its figures into a folder."""
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise PlaceError(f"--figures {figures}: a file of that name exists; name a folder")
     space, obstacle = _space(path)
     target = out or path / "report.html"
     write_text(target, render(path, space))

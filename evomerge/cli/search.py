@@ -34,7 +34,7 @@ def search(
 def resume(path: Path, overrides: Sequence[str], trust_tasks: bool, as_json: bool) -> None:
     """Continue a run; the budget, the workers, the table and places of files may change."""
     out = console(stderr=as_json)
-    with _shown(out, path) as progress:
+    with _shown(out, path) as progress, located(path / "config.yaml", overrides):
         result = resume_search(path, progress, overrides=overrides, trust_tasks=trust_tasks, say=progress.message)
     _print_end(path, result, out, as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -95,8 +96,8 @@ def from_genome(file: Path, output: Path, include_path: Sequence[Path] = ()) -> 
     fields = _search_file(found, file, include_path)
     text = "".join(
         (
-            f"# Written by `evomerge init --from {file.name}`, a genome of mergekit-evolve. Check it with\n",
-            f"# `evomerge plan {output}`, then run `evomerge search {output}`.\n",
+            f"# Written by `evomerge init --from {quote(file.name)}`, a genome of mergekit-evolve. Check it with\n",
+            f"# `evomerge plan {quote(str(output))}`, then run `evomerge search {quote(str(output))}`.\n",
             "# All keys: `python -m evomerge.config.reference`.\n",
             *(f"# {note}\n" for note in _notes(found)),
             yaml.safe_dump(fields, sort_keys=False, default_flow_style=None, width=110),

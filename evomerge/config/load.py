@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from evomerge.config.errors import ConfigError, Keys, explain, named_first
+from evomerge.config.errors import ConfigError, Keys, explain, named_first, truth_values
 from evomerge.config.overrides import override
 from evomerge.config.paths import resolve_paths
 from evomerge.config.search_file import SearchConfig
@@ -63,7 +64,7 @@ def located(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
         yield
     except ValueError as error:
         keys = named_first(str(error), SearchConfig)
-        if not keys:
+        if not keys or not path.is_file():
             raise
         raise ConfigError(f"{_origin(path, _read(path)[0], overrides, keys)}: {error}") from error
 
@@ -103,6 +104,9 @@ def _validated(
         override(values, wanted)
         values = expand(values)
     resolve_paths(values, folder)
+    mistaken = truth_values(SearchConfig, values, origin)
+    if mistaken:
+        raise ConfigError(mistaken)
     try:
         return SearchConfig.model_validate(values)
     except ValidationError as error:
@@ -165,7 +169,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{path}: expected keys such as `models:` and `fitness:`; see `evomerge init`")
     for key, what in _MERGEKITS.items():
         if key in values:
-            raise ConfigError(f"{path}: is {what.format(path=path)}")
+            raise ConfigError(f"{path}: is {what.format(path=quote(str(path)))}")
     return text, values
 
 

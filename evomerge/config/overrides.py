@@ -76,6 +76,8 @@ def _added(text: str, target: Any, key: str, more: Any) -> Any:
     main = MAIN_KEYS.get((key,)) if text.startswith(f"{key}=") else None
     if isinstance(present, dict) and main is not None:
         return present | {main: _added(text, present, main, more)}
-    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (present, more)):
+    if not isinstance(more, int | float):
+        raise ConfigError(f"--set {text}: {more!r} after =+ is not a number; write one such as 100 or 0.5")
+    if not isinstance(present, int | float) or isinstance(present, bool):
         raise ConfigError(f"--set {text}: the file has no number to add to; give the value itself, without +")
     return present + more

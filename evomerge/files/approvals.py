@@ -14,13 +14,16 @@ STATE = "EVOMERGE_STATE"
 """Environment variable that names the folder; else ``$XDG_STATE_HOME/evomerge``, or ``~/.local/state/evomerge``."""
 
 
-def approvals_file() -> Path:
-    """Return the file with the digests; it need not exist."""
+def approvals_file() -> Path | None:
+    """Return the file with the digests, which need not exist; None for a user without a home, as in some containers."""
     if os.environ.get(STATE):
         folder = Path(os.environ[STATE]).expanduser()
     else:
         home = os.environ.get("XDG_STATE_HOME")
-        folder = (Path(home) if home else Path.home() / ".local" / "state") / "evomerge"
+        try:
+            folder = (Path(home) if home else Path.home() / ".local" / "state") / "evomerge"
+        except RuntimeError:
+            return None
     return folder / "trusted_tasks"
 
 
@@ -32,6 +35,8 @@ def is_approved(digest: str) -> bool:
 def approve(digest: str) -> None:
     """Remember a digest; where the folder cannot be written to, nothing is remembered and no error is raised."""
     file = approvals_file()
+    if file is None:
+        return
     with suppress(OSError, FileError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(file.with_name(f".{file.name}.lock")):
@@ -40,8 +45,8 @@ def approve(digest: str) -> None:
                 write_text(file, "".join(f"{line}\n" for line in (*known, digest)))
 
 
-def _approved(file: Path) -> list[str]:
-    if not file.is_file():
+def _approved(file: Path | None) -> list[str]:
+    if file is None or not file.is_file():
         return []
     with suppress(OSError, ValueError):
         return file.read_text(encoding="ascii").split()

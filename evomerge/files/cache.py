@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from evomerge.files.atomic import atomic_folder, disk_errors
+from evomerge.files.atomic import FileError, atomic_folder, disk_errors
 
 CACHE = "EVOMERGE_CACHE"
 """Environment variable that names the folder; by default ``$XDG_CACHE_HOME/evomerge`` or ``~/.cache/evomerge``."""
@@ -17,11 +17,20 @@ ELSEWHERE = f"set {CACHE} to a folder on another disk"
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the folder for cached files of one kind; it need not exist."""
+    """Return the folder for cached files of one kind; it need not exist.
+
+    Raises
+    ------
+    FileError
+        If the user has no home, as in some containers, and no variable names the folder.
+    """
     if os.environ.get(CACHE):
         return Path(os.environ[CACHE]).expanduser() / kind
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "evomerge" / kind
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "evomerge" / kind
+    except RuntimeError:
+        raise FileError(f"there is no home folder for the cache; set {CACHE} to a folder") from None
 
 
 def cached_folder(folder: Path, fill: Callable[[Path], None], *, size: int | None = None) -> Path:

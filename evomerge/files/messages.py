@@ -6,6 +6,7 @@ report) passes them through `printable`.
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import unicodedata
@@ -65,6 +66,16 @@ def reason(error: BaseException) -> str:
 def say(text: str, *, stderr: bool = False) -> None:
     """Print one line as it is, however long, on standard output or error; at once, also into a pipe."""
     print(as_line(text), file=sys.stderr if stderr else sys.stdout, flush=True)
+
+
+def print_file(text: str) -> None:
+    """Print a file's text on standard output as the file would have it, in UTF-8 whatever the locale says."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    else:  # a program has redirected it
+        print(text, end="")
 
 
 def as_line(text: str) -> str:

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 from contextlib import suppress
+from functools import cache
 from typing import BinaryIO
 
 PIECE = 4 << 20
@@ -30,7 +31,13 @@ def advise(address: int, size: int, advice: str) -> None:
     number = getattr(mmap, advice, None)
     if number is not None and size > 0:
         with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), number)  # a refusal does no harm
+            c_library().madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), number)  # a refusal does no harm
+
+
+@cache
+def c_library() -> ctypes.CDLL:
+    """Return the C library of this process, opened once: `ctypes` makes a class each time."""
+    return ctypes.CDLL(None)
 
 
 def write_uncached(file: BinaryIO, data: memoryview, place: int) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 
 from pydantic import TypeAdapter
 
@@ -52,7 +53,8 @@ class HeldOut:
         """
         file = folder / FILE
         if not file.is_file():
-            raise RunError(f"{folder} has no answers to held-out items yet; go on with `evomerge resume {folder}`")
+            name = quote(str(folder))
+            raise RunError(f"{folder} has no answers to held-out items yet; go on with `evomerge resume {name}`")
         try:
             return _HELD_OUT.validate_json(file.read_bytes())
         except (OSError, ValueError) as error:

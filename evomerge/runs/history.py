@@ -40,14 +40,15 @@ class StageCost:
         Models built and scored, or steps by gradients; those whose scores were known do not count.
     answers
         Items asked, over all these models.
-    merge, score
-        Seconds, summed over all workers.
+    merge, score, wait
+        Seconds of merging, scoring and waiting for a worker, summed over all workers.
     """
 
     requests: int = 0
     answers: int = 0
     merge: float = 0.0
     score: float = 0.0
+    wait: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -60,6 +61,7 @@ class StageCost:
         self.answers += answers
         self.merge += seconds.get("merge", 0.0)
         self.score += seconds.get("score", 0.0)
+        self.wait += seconds.get("wait", 0.0)
 
 
 class RunHistory:

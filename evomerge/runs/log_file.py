@@ -8,6 +8,7 @@ import sqlite3
 import struct
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 
 ORIGIN = "run: "
 """Begins the comment of a recipe that says which run has found it."""
@@ -132,7 +133,7 @@ def damaged(path: Path, reason: object) -> LogError:
     file = path / "events.sqlite"
     return LogError(
         f"{file} is damaged ({reason}); restore it from a backup, or save what is left with "
-        f"`sqlite3 {file} .recover`; best.yaml beside it is not affected"
+        f"`sqlite3 {quote(str(file))} .recover`; best.yaml beside it is not affected"
     )
 
 

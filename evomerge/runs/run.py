@@ -329,6 +329,13 @@ def check_new(path: Path) -> None:
         If `path` exists and is not an empty folder, or cannot be made.
     """
     try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise RunError(
+            f"{path}: its name, or that of a folder above it, is not text in UTF-8, as recipes are, which name their "
+            f"run; {_ELSEWHERE}, or set a UTF-8 locale"
+        ) from None
+    try:
         check_place(path, _ELSEWHERE)
     except PlaceError:
         raise _exists(path) from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.config.errors import ConfigError
+from evomerge.config.keyed import keyed
 from evomerge.config.load import load, load_mapping, load_recorded
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import PrintableFormatter, reason
@@ -114,11 +115,12 @@ def run_search(
     if warm_start is not None:
         read = _read(config, [*overrides, warm_start_override(read, Path(warm_start))])
     reports = ProgressReports(progress, read.budget)
-    problem, environment = _open(read, say, trusted, reports, function=function)
-    # before the run exists: what is wrong with a device or a tokenizer shows here
-    pool = _start_workers(problem, reports)
-    with closing(pool), Run.create(path, problem.resolved().to_yaml(), environment) as created:
-        return _go_on(created, problem, pool, reports, say)
+    with keyed(read):
+        problem, environment = _open(read, say, trusted, reports, function=function)
+        # before the run exists: what is wrong with a device or a tokenizer shows here
+        pool = _start_workers(problem, reports)
+        with closing(pool), Run.create(path, problem.resolved().to_yaml(), environment) as created:
+            return _go_on(created, problem, pool, reports, say)
 
 
 def resume_search(
@@ -155,10 +157,9 @@ def resume_search(
     """
     say = say or _say_nothing
     path = Path(run)
-    with Run.open(path) as opened:
-        recorded = opened.environment()
-        function, changes = _given_function(evaluate, items)
-        config, code = load_recorded(path, [*changes, *overrides]), check_for(path, trust_tasks, overrides)
+    function, changes = _given_function(evaluate, items)
+    with Run.open(path) as opened, keyed(config := load_recorded(path, [*changes, *overrides])):
+        recorded, code = opened.environment(), check_for(path, trust_tasks, overrides)
         reports = ProgressReports(progress, config.budget)
         problem, environment = _open(config, say, code, reports, recorded, function=function)
         if opened.incomplete:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.engine.gram import gram_matrices
 from evomerge.merging.output.writer import rehearse
-from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source
 from evomerge.runs.environment import MOST_GENES, Environment, GeneRecord
@@ -122,13 +120,12 @@ class Problem:
         engine_versions(config.fitness.engine)
         check_trackers(config.trackers)
         opening("models")
-        with _named(config.models):
-            self.checkpoints: Mapping[str, Source] = open_sources(
-                config.models, config.base, vocabulary=config.vocabulary_policy
-            )
-            self.report = preflight.check(
-                self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated, scanned=opening
-            )
+        self.checkpoints: Mapping[str, Source] = open_sources(
+            config.models, config.base, vocabulary=config.vocabulary_policy
+        )
+        self.report = preflight.check(
+            self.checkpoints, config.base, scan=scan, allow_unrelated=config.allow_unrelated, scanned=opening
+        )
         if config.fitness.apply_chat_template:
             behaviour.check_chat_template(self.checkpoints, config.base)
         if scan:
@@ -505,21 +502,6 @@ def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> flo
     """Return the standard error of a weighted mean over tasks if every answer is a coin flip; keys are task names."""
     total = sum(weights.values())
     return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
-
-
-@contextmanager
-def _named(models: Mapping[str, str]) -> Iterator[None]:
-    """Begin errors about one of the models, which name it or its folder, with its key in the search file."""
-    try:
-        yield
-    except CheckpointError as error:
-        about = str(error)
-        for name, reference in models.items():
-            if about.startswith(f"{name}: "):
-                raise CheckpointError(f"models.{about}") from None
-            if about.startswith((f"{reference}: ", f"{reference}/")):
-                raise CheckpointError(f"models.{name}: {about}") from None
-        raise
 
 
 def check_names(config: SearchConfig) -> None:

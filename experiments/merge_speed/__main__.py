@@ -122,8 +122,8 @@ def _measure(
 
 
 def tables(results: Results) -> list[str]:
-    """Return the README's tables: the results, and earlier ones of another machine where there are some."""
-    return [markdown([Result(**result) for result in results[key]]) for key in ("results", "earlier") if key in results]
+    """Return the README's table."""
+    return [markdown([Result(**result) for result in results["results"]])]
 
 
 def markdown(results: Sequence[Result]) -> str:
@@ -159,9 +159,8 @@ AIMS = {"linear": 0.6, "task_arithmetic": 0.6, "slerp": 0.6, "ties": 0.5, "dare_
 def figures(results: Results) -> dict[str, str]:
     """Return the figures of the README's sentences."""
     rows = [Result(**row) for row in results["results"]]
-    both = [*rows, *(Result(**row) for row in results.get("earlier", ()))]
-    beside = [row.in_memory / row.cpu for row in both if row.in_memory is not None]
-    first = [row.in_memory / (row.cpu + row.prepare) for row in both if row.in_memory is not None]
+    beside = [row.in_memory / row.cpu for row in rows if row.in_memory is not None]
+    first = [row.in_memory / (row.cpu + row.prepare) for row in rows if row.in_memory is not None]
 
     def shares(aim: float) -> list[float]:
         return [r.limit / r.wall for r in rows if r.size in LARGE and AIMS.get(r.method) == aim and r.limit is not None]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.mergekit.architectures import Model
 from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.mixture_table import Mixture, Piece
 from search_spaces.recipes.parameter_values import (
@@ -20,21 +21,6 @@ from search_spaces.recipes.recipe import Recipe, Slice, Source
 from search_spaces.recipes.references import is_dequantized, parts
 from search_spaces.recipes.resolve import TensorPlan
 
-DEFINED = frozenset(
-    (
-        "AfmoeForCausalLM", "ApertusForCausalLM", "ArceeForCausalLM", "BaichuanForCausalLM", "Cohere2ForCausalLM",
-        "CohereForCausalLM", "ExaoneForCausalLM", "FalconForCausalLM", "GPT2LMHeadModel", "GPTBigCodeForCausalLM",
-        "GPTNeoXForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM", "Glm4ForCausalLM",
-        "Glm4MoeForCausalLM", "GraniteForCausalLM", "GraniteMoeHybridForCausalLM", "InternLM2ForCausalLM",
-        "JAISLMHeadModel", "LLaMaForCausalLM", "Lfm2ForCausalLM", "LlamaForCausalLM", "MambaForCausalLM",
-        "MistralForCausalLM", "MixFormerSequentialForCausalLM", "MixtralForCausalLM", "Olmo2ForCausalLM",
-        "Phi3ForCausalLM", "Phi3SmallForCausalLM", "PhiForCausalLM", "QWenLMHeadModel", "Qwen2ForCausalLM",
-        "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "SolarForCausalLM", "StableLMEpochForCausalLM",
-        "StableLmForCausalLM", "Starcoder2ForCausalLM", "_AfmoePartialForCausalLM",
-    )
-)  # fmt: skip
-"""Causal language models whose tensors mergekit 0.1.5 knows by position. Of others it only knows which tensors are in a
-layer, and takes the final norm and the head from the first slice, as it does the embeddings."""
 _PATH = "evomerge.path: mergekit does not merge and reorder layers in one document"
 _SEVERAL = "slices.evomerge.merge_method: layers have their own methods, and mergekit allows one per document"
 
@@ -54,7 +40,7 @@ def obstacles(recipe: Recipe) -> tuple[str, ...]:
     found = [f"{name}: mergekit has no such parameter of {spec.name}" for name in _extensions(recipe)]
     if recipe.adapters is not None:
         found.append("adapters: core: mergekit merges adapters as full weights")
-    found.extend(f"{parts(model)[0]}: mergekit does not dequantise" for model in filter(is_dequantized, recipe.models))
+    found.extend(reason for model in recipe.models if (reason := _unread(model)))
     if recipe.tokenizer_source in ("first", "pad"):
         found.append(f"vocabulary: {recipe.tokenizer_source}: mergekit has no such policy")
     if _deviates(recipe):
@@ -63,28 +49,66 @@ def obstacles(recipe: Recipe) -> tuple[str, ...]:
     return tuple(found)
 
 
-def outer_obstacle(recipe: Recipe, architecture: str | None) -> str | None:
-    """Return why mergekit would merge the final norm and the head of this architecture otherwise; None: it does not.
+def model_obstacles(recipe: Recipe, model: Model | None) -> tuple[str, ...]:
+    """Return a sentence for each reason why mergekit would merge models like this one otherwise.
 
     Parameters
     ----------
     recipe
         Any recipe.
-    architecture
-        Of its models, as their configurations name it; None: not known, and taken for one that mergekit knows.
+    model
+        One of its models; None: not known, and taken for one that mergekit merges whole.
     """
-    if architecture is None or architecture in DEFINED or recipe.mixture is not None:
-        return None
+    if model is None:
+        return ()
+    if model.part_of is not None:
+        return (f"mergekit 0.1.5 merges all of a model of type {model.part_of}, and evomerge its text part",)
+    if model.definition is None:
+        return _outer_obstacles(recipe, model.architecture)
+    found = []
+    if dropped := model.dropped():
+        found.append(
+            f"mergekit 0.1.5 drops {_such_as(dropped)}: its definition of {model.architecture} does not have what the "
+            "models have"
+        )
+    if lacking := model.lacking():
+        found.append(
+            f"mergekit 0.1.5 refuses the models: its definition of {model.architecture} requires {_such_as(lacking)}, "
+            "and they do not have it"
+        )
+    return tuple(found)
+
+
+def _unread(reference: str) -> str | None:
+    """Return why mergekit does not read a model; None: it does."""
+    model = parts(reference)[0]
+    if is_dequantized(reference):
+        return f"{model}: mergekit does not dequantise"
+    return f"{model}: mergekit reads no GGUF" if model.lower().endswith(".gguf") else None
+
+
+def _such_as(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} tensors, such as {names[0]}"
+
+
+def _outer_obstacles(recipe: Recipe, architecture: str) -> tuple[str, ...]:
+    """Return why mergekit would merge the final norm and the head of an architecture that it has no definition of.
+
+    It knows which tensors of those are in a layer, and takes the final norm and the head from the first slice, as it
+    does the embeddings.
+    """
+    if recipe.mixture is not None:
+        return ()
     slices = recipe.canonical().slices
     first, last = (
         replace(part, sources=tuple(replace(source, layer_range=None) for source in part.sources))
         for part in (slices[0], slices[-1])
     )
     if first == last:
-        return None
+        return ()
     return (
         f"slices: mergekit 0.1.5 does not know where the tensors of {architecture} belong, and merges the final norm "
-        "and the head as the embeddings"
+        "and the head as the embeddings",
     )
 
 
@@ -115,11 +139,12 @@ def rounded(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     if recipe.adapters is not None:
         recipe = replace(recipe, adapters=None)
         notes.append("adapters: core is dropped; mergekit merges adapters as full weights")
-    for model in filter(is_dequantized, recipe.models):
-        raise RecipeError(
-            f"{parts(model)[0]}: mergekit does not dequantise; build the model with evomerge merge, or save the "
-            "dequantised model and name that folder"
-        )
+    for model in recipe.models:
+        if reason := _unread(model):
+            raise RecipeError(
+                f"{reason}; build the model with evomerge merge, or save the model in plain safetensors and name that "
+                "folder"
+            )
     if recipe.tokenizer_source in ("first", "pad"):
         notes.append(f"vocabulary: {recipe.tokenizer_source} is written as tokenizer_source: base")
         recipe = replace(recipe, tokenizer_source="base")

@@ -121,7 +121,7 @@ def load_yaml(text: str) -> Any:
     ValueError
         If it is nested too deeply, has too many values, or an impossible one (a date that does not exist).
     """
-    loaded = load_yaml_documents(text)
+    loaded = [data for data in load_yaml_documents(text) if data is not None]  # as after a last ---
     if len(loaded) > 1:
         raise ValueError(f"{len(loaded)} documents; write one, without ---")
     return loaded[0] if loaded else None

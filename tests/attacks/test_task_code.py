@@ -3,11 +3,14 @@
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from evomerge.files.approvals import approvals_file, approve, is_approved
+from evomerge.files.atomic import FileError
+from evomerge.files.cache import cache_folder
 from fitness.results import TaskError
 from fitness.tasks.code import INSTALLED, code_of
 from fitness.tasks.config import TasksConfig
@@ -154,3 +157,18 @@ def test_approvals_are_kept_in_a_file_of_the_user(machine, tmp_path, monkeypatch
     monkeypatch.delenv("EVOMERGE_STATE")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert approvals_file() == tmp_path / "evomerge" / "trusted_tasks"
+
+
+def test_a_user_without_a_home(monkeypatch):
+    """As in a container that runs under a number of no user: nothing is remembered, and a cache needs a place."""
+    for name in ("EVOMERGE_STATE", "XDG_STATE_HOME", "EVOMERGE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home(cls):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(no_home))
+    approve("a" * 64)
+    assert not is_approved("a" * 64)
+    with pytest.raises(FileError, match="there is no home folder for the cache; set EVOMERGE_CACHE to a folder"):
+        cache_folder("texts")

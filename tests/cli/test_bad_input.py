@@ -62,12 +62,12 @@ def test_a_truncated_weight_file(tmp_path, refuse_search, broken_expert):
 
 def test_a_task_that_does_not_exist(refuse_search, config):
     fitness = config()["fitness"] | {"tasks": [{"task": "zoo_target_gne"}]}
-    refuse_search("zoo_target_gne", "zoo_target_gen", fitness=fitness)
+    refuse_search("search.yaml:18: fitness.tasks.0.task: no task 'zoo_target_gne'", "zoo_target_gen", fitness=fitness)
 
 
 def test_a_test_split_must_be_acknowledged(refuse_search, config):
     fitness = config()["fitness"] | {"tasks": [{"task": "zoo_target_gen", "search_split": "test"}], "held_out": 0.5}
-    refuse_search("allow_test_split: true", fitness=fitness)
+    refuse_search("search.yaml:", "fitness.tasks.0.task: ", "allow_test_split: true", fitness=fitness)
 
 
 def test_a_task_with_no_items_left(refuse_search, config):
@@ -76,8 +76,8 @@ def test_a_task_with_no_items_left(refuse_search, config):
 
 
 def test_what_is_wrong_with_a_worker_shows_before_the_run_exists(refuse_search, config):
-    refuse_search("device 'foo' cannot be used", "write cpu", workers={"device": "foo"})
-    refuse_search("max_length", fitness=config()["fitness"] | {"max_length": 4})
+    refuse_search("search.yaml:", "workers.device: device 'foo' cannot be used", "write cpu", workers={"device": "foo"})
+    refuse_search("search.yaml:", "fitness.tasks: ", "max_length", fitness=config()["fitness"] | {"max_length": 4})
 
 
 def test_a_folder_without_runs(refuse):

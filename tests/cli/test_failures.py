@@ -1,13 +1,16 @@
 """What the command prints about errors: sentences for those of other packages, cut and without control characters."""
 
 import errno
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
 from evomerge.cli import main as command_line
 from evomerge.cli.failures import LONGEST_MESSAGE, explained
-from evomerge.cli.printing import console, grid
+from evomerge.cli.main import main
+from evomerge.cli.printing import console, counted, grid
 from evomerge.config.errors import ConfigError
 from evomerge.files.messages import say
 
@@ -93,3 +96,20 @@ def test_log_records_are_lines(caplog):
     record = logging.LogRecord("evomerge", logging.ERROR, "", 0, "reason: %s", (ESCAPES,), None)
     assert PrintableFormatter("%(message)s").format(record) == f"reason: {SHOWN}"
     assert command_line.PrintableFormatter is PrintableFormatter
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "ü").mkdir()
+    (tmp_path / "ü" / "events.sqlite").touch()
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", printed)
+    monkeypatch.setattr(sys, "argv", ["evomerge", "runs", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    printed.flush()
+    assert not stop.value.code and b"/\\xfc  damaged" in printed.buffer.getvalue()
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 recipe"), (0, "0 recipes"), (1200, "1,200 recipes")])
+def test_one_thing_has_no_plural(count, said):
+    assert counted(count, "recipe") == said

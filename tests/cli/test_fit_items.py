@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 
 from evomerge.cli.main import main
 from evomerge.runs.run import OF_HELD_OUT_ITEMS, Asked, ReferenceScore, Run, Told
@@ -64,6 +65,8 @@ def test_from_sample_logs(tmp_path, fit_items):
         (folder / "samples_quiz_2024-06-01T10-20-30.123456.jsonl").write_text(text)
     printed, found = fit_items("logs", "--split", "validation")
     assert "quiz" in printed and "wrote item_bank.npz" in printed
+    used = yaml.safe_load(printed.rpartition("use it with\n")[2])
+    assert used["fitness"]["subset"] == {"items": 30, "item_bank": str(tmp_path / "item_bank.npz")}
     banks, others = found.of("quiz", ITEMS)
     assert [bank.dimensions for bank in banks] == [1, 2]
     np.testing.assert_array_equal(others, answers())

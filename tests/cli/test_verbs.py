@@ -5,6 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
 
 from evomerge.config.load import load as load_config
 from evomerge.runs.run import Run
@@ -164,6 +167,25 @@ def test_init_writes_a_file_that_plan_accepts(tmp_path, refuse, evomerge):
     refuse("init", "--models", *models[:2], models[1], "--tasks", "t", "-o", "b.yaml", words=["is named twice"])
 
 
+@pytest.mark.slow
+def test_what_is_unrelated_is_allowed_where_the_error_says(tmp_path, refuse, evomerge):
+    other = Path(shutil.copytree(ZOO / "models" / "ops", tmp_path / "other"))
+    stored = load_file(other / "model.safetensors")
+    noise = torch.Generator().manual_seed(0)
+    drawn = {name: torch.randn(values.shape, generator=noise).to(values.dtype) for name, values in stored.items()}
+    save_file(drawn, other / "model.safetensors", metadata={"format": "pt"})
+    asked = ["--tasks", "zoo_target_mc", "--include-path", ZOO / "tasks"]
+    models = ["init", "--models", ZOO / "models" / "base", other, *asked]
+    recipe = {"merge_method": "linear", "models": [{"model": str(ZOO / "models" / "base")}, {"model": str(other)}]}
+    recipe |= {"parameters": {"weight": 0.5}, "dtype": "float32"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    scored = ["evaluate", "recipe.yaml", *asked, "--limit", 4]
+    for typed in (models, scored):
+        refuse(*typed, words=["or allow unrelated models", "(--allow-unrelated)"])
+        evomerge(*typed, "--allow-unrelated", cwd=tmp_path)
+    assert load_config(tmp_path / "search.yaml").allow_unrelated
+
+
 def test_init_with_a_vocabulary(tmp_path, refuse, evomerge):
     other = Path(shutil.copytree(ZOO / "models" / "ops", tmp_path / "other"))
     data = json.loads((other / "tokenizer.json").read_text())
@@ -176,6 +198,20 @@ def test_init_with_a_vocabulary(tmp_path, refuse, evomerge):
     assert load_config(tmp_path / "search.yaml").vocabulary == "pad"
 
 
+def test_a_damaged_result_says_how_it_is_written_again(finished, tmp_path, refuse):
+    folder, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run" / "best.yaml").write_text("half a re")
+    refuse(
+        "export",
+        "run",
+        words=["best.yaml cannot be read (the document", "`evomerge resume run` writes it again"],
+        code=1,
+    )
+    (tmp_path / "run" / "best.yaml").unlink()
+    refuse("export", "run", words=["run/best.yaml is missing; `evomerge resume run` writes it again"], code=1)
+
+
 def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path, evomerge):
     folder, _ = finished
     for name in ("good", "torn"):
@@ -185,9 +221,12 @@ def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path, evomerge):
     assert "good" in text and "held out" in text and "damaged" in text
 
 
-def test_report_writes_the_page_and_its_figures(finished, tmp_path, evomerge):
+def test_report_writes_the_page_and_its_figures(finished, tmp_path, refuse, evomerge):
     run = finished[0] / "run"
     before = (run / "report.html").read_text()  # written by the search itself
+    (tmp_path / "file").touch()
+    refuse("report", run, "-o", "page.html", "--figures", "file", words=["--figures file: a file of that name exists"])
+    assert not (tmp_path / "page.html").exists()
     out = evomerge("report", str(run), "-o", "page.html", "--figures", "figures", cwd=tmp_path)
     assert "wrote page.html" in out
     assert (tmp_path / "page.html").read_text().count("<figure") == before.count("<figure") > 3

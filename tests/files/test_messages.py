@@ -1,8 +1,11 @@
 """One-line texts about other code's errors."""
 
+import io
+import sys
+
 import pytest
 
-from evomerge.files.messages import LONGEST, nearest, one_line, printable, reason
+from evomerge.files.messages import LONGEST, nearest, one_line, print_file, printable, reason
 
 
 def test_lines_are_joined():
@@ -45,3 +48,10 @@ def test_long_texts_keep_both_ends():
     text = printable("a" * 5000 + "b" * 5000, 90)
     assert text == "a" * 60 + " ... " + "b" * 30
     assert printable("a\nb", keep="\n") == "a\nb"
+
+
+def test_a_file_is_printed_in_utf_8_whatever_the_locale(monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    print_file("model: /ü\n")
+    assert printed.getvalue().decode() == "model: /ü\n"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evomerge.runs.run import SCHEMA_VERSION, Asked, LogError, ReferenceScore, Run, RunError, Told
+from evomerge.runs.run import SCHEMA_VERSION, Asked, LogError, ReferenceScore, Run, RunError, Told, check_new
 from evomerge.strategies import Candidate
 from fitness.results import Evaluation
 
@@ -180,3 +180,8 @@ def test_a_copied_run_goes_on(run, tmp_path):
         assert copy.count() == len(some_events()) + 1
     with Run.read(run.path) as original:
         assert original.count() == len(some_events())
+
+
+def test_a_name_that_is_no_text_is_refused_before_the_work(tmp_path):
+    with pytest.raises(RunError, match="is not text in UTF-8, as recipes are"):
+        check_new(tmp_path / "r\udcfcn")

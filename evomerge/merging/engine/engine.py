@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from evomerge.files.pages import c_library
 from evomerge.merging.checks.preflight import check_finite
 from evomerge.merging.engine.core_space import CoreSpace, CoreTensorMerge
 from evomerge.merging.engine.footprint import Footprint, footprint
@@ -513,4 +513,4 @@ def _weights(module: PreTrainedModel) -> dict[str, Tensor]:
 def _return_freed_memory() -> None:
     """Make glibc return freed memory: after tensors of mixed sizes its heap would otherwise grow with the model."""
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+        c_library().malloc_trim(0)

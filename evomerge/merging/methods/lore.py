@@ -14,7 +14,8 @@ models of equal weights give their average whatever the threshold: δ_2 = −δ_
 the norm; the step above is that of the norm itself.
 
 The descent does not know the weights: what it finds is kept for the last threshold. Another one costs a decomposition
-of a Gram matrix per model and step (two models: two steps).
+of the smaller Gram matrix per model and step, and products of the components above the threshold. With two models θ_0
+stays the mean, so that one decomposition gives δ_1 and δ_2 = −δ_1.
 """
 
 from __future__ import annotations
@@ -96,25 +97,41 @@ def lore(
 
 def descend(models: list[Tensor], threshold: float) -> list[Tensor]:
     """Return θ_0 and the δ_t [M, N]."""
+    if models[0].shape[0] > models[0].shape[1]:
+        return [part_NM.T for part_NM in descend([model_MN.T for model_MN in models], threshold)]
     base_MN = torch.stack(models).mean(0)
-    largest = max(float(torch.linalg.matrix_norm(model_MN - base_MN, 2)) for model_MN in models)
-    far = max(float(torch.linalg.vector_norm(model_MN - base_MN)) for model_MN in models)
-    for _ in range(STEPS):
-        changes = [shrunk(model_MN - base_MN, threshold * largest) for model_MN in models]
+    rests = [model_MN - base_MN for model_MN in models]
+    if threshold <= 0:
+        return [base_MN, *rests]
+    if len(models) == 2:
+        spectrum = Spectrum(rests[0])
+        change_MN = spectrum.shrunk(threshold * spectrum.largest)
+        return [base_MN, change_MN, -change_MN]
+    spectra = [Spectrum(rest_MN) for rest_MN in rests]
+    by = threshold * max(spectrum.largest for spectrum in spectra)
+    far = max(float(torch.linalg.vector_norm(rest_MN)) for rest_MN in rests)
+    for step in range(STEPS):
+        if step:
+            spectra = [Spectrum(model_MN - base_MN) for model_MN in models]
+        changes = [spectrum.shrunk(by) for spectrum in spectra]
         moved_MN = (torch.stack(models) - torch.stack(changes)).mean(0)
-        step = float(torch.linalg.vector_norm(moved_MN - base_MN))
+        distance = float(torch.linalg.vector_norm(moved_MN - base_MN))
         base_MN = moved_MN
-        if step <= TOLERANCE * far:
+        if distance <= TOLERANCE * far:
             break
     return [base_MN, *changes]
 
 
-def shrunk(matrix_MN: Tensor, by: float) -> Tensor:
-    """Return U (S − by)₊ Vᵀ, which is Σ (1 − by/s_i)₊ u_i u_iᵀ X: the components above `by` are enough."""
-    if by <= 0:
-        return matrix_MN
-    if matrix_MN.shape[0] > matrix_MN.shape[1]:
-        return shrunk(matrix_MN.T, by).T
-    squares_M, left_MM = torch.linalg.eigh(matrix_MN @ matrix_MN.T)
-    part_M = (1 - by / squares_M.clamp(min=by * by).sqrt()).clamp(min=0)
-    return (left_MM * part_M) @ (left_MM.T @ matrix_MN)
+class Spectrum:
+    """Singular values and left vectors of a matrix X = U S Vᵀ with M <= N, from its Gram matrix."""
+
+    def __init__(self, matrix_MN: Tensor) -> None:
+        self._matrix_MN = matrix_MN
+        self._squares_M, self._left_MM = torch.linalg.eigh(matrix_MN @ matrix_MN.T)  # ascending
+        self.largest = float(self._squares_M[-1].clamp(min=0).sqrt())
+
+    def shrunk(self, by: float) -> Tensor:
+        """Return U (S − by)₊ Vᵀ, which is Σ (1 − by/s_i) u_i u_iᵀ X over the C components above `by`."""
+        count = int((self._squares_M > by * by).sum())
+        squares_C, left_MC = (part[..., len(part) - count :] for part in (self._squares_M, self._left_MM))
+        return (left_MC * (1 - by / squares_C.sqrt())) @ (left_MC.T @ self._matrix_MN)

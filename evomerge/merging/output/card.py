@@ -11,9 +11,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks.licences import card_metadata, conflicts, licence, licence_fields
 from evomerge.merging.output import markdown
+from evomerge.merging.output.for_mergekit import obstacles
 from evomerge.merging.output.provenance import Provenance, ScoreRow
 from evomerge.merging.sources.source import Source
 from search_spaces.recipes.fields import changed_text
+from search_spaces.recipes.mergekit.architectures import Model
 from search_spaces.recipes.mergekit.documents import Document, dump, with_models
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
@@ -32,7 +34,7 @@ def model_card(
     documents: Sequence[Document] = (),
     *,
     name: str = "merge",
-    for_mergekit: bool = False,
+    donor: Model | None = None,
 ) -> str:
     """Return the README.md of a merged model, with the hub's front matter.
 
@@ -48,8 +50,8 @@ def model_card(
         The documents to quote, the recipe's own last; empty: the recipe alone.
     name
         The model's name, such as its folder's.
-    for_mergekit
-        Whether ``mergekit_config.yml`` lies beside the card.
+    donor
+        The model that the merge is built like, for what mergekit would make of it; None: not known.
     """
     documents = documents or (Document(None, recipe),)
     references = all_references(documents)
@@ -65,7 +67,7 @@ def model_card(
         *_result_lines(provenance),
         *_source_lines(recipe, checkpoints, names, provenance),
         *_search_lines(provenance),
-        *recipe_lines(public_recipe(documents, names), for_mergekit),
+        *recipe_lines(public_recipe(documents, names), obstacles(with_models(documents, names), donor)),
         "## Use",
         "",
         "```python",
@@ -97,7 +99,7 @@ def adapter_card(recipe: Recipe, checkpoints: Mapping[str, Source], base: str, p
         *_result_lines(provenance),
         *_source_lines(recipe, checkpoints, names, provenance),
         *_search_lines(provenance),
-        *recipe_lines(public_recipe((Document(None, recipe),), names), for_mergekit=False),
+        *recipe_lines(public_recipe((Document(None, recipe),), names), ("mergekit writes no adapters",)),
     ]
     return "\n".join(lines)
 
@@ -141,13 +143,15 @@ def front_matter(
     return ["---", data.to_yaml().strip(), "---", ""]
 
 
-def recipe_lines(text: str, for_mergekit: bool) -> list[str]:
-    """Return the card's section with the recipe."""
-    also = f" `{MERGEKIT_CONFIG}` is the same for `mergekit-yaml`." if for_mergekit else ""
+def recipe_lines(text: str, reasons: Sequence[str]) -> list[str]:
+    """Return the card's section with the recipe; `reasons` say why mergekit does not build the model, if any."""
+    also = f"`{MERGEKIT_CONFIG}` is the same for `mergekit-yaml`."
+    if reasons:
+        also = f"mergekit does not build the same: {'; '.join(map(markdown.text, reasons))}."
     return [
         "## Recipe",
         "",
-        f"Also in `{RECIPE}`; `evomerge merge {RECIPE} OUT` rebuilds the model.{also}",
+        f"Also in `{RECIPE}`; `evomerge merge {RECIPE} OUT` rebuilds the model. {also}",
         "",
         *markdown.fenced(text, "yaml"),
         "",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -261,7 +262,7 @@ class _Models:
         found = {name: published.get(name, published.get(keys[name], "")) for name in local}
         missing = [keys[name] for name in local if not found[name]]
         if missing:
-            options = " ".join(f"--base-model {name}=OWNER/NAME" for name in missing)
+            options = " ".join(f"--base-model {quote(name)}=OWNER/NAME" for name in missing)
             raise PublishError(
                 f"{self._folder / RECIPE}: names models by folders of this machine; say where they are published: "
                 f"{options} (or NAME={UNPUBLISHED} for one that is not)"

@@ -16,6 +16,7 @@ from evomerge.files.messages import reason
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.resident import build_resident
 from evomerge.merging.output.card import MERGEKIT_CONFIG, README, RECIPE, model_card
+from evomerge.merging.output.for_mergekit import as_mergekit_finds, obstacles
 from evomerge.merging.output.provenance import Provenance
 from evomerge.merging.output.shards import stored_tensors, write_shards
 from evomerge.merging.sources.architecture import quiet, tied_names
@@ -23,7 +24,6 @@ from evomerge.merging.sources.chat_templates import chat_template
 from evomerge.merging.sources.layers import is_in_place
 from evomerge.merging.sources.source import Source, all_finite
 from evomerge.merging.sources.statements import usable_generation_config
-from search_spaces.recipes import mergekit_export
 from search_spaces.recipes.fields import VOCABULARIES
 from search_spaces.recipes.mergekit.documents import Document, dump
 from search_spaces.recipes.recipe import Recipe
@@ -97,7 +97,7 @@ def write_checkpoint(
                 provenance,
                 documents,
                 name=out.name,
-                for_mergekit=builds_with_mergekit(documents, donor),
+                donor=as_mergekit_finds(donor),
             ),
             documents=documents,
         )
@@ -128,20 +128,9 @@ def _write(
     (folder / README).write_text(card, encoding="utf-8")
 
 
-def builds_with_mergekit(documents: Sequence[Document], donor: Source) -> bool:
-    """Return whether mergekit builds the same weights from these documents, for models like the donor."""
-    stated = donor.outline.stated  # reading the configuration itself takes transformers
-    architectures = donor.config.architectures if stated is None else stated["architectures"]
-    architecture = next(iter(architectures or ()), None)
-    return not any(
-        mergekit_export.obstacles(document.recipe) or mergekit_export.outer_obstacle(document.recipe, architecture)
-        for document in documents
-    )
-
-
 def recipe_files(documents: Sequence[Document], donor: Source) -> tuple[str, ...]:
-    """Return the names of the files that hold the recipe beside its weights."""
-    return (RECIPE, MERGEKIT_CONFIG) if builds_with_mergekit(documents, donor) else (RECIPE,)
+    """Return the names of the files that hold the recipe beside its weights, those of models like the donor."""
+    return (RECIPE,) if obstacles(documents, as_mergekit_finds(donor)) else (RECIPE, MERGEKIT_CONFIG)
 
 
 def rehearse(donor: Source) -> None:

@@ -25,6 +25,8 @@ from search_spaces.recipes.resolve import difference
 from search_spaces.recipes.yaml_text import load_yaml
 from search_spaces.spaces.space import SearchSpace
 
+CONFIG = "config.yaml"
+"""Name of the search file in a run directory."""
 LONGEST_TEXT = 200_000
 """Characters quoted from a file."""
 
@@ -170,14 +172,14 @@ def read(path: Path, space: SearchSpace | None = None) -> Contents:
     """
     with Run.read(path) as run:
         history, environment = RunHistory(run.events()), run.environment()
-    file, text = path / "result.json", quoted(path / "config.yaml")
+    file, text = path / "result.json", quoted(path / CONFIG)
     contents = Contents(
         path,
         history,
         environment,
         Result.read(file) if file.is_file() else None,
         read_rows(path),
-        _mapping(text),
+        _parsed(text),
         text,
         quoted(path / "best.yaml"),
         space,
@@ -196,7 +198,12 @@ def quoted(file: Path) -> str:
         return stream.read(LONGEST_TEXT)
 
 
-def _mapping(text: str) -> Mapping[str, Any]:
+def config_of(run: Path) -> Mapping[str, Any]:
+    """Return the search file of a run directory as plain data; empty where it cannot be read."""
+    return _parsed(quoted(run / CONFIG))
+
+
+def _parsed(text: str) -> Mapping[str, Any]:
     try:
         values = load_yaml(text)
     except (RecipeError, ValueError, yaml.YAMLError):

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from evomerge.runs.history import RunHistory
+from evomerge.runs.history import STAGE_OF_KIND, RunHistory
 from evomerge.runs.report.contents import Contents
 from fitness.results import Evaluation
 
 MOST_POINTS = 1500
 """Candidates that are drawn; of more, every second, third ... one, and all that were the best so far."""
-STAGES = {"founder": "founders", "gradient": "gradient steps"}
-"""Stage of a candidate by its kind; of all others it is the evolution."""
-EVOLUTION = "evolution"
 Z = 1.96
 """Standard errors on each side of a 95 % interval."""
 
@@ -76,7 +73,7 @@ def _points(history: RunHistory) -> Iterator[Point]:
         is_step = evaluation.status == "step"
         yield Point(
             identity,
-            STAGES.get(asked.candidate.kind, EVOLUTION),
+            STAGE_OF_KIND[asked.candidate.kind],
             asked.candidate.kind,
             answers,
             told.elapsed,

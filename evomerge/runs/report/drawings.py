@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from evomerge.runs.history import StageCost
 from evomerge.runs.report.coefficients import Cell, Step, varying
 from evomerge.runs.report.convergence import Point, Span, Z, thinned
-from evomerge.runs.report.costs import Cost
 from evomerge.runs.report.figures import Figure, Spec, View, source, spec_of
 from evomerge.runs.report.final_table import Gap
 from evomerge.runs.report.front import Front
@@ -449,27 +449,30 @@ def lineage(found: Sequence[Ancestor]) -> Figure | None:
     )
 
 
-def costs(found: Sequence[Cost]) -> Figure:
+def costs(stages: Mapping[str, StageCost]) -> Figure:
     """Draw what each stage has cost, in answers and in time."""
     views = (
         View(
             "answers",
-            _bars([{"stage": one.stage, "value": one.answers, "part": "answers"} for one in found], "answers"),
+            _bars(
+                [{"stage": stage, "value": cost.answers, "part": "answers"} for stage, cost in stages.items()],
+                "answers",
+            ),
         ),
         View(
             "seconds",
             _bars(
                 [
-                    {"stage": one.stage, "value": value, "part": part}
-                    for one in found
-                    for part, value in (("merging", one.merging), ("scoring", one.scoring), ("waiting", one.waiting))
+                    {"stage": stage, "value": value, "part": part}
+                    for stage, cost in stages.items()
+                    for part, value in (("merging", cost.merge), ("scoring", cost.score), ("waiting", cost.wait))
                 ],
                 "seconds of workers",
             ),
         ),
     )
-    total = sum(one.answers for one in found)
-    words = ", ".join(f"{one.stage} {one.answers:,}" for one in found)
+    total = sum(cost.answers for cost in stages.values())
+    words = ", ".join(f"{stage} {cost.answers:,}" for stage, cost in stages.items())
     description = f"{total:,} answers were asked in all: {words}."
     return Figure("costs", "Answers and time by stage", description, views, True)
 

@@ -9,6 +9,7 @@ from shlex import quote
 
 import numpy as np
 
+from evomerge.runs.report.commands import commands
 from evomerge.runs.report.contents import Contents
 from evomerge.runs.result import SEARCHED, Row, RowKind
 from fitness.estimation.intervals import p_text
@@ -85,18 +86,14 @@ def headline(contents: Contents) -> Headline:
     run, result = quote(str(contents.path)), contents.result
     if result is None:
         return _unfinished(contents, run)
-    commands = (
-        f"evomerge export {run} -o recipe.yaml",
-        "evomerge merge recipe.yaml merged",
-        f"evomerge evaluate merged --like {run}",
-    )
+    typed = commands(contents.path, contents.config)
     if result.verdict is None:
-        return Headline("indistinguishable", "The search has ended; its result has no verdict.", "", commands)
+        return Headline("indistinguishable", "The search has ended; its result has no verdict.", "", typed)
     taken = result.verdict.recommended
     kind: RowKind = next((row.kind for row in result.held_out if row.name == taken), "found")
     which = "the recipe that the search has found" if kind == "found" else f"{taken} ({KINDS[kind]})"
     score = next((f", {row.score:.3f} on the held-out items" for row in contents.overall_rows if row.name == taken), "")
-    return Headline(result.verdict.outcome, result.verdict.sentence, f"Take best.yaml: {which}{score}.", commands)
+    return Headline(result.verdict.outcome, result.verdict.sentence, f"Take best.yaml: {which}{score}.", typed)
 
 
 def _unfinished(contents: Contents, run: str) -> Headline:

@@ -24,10 +24,10 @@ from markupsafe import Markup
 
 from evomerge.files.atomic import atomic_file, write_text
 from evomerge.files.messages import printable
+from evomerge.runs.history import StageCost
 from evomerge.runs.report import (
     coefficients,
     convergence,
-    costs,
     drawings,
     figures,
     final_table,
@@ -60,7 +60,7 @@ class Section:
     grid: population.Grid | None
     front: fronts.Front | None
     lineage: list[lineage.Ancestor]
-    costs: list[costs.Cost]
+    costs: dict[str, StageCost]
 
     @classmethod
     def of(cls, contents: Contents) -> Section:
@@ -80,7 +80,7 @@ class Section:
             population.grid(contents),
             found if found is not None and len(found.tasks) > 1 else None,
             lineage.lineage(contents),
-            costs.costs(contents),
+            {stage: cost for stage, cost in contents.history.stages.items() if cost.requests},
         )
 
 
@@ -150,7 +150,7 @@ def render(path: Path, space: SearchSpace | None = None) -> str:
             most_failures=MOST_FAILURES,
             section=found,
             groups=groups,
-            overhead=costs.overhead(contents),
+            overhead=contents.history.seconds["overhead"],
             changes=items.changes(contents),
             commands=_commands(contents),
             data=_data(groups, found),

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -24,10 +26,11 @@ from evomerge.runs.bill import Bill, Line
 from evomerge.runs.history import STAGES, RunHistory
 from evomerge.runs.run import Event
 from evomerge.search.final_evaluation import FinalEvaluation
+from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
 from evomerge.search.racing_pool import racing
 from evomerge.search.recorded_scoring import RecordedScorer
-from evomerge.workers.base import Request
+from evomerge.workers.base import Pool, Request
 from evomerge.workers.inline import InlinePool
 from fitness.estimation.evaluation_plan import EvaluationPlan
 from fitness.items import positions_by_task
@@ -36,6 +39,8 @@ from fitness.results import Evaluation, no_seconds
 
 REHEARSALS = 4
 """Sets of made-up answers, of which two are enough where these differ little: an even number, see `PREFERRED`."""
+EARLIEST, LATEST = 0.0, 1.0
+"""P-values of every comparison of finalists at the ends of the range: each worse one leaves at once, or none early."""
 LITTLE = 0.1
 """As a fraction of all answers."""
 MOST_REHEARSED = 150
@@ -69,18 +74,34 @@ def forecast(problem: Problem, events: Iterable[Event] = (), evaluations: int | 
     before = list(events)
     budget = problem.config.budget.evaluations if evaluations is None else evaluations
     limit = min(budget, _most(problem, before))
-    rehearsed: list[RunHistory] = []
+    rehearsed: list[Rehearsal] = []
     for seed in range(REHEARSALS):
         rehearsed.append(rehearse(problem, before, limit, seed))
-        counts = [history.item_evaluations for history in rehearsed]
+        counts = [one.history.item_evaluations for one in rehearsed]
         if seed == 1 and max(counts) - min(counts) <= LITTLE * max(counts):
             break
-    more = budget - limit if rehearsed[0].evaluations >= limit else 0  # else the strategy has come to its end
+    more = budget - limit if rehearsed[0].history.evaluations >= limit else 0  # else the strategy has come to its end
     return Bill(budget, {name: _line(name, rehearsed, more) for name in STAGES})
 
 
-def rehearse(problem: Problem, events: Sequence[Event], evaluations: int, seed: int) -> RunHistory:
-    """Return the history of a whole search whose answers are made up, after the events of earlier sessions."""
+@dataclass(frozen=True)
+class Rehearsal:
+    """A whole search whose answers are made up.
+
+    Attributes
+    ----------
+    history
+        What it has asked.
+    ends
+        The same, but finalists leave as early as they can, and as late.
+    """
+
+    history: RunHistory
+    ends: tuple[RunHistory, RunHistory]
+
+
+def rehearse(problem: Problem, events: Sequence[Event], evaluations: int, seed: int) -> Rehearsal:
+    """Rehearse a whole search with made-up answers, after the events of earlier sessions."""
     log, worker = _InMemory(events), _MadeUpAnswers(problem, seed)
     pool = InlinePool(worker)
     budget = problem.config.budget.model_copy(update={"evaluations": evaluations, "hours": None})
@@ -93,8 +114,17 @@ def rehearse(problem: Problem, events: Sequence[Event], evaluations: int, seed: 
     guess = search.strategy.recommend()
     if guess is not None:
         worker.preferred = problem.recipe_hash(problem.space.decode(guess))
+    early, late = (_ended(problem, search, log, pool, p_value) for p_value in (EARLIEST, LATEST))
     FinalEvaluation(log, problem, search, pool, p_value=_normal_p_value).ask()
-    return search.history
+    return Rehearsal(search.history, (early, late))
+
+
+def _ended(problem: Problem, search: Search, log: _InMemory, pool: Pool, p_value: float) -> RunHistory:
+    """Return the history of a search and its final evaluation in which every comparison of finalists has a p-value."""
+    ended, events = copy(search), _InMemory(list(log.events()))
+    ended.history = RunHistory(events.events())
+    FinalEvaluation(events, problem, ended, pool, p_value=lambda *_: p_value).ask()
+    return ended.history
 
 
 def _others(history: RunHistory) -> int:
@@ -110,13 +140,15 @@ def _most(problem: Problem, events: Sequence[Event]) -> int:
     return MOST_REHEARSED + max(recorded, steps or 0)
 
 
-def _line(name: str, rehearsed: Sequence[RunHistory], more: int) -> Line:
+def _line(name: str, rehearsed: Sequence[Rehearsal], more: int) -> Line:
     """Return a stage's line from some rehearsals; `more` candidates beyond them ask what those of a rehearsal do."""
-    factors = [1.0 if name != "candidates" else 1 + more / _candidates(history) for history in rehearsed]
-    pairs = list(zip(rehearsed, factors, strict=True))
-    answers = [history.stages[name].answers * factor for history, factor in pairs]
-    requests = [history.stages[name].requests * factor for history, factor in pairs]
-    return Line(fmean(requests), fmean(answers), round(min(answers)), round(max(answers)))
+    requests, answers, ends = [], [], []
+    for one in rehearsed:
+        factor = 1.0 if name != "candidates" else 1 + more / _candidates(one.history)
+        requests.append(one.history.stages[name].requests * factor)
+        answers.append(one.history.stages[name].answers * factor)
+        ends += [end.stages[name].answers * factor for end in one.ends]
+    return Line(fmean(requests), fmean(answers), round(min(answers + ends)), round(max(answers + ends)))
 
 
 def _candidates(history: RunHistory) -> int:

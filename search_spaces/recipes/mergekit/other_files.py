@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from shlex import quote
 from typing import Any
 
 from search_spaces.recipes.errors import RecipeError
@@ -55,7 +56,7 @@ def refuse_other_files(documents: Sequence[Any], origin: str) -> None:
             for keys, what, instead in _OTHERS:
                 found = [key for key in keys if key in data]
                 if found:
-                    advice = instead.format(origin=origin)
+                    advice = instead.format(origin=quote(origin))
                     raise RecipeError(f"{origin}: is {what} ({', '.join(found)}); {advice}")
         for name in _references(data):
             if name.lower().endswith(_TENSOR_FILES):

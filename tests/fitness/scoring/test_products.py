@@ -43,13 +43,29 @@ def test_inputs_and_weights_that_are_parts_of_others(model: nn.Sequential) -> No
             torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_weights_that_change_in_place_count(model: nn.Sequential) -> None:
+def test_weights_are_packed_for_many_products_of_few_rows(model: nn.Sequential) -> None:
+    few, many = torch.randn(3, 2, 48), torch.randn(products.FEW_ROWS + 1, 48)
+    with torch.inference_mode():
+        expected, of_many = model(few), model(many)
+        with fast_products(model):
+            for _ in range(products.PACKED_AFTER):
+                model(many)
+            assert model[0].forward._packed is None
+            for _ in range(products.PACKED_AFTER + 1):
+                torch.testing.assert_close(model(few), expected, rtol=1e-5, atol=1e-5)
+            assert model[0].forward._packed is not None
+            torch.testing.assert_close(model(many), of_many, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_change_between_blocks_count(model: nn.Sequential) -> None:
     x = torch.randn(4, 48)
-    with torch.inference_mode(), fast_products(model):
-        model(x)
-        model[0].weight.copy_(torch.randn(33, 48))
-        expected = F.linear(F.silu(F.linear(x, model[0].weight, model[0].bias)), model[2].weight)
-        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    for _ in range(2):
+        with torch.inference_mode():
+            model[0].weight.copy_(torch.randn(33, 48))
+            expected = F.linear(F.silu(F.linear(x, model[0].weight, model[0].bias)), model[2].weight)
+            with fast_products(model):
+                for _ in range(products.PACKED_AFTER + 1):
+                    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_model_is_as_before_also_after_an_error(model: nn.Sequential) -> None:

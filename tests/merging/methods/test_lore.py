@@ -35,11 +35,16 @@ def descent(models: list[Tensor], threshold: float) -> tuple[Tensor, list[Tensor
     return sum(model - change for model, change in zip(models, changes, strict=True)) / len(models), changes
 
 
-@pytest.mark.parametrize(("shape", "threshold"), [((6, 11), 0.3), ((11, 6), 0.05)])
-def test_golden(merge: Merge, tensors: Any, near_golden: Any, shape: tuple[int, int], threshold: float) -> None:
-    models = tensors(3, *shape)
+@pytest.mark.parametrize(
+    ("count", "shape", "threshold"),
+    [(3, (6, 11), 0.3), (3, (11, 6), 0.05), (2, (6, 11), 0.3), (2, (11, 6), 0.05), (3, (6, 6), 0.0)],
+)
+def test_golden(
+    merge: Merge, tensors: Any, near_golden: Any, count: int, shape: tuple[int, int], threshold: float
+) -> None:
+    models = tensors(count, *shape)
     base, changes = descent(models, threshold)
-    weight = [0.4, 0.9, 1.2]
+    weight = [0.4, 0.9, 1.2][:count]
     expected = base + 0.8 * sum(w * change for w, change in zip(weight, changes, strict=True))
     near_golden(merge("lore", None, models, weight=weight, threshold=threshold, lambda_=0.8), expected)
 

@@ -11,19 +11,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from evomerge.cli.merge import merge
 from evomerge.files import atomic
 from evomerge.files.atomic import FileError
 from evomerge.merging.checks import preflight
+from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.output import writer
 from evomerge.merging.output.writer import OutputError, rehearse, write_checkpoint
+from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.tokenizer_folder import TokenizerFolder
-from search_spaces.recipes import mergekit_export, mergekit_yaml
+from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.mergekit.architectures import Model
 from search_spaces.recipes.parameter_values import constant
 from search_spaces.recipes.recipe import Recipe, Slice, Source
+from tests.merging.tiny import TINY
 
 
 def average(family: Any, **changes: Any) -> Recipe:
@@ -66,8 +70,19 @@ def test_mergekits_file_is_not_there_where_mergekit_does_not_know_the_architectu
     slices = (Slice((Source(first, (0, 2)),)), Slice((Source(second, (2, llama.layers)),)))
     recipe = Recipe("passthrough", slices, out_dtype="bfloat16")
     assert "mergekit_config.yml" in left_over(write_checkpoint(llama.engine(), recipe, tmp_path / "known"))
-    monkeypatch.setattr(mergekit_export, "DEFINED", frozenset())
+    monkeypatch.setattr(Model, "definition", None)
     assert "mergekit_config.yml" not in left_over(write_checkpoint(llama.engine(), recipe, tmp_path / "other"))
+
+
+def test_mergekits_file_is_not_there_where_mergekit_drops_tensors(tmp_path: Path, make_models: Any) -> None:
+    config = LlamaConfig(**{**TINY, "num_hidden_layers": 1}, mlp_bias=True)
+    base, expert = make_models(tmp_path, config, 2)
+    engine = MergeEngine({path: Checkpoint.open(path) for path in (base, expert)}, base=base)
+    sources = tuple(Source(path, None, (("weight", constant(1.0)),)) for path in (base, expert))
+    out = write_checkpoint(engine, Recipe("linear", (Slice(sources),), out_dtype="bfloat16"), tmp_path / "out")
+    assert "mergekit_config.yml" not in left_over(out)
+    said = "mergekit does not build the same: mergekit 0.1.5 drops 3 tensors, such as model.layers.0.mlp"
+    assert said in (out / "README.md").read_text().replace("\\", "")
 
 
 def test_empty_folder_is_used(llama: Any, tmp_path: Path) -> None:
@@ -76,8 +91,6 @@ def test_empty_folder_is_used(llama: Any, tmp_path: Path) -> None:
 
 
 def test_written_folder_is_a_source(llama: Any, tmp_path: Path) -> None:
-    from evomerge.merging.sources.checkpoints import Checkpoint
-
     engine = llama.engine()
     out = write_checkpoint(engine, average(llama), tmp_path / "out")
     merged = Checkpoint.open(str(out))
@@ -87,9 +100,6 @@ def test_written_folder_is_a_source(llama: Any, tmp_path: Path) -> None:
 
 
 def test_tokenizer_is_copied_as_it_is(llama: Any, tmp_path: Path) -> None:
-    from evomerge.merging.engine.engine import MergeEngine
-    from evomerge.merging.sources.checkpoints import Checkpoint
-
     paths = []
     for index, reference in enumerate(llama.references):
         path = Path(shutil.copytree(reference, tmp_path / f"m{index}"))
@@ -186,9 +196,6 @@ def test_a_rehearsal_tries_everything_but_the_weights(
 
 
 def test_names_of_code_are_not_written(llama: Any, tmp_path: Path) -> None:
-    from evomerge.merging.engine.engine import MergeEngine
-    from evomerge.merging.sources.checkpoints import Checkpoint
-
     base = Path(shutil.copytree(llama.base, tmp_path / "base"))
     for name in ("config.json", "tokenizer_config.json"):
         values = json.loads((base / name).read_text()) if (base / name).is_file() else {}

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis.strategies import floats, integers, lists, sampled_from
 
 from evomerge.merging.sources.adapters import AdapterSource
 from evomerge.merging.sources.aligned import AlignedSource, align
 from evomerge.merging.sources.checkpoints import Checkpoint
 from evomerge.merging.sources.open_sources import open_source
-from evomerge.merging.sources.source import Source, architecture_key, fingerprint
+from evomerge.merging.sources.source import Source, all_finite, architecture_key, fingerprint
 from search_spaces.recipes.token_rules import TokenRow, TokenRules
 from tests.conftest import required
 
@@ -64,3 +66,17 @@ def test_members_agree(sources: dict[type, Source], kind: type) -> None:
     assert set(fingerprint(source)["files"]) == {path.name for path in source.files}
     assert len(source.tokenizer.load().get_vocab()) <= source.outline.module.get_input_embeddings().num_embeddings
     assert architecture_key(source, source.config) == architecture_key(source, source.outline.config)
+
+
+@given(
+    values=lists(floats(width=32), max_size=40),
+    zeros=integers(0, 70),
+    dtype=sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_finite_tensors_are_told_from_others(values: list[float], zeros: int, dtype: torch.dtype) -> None:
+    """Also where large entries have an infinite sum, or infinite ones cancel."""
+    tensor = torch.tensor([*values, *[0.0] * zeros], dtype=torch.float64).to(dtype)
+    assert all_finite(tensor) == bool(tensor.isfinite().all())
+    largest = torch.full((3,), torch.finfo(dtype).max, dtype=dtype)
+    assert all_finite(largest)
+    assert not all_finite(torch.cat([largest, tensor, torch.tensor([torch.inf, -torch.inf], dtype=dtype)]))

@@ -133,6 +133,7 @@ def test_a_merge_gives_the_logits_of_the_text_part(kind: str, tmp_path: Path) ->
         f"merge_method: linear\nmodels: [{{model: {tmp_path / 'whole'}, parameters: {{weight: 1}}}}]\ndtype: float32\n"
     )
     merge(recipe, tmp_path / "out", "cpu")
+    assert not (tmp_path / "out" / "mergekit_config.yml").exists()  # it would merge the part for images, too
     text = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert not hasattr(text.config, "vision_config")
     assert type(text).__name__ == open_source(str(tmp_path / "whole")).outline.architecture

@@ -11,7 +11,7 @@ from evomerge.strategies.base import Candidate
 from fitness.results import Evaluation
 from search_spaces.recipes import mergekit_yaml
 
-SECONDS = {"merge": 1.25, "score": 2.5, "wait": 0.0}
+SECONDS = {"merge": 1.25, "score": 2.5, "wait": 0.25}
 LAYOUT = {
     "embeddings": ["model.embed_tokens.weight"],
     "layers": [["self_attn.q_proj.weight", "mlp.up_proj.weight", "input_layernorm.weight"]] * 3,

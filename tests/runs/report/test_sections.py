@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from evomerge.runs.held_out import FILE, HeldOut
-from evomerge.runs.report import coefficients, convergence, costs, final_table, front, items, lineage, population
+from evomerge.runs.report import coefficients, convergence, final_table, front, items, lineage, population
 from evomerge.runs.report.contents import read
-from evomerge.runs.report.html import render
+from evomerge.runs.report.html import Section, render
 from evomerge.runs.result import Row
 from evomerge.runs.verdict import Comparison, Verdict
 from fitness.items import ItemText
@@ -52,27 +52,27 @@ def test_stages_follow_each_other(staged):
     assert [(span.stage, span.answers) for span in spans] == [
         ("sources", 10),
         ("founders", 14),
-        ("gradient steps", 20),
-        ("evolution", 26),
+        ("steps", 20),
+        ("candidates", 26),
     ]
 
 
 def test_costs_add_up_to_the_answers_of_the_run(staged):
-    found = {cost.stage: cost for cost in costs.costs(staged)}
-    assert {stage: (cost.merges, cost.answers) for stage, cost in found.items()} == {
+    found = Section.of(staged).costs
+    assert {stage: (cost.requests, cost.answers) for stage, cost in found.items()} == {
         "sources": (1, 10),
         "founders": (1, 4),
-        "gradient steps": (2, 6),
+        "steps": (2, 6),
         "candidates": (2, 6),
     }
     assert sum(cost.answers for cost in found.values()) == staged.history.item_evaluations
-    assert found["gradient steps"].scoring == 5.0 and found["gradient steps"].merging == 2.5
+    assert (found["steps"].score, found["steps"].merge, found["steps"].wait) == (5.0, 2.5, 0.5)
 
 
 def test_of_many_candidates_some_are_drawn_and_every_record_is():
     bests = np.maximum.accumulate(np.random.default_rng(0).random(10_000))
     points = [
-        convergence.Point(at, "evolution", "sample", at, float(at), 0.5, 0.1, float(best), 0.1)
+        convergence.Point(at, "candidates", "sample", at, float(at), 0.5, 0.1, float(best), 0.1)
         for at, best in enumerate(bests)
     ]
     kept = convergence.thinned(points)

@@ -77,6 +77,14 @@ def test_a_source_that_is_a_founder_is_asked_once(search_file):
     assert bill.lines["candidates"].answers == 48 * 16
 
 
+def test_the_range_of_finalists_goes_from_those_that_leave_at_once_to_those_that_leave_late(search_file):
+    bill = forecast(Problem(load(search_file({"kind": "random"}))))
+    finalists, held_out = bill.lines["finalists"], bill.lines["held-out"]
+    assert finalists.low < 0.7 * finalists.high
+    assert finalists.low <= finalists.answers <= finalists.high
+    assert held_out.high - held_out.low in (0, 100)  # the row of the found recipe, where it is no alternative
+
+
 def test_steps_by_gradients_are_counted_apart(search_file):
     strategy = {"kind": "gradient", "steps": 30, "items": 10, "then": {"kind": "random"}}
     bill = forecast(Problem(load(search_file(strategy))))

@@ -1,12 +1,11 @@
-import json
 from dataclasses import replace
-from importlib import resources
 from typing import Any
 
 import pytest
 
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
+from search_spaces.recipes.mergekit.architectures import Model
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import resolve
 
@@ -52,6 +51,15 @@ def test_models_that_are_dequantised_are_an_obstacle():
     assert mergekit_export.obstacles(floats) == ("a: mergekit does not dequantise",)
     with pytest.raises(RecipeError, match=r"a: mergekit does not dequantise; build the model with evomerge merge, or"):
         mergekit_export.rounded(floats)
+
+
+def test_gguf_files_are_an_obstacle():
+    gguf = recipe(models=[{"model": "folder/a.gguf"}])
+    assert mergekit_export.obstacles(gguf) == ("folder/a.gguf: mergekit reads no GGUF",)
+    with pytest.raises(
+        RecipeError, match=r"a.gguf: mergekit reads no GGUF; build the model with evomerge merge, or save"
+    ):
+        mergekit_export.rounded(gguf)
 
 
 def test_precision_means_the_same_in_both():
@@ -153,22 +161,31 @@ def test_spreads_are_checked_tensor_by_tensor(layout, density: Any, parameters: 
         mergekit_export.check_spreads(plans)
 
 
-def test_the_defined_architectures_are_those_of_mergekit():
-    data = resources.files("mergekit") / "_data" / "architectures"
-    named = {
-        name
-        for file in data.iterdir()
-        if file.name.endswith(".json")
-        for name in json.loads(file.read_text(encoding="utf-8")).get("architectures", [])
-    }
-    language_models = {name for name in named if name.endswith(("ForCausalLM", "LMHeadModel"))}
-    assert language_models | {"AfmoeForCausalLM", "MixFormerSequentialForCausalLM"} == mergekit_export.DEFINED
+def model(architecture: str, *names: str, keys: tuple[str, ...] = ()) -> Model:
+    return Model(architecture, "any", names, frozenset(keys))
 
 
 def test_of_other_architectures_mergekit_merges_the_final_norm_as_the_embeddings():
     parts = [{"sources": [{"model": model, "layer_range": span}]} for model, span in (("a", [0, 2]), ("b", [2, 4]))]
     stacked = mergekit_yaml.build({"merge_method": "passthrough", "slices": parts, "dtype": "float32"})
-    assert mergekit_export.outer_obstacle(stacked, "LlamaForCausalLM") is None
-    assert mergekit_export.outer_obstacle(stacked, None) is None
-    assert "where the tensors of OPTForCausalLM belong" in mergekit_export.outer_obstacle(stacked, "OPTForCausalLM")
-    assert mergekit_export.outer_obstacle(recipe(), "OPTForCausalLM") is None  # the embeddings and the norm are alike
+    assert mergekit_export.model_obstacles(stacked, None) == ()
+    (obstacle,) = mergekit_export.model_obstacles(stacked, model("OPTForCausalLM", "model.decoder.final.weight"))
+    assert "where the tensors of OPTForCausalLM belong" in obstacle
+    # the embeddings and the norm are alike
+    assert mergekit_export.model_obstacles(recipe(), model("OPTForCausalLM", "model.decoder.final.weight")) == ()
+
+
+def test_tensors_that_mergekits_definition_lacks_or_requires_are_obstacles():
+    names = tuple(name.replace("{}", "11") for name in model("Phi3ForCausalLM").definition.required)
+    assert mergekit_export.model_obstacles(recipe(), model("Phi3ForCausalLM", *names)) == ()
+    tied = tuple(name for name in names if name != "lm_head.weight")
+    assert mergekit_export.model_obstacles(recipe(), model("Phi3ForCausalLM", *tied)) == (
+        "mergekit 0.1.5 refuses the models: its definition of Phi3ForCausalLM requires lm_head.weight, and they do not "
+        "have it",
+    )
+    assert mergekit_export.model_obstacles(recipe(), model("Phi3ForCausalLM", *tied, keys=("lm_head.weight",))) == ()
+    biases = ("model.layers.0.mlp.down_proj.bias", "model.layers.1.mlp.down_proj.bias")
+    assert mergekit_export.model_obstacles(recipe(), model("Phi3ForCausalLM", *names, *biases)) == (
+        "mergekit 0.1.5 drops 2 tensors, such as model.layers.0.mlp.down_proj.bias: its definition of Phi3ForCausalLM "
+        "does not have what the models have",
+    )

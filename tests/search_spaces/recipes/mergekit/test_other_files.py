@@ -33,6 +33,11 @@ def test_names_what_it_is(text: str, message: str) -> None:
             parse_documents(text, "f.yaml", passed_over)
 
 
+def test_a_command_can_be_pasted_whatever_the_file_is_called() -> None:
+    with pytest.raises(RecipeError, match=r"with `evomerge search 'my search.yaml'`"):
+        parse_documents("models: {base: a}\nfitness: {tasks: t}", "my search.yaml")
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [

@@ -1,0 +1,48 @@
+"""Errors about models and tasks begin with the key of the search file that names these."""
+
+import re
+
+import pytest
+
+from evomerge.config.keyed import keyed
+from evomerge.config.load import load_mapping
+from evomerge.merging.sources.errors import CheckpointError
+from fitness.results import TaskError
+
+CONFIG = load_mapping(
+    {"models": {"base": "org/base", "ops": "org/expert"}, "fitness": {"tasks": ["arithmetic", "group"]}}
+)
+
+
+class EngineError(TaskError):
+    """As that of vLLM's engine."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TaskError("no task 'group': did you mean 'groups'?"), "fitness.tasks.1.task: no task 'group': did"),
+        (TaskError("task 'arithmetic' has no metric 'f2'"), "fitness.tasks.0.task: task 'arithmetic' has"),
+        (TaskError("group 'group' contains itself"), "fitness.tasks.1.task: group 'group'"),
+        (TaskError("'group' is a group without tasks"), "fitness.tasks.1.task: 'group' is"),
+        (TaskError("task 'of_the_group' needs images or sound"), "fitness.tasks: task 'of_the_group' needs"),
+        (TaskError("the prompt 'arithmetic' has no tokens to continue"), "fitness.tasks: the prompt"),
+        (TaskError("include_path: /tasks is not a folder"), "fitness.include_path: /tasks is"),
+        (TaskError("fitness.held_out: test is the split that is searched"), "fitness.held_out: test"),
+        (EngineError("vLLM: no room"), "fitness.engine: vLLM: no room"),
+        (CheckpointError("ops: it has 4 layers, and base has 6"), "models.ops: it has 4 layers"),
+        (CheckpointError("org/expert: no such folder"), "models.ops: org/expert: no such"),
+        (CheckpointError("models.ops: no such folder"), "models.ops: no such"),
+        (CheckpointError("models.ops.adapter: no such folder"), "models.ops.adapter: no such"),
+        (ValueError("device 'foo' cannot be used"), "workers.device: device 'foo' cannot"),
+        (ValueError("something else"), "something else"),
+    ],
+)
+def test_the_key_comes_first(error, said):
+    with pytest.raises(type(error), match=f"^{re.escape(said)}"), keyed(CONFIG):
+        raise error
+
+
+def test_an_error_gets_one_key():
+    with pytest.raises(TaskError, match=r"^fitness.tasks: no prompt$"), keyed(CONFIG), keyed(CONFIG):
+        raise TaskError("no prompt")
