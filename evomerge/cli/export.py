@@ -22,7 +22,7 @@ from evomerge.runs.report.commands import merge_command
 from evomerge.runs.report.contents import config_of, read
 from evomerge.runs.report.front import front, index
 from evomerge.runs.result import read_rows
-from evomerge.runs.run import Run, RunError, origin_of
+from evomerge.runs.run import LogError, Run, RunError, origin_of
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes import mergekit_export, mergekit_yaml
 from search_spaces.recipes.mergekit.architectures import Model
@@ -174,10 +174,13 @@ def _no_scores(path: Path, history: RunHistory, option: str) -> RunError:
 
 
 def _best(path: Path) -> Recipe:
-    file = path / "best.yaml"
+    file, resume = path / "best.yaml", f"`evomerge resume {quote(str(path))}` writes it again"
     if not file.is_file():
-        raise _nothing_yet(path)
-    return mergekit_yaml.read(file)
+        raise LogError(f"{file} is missing; {resume}") if (path / "result.json").is_file() else _nothing_yet(path)
+    try:
+        return mergekit_yaml.read(file)
+    except RecipeError as error:
+        raise LogError(f"{file} cannot be read ({str(error).removeprefix(f'{file}: ')}); {resume}") from None
 
 
 def _ranked(path: Path, history: RunHistory, rank: int) -> Recipe:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from evomerge.config.schema import (
     Hint,
     Section,
+    alternatives,
+    bare,
     choices,
     described,
     hint_of,
@@ -72,6 +74,32 @@ def explain(error: ValidationError, section: Section, values: Mapping[str, Any],
     if len(inner) > MOST_MISTAKES:
         lines.append(f"... and {len(inner) - MOST_MISTAKES} more mistakes")
     return "\n".join(dict.fromkeys(lines))
+
+
+def truth_values(section: Section, values: Mapping[str, Any], origin: Callable[[Keys], str]) -> str:
+    """Return one line per truth value that stands for a number, which a validator takes for 0 or 1; empty: none.
+
+    YAML reads yes, no, on and off as truth values. Parameters are those of `explain`.
+    """
+    lines = []
+    for keys, value in _leaves(values, ()):
+        hint = _at(keys, section, values)[0] if isinstance(value, bool) else None
+        kinds = {bare(member) for member in alternatives(hint)}
+        if kinds & {int, float} and bool not in kinds:
+            lines.append(_line(keys, f"write {described(hint)} (got {shown(value)})", section, origin))
+    return "\n".join(lines)
+
+
+def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+    """Yield what is neither a mapping nor a list, with its place."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*keys, key))
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from _leaves(inner, (*keys, at))
+    else:
+        yield keys, value
 
 
 def _line(keys: Keys, message: str, section: Section, origin: Callable[[Keys], str]) -> str:

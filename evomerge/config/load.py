@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from evomerge.config.errors import ConfigError, Keys, explain, named_first
+from evomerge.config.errors import ConfigError, Keys, explain, named_first, truth_values
 from evomerge.config.overrides import override
 from evomerge.config.paths import resolve_paths
 from evomerge.config.search_file import SearchConfig
@@ -104,6 +104,9 @@ def _validated(
         override(values, wanted)
         values = expand(values)
     resolve_paths(values, folder)
+    mistaken = truth_values(SearchConfig, values, origin)
+    if mistaken:
+        raise ConfigError(mistaken)
     try:
         return SearchConfig.model_validate(values)
     except ValidationError as error:

@@ -14,7 +14,7 @@ time. P members, I items; s_ij is member i's score on item j.
       g(a, b) = sum_j max(0, s_bj - s_aj) c_j / z_j^alpha.
 
 - Crossover is the space's: split points, SLERP and chromosome groups are settings of the space. So is mutation,
-  which the paper uses only when it evolves from scratch.
+  which the paper uses only when it evolves from scratch; docs/field/natural-niches.md says what it does for merges.
 - The child joins the archive, fitness is computed again for all members, and the least fit member is removed, which
   may be the child. On a tie the member with the lowest index is removed, so the child stays.
 
@@ -79,7 +79,8 @@ class M2n2Config(StrategyConfig):
     crossover: float = Field(default=1.0, ge=0, le=1)
     """Probability that a child has two parents."""
     mutation: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a child is mutated: 0 for merges, 1 to evolve weights from scratch."""
+    """Probability that a child is mutated: 0 as for the paper's merges, whose children lie between their parents; 1 to
+    evolve weights from scratch, and worth trying over task vectors."""
     warm_up: Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"] = "auto"
     """Random merges proposed after the initial candidates, to fill the archive. `auto`: up to the archive's size, at
     most a twentieth of the budget."""

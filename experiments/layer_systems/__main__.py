@@ -37,11 +37,13 @@ DEPTH = 6
 GEN, OPS = "zoo_target_gen", "zoo_ops_en"
 HALF = 0.5
 M2N2, PPO, EDA, RANDOM = {"kind": "m2n2"}, {"kind": "ppo"}, {"kind": "eda"}, {"kind": "random"}
-ALONE = {**M2N2, "attraction": False}
 TASK_VECTORS = {"kind": "mixture", "chunks": 64, "relative_to": "base"}
+OF_LAYERS, MUTATING = {**TASK_VECTORS, "chunks": "layers"}, {**M2N2, "mutation": 1.0}
 
-QUICK, SMALL, LONG, LARGE = (8, 10), (60, 30), (160, 20), (160, 50)
+QUICK, SMALL, LONG, LARGE, LARGEST = (8, 10), (60, 30), (160, 20), (160, 50), (240, 100)
 """Candidates of a search, and items of each."""
+SIZES = {"": SMALL, ", 8,000 answers": LARGE, ", 24,000 answers": LARGEST}
+"""Of M2N2's searches on task vectors."""
 
 
 class Contender(NamedTuple):
@@ -71,12 +73,30 @@ def contenders() -> list[Contender]:
     """Return all searches of the zoo's four models."""
     steps = {"kind": "layer_actions", "merges": ["ties", "dare_ties"]}
     return [
-        Contender("M2N2", "task vectors", TASK_VECTORS, M2N2, GEN, SMALL),
-        Contender("M2N2", "task vectors, 8,000 answers", TASK_VECTORS, M2N2, GEN, LARGE),
+        *niches(),
+        Contender("M2N2", "layers, 24,000 answers", OF_LAYERS, M2N2, GEN, LARGEST),
         Contender("M2N2", "averages", {"kind": "mixture", "chunks": 64}, M2N2, GEN, SMALL),
         *(Contender("RMM", name, steps, strategy, OPS, LONG) for name, strategy in PATHS.items()),
         *(tailored(remove, name) for remove in (2, 1) for name in TAILORS),
-        Contender("M2N2", "task vectors, no attraction", TASK_VECTORS, ALONE, GEN, SMALL),
+        *alone(),
+    ]
+
+
+def niches() -> list[Contender]:
+    """Return M2N2's contenders on task vectors."""
+    kinds = {"task vectors": (TASK_VECTORS, M2N2), "layers and mutation": (OF_LAYERS, MUTATING)}
+    return [
+        Contender("M2N2", f"{kind}{answers}", space, strategy, GEN, size)
+        for kind, (space, strategy) in kinds.items()
+        for answers, size in SIZES.items()
+    ]
+
+
+def alone() -> list[Contender]:
+    """Return the same without attraction."""
+    return [
+        one._replace(name=f"{one.name}, no attraction", strategy={**one.strategy, "attraction": False})
+        for one in niches()
     ]
 
 
@@ -257,7 +277,9 @@ def figures(results: Results) -> dict[str, str]:
         *((f"GPTailor, {remove} of 6 layers removed", "EDA", "random") for remove in (1, 2)),
         *((f"GPTailor, {remove} of 6 layers removed", "EDA, halving", "EDA") for remove in (1, 2)),
         ("M2N2", "task vectors", "averages"),
-        ("M2N2", "task vectors", "task vectors, no attraction"),
+        *(("M2N2", f"layers and mutation{answers}", f"task vectors{answers}") for answers in SIZES),
+        ("M2N2", "layers and mutation, 24,000 answers", "layers, 24,000 answers"),
+        *(("M2N2", with_it.name, without.name) for with_it, without in zip(niches(), alone(), strict=True)),
         ("data flow", "EDA", "random"),
     ):
         if {(part, one), (part, other)} <= pairs.keys():

@@ -198,6 +198,20 @@ def test_init_with_a_vocabulary(tmp_path, refuse, evomerge):
     assert load_config(tmp_path / "search.yaml").vocabulary == "pad"
 
 
+def test_a_damaged_result_says_how_it_is_written_again(finished, tmp_path, refuse):
+    folder, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run" / "best.yaml").write_text("half a re")
+    refuse(
+        "export",
+        "run",
+        words=["best.yaml cannot be read (the document", "`evomerge resume run` writes it again"],
+        code=1,
+    )
+    (tmp_path / "run" / "best.yaml").unlink()
+    refuse("export", "run", words=["run/best.yaml is missing; `evomerge resume run` writes it again"], code=1)
+
+
 def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path, evomerge):
     folder, _ = finished
     for name in ("good", "torn"):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,22 @@ def test_nothing_may_follow_the_last_three_dashes(write):
 def test_what_is_added_is_a_number(write):
     with pytest.raises(ConfigError, match=r"--set budget=\+1e1: '\+1e1' after =\+ is not a number; write one"):
         load(write(MINIMAL + "budget: 10\n"), ["budget=+1e1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: yes", "seed: write a whole number from 0 to 4,294,967,295 (got true)"),
+        ("strategy: {kind: cma_es, sigma: off}", "strategy.sigma: write a number above 0 and at most 1 (got false)"),
+        ("budget: {evaluations: 9, hours: on}", "budget.hours: write a number above 0 and at most 100,000 (got true)"),
+    ],
+)
+def test_yes_and_no_are_no_numbers(write, text, said):
+    with pytest.raises(ConfigError, match=rf"search.yaml:\d: {re.escape(said)}$"):
+        load(write(f"{MINIMAL}{text}\n"))
+
+
+def test_yes_and_no_stand_for_truth_values(write):
+    text = "allow_unrelated: yes\nspace: {method: ties, fixed: {normalize: no}}\n"
+    config = load(write(MINIMAL.replace("tasks:", "subset: {items: 5, rotate: no}\n  tasks:") + text))
+    assert config.allow_unrelated and config.fitness.subset.rotate is False and config.space.fixed["normalize"] is False

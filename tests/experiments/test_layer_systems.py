@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.layer_systems.__main__ import contenders, figures, halved, main, tables
+from experiments.layer_systems.__main__ import alone, contenders, figures, halved, main, niches, tables
 from experiments.layer_systems.searching import Searched
 from experiments.layer_systems.smollm2 import DEPTH, KEYS, without
 from experiments.layer_systems.smollm2 import tables as tables_of_smollm2
@@ -71,6 +71,14 @@ def test_a_race_by_halving_asks_the_better_half_twice_as_many_items() -> None:
 def test_contenders_differ() -> None:
     names = [(one.part, one.name) for one in contenders()]
     assert len(set(names)) == len(names) >= 15
+
+
+def test_each_contender_without_attraction_has_its_pair() -> None:
+    for one, other in zip(niches(), alone(), strict=True):
+        assert (one.space, one.size, {**one.strategy, "attraction": False}) == (other.space, other.size, other.strategy)
+    rows = [{"part": "M2N2", "name": niches()[0].name, "seed": seed, "score": 0.5, "layers": 6} for seed in (0, 1)]
+    others = [{**row, "name": alone()[0].name, "score": 0.4} for row in rows]
+    assert figures({"searches": rows + others})["M2N2.task_vectors.over.task_vectors_no_attraction"] == "10.0 ± 0.0"
 
 
 def test_a_plain_cut_of_smollm2_leaves_a_block_out() -> None:
