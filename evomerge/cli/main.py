@@ -352,7 +352,7 @@ def merge(
     The folder gets the weights, the tokenizer, the config and a model card, with the scores of the run that found it.
     """
     check_place(out.expanduser())  # before the seconds that importing torch takes
-    if recipe.is_file():
+    if recipe.is_file():  # otherwise it is refused at once
         from evomerge.cli.early import load_torch_library
 
         load_torch_library()

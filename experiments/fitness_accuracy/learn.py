@@ -6,7 +6,9 @@ z ~ N(μ, κΛ), where m₀ and s₀ are the rough guess that depends on the par
 shares of the scales and the spread of the parents' coefficients are estimated, from banks calibrated on random models
 and on models below the median; each merge and benchmark has the same weight. Λ is then narrowed (`NARROWED`), because
 `fitness.estimation.posterior` has other explanations for merges that differ more: the factor was chosen among 1, 0.7,
-0.6, 0.5, 0.35 and 0.2 by the cross-validation of ``experiments.fitness_accuracy.validation``.
+0.6, 0.5, 0.35 and 0.2 by the cross-validation of ``experiments.fitness_accuracy.validation``. Published
+merges are the good ones of those that somebody made; a search's candidates vary more. So the wide scales get more
+weight (`WIDER`).
 
 Letters: G columns that all merges have, K scales, F columns of a merge's design.
 """
@@ -37,6 +39,7 @@ START_VARIANCE, START_PARENT_VARIANCE = 0.35, 0.15
 START_SHARES = (0.1, 0.4, 0.4, 0.08, 0.02)
 SHARE_STRENGTH = 1.0  # merges that the start of the shares is worth
 NARROWED = 0.6  # what Λ is multiplied by
+WIDER = (0.0, 0.0, 0.0, 0.1, 0.02)  # added to the shares
 CALIBRATION, SEED = 300, 0
 KINDS: tuple[Kind, ...] = ("merges", "merges_below")
 
@@ -92,6 +95,8 @@ def learn(merges: Sequence[Merge]) -> tuple[LearntPrior, tuple[float, ...]]:
         tuple(tuple(row) for row in (NARROWED * covariance).round(4).tolist()),
         round(float(np.sqrt(NARROWED * parent_variance)), 3),
     )
+    shares = ((1 - sum(WIDER)) * shares + WIDER).round(3)
+    shares[shares.argmax()] += 1 - shares.sum()  # what rounding has taken or added
     return learnt, tuple(shares.round(3).tolist())
 
 

@@ -28,7 +28,7 @@ class LearntPrior:
 
 SCALES = (0.25, 1.0, 4.0, 16.0, 64.0)
 """κ, of the covariance."""
-SHARES = (0.011, 0.283, 0.646, 0.059, 0.001)
+SHARES = (0.01, 0.249, 0.568, 0.152, 0.021)
 """Of the merges that have each scale."""
 WITH_BANK = LearntPrior(
     (0.169, 0.473, -0.321, -0.53),

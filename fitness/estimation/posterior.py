@@ -8,13 +8,15 @@ The answers are explained in several ways, each with a chance of its own before 
 - `collapsed`: an unknown share of its answers is broken, and wrong;
 - `unrelated`: the parents say nothing about it, and its answers follow the item bank, or one unknown rate;
 - `by strata`: unknown rates of right answers where no parent, some or all parents are right;
+- `guesses`: one unknown rate of right answers, whatever the item;
 - `dead`: all its answers are wrong.
 
 Each explanation gives a normal distribution of the full score; they are weighted by how probable they make the answers.
-The estimate is the median of that mixture. 1.96 standard errors on each side of it leave out at most 2.5 %: with few
-answers that interval allows for explanations that the answers do not exclude. Most of these are worse than the estimate
-(a tenth of the answers is broken, and none of those asked), so the lower side decides, and the interval holds more than
-95 %.
+The estimate is the median of that mixture. Small shares of broken answers (`SLIGHTLY_BROKEN`) are not part of it: a few
+answers hardly tell them from none, so they would only lower every estimate. They count in the interval: 1.96 standard
+errors on each side of the estimate leave out at most 2.5 % of the mixture with them. With few answers that allows for
+what the answers do not exclude. Most of it is worse than the estimate (a tenth of the answers is broken, and none of
+those asked), so the lower side decides, and the interval holds more than 95 %.
 
 Letters: I items, S asked and U unasked ones, K explanations, F columns of the design.
 """
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +37,9 @@ from fitness.results import Estimate
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-CHANCES = {"emerged": 0.08, "collapsed": 0.25, "unrelated": 0.03, "by strata": 0.02, "dead": 0.02}
-BROKEN_SHARES = (0.07, 0.07, 0.1, 0.1, 0.15, 0.15, 0.2, 0.25, 0.32, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # equally probable
+CHANCES = {"emerged": 0.08, "collapsed": 0.18, "unrelated": 0.002, "by strata": 0.002, "guesses": 0.01, "dead": 0.02}
+BROKEN_SHARES = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # equally probable
+SLIGHTLY_BROKEN = (0.03, 0.06, 0.1, 0.15)  # each as probable as those, for the interval alone
 NEVER_CERTAIN = 1e-4  # smallest probability of either answer, if a share of the answers is broken
 STANDARD_ERRORS = 1.96
 TAIL = 0.025  # largest probability of a score further away than that, on each side
@@ -45,11 +48,22 @@ NEGLIGIBLE = 1e-6  # weight of an explanation
 
 @dataclass(frozen=True)
 class Explanation:
-    """One way to explain the answers: its weight (a logarithm), and what it says of the sum of the unasked scores."""
+    """One way to explain the answers, and what it says of the sum of the unasked scores.
+
+    Attributes
+    ----------
+    log_weight
+        The logarithm of its chance times the probability of the answers.
+    mean, variance
+        Of the sum.
+    only_possible
+        Whether the interval allows for it and the estimate does not count with it.
+    """
 
     log_weight: float
     mean: float
     variance: float
+    only_possible: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +101,13 @@ def posterior(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike) -> 
     from scipy import special
 
     found = list(_explanations(_Candidate(given, score_S, position_S, open_I)))
-    weight_K, mean_K, sd_K = _mixture(found)
 
-    def below(x: float) -> float:
-        return float(special.ndtr((x - mean_K) / sd_K) @ weight_K)
+    def quantile(among: Sequence[Explanation], level: float) -> float:
+        weight_K, mean_K, sd_K = _mixture(among)
+        return _bisect(lambda x: float(special.ndtr((x - mean_K) / sd_K) @ weight_K), level, 0.0, float(count))
 
-    low, middle, high = (_bisect(below, level, 0.0, float(count)) for level in (TAIL, 0.5, 1 - TAIL))
-
+    middle = quantile([each for each in found if not each.only_possible], 0.5)
+    low, high = quantile(found, TAIL), quantile(found, 1 - TAIL)
     error = max(middle - low, high - middle) / STANDARD_ERRORS
     return Estimate((float(score_S.sum()) + middle) / items, error / items)
 
@@ -110,6 +124,7 @@ def _explanations(candidate: _Candidate) -> Iterator[Explanation]:
         if given.unrelated is not None:
             yield from _by_design(candidate, given.unrelated, CHANCES["unrelated"])
         yield _by_strata(candidate, stratum_I)
+        yield _guesses(candidate)
     if not score_S.any():
         yield Explanation(math.log(CHANCES["dead"]), 0.0, 0.0)
 
@@ -154,11 +169,12 @@ def _collapsed(candidate: _Candidate) -> Iterator[Explanation]:
     """Yield an explanation for each share of broken answers: P(right) = (1 − share)·p."""
     p_I = np.clip(candidate.given.probability, NEVER_CERTAIN, 1 - NEVER_CERTAIN)
     p_S, p_U, score_S = p_I[candidate.position_S], p_I[candidate.open_I], candidate.score_S
-    for share in BROKEN_SHARES:
+    for share in (*SLIGHTLY_BROKEN, *BROKEN_SHARES):
         left_S, left_U = (1 - share) * p_S, (1 - share) * p_U
         log_likelihood = float(score_S @ np.log(left_S) + (1 - score_S) @ np.log1p(-left_S))
         log_weight = math.log(CHANCES["collapsed"] / len(BROKEN_SHARES)) + log_likelihood
-        yield Explanation(log_weight, float(left_U.sum()), float((left_U * (1 - left_U)).sum()))
+        variance = float((left_U * (1 - left_U)).sum())
+        yield Explanation(log_weight, float(left_U.sum()), variance, share in SLIGHTLY_BROKEN)
 
 
 def _by_strata(candidate: _Candidate, stratum_I: npt.NDArray[np.int64]) -> Explanation:
@@ -166,6 +182,12 @@ def _by_strata(candidate: _Candidate, stratum_I: npt.NDArray[np.int64]) -> Expla
     rates = [_free_rate(candidate, stratum_I == stratum) for stratum in np.unique(stratum_I)]
     log_weight = math.log(CHANCES["by strata"]) + sum(rate.log_weight for rate in rates)
     return Explanation(log_weight, sum(rate.mean for rate in rates), sum(rate.variance for rate in rates))
+
+
+def _guesses(candidate: _Candidate) -> Explanation:
+    """Return the explanation with one unknown rate."""
+    rate = _free_rate(candidate, np.ones(len(candidate.given.design), bool))
+    return replace(rate, log_weight=math.log(CHANCES["guesses"]) + rate.log_weight)
 
 
 def _free_rate(candidate: _Candidate, inside_I: Flags) -> Explanation:

@@ -2,21 +2,21 @@
 
 Every function except `fresh_first` returns positions among the task's I items, sorted and distinct. All candidates of a
 generation are asked the same subset, so that they are compared on the same items; the next generation is asked another
-one (`rotation`), so that a search does not overfit one subset. Everything is determined by (seed, generation).
+one, so that a search does not overfit one subset. Everything is determined by (seed, generation).
 
 Letters: T parents, J other models, I items, S asked items, F columns of a prior's design, K strata.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from fitness.estimation.irt import check_scores
-from fitness.estimation.laplace import averaged_sigmoid
 from fitness.estimation.parent_prior import Prior
 from fitness.estimation.regression import RegressionPrior
 from fitness.items import positions_by_task
@@ -26,9 +26,11 @@ Positions = npt.NDArray[np.int64]
 
 STRATUM_PROBABILITY = (0.22, 0.55, 0.92)
 """Of a right answer if no, some, all parents are right; from published merges of 7B models."""
-LEFT_OUT = 0.1  # share of the items that a generation is not asked
-CHOICE_SCALES, CHOICE_SHARES = (1.0, 8.0), (0.75, 0.25)  # widths of the prior for which `greedy` chooses
-CHECKS, MOST_CHECKS_FROM = 0.45, 30  # `checks`: their share of the items, and from how many items on it falls
+CHECKS, MOST_CHECKS_FROM = {0: 0.25, 2: 0.45}, 30  # `checks`: each stratum's share, and from how many items on it falls
+SUREST = {0: 0.3, 2: 0.2}  # share of each stratum, the surest of which its checks are drawn from
+CHOICE_SCALE = 2.75  # κ of the prior for which `greedy` chooses
+SLACK = 0.2  # how much less than the best item another may reduce the variance and be chosen as well
+SMALLEST_NOISE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,14 +94,6 @@ def random(items: int, count: int, rng: np.random.Generator) -> Positions:
     return np.sort(rng.choice(items, count, replace=False))
 
 
-def rotation(items: int, count: int, rng: np.random.Generator, left_out: float = LEFT_OUT) -> Positions:
-    """Return the positions that a generation may be asked: a random share 1 − left_out of them, at least `count`."""
-    if not 0 <= left_out < 1:
-        raise ValueError(f"left_out is {left_out}: give a share of the items from 0 to below 1")
-    _check_count(count, items)
-    return random(items, max(count, round((1 - left_out) * items)), rng)
-
-
 def by_difficulty(difficulty: npt.ArrayLike, count: int, rng: np.random.Generator) -> Positions:
     """Return one random item from each of `count` equally large difficulty classes.
 
@@ -160,91 +154,76 @@ def neyman(
     return np.sort(np.concatenate(chosen).astype(np.int64))
 
 
-def checks(given: Prior, count: int, available: Positions, rng: np.random.Generator) -> Positions:
-    """Return the first of `count` items: random ones that no parent or that all parents answer right.
+def checks(given: Prior, count: int, rng: np.random.Generator) -> Positions:
+    """Return the first of `count` items: those that show a candidate which is unlike its parents.
 
-    A merge like published ones is right on few of the former and on nearly all of the latter, so these answers say
-    little about it, but they show a merge that can do more, or less, than its parents; without them the estimate would
-    be wrong, and sure of itself. Their number grows with the square root of such items' share of the task.
+    They are drawn from the surest items that all parents answer right, or none does (`SUREST`). A merge like published
+    ones answers nearly all of the former right and of the latter wrong. So these answers say little about it, but
+    few that are otherwise already show a merge that can do less, or more, than its parents; without them the estimate
+    would be wrong, and sure of itself. Their number grows with the square root of such items' share of the task.
     """
     if given.strata is None:
         return np.empty(0, np.int64)
+    doubt_I = np.minimum(given.probability, 1 - given.probability)
     found = []
-    for stratum in (0, 2):
-        share = float((given.strata == stratum).mean())
-        wanted = round(CHECKS * min(count, MOST_CHECKS_FROM) * share**0.5)
-        found.append(rng.permutation(available[given.strata[available] == stratum])[:wanted])
+    for stratum, rate in CHECKS.items():
+        inside = rng.permutation(np.flatnonzero(given.strata == stratum))
+        wanted = round(rate * min(count, MOST_CHECKS_FROM) * (inside.size / doubt_I.size) ** 0.5)
+        surest = inside[np.argsort(doubt_I[inside], kind="stable")]
+        found.append(rng.permutation(surest[: max(wanted, math.ceil(SUREST[stratum] * inside.size))])[:wanted])
     return np.concatenate(found)[:count]
 
 
-def greedy(
-    given: Prior,
-    count: int,
-    rng: np.random.Generator,
-    available: npt.ArrayLike | None = None,
-    first: npt.ArrayLike = (),
-) -> Positions:
-    """Return the items that, chosen one by one, most reduce the expected variance of the estimated full score.
+def greedy(given: Prior, count: int, rng: np.random.Generator, first: npt.ArrayLike = ()) -> Positions:
+    """Return items that, chosen one by one, much reduce the expected variance of the estimated full score.
 
-    The variance is the average over two scales κ of the prior (1) in `fitness.estimation.parent_prior`. For each κ,
-    with the model linearised at the prior mean and weights wᵢ = pᵢ(1 − pᵢ), it is g'Pg + Σ wᵢ over the items not asked,
-    g = Σ wᵢ xᵢ; asking an item removes it from both sums and updates P by Sherman-Morrison. Ties are broken at random:
-    without a bank, this is an allocation over the parents' strata, random within each.
+    The prior (1) in `fitness.estimation.parent_prior` is linearised at its mean: the answers yᵢ = pᵢ + wᵢ xᵢ·z + eᵢ
+    with z ~ N(0, κΛ), wᵢ = pᵢ(1 − pᵢ) and independent eᵢ of variance wᵢ. An answer reduces the variance of the sum of
+    all answers by Cov(yᵢ, Σ y)² / Var(yᵢ). Each step takes a random one of the items that reduce it nearly as much as
+    the best (`SLACK`), so that generations are asked different items wherever that costs little.
 
     Parameters
     ----------
-    available
-        int[], the positions to choose from; by default all.
     first
-        int[], positions among these that are chosen already.
+        int[], positions that are chosen already.
     """
-    items = len(given.design)
-    pool = np.arange(items) if available is None else np.asarray(available, np.int64)
-    _check_count(count, pool.size)
-    pool = rng.permutation(pool)  # the order breaks ties
-    plans = [_VariancePlan(given, pool, scale) for scale in CHOICE_SCALES]
-    free_P = ~np.isin(pool, first)
-    for item in np.flatnonzero(~free_P).tolist():
-        for plan in plans:
-            plan.ask(item)
-    chosen: list[int] = pool[~free_P].tolist()
-    while len(chosen) < count:
-        after_P = sum(share * plan.variance_after() for share, plan in zip(CHOICE_SHARES, plans, strict=True))
-        # rounding: numerical noise must not break ties
-        best = int(np.argmin(np.where(free_P, np.round(after_P, 9), np.inf)))
-        chosen.append(int(pool[best]))
-        free_P[best] = False
-        for plan in plans:
-            plan.ask(best)
-    return np.sort(np.array(chosen, np.int64))
+    _check_count(count, len(given.design))
+    plan = _VariancePlan(given)
+    for item in np.asarray(first, np.int64).tolist():
+        plan.ask(item)
+    while len(plan.asked) < count:
+        gain_I = plan.gain()
+        plan.ask(int(rng.choice(np.flatnonzero(gain_I >= (1 - SLACK) * gain_I.max()))))
+    return np.sort(np.array(plan.asked, np.int64))
 
 
 class _VariancePlan:
-    """Variance of the estimated sum of scores for one scale κ while items of a pool are asked. P: items of the pool."""
+    """The variance of the sum of all answers, in the linear model of `greedy`, while items are asked."""
 
-    def __init__(self, given: Prior, pool: Positions, scale: float) -> None:
-        self.covariance_FF = scale * given.covariance
-        variance_I = np.einsum("if,fg,ig->i", given.design, self.covariance_FF, given.design)
-        p_I = averaged_sigmoid(given.offset + given.design @ given.mean, variance_I)
-        weight_I = np.maximum(p_I * (1 - p_I), 1e-12)
-        self.gradient_F = given.design.T @ weight_I
-        self.design_PF, self.own_P = given.design[pool], weight_I[pool]
-        self.weight_P, self.noise_P = weight_I[pool], 1 / weight_I[pool]
+    def __init__(self, given: Prior) -> None:
+        wide = replace(given, covariance=CHOICE_SCALE * given.covariance)
+        self.noise_I = np.maximum(wide.probability * (1 - wide.probability), SMALLEST_NOISE)
+        self.shift_IF = self.noise_I[:, None] * given.design
+        self.total_F = self.shift_IF.sum(0)  # of the items not asked
+        self.covariance_FF = wide.covariance  # of z, after the answers
+        self.asked: list[int] = []
 
-    def variance_after(self) -> Array:
-        """float64[P]: the variance after asking each item, up to a constant."""
-        rest_PF = self.gradient_F - self.design_PF * self.weight_P[:, None]  # g without the item
-        projected_PF = self.design_PF @ self.covariance_FF
-        known_P = (projected_PF * rest_PF).sum(1) ** 2 / (self.noise_P + (projected_PF * self.design_PF).sum(1))
-        after_P: Array = ((rest_PF @ self.covariance_FF) * rest_PF).sum(1) - known_P - self.own_P
-        return after_P
+    def gain(self) -> Array:
+        """float64[I]: by how much asking each item reduces the variance; minus infinity for those asked."""
+        projected_IF = self.shift_IF @ self.covariance_FF
+        with_total_I = projected_IF @ self.total_F + self.noise_I
+        own_I = (projected_IF * self.shift_IF).sum(1) + self.noise_I
+        gain_I: Array = with_total_I**2 / own_I
+        gain_I[self.asked] = -np.inf
+        return gain_I
 
     def ask(self, item: int) -> None:
-        """Condition on the answer to the pool's item at this position."""
-        row_F = self.covariance_FF @ self.design_PF[item]
-        self.gradient_F = self.gradient_F - self.weight_P[item] * self.design_PF[item]
-        spread = float(self.noise_P[item] + self.design_PF[item] @ row_F)
+        """Condition on the answer to the item at this position (Sherman-Morrison)."""
+        row_F = self.covariance_FF @ self.shift_IF[item]
+        spread = float(self.noise_I[item] + self.shift_IF[item] @ row_F)
         self.covariance_FF = self.covariance_FF - np.outer(row_F, row_F) / spread
+        self.total_F = self.total_F - self.shift_IF[item]
+        self.asked.append(item)
 
 
 def anchors(points: npt.ArrayLike, count: int, rng: np.random.Generator, restarts: int = 3) -> Anchors:
@@ -324,10 +303,8 @@ def fresh_first(items: int, asked: npt.ArrayLike, rng: np.random.Generator) -> P
     return np.concatenate((rng.permutation(np.flatnonzero(~used)), rng.permutation(np.flatnonzero(used))))
 
 
-def default_subset(
-    given: Prior | RegressionPrior, count: int | None, seed: int, generation: int = 0, left_out: float = LEFT_OUT
-) -> Positions:
-    """Return the default subset: `checks`, then `greedy`, among the items that this generation may be asked.
+def default_subset(given: Prior | RegressionPrior, count: int | None, seed: int, generation: int = 0) -> Positions:
+    """Return the default subset: `checks`, then `greedy`.
 
     Without parents, the prior has only one or a few ability dimensions, and the items that are most informative about
     these are the least informative about everything else; then, and for scores other than 0 and 1, one item of each
@@ -348,5 +325,4 @@ def default_subset(
         return by_difficulty(-given.expected, count, rng)
     if given.strata is None:
         return by_difficulty(-given.probability, count, rng)
-    available = rotation(items, count, rng, left_out)
-    return greedy(given, count, rng, available, checks(given, count, available, rng))
+    return greedy(given, count, rng, checks(given, count, rng))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fitness.estimation import posterior as explanations
 from fitness.estimation import subset
 from fitness.estimation.irt import ItemBank
 from fitness.estimation.parent_prior import prior
@@ -78,14 +79,55 @@ def test_a_candidate_that_answers_nothing_right_has_no_score() -> None:
     assert right.value > 0.02
 
 
-def test_the_checks_are_items_that_no_parent_or_all_parents_solve() -> None:
+def test_the_checks_are_the_surest_items_that_all_parents_solve_or_none() -> None:
     answers, bank = family(0)
     given = prior(ITEMS, answers[:2], [bank])
     assert given.strata is not None
-    checks = subset.checks(given, 20, np.arange(ITEMS), subset.generator(0))
-    assert set(given.strata[checks]) == {0, 2} and 6 <= len(checks) < 20
-    assert set(checks) <= set(subset.greedy(given, 20, subset.generator(0), None, checks))
-    assert len(subset.checks(given, 200, np.arange(ITEMS), subset.generator(0))) < 30  # they do not grow for ever
+    checks = subset.checks(given, 20, subset.generator(0))
+    assert set(given.strata[checks]) == {0, 2} and 4 <= len(checks) < 14
+    solved, others = checks[given.strata[checks] == 2], checks[given.strata[checks] == 0]
+    assert given.probability[solved].min() > np.median(given.probability[given.strata == 2])
+    assert given.probability[others].max() < np.median(given.probability[given.strata == 0])
+    assert set(solved) != set(subset.checks(given, 20, subset.generator(0, 1)))  # generations have different ones
+    assert set(checks) <= set(subset.default_subset(given, 20, 0))
+    assert len(subset.checks(given, 200, subset.generator(0))) < 22  # they do not grow for ever
+
+
+def test_one_wrong_answer_to_a_sure_item_widens_the_interval_and_several_lower_the_estimate() -> None:
+    answers, bank = family(0)
+    given = prior(ITEMS, answers[:2], [bank])
+    asked = subset.default_subset(given, 20, 0)
+    sure = asked[np.argsort(-given.probability[asked])[:4]]
+    found = []
+    for wrong in (0, 1, 4):
+        child = answers[2].copy()
+        child[sure] = 1.0
+        child[sure[:wrong]] = 0.0
+        found.append(posterior(given, child[asked], asked))
+    assert found[1].standard_error > found[0].standard_error
+    assert found[2].value < found[0].value - 0.15
+
+
+def test_small_shares_of_broken_answers_widen_the_interval_and_leave_the_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers, bank = family(0)
+    given = prior(ITEMS, answers[:2], [bank])
+    asked = subset.default_subset(given, 20, 0)
+    found = posterior(given, answers[2][asked], asked)
+    monkeypatch.setattr(explanations, "SLIGHTLY_BROKEN", ())
+    without = posterior(given, answers[2][asked], asked)
+    assert found.value == without.value and found.standard_error > 1.1 * without.standard_error
+
+
+def test_answers_that_follow_no_item_are_explained_by_one_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, bank = family(0)
+    given = prior(ITEMS, answers[:2], [bank])
+    asked = subset.default_subset(given, 20, 0)
+    scores = (np.arange(20) % 2).astype(float)[np.argsort(np.argsort(-given.probability[asked]))]
+    found = posterior(given, scores, asked)
+    monkeypatch.setitem(explanations.CHANCES, "guesses", 1e-12)
+    assert abs(found.value - 0.5) < abs(posterior(given, scores, asked).value - 0.5)
 
 
 def test_no_items_are_left() -> None:

@@ -61,13 +61,6 @@ def test_generations_differ_and_repeat() -> None:
     assert (subset.default_subset(given_prior, 90, 5) == np.arange(60)).all()
 
 
-def test_rotation_leaves_a_share_out_but_never_too_much() -> None:
-    assert len(subset.rotation(100, 10, rng(), 0.25)) == 75
-    assert len(subset.rotation(100, 90, rng(), 0.25)) == 90
-    with pytest.raises(ValueError, match="share of the items"):
-        subset.rotation(100, 10, rng(), 1.0)
-
-
 def test_difficulty_classes_are_all_represented() -> None:
     difficulty = np.random.default_rng(0).normal(size=103)
     rank = np.argsort(np.argsort(difficulty))
@@ -115,9 +108,25 @@ def test_greedy_without_a_bank_prefers_the_items_on_which_parents_disagree() -> 
     assert (chosen >= 40).mean() > 20 / 60
 
 
-def test_greedy_stays_within_the_available_items() -> None:
-    available = np.arange(0, 60, 3)
-    assert set(subset.greedy(prior(60, parents()), 20, rng(), available)) == set(available)
+def test_greedy_keeps_the_items_that_are_chosen_already() -> None:
+    first = np.arange(0, 60, 7)
+    assert set(first) < set(subset.greedy(prior(60, parents()), 20, rng(), first))
+
+
+@given(seed=st.integers(0, 1000))
+def test_gains_are_what_asking_takes_from_the_variance_of_the_sum(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    given_prior = prior(30, (draw.random((2, 30)) < 0.6).astype(float))
+    plan = subset._VariancePlan(given_prior)
+    covariance = plan.shift_IF @ (subset.CHOICE_SCALE * given_prior.covariance) @ plan.shift_IF.T
+    covariance += np.diag(plan.noise_I)
+    for item in draw.choice(30, 6, replace=False).tolist():
+        # of the normal distribution with this covariance, by conditioning on the answer
+        after = covariance - np.outer(covariance[:, item], covariance[item]) / covariance[item, item]
+        assert plan.gain()[item] == pytest.approx(covariance.sum() - after.sum())
+        plan.ask(item)
+        assert plan.gain()[item] == -np.inf
+        covariance = after
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 30))
