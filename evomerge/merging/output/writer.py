@@ -25,6 +25,7 @@ from evomerge.merging.sources.layers import is_in_place
 from evomerge.merging.sources.source import Source, all_finite
 from evomerge.merging.sources.statements import usable_generation_config
 from search_spaces.recipes.fields import VOCABULARIES
+from search_spaces.recipes.mergekit.architectures import Model
 from search_spaces.recipes.mergekit.documents import Document, dump
 from search_spaces.recipes.recipe import Recipe
 
@@ -83,6 +84,7 @@ def write_checkpoint(
     documents = documents or (Document(None, recipe),)
     donor = _tokenizer_donor(engine, recipe, tokenizer_from)
     template = chat_template(recipe.chat_template, [engine.checkpoint(model) for model in recipe.models])
+    found = as_mergekit_finds(donor)
     with atomic_folder(out, size=written_size(engine, recipe)) as temporary:
         _write(
             engine,
@@ -97,9 +99,10 @@ def write_checkpoint(
                 provenance,
                 documents,
                 name=out.name,
-                donor=as_mergekit_finds(donor),
+                donor=found,
             ),
             documents=documents,
+            files=recipe_files(documents, found),
         )
     return out
 
@@ -118,19 +121,20 @@ def _write(
     template: str | None,
     card: str,
     documents: Sequence[Document],
+    files: Sequence[str],
 ) -> None:
     _write_model(engine, recipe, folder)
     donor.tokenizer.copy_to(folder)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    for file in recipe_files(documents, donor):
+    for file in files:
         (folder / file).write_text(dump(documents), encoding="utf-8")
     (folder / README).write_text(card, encoding="utf-8")
 
 
-def recipe_files(documents: Sequence[Document], donor: Source) -> tuple[str, ...]:
+def recipe_files(documents: Sequence[Document], donor: Model | None) -> tuple[str, ...]:
     """Return the names of the files that hold the recipe beside its weights, those of models like the donor."""
-    return (RECIPE,) if obstacles(documents, as_mergekit_finds(donor)) else (RECIPE, MERGEKIT_CONFIG)
+    return (RECIPE,) if obstacles(documents, donor) else (RECIPE, MERGEKIT_CONFIG)
 
 
 def rehearse(donor: Source) -> None:
