@@ -203,7 +203,8 @@ def _lines(file: Path) -> list[Any]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(
-            f"fitness.function_items: {file} cannot be read ({one_line(error)}); write it in UTF-8"
+            f"fitness.function_items: {file} cannot be read ({getattr(error, 'strerror', None) or one_line(error)}); "
+            "write it in UTF-8"
         ) from None
     values = []
     for number, line in enumerate(lines, start=1):

@@ -244,8 +244,9 @@ class Checkpoint:
         return config
 
     def _unreadable(self, error: Exception) -> CheckpointError:
+        why = reason(error, self.path / "config.json")
         return CheckpointError(
-            f"{self.reference}: config.json cannot be read ({reason(error)}); check the file, or update transformers"
+            f"{self.reference}: config.json cannot be read ({why}); check the file, or update transformers"
         )
 
     def _match_names(self) -> dict[str, str]:
