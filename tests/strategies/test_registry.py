@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from evomerge.config.search_file import SearchConfig
-from evomerge.strategies import STRATEGIES, AnyStrategy, RandomConfig, register_strategy
+from evomerge.strategies import STRATEGIES, AnyStrategy, RandomConfig, named_kind, register_strategy
 from evomerge.strategies.registry import import_files
 from evomerge.testing.planted import reals
 from search_spaces.registry import registering
@@ -76,6 +76,12 @@ def test_a_file_in_the_folder_can_be_named_in_a_search_file(mine):
     assert STRATEGIES.origin("mine") == "somebody-else"
     assert TypeAdapter(AnyStrategy).validate_python("mine:sweet").flavour == "sweet"
     assert SearchConfig.model_validate(config.model_dump(mode="json")) == config
+    assert named_kind({"kind": "mine", "flavour": "sweet"}) == "mine:sweet"
+    assert [named_kind({"kind": kind}) for kind in ("mine", "cma_es", "of_another_package")] == [
+        "mine",
+        "cma_es",
+        "of_another_package",
+    ]
     staged = {"kind": "staged", "first": {"kind": "mine"}}
     assert TypeAdapter(AnyStrategy).validate_python(staged).first == config.strategy
 
