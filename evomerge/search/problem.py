@@ -229,7 +229,7 @@ class Problem:
         return choose(config, self.space, obstacle, items)
 
     def _check_gradients(self) -> None:
-        """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""
+        """Refuse a gradient search where nothing has derivatives, or an item has no loss."""
         if isinstance(self.suite, FunctionSuite):
             raise ConfigError(
                 "strategy.kind gradient: a fitness function returns scores and has no loss to differentiate; write "
@@ -260,7 +260,7 @@ class Problem:
 
     @cached_property
     def step_windows(self) -> TextWindows | None:
-        """The experts' texts that steps by gradients are asked, for losses that read one.
+        """The experts' texts that gradient steps are asked, for losses that read one.
 
         Raises
         ------
@@ -285,7 +285,7 @@ class Problem:
 
     @cached_property
     def step_inputs(self) -> StepInputs | None:
-        """What steps by gradients are asked; None: there are none."""
+        """What gradient steps are asked; None: there are none."""
         strategy, windows = self.config.strategy, self.step_windows
         if not strategy.items_per_step:
             return None
@@ -299,7 +299,7 @@ class Problem:
         )
 
     def step_items(self, step: int) -> tuple[str, ...]:
-        """Return what a step by gradients is asked: fresh search items, or windows of the experts' texts."""
+        """Return what a gradient step is asked: fresh search items, or windows of the experts' texts."""
         assert self.step_inputs is not None
         return self._fresh_items(self.step_inputs.count, step)
 
