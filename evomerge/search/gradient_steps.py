@@ -1,4 +1,4 @@
-"""What a search asks its steps by gradients, and whether it can take any."""
+"""What a search asks its gradient steps, and whether it can take any."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from search_spaces.spaces.space import SearchSpace
 
 @dataclass(frozen=True)
 class GradientSteps:
-    """The steps by gradients of one search; a strategy without them has none.
+    """The gradient steps of one search; a strategy without them has none.
 
     Attributes
     ----------

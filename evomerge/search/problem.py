@@ -93,7 +93,7 @@ class Problem:
     given_function
         As given.
     steps
-        What steps by gradients are asked.
+        What gradient steps are asked.
     seen
         Keys of the questions that earlier searches have seen, those of the warm start and of the start that the search
         file names; none of these questions is held out.

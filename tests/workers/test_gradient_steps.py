@@ -1,4 +1,4 @@
-"""Steps by gradients in a worker: too little memory, numbers that are not finite, and what penalties add."""
+"""Gradient steps in a worker: too little memory, numbers that are not finite, and what penalties add."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_too_little_memory_makes_smaller_batches(
     same(worker.evaluate(step_of(problem)), expected)
     assert (worker.steps.batch_size, worker.steps.recomputes) == (2, False)
     assert worker.evaluator.batch_size == 64  # scoring has room for more
-    assert "out of memory in a step by gradients: from here on 2 sequences a batch" in caplog.text
+    assert "out of memory in a gradient step: from here on 2 sequences a batch" in caplog.text
 
 
 def test_then_layers_are_computed_again(worker: Any, problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ class Speed:
     answer
         Each item on top of that.
     step
-        A step by gradients; 0 where there are none.
+        A gradient step; 0 where there are none.
     candidate
         A whole candidate, merged and asked its items.
     start

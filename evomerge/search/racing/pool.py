@@ -11,7 +11,7 @@ A stopped candidate comes back with its answers so far, whose estimate gives it 
 may have told part of a generation before it was stopped; the answers of that part, from the log, take part in the race,
 so that all decisions are the same as without the interruption.
 
-Steps of a search by gradients and founders are asked all their items at once: no race may stop them.
+Steps of a gradient search and founders are asked all their items at once: no race may stop them.
 
 Merging is repeated for each block: racing saves time if answering a block takes longer than merging.
 
