@@ -172,7 +172,7 @@ def _summary(problem: Problem, local: LocalWorker, opened: float) -> dict[str, A
             "score": speed.start.seconds["score"],
             "total": speed.candidate,
         },
-        "steps": {"count": steps, "items": len(problem.step_items(0)) if steps else 0, "seconds": speed.step}
+        "steps": {"count": steps, "items": len(problem.steps.items(0)) if steps else 0, "seconds": speed.step}
         | _step_memory(local),
         "workers": workers,
         "stages": {name: asdict(line) | {"seconds": seconds[name]} for name, line in bill.lines.items()},

@@ -28,7 +28,7 @@ from evomerge.runs.run import Event
 from evomerge.search.final_evaluation import FinalEvaluation
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
-from evomerge.search.racing_pool import racing
+from evomerge.search.racing.pool import racing
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.workers.base import Pool, Request
 from evomerge.workers.inline import InlinePool
