@@ -38,7 +38,7 @@ class SubsetConfig(Section):
     estimator: Annotated[str, EstimatorName()] = "auto"
     """How the score on all search items is estimated from the answers. mean: their mean. inherited: the answers of the
     experts (each is scored once on all search items) and of earlier candidates predict the items not asked. auto:
-    inherited where scores lie in [0, 1], else mean. The others are published estimators and variants; most need an
+    inherited where scores are in [0, 1], else mean. The others are published estimators and variants; most need an
     `item_bank`."""
     rotate: bool | None = None
     """Whether each generation is asked other items. None: yes, unless the estimator is mean."""
@@ -69,7 +69,7 @@ class SubsetConfig(Section):
     @model_validator(mode="after")
     def _listed_or_drawn(self) -> "SubsetConfig":
         if self.ids is not None and (self.items != "all" or self.rotate or self.estimator not in ("auto", "mean")):
-            raise ValueError("ids names the items themselves: remove items, rotate and estimator beside it")
+            raise ValueError("ids lists the items: remove items, rotate and estimator")
         return self
 
     @property

@@ -255,7 +255,7 @@ class Run:
             row = Row(kind, candidate, at, data, genotype, items_sum, scores)
             count, before = count + 1, row.checksum(before)
             if before != checksum:
-                raise ValueError(f"event {count} is not as it was recorded, or does not follow the one before it")
+                raise ValueError(f"event {count} differs from its record, or does not follow the event before it")
             event = event_of(row, items)
             if isinstance(event, Asked):
                 asked.add(candidate)

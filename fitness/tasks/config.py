@@ -43,7 +43,7 @@ class TaskConfig(Section):
     @classmethod
     def _not_zero(cls, weight: float) -> float:
         if weight == 0:
-            raise ValueError("a weight of 0 makes the task count for nothing: remove the task, or set another weight")
+            raise ValueError("a weight of 0 removes the effect of the task: remove the task, or set another weight")
         return weight
 
     @property

@@ -487,7 +487,7 @@ def _anchor_recipe(anchor: str | None, context: SpaceContext) -> Recipe | None:
     if foreign:
         raise RecipeError(f"space.anchor: its model '{foreign[0]}' is not in the search file; use only {models}")
     if recipe.num_layers != depth or recipe.path is not None:
-        raise RecipeError(f"space.anchor: {anchor} is no merge of all {depth} layers in their order; give one that is")
+        raise RecipeError(f"space.anchor: {anchor} is not a merge of all {depth} layers in their order; give another")
     return replace(recipe, out_dtype=context.out_dtype).canonical()
 
 

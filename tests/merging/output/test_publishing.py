@@ -59,7 +59,7 @@ def test_every_local_model_must_have_a_public_name(merged: Path, llama: Any) -> 
         checked_upload(merged, {"base": "me/base", llama.references[1]: "me/one"})
     with pytest.raises(PublishError, match="--base-model experts: the recipe names expert1, expert2, base"):
         checked_upload(merged, HUB | {"experts": "me/one"})
-    with pytest.raises(PublishError, match="'a/b/c' is no repository"):
+    with pytest.raises(PublishError, match="'a/b/c' is not a repository"):
         checked_upload(merged, HUB | {"expert1": "a/b/c"})
 
 
@@ -111,7 +111,7 @@ def put(name: str, text: str) -> Callable[[Path], object]:
         (card(lambda text: text.replace("  results:", "  result:")), "the hub cannot read its front matter"),
         (
             card(lambda text: text.replace("tags:\n", "base_model: /home/me/base\ntags:\n")),
-            "base_model: '/home/me/base' is no repository of the hub",
+            "base_model: '/home/me/base' is not a repository of the hub",
         ),
         (
             put("notes.txt", f"one\nlogin {TOKEN}\n"),
