@@ -214,8 +214,8 @@ class Run:
                 self._db.execute("ROLLBACK")
             self._item_sets.clear()  # a new item set may have been taken back
             raise LogError(
-                f"{self.path / 'events.sqlite'}: cannot write ({error}); all before is kept: "
-                f"make room, then `evomerge resume {quote(str(self.path))}`"
+                f"{self.path / 'events.sqlite'}: cannot write ({error}); everything before is kept: "
+                f"free some space, then `evomerge resume {quote(str(self.path))}`"
             ) from error
 
     def events(self) -> Iterator[Event]:

@@ -264,7 +264,7 @@ def training(model: Any, tokenizer: Any) -> float:
     [
         (raising, None, ["s"], r"raising raised KeyError: 'lost"),
         (ending, None, ["s"], "ending raised SystemExit: nothing to do"),
-        (training, None, ["s"], "training changed the model's weights, and what is scored next may keep the change"),
+        (training, None, ["s"], "training changed the model's weights, which may change later scores"),
         (lambda m, t: None, None, ["s"], "returned NoneType for s; return a number"),
         (lambda m, t: "0.5x", None, ["s"], "returned str for s; return a number"),
         (lambda m, t: [1.0, 2.0], None, ["s"], "returned 2 numbers for s and has no items"),

@@ -100,7 +100,7 @@ def put(name: str, text: str) -> Callable[[Path], object]:
     [
         (lambda folder: (folder / "recipe.yaml").unlink(), "has no recipe.yaml; name a folder that `evomerge merge`"),
         (lambda folder: (folder / "README.md").unlink(), "has no README.md"),
-        (lambda folder: (folder / "config.json").unlink(), "has no config.json, so the merge is not finished"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json, so the merge is not complete"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors, so the merge is not"),
         (truncated, "model.safetensors is damaged"),
         (sharded, "has no model-00001-of-00002.safetensors"),
@@ -115,7 +115,7 @@ def put(name: str, text: str) -> Callable[[Path], object]:
         ),
         (
             put("notes.txt", f"one\nlogin {TOKEN}\n"),
-            "notes.txt:2: holds what looks like a token of the hub (hf_A1b",
+            "notes.txt:2: contains what looks like a token of the hub (hf_A1b",
         ),
         (put("train.py", "key = 'sk-ant-" + "a1" * 20 + "'"), "a key of OpenAI or Anthropic"),
         (put("tokenizer_config.json", '{"name_or_path": "/home/me/base"}'), "name_or_path is /home/me/base, a path of"),

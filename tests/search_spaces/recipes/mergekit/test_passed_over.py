@@ -116,7 +116,7 @@ def test_weights_of_karcher_need_a_key_of_ours() -> None:
     text = "merge_method: karcher\nmodels: [{model: a, parameters: {weight: 2}}, {model: b}]\n"
     notes: list[str] = []
     (document,) = parse_documents(text, "r.yaml", notes)
-    assert "evomerge: {karcher_weights: true} gives it an effect" in notes[0]
+    assert "evomerge: {karcher_weights: true} enables it" in notes[0]
     assert document.recipe == mergekit_yaml.parse("merge_method: karcher\nmodels: [{model: a}, {model: b}]")
     with pytest.raises(RecipeError, match=r"write evomerge: {karcher_weights: true}"):
         mergekit_yaml.parse(text)
