@@ -63,8 +63,8 @@ class LayerActionsConfig(BaseModel):
     """Merges whose layers can be taken as well: recipe files of whole models, or names of merge methods (`ties`,
     `dare_ties`), with equal weights that add up to one and all else at its default."""
     anchor: str | None = None
-    """Model, or one of `merges`, that gives embeddings, final norm and head, and begins the search unchanged. None: the
-    base."""
+    """Model, or one of `merges`, whose embeddings, final norm and head are used, and with which the search begins.
+    None: the base."""
     skip: bool = True
     """Whether a layer can be left out."""
     back: bool = True
