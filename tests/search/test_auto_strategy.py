@@ -95,7 +95,7 @@ def test_what_was_chosen_is_recorded_and_resumed(tmp_path: Path) -> None:
     assert any(sentence.startswith("strategy auto: 3 gradient steps") for sentence in said)
     recorded = load(tmp_path / "run" / "config.yaml")
     assert isinstance(recorded.strategy, GradientConfig) and recorded.strategy.steps == 3
-    assert "strategy auto: 3 steps" in (tmp_path / "run" / "environment.json").read_text()
+    assert "strategy auto: 3 gradient steps" in (tmp_path / "run" / "environment.json").read_text()
     result = resume_search(tmp_path / "run", overrides=["budget.evaluations=7"])
     assert result.evaluations == 7
 
