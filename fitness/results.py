@@ -49,7 +49,7 @@ def mean(scores: npt.ArrayLike) -> Estimate:
     Parameters
     ----------
     scores
-        float[I]; I >= 1. If any score lies outside [0, 1], the error is s/√I (infinite for a single item).
+        float[I]; I >= 1. If any score is outside [0, 1], the error is s/√I (infinite for a single item).
 
     Raises
     ------

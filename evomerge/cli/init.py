@@ -209,7 +209,7 @@ def init_from(genome: Path, output: Path, include_path: Sequence[Path]) -> None:
 
 
 def _reference(model: str) -> str:
-    """Return local folders as absolute paths: the search file may lie elsewhere."""
+    """Return local folders as absolute paths: the search file may be elsewhere."""
     return str(local_or_hub(model))
 
 

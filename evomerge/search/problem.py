@@ -329,7 +329,7 @@ class Problem:
 
     @cached_property
     def founders(self) -> list[Founder]:
-        """The recipes that one has without a search, as points of the space, as far as it has them."""
+        """The recipes that need no search, as points of the space, as far as it has them."""
         return founders(self.config.models, self.layout, self.baselines(), self.space)
 
     def sources(self) -> list[Entry]:
@@ -357,7 +357,7 @@ class Problem:
         ]
 
     def alternatives(self) -> list[Entry]:
-        """Every recipe that one has without a search: the baselines, and the space's start if it is none of them."""
+        """Every recipe that needs no search: the baselines, and the space's start if it is none of them."""
         return [*self.baselines(), *(founder.entry for founder in self.founders if founder.entry.kind == "start")]
 
     def other_spellings(self) -> dict[str, str]:

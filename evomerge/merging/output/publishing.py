@@ -71,7 +71,7 @@ class UploadFile:
     name
         Its path in the repository.
     source
-        Where it lies.
+        Where it is.
     text
         What is uploaded in place of its contents; None: the file as it is.
     """
