@@ -64,7 +64,7 @@ def mean(scores: npt.ArrayLike) -> Estimate:
     Parameters
     ----------
     scores
-        float[I]; I >= 1. If any score lies outside [0, 1], the error is s/√I (infinite for a single item).
+        float[I]; I >= 1. If any score is outside [0, 1], the error is s/√I (infinite for a single item).
 
     Raises
     ------
@@ -185,7 +185,7 @@ class Evaluation:
 
     @property
     def has_scores(self) -> bool:
-        """Whether there are scores to judge: not for a failed evaluation, nor for a step of a search by gradients."""
+        """Whether there are scores to judge: not for a failed evaluation, nor for a step of a gradient search."""
         return self.status in ("ok", "stopped")
 
     @property

@@ -19,7 +19,7 @@ from search_spaces.spaces.genes import Choice, Gene, Integer, Real
 CHECKSUM = "checksum"
 """Key of the hash of everything else in the file but the versions, which are compared for warnings alone."""
 MOST_GENES = 20_000
-"""Genes that are recorded; spaces of raw weights have millions, and nobody reads them by name."""
+"""Genes that are recorded; spaces of raw weights have millions, which are not read by name."""
 _VERSIONS = ("evomerge", "packages")
 
 

@@ -239,7 +239,7 @@ class _FinishedRun:
         Returns
         -------
         tuple[list[Genotype], list[str], list[Difference]]
-            The points; why other candidates are left out; how far points are from candidates that lie outside.
+            The points; why other candidates are left out; how far points are from candidates that are outside.
         """
         points: dict[str, Genotype] = {}
         refusals, moved = [], []

@@ -11,7 +11,7 @@ from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
 from fitness.tasks.messages import one_line
 
-if TYPE_CHECKING:  # lm-eval is imported by whoever loads tasks
+if TYPE_CHECKING:  # lm-eval is imported by the code that loads tasks
     from lm_eval.api.task import ConfigurableTask
 
 Document: TypeAlias = dict[str, Any]

@@ -457,7 +457,7 @@ def is_adapter(path: Path) -> bool:
     Raises
     ------
     CheckpointError
-        If it holds the weights of both, so that nobody can tell which is meant.
+        If it holds the weights of both, so it is unclear which is meant.
     """
     if not (path / CONFIG).is_file():
         return False

@@ -324,7 +324,7 @@ class Checkpoint:
                     self.path,
                     dtype="auto",
                     output_loading_info=True,
-                    use_safetensors=True,  # or pickles would be read where they lie beside
+                    use_safetensors=True,  # or pickles would be read when they are beside
                     trust_remote_code=self.outline.trust_remote_code,
                 )
         except Exception as error:  # OSError, RuntimeError, ValueError, ... for files that transformers does not take

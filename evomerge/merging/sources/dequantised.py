@@ -160,7 +160,7 @@ class _Quantised:
         (folder / "config.json").write_text(json.dumps(_plain(self._config), indent=2) + "\n", encoding="utf-8")
 
     def _floats(self, path: Path) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weights whose codes lie in a file, and the floats that lie in it."""
+        """Yield the weights whose codes are in a file, and the floats that are in it."""
         names = {codes: name for name, (codes, _) in self._pairs.items()}
         scales = {scale for _, scale in self._pairs.values()}
         for key, place in self._files.paths.items():

@@ -349,7 +349,7 @@ def test_ranges_of_the_config_and_of_the_method(layout, models):
     space = make(layout, models, "ties", **config)
     weight, density = space.genes[:2]
     assert (weight.low, weight.high, weight.start) == (0.0, 2.0, 0.25)
-    assert (density.low, density.high, density.start) == (0.6, 1.0, 0.8)  # the method's 0.5 lies outside
+    assert (density.low, density.high, density.start) == (0.6, 1.0, 0.8)  # the method's 0.5 is outside
     weight = make(layout, models).genes[0]
     assert (weight.low, weight.high, weight.start) == (-0.5, 1.5, 0.5)
 
