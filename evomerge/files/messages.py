@@ -69,8 +69,9 @@ def reason(error: BaseException, named: str | Path = "") -> str:
     named
         The file that the message names already; the text is then without both.
     """
-    of_file = isinstance(error, OSError) and error.strerror and str(error.filename) == str(named)
-    text = str(error.strerror) if of_file else _flat(error)
+    text = _flat(error)
+    if isinstance(error, OSError) and error.strerror and str(error.filename) == str(named):
+        text = error.strerror
     for quote in "'\"":
         text = text.replace(f": {quote}{named}{quote}", "")
     return printable(text) or type(error).__name__

@@ -9,8 +9,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from evomerge.config.search_file import SearchConfig
-from evomerge.strategies import STRATEGIES, AnyStrategy, RandomConfig, named_kind, register_strategy
-from evomerge.strategies.registry import import_files
+from evomerge.strategies import STRATEGIES, AnyStrategy, RandomConfig, register_strategy
+from evomerge.strategies.registry import import_files, named_kind
 from evomerge.testing.planted import reals
 from search_spaces.registry import registering
 
