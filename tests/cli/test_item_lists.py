@@ -58,5 +58,5 @@ def test_a_missing_file(tmp_path: Path, write: Any, config: Any) -> None:
 
 @pytest.mark.parametrize("more", [{"items": 5}, {"rotate": True}, {"estimator": "inherited"}])
 def test_ids_stand_alone(opened: Any, more: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="ids names the items themselves"):
+    with pytest.raises(ConfigError, match="ids lists the items"):
         opened("zoo_target_gen/validation/7", **more)
