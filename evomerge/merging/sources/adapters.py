@@ -142,6 +142,8 @@ class AdapterSource:
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor in the model's dtype: the base's, the adapter's own copy, or base plus delta."""
+        if name in self.outline.stored_buffers:
+            return self.base.tensor(name)
         whole = self._saved.get(name)
         values = (self.base.tensor(name) if whole is None else self._file.get_tensor(whole)).to(self.dtype)
         pair = self._pairs.get(name)
