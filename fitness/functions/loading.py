@@ -9,6 +9,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -168,7 +169,8 @@ def checked_items(items: Any, called: str) -> Items:
     """
     if callable(items):
         try:
-            items = items()
+            with chdir("."):
+                items = items()
         except Exception as error:  # the user's code can raise anything
             raise TaskError(f"{called}: the function that returns them raised {one_line(error)}; fix it") from error
     by_split = items if isinstance(items, Mapping) else {SEARCHED: items}
@@ -282,7 +284,8 @@ def _module(place: str, key: str) -> ModuleType:
             sys.path.append(folder)  # for what it imports, also later
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            with chdir("."):  # paths are relative to the folder that the command was started in
+                spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_
 from fitness.tasks.config import TasksConfig
 from fitness.tasks.documents import Document
 from fitness.tasks.groups import Member, members
+from fitness.tasks.lm_eval_rules import seeded
 from fitness.tasks.messages import nearest, one_line
 from fitness.tasks.templates import BoundedPattern, TaskTemplates
 
@@ -155,7 +156,8 @@ def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
 def _load_task(name: str, managers: Sequence[TaskManager]) -> ConfigurableTask:
     manager = find_task(name, managers)
     try:
-        loaded: ConfigurableTask = manager.load([name])["tasks"][name]
+        with seeded(), chdir("."):  # a data set's script may change the folder
+            loaded: ConfigurableTask = manager.load([name])["tasks"][name]
     except Exception as error:  # the author's YAML, data set and functions can raise anything
         raise TaskError(
             f"task {name!r} could not be loaded ({one_line(error)}): "
