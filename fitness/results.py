@@ -170,7 +170,7 @@ class Evaluation:
 
     @property
     def has_scores(self) -> bool:
-        """Whether there are scores to judge: not for a failed evaluation, nor for a step of a search by gradients."""
+        """Whether there are scores to judge: not for a failed evaluation, nor for a step of a gradient search."""
         return self.status in ("ok", "stopped")
 
     @property

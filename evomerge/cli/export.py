@@ -169,7 +169,7 @@ def _nothing_yet(path: Path) -> RunError:
 
 def _no_scores(path: Path, history: RunHistory, option: str) -> RunError:
     if any(told.evaluation.status == "step" for told in history.told.values()):
-        return RunError(f"{path} has steps of a search by gradients and no scored candidates; leave {option} out")
+        return RunError(f"{path} has steps of a gradient search and no scored candidates; leave {option} out")
     return _nothing_yet(path)
 
 

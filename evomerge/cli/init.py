@@ -39,7 +39,7 @@ from search_spaces.recipes.references import with_parts
 GENES = 60
 """About as many genes as a few hundred evaluations can search."""
 GENES_BY_GRADIENTS = 200
-"""As many as steps by gradients can: they find more with more genes, but each group of few tensors gains little."""
+"""As many as gradient steps can: they find more with more genes, but each group of few tensors gains little."""
 MODULES = ("attention", "mlp", "other")
 METHODS = ("task_arithmetic", "pcb", "multislerp", "consensus", "r_tsv_m", "doge", "cabs")
 """Methods worth searching together: those that beat task arithmetic in `experiments/operators`."""
@@ -111,7 +111,7 @@ def init(
         models="\n".join(f"  {_text(name)}: {_text(path)}" for name, path in zip(names, references, strict=True)),
         genes=genes.count,
         methods=", ".join(METHODS),
-        why_genes="steps by gradients search many genes at once" if by_gradients else "evolution searches few genes",
+        why_genes="gradient steps search many genes at once" if by_gradients else "evolution searches few genes",
         layers_per_group=genes.layers_per_group,
         num_layers=num_layers,
         modules=_text(list(genes.modules)) if genes.modules else "all",

@@ -75,7 +75,7 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     steps = summary["steps"]
     if steps["count"]:
         seconds = duration(steps["seconds"])
-        out.print(f"per step by gradients: {steps['items']} items asked, {seconds}; {steps['count']} steps")
+        out.print(f"per gradient step: {steps['items']} items asked, {seconds}; {steps['count']} steps")
         out.print(
             f"a step holds at most {size(steps['peak_bytes'])}: what merging holds, one tensor's gradient at a time "
             f"({size(steps['gradient_bytes'])}), and {size(steps['activation_bytes'])} of activations ({steps['how']})"
@@ -172,7 +172,7 @@ def _summary(problem: Problem, local: LocalWorker, opened: float) -> dict[str, A
             "score": speed.start.seconds["score"],
             "total": speed.candidate,
         },
-        "steps": {"count": steps, "items": len(problem.step_items(0)) if steps else 0, "seconds": speed.step}
+        "steps": {"count": steps, "items": len(problem.steps.items(0)) if steps else 0, "seconds": speed.step}
         | _step_memory(local),
         "workers": workers,
         "stages": {name: asdict(line) | {"seconds": seconds[name]} for name, line in bill.lines.items()},
@@ -185,7 +185,7 @@ def _summary(problem: Problem, local: LocalWorker, opened: float) -> dict[str, A
 
 
 def _step_memory(local: LocalWorker) -> dict[str, Any]:
-    """Return what a step by gradients holds; nothing where there are none."""
+    """Return what a gradient step holds; nothing where there are none."""
     memory = local.step_memory
     if memory is None:
         return {}

@@ -64,7 +64,7 @@ def _code(reference: str, folder: Path) -> str:
 
 
 def _loss(section: Any, folder: Path) -> None:
-    """Resolve the texts of a loss, in a search by gradients or in one that begins with gradients."""
+    """Resolve the texts of a loss, in a gradient search or in one that begins with gradients."""
     if not isinstance(section, dict):
         return
     _loss(section.get("gradient"), folder)

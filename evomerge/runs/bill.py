@@ -28,7 +28,7 @@ class Line:
     Attributes
     ----------
     requests
-        Models built and scored, or steps by gradients.
+        Models built and scored, or gradient steps.
     answers
         Items asked, over all these models.
     low, high
@@ -149,7 +149,7 @@ class Bill:
 
 
 def asked_steps(history: RunHistory) -> int:
-    """Return how many steps by gradients have been computed."""
+    """Return how many gradient steps have been computed."""
     return history.stages["steps"].requests
 
 

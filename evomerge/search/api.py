@@ -29,7 +29,7 @@ from evomerge.search.forecast.progress import Progress, ProgressReports
 from evomerge.search.forecast.rehearsal import forecast
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
-from evomerge.search.racing_pool import racing
+from evomerge.search.racing.pool import racing
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.resuming import check_unchanged, upgrades
 from evomerge.search.scoring_workers import start_pool

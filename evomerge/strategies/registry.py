@@ -52,7 +52,7 @@ def argument_spelled_out(section: Any) -> Any:
     """Write the short forms of a section out.
 
     `kind: NAME:VALUE`, or `NAME:VALUE` alone, is NAME with the setting that its `kind_argument` names. A section with
-    ``warm_start: {gradient: SETTINGS}`` is a search by gradients with the rest of the section as `then`.
+    ``warm_start: {gradient: SETTINGS}`` is a gradient search with the rest of the section as `then`.
     """
     if isinstance(section, str):
         section = {"kind": section}

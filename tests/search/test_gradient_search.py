@@ -1,4 +1,4 @@
-"""Searches by gradients on the zoo: what they record, how they resume, what they refuse."""
+"""Gradient searches on the zoo: what they record, how they resume, what they refuse."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    """A search of a second or two: 8 steps by gradients on the target with choices, few held-out items."""
+    """A search of a second or two: 8 gradient steps on the target with choices, few held-out items."""
     return {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja")},
         "space": {"kind": "layer_coefficients", "method": "task_arithmetic", "layers_per_group": 3},

@@ -173,7 +173,7 @@ def _marked(stages: Sequence[Span], against: str) -> LayerChart:
 
 
 def steps(points: Sequence[Point]) -> Figure | None:
-    """Draw the loss of the steps by gradients; None without steps."""
+    """Draw the loss of the gradient steps; None without steps."""
     taken = [point for point in points if point.is_step]
     if not taken:
         return None
@@ -189,11 +189,11 @@ def steps(points: Sequence[Point]) -> Figure | None:
         smooth = base.transform_window(mean="mean(score)", frame=[-4, 4]).mark_line(strokeWidth=2.5).encode(y="mean:Q")
         views.append(View(f"against {against}", spec_of(base.mark_circle(opacity=0.4) + smooth, 220)))
     description = (
-        f"The loss of {len(taken)} steps by gradients, from {taken[0].score:.3f} to {taken[-1].score:.3f}; each step "
+        f"The loss of {len(taken)} gradient steps, from {taken[0].score:.3f} to {taken[-1].score:.3f}; each step "
         "is asked other items."
     )
     caption = "Points: the loss of each step on its own items. Line: the mean of nine."
-    return Figure("steps", "Loss of the steps by gradients", description, tuple(views), caption=caption)
+    return Figure("steps", "Loss of the gradient steps", description, tuple(views), caption=caption)
 
 
 # --- the recipe ---

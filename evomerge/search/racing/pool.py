@@ -11,11 +11,11 @@ A stopped candidate comes back with its answers so far, whose estimate gives it 
 may have told part of a generation before it was stopped; the answers of that part, from the log, take part in the race,
 so that all decisions are the same as without the interruption.
 
-Steps of a search by gradients and founders are asked all their items at once: no race may stop them.
+Steps of a gradient search and founders are asked all their items at once: no race may stop them.
 
 Merging is repeated for each block: racing saves time if answering a block takes longer than merging.
 
-Strategies with an archive have no generations; `evomerge.search.archive_racing` is for them.
+Strategies with an archive have no generations; `evomerge.search.racing.archive` is for them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import numpy.typing as npt
 
 from evomerge.config.search_file import SearchConfig
 from evomerge.runs.history import RunHistory
-from evomerge.search.archive_racing import ArchiveRacingPool
-from evomerge.search.item_blocks import Blocks, RacingCandidate, in_blocks, in_rungs
 from evomerge.search.loop import Search
+from evomerge.search.racing.archive import ArchiveRacingPool
+from evomerge.search.racing.blocks import Blocks, RacingCandidate, in_blocks, in_rungs
 from evomerge.strategies.base import Strategy
 from evomerge.workers.base import Pool, Request
 from fitness.config import RacingConfig
