@@ -90,7 +90,7 @@ def verdict(
     closest = min(made, key=lambda one: one.difference)
     if missed is not None:
         sentence = (
-            f"The found recipe has {missed} on the held-out items: take {closest.name}, the best alternative that "
+            f"The found recipe has {missed}, on the held-out items: take {closest.name}, the best alternative that "
             "keeps the minimum scores, which best.yaml is."
         )
         return Verdict("worse", closest.name, sentence, made)

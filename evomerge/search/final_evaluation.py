@@ -163,7 +163,7 @@ class FinalEvaluation:
             for task, share in shares.items():
                 floor = share * max(source[task].value for source in sources)
                 if scores[task].value < floor:
-                    missed[name] = f"{scores[task].value:.3f} on {task}, where the minimum is {floor:.3f},"
+                    missed[name] = f"{scores[task].value:.3f} on {task}, where the minimum is {floor:.3f}"
         return missed
 
     def _held_out(self, entries: Sequence[Entry]) -> list[tuple[Contender, Evaluation]]:

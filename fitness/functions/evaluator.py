@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import chdir
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from fitness.functions.suite import FunctionSuite
 from fitness.items import positions_by_task
 from fitness.results import ItemScores
 from fitness.scoring.shortage import no_memory
+from fitness.tasks.code import same_folder
 from fitness.tasks.messages import one_line
 
 REHEARSED = 2
@@ -136,7 +136,7 @@ class FunctionEvaluator:
         settings = {"batch_size": self.batch_size} if function.takes_batch_size else {}
         arguments = (model, self.tokenizer) if payloads is None else (model, self.tokenizer, payloads)
         try:
-            with torch.no_grad(), chdir("."):  # paths of the run are relative to the folder that it was started in
+            with torch.no_grad(), same_folder():
                 return function.call(*arguments, **settings)
         except (Exception, SystemExit) as error:  # the user's code can raise anything, and may be a script's
             if isinstance(error, Exception) and no_memory(error):

@@ -9,7 +9,6 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -17,7 +16,7 @@ from typing import Any, TypeAlias
 
 from fitness.config import FitnessConfig
 from fitness.results import TaskError
-from fitness.tasks.code import LARGEST_FILE, CodeCheck, TaskCode, allow, files_behind, functions_in
+from fitness.tasks.code import LARGEST_FILE, CodeCheck, TaskCode, allow, files_behind, functions_in, same_folder
 from fitness.tasks.messages import one_line
 
 MOST_ITEMS = 1_000_000
@@ -169,7 +168,7 @@ def checked_items(items: Any, called: str) -> Items:
     """
     if callable(items):
         try:
-            with chdir("."):
+            with same_folder():
                 items = items()
         except Exception as error:  # the user's code can raise anything
             raise TaskError(f"{called}: the function that returns them raised {one_line(error)}; fix it") from error
@@ -284,7 +283,7 @@ def _module(place: str, key: str) -> ModuleType:
             sys.path.append(folder)  # for what it imports, also later
         sys.modules[name] = module
         try:
-            with chdir("."):  # paths are relative to the folder that the command was started in
+            with same_folder():
                 spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from fitness.results import TaskError
 from fitness.sandbox.bubblewrap import check as check_sandbox
 from fitness.sandbox.code_eval import loads_code_eval, sandboxed, use_sandboxed_code_eval
-from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of, file_of
+from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of, file_of, same_folder
 from fitness.tasks.config import TasksConfig
 from fitness.tasks.documents import Document
 from fitness.tasks.groups import Member, members
@@ -156,7 +156,7 @@ def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
 def _load_task(name: str, managers: Sequence[TaskManager]) -> ConfigurableTask:
     manager = find_task(name, managers)
     try:
-        with seeded(), chdir("."):  # a data set's script may change the folder
+        with seeded(), same_folder():
             loaded: ConfigurableTask = manager.load([name])["tasks"][name]
     except Exception as error:  # the author's YAML, data set and functions can raise anything
         raise TaskError(

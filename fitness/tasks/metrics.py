@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
+from typing import SupportsFloat, TypeGuard
 
 import numpy as np
 from lm_eval.api.instance import Instance
@@ -38,7 +39,7 @@ class Metric:
         return self.name in LOSS_METRICS
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[SupportsFloat]:
     """Whether a metric's value can be a score."""
     return isinstance(value, (Real, np.bool_))
 

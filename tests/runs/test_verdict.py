@@ -63,7 +63,7 @@ def test_nothing_keeps_the_minimums() -> None:
 
 
 def test_a_found_recipe_that_misses_a_minimum_is_not_recommended() -> None:
-    missed = "0.310 on chat, where the minimum is 0.400,"
+    missed = "0.310 on chat, where the minimum is 0.400"
     found = verdict_of({"base": (0.5, 1e-20), "start": (0.2, 1e-9)}, missed=missed)
     assert (found.outcome, found.recommended) == ("worse", "start")
     assert found.sentence == (
@@ -72,7 +72,9 @@ def test_a_found_recipe_that_misses_a_minimum_is_not_recommended() -> None:
     )
     alone = verdict_of({}, missed=missed)
     assert (alone.outcome, alone.recommended) == ("indistinguishable", "found")
-    assert "and the found recipe has 0.310 on chat" in alone.sentence
+    assert alone.sentence.endswith(
+        "the found recipe has 0.310 on chat, where the minimum is 0.400; best.yaml is the found recipe."
+    )
 
 
 @pytest.mark.parametrize(("difference", "taken"), [(0.1, "math"), (-0.1, "ja")])
