@@ -77,7 +77,7 @@ class Asking:
         if limit is None:
             return tuple(items)
         if not limit > 0 or math.isinf(limit) or (limit > 1 and limit != int(limit)):
-            raise ConfigError(f"--limit {limit:g}: write a number of items per task, or a part of them such as 0.1")
+            raise ConfigError(f"--limit {limit:g}: write a number of items per task, or a share of them such as 0.1")
         kept: set[int] = set()
         for places in positions_by_task(items).values():
             kept |= set(places[: math.ceil(len(places) * limit) if limit < 1 else int(limit)])
@@ -312,7 +312,7 @@ def _check_asked_alike(
     if said is None and limit != questions.fitness.max_length:
         said = f"max_length was {limit} and is {questions.fitness.max_length}"
     if said is not None:
-        raise RunError(f"--like: {said} since the run began, so scores would not compare; put it back, or use --tasks")
+        raise RunError(f"--like: {said} since the run began, so scores are not comparable; put it back, or use --tasks")
     if own_template:
         print("warning: the model has another chat template than the run's base, and is asked with it", file=sys.stderr)
 

@@ -175,7 +175,7 @@ def _held_out(tasks: Sequence[str], include_path: Sequence[str]) -> dict[str, An
 
 def _why_held_out(fitness: Mapping[str, Any]) -> str:
     if fitness["held_out"] == "test":
-        return "the tasks have a test split beside the search items"
+        return "the tasks also have a test split"
     return "a fraction of the items, or the name of another split"
 
 
@@ -198,7 +198,7 @@ def _budget(problem: Problem) -> tuple[int, str]:
     if evaluation.status == "failed":
         return most, f"the time of one could not be measured: {evaluation.reason}"
     count = min(most, max(fewest, int(HOUR / seconds) // 10 * 10))
-    return count, f"one takes {duration(seconds)} here, so that all take about {duration(count * seconds)}"
+    return count, f"one takes {duration(seconds)} here, so all take about {duration(count * seconds)}"
 
 
 def init_from(genome: Path, output: Path, include_path: Sequence[Path]) -> None:

@@ -138,7 +138,7 @@ def _provenance(file: Path, recipe: Recipe, run: Path | None, within: Path | Non
         said = str(error)
     if run is not None:
         raise RunError(f"--run: {said}")
-    say(f"warning: the model card gets no scores: {said}; name the recipe's run with --run", stderr=True)
+    say(f"warning: the model card gets no scores: {said}; give the recipe's run with --run", stderr=True)
     return None
 
 

@@ -154,8 +154,9 @@ class FinalEvaluation:
         """Return what each row misses, by its name: a limit of the space, or a minimum score on the held-out items."""
         limits = {entry.name: self._shortfall(entry) for entry, _ in rows if isinstance(entry, Entry)}
         missed = {name: limit for name, limit in limits.items() if limit is not None}
-        shares = {task.task: task.min_share_of_best_source or 0.0 for task in self.problem.suite.entries}
-        if not any(shares.values()):
+        asked = {task.task: task.min_share_of_best_source for task in self.problem.suite.entries}
+        shares = {task: share for task, share in asked.items() if share is not None}  # the others may score below 0
+        if not shares:
             return missed
         scored = {entry.name: means(evaluation) for entry, evaluation in rows}
         sources = [scored[entry.name] for entry, _ in rows if entry.kind == "source"]

@@ -180,7 +180,7 @@ class Problem:
             *self.report.warnings,
             *self.space.notes,
             *(
-                f"{task}: {count} held-out items are left out, because search items ask the same"
+                f"{task}: {count} held-out items are left out, because search items have the same question"
                 for task, count in self.suite.pool.dropped.items()
                 if count
             ),

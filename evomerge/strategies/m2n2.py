@@ -67,7 +67,7 @@ class M2n2Config(StrategyConfig):
     """Niches: archive members compete for items and mate with members that are strong where they are weak."""
 
     warm_start_type = WarmStartPopulation
-    archive_compares = "an item that a member was not asked counts as the mean of its scores"
+    archive_compares = "if a member was not asked an item, the mean of its scores is used"
 
     kind: Literal["m2n2"] = "m2n2"
     archive: int = Field(default=20, ge=2, le=10_000)

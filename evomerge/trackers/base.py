@@ -86,7 +86,7 @@ def name_in_run(name: str, suffix: str = "") -> str:
     stem = name.removesuffix(suffix)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", stem) or stem + suffix != name:
         end = f" that ends in {suffix}" if suffix else ""
-        raise ValueError(f"{name!r} is no name in the run directory; write letters, digits, - and _{end}")
+        raise ValueError(f"{name!r} is not a file name; write letters, digits, - and _{end}")
     return name
 
 

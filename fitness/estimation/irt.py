@@ -138,7 +138,7 @@ def check_scores(scores: npt.ArrayLike, missing: bool = False) -> Array:
     if known.size < array.size and not missing:
         raise ValueError("scores contain NaN: leave failed items out")
     if known.size and (known.min() < 0 or known.max() > 1):
-        raise ValueError(f"scores lie in [{known.min():.3g}, {known.max():.3g}]: rescale them to [0, 1] first")
+        raise ValueError(f"scores are in [{known.min():.3g}, {known.max():.3g}]: rescale them to [0, 1] first")
     return array
 
 

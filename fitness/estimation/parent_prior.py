@@ -220,7 +220,7 @@ def check_answers(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike)
     if score_S.size != position_S.size:
         raise ValueError(f"{score_S.size} scores for {position_S.size} items: give one score per asked item")
     if position_S.size and not (position_S.min() >= 0 and position_S.max() < items):
-        raise ValueError(f"asked items lie outside of 0 to {items - 1}: give positions within the task's items")
+        raise ValueError(f"asked items are outside 0 to {items - 1}: give positions within the task's items")
     if np.unique(position_S).size < position_S.size:
         raise ValueError("an item was asked twice: give each asked item once")
     return score_S, position_S

@@ -121,8 +121,8 @@ class FunctionEvaluator:
         seconds = time.perf_counter() - started
         if _state(model) != before:
             raise FunctionError(
-                f"{self.suite.function.name} changed the model (its weights, their data type, device or layers), and "
-                "what is scored next may keep the change; work on a copy (copy.deepcopy)"
+                f"{self.suite.function.name} changed the model (its weights, their data type, device or layers), "
+                "which may change later scores; work on a copy (copy.deepcopy)"
             )
         scores = np.empty(len(asked), np.float32)
         for task, where in positions_by_task(items).items():

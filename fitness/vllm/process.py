@@ -105,7 +105,7 @@ class EngineProcess:
             hello, _ = self._receive()
             if hello["protocol"] != PROTOCOL:
                 raise EngineError(
-                    f"the process speaks version {hello['protocol']} of the protocol and the search {PROTOCOL}; "
+                    f"the process has version {hello['protocol']} of the protocol, and the search has {PROTOCOL}; "
                     "install evomerge again"
                 )
             self._ask({"do": "start", "settings": dict(settings)})

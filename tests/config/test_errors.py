@@ -94,7 +94,7 @@ BAD_FITNESS = {
     "subset: {estimator: pirt}": "fitness.subset.estimator: 'pirt' is not a choice here; did you mean `p_irt`?",
     "items: 20": "fitness.items: unknown key; it belongs elsewhere: write fitness.subset.items",
     "tasks: []": "fitness.tasks: write a list with at least 1 entry (each entry a section with keys such as task, ",
-    "tasks: [{task: a, weight: 0}]": "fitness.tasks.0.weight: a weight of 0 makes the task count for nothing: remove",
+    "tasks: [{task: a, weight: 0}]": "fitness.tasks.0.weight: a weight of 0 removes the effect of the task: remove",
     "tasks: [{weight: 1}]": "fitness.tasks.0.task: missing; write text (`evomerge init` writes an example)",
     "tasks: [a, a]": "fitness.tasks: task 'a' is listed twice: keep one entry and set its weight",
     "tasks: [3]": "fitness.tasks.0: write a section with keys such as task, weight, min_share_of_best_source (got 3)",

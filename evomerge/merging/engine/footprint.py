@@ -39,7 +39,7 @@ class Footprint:
         The threads' blocks, and the largest tensor for methods that take whole ones; it does not grow with the number
         of tensors.
     calibration_bytes
-        What measuring models on calibration texts holds at most, beside one model and one window's activations;
+        What measuring models on calibration texts needs at most, beside one model and one window's activations;
         nothing once it is in the cache.
     """
 
