@@ -114,14 +114,16 @@ class FinalEvaluation:
             item_evaluations=self.history.item_evaluations,
             seconds=self.history.seconds,
             search_score=search_score,
-            selection_bias=search_score - rows[0][1].fitness,
+            selection_bias=search_score - self._plain(rows[0][1]).value,
             search_items=self.history.search_items,
             verdict=verdict,
             look=self.history.earlier_looks + 1,
             stages=settled(self.bill, self.history.stages),
         )
-        evaluation = next(evaluation for entry, evaluation in rows if entry.name == verdict.recommended)
-        score = f"held-out score {evaluation.fitness:.4f} +- {evaluation.standard_error:.4f}"
+        one = self._plain(next(evaluation for entry, evaluation in rows if entry.name == verdict.recommended))
+        score = f"held-out score {one.value:.4f} +- {one.standard_error:.4f}"
+        if self._scores_whole_models:
+            score = f"score {one.value:.4f}"
         origin = "found by evomerge" if verdict.recommended == found.name else verdict.recommended
         self.run.write("best.yaml", mergekit_yaml.dump(taken, f"{origin}, {score}\n{self.run.origin}"))
         self.run.write(ROWS, rows_text(recipes, self.run.origin))
@@ -240,8 +242,11 @@ class FinalEvaluation:
             answered=self._has_answered_all,
             clearly_worse=self._clearly_worse,
         )
-        value = Objectives(self.problem.suite.weights).judge(scored, means(scored)).value
-        return Entry(FOUND, "found", found.recipe), mean, value
+        return Entry(FOUND, "found", found.recipe), mean, self._plain(scored).value
+
+    def _plain(self, scored: Evaluation) -> Evaluation:
+        """Return answers with the score that the table shows: the weighted mean of the tasks, and no constraint."""
+        return Objectives(self.problem.suite.weights).judge(scored, means(scored))
 
     def _ranking(self) -> list[int]:
         """Return ids of the scored candidates, best first, by estimates that all candidates' answers enter."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evomerge.runs.verdict import Verdict, verdict
+from evomerge.runs.verdict import Verdict, verdict, verdict_without_test
 
 
 def verdict_of(alternatives: dict[str, tuple[float, float]], **found: str) -> Verdict:
@@ -92,3 +92,10 @@ def test_one_of_the_alternatives_may_be_found_and_be_worse_than_another() -> Non
     found = verdict_of({"math": (0.0, 1.0), "ja": (-0.3, 1e-9)}, same="math")
     assert (found.outcome, found.recommended) == ("worse", "ja")
     assert found.sentence.startswith("The found recipe, which is math, is worse than ja on the held-out items (-0.300")
+
+
+def test_what_is_not_tested_is_never_better() -> None:
+    """Nor is anything held out where models are scored as wholes."""
+    found = verdict_without_test("found", [], lambda name: 0.0)
+    assert (found.outcome, found.recommended) == ("indistinguishable", "found")
+    assert "held-out" not in found.sentence
