@@ -197,7 +197,11 @@ MOST_BEHIND = 500
 LONGEST_NAME = 300
 """Characters of a file's name that a function may hold."""
 
-_PACKAGES = tuple(Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "purelib", "platlib"))
+_PACKAGES = (
+    *(Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "purelib", "platlib")),
+    # this package and those beside it, which an editable install leaves in a folder of the user
+    *(Path(__file__).resolve().parents[2] / name for name in ("evomerge", "fitness", "search_spaces")),
+)
 
 
 def functions_in(value: Any) -> Iterator[Callable[..., Any]]:
