@@ -65,7 +65,7 @@ COLUMNS: dict[Name, dict[str, tuple[str, str]]] = {
     "answers": {
         "purpose": (
             "string",
-            "candidate; step (by gradients); parent: a source on the search items; confirm; held_out; vote",
+            "candidate; step (a gradient step); parent: a source on the search items; confirm; held_out; vote",
         ),
         "candidate": ("Int64", "number of the candidate or step; missing for other purposes"),
         "recipe": ("string", "hash of the recipe"),

@@ -25,7 +25,7 @@ ALL_TASKS = "all"
 FOUND, START = "found", "start"
 """Names of two rows of the final table; no model may have one of them, since rows and their recipes go by name."""
 ENSEMBLE_NOTE = (
-    "An ensemble is not a recipe: it gives the answer of most of its models, and all of them have to be run."
+    "An ensemble is not a recipe: it gives the most frequent answer of its models, and all of them have to run."
 )
 NO_INTERVAL = "none"
 """In place of an interval, where a function has scored a model as a whole."""
@@ -113,8 +113,8 @@ class Result:
         notes = [ENSEMBLE_NOTE] if any(row.kind == "ensemble" for row in self.held_out) else []
         if self.look > 1:
             notes.append(
-                f"This is look {self.look} at these held-out items: the search went on after the tables before, and "
-                "intervals and p-values do not know that; a new search with other held-out items would."
+                f"This table is number {self.look} on these held-out items, because the search was extended. Intervals "
+                "and p-values do not account for that; a new search with other held-out items gives valid ones."
             )
         return [*notes, *_flaw_notes(self.held_out)]
 
@@ -205,7 +205,7 @@ _RESULT = TypeAdapter(Result)
 FLAWED = {
     "cut": "prompts were longer than the model reads and lost their beginning",
     "truncated": "generated texts ended at the length limit, without a stop before it",
-    "unscored": "items had no score, which counts as 0",
+    "unscored": "items had no score; they count as 0",
 }
 """What the counts of a row mean."""
 

@@ -163,7 +163,7 @@ def resume_search(
         reports = ProgressReports(progress, config.budget)
         problem, environment = _open(config, say, code, reports, recorded, function=function)
         if opened.incomplete:
-            say("warning: the last event of the log was not written whole; it is left out, and happens again")
+            say("warning: the last event of the log is incomplete; it is left out and repeated")
         check_unchanged(opened, environment)
         for warning in upgrades(recorded, environment):
             say(f"warning: {warning}")
@@ -196,7 +196,7 @@ def _given_function(evaluate: Callable[..., Any] | None, items: Any) -> tuple[Fi
     """Return the function that a program has given, and the overrides that name it in the config."""
     if evaluate is None:
         if items is not None:
-            raise ConfigError("items: they are what `evaluate` scores; give a function, or leave them out")
+            raise ConfigError("items: only `evaluate` uses them; give a function, or leave them out")
         return None, []
     function, reference = FitnessFunction.of(evaluate, items), reference_to(evaluate)
     if items is None:

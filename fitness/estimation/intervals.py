@@ -23,7 +23,7 @@ def interval(scores: npt.ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Confidence interval of the mean score.
 
     Wilson's interval for 0/1 scores. Otherwise Student's t with the standard error of
-    `fitness.results.mean` (above 0 even if all scores are equal), cut to [0, 1] if all scores lie there.
+    `fitness.results.mean` (above 0 even if all scores are equal), cut to [0, 1] if all scores are in it.
 
     Parameters
     ----------

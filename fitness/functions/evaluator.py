@@ -119,7 +119,7 @@ class FunctionEvaluator:
         seconds = time.perf_counter() - started
         if _versions(model) != before:
             raise FunctionError(
-                f"{self.suite.function.name} changed the model's weights, and what is scored next may keep the change; "
+                f"{self.suite.function.name} changed the model's weights, which may change later scores; "
                 "work on a copy (copy.deepcopy)"
             )
         scores = np.empty(len(asked), np.float32)

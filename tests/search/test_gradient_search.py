@@ -239,7 +239,7 @@ def test_plan_says_what_a_step_holds(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert steps["peak_bytes"] == footprint["peak_bytes"] + steps["gradient_bytes"] + steps["activation_bytes"]
     assert steps["activation_bytes"] > 0 and steps["how"] == "64 sequences a batch"
     plan(tmp_path / "search.yaml", [], as_json=False)
-    assert "a step holds at most" in capsys.readouterr().out
+    assert "a step needs at most" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_a_function_of_models_says_what_it_cannot_say(write, tmp_path, evomerge)
     code, _, err = command.run("evaluate", str(ZOO / "models" / "ops"), "--like", "run", cwd=tmp_path)
     assert code == 2 and "scores a model as a whole, and no items are held out" in err
     code, _, err = command.run("answers", "run", cwd=tmp_path)
-    assert code == 2 and "scores a model as a whole, so that no item has an answer to show" in err
+    assert code == 2 and "scores a model as a whole, so no item has an answer to show" in err
 
 
 @pytest.mark.parametrize("estimator", ["inherited", "mean"])
@@ -203,7 +203,7 @@ def test_a_function_inside_the_run_directory_is_refused(write, tmp_path, evomerg
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace(f"{tmp_path}/score.py", f"{tmp_path}/run/score.py"))
     (tmp_path / "run" / "score.py").write_text(SCORE)
-    refuse("resume", "run", words=["score.py lies inside the run directory and is code"])
+    refuse("resume", "run", words=["score.py is inside the run directory and is code"])
 
 
 WITHOUT = """

@@ -113,11 +113,11 @@ def test_an_installed_module() -> None:
     ("function", "words"),
     [
         ("score", "write FILE.py:NAME or module:NAME"),
-        ("nowhere.py:score", "nowhere.py is no Python file"),
+        ("nowhere.py:score", "nowhere.py is not a Python file"),
         ("no_such_module:score", "there is no module no_such_module"),
         ("__main__:score", "__main__ was given by a Python program; continue there with evomerge.resume"),
         ("x.py:f.<locals>.g", "was given by a Python program"),
-        ("math:pi", "pi in math is no function"),
+        ("math:pi", "pi in math is not a function"),
         ("math:pie", "fitness.function: math has no pie; correct the name"),
     ],
 )
@@ -136,7 +136,7 @@ def test_what_is_not_found(function: str, words: str) -> None:
         (f"{SCORE}I = [1]", "J", r"fitness.function_items: \S+score.py has no J; correct the name"),
         (f"{SCORE}I = []", "I", "0 of split validation; give 1 to"),
         (f"{SCORE}I = [1, object()]", "I", "item 1 of split validation is not made of texts, numbers"),
-        (f"{SCORE}I = {{'dev': [1]}}", "I", "'dev' is no split"),
+        (f"{SCORE}I = {{'dev': [1]}}", "I", "'dev' is not a split"),
         (f"{SCORE}I = {{'test': [1]}}", "I", "there is no split validation"),
         (f"{SCORE}def I(): return 1 / 0", "I", "the function that returns them raised ZeroDivisionError"),
     ],
@@ -264,7 +264,7 @@ def training(model: Any, tokenizer: Any) -> float:
     [
         (raising, None, ["s"], r"raising raised KeyError: 'lost"),
         (ending, None, ["s"], "ending raised SystemExit: nothing to do"),
-        (training, None, ["s"], "training changed the model's weights, and what is scored next may keep the change"),
+        (training, None, ["s"], "training changed the model's weights, which may change later scores"),
         (lambda m, t: None, None, ["s"], "returned NoneType for s; return a number"),
         (lambda m, t: "0.5x", None, ["s"], "returned str for s; return a number"),
         (lambda m, t: [1.0, 2.0], None, ["s"], "returned 2 numbers for s and has no items"),

@@ -230,7 +230,7 @@ def test_methods_on_whole_weights_are_refused(method: str) -> None:
     data = {"merge_method": method, "base_model": "base", "models": models, "evomerge": {"adapters": "core"}}
     if method == "slerp":
         data["parameters"] = {"t": 0.5}
-    with pytest.raises(RecipeError, match=r"core space holds task vectors only; write adapters: full, or use another"):
+    with pytest.raises(RecipeError, match=r"core space has only task vectors; write adapters: full, or use another"):
         mergekit_yaml.build(data)
 
 
