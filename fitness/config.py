@@ -124,7 +124,7 @@ class RacingConfig(Section):
 
     @property
     def halves(self) -> bool:
-        """Whether a fixed fraction goes on after each check, whatever the tests say."""
+        """Whether a fixed fraction continues after each check, whatever the tests say."""
         return self.test in ("halving", "hyperband")
 
 

@@ -1,6 +1,6 @@
 """The files of `evomerge demo`: the zoo's models, its tasks, and the quickstart's search file.
 
-They lie in the repository once, under `experiments/`; a wheel has them here, under `data/` (`pyproject.toml`).
+They are in the repository once, under `experiments/`; a wheel has them here, under `data/` (`pyproject.toml`).
 """
 
 from __future__ import annotations

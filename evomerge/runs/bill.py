@@ -32,7 +32,7 @@ class Line:
     answers
         Items asked, over all these models.
     low, high
-        The range of `answers` where they depend on scores, which nobody knows before; equal where they do not.
+        The range of `answers` where they depend on scores, which are not known before; equal where they do not.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

@@ -1,4 +1,4 @@
-"""The verdict of a search: whether the found recipe is better than what one has without a search, and which to take.
+"""The verdict of a search: whether the found recipe is better than the alternatives, and which recipe to take.
 
 The found recipe is compared with every source, every baseline and the search's own start by paired tests on the same
 held-out items. The p-values are corrected for the number of comparisons by Holm's method, so that the chance of any
@@ -169,7 +169,7 @@ def _alone(found: str, missed: str | None, where: str = " on the held-out items"
 
 
 def _nothing_found(same: str, made: tuple[Comparison, ...]) -> Verdict:
-    """Judge a search whose best recipe on the search items is one that one has without it, and no worse than others."""
+    """Judge a search whose best recipe on the search items is one that needs no search, and no worse than others."""
     better = min((one for one in made if one.name != same), key=lambda one: one.difference, default=None)
     sentence = f"The search found nothing better than {same}"
     if better is None or better.difference >= 0:

@@ -1,12 +1,12 @@
 """The end of a search: which recipe is the result, and how good it is on items that the search has not used.
 
 The best score of a search is biased upward by the selection. So the few best candidates, the strategy's recommendation
-and what one has without a search (sources, baselines, the search's start) first answer the other search items, the
-worse ones not all of them (confirm; see `evomerge.search.sequential_halving`). The best of these is the result (found).
-It is scored on the held-out items
-beside every source, the standard baselines and the start of the search, with intervals and paired tests. The verdict
-says which of them to take (see `evomerge.runs.verdict`), and that recipe is `best.yaml`: a search never hands over a
-loss. Rows that miss a minimum share of the best source's held-out score are not recommended, nor compared.
+and the alternatives (sources, baselines, the search's start) first answer the other search items, the worse ones not
+all of them (confirm; see `evomerge.search.sequential_halving`). The best of these is the result (found). It is scored
+on the held-out items beside every source, the standard baselines and the start of the search, with intervals and
+paired tests. The verdict says which of them to take (see `evomerge.runs.verdict`), and that recipe is `best.yaml`: a
+search never returns a loss. Rows that miss a minimum share of the best source's held-out score are not recommended,
+nor compared.
 
 With several objectives the result is the finalist with the best weighted sum. Beside it the table has as many members
 of the front as there are objectives: of twice as many, spread over it, those that are dominated least on all search
@@ -68,7 +68,7 @@ class FinalEvaluation:
     pool
         Scores the recipes.
     bill
-        What the search was expected to ask, for the result; None: nobody has said.
+        What the search was expected to ask, for the result; None: not known.
     p_value
         The paired test by which hopeless finalists leave; a rehearsal has a quicker one.
     notify

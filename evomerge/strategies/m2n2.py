@@ -79,7 +79,7 @@ class M2n2Config(StrategyConfig):
     crossover: float = Field(default=1.0, ge=0, le=1)
     """Probability that a child has two parents."""
     mutation: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a child is mutated: 0 as for the paper's merges, whose children lie between their parents; 1 to
+    """Probability that a child is mutated: 0 as for the paper's merges, whose children are between their parents; 1 to
     evolve weights from scratch, and worth trying over task vectors."""
     warm_up: Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"] = "auto"
     """Random merges proposed after the initial candidates, to fill the archive. `auto`: up to the archive's size, at

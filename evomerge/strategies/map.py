@@ -59,7 +59,7 @@ REACH = 1.5
 NEAR = 0.3
 """Points that differ this much per coordinate from the front that was seen count 0.6 times as much in a fit."""
 CAUTION = 1.0
-"""Standard errors that are taken off a prediction, so that the front does not lie where nothing is known."""
+"""Standard errors that are taken off a prediction, so that the front is not in unknown regions."""
 LEAST_TRUST = 0.1
 """What the farthest points count."""
 
@@ -236,7 +236,7 @@ class Map(Strategy):
         return np.vstack((chosen, mutated(points[self.rng.integers(len(points), size=missing)], self.rng)))
 
     def _leave_block(self) -> None:
-        """Keep the block's best point, and go on to the next block or to the next level."""
+        """Keep the block's best point, and continue with the next block or the next level."""
         if self._seen.points:
             self._front()
         best = self._start if self._best is None else self._best

@@ -1,7 +1,7 @@
 """Trackers: what follows a search for the user, such as an experiment tracker. Other packages add theirs.
 
 A search file names trackers by their `kind`; a tracker that raises is dropped with one warning and the search
-continues without it. A resumed run goes on in the same records: a tracker says how many evaluations it holds, and is
+continues without it. A resumed run continues in the same records: a tracker says how many evaluations it holds, and is
 told those that it missed, such as the last ones before the process was killed.
 """
 

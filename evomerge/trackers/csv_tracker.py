@@ -38,7 +38,7 @@ class CsvConfig(BaseModel):
 
 
 class CsvTracker:
-    """Appends one row per evaluation; a resumed run goes on in the same file.
+    """Appends one row per evaluation; a resumed run continues in the same file.
 
     Parameters
     ----------

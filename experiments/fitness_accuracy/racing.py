@@ -102,7 +102,7 @@ def race(given: Generation, error: float, indifference: float) -> list[int]:
 
 
 def halving(given: Generation) -> list[int]:
-    """Return how many items each candidate is asked if the better half goes on each time their number has doubled."""
+    """Return how many items each candidate is asked if the better half continues each time their number has doubled."""
     asked, racing, count = np.zeros(CANDIDATES, int), np.arange(CANDIDATES), BLOCK
     while True:
         asked[racing] = min(count, ITEMS)

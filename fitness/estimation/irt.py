@@ -131,7 +131,7 @@ def check_scores(scores: npt.ArrayLike, missing: bool = False) -> Array:
     Raises
     ------
     ValueError
-        Scores lie outside [0, 1], or some are missing without `missing`.
+        Scores are outside [0, 1], or some are missing without `missing`.
     """
     array = np.asarray(scores, np.float64)
     known = array[~np.isnan(array)]

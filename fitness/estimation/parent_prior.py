@@ -101,7 +101,7 @@ def prior(items: int, parents: npt.ArrayLike | None = None, banks: Sequence[Item
     Raises
     ------
     ValueError
-        Parents or banks have another number of items, or scores lie outside of [0, 1].
+        Parents or banks have another number of items, or scores are outside [0, 1].
     """
     parent_TI = np.empty((0, items)) if parents is None else check_scores(parents)
     if parent_TI.ndim != 2 or parent_TI.shape[1] != items:
@@ -212,7 +212,7 @@ def check_answers(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike)
     Raises
     ------
     ValueError
-        Scores lie outside of [0, 1], or positions are out of range or repeated.
+        Scores are outside [0, 1], or positions are out of range or repeated.
     """
     score_S = check_scores(scores).ravel()
     position_S = np.asarray(positions, np.int64).ravel()

@@ -140,12 +140,12 @@ def load_function(config: FitnessConfig, check: CodeCheck = allow) -> FitnessFun
 
 
 def code_of_function(reference: str, code: Mapping[str, str], places: tuple[str, ...]) -> TaskCode:
-    """Return the code of a function, for whoever decides whether it may run.
+    """Return the code of a function, for the decision whether it may run.
 
     Parameters
     ----------
     reference
-        As in the search file; where its file lies does not matter.
+        As in the search file; the place of its file does not matter.
     code
         Hashes by file.
     places
@@ -204,7 +204,8 @@ def _lines(file: Path) -> list[Any]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(
-            f"fitness.function_items: {file} cannot be read ({one_line(error)}); write it in UTF-8"
+            f"fitness.function_items: {file} cannot be read ({getattr(error, 'strerror', None) or one_line(error)}); "
+            "write it in UTF-8"
         ) from None
     values = []
     for number, line in enumerate(lines, start=1):

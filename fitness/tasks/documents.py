@@ -13,7 +13,7 @@ from fitness.tasks.config import TaskConfig
 from fitness.tasks.lm_eval_rules import seeded
 from fitness.tasks.messages import one_line
 
-if TYPE_CHECKING:  # lm-eval is imported by whoever loads tasks
+if TYPE_CHECKING:  # lm-eval is imported by the code that loads tasks
     from lm_eval.api.task import ConfigurableTask
 
 Document: TypeAlias = dict[str, Any]
@@ -131,7 +131,8 @@ class Documents:
             raise TaskError(
                 f"task {self._name!r}: the search would use items of its test split, which makes its published score "
                 "meaningless: set fitness.allow_test_split: true to accept that, or name another search_split "
-                f"(the task has {', '.join(has)})"
+                f"(the task has {', '.join(has)})",
+                task=self._name,
             )
         return split
 
@@ -148,13 +149,17 @@ class Documents:
         if any(item.split == split for item in search):
             raise TaskError(
                 f"task {self._name!r}: the whole {split} split is used for search items: "
-                "set fitness.held_out to a fraction such as 0.5 or to another split"
+                "set fitness.held_out to a fraction such as 0.5 or to another split",
+                task=self._name,
             )
         return self.items(split)
 
     def _require(self, split: str, key: str) -> None:
         if split not in self.splits():
-            raise TaskError(f"task {self._name!r} has no {split} split: set {key} to one of {', '.join(self.splits())}")
+            raise TaskError(
+                f"task {self._name!r} has no {split} split: set {key} to one of {', '.join(self.splits())}",
+                task=self._name,
+            )
 
     def key(self, doc: Document) -> str | None:
         """Return the key of a document's question (see `fitness.items.Item`); None where it has no such text.
@@ -184,5 +189,6 @@ class Documents:
             return str(self.task.doc_to_target(doc))
         except Exception as error:
             raise TaskError(
-                f"task {self._name!r}: its doc_to_text fails ({one_line(error)}): correct the task's YAML"
+                f"task {self._name!r}: its doc_to_text fails ({one_line(error)}): correct the task's YAML",
+                task=self._name,
             ) from error

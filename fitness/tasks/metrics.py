@@ -67,7 +67,8 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
     metric, chosen = metric.strip(), chosen.strip() or filters[0]
     if chosen not in filters:
         raise TaskError(
-            f"task {name!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric"
+            f"task {name!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric",
+            task=name,
         )
     known = _written_metrics(task, documents, chosen) or list(task.aggregation())
     obstacles = {each: _obstacle(task, documents, each, named=each == metric) for each in known}
@@ -76,13 +77,14 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
     if metric and metric not in known:
         raise TaskError(
             f"task {name!r} has no metric {metric!r}: did you mean {nearest(metric, usable or known)}? "
-            f"It has {', '.join(known)}"
+            f"It has {', '.join(known)}",
+            task=name,
         )
     if metric and obstacles[metric] is not None:
-        raise TaskError(f"task {name!r}: metric {metric!r} {obstacles[metric]}: {remedy}")
+        raise TaskError(f"task {name!r}: metric {metric!r} {obstacles[metric]}: {remedy}", task=name)
     if not usable:
         why = "; ".join(f"{each} {obstacle}" for each, obstacle in obstacles.items())
-        raise TaskError(f"task {name!r} has no metric to search with ({why}): {remedy}")
+        raise TaskError(f"task {name!r} has no metric to search with ({why}): {remedy}", task=name)
     metric = metric or usable[0]
     return Metric(metric, chosen, 1.0 if task.higher_is_better().get(metric, True) else -1.0)
 
@@ -128,12 +130,14 @@ def _has_right_answer(task: ConfigurableTask, documents: Documents) -> bool:
 def _check_own(task: ConfigurableTask, name: str, metric: str) -> None:
     """Refuse a metric of ours that does not apply to this kind of task."""
     if metric == "answer_length" and task.OUTPUT_TYPE != "generate_until":
-        raise TaskError(f"task {name!r} generates no text, which answer_length needs: use answer_loss")
+        raise TaskError(f"task {name!r} generates no text, which answer_length needs: use answer_loss", task=name)
     if metric in OF_CHOICES and task.OUTPUT_TYPE != "multiple_choice":
         other = "answer_loss" if metric in NEED_RIGHT_ANSWER else "strategy.kind: least_change, or another task"
-        raise TaskError(f"task {name!r} has no choices, which {metric} needs: use {other}")
+        raise TaskError(f"task {name!r} has no choices, which {metric} needs: use {other}", task=name)
     if metric in NEED_RIGHT_ANSWER and task.OUTPUT_TYPE == "multiple_choice" and task.multiple_target:
-        raise TaskError(f"task {name!r} has several right answers, {metric} needs exactly one: use another metric")
+        raise TaskError(
+            f"task {name!r} has several right answers, {metric} needs exactly one: use another metric", task=name
+        )
 
 
 def _obstacle(task: ConfigurableTask, documents: Documents, metric: str, named: bool) -> str | None:

@@ -138,7 +138,8 @@ class Prompts:
         except Exception as error:  # the author's templates and functions can raise anything
             raise TaskError(
                 f"task {self._name!r}: no prompt could be built for item {index} of its {split} split "
-                f"({one_line(error)}): correct the task's YAML, or num_fewshot ({self.shots})"
+                f"({one_line(error)}): correct the task's YAML, or num_fewshot ({self.shots})",
+                task=self._name,
             ) from error
         return instances if isinstance(instances, list) else [instances]
 
@@ -152,7 +153,8 @@ def _request(instance: Any, task: str) -> Request:
         context, generation = instance.args
         return Request(context, generation=generation, repeats=repeats)
     raise TaskError(
-        f"task {task!r} has requests of type {instance.request_type}: use a task that scores choices or generates text"
+        f"task {task!r} has requests of type {instance.request_type}: use a task that scores choices or generates text",
+        task=task,
     )
 
 

@@ -196,7 +196,7 @@ class TaskScores:
         try:
             ensemble.apply(batch)
         except TemplateLimit as error:
-            raise TaskError(f"task {self._name!r}: {error}") from None
+            raise TaskError(f"task {self._name!r}: {error}", task=self._name) from None
 
     def _item_scores(self, keys: Sequence[_Key]) -> Iterable[float]:
         """Return the scores of filtered responses; those of programs that run in the sandbox, several at once."""
@@ -215,7 +215,8 @@ class TaskScores:
         if missing or not is_number(value):
             raise TaskError(
                 f"task {self._name!r}: metric {self._metric.name!r} gave {value!r} for item {index} of its {split} "
-                "split: choose a metric that is a number for each item"
+                "split: choose a metric that is a number for each item",
+                task=self._name,
             )
         return self._metric.sign * float(value)
 

@@ -61,7 +61,8 @@ class LoadedTask:
         if request is None:
             raise TaskError(
                 f"task {self.name!r}: item {item.index} of its {item.split} split has no right answer, which metric "
-                f"{self.metric.name!r} needs: use another metric"
+                f"{self.metric.name!r} needs: use another metric",
+                task=self.name,
             )
         return (request,)
 
@@ -82,7 +83,8 @@ class LoadedTask:
             place = f"item {without[0].index} of its {without[0].split} split"
             raise TaskError(
                 f"task {self.name!r}: metric {self.metric.name!r} has no value for {len(without)} of {len(items)} "
-                f"items, such as {place}: use another metric, or leave such items out with the task's process_docs"
+                f"items, such as {place}: use another metric, or leave such items out with the task's process_docs",
+                task=self.name,
             )
 
     def check_right_answers(self, items: Sequence[Item]) -> None:
@@ -115,7 +117,8 @@ class LoadedTask:
         except Exception as error:  # the author's templates can raise anything
             raise TaskError(
                 f"task {self.name!r}: its right answer to item {item.index} of its {item.split} split cannot be read "
-                f"({one_line(error)}): correct doc_to_target in the task's YAML"
+                f"({one_line(error)}): correct doc_to_target in the task's YAML",
+                task=self.name,
             ) from error
 
     def questions(self, items: Sequence[Item]) -> list[Question]:
@@ -140,7 +143,8 @@ class LoadedTask:
                 raise TaskError(
                     f"task {self.name!r}: item {item.index} of its {item.split} split has no right answer, so it has "
                     "no loss to differentiate: write strategy.loss: entropy, or a strategy.kind without gradients, "
-                    "such as cma_es"
+                    "such as cma_es",
+                    task=self.name,
                 )
 
     def loss_requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[tuple[Request, ...], int]:

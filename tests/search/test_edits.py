@@ -156,7 +156,7 @@ def stopped(whole, tmp_path):
 
 
 def resumed(run):
-    """Check a run as `resume` does before it goes on; return the problem and the packages' warnings."""
+    """Check a run as `resume` does before it continues; return the problem and the packages' warnings."""
     with Run.open(run) as opened:
         list(opened.events())
         recorded = opened.environment()

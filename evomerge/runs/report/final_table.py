@@ -156,7 +156,7 @@ def best_source(contents: Contents) -> Row | None:
 
 
 def best_alternative(contents: Contents) -> Row | None:
-    """Return the best row that one has without a search; None before there is one."""
+    """Return the best row that needs no search; None before there is one."""
     others = [row for row in contents.overall_rows if row.kind not in SEARCHED]
     return max(others, key=lambda row: row.score, default=None)
 

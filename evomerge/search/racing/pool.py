@@ -2,7 +2,7 @@
 
 A pool around another one. It takes a whole generation before it works. Then all candidates answer the first block of
 items, those that are still in the race (`fitness.estimation.racing_rules`) the next one, until the items are used up.
-With `halving` and `hyperband` the decision is not a test: after each rung of items the best fraction goes on
+With `halving` and `hyperband` the decision is not a test: after each rung of items the best fraction continues
 (K. Jamieson and A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016;
 L. Li et al., "Hyperband", JMLR 18, 2018). The fidelity is the number of items; Hyperband's brackets, which begin with
 fewer or more of them, are successive generations.
@@ -168,7 +168,7 @@ class RacingPool:
     ) -> Sequence[bool]:
         """Return which candidates the answers to the items seen so far stop now.
 
-        Scores say nothing of minimum scores. So a candidate that keeps these goes on unless those that keep them, too,
+        Scores do not show minimum scores. So a candidate that keeps these continues unless those that keep them, too,
         stop it: the others rank behind it.
         """
         answers = [candidate.result([item for item in items if item in seen]) for candidate in samples]
