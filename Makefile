@@ -9,6 +9,8 @@ OUT ?= quickstart
 export HF_HUB_OFFLINE ?= 1
 export HF_DATASETS_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# The programs that tests start would compile the whole package anew, each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-slow test-all lint docs mutants install lock dist clean
 

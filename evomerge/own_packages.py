@@ -14,7 +14,7 @@ from types import TracebackType
 
 NAMES = ("fitness", "search_spaces")
 HOME = Path(__file__).parent.parent
-"""Where all three packages lie, side by side."""
+"""Where all three packages are, side by side."""
 
 
 class HiddenPackageError(ImportError):
@@ -22,7 +22,7 @@ class HiddenPackageError(ImportError):
 
 
 def check_own_packages() -> None:
-    """Refuse to go on where another package of such a name comes first on the path.
+    """Refuse to continue if another package of such a name comes first on the path.
 
     Raises
     ------

@@ -38,10 +38,10 @@ class SubsetConfig(Section):
     estimator: Annotated[str, EstimatorName()] = "auto"
     """How the score on all search items is estimated from the answers. mean: their mean. inherited: the answers of the
     experts (each is scored once on all search items) and of earlier candidates predict the items not asked. auto:
-    inherited where scores lie in [0, 1], else mean. The others are published estimators and variants; most need an
+    inherited where scores are in [0, 1], else mean. The others are published estimators and variants; most need an
     `item_bank`."""
     rotate: bool | None = None
-    """Whether each generation is asked other items. None: yes, unless the estimator is mean."""
+    """Whether each generation gets new items. None: yes, unless the estimator is mean."""
     ids: str | None = None
     """Text file with the ids of the search items that candidates are asked, one a line (task/split/index, as
     `evomerge evaluate --json` gives them), in place of `items` drawn with the seed; every task needs one."""
@@ -69,7 +69,7 @@ class SubsetConfig(Section):
     @model_validator(mode="after")
     def _listed_or_drawn(self) -> "SubsetConfig":
         if self.ids is not None and (self.items != "all" or self.rotate or self.estimator not in ("auto", "mean")):
-            raise ValueError("ids names the items themselves: remove items, rotate and estimator beside it")
+            raise ValueError("ids lists the items: remove items, rotate and estimator")
         return self
 
     @property
@@ -103,17 +103,17 @@ class RacingConfig(Section):
     indifference: float = Field(default=0.02, ge=0, le=1_000_000, allow_inf_nan=False)
     """With test posterior: what a race may be expected to cost of the best candidate's score and of the mean score of
     the best `keep`, in the objective's unit; at least 0. Of the candidates that are probably not among these, those
-    are stopped whose further answers are worth less, besides those that `error` stops. 0: only the latter."""
+    are stopped whose further answers are worth less, in addition to those that `error` stops. 0: only the latter."""
     block: int = Field(default=8, ge=1, le=1_000_000)
     """Items per task between two checks; at least 1. The candidate's model is merged again for each block."""
     keep: float = Field(default=0.5, gt=0, le=1)
     """Fraction of a generation that the strategy uses: CMA-ES updates from the better half. Strategies with an archive
-    ignore it. With halving and hyperband the fraction that goes on after each check, below 1."""
+    ignore it. With halving and hyperband the fraction that continues after each check, below 1."""
     test: Literal["posterior", "auto", "exact", "sprt", "t", "wilcoxon", "halving", "hyperband"] = "posterior"
     """posterior compares estimates by their standard errors. The other tests compare answers to common items and need
     many of them: exact and sprt for 0/1 scores, t and wilcoxon for other scores, auto chooses exact or t. halving is no
-    test: after `block` items, and each time their number has grown by 1 / `keep`, the best `keep` go on, whatever the
-    noise (successive halving; `error` is ignored). hyperband: the same, and generations take turns at beginning with
+    test: after `block` items, and each time their number has grown by 1 / `keep`, the best `keep` continue, whatever
+    the noise (successive halving; `error` is ignored). hyperband: the same, but generations begin in turn with
     fewer or more items."""
 
     @model_validator(mode="after")
@@ -124,7 +124,7 @@ class RacingConfig(Section):
 
     @property
     def halves(self) -> bool:
-        """Whether a fixed fraction goes on after each check, whatever the tests say."""
+        """Whether a fixed fraction continues after each check, whatever the tests say."""
         return self.test in ("halving", "hyperband")
 
 

@@ -79,7 +79,7 @@ class Registry(Generic[T]):
         value
             What it stands for.
         module
-            Where the value is defined. What is defined in this project is ours, whoever imports it first.
+            Where the value is defined. What is defined in this project is ours, whichever package imports it first.
 
         Raises
         ------

@@ -1,6 +1,7 @@
 """Settings for the whole suite: no network, few threads, no writes into the repository."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -28,6 +29,15 @@ from search_spaces.spaces.layer_coefficients import CoefficientConfig
 from tests import command
 
 atexit.register(shutil.rmtree, os.environ["EVOMERGE_STATE"], ignore_errors=True)
+
+gc.disable()  # until all tests are collected
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is loaded out of later collections: each would walk through some million objects of libraries."""
+    gc.freeze()
+    gc.enable()
+
 
 # Every run draws the same examples: few in `make test`, many in `make test-slow` (--hypothesis-profile=thorough).
 settings.register_profile("quick", max_examples=30, deadline=None, derandomize=True)

@@ -54,7 +54,7 @@ ORDER = (
 )
 """Every room, lowest first: a module imports from its own room and from rooms before it.
 
-`evomerge` itself is the door (`evomerge.search`): it offers what lies in the rooms, and none of them imports it.
+`evomerge` itself is the door (`evomerge.search`): it offers what is in the rooms, and none of them imports it.
 """
 
 CATALOGUES = ("evomerge.merging.methods", "evomerge.strategies", "evomerge.cli")
@@ -74,7 +74,7 @@ FILES = {module_name(file): file for package in PACKAGES for file in sorted((ROO
 
 
 def room_of(module: str) -> str:
-    """Return the room a module lies in: the longest entry of `ORDER` that is the module or one of its packages."""
+    """Return the room a module is in: the longest entry of `ORDER` that is the module or one of its packages."""
     parts = module.split(".")
     names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
     return next(name for name in names if name in ORDER)

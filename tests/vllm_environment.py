@@ -1,6 +1,6 @@
 """Makes the environment with vLLM's build for CPUs that slow tests use: ``python tests/vllm_environment.py``.
 
-It lies outside the repository, in `EVOMERGE_VLLM_ENV` or the user's cache, takes 3 GB there, and is made once. Tests
+It is outside the repository, in `EVOMERGE_VLLM_ENV` or the user's cache, takes 3 GB there, and is made once. Tests
 that need it are skipped where it is missing: a slow or missing package index is not a mistake of evomerge.
 """
 
@@ -28,7 +28,7 @@ def python() -> Path | None:
 
 
 def make() -> None:
-    """Make the environment, unless it is there; one that was begun is made anew."""
+    """Make the environment, unless it is there; one that was begun is made again."""
     if python() is not None:
         return
     shutil.rmtree(folder(), ignore_errors=True)

@@ -84,7 +84,7 @@ def answers(path: Path, row: str, selection: Selection, as_json: bool) -> None:
     with Run.read(path) as run:
         history = RunHistory(run.events())
     if any(is_whole_model(item) for told in history.told.values() for item in told.evaluation.items[:1]):
-        raise RunError(f"{path}: its function scores a model as a whole, so that no item has an answer to show")
+        raise RunError(f"{path}: its function scores a model as a whole, so no item has an answer to show")
     held_out = HeldOut.read(path)
     rows = {name: _evaluation(held_out, name, history) for name in dict.fromkeys((row, *selection.others))}
     found = list(_answered(held_out, rows, row, selection))

@@ -15,7 +15,7 @@ from evomerge.runs.run import is_run
 
 ABOUT = (
     "This merges four models of 0.7 M parameters, on the processor and without a network.",
-    "A base and three experts: ops knows list operations, asked in English; ja and eo",
+    "A base and three experts: ops knows list operations in English; ja and eo",
     "read Japanese and Esperanto. The target is a skill that none of them has: list",
     "operations, asked in Japanese and Esperanto.",
 )
@@ -28,7 +28,7 @@ PRODUCTS = (
 )
 NEXT = (
     "evomerge init --models BASE EXPERT EXPERT --tasks TASK   # writes search.yaml",
-    "evomerge plan search.yaml                                # says what it will cost",
+    "evomerge plan search.yaml                                # prints the expected cost",
     "evomerge search search.yaml",
 )
 """The commands for models of one's own; TASK is a task of lm-eval."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -21,6 +20,7 @@ from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
 from evomerge.config.keyed import keyed
 from evomerge.config.load import load_recorded, located
+from evomerge.files.references import named_twice
 from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_source, typed
 from evomerge.merging.sources.source import Source
@@ -77,7 +77,7 @@ class Asking:
         if limit is None:
             return tuple(items)
         if not limit > 0 or math.isinf(limit) or (limit > 1 and limit != int(limit)):
-            raise ConfigError(f"--limit {limit:g}: write a number of items per task, or a part of them such as 0.1")
+            raise ConfigError(f"--limit {limit:g}: write a number of items per task, or a share of them such as 0.1")
         kept: set[int] = set()
         for places in positions_by_task(items).values():
             kept |= set(places[: math.ceil(len(places) * limit) if limit < 1 else int(limit)])
@@ -168,9 +168,9 @@ def evaluate(
     allow_unrelated: bool = False,
 ) -> None:
     """Score models and recipes on the same items; several are compared with each other by paired tests."""
-    twice = next((model for model, count in Counter(models).items() if count > 1), None)
+    twice = named_twice(models)
     if twice is not None:
-        raise ConfigError(f"{twice}: it is named twice; name each model once")
+        raise ConfigError(f"evaluate: {twice}; name each model once")
     size = batch_size or questions.fitness.batch_size
     scored = [_scored(model, questions, device, size, allow_unrelated) for model in models]
     weights = {task: questions.suite.weights[task] for task in scored[0].scores}
@@ -312,7 +312,7 @@ def _check_asked_alike(
     if said is None and limit != questions.fitness.max_length:
         said = f"max_length was {limit} and is {questions.fitness.max_length}"
     if said is not None:
-        raise RunError(f"--like: {said} since the run began, so scores would not compare; put it back, or use --tasks")
+        raise RunError(f"--like: {said} since the run began, so scores are not comparable; put it back, or use --tasks")
     if own_template:
         print("warning: the model has another chat template than the run's base, and is asked with it", file=sys.stderr)
 

@@ -136,7 +136,7 @@ def export_study(path: Path, file: Path) -> None:
     kind = _kind("--optuna", file, STORAGES)
     odd = [character for character in "?{}" if character in str(file)]
     if odd:
-        raise RunError(f"--optuna {file}: Optuna reads the name as a URL, in which {odd[0]} is no letter; leave it out")
+        raise RunError(f"--optuna {file}: Optuna reads the name as a URL, in which {odd[0]} is not a letter; remove it")
     with Run.read(path) as run, atomic_file(file) as temporary:
         name, environment = path.resolve().name, run.environment()
         tasks = tuple(environment.items)
@@ -148,7 +148,7 @@ def export_study(path: Path, file: Path) -> None:
 def _kind(option: str, file: Path, kinds: Mapping[str, Kind]) -> Kind:
     """Return what kind of file an option asks for, by the file's suffix."""
     if file.suffix not in kinds:
-        raise RunError(f"{option} {file}: the name says what is written; end it in {' or '.join(kinds)}")
+        raise RunError(f"{option} {file}: the ending of the name sets the format; end it in {' or '.join(kinds)}")
     return kinds[file.suffix]
 
 
@@ -164,12 +164,12 @@ def _chosen(path: Path, history: RunHistory, rank: int | None, row: str | None) 
 
 
 def _nothing_yet(path: Path) -> RunError:
-    return RunError(f"{path} has scored no candidate yet; wait, or go on with `evomerge resume {quote(str(path))}`")
+    return RunError(f"{path} has scored no candidate yet; wait, or continue with `evomerge resume {quote(str(path))}`")
 
 
 def _no_scores(path: Path, history: RunHistory, option: str) -> RunError:
     if any(told.evaluation.status == "step" for told in history.told.values()):
-        return RunError(f"{path} has steps of a search by gradients and no scored candidates; leave {option} out")
+        return RunError(f"{path} has steps of a gradient search and no scored candidates; leave {option} out")
     return _nothing_yet(path)
 
 
@@ -195,7 +195,7 @@ def _ranked(path: Path, history: RunHistory, rank: int) -> Recipe:
 def _row(path: Path, name: str) -> Recipe:
     rows = read_rows(path)
     if not rows:
-        raise RunError(f"--row {name}: {path} has no final table yet; go on with `evomerge resume {quote(str(path))}`")
+        raise RunError(f"--row {name}: {path} has no final table; continue with `evomerge resume {quote(str(path))}`")
     if name not in rows:
         raise RunError(f"--row {name}: the final table of {path} has no recipe of this name; write {', '.join(rows)}")
     return rows[name]
@@ -207,7 +207,7 @@ def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
     obstacles = (*mergekit_export.obstacles(recipe), *ours)
     if obstacles and not rounded:
         raise RecipeError(
-            f"mergekit cannot rebuild this recipe exactly: {'; '.join(obstacles)}; add --round to give that up"
+            f"mergekit cannot rebuild this recipe exactly: {'; '.join(obstacles)}; add --round to accept that"
         )
     recipe, given_up = mergekit_export.rounded(recipe)
     for sentence in (*given_up, *ours):

@@ -23,7 +23,7 @@ from evomerge.config.load import load_mapping
 from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
 from evomerge.files.messages import reason, say
-from evomerge.files.references import local_or_hub
+from evomerge.files.references import local_or_hub, named_twice
 from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_sources, typed
 from evomerge.search.auto_strategy import ITEMS
@@ -39,7 +39,7 @@ from search_spaces.recipes.references import with_parts
 GENES = 60
 """About as many genes as a few hundred evaluations can search."""
 GENES_BY_GRADIENTS = 200
-"""As many as steps by gradients can: they find more with more genes, but each group of few tensors gains little."""
+"""As many as gradient steps can: they find more with more genes, but each group of few tensors gains little."""
 MODULES = ("attention", "mlp", "other")
 METHODS = ("task_arithmetic", "pcb", "multislerp", "consensus", "r_tsv_m", "doge", "cabs")
 """Methods worth searching together: those that beat task arithmetic in `experiments/operators`."""
@@ -84,9 +84,9 @@ def init(
         raise ConfigError("--models: name the base and at least one expert: --models BASE EXPERT")
     models = [typed(model) for model in models]
     references = [with_parts(model, _reference) for model in models]
-    for reference in references:
-        if references.count(reference) > 1:
-            raise ConfigError(f"--models: {reference} is named twice; name each model once")
+    twice = named_twice(models)
+    if twice is not None:
+        raise ConfigError(f"--models: {twice}; name each model once")
     names = names_of(models)
     checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0], vocabulary=vocabulary)
     preflight.check(checkpoints, names[0], scan=False, allow_unrelated=allow_unrelated)
@@ -111,7 +111,7 @@ def init(
         models="\n".join(f"  {_text(name)}: {_text(path)}" for name, path in zip(names, references, strict=True)),
         genes=genes.count,
         methods=", ".join(METHODS),
-        why_genes="steps by gradients search many genes at once" if by_gradients else "evolution searches few genes",
+        why_genes="gradient steps search many genes at once" if by_gradients else "evolution searches few genes",
         layers_per_group=genes.layers_per_group,
         num_layers=num_layers,
         modules=_text(list(genes.modules)) if genes.modules else "all",
@@ -175,7 +175,7 @@ def _held_out(tasks: Sequence[str], include_path: Sequence[str]) -> dict[str, An
 
 def _why_held_out(fitness: Mapping[str, Any]) -> str:
     if fitness["held_out"] == "test":
-        return "the tasks have a test split beside the search items"
+        return "the tasks also have a test split"
     return "a fraction of the items, or the name of another split"
 
 
@@ -198,7 +198,7 @@ def _budget(problem: Problem) -> tuple[int, str]:
     if evaluation.status == "failed":
         return most, f"the time of one could not be measured: {evaluation.reason}"
     count = min(most, max(fewest, int(HOUR / seconds) // 10 * 10))
-    return count, f"one takes {duration(seconds)} here, so that all take about {duration(count * seconds)}"
+    return count, f"one takes {duration(seconds)} here, so all take about {duration(count * seconds)}"
 
 
 def init_from(genome: Path, output: Path, include_path: Sequence[Path]) -> None:
@@ -209,7 +209,7 @@ def init_from(genome: Path, output: Path, include_path: Sequence[Path]) -> None:
 
 
 def _reference(model: str) -> str:
-    """Return local folders as absolute paths: the search file may lie elsewhere."""
+    """Return local folders as absolute paths: the search file may be elsewhere."""
     return str(local_or_hub(model))
 
 

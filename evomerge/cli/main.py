@@ -42,7 +42,7 @@ IncludePath = Annotated[
 
 Vocabulary = Annotated[
     Literal["base", "union", "first", "pad"] | None,
-    typer.Option(help="Whose vocabulary a merge has; needed if the models' differ."),
+    typer.Option(help="Vocabulary of the merge; needed if the models' vocabularies differ."),
 ]
 AllowUnrelated = Annotated[
     bool, typer.Option("--allow-unrelated", help="Accept models that were not trained from the base.")
@@ -183,7 +183,7 @@ def resume(run_: RunFolder, set_: Set = None, trust_tasks: TrustTasks = False, j
 def status(
     run_: RunFolder,
     json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until the search ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh the display until the search ends.")] = False,
 ) -> None:
     """Show the state of a run, also while it is searching."""
     if watch:
@@ -307,7 +307,7 @@ def answers(
     lost: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only items on which the row scores lower than this one.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Print the first so many of them; by default all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Print at most this many; by default all.")] = None,
     json: Json = False,
 ) -> None:
     """Show a row of the final table item by item: the question, the right answer and the model's.
@@ -376,9 +376,9 @@ def merge(
 def push(
     folder: Annotated[Path, typer.Argument(help="A folder that `evomerge merge` has written.", show_default=False)],
     repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.", show_default=False)],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private, where it is new.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="The branch to commit to, made where it is missing.")
+        str | None, typer.Option(metavar="BRANCH", help="The branch to commit to; it is created if needed.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and list the files, without the network.")
@@ -388,7 +388,7 @@ def push(
         typer.Option(
             "--base-model",
             metavar="NAME=REPO",
-            help="Where a model is published that the recipe names by a folder; NAME=none: nowhere. Repeatable.",
+            help="Public name of a model that the recipe names by a folder; NAME=none: not published. Repeatable.",
         ),
     ] = None,
     json: Json = False,
@@ -425,7 +425,7 @@ def evaluate(
     include_path: IncludePath = None,
     split: Annotated[
         Literal["train", "validation", "test"] | None,
-        typer.Option(help="The split to score; by default test where the task has one, else validation."),
+        typer.Option(help="The split to score; by default test if the task has it, else validation."),
     ] = None,
     like: Annotated[
         Path | None,
@@ -438,7 +438,7 @@ def evaluate(
     limit: Annotated[
         float | None,
         typer.Option(
-            metavar="N", help="Only the first N items of each task; below 1 that part of them, as in lm-eval."
+            metavar="N", help="Only the first N items of each task; below 1, that share of them, as in lm-eval."
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences per forward pass; by default 64.")] = None,
@@ -482,7 +482,7 @@ def inspect(
     vocabulary: Vocabulary = None,
     json: Json = False,
 ) -> None:
-    """Compare models, and say what prevents merging them."""
+    """Compare models, and report what prevents a merge."""
     from evomerge.cli.inspect import inspect as run
 
     run(models, quick, allow_unrelated, json, vocabulary)
@@ -491,7 +491,7 @@ def inspect(
 @app.command()
 def match(
     model: Annotated[str, typer.Argument(help="A folder or hub id: the model to reorder.", show_default=False)],
-    reference: Annotated[str, typer.Argument(help="The model whose order it gets.", show_default=False)],
+    reference: Annotated[str, typer.Argument(help="The model with the order to use.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
 ) -> None:
     """Reorder the units of a model to match another's, for models without a common base.
@@ -521,7 +521,7 @@ def fit_items(
     ] = None,
     split: Annotated[
         Literal["train", "validation", "test"],
-        typer.Option(help="The split that the items come from; files do not say."),
+        typer.Option(help="The split of the items; the files do not contain it."),
     ] = "test",
     metric: Annotated[str | None, typer.Option(help="The score to read from the logs; by default the first.")] = None,
     filter_: Annotated[

@@ -22,6 +22,6 @@ def match(model: str, reference: str, out: Path) -> None:
     say(f"wrote {out}: {moved} units moved, cosine with {reference} {found.before:.4f} before, {found.after:.4f} after")
     if found.after < UNRELATED:
         say(
-            "it is still unrelated: models that were trained apart rarely have units that match one to one; a merge of "
+            "it is still unrelated: models from separate trainings rarely have units that match one to one; a merge of "
             "it has to be allowed (--allow-unrelated) and may work as neither model"
         )

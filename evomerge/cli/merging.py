@@ -138,7 +138,7 @@ def _provenance(file: Path, recipe: Recipe, run: Path | None, within: Path | Non
         said = str(error)
     if run is not None:
         raise RunError(f"--run: {said}")
-    say(f"warning: the model card gets no scores: {said}; name the recipe's run with --run", stderr=True)
+    say(f"warning: the model card gets no scores: {said}; give the recipe's run with --run", stderr=True)
     return None
 
 
@@ -154,7 +154,7 @@ def open_recipe(
     ------
     RecipeError
         If `within` is given and the recipe (its models and its calibration text), or an adapter of it, names a local
-        path that does not lie in it, links followed; or if the file holds several documents.
+        path that is not in it, links followed; or if the file holds several documents.
     """
     document, *others = read(file)
     if others:
@@ -163,7 +163,7 @@ def open_recipe(
 
 
 def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str | None] = ()) -> Recipe:
-    """Return the recipe with absolute paths that lie in `within`; `names` of other documents stay."""
+    """Return the recipe with absolute paths that are in `within`; `names` of other documents stay."""
     named = [part for model in recipe.models for part in parts(model) if part is not None and part not in names]
     if within is not None:
         for place in (*named, *recipe.calibration_files):

@@ -57,12 +57,12 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         f"prepared {size(footprint['prepared_bytes'])}, resident model {size(footprint['resident_bytes'])}"
     )
     out.print(
-        f"merging holds at most {size(footprint['peak_bytes'])}: the sources' pages, prepared state, 1.3 models and "
+        f"merging needs at most {size(footprint['peak_bytes'])}: the sources' pages, prepared state, 1.3 models and "
         f"{size(footprint['buffer_bytes'])} of buffers"
     )
     if footprint["calibration_bytes"]:
         out.print(
-            f"measuring models on calibration texts holds at most {size(footprint['calibration_bytes'])} beside one "
+            f"measuring models on calibration texts needs at most {size(footprint['calibration_bytes'])} beside one "
             "model and one window's activations, and nothing once it is in the cache",
             soft_wrap=True,
         )
@@ -75,9 +75,9 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     steps = summary["steps"]
     if steps["count"]:
         seconds = duration(steps["seconds"])
-        out.print(f"per step by gradients: {steps['items']} items asked, {seconds}; {steps['count']} steps")
+        out.print(f"per gradient step: {steps['items']} items asked, {seconds}; {steps['count']} steps")
         out.print(
-            f"a step holds at most {size(steps['peak_bytes'])}: what merging holds, one tensor's gradient at a time "
+            f"a step needs at most {size(steps['peak_bytes'])}: the memory of merging, one tensor's gradient at a time "
             f"({size(steps['gradient_bytes'])}), and {size(steps['activation_bytes'])} of activations ({steps['how']})"
         )
     out.print(
@@ -153,7 +153,7 @@ def _summary(problem: Problem, local: LocalWorker, opened: float) -> dict[str, A
     steps = evaluations if limit is None else min(limit, evaluations)
     return {
         "genes": genes_of(problem.space),
-        "strategy": strategy.kind,
+        "strategy": strategy.named_kind,
         "chosen": problem.chosen,
         "founders": list(dict.fromkeys(founder.entry.name for founder in problem.founders)),
         "population": population,
@@ -172,7 +172,7 @@ def _summary(problem: Problem, local: LocalWorker, opened: float) -> dict[str, A
             "score": speed.start.seconds["score"],
             "total": speed.candidate,
         },
-        "steps": {"count": steps, "items": len(problem.step_items(0)) if steps else 0, "seconds": speed.step}
+        "steps": {"count": steps, "items": len(problem.steps.items(0)) if steps else 0, "seconds": speed.step}
         | _step_memory(local),
         "workers": workers,
         "stages": {name: asdict(line) | {"seconds": seconds[name]} for name, line in bill.lines.items()},
@@ -185,7 +185,7 @@ def _summary(problem: Problem, local: LocalWorker, opened: float) -> dict[str, A
 
 
 def _step_memory(local: LocalWorker) -> dict[str, Any]:
-    """Return what a step by gradients holds; nothing where there are none."""
+    """Return what a gradient step holds; nothing where there are none."""
     memory = local.step_memory
     if memory is None:
         return {}
@@ -222,7 +222,7 @@ def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
         return []
     how = f" ({strategy.archive_compares})" if strategy.archive_compares else ""
     return [
-        f"members of {strategy.kind}'s archive answer different items{how}; "
+        f"members of {strategy.named_kind}'s archive answer different items{how}; "
         "fitness.subset.rotate: false asks all of them the same items"
     ]
 

@@ -95,7 +95,7 @@ def _upload(upload: Upload, repository: str, private: bool, revision: str | None
         raise HubError(_refusal(repository, error)) from None
     except Exception as error:  # whatever the hub's client and what carries its requests raise
         raise HubError(
-            f"{repository}: cannot be uploaded ({reason(error)}); push again, what is there is kept"
+            f"{repository}: cannot be uploaded ({reason(error)}); push again; what is already there is kept"
         ) from None
     return str(made)
 

@@ -85,7 +85,7 @@ def dashboard(summary: dict[str, Any], width: int) -> Group:
         ("generation", "-" if generation is None else _generation(generation)),
         ("workers", f"{summary['in_flight']} candidates in flight{_shares(summary)}"),
         ("failures", _failures(summary)),
-        ("repeated", f"{summary['cached']} candidates whose scores were known"),
+        ("repeated", f"{summary['cached']} candidates with known scores"),
     ]
     for name, text in rows:
         table.add_row(name, printable(text, 200))

@@ -33,7 +33,7 @@ def asks_for_tasks(space: SpaceSettings) -> bool:
 def with_task_texts(space: Any, suite: Suite) -> Any:
     """Return a space's settings with a file in place of each task: its search items with their answers.
 
-    The file lies in the cache, named by its contents, and is written again whenever the search file is opened.
+    The file is in the cache, named by its contents, and is written again whenever the search file is opened.
 
     Raises
     ------

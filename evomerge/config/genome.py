@@ -238,7 +238,7 @@ def _vocabulary(genome: _Genome, models: dict[str, str], file: Path) -> str | No
         first = [model for model in models.values()][1]
         return "first" if str(local_or_hub(source)) == first else "base"
     raise ConfigError(
-        f"{file}: genome.tokenizer_source: {source} is none of the models; write base, union or one of them"
+        f"{file}: genome.tokenizer_source: {source} is not one of the models; write base, union or one of them"
     )
 
 
@@ -252,5 +252,5 @@ def _notes(found: _File) -> list[str]:
     if not found.fewshot_as_multiturn and found.apply_chat_template:
         notes.append("fewshot_as_multiturn: false has no counterpart: examples are turns of the chat")
     if any(task.weight < 0 for task in found.tasks):
-        notes.append("a task with a negative weight counts as better where its metric is lower")
+        notes.append("a task with a negative weight is better if its metric is lower")
     return notes

@@ -122,20 +122,20 @@ def load_recorded(run: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     Raises
     ------
     ConfigError
-        As `load`; or if a folder of tasks, or a function, lies inside the run directory.
+        As `load`; or if a folder of tasks, or a function, is inside the run directory.
     """
     config = load(run / "config.yaml", overrides)
     for folder in config.fitness.include_path:
         if Path(folder).resolve().is_relative_to(run.resolve()):
             raise ConfigError(
-                f"{run / 'config.yaml'}: fitness.include_path: {folder} lies inside the run directory, and task "
+                f"{run / 'config.yaml'}: fitness.include_path: {folder} is inside the run directory, and task "
                 "files can hold code; look at them, and move them elsewhere if you trust them"
             )
     for key, reference in (("function", config.fitness.function), ("function_items", config.fitness.function_items)):
         place = (reference or "").rpartition(":")[0]
         if place.endswith(".py") and Path(place).resolve().is_relative_to(run.resolve()):
             raise ConfigError(
-                f"{run / 'config.yaml'}: fitness.{key}: {place} lies inside the run directory and is code; look at it, "
+                f"{run / 'config.yaml'}: fitness.{key}: {place} is inside the run directory and is code; look at it, "
                 "and move it elsewhere if you trust it"
             )
     return config

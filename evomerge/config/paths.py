@@ -47,13 +47,13 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
 
 
 def _python(engine: dict[str, Any], folder: Path) -> None:
-    """Make the path of an interpreter absolute; links stay, because a virtual environment is where its link lies."""
+    """Make the path of an interpreter absolute; links stay, because a virtual environment is where its link is."""
     if isinstance(engine.get("python"), str):
         engine["python"] = os.path.abspath(folder / os.path.expanduser(engine["python"]))
 
 
 def _code(reference: str, folder: Path) -> str:
-    """Return `FILE.py:NAME` with an absolute path, also for a `module:NAME` whose file lies beside the search file."""
+    """Return `FILE.py:NAME` with an absolute path, also for a `module:NAME` whose file is beside the search file."""
     place, colon, name = reference.rpartition(":")
     if reference.endswith(".jsonl"):
         return str(absolute(reference, folder))
@@ -64,7 +64,7 @@ def _code(reference: str, folder: Path) -> str:
 
 
 def _loss(section: Any, folder: Path) -> None:
-    """Resolve the texts of a loss, in a search by gradients or in one that begins with gradients."""
+    """Resolve the texts of a loss, in a gradient search or in one that begins with gradients."""
     if not isinstance(section, dict):
         return
     _loss(section.get("gradient"), folder)

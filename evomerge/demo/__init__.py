@@ -1,1 +1,1 @@
-"""The demo's models, tasks and search file: where they lie, and a copy of them for a user."""
+"""The demo's models, tasks and search file: where they are, and a copy of them for a user."""

@@ -1,6 +1,6 @@
 """The files of `evomerge demo`: the zoo's models, its tasks, and the quickstart's search file.
 
-They lie in the repository once, under `experiments/`; a wheel has them here, under `data/` (`pyproject.toml`).
+They are in the repository once, under `experiments/`; a wheel has them here, under `data/` (`pyproject.toml`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def write_files(folder: Path) -> None:
         If the disk refuses.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "models" / "base").is_dir():
-        raise DemoError(f"{folder}: the folder is not empty and holds no demo; name a new one: evomerge demo FOLDER")
+        raise DemoError(f"{folder}: the folder is not empty and has no demo; name a new one: evomerge demo FOLDER")
     source = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
     for name in ("models", "tasks"):
         if not (folder / name).exists():

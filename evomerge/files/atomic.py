@@ -30,7 +30,7 @@ def atomic_file(
 ) -> Iterator[Path]:
     """Give a temporary path to write to, which replaces `path` when the block ends without an error.
 
-    The temporary file exists, is empty and lies beside `path`. It is flushed to the disk before it is renamed. An
+    The temporary file exists, is empty and is beside `path`. It is flushed to the disk before it is renamed. An
     existing file at `path` stays as it was until then, and for good if the block fails.
 
     Parameters
@@ -78,7 +78,7 @@ def atomic_file(
 def atomic_folder(path: Path, *, size: int | None = None, elsewhere: str = ELSEWHERE) -> Iterator[Path]:
     """Give a temporary folder to fill, which becomes `path` when the block ends without an error.
 
-    The temporary folder lies beside `path`, whose parents are made where they are missing. Its files get the mode that
+    The temporary folder is beside `path`, whose parents are made where they are missing. Its files get the mode that
     the user's umask asks for and are flushed to the disk before the folder is renamed.
 
     Parameters
@@ -215,8 +215,8 @@ def disk_errors(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
 def _failure(path: Path, error: Exception, elsewhere: str) -> str:
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return f"{path}: the disk became full while writing; free some space or {elsewhere}"
-    text = (error.strerror if isinstance(error, OSError) else None) or reason(error)
-    return f"{path}: cannot be written ({text}); check the folder's permissions and its disk, or {elsewhere}"
+    said = getattr(error, "strerror", None) or reason(error, path)
+    return f"{path}: cannot be written ({said}); check the folder's permissions and its disk, or {elsewhere}"
 
 
 def _sync_tree(folder: Path, mode: int) -> None:

@@ -28,11 +28,11 @@ class Line:
     Attributes
     ----------
     requests
-        Models built and scored, or steps by gradients.
+        Models built and scored, or gradient steps.
     answers
         Items asked, over all these models.
     low, high
-        The range of `answers` where they depend on scores, which nobody knows before; equal where they do not.
+        The range of `answers` where they depend on scores, which are not known before; equal where they do not.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -149,7 +149,7 @@ class Bill:
 
 
 def asked_steps(history: RunHistory) -> int:
-    """Return how many steps by gradients have been computed."""
+    """Return how many gradient steps have been computed."""
     return history.stages["steps"].requests
 
 

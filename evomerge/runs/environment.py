@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from evomerge.files.messages import reason
 from evomerge.runs.log_file import MAX_CELL, LogError
 from fitness.tasks.identity import TaskIdentity
 from search_spaces.recipes.layout import ModelLayout
@@ -18,7 +19,7 @@ from search_spaces.spaces.genes import Choice, Gene, Integer, Real
 CHECKSUM = "checksum"
 """Key of the hash of everything else in the file but the versions, which are compared for warnings alone."""
 MOST_GENES = 20_000
-"""Genes that are recorded; spaces of raw weights have millions, and nobody reads them by name."""
+"""Genes that are recorded; spaces of raw weights have millions, which are not read by name."""
 _VERSIONS = ("evomerge", "packages")
 
 
@@ -152,10 +153,10 @@ def read(file: Path) -> Environment:
         return Environment.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error)
-    raise LogError(f"{file} cannot be read ({reason}); restore it from a backup, or start a new run")
+        why = reason(error, file)
+    raise LogError(f"{file} cannot be read ({why}); restore it from a backup, or start a new run")
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

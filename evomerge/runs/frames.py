@@ -36,7 +36,7 @@ COLUMNS: dict[Name, dict[str, tuple[str, str]]] = {
         "repeated": ("boolean", "whether an equal recipe had been scored before"),
         "error": ("string", "why it failed"),
         "fitness": ("float64", "what the strategy maximises; far below 0 where a minimum score is missed"),
-        "score": ("float64", "the same without the minimum scores; minus the loss for a step by gradients"),
+        "score": ("float64", "the same without the minimum scores; minus the loss for a gradient step"),
         "standard_error": ("float64", "of the score"),
         "violation": ("float64", "by how much minimum scores are missed"),
         "items": ("Int64", "how many items it was asked"),
@@ -65,7 +65,7 @@ COLUMNS: dict[Name, dict[str, tuple[str, str]]] = {
     "answers": {
         "purpose": (
             "string",
-            "candidate; step (by gradients); parent: a source on the search items; confirm; held_out; vote",
+            "candidate; step (a gradient step); parent: a source on the search items; confirm; held_out; vote",
         ),
         "candidate": ("Int64", "number of the candidate or step; missing for other purposes"),
         "recipe": ("string", "hash of the recipe"),

@@ -54,7 +54,7 @@ class HeldOut:
         file = folder / FILE
         if not file.is_file():
             name = quote(str(folder))
-            raise RunError(f"{folder} has no answers to held-out items yet; go on with `evomerge resume {name}`")
+            raise RunError(f"{folder} has no answers to held-out items yet; continue with `evomerge resume {name}`")
         try:
             return _HELD_OUT.validate_json(file.read_bytes())
         except (OSError, ValueError) as error:

@@ -37,7 +37,7 @@ class StageCost:
     Attributes
     ----------
     requests
-        Models built and scored, or steps by gradients; those whose scores were known do not count.
+        Models built and scored, or gradient steps; those with known scores do not count.
     answers
         Items asked, over all these models.
     merge, score, wait

@@ -203,7 +203,7 @@ def is_run(path: Path) -> bool:
 
 
 def run_of(recipe: Path) -> Path | None:
-    """Return the run that has found the recipe in a file: the folder it lies in, or the one that its comment names."""
+    """Return the run that has found the recipe in a file: the folder it is in, or the one that its comment names."""
     if is_run(recipe.parent):
         return recipe.parent
     with recipe.open(encoding="utf-8", errors="replace") as lines:

@@ -2,7 +2,7 @@
 
 One trial per candidate, with the same number. Its values are the objectives, all maximised, under their tasks' names.
 A candidate that violates a minimum score is an infeasible trial: the violation is its constraint. A candidate that was
-stopped early, and a step of a search by gradients, which has a loss on another scale, is a pruned trial: Optuna
+stopped early, and a step of a gradient search, which has a loss on another scale, is a pruned trial: Optuna
 compares only complete ones. What Optuna has no word for is in the user attributes.
 """
 

@@ -25,7 +25,7 @@ ALL_TASKS = "all"
 FOUND, START = "found", "start"
 """Names of two rows of the final table; no model may have one of them, since rows and their recipes go by name."""
 ENSEMBLE_NOTE = (
-    "An ensemble is not a recipe: it gives the answer of most of its models, and all of them have to be run."
+    "An ensemble is not a recipe: it gives the most frequent answer of its models, and all of them have to run."
 )
 NO_INTERVAL = "none"
 """In place of an interval, where a function has scored a model as a whole."""
@@ -113,10 +113,20 @@ class Result:
         notes = [ENSEMBLE_NOTE] if any(row.kind == "ensemble" for row in self.held_out) else []
         if self.look > 1:
             notes.append(
-                f"This is look {self.look} at these held-out items: the search went on after the tables before, and "
-                "intervals and p-values do not know that; a new search with other held-out items would."
+                f"This table is number {self.look} on these held-out items, because the search was extended. Intervals "
+                "and p-values do not account for that; a new search with other held-out items gives valid ones."
             )
         return [*notes, *_flaw_notes(self.held_out)]
+
+    @property
+    def selection(self) -> str:
+        """The selection bias as a sentence; empty where models are scored as wholes, so that nothing is held out."""
+        if self.held_out[0].interval == NO_INTERVAL:
+            return ""
+        return (
+            f"search score of the found recipe {self.search_score:.3f}, "
+            f"{self.selection_bias:+.3f} above its held-out score (selection bias)"
+        )
 
     def to_json(self) -> str:
         """Return the JSON text, one row a line."""
@@ -157,8 +167,8 @@ def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, 
         for (entry, scores), flawed in zip(entries, flaws, strict=True):
             low, high = (weighted_mean(scores, use),) * 2 if whole else _interval(scores, use)
             against = best_rival if scores is found else scores
-            p_value = scores_p_value(found, against, use)
-            items = sum(len(scores[name]) for name in use)
+            p_value = 1.0 if whole else scores_p_value(found, against, use)
+            items = 1 if whole else sum(len(scores[name]) for name in use)
             counts = (sum(flawed.get(kind, {}).get(name, 0) for name in use) for kind in FLAWS)
             rows.append(
                 Row(entry.name, entry.kind, task, weighted_mean(scores, use), low, high, items, p_value, *counts)
@@ -205,7 +215,7 @@ _RESULT = TypeAdapter(Result)
 FLAWED = {
     "cut": "prompts were longer than the model reads and lost their beginning",
     "truncated": "generated texts ended at the length limit, without a stop before it",
-    "unscored": "items had no score, which counts as 0",
+    "unscored": "items had no score; they count as 0",
 }
 """What the counts of a row mean."""
 

@@ -214,8 +214,8 @@ class Run:
                 self._db.execute("ROLLBACK")
             self._item_sets.clear()  # a new item set may have been taken back
             raise LogError(
-                f"{self.path / 'events.sqlite'}: cannot write ({error}); all before is kept: "
-                f"make room, then `evomerge resume {quote(str(self.path))}`"
+                f"{self.path / 'events.sqlite'}: cannot write ({error}); everything before is kept: "
+                f"free some space, then `evomerge resume {quote(str(self.path))}`"
             ) from error
 
     def events(self) -> Iterator[Event]:
@@ -255,7 +255,7 @@ class Run:
             row = Row(kind, candidate, at, data, genotype, items_sum, scores)
             count, before = count + 1, row.checksum(before)
             if before != checksum:
-                raise ValueError(f"event {count} is not as it was recorded, or does not follow the one before it")
+                raise ValueError(f"event {count} differs from its record, or does not follow the event before it")
             event = event_of(row, items)
             if isinstance(event, Asked):
                 asked.add(candidate)

@@ -1,4 +1,4 @@
-"""The verdict of a search: whether the found recipe is better than what one has without a search, and which to take.
+"""The verdict of a search: whether the found recipe is better than the alternatives, and which recipe to take.
 
 The found recipe is compared with every source, every baseline and the search's own start by paired tests on the same
 held-out items. The p-values are corrected for the number of comparisons by Holm's method, so that the chance of any
@@ -8,7 +8,7 @@ wrong "better" or "worse" is at most 5 %.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fitness.estimation.intervals import holm
@@ -90,8 +90,8 @@ def verdict(
     closest = min(made, key=lambda one: one.difference)
     if missed is not None:
         sentence = (
-            f"The found recipe has {missed} on the held-out items: take {closest.name}, the best alternative that "
-            "keeps the minimum scores, which best.yaml is."
+            f"The found recipe has {missed}, on the held-out items: take {closest.name}, the best alternative that "
+            "keeps the minimum scores (best.yaml)."
         )
         return Verdict("worse", closest.name, sentence, made)
     worse = [one for one in made if one.difference < 0 and one.p_value < SIGNIFICANT]
@@ -100,7 +100,7 @@ def verdict(
         which = f", which is {same}," if same is not None else ""
         sentence = (
             f"The found recipe{which} is worse than {better.name} on the held-out items ({_numbers(better)}): take "
-            f"{better.name}, which best.yaml is."
+            f"{better.name} (best.yaml)."
         )
         return Verdict("worse", better.name, sentence, made)
     if same is not None:
@@ -115,10 +115,10 @@ def verdict(
     names = ", ".join(one.name for one in unclear)
     closest = min(unclear, key=lambda one: one.difference)
     taken = closest.name if closest.difference < 0 else found
-    which = f"{closest.name} scores higher, and best.yaml is it" if taken != found else "best.yaml is the found recipe"
+    which = f"{closest.name} scores higher and is best.yaml" if taken != found else "best.yaml is the found recipe"
     sentence = (
-        f"The found recipe cannot be told from {names} on the held-out items ({_numbers(closest)} against "
-        f"{closest.name}); {which}."
+        f"The found recipe is not significantly different from {names} on the held-out items "
+        f"({_numbers(closest)} against {closest.name}); {which}."
     )
     return Verdict("indistinguishable", taken, sentence, made)
 
@@ -137,33 +137,31 @@ def verdict_without_test(
     Parameters are those of `verdict`.
     """
     if not alternatives:
-        return _alone(found, missed)
+        return replace(_alone(found, missed, ""), outcome="indistinguishable")
     made = tuple(Comparison(name, difference(name), 1.0) for name in alternatives)
     closest = min(made, key=lambda one: one.difference)
     if missed is not None:
         sentence = (
-            f"The found recipe has {missed}: take {closest.name}, the best alternative that keeps the minimum scores, "
-            "which best.yaml is."
+            f"The found recipe has {missed}: take {closest.name}, the best alternative that keeps the minimum scores "
+            "(best.yaml)."
         )
         return Verdict("worse", closest.name, sentence, made)
     if same is not None:
-        return Verdict(
-            "indistinguishable", same, f"The search found nothing better than {same}, which best.yaml is.", made
-        )
+        return Verdict("indistinguishable", same, f"The search found nothing better than {same} (best.yaml).", made)
     higher = closest.difference > 0
     taken = found if higher else closest.name
     said = f"{closest.difference:+.3g} above" if higher else "no higher than"
     sentence = (
         f"The found recipe scores {said} {closest.name}, the best of {len(made)} alternatives; best.yaml is {taken}. "
         "The function scores a model as a whole, so nothing is held out: there is no interval and no test, and the "
-        "score is the one that the recipe was chosen for, which is biased upward. Score it on data that the "
-        "function does not read before you believe it."
+        "score is the one that the recipe was chosen for, which is biased upward. Score the recipe on data that "
+        "the function does not read."
     )
     return Verdict("indistinguishable", taken, sentence, made)
 
 
-def _alone(found: str, missed: str | None) -> Verdict:
-    nobody = "No source or baseline keeps the minimum scores on the held-out items"
+def _alone(found: str, missed: str | None, where: str = " on the held-out items") -> Verdict:
+    nobody = f"No source or baseline keeps the minimum scores{where}"
     if missed is None:
         return Verdict("better", found, f"{nobody}; best.yaml is the found recipe.", ())
     sentence = f"{nobody}, and the found recipe has {missed}; best.yaml is the found recipe."
@@ -171,14 +169,14 @@ def _alone(found: str, missed: str | None) -> Verdict:
 
 
 def _nothing_found(same: str, made: tuple[Comparison, ...]) -> Verdict:
-    """Judge a search whose best recipe on the search items is one that one has without it, and no worse than others."""
+    """Judge a search whose best recipe on the search items is one that needs no search, and no worse than others."""
     better = min((one for one in made if one.name != same), key=lambda one: one.difference, default=None)
     sentence = f"The search found nothing better than {same}"
     if better is None or better.difference >= 0:
-        return Verdict("indistinguishable", same, f"{sentence}, which best.yaml is.", made)
+        return Verdict("indistinguishable", same, f"{sentence} (best.yaml).", made)
     sentence += (
-        f", which cannot be told from {better.name} on the held-out items ({_numbers(better)}); {better.name} scores "
-        "higher, and best.yaml is it."
+        f", which is not significantly different from {better.name} on the held-out items "
+        f"({_numbers(better)}); {better.name} scores higher and is best.yaml."
     )
     return Verdict("indistinguishable", better.name, sentence, made)
 

@@ -29,7 +29,7 @@ from evomerge.search.forecast.progress import Progress, ProgressReports
 from evomerge.search.forecast.rehearsal import forecast
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
-from evomerge.search.racing_pool import racing
+from evomerge.search.racing.pool import racing
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.resuming import check_unchanged, upgrades
 from evomerge.search.scoring_workers import start_pool
@@ -163,7 +163,7 @@ def resume_search(
         reports = ProgressReports(progress, config.budget)
         problem, environment = _open(config, say, code, reports, recorded, function=function)
         if opened.incomplete:
-            say("warning: the last event of the log was not written whole; it is left out, and happens again")
+            say("warning: the last event of the log is incomplete; it is left out and repeated")
         check_unchanged(opened, environment)
         for warning in upgrades(recorded, environment):
             say(f"warning: {warning}")
@@ -196,7 +196,7 @@ def _given_function(evaluate: Callable[..., Any] | None, items: Any) -> tuple[Fi
     """Return the function that a program has given, and the overrides that name it in the config."""
     if evaluate is None:
         if items is not None:
-            raise ConfigError("items: they are what `evaluate` scores; give a function, or leave them out")
+            raise ConfigError("items: only `evaluate` uses them; give a function, or leave them out")
         return None, []
     function, reference = FitnessFunction.of(evaluate, items), reference_to(evaluate)
     if items is None:

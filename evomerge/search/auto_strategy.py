@@ -1,7 +1,7 @@
 """What `strategy: auto` means for one search: its strategy, and how many items a candidate is asked.
 
 The settings were chosen on the zoo's generation task: small first steps with few fresh items find more than large ones
-with many fixed items, and steps by gradients need the fewest answers of all (`experiments/search_efficiency`,
+with many fixed items, and gradient steps need the fewest answers of all (`experiments/search_efficiency`,
 `experiments/quickstart`). Most of the budget is theirs, and evolution around their result begins with still smaller
 steps: it is for what the loss does not stand for.
 """
@@ -19,13 +19,13 @@ from fitness.config import SubsetConfig
 from search_spaces.spaces.space import SearchSpace
 
 ITEMS = 25
-"""Fresh items per task that a candidate, or a step by gradients, is asked."""
+"""Fresh items per task that a candidate, or a gradient step, is asked."""
 SIGMA = 0.1
 """First step size of CMA-ES at the space's start."""
 SIGMA_AFTER = 0.02
-"""The same at the result of steps by gradients: the mean of a generation on few items is noisier than this result."""
+"""The same at the result of gradient steps: the mean of a generation on few items is noisier than this result."""
 MOST_STEPS = 240
-"""Steps by gradients, at most four fifths of the budget; half of it where genes are choices, which steps leave."""
+"""Gradient steps, at most four fifths of the budget; half of it where genes are choices, which steps leave."""
 
 
 class Choice(NamedTuple):
@@ -47,12 +47,12 @@ def choose(config: SearchConfig, space: SearchSpace, obstacle: str | None, items
     obstacle
         Why there are no gradients; None: there are.
     items
-        Task name to how many search items it has.
+        Name of each task that is scored to how many search items it has.
     """
     auto = config.strategy
     if not isinstance(auto, AutoConfig):
         return Choice(config, "")
-    strategy, reason = _strategy(config, auto, space, obstacle)
+    strategy, reason = _strategy(config, auto, space, obstacle, len(items))
     fitness = config.fitness
     if "subset" not in fitness.model_fields_set and fitness.racing is None and any(n > ITEMS for n in items.values()):
         subset = SubsetConfig(items=ITEMS, estimator="mean", rotate=True)
@@ -62,11 +62,11 @@ def choose(config: SearchConfig, space: SearchSpace, obstacle: str | None, items
 
 
 def _strategy(
-    config: SearchConfig, auto: AutoConfig, space: SearchSpace, obstacle: str | None
+    config: SearchConfig, auto: AutoConfig, space: SearchSpace, obstacle: str | None, tasks: int
 ) -> tuple[StrategyConfig, str]:
     budget = config.budget.evaluations
     warm: dict[str, Any] = {} if auto.warm_start is None else {"warm_start": {"run": auto.warm_start.run}}
-    if config.fitness.objectives == "per_task" and len(config.fitness.tasks) > 1:
+    if config.fitness.objectives == "per_task" and tasks > 1:
         return Nsga2Config(**warm), "nsga2, since there are several objectives"
     if config.space.kind == "two_stage" and budget > 1:
         first = CmaEsConfig(sigma=SIGMA)
@@ -89,4 +89,4 @@ def _strategy(
     if not space.discrete.any():
         evolution = CmaEsConfig(sigma=SIGMA_AFTER)
         about = f"cma_es around their result (sigma {SIGMA_AFTER:g})"
-    return GradientConfig(steps=steps, items=ITEMS, then=evolution), f"{steps} steps by gradients, then {about}"
+    return GradientConfig(steps=steps, items=ITEMS, then=evolution), f"{steps} gradient steps, then {about}"

@@ -1,4 +1,4 @@
-"""Founders of a search: the recipes that one has without it, as points of the search's space."""
+"""Founders of a search: the recipes that need no search, as points of the search's space."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Search:
     plan
         Which items candidates are asked, and what their answers say; newly built, it is led through the events.
     step_items
-        Which items a step of a search by gradients is asked, by its generation; None: there are no steps.
+        Which items a step of a gradient search is asked, by its generation; None: there are no steps.
     notify
         Called after every evaluation that is told, not for replayed ones.
     spellings
@@ -238,7 +238,7 @@ class Search:
             self._generation += 1
 
     def _are_steps(self, results: Sequence[Told]) -> bool:
-        """Return whether these are steps of a search by gradients: the strategy decides what follows failed ones."""
+        """Return whether these are steps of a gradient search: the strategy decides what follows failed ones."""
         return all(self.history.asked[told.candidate].candidate.kind == "gradient" for told in results)
 
     def _stop_if_nothing_succeeded(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from evomerge.config.calibration import asks_for_tasks, check_texts, with_task_texts
 from evomerge.config.errors import ConfigError
+from evomerge.config.names import check_names, check_tasks
 from evomerge.config.search_file import BudgetConfig, SearchConfig
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
@@ -20,7 +21,7 @@ from evomerge.merging.output.writer import rehearse
 from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source
 from evomerge.runs.environment import MOST_GENES, Environment, GeneRecord
-from evomerge.runs.result import ALL_TASKS, FOUND, START, Entry
+from evomerge.runs.result import Entry
 from evomerge.runs.run import EventLog
 from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.environment import (
@@ -33,6 +34,7 @@ from evomerge.search.environment import (
     versions,
 )
 from evomerge.search.founders import Founder, founders
+from evomerge.search.gradient_steps import GradientSteps
 from evomerge.search.loop import Notify, Search
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.rows_on_request import check_answers
@@ -43,7 +45,6 @@ from evomerge.strategies.founded import Founded
 from evomerge.trackers.base import check_trackers
 from evomerge.version import VERSION
 from evomerge.workers.config import RayConfig
-from evomerge.workers.gradient_steps import StepInputs
 from fitness.config import FitnessConfig
 from fitness.estimation.evaluation_plan import (
     EstimatedPlan,
@@ -53,23 +54,18 @@ from fitness.estimation.evaluation_plan import (
     estimator_inputs,
 )
 from fitness.estimation.item_banks import ItemBanks
-from fitness.estimation.subset import FreshItems
 from fitness.functions.evaluator import FunctionEvaluator
 from fitness.functions.loading import FitnessFunction
 from fitness.functions.opening import AnyEvaluator, Suite, evaluator_for, load_suite
-from fitness.functions.suite import FunctionSuite
 from fitness.items import is_whole_model, positions_by_task, task_of
 from fitness.results import TaskError
-from fitness.scoring.text_losses import TextWindows
 from fitness.tasks.code import CodeCheck, allow
 from fitness.tasks.lm_eval_rules import longest_input
 from search_spaces.recipes.baselines import TASK_ARITHMETIC_SCALE, source_recipe, task_arithmetic_recipe, uniform_recipe
 from search_spaces.recipes.errors import RecipeError
-from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.yaml_text import read_text
 from search_spaces.spaces.context import SpaceContext
-from search_spaces.spaces.derivatives import ChainRule
 from search_spaces.spaces.registry import build_space
 
 
@@ -97,6 +93,8 @@ class Problem:
     ----------
     given_function
         As given.
+    steps
+        What gradient steps are asked.
     seen
         Keys of the questions that earlier searches have seen, those of the warm start and of the start that the search
         file names; none of these questions is held out.
@@ -116,6 +114,7 @@ class Problem:
         self.given_function = function
         if recorded is None:
             check_names(config)
+            check_tasks(config)
         check_workers(config)
         engine_versions(config.fitness.engine)
         check_trackers(config.trackers)
@@ -150,6 +149,7 @@ class Problem:
         self.suite: Suite = load_suite(config.fitness, config.seed, task_code, self.seen, function)
         if asks_for_tasks(config.space):
             self.space = config.stamped(build_space(with_task_texts(config.space, self.suite), context))
+        check_tasks(config, tuple(self.suite.weights))
         check_texts(config.space, self.suite)
         _check_race(config.fitness, self.suite)
         try:
@@ -166,8 +166,9 @@ class Problem:
             few = config.fitness.subset
             check_item_banks(self._items_by_task(), self.item_banks, few.estimator, few.item_bank)
         self.held_out_items = self.suite.pool.held_out_ids()
-        if config.strategy.items_per_step:
-            self._check_gradients()
+        self.steps = self._steps(config)
+        if self.steps.wanted:
+            self.steps.check()
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -182,7 +183,7 @@ class Problem:
             *self.report.warnings,
             *self.space.notes,
             *(
-                f"{task}: {count} held-out items are left out, because search items ask the same"
+                f"{task}: {count} held-out items are left out, because search items have the same question"
                 for task, count in self.suite.pool.dropped.items()
                 if count
             ),
@@ -221,92 +222,15 @@ class Problem:
         if not isinstance(config.strategy, AutoConfig):
             return Choice(config, "")
         try:
-            self._check_gradients()
+            self._steps(config).check()
             obstacle = None
         except (ConfigError, TaskError) as error:
             obstacle = str(error).removeprefix("strategy.kind gradient: ").partition(";")[0]
         items = Counter(task_of(item) for item in self.search_items)
         return choose(config, self.space, obstacle, items)
 
-    def _check_gradients(self) -> None:
-        """Refuse a search by gradients where nothing has derivatives, or an item has no loss."""
-        if isinstance(self.suite, FunctionSuite):
-            raise ConfigError(
-                "strategy.kind gradient: a fitness function returns scores and has no loss to differentiate; write "
-                "strategy.kind cma_es, or tasks in place of fitness.function"
-            )
-        if self.config.fitness.engine.quantization is not None:
-            raise ConfigError(
-                "strategy.kind gradient: rounded weights have no derivatives (fitness.engine has quantization "
-                f"{self.config.fitness.engine.quantization}); remove quantization, or write strategy.kind cma_es"
-            )
-        if not ChainRule(self.space, self.layout).searchable().any():
-            specs = [spec for recipe in self.space.structures() for spec in recipe.specs]
-            held = ", ".join(dict.fromkeys(spec.name for spec in specs if not spec.differentiable))
-            why = f": merged weights are smooth in no parameter of {held}" if held else ""
-            names = ", ".join(name for name, spec in METHODS.items() if spec.differentiable)
-            raise ConfigError(
-                f"strategy.kind gradient: no gene of this space has derivatives{why}; write space.kind "
-                f"layer_coefficients with space.method among {names}, or strategy.kind cma_es"
-            )
-        loss = self.config.strategy.step_loss
-        if loss.reads_text:
-            assert self.step_windows is not None
-            held_out = [self.suite.item(item) for item in self.held_out_items]
-            self.step_windows.check_apart({item.id: self.suite.task(item.task).question(item) for item in held_out})
-        elif loss.kind == "right_answer":
-            for task, places in positions_by_task(self.search_items).items():
-                self.suite.task(task).check_losses([self.suite.item(self.search_items[at]) for at in places])
-
-    @cached_property
-    def step_windows(self) -> TextWindows | None:
-        """The experts' texts that steps by gradients are asked, for losses that read one.
-
-        Raises
-        ------
-        ConfigError
-            If an expert has no text, or a text belongs to no expert.
-        TaskError
-            If a text cannot be used.
-        """
-        loss = self.config.strategy.step_loss
-        if not loss.reads_text:
-            return None
-        experts = [name for name in self.config.models if name != self.config.base]
-        files = loss.text if isinstance(loss.text, dict) else dict.fromkeys(experts, str(loss.text))
-        different = set(files) ^ set(experts)
-        if different:
-            wrong = "has no text" if min(different) in experts else "is no expert"
-            raise ConfigError(
-                f"strategy.loss.text: {min(different)} {wrong}; write a file for each of {', '.join(experts)}, or "
-                "one for all"
-            )
-        return TextWindows(files, self.checkpoints[self.config.base].tokenizer.load(), loss.window)
-
-    @cached_property
-    def step_inputs(self) -> StepInputs | None:
-        """What steps by gradients are asked; None: there are none."""
-        strategy, windows = self.config.strategy, self.step_windows
-        if not strategy.items_per_step:
-            return None
-        return StepInputs(
-            ChainRule(self.space, self.layout),
-            tuple(self.search_items if windows is None else windows.items),
-            strategy.items_per_step,
-            strategy.step_loss,
-            windows,
-            self.config.models,
-        )
-
-    def step_items(self, step: int) -> tuple[str, ...]:
-        """Return what a step by gradients is asked: fresh search items, or windows of the experts' texts."""
-        assert self.step_inputs is not None
-        return self._fresh_items(self.step_inputs.count, step)
-
-    @cached_property
-    def _fresh_items(self) -> FreshItems:
-        assert self.step_inputs is not None
-        return FreshItems(self.step_inputs.items, self.config.seed)
+    def _steps(self, config: SearchConfig) -> GradientSteps:
+        return GradientSteps(config, self.suite, self.space, self.checkpoints[config.base])
 
     @property
     def needs_sources(self) -> bool:
@@ -390,8 +314,8 @@ class Problem:
 
     def begin(self, log: EventLog, plan: EvaluationPlan, budget: BudgetConfig, notify: Notify | None = None) -> Search:
         """Return the search at the end of a log's events; arguments as for `Search`."""
-        step_items = self.step_items if self.step_inputs is not None else None
-        founder_items = step_items if self.step_windows is None else None  # a text gives no scores
+        step_items = self.steps.items if self.steps.wanted else None
+        founder_items = step_items if self.steps.windows is None else None  # a text gives no scores
         return Search(
             log,
             self.space,
@@ -408,7 +332,7 @@ class Problem:
 
     @cached_property
     def founders(self) -> list[Founder]:
-        """The recipes that one has without a search, as points of the space, as far as it has them."""
+        """The recipes that need no search, as points of the space, as far as it has them."""
         return founders(self.config.models, self.layout, self.baselines(), self.space)
 
     def sources(self) -> list[Entry]:
@@ -436,7 +360,7 @@ class Problem:
         ]
 
     def alternatives(self) -> list[Entry]:
-        """Every recipe that one has without a search: the baselines, and the space's start if it is none of them."""
+        """Every recipe that needs no search: the baselines, and the space's start if it is none of them."""
         return [*self.baselines(), *(founder.entry for founder in self.founders if founder.entry.kind == "start")]
 
     def other_spellings(self) -> dict[str, str]:
@@ -509,25 +433,6 @@ def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> flo
     return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
 
 
-def check_names(config: SearchConfig) -> None:
-    """Refuse names of models and tasks that rows of the final table have.
-
-    Raises
-    ------
-    ConfigError
-        If there is one; the table would show one row twice, and another one never.
-    """
-    for name in (FOUND, START):
-        if name in config.models:
-            raise ConfigError(f"models.{name}: the final table has a row of its own called {name}; rename the model")
-    names = [task.task for task in config.fitness.tasks]
-    if ALL_TASKS in names and len(names) > 1:
-        raise ConfigError(
-            f"fitness.tasks.{names.index(ALL_TASKS)}.task: the final table calls the mean of all tasks {ALL_TASKS}; "
-            "rename the task"
-        )
-
-
 def _check_race(fitness: FitnessConfig, suite: Suite) -> None:
     """Refuse a test of right and wrong answers where the tasks' answers count differently."""
     rules = fitness.racing
@@ -580,5 +485,9 @@ def _asked(suite: Suite, config: SearchConfig) -> tuple[str, ...]:
     try:
         lines = map(str.strip, read_text(Path(few.ids)).splitlines())
         return suite.pool.listed({line for line in lines if line and not line.startswith("#")})
-    except (RecipeError, TaskError) as error:
+    except RecipeError as error:  # it names the file, and what a recipe needs
+        raise ConfigError(
+            f"fitness.subset.ids: {str(error).rpartition('; ')[0]}; name a text file of item ids"
+        ) from None
+    except TaskError as error:
         raise ConfigError(f"fitness.subset.ids: {few.ids}: {error}") from None

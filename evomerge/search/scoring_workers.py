@@ -64,7 +64,7 @@ def local_worker(problem: Problem, settings: WorkerSettings | None = None, share
         problem.suite,
         config.fitness.batch_size,
         config.fitness.max_length,
-        problem.step_inputs,
+        problem.steps.inputs,
         config.fitness.engine,
     )
     space = problem.space

@@ -31,7 +31,7 @@ def check_for(run: Path, trust: bool, overrides: Sequence[str] = ()) -> CodeChec
     trust
         Whether the user trusts its tasks.
     overrides
-        Changes to its config: whoever names the folder of the tasks, or the function, trusts them.
+        Changes to its config: the user who names the folder of the tasks, or the function, trusts them.
     """
     named = any(change.partition("=")[0].startswith(CODE_KEYS) for change in overrides)
     return trusted if trust or named else known_only(run)

@@ -105,7 +105,7 @@ def warm_start_override(config: SearchConfig, path: Path) -> str:
     require_run(path)
     if config.strategy.warm_start_type is None:
         raise ConfigError(
-            f"--warm-start: strategy.kind {config.strategy.kind} cannot use an earlier run; write another "
+            f"--warm-start: strategy.kind {config.strategy.named_kind} cannot use an earlier run; write another "
             "strategy.kind, or leave --warm-start out"
         )
     return f"strategy.warm_start={path.resolve()}"
@@ -239,7 +239,7 @@ class _FinishedRun:
         Returns
         -------
         tuple[list[Genotype], list[str], list[Difference]]
-            The points; why other candidates are left out; how far points are from candidates that lie outside.
+            The points; why other candidates are left out; how far points are from candidates that are outside.
         """
         points: dict[str, Genotype] = {}
         refusals, moved = [], []

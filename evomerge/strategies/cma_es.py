@@ -66,10 +66,10 @@ class CmaEsConfig(StrategyConfig):
     Slower at first, more reliable in the end."""
     restarts: bool | Literal["ipop", "bipop"] = True
     """Restart from a random point when the search has stalled. `ipop` or true: with twice the population each time.
-    `bipop`: alternately so, and with a small population and small steps."""
+    `bipop`: in turn with twice the population, and with a small population and small steps."""
     l1: float | None = Field(default=None, ge=0, le=1000)
-    """What the score that it learns from is lowered by, times the mean size of the genes for a weight. LoRAHub and
-    Evo-Merging have 0.05. None: by nothing."""
+    """Penalty: this factor times the mean absolute value of the weight genes is subtracted from the score for
+    learning. LoRAHub and Evo-Merging have 0.05. None: by nothing."""
     warm_start: WarmStartDistribution | None = None
     """Earlier run whose best candidates give the initial distribution. By default there is none."""
 

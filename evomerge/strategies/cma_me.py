@@ -35,7 +35,7 @@ FILLS, IMPROVES, NEITHER = 2, 1, 0
 
 @register_strategy
 class CmaMeConfig(ScoreGridConfig):
-    """CMA-ME: emitters of CMA-ES that are led by new cells and better elites of a grid of scores."""
+    """CMA-ME: emitters of CMA-ES that search for new cells and better elites in a grid of scores."""
 
     warm_start_type = WarmStartPopulation
 

@@ -43,7 +43,7 @@ LEAST, SLOPE = 0.5, 0.8
 
 @register_strategy
 class CycleqdConfig(ScoreGridConfig):
-    """CycleQD: a grid for each task over the scores on the others; the tasks take turns at being improved."""
+    """CycleQD: a grid for each task over the scores on the others; the tasks are improved in turn."""
 
     warm_start_type = WarmStartPopulation
     archive_compares = "a member's cell and quality follow from the means of its answers"

@@ -46,7 +46,8 @@ class EvoMergingConfig(RelayConfig):
     """Candidates of the first stage, fewer than `budget.evaluations`; the second stage gets the rest. The paper's
     program has 400, and 800 in the second stage."""
     l1: float = Field(default=0.05, ge=0, le=1000)
-    """What a stage's score is lowered by, times the mean size of the coefficients that it searches."""
+    """Penalty: this factor times the mean absolute value of the searched coefficients is subtracted from a stage's
+    score."""
     first: StageStrategy = CmaEsConfig(population=20, sigma=0.05)
     """Strategy for the densities, with its settings."""
     second: StageStrategy = CmaEsConfig(population=20, sigma=0.05)

@@ -109,7 +109,7 @@ class Founded(Relay):
         self._enter(Stage(self._config.build(founded, self._seed), self._stage.last + 1))
 
     def _best(self) -> int | None:
-        """Return the position of the best founder; None: it is the space's start, or cannot be told from it."""
+        """Return the position of the best founder; None: the space's start, or not clearly better than it."""
         scored = {at: one for at, one in self._scored.items() if math.isfinite(one.fitness)}
         if not scored:
             return None

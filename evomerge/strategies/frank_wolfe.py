@@ -63,7 +63,7 @@ class FrankWolfe:
         self._steps = 0
 
     def restart(self) -> None:
-        """Go on after a failed step: η goes on falling."""
+        """Continue after a failed step: η continues to fall."""
 
     def moved(self, point: Genotype, slope: NDArray[np.float64], rate: float) -> Genotype:
         """Return the point after a step, in the unit box like `point`; `slope` are derivatives in it, float64[G]."""

@@ -1,4 +1,4 @@
-"""Search by gradients of a loss with respect to the genes.
+"""Gradient search of a loss with respect to the genes.
 
 A merged weight is a differentiable function of most coefficients: of weights, lambda and t, with masks, densities and
 choices held. So one forward and one backward pass of the merged model give the derivatives of a loss by all genes at
@@ -37,7 +37,7 @@ from search_spaces.spaces.space import SearchSpace
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-12
 MOST_FAILURES = 5
-"""Failed steps in a row after which the search by gradients ends."""
+"""Failed steps in a row after which the gradient search ends."""
 LEARNING_RATE = 0.02
 STEPS_BEFORE = 40
 """Steps before another strategy, unless the file says otherwise; at most half the budget."""
@@ -240,12 +240,12 @@ class Gradient(Strategy):
 
 
 class GradientThen(Relay):
-    """A search by gradients, then another strategy that starts at its result."""
+    """A gradient search, then another strategy that starts at its result."""
 
     def __init__(self, space: SearchSpace, seed: int, first: Gradient, then: StrategyConfig) -> None:
         super().__init__(space, seed)
         self._then = then
-        self._start: Genotype | None = None  # the result of the search by gradients, once it is over
+        self._start: Genotype | None = None  # the result of the gradient search, once it is over
         self._enter(Stage(first))
 
     @property
@@ -254,7 +254,7 @@ class GradientThen(Relay):
         return self._start is not None and self._stage.strategy.finished
 
     def recommend(self) -> Genotype | None:
-        """Return the current strategy's own best guess, else the result of the search by gradients."""
+        """Return the current strategy's own best guess, else the result of the gradient search."""
         guess = self._stage.recommend()
         return self._start if guess is None else guess
 

@@ -16,8 +16,8 @@ A merge of merges is the mean of their genotypes. Sources are the first candidat
 those of the space.
 
 Deviations: pairs are means of coefficients and not spherical. The paper's algorithm says "highest" where its text and
-its figures have the merge of the lowest kinship; so has this one. Model-GLUE goes on to a mixture of experts from the
-clusters, which is no merge.
+its figures have the merge of the lowest kinship; so has this one. Model-GLUE continues with a mixture of experts from
+the clusters, which is no merge.
 """
 
 from __future__ import annotations

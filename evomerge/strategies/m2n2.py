@@ -67,7 +67,7 @@ class M2n2Config(StrategyConfig):
     """Niches: archive members compete for items and mate with members that are strong where they are weak."""
 
     warm_start_type = WarmStartPopulation
-    archive_compares = "an item that a member was not asked counts as the mean of its scores"
+    archive_compares = "if a member was not asked an item, the mean of its scores is used"
 
     kind: Literal["m2n2"] = "m2n2"
     archive: int = Field(default=20, ge=2, le=10_000)
@@ -79,7 +79,7 @@ class M2n2Config(StrategyConfig):
     crossover: float = Field(default=1.0, ge=0, le=1)
     """Probability that a child has two parents."""
     mutation: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a child is mutated: 0 as for the paper's merges, whose children lie between their parents; 1 to
+    """Probability that a child is mutated: 0 as for the paper's merges, whose children are between their parents; 1 to
     evolve weights from scratch, and worth trying over task vectors."""
     warm_up: Annotated[int, Field(ge=0, le=100_000)] | Literal["auto"] = "auto"
     """Random merges proposed after the initial candidates, to fill the archive. `auto`: up to the archive's size, at

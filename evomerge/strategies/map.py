@@ -59,7 +59,7 @@ REACH = 1.5
 NEAR = 0.3
 """Points that differ this much per coordinate from the front that was seen count 0.6 times as much in a fit."""
 CAUTION = 1.0
-"""Standard errors that are taken off a prediction, so that the front does not lie where nothing is known."""
+"""Standard errors that are taken off a prediction, so that the front is not in unknown regions."""
 LEAST_TRUST = 0.1
 """What the farthest points count."""
 
@@ -78,10 +78,10 @@ class MapConfig(StrategyConfig):
     `auto` means."""
     spread: float = Field(default=0.8, gt=0, le=1)
     """Part of each gene's range, around the start, that the first fit's candidates are drawn from. A quadratic form
-    describes a part of the box better than the whole, whose corners are broken models."""
+    describes a part of the box better than the whole box, where the corners are broken models."""
     batch: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto"
-    """Members of the predicted front that are scored before the next fit. `auto`: a tenth of what the first ones
-    leave of the budget, at least 4."""
+    """Members of the predicted front that are scored before the next fit. `auto`: a tenth of the budget after the
+    first candidates, at least 4."""
     population: int = Field(default=100, ge=4, le=10_000)
     """Points of each generation on the surrogates; none of them costs an evaluation."""
     generations: int = Field(default=100, ge=1, le=10_000)
@@ -94,7 +94,8 @@ class MapConfig(StrategyConfig):
     block: int = Field(default=4, ge=2, le=MOST_GENES)
     """Most coordinates of one surrogate where the search is nested."""
     evaluations: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["auto"] = "auto"
-    """Candidates that the design, the batches and nested blocks are shared out for. `auto`: the search's budget."""
+    """Number of candidates by which the design, the batches and nested blocks are sized. `auto`: the search's
+    budget."""
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidates are proposed first. By default there is none."""
 
@@ -235,7 +236,7 @@ class Map(Strategy):
         return np.vstack((chosen, mutated(points[self.rng.integers(len(points), size=missing)], self.rng)))
 
     def _leave_block(self) -> None:
-        """Keep the block's best point, and go on to the next block or to the next level."""
+        """Keep the block's best point, and continue with the next block or the next level."""
         if self._seen.points:
             self._front()
         best = self._start if self._best is None else self._best

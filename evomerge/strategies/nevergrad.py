@@ -64,8 +64,8 @@ class NevergradConfig(StrategyConfig):
     population: int = Field(default=16, ge=1, le=10_000)
     """Batch size. It only sets how often failures are checked and how many candidates a warm start may load."""
     l1: float | None = Field(default=None, ge=0, le=1000)
-    """What the score that it learns from is lowered by, times the mean size of the genes for a weight. LoRAHub has
-    0.05. None: by nothing."""
+    """Penalty: this factor times the mean absolute value of the weight genes is subtracted from the score for
+    learning. LoRAHub has 0.05. None: by nothing."""
     warm_start: WarmStartPopulation | None = None
     """Earlier run whose best candidate is the optimiser's start, and whose best candidates are proposed first. By
     default there is none."""

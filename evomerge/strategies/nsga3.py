@@ -60,7 +60,7 @@ def das_dennis(objectives: int, divisions: int) -> Array:
 def spread_points(objectives: int, most: int) -> Array:
     """Return up to `most` reference points, evenly spread, float64[H, M]; at least one for each objective.
 
-    With fewer divisions than objectives all of them lie on the simplex's border. Then another layer of half the size is
+    With fewer divisions than objectives all of them are on the simplex's border. Then another layer of half the size is
     put into it (section V), if there is room.
     """
     outer = _divisions(objectives, most)

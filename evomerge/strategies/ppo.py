@@ -59,7 +59,7 @@ class PpoConfig(StrategyConfig):
     clip: float = Field(default=0.2, gt=0, le=1)
     """How far a probability may move from that of the last update, as a ratio, before its gradient stops."""
     discount: float = Field(default=0.99, gt=0, le=1)
-    """What a step earlier counts less for the score at the end."""
+    """Discount factor: how much less the final score counts for each earlier step."""
     entropy: float = Field(default=1e-4, ge=0, le=10)
     """Weight of the policy's entropy, which keeps it from settling early."""
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
@@ -67,7 +67,7 @@ class PpoConfig(StrategyConfig):
     value_rate: float = Field(default=1e-2, gt=0, le=1)
     """Adam's learning rate of the value network."""
     start_probability: float = Field(default=0.0, ge=0, lt=1)
-    """What each gene's start value has beyond its share at first: 0 begins with random choices, as RMM does."""
+    """Initial probability of each gene's start value beyond its equal share. 0: random choices at first, as in RMM."""
     score_mean_every: int = Field(default=5, ge=1, le=10_000)
     """Score the policy's likeliest choices as a candidate every this many generations."""
     warm_start: WarmStartPopulation | None = None

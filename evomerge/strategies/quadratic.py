@@ -1,7 +1,7 @@
 """Quadratic surrogates: a metric as a smooth function of a few coordinates, fitted to noisy evaluations.
 
 Li et al., "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation", arXiv 2406.07529.
-With coordinates u in [-1, 1]^K a metric that lies in [0, 1] is
+With coordinates u in [-1, 1]^K a metric that is in [0, 1] is
 
     y(u) = sigmoid(e + b.u + u'A u),
 
@@ -50,7 +50,7 @@ class Quadratic:
     covariance
         Of the coefficients, float64[F, F].
     bounded
-        Whether the metric lies in [0, 1], so that the quadratic form is its logit.
+        Whether the metric is in [0, 1], so that the quadratic form is its logit.
     """
 
     coefficients: Array

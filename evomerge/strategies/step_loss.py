@@ -1,4 +1,4 @@
-"""What a search by gradients minimises: a loss of the model's outputs, and penalties.
+"""What a gradient search minimises: a loss of the model's outputs, and penalties.
 
 Labelled: `right_answer`. Label-free: `entropy` of the outputs (AdaMerging, Yang et al. 2024, arXiv 2310.02575), `js`
 and `kl`, divergences from the experts' predictions of a text (DivMerge; Expert Merging).

@@ -249,7 +249,7 @@ class PoolSuite:
             assert min(evaluation.seconds.values()) >= 0
 
     def test_a_recipe_that_cannot_be_scored_fails_with_its_reason_and_the_others_do_not(self, pool: Pool) -> None:
-        """The pool raises nothing, and goes on."""
+        """The pool raises nothing, and continues."""
         good = self.requests(2)
         found = self.score(pool, [good[0], self.broken(), good[1]])
         assert found[1].status == "failed" and found[1].reason

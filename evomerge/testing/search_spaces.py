@@ -105,7 +105,7 @@ class SearchSpaceSuite:
     # --- the box ---
 
     def test_genes_make_a_box(self, subject: SearchSpace) -> None:
-        """Names are unique, bounds in order, and the start lies inside."""
+        """Names are unique, bounds in order, and the start is inside."""
         assert subject.dimension == len(subject.genes) > 0
         assert len({gene.name for gene in subject.genes}) == subject.dimension
         assert bool((subject.low < subject.high).all())
@@ -192,7 +192,7 @@ class SearchSpaceSuite:
     # --- variation ---
 
     def test_variation_stays_in_the_space(self, subject: SearchSpace) -> None:
-        """Samples, children and mutants lie in the box, and parents do not change."""
+        """Samples, children and mutants are in the box, and parents do not change."""
         rng = np.random.default_rng(2)
         parents = [np.array(subject.start), *map(np.array, subject.initial_population()), subject.sample(rng)]
         for _ in range(POINTS):

@@ -53,7 +53,7 @@ Points = dict[tuple[str, int], list[float]]
 
 
 def events() -> list[Event]:
-    """Return six evaluations: scored ones with one objective and with several, one failed, and a step by gradients."""
+    """Return six evaluations: scored ones with one objective and with several, one failed, and a gradient step."""
     seconds = {"merge": 0.5, "score": 1.25, "wait": 0.0}
     scores = np.array([1.0, 0.0, 0.5], np.float32)
     several = Evaluation("ok", (0.5, 0.25), (0.125, 0.25), ITEMS, scores, seconds, shares=(0.5, 0.5))

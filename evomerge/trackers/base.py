@@ -1,7 +1,7 @@
 """Trackers: what follows a search for the user, such as an experiment tracker. Other packages add theirs.
 
 A search file names trackers by their `kind`; a tracker that raises is dropped with one warning and the search
-continues without it. A resumed run goes on in the same records: a tracker says how many evaluations it holds, and is
+continues without it. A resumed run continues in the same records: a tracker says how many evaluations it holds, and is
 told those that it missed, such as the last ones before the process was killed.
 """
 
@@ -86,7 +86,7 @@ def name_in_run(name: str, suffix: str = "") -> str:
     stem = name.removesuffix(suffix)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", stem) or stem + suffix != name:
         end = f" that ends in {suffix}" if suffix else ""
-        raise ValueError(f"{name!r} is no name in the run directory; write letters, digits, - and _{end}")
+        raise ValueError(f"{name!r} is not a file name; write letters, digits, - and _{end}")
     return name
 
 

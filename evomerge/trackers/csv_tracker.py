@@ -19,7 +19,7 @@ COLUMNS = ("candidate", "generation", "recipe", "status", "score", "standard_err
 
 @register_tracker
 class CsvConfig(BaseModel):
-    """A table of all evaluations beside the run's other files, for plots and spreadsheets."""
+    """A table of all evaluations in the run directory, for plots and spreadsheets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -38,7 +38,7 @@ class CsvConfig(BaseModel):
 
 
 class CsvTracker:
-    """Appends one row per evaluation; a resumed run goes on in the same file.
+    """Appends one row per evaluation; a resumed run continues in the same file.
 
     Parameters
     ----------

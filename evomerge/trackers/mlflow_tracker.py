@@ -41,9 +41,9 @@ class MlflowConfig(BaseModel):
 
     kind: Literal["mlflow"] = "mlflow"
     uri: str | None = None
-    """Tracking server or database. None: what MLFLOW_TRACKING_URI says; if it says nothing, `RUN/mlflow.db`."""
+    """Tracking server or database. None: the value of MLFLOW_TRACKING_URI; if that is not set, `RUN/mlflow.db`."""
     experiment: str = "evomerge"
-    """The experiment of MLflow; made if there is none."""
+    """The experiment of MLflow; created if it does not exist."""
     name: str | None = None
     """Name of the run there. None: that of the run directory."""
 

@@ -145,7 +145,7 @@ def _parsed(file: Path) -> Iterator[Any]:
 def _records(data: bytes) -> Iterator[bytes]:
     """Yield the records of a log in LevelDB's format, which has a header of its own; stop at the first torn part.
 
-    A part has a checksum (4 bytes), a length (2), a kind (1) and its bytes, and lies within one block. See
+    A part has a checksum (4 bytes), a length (2), a kind (1) and its bytes, and is within one block. See
     https://github.com/google/leveldb/blob/main/doc/log_format.md.
     """
     at, record = _FILE_HEADER, b""

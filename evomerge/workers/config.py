@@ -43,7 +43,7 @@ class InlineConfig(BaseModel):
 
 @register_workers
 class RayConfig(BaseModel):
-    """Workers in processes of their own, on this machine or on a cluster; needs the extra `ray`."""
+    """Workers in separate processes, on this machine or on a cluster; needs the extra `ray`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

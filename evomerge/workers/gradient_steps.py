@@ -1,4 +1,4 @@
-"""Steps of a search by gradients: the items' losses, and the derivatives of their weighted sum by the genes."""
+"""Steps of a gradient search: the items' losses, and the derivatives of their weighted sum by the genes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OF_DISTANCE = 2
 
 
 class StepMemoryError(PlacementError):
-    """A step by gradients that does not fit into memory; one line with the numbers that says what to write instead."""
+    """A gradient step that does not fit into memory; one line with the numbers that says what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +171,13 @@ class GradientSteps:
             self.batch_size //= 2
         if need.total > free:
             raise StepMemoryError(
-                f"a step by gradients needs {need.total / 1e9:.2f} GB beside the models ({need.how}), and "
+                f"a gradient step needs {need.total / 1e9:.2f} GB beside the models ({need.how}), and "
                 f"{free / 1e9:.2f} GB are free; write a smaller fitness.max_length, or a strategy.kind without "
                 "gradients"
             )
         if self.recomputes:
             log.warning(
-                "a step by gradients needs %.2f GB and %.2f GB are free: %s", first.total / 1e9, free / 1e9, self.how
+                "a gradient step needs %.2f GB and %.2f GB are free: %s", first.total / 1e9, free / 1e9, self.how
             )
         return need
 
@@ -270,7 +270,7 @@ class GradientSteps:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         raise MemoryError(
-            "a step by gradients does not fit with one item a batch and layers computed again in the backward pass; "
+            "a gradient step does not fit with one item a batch and layers computed again in the backward pass; "
             "write a smaller fitness.max_length, or a strategy.kind without gradients"
         )
 
@@ -282,7 +282,7 @@ class GradientSteps:
                 self.batch_size //= 2
             else:
                 self.recomputes = True
-            log.warning("%s in a step by gradients: from here on %s", OUT_OF_MEMORY, self.how)
+            log.warning("%s in a gradient step: from here on %s", OUT_OF_MEMORY, self.how)
             yield
 
     @property

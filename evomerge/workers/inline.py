@@ -39,7 +39,7 @@ class MergeWorker:
     watch
         Checks that the sources do not change; None: they are not checked.
     steps
-        Computes steps of a search by gradients; None: such a search is not for this worker.
+        Computes steps of a gradient search; None: such a search is not for this worker.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ from evomerge.workers.ray_pool import Handle, Reference, WorkerDied
 OBJECT_STORE = 100 * 2**20
 """Bytes of a local object store: it holds recipes and scores, never weights."""
 UNGUARDED = (
-    "this machine has no token for the cluster, and whoever reaches one without a token can run code on its machines; "
-    "make one with `ray get-auth-token --generate` and give it to every node (docs/scaling.md), or set "
+    "this machine has no token for the cluster, and without one everybody who can connect can run code on its "
+    "machines; make one with `ray get-auth-token --generate` and give it to every node (docs/scaling.md), or set "
     "RAY_AUTH_MODE=disabled in a network that nobody else can reach"
 )
 _QUIET = {

@@ -117,7 +117,7 @@ class LocalRay:
 
 
 def keep_private(token: Path) -> None:
-    """Let nobody but the owner read a file with a token; Ray makes it readable to all."""
+    """Let only the owner read a file with a token; Ray makes it readable to all."""
     with suppress(OSError):
         if token.is_file() and token.stat().st_uid == os.getuid() and token.stat().st_mode & 0o077:
             token.chmod(0o600)

@@ -58,6 +58,6 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
 
 def _changed(reference: str, path: Path, what: str) -> WorkerError:
     return WorkerError(
-        f"{reference}: {path.name} has {what} while the search ran; nothing was recorded since; put the old file back, "
-        "then resume the run"
+        f"{reference}: {path.name} has {what} during the search; nothing has been recorded since then; put the "
+        "old file back, then resume the run"
     )

@@ -48,7 +48,7 @@ class WorkerInputs:
     batch_size, max_length
         See the search file's `fitness` section.
     steps
-        What steps of a search by gradients are asked; None: there are none.
+        What steps of a gradient search are asked; None: there are none.
     engine
         What computes the answers.
     """
@@ -183,7 +183,7 @@ class LocalWorker:
 
     @cached_property
     def step_memory(self) -> StepMemory | None:
-        """What a step by gradients needs beside the models, fitted to the memory that is free when this is first read.
+        """What a gradient step needs beside the models, fitted to the memory that is free when this is first read.
 
         None: there are no such steps.
 
@@ -244,7 +244,7 @@ def devices_of(device: str, settings: WorkerSettings, inputs: WorkerInputs) -> t
     Raises
     ------
     DeviceError
-        If this process has fewer, or takes steps by gradients.
+        If this process has fewer, or takes gradient steps.
     """
     if settings.gpus == 1 or torch.device(device).type != "cuda" or not isinstance(inputs.engine, TransformersEngine):
         return ()
@@ -256,7 +256,7 @@ def devices_of(device: str, settings: WorkerSettings, inputs: WorkerInputs) -> t
         )
     if inputs.steps is not None:
         raise DeviceError(
-            f"workers.gpus_per_worker is {settings.gpus}, and steps by gradients need the model on one; write 1, or "
+            f"workers.gpus_per_worker is {settings.gpus}, and gradient steps need the model on one; write 1, or "
             "strategy.kind: cma_es"
         )
     return tuple(torch.device("cuda", at) for at in range(settings.gpus))

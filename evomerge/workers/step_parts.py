@@ -1,4 +1,4 @@
-"""A step by gradients on several workers at once: each takes part of its items; losses and derivatives are added up.
+"""A gradient step on several workers at once: each takes part of its items; losses and derivatives are added up.
 
 The number of parts is fixed when the pool starts, and parts are added in their order, so a step's numbers do not depend
 on which worker is faster or dies. Another number of workers changes them by rounding only.

@@ -57,7 +57,7 @@ class RawWeights(SearchSpace):
     Raises
     ------
     RecipeError
-        If a founder has another shape or lies outside of the box.
+        If a founder has another shape or is outside of the box.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class RawWeights(SearchSpace):
         if network.shape != (self.length,):
             raise RecipeError(f"founders: a network has shape {network.shape}; give arrays of shape ({self.length},)")
         if not (np.abs(network) <= self.bound).all():  # true for NaN
-            raise RecipeError(f"founders: a weight lies outside of [-{self.bound}, {self.bound}]; raise `bound`")
+            raise RecipeError(f"founders: a weight is outside of [-{self.bound}, {self.bound}]; raise `bound`")
         return network
 
 

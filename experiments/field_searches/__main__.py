@@ -1,4 +1,4 @@
-"""``python -m experiments.field_searches`` measures, and goes on from results.json; ``--quick`` keeps nothing.
+"""``python -m experiments.field_searches`` measures, and continues from results.json; ``--quick`` keeps nothing.
 
 Systems of the field that are a strategy of ours with other settings, each on the zoo beside what its paper compares it
 with, at equal numbers of items: Model Kinship and Model-GLUE, Bayesian optimisation, Model Swarms and GENOME+,

@@ -2,7 +2,7 @@
 
 A generation is twelve models that resemble two parents: a published merge of theirs, and random ones of the 60 models
 whose answers agree most with the parents'. They answer 40 items in blocks of 8, once with racing
-(`evomerge.search.racing_pool`, the default rule) and once without. Regret is measured on the full scores: of the
+(`evomerge.search.racing.pool`, the default rule) and once without. Regret is measured on the full scores: of the
 candidate with the best estimate at the end, and of the half that a strategy would keep. The prior is learnt from the
 half of the merges that the generation's merge is not in.
 """
@@ -102,7 +102,7 @@ def race(given: Generation, error: float, indifference: float) -> list[int]:
 
 
 def halving(given: Generation) -> list[int]:
-    """Return how many items each candidate is asked if the better half goes on each time their number has doubled."""
+    """Return how many items each candidate is asked if the better half continues each time their number has doubled."""
     asked, racing, count = np.zeros(CANDIDATES, int), np.arange(CANDIDATES), BLOCK
     while True:
         asked[racing] = min(count, ITEMS)

@@ -22,7 +22,7 @@ from evomerge.runs.run import Run
 from evomerge.search.final_evaluation import FinalEvaluation
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
-from evomerge.search.racing_pool import racing
+from evomerge.search.racing.pool import racing
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.scoring_workers import start_pool
 from experiments.harness import Experiment, Results

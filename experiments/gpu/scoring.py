@@ -116,7 +116,7 @@ def _ours(setting: Setting, module: Any, prompts: list[list[int]], lengths: Sequ
 
 
 def _generate(setting: Setting, module: Any, prompts: list[list[int]], lengths: Sequence[int]) -> list[list[int]]:
-    """Batches in order; a batch goes on until its longest answer is done, which is all that `generate` can do."""
+    """Batches in order; a batch continues until its longest answer is done, which is all that `generate` can do."""
     answers, rows = [], setting.sizes.rows
     for start in range(0, len(prompts), rows):
         batch = torch.tensor(prompts[start : start + rows], device=setting.device.name)

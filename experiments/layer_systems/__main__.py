@@ -1,4 +1,4 @@
-"""``python -m experiments.layer_systems`` measures, and goes on from results.json; ``--quick`` keeps nothing.
+"""``python -m experiments.layer_systems`` measures, and continues from results.json; ``--quick`` keeps nothing.
 
 Four systems of the field that act on layers, each on the zoo with equal numbers of candidates and of items for all
 contenders: GPTailor's space (`tailoring`), RMM (`layer_actions` and `ppo`), M2N2 on task vectors (`mixture`), and the
@@ -172,7 +172,7 @@ def searched(contender: Contender, problem: Searched, seeds: int) -> list[dict[s
 
 
 def fixed() -> dict[str, float]:
-    """Return the held-out scores of what one has without a search."""
+    """Return the held-out scores of the alternatives that need no search."""
     gen, ops = Searched({"kind": "data_flow"}, (GEN,)), Searched({"kind": "data_flow"}, (OPS,))
     merges = {scale: task_arithmetic_recipe(MODELS, DEPTH, scale, out_dtype="float32") for scale in (0.7, 0.8)}
     scores = {f"task arithmetic {scale}": gen.held_out(recipe) for scale, recipe in merges.items()}

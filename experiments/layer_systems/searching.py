@@ -119,7 +119,7 @@ class Searched:
             Ask candidates of a generation few items first and the better half of them more, `FIRST` at first and all of
             four times `items` in the end, until as many answers are given as without.
         founders
-            What the strategy is told first; by default what one has without a search.
+            What the strategy is told first; by default the alternatives that need no search.
         """
         problem, space = self.problem, self.problem.space
         config: StrategyConfig = TypeAdapter(AnyStrategy).validate_python(dict(strategy))

@@ -1,4 +1,4 @@
-"""``python -m experiments.layer_systems.smollm2`` removes a quarter of SmolLM2's 30 layers; it goes on where it was.
+"""``python -m experiments.layer_systems.smollm2`` removes a quarter of SmolLM2's 30 layers; it continues where it was.
 
 GPTailor's question at our scale, without healing: what is left of a merge of SmolLM2's two experts when layers go.
 First the plain cuts, every block of neighbouring layers for several sizes; then searches over `tailoring` for eight

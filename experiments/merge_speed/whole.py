@@ -1,6 +1,6 @@
 """Whole processes: `evomerge merge` and `mergekit-yaml` on the same recipe, in turns, from the start to the files.
 
-Rounds add up: each is written when it ends, and the command goes on from those that are there, so that a measurement
+Rounds add up: each is written when it ends, and the command continues from those that are there, so that a measurement
 fits into quiet hours of a shared machine.
 """
 

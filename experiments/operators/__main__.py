@@ -2,7 +2,7 @@
 
 Every method gets the same candidates: the point where a search over its coefficients begins, one value of each for
 the whole model, with the merged task vector scaled by each of `FACTORS`; a method that has no such scale has one
-candidate. Answers are kept in ``--work``, so that a call goes on where the last one stopped; ``--minutes`` ends it
+candidate. Answers are kept in ``--work``, so that a call continues where the last one stopped; ``--minutes`` ends it
 after the method at hand.
 """
 

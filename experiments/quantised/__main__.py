@@ -2,8 +2,8 @@
 
 Run it as ``python -m experiments.quantised [--quick] [--minutes N] [--rounds N]``. The merges are those of the lattice
 in `experiments.search_efficiency.smollm2`, whose scores in float32 are committed; here they are scored again with
-rounded weights, on the same search items. What is scored stays in the folder of the models, so that the command goes on
-where it was; each row says how many merges it is about. ``--rounds`` measures the time of a candidate instead, with
+rounded weights, on the same search items. Scores stay in the folder of the models, and the command continues
+from them; each row says how many merges it is about. ``--rounds`` measures the time of a candidate instead, with
 float32, int8 and int4 in turns; the times become part of the same results.
 """
 

@@ -24,7 +24,7 @@ KINDS = {"found": ORANGE, "mean": BLUE}
 
 
 def draw_steps(axis: Axes, events: Sequence[Event]) -> None:
-    """Draw the loss of each step by gradients, on its own fresh items, and the mean of the last ten."""
+    """Draw the loss of each gradient step, on its own fresh items, and the mean of the last ten."""
     told = [event.evaluation for event in events if isinstance(event, Told)]
     loss = np.array([-evaluation.objectives[0] for evaluation in told if evaluation.status == "step"])
     recent = [loss[max(0, step - 9) : step + 1].mean() for step in range(len(loss))]

@@ -194,7 +194,7 @@ def figures(results: Results) -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all, or one part, and write the results."""
     parser = EXPERIMENT.parser(__doc__, quick="small sizes, seconds")
-    parser.add_argument("--part", choices=PARTS, help="measure this one anew; the others stay as they are in the file")
+    parser.add_argument("--part", choices=PARTS, help="measure this one again; the others stay as they are in the file")
     given = parser.parse_args(arguments)
     logging.getLogger("evomerge").setLevel(logging.ERROR)
     sizes = QUICK if given.quick else Sizes()

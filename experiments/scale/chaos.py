@@ -345,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Kill, compare, write `chaos.json`."""
     parser = EXPERIMENT.parser(__doc__, quick="eight kills of drivers, none on Ray")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--strategy", choices=STRATEGIES, help="search with this one anew; the results keep the other")
+    parser.add_argument("--strategy", choices=STRATEGIES, help="search with this one again; the results keep the other")
     given = parser.parse_args(arguments)
     out = EXPERIMENT.destination(given)
     plans = [plan for plan in (QUICK if given.quick else PLANS) if given.strategy in (None, plan.strategy)]

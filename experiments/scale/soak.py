@@ -1,4 +1,4 @@
-"""``python -m experiments.scale.soak`` watches whether memory, or anything else, grows while a search goes on.
+"""``python -m experiments.scale.soak`` watches whether memory, or anything else, grows while a search continues.
 
 - *worker*: one worker scores 10,000 different recipes of the zoo's small models.
 - *search*: ``evomerge search`` with M2N2 on Ray's workers, over models of about 1 GiB each that are made for it, for as

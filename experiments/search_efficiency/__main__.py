@@ -1,7 +1,7 @@
 """``python -m experiments.search_efficiency`` runs all searches that have not been run; ``--quick`` a tiny set.
 
 Every contender searches every problem that it is made for, once per seed. Each search is kept in ``--work``, so that a
-stopped experiment goes on where it was, and a contender whose settings have changed is run again. ``--minutes`` ends
+stopped experiment continues where it was, and a contender whose settings have changed is run again. ``--minutes`` ends
 with the search in progress.
 """
 

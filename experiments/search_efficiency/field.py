@@ -1,4 +1,4 @@
-"""The field's programs, written anew from their sources with the settings that they ship with.
+"""The field's programs, written again from their sources with the settings that they ship with.
 
 All search the genes of the problem: weights of experts by group. What they leave to the user (ranges) is that of
 the problem; what they decide (first point, step, population, items, estimator, which recipe is handed over) is theirs.

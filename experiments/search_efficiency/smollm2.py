@@ -1,9 +1,9 @@
-"""SmolLM2 and two experts, whose answers lie in a table: ``python -m experiments.search_efficiency.smollm2`` makes it.
+"""SmolLM2 and two experts, whose answers are in a table: ``python -m experiments.search_efficiency.smollm2`` makes it.
 
 One merge of a model of 135 million parameters costs seconds, a comparison of twenty searches millions of answers. So
 the merges of a lattice are scored once, base + u · sums + v · dates for u from 0 to 1 and v from 0 to 1.5 in steps of
 0.25, on 60 search and 60 held-out items of each task. The script trains the experts of `experiments.smollm2` and fills
-the table ``smollm2.npz``; called again, it goes on where it was. It scores each item in one pass: the choices'
+the table ``smollm2.npz``; called again, it continues where it was. It scores each item in one pass: the choices'
 log-likelihoods, or the right answer's and whether it is the greedy one. For one merge it checks that the evaluator of a
 search gives the same scores.
 

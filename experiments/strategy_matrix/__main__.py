@@ -4,7 +4,7 @@ Each strategy searches each space of the zoo with 12 evaluations, far too few to
 must still be no loss. The recipe of `best.yaml` is compared with every source and baseline on the held-out items, by
 the paired test of the final table with Holm's correction; the same for the found recipe, which would be handed over
 without a verdict. Pairs that a search file refuses are listed with the reason. Results are written after every search,
-so that the command goes on where it was stopped.
+so that the command continues where it was stopped.
 """
 
 from __future__ import annotations

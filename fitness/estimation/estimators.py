@@ -38,7 +38,7 @@ def _answers(
             f"{score_S.size} scores for {position_S.size} items: give one score per item, and at least one"
         )
     if position_S.min() < 0 or position_S.max() >= inputs.items:
-        raise ValueError(f"asked items lie outside of 0 to {inputs.items - 1}: give positions within the task's items")
+        raise ValueError(f"asked items are outside 0 to {inputs.items - 1}: give positions within the task's items")
     if np.unique(position_S).size < position_S.size:
         raise ValueError("an item was asked twice: give each asked item once")
     return score_S, position_S

@@ -91,7 +91,7 @@ def estimator_inputs(
     Raises
     ------
     TaskError
-        Something that the estimator needs is missing, or scores lie outside of [0, 1] and the estimator needs that.
+        Something that the estimator needs is missing, or scores are outside [0, 1] and the estimator needs that.
     """
     found = ESTIMATORS[estimator]
     taken = found.needs | found.uses
@@ -105,7 +105,7 @@ def estimator_inputs(
             return EstimatorInputs(len(items), parents=parent_TI)
         banks, others = item_banks.of(task, items)
     except ValueError as error:
-        raise TaskError(f"task {task!r}: {error}; or set fitness.subset.estimator: auto") from None
+        raise TaskError(f"task {task!r}: {error}; or set fitness.subset.estimator: auto", task=task) from None
     others = others if "other_models" in taken else None
     return EstimatorInputs(len(items), parents=parent_TI, banks=banks, other_models=others)
 
@@ -263,7 +263,7 @@ class EstimatedPlan:
                 self._tasks[task].answers.append(answers)
 
     def judge_all(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-        """Estimate all full scores anew: what the last candidates' answers say of the first ones' counts as well."""
+        """Estimate all full scores again: what the last candidates' answers say of the first ones' counts as well."""
         if not self._estimator.learns:
             return list(evaluations)
         before = {task: known.inputs for task, known in self._tasks.items()}

@@ -131,14 +131,14 @@ def check_scores(scores: npt.ArrayLike, missing: bool = False) -> Array:
     Raises
     ------
     ValueError
-        Scores lie outside [0, 1], or some are missing without `missing`.
+        Scores are outside [0, 1], or some are missing without `missing`.
     """
     array = np.asarray(scores, np.float64)
     known = array[~np.isnan(array)]
     if known.size < array.size and not missing:
         raise ValueError("scores contain NaN: leave failed items out")
     if known.size and (known.min() < 0 or known.max() > 1):
-        raise ValueError(f"scores lie in [{known.min():.3g}, {known.max():.3g}]: rescale them to [0, 1] first")
+        raise ValueError(f"scores are in [{known.min():.3g}, {known.max():.3g}]: rescale them to [0, 1] first")
     return array
 
 

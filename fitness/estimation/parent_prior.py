@@ -101,7 +101,7 @@ def prior(items: int, parents: npt.ArrayLike | None = None, banks: Sequence[Item
     Raises
     ------
     ValueError
-        Parents or banks have another number of items, or scores lie outside of [0, 1].
+        Parents or banks have another number of items, or scores are outside [0, 1].
     """
     parent_TI = np.empty((0, items)) if parents is None else check_scores(parents)
     if parent_TI.ndim != 2 or parent_TI.shape[1] != items:
@@ -212,7 +212,7 @@ def check_answers(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike)
     Raises
     ------
     ValueError
-        Scores lie outside of [0, 1], or positions are out of range or repeated.
+        Scores are outside [0, 1], or positions are out of range or repeated.
     """
     score_S = check_scores(scores).ravel()
     position_S = np.asarray(positions, np.int64).ravel()
@@ -220,7 +220,7 @@ def check_answers(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike)
     if score_S.size != position_S.size:
         raise ValueError(f"{score_S.size} scores for {position_S.size} items: give one score per asked item")
     if position_S.size and not (position_S.min() >= 0 and position_S.max() < items):
-        raise ValueError(f"asked items lie outside of 0 to {items - 1}: give positions within the task's items")
+        raise ValueError(f"asked items are outside 0 to {items - 1}: give positions within the task's items")
     if np.unique(position_S).size < position_S.size:
         raise ValueError("an item was asked twice: give each asked item once")
     return score_S, position_S

@@ -89,7 +89,7 @@ def posterior(given: Prior, scores: npt.ArrayLike, positions: npt.ArrayLike) -> 
     Raises
     ------
     ValueError
-        Scores lie outside of [0, 1], or positions are out of range or repeated.
+        Scores are outside [0, 1], or positions are out of range or repeated.
     """
     score_S, position_S = check_answers(given, scores, positions)
     items = len(given.design)

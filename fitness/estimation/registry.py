@@ -29,7 +29,7 @@ class Estimator:
     name
         As a search file names it.
     estimate
-        ``(scores float[S], positions int[S] of the asked items, inputs) -> estimate`` of the mean score. Scores lie in
+        ``(scores float[S], positions int[S] of the asked items, inputs) -> estimate`` of the mean score. Scores are in
         [0, 1] unless `any_scores`.
     needs
         What it cannot work without: the ``parents``' scores on all items (the search then scores the sources first),
@@ -45,7 +45,7 @@ class Estimator:
     learns
         Whether it uses the answers of earlier candidates (`EstimatorInputs.evaluated`).
     any_scores
-        Whether scores may lie outside of [0, 1].
+        Whether scores may be outside [0, 1].
     """
 
     name: str
@@ -95,7 +95,7 @@ class EstimatorRegistry:
             raise ValueError(f"estimator {name!r}: not a valid name; use lower-case letters, digits and _, not auto")
         if name in self._estimators:
             raise ValueError(f"estimator '{name}' is taken, {self._origins[name]} registers it; use another name")
-        ours = estimator.estimate.__module__.startswith("fitness.")  # whoever imports it first
+        ours = estimator.estimate.__module__.startswith("fitness.")  # whichever package imports it first
         registration = None if ours else _current.get()
         self._estimators[name] = estimator
         self._origins[name] = "evomerge" if registration is None else registration.origin

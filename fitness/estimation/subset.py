@@ -112,7 +112,7 @@ def by_difficulty(difficulty: npt.ArrayLike, count: int, rng: np.random.Generato
 def parent_strata(parents: npt.ArrayLike) -> Positions:
     """int[I]: 0 where no parent is right, 2 where all are, 1 elsewhere.
 
-    If scores lie within (0, 1), a mean up to 1/4 counts as none and a mean from 3/4 as all.
+    If scores are within (0, 1), a mean up to 1/4 counts as none and a mean from 3/4 as all.
     """
     parent_TI = check_scores(parents)
     if parent_TI.ndim != 2 or not len(parent_TI):

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from fitness.config import FitnessConfig
 from fitness.results import TaskError
-from fitness.tasks.code import LARGEST_FILE, CodeCheck, TaskCode, allow, files_behind, functions_in
+from fitness.tasks.code import LARGEST_FILE, CodeCheck, TaskCode, allow, files_behind, functions_in, same_folder
 from fitness.tasks.messages import one_line
 
 MOST_ITEMS = 1_000_000
@@ -128,7 +128,7 @@ def load_function(config: FitnessConfig, check: CodeCheck = allow) -> FitnessFun
     check(code_of_function(config.function, code | others, tuple(places)))
     call = _attribute(_module(place, "function"), name, place, "function")
     if not callable(call):
-        raise TaskError(f"fitness.function: {name} in {place} is no function; name one")
+        raise TaskError(f"fitness.function: {name} in {place} is not a function; name one")
     found = None
     if where is not None:
         key = "function_items"
@@ -140,12 +140,12 @@ def load_function(config: FitnessConfig, check: CodeCheck = allow) -> FitnessFun
 
 
 def code_of_function(reference: str, code: Mapping[str, str], places: tuple[str, ...]) -> TaskCode:
-    """Return the code of a function, for whoever decides whether it may run.
+    """Return the code of a function, for the decision whether it may run.
 
     Parameters
     ----------
     reference
-        As in the search file; where its file lies does not matter.
+        As in the search file; the place of its file does not matter.
     code
         Hashes by file.
     places
@@ -168,13 +168,14 @@ def checked_items(items: Any, called: str) -> Items:
     """
     if callable(items):
         try:
-            items = items()
+            with same_folder():
+                items = items()
         except Exception as error:  # the user's code can raise anything
             raise TaskError(f"{called}: the function that returns them raised {one_line(error)}; fix it") from error
     by_split = items if isinstance(items, Mapping) else {SEARCHED: items}
     for split, listed in by_split.items():
         if split not in SPLITS:
-            raise TaskError(f"{called}: {split!r} is no split; write {', '.join(SPLITS)}")
+            raise TaskError(f"{called}: {split!r} is not a split; write {', '.join(SPLITS)}")
         if isinstance(listed, str | bytes) or not isinstance(listed, Sequence):
             raise TaskError(f"{called}: give a list, or a mapping from splits to lists (got {type(listed).__name__})")
         if not 1 <= len(listed) <= MOST_ITEMS:
@@ -198,12 +199,13 @@ def _lines(file: Path) -> list[Any]:
     try:
         if not file.is_file() or file.stat().st_size > LARGEST_ITEMS:
             raise TaskError(
-                f"fitness.function_items: {file} is no file of at most {LARGEST_ITEMS:,} bytes; name a .jsonl file"
+                f"fitness.function_items: {file} is not a file of at most {LARGEST_ITEMS:,} bytes; name a .jsonl file"
             )
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(
-            f"fitness.function_items: {file} cannot be read ({one_line(error)}); write it in UTF-8"
+            f"fitness.function_items: {file} cannot be read ({getattr(error, 'strerror', None) or one_line(error)}); "
+            "write it in UTF-8"
         ) from None
     values = []
     for number, line in enumerate(lines, start=1):
@@ -244,7 +246,7 @@ def _hashes(place: str, key: str) -> dict[str, str]:
         return {place: "built in"}
     if not file.is_file() or file.stat().st_size > LARGEST_FILE:
         raise TaskError(
-            f"fitness.{key}: {file} is no Python file; correct the path, which is relative to the search file"
+            f"fitness.{key}: {file} is not a Python file; correct the path, which is relative to the search file"
         )
     return files_behind(file)
 
@@ -282,7 +284,8 @@ def _module(place: str, key: str) -> ModuleType:
             sys.path.append(folder)  # for what it imports, also later
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            with same_folder():
+                spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise

@@ -1,7 +1,7 @@
 """The system calls that a program in the sandbox may not make, as a filter for Linux's seccomp.
 
 Namespaces hide the network, the files and the other processes. The filter takes away what is left: making processes
-and threads, which bounds their number by one, whoever the user is (the kernel's own limit does not hold for root);
+and threads, which bounds their number by one, for every user (the kernel's own limit does not hold for root);
 memory that belongs to no process; and the parts of the kernel in which most ways out have been found.
 """
 

@@ -13,7 +13,7 @@ Quantization: TypeAlias = Literal["int8", "int4"]
 
 
 class TransformersEngine(Section):
-    """The model that was merged answers itself, in the worker's process."""
+    """The merged model answers in the worker's process."""
 
     kind: Literal["transformers"] = "transformers"
     quantization: Quantization | None = None
@@ -27,7 +27,7 @@ class TransformersEngine(Section):
 
 
 class VllmEngine(Section):
-    """vLLM answers, in a process and an environment of its own; merged weights go into it in memory."""
+    """vLLM answers, in a separate process and environment; merged weights are copied to it through memory."""
 
     quantization: ClassVar[None] = None
     kind: Literal["vllm"] = "vllm"

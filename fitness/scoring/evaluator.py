@@ -25,7 +25,7 @@ from fitness.scoring.losses import LossItem, LossPlan
 from fitness.tasks.lm_eval_rules import RightTexts, generation_settings, longest_input
 from fitness.tasks.loss_metrics import AnswerExtractor, Answers, Scorer
 
-if TYPE_CHECKING:  # lm-eval is imported by whoever loads tasks
+if TYPE_CHECKING:  # lm-eval is imported by the code that loads tasks
     from fitness.tasks.prompts import Request
     from fitness.tasks.suite import TaskSuite
 
@@ -420,7 +420,8 @@ class _Plan:
             if count == self._tasks.count(task):
                 raise TaskError(
                     f"task {task!r}: its metric gave no number for any of {count} items: choose a metric that is a "
-                    "number for each item"
+                    "number for each item",
+                    task=task,
                 )
         return scores, seconds + more_seconds, tuple(told), {kind: counts for kind, counts in flaws.items() if counts}
 

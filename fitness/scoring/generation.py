@@ -221,7 +221,7 @@ def _plain_model(model: Any) -> bool:
 
 def _beginning(prompts: Sequence[tuple[int, ...]]) -> int:
     """Return how many first tokens to read once for all prompts; each prompt keeps at least one more token."""
-    first, last = min(prompts), max(prompts)  # in sorted order, all others lie between them
+    first, last = min(prompts), max(prompts)  # in sorted order, all others are between them
     shared = min(common_beginning(first, last), min(len(prompt) for prompt in prompts) - 1)
     tokens = sum(len(prompt) for prompt in prompts)
     cost = PASS_COST + tokens - shared * (len(prompts) - 1)

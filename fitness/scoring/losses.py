@@ -1,4 +1,4 @@
-"""Differentiable losses of items, which a search by gradients minimises instead of scores.
+"""Differentiable losses of items, which a gradient search minimises instead of scores.
 
 - An item with choices: the cross-entropy of the right choice under the softmax over the choices' log-likelihoods, the
   numbers that scoring compares.

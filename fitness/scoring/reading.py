@@ -69,7 +69,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that goes on: its last token, which the model has not read, and that token's position."""
+    """An answer that continues: its last token, which the model has not read, and that token's position."""
 
     number: int
     token: int
@@ -110,7 +110,7 @@ class Read:
         )
 
     def answers(self) -> list[Answer]:
-        """Return the answers that go on."""
+        """Return the answers that continue."""
         pairs = zip(self.prompts, self.found, strict=True)
         return [Answer(prompt.number, new[-1], len(prompt.tokens) + len(new) - 1) for prompt, new in pairs]
 

@@ -35,7 +35,7 @@ class TaskConfig(Section):
     after the task's first filter. Metrics where lower is better are negated, ours included: answer_loss (negative
     log-likelihood of the right answer, nats), bits_per_byte (the same per byte), answer_length (characters). Ours
     for tasks with choices: choice_probability (of the right choice, 0 to 1); without right answers choice_certainty (1
-    less the choices' entropy by its largest value)."""
+    minus the choices' entropy over its largest value)."""
     search_split: Literal["auto"] | Split = "auto"
     """Split of the search items. auto: validation if the task has one, else test (which needs `allow_test_split`)."""
 
@@ -43,7 +43,7 @@ class TaskConfig(Section):
     @classmethod
     def _not_zero(cls, weight: float) -> float:
         if weight == 0:
-            raise ValueError("a weight of 0 makes the task count for nothing: remove the task, or set another weight")
+            raise ValueError("a weight of 0 removes the effect of the task: remove the task, or set another weight")
         return weight
 
     @property

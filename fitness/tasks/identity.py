@@ -183,7 +183,7 @@ def _other_items(before: ItemsIdentity, now: ItemsIdentity, side: Side, task: st
         )
         first = (ids if at < len(ids) else new_ids)[at]
         counts = f"{len(ids)} before, {len(new_ids)} now"
-        return f"its {called} items have changed ({counts}; the first other one is {task}/{first})"
+        return f"its {called} items have changed ({counts}; the first different one is {task}/{first})"
     for field, meaning in _MEANINGS.items():
         if field == "prompts" and not prompts:
             continue

@@ -7,7 +7,7 @@
 
 Lower is better for these three, and a search maximises, so scores are their negatives.
 
-- `choice_probability`: the probability of the right choice, a softmax over the choices' log-likelihoods. It lies
+- `choice_probability`: the probability of the right choice, a softmax over the choices' log-likelihoods. It is
   between 0 and 1 as accuracy does, and also says by how much an answer is right or wrong.
 - `choice_certainty`: 1 − H(p) / ln C, where H is the entropy of the same softmax over an item's C choices. It needs no
   right answer: 1 where one choice has all the probability, 0 where all have the same. To maximise it is to minimise the

@@ -54,6 +54,8 @@ class EngineDied(RuntimeError):
 class EngineError(TaskError):
     """vLLM refuses what it was asked, with its reason in one line."""
 
+    key = "engine"
+
 
 class EngineProcess:
     """A running vLLM engine.
@@ -105,7 +107,7 @@ class EngineProcess:
             hello, _ = self._receive()
             if hello["protocol"] != PROTOCOL:
                 raise EngineError(
-                    f"the process speaks version {hello['protocol']} of the protocol and the search {PROTOCOL}; "
+                    f"the process has version {hello['protocol']} of the protocol, and the search has {PROTOCOL}; "
                     "install evomerge again"
                 )
             self._ask({"do": "start", "settings": dict(settings)})

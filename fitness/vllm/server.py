@@ -47,7 +47,7 @@ class Channel:
         self.socket = connected
 
     def send(self, message: Mapping[str, Any], **arrays: np.ndarray) -> None:
-        """Send a message; an OSError if nobody listens any more."""
+        """Send a message; an OSError if the other side has closed."""
         parts = [np.ascontiguousarray(values) for values in arrays.values()]
         described = [[name, part.dtype.str, part.shape] for name, part in zip(arrays, parts)]  # noqa: B905
         head = json.dumps({**message, "arrays": described}).encode()

@@ -139,7 +139,7 @@ def weighted_recipe(
     if method == "slerp":
         t = weights.get(experts[0], 0.0)
         if len(experts) > 1 or t not in (0, 1):
-            raise RecipeError(f"slerp is between two models, and this is no end of it: {dict(weights)}; write linear")
+            raise RecipeError(f"slerp has two models, and {dict(weights)} is neither of them; write linear")
         whole = Slice((Source(models[experts[0]], layers), Source(models[base], layers)))
         return Recipe(method, (whole,), parameters=(("t", constant(t)),), **settings)
     named = experts if method == "task_arithmetic" else list(models)

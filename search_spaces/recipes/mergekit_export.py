@@ -22,7 +22,7 @@ from search_spaces.recipes.references import is_dequantized, parts
 from search_spaces.recipes.resolve import TensorPlan
 
 _PATH = "evomerge.path: mergekit does not merge and reorder layers in one document"
-_SEVERAL = "slices.evomerge.merge_method: layers have their own methods, and mergekit allows one per document"
+_SEVERAL = "slices.evomerge.merge_method: layers have their own methods, and mergekit allows only one per document"
 
 
 def obstacles(recipe: Recipe) -> tuple[str, ...]:
@@ -206,7 +206,7 @@ def check_spreads(plans: Iterable[TensorPlan]) -> None:
             if fitting != epsilon:
                 raise RecipeError(
                     f"epsilon: {part.model} has density {density:g} with epsilon {epsilon:g} at {plan.name}, and "
-                    f"density - epsilon to density + epsilon must lie within (0, 1); write an epsilon below "
+                    f"density - epsilon to density + epsilon must be within (0, 1); write an epsilon below "
                     f"{min(density, 1 - density):g}, or another density"
                 )
 

@@ -176,7 +176,7 @@ def _validate_adapters(recipe: RecipeFields, spec: MethodSpec) -> None:
         )
     if spec.core_space == "unsupported" or (spec.base == "optional" and recipe.base_model is None):
         raise RecipeError(
-            f"evomerge.adapters: {spec.name} needs whole weights, and core space holds task vectors only; write "
+            f"evomerge.adapters: {spec.name} needs whole weights, and core space has only task vectors; write "
             "adapters: full, or use another method (task_arithmetic, ties, ...)"
         )
 
@@ -268,7 +268,7 @@ def _validate_calibration(recipe: RecipeFields) -> None:
         for model, _ in recipe.calibration_text:
             if model not in recipe.models:
                 raise RecipeError(
-                    f"{place}: {model} is none of the recipe's models; {did_you_mean(model, recipe.models)}"
+                    f"{place}: {model} is not one of the recipe's models; {did_you_mean(model, recipe.models)}"
                 )
         for model in recipe.measured if recipe.needs_calibration else ():
             if recipe.text_of(model) is None:

@@ -158,7 +158,7 @@ def _check_ranges(recipe: Recipe, layout: ModelLayout) -> None:
         for index, source in enumerate(part.sources):
             if source.num_layers and source.start + source.num_layers > layout.num_layers:
                 raise RecipeError(
-                    f"slices[{place}].sources[{index}].layer_range: {list(source.layer_range or ())} lies "
+                    f"slices[{place}].sources[{index}].layer_range: {list(source.layer_range or ())} is "
                     f"outside of {source.model}; end it at {layout.num_layers}, the model's number of layers"
                 )
 

@@ -97,7 +97,7 @@ class DataFlowConfig(BaseModel):
     """`slots`: layers keep the order of the sequence (Sakana's). `free`: any order, by a random key per slot."""
     scales: Literal["none", "slot", "transition", "network"] = "slot"
     """Factors of the residual stream before a layer: none, one per slot, one per pair of consecutive layers (Sakana's
-    matrix W), or what a small network says of the pair and its position on the path, with `hidden` + 1 genes."""
+    matrix W), or the output of a small network for the pair and its position on the path, with `hidden` + 1 genes."""
     hidden: int = Field(default=HIDDEN, ge=1, le=1000)
     """Hidden units of `scales: network`."""
     scale: ScaleRange = ScaleRange()
@@ -487,7 +487,7 @@ def _anchor_recipe(anchor: str | None, context: SpaceContext) -> Recipe | None:
     if foreign:
         raise RecipeError(f"space.anchor: its model '{foreign[0]}' is not in the search file; use only {models}")
     if recipe.num_layers != depth or recipe.path is not None:
-        raise RecipeError(f"space.anchor: {anchor} is no merge of all {depth} layers in their order; give one that is")
+        raise RecipeError(f"space.anchor: {anchor} is not a merge of all {depth} layers in their order; give another")
     return replace(recipe, out_dtype=context.out_dtype).canonical()
 
 

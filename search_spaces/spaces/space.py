@@ -125,7 +125,7 @@ class SearchSpace(ABC):
         ----------
         genotype
             float64[G], NaN for genes that are not decided yet. By default F = 2 G: whether each gene is decided, and
-            where in its range it lies, from -1 to 1.
+            the position in its range, from -1 to 1.
         """
         decided = ~np.isnan(genotype)
         place = 2 * (genotype - self.low) / (self.high - self.low) - 1

@@ -158,7 +158,7 @@ class FixedGenesSpace(WrappedSpace):
     Raises
     ------
     RecipeError
-        If a name fits no gene, a value lies outside of its gene's range, or no gene is left.
+        If a name fits no gene, a value is outside of its gene's range, or no gene is left.
     """
 
     def __init__(self, inner: SearchSpace, values: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ def test_the_verb_writes_tables_and_studies_of_a_search(finished, tmp_path, evom
     assert genes.shape[1] == len(json.loads((tmp_path / "run" / "environment.json").read_text())["genes"]) > 3
     refuse("export", tmp_path / "run", "--table", "x.xlsx", words=["--table x.xlsx", ".csv or .parquet"])
     refuse("export", tmp_path / "run", "--optuna", "x.json", words=["--optuna x.json", ".db or .journal"])
-    refuse("export", tmp_path / "run", "--optuna", "x?.db", words=["--optuna x?.db", "in which ? is no letter"])
+    refuse("export", tmp_path / "run", "--optuna", "x?.db", words=["--optuna x?.db", "in which ? is not a letter"])
     refuse("export", tmp_path / "run", "--table", tmp_path, words=["--table", ".csv"])
 
 

@@ -127,7 +127,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, refuse):
     (tmp_path / "one.csv").write_text("model,a,b\nm,1,0\n")
     refuse("one.csv", "--task", "t", words=["1 model: fitting items needs at least 2"])
     (tmp_path / "far.csv").write_text("model,a,b\nm,1,7\nn,0,1\n")
-    refuse("far.csv", "--task", "t", words=["far.csv: scores lie in [0, 7]"])
+    refuse("far.csv", "--task", "t", words=["far.csv: scores are in [0, 7]"])
     (tmp_path / "bad.npz").write_bytes(b"torn")
     refuse("bad.npz", words=["bad.npz: not a responses matrix"])
     refuse("unnamed.csv", "--task", "t", "-o", "x.json", words=["name a file that ends in .npz"])

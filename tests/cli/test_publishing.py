@@ -167,7 +167,7 @@ def test_offline_is_said(merged, refuse):
     ("arguments", "words"),
     [
         (("me/merge",), ["names models by folders of this machine", "--base-model ops=OWNER/NAME"]),
-        (("me/mer ge", *NAMES), ["'me/mer ge' is no repository of the hub; write OWNER/NAME"]),
+        (("me/mer ge", *NAMES), ["'me/mer ge' is not a repository of the hub; write OWNER/NAME"]),
         (("me/merge", "--base-model", "ops"), ["--base-model ops: write NAME=OWNER/NAME"]),
     ],
 )

@@ -79,7 +79,7 @@ def test_evaluate_like_refuses_other_questions(finished, tasks, tmp_path, refuse
     text = (edited / "_generate.template").read_text(encoding="utf-8")
     assert old in text
     (edited / "_generate.template").write_text(text.replace(old, new), encoding="utf-8")
-    words = ["--like: task zoo_target_gen: ", "since the run began, so scores would not compare; put it back"]
+    words = ["--like: task zoo_target_gen: ", "since the run began, so scores are not comparable; put it back"]
     refuse("evaluate", ZOO / "models" / "ops", "--like", "run", "--trust-tasks", words=words)
 
 

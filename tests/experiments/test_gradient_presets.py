@@ -19,7 +19,7 @@ PRESETS = {"adamerging": 24, "divmerge": 3, "supermerge": 24, "expert_merging": 
 def test_a_step_has_a_finite_derivative_by_every_weight(name: str, genes: int) -> None:
     problem = Problem(load(ZOO / f"{name}.yaml"), scan=False)
     assert len(problem.space.genes) == genes
-    start, items = problem.space.start, problem.step_items(0)
+    start, items = problem.space.start, problem.steps.items(0)
     step = Request(problem.space.decode(start), items, gradient_at=tuple(start))
     found = local_worker(problem).ready().evaluate(step)
     assert found.status == "step"

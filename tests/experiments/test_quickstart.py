@@ -34,7 +34,7 @@ def test_quickstart(tmp_path):
 
     assert AutoModelForCausalLM.from_pretrained(out / "merged").num_parameters() > 500_000
 
-    # A second time, it goes on from what is there: nothing is searched again.
+    # A second time, it continues from what is there: nothing is searched again.
     again = subprocess.run(
         ["make", "quickstart", f"OUT={out}"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )

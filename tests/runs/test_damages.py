@@ -131,7 +131,7 @@ def test_damaged_bytes(damage, file, request, recorded, tmp_path):
         found = read(folder)
         if found is not None:
             said, incomplete = found
-            if file == "write-ahead":  # what was not written whole cannot be told from what was damaged at its end
+            if file == "write-ahead":  # an incomplete end looks like a damaged end
                 lost = len(recorded) - len(said)
                 assert said == recorded[: len(said)] and (lost <= 1 or damage is cut)
             else:

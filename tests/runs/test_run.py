@@ -144,7 +144,7 @@ def test_a_full_disk_keeps_what_was_recorded(run):
     run.record(events[0])
     (pages,) = run._db.execute("PRAGMA page_count").fetchone()
     run._db.execute(f"PRAGMA max_page_count={pages}")
-    with pytest.raises(LogError, match=r"cannot write .*full.*; all before is kept"):
+    with pytest.raises(LogError, match=r"cannot write .*full.*; everything before is kept"):
         for _ in range(1000):
             run.record(events[1])
     run._db.execute("PRAGMA max_page_count=100000")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evomerge.runs.verdict import Verdict, verdict
+from evomerge.runs.verdict import Verdict, verdict, verdict_without_test
 
 
 def verdict_of(alternatives: dict[str, tuple[float, float]], **found: str) -> Verdict:
@@ -28,7 +28,7 @@ def test_worse_than_one_names_it_and_recommends_it() -> None:
     found = verdict_of({"math": (-0.4, 1e-9), "base": (0.1, 0.01), "ja": (-0.1, 0.001)})
     assert (found.outcome, found.recommended) == ("worse", "math")
     assert found.sentence == (
-        "The found recipe is worse than math on the held-out items (-0.400, p < 1e-4): take math, which best.yaml is."
+        "The found recipe is worse than math on the held-out items (-0.400, p < 1e-4): take math (best.yaml)."
     )
 
 
@@ -41,14 +41,17 @@ def test_worse_names_an_alternative_that_the_tests_say_is_better() -> None:
 def test_the_numbers_are_those_of_an_alternative_that_cannot_be_told_apart() -> None:
     found = verdict_of({"base": (0.1, 1e-9), "start": (0.3, 0.2)})
     assert (found.outcome, found.recommended) == ("indistinguishable", "found")
-    assert "cannot be told from start on the held-out items (+0.300, p = 0.2 against start)" in found.sentence
+    assert (
+        "is not significantly different from start on the held-out items (+0.300, p = 0.2 against start)"
+        in found.sentence
+    )
 
 
 @pytest.mark.parametrize(("difference", "taken"), [(0.01, "found"), (-0.01, "start")])
 def test_what_cannot_be_told_apart(difference: float, taken: str) -> None:
     found = verdict_of({"base": (0.5, 1e-20), "start": (difference, 0.6)})
     assert (found.outcome, found.recommended) == ("indistinguishable", taken)
-    assert "cannot be told from start" in found.sentence
+    assert "is not significantly different from start" in found.sentence
 
 
 def test_the_number_of_comparisons_counts() -> None:
@@ -63,27 +66,36 @@ def test_nothing_keeps_the_minimums() -> None:
 
 
 def test_a_found_recipe_that_misses_a_minimum_is_not_recommended() -> None:
-    missed = "0.310 on chat, where the minimum is 0.400,"
+    missed = "0.310 on chat, where the minimum is 0.400"
     found = verdict_of({"base": (0.5, 1e-20), "start": (0.2, 1e-9)}, missed=missed)
     assert (found.outcome, found.recommended) == ("worse", "start")
     assert found.sentence == (
         "The found recipe has 0.310 on chat, where the minimum is 0.400, on the held-out items: take start, the best "
-        "alternative that keeps the minimum scores, which best.yaml is."
+        "alternative that keeps the minimum scores (best.yaml)."
     )
     alone = verdict_of({}, missed=missed)
     assert (alone.outcome, alone.recommended) == ("indistinguishable", "found")
-    assert "and the found recipe has 0.310 on chat" in alone.sentence
+    assert alone.sentence.endswith(
+        "the found recipe has 0.310 on chat, where the minimum is 0.400; best.yaml is the found recipe."
+    )
 
 
 @pytest.mark.parametrize(("difference", "taken"), [(0.1, "math"), (-0.1, "ja")])
 def test_a_search_that_found_nothing_new_says_so(difference: float, taken: str) -> None:
     found = verdict_of({"math": (0.0, 1.0), "ja": (difference, 0.5)}, same="math")
     assert (found.outcome, found.recommended) == ("indistinguishable", taken)
-    assert found.sentence.startswith("The search found nothing better than math, which ")
-    assert taken in found.sentence and "best.yaml is" in found.sentence
+    assert found.sentence.startswith("The search found nothing better than math")
+    assert taken in found.sentence and "best.yaml" in found.sentence
 
 
 def test_one_of_the_alternatives_may_be_found_and_be_worse_than_another() -> None:
     found = verdict_of({"math": (0.0, 1.0), "ja": (-0.3, 1e-9)}, same="math")
     assert (found.outcome, found.recommended) == ("worse", "ja")
     assert found.sentence.startswith("The found recipe, which is math, is worse than ja on the held-out items (-0.300")
+
+
+def test_what_is_not_tested_is_never_better() -> None:
+    """Nor is anything held out where models are scored as wholes."""
+    found = verdict_without_test("found", [], lambda name: 0.0)
+    assert (found.outcome, found.recommended) == ("indistinguishable", "found")
+    assert "held-out" not in found.sentence

@@ -45,7 +45,7 @@ def test_gradients_come_first_where_there_are_any() -> None:
     assert (strategy.steps, strategy.then.sigma, strategy.items) == (48, 0.02, 25)
     assert problem.config.fitness.subset.items == 25 and problem.config.fitness.subset.rotates()
     assert problem.chosen == (
-        "strategy auto: 48 steps by gradients, then cma_es around their result (sigma 0.02); each candidate is asked "
+        "strategy auto: 48 gradient steps, then cma_es around their result (sigma 0.02); each candidate is asked "
         "25 fresh items per task"
     )
 
@@ -63,7 +63,7 @@ def test_gradients_come_first_where_there_are_any() -> None:
         (
             {"method": ["task_arithmetic", "ties"], "layers_per_group": 6},
             GradientConfig,
-            "30 steps by gradients, then eda, since some genes",
+            "30 gradient steps, then eda, since some genes",
         ),
     ],
 )
@@ -92,10 +92,10 @@ def test_what_the_file_says_about_items_is_kept() -> None:
 def test_what_was_chosen_is_recorded_and_resumed(tmp_path: Path) -> None:
     said: list[str] = []
     evomerge.search(config(evaluations=4), run=tmp_path / "run", say=said.append)
-    assert any(sentence.startswith("strategy auto: 3 steps by gradients") for sentence in said)
+    assert any(sentence.startswith("strategy auto: 3 gradient steps") for sentence in said)
     recorded = load(tmp_path / "run" / "config.yaml")
     assert isinstance(recorded.strategy, GradientConfig) and recorded.strategy.steps == 3
-    assert "strategy auto: 3 steps" in (tmp_path / "run" / "environment.json").read_text()
+    assert "strategy auto: 3 gradient steps" in (tmp_path / "run" / "environment.json").read_text()
     result = resume_search(tmp_path / "run", overrides=["budget.evaluations=7"])
     assert result.evaluations == 7
 

@@ -156,7 +156,7 @@ def stopped(whole, tmp_path):
 
 
 def resumed(run):
-    """Check a run as `resume` does before it goes on; return the problem and the packages' warnings."""
+    """Check a run as `resume` does before it continues; return the problem and the packages' warnings."""
     with Run.open(run) as opened:
         list(opened.events())
         recorded = opened.environment()
@@ -383,7 +383,7 @@ NOTICED = {
     "a field for the metric": (rows("test", first(note="w0")), "the document of held-out item choice/test/0"),
     "a question more": (
         rows("validation", lambda rows: [*rows, rows[0] | {"question": "w3"}]),
-        r"its search items have changed \(8 before, 9 now; the first other one is choice/validation/8\)",
+        r"its search items have changed \(8 before, 9 now; the first different one is choice/validation/8\)",
     ),
     "a question less": (rows("test", lambda rows: rows[:-1]), r"its held-out items have changed \(8 before, 7 now"),
     "the order of questions": (rows("test", lambda rows: rows[::-1]), "the document of held-out item"),

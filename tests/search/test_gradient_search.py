@@ -1,4 +1,4 @@
-"""Searches by gradients on the zoo: what they record, how they resume, what they refuse."""
+"""Gradient searches on the zoo: what they record, how they resume, what they refuse."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    """A search of a second or two: 8 steps by gradients on the target with choices, few held-out items."""
+    """A search of a second or two: 8 gradient steps on the target with choices, few held-out items."""
     return {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops", "ja")},
         "space": {"kind": "layer_coefficients", "method": "task_arithmetic", "layers_per_group": 3},
@@ -239,7 +239,7 @@ def test_plan_says_what_a_step_holds(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert steps["peak_bytes"] == footprint["peak_bytes"] + steps["gradient_bytes"] + steps["activation_bytes"]
     assert steps["activation_bytes"] > 0 and steps["how"] == "64 sequences a batch"
     plan(tmp_path / "search.yaml", [], as_json=False)
-    assert "a step holds at most" in capsys.readouterr().out
+    assert "a step needs at most" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

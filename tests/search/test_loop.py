@@ -240,7 +240,7 @@ def test_when_a_whole_generation_fails_the_search_stops_and_says_so(create, spac
         search(run, space, CONFIGS[name], evaluations=60).search(pool)
     told = len(RunHistory(run.events()).told)
     assert 14 <= told <= 24
-    # With the cause mended, it goes on from there.
+    # With the cause fixed, it continues from there.
     search(run, space, CONFIGS[name], evaluations=60).search(SyntheticPool(space, fitness_of))
     assert len(RunHistory(run.events()).told) == 60
 

@@ -46,7 +46,7 @@ def _of(evaluation):
 
 
 def test_parents_by_quality_and_place(strategy):
-    """Two elites at the ends of both values, with 0.5² against 1.3²; a third lies between."""
+    """Two elites at the ends of both values, with 0.5² against 1.3²; a third is between them."""
     tell(strategy, scored(0.1, a=[0.1], b=[0.1]), scored(0.9, a=[0.9], b=[0.9]), scored(0.5, a=[0.5], b=[0.6]))
     cells, elites = zip(*strategy.archives[0].items(), strict=True)
     assert cells == ((0,), (3,), (2,))

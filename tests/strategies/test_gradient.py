@@ -1,4 +1,4 @@
-"""Search by gradients on a planted bowl: it gets to the bottom and survives failed steps."""
+"""Gradient search on a planted bowl: it gets to the bottom and survives failed steps."""
 
 from __future__ import annotations
 

@@ -220,5 +220,5 @@ def test_the_csv_tracker_writes_a_row_for_each_evaluation_and_goes_on_in_the_fil
 
 @pytest.mark.parametrize("name", ["../x.csv", "a/b.csv", "result.json"])
 def test_the_csv_file_lies_in_the_run_directory(name):
-    with pytest.raises(ValueError, match=r"is no name in the run directory; write letters, digits, - and _ that ends"):
+    with pytest.raises(ValueError, match=r"is not a file name; write letters, digits, - and _ that ends"):
         CsvConfig(file=name)

@@ -5,8 +5,8 @@ import pytest
 
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Asked
-from evomerge.search.archive_racing import ArchiveRacingPool
-from evomerge.search.racing_pool import RacingPool
+from evomerge.search.racing.archive import ArchiveRacingPool
+from evomerge.search.racing.pool import RacingPool
 from evomerge.strategies import Candidate, RandomConfig
 from evomerge.testing import PoolSuite
 from evomerge.testing.planted import reals

@@ -1,4 +1,4 @@
-"""Steps by gradients in a worker: too little memory, numbers that are not finite, and what penalties add."""
+"""Gradient steps in a worker: too little memory, numbers that are not finite, and what penalties add."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def worker(local: LocalWorker, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def step_of(problem: Problem) -> Request:
     point = problem.space.start
-    return Request(problem.space.decode(point), problem.step_items(0), gradient_at=tuple(point.tolist()))
+    return Request(problem.space.decode(point), problem.steps.items(0), gradient_at=tuple(point.tolist()))
 
 
 def same(found: Any, expected: Any) -> None:
@@ -83,7 +83,7 @@ def test_too_little_memory_makes_smaller_batches(
     same(worker.evaluate(step_of(problem)), expected)
     assert (worker.steps.batch_size, worker.steps.recomputes) == (2, False)
     assert worker.evaluator.batch_size == 64  # scoring has room for more
-    assert "out of memory in a step by gradients: from here on 2 sequences a batch" in caplog.text
+    assert "out of memory in a gradient step: from here on 2 sequences a batch" in caplog.text
 
 
 def test_then_layers_are_computed_again(worker: Any, problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_label_free_losses_have_the_derivatives_of_finite_differences(kind: str,
     settings["fitness"]["tasks"] = ["zoo_target_mc"]  # greedy answers would differ between the points of a difference
     problem = Problem(load_mapping(settings, []))
     worker = local_worker(problem).ready()
-    point, items = problem.space.start.copy(), problem.step_items(0)
+    point, items = problem.space.start.copy(), problem.steps.items(0)
 
     def step(at: Any) -> Any:
         return worker.evaluate(Request(problem.space.decode(at), items, gradient_at=tuple(at.tolist())))

@@ -134,5 +134,5 @@ def test_gpus_of_a_worker_share_its_model(exact, monkeypatch):
         assert start.devices_of(device, settings, what) == ()
     with pytest.raises(DeviceError, match=r"gpus_per_worker is 3, and this process sees 2 GPUs; write a lower one"):
         start.devices_of("cuda", WorkerSettings("cuda", gpus=3), inputs)
-    with pytest.raises(DeviceError, match=r"steps by gradients need the model on one; write 1, or"):
+    with pytest.raises(DeviceError, match=r"gradient steps need the model on one; write 1, or"):
         start.devices_of("cuda", two, replace(inputs, steps=object()))

@@ -52,7 +52,7 @@ def test_the_surroundings_are_private_and_removed(variables):
     assert len(str(local.folder)) < 40  # a socket's path is short
     assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"  # loopback
-    with (local.folder / "log").open("w"):  # Ray leaves logs open in this process, which goes on
+    with (local.folder / "log").open("w"):  # Ray leaves logs open in this process, which continues
         local.close()
     assert not local.folder.exists()
     local.close()

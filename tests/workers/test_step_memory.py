@@ -72,7 +72,7 @@ worker.steps.recomputes = recompute
 point = problem.space.start
 request = Request(problem.space.decode(point), worker.steps.longest(), gradient_at=tuple(point.tolist()))
 memory = worker.steps.need(request)
-Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
 started = resident()
 evaluation = worker.evaluate(request)
 assert evaluation.status == "step", evaluation.reason

@@ -122,7 +122,7 @@ class LayerWalk:
 
 
 class _AllSeen(Exception):
-    """Ends a forward pass whose further results nobody needs."""
+    """Ends a forward pass whose further results are not needed."""
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def documents(content: bytes, text: Path) -> list[str]:
             value = None
         value = value.get("text") if isinstance(value, dict) else value
         if not isinstance(value, str):
-            raise CheckpointError(f'{text}:{number}: it is no document; write a line such as {{"text": "..."}}')
+            raise CheckpointError(f'{text}:{number}: it is not a document; write a line such as {{"text": "..."}}')
         found.append(value)
     return found
 

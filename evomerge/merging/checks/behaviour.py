@@ -103,7 +103,7 @@ def differing_statements(checkpoints: Mapping[str, Source], base: str) -> Iterat
     if token is not None and token not in ids:
         yield (
             f"{owner}: its tokenizer ends texts with token {token} (eos_token), and its generation_config.json or "
-            f"config.json with {_shown(ids)} (eos_token_id); scoring stops at either, a merge in use at the latter only"
+            f"config.json with {_shown(ids)} (eos_token_id); scoring stops at both, generation only at the latter"
         )
 
 

@@ -1,6 +1,6 @@
 """Similarity: how close fine-tunes are to their base and to each other, measured in one pass over the weights.
 
-Fine-tunes of one base lie close to it: the cosine between their linear maps and the base's is near 1. Models that were
+Fine-tunes of one base are close to it: the cosine between their linear maps and the base's is near 1. Models that were
 trained separately have a cosine near 0 and a difference longer than the weights themselves, and their average works as
 neither of them. A checkpoint whose attention or MLP was rotated or permuted (to protect it against merging) has such
 weights, although it computes the same function.

@@ -71,6 +71,7 @@ class CoreSpace:
     def __init__(self, checkpoints: Mapping[str, Source]) -> None:
         self._checkpoints = checkpoints
         self._bases: dict[tuple[str, tuple[str, ...]], CoreBasis | None] = {}
+        self._models: dict[tuple[int, tuple[str, ...]], SourceModel] = {}
 
     def basis(self, tensor: str, models: Sequence[str]) -> CoreBasis | None:
         """Return the basis of a tensor for the experts among `models`; None when none of them adapts it.
@@ -167,8 +168,11 @@ class CoreSpace:
         )
 
     def _model(self, part: Contribution, plan: TensorPlan) -> SourceModel:
-        """Return an expert's core matrices, for methods that measure over the whole model."""
-        models = [other.model for other in plan.contributions]
+        """Return an expert's core matrices, for methods that measure over the whole model: one object for all tensors.
+
+        What is measured is kept in it, so that it is measured once and not for each tensor.
+        """
+        models = tuple(other.model for other in plan.contributions)
         index = models.index(part.model)
 
         def pairs() -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -178,7 +182,7 @@ class CoreSpace:
                     core = basis.cores[index].reshape(-1)
                     yield core, torch.zeros_like(core)
 
-        return SourceModel(pairs)
+        return self._models.setdefault((index, models), SourceModel(pairs))
 
 
 class CoreTensorMerge(WholeMerge):

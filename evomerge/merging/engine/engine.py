@@ -23,7 +23,7 @@ from evomerge.merging.engine.placement import ComputeDtype, Placement, Split
 from evomerge.merging.engine.prepared import PreparedCache
 from evomerge.merging.engine.recipe_statistics import RecipeStatistics
 from evomerge.merging.engine.resident import LARGE_PAGE, Quantize, Resident, ask_for_large_pages, build_resident
-from evomerge.merging.engine.tensor_merge import LARGE_MATRIX, StepwiseMerge, TensorMerge, goes_step_by_step
+from evomerge.merging.engine.tensor_merge import StepwiseMerge, TensorMerge, goes_step_by_step, uses_all_threads
 from evomerge.merging.engine.threads import MergeThreads, Run
 from evomerge.merging.methods import implementation
 from evomerge.merging.sources.adapters import Factors
@@ -284,14 +284,13 @@ class MergeEngine:
     def _each(self, recipe: Recipe, plans: Sequence[TensorPlan], do: Callable[[TensorPlan, Run], T]) -> Iterator[T]:
         """Yield what `do` returns for each tensor, the largest first; those whose operations use all threads alone."""
 
-        def uses_all_threads(plan: TensorPlan) -> bool:
-            if recipe.adapters == "core":
-                return True
-            return implementation(plan.method).scope == "matrix" and self._size(plan) > LARGE_MATRIX
+        def takes_all_threads(plan: TensorPlan) -> bool:
+            info = self._sources.info(plan, self._sources.shape(sources_of(plan)[0]))
+            return recipe.adapters == "core" or uses_all_threads(implementation(plan.method), info)
 
         largest_first = sorted(plans, key=self._size, reverse=True)
         for alone in (True, False):
-            tasks = [partial(do, plan) for plan in largest_first if uses_all_threads(plan) == alone]
+            tasks = [partial(do, plan) for plan in largest_first if takes_all_threads(plan) == alone]
             yield from self._threads.each(tasks, parallel=not alone)
 
     def footprint(self, recipe: Recipe) -> Footprint:

@@ -39,7 +39,7 @@ class Footprint:
         The threads' blocks, and the largest tensor for methods that take whole ones; it does not grow with the number
         of tensors.
     calibration_bytes
-        What measuring models on calibration texts holds at most, beside one model and one window's activations;
+        What measuring models on calibration texts needs at most, beside one model and one window's activations;
         nothing once it is in the cache.
     """
 
@@ -86,7 +86,7 @@ def footprint(
         method, info = implementation(plan.method), sources.info(plan, shape)
         copies = COPIES_OF_STEPS if method.stepwise_in_float32 else 1
         rows = max(rows, copies * len(plan.contributions) + OTHER_BUFFERS)
-        if method.stepwise_in_float32 or (method.scope == "matrix" and info.is_matrix):
+        if method.stepwise_in_float32 or method.decomposes(info):
             largest_matrix = max(largest_matrix, size)
         states = {
             prepared_key(method.prepare or method.prepare_all, plan, (part,)): method.prepared_size(info)

@@ -52,7 +52,7 @@ def write_matched(
     if not isinstance(own, Checkpoint):
         raise CheckpointError(f"{model}: it is an adapter on a model; merge them first (evomerge merge)")
     if own.config.get_text_config() is not own.config:
-        raise CheckpointError(f"{model}: it has parts beside its language model; match models of text alone")
+        raise CheckpointError(f"{model}: it has parts other than its language model; match text-only models")
     check_form(model, own, reference, other)
     units = units_of(own)
     _check_memory(model, own, units)
@@ -79,7 +79,7 @@ def _check_memory(name: str, model: Source, units: Units) -> None:
     room = free_memory(torch.device("cpu"), Share()).host
     if need > room:
         raise CheckpointError(
-            f"{name}: matching holds {need / 1e9:.1f} GB beside the mapped models, and {room / 1e9:.1f} GB are free; "
+            f"{name}: matching needs {need / 1e9:.1f} GB beside the mapped models, and {room / 1e9:.1f} GB are free; "
             "free memory, or match it on a larger machine"
         )
 

@@ -125,7 +125,7 @@ def common(deltas: list[Tensor]) -> Tensor:
 def common_and_specific(deltas: list[Tensor], fraction: float) -> Tensor:
     """Return s̄ P([U_1 … U_T U_c]) P([V_1 … V_T V_c])ᵀ [M, N].
 
-    The U_t lie in the complement of U_c, so both are made orthogonal apart; and where a basis of the complement is
+    The U_t are in the complement of U_c, so both are made orthogonal apart; and where a basis of the complement is
     known, what the common ones miss is decomposed in it.
     """
     components = min(deltas[0].shape)

@@ -1,6 +1,6 @@
 """OPCM: orthogonal projection-based continual merging (Tang et al. 2025, arXiv:2501.09522).
 
-Models come one after the other, in the recipe's order; of each, what lies in the main directions of the merge so far
+Models come one after the other, in the recipe's order; of each, what is in the main directions of the merge so far
 is left out. With S_1 = w_1 τ_1 and per linear map S_{t−1} = U diag(s) Vᵀ,
 
     P = Uᵀ τ_t V, with diag(P) = 0 and P[:r, :r] = 0;  S_t = S_{t−1} + w_t U P Vᵀ

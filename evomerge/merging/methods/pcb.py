@@ -13,7 +13,7 @@ do not change with the scale of the task vectors, and so is q = 0.01 (their code
 Deviations: normalised and clamped per tensor, not over the whole model; 0/0 is 0. As in their code, the upper
 percentile of a tensor shorter than 1/q leaves out its largest entry.
 
-β is prepared for that percentile; another one computes it anew, and another `ratio` costs a pass over it for the
+β is prepared for that percentile; another one computes it again, and another `ratio` costs a pass over it for the
 quantiles.
 """
 

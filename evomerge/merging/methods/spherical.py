@@ -5,7 +5,7 @@
 * Model stock: Jang et al. 2024, arXiv:2403.19522.
 * MetaGPT: Zhou et al. 2024, arXiv:2406.11385.
 
-Each result lies in the span of the models (or of their task vectors τ_t = θ_t − θ_0, when there is a base):
+Each result is in the span of the models (or of their task vectors τ_t = θ_t − θ_0, when there is a base):
 θ = θ_0 + Σ c_t τ_t, with coefficients c that depend on the tensors only through their Gram matrix
 G = [⟨τ_s, τ_t⟩]. So G is prepared once, in float64 (nearly parallel vectors need it), all iteration happens on
 T numbers, and apply is a weighted sum.

@@ -34,7 +34,7 @@ from evomerge.merging.methods.parameters import Factor, Lambda
 from evomerge.merging.methods.registry import merge_method
 
 SMALLEST = 1e-6
-"""Of the eigenvalues of B Bᵀ, which lie between 0 and T."""
+"""Of the eigenvalues of B Bᵀ, which are between 0 and T."""
 
 
 def _bytes(info: TensorInfo) -> float:

@@ -47,7 +47,7 @@ def page_table() -> str:
 
 
 def with_table(page: str) -> str:
-    """Return the page with its table, between the two lines that mark it, made anew."""
+    """Return the page with its table, between the two lines that mark it, made again."""
     before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:

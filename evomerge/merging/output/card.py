@@ -147,7 +147,7 @@ def recipe_lines(text: str, reasons: Sequence[str]) -> list[str]:
     """Return the card's section with the recipe; `reasons` say why mergekit does not build the model, if any."""
     also = f"`{MERGEKIT_CONFIG}` is the same for `mergekit-yaml`."
     if reasons:
-        also = f"mergekit does not build the same: {'; '.join(map(markdown.text, reasons))}."
+        also = f"mergekit does not build the same weights: {'; '.join(map(markdown.text, reasons))}."
     return [
         "## Recipe",
         "",

@@ -71,7 +71,7 @@ class UploadFile:
     name
         Its path in the repository.
     source
-        Where it lies.
+        Where it is.
     text
         What is uploaded in place of its contents; None: the file as it is.
     """
@@ -148,7 +148,7 @@ def check_repository(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise PublishError(f"{name!r} is no repository of the hub; write OWNER/NAME") from None
+        raise PublishError(f"{name!r} is not a repository of the hub; write OWNER/NAME") from None
 
 
 def _listed(folder: Path) -> tuple[list[str], tuple[str, ...]]:
@@ -159,7 +159,7 @@ def _listed(folder: Path) -> tuple[list[str], tuple[str, ...]]:
     for place in sorted(folder.rglob("*")):
         name = place.relative_to(folder).as_posix()
         if place.is_symlink():
-            raise PublishError(f"{folder}: {name} is a link; replace it by what it leads to, or remove it")
+            raise PublishError(f"{folder}: {name} is a link; replace it by its target, or remove it")
         if any(part.startswith(".") for part in Path(name).parts):
             hidden += [name] if place.is_file() else []
         elif place.is_file():
@@ -178,13 +178,13 @@ def _check_finished(folder: Path, names: Sequence[str]) -> None:
     kind = ("config.json", *weights) if weights else one_file
     missing = next((name for name in kind if name not in names), "")
     if missing:
-        raise PublishError(f"{folder}: has no {missing}, so the merge is not finished; merge again")
+        raise PublishError(f"{folder}: has no {missing}, so the merge is not complete; merge again")
     for name in kind[1:]:
         try:
             with safe_open(folder / name, framework="pt") as file:  # refuses a file that ends early
                 file.keys()
         except (SafetensorError, OSError) as error:
-            raise PublishError(f"{folder}: {name} is damaged ({reason(error)}); merge again") from None
+            raise PublishError(f"{folder}: {name} is damaged ({reason(error, folder / name)}); merge again") from None
 
 
 def _sharded(folder: Path) -> list[str]:
@@ -209,7 +209,7 @@ def _card(file: UploadFile) -> ModelCard:
     base = card.data.base_model
     for name in [base] if isinstance(base, str) else base or []:
         if not (isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
-            raise PublishError(f"{file.source}: base_model: {name!r} is no repository of the hub; write OWNER/NAME")
+            raise PublishError(f"{file.source}: base_model: {name!r} is not a repository of the hub; write OWNER/NAME")
     return card
 
 
@@ -264,7 +264,7 @@ class _Models:
         if missing:
             options = " ".join(f"--base-model {quote(name)}=OWNER/NAME" for name in missing)
             raise PublishError(
-                f"{self._folder / RECIPE}: names models by folders of this machine; say where they are published: "
+                f"{self._folder / RECIPE}: names models by folders of this machine; give their public names: "
                 f"{options} (or NAME={UNPUBLISHED} for one that is not)"
             )
         for name in found.values():
@@ -318,16 +318,16 @@ def _mistakes(file: UploadFile) -> Iterator[str]:
     if file.source.suffix in _BINARY:
         return
     if file.text is None and file.source.stat().st_size > LARGEST_TEXT:
-        yield f"{file.source}: is too large to look through for secrets; remove it, or upload it by hand"
+        yield f"{file.source}: is too large to check for secrets; remove it, or upload it by hand"
         return
     text = file.source.read_text(encoding="utf-8", errors="replace") if file.text is None else file.text
     for what, pattern in _SECRETS.items():
         found = re.search(pattern, text)
         if found:
             line = text.count("\n", 0, found.start()) + 1
-            yield f"{file.source}:{line}: holds what looks like {what} ({found[0][:6]}...); remove it"
+            yield f"{file.source}:{line}: contains what looks like {what} ({found[0][:6]}...); remove it"
     for place in _paths(file.name, text):
-        yield f"{file.source}: {place}, a path of this machine; remove it, or write a name that others can use"
+        yield f"{file.source}: {place}, a path of this machine; remove it, or write a public name"
 
 
 def _paths(name: str, text: str) -> Iterator[str]:

@@ -268,7 +268,8 @@ class AdapterSource:
             return safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{self.reference}: {WEIGHTS} is damaged or cut short ({reason(error)}); download or save it again"
+                f"{self.reference}: {WEIGHTS} is damaged or cut short ({reason(error, path)}); download or save it "
+                "again"
             ) from error
 
     def _sort(self) -> tuple[dict[str, _Pair], dict[str, str]]:
@@ -456,7 +457,7 @@ def is_adapter(path: Path) -> bool:
     Raises
     ------
     CheckpointError
-        If it holds the weights of both, so that nobody can tell which is meant.
+        If it holds the weights of both, so it is unclear which is meant.
     """
     if not (path / CONFIG).is_file():
         return False
@@ -480,7 +481,9 @@ def read_config(reference: str, path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = read_json(path / CONFIG)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{reference}: {CONFIG} is damaged ({reason(error)}); save the adapter again") from error
+        raise CheckpointError(
+            f"{reference}: {CONFIG} is damaged ({reason(error, path / CONFIG)}); save the adapter again"
+        ) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{reference}: {CONFIG} does not hold a mapping; save the adapter again")
     return values

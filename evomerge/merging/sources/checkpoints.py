@@ -244,8 +244,9 @@ class Checkpoint:
         return config
 
     def _unreadable(self, error: Exception) -> CheckpointError:
+        why = reason(error, self.path / "config.json")
         return CheckpointError(
-            f"{self.reference}: config.json cannot be read ({reason(error)}); check the file, or update transformers"
+            f"{self.reference}: config.json cannot be read ({why}); check the file, or update transformers"
         )
 
     def _match_names(self) -> dict[str, str]:
@@ -323,7 +324,7 @@ class Checkpoint:
                     self.path,
                     dtype="auto",
                     output_loading_info=True,
-                    use_safetensors=True,  # or pickles would be read where they lie beside
+                    use_safetensors=True,  # or pickles would be read when they are beside
                     trust_remote_code=self.outline.trust_remote_code,
                 )
         except Exception as error:  # OSError, RuntimeError, ValueError, ... for files that transformers does not take

@@ -160,7 +160,7 @@ class _Quantised:
         (folder / "config.json").write_text(json.dumps(_plain(self._config), indent=2) + "\n", encoding="utf-8")
 
     def _floats(self, path: Path) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weights whose codes lie in a file, and the floats that lie in it."""
+        """Yield the weights whose codes are in a file, and the floats that are in it."""
         names = {codes: name for name, (codes, _) in self._pairs.items()}
         scales = {scale for _, scale in self._pairs.values()}
         for key, place in self._files.paths.items():
@@ -241,8 +241,9 @@ def _config(reference: str, folder: Path) -> dict[str, Any]:
     try:
         values = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
+        why = reason(error, folder / "config.json")
         raise CheckpointError(
-            f"{reference}: config.json cannot be read ({reason(error)}); name a transformers checkpoint"
+            f"{reference}: config.json cannot be read ({why}); name a transformers checkpoint"
         ) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{reference}: config.json does not hold a mapping; name a transformers checkpoint")

@@ -65,7 +65,7 @@ def drawn(contents: Contents) -> Drawn | None:
     for identity in islice(searched, MOST_LOOKED_AT):
         recipe = contents.decode(identity)
         if recipe is not None and not _unchanged(contents, _steps(contents, recipe)):
-            return Drawn(f"candidate {identity}, the best that is no source,", recipe)
+            return Drawn(f"candidate {identity}, the best that is not a source,", recipe)
     return None
 
 

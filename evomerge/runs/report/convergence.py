@@ -24,7 +24,7 @@ class Point:
     answers, seconds
         Answers asked and seconds searched until it was told, those of the sources before the search included.
     score, error
-        Its search score and the standard error; for a step by gradients the loss, and 0.
+        Its search score and the standard error; for a gradient step the loss, and 0.
     best, best_error
         The best search score so far, and its standard error; None before there is one.
     """
@@ -41,7 +41,7 @@ class Point:
 
     @property
     def is_step(self) -> bool:
-        """Whether it is a step by gradients, which has a loss and no score."""
+        """Whether it is a gradient step, which has a loss and no score."""
         return self.kind == "gradient"
 
 

@@ -87,12 +87,12 @@ def gap(found: Sequence[Gap]) -> Figure:
     points = base.mark_circle(size=80, opacity=1).encode(x=alt.X("score:Q", scale=alt.Scale(zero=False)))
     first = found[0]
     description = (
-        f"{first.name} has {first.search:.3f} on the search items and {first.held_out:.3f} on the held-out ones: "
+        f"{first.name} has {first.search:.3f} on the search items and {first.held_out:.3f} on the held-out items: "
         f"a difference of {first.search - first.held_out:+.3f} (the selection bias)."
     )
     caption = (
-        "The best of many scores is biased upward by the choice; models that were not chosen show no such gap. Search "
-        "items: those that a finalist was asked as such, for others all that they were asked."
+        "The best of many scores is biased upward by the selection; other models show no such gap. For "
+        "finalists, the search items are those asked in the finals; for other models, all that they were asked."
     )
     spec = spec_of(lines + points, (ROW + 8) * len(found))
     return Figure(
@@ -173,7 +173,7 @@ def _marked(stages: Sequence[Span], against: str) -> LayerChart:
 
 
 def steps(points: Sequence[Point]) -> Figure | None:
-    """Draw the loss of the steps by gradients; None without steps."""
+    """Draw the loss of the gradient steps; None without steps."""
     taken = [point for point in points if point.is_step]
     if not taken:
         return None
@@ -189,11 +189,11 @@ def steps(points: Sequence[Point]) -> Figure | None:
         smooth = base.transform_window(mean="mean(score)", frame=[-4, 4]).mark_line(strokeWidth=2.5).encode(y="mean:Q")
         views.append(View(f"against {against}", spec_of(base.mark_circle(opacity=0.4) + smooth, 220)))
     description = (
-        f"The loss of {len(taken)} steps by gradients, from {taken[0].score:.3f} to {taken[-1].score:.3f}; each step "
-        "is asked other items."
+        f"The loss of {len(taken)} gradient steps, from {taken[0].score:.3f} to {taken[-1].score:.3f}; each step "
+        "has other items."
     )
     caption = "Points: the loss of each step on its own items. Line: the mean of nine."
-    return Figure("steps", "Loss of the steps by gradients", description, tuple(views), caption=caption)
+    return Figure("steps", "Loss of the gradient steps", description, tuple(views), caption=caption)
 
 
 # --- the recipe ---
@@ -295,7 +295,7 @@ def spread(found: Sequence[Spread]) -> Figure:
     )
     scores = band + base.mark_line(point=True, strokeWidth=2).encode(y="median:Q")
     description = (
-        f"Over {len(found)} generations the mean distance of two candidates goes from {found[0].distance:.3f} to "
+        f"Over {len(found)} generations the mean distance of two candidates changes from {found[0].distance:.3f} to "
         f"{found[-1].distance:.3f} of the genes' range, and their median score from {found[0].median:.3f} to "
         f"{found[-1].median:.3f}."
     )
@@ -310,12 +310,10 @@ def niches(found: Sequence[Moment]) -> Figure:
     """Draw what M2N2's archive solves together, and its best member alone."""
     words = ("some member", "the best member")
     description = (
-        f"In the end {found[-1].members} members solve {found[-1].together:.1%} of the items together, and the best of "
-        f"them {found[-1].best:.1%} alone; at first {found[0].together:.1%} and {found[0].best:.1%}."
+        f"At the end, {found[-1].members} members together solve {found[-1].together:.1%} of the items, the best one "
+        f"alone {found[-1].best:.1%}; at the beginning {found[0].together:.1%} and {found[0].best:.1%}."
     )
-    caption = (
-        "The distance between the lines is what members know that the best one does not: the niches that are left."
-    )
+    caption = "The gap between the lines is the share of items that other members solve and the best member does not."
     spec = _two_lines(found, words, "share of the items solved by")
     return Figure("niches", "Niches of the archive", description, (View("", spec),), False, caption)
 
@@ -372,8 +370,8 @@ def grid(found: Grid) -> Figure:
     )
     views = (View("cells", spec_of(cells, 300)), View("filled", spec_of(filled, 170)))
     caption = (
-        "Above: the best quality in each cell of the first two axes, whose recipe `evomerge export RUN --archive DIR` "
-        "writes under the name shown. Below: how many cells are filled."
+        "Above: the best quality in each cell of the first two axes; `evomerge export RUN --archive DIR` writes its "
+        "recipe under the name shown. Below: the number of filled cells."
     )
     return Figure("grid", "Cells of the archive", description, views, True, caption)
 

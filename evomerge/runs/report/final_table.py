@@ -101,14 +101,14 @@ def _unfinished(contents: Contents, run: str) -> Headline:
     of = f" of {budget}" if isinstance(budget, int) else ""
     history = contents.history
     now = "is searching" if contents.searching else "was stopped"
-    sentence = f"The search {now} after {history.evaluations}{of} evaluations: nothing is held out yet."
+    sentence = f"The search {now} after {history.evaluations}{of} evaluations: there are no held-out scores yet."
     command = f"evomerge status {run}" if contents.searching else f"evomerge resume {run}"
     if history.best is None:
         return Headline("unfinished", sentence, "", (command,))
     best = history.evaluation(history.best)
     take = (
         f"The best so far is candidate {history.best}, {best.value:.3f} ± {best.standard_error:.3f} on search items; "
-        "the best score of many is also the luckiest."
+        "the best of many scores is often only the luckiest."
     )
     return Headline("unfinished", sentence, take, (command,))
 
@@ -156,7 +156,7 @@ def best_source(contents: Contents) -> Row | None:
 
 
 def best_alternative(contents: Contents) -> Row | None:
-    """Return the best row that one has without a search; None before there is one."""
+    """Return the best row that needs no search; None before there is one."""
     others = [row for row in contents.overall_rows if row.kind not in SEARCHED]
     return max(others, key=lambda row: row.score, default=None)
 

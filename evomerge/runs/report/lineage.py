@@ -13,7 +13,7 @@ MOST_ANCESTORS = 300
 class Ancestor:
     """A candidate that the best one descends from, or the best one itself.
 
-    `distance` counts the generations between them; `score` is None for a step by gradients.
+    `distance` counts the generations between them; `score` is None for a gradient step.
     """
 
     candidate: int

@@ -30,7 +30,7 @@ class Progress:
     what: str = ""
     """While opening: what is opened now."""
     bill: Bill | None = None
-    """What the whole search is expected to ask; None: nobody has said."""
+    """What the whole search is expected to ask; None: not known."""
 
     @property
     def unit(self) -> str:
@@ -48,7 +48,7 @@ class Progress:
 
     @property
     def total(self) -> float | None:
-        """How much the phase takes; None: nobody knows."""
+        """How much the phase takes; None: not known."""
         if self.phase in EVALUATIONS:
             return self.budget.evaluations
         if self.bill is None or self.phase == OPENING:
@@ -70,7 +70,7 @@ class ProgressReports:
     Parameters
     ----------
     notify
-        The function; None: nobody asks.
+        The function; None: not wanted.
     budget
         When the search ends.
 
@@ -98,7 +98,7 @@ class ProgressReports:
         self.history, self._before = history, history.evaluations
 
     def search(self) -> None:
-        """Report that the search for candidates begins, or goes on."""
+        """Report that the search for candidates begins, or continues."""
         steps = 0.0 if self.bill is None else self.bill.lines["steps"].requests
         if not self.history.evaluations:
             self.enter("founders")

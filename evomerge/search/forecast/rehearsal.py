@@ -28,7 +28,7 @@ from evomerge.runs.run import Event
 from evomerge.search.final_evaluation import FinalEvaluation
 from evomerge.search.loop import Search
 from evomerge.search.problem import Problem
-from evomerge.search.racing_pool import racing
+from evomerge.search.racing.pool import racing
 from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.workers.base import Pool, Request
 from evomerge.workers.inline import InlinePool
@@ -128,12 +128,12 @@ def _ended(problem: Problem, search: Search, log: _InMemory, pool: Pool, p_value
 
 
 def _others(history: RunHistory) -> int:
-    """Return how many founders and steps by gradients have been asked."""
+    """Return how many founders and gradient steps have been asked."""
     return history.stages["founders"].requests + history.stages["steps"].requests
 
 
 def _most(problem: Problem, events: Sequence[Event]) -> int:
-    """Return how many candidates are rehearsed: all steps by gradients, and some of what comes after them."""
+    """Return how many candidates are rehearsed: all gradient steps, and some of what comes after them."""
     strategy = problem.resolved().strategy
     steps = strategy.gradient_steps
     recorded = RunHistory(events).evaluations
@@ -152,7 +152,7 @@ def _line(name: str, rehearsed: Sequence[Rehearsal], more: int) -> Line:
 
 
 def _candidates(history: RunHistory) -> int:
-    """Return how many candidates count for the budget and are not steps by gradients."""
+    """Return how many candidates count for the budget and are not gradient steps."""
     return max(1, history.evaluations - history.stages["steps"].requests)
 
 

@@ -30,7 +30,7 @@ class Speed:
     answer
         Each item on top of that.
     step
-        A step by gradients; 0 where there are none.
+        A gradient step; 0 where there are none.
     candidate
         A whole candidate, merged and asked its items.
     start
@@ -78,7 +78,7 @@ def measure(problem: Problem, worker: Worker) -> Speed:
     step = 0.0
     if problem.resolved().strategy.gradient_steps != 0:
         genotype = tuple(problem.space.start.tolist())
-        step = _timed(worker, Request(recipe, problem.step_items(0), gradient_at=genotype))[0]
+        step = _timed(worker, Request(recipe, problem.steps.items(0), gradient_at=genotype))[0]
     return Speed(start.seconds["merge"], request, answer, step, candidate, start)
 
 

@@ -49,7 +49,7 @@ def refuse_other_files(documents: Sequence[Any], origin: str) -> None:
     """Raise a `RecipeError` that names what a file is, if it is none of recipes."""
     for data in documents:
         if isinstance(data, str) and "merge_method" in data:
-            raise RecipeError(f"{origin}: is text that holds a recipe; copy the recipe's YAML into a file of its own")
+            raise RecipeError(f"{origin}: is text that contains a recipe; copy its YAML into a separate file")
         if not isinstance(data, dict):
             continue
         if "merge_method" not in data:

@@ -198,13 +198,13 @@ def _unknown_key(key: object, keys: tuple[str, ...], beside: Mapping[Any, Any]) 
     if isinstance(key, str) and key in _WITHOUT_EFFECT:
         return _WITHOUT_EFFECT[key]
     if "parameters" in keys and any(key == known.name for spec in METHODS.values() for known in spec.parameters):
-        return "parameters stand under the key parameters"
+        return "parameters must be under the key parameters"
     return "there is no such key" + _meant(key, [other for other in keys if other not in beside])
 
 
 def _unknown_parameter(name: object, spec: MethodSpec) -> str:
     if any(parameter.name == name for parameter in METHODS[spec.name].parameters):
-        return f"mergekit's {spec.name} has no such parameter; evomerge: {{{spec.name}_weights: true}} makes it count"
+        return f"mergekit's {spec.name} has no such parameter; evomerge: {{{spec.name}_weights: true}} enables it"
     return f"{spec.name} has no such parameter" + _meant(name, [parameter.name for parameter in spec.parameters])
 
 

@@ -63,8 +63,8 @@ class LayerActionsConfig(BaseModel):
     """Merges whose layers can be taken as well: recipe files of whole models, or names of merge methods (`ties`,
     `dare_ties`), with equal weights that add up to one and all else at its default."""
     anchor: str | None = None
-    """Model, or one of `merges`, that gives embeddings, final norm and head, and begins the search unchanged. None: the
-    base."""
+    """Model, or one of `merges`, whose embeddings, final norm and head are used, and with which the search begins.
+    None: the base."""
     skip: bool = True
     """Whether a layer can be left out."""
     back: bool = True
@@ -219,7 +219,7 @@ class LayerActionsSpace(SearchSpace):
             if part not in self._known:
                 models = ", ".join(source.model for source in part.sources)
                 raise RecipeError(
-                    f"the recipe's layer {at} ({part.merge_method} of {models}) is none of the space's; use layers of "
+                    f"the recipe's layer {at} ({part.merge_method} of {models}) is not in the space; use layers of "
                     f"{', '.join(self.layers)}"
                 )
             taken.append(self._known[part])
@@ -309,5 +309,5 @@ def _merge(name: str, context: SpaceContext) -> Recipe:
     if foreign:
         raise RecipeError(f"{place}: its model '{foreign[0]}' is not one of the search file's; use only these")
     if recipe.num_layers != depth or recipe.path is not None or recipe.mixture is not None:
-        raise RecipeError(f"{place}: it is no merge of all {depth} layers in their order; give one that is")
+        raise RecipeError(f"{place}: it is not a merge of all {depth} layers in their order; give another")
     return recipe

@@ -57,11 +57,11 @@ class TailoringConfig(BaseModel):
     """Names of the models that layers are taken and merged from. If empty, all but the base. The anchor alone: layers
     are only removed."""
     anchor: str | None = None
-    """Name of the model whose layer stands where no other is chosen; it gives embeddings, final norm and head as well.
-    None: the base."""
+    """Name of the model whose layer is used if no other is chosen; its embeddings, final norm and head are used as
+    well. None: the base."""
     remove: Layers | tuple[Layers, Layers] | None = None
     """How many layers are removed; or `[fewest, most]`, between which the search chooses. None: a quarter of them, or
-    as many as `max_parameters` asks for."""
+    as many as `max_parameters` requires."""
     max_parameters: float | None = Field(default=None, gt=0, le=1)
     """Largest share of the base's weights that the result may have, embeddings and head included. None: any."""
     scale: tuple[float, float] = (0.0, 1.0)

@@ -52,7 +52,7 @@ def test_a_stratum_that_a_candidate_knows_better_than_its_parents_is_raised_by_a
 
 @pytest.mark.parametrize("place", [-1, ITEMS])
 def test_positions_beyond_the_items_are_refused_with_those_that_may_be_given(place: int) -> None:
-    with pytest.raises(ValueError, match=rf"asked items lie outside of 0 to {ITEMS - 1}: give positions within"):
+    with pytest.raises(ValueError, match=rf"asked items are outside 0 to {ITEMS - 1}: give positions within"):
         estimated("mean", [1.0], [place], EstimatorInputs(ITEMS))
 
 

@@ -236,7 +236,7 @@ def test_a_item_banks_of_other_items_is_refused(item_banks):
 
 
 def test_the_mean_of_fresh_items_takes_scores_of_any_size():
-    """Losses lie outside of [0, 1]; their mean needs no more than they do."""
+    """Losses are outside [0, 1]; their mean needs no more than they do."""
     items = ITEMS["a"]
     losing = [Evaluation("ok", items=tuple(items), scores=np.full(len(items), -2.5, np.float32))]
     inputs = {"a": estimator_inputs("a", items, losing, None, "mean")}

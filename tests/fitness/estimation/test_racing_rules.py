@@ -198,7 +198,7 @@ def test_a_race_of_equals_ends_where_a_wrong_choice_costs_nothing() -> None:
     assert not Race(4, 2, error=0.01).update_estimates(equal).any()
     equal[0], equal[3] = Estimate(0.601, 0.004), Estimate(0.599, 0.004)
     stopped = Race(4, 2, error=0.01, indifference=0.02).update_estimates(equal)
-    assert stopped[3] and not stopped[0]  # who is probably among the best goes on
+    assert stopped[3] and not stopped[0]  # who is probably among the best continues
     unknown = [Estimate(0.6, 0.3)] * 4
     assert not Race(4, 2, error=0.01, indifference=0.02).update_estimates(unknown).any()
 

@@ -238,7 +238,7 @@ def test_documents_are_read_apart(zoo: dict[str, Any], tmp_path: Path) -> None:
     ]
     assert len(windows) == 6
     text.write_text('{"text": "sort one two = 1 2"}\n{"prompt": "sort"}\n', encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"text.jsonl:2: it is no document; write a line such as"):
+    with pytest.raises(CheckpointError, match=r"text.jsonl:2: it is not a document; write a line such as"):
         windows_of(zoo[OPS], text.read_bytes(), text)
 
 
@@ -253,5 +253,5 @@ def test_recipes_with_a_text_for_each_model(text: Path, other: Path) -> None:
     assert renamed.text_of("elsewhere/ops") == str(text)
     with pytest.raises(RecipeError, match=r"calibration_text: .*ja has no text; write .*ja: TEXT_FILE, or one text"):
         recipe_of(text, other, evomerge={"calibration_text": {OPS: str(text)}})
-    with pytest.raises(RecipeError, match="calibration_text: x/y is none of the recipe's models"):
+    with pytest.raises(RecipeError, match="calibration_text: x/y is not one of the recipe's models"):
         recipe_of(text, other, evomerge={"calibration_text": {OPS: str(text), JA: str(other), "x/y": str(other)}})

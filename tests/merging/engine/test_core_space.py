@@ -14,6 +14,7 @@ from evomerge.files.atomic import FileError
 from evomerge.merging.derivatives.watched import watched
 from evomerge.merging.engine.core_space import core_basis
 from evomerge.merging.engine.engine import MergeEngine
+from evomerge.merging.methods import trimmed
 from evomerge.merging.methods.slopes import STEP
 from evomerge.merging.output.adapter_writer import write_adapter
 from evomerge.merging.output.writer import OutputError
@@ -140,7 +141,10 @@ def test_every_method_on_task_vectors_runs(small: MergeEngine, method: str) -> N
     assert torch.allclose(delta, inside, atol=1e-5)
 
 
-def test_entry_wise_methods_are_others_there(adapters: MergeEngine) -> None:
+def test_entry_wise_methods_are_others_there(adapters: MergeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    measure = trimmed._counts_from_the_top
+    monkeypatch.setattr(trimmed, "_counts_from_the_top", lambda model: measured.append(model) or measure(model))
     options = {"density": 0.3}
     full = weights(adapters, recipe(adapters, "ties", 1.0, 1.0, 1.0, core=False, **options))
     core = weights(adapters, recipe(adapters, "ties", 1.0, 1.0, 1.0, core=True, **options))
@@ -148,6 +152,7 @@ def test_entry_wise_methods_are_others_there(adapters: MergeEngine) -> None:
     assert not torch.allclose(full[name], core[name], atol=1e-3)
     whole = weights(adapters, recipe(adapters, "ties", 1.0, 1.0, 1.0, core=True, whole_model=True, **options))
     assert not torch.equal(whole[name], core[name])
+    assert len(measured) == 2 * len(SETTINGS)  # each expert's core matrices once and its weights once, for all tensors
 
 
 def test_candidates_in_turn_do_not_disturb_each_other(adapters: MergeEngine) -> None:
@@ -225,7 +230,7 @@ def test_methods_on_whole_weights_are_refused(method: str) -> None:
     data = {"merge_method": method, "base_model": "base", "models": models, "evomerge": {"adapters": "core"}}
     if method == "slerp":
         data["parameters"] = {"t": 0.5}
-    with pytest.raises(RecipeError, match=r"core space holds task vectors only; write adapters: full, or use another"):
+    with pytest.raises(RecipeError, match=r"core space has only task vectors; write adapters: full, or use another"):
         mergekit_yaml.build(data)
 
 

@@ -24,7 +24,7 @@ LIKE_LLAMA = ("llama", "qwen2", "qwen3", "gemma2")
 
 
 def shuffled(source: Any, folder: Path) -> Path:
-    """Write a model whose units lie in a random order."""
+    """Write a model whose units are in a random order."""
     units, rng = units_of(source), np.random.default_rng(5)
 
     def drawn(*sizes: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The patterns of recipes on public model cards, written anew for tiny models in the current folder.
+"""The patterns of recipes on public model cards, written again for tiny models in the current folder.
 
 Models: `origin`, its fine-tunes `chat`, `math`, `code`, `story`; `chatml` with two more tokens; the adapters
 `style`, `wide`, `words` and `dora` (`test_published_recipes.ADAPTERS`).
@@ -268,7 +268,7 @@ PATTERNS: dict[str, Pattern] = {
         merge_method: passthrough
         base_model: chat
         """,
-        refused="lies outside of",
+        refused="is outside of",
     ),
     # --- linear ---
     "linear with a common weight": Pattern("""

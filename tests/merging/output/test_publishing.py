@@ -59,7 +59,7 @@ def test_every_local_model_must_have_a_public_name(merged: Path, llama: Any) -> 
         checked_upload(merged, {"base": "me/base", llama.references[1]: "me/one"})
     with pytest.raises(PublishError, match="--base-model experts: the recipe names expert1, expert2, base"):
         checked_upload(merged, HUB | {"experts": "me/one"})
-    with pytest.raises(PublishError, match="'a/b/c' is no repository"):
+    with pytest.raises(PublishError, match="'a/b/c' is not a repository"):
         checked_upload(merged, HUB | {"expert1": "a/b/c"})
 
 
@@ -100,7 +100,7 @@ def put(name: str, text: str) -> Callable[[Path], object]:
     [
         (lambda folder: (folder / "recipe.yaml").unlink(), "has no recipe.yaml; name a folder that `evomerge merge`"),
         (lambda folder: (folder / "README.md").unlink(), "has no README.md"),
-        (lambda folder: (folder / "config.json").unlink(), "has no config.json, so the merge is not finished"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json, so the merge is not complete"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors, so the merge is not"),
         (truncated, "model.safetensors is damaged"),
         (sharded, "has no model-00001-of-00002.safetensors"),
@@ -111,11 +111,11 @@ def put(name: str, text: str) -> Callable[[Path], object]:
         (card(lambda text: text.replace("  results:", "  result:")), "the hub cannot read its front matter"),
         (
             card(lambda text: text.replace("tags:\n", "base_model: /home/me/base\ntags:\n")),
-            "base_model: '/home/me/base' is no repository of the hub",
+            "base_model: '/home/me/base' is not a repository of the hub",
         ),
         (
             put("notes.txt", f"one\nlogin {TOKEN}\n"),
-            "notes.txt:2: holds what looks like a token of the hub (hf_A1b",
+            "notes.txt:2: contains what looks like a token of the hub (hf_A1b",
         ),
         (put("train.py", "key = 'sk-ant-" + "a1" * 20 + "'"), "a key of OpenAI or Anthropic"),
         (put("tokenizer_config.json", '{"name_or_path": "/home/me/base"}'), "name_or_path is /home/me/base, a path of"),

@@ -103,7 +103,7 @@ def poisoned(values: Tensor) -> Tensor:
 
 
 def swap(described: dict[str, Any]) -> None:
-    """Let two tensors lie in the same bytes."""
+    """Put two tensors into the same bytes."""
     described[UP]["data_offsets"] = described["model.layers.2.mlp.up_proj.weight"]["data_offsets"]
 
 

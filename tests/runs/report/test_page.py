@@ -57,7 +57,7 @@ def test_the_verdict_comes_first_with_what_to_take_and_what_to_type(writer):
 
 def test_an_unfinished_run_says_how_far_it_is_and_how_to_go_on(small):
     page = Page(render(small))
-    assert "The search was stopped after 3 evaluations: nothing is held out yet." in page.text
+    assert "The search was stopped after 3 evaluations: there are no held-out scores yet." in page.text
     assert f"evomerge resume {small}" in page.text
     assert "The best so far is candidate 1, 0.500 ± 0.125" in page.text
     assert ["2", "out of <memory>"] in [row for table in page.tables for row in table]

@@ -225,7 +225,7 @@ def test_output_order_and_names(layout):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (sliced((1.0, 2, 5)), r"layer_range: \[2, 5\] lies outside of a; end it at 4"),
+        (sliced((1.0, 2, 5)), r"layer_range: \[2, 5\] is outside of a; end it at 4"),
         (sliced(([{"filter": "mlp", "value": 1.0}], 0, 4)), "weight: model.embed_tokens.weight of a has"),
         (
             mergekit_yaml.build({"merge_method": "linear", "base_model": "base", "models": [

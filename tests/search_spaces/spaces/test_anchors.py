@@ -82,7 +82,7 @@ def test_files_that_do_not_fit_are_refused(context, layout, models, merge, writt
     with pytest.raises(RecipeError, match=r"space.anchor: its model '/m/z' is not in the search file; use only base"):
         DataFlowConfig(anchor=foreign).build(context)
     short = written(path_recipe([PathLayer("/m/base", 0)], "/m/base", 4), "short.yaml")
-    with pytest.raises(RecipeError, match=r"space.anchor: .*short.yaml is no merge of all 4 layers"):
+    with pytest.raises(RecipeError, match=r"space.anchor: .*short.yaml is not a merge of all 4 layers"):
         DataFlowConfig(anchor=short).build(context)
     with pytest.raises(RecipeError, match=r"space.start: the recipe's path does not lead from base.0 to base.3"):
         DataFlowConfig(start=short).build(context)

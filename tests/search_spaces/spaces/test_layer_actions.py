@@ -101,7 +101,7 @@ def test_what_cannot_be_is_refused(built, config, message):
 
 @pytest.mark.parametrize(
     ("base", "span", "message"),
-    [("/m/z", "[0, 4]", "its model '/m/z' is not one"), ("/m/base", "[0, 3]", "it is no merge of all 4 layers")],
+    [("/m/z", "[0, 4]", "its model '/m/z' is not one"), ("/m/base", "[0, 3]", "it is not a merge of all 4 layers")],
 )
 def test_files_are_merges_of_all_layers_of_the_models(built, tmp_path, base, span, message):
     file = tmp_path / "merge.yaml"
@@ -122,7 +122,7 @@ def test_a_model_called_like_an_action_is_refused(context):
     ("config", "actions", "message"),
     [
         ({"back": False}, ("ops", "back", "ops"), "goes back; write space.back: true"),
-        ({"models": ("base", "x")}, ("ops", "x"), r"layer 0 \(passthrough of /m/ops\) is none of the space's"),
+        ({"models": ("base", "x")}, ("ops", "x"), r"layer 0 \(passthrough of /m/ops\) is not in the space"),
         ({"max_layers": 4}, ("ops", "back", "ops"), "of 5 layers is outside the space's bounds"),
         ({"steps": 5}, ("ops", "back", "ops"), "takes 6 actions; set space.steps"),
         ({"anchor": "x"}, ("ops",), "embeddings and head are not those of x"),

@@ -120,7 +120,7 @@ def _matters(first: int, last: int, cuts: Any) -> bool:
 
 @njit
 def _sort(entries: Any, cuts: Any, stack: Any, left: Any, right: Any) -> bool:
-    """Sort in place; False where the library would go on with a heap.
+    """Sort in place; False where the library would continue with a heap.
 
     With two `cuts`, only so far that each entry is on the side of both on which the library's sort leaves it: a span
     without a cut inside need not be sorted.

@@ -1,4 +1,4 @@
-"""The table of the tensors that mergekit merges: it is mergekit's, and EVOMERGE_UPDATE_SNAPSHOTS=1 writes it anew."""
+"""The table of the tensors that mergekit merges: it is mergekit's, and EVOMERGE_UPDATE_SNAPSHOTS=1 writes it again."""
 
 import json
 import os

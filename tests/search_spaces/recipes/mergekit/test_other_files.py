@@ -24,7 +24,7 @@ from search_spaces.recipes.mergekit.documents import parse_documents, read_docum
             "merge_method: linear\nmodels: [{model: a/pytorch_model.bin, parameters: {weight: 1}}]",
             "a/pytorch_model.bin is a file of tensors, as mergekit-pytorch takes them; name the model's folder",
         ),
-        ("see the recipe below, merge_method", "is text that holds a recipe"),
+        ("see the recipe below, merge_method", "is text that contains a recipe"),
     ],
 )
 def test_names_what_it_is(text: str, message: str) -> None:

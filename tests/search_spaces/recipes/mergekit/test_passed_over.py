@@ -46,7 +46,7 @@ def test_every_key_without_effect_is_named_with_its_line() -> None:
         "r.yaml:3: the document: 'defaults' has no effect: there is no such key",
         "r.yaml:6: models[0]: 'layer_range' has no effect: whole models are merged; write slices to take layers",
         "r.yaml:10: models[0].parameters: 't' has no effect: ties has no such parameter",
-        "r.yaml:12: models[1]: 'weight' has no effect: parameters stand under the key parameters",
+        "r.yaml:12: models[1]: 'weight' has no effect: parameters must be under the key parameters",
         "r.yaml:13: models[1].parameters.weight[0]: 'note' has no effect: there is no such key",
         "r.yaml:13: models[1].parameters: 'density' has no effect: the list is empty",
         "r.yaml:13: models[1].parameters: 'normalize' has no effect: it is not per model; write it in the recipe's or "
@@ -116,7 +116,7 @@ def test_weights_of_karcher_need_a_key_of_ours() -> None:
     text = "merge_method: karcher\nmodels: [{model: a, parameters: {weight: 2}}, {model: b}]\n"
     notes: list[str] = []
     (document,) = parse_documents(text, "r.yaml", notes)
-    assert "evomerge: {karcher_weights: true} makes it count" in notes[0]
+    assert "evomerge: {karcher_weights: true} enables it" in notes[0]
     assert document.recipe == mergekit_yaml.parse("merge_method: karcher\nmodels: [{model: a}, {model: b}]")
     with pytest.raises(RecipeError, match=r"write evomerge: {karcher_weights: true}"):
         mergekit_yaml.parse(text)

@@ -6,9 +6,9 @@ import pytest
 from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Asked, Run, Told
-from evomerge.search.item_blocks import in_blocks, in_rungs
 from evomerge.search.loop import Search
-from evomerge.search.racing_pool import RacingPool
+from evomerge.search.racing.blocks import in_blocks, in_rungs
+from evomerge.search.racing.pool import RacingPool
 from evomerge.strategies import CmaEsConfig, RandomConfig
 from evomerge.strategies.base import Candidate
 from evomerge.testing.pools import SECONDS, ScriptedPool, answered

@@ -19,7 +19,7 @@ from itertools import islice
 
 import numpy as np
 
-from evomerge.search.item_blocks import RacingCandidate, in_blocks
+from evomerge.search.racing.blocks import RacingCandidate, in_blocks
 from evomerge.strategies.base import Archiving
 from evomerge.workers.base import Pool, Request
 from fitness.config import RacingConfig

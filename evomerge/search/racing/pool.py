@@ -2,7 +2,7 @@
 
 A pool around another one. It takes a whole generation before it works. Then all candidates answer the first block of
 items, those that are still in the race (`fitness.estimation.racing_rules`) the next one, until the items are used up.
-With `halving` and `hyperband` the decision is not a test: after each rung of items the best fraction goes on
+With `halving` and `hyperband` the decision is not a test: after each rung of items the best fraction continues
 (K. Jamieson and A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016;
 L. Li et al., "Hyperband", JMLR 18, 2018). The fidelity is the number of items; Hyperband's brackets, which begin with
 fewer or more of them, are successive generations.
@@ -11,11 +11,11 @@ A stopped candidate comes back with its answers so far, whose estimate gives it 
 may have told part of a generation before it was stopped; the answers of that part, from the log, take part in the race,
 so that all decisions are the same as without the interruption.
 
-Steps of a search by gradients and founders are asked all their items at once: no race may stop them.
+Steps of a gradient search and founders are asked all their items at once: no race may stop them.
 
 Merging is repeated for each block: racing saves time if answering a block takes longer than merging.
 
-Strategies with an archive have no generations; `evomerge.search.archive_racing` is for them.
+Strategies with an archive have no generations; `evomerge.search.racing.archive` is for them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import numpy.typing as npt
 
 from evomerge.config.search_file import SearchConfig
 from evomerge.runs.history import RunHistory
-from evomerge.search.archive_racing import ArchiveRacingPool
-from evomerge.search.item_blocks import Blocks, RacingCandidate, in_blocks, in_rungs
 from evomerge.search.loop import Search
+from evomerge.search.racing.archive import ArchiveRacingPool
+from evomerge.search.racing.blocks import Blocks, RacingCandidate, in_blocks, in_rungs
 from evomerge.strategies.base import Strategy
 from evomerge.workers.base import Pool, Request
 from fitness.config import RacingConfig
@@ -168,7 +168,7 @@ class RacingPool:
     ) -> Sequence[bool]:
         """Return which candidates the answers to the items seen so far stop now.
 
-        Scores say nothing of minimum scores. So a candidate that keeps these goes on unless those that keep them, too,
+        Scores do not show minimum scores. So a candidate that keeps these continues unless those that keep them, too,
         stop it: the others rank behind it.
         """
         answers = [candidate.result([item for item in items if item in seen]) for candidate in samples]

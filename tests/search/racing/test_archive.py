@@ -8,9 +8,9 @@ import pytest
 from evomerge.config.search_file import BudgetConfig
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, Told
-from evomerge.search.archive_racing import ArchiveRacingPool
 from evomerge.search.loop import Search
-from evomerge.search.racing_pool import RacingPool, racing
+from evomerge.search.racing.archive import ArchiveRacingPool
+from evomerge.search.racing.pool import RacingPool, racing
 from evomerge.strategies import M2n2Config, MapElitesConfig, RandomConfig
 from evomerge.strategies.m2n2 import Archive
 from evomerge.testing.pools import ScriptedPool, answered
