@@ -170,12 +170,13 @@ class ItemPool:
         for side, pool in (("search", searched), ("held-out", kept)):
             for task, items in pool.items():
                 if not items:
-                    raise TaskError(f"task {task!r} has no {side} items left after the split: {remedy}")
+                    raise TaskError(f"task {task!r} has no {side} items left after the split: {remedy}", task=task)
         for task, items in unseen.items():
             if not items:
                 raise TaskError(
                     f"task {task!r}: the earlier search at which this one begins has seen all of its {len(kept[task])} "
-                    "held-out items: use its seed and held_out, hold out another split, or begin without it"
+                    "held-out items: use its seed and held_out, hold out another split, or begin without it",
+                    task=task,
                 )
         dropped_seen = {task: len(items) - len(unseen[task]) for task, items in kept.items()}
         return cls(searched, unseen, dropped, dropped_seen)
@@ -210,7 +211,9 @@ class ItemPool:
             raise TaskError(f"item {others[0]!r} is {where} ({len(others)} such): list ids of search items")
         missing = [task for task in self.search if task not in positions_by_task(found)]
         if missing:
-            raise TaskError(f"task {missing[0]!r} has no item in the list: list at least one of each task")
+            raise TaskError(
+                f"task {missing[0]!r} has no item in the list: list at least one of each task", task=missing[0]
+            )
         return found
 
     def held_out_ids(self) -> tuple[str, ...]:

@@ -155,6 +155,7 @@ def _best(sources: Sequence[ItemScores | Evaluation], tasks: Sequence[str]) -> d
             raise TaskError(
                 f"task {task!r}: the best source scores {value:g}; "
                 "min_share_of_best_source and normalize need a score above 0: "
-                "remove the task's min_share_of_best_source and set fitness.normalize: none"
+                "remove the task's min_share_of_best_source and set fitness.normalize: none",
+                task=task,
             )
     return best

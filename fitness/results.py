@@ -19,7 +19,22 @@ def no_seconds() -> dict[str, float]:
 
 
 class TaskError(ValueError):
-    """A task cannot be used as requested; the message says what to change."""
+    """A task cannot be used as requested; the message says what to change.
+
+    Parameters
+    ----------
+    message
+        The message. It may begin with a key of a search file: `fitness.held_out: ...`.
+    task
+        Name of the task, or of the group of tasks, that it is about; None: all tasks, or a key of another section.
+    """
+
+    key = "tasks"
+    """The key of the `fitness` section whose value is at fault, unless the message begins with one."""
+
+    def __init__(self, message: str, *, task: str | None = None) -> None:
+        super().__init__(message)
+        self.task = task
 
 
 class EngineUnavailable(RuntimeError):

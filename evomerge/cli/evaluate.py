@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -21,6 +20,7 @@ from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
 from evomerge.config.keyed import keyed
 from evomerge.config.load import load_recorded, located
+from evomerge.files.references import named_twice
 from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_source, typed
 from evomerge.merging.sources.source import Source
@@ -168,9 +168,9 @@ def evaluate(
     allow_unrelated: bool = False,
 ) -> None:
     """Score models and recipes on the same items; several are compared with each other by paired tests."""
-    twice = next((model for model, count in Counter(models).items() if count > 1), None)
+    twice = named_twice(models)
     if twice is not None:
-        raise ConfigError(f"{twice}: it is named twice; name each model once")
+        raise ConfigError(f"evaluate: {twice}; name each model once")
     size = batch_size or questions.fitness.batch_size
     scored = [_scored(model, questions, device, size, allow_unrelated) for model in models]
     weights = {task: questions.suite.weights[task] for task in scored[0].scores}

@@ -23,7 +23,7 @@ from evomerge.config.load import load_mapping
 from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
 from evomerge.files.messages import reason, say
-from evomerge.files.references import local_or_hub
+from evomerge.files.references import local_or_hub, named_twice
 from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_sources, typed
 from evomerge.search.auto_strategy import ITEMS
@@ -84,9 +84,9 @@ def init(
         raise ConfigError("--models: name the base and at least one expert: --models BASE EXPERT")
     models = [typed(model) for model in models]
     references = [with_parts(model, _reference) for model in models]
-    for reference in references:
-        if references.count(reference) > 1:
-            raise ConfigError(f"--models: {reference} is named twice; name each model once")
+    twice = named_twice(models)
+    if twice is not None:
+        raise ConfigError(f"--models: {twice}; name each model once")
     names = names_of(models)
     checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0], vocabulary=vocabulary)
     preflight.check(checkpoints, names[0], scan=False, allow_unrelated=allow_unrelated)

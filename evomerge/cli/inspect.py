@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.cli.printing import console, grid, size
 from evomerge.config.errors import ConfigError
 from evomerge.config.paths import names_of
-from evomerge.files.references import local_or_hub
+from evomerge.files.references import named_twice
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.licences import conflicts, licence
 from evomerge.merging.checks.similarity import Similarity, measure_similarity
@@ -25,8 +25,9 @@ def inspect(
     models: Sequence[str], quick: bool, allow_unrelated: bool, as_json: bool, vocabulary: str | None = None
 ) -> None:
     """Print what was found; end with exit code 1 if the models cannot be merged as they are, or in that vocabulary."""
-    if len({local_or_hub(model) for model in models}) < len(models):
-        raise ConfigError("inspect: a model is named twice; name each once")
+    twice = named_twice(models)
+    if twice is not None:
+        raise ConfigError(f"inspect: {twice}; name each model once")
     models = [typed(model) for model in models]
     names = names_of(models)
     checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0], vocabulary=vocabulary)

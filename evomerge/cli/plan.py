@@ -153,7 +153,7 @@ def _summary(problem: Problem, local: LocalWorker, opened: float) -> dict[str, A
     steps = evaluations if limit is None else min(limit, evaluations)
     return {
         "genes": genes_of(problem.space),
-        "strategy": strategy.kind,
+        "strategy": strategy.named_kind,
         "chosen": problem.chosen,
         "founders": list(dict.fromkeys(founder.entry.name for founder in problem.founders)),
         "population": population,
@@ -222,7 +222,7 @@ def rotation(config: SearchConfig, asks_few: bool) -> list[str]:
         return []
     how = f" ({strategy.archive_compares})" if strategy.archive_compares else ""
     return [
-        f"members of {strategy.kind}'s archive answer different items{how}; "
+        f"members of {strategy.named_kind}'s archive answer different items{how}; "
         "fitness.subset.rotate: false asks all of them the same items"
     ]
 

@@ -15,12 +15,13 @@ from evomerge.cli.printing import console, size
 from evomerge.config.errors import ConfigError
 from evomerge.config.keyed import keyed
 from evomerge.config.load import load, located
+from evomerge.config.names import check_names, check_tasks
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import layout_of_module, meta_module
 from evomerge.search.auto_strategy import choose
-from evomerge.search.problem import check_names, check_workers, largest_error
+from evomerge.search.problem import check_workers, largest_error
 from evomerge.search.warm_start import load_warm_start
 from evomerge.strategies import Strategy, StrategyConfig
 from evomerge.trackers.base import check_trackers
@@ -96,11 +97,13 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     space = config.stamped(build_space(config.space, context))
     space.decode(space.start)
     tasks = _tasks(config.fitness)
+    names = [task.name for task in tasks]
+    check_tasks(config, names)
     # Only `auto` depends on derivatives, and finding them takes seconds where there are many models.
     derivatives = config.strategy.kind != "auto" or ChainRule(space, context.layout).searchable().any()
     obstacle = None if derivatives else "no gene of this space has derivatives"
     items = config.fitness.subset.items
-    supposed = {task.task: SUPPOSED if items == "all" else items for task in config.fitness.tasks}
+    supposed = dict.fromkeys(names, SUPPOSED if items == "all" else items)
     config, chosen = choose(config, space, obstacle, supposed)
     strategy = _strategy(config, space)
     evaluations, items = config.budget.evaluations, config.fitness.subset.items
@@ -108,7 +111,7 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
     references = [part for reference in config.models.values() for part in parts(reference) if part is not None]
     summary = {
         "genes": genes_of(space),
-        "strategy": config.strategy.kind,
+        "strategy": config.strategy.named_kind,
         "chosen": f"{chosen}, if the tasks have right answers" if chosen and obstacle is None else chosen,
         "population": strategy.population,
         "evaluations": evaluations,

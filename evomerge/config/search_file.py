@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -108,14 +109,36 @@ class SearchConfig(BaseModel):
         for name in models:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise ValueError(f"the model name {name!r} may contain only letters, digits, - and _; rename it")
-        if len(set(models.values())) < len(models):
-            raise ValueError("two names refer to the same model; remove one of them")
+        first: dict[str, str] = {}
+        for name, model in models.items():
+            if first.setdefault(model, name) != name:
+                raise ValueError(f"{first[model]} and {name} are the same model, {model}; remove one of them")
         return models
 
     @model_validator(mode="after")
-    def _as_many_objectives_as_the_strategy_takes(self) -> SearchConfig:
-        kind, wanted = self.strategy.kind, self.strategy.objectives
-        several = self.fitness.objectives == "per_task" and len(self.fitness.tasks) > 1
+    def _tasks_that_the_strategy_can_use(self) -> SearchConfig:
+        tasks = [task.task for task in self.fitness.tasks]
+        if self.fitness.kind == "python":
+            self.check_tasks(tasks)
+        else:  # each name may stand for several tasks: see `check_tasks`
+            named = len(tasks)
+            self._check_objectives(max(named, 2) if self.strategy.objectives == "several" else named)
+        return self
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Check the strategy against the tasks that candidates are scored on: those of a group in place of the group.
+
+        Raises
+        ------
+        ValueError
+            If it does not suit them.
+        """
+        self._check_objectives(len(tasks))
+        self.strategy.check_tasks(tasks)
+
+    def _check_objectives(self, tasks: int) -> None:
+        kind, wanted = self.strategy.named_kind, self.strategy.objectives
+        several = self.fitness.objectives == "per_task" and tasks > 1
         if wanted == "several" and not several:
             raise ValueError(
                 f"strategy.kind {kind} searches for a Pareto front and there is only one objective; write "
@@ -126,26 +149,20 @@ class SearchConfig(BaseModel):
                 f"strategy.kind {kind} takes one objective and fitness.objectives is per_task; write "
                 "strategy.kind: nsga2, or fitness.objectives: weighted_sum"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _tasks_that_the_strategy_can_use(self) -> SearchConfig:
-        self.strategy.check_tasks([task.task for task in self.fitness.tasks])
-        return self
 
     @model_validator(mode="after")
     def _a_race_against_an_archive(self) -> SearchConfig:
         rules = self.fitness.racing
         if rules is not None and rules.test != "posterior" and self.strategy.keeps_archive:
             raise ValueError(
-                f"fitness.racing.test {rules.test} compares a generation's candidates, and {self.strategy.kind} has an "
-                "archive instead; write fitness.racing.test: posterior"
+                f"fitness.racing.test {rules.test} compares a generation's candidates, and "
+                f"{self.strategy.named_kind} has an archive instead; write fitness.racing.test: posterior"
             )
         return self
 
     @model_validator(mode="after")
     def _answers_to_the_same_items(self) -> SearchConfig:
-        kind, subset = self.strategy.kind, self.fitness.subset
+        kind, subset = self.strategy.named_kind, self.fitness.subset
         if self.strategy.reads_answers and self.fitness.racing is not None:
             raise ValueError(f"strategy.kind {kind} compares all answers, and a race keeps none; remove fitness.racing")
         if self.strategy.reads_answers and subset.items != "all" and subset.rotates():

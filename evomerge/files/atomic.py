@@ -215,8 +215,8 @@ def disk_errors(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
 def _failure(path: Path, error: Exception, elsewhere: str) -> str:
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return f"{path}: the disk became full while writing; free some space or {elsewhere}"
-    text = (error.strerror if isinstance(error, OSError) else None) or reason(error)
-    return f"{path}: cannot be written ({text}); check the folder's permissions and its disk, or {elsewhere}"
+    said = getattr(error, "strerror", None) or reason(error, path)
+    return f"{path}: cannot be written ({said}); check the folder's permissions and its disk, or {elsewhere}"
 
 
 def _sync_tree(folder: Path, mode: int) -> None:

@@ -12,6 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 LONGEST = 300
 """Characters of an exception's text that a message holds."""
@@ -58,9 +59,22 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {_flat(error) or 'no message'}"
 
 
-def reason(error: BaseException) -> str:
-    """Return an exception's text, on one line and cut to `LONGEST` characters; its type where it has no text."""
-    return _flat(error) or type(error).__name__
+def reason(error: BaseException, named: str | Path = "") -> str:
+    """Return an exception's text, on one line and cut to `LONGEST` characters; its type where it has no text.
+
+    Parameters
+    ----------
+    error
+        The exception. An `OSError` has its number and its file in its text.
+    named
+        The file that the message names already; the text is then without both.
+    """
+    text = _flat(error)
+    if isinstance(error, OSError) and error.strerror and str(error.filename) == str(named):
+        text = error.strerror
+    for quote in "'\"":
+        text = text.replace(f": {quote}{named}{quote}", "")
+    return printable(text) or type(error).__name__
 
 
 def say(text: str, *, stderr: bool = False) -> None:

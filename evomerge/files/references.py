@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # org/name, and perhaps @revision
@@ -24,6 +25,18 @@ def local_or_hub(reference: str, folder: Path | None = None) -> Path | str:
     path = absolute(reference, folder)
     is_hub_id = _HUB_ID.fullmatch(reference) and not reference.startswith((".", "/", "~"))
     return reference if is_hub_id and not path.exists() else path
+
+
+def named_twice(references: Iterable[str]) -> str | None:
+    """Return a clause about the first model or file that is named twice; None: there is none."""
+    seen: dict[Path | str, str] = {}
+    for reference in references:
+        place = local_or_hub(reference)
+        if place in seen:
+            same = seen[place] == reference
+            return f"{reference} is named twice" if same else f"{seen[place]} and {reference} are the same"
+        seen[place] = reference
+    return None
 
 
 def absolute(path: str, folder: Path | None = None) -> Path:

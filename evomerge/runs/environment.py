@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from evomerge.files.messages import reason
 from evomerge.runs.log_file import MAX_CELL, LogError
 from fitness.tasks.identity import TaskIdentity
 from search_spaces.recipes.layout import ModelLayout
@@ -152,10 +153,10 @@ def read(file: Path) -> Environment:
         return Environment.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error)
-    raise LogError(f"{file} cannot be read ({reason}); restore it from a backup, or start a new run")
+        why = reason(error, file)
+    raise LogError(f"{file} cannot be read ({why}); restore it from a backup, or start a new run")
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

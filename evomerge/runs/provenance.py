@@ -12,6 +12,7 @@ from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result, read_rows
 from evomerge.runs.run import Run
+from evomerge.strategies.registry import named_kind
 from fitness.tasks.identity import ItemsIdentity, TaskIdentity
 from fitness.tasks.loss_metrics import LOSS_METRICS
 from search_spaces.recipes.recipe import Recipe
@@ -113,7 +114,7 @@ def _settings(environment: Environment, history: RunHistory) -> dict[str, str]:
     held_out = fitness["held_out"]
     return {
         "space": config["space"]["kind"],
-        "strategy": config["strategy"]["kind"],
+        "strategy": named_kind(config["strategy"]),
         "candidates scored": str(history.evaluations),
         "answers to search items": str(history.search_items),
         "items per candidate and task": str(fitness["subset"]["items"]),

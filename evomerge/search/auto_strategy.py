@@ -47,12 +47,12 @@ def choose(config: SearchConfig, space: SearchSpace, obstacle: str | None, items
     obstacle
         Why there are no gradients; None: there are.
     items
-        Task name to how many search items it has.
+        Name of each task that is scored to how many search items it has.
     """
     auto = config.strategy
     if not isinstance(auto, AutoConfig):
         return Choice(config, "")
-    strategy, reason = _strategy(config, auto, space, obstacle)
+    strategy, reason = _strategy(config, auto, space, obstacle, len(items))
     fitness = config.fitness
     if "subset" not in fitness.model_fields_set and fitness.racing is None and any(n > ITEMS for n in items.values()):
         subset = SubsetConfig(items=ITEMS, estimator="mean", rotate=True)
@@ -62,11 +62,11 @@ def choose(config: SearchConfig, space: SearchSpace, obstacle: str | None, items
 
 
 def _strategy(
-    config: SearchConfig, auto: AutoConfig, space: SearchSpace, obstacle: str | None
+    config: SearchConfig, auto: AutoConfig, space: SearchSpace, obstacle: str | None, tasks: int
 ) -> tuple[StrategyConfig, str]:
     budget = config.budget.evaluations
     warm: dict[str, Any] = {} if auto.warm_start is None else {"warm_start": {"run": auto.warm_start.run}}
-    if config.fitness.objectives == "per_task" and len(config.fitness.tasks) > 1:
+    if config.fitness.objectives == "per_task" and tasks > 1:
         return Nsga2Config(**warm), "nsga2, since there are several objectives"
     if config.space.kind == "two_stage" and budget > 1:
         first = CmaEsConfig(sigma=SIGMA)

@@ -12,6 +12,7 @@ from typing import Any
 
 from evomerge.config.calibration import asks_for_tasks, check_texts, with_task_texts
 from evomerge.config.errors import ConfigError
+from evomerge.config.names import check_names, check_tasks
 from evomerge.config.search_file import BudgetConfig, SearchConfig
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
@@ -20,7 +21,7 @@ from evomerge.merging.output.writer import rehearse
 from evomerge.merging.sources.open_sources import open_sources
 from evomerge.merging.sources.source import Source
 from evomerge.runs.environment import MOST_GENES, Environment, GeneRecord
-from evomerge.runs.result import ALL_TASKS, FOUND, START, Entry
+from evomerge.runs.result import Entry
 from evomerge.runs.run import EventLog
 from evomerge.search.auto_strategy import Choice, choose
 from evomerge.search.environment import (
@@ -113,6 +114,7 @@ class Problem:
         self.given_function = function
         if recorded is None:
             check_names(config)
+            check_tasks(config)
         check_workers(config)
         engine_versions(config.fitness.engine)
         check_trackers(config.trackers)
@@ -147,6 +149,7 @@ class Problem:
         self.suite: Suite = load_suite(config.fitness, config.seed, task_code, self.seen, function)
         if asks_for_tasks(config.space):
             self.space = config.stamped(build_space(with_task_texts(config.space, self.suite), context))
+        check_tasks(config, tuple(self.suite.weights))
         check_texts(config.space, self.suite)
         _check_race(config.fitness, self.suite)
         try:
@@ -430,25 +433,6 @@ def largest_error(weights: Mapping[str, float], asked: Mapping[str, int]) -> flo
     return math.sqrt(sum((weight / total * 0.5) ** 2 / asked[task] for task, weight in weights.items()))
 
 
-def check_names(config: SearchConfig) -> None:
-    """Refuse names of models and tasks that rows of the final table have.
-
-    Raises
-    ------
-    ConfigError
-        If there is one; the table would show one row twice, and another one never.
-    """
-    for name in (FOUND, START):
-        if name in config.models:
-            raise ConfigError(f"models.{name}: the final table has a row of its own called {name}; rename the model")
-    names = [task.task for task in config.fitness.tasks]
-    if ALL_TASKS in names and len(names) > 1:
-        raise ConfigError(
-            f"fitness.tasks.{names.index(ALL_TASKS)}.task: the final table calls the mean of all tasks {ALL_TASKS}; "
-            "rename the task"
-        )
-
-
 def _check_race(fitness: FitnessConfig, suite: Suite) -> None:
     """Refuse a test of right and wrong answers where the tasks' answers count differently."""
     rules = fitness.racing
@@ -501,5 +485,9 @@ def _asked(suite: Suite, config: SearchConfig) -> tuple[str, ...]:
     try:
         lines = map(str.strip, read_text(Path(few.ids)).splitlines())
         return suite.pool.listed({line for line in lines if line and not line.startswith("#")})
-    except (RecipeError, TaskError) as error:
+    except RecipeError as error:  # it names the file, and what a recipe needs
+        raise ConfigError(
+            f"fitness.subset.ids: {str(error).rpartition('; ')[0]}; name a text file of item ids"
+        ) from None
+    except TaskError as error:
         raise ConfigError(f"fitness.subset.ids: {few.ids}: {error}") from None

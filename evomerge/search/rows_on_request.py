@@ -38,7 +38,7 @@ def check_answers(config: SearchConfig, suite: TaskSuite | FunctionSuite) -> Non
     """
     wanted = {
         "table.ensemble: models cannot vote on": ("leave ensemble out", config.table.ensemble is not None),
-        f"strategy.kind {config.strategy.kind}: answers cannot be compared on": (
+        f"strategy.kind {config.strategy.named_kind}: answers cannot be compared on": (
             "write strategy.kind: grid",
             config.strategy.reads_answers,
         ),

@@ -105,7 +105,7 @@ def warm_start_override(config: SearchConfig, path: Path) -> str:
     require_run(path)
     if config.strategy.warm_start_type is None:
         raise ConfigError(
-            f"--warm-start: strategy.kind {config.strategy.kind} cannot use an earlier run; write another "
+            f"--warm-start: strategy.kind {config.strategy.named_kind} cannot use an earlier run; write another "
             "strategy.kind, or leave --warm-start out"
         )
     return f"strategy.warm_start={path.resolve()}"

@@ -140,6 +140,12 @@ class StrategyConfig(BaseModel):
 
     kind: str
 
+    @property
+    def named_kind(self) -> str:
+        """The kind as a search file names it, with its argument: `optuna:TPE`."""
+        argument = self.kind_argument
+        return self.kind if argument is None else f"{self.kind}:{getattr(self, argument)}"
+
     def resolved(self, space: SearchSpace, *, noise: float, evaluations: int) -> Self:
         """Return the settings with every `auto` replaced by what it means for this space and budget.
 
@@ -226,7 +232,7 @@ class StrategyConfig(BaseModel):
             If the strategy cannot use an earlier run.
         """
         if self.warm_start_type is None:
-            raise ValueError(f"strategy.kind {self.kind} cannot use an earlier run; write another strategy.kind")
+            raise ValueError(f"strategy.kind {self.named_kind} cannot use an earlier run; write another strategy.kind")
         named = self.earlier_run or self.warm_start_type()
         return self.model_copy(update={"warm_start": named.from_points(space, points)})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -66,6 +66,14 @@ def argument_spelled_out(section: Any) -> Any:
     if not colon or name not in STRATEGIES or STRATEGIES[name].kind_argument is None:
         return section
     return section | {"kind": name, STRATEGIES[name].kind_argument: value}
+
+
+def named_kind(section: Mapping[str, Any]) -> str:
+    """Return the kind of a recorded section as a search file names it; see `StrategyConfig.named_kind`."""
+    kind = str(section.get("kind", ""))
+    argument = STRATEGIES[kind].kind_argument if kind in STRATEGIES else None
+    value = section.get(argument) if argument else None
+    return f"{kind}:{value}" if value else kind
 
 
 AnyStrategy: TypeAlias = Annotated[

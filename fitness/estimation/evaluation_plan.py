@@ -105,7 +105,7 @@ def estimator_inputs(
             return EstimatorInputs(len(items), parents=parent_TI)
         banks, others = item_banks.of(task, items)
     except ValueError as error:
-        raise TaskError(f"task {task!r}: {error}; or set fitness.subset.estimator: auto") from None
+        raise TaskError(f"task {task!r}: {error}; or set fitness.subset.estimator: auto", task=task) from None
     others = others if "other_models" in taken else None
     return EstimatorInputs(len(items), parents=parent_TI, banks=banks, other_models=others)
 

@@ -96,8 +96,9 @@ def read_matrix(path: str | os.PathLike[str]) -> Responses:
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy raises many types for damaged files
+        said = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"{path}: not a responses matrix ({error}): give an .npz with `responses` [models, items], "
+            f"{path}: not a responses matrix ({said}): give an .npz with `responses` [models, items], "
             "`models` and `items`"
         ) from error
 
@@ -358,9 +359,9 @@ class ItemBanks:
                         for index, facts in enumerate(part["banks"])
                     )
         except Exception as error:  # numpy, zipfile and json raise many types for damaged files
+            said = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"{path}: not a file of item banks ({type(error).__name__}: {error}): "
-                "write one with `evomerge fit-items`"
+                f"{path}: not a file of item banks ({said}): write one with `evomerge fit-items`"
             ) from error
         return cls(responses, banks)
 

@@ -420,7 +420,8 @@ class _Plan:
             if count == self._tasks.count(task):
                 raise TaskError(
                     f"task {task!r}: its metric gave no number for any of {count} items: choose a metric that is a "
-                    "number for each item"
+                    "number for each item",
+                    task=task,
                 )
         return scores, seconds + more_seconds, tuple(told), {kind: counts for kind, counts in flaws.items() if counts}
 

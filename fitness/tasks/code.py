@@ -10,6 +10,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +53,20 @@ class TaskCode:
     digest: str | None
 
 
+@contextmanager
+def same_folder() -> Iterator[None]:
+    """Return to the working folder after other people's code has run: paths of a run are relative to it."""
+    try:
+        before = os.getcwd()
+    except FileNotFoundError:  # it was removed, and there is nothing to return to
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 CodeCheck: TypeAlias = Callable[[TaskCode], None]
 """Called with each task's code before it runs; raises to prevent that."""
 
@@ -83,9 +98,9 @@ def check_regular(task: str, file: Path) -> None:
         If it is missing, not a regular file, or too large.
     """
     if not file.is_file():
-        raise TaskError(f"task {task!r}: {file} is not a file; name a YAML file")
+        raise TaskError(f"task {task!r}: {file} is not a file; name a YAML file", task=task)
     if file.stat().st_size > LARGEST_FILE:
-        raise TaskError(f"task {task!r}: {file} is larger than {LARGEST_FILE:,} bytes; is it a task file?")
+        raise TaskError(f"task {task!r}: {file} is larger than {LARGEST_FILE:,} bytes; is it a task file?", task=task)
 
 
 class _Files:
@@ -115,14 +130,16 @@ class _Files:
         """Return what a YAML file and those that it includes say, as lm-eval merges them."""
         check_regular(self._task, file)
         if file in above:
-            raise TaskError(f"task {self._task!r}: {file} includes itself; remove that include")
+            raise TaskError(f"task {self._task!r}: {file} includes itself; remove that include", task=self._task)
         content = file.read_bytes()
         try:
             said = yaml.load(content, Loader=self._loader(file.parent))
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-            raise TaskError(f"task {self._task!r}: {file} is not valid YAML ({one_line(error)}); correct it") from None
+            raise TaskError(
+                f"task {self._task!r}: {file} is not valid YAML ({one_line(error)}); correct it", task=self._task
+            ) from None
         if not isinstance(said, dict):
-            raise TaskError(f"task {self._task!r}: {file} has no keys; correct it")
+            raise TaskError(f"task {self._task!r}: {file} has no keys; correct it", task=self._task)
         self._hashed[f"{len(self._hashed)}.yaml"] = content
         included = said.pop("include", ())
         merged: dict[str, Any] = {}
@@ -197,7 +214,11 @@ MOST_BEHIND = 500
 LONGEST_NAME = 300
 """Characters of a file's name that a function may hold."""
 
-_PACKAGES = tuple(Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "purelib", "platlib"))
+_PACKAGES = (
+    *(Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "purelib", "platlib")),
+    # this package and those beside it, which an editable install leaves in a folder of the user
+    *(Path(__file__).resolve().parents[2] / name for name in ("evomerge", "fitness", "search_spaces")),
+)
 
 
 def functions_in(value: Any) -> Iterator[Callable[..., Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -9,6 +10,7 @@ from fitness.items import Item, ItemText, prompt_key
 from fitness.overlap import plain_text
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
+from fitness.tasks.lm_eval_rules import seeded
 from fitness.tasks.messages import one_line
 
 if TYPE_CHECKING:  # lm-eval is imported by the code that loads tasks
@@ -45,7 +47,8 @@ class Documents:
                 "validation": self.task.validation_docs,
                 "test": self.task.test_docs,
             }[split]
-            self._loaded[split] = list(docs())
+            with seeded():
+                self._loaded[split] = list(docs())
         return self._loaded[split]
 
     def items(self, split: str) -> tuple[Item, ...]:
@@ -58,7 +61,28 @@ class Documents:
         gold = self.task.doc_to_text(doc) if self.task.multiple_input else self.task.doc_to_target(doc)
         if isinstance(gold, str):
             return choices.index(gold) if gold in choices else NO_ANSWER
-        return int(gold) if gold < len(choices) else NO_ANSWER
+        return int(gold) if gold is not None and 0 <= gold < len(choices) else NO_ANSWER
+
+    def has_right_answer(self, doc: Document) -> bool:
+        """Whether an answer can be right by lm-eval's own metrics: the label is one of the choices, the text is there.
+
+        Data sets mark documents without an answer by −1, by null, or by a label that no choice has.
+        """
+        if self.task.OUTPUT_TYPE != "multiple_choice":
+            return self.task.doc_to_target(doc) is not None
+        if not self.task.multiple_target:
+            return self.right_choice(doc) != NO_ANSWER
+        gold, count = self.task.doc_to_target(doc), len(self.task.doc_to_choice(doc))
+        return any(0 <= each < count for each in (gold if isinstance(gold, list) else [gold]))
+
+    def results(self, doc: Document, answers: list[Any]) -> Any:
+        """Return what the task's metrics give for answers to a document.
+
+        Code of the task gets a copy: what it changes in a document would count for all that is scored after it.
+        """
+        return self.task.process_results(
+            copy.deepcopy(doc) if callable(self.task.config.process_results) else doc, answers
+        )
 
     def targets(self, doc: Document) -> object:
         """Return what a document's scores are compared with: its target, and its choices where it has some.
@@ -107,7 +131,8 @@ class Documents:
             raise TaskError(
                 f"task {self._name!r}: the search would use items of its test split, which makes its published score "
                 "meaningless: set fitness.allow_test_split: true to accept that, or name another search_split "
-                f"(the task has {', '.join(has)})"
+                f"(the task has {', '.join(has)})",
+                task=self._name,
             )
         return split
 
@@ -124,13 +149,17 @@ class Documents:
         if any(item.split == split for item in search):
             raise TaskError(
                 f"task {self._name!r}: the whole {split} split is used for search items: "
-                "set fitness.held_out to a fraction such as 0.5 or to another split"
+                "set fitness.held_out to a fraction such as 0.5 or to another split",
+                task=self._name,
             )
         return self.items(split)
 
     def _require(self, split: str, key: str) -> None:
         if split not in self.splits():
-            raise TaskError(f"task {self._name!r} has no {split} split: set {key} to one of {', '.join(self.splits())}")
+            raise TaskError(
+                f"task {self._name!r} has no {split} split: set {key} to one of {', '.join(self.splits())}",
+                task=self._name,
+            )
 
     def key(self, doc: Document) -> str | None:
         """Return the key of a document's question (see `fitness.items.Item`); None where it has no such text.
@@ -160,5 +189,6 @@ class Documents:
             return str(self.task.doc_to_target(doc))
         except Exception as error:
             raise TaskError(
-                f"task {self._name!r}: its doc_to_text fails ({one_line(error)}): correct the task's YAML"
+                f"task {self._name!r}: its doc_to_text fails ({one_line(error)}): correct the task's YAML",
+                task=self._name,
             ) from error

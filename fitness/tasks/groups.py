@@ -52,7 +52,7 @@ def members(entries: Sequence[TaskConfig], managers: Sequence[TaskManager]) -> t
         name = member.entry.task
         if name in owners:
             places = " and ".join(f"in {place!r}" for place in (owners[name], member.group or name))
-            raise TaskError(f"task {name!r} is named twice, {places}: remove one of them")
+            raise TaskError(f"task {name!r} is named twice, {places}: remove one of them", task=name)
         owners[name] = member.group or name
     return tuple(found)
 
@@ -91,7 +91,7 @@ def _members(entry: TaskConfig, managers: Sequence[TaskManager]) -> Iterator[Mem
     by_size = known.kind is Kind.GROUP and bool(aggregated.get("weight_by_size", True))
     names = list(dict.fromkeys(_tasks(known, managers, ())))
     if not names:
-        raise TaskError(f"{entry.task!r} is a group without tasks: name tasks")
+        raise TaskError(f"{entry.task!r} is a group without tasks: name tasks", task=entry.task)
     for name in names:
         yield Member(entry.model_copy(update={"task": name, "metric": metric}), entry.task, by_size)
 
@@ -99,14 +99,15 @@ def _members(entry: TaskConfig, managers: Sequence[TaskManager]) -> Iterator[Mem
 def _tasks(known: Entry, managers: Sequence[TaskManager], above: tuple[str, ...]) -> Iterator[str]:
     """Yield the names of a group's tasks, those of groups in it included."""
     if known.name in above:
-        raise TaskError(f"group {known.name!r} contains itself: correct its YAML")
+        raise TaskError(f"group {known.name!r} contains itself: correct its YAML", task=known.name)
     children: Any = sorted(known.tags) if known.kind is Kind.TAG else (known.cfg or {}).get("task") or []
     for child in [children] if isinstance(children, (str, dict)) else children:
         name = child.get("task") or child.get("group") if isinstance(child, dict) else child
         if not isinstance(name, str) or (isinstance(child, dict) and set(child) - _NAMES_ONLY):
             raise TaskError(
                 f"group {known.name!r} changes settings of its tasks in its own YAML: name the tasks one by one, with "
-                "their own files"
+                "their own files",
+                task=known.name,
             )
         inner = _indexed(name, managers)
         if inner is not None and inner.kind in (Kind.GROUP, Kind.TAG):

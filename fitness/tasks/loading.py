@@ -22,10 +22,11 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from fitness.results import TaskError
 from fitness.sandbox.bubblewrap import check as check_sandbox
 from fitness.sandbox.code_eval import loads_code_eval, sandboxed, use_sandboxed_code_eval
-from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of, file_of
+from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of, file_of, same_folder
 from fitness.tasks.config import TasksConfig
 from fitness.tasks.documents import Document
 from fitness.tasks.groups import Member, members
+from fitness.tasks.lm_eval_rules import seeded
 from fitness.tasks.messages import nearest, one_line
 from fitness.tasks.templates import BoundedPattern, TaskTemplates
 
@@ -84,7 +85,7 @@ def task_managers(config: TasksConfig) -> list[TaskManager]:
     folders = [Path(folder).expanduser() for folder in config.include_path]
     for folder in folders:
         if not folder.is_dir():
-            raise TaskError(f"include_path: {folder} is not a folder: name a folder of task YAML files")
+            raise TaskError(f"fitness.include_path: {folder} is not a folder: name a folder of task YAML files")
         _check_folder(folder)
     managers = [_task_manager(folders, include_defaults=False)] if folders else []
     if not managers or any(task.task not in managers[0].task_index for task in config.tasks):
@@ -99,14 +100,14 @@ def _check_folder(folder: Path) -> None:
         seen += 1 + len(names)
         if seen > MOST_ENTRIES or tasks > MOST_TASKS:
             raise TaskError(
-                f"include_path: {folder} has too many files to read: name the folder of the tasks themselves"
+                f"fitness.include_path: {folder} has too many files to read: name the folder of the tasks themselves"
             )
         for name in names:
             if name.endswith(".yaml"):
                 tasks += 1
                 check_regular(name.removesuffix(".yaml"), Path(place, name))
     if not tasks:
-        raise TaskError(f"include_path: {folder} has no .yaml file: name a folder of task YAML files")
+        raise TaskError(f"fitness.include_path: {folder} has no .yaml file: name a folder of task YAML files")
 
 
 def _task_manager(folders: Sequence[Path], *, include_defaults: bool) -> TaskManager:
@@ -147,7 +148,8 @@ def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
         names = sorted({known for m in managers for known in m.all_subtasks})
         raise TaskError(
             f"no task {name!r}: did you mean {nearest(name, names)}? "
-            "Name an lm-eval task, or give the folder with your own task files (fitness.include_path, --include-path)"
+            "Name an lm-eval task, or give the folder with your own task files (fitness.include_path, --include-path)",
+            task=name,
         )
     return manager
 
@@ -155,11 +157,13 @@ def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
 def _load_task(name: str, managers: Sequence[TaskManager]) -> ConfigurableTask:
     manager = find_task(name, managers)
     try:
-        loaded: ConfigurableTask = manager.load([name])["tasks"][name]
+        with seeded(), same_folder():
+            loaded: ConfigurableTask = manager.load([name])["tasks"][name]
     except Exception as error:  # the author's YAML, data set and functions can raise anything
         raise TaskError(
             f"task {name!r} could not be loaded ({one_line(error)}): "
-            "check its YAML and that its data set is on this machine or can be downloaded"
+            "check its YAML and that its data set is on this machine or can be downloaded",
+            task=name,
         ) from error
     return loaded
 
@@ -180,12 +184,13 @@ def _check_allowed(name: str, allow_code: bool) -> None:
     if not allow_code:
         raise TaskError(
             f"task {name!r} runs programs that the model writes: set fitness.allow_code: true (--allow-code) to run "
-            "them in a sandbox, or use another task"
+            "them in a sandbox, or use another task",
+            task=name,
         )
     try:
         check_sandbox()
     except TaskError as error:
-        raise TaskError(f"task {name!r}: {error}") from None
+        raise TaskError(f"task {name!r}: {error}", task=name) from None
 
 
 def _put_into_sandbox(task: ConfigurableTask, name: str) -> None:
@@ -197,7 +202,7 @@ def _put_into_sandbox(task: ConfigurableTask, name: str) -> None:
     try:
         safe = sandboxed(own, lambda key: wrong if key == "process_results" else wrong.get(key, 0.0))
     except TaskError as error:
-        raise TaskError(f"task {name!r}: {error}") from None
+        raise TaskError(f"task {name!r}: {error}", task=name) from None
     if callable(of_item):
         task.set_config(key="process_results", value=safe.get("process_results", of_item))
     else:
@@ -206,16 +211,17 @@ def _put_into_sandbox(task: ConfigurableTask, name: str) -> None:
 
 def _check_usable(task: Any, name: str) -> None:
     if not isinstance(task, ConfigurableTask):
-        raise TaskError(f"task {name!r} is Python code without a YAML configuration: use a YAML task")
+        raise TaskError(f"task {name!r} is Python code without a YAML configuration: use a YAML task", task=name)
     if getattr(task, "MULTIMODAL", False):
-        raise TaskError(f"task {name!r} needs images or sound: use a text task")
+        raise TaskError(f"task {name!r} needs images or sound: use a text task", task=name)
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
-        raise TaskError(f"task {name!r} measures perplexity, which has no score per item: use another task")
+        raise TaskError(f"task {name!r} measures perplexity, which has no score per item: use another task", task=name)
     settings = task.config.generation_kwargs or {}
     if settings.get("do_sample") or settings.get("num_beams", 1) > 1:
         raise TaskError(
             f"task {name!r} samples or searches with beams: set do_sample: false and num_beams: 1 in its "
-            "generation_kwargs, so that scores are deterministic"
+            "generation_kwargs, so that scores are deterministic",
+            task=name,
         )
 
 

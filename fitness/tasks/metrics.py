@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
+from typing import SupportsFloat, TypeGuard
 
 import numpy as np
 from lm_eval.api.instance import Instance
@@ -38,7 +39,7 @@ class Metric:
         return self.name in LOSS_METRICS
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[SupportsFloat]:
     """Whether a metric's value can be a score."""
     return isinstance(value, (Real, np.bool_))
 
@@ -66,7 +67,8 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
     metric, chosen = metric.strip(), chosen.strip() or filters[0]
     if chosen not in filters:
         raise TaskError(
-            f"task {name!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric"
+            f"task {name!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric",
+            task=name,
         )
     known = _written_metrics(task, documents, chosen) or list(task.aggregation())
     obstacles = {each: _obstacle(task, documents, each, named=each == metric) for each in known}
@@ -75,13 +77,14 @@ def choose_metric(task: ConfigurableTask, name: str, documents: Documents, asked
     if metric and metric not in known:
         raise TaskError(
             f"task {name!r} has no metric {metric!r}: did you mean {nearest(metric, usable or known)}? "
-            f"It has {', '.join(known)}"
+            f"It has {', '.join(known)}",
+            task=name,
         )
     if metric and obstacles[metric] is not None:
-        raise TaskError(f"task {name!r}: metric {metric!r} {obstacles[metric]}: {remedy}")
+        raise TaskError(f"task {name!r}: metric {metric!r} {obstacles[metric]}: {remedy}", task=name)
     if not usable:
         why = "; ".join(f"{each} {obstacle}" for each, obstacle in obstacles.items())
-        raise TaskError(f"task {name!r} has no metric to search with ({why}): {remedy}")
+        raise TaskError(f"task {name!r} has no metric to search with ({why}): {remedy}", task=name)
     metric = metric or usable[0]
     return Metric(metric, chosen, 1.0 if task.higher_is_better().get(metric, True) else -1.0)
 
@@ -97,7 +100,7 @@ def _written_metrics(task: ConfigurableTask, documents: Documents, chosen: str) 
     tried = Instance("generate_until", doc, ("", {}), 0, resps=[""])
     try:
         next(each for each in task._filters if each.name == chosen).apply([tried])
-        given = task.process_results(doc, [tried.filtered_resps[chosen]])
+        given = documents.results(doc, [tried.filtered_resps[chosen]])
     except Exception:
         return []
     return [name for name in given if name in task.aggregation()]
@@ -127,19 +130,26 @@ def _has_right_answer(task: ConfigurableTask, documents: Documents) -> bool:
 def _check_own(task: ConfigurableTask, name: str, metric: str) -> None:
     """Refuse a metric of ours that does not apply to this kind of task."""
     if metric == "answer_length" and task.OUTPUT_TYPE != "generate_until":
-        raise TaskError(f"task {name!r} generates no text, which answer_length needs: use answer_loss")
+        raise TaskError(f"task {name!r} generates no text, which answer_length needs: use answer_loss", task=name)
     if metric in OF_CHOICES and task.OUTPUT_TYPE != "multiple_choice":
         other = "answer_loss" if metric in NEED_RIGHT_ANSWER else "strategy.kind: least_change, or another task"
-        raise TaskError(f"task {name!r} has no choices, which {metric} needs: use {other}")
+        raise TaskError(f"task {name!r} has no choices, which {metric} needs: use {other}", task=name)
     if metric in NEED_RIGHT_ANSWER and task.OUTPUT_TYPE == "multiple_choice" and task.multiple_target:
-        raise TaskError(f"task {name!r} has several right answers, {metric} needs exactly one: use another metric")
+        raise TaskError(
+            f"task {name!r} has several right answers, {metric} needs exactly one: use another metric", task=name
+        )
 
 
 def _obstacle(task: ConfigurableTask, documents: Documents, metric: str, named: bool) -> str | None:
     """Return why a metric cannot score single items; None if it can."""
     if task.aggregation()[metric] is not get_aggregation("mean"):
         return "is computed from all items together and has no value for a single item"
-    if not task.higher_is_better().get(metric, True) and not named:
+    better = task.higher_is_better().get(metric, True)
+    if better is None:
+        return (
+            "does not say whether higher values are better (write higher_is_better: true or false in the task's YAML)"
+        )
+    if not better and not named:
         return "is better when lower, so it has to be named"
     trial = _trial(task, documents, metric)
     if trial is not None and not is_number(trial):
@@ -153,11 +163,11 @@ def _trial(task: ConfigurableTask, documents: Documents, metric: str) -> object 
     doc = documents.of(split)[0]
     try:
         if task.OUTPUT_TYPE == "generate_until":
-            value: object = task.process_results(doc, [""]).get(metric)
+            value: object = documents.results(doc, [""]).get(metric)
             return value
         count = len(task.doc_to_choice(doc)) if task.config.doc_to_choice else 1
         count *= 2 if metric == "acc_mutual_info" else 1
-        value = task.process_results(doc, [(-1.0, False)] * count).get(metric)
+        value = documents.results(doc, [(-1.0, False)] * count).get(metric)
         return value
     except Exception:  # the task's own code may fail on such an answer
         return None

@@ -34,6 +34,18 @@ class TaskDescription:
     data: str | None
 
 
+def names_of_tasks(config: TasksConfig) -> list[str]:
+    """Return the names of the tasks that are scored: those of a group in place of the group.
+
+    Raises
+    ------
+    TaskError
+        A group has no tasks, or changes their settings; or a task is named twice.
+    """
+    with quick_and_quiet():
+        return [member.entry.task for member in members(config.tasks, task_managers(config))]
+
+
 def describe_tasks(config: TasksConfig) -> list[TaskDescription]:
     """Describe the tasks from lm-eval and the search file alone.
 
@@ -54,11 +66,14 @@ def _describe(entry: TaskConfig, cfg: Mapping[str, Any] | None) -> TaskDescripti
     filters = [str(each["name"]) for each in said.get("filter_list") or ()] or ["none"]
     metric, _, chosen = (entry.metric or ",".join([*metrics[:1], filters[0]][: 2 if metrics else 0])).partition(",")
     if metrics and metric.strip() not in (*metrics, *OWN_METRICS):
-        raise TaskError(f"task {entry.task!r} has no metric {metric!r}: did you mean {nearest(metric, metrics)}?")
+        raise TaskError(
+            f"task {entry.task!r} has no metric {metric!r}: did you mean {nearest(metric, metrics)}?", task=entry.task
+        )
     chosen = chosen.strip() or filters[0]
     if metric not in OWN_METRICS and chosen not in filters:
         raise TaskError(
-            f"task {entry.task!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric"
+            f"task {entry.task!r} has no filter {chosen!r}: name {nearest(chosen, filters)} after the comma of metric",
+            task=entry.task,
         )
     place, part = said.get("dataset_path"), said.get("dataset_name")
     data = None if place in (None, *FILES) else str(place) if part is None else f"{place} ({part})"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.api.utils import ends_with_whitespace
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from fitness.items import Item
@@ -81,7 +82,11 @@ class Prompts:
             return None
         if isinstance(named, int):
             return requests[named]
-        return Request(requests[0].context, self._task.config.target_delimiter + named)
+        delimiter = self._task.config.target_delimiter
+        if chat_template is not None:  # as lm-eval puts choices, and answers of examples, behind a turn's beginning
+            prefix = self._task.config.gen_prefix
+            delimiter = delimiter if prefix and not ends_with_whitespace(prefix) else ""
+        return Request(requests[0].context, delimiter + named)
 
     def names_right_answer(self, item: Item) -> bool:
         """Return whether the document has a right answer; no prompt is built."""
@@ -133,7 +138,8 @@ class Prompts:
         except Exception as error:  # the author's templates and functions can raise anything
             raise TaskError(
                 f"task {self._name!r}: no prompt could be built for item {index} of its {split} split "
-                f"({one_line(error)}): correct the task's YAML, or num_fewshot ({self.shots})"
+                f"({one_line(error)}): correct the task's YAML, or num_fewshot ({self.shots})",
+                task=self._name,
             ) from error
         return instances if isinstance(instances, list) else [instances]
 
@@ -147,7 +153,8 @@ def _request(instance: Any, task: str) -> Request:
         context, generation = instance.args
         return Request(context, generation=generation, repeats=repeats)
     raise TaskError(
-        f"task {task!r} has requests of type {instance.request_type}: use a task that scores choices or generates text"
+        f"task {task!r} has requests of type {instance.request_type}: use a task that scores choices or generates text",
+        task=task,
     )
 
 

@@ -61,7 +61,8 @@ class LoadedTask:
         if request is None:
             raise TaskError(
                 f"task {self.name!r}: item {item.index} of its {item.split} split has no right answer, which metric "
-                f"{self.metric.name!r} needs: use another metric"
+                f"{self.metric.name!r} needs: use another metric",
+                task=self.name,
             )
         return (request,)
 
@@ -82,7 +83,30 @@ class LoadedTask:
             place = f"item {without[0].index} of its {without[0].split} split"
             raise TaskError(
                 f"task {self.name!r}: metric {self.metric.name!r} has no value for {len(without)} of {len(items)} "
-                f"items, such as {place}: use another metric, or leave such items out with the task's process_docs"
+                f"items, such as {place}: use another metric, or leave such items out with the task's process_docs",
+                task=self.name,
+            )
+
+    def check_right_answers(self, items: Sequence[Item]) -> None:
+        """Check that some item of a split has a right answer, where lm-eval's own code needs one.
+
+        Raises
+        ------
+        TaskError
+            None has one, or a label cannot be read.
+        """
+        try:
+            unlabelled = self.scores.without_right_answer(items)
+        except Exception as error:  # the author's templates can raise anything, and give a label of any type
+            raise TaskError(
+                f"task {self.name!r}: the right answer of an item of its {items[0].split} split cannot be read "
+                f"({one_line(error)}): correct doc_to_target in the task's YAML"
+            ) from error
+        if unlabelled and len(unlabelled) == len(items):
+            raise TaskError(
+                f"task {self.name!r}: none of {len(items)} items of its {items[0].split} split has a right answer "
+                "(published test splits often lack them), so all models score 0: use another split, or correct "
+                "doc_to_target in the task's YAML"
             )
 
     def _has_score(self, item: Item) -> bool:
@@ -93,7 +117,8 @@ class LoadedTask:
         except Exception as error:  # the author's templates can raise anything
             raise TaskError(
                 f"task {self.name!r}: its right answer to item {item.index} of its {item.split} split cannot be read "
-                f"({one_line(error)}): correct doc_to_target in the task's YAML"
+                f"({one_line(error)}): correct doc_to_target in the task's YAML",
+                task=self.name,
             ) from error
 
     def questions(self, items: Sequence[Item]) -> list[Question]:
@@ -118,7 +143,8 @@ class LoadedTask:
                 raise TaskError(
                     f"task {self.name!r}: item {item.index} of its {item.split} split has no right answer, so it has "
                     "no loss to differentiate: write strategy.loss: entropy, or a strategy.kind without gradients, "
-                    "such as cma_es"
+                    "such as cma_es",
+                    task=self.name,
                 )
 
     def loss_requests(self, item: Item, chat_template: ChatTemplate | None = None) -> tuple[tuple[Request, ...], int]:

@@ -54,6 +54,8 @@ class EngineDied(RuntimeError):
 class EngineError(TaskError):
     """vLLM refuses what it was asked, with its reason in one line."""
 
+    key = "engine"
+
 
 class EngineProcess:
     """A running vLLM engine.

@@ -164,8 +164,9 @@ class CoefficientSettings(BaseModel):
     def _whole_layer(cls, modules: Modules) -> Modules:
         if modules == "all":
             return modules
-        if len(set(modules)) != len(modules):
-            raise ValueError(f"{list(modules)} names a module twice; name each once")
+        twice = next((module for module in modules if modules.count(module) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{list(modules)} names {twice} twice; name each module once")
         if "other" not in modules:
             raise ValueError(f"{list(modules)} leaves out the rest of a layer; add other")
         if any(not module or set(module) & set(",[]*") for module in modules):

@@ -138,8 +138,9 @@ class MixtureConfig(BaseModel):
                 f"relative_to: {self.weights} weights are not factors of task vectors; write weights: direct "
                 "(weight: [-1.5, 1.5] allows negative ones)"
             )
-        if len(set(self.chromosomes)) < len(self.chromosomes):
-            raise ValueError("chromosomes: one is named twice; name each once")
+        twice = next((name for name in self.chromosomes if self.chromosomes.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"chromosomes: {twice} is named twice; name each once")
         if self.weights == "simplex" and self.bounds[0] < 0:
             raise ValueError("weight: simplex weights are divided by their sum and begin at zero; write low: 0")
         return self

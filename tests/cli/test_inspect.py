@@ -113,4 +113,4 @@ def test_a_vocabulary_for_models_whose_tokens_have_other_names(inspect, tmp_path
 def test_a_model_named_twice(inspect):
     code, text = inspect(ZOO / "base", ZOO / "base")
     assert code == 2
-    assert "a model is named twice; name each once" in text
+    assert f"inspect: {ZOO / 'base'} is named twice; name each model once" in text

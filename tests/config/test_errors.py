@@ -51,7 +51,7 @@ BAD = {
     "budget: []": "budget: write a section with keys such as evaluations, hours (got a list)",
     "models: {base: org/base}": "models: write at least 2 entries of the form `name: text` (got 1)",
     "models: {base: org/a, b: 3}": "models.b: write text (got 3)",
-    "models: {base: org/a, b: org/a}": "models: two names refer to the same model; remove one of them",
+    "models: {base: org/a, b: org/a}": "models: base and b are the same model, org/a; remove one of them",
     "models: {'a b': org/a, b: org/b}": "models: the model name 'a b' may contain only letters, digits, - and _; ",
     "space: {weight: {low: 1, high: 0}}": "space.weight: low 1.0 is not below high 0.0; write low < high",
     "space: {method: tise}": "space.method: 'tise' is not a merge method; did you mean 'ties'?",

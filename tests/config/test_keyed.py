@@ -6,6 +6,7 @@ import pytest
 
 from evomerge.config.keyed import keyed
 from evomerge.config.load import load_mapping
+from evomerge.merging.engine.placement import DeviceError
 from evomerge.merging.sources.errors import CheckpointError
 from fitness.results import TaskError
 
@@ -17,24 +18,24 @@ CONFIG = load_mapping(
 class EngineError(TaskError):
     """As that of vLLM's engine."""
 
+    key = "engine"
+
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (TaskError("no task 'group': did you mean 'groups'?"), "fitness.tasks.1.task: no task 'group': did"),
-        (TaskError("task 'arithmetic' has no metric 'f2'"), "fitness.tasks.0.task: task 'arithmetic' has"),
-        (TaskError("group 'group' contains itself"), "fitness.tasks.1.task: group 'group'"),
-        (TaskError("'group' is a group without tasks"), "fitness.tasks.1.task: 'group' is"),
-        (TaskError("task 'of_the_group' needs images or sound"), "fitness.tasks: task 'of_the_group' needs"),
+        (TaskError("there is none 'group'", task="group"), "fitness.tasks.1.task: there is none 'group'"),
+        (TaskError("a metric of its own", task="arithmetic"), "fitness.tasks.0.task: a metric"),
+        (TaskError("task 'arithmetic' holds out nothing", task="of_the_group"), "fitness.tasks: task 'arithmetic'"),
         (TaskError("the prompt 'arithmetic' has no tokens to continue"), "fitness.tasks: the prompt"),
-        (TaskError("include_path: /tasks is not a folder"), "fitness.include_path: /tasks is"),
+        (TaskError("fitness.include_path: /tasks is not a folder"), "fitness.include_path: /tasks is"),
         (TaskError("fitness.held_out: test is the split that is searched"), "fitness.held_out: test"),
         (EngineError("vLLM: no room"), "fitness.engine: vLLM: no room"),
         (CheckpointError("ops: it has 4 layers, and base has 6"), "models.ops: it has 4 layers"),
         (CheckpointError("org/expert: no such folder"), "models.ops: org/expert: no such"),
         (CheckpointError("models.ops: no such folder"), "models.ops: no such"),
         (CheckpointError("models.ops.adapter: no such folder"), "models.ops.adapter: no such"),
-        (ValueError("device 'foo' cannot be used"), "workers.device: device 'foo' cannot"),
+        (DeviceError("'foo' cannot be used"), "workers.device: 'foo' cannot"),
         (ValueError("something else"), "something else"),
     ],
 )

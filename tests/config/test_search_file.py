@@ -1,4 +1,5 @@
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load, load_mapping
+from evomerge.config.names import check_tasks
 
 MINIMAL = """
 models: {base: org/base, expert: org/expert}
@@ -112,7 +114,6 @@ def test_bad_overrides(write, override):
     ("tasks", "strategy", "message"),
     [
         ("[{task: a}]", "map_elites", "there is one axis; name two tasks or more in fitness.tasks"),
-        ("[{task: a}, {task: b}]", "map_elites\n  axes: [[a, b]]", "there is one axis"),
         (
             "[{task: a}, {task: b}]",
             "map_elites\n  axes: [[a], [c]]",
@@ -121,9 +122,30 @@ def test_bad_overrides(write, override):
     ],
 )
 def test_a_grid_of_elites_needs_two_axes_of_known_tasks(write, tasks, strategy, message):
-    text = MINIMAL.replace("[{task: arithmetic}]", tasks) + f"strategy:\n  kind: {strategy}\n"
-    with pytest.raises(ConfigError, match=message):
-        load(write(text))
+    config = load(write(MINIMAL.replace("[{task: arithmetic}]", tasks) + f"strategy:\n  kind: {strategy}\n"))
+    with pytest.raises(ValueError, match=message):
+        config.check_tasks([task.task for task in config.fitness.tasks])
+    config.check_tasks(["a", "b", "c"])  # where a name stands for a group of these
+
+
+def test_one_axis_is_no_grid(write):
+    text = MINIMAL + "strategy: {kind: map_elites, axes: [[a, b]]}\n"
+    with pytest.raises(ValueError, match="there is one axis"):
+        load(write(text)).check_tasks(["a", "b"])
+
+
+def test_tasks_are_those_that_are_scored(write, monkeypatch):
+    """A group of the search file counts as its tasks, before models are opened and after."""
+    text = MINIMAL + "  objectives: per_task\nstrategy: nsga2\n"
+    grid = MINIMAL + "strategy: {kind: map_elites, axes: [[arithmetic], [c]]}\n"
+    for scored, refused in ((["a", "b"], False), (["arithmetic"], True)):
+        monkeypatch.setattr("evomerge.config.names.names_of_tasks", lambda fitness, names=scored: names)
+        with pytest.raises(ConfigError, match="only one objective") if refused else nullcontext():
+            check_tasks(load(write(text)))
+    with pytest.raises(ConfigError, match="name tasks among a, b, c"):
+        check_tasks(load(write(grid)), ["a", "b", "c"])
+    with pytest.raises(ConfigError, match=r"fitness\.tasks: the final table calls the mean of all tasks all"):
+        check_tasks(load(write(MINIMAL)), ["a", "all"])
 
 
 def test_a_race_against_an_archive_has_no_paired_test(write):

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,14 @@ def test_lines_are_joined():
 def test_an_error_without_a_text():
     assert one_line(KeyError()) == "KeyError: no message"
     assert reason(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "None there", "/a/b"), OSError("None there: '/a/b'")])
+def test_a_file_is_named_once(error):
+    """Python's errors of files have the name as an attribute, those of compiled packages in their text."""
+    assert reason(error, Path("/a/b")) == "None there"
+    assert "/a/b" in reason(error)
+    assert "/a/b" in reason(error, "/a/other")
 
 
 def test_long_texts_are_cut():

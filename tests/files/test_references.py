@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.files.references import absolute, local_or_hub
+from evomerge.files.references import absolute, local_or_hub, named_twice
 
 
 @pytest.mark.parametrize("reference", ["org/name", "org/name@main", "org/name@refs/pr/3", "my.org/name-1_b"])
@@ -42,3 +42,10 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     assert absolute("link", tmp_path) == (tmp_path / "real").resolve()
+
+
+def test_a_model_named_twice(tmp_path: Path) -> None:
+    folder, other = str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a")
+    assert named_twice(["org/a", folder, "org/b"]) is None
+    assert named_twice(["org/a", folder, "org/a"]) == "org/a is named twice"
+    assert named_twice([folder, other]) == f"{folder} and {other} are the same"

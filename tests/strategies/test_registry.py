@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from evomerge.config.search_file import SearchConfig
 from evomerge.strategies import STRATEGIES, AnyStrategy, RandomConfig, register_strategy
-from evomerge.strategies.registry import import_files
+from evomerge.strategies.registry import import_files, named_kind
 from evomerge.testing.planted import reals
 from search_spaces.registry import registering
 
@@ -76,15 +76,21 @@ def test_a_file_in_the_folder_can_be_named_in_a_search_file(mine):
     assert STRATEGIES.origin("mine") == "somebody-else"
     assert TypeAdapter(AnyStrategy).validate_python("mine:sweet").flavour == "sweet"
     assert SearchConfig.model_validate(config.model_dump(mode="json")) == config
+    assert named_kind({"kind": "mine", "flavour": "sweet"}) == "mine:sweet"
+    assert [named_kind({"kind": kind}) for kind in ("mine", "cma_es", "of_another_package")] == [
+        "mine",
+        "cma_es",
+        "of_another_package",
+    ]
     staged = {"kind": "staged", "first": {"kind": "mine"}}
     assert TypeAdapter(AnyStrategy).validate_python(staged).first == config.strategy
 
 
 def test_its_traits_decide_what_is_refused_and_what_a_earlier_run_gives(mine):
-    with pytest.raises(ValueError, match=r"racing.test t compares a generation's candidates, and mine has"):
+    with pytest.raises(ValueError, match=r"racing.test t compares a generation's candidates, and mine:archive has"):
         SearchConfig.model_validate({**SEARCH, "strategy": "mine:archive"})
     with pytest.raises(ValueError, match=r"strategy.flavour: c needs task c; add it"):
-        SearchConfig.model_validate({**SEARCH, "strategy": {"kind": "mine", "flavour": "c"}})
+        SearchConfig.model_validate({**SEARCH, "strategy": {"kind": "mine", "flavour": "c"}}).check_tasks(["a"])
     space = reals(3)
     warm = TypeAdapter(AnyStrategy).validate_python("mine").warm_started(space, [space.start])
     assert warm.earlier_run.points(space)[0] == pytest.approx(space.start)

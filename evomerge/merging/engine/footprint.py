@@ -86,7 +86,7 @@ def footprint(
         method, info = implementation(plan.method), sources.info(plan, shape)
         copies = COPIES_OF_STEPS if method.stepwise_in_float32 else 1
         rows = max(rows, copies * len(plan.contributions) + OTHER_BUFFERS)
-        if method.stepwise_in_float32 or (method.scope == "matrix" and info.is_matrix):
+        if method.stepwise_in_float32 or method.decomposes(info):
             largest_matrix = max(largest_matrix, size)
         states = {
             prepared_key(method.prepare or method.prepare_all, plan, (part,)): method.prepared_size(info)

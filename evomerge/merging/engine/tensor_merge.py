@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -28,6 +29,11 @@ UNIT = 1 << 20
 """Entries of one unit, where several threads may merge one tensor."""
 LARGE_MATRIX = 1 << 22
 """Entries of a matrix up to which each thread decomposes one of its own; in float64 it takes 32 MB."""
+
+
+def uses_all_threads(method: MergeMethod, info: TensorInfo) -> bool:
+    """Whether the operations that merge such a tensor use all threads by themselves."""
+    return method.decomposes(info) and math.prod(info.shape) > LARGE_MATRIX
 
 
 class TensorMerge:
@@ -82,12 +88,12 @@ class TensorMerge:
     @property
     def is_whole_matrix(self) -> bool:
         """Whether the tensor is merged as a single block, by a decomposition."""
-        return self.method.scope == "matrix" and self.context.info.is_matrix
+        return self.method.decomposes(self.context.info)
 
     @property
     def uses_all_threads(self) -> bool:
         """Whether the operations use all threads by themselves."""
-        return self.is_whole_matrix and self.size > LARGE_MATRIX
+        return uses_all_threads(self.method, self.context.info)
 
     def units(self, plan: TensorPlan, out_dtype: torch.dtype, *, compiled: bool = False) -> Iterator[WorkUnit]:
         """Yield the work of merging with the coefficients of `plan`, rounding once to `out_dtype`, in any order.

@@ -211,6 +211,10 @@ class MergeMethod:
     stepwise_in_float32: bool = False
     stepwise_by_entry: bool = False
 
+    def decomposes(self, info: TensorInfo) -> bool:
+        """Whether such a tensor is merged as a single block, by a decomposition."""
+        return self.scope == "matrix" and info.is_matrix
+
     def prepared_size(self, info: TensorInfo) -> int:
         """Return the bytes held for each model of such a tensor."""
         return _size(self.prepared_bytes, info)

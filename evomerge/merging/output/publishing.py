@@ -184,7 +184,7 @@ def _check_finished(folder: Path, names: Sequence[str]) -> None:
             with safe_open(folder / name, framework="pt") as file:  # refuses a file that ends early
                 file.keys()
         except (SafetensorError, OSError) as error:
-            raise PublishError(f"{folder}: {name} is damaged ({reason(error)}); merge again") from None
+            raise PublishError(f"{folder}: {name} is damaged ({reason(error, folder / name)}); merge again") from None
 
 
 def _sharded(folder: Path) -> list[str]:

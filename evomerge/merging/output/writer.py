@@ -84,7 +84,7 @@ def write_checkpoint(
     documents = documents or (Document(None, recipe),)
     donor = _tokenizer_donor(engine, recipe, tokenizer_from)
     template = chat_template(recipe.chat_template, [engine.checkpoint(model) for model in recipe.models])
-    found = as_mergekit_finds(donor)
+    found = as_mergekit_finds(engine.checkpoint(recipe.donor))  # whose architecture the merge has, whosever tokenizer
     with atomic_folder(out, size=written_size(engine, recipe)) as temporary:
         _write(
             engine,

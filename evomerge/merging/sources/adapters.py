@@ -142,6 +142,8 @@ class AdapterSource:
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor in the model's dtype: the base's, the adapter's own copy, or base plus delta."""
+        if name in self.outline.stored_buffers:
+            return self.base.tensor(name)
         whole = self._saved.get(name)
         values = (self.base.tensor(name) if whole is None else self._file.get_tensor(whole)).to(self.dtype)
         pair = self._pairs.get(name)
@@ -268,7 +270,8 @@ class AdapterSource:
             return safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{self.reference}: {WEIGHTS} is damaged or cut short ({reason(error)}); download or save it again"
+                f"{self.reference}: {WEIGHTS} is damaged or cut short ({reason(error, path)}); download or save it "
+                "again"
             ) from error
 
     def _sort(self) -> tuple[dict[str, _Pair], dict[str, str]]:
@@ -480,7 +483,9 @@ def read_config(reference: str, path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = read_json(path / CONFIG)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{reference}: {CONFIG} is damaged ({reason(error)}); save the adapter again") from error
+        raise CheckpointError(
+            f"{reference}: {CONFIG} is damaged ({reason(error, path / CONFIG)}); save the adapter again"
+        ) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{reference}: {CONFIG} does not contain a mapping; save the adapter again")
     return values

@@ -136,9 +136,11 @@ class Checkpoint:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype that holds every tensor without loss: the common one, or a wider one where they differ."""
+        """The dtype that holds every weight without loss: the common one, or a wider one where they differ."""
         result: torch.dtype | None = None
         for name in self.names:
+            if name in self.outline.stored_buffers:
+                continue  # they have a dtype of their own: a model in bfloat16 has router biases in float32
             own = self.tensor(name).dtype
             result = own if result is None else torch.promote_types(result, own)
         assert result is not None, "a model has tensors"
@@ -244,8 +246,9 @@ class Checkpoint:
         return config
 
     def _unreadable(self, error: Exception) -> CheckpointError:
+        why = reason(error, self.path / "config.json")
         return CheckpointError(
-            f"{self.reference}: config.json cannot be read ({reason(error)}); check the file, or update transformers"
+            f"{self.reference}: config.json cannot be read ({why}); check the file, or update transformers"
         )
 
     def _match_names(self) -> dict[str, str]:
@@ -328,7 +331,8 @@ class Checkpoint:
                 )
         except Exception as error:  # OSError, RuntimeError, ValueError, ... for files that transformers does not take
             raise CheckpointError(f"{absent} (transformers says: {reason(error)})") from error
-        if info["missing_keys"] or info["mismatched_keys"]:
+        # a model that was saved without its router biases has those that transformers starts with
+        if set(info["missing_keys"]) - self.outline.stored_buffers or info["mismatched_keys"]:
             raise CheckpointError(absent)
         if info["unexpected_keys"]:
             raise CheckpointError(f"{self.reference}: {self._why_unused(sorted(info['unexpected_keys']))}")

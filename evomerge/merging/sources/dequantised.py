@@ -241,8 +241,9 @@ def _config(reference: str, folder: Path) -> dict[str, Any]:
     try:
         values = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
+        why = reason(error, folder / "config.json")
         raise CheckpointError(
-            f"{reference}: config.json cannot be read ({reason(error)}); name a transformers checkpoint"
+            f"{reference}: config.json cannot be read ({why}); name a transformers checkpoint"
         ) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{reference}: config.json does not contain a mapping; name a transformers checkpoint")

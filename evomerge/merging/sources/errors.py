@@ -2,4 +2,4 @@
 
 
 class CheckpointError(ValueError):
-    """A source that cannot be used; one line that says what to do."""
+    """A source that cannot be used; one line that says what to do, after the source's name or reference and a colon."""

@@ -71,7 +71,7 @@ def _kinds(reference: str, file: Path) -> tuple[torch.dtype, bool]:
         tensors = gguf.GGUFReader(file).tensors
     except Exception as error:  # damage raises ValueError, IndexError, struct.error, ...
         raise CheckpointError(
-            f"{reference}: the file is damaged or cut short ({reason(error)}); download it again"
+            f"{reference}: the file is damaged or cut short ({reason(error, file)}); download it again"
         ) from error
     entries: Counter[str] = Counter()
     for tensor in tensors:

@@ -97,10 +97,10 @@ def _open(reference: str, path: Path) -> Any:
     except (SafetensorError, LimitError, OSError) as error:
         if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
             raise CheckpointError(
-                f"{reference}: {path.name} cannot be read ({reason(error)}); check its permissions"
+                f"{reference}: {path.name} cannot be read ({reason(error, path)}); check its permissions"
             ) from error
         raise CheckpointError(
-            f"{reference}: {path.name} is damaged or cut short ({reason(error)}); download or save it again"
+            f"{reference}: {path.name} is damaged or cut short ({reason(error, path)}); download or save it again"
         ) from error
 
 

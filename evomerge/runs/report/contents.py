@@ -16,6 +16,7 @@ from evomerge.runs.held_out import HeldOut
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import ALL_TASKS, Result, Row, read_rows
 from evomerge.runs.run import LogError, Run, RunError, in_use
+from evomerge.strategies.registry import named_kind
 from fitness.items import task_of
 from fitness.results import Evaluation
 from search_spaces.recipes import mergekit_yaml
@@ -98,8 +99,8 @@ class Contents:
 
     @property
     def kind(self) -> str:
-        """The strategy's kind."""
-        return str(self.section("strategy").get("kind", ""))
+        """The strategy's kind, as a search file names it."""
+        return named_kind(self.section("strategy"))
 
     def section(self, name: str) -> Mapping[str, Any]:
         """Return a section of the search file; empty where it has none."""

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from evomerge.merging.methods.blocks import CPU_BLOCK
+from evomerge.merging.engine.tensor_merge import uses_all_threads
+from evomerge.merging.methods.blocks import CPU_BLOCK, TensorInfo
+from evomerge.merging.methods.registry import implementation
 from evomerge.merging.output.writer import write_checkpoint
 from evomerge.merging.sources.errors import CheckpointError
 from search_spaces.recipes.errors import RecipeError
@@ -341,3 +343,12 @@ def test_linear_weights_that_sum_to_zero_fail(llama: Any) -> None:
     recipe = Recipe("linear", (Slice(sources),), base_model=llama.base)
     with pytest.raises(ValueError, match=r"sum to 0.*set normalize: false"):
         llama.engine().apply(recipe)
+
+
+def test_large_matrices_that_are_decomposed_take_all_threads() -> None:
+    side = 1 << 11  # 1 << 22 entries: the largest that one thread takes
+    spectral, averaged = implementation("tsv_m"), implementation("linear")
+    assert uses_all_threads(spectral, TensorInfo((side, side + 1)))
+    assert not uses_all_threads(spectral, TensorInfo((side, side)))
+    assert not uses_all_threads(spectral, TensorInfo((side, side + 1), by_token=True))  # merged in blocks
+    assert not uses_all_threads(averaged, TensorInfo((side, side + 1)))

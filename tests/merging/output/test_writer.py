@@ -115,6 +115,16 @@ def test_tokenizer_is_copied_as_it_is(llama: Any, tmp_path: Path) -> None:
     assert (second / "tokenizer.json").read_text() == '{"of": 2}'
 
 
+def test_mergekit_is_asked_about_the_model_that_gives_the_architecture(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not about the one that gives the tokenizer."""
+    asked: list[str] = []
+    monkeypatch.setattr(writer, "as_mergekit_finds", lambda source: asked.append(source.reference))
+    write_checkpoint(llama.engine(), average(llama), tmp_path / "out", tokenizer_from=llama.references[2])
+    assert asked == [llama.base]
+
+
 def test_chat_template_of_the_recipe(llama: Any, tmp_path: Path) -> None:
     recipe = average(llama, chat_template="{{ messages }}")
     out = write_checkpoint(llama.engine(), recipe, tmp_path / "out")

@@ -371,7 +371,7 @@ def test_ranges_of_the_config_and_of_the_method(layout, models):
         ({"method": "ties", "fixed": {"density": 2.0}}, "density: it is a fraction; write numbers above 0"),
         ({"method": "slerp", "t": {"low": 0, "high": 2}}, "t: it is a position between two models; write"),
         ({"modules": ["attention", "mlp"]}, "leaves out the rest of a layer; add other"),
-        ({"modules": ["other", "other"]}, "names a module twice; name each once"),
+        ({"modules": ["other", "other"]}, "names other twice; name each module once"),
         ({"modules": ["atention"]}, "atention"),
         ({"layers_per_group": 0}, "greater than or equal to 1"),
         ({"layer_per_group": 2}, "Extra inputs are not permitted"),
