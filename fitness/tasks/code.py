@@ -10,6 +10,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,20 @@ class TaskCode:
     task: str
     places: tuple[str, ...]
     digest: str | None
+
+
+@contextmanager
+def same_folder() -> Iterator[None]:
+    """Return to the working folder after other people's code has run: paths of a run are relative to it."""
+    try:
+        before = os.getcwd()
+    except FileNotFoundError:  # it was removed, and there is nothing to return to
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 CodeCheck: TypeAlias = Callable[[TaskCode], None]
