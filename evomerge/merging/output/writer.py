@@ -213,7 +213,7 @@ def finite(
             kind = str(values.dtype).removeprefix("torch.")
             raise OutputError(
                 f"{name}: {bad} merged weights are infinite or NaN in {kind}, so nothing is written; set "
-                "out_dtype to bfloat16 or float32, which hold larger numbers, or use smaller weights"
+                "out_dtype to bfloat16 or float32, which have a larger range, or use smaller weights"
             )
         yield name, values
 

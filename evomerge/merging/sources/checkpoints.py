@@ -197,7 +197,7 @@ class Checkpoint:
                 f"{self.reference}: generation_config.json is damaged ({reason(error)}); remove it"
             ) from error
         if not isinstance(values, dict):
-            raise CheckpointError(f"{self.reference}: generation_config.json does not hold a mapping; remove it")
+            raise CheckpointError(f"{self.reference}: generation_config.json does not contain a mapping; remove it")
         return usable_generation_config(self.reference, values)
 
     def _build(self, config: PretrainedConfig, trust_remote_code: bool) -> None:
@@ -266,7 +266,7 @@ class Checkpoint:
                 if name in wanted:
                     if name in keys:
                         raise CheckpointError(
-                            f"{self.reference}: the files hold {name} twice, as {keys[name]} and as {key}; remove one"
+                            f"{self.reference}: the files contain {name} twice, as {keys[name]} and {key}; remove one"
                         )
                     keys[name] = key
                     break
@@ -302,10 +302,10 @@ class Checkpoint:
     def _why_unused(self, unused: list[str]) -> str:
         quantised = quantised_by_files(self.path, unused)
         if quantised is not None:
-            return f"config.json does not say how its weights are stored, but {quantised}"
+            return f"config.json does not describe how its weights are stored, but {quantised}"
         others = f" and {len(unused) - 1} others" if len(unused) > 1 else ""
         return (
-            f"its files hold {unused[0]}{others}, for which {self.outline.architecture} has no place, so that a merge "
+            f"its files contain {unused[0]}{others}, for which {self.outline.architecture} has no place, so a merge "
             "would lose it; use the config.json that was saved with the weights, or save the model again with "
             "transformers"
         )
@@ -314,7 +314,7 @@ class Checkpoint:
         quantised = quantised_by_files(self.path, unused)
         if quantised is not None:
             raise CheckpointError(
-                f"{self.reference}: config.json does not say how its weights are stored, but {quantised}"
+                f"{self.reference}: config.json does not describe how its weights are stored, but {quantised}"
             )
         absent = f"{self.reference}: the weight files have no tensor for {missing}; {self._why_missing(missing)}"
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -372,7 +372,7 @@ class Checkpoint:
         for name in self.names:
             if self.shape(name) != wanted[name]:
                 raise CheckpointError(
-                    f"{self.reference}: {name} has shape {list(self.shape(name))}, and config.json asks for "
+                    f"{self.reference}: {name} has shape {list(self.shape(name))}, but config.json requires "
                     f"{list(wanted[name])}; use the config.json that was saved with the weights"
                 )
 
