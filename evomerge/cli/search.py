@@ -13,7 +13,7 @@ from rich.console import Console
 from evomerge.cli.printing import console, print_held_out, print_next
 from evomerge.cli.progress import SearchProgress
 from evomerge.config.load import located
-from evomerge.runs.result import NO_INTERVAL, Result
+from evomerge.runs.result import Result
 from evomerge.runs.run import is_run
 from evomerge.search.api import default_run, resume_search, run_search
 
@@ -61,9 +61,6 @@ def _print_end(path: Path, result: Result, out: Console, as_json: bool) -> None:
     print_held_out(out, result)
     if result.verdict is not None:
         out.print(result.verdict.sentence, soft_wrap=True)
-    if result.held_out[0].interval != NO_INTERVAL:
-        out.print(
-            f"search score of the found recipe {result.search_score:.3f}, "
-            f"{result.selection_bias:+.3f} above its held-out score (selection bias)"
-        )
+    if result.selection:
+        out.print(result.selection)
     print_next(out, path)

@@ -46,10 +46,9 @@ def print_summary(out: Console, path: Path) -> None:
     if summary["remaining_seconds"]:
         out.print(f"about {duration(summary['remaining_seconds'])} remain")
     if result is not None:
-        out.print(
-            f"found recipe {result.best}: search score {result.search_score:.3f}, "
-            f"{result.selection_bias:+.3f} above its held-out score (selection bias)"
-        )
+        out.print(f"recipe of best.yaml: {result.best}")
+        if result.selection:
+            out.print(result.selection)
         print_held_out(out, result)
         if result.verdict is not None:
             out.print(result.verdict.sentence, soft_wrap=True)

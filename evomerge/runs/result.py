@@ -118,6 +118,16 @@ class Result:
             )
         return [*notes, *_flaw_notes(self.held_out)]
 
+    @property
+    def selection(self) -> str:
+        """The selection bias as a sentence; empty where models are scored as wholes, so that nothing is held out."""
+        if self.held_out[0].interval == NO_INTERVAL:
+            return ""
+        return (
+            f"search score of the found recipe {self.search_score:.3f}, "
+            f"{self.selection_bias:+.3f} above its held-out score (selection bias)"
+        )
+
     def to_json(self) -> str:
         """Return the JSON text, one row a line."""
         data = asdict(self)
@@ -157,8 +167,8 @@ def table(scored: Sequence[tuple[Contender, Evaluation]], weights: Mapping[str, 
         for (entry, scores), flawed in zip(entries, flaws, strict=True):
             low, high = (weighted_mean(scores, use),) * 2 if whole else _interval(scores, use)
             against = best_rival if scores is found else scores
-            p_value = scores_p_value(found, against, use)
-            items = sum(len(scores[name]) for name in use)
+            p_value = 1.0 if whole else scores_p_value(found, against, use)
+            items = 1 if whole else sum(len(scores[name]) for name in use)
             counts = (sum(flawed.get(kind, {}).get(name, 0) for name in use) for kind in FLAWS)
             rows.append(
                 Row(entry.name, entry.kind, task, weighted_mean(scores, use), low, high, items, p_value, *counts)

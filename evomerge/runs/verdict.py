@@ -8,7 +8,7 @@ wrong "better" or "worse" is at most 5 %.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fitness.estimation.intervals import holm
@@ -90,7 +90,7 @@ def verdict(
     closest = min(made, key=lambda one: one.difference)
     if missed is not None:
         sentence = (
-            f"The found recipe has {missed} on the held-out items: take {closest.name}, the best alternative that "
+            f"The found recipe has {missed}, on the held-out items: take {closest.name}, the best alternative that "
             "keeps the minimum scores (best.yaml)."
         )
         return Verdict("worse", closest.name, sentence, made)
@@ -137,7 +137,7 @@ def verdict_without_test(
     Parameters are those of `verdict`.
     """
     if not alternatives:
-        return _alone(found, missed)
+        return replace(_alone(found, missed, ""), outcome="indistinguishable")
     made = tuple(Comparison(name, difference(name), 1.0) for name in alternatives)
     closest = min(made, key=lambda one: one.difference)
     if missed is not None:
@@ -160,8 +160,8 @@ def verdict_without_test(
     return Verdict("indistinguishable", taken, sentence, made)
 
 
-def _alone(found: str, missed: str | None) -> Verdict:
-    nobody = "No source or baseline keeps the minimum scores on the held-out items"
+def _alone(found: str, missed: str | None, where: str = " on the held-out items") -> Verdict:
+    nobody = f"No source or baseline keeps the minimum scores{where}"
     if missed is None:
         return Verdict("better", found, f"{nobody}; best.yaml is the found recipe.", ())
     sentence = f"{nobody}, and the found recipe has {missed}; best.yaml is the found recipe."

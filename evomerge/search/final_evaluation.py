@@ -114,14 +114,16 @@ class FinalEvaluation:
             item_evaluations=self.history.item_evaluations,
             seconds=self.history.seconds,
             search_score=search_score,
-            selection_bias=search_score - rows[0][1].fitness,
+            selection_bias=search_score - self._plain(rows[0][1]).value,
             search_items=self.history.search_items,
             verdict=verdict,
             look=self.history.earlier_looks + 1,
             stages=settled(self.bill, self.history.stages),
         )
-        evaluation = next(evaluation for entry, evaluation in rows if entry.name == verdict.recommended)
-        score = f"held-out score {evaluation.fitness:.4f} +- {evaluation.standard_error:.4f}"
+        one = self._plain(next(evaluation for entry, evaluation in rows if entry.name == verdict.recommended))
+        score = f"held-out score {one.value:.4f} +- {one.standard_error:.4f}"
+        if self._scores_whole_models:
+            score = f"score {one.value:.4f}"
         origin = "found by evomerge" if verdict.recommended == found.name else verdict.recommended
         self.run.write("best.yaml", mergekit_yaml.dump(taken, f"{origin}, {score}\n{self.run.origin}"))
         self.run.write(ROWS, rows_text(recipes, self.run.origin))
@@ -154,8 +156,9 @@ class FinalEvaluation:
         """Return what each row misses, by its name: a limit of the space, or a minimum score on the held-out items."""
         limits = {entry.name: self._shortfall(entry) for entry, _ in rows if isinstance(entry, Entry)}
         missed = {name: limit for name, limit in limits.items() if limit is not None}
-        shares = {task.task: task.min_share_of_best_source or 0.0 for task in self.problem.suite.entries}
-        if not any(shares.values()):
+        asked = {task.task: task.min_share_of_best_source for task in self.problem.suite.entries}
+        shares = {task: share for task, share in asked.items() if share is not None}  # the others may score below 0
+        if not shares:
             return missed
         scored = {entry.name: means(evaluation) for entry, evaluation in rows}
         sources = [scored[entry.name] for entry, _ in rows if entry.kind == "source"]
@@ -163,7 +166,7 @@ class FinalEvaluation:
             for task, share in shares.items():
                 floor = share * max(source[task].value for source in sources)
                 if scores[task].value < floor:
-                    missed[name] = f"{scores[task].value:.3f} on {task}, where the minimum is {floor:.3f},"
+                    missed[name] = f"{scores[task].value:.3f} on {task}, where the minimum is {floor:.3f}"
         return missed
 
     def _held_out(self, entries: Sequence[Entry]) -> list[tuple[Contender, Evaluation]]:
@@ -239,8 +242,11 @@ class FinalEvaluation:
             answered=self._has_answered_all,
             clearly_worse=self._clearly_worse,
         )
-        value = Objectives(self.problem.suite.weights).judge(scored, means(scored)).value
-        return Entry(FOUND, "found", found.recipe), mean, value
+        return Entry(FOUND, "found", found.recipe), mean, self._plain(scored).value
+
+    def _plain(self, scored: Evaluation) -> Evaluation:
+        """Return answers with the score that the table shows: the weighted mean of the tasks, and no constraint."""
+        return Objectives(self.problem.suite.weights).judge(scored, means(scored))
 
     def _ranking(self) -> list[int]:
         """Return ids of the scored candidates, best first, by estimates that all candidates' answers enter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from fitness.functions.suite import FunctionSuite
 from fitness.items import positions_by_task
 from fitness.results import ItemScores
 from fitness.scoring.shortage import no_memory
+from fitness.tasks.code import same_folder
 from fitness.tasks.messages import one_line
 
 REHEARSED = 2
@@ -112,19 +114,19 @@ class FunctionEvaluator:
         of_place = {(item.split, item.index): item for item in asked}
         payloads = None
         if not self.suite.scores_whole_models:
-            payloads = [self.suite.payload(of_place[place]) for place in places]
+            payloads = copy.deepcopy([self.suite.payload(of_place[place]) for place in places])  # it may change them
         model.eval()
-        before, started = _versions(model), time.perf_counter()
+        before, started = _state(model), time.perf_counter()
         returned = self._call(model, payloads)
         seconds = time.perf_counter() - started
-        if _versions(model) != before:
+        if _state(model) != before:
             raise FunctionError(
-                f"{self.suite.function.name} changed the model's weights, which may change later scores; "
-                "work on a copy (copy.deepcopy)"
+                f"{self.suite.function.name} changed the model (its weights, their data type, device or layers), "
+                "which may change later scores; work on a copy (copy.deepcopy)"
             )
         scores = np.empty(len(asked), np.float32)
         for task, where in positions_by_task(items).items():
-            values = self._values(returned, task, None if payloads is None else len(payloads))
+            values = self._values(returned, task, None if payloads is None else len(places))
             chosen = [position[asked[at].split, asked[at].index] for at in where] if payloads is not None else [0]
             scores[where] = self.suite.signs[task] * values[chosen]
         return ItemScores(tuple(items), scores, seconds)
@@ -134,7 +136,7 @@ class FunctionEvaluator:
         settings = {"batch_size": self.batch_size} if function.takes_batch_size else {}
         arguments = (model, self.tokenizer) if payloads is None else (model, self.tokenizer, payloads)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), same_folder():
                 return function.call(*arguments, **settings)
         except (Exception, SystemExit) as error:  # the user's code can raise anything, and may be a script's
             if isinstance(error, Exception) and no_memory(error):
@@ -163,7 +165,8 @@ class FunctionEvaluator:
                 f"{name} returned {values.size} scores for {task}, of {count} items; return one per item, in order"
             )
         values = np.atleast_1d(values)
-        wrong = np.flatnonzero(~np.isfinite(values))
+        with np.errstate(over="ignore"):
+            wrong = np.flatnonzero(~np.isfinite(values.astype(np.float32)))  # as they are kept
         if wrong.size:
             bad = "NaN" if np.isnan(values[wrong[0]]) else "infinity"
             where = "" if count is None else f" at position {wrong[0]} of its items"
@@ -185,6 +188,15 @@ class FunctionEvaluator:
         return returned[task]
 
 
-def _versions(model: torch.nn.Module) -> list[int]:
-    """Return how often each parameter and buffer was written to, as torch counts it."""
-    return [values._version for values in (*model.parameters(), *model.buffers()) if not values.is_inference()]
+def _state(model: torch.nn.Module) -> list[tuple[object, ...]]:
+    """Return the name, place and type of each parameter, and how often each one and each buffer was written to."""
+    parameters: list[tuple[object, ...]] = [
+        (name, values.data_ptr(), values.dtype, values.device, _version(values))
+        for name, values in model.named_parameters()
+    ]
+    return [*parameters, *((_version(values),) for values in model.buffers())]
+
+
+def _version(values: torch.Tensor) -> int:
+    """Return how often torch has counted a write; inference tensors are not counted."""
+    return 0 if values.is_inference() else values._version

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from fitness.config import FitnessConfig
 from fitness.results import TaskError
-from fitness.tasks.code import LARGEST_FILE, CodeCheck, TaskCode, allow, files_behind, functions_in
+from fitness.tasks.code import LARGEST_FILE, CodeCheck, TaskCode, allow, files_behind, functions_in, same_folder
 from fitness.tasks.messages import one_line
 
 MOST_ITEMS = 1_000_000
@@ -168,7 +168,8 @@ def checked_items(items: Any, called: str) -> Items:
     """
     if callable(items):
         try:
-            items = items()
+            with same_folder():
+                items = items()
         except Exception as error:  # the user's code can raise anything
             raise TaskError(f"{called}: the function that returns them raised {one_line(error)}; fix it") from error
     by_split = items if isinstance(items, Mapping) else {SEARCHED: items}
@@ -283,7 +284,8 @@ def _module(place: str, key: str) -> ModuleType:
             sys.path.append(folder)  # for what it imports, also later
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            with same_folder():
+                spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise

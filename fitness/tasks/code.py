@@ -10,6 +10,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,20 @@ class TaskCode:
     task: str
     places: tuple[str, ...]
     digest: str | None
+
+
+@contextmanager
+def same_folder() -> Iterator[None]:
+    """Return to the working folder after other people's code has run: paths of a run are relative to it."""
+    try:
+        before = os.getcwd()
+    except FileNotFoundError:  # it was removed, and there is nothing to return to
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 CodeCheck: TypeAlias = Callable[[TaskCode], None]
@@ -199,7 +214,11 @@ MOST_BEHIND = 500
 LONGEST_NAME = 300
 """Characters of a file's name that a function may hold."""
 
-_PACKAGES = tuple(Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "purelib", "platlib"))
+_PACKAGES = (
+    *(Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "purelib", "platlib")),
+    # this package and those beside it, which an editable install leaves in a folder of the user
+    *(Path(__file__).resolve().parents[2] / name for name in ("evomerge", "fitness", "search_spaces")),
+)
 
 
 def functions_in(value: Any) -> Iterator[Callable[..., Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -9,6 +10,7 @@ from fitness.items import Item, ItemText, prompt_key
 from fitness.overlap import plain_text
 from fitness.results import TaskError
 from fitness.tasks.config import TaskConfig
+from fitness.tasks.lm_eval_rules import seeded
 from fitness.tasks.messages import one_line
 
 if TYPE_CHECKING:  # lm-eval is imported by the code that loads tasks
@@ -45,7 +47,8 @@ class Documents:
                 "validation": self.task.validation_docs,
                 "test": self.task.test_docs,
             }[split]
-            self._loaded[split] = list(docs())
+            with seeded():
+                self._loaded[split] = list(docs())
         return self._loaded[split]
 
     def items(self, split: str) -> tuple[Item, ...]:
@@ -58,7 +61,28 @@ class Documents:
         gold = self.task.doc_to_text(doc) if self.task.multiple_input else self.task.doc_to_target(doc)
         if isinstance(gold, str):
             return choices.index(gold) if gold in choices else NO_ANSWER
-        return int(gold) if gold < len(choices) else NO_ANSWER
+        return int(gold) if gold is not None and 0 <= gold < len(choices) else NO_ANSWER
+
+    def has_right_answer(self, doc: Document) -> bool:
+        """Whether an answer can be right by lm-eval's own metrics: the label is one of the choices, the text is there.
+
+        Data sets mark documents without an answer by −1, by null, or by a label that no choice has.
+        """
+        if self.task.OUTPUT_TYPE != "multiple_choice":
+            return self.task.doc_to_target(doc) is not None
+        if not self.task.multiple_target:
+            return self.right_choice(doc) != NO_ANSWER
+        gold, count = self.task.doc_to_target(doc), len(self.task.doc_to_choice(doc))
+        return any(0 <= each < count for each in (gold if isinstance(gold, list) else [gold]))
+
+    def results(self, doc: Document, answers: list[Any]) -> Any:
+        """Return what the task's metrics give for answers to a document.
+
+        Code of the task gets a copy: what it changes in a document would count for all that is scored after it.
+        """
+        return self.task.process_results(
+            copy.deepcopy(doc) if callable(self.task.config.process_results) else doc, answers
+        )
 
     def targets(self, doc: Document) -> object:
         """Return what a document's scores are compared with: its target, and its choices where it has some.

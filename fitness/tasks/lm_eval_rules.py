@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,6 +43,28 @@ def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
     from lm_eval.models.utils import postprocess_generated_text
 
     return str(postprocess_generated_text(text, list(stop), None))
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Seed the global generators as `simple_evaluate` does before it loads tasks, and put their states back afterwards.
+
+    Tasks whose documents are drawn or shuffled by `random` (GPQA) are then the same in each process.
+    """
+    import numpy as np
+    import torch
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.default_generator.manual_seed(DEFAULT_OTHER_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 @dataclass(frozen=True)

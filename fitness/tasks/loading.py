@@ -22,10 +22,11 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from fitness.results import TaskError
 from fitness.sandbox.bubblewrap import check as check_sandbox
 from fitness.sandbox.code_eval import loads_code_eval, sandboxed, use_sandboxed_code_eval
-from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of, file_of
+from fitness.tasks.code import INSTALLED, CodeCheck, allow, check_regular, code_of, file_of, same_folder
 from fitness.tasks.config import TasksConfig
 from fitness.tasks.documents import Document
 from fitness.tasks.groups import Member, members
+from fitness.tasks.lm_eval_rules import seeded
 from fitness.tasks.messages import nearest, one_line
 from fitness.tasks.templates import BoundedPattern, TaskTemplates
 
@@ -156,7 +157,8 @@ def find_task(name: str, managers: Sequence[TaskManager]) -> TaskManager:
 def _load_task(name: str, managers: Sequence[TaskManager]) -> ConfigurableTask:
     manager = find_task(name, managers)
     try:
-        loaded: ConfigurableTask = manager.load([name])["tasks"][name]
+        with seeded(), same_folder():
+            loaded: ConfigurableTask = manager.load([name])["tasks"][name]
     except Exception as error:  # the author's YAML, data set and functions can raise anything
         raise TaskError(
             f"task {name!r} could not be loaded ({one_line(error)}): "

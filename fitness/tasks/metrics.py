@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
+from typing import SupportsFloat, TypeGuard
 
 import numpy as np
 from lm_eval.api.instance import Instance
@@ -38,7 +39,7 @@ class Metric:
         return self.name in LOSS_METRICS
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[SupportsFloat]:
     """Whether a metric's value can be a score."""
     return isinstance(value, (Real, np.bool_))
 
@@ -99,7 +100,7 @@ def _written_metrics(task: ConfigurableTask, documents: Documents, chosen: str) 
     tried = Instance("generate_until", doc, ("", {}), 0, resps=[""])
     try:
         next(each for each in task._filters if each.name == chosen).apply([tried])
-        given = task.process_results(doc, [tried.filtered_resps[chosen]])
+        given = documents.results(doc, [tried.filtered_resps[chosen]])
     except Exception:
         return []
     return [name for name in given if name in task.aggregation()]
@@ -143,7 +144,12 @@ def _obstacle(task: ConfigurableTask, documents: Documents, metric: str, named: 
     """Return why a metric cannot score single items; None if it can."""
     if task.aggregation()[metric] is not get_aggregation("mean"):
         return "is computed from all items together and has no value for a single item"
-    if not task.higher_is_better().get(metric, True) and not named:
+    better = task.higher_is_better().get(metric, True)
+    if better is None:
+        return (
+            "does not say whether higher values are better (write higher_is_better: true or false in the task's YAML)"
+        )
+    if not better and not named:
         return "is better when lower, so it has to be named"
     trial = _trial(task, documents, metric)
     if trial is not None and not is_number(trial):
@@ -157,11 +163,11 @@ def _trial(task: ConfigurableTask, documents: Documents, metric: str) -> object 
     doc = documents.of(split)[0]
     try:
         if task.OUTPUT_TYPE == "generate_until":
-            value: object = task.process_results(doc, [""]).get(metric)
+            value: object = documents.results(doc, [""]).get(metric)
             return value
         count = len(task.doc_to_choice(doc)) if task.config.doc_to_choice else 1
         count *= 2 if metric == "acc_mutual_info" else 1
-        value = task.process_results(doc, [(-1.0, False)] * count).get(metric)
+        value = documents.results(doc, [(-1.0, False)] * count).get(metric)
         return value
     except Exception:  # the task's own code may fail on such an answer
         return None

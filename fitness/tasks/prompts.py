@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.api.utils import ends_with_whitespace
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 
 from fitness.items import Item
@@ -81,7 +82,11 @@ class Prompts:
             return None
         if isinstance(named, int):
             return requests[named]
-        return Request(requests[0].context, self._task.config.target_delimiter + named)
+        delimiter = self._task.config.target_delimiter
+        if chat_template is not None:  # as lm-eval puts choices, and answers of examples, behind a turn's beginning
+            prefix = self._task.config.gen_prefix
+            delimiter = delimiter if prefix and not ends_with_whitespace(prefix) else ""
+        return Request(requests[0].context, delimiter + named)
 
     def names_right_answer(self, item: Item) -> bool:
         """Return whether the document has a right answer; no prompt is built."""

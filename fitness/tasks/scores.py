@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from lm_eval.api.task import ConfigurableTask
 
 from fitness.items import Item
@@ -28,6 +29,7 @@ from fitness.tasks.loss_metrics import (
     Response,
     Scorer,
 )
+from fitness.tasks.messages import one_line
 from fitness.tasks.metrics import Metric, is_number
 from fitness.tasks.prompts import Prompts
 from fitness.tasks.templates import TemplateLimit
@@ -107,6 +109,13 @@ class TaskScores:
         known = [value for value in values if value is not _FAILS]
         return not known or any(map(is_number, known))
 
+    def without_right_answer(self, items: Sequence[Item]) -> list[Item]:
+        """Return the items that count as wrong whatever a model answers, as far as lm-eval's own code judges them."""
+        if not self._is_plain(filtered=True) or self._metric.name == CHOICE_CERTAINTY or self._metric.is_loss:
+            return []
+        docs = (self._documents.of(item.split)[item.index] for item in items)
+        return [item for item, doc in zip(items, docs, strict=True) if not self._documents.has_right_answer(doc)]
+
     def _trials(self, doc: Document) -> list[list[Any]]:
         """Return answers to try: a wrong one and the right one, or as near as can be known."""
         if self._task.OUTPUT_TYPE == "generate_until":
@@ -123,7 +132,7 @@ class TaskScores:
 
     def _tried(self, doc: Document, answers: list[Any]) -> object:
         try:
-            value: object = self._task.process_results(doc, answers).get(self._metric.name)
+            value: object = self._documents.results(doc, answers).get(self._metric.name)
             return value
         except Exception:  # the author's code may take other answers only
             return _FAILS
@@ -199,8 +208,7 @@ class TaskScores:
     def _item_score(self, split: str, index: int) -> float:
         instances = sorted(self._prompts.instances(split, index), key=lambda instance: instance.idx)
         doc = self._documents.of(split)[index]
-        metrics = self._task.process_results(doc, [i.filtered_resps[self._metric.filter] for i in instances])
-        value = metrics.get(self._metric.name)
+        value = self._value(doc, [i.filtered_resps[self._metric.filter] for i in instances], split, index)
         missing = value is None or (is_number(value) and math.isnan(float(value)))
         if missing and self._metric.sign > 0:
             return math.nan  # no score: counted, and 0
@@ -211,6 +219,21 @@ class TaskScores:
                 task=self._name,
             )
         return self._metric.sign * float(value)
+
+    def _value(self, doc: Document, answers: list[Any], split: str, index: int) -> object:
+        """Return what the metric gives for answers to a document; None where the task has no value for it."""
+        if self._is_plain(filtered=True) and not self._documents.has_right_answer(doc):
+            return None
+        try:
+            value: object = self._documents.results(doc, answers).get(self._metric.name)
+            return value
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # the worker tries a smaller batch
+        except Exception as error:  # the author's code can raise anything
+            raise TaskError(
+                f"task {self._name!r}: its metric fails on an answer to item {index} of its {split} split "
+                f"({one_line(error)}): correct the code of the task"
+            ) from error
 
     def _choices(self, items: Sequence[Item], first: Sequence[int]) -> _Choices:
         docs = [self._documents.of(item.split)[item.index] for item in items]
@@ -265,6 +288,7 @@ class _Choices:
 
     def __call__(self, answers: Answers) -> npt.NDArray[np.float32]:
         right_I: npt.NDArray[np.float32] = (self.chosen(answers) == self.right_I).astype(np.float32)
+        right_I[self.right_I == NO_ANSWER] = np.nan  # no score: counted, and 0
         return right_I
 
     def probability(self, answers: Answers) -> npt.NDArray[np.float32]:

@@ -92,6 +92,8 @@ class TaskSuite:
             for task in tasks:
                 task.prompts.hold_out(keys)
                 task.check_scores([*pool.search[task.name], *pool.held_out[task.name]])
+                for side in (pool.search, pool.held_out):
+                    task.check_right_answers(side[task.name])
             return cls(tasks, weighed(found, _sizes(search)), pool, config)
 
     @classmethod
@@ -115,6 +117,7 @@ class TaskSuite:
             items = {task.name: task.documents.items(task.documents.final_split(split)) for task in tasks}
             for task in tasks:
                 task.check_scores(items[task.name])
+                task.check_right_answers(items[task.name])
             return cls(tasks, weighed(found, _sizes(items)), ItemPool(items, {}), config)
 
     def identity(self, requests: Requests, only: Collection[str] | None = None) -> dict[str, TaskIdentity]:

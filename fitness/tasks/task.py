@@ -87,6 +87,28 @@ class LoadedTask:
                 task=self.name,
             )
 
+    def check_right_answers(self, items: Sequence[Item]) -> None:
+        """Check that some item of a split has a right answer, where lm-eval's own code needs one.
+
+        Raises
+        ------
+        TaskError
+            None has one, or a label cannot be read.
+        """
+        try:
+            unlabelled = self.scores.without_right_answer(items)
+        except Exception as error:  # the author's templates can raise anything, and give a label of any type
+            raise TaskError(
+                f"task {self.name!r}: the right answer of an item of its {items[0].split} split cannot be read "
+                f"({one_line(error)}): correct doc_to_target in the task's YAML"
+            ) from error
+        if unlabelled and len(unlabelled) == len(items):
+            raise TaskError(
+                f"task {self.name!r}: none of {len(items)} items of its {items[0].split} split has a right answer "
+                "(published test splits often lack them), so all models score 0: use another split, or correct "
+                "doc_to_target in the task's YAML"
+            )
+
     def _has_score(self, item: Item) -> bool:
         if self.metric.name not in NEED_RIGHT_ANSWER:
             return self.metric.is_loss or self.metric.name == CHOICE_CERTAINTY or self.scores.can_score(item)

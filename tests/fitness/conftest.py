@@ -34,6 +34,27 @@ def right_only(doc, results):
     return {"length": 1.0} | ({"some": 1.0} if results[0] == doc["answer"] else {})
 
 
+def changing(doc, results):
+    """Takes the document apart."""
+    return {"right": float(doc.pop("answer") == results[0])}
+
+
+def failing(doc, results):
+    return {"right": 1 / (len(results[0]) - 2)}
+
+
+def nothing(doc, results):
+    return None
+
+
+def shuffled(dataset):
+    """As GPQA's documents: right answers have places that `random` draws."""
+    import random
+
+    places = random.sample(range(4), 4)
+    return dataset.map(lambda doc, at: {"gold": places[at % 4]}, with_indices=True, load_from_cache_file=False)
+
+
 def both(doc, results):
     (first, _), (second, _) = results
     return {"margin": first - second, "label": "text"}
@@ -217,10 +238,10 @@ class Toys:
             **KINDS[kind],
             **keys,
         }
-        function = config.pop("process_results", None)
+        functions = {key: config.pop(key) for key in ("process_results", "process_docs") if key in config}
         text = yaml.safe_dump(config)
-        if function:
-            text += f"process_results: !function {function}\n"
+        for key, function in functions.items():
+            text += f"{key}: !function {function}\n"
         (self.folder / f"{name}.yaml").write_text(text)
 
     def config(self, *entries: str | dict[str, Any], **keys: Any) -> FitnessConfig:

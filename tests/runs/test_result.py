@@ -89,3 +89,15 @@ def test_the_json_reads_back(tmp_path):
     file.write_text(result.to_json()[:-20], encoding="utf-8")
     with pytest.raises(LogError, match=r"result\.json cannot be read .*; remove it"):
         Result.read(file)
+
+
+def test_scores_of_models_as_wholes_have_no_interval_and_no_test():
+    """Two scores are no sample of items, in the row of all tasks either."""
+
+    def whole(name, kind, score):
+        values = np.array([score, 100 * score], np.float32)
+        evaluation = Evaluation("ok", items=("a/model/0", "b/model/0"), scores=values)
+        return Entry(name, kind, source_recipe(name, 2)), evaluation
+
+    rows = table([whole("found", "found", 2.0), whole("base", "source", 1.0)], {"a": 1.0, "b": 1.0})
+    assert {(row.interval, row.p_value, row.items) for row in rows} == {("none", 1.0, 1)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evomerge.runs.verdict import Verdict, verdict
+from evomerge.runs.verdict import Verdict, verdict, verdict_without_test
 
 
 def verdict_of(alternatives: dict[str, tuple[float, float]], **found: str) -> Verdict:
@@ -66,7 +66,7 @@ def test_nothing_keeps_the_minimums() -> None:
 
 
 def test_a_found_recipe_that_misses_a_minimum_is_not_recommended() -> None:
-    missed = "0.310 on chat, where the minimum is 0.400,"
+    missed = "0.310 on chat, where the minimum is 0.400"
     found = verdict_of({"base": (0.5, 1e-20), "start": (0.2, 1e-9)}, missed=missed)
     assert (found.outcome, found.recommended) == ("worse", "start")
     assert found.sentence == (
@@ -75,7 +75,9 @@ def test_a_found_recipe_that_misses_a_minimum_is_not_recommended() -> None:
     )
     alone = verdict_of({}, missed=missed)
     assert (alone.outcome, alone.recommended) == ("indistinguishable", "found")
-    assert "and the found recipe has 0.310 on chat" in alone.sentence
+    assert alone.sentence.endswith(
+        "the found recipe has 0.310 on chat, where the minimum is 0.400; best.yaml is the found recipe."
+    )
 
 
 @pytest.mark.parametrize(("difference", "taken"), [(0.1, "math"), (-0.1, "ja")])
@@ -90,3 +92,10 @@ def test_one_of_the_alternatives_may_be_found_and_be_worse_than_another() -> Non
     found = verdict_of({"math": (0.0, 1.0), "ja": (-0.3, 1e-9)}, same="math")
     assert (found.outcome, found.recommended) == ("worse", "ja")
     assert found.sentence.startswith("The found recipe, which is math, is worse than ja on the held-out items (-0.300")
+
+
+def test_what_is_not_tested_is_never_better() -> None:
+    """Nor is anything held out where models are scored as wholes."""
+    found = verdict_without_test("found", [], lambda name: 0.0)
+    assert (found.outcome, found.recommended) == ("indistinguishable", "found")
+    assert "held-out" not in found.sentence

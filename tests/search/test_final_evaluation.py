@@ -16,7 +16,7 @@ from evomerge.search.recorded_scoring import RecordedScorer
 from evomerge.search.sequential_halving import rounds
 from evomerge.testing.pools import ScriptedPool, answered
 from evomerge.workers.base import Request
-from fitness.items import positions_by_task
+from fitness.items import positions_by_task, task_of
 from fitness.objectives import means
 from fitness.pareto import ranks
 from tests.cli.test_every_strategy import write
@@ -160,6 +160,10 @@ def test_a_row_misses_what_falls_below_a_share_of_the_best_source(finish):
     missed = final._missed(rows)
     assert missed.keys() == {name for name, value in mean_of.items() if value < floor}
     assert 0 < len(missed) < len(rows)
+    others = np.array([task_of(item) != task for item in problem.held_out_items])
+    assert others.any()  # tasks without a minimum may have any scores
+    lowered = [(entry, replace(one, scores=one.scores - np.float32(5) * others)) for entry, one in rows]
+    assert final._missed(lowered) == missed
 
 
 def test_rows_of_the_front_are_as_many_as_objectives_and_dominated_least(finish, monkeypatch):

@@ -25,6 +25,9 @@ TEXTS = [f"sort {a} {b} =" for a in "abcdefgh" for b in "abcdefgh"]
 def weight(model, tokenizer):
     return -float(model.get_input_embeddings().weight.float().abs().mean())
 
+def positive(model, tokenizer):
+    return -weight(model, tokenizer)
+
 def likely(model, tokenizer, items):
     ids = [tokenizer(text)["input_ids"] for text in items]
     found = []
@@ -86,6 +89,17 @@ def test_a_function_of_models_says_what_it_cannot_say(write, tmp_path, evomerge)
     assert code == 2 and "scores a model as a whole, and no items are held out" in err
     code, _, err = command.run("answers", "run", cwd=tmp_path)
     assert code == 2 and "scores a model as a whole, so no item has an answer to show" in err
+
+
+def test_minimums_that_nothing_keeps_change_no_number_of_the_result(write, tmp_path, evomerge):
+    """Fitness of what violates a constraint is far below every score: it is for ranking, and not for people."""
+    bound = {"task": "weight", "min_share_of_best_source": 2}
+    write({"kind": "python", "function": "score.py:positive", "tasks": [bound]}, budget={"evaluations": 1})
+    evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
+    result = Result.read(tmp_path / "run" / "result.json")
+    assert result.selection_bias == 0 and result.verdict.outcome == "indistinguishable"
+    header = (tmp_path / "run" / "best.yaml").read_text().splitlines()[0]
+    assert header == f"# found by evomerge, score {result.held_out[0].score:.4f}"
 
 
 @pytest.mark.parametrize("estimator", ["inherited", "mean"])

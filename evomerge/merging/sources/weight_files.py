@@ -60,8 +60,8 @@ class WeightFiles:
         lost = sorted(named.keys() - paths.keys())
         if lost:
             raise CheckpointError(
-                f"{reference}: {INDEX} says that {named[lost[0]]} holds {lost[0]}, and it does not; download the model "
-                "again"
+                f"{reference}: {INDEX} lists {lost[0]} in {named[lost[0]]}, which does not contain it; download the "
+                "model again"
             )
         return cls(paths, opened)
 

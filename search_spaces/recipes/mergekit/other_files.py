@@ -11,7 +11,7 @@ from search_spaces.recipes.errors import RecipeError
 _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("experts", "gate_mode", "shared_experts"),
-        "a mergekit-moe file, which builds a mixture of experts, and evomerge builds none",
+        "a mergekit-moe file, which builds a mixture of experts, and evomerge does not build these",
         "build it with mergekit-moe, or write merge_method and models to merge the experts' weights",
     ),
     (

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from fitness.estimation import intervals
 from fitness.estimation.intervals import (
     RESAMPLES,
     holm,
@@ -102,6 +103,18 @@ def test_items_of_a_large_task_weigh_less_than_those_of_a_small_one() -> None:
     flips = 1 - 2 * (np.arange(2**20)[:, None] >> np.arange(20) & 1).astype(np.int8)
     expected = (np.abs(flips @ difference) >= abs(difference.sum()) - 1e-9).mean()
     assert weighted_paired_test([(*small, 1.0), (*large, 1.0)]) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 20])
+def test_signs_are_drawn_in_one_order_however_many_at_once(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    difference = np.random.default_rng(1).normal(0.3, 1.0, 40)
+    rng, extreme = np.random.default_rng(0), 0
+    for _ in range(999):
+        extreme += abs((rng.integers(0, 2, 40) * 2 - 1) @ difference) >= abs(difference.sum())
+    monkeypatch.setattr(intervals, "RESAMPLES", 999)
+    monkeypatch.setattr(intervals, "SIGNS_AT_ONCE", at_once)
+    assert paired_test(difference, np.zeros(40)) == (extreme + 1) / 1000
+    assert 0.001 < (extreme + 1) / 1000 < 0.5
 
 
 def test_no_sampled_p_value_is_zero() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -259,12 +261,29 @@ def training(model: Any, tokenizer: Any) -> float:
     return 1.0
 
 
+def halving(model: Any, tokenizer: Any) -> float:
+    model.half()  # exchanges the weights' memory, which counts no write
+    return 1.0
+
+
+def wrapping(model: Any, tokenizer: Any) -> float:
+    model.adapter = torch.nn.Linear(2, 1)
+    return 1.0
+
+
 @pytest.mark.parametrize(
     ("function", "items", "tasks", "words"),
     [
         (raising, None, ["s"], r"raising raised KeyError: 'lost"),
         (ending, None, ["s"], "ending raised SystemExit: nothing to do"),
-        (training, None, ["s"], "training changed the model's weights, which may change later scores"),
+        (
+            training,
+            None,
+            ["s"],
+            r"training changed the model \(its weights, .*which may change later scores",
+        ),
+        (halving, None, ["s"], "halving changed the model"),
+        (wrapping, None, ["s"], "wrapping changed the model"),
         (lambda m, t: None, None, ["s"], "returned NoneType for s; return a number"),
         (lambda m, t: "0.5x", None, ["s"], "returned str for s; return a number"),
         (lambda m, t: [1.0, 2.0], None, ["s"], "returned 2 numbers for s and has no items"),
@@ -276,13 +295,28 @@ def training(model: Any, tokenizer: Any) -> float:
         (lambda m, t, i: 0.5, range(9), ["s"], r"returned 1 scores for s, of \d items"),
         (lambda m, t, i: [0.1, float("inf")] * 9, range(9), ["s"], "returned 18 scores"),
         (lambda m, t, i: [float("inf") for _ in i], range(9), ["s"], "returned infinity for s at position 0"),
+        (lambda m, t: 1e300, None, ["s"], "returned infinity for s; return finite numbers"),
     ],
 )
 def test_what_is_no_score(function: Any, items: Any, tasks: list[str], words: str) -> None:
     subject = evaluator(function, None if items is None else list(items), tasks=tasks)
     with pytest.raises(FunctionError, match=words) as caught:
-        subject.score(MODEL, ids(subject))
+        subject.score(copy.deepcopy(MODEL), ids(subject))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_a_function_does_to_its_items_and_folder_is_undone(tmp_path: Path) -> None:
+    """Paths of the run are relative, and the next candidate gets the same items."""
+
+    def score(model: Any, tokenizer: Any, items: list[dict[str, float]]) -> list[float]:
+        os.chdir(tmp_path)
+        found = [item.pop("value") for item in items]
+        items.clear()
+        return found
+
+    subject, before = evaluator(score, [{"value": 0.1 * at} for at in range(9)]), Path.cwd()
+    first, second = (subject.score(MODEL, ids(subject)).scores.tolist() for _ in range(2))
+    assert first == second and Path.cwd() == before
 
 
 def test_the_function_has_no_gradients_and_may_follow_the_batch_size() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -45,3 +46,15 @@ def test_splits_that_are_not_there(toys: Any) -> None:
         TaskError, match=r"the whole validation split is used for search items: set fitness\.held_out to a fraction"
     ):
         toys.suite("toy", held_out="validation")
+
+
+def test_documents_that_are_drawn_at_random_are_the_same_in_each_process(toys: Any) -> None:
+    """GPQA shuffles its choices; lm-eval seeds `random` before it loads tasks."""
+    toys.write("toy", "mc", validation=8, test=8, process_docs="toy_metrics.shuffled")
+    found = []
+    for seed in (1, 2, 3):
+        random.seed(seed)
+        drawn = random.Random(seed).random()
+        found.append([doc["gold"] for doc in toys.suite("toy").task("toy").documents.of("test")])
+        assert random.random() == drawn  # the program's own generator goes on as before
+    assert found[0] == found[1] == found[2]

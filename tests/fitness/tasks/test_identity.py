@@ -2,7 +2,7 @@
 
 import sys
 
-from fitness.tasks.code import file_hashes, functions_in
+from fitness.tasks.code import file_hashes, files_behind, functions_in
 
 MODULE = """
 import os
@@ -69,6 +69,13 @@ def test_installed_functions_have_versions_instead():
     from lm_eval.api.metrics import mean
 
     assert file_hashes([mean, len, print]) == {}
+
+
+def test_our_own_packages_have_a_version_instead_wherever_they_lie(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("import evomerge.cli.main\nimport fitness.items\nfrom search_spaces.recipes import recipe\n")
+    assert set(files_behind(file)) == {"own.py"}
+    assert file_hashes([files_behind]) == {}
 
 
 def test_functions_are_found_at_any_depth():

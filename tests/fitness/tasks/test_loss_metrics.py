@@ -47,6 +47,19 @@ def test_the_loss_of_the_right_answer(kind: str, toys: Any, tokenizer: Any) -> N
         assert bit == pytest.approx(-expected / math.log(2) / len(answer), abs=1e-4)
 
 
+@pytest.mark.parametrize(("prefix", "between"), [(None, ""), ("w1", " "), ("w1 ", "")])
+def test_the_right_answer_begins_a_turn_as_choices_and_examples_do(
+    prefix: str | None, between: str, toys: Any, make_tokenizer: Any
+) -> None:
+    """lm-eval puts no delimiter between a turn's beginning and what the model says in it."""
+    keys = {} if prefix is None else {"gen_prefix": prefix}
+    toys.write("toy", "gen", validation=3, test=2, **keys)
+    suite = toys.suite({"task": "toy", "metric": "answer_loss"}, apply_chat_template=True)
+    evaluator, item = Evaluator(suite, make_tokenizer(chat=True)), suite.pool.search["toy"][0]
+    doc = suite.task("toy").documents.of("validation")[0]
+    assert evaluator.requests(item)[0].continuation == between + doc["answer"]
+
+
 def test_the_loss_of_a_generated_answer_generates_nothing(toys: Any) -> None:
     toys.write("toy", "gen", validation=3, test=2)
     suite = toys.suite({"task": "toy", "metric": "answer_loss"})

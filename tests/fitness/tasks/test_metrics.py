@@ -39,6 +39,15 @@ def test_metrics_that_are_no_score_per_item(given: dict[str, Any], message: str,
     assert toys.suite("toy").metrics == {"toy": "acc,none"}  # the first that can be used
 
 
+def test_a_metric_that_does_not_say_which_values_are_better(toys: Any) -> None:
+    """lm-eval knows that of its own metrics; one of the task's code would be taken for a loss."""
+    given = [{"metric": "length", "aggregation": "mean"}]
+    toys.write("toy", "gen_length", validation=10, test=10, metric_list=given)
+    for entry in ("toy", {"task": "toy", "metric": "length"}):
+        with pytest.raises(TaskError, match=r"does not say whether higher values are better \(write higher_is_better"):
+            toys.suite(entry)
+
+
 def test_a_metric_that_is_better_when_lower_has_to_be_named(toys: Any, tokenizer: Any, llama: Any) -> None:
     given = [metric("acc_norm", higher_is_better=False), metric("acc")]
     toys.write("toy", "mc", validation=10, test=10, metric_list=given)
