@@ -202,7 +202,7 @@ class ItemPool:
         Raises
         ------
         TaskError
-            If one of them is no search item, or a task has none.
+            If one of them is not a search item, or a task has none.
         """
         found = tuple(item.id for items in self.search.values() for item in items if item.id in ids)
         others = sorted(set(ids) - set(found))
