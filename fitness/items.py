@@ -207,7 +207,7 @@ class ItemPool:
         found = tuple(item.id for items in self.search.values() for item in items if item.id in ids)
         others = sorted(set(ids) - set(found))
         if others:
-            where = "held out" if others[0] in self.held_out_ids() else "no search item"
+            where = "held out" if others[0] in self.held_out_ids() else "not a search item"
             raise TaskError(f"item {others[0]!r} is {where} ({len(others)} such): list ids of search items")
         missing = [task for task in self.search if task not in positions_by_task(found)]
         if missing:

@@ -124,7 +124,7 @@ def test_the_recipe_found_is_exported_also_where_another_is_recommended(tmp_path
     with pytest.raises(RunError, match="has no recipe of this name; write found, mean of the steps, base"):
         export(path, None, None, "evomerge", False, row="best")
     (path / "rows.json").unlink()
-    with pytest.raises(RunError, match="has no final table yet"):
+    with pytest.raises(RunError, match="has no final table; continue"):
         export(path, None, None, "evomerge", False, row="found")
 
 
