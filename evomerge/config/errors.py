@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ValidationError
@@ -166,6 +167,8 @@ def _message(found: Sequence[Any], keys: Keys, section: Section, values: Mapping
         return f"{shown(value)} is not a choice here; did you mean `{near}`?"
     if types == ["too_short"]:
         return f"write {described(hint)} (got {len(value)})"
+    if isinstance(value, bool | float | int | date) and {bare(member) for member in alternatives(hint)} == {str}:
+        return f"write {described(hint)} in quotes (got {shown(value)})"  # which YAML has read as something else
     return f"write {described(hint)} (got {shown(value)})"
 
 

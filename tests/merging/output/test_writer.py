@@ -120,7 +120,7 @@ def test_mergekit_is_asked_about_the_model_that_gives_the_architecture(
 ) -> None:
     """Not about the one that gives the tokenizer."""
     asked: list[str] = []
-    monkeypatch.setattr(writer, "as_mergekit_finds", lambda source: asked.append(source.reference))
+    monkeypatch.setattr(writer, "as_mergekit_finds", lambda source, recipe: asked.append(source.reference))
     write_checkpoint(llama.engine(), average(llama), tmp_path / "out", tokenizer_from=llama.references[2])
     assert asked == [llama.base]
 
