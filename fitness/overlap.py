@@ -66,7 +66,7 @@ def check_apart(place: str, texts: Mapping[str, str], questions: Mapping[str, st
         for path, text in plain.items():
             if words and words in text:
                 raise TaskError(
-                    f"{place}: {path} holds the held-out item {item} ({words[:40]!r}), so its score "
+                    f"{place}: {path} contains the held-out item {item} ({words[:40]!r}), so its score "
                     "would say nothing; remove it from the text"
                 )
 

@@ -190,7 +190,9 @@ def status(
         if json:
             from evomerge.config.errors import ConfigError
 
-            raise ConfigError("--watch: it is for people; leave --json out, or call status --json again and again")
+            raise ConfigError(
+                "--watch: it is a display for people; leave --json out, or call status --json again and again"
+            )
         from evomerge.cli.watch import watch as run_watch
 
         return run_watch(run_)
@@ -540,7 +542,7 @@ def fit_items(
     from evomerge.runs.log_file import is_run
 
     if is_run(sources[0]):
-        refuse_unused(context, ["task", "split", "metric", "filter_"], "on a run, which knows its tasks and items")
+        refuse_unused(context, ["task", "split", "metric", "filter_"], "on a run, which has its tasks and items")
     elif sources[0].suffix in (".npz", ".csv"):
         refuse_unused(context, ["metric", "filter_"], "on a matrix, which has one score per item")
     from evomerge.cli.fit_items import fit_items as run

@@ -31,10 +31,12 @@ def merge(
     documents = read(file, strict=strict)
     if len(documents) > 1:
         if run is not None:
-            raise RecipeError(f"--run: {file} holds {len(documents)} documents, and no run scores these; leave it out")
+            raise RecipeError(
+                f"--run: {file} contains {len(documents)} documents, and no run scores these; leave it out"
+            )
         if adapter:
             raise RecipeError(
-                f"--adapter: {file} holds {len(documents)} documents, which merge full models; leave it out"
+                f"--adapter: {file} contains {len(documents)} documents, which merge full models; leave it out"
             )
     elif intermediates is not None:
         raise RecipeError(f"--intermediates: {file} has one document and so no intermediate models; leave it out")

@@ -9,6 +9,9 @@ where C is the covariance of other models' answers, scaled to the same variances
 chosen one by one: a random one of those that reduce the variance of the sum at least 0.8 times as much as the best.
 *For unlike candidates*: two more columns, of broken answers (p) and of emerged ones (1 − p where no parent is right).
 
+The third table has merges that are simulated from the learnt prior (``experiments.fitness_accuracy.simulated``), each
+half's from the prior of the other.
+
 Letters: I items, J other models, S asked items.
 """
 
@@ -29,6 +32,7 @@ import numpy.typing as npt
 from experiments.fitness_accuracy.calibration import calibrate
 from experiments.fitness_accuracy.data import Benchmark, load, simulate
 from experiments.fitness_accuracy.learn import CALIBRATION, SEED, learn_from
+from experiments.fitness_accuracy.simulated import as_learnt, items_by_simulation, probabilities
 from experiments.fitness_accuracy.validation import (
     CHANGES,
     ROBUST_SIZE,
@@ -57,6 +61,7 @@ BROKEN_VARIANCE, EMERGED_VARIANCE = 0.003, 0.03
 WIDEST = 4.0  # κ
 KEPT = 0.95  # share of other models' covariances that is kept
 SMALLEST_NOISE = 0.1  # of an item's variance, whatever its covariances
+SIMULATED = 4  # merges simulated for each published one
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +177,11 @@ def linear_items(
     return setting.linear(share, WIDTH, unlike).choose(count, rng, slack)
 
 
+def simulated_items(setting: Setting, count: int, generation: int) -> Positions:
+    """Return the items that are best for candidates simulated from all explanations."""
+    return items_by_simulation(setting.given, count, np.random.default_rng([SEED, generation]))
+
+
 def others_items(setting: Setting, count: int, generation: int) -> Positions:
     """Return the best items by other models' covariances alone."""
     return setting.others().choose(count, np.random.default_rng([SEED, generation]))
@@ -222,16 +232,25 @@ IDEAS: Mapping[str, Idea] = {
     "items for unlike candidates, with the other explanations": Idea(
         partial(linear_items, slack=SLACK, unlike=True), shipped, robust=True
     ),
+    "items by simulated candidates, with the other explanations": Idea(simulated_items, shipped, robust=True),
 }
+
+IDEAL = {
+    "like its parents, and the estimator knows that and the prior": Idea(no_checks, alike),
+    "the same, items by simulated candidates": Idea(simulated_items, alike),
+    "the default": Idea(shipped_items, shipped),
+}
+"""For simulated merges. The first two are given the distribution that the merges are drawn from."""
 
 
 def measure(benchmarks: Sequence[Benchmark], sizes: Sequence[int]) -> tuple[dict[str, list[Record]], ...]:
-    """Return the records of each idea on published merges, and at 20 items on candidates unlike their parents.
+    """Return records of published merges, of candidates unlike their parents at 20 items, and of simulated merges.
 
-    Keys of the second are ``idea / kind of candidate``.
+    Keys of the first are ideas, of the second ``idea / kind of candidate``, and of the third those of `IDEAL`.
     """
     published: dict[str, list[Record]] = {name: [] for name in IDEAS}
     robust: dict[str, list[Record]] = {}
+    ideal: dict[str, list[Record]] = {name: [] for name in IDEAL}
     for side in (0, 1):
         with using(learn_from(benchmarks, (0,), lambda *merge, side=side: half(*merge) != side)):
             for number, case in enumerate(cases(benchmarks, 1)):
@@ -244,7 +263,24 @@ def measure(benchmarks: Sequence[Benchmark], sizes: Sequence[int]) -> tuple[dict
                     published[name] += found
                     for kind, record in unlike.items():
                         robust.setdefault(f"{name} / {kind}", []).append(record)
-    return published, robust
+                for name, records in _of_simulated(case, number, setting, sizes).items():
+                    ideal[name] += records
+    return published, robust, ideal
+
+
+def _of_simulated(case: Case, number: int, setting: Setting, sizes: Sequence[int]) -> dict[str, list[Record]]:
+    """Return the records of merges simulated from what is learnt, with the parents of this merge."""
+    learnt = replace(setting, given=as_learnt(setting.given))
+    rng = np.random.default_rng([SEED, number])
+    right_MI = probabilities(learnt.given, SIMULATED, rng)
+    answers_MI = (rng.random(right_MI.shape) < right_MI).astype(float)
+    found: dict[str, list[Record]] = {}
+    for name, idea in IDEAL.items():
+        known = setting if idea.judge is shipped else learnt
+        for size in (size for size in sizes if size < case.answers.size):
+            asked_S = idea.choose(known, size, number)
+            found.setdefault(name, []).extend(_judged(case, each, known, idea, asked_S) for each in answers_MI)
+    return found
 
 
 def _of_case(
@@ -269,15 +305,7 @@ def _judged(case: Case, answers: Array, setting: Setting, idea: Idea, asked_S: P
 
 
 def tables(results: Results) -> list[str]:
-    """Return the table of ideas on published merges, and that on candidates unlike their parents."""
-    sizes = [str(size) for size in results["sizes"]]
-    lines = ["| idea | " + " | ".join(f"n={size}" for size in sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
-    for name, cells in results["published"].items():
-        shown = [
-            f"{cells[size]['error']:.2f} ± {cells[size]['spread']:.2f}, {cells[size]['coverage']:.0f} %"
-            for size in sizes
-        ]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    """Return the tables of ideas on published merges, on candidates unlike their parents, and on simulated merges."""
     by_idea: dict[str, dict[str, Mapping[str, float]]] = {}
     for key, cell in results["robustness"].items():
         name, kind = key.split(" / ")
@@ -290,7 +318,20 @@ def tables(results: Results) -> list[str]:
             for name in names
         ]
         robust.append(f"| {kind} | " + " | ".join(shown) + " |")
-    return ["\n".join(lines), "\n".join(robust)]
+    return [_by_size(results, "published", "idea"), "\n".join(robust), _by_size(results, "ideal", "simulated merges")]
+
+
+def _by_size(results: Results, which: str, heading: str) -> str:
+    """Return a table with a column for each number of items."""
+    sizes = [str(size) for size in results["sizes"]]
+    lines = [f"| {heading} | " + " | ".join(f"n={size}" for size in sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
+    for name, cells in results[which].items():
+        shown = [
+            f"{cells[size]['error']:.2f} ± {cells[size]['spread']:.2f}, {cells[size]['coverage']:.0f} %"
+            for size in sizes
+        ]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -303,14 +344,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     benchmarks = load(given.responses) if given.responses else simulate(SEED)
     sizes = (ROBUST_SIZE,) if given.quick else SIZES
     out, start = EXPERIMENT.destination(given), time.perf_counter()
-    published, robust = measure(benchmarks, sizes)
+    published, robust, ideal = measure(benchmarks, sizes)
     results: Results = {
         "sizes": list(sizes),
         "seconds": round(time.perf_counter() - start, 1),
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "published": {
-            name: {str(size): asdict(summarise([one for one in records if one.items == size])) for size in sizes}
-            for name, records in published.items()
+        **{
+            which: {
+                name: {str(size): asdict(summarise([one for one in records if one.items == size])) for size in sizes}
+                for name, records in found.items()
+            }
+            for which, found in (("published", published), ("ideal", ideal))
         },
         "robustness": {name: asdict(summarise(records)) for name, records in robust.items()},
     }

@@ -84,7 +84,7 @@ def read_matrix(path: str | os.PathLike[str]) -> Responses:
                 if models * items > MOST_ENTRIES:
                     raise ValueError(f"{models} × {items} are more than {MOST_ENTRIES:,} answers")
                 if response.dtype != np.uint8 or response.shape != (models, -(-items // 8)):
-                    raise ValueError(f"responses {response.shape} do not hold {models} × {items} bits")
+                    raise ValueError(f"responses {response.shape} do not contain {models} × {items} bits")
                 response = np.unpackbits(response, axis=1, count=items)
             if response.ndim != 2:
                 raise ValueError(f"responses have shape {response.shape}")

@@ -64,17 +64,16 @@ def model_obstacles(recipe: Recipe, model: Model | None) -> tuple[str, ...]:
     if model.part_of is not None:
         return (f"mergekit 0.1.5 merges all of a model of type {model.part_of}, and evomerge its text part",)
     if model.definition is None:
-        return _outer_obstacles(recipe, model.architecture)
-    found = []
+        return (*model.treated_otherwise, *_outer_obstacles(recipe, model.architecture))
+    found = list(model.treated_otherwise)
     if dropped := model.dropped():
         found.append(
-            f"mergekit 0.1.5 drops {_such_as(dropped)}: its definition of {model.architecture} does not have what the "
-            "models have"
+            f"mergekit 0.1.5 drops {_such_as(dropped)}: its definition of {model.architecture} does not contain them"
         )
     if lacking := model.lacking():
         found.append(
             f"mergekit 0.1.5 refuses the models: its definition of {model.architecture} requires {_such_as(lacking)}, "
-            "and they do not have it"
+            "and the models do not have it"
         )
     return tuple(found)
 

@@ -47,7 +47,8 @@ _TRUTH = dict.fromkeys(("1", "true", "t", "yes", "y", "on"), True) | dict.fromke
 )
 
 ONE_DOCUMENT = (
-    "it holds {count} documents, and only one can be used here; merge them with `evomerge merge FILE OUT` and name OUT"
+    "it contains {count} documents, and only one can be used here; merge them with `evomerge merge FILE OUT` and "
+    "name OUT"
 )
 
 # --- reading: text ---

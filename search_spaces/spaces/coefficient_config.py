@@ -176,7 +176,7 @@ class CoefficientSettings(BaseModel):
     @model_validator(mode="after")
     def _one_grouping(self) -> CoefficientSettings:
         if self.groups is not None and self.layers_per_group != 1:
-            raise ValueError("groups and layers_per_group both say which layers share coefficients; remove one")
+            raise ValueError("groups and layers_per_group both define which layers share coefficients; remove one")
         if isinstance(self.groups, dict) and any(not name or set(name) & set(",[]*") for name in self.groups):
             raise ValueError(f"groups: {list(self.groups)} has a name with one of , [ ] *; write plain names")
         return self
@@ -357,7 +357,7 @@ def _check_list(config: CoefficientSettings) -> None:
             raise ValueError(f"{name}: none of {', '.join(config.methods)} has this parameter; remove it")
     for name in config.method_prior:
         if name not in config.methods:
-            raise ValueError(f"method_prior: '{name}' is none of the methods; {did_you_mean(name, config.methods)}")
+            raise ValueError(f"method_prior: '{name}' is not one of the methods; {did_you_mean(name, config.methods)}")
     if config.method_prior and not math.isclose(sum(config.method_prior.values()), 1.0, abs_tol=1e-6):
         total = sum(config.method_prior.values())
         raise ValueError(f"method_prior: the probabilities sum to {total:g}; write ones that sum to 1")

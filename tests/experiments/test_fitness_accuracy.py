@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.fitness_accuracy import finalists, racing, study, validation
+from experiments.fitness_accuracy import finalists, racing, simulated, study, validation
 from experiments.fitness_accuracy.__main__ import main
 from experiments.fitness_accuracy.calibration import calibrate
 from experiments.fitness_accuracy.data import load, simulate, write_matrix
-from experiments.fitness_accuracy.learn import learn_from, module_text
+from experiments.fitness_accuracy.learn import NARROWED, WIDER, learn_from, module_text
 from experiments.fitness_accuracy.tables import TABLES, Plan, Record, measure, summarise
 from fitness.estimation.item_banks import Responses
 from fitness.results import Estimate
@@ -194,3 +194,46 @@ def test_every_idea_judges_a_merge_and_leaves_the_default_as_it_was(name: str, o
     assert chances == study.explanations.CHANCES
     assert [record.items for record in published] == [20] and published[0].standard_error > 0
     assert len(unlike) == (len(validation.CHANGES) - 1 if study.IDEAS[name].robust else 0)
+
+
+def test_simulated_merges_are_drawn_from_what_was_learnt_and_judged_in_each_ideal_way(one_setting: tuple) -> None:
+    case, setting = one_setting
+    learnt = simulated.as_learnt(setting.given)
+    assert (1 - sum(WIDER)) * np.array(learnt.shares) + WIDER == pytest.approx(setting.given.shares, abs=2e-3)
+    assert NARROWED * learnt.covariance == pytest.approx(setting.given.covariance)
+    right_MI = simulated.probabilities(learnt, 2000, np.random.default_rng(0))
+    # three standard errors, and the probit approximation of `probability`, which also leaves out the heavy tails
+    assert np.abs(right_MI.mean(0) - learnt.probability).max() < 3 * 0.5 / 2000**0.5 + 0.03
+    records = study._of_simulated(case, 0, setting, (20,))
+    assert set(records) == set(study.IDEAL)
+    assert all(len(each) == study.SIMULATED and each[0].items == 20 for each in records.values())
+
+
+def test_items_by_simulation_gain_what_an_answer_says_of_the_sum() -> None:
+    rng = np.random.default_rng(0)
+    right_MI, weight_M = rng.uniform(0.05, 0.95, (3, 4)), np.array([0.5, 0.3, 0.2])
+    answer_AI = np.array(list(np.ndindex(2, 2, 2)), float)  # to the open items 0, 1, 2; item 3 was asked
+    chance_A = weight_M @ np.prod(np.where(answer_AI, right_MI[:, None, :3], 1 - right_MI[:, None, :3]), -1)
+    sum_A = answer_AI.sum(1)
+
+    def spread(among_A: np.ndarray) -> float:
+        weight_A = chance_A * among_A / (chance_A * among_A).sum()
+        return float(weight_A @ sum_A**2 - (weight_A @ sum_A) ** 2)
+
+    now = spread(np.ones(8))
+    after = [
+        sum((chance_A * (answer_AI[:, item] == y)).sum() * spread(answer_AI[:, item] == y) for y in (0, 1))
+        for item in range(3)
+    ]
+    gain_I = simulated._gain(np.log(weight_M)[None], right_MI, right_MI * (1 - right_MI), [3])
+    assert gain_I[:3] == pytest.approx(now**0.5 - np.sqrt(after)) and gain_I[3] == -np.inf
+
+
+@pytest.mark.parametrize("count", [12, simulated.BY_SIMULATION + 5])
+def test_items_by_simulation_are_distinct_and_begin_alike(count: int, one_setting: tuple) -> None:
+    _, setting = one_setting
+    items = simulated.items_by_simulation(setting.given, count, np.random.default_rng(3))
+    assert len(set(items.tolist())) == count and (np.diff(items) > 0).all()
+    assert items.tolist() == simulated.items_by_simulation(setting.given, count, np.random.default_rng(3)).tolist()
+    stratum_I = setting.given.strata
+    assert stratum_I is not None and set(stratum_I[items]) >= {0, 2}  # what shows emerged and broken answers

@@ -235,5 +235,5 @@ def check_finite(name: str, tensor: str, values: Tensor) -> None:
         if not all_finite(part):
             bad = int((~torch.isfinite(part)).sum())
             raise CheckpointError(
-                f"{name}: {tensor} holds NaN or infinite values ({bad} found); use another checkpoint"
+                f"{name}: {tensor} contains NaN or infinite values ({bad} found); use another checkpoint"
             )

@@ -29,7 +29,7 @@ from evomerge.merging.methods import implementation
 from evomerge.merging.sources.adapters import Factors
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.layers import LayerOrder, check_kinds, layer_order, reordered
-from evomerge.merging.sources.source import Source, architecture_key
+from evomerge.merging.sources.source import Source, architecture_key, with_buffers
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
@@ -194,7 +194,7 @@ class MergeEngine:
         """Return a new model of the recipe in its `out_dtype`, in the CPU's memory, for the writer."""
         recipe, plans = self.plans(recipe)
         self._statistics.measure(recipe, plans)
-        config = self._config(recipe.donor, layer_order(recipe))
+        config = self._checked_config(recipe)
         resident = build_resident(config, self.checkpoint(recipe.donor), self.out_dtype(recipe), torch.device("cpu"))
         self._fill(resident, recipe, plans)
         return resident.module
@@ -218,10 +218,8 @@ class MergeEngine:
     def outline(self, recipe: Recipe) -> PreTrainedModel:
         """Return the recipe's model without weights, in its `out_dtype` and with its configuration, for the writer."""
         recipe, _ = self.plans(recipe)
-        config = self._config(recipe.donor, layer_order(recipe))
-        return build_resident(
-            config, self.checkpoint(recipe.donor), self.out_dtype(recipe), torch.device("meta")
-        ).module
+        donor, out_dtype = self.checkpoint(recipe.donor), self.out_dtype(recipe)
+        return build_resident(self._checked_config(recipe), donor, out_dtype, torch.device("meta")).module
 
     def stream(self, recipe: Recipe, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the named tensors of the recipe's model in its `out_dtype`, in the CPU's memory, the largest first.
@@ -256,7 +254,7 @@ class MergeEngine:
         """Return a tensor that is merged once, in the memory of a spare one of its size if there is one."""
         for part in sources_of(plan):
             check_finite(part.model, part.tensor, self._sources.tensor(part.model, part.tensor))
-        shape, out_dtype = self._sources.shape(sources_of(plan)[0]), self.out_dtype(recipe)
+        shape, out_dtype = self._sources.shape(sources_of(plan)[0]), self._dtype_of(recipe, plan)
         target = self._target(shape, out_dtype, spare)
         with torch.inference_mode():
             steps = self._stepwise_dtype(recipe, plan)
@@ -351,24 +349,29 @@ class MergeEngine:
             result = torch.promote_types(result, self.checkpoint(reference).dtype)
         return result
 
+    def _dtype_of(self, recipe: Recipe, plan: TensorPlan) -> torch.dtype:
+        """Return the dtype that a merged tensor is rounded to."""
+        dtype = self.out_dtype(recipe)
+        return with_buffers(dtype, self.checkpoint(recipe.donor)) if self._sources.is_buffer(plan) else dtype
+
     # --- from recipe to merges of tensors ---
 
     def _fill(self, resident: Resident, recipe: Recipe, plans: tuple[TensorPlan, ...]) -> None:
-        out_dtype = self.out_dtype(recipe)
         large = sum(values.numel() for values in resident.parameters.values()) >= self._large
         together = [plan for plan in plans if plan.name not in resident.quantized]
         with torch.inference_mode():
-            self._run(((self._merge_into(resident, recipe, plan), plan) for plan in together), out_dtype, large=large)
+            self._run(resident, recipe, together, large=large)
             for plan in plans:
                 if plan.name in resident.quantized:
-                    self._run([(self._merge_into(resident, recipe, plan), plan)], out_dtype, large=large)
+                    self._run(resident, recipe, [plan], large=large)
                     resident.quantize(plan.name)
 
-    def _run(self, merges: Iterable[tuple[AnyMerge, TensorPlan]], out_dtype: torch.dtype, *, large: bool) -> None:
+    def _run(self, resident: Resident, recipe: Recipe, plans: Iterable[TensorPlan], *, large: bool) -> None:
         compiled = large and self._device.type == "cpu" and find_spec("numba") is not None
         with self._threads.queue(parallel=large) as queue:
-            for merge, plan in merges:
-                for unit in merge.units(plan, out_dtype, compiled=compiled):
+            for plan in plans:
+                merge = self._merge_into(resident, recipe, plan)
+                for unit in merge.units(plan, self._dtype_of(recipe, plan), compiled=compiled):
                     queue.add(merge, unit)
 
     def _merge_into(self, resident: Resident, recipe: Recipe, plan: TensorPlan, *, in_blocks: bool = False) -> AnyMerge:
@@ -433,7 +436,9 @@ class MergeEngine:
             return None
         stored = [self._sources.dtype(part) for part in sources_of(plan)]
         dtype: torch.dtype = getattr(torch, recipe.dtype) if recipe.dtype else reduce(torch.promote_types, stored)
-        return dtype if goes_step_by_step(method, plan, dtype, stored, self.out_dtype(recipe)) else None
+        if self._sources.is_buffer(plan):
+            dtype = reduce(torch.promote_types, stored, dtype)
+        return dtype if goes_step_by_step(method, plan, dtype, stored, self._dtype_of(recipe, plan)) else None
 
     def _check_shapes(self, plan: TensorPlan, shape: tuple[int, ...]) -> None:
         for part in sources_of(plan):
@@ -491,6 +496,12 @@ class MergeEngine:
     def _source_dtype(self, reference: str) -> torch.dtype:
         """Return what a source's own model computes in."""
         return self._dtype_for(self.checkpoint(reference).dtype)
+
+    def _checked_config(self, recipe: Recipe) -> PretrainedConfig:
+        """Return the configuration of a recipe's model, which builds layers of the kinds that the recipe has."""
+        order = layer_order(recipe)
+        self._architecture_key(recipe.donor, order)
+        return self._config(recipe.donor, order)
 
     def _config(self, donor: str, order: LayerOrder) -> PretrainedConfig:
         configs = {reference: checkpoint.config for reference, checkpoint in self.checkpoints.items()}

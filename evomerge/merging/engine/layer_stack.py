@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from evomerge.merging.engine.resident import Quantize, Resident, build_resident
-from evomerge.merging.sources.source import Source
+from evomerge.merging.sources.source import Source, with_buffers
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
@@ -108,7 +108,12 @@ class LayerStacks:
         with torch.inference_mode(False):
             for plan in _plans(recipe, donor.layout):
                 device = self._device if resident.split is None else resident.split.device_of(plan.name)
-                values = self._tensor(plan, inner, rounding, dtype, device)
+                part = plan.contributions[0]
+                if part.tensor in self._checkpoints[part.model].outline.stored_buffers:
+                    own = (with_buffers(out_dtype, donor),)
+                    values = self._tensor(plan, inner, own, with_buffers(dtype, donor), device)
+                else:
+                    values = self._tensor(plan, inner, rounding, dtype, device)
                 take = resident.quantized.get(plan.name)
                 if take is None:
                     _set(resident.module, plan.name, values)

@@ -110,6 +110,11 @@ class PlacedSources:
         """Return the dtype that a source tensor is stored in."""
         return self.tensor(part.model, part.tensor).dtype
 
+    def is_buffer(self, plan: TensorPlan) -> bool:
+        """Tell whether a plan's tensor is one that transformers keeps as a buffer (see `StoredBuffer`)."""
+        part = sources_of(plan)[0]
+        return part.tensor in self.checkpoint(part.model).outline.stored_buffers
+
     def nbytes(self, part: Contribution) -> int:
         """Return a source tensor's size in bytes, without moving it to its place."""
         values = self._tensors.get((part.model, part.tensor))

@@ -14,8 +14,8 @@ from evomerge.files.pages import advise
 from evomerge.merging.engine.core_space import CoreTensorMerge
 from evomerge.merging.engine.placement import Split
 from evomerge.merging.engine.tensor_merge import StepwiseMerge, TensorMerge
-from evomerge.merging.sources.architecture import empty_module, layout_of_module, quiet
-from evomerge.merging.sources.source import Source
+from evomerge.merging.sources.architecture import StoredBuffer, empty_module, layout_of_module, quiet
+from evomerge.merging.sources.source import Source, with_buffers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -40,7 +40,7 @@ class Resident:
         Where each tensor is merged, flat, by name; a tied parameter appears once and fills both places. Weights that
         are quantised have a buffer in common.
     dtype
-        Of all parameters.
+        Of all parameters but stored buffers, which may have a wider one.
     shapes
         Of the parameters, by name.
     quantized
@@ -74,7 +74,7 @@ def build_resident(
     quantize: Quantize | None = None,
     devices: Sequence[torch.device] = (),
 ) -> Resident:
-    """Build an unfilled module of `config`; generation settings and stored buffers come from `donor`.
+    """Build an unfilled module of `config`; generation settings and stored whole numbers come from `donor`.
 
     With several `devices` these share it. With these or with `quantize`, memory for all weights is reserved on the CPU
     meanwhile, and never touched.
@@ -87,6 +87,9 @@ def build_resident(
 
         module.generation_config = GenerationConfig.from_dict(generation)
     _fill_buffers(module, donor)
+    for values in module.parameters():
+        if isinstance(values, StoredBuffer):
+            values.data = values.data.to(with_buffers(dtype, donor))
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     split = None
     if devices:

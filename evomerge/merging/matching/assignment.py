@@ -160,8 +160,8 @@ class _Descent:
             product = own.reshape(len(own), -1) @ other.reshape(len(other), -1).T
             if not all_finite(product):
                 raise CheckpointError(
-                    f"{self._model.reference}, {self._reference.reference}: {name} holds NaN or infinite values in one "
-                    "of them; use another checkpoint"
+                    f"{self._model.reference}, {self._reference.reference}: {name} contains NaN or infinite values in "
+                    "one of them; use another checkpoint"
                 )
             total = product if total is None else total.add_(product)
         assert total is not None, "every group has tensors"

@@ -84,7 +84,8 @@ def write_checkpoint(
     documents = documents or (Document(None, recipe),)
     donor = _tokenizer_donor(engine, recipe, tokenizer_from)
     template = chat_template(recipe.chat_template, [engine.checkpoint(model) for model in recipe.models])
-    found = as_mergekit_finds(engine.checkpoint(recipe.donor))  # whose architecture the merge has, whosever tokenizer
+    # the donor has the architecture of the merge, whosever tokenizer it gets
+    found = as_mergekit_finds(engine.checkpoint(recipe.donor), recipe)
     with atomic_folder(out, size=written_size(engine, recipe)) as temporary:
         _write(
             engine,
@@ -212,7 +213,7 @@ def finite(
             kind = str(values.dtype).removeprefix("torch.")
             raise OutputError(
                 f"{name}: {bad} merged weights are infinite or NaN in {kind}, so nothing is written; set "
-                "out_dtype to bfloat16 or float32, which hold larger numbers, or use smaller weights"
+                "out_dtype to bfloat16 or float32, which have a larger range, or use smaller weights"
             )
         yield name, values
 

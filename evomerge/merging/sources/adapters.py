@@ -142,6 +142,8 @@ class AdapterSource:
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor in the model's dtype: the base's, the adapter's own copy, or base plus delta."""
+        if name in self.outline.stored_buffers:
+            return self.base.tensor(name)
         whole = self._saved.get(name)
         values = (self.base.tensor(name) if whole is None else self._file.get_tensor(whole)).to(self.dtype)
         pair = self._pairs.get(name)
@@ -278,7 +280,7 @@ class AdapterSource:
         saved: dict[str, str] = {}
         keys = list(self._file.keys())
         if not keys:
-            raise CheckpointError(f"{self.reference}: {WEIGHTS} holds no tensors; save the adapter again")
+            raise CheckpointError(f"{self.reference}: {WEIGHTS} contains no tensors; save the adapter again")
         for key in keys:
             self._check_key(key)
             bare = key.removeprefix("base_model.model.")
@@ -354,7 +356,7 @@ class AdapterSource:
             )
         if (magnitude is not None) != bool(self.adapter_config.get("use_dora")):
             raise CheckpointError(
-                f"{self.reference}: {module} has {'a' if magnitude else 'no'} lora_{_MAGNITUDE}, and {CONFIG} says "
+                f"{self.reference}: {module} has {'a' if magnitude else 'no'} lora_{_MAGNITUDE}, and {CONFIG} has "
                 f"use_dora: {'false' if magnitude else 'true'}; use the configuration that was saved with the weights"
             )
         embedding = "lora_embedding_" in keys["A"]
@@ -365,7 +367,7 @@ class AdapterSource:
         stated = self._pattern("rank_pattern", module, self.adapter_config.get("r", rank))
         if stated != rank:
             raise CheckpointError(
-                f"{self.reference}: the rank of {module} is {rank}, and {CONFIG} says {stated:g} (r, rank_pattern), "
+                f"{self.reference}: the rank of {module} is {rank}, and {CONFIG} has {stated:g} (r, rank_pattern), "
                 "which also decides its scale; use the configuration that was saved with the weights"
             )
         alpha = self._pattern("alpha_pattern", module, self.adapter_config.get("lora_alpha", 8))
@@ -417,8 +419,8 @@ class AdapterSource:
         """Refuse factors whose product does not have the base's shape, and a change to one of two tied tensors."""
         for name in set(self.outline.tied_names.values()) & {*self._pairs, *self._saved}:
             raise CheckpointError(
-                f"{self.reference}: it changes {name}, to which the head of {self.base.reference} is tied, and a merge "
-                f"cannot tell whether the head was meant too; {_MERGED}"
+                f"{self.reference}: it changes {name}, to which the head of {self.base.reference} is tied, and it "
+                f"is unclear whether the head should change, too; {_MERGED}"
             )
         for name, pair in self._pairs.items():
             (rank, inner), (outer, other) = (self._file.get_slice(key).get_shape() for key in (pair.a, pair.b))
@@ -464,7 +466,7 @@ def is_adapter(path: Path) -> bool:
     others = sorted(file.name for file in path.glob("*.safetensors") if file.name != WEIGHTS)
     if others and (path / "config.json").is_file():
         raise CheckpointError(
-            f"{path}: the folder holds a whole model ({others[0]}) and an adapter ({CONFIG}); move one of them to a "
+            f"{path}: the folder contains a whole model ({others[0]}) and an adapter ({CONFIG}); move one of them to a "
             "folder of its own, and write MODEL+ADAPTER to merge both"
         )
     return True
@@ -485,5 +487,5 @@ def read_config(reference: str, path: Path) -> dict[str, Any]:
             f"{reference}: {CONFIG} is damaged ({reason(error, path / CONFIG)}); save the adapter again"
         ) from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{reference}: {CONFIG} does not hold a mapping; save the adapter again")
+        raise CheckpointError(f"{reference}: {CONFIG} does not contain a mapping; save the adapter again")
     return values

@@ -51,6 +51,14 @@ def layout_of(config: PretrainedConfig) -> ModelLayout:
     return layout_of_module(meta_module(config))
 
 
+class StoredBuffer(nn.Parameter):
+    """A number that training or conversion sets and that transformers keeps as a buffer, as a parameter.
+
+    Biases of routers (DeepSeek 3, GLM 4 MoE, MiniMax 2) and factors of layers (Gemma 4) belong to a model as weights
+    do: as parameters they are merged, they move with their layers, and they are written.
+    """
+
+
 class Outline:
     """A model without its weights: everything that follows from its configuration. It takes no memory.
 
@@ -66,6 +74,8 @@ class Outline:
         Its tensors by position.
     tied_names
         Names of parameters that share another's storage, with that other's name in the layout.
+    stored_buffers
+        Names of tensors that transformers keeps as buffers, among those of the layout.
     stated
         The contents of config.json, for well-known models alone.
 
@@ -76,6 +86,7 @@ class Outline:
     """
 
     stated: Mapping[str, Any] | None = None
+    stored_buffers: frozenset[str] = frozenset()
 
     def __init__(self, config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
         self.config = config
@@ -83,6 +94,8 @@ class Outline:
         self.module = meta_module(config, trust_remote_code=trust_remote_code)
         self.layout: ModelLayout = layout_of_module(self.module)
         self.tied_names = tied_names(self.module)
+        named = self.module.named_parameters()
+        self.stored_buffers = frozenset(name for name, values in named if isinstance(values, StoredBuffer))
 
     @property
     def tied(self) -> bool:
@@ -112,7 +125,7 @@ class Outline:
 
     @property
     def persistent_buffers(self) -> tuple[str, ...]:
-        """Buffers that checkpoints of this architecture store; a merge takes them from its config donor."""
+        """Whole numbers that checkpoints of this architecture store; a merge takes them from its config donor."""
         parameters = set(dict(self.module.named_parameters(remove_duplicate=False)))
         return tuple(name for name in self.module.state_dict() if name not in parameters)
 
@@ -181,7 +194,7 @@ class WellKnownOutline(Outline):
 
 
 def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return the causal language model of `config` without storage, its tied parameters tied."""
+    """Return the causal language model of `config` without storage, its tied parameters tied (see `StoredBuffer`)."""
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -189,7 +202,9 @@ def meta_module(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     own = type(config).from_dict(config.to_dict())
     try:
         with quiet(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(own, trust_remote_code=trust_remote_code)
+            return _with_buffers_as_parameters(
+                AutoModelForCausalLM.from_config(own, trust_remote_code=trust_remote_code)
+            )
     except Exception as error:  # ValueError, AssertionError, ZeroDivisionError, ... for values that do not fit
         if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ArchitectureError(
@@ -237,7 +252,7 @@ def empty_module(
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Return a module of `config` in eval mode with uninitialised parameters and correct buffers.
+    """Return a module of `config` in eval mode with uninitialised parameters and correct buffers (see `StoredBuffer`).
 
     The state of the global random generator does not change.
     """
@@ -249,7 +264,17 @@ def empty_module(
         module = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=trust_remote_code)
     module.tie_weights()
     module.requires_grad_(False)
-    return module.eval()
+    return _with_buffers_as_parameters(module.eval())
+
+
+def _with_buffers_as_parameters(module: PreTrainedModel) -> PreTrainedModel:
+    """Turn the floating-point buffers that checkpoints store into parameters of the same names."""
+    for owner in module.modules():
+        for leaf, buffer in list(owner._buffers.items()):
+            if buffer is not None and buffer.is_floating_point() and leaf not in owner._non_persistent_buffers_set:
+                del owner._buffers[leaf]
+                owner.register_parameter(leaf, StoredBuffer(buffer, requires_grad=False))
+    return module
 
 
 def tied_names(module: PreTrainedModel) -> dict[str, str]:

@@ -136,9 +136,11 @@ class Checkpoint:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype that holds every tensor without loss: the common one, or a wider one where they differ."""
+        """The dtype that holds every weight without loss: the common one, or a wider one where they differ."""
         result: torch.dtype | None = None
         for name in self.names:
+            if name in self.outline.stored_buffers:
+                continue  # they have a dtype of their own: a model in bfloat16 has router biases in float32
             own = self.tensor(name).dtype
             result = own if result is None else torch.promote_types(result, own)
         assert result is not None, "a model has tensors"
@@ -195,7 +197,7 @@ class Checkpoint:
                 f"{self.reference}: generation_config.json is damaged ({reason(error)}); remove it"
             ) from error
         if not isinstance(values, dict):
-            raise CheckpointError(f"{self.reference}: generation_config.json does not hold a mapping; remove it")
+            raise CheckpointError(f"{self.reference}: generation_config.json does not contain a mapping; remove it")
         return usable_generation_config(self.reference, values)
 
     def _build(self, config: PretrainedConfig, trust_remote_code: bool) -> None:
@@ -264,7 +266,7 @@ class Checkpoint:
                 if name in wanted:
                     if name in keys:
                         raise CheckpointError(
-                            f"{self.reference}: the files hold {name} twice, as {keys[name]} and as {key}; remove one"
+                            f"{self.reference}: the files contain {name} twice, as {keys[name]} and {key}; remove one"
                         )
                     keys[name] = key
                     break
@@ -300,10 +302,10 @@ class Checkpoint:
     def _why_unused(self, unused: list[str]) -> str:
         quantised = quantised_by_files(self.path, unused)
         if quantised is not None:
-            return f"config.json does not say how its weights are stored, but {quantised}"
+            return f"config.json does not describe how its weights are stored, but {quantised}"
         others = f" and {len(unused) - 1} others" if len(unused) > 1 else ""
         return (
-            f"its files hold {unused[0]}{others}, for which {self.outline.architecture} has no place, so that a merge "
+            f"its files contain {unused[0]}{others}, for which {self.outline.architecture} has no place, so a merge "
             "would lose it; use the config.json that was saved with the weights, or save the model again with "
             "transformers"
         )
@@ -312,7 +314,7 @@ class Checkpoint:
         quantised = quantised_by_files(self.path, unused)
         if quantised is not None:
             raise CheckpointError(
-                f"{self.reference}: config.json does not say how its weights are stored, but {quantised}"
+                f"{self.reference}: config.json does not describe how its weights are stored, but {quantised}"
             )
         absent = f"{self.reference}: the weight files have no tensor for {missing}; {self._why_missing(missing)}"
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -329,7 +331,8 @@ class Checkpoint:
                 )
         except Exception as error:  # OSError, RuntimeError, ValueError, ... for files that transformers does not take
             raise CheckpointError(f"{absent} (transformers says: {reason(error)})") from error
-        if info["missing_keys"] or info["mismatched_keys"]:
+        # a model that was saved without its router biases has those that transformers starts with
+        if set(info["missing_keys"]) - self.outline.stored_buffers or info["mismatched_keys"]:
             raise CheckpointError(absent)
         if info["unexpected_keys"]:
             raise CheckpointError(f"{self.reference}: {self._why_unused(sorted(info['unexpected_keys']))}")
@@ -369,7 +372,7 @@ class Checkpoint:
         for name in self.names:
             if self.shape(name) != wanted[name]:
                 raise CheckpointError(
-                    f"{self.reference}: {name} has shape {list(self.shape(name))}, and config.json asks for "
+                    f"{self.reference}: {name} has shape {list(self.shape(name))}, but config.json requires "
                     f"{list(wanted[name])}; use the config.json that was saved with the weights"
                 )
 

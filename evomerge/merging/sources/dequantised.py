@@ -246,7 +246,7 @@ def _config(reference: str, folder: Path) -> dict[str, Any]:
             f"{reference}: config.json cannot be read ({why}); name a transformers checkpoint"
         ) from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{reference}: config.json does not hold a mapping; name a transformers checkpoint")
+        raise CheckpointError(f"{reference}: config.json does not contain a mapping; name a transformers checkpoint")
     return values
 
 

@@ -115,6 +115,16 @@ def all_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
+def with_buffers(dtype: torch.dtype, source: Source) -> torch.dtype:
+    """Return the dtype of stored buffers (see `StoredBuffer`) in a model of `dtype`: never less than `source` has.
+
+    transformers, too, keeps router biases in float32 where the weights are bfloat16.
+    """
+    for name in source.outline.stored_buffers:
+        dtype = torch.promote_types(dtype, source.tensor(name).dtype)
+    return dtype
+
+
 def fingerprint(source: Source) -> dict[str, Any]:
     """Return what identifies a source's weights: file sizes and hashes, and the hub revision where there is one.
 

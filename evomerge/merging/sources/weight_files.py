@@ -50,7 +50,7 @@ class WeightFiles:
         named = _named_in_index(reference, folder)
         for path in _shards(reference, folder, named):
             opened[path] = _open(reference, path)
-            for key in opened[path].keys():  # noqa: SIM118 - safetensors' file is no mapping
+            for key in opened[path].keys():  # noqa: SIM118 - safetensors' file is not a mapping
                 if key in paths:
                     raise CheckpointError(
                         f"{reference}: {key} is in {paths[key].name} and in {path.name}; "
@@ -60,8 +60,8 @@ class WeightFiles:
         lost = sorted(named.keys() - paths.keys())
         if lost:
             raise CheckpointError(
-                f"{reference}: {INDEX} says that {named[lost[0]]} holds {lost[0]}, and it does not; download the model "
-                "again"
+                f"{reference}: {INDEX} lists {lost[0]} in {named[lost[0]]}, which does not contain it; download the "
+                "model again"
             )
         return cls(paths, opened)
 

@@ -1,4 +1,4 @@
-"""Files that are no recipes and are taken for one: those of mergekit's other commands, and of models."""
+"""Files that are not recipes but look like one: those of mergekit's other commands, and of models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from search_spaces.recipes.errors import RecipeError
 _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("experts", "gate_mode", "shared_experts"),
-        "a mergekit-moe file, which builds a mixture of experts, and evomerge builds none",
+        "a mergekit-moe file, which builds a mixture of experts, and evomerge does not build these",
         "build it with mergekit-moe, or write merge_method and models to merge the experts' weights",
     ),
     (

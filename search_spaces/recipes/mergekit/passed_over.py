@@ -26,7 +26,7 @@ _TOKENIZER, _TOKEN = ("source", "tokens", "pad_to_multiple_of"), ("source", "for
 _ROW = {"zero": ("kind",), "model_token": ("kind", "model", "token", "token_id")}
 
 _WITHOUT_EFFECT = {
-    "residual_weight": "mergekit reads it and uses it nowhere",
+    "residual_weight": "mergekit reads it but does not use it",
     "layer_range": "whole models are merged; write slices to take layers",
 }
 """Keys that look as if they did something, and why they do not."""

@@ -153,8 +153,8 @@ class LayerActionsSpace(SearchSpace):
         fewest, most = self.config.min_layers, self.most
         if fewest > self.depth:
             raise RecipeError(
-                f"space.min_layers: {fewest} are more than the models' {self.depth}, and a path need not go back; "
-                f"write at most {self.depth}"
+                f"space.min_layers: {fewest} are more than the models' {self.depth}, and a path does not have to go "
+                f"back; write at most {self.depth}"
             )
         if most < fewest or (most < self.depth and not self.config.skip):
             least = fewest if self.config.skip else self.depth

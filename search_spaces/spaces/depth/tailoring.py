@@ -192,7 +192,7 @@ class TailoringSpace(SearchSpace):
         removed = self.depth - len(parts)
         if not self.fewest <= removed <= self.most:
             bounds = f"{self.depth - self.most} to {self.depth - self.fewest}"
-            raise RecipeError(f"the recipe has {len(parts)} layers, the space's have {bounds}; set space.remove to fit")
+            raise RecipeError(f"the recipe has {len(parts)} layers, the space allows {bounds}; set space.remove to fit")
         point = np.array(self.start)
         point[self._keys], point[self._bits] = _REMOVED, 0.5
         if self.fewest < self.most:

@@ -114,5 +114,5 @@ def test_short_and_missing_texts_are_refused(tmp_path: Path) -> None:
 
 def test_a_text_with_a_held_out_question_is_refused(windows: TextWindows) -> None:
     windows.check_apart({"t/test/0": "a question", "t/test/1": "a fox jumps over"})
-    with pytest.raises(TaskError, match=r"a\.txt holds the held-out item t/test/2 \('fox jumps'\)"):
+    with pytest.raises(TaskError, match=r"a\.txt contains the held-out item t/test/2 \('fox jumps'\)"):
         windows.check_apart({"t/test/2": " fox\n jumps "})

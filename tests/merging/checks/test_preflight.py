@@ -96,7 +96,9 @@ def test_weights_that_are_not_finite(llama: Any, tmp_path: Path, bad: float) -> 
     stored["model.layers.2.mlp.up_proj.weight"][3, 4] = bad
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     expert = Checkpoint.open(str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"expert: model.layers.2.mlp.up_proj.weight holds NaN.*\(1 found\); use"):
+    with pytest.raises(
+        CheckpointError, match=r"expert: model.layers.2.mlp.up_proj.weight contains NaN.*\(1 found\); use"
+    ):
         compare(llama, expert)
     check({"base": llama.checkpoints[llama.base], "expert": expert}, "base", scan=False)
 

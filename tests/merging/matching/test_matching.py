@@ -141,11 +141,11 @@ def test_what_cannot_be_matched(families: Any, llama: Any, tmp_path: Path, monke
     weights = load_file(Path(damaged) / "model.safetensors")
     weights["model.norm.weight"][3] = float("nan")
     save_file(weights, Path(damaged) / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN or infinite values in one of them"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight contains NaN or infinite values in one of them"):
         write_matched(damaged, base, tmp_path / "out")
     found, moved = write_matched(base, base, tmp_path / "out")
     assert (moved, found.after, found.sweeps) == (0, pytest.approx(1.0), 1)
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
-    with pytest.raises(CheckpointError, match=r"matching holds 0\.0 GB beside .* larger machine"):
+    with pytest.raises(CheckpointError, match=r"matching needs 0\.0 GB beside .* larger machine"):
         write_matched(base, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -170,7 +170,7 @@ def edit(path: Path, **values: Any) -> None:
     ("values", "message"),
     [
         ({"peft_type": "IA3"}, r"its peft_type is IA3, and only LORA can be merged; merge the adapter into its model"),
-        ({"use_dora": True}, r"has no lora_magnitude_vector, and adapter_config.json says use_dora: true; use the con"),
+        ({"use_dora": True}, r"has no lora_magnitude_vector, and adapter_config.json has use_dora: true; use the con"),
         ({"lora_bias": True}, r"sets lora_bias"),
         ({"target_parameters": ["experts"]}, r"sets target_parameters"),
         (
@@ -187,7 +187,7 @@ def edit(path: Path, **values: Any) -> None:
         ),
         ({"alpha_pattern": [1]}, r"alpha_pattern in adapter_config.json is not a mapping; correct it"),
         ({"lora_alpha": "16"}, r"alpha_pattern or its default in adapter_config.json is '16'; write a number"),
-        ({"r": 8}, r"is 4, and adapter_config.json says 8 \(r, rank_pattern\), which also decides its scale; use the"),
+        ({"r": 8}, r"is 4, and adapter_config.json has 8 \(r, rank_pattern\), which also decides its scale; use the"),
         ({"peft_type": "PROMPT_TUNING"}, r"its peft_type is PROMPT_TUNING, and only LORA can be merged; merge the"),
         ({"trainable_token_indices": [1]}, r"sets trainable_token_indices"),
     ],
@@ -251,7 +251,7 @@ Change = Callable[[dict[str, torch.Tensor]], object]
         ),
         (lambda t: t.update({k: v[None].clone() for k, v in t.items()}), r"the halves of .* are not matrices; merge"),
         (lambda t: t.update({k: v[:0].clone() for k, v in t.items()}), r"the halves of .* are not matrices; merge"),
-        (lambda t: t.clear(), r"adapter_model.safetensors holds no tensors; save the adapter again"),
+        (lambda t: t.clear(), r"adapter_model.safetensors contains no tensors; save the adapter again"),
         (
             lambda t: t.update({k.replace("A.", "A.default."): t.pop(k) for k in list(t) if "lora_A" in k}),
             r"has the name of an adapter in it \(default\), so that peft does not load it; save the adapter again",
@@ -292,9 +292,7 @@ def test_a_tensor_that_is_both_adapted_and_stored(llama: Any, make_adapter: Any,
 def test_tied_embeddings_are_not_adapted(families: Any, make_adapter: Any, tmp_path: Path) -> None:
     base = families("llama_tied").base
     path, _ = make_adapter(base, tmp_path / "adapter", r=2, target_modules=["embed_tokens"])
-    with pytest.raises(
-        CheckpointError, match=r"is tied, and a merge cannot tell whether the head was meant too; merge"
-    ):
+    with pytest.raises(CheckpointError, match=r"is tied, and it is unclear whether the head should change, too; merge"):
         open_source(str(path), Checkpoint.open(base))
 
 

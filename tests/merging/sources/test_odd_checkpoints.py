@@ -152,7 +152,7 @@ ODD: dict[str, tuple[Mutator, str]] = {
     "an index that has no sizes": (sharded(lambda index: index.pop("metadata")), SAME),
     "an index that names a tensor too many": (
         sharded(lambda index: index["weight_map"].update(x=min(index["weight_map"].values()))),
-        "says that model-00001-of-00002.safetensors holds x, and it does not; download",
+        "lists x in model-00001-of-00002.safetensors, which does not contain it; download",
     ),
     "an index that names another file": (
         sharded(lambda index: index["weight_map"].update(x="other.safetensors")),
@@ -190,16 +190,16 @@ ODD: dict[str, tuple[Mutator, str]] = {
     # tensors
     "a tensor of more axes": (
         replaced(UP, lambda values: values[None]),
-        "has shape [1, 48, 32], and config.json asks for [48, 32]",
+        "has shape [1, 48, 32], but config.json requires [48, 32]",
     ),
-    "half a tensor": (tensors(in_parts), "has shape [24, 32], and config.json asks for [48, 32]"),
+    "half a tensor": (tensors(in_parts), "has shape [24, 32], but config.json requires [48, 32]"),
     "an empty tensor": (
         replaced(UP, lambda values: values[:0]),
-        "has shape [0, 32], and config.json asks for [48, 32]",
+        "has shape [0, 32], but config.json requires [48, 32]",
     ),
     "another vocabulary than config.json's": (
         replaced(EMBEDDINGS, lambda values: values[:60]),
-        "has shape [60, 32], and config.json asks for [64, 32]",
+        "has shape [60, 32], but config.json requires [64, 32]",
     ),
     "truth values": (replaced(UP, lambda values: values > 0), f"{UP} is stored as BOOL"),
     "whole numbers": (replaced(UP, lambda values: values.to(torch.int8)), f"{UP} is stored as I8"),
@@ -208,27 +208,27 @@ ODD: dict[str, tuple[Mutator, str]] = {
         tensors(lambda held: held.update({name: values.double() for name, values in held.items()})),
         SAME,
     ),
-    "NaN": (replaced(UP, poisoned), f"{UP} holds NaN or infinite values (1 found); use another checkpoint"),
+    "NaN": (replaced(UP, poisoned), f"{UP} contains NaN or infinite values (1 found); use another checkpoint"),
     "a tensor too many": (
         tensors(lambda held: held.update(x=torch.ones(2))),
-        "hold x, for which LlamaForCausalLM has no place",
+        "contain x, for which LlamaForCausalLM has no place",
     ),
     "a layer too many": (
         tensors(lambda held: held.update({UP.replace("1", "4"): held[UP].clone()})),
-        "hold model.layers.4.mlp.up_proj.weight, for",
+        "contain model.layers.4.mlp.up_proj.weight, for",
     ),
     "a value head": (
         tensors(lambda held: held.update({"v_head.summary.weight": torch.ones(1, 32)})),
-        "hold v_head.summary.weight, for which",
+        "contain v_head.summary.weight, for which",
     ),
     # config.json
     "more heads than fit": (config(num_attention_heads=5), "cannot"),
     "no heads": (config(num_attention_heads=0), "config.json"),
     "other key heads": (
         config(num_key_value_heads=4),
-        "k_proj.weight has shape [16, 32], and config.json asks for [32, 32]",
+        "k_proj.weight has shape [16, 32], but config.json requires [32, 32]",
     ),
-    "another width of heads": (config(head_dim=16), "and config.json asks for"),
+    "another width of heads": (config(head_dim=16), "but config.json requires"),
     "a word for a number": (config(hidden_size="32"), "config.json cannot be read"),
     "nothing for a number": (config(vocab_size=None), "config.json"),
     "fewer layers than none": (config(num_hidden_layers=-1), "name a decoder-only text model"),
@@ -260,7 +260,7 @@ ODD: dict[str, tuple[Mutator, str]] = {
     # beside the weights
     "an adapter's configuration": (
         text("adapter_config.json", "{}"),
-        "holds a whole model (model.safetensors) and an adapter",
+        "contains a whole model (model.safetensors) and an adapter",
     ),
     "a damaged tokenizer": (text("tokenizer.json", "{"), "its tokenizer cannot be loaded"),
     "a folder of that name": (lambda folder: (folder / "tokenizer.json").mkdir(), SAME),

@@ -99,7 +99,7 @@ def test_packed_weights_without_a_word_in_the_configuration(folder: Path) -> Non
 def test_a_tensor_without_a_place_is_refused(folder: Path) -> None:
     change_tensors(folder, lambda tensors: tensors.update({"model.layers.4.mlp.up_proj.weight": torch.ones(48, 32)}))
     with pytest.raises(
-        CheckpointError, match=r"hold model.layers.4.mlp.up_proj.weight, for which LlamaForCausalLM has"
+        CheckpointError, match=r"contain model.layers.4.mlp.up_proj.weight, for which LlamaForCausalLM has"
     ):
         Checkpoint.open(str(folder))
 
@@ -107,7 +107,7 @@ def test_a_tensor_without_a_place_is_refused(folder: Path) -> None:
 def test_a_tensor_under_two_names_is_refused(folder: Path) -> None:
     name = "layers.1.mlp.up_proj.weight"
     change_tensors(folder, lambda tensors: tensors.update({name: tensors[UP] * 2}))
-    with pytest.raises(CheckpointError, match=rf"hold {UP} twice, as .*; remove one"):
+    with pytest.raises(CheckpointError, match=rf"contain {UP} twice, as .*; remove one"):
         Checkpoint.open(str(folder))
 
 
@@ -149,7 +149,9 @@ def test_pickles_beside_an_incomplete_file_are_not_read(folder: Path) -> None:
 
 def test_whole_model_and_adapter_in_one_folder_are_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(CheckpointError, match=r"holds a whole model \(model.safetensors\) and an adapter .*; move one"):
+    with pytest.raises(
+        CheckpointError, match=r"contains a whole model \(model.safetensors\) and an adapter .*; move one"
+    ):
         open_source(str(folder))
 
 
@@ -209,7 +211,7 @@ def test_the_text_part_of_a_vision_language_model(llama: Any, tmp_path: Path, na
     stored["model.language_model.more.weight"] = torch.ones(3)
     save_file(stored, tmp_path / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(
-        CheckpointError, match=r"hold model.language_model.more.weight, for which LlamaForCausalLM has no"
+        CheckpointError, match=r"contain model.language_model.more.weight, for which LlamaForCausalLM has no"
     ):
         Checkpoint.open(str(tmp_path))
 
@@ -241,7 +243,7 @@ def test_settings_with_an_effect_stay(folder: Path) -> None:
 def test_settings_that_transformers_refuses(folder: Path, text: str) -> None:
     (folder / "generation_config.json").write_text(text)
     with pytest.raises(
-        CheckpointError, match=r"generation_config.json (is not valid|does not hold a mapping).*remove it"
+        CheckpointError, match=r"generation_config.json (is not valid|does not contain a mapping).*remove it"
     ):
         Checkpoint.open(str(folder)).generation_config()
 

@@ -180,12 +180,12 @@ def test_tensors_that_mergekits_definition_lacks_or_requires_are_obstacles():
     assert mergekit_export.model_obstacles(recipe(), model("Phi3ForCausalLM", *names)) == ()
     tied = tuple(name for name in names if name != "lm_head.weight")
     assert mergekit_export.model_obstacles(recipe(), model("Phi3ForCausalLM", *tied)) == (
-        "mergekit 0.1.5 refuses the models: its definition of Phi3ForCausalLM requires lm_head.weight, and they do not "
-        "have it",
+        "mergekit 0.1.5 refuses the models: its definition of Phi3ForCausalLM requires lm_head.weight, and the "
+        "models do not have it",
     )
     assert mergekit_export.model_obstacles(recipe(), model("Phi3ForCausalLM", *tied, keys=("lm_head.weight",))) == ()
     biases = ("model.layers.0.mlp.down_proj.bias", "model.layers.1.mlp.down_proj.bias")
     assert mergekit_export.model_obstacles(recipe(), model("Phi3ForCausalLM", *names, *biases)) == (
         "mergekit 0.1.5 drops 2 tensors, such as model.layers.0.mlp.down_proj.bias: its definition of Phi3ForCausalLM "
-        "does not have what the models have",
+        "does not contain them",
     )

@@ -87,7 +87,7 @@ def test_groups_that_do_not_fit_the_models(make, groups, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"groups": "model", "layers_per_group": 2}, "both say which layers share coefficients; remove one"),
+        ({"groups": "model", "layers_per_group": 2}, "both define which layers share coefficients; remove one"),
         ({"groups": {"a, b": [0]}}, "has a name with one of"),
         ({"modules": ["q[", "other"]}, "has a name that no tensor can have"),
     ],

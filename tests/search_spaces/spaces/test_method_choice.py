@@ -126,7 +126,10 @@ def test_structures_cover_every_method(space):
         ({"method": ["ties", "passthrough"]}, "passthrough has no coefficients to search; use one of"),
         ({"method": ["ties", "slerp"], "ranges": {"gamma": {"low": 0, "high": 1}}}, "gamma: none of ties, slerp has"),
         ({"method": ["ties", "slerp"], "t": {"low": 0, "high": 2}}, "slerp: t: it is a position between two"),
-        ({"method": ["ties", "slerp"], "method_prior": {"sler": 1.0}}, "'sler' is none of the methods; did you mean"),
+        (
+            {"method": ["ties", "slerp"], "method_prior": {"sler": 1.0}},
+            "'sler' is not one of the methods; did you mean",
+        ),
         ({"method": ["ties", "slerp"], "method_prior": {"slerp": 0.5}}, "probabilities sum to 0.5; write ones that"),
         ({"method": ["ties", "slerp"], "method_prior": {"slerp": 2.0, "ties": -1.0}}, "a probability is negative"),
         ({"method": "ties", "method_prior": {"ties": 1.0}}, "method_prior: there is one method; write a list"),

@@ -143,7 +143,7 @@ def test_ranges_are_ranges(config):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (COPIED.replace("MODEL", "/m/base").replace("RANGE", "[0, 4]"), "has 4 layers, the space's have 3 to 3"),
+        (COPIED.replace("MODEL", "/m/base").replace("RANGE", "[0, 4]"), "has 4 layers, the space allows 3 to 3"),
         (COPIED.replace("MODEL", "/m/x").replace("RANGE", "[0, 3]"), "embeddings and head are not those of /m/base"),
         (SUMMED.replace("METHOD", "ties").replace("MODEL", "/m/ops"), "merges layer 0 by ties"),
         (SUMMED.replace("METHOD", "task_arithmetic").replace("MODEL", "/m/z"), "use only /m/base, /m/ops, /m/x"),

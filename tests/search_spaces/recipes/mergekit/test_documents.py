@@ -92,5 +92,5 @@ def test_what_the_documentation_shows():
 
 def test_one_recipe_is_not_several():
     text = one("a", "x", "y") + "---\n" + one(None, "a", "z")
-    with pytest.raises(RecipeError, match="it holds 2 documents, and only one can be used here; merge them"):
+    with pytest.raises(RecipeError, match="it contains 2 documents, and only one can be used here; merge them"):
         mergekit_yaml.parse(text)

@@ -78,7 +78,7 @@ def test_what_is_left_is_the_recipe_without_them() -> None:
     [
         (
             "slices:\n  - residual_weight: 0.5\n    sources: [{model: a, layer_range: [0, 2]}]\n",
-            "r.yaml:3: slices[0]: 'residual_weight' has no effect: mergekit reads it and uses it nowhere",
+            "r.yaml:3: slices[0]: 'residual_weight' has no effect: mergekit reads it but does not use it",
         ),
         (
             "slices:\n  - sources:\n      - {model: a, layer_range: [0, 2], weigth: 1}\n",
