@@ -1,13 +1,16 @@
-"""Line numbers for errors about a YAML document that has been read already."""
+"""Places in a YAML text that has been read already: lines for errors, and numbers that are not what they look like."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import yaml
 
 _NULL = "tag:yaml.org,2002:null"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MAY_BE_MISREAD = re.compile(r"\b0_*[0-7]|\d:[0-5]")
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -41,6 +44,41 @@ def line_of(text: str, keys: Sequence[str | int], document: int = 0) -> int | No
             break
         line, node = found
     return line
+
+
+class MisreadNumber(NamedTuple):
+    """A number that YAML 1.1 reads otherwise than it looks: 010 in base 8, 1:30 in base 60."""
+
+    keys: tuple[str | int, ...]
+    line: int
+    text: str
+    value: float
+
+    def __str__(self) -> str:
+        """Return what it is, and what to write."""
+        read, decimal = self.value, "" if ":" in self.text else f" or {int(self.text.replace('_', ''))}"
+        return f"YAML reads {self.text} as {read}; write {read}{decimal}, or '{self.text}' in quotes if it is text"
+
+
+def misread_numbers(text: str) -> Iterator[MisreadNumber]:
+    """Yield the numbers in a text that has been read, which are not in quotes and not what they look like."""
+    if _MAY_BE_MISREAD.search(text):
+        for node in yaml.compose_all(text, Loader=_SafeLoader):
+            yield from _misread(node, ())
+
+
+def _misread(node: yaml.Node | None, keys: tuple[str | int, ...]) -> Iterator[MisreadNumber]:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value in node.value:
+            yield from _misread(value, (*keys, str(key_node.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _misread(value, (*keys, index))
+    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and not node.style:
+        value = yaml.safe_load(node.value)
+        plain = node.value.replace("_", "")
+        if ":" in plain or (re.fullmatch(r"[-+]?0[0-7]+", plain) and int(plain) != value):
+            yield MisreadNumber(keys, node.start_mark.line + 1, node.value, value)
 
 
 def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:

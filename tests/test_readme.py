@@ -41,6 +41,7 @@ def test_the_search_file_is_valid(folder):
     assert all(Path(model).is_dir() for model in config.models.values())
 
 
+@pytest.mark.slow
 def test_the_commands_run_in_order(folder):
     for line in (line for text in blocks("bash") for line in text.splitlines()):
         program, *arguments = shlex.split(line)

@@ -1,8 +1,11 @@
 """The zoo, and its tasks with fewer items: many tests score models only to have scores."""
 
+import atexit
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 ZOO = Path(__file__).parents[1] / "experiments" / "zoo"
@@ -19,6 +22,14 @@ def few_items(folder: Path, tasks: Iterable[str], count: int) -> Path:
         kept = [line for split in ("validation", "test") for line in _of_split(lines, split)[:count]]
         (folder / f"{task}.jsonl").write_text("\n".join(kept), encoding="utf-8")
     return folder
+
+
+@cache
+def short_tasks() -> Path:
+    """Return a folder with some of the tasks, 200 items per split, which lasts as long as the process."""
+    folder = Path(tempfile.mkdtemp(prefix="evomerge-tasks-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return few_items(folder, ("zoo_target_ja", "zoo_target_gen", "zoo_target_mc", "zoo_short_en"), 200)
 
 
 def _of_split(lines: list[str], split: str) -> list[str]:

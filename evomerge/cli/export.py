@@ -203,7 +203,7 @@ def _row(path: Path, name: str) -> Recipe:
 
 def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
     """Return the recipe if mergekit builds its model from it, else with `rounded` the nearest of which it does."""
-    ours = mergekit_export.model_obstacles(recipe, _donor(parts(recipe.donor)[0]))
+    ours = mergekit_export.model_obstacles(recipe, _donor(parts(recipe.donor)[0], recipe))
     obstacles = (*mergekit_export.obstacles(recipe), *ours)
     if obstacles and not rounded:
         raise RecipeError(
@@ -216,7 +216,7 @@ def _for_mergekit(recipe: Recipe, rounded: bool) -> Recipe:
 
 
 @cache
-def _donor(reference: str) -> Model | None:
+def _donor(reference: str, recipe: Recipe) -> Model | None:
     """Return the model that the merge is built like; None where it is not on this machine or cannot be opened."""
     from evomerge.merging.output.for_mergekit import as_mergekit_finds
     from evomerge.merging.sources.errors import CheckpointError
@@ -225,6 +225,6 @@ def _donor(reference: str) -> Model | None:
     if not Path(reference).is_dir():
         return None
     try:
-        return as_mergekit_finds(open_source(reference))
+        return as_mergekit_finds(open_source(reference), recipe)
     except CheckpointError:
         return None

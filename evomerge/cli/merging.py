@@ -30,7 +30,7 @@ from search_spaces.recipes.fields import changed_text
 from search_spaces.recipes.mergekit.documents import Document, needed
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.references import parts, with_parts
-from search_spaces.recipes.resolve import resolve
+from search_spaces.recipes.resolve import resolve, unused_filters
 
 
 def merge_recipe(
@@ -169,9 +169,15 @@ def _local(recipe: Recipe, file: Path, within: Path | None, names: Sequence[str 
         for place in (*named, *recipe.calibration_files):
             _check_confined(place, within, file)
     absolute = {place: str(local_or_hub(place)) for place in named}
-    recipe = recipe.with_models(
-        {model: with_parts(model, lambda part: absolute.get(part, part)) for model in recipe.models}
-    )
+    places = {model: with_parts(model, lambda part: absolute.get(part, part)) for model in recipe.models}
+    for model, place in places.items():
+        first = next(other for other in places if places[other] == place)
+        if first != model:
+            warn([f"{file}: {first} and {model} are the same folder, and so one model"])
+    try:
+        recipe = recipe.with_models(places)
+    except RecipeError as error:
+        raise RecipeError(f"{file}: {error}") from None
     text = changed_text(recipe.calibration_text, lambda file: str(Path(file).resolve()))
     return replace(recipe, calibration_text=text)
 
@@ -205,9 +211,15 @@ def _opened(
         before_scan=check_room,
     )
     warn(report.warnings)
-    expanded = recipe.expanded(checkpoints[base].layout.num_layers)
+    layout = checkpoints[base].layout
+    expanded = recipe.expanded(layout.num_layers)
+    example = layout.layer_tensor(0, layout.layers[0][0])
+    warn(
+        f"{file}: no tensor's name contains the filter '{unused}', so its value is not used; a name is {example}"
+        for unused in unused_filters(expanded, layout)
+    )
     try:
-        mergekit_export.check_spreads(resolve(expanded, checkpoints[base].layout))
+        mergekit_export.check_spreads(resolve(expanded, layout))
     except RecipeError as error:
         raise RecipeError(f"{file}: {error}") from None
     return checkpoints, base, expanded

@@ -66,6 +66,12 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
             "model and one window's activations, and nothing once it is in the cache",
             soft_wrap=True,
         )
+    if footprint["packed_bytes"]:
+        out.print(
+            f"generating texts needs a packed copy of the linear layers' weights: {size(footprint['packed_bytes'])} "
+            "beside the model",
+            soft_wrap=True,
+        )
     out.print(_placed(worker.placement))
     for sentence in summary["engine"]:
         out.print(sentence, soft_wrap=True)
@@ -163,7 +169,8 @@ def _summary(problem: Problem, local: LocalWorker, opened: float) -> dict[str, A
             "search": len(problem.search_items),
             "held_out": len(problem.held_out_items),
         },
-        "footprint": asdict(local.footprint) | {"peak_bytes": local.footprint.peak_bytes},
+        "footprint": asdict(local.footprint)
+        | {"peak_bytes": local.footprint.peak_bytes, "packed_bytes": local.packed_bytes},
         "placement": asdict(local.placement),
         "engine": local.engine_notes(),
         "seconds": {

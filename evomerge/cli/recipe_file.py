@@ -9,6 +9,8 @@ from evomerge.files.messages import say
 from search_spaces.recipes import mergekit_export
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.mergekit.documents import Document, read_documents
+from search_spaces.recipes.yaml_text import read_text
+from search_spaces.yaml_lines import misread_numbers
 
 
 def read(file: Path, *, strict: bool = False) -> tuple[Document, ...]:
@@ -30,6 +32,10 @@ def read(file: Path, *, strict: bool = False) -> tuple[Document, ...]:
     if strict and passed_over:
         raise RecipeError("\n".join((*passed_over, f"{file}: remove these keys, or merge without --strict")))
     warn(passed_over)
+    warn(
+        f"{file}:{found.line}: {'.'.join(map(str, found.keys))}: {found}; it is read as mergekit reads it"
+        for found in misread_numbers(read_text(file))
+    )
     for document in documents:
         warn(f"{file}: {difference}" for difference in mergekit_export.differences(document.recipe))
     return documents

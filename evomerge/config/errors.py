@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ValidationError
@@ -47,7 +48,7 @@ class ConfigError(ValueError):
 def explain(error: ValidationError, section: Section, values: Mapping[str, Any], origin: Callable[[Keys], str]) -> str:
     """Return one line per mistake.
 
-    A validator reports each branch of a union by itself, under names of its own that are no keys of the file. So what
+    A validator reports each branch of a union by itself, under names of its own that are not keys of the file. So what
     counts of a report is the place, followed through the values that were checked; what to write there is read from
     the section's types.
 
@@ -166,6 +167,8 @@ def _message(found: Sequence[Any], keys: Keys, section: Section, values: Mapping
         return f"{shown(value)} is not a choice here; did you mean `{near}`?"
     if types == ["too_short"]:
         return f"write {described(hint)} (got {len(value)})"
+    if isinstance(value, bool | float | int | date) and {bare(member) for member in alternatives(hint)} == {str}:
+        return f"write {described(hint)} in quotes (got {shown(value)})"  # which YAML has read as something else
     return f"write {described(hint)} (got {shown(value)})"
 
 

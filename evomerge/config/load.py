@@ -14,14 +14,14 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from evomerge.config.errors import ConfigError, Keys, explain, named_first, truth_values
+from evomerge.config.errors import MOST_MISTAKES, ConfigError, Keys, explain, named_first, truth_values
 from evomerge.config.overrides import override
 from evomerge.config.paths import resolve_paths
 from evomerge.config.search_file import SearchConfig
 from evomerge.config.shorthands import expand
 from evomerge.plugins import load_plugins
 from search_spaces.recipes.yaml_text import load_yaml
-from search_spaces.yaml_lines import line_of
+from search_spaces.yaml_lines import line_of, misread_numbers
 
 MAX_BYTES = 1_000_000
 
@@ -165,6 +165,9 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{place}: not valid YAML: {_problem(error)}") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    misread = [f"{path}:{found.line}: {'.'.join(map(str, found.keys))}: {found}" for found in misread_numbers(text)]
+    if misread:
+        raise ConfigError("\n".join(misread[:MOST_MISTAKES]))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys such as `models:` and `fitness:`; see `evomerge init`")
     for key, what in _MERGEKITS.items():

@@ -8,6 +8,8 @@ import yaml
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.shorthands import MAIN_KEYS
+from search_spaces.recipes.yaml_text import load_yaml
+from search_spaces.yaml_lines import misread_numbers
 
 
 def override(values: dict[str, Any], text: str) -> None:
@@ -65,9 +67,12 @@ def _is_range(value: Any) -> bool:
 
 def _value(text: str, wanted: str) -> Any:
     try:
-        return yaml.safe_load(wanted)
-    except (yaml.YAMLError, ValueError):
+        value = load_yaml(wanted)
+    except (yaml.YAMLError, ValueError, TypeError):
         raise ConfigError(f"--set {text}: {wanted!r} is not a valid YAML value; quote it") from None
+    for misread in misread_numbers(wanted):
+        raise ConfigError(f"--set {text}: {misread}")
+    return value
 
 
 def _added(text: str, target: Any, key: str, more: Any) -> Any:

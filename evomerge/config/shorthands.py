@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 MAIN_KEYS = {
@@ -57,5 +58,6 @@ def _fitness(fitness: dict[str, Any]) -> dict[str, Any]:
     if isinstance(tasks, str):
         tasks = [tasks]
     if isinstance(tasks, list):
-        expanded["tasks"] = [{"task": task} if isinstance(task, str) else task for task in tasks]
+        named = (str, int, float, date)  # what YAML reads of a name without quotes
+        expanded["tasks"] = [{"task": task} if isinstance(task, named) else task for task in tasks]
     return expanded

@@ -29,6 +29,7 @@ from fitness.functions.opening import Suite, evaluator_for
 from fitness.scoring.answering import Answering, OwnAnswers
 from fitness.scoring.engine_config import AnyEngine, Quantization, TransformersEngine
 from fitness.scoring.evaluator import Evaluator
+from fitness.scoring.products import packed_bytes
 from fitness.scoring.quantized import quantized_sizes, quantizer
 from search_spaces.recipes.recipe import Recipe
 
@@ -124,6 +125,17 @@ class LocalWorker:
         found = [asdict(self.worker.engine.footprint(recipe)) for recipe in self._preparation.structures]
         costs = {key: max(each[key] for each in found) for key in found[0]}
         return Footprint(**costs | {"prepared_bytes": sum(each["prepared_bytes"] for each in found)})
+
+    @property
+    def packed_bytes(self) -> int:
+        """What weights that are packed while texts are generated take, beside the model they are copied from."""
+        generates = "generate_until" in self._inputs.suite.kinds.values()
+        in_float32 = self.footprint.resident_bytes == 4 * self.footprint.parameters
+        if not (generates and in_float32 and self.worker.engine.device.type == "cpu"):
+            return 0
+        if not isinstance(self._inputs.engine, TransformersEngine):
+            return 0
+        return packed_bytes(self._inputs.checkpoints[self._inputs.base].outline.module)
 
     @cached_property
     def placement(self) -> Choice:

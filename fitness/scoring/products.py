@@ -53,6 +53,12 @@ def faster_by_onednn() -> bool:
     return bool(found.get("avx512_f")) and "intel" not in str(found.get("cpu_name", "intel")).lower()
 
 
+def packed_bytes(model: nn.Module) -> int:
+    """Return the bytes of the packed weights of a float32 model on this processor: nothing where MKL is as fast."""
+    linear = (layer for layer in model.modules() if type(layer) is nn.Linear) if faster_by_onednn() else ()
+    return sum(4 * layer.weight.numel() for layer in linear)
+
+
 class _Product:
     """What a layer computes, by oneDNN."""
 

@@ -64,8 +64,8 @@ def model_obstacles(recipe: Recipe, model: Model | None) -> tuple[str, ...]:
     if model.part_of is not None:
         return (f"mergekit 0.1.5 merges all of a model of type {model.part_of}, and evomerge its text part",)
     if model.definition is None:
-        return _outer_obstacles(recipe, model.architecture)
-    found = []
+        return (*model.treated_otherwise, *_outer_obstacles(recipe, model.architecture))
+    found = list(model.treated_otherwise)
     if dropped := model.dropped():
         found.append(
             f"mergekit 0.1.5 drops {_such_as(dropped)}: its definition of {model.architecture} does not contain them"

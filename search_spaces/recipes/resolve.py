@@ -153,6 +153,24 @@ def _plan_layer(rules: _SliceRules, index: int, layer: int, layout: ModelLayout)
     return [rules.plan(name, output, prefixes, t) for name in names]
 
 
+def unused_filters(recipe: Recipe, layout: ModelLayout) -> tuple[str, ...]:
+    """Return the filters that no tensor's name contains, so their values are not used.
+
+    Names are those of the models and of the result, which may have more layers.
+    """
+    scopes = [recipe.parameters]
+    for part in recipe.slices:
+        scopes += [part.parameters, *(source.parameters for source in part.sources)]
+    conditions = [each for scope in scopes for _, setting in scope for each in setting if not each.is_catch_all]
+    wanted = tuple(dict.fromkeys(str(each.filter) for each in conditions))
+    if not wanted:
+        return ()
+    numbers = range(max(layout.num_layers, recipe.num_layers or 0))
+    kinds = {name for names in layout.layers for name in names}
+    names = [*layout.tensors(), *(layout.layer_tensor(number, name) for number in numbers for name in kinds)]
+    return tuple(part for part in wanted if not any(part in name for name in names))
+
+
 def _check_ranges(recipe: Recipe, layout: ModelLayout) -> None:
     for place, part in enumerate(recipe.slices):
         for index, source in enumerate(part.sources):

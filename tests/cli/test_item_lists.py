@@ -39,7 +39,7 @@ def test_candidates_are_asked_the_listed_items(opened: Any) -> None:
     [
         (
             "zoo_target_gen/validation/7000",
-            r"item 'zoo_target_gen/validation/7000' is no search item \(1 such\)",
+            r"item 'zoo_target_gen/validation/7000' is not a search item \(1 such\)",
         ),
         ("zoo_target_gen/test/1", "item 'zoo_target_gen/test/1' is held out"),
         ("", "task 'zoo_target_gen' has no item in the list"),
@@ -58,5 +58,5 @@ def test_a_missing_file(tmp_path: Path, write: Any, config: Any) -> None:
 
 @pytest.mark.parametrize("more", [{"items": 5}, {"rotate": True}, {"estimator": "inherited"}])
 def test_ids_stand_alone(opened: Any, more: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="ids names the items themselves"):
+    with pytest.raises(ConfigError, match="ids lists the items"):
         opened("zoo_target_gen/validation/7", **more)

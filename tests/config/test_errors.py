@@ -50,7 +50,7 @@ BAD = {
     "strategy: nsga2": "strategy.kind nsga2 searches for a Pareto front and there is only one objective; write",
     "budget: []": "budget: write a section with keys such as evaluations, hours (got a list)",
     "models: {base: org/base}": "models: write at least 2 entries of the form `name: text` (got 1)",
-    "models: {base: org/a, b: 3}": "models.b: write text (got 3)",
+    "models: {base: org/a, b: 3}": "models.b: write text in quotes (got 3)",
     "models: {base: org/a, b: org/a}": "models: base and b are the same model, org/a; remove one of them",
     "models: {'a b': org/a, b: org/b}": "models: the model name 'a b' may contain only letters, digits, - and _; ",
     "space: {weight: {low: 1, high: 0}}": "space.weight: low 1.0 is not below high 0.0; write low < high",
@@ -97,7 +97,7 @@ BAD_FITNESS = {
     "tasks: [{task: a, weight: 0}]": "fitness.tasks.0.weight: a weight of 0 removes the effect of the task: remove",
     "tasks: [{weight: 1}]": "fitness.tasks.0.task: missing; write text (`evomerge init` writes an example)",
     "tasks: [a, a]": "fitness.tasks: task 'a' is listed twice: keep one entry and set its weight",
-    "tasks: [3]": "fitness.tasks.0: write a section with keys such as task, weight, min_share_of_best_source (got 3)",
+    "tasks: [3]": "fitness.tasks.0.task: write text in quotes (got 3)",
     "racing: {test: sprit}": "fitness.racing.test: 'sprit' is not a choice here; did you mean `sprt`?",
 }
 

@@ -196,6 +196,15 @@ def test_yes_and_no_are_no_numbers(write, text, said):
         load(write(f"{MINIMAL}{text}\n"))
 
 
+def test_numbers_mean_what_they_look_like(write):
+    with pytest.raises(ConfigError, match=r"\.yaml:6: seed: YAML reads 010 as 8; write 8 or 10"):
+        load(write(MINIMAL + "budget: 1_000\nseed: 010\n"))
+    with pytest.raises(ConfigError, match=r"--set seed=1:30: YAML reads 1:30 as 90"):
+        load(write(MINIMAL), ["seed=1:30"])
+    with pytest.raises(ConfigError, match=r"fitness\.tasks\.0\.task: write text in quotes \(got true\)"):
+        load(write(MINIMAL.replace("[{task: arithmetic}]", "[on]")))
+
+
 def test_yes_and_no_stand_for_truth_values(write):
     text = "allow_unrelated: yes\nspace: {method: ties, fixed: {normalize: no}}\n"
     config = load(write(MINIMAL.replace("tasks:", "subset: {items: 5, rotate: no}\n  tasks:") + text))

@@ -15,8 +15,8 @@ from evomerge.search.problem import Problem
 from evomerge.strategies import AnyStrategy, CmaEsConfig, EdaConfig, Nsga2Config, StagedConfig
 from evomerge.strategies.auto import AutoConfig
 from evomerge.strategies.gradient import GradientConfig
+from tests.zoo import ZOO, short_tasks
 
-ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
 NOT_DIFFERENTIABLE = {"method": "sce", "layers_per_group": 6}
 
 
@@ -24,7 +24,7 @@ def config(space: dict[str, Any] | None = None, evaluations: int = 60, **fitness
     return {
         "models": {name: str(ZOO / "models" / name) for name in ("base", "ops")},
         "space": space or {"layers_per_group": 6},
-        "fitness": {"tasks": ["zoo_target_ja"], "include_path": [str(ZOO / "tasks")], "held_out": 0.5} | fitness,
+        "fitness": {"tasks": ["zoo_target_ja"], "include_path": [str(short_tasks())], "held_out": 0.5} | fitness,
         "budget": evaluations,
         "workers": {"threads": 1},
     }

@@ -17,8 +17,8 @@ from evomerge.search.problem import Problem
 from fitness.results import Evaluation
 from search_spaces.recipes.baselines import weighted_recipe
 from search_spaces.recipes.resolve import difference, model_weights
+from tests.zoo import ZOO, short_tasks
 
-ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
 ALL = ["base", "ops", "ja", "eo", "uniform average", "task arithmetic 0.3", "start"]
 
 
@@ -26,7 +26,7 @@ def config(models: str = "base ops ja eo", **changes: Any) -> dict[str, Any]:
     return {
         "models": {name: str(ZOO / "models" / name) for name in models.split()},
         "strategy": {"kind": "random"},
-        "fitness": {"tasks": ["zoo_target_ja"], "include_path": [str(ZOO / "tasks")], "subset": 10, "held_out": 0.9},
+        "fitness": {"tasks": ["zoo_target_ja"], "include_path": [str(short_tasks())], "subset": 10, "held_out": 0.9},
         "budget": {"evaluations": 4},
         "workers": {"threads": 1},
     } | changes

@@ -21,8 +21,7 @@ from evomerge.search.api import resume_search
 from evomerge.search.problem import Problem
 from fitness.results import TaskError
 from search_spaces.recipes import mergekit_yaml
-
-ZOO = Path(__file__).parents[2] / "experiments" / "zoo"
+from tests.zoo import ZOO, short_tasks
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def config(**changes: Any) -> dict[str, Any]:
         "strategy": {"kind": "gradient", "items": 8},
         "fitness": {
             "tasks": [{"task": "zoo_target_ja"}],
-            "include_path": [str(ZOO / "tasks")],
+            "include_path": [str(short_tasks())],
             "subset": {"items": 10},
             "held_out": 0.9,
         },
@@ -124,7 +123,7 @@ def test_the_recipe_found_is_exported_also_where_another_is_recommended(tmp_path
     with pytest.raises(RunError, match="has no recipe of this name; write found, mean of the steps, base"):
         export(path, None, None, "evomerge", False, row="best")
     (path / "rows.json").unlink()
-    with pytest.raises(RunError, match="has no final table yet"):
+    with pytest.raises(RunError, match="has no final table"):
         export(path, None, None, "evomerge", False, row="found")
 
 
@@ -204,7 +203,7 @@ def test_penalties_pull_the_genes(tmp_path: Path) -> None:
             {"kind": "kl", "text": {"ops": "TEXT"}},
             r"strategy\.loss\.text: ja has no text; write a file for each of ops, ja",
         ),
-        ({"kind": "kl", "text": {"ops": "TEXT", "ja": "TEXT", "eo": "TEXT"}}, "eo is no expert"),
+        ({"kind": "kl", "text": {"ops": "TEXT", "ja": "TEXT", "eo": "TEXT"}}, "eo is not an expert"),
         ({"kind": "js", "text": "TEXT", "window": 5000}, "less than one window of 5000; write more text"),
         ({"kind": "js", "text": "HELD OUT"}, r"contains the held-out item zoo_target_ja/"),
         ({"kind": "perplexity"}, "right_answer"),

@@ -21,7 +21,7 @@ from evomerge.workers import start
 from evomerge.workers.base import Request, WorkerSettings
 from evomerge.workers.inline import InlinePool
 from fitness.results import TaskError
-from fitness.scoring import quantized
+from fitness.scoring import products, quantized
 from fitness.scoring.engine_config import VllmEngine
 from tests.workers.searches import write_config
 
@@ -65,6 +65,15 @@ def test_candidates_have_rounded_weights_and_held_out_rows_have_not(problem, exa
     (note,) = local.engine_notes()
     assert "quantization int4: 663,552 of 690,336 weights are rounded; the resident model takes 0.7 MB" in note
     assert "2.8 MB for held-out items" in note
+
+
+def test_packed_weights_are_counted_where_texts_are_generated(exact, monkeypatch):
+    local = local_worker(exact)
+    monkeypatch.setattr(products, "faster_by_onednn", lambda: True)
+    monkeypatch.setattr(exact.suite, "kinds", {"choices": "multiple_choice"})
+    assert local.packed_bytes == 0
+    monkeypatch.setattr(exact.suite, "kinds", {"choices": "multiple_choice", "texts": "generate_until"})
+    assert 4 * 663_552 < local.packed_bytes < local.footprint.resident_bytes + 4 * 100_000
 
 
 def test_a_candidates_own_answers_are_never_those_of_a_held_out_row(exact, tmp_path):

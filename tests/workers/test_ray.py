@@ -3,6 +3,8 @@
 import logging
 from contextlib import closing
 
+import pytest
+
 from evomerge.config.load import load
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run
@@ -30,6 +32,7 @@ def search(folder, name, workers):
     return candidates(folder / name), parent.scores.tolist(), voter.answers, voter.scores.tolist()
 
 
+@pytest.mark.slow
 def test_two_ray_workers_find_what_one_inline_worker_finds(tmp_path, caplog, capfd):
     inline = search(tmp_path, "inline", {"threads": 1})
     with caplog.at_level(logging.INFO, "evomerge"):

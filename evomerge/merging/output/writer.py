@@ -84,7 +84,8 @@ def write_checkpoint(
     documents = documents or (Document(None, recipe),)
     donor = _tokenizer_donor(engine, recipe, tokenizer_from)
     template = chat_template(recipe.chat_template, [engine.checkpoint(model) for model in recipe.models])
-    found = as_mergekit_finds(engine.checkpoint(recipe.donor))  # whose architecture the merge has, whosever tokenizer
+    # the donor has the architecture of the merge, whosever tokenizer it gets
+    found = as_mergekit_finds(engine.checkpoint(recipe.donor), recipe)
     with atomic_folder(out, size=written_size(engine, recipe)) as temporary:
         _write(
             engine,

@@ -45,6 +45,8 @@ class Model:
         The names of the tensors in its files.
     part_of
         The type of the larger model whose text part it is; None: it is all of its model.
+    treated_otherwise
+        A sentence for each thing in its files that mergekit treats otherwise in the merge.
     """
 
     architecture: str
@@ -52,6 +54,7 @@ class Model:
     names: tuple[str, ...]
     keys: frozenset[str] = frozenset()
     part_of: str | None = None
+    treated_otherwise: tuple[str, ...] = ()
 
     @property
     def definition(self) -> Definition | None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fitness.scoring import products
-from fitness.scoring.products import fast_products
+from fitness.scoring.products import fast_products, packed_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,12 @@ def test_weights_are_packed_for_many_products_of_few_rows(model: nn.Sequential) 
                 torch.testing.assert_close(model(few), expected, rtol=1e-5, atol=1e-5)
             assert model[0].forward._packed is not None
             torch.testing.assert_close(model(many), of_many, rtol=1e-5, atol=1e-5)
+
+
+def test_what_packed_weights_take_is_known(model: nn.Sequential, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packed_bytes(model.to("meta")) == 4 * (48 * 33 + 33 * 70)
+    monkeypatch.setattr(products, "faster_by_onednn", lambda: False)
+    assert packed_bytes(model) == 0
 
 
 def test_weights_that_change_between_blocks_count(model: nn.Sequential) -> None:

@@ -94,7 +94,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, make_models: Callable[..., t
         recipe: Recipe = mergekit_yaml.build({"merge_method": "linear", "models": weighted, "dtype": "bfloat16"})
         (folder / f"{name}.yaml").write_text(mergekit_yaml.dump(recipe), encoding="utf-8")
         sources = {model: Checkpoint.open(model) for model in models}
-        donor = for_mergekit.as_mergekit_finds(sources[models[0]])
+        donor = for_mergekit.as_mergekit_finds(sources[models[0]], recipe)
         module = MergeEngine(sources, base=models[0]).apply(recipe)
         weights = {tensor: values.data.clone() for tensor, values in module.named_parameters()}
         ours[name] = for_mergekit.obstacles((Document(None, recipe),), donor), weights

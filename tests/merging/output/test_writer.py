@@ -81,7 +81,7 @@ def test_mergekits_file_is_not_there_where_mergekit_drops_tensors(tmp_path: Path
     sources = tuple(Source(path, None, (("weight", constant(1.0)),)) for path in (base, expert))
     out = write_checkpoint(engine, Recipe("linear", (Slice(sources),), out_dtype="bfloat16"), tmp_path / "out")
     assert "mergekit_config.yml" not in left_over(out)
-    said = "mergekit does not build the same: mergekit 0.1.5 drops 3 tensors, such as model.layers.0.mlp"
+    said = "mergekit does not build the same weights: mergekit 0.1.5 drops 3 tensors, such as model.layers.0.mlp"
     assert said in (out / "README.md").read_text().replace("\\", "")
 
 
@@ -120,7 +120,7 @@ def test_mergekit_is_asked_about_the_model_that_gives_the_architecture(
 ) -> None:
     """Not about the one that gives the tokenizer."""
     asked: list[str] = []
-    monkeypatch.setattr(writer, "as_mergekit_finds", lambda source: asked.append(source.reference))
+    monkeypatch.setattr(writer, "as_mergekit_finds", lambda source, recipe: asked.append(source.reference))
     write_checkpoint(llama.engine(), average(llama), tmp_path / "out", tokenizer_from=llama.references[2])
     assert asked == [llama.base]
 

@@ -5,7 +5,7 @@ import pytest
 from search_spaces.recipes import mergekit_yaml
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.layout import ModelLayout
-from search_spaces.recipes.resolve import resolve
+from search_spaces.recipes.resolve import resolve, unused_filters
 
 EDGES = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 
@@ -68,6 +68,21 @@ def test_filters_of_per_model_parameters_see_the_source(layout):
     assert first.name == "model.layers.0.input_layernorm.weight"
     assert first.contributions[0].tensor == "model.layers.3.input_layernorm.weight"
     assert first.base.tensor == "model.layers.3.input_layernorm.weight"
+
+
+def test_filters_that_are_part_of_no_name(layout):
+    """Names of the models and of a deeper result are those that filters are compared with, in all scopes."""
+
+    def conditions(*filters):
+        return {"weight": [*({"filter": part, "value": 0.1} for part in filters), {"filter": "*", "value": 0.5}]}
+
+    expert, base = ({"model": model, "layer_range": [0, 4]} for model in ("a", "base"))
+    slices = [
+        {"sources": [{**expert, "parameters": conditions("mlp", "self_atn")}, base]},
+        {"sources": [expert, base], "parameters": conditions("layers.7.", "layers.8.")},
+    ]
+    recipe = task_arithmetic(slices=slices, parameters=conditions("lm_head", "block_sparse_moe", "self_atn"))
+    assert unused_filters(recipe, layout) == ("block_sparse_moe", "self_atn", "layers.8.")
 
 
 def test_filters_of_shared_parameters_see_the_output(layout):
