@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used; a missing one is an error of one line with the command to type."""
+"""Optional packages: imported where they are used; a missing one gives one line with the command to install it."""
 
 from __future__ import annotations
 

@@ -202,12 +202,12 @@ class ItemPool:
         Raises
         ------
         TaskError
-            If one of them is no search item, or a task has none.
+            If one of them is not a search item, or a task has none.
         """
         found = tuple(item.id for items in self.search.values() for item in items if item.id in ids)
         others = sorted(set(ids) - set(found))
         if others:
-            where = "held out" if others[0] in self.held_out_ids() else "no search item"
+            where = "held out" if others[0] in self.held_out_ids() else "not a search item"
             raise TaskError(f"item {others[0]!r} is {where} ({len(others)} such): list ids of search items")
         missing = [task for task in self.search if task not in positions_by_task(found)]
         if missing:

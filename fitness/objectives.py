@@ -49,7 +49,7 @@ def means(scores: ItemScores | Evaluation) -> dict[str, Estimate]:
 
 
 def _mean(scores: ItemScores | Evaluation, score_I: npt.NDArray[np.float64], places: Sequence[int]) -> Estimate:
-    """Return a task's mean; the score of a model as a whole is no sample of others, so it has no error."""
+    """Return a task's mean; the score of a model as a whole is not a sample of others, so it has no error."""
     if is_whole_model(scores.items[places[0]]):
         return Estimate(float(score_I[places[0]]), 0.0)
     return mean(score_I[list(places)])

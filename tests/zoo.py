@@ -29,7 +29,7 @@ def short_tasks() -> Path:
     """Return a folder with some of the tasks, 200 items per split, which lasts as long as the process."""
     folder = Path(tempfile.mkdtemp(prefix="evomerge-tasks-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return few_items(folder, ("zoo_target_ja", "zoo_target_gen", "zoo_short_en"), 200)
+    return few_items(folder, ("zoo_target_ja", "zoo_target_gen", "zoo_target_mc", "zoo_short_en"), 200)
 
 
 def _of_split(lines: list[str], split: str) -> list[str]:

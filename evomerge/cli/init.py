@@ -49,7 +49,7 @@ HOUR = 3600
 
 TEMPLATE = """\
 # A search file for evomerge. Check it with `evomerge plan {file}`, then run `evomerge search {file}`.
-# All keys: `python -m evomerge.config.reference`. Names that space, method and strategy may have: `evomerge plugins`.
+# All keys: `python -m evomerge.config.reference`. Names for space, method and strategy: `evomerge plugins`.
 models:  # the first is the base that the others were trained from
 {models}
 space:

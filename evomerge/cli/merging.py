@@ -215,7 +215,7 @@ def _opened(
     expanded = recipe.expanded(layout.num_layers)
     example = layout.layer_tensor(0, layout.layers[0][0])
     warn(
-        f"{file}: the filter '{unused}' is part of no tensor's name, so its value is used nowhere; a name is {example}"
+        f"{file}: no tensor's name contains the filter '{unused}', so its value is not used; a name is {example}"
         for unused in unused_filters(expanded, layout)
     )
     try:

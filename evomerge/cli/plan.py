@@ -68,7 +68,7 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         )
     if footprint["packed_bytes"]:
         out.print(
-            f"generating texts holds the linear layers' weights once more, packed: {size(footprint['packed_bytes'])} "
+            f"generating texts needs a packed copy of the linear layers' weights: {size(footprint['packed_bytes'])} "
             "beside the model",
             soft_wrap=True,
         )

@@ -48,7 +48,7 @@ class ConfigError(ValueError):
 def explain(error: ValidationError, section: Section, values: Mapping[str, Any], origin: Callable[[Keys], str]) -> str:
     """Return one line per mistake.
 
-    A validator reports each branch of a union by itself, under names of its own that are no keys of the file. So what
+    A validator reports each branch of a union by itself, under names of its own that are not keys of the file. So what
     counts of a report is the place, followed through the values that were checked; what to write there is read from
     the section's types.
 

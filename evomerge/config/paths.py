@@ -94,7 +94,7 @@ def _space(space: dict[str, Any], folder: Path) -> None:
 
 
 def _recipes(value: Any, folder: Path) -> Any:
-    """Return the paths of recipe files made absolute; names of models and methods, which are no files, stay."""
+    """Return the paths of recipe files made absolute; names of models and methods, which are not files, stay."""
     if isinstance(value, list | tuple):
         return [_recipes(entry, folder) for entry in value]
     if isinstance(value, str) and value:

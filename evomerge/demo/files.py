@@ -16,7 +16,7 @@ _CHECKOUT = Path(__file__).parents[2] / "experiments"
 
 
 class DemoError(ValueError):
-    """A folder is no place for the demo; the message says what to type instead."""
+    """A folder cannot be used for the demo; the message says what to type instead."""
 
 
 def write_files(folder: Path) -> None:

@@ -98,7 +98,7 @@ class GradientSteps:
         files = loss.text if isinstance(loss.text, dict) else dict.fromkeys(experts, str(loss.text))
         different = set(files) ^ set(experts)
         if different:
-            wrong = "has no text" if min(different) in experts else "is no expert"
+            wrong = "has no text" if min(different) in experts else "is not an expert"
             raise ConfigError(
                 f"strategy.loss.text: {min(different)} {wrong}; write a file for each of {', '.join(experts)}, or "
                 "one for all"

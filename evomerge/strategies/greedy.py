@@ -17,7 +17,7 @@ those of the space.
 
 Deviations: pairs are means of coefficients and not spherical. The paper's algorithm says "highest" where its text and
 its figures have the merge of the lowest kinship; so has this one. Model-GLUE continues with a mixture of experts from
-the clusters, which is no merge.
+the clusters, which is not a merge.
 """
 
 from __future__ import annotations

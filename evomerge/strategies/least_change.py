@@ -11,7 +11,7 @@ The choice is the strategy's own guess (`recommend`). A search compares it with 
 final table has a row for each: that of the guess has used no right answer.
 
 Deviations: the published program compares its candidates on some hundred unlabelled items; here it is the items that
-candidates are asked. A failed point is no neighbour, and a point without all its neighbours is not chosen. Of equal
+candidates are asked. A failed point is not a neighbour, and a point without all its neighbours is not chosen. Of equal
 points the one nearer to the middle of the grid is taken.
 """
 

@@ -106,7 +106,7 @@ class MapConfig(StrategyConfig):
         Raises
         ------
         ValueError
-            If a gene is no real number, there are too many genes for one surrogate, or too few candidates.
+            If a gene is not a real number, there are too many genes for one surrogate, or too few candidates.
         """
         planned = evaluations if self.evaluations == "auto" else self.evaluations
         self._check_genes(space)

@@ -227,7 +227,7 @@ def _has_token() -> bool:
     """Tell whether there is a token for Ray clusters, where Ray looks for it.
 
     `ray start --head` asks for the token of everyone once there is one; `ray.init` shows it to a cluster that it finds
-    by itself, and not to one whose address it is given. Clusters without a token take those who have one, too.
+    by itself, and not to one that is given by its address. Clusters without a token take those who have one, too.
     """
     if TOKEN in os.environ or TOKEN_PATH in os.environ:
         return True

@@ -35,7 +35,6 @@ from experiments.fitness_accuracy.learn import CALIBRATION, SEED, learn_from
 from experiments.fitness_accuracy.simulated import as_learnt, items_by_simulation, probabilities
 from experiments.fitness_accuracy.validation import (
     CHANGES,
-    ROBUST_SIZE,
     SIZES,
     Case,
     Record,
@@ -56,6 +55,7 @@ from fitness.results import Estimate
 Array = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 
+ROBUST_SIZE = 20  # items, for candidates unlike their parents
 WIDTH = CHOICE_SCALE  # of the linear model's prior, in Λ
 BROKEN_VARIANCE, EMERGED_VARIANCE = 0.003, 0.03
 WIDEST = 4.0  # κ

@@ -37,7 +37,7 @@ from fitness.estimation.posterior import posterior
 from fitness.estimation.subset import default_subset
 from fitness.results import Estimate
 
-SIZES, ROBUST_SIZE = (20, 30, 50, 100), 20
+SIZES = (20, 30, 50, 100)
 MEAN_DRAWS = 20  # random subsets for the error of their mean
 KNOWN_SCALE = 4.0  # width of the prior that coefficients known from all answers have, in those of the learnt one
 
@@ -199,16 +199,17 @@ def record_of(case: Case, answers: np.ndarray, estimate: Estimate, size: int, rn
     )
 
 
-def measure_graded(found: Sequence[Case], size: int) -> dict[str, list[Record]]:
+def measure_graded(found: Sequence[Case], sizes: Sequence[int]) -> dict[str, list[Record]]:
     """Return the estimates of scores that are not 0 or 1; nothing is learnt for them."""
     records: dict[str, list[Record]] = {name: [] for name in GRADES}
     for number, case in enumerate(found):
-        for name, grade in GRADES.items():
-            rng = np.random.default_rng([SEED, number, size])
-            scores, *parents = grade(np.stack((case.answers, *case.parent_scores)), rng)
-            known = EstimatorInputs(scores.size, parents=np.stack(parents))
-            asked = default_subset(known.prior, size, seed=SEED, generation=number)
-            records[name].append(record_of(case, scores, inherited(scores[asked], asked, known), size, rng))
+        for size in (size for size in sizes if size < case.answers.size):
+            for name, grade in GRADES.items():
+                rng = np.random.default_rng([SEED, number, size])
+                scores, *parents = grade(np.stack((case.answers, *case.parent_scores)), rng)
+                known = EstimatorInputs(scores.size, parents=np.stack(parents))
+                asked = default_subset(known.prior, size, seed=SEED, generation=number)
+                records[name].append(record_of(case, scores, inherited(scores[asked], asked, known), size, rng))
     return records
 
 
@@ -256,6 +257,12 @@ def summarise(records: Sequence[Record]) -> Cell:
     )
 
 
+def _by_size(records: Sequence[Record], sizes: Sequence[int]) -> dict[str, dict[str, object]]:
+    """Return the summary at each size that has records."""
+    own = {size: [each for each in records if each.items == size] for size in sizes}
+    return {str(size): asdict(summarise(found)) for size, found in own.items() if found}
+
+
 def accuracy(benchmarks: Sequence[Benchmark], draws: int, sizes: Sequence[int]) -> dict[str, list[Record]]:
     """Return the records of each way to learn: label to records."""
     everything = cases(benchmarks, draws)
@@ -275,17 +282,17 @@ def accuracy(benchmarks: Sequence[Benchmark], draws: int, sizes: Sequence[int]) 
     return found
 
 
-def robustness(benchmarks: Sequence[Benchmark], draws: int) -> dict[str, list[Record]]:
-    """Return the records of each kind of candidate at 20 items, with priors learnt from the other half."""
+def robustness(benchmarks: Sequence[Benchmark], draws: int, sizes: Sequence[int]) -> dict[str, list[Record]]:
+    """Return the records of each kind of candidate, with priors learnt from the other half."""
     everything = cases(benchmarks, draws)
     found: dict[str, list[Record]] = {name: [] for name in (*CHANGES, WRONG_PARENTS)}
-    found.update(measure_graded(everything, ROBUST_SIZE))
+    found.update(measure_graded(everything, sizes))
     for side in (0, 1):
         with using(learn_from(benchmarks, (draws,), lambda *merge, side=side: half(*merge) != side)):
             tested = [case for case in everything if half(case.benchmark, case.parents) == side]
-            for name, records in measure(tested, (ROBUST_SIZE,), CHANGES).items():
+            for name, records in measure(tested, sizes, CHANGES).items():
                 found[name] += records
-            wrong = measure(tested, (ROBUST_SIZE,), {WRONG_PARENTS: CHANGES["as published"]}, wrong=True)
+            wrong = measure(tested, sizes, {WRONG_PARENTS: CHANGES["as published"]}, wrong=True)
             found[WRONG_PARENTS] += wrong[WRONG_PARENTS]
     return found
 
@@ -311,13 +318,17 @@ def tables(results: Results) -> list[str]:
         floor.append(f"| {name} | " + " | ".join(f"{by_size[size]:.2f}" for size in sizes) + " |")
     average = [sum(by_size[size] for by_size in known.values()) / len(known) for size in sizes]
     floor.append("| average | " + " | ".join(f"{error:.2f}" for error in average) + " |")
-    robust = ["| candidates | error | error of the mean | ratio | 95 % interval covers |", "|---|---|---|---|---|"]
-    for name, cell in results["robustness"].items():
-        ratio = f"{cell['error'] / cell['mean_error']:.2f}" if cell["mean_error"] > 0 else "–"
-        robust.append(
-            f"| {name} | {cell['error']:.2f} | {cell['mean_error']:.2f} | {ratio} | {cell['coverage']:.0f} % |"
-        )
+    robust = ["| candidates | " + " | ".join(f"n={size}" for size in sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
+    for name, by_size in results["robustness"].items():
+        robust.append(f"| {name} | " + " | ".join(_beside_mean(by_size[size]) for size in sizes) + " |")
     return ["\n".join(lines), "\n".join(floor), "\n".join(robust)]
+
+
+def _beside_mean(cell: Mapping[str, float]) -> str:
+    """Return an error, the mean's, their ratio and the coverage."""
+    error, mean = cell["error"], cell["mean_error"]
+    ratio = f"{error / mean:.2f}" if mean > 0 else "–"
+    return f"{error:.2f} ({mean:.2f}), {ratio}, {cell['coverage']:.0f} %"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -332,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draws, sizes = (1, (20,)) if given.quick else (given.draws, SIZES)
     out, start = EXPERIMENT.destination(given), time.perf_counter()
     found = accuracy(benchmarks, draws, sizes)
-    robust = robustness(benchmarks, draws)
+    robust = robustness(benchmarks, draws, sizes)
     floor = floors(cases(benchmarks, 1), sizes)
     results: Results = {
         "draws": draws,
@@ -344,11 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
         "accuracy": {
             label: {
-                which: {
-                    str(size): asdict(summarise([each for each in own if each.items == size]))
-                    for size in sizes
-                    if any(each.items == size for each in own)
-                }
+                which: _by_size(own, sizes)
                 for which, own in (
                     ("listed", [each for each in records if each.listed]),
                     ("named", [each for each in records if not each.listed]),
@@ -358,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for label, records in found.items()
         },
         "floors": {name: {str(size): error for size, error in by_size.items()} for name, by_size in floor.items()},
-        "robustness": {name: asdict(summarise(records)) for name, records in robust.items()},
+        "robustness": {name: _by_size(records, sizes) for name, records in robust.items()},
     }
     print("\n\n".join(tables(results)))
     EXPERIMENT.publish(out, results)

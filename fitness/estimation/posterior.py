@@ -12,11 +12,11 @@ The answers are explained in several ways, each with a chance of its own before 
 - `dead`: all its answers are wrong.
 
 Each explanation gives a normal distribution of the full score; they are weighted by how probable they make the answers.
-The estimate is the median of that mixture. Small shares of broken answers (`SLIGHTLY_BROKEN`) are not part of it: a few
-answers hardly tell them from none, so they would only lower every estimate. They count in the interval: 1.96 standard
-errors on each side of the estimate leave out at most 2.5 % of the mixture with them. With few answers that allows for
-what the answers do not exclude. Most of it is worse than the estimate (a tenth of the answers is broken, and none of
-those asked), so the lower side decides, and the interval holds more than 95 %.
+The estimate is the median of that mixture. The smallest shares of broken answers (`SLIGHTLY_BROKEN`) are not part of
+it: even a hundred answers hardly tell them from none, so they would only lower every estimate. They count in the
+interval: 1.96 standard errors on each side of the estimate leave out at most 2.5 % of the mixture with them. With few
+answers that allows for what the answers do not exclude. Most of it is worse than the estimate (a tenth of the answers
+is broken, and none of those asked), so the lower side decides, and the interval holds more than 95 %.
 
 Letters: I items, S asked and U unasked ones, K explanations, F columns of the design.
 """
@@ -37,9 +37,9 @@ from fitness.results import Estimate
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-CHANCES = {"emerged": 0.08, "collapsed": 0.18, "unrelated": 0.002, "by strata": 0.002, "guesses": 0.01, "dead": 0.02}
-BROKEN_SHARES = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # equally probable
-SLIGHTLY_BROKEN = (0.03, 0.06, 0.1, 0.15)  # each as probable as those, for the interval alone
+CHANCES = {"emerged": 0.08, "collapsed": 0.2, "unrelated": 0.002, "by strata": 0.002, "guesses": 0.01, "dead": 0.02}
+BROKEN_SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # equally probable
+SLIGHTLY_BROKEN = (0.03, 0.06)  # each as probable as those, for the interval alone
 NEVER_CERTAIN = 1e-4  # smallest probability of either answer, if a share of the answers is broken
 STANDARD_ERRORS = 1.96
 TAIL = 0.025  # largest probability of a score further away than that, on each side

@@ -23,7 +23,7 @@ REHEARSED = 2
 
 
 class FunctionError(ValueError):
-    """An own function that raised, or returned what is no score; one line that names it."""
+    """An own function that raised, or did not return a score; one line that names it."""
 
 
 class FunctionEvaluator:

@@ -140,7 +140,7 @@ def _outcome(said: bytes, token: bytes, limit: int) -> Outcome:
         told = json.loads(said[len(token) :])
         return Outcome(told.get("value"), told.get("error"))
     except (ValueError, AttributeError, RecursionError):  # the program has found the token
-        return Outcome(error="it wrote what is no result")
+        return Outcome(error="it did not write a result")
 
 
 def _limits(seconds: int) -> dict[str, int]:

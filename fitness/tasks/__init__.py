@@ -8,6 +8,8 @@ filters and metrics, one number per item. Deliberate deviations from lm-eval:
 
 - Prompts do not depend on the subset. With few-shot examples drawn at random, lm-eval draws other examples for other
   subsets; here an item has the examples that it has when lm-eval evaluates the whole split.
+- Documents that a task draws or shuffles by `random` are those of lm-eval when it loads this task alone: the generators
+  are seeded for each task and split, so that every process has the same items.
 - Any split can be scored, not only the one that lm-eval would choose; an item of another split is never its own
   few-shot example.
 - A metric must be a mean of one number per item, because the search, paired tests and racing need scores per item.

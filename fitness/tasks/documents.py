@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fitness.items import Item, ItemText, prompt_key
@@ -111,6 +112,15 @@ class Documents:
         are_choices = self.task.OUTPUT_TYPE == "multiple_choice"
         return ItemText(self.question(doc)[:LONGEST_TEXT], tuple(right), tuple(texts) if are_choices else ())
 
+    @cached_property
+    def _asks_by_choices(self) -> bool:
+        """Whether all documents have one text ("Which sentence is right?"), so that their choices tell them apart."""
+        if not self.task.config.doc_to_choice:
+            return False
+        first, *others = self.of("test" if self.task.has_test_docs() else "validation")
+        text = self.task.doc_to_text(first)
+        return bool(others) and all(self.task.doc_to_text(doc) == text for doc in others)
+
     def splits(self) -> tuple[str, ...]:
         """Return which of train, validation and test this task has."""
         present = {
@@ -182,10 +192,12 @@ class Documents:
         """Return a document's question without few-shot examples; items with equal questions count as the same."""
         try:
             text = self.task.doc_to_text(doc)
-            if isinstance(text, str) and text.strip():
+            if isinstance(text, str) and text.strip() and not self._asks_by_choices:
                 return text
             if self.task.config.doc_to_choice:  # tasks such as Winogrande put the question into the choices
-                return "\n".join(self.task.doc_to_choice(doc))
+                return "\n".join(
+                    [*([text] if isinstance(text, str) and text.strip() else []), *self.task.doc_to_choice(doc)]
+                )
             return str(self.task.doc_to_target(doc))
         except Exception as error:
             raise TaskError(

@@ -280,7 +280,7 @@ def serve(channel: Channel, backend: Callable[[Mapping[str, Any]], Backend]) -> 
                 reply = _answer(answering, channel, message, arrays)
         except EOFError:
             return
-        except Exception as error:  # whatever vLLM raises; the driver decides what comes of it
+        except Exception as error:  # whatever vLLM raises; the driver decides what follows
             reply = {"error": one_line(error)}, {}
         channel.send(reply[0], **reply[1])
 

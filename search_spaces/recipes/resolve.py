@@ -154,7 +154,7 @@ def _plan_layer(rules: _SliceRules, index: int, layer: int, layout: ModelLayout)
 
 
 def unused_filters(recipe: Recipe, layout: ModelLayout) -> tuple[str, ...]:
-    """Return the filters that are part of no tensor's name, so that their values are used nowhere.
+    """Return the filters that no tensor's name contains, so their values are not used.
 
     Names are those of the models and of the result, which may have more layers.
     """

@@ -39,7 +39,7 @@ def test_candidates_are_asked_the_listed_items(opened: Any) -> None:
     [
         (
             "zoo_target_gen/validation/7000",
-            r"item 'zoo_target_gen/validation/7000' is no search item \(1 such\)",
+            r"item 'zoo_target_gen/validation/7000' is not a search item \(1 such\)",
         ),
         ("zoo_target_gen/test/1", "item 'zoo_target_gen/test/1' is held out"),
         ("", "task 'zoo_target_gen' has no item in the list"),

@@ -62,4 +62,4 @@ def test_models_without_a_common_origin_stay_unrelated(monkeypatch, capsys, tmp_
     generator = torch.Generator().manual_seed(0)
     folder = changed(lambda _, own: torch.randn(own.shape, generator=generator).to(own.dtype))
     lines = matched(monkeypatch, capsys, folder, BASE, tmp_path / "out")
-    assert lines[-1].startswith("it is still unrelated: models that were trained apart")
+    assert lines[-1].startswith("it is still unrelated: models from separate trainings")

@@ -54,4 +54,4 @@ def test_what_a_recipe_names_twice_or_nowhere_is_said(tmp_path: Path, capsys: py
     merge(file, tmp_path / "out", "cpu")
     said = capsys.readouterr().err
     assert f"{tmp_path}/link and {base} are the same folder, and so one model" in said
-    assert "the filter 'self_atn' is part of no tensor's name, so its value is used nowhere" in said
+    assert "no tensor's name contains the filter 'self_atn', so its value is not used" in said

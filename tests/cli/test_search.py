@@ -129,10 +129,10 @@ def test_a_finished_run_is_extended(finished, tmp_path, evomerge):
     assert f"{before + 3} evaluations, {before} of them done" in out
     result = json.loads((run / "result.json").read_text())
     assert result["evaluations"] == before + 3
-    assert result["look"] == 2 and "look 2 at these held-out items" in " ".join(out.split())
-    assert "look 2 at these held-out items" in (run / "report.html").read_text()
+    assert result["look"] == 2 and "number 2 on these held-out items" in " ".join(out.split())
+    assert "number 2 on these held-out items" in (run / "report.html").read_text()
     again = evomerge("resume", "run", cwd=tmp_path)  # no candidate more: the same look
-    assert "look 2 at these held-out items" in " ".join(again.split())
+    assert "number 2 on these held-out items" in " ".join(again.split())
     assert yaml.safe_load((run / "config.yaml").read_text())["budget"]["evaluations"] == before + 3
 
 

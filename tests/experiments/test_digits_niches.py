@@ -49,6 +49,7 @@ def test_a_run_is_decided_by_its_seed_and_tested_at_checkpoints():
     assert one.train[1] >= one.train[0] > 0.5
 
 
+@pytest.mark.slow
 def test_quick_runs_every_method_and_writes_what_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main(["--quick", "-o", str(tmp_path)])
     results = EXPERIMENT.read(tmp_path)
@@ -59,6 +60,7 @@ def test_quick_runs_every_method_and_writes_what_it_reads(tmp_path: Path, capsys
     assert 0 < (tmp_path / "curves.svg").stat().st_size < PLOT
 
 
+@pytest.mark.slow
 def test_the_authors_program_is_timed_without_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     started: list[int] = []
 

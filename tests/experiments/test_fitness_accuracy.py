@@ -158,7 +158,7 @@ def test_the_floor_is_the_noise_of_the_items_that_are_left() -> None:
 
 def test_scores_of_any_size_are_estimated_better_than_by_their_mean() -> None:
     (benchmark,) = small()
-    for records in validation.measure_graded(validation.cases([benchmark], 1), 20).values():
+    for records in validation.measure_graded(validation.cases([benchmark], 1), (20,)).values():
         found = validation.summarise(records)
         assert found.error < 0.8 * found.mean_error and found.coverage > 70
 

@@ -18,6 +18,7 @@ def _own_datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.task)
 def test_all_ways_give_the_same_answers(case: Any, tmp_path: Path) -> None:
     result = measure(quick(case), tmp_path, 0, tmp_path, small=True)

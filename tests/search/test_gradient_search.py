@@ -203,7 +203,7 @@ def test_penalties_pull_the_genes(tmp_path: Path) -> None:
             {"kind": "kl", "text": {"ops": "TEXT"}},
             r"strategy\.loss\.text: ja has no text; write a file for each of ops, ja",
         ),
-        ({"kind": "kl", "text": {"ops": "TEXT", "ja": "TEXT", "eo": "TEXT"}}, "eo is no expert"),
+        ({"kind": "kl", "text": {"ops": "TEXT", "ja": "TEXT", "eo": "TEXT"}}, "eo is not an expert"),
         ({"kind": "js", "text": "TEXT", "window": 5000}, "less than one window of 5000; write more text"),
         ({"kind": "js", "text": "HELD OUT"}, r"contains the held-out item zoo_target_ja/"),
         ({"kind": "perplexity"}, "right_answer"),

@@ -177,7 +177,7 @@ def test_a_callable_in_place_of_a_section(write, tmp_path):
     other.__qualname__ = given.__qualname__
     with pytest.raises(RunError, match="items have changed"):
         evomerge.resume(tmp_path / "run", evaluate=other, items=items[:-3])
-    with pytest.raises(ConfigError, match="items: they are what `evaluate` scores"):
+    with pytest.raises(ConfigError, match="items: only `evaluate` uses them"):
         evomerge.search(values, tmp_path / "x", items=items)
 
 

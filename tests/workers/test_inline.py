@@ -147,7 +147,7 @@ def test_a_changed_source_stops_the_search_and_nothing_is_recorded(worker, probl
     other = file.with_name("other")
     other.write_bytes(changed)
     os.replace(other, file)
-    with pytest.raises(WorkerError, match=r"model\.safetensors has changed while the search ran.*resume the run"):
+    with pytest.raises(WorkerError, match=r"model\.safetensors has changed during the search.*resume the run"):
         worker.evaluate(start)
     file.write_bytes(before)
     assert worker.evaluate(start).status == "ok"
@@ -162,7 +162,7 @@ def test_a_source_that_changes_during_an_evaluation_is_noticed(worker, problem, 
         return score(model, items, **options)
 
     monkeypatch.setattr(worker.evaluator, "score", scoring)
-    with pytest.raises(WorkerError, match="has vanished while the search ran"):
+    with pytest.raises(WorkerError, match="has vanished during the search"):
         worker.evaluate(start)
     file.with_name("hidden").rename(file)
     assert file.read_bytes() == before

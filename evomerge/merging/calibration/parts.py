@@ -49,6 +49,6 @@ def load(folder: Path) -> Statistics:
         raise FileNotFoundError(folder)
     for file in files:
         with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
+            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is not a mapping
             found |= {name: found[other] for name, other in json.loads(opened.metadata()["same"]).items()}
     return found

@@ -1,1 +1,1 @@
-"""What stands between opened sources: their form, what they compute, how alike they are, and their licences."""
+"""Comparisons of opened sources: their form, what they compute, how similar they are, and their licences."""

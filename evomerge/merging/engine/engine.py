@@ -30,6 +30,7 @@ from evomerge.merging.sources.adapters import Factors
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.layers import LayerOrder, check_kinds, layer_order, reordered
 from evomerge.merging.sources.source import Source, architecture_key, with_buffers
+from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.recipes.resolve import TensorPlan, resolve
@@ -194,8 +195,7 @@ class MergeEngine:
         """Return a new model of the recipe in its `out_dtype`, in the CPU's memory, for the writer."""
         recipe, plans = self.plans(recipe)
         self._statistics.measure(recipe, plans)
-        config = self._checked_config(recipe)
-        resident = build_resident(config, self.checkpoint(recipe.donor), self.out_dtype(recipe), torch.device("cpu"))
+        resident = self._new_resident(recipe, plans, torch.device("cpu"))
         self._fill(resident, recipe, plans)
         return resident.module
 
@@ -217,9 +217,7 @@ class MergeEngine:
 
     def outline(self, recipe: Recipe) -> PreTrainedModel:
         """Return the recipe's model without weights, in its `out_dtype` and with its configuration, for the writer."""
-        recipe, _ = self.plans(recipe)
-        donor, out_dtype = self.checkpoint(recipe.donor), self.out_dtype(recipe)
-        return build_resident(self._checked_config(recipe), donor, out_dtype, torch.device("meta")).module
+        return self._new_resident(*self.plans(recipe), torch.device("meta")).module
 
     def stream(self, recipe: Recipe, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the named tensors of the recipe's model in its `out_dtype`, in the CPU's memory, the largest first.
@@ -497,11 +495,18 @@ class MergeEngine:
         """Return what a source's own model computes in."""
         return self._dtype_for(self.checkpoint(reference).dtype)
 
-    def _checked_config(self, recipe: Recipe) -> PretrainedConfig:
-        """Return the configuration of a recipe's model, which builds layers of the kinds that the recipe has."""
-        order = layer_order(recipe)
-        self._architecture_key(recipe.donor, order)
-        return self._config(recipe.donor, order)
+    def _new_resident(self, recipe: Recipe, plans: Sequence[TensorPlan], device: torch.device) -> Resident:
+        """Return an unfilled model in the recipe's `out_dtype`, which has a place for every tensor of the merge."""
+        order, donor = layer_order(recipe), self.checkpoint(recipe.donor)
+        self._architecture_key(recipe.donor, order)  # checks the kinds of the layers
+        resident = build_resident(self._config(recipe.donor, order), donor, self.out_dtype(recipe), device)
+        for plan in plans:
+            if plan.name not in resident.shapes:
+                raise RecipeError(
+                    f"{donor.reference}: a {donor.outline.architecture} that its configuration describes has no "
+                    f"{plan.name}, so a merge would lose it; keep the number of layers"
+                )
+        return resident
 
     def _config(self, donor: str, order: LayerOrder) -> PretrainedConfig:
         configs = {reference: checkpoint.config for reference, checkpoint in self.checkpoints.items()}

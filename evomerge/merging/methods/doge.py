@@ -13,7 +13,7 @@ The minimum follows from a [T·M, T·M] system, with the matrix (I − P) ⊙ (�
 
 Deviations: the authors stop Adam after 400 steps of 1e-4 and take squares without dividing by ‖τ_{t,m}‖² (which
 changes nothing where all terms can vanish); η is in units of n̄, where theirs (0.07) is the norm itself; m_t is per
-tensor; tensors that are no linear maps take the weighted mean of the task vectors, where they keep the base's.
+tensor; tensors that are not linear maps take the weighted mean of the task vectors, where they keep the base's.
 
 Preparing costs T decompositions and the system's Cholesky factorisation: 8 (T·M)² bytes for a moment.
 """

@@ -34,7 +34,7 @@ from evomerge.merging.methods.registry import Prepared, SourceGroup, WholeTensor
 
 STEPS = 20
 TOLERANCE = 1e-12
-"""How far θ_0 still moves, over the largest θ_t − θ_0, when it stands still but for rounding."""
+"""How far θ_0 still moves, over the largest θ_t − θ_0, when only rounding moves it."""
 
 
 class LowRank(WholeTensorState):

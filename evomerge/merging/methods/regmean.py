@@ -156,12 +156,12 @@ def regmean_plus_plus(
 
 
 def solve(block: Block, weight: PerModel, reduction: float, ridge: float, method: str) -> None:
-    """Fill a block with the least squares' solution; one that is no linear map with a Gram matrix, with the average.
+    """Fill a block with the least squares' solution; one that is not a linear map with a Gram matrix, with the average.
 
     Raises
     ------
     ValueError
-        If the weights are no shares, or the ridge is 0.
+        If the weights are not shares, or the ridge is 0.
     """
     check_shares(weight, method)
     if ridge <= 0:

@@ -116,7 +116,7 @@ class Upload:
 
 
 def checked_upload(folder: Path, published: Mapping[str, str] | None = None) -> Upload:
-    """Return what of a folder goes to the hub.
+    """Return the files of a folder that go to the hub.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def checked_upload(folder: Path, published: Mapping[str, str] | None = None) -> 
 
 
 def check_repository(name: str) -> None:
-    """Refuse what is no name of a repository; raises PublishError."""
+    """Refuse what is not a repository name; raises PublishError."""
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -42,6 +42,7 @@ _NUMBERS = (  # lists of the numbers of all layers of one kind
     "rope_scaling_layers",
 )
 _FIRST = ("first_k_dense_replace", "num_dense_layers")  # number of layers at the beginning without experts
+_DEPTHS = ("num_blocks",)  # the number of layers, stated once more (xLSTM)
 _CYCLES = ("block_types",)  # kinds that repeat until there is one for each layer (RecurrentGemma)
 _BY_PLACE = {
     "scale_attn_by_inverse_layer_idx": "attention is divided by the layer's number",
@@ -109,7 +110,9 @@ def reordered(config: PretrainedConfig, order: LayerOrder, configs: Mapping[str,
     if any("per_layer_config" in own for own, _ in layers):
         overrides = [own.get("per_layer_config", {}).get(str(layer)) for own, layer in layers]
         values["per_layer_config"] = {str(place): own for place, own in enumerate(overrides) if own}
-    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(order)
+    stated_again = [name for name in _DEPTHS if values.get(name) == config.num_hidden_layers]
+    for name in (config.attribute_map.get("num_hidden_layers", "num_hidden_layers"), *stated_again):
+        values[name] = len(order)
     return type(config).from_dict(values)
 
 

@@ -50,7 +50,7 @@ class WeightFiles:
         named = _named_in_index(reference, folder)
         for path in _shards(reference, folder, named):
             opened[path] = _open(reference, path)
-            for key in opened[path].keys():  # noqa: SIM118 - safetensors' file is no mapping
+            for key in opened[path].keys():  # noqa: SIM118 - safetensors' file is not a mapping
                 if key in paths:
                     raise CheckpointError(
                         f"{reference}: {key} is in {paths[key].name} and in {path.name}; "

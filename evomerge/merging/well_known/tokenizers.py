@@ -26,7 +26,7 @@ def end_token_id(folder: Path) -> int | None:
 
 
 def have_one_vocabulary(first: Sequence[Path], second: Sequence[Path]) -> bool:
-    """Whether two tokenizers' files are the same but for templates and settings that name no token."""
+    """Whether two tokenizers' files are the same except for templates and settings that name no token."""
     own, others = ({path.name: path for path in files if _counts(path)} for files in (first, second))
     return own.keys() == others.keys() and all(_alike(own[name], others[name]) for name in own)
 

@@ -22,7 +22,7 @@ OUTSIDE = "outside the layers"
 EQUAL = 1e-9
 """Values that are closer than this are one."""
 MOST_LOOKED_AT = 100
-"""Candidates, best first, among which one that is no source is looked for."""
+"""Candidates, best first, among which one that is not a source is searched."""
 SHARED = "all models"
 """Model of a parameter that belongs to none of them, such as SLERP's `t`."""
 

@@ -80,8 +80,11 @@ def source(values: Values) -> altair.InlineData:
 
 
 def spec_of(chart: altair.TopLevelMixin, height: int | None = None) -> Spec:
-    """Return a chart as a specification as wide as its place on the page."""
-    spec: Spec = chart.properties(width="container").to_dict()
+    """Return a chart as a specification as wide as its place on the page.
+
+    It is not checked against Vega-Lite's schema, which takes longer than all else; the tests do that.
+    """
+    spec: Spec = chart.properties(width="container").to_dict(validate=False)
     spec.pop("config", None)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     if height is not None:

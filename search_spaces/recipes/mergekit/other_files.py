@@ -1,4 +1,4 @@
-"""Files that are no recipes and are taken for one: those of mergekit's other commands, and of models."""
+"""Files that are not recipes but look like one: those of mergekit's other commands, and of models."""
 
 from __future__ import annotations
 

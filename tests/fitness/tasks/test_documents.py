@@ -58,3 +58,11 @@ def test_documents_that_are_drawn_at_random_are_the_same_in_each_process(toys: A
         found.append([doc["gold"] for doc in toys.suite("toy").task("toy").documents.of("test")])
         assert random.random() == drawn  # the program's own generator goes on as before
     assert found[0] == found[1] == found[2]
+
+
+def test_a_text_that_all_documents_share_does_not_make_them_one_item(toys: Any) -> None:
+    """The choices are the question then; equal items are on one side, so nothing would be left on the other."""
+    toys.write("toy", "mc", train=9, validation=12, test=12, doc_to_text="Which word is right?", num_fewshot=1)
+    pool = toys.suite("toy", held_out=0.5).pool
+    assert pool.search["toy"] and pool.held_out["toy"]
+    assert len({item.key for side in (pool.search, pool.held_out) for item in side["toy"]}) == 12

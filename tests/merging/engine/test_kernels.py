@@ -66,8 +66,7 @@ def two_threads() -> Any:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("method", "dtype"), [("dare_ties", "float32"), *((method, "bfloat16") for method in METHODS)])
 def test_large_models_are_merged_alike(llama: Any, method: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evomerge.merging.engine.tensor_merge.UNIT", 700)  # so that tensors are split
     expected = filled(llama.engine(compute_dtype=dtype), recipe(llama, method))
@@ -94,8 +93,15 @@ def test_any_number_of_models(merge: Callable[..., Tensor], tensors: Callable[..
         assert torch.equal(merge(method, start, models, weight=weight, compiled=True, **own), expected)
 
 
-@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear", "dare_ties"])
+@pytest.mark.parametrize(
+    ("method", "out_dtype"),
+    [
+        ("task_arithmetic", torch.float32),
+        ("dare_linear", torch.float32),
+        ("dare_ties", torch.float32),
+        ("dare_ties", torch.bfloat16),
+    ],
+)
 def test_whole_tiles_and_what_is_left(
     merge: Callable[..., Tensor], tensors: Callable[..., list[Tensor]], method: str, out_dtype: torch.dtype
 ) -> None:

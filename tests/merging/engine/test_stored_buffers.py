@@ -108,3 +108,16 @@ def test_a_layer_of_another_kind_is_refused_before_it_is_written(tmp_path: Path)
     ends = tuple(Slice((Source(model, span),)) for span in ((0, 4), (3, 4)))
     with pytest.raises(RecipeError, match=r"layer 3 of .* cannot be layer 4"):
         write_checkpoint(opened(model), Recipe("passthrough", ends, base_model=model), tmp_path / "out")
+
+
+def test_a_tensor_without_a_place_in_the_result_is_refused(
+    models: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a configuration states its depth in a key that is not known."""
+    engine = opened(*models)
+    config = engine.checkpoint(models[0]).config
+    monkeypatch.setattr(engine, "_config", lambda donor, order: config)
+    monkeypatch.setattr(engine, "_architecture_key", lambda donor, order: "")
+    slices = tuple(Slice((Source(models[0], span),)) for span in ((0, 4), (3, 4)))
+    with pytest.raises(RecipeError, match="has no model"):
+        write_checkpoint(engine, Recipe("passthrough", slices, base_model=models[0]), tmp_path / "out")

@@ -25,6 +25,7 @@ from transformers import (
     Qwen3MoeConfig,
     RecurrentGemmaConfig,
     SmolLM3Config,
+    xLSTMConfig,
 )
 
 from evomerge.merging.engine.engine import MergeEngine
@@ -122,6 +123,12 @@ def test_reordered_config(configs: dict[str, Callable[[], Any]], name: str) -> N
     if name in PER_LAYER:
         kinds = config.layer_types
         assert found.layer_types == [kinds[2], kinds[0], "full_attention", kinds[3], kinds[1], kinds[1]]
+
+
+def test_a_depth_that_is_stated_twice() -> None:
+    config = xLSTMConfig(hidden_size=32, num_heads=4, num_blocks=2, num_hidden_layers=2, vocab_size=64)
+    found = reordered(config, (("m", 0), ("m", 1), ("m", 1)), {"m": config})
+    assert (found.num_hidden_layers, found.num_blocks) == (3, 3)
 
 
 @pytest.mark.parametrize("name", MOVED)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
+from evomerge.runs.report import drawings, figures
 from evomerge.runs.result import Result, Row, rows_text
 from evomerge.runs.run import Asked, ReferenceScore, Run, Told
 from evomerge.runs.verdict import Comparison, Verdict
@@ -90,6 +91,17 @@ class Writer:
     def close(self):
         self.run.close()
         return self.path
+
+
+@pytest.fixture(autouse=True)
+def valid_figures(monkeypatch):
+    """Check each figure against Vega-Lite's schema, which a report does not."""
+
+    def spec_of(chart, height=None):
+        chart.to_dict(validate=True)
+        return figures.spec_of(chart, height)
+
+    monkeypatch.setattr(drawings, "spec_of", spec_of)
 
 
 @pytest.fixture
