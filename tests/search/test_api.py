@@ -104,7 +104,7 @@ def test_a_search_begins_with_what_another_run_has_found(folder):
     evomerge.search(
         config, run=folder / "warm", overrides=["budget.evaluations=4"], warm_start=folder / "cli", say=said.append
     )
-    assert any(sentence.startswith(f"warm start: 1 candidates of {folder / 'cli'}") for sentence in said)
+    assert any(sentence.startswith(f"warm start: 1 candidate of {folder / 'cli'}") for sentence in said)
     assert load(folder / "warm" / "config.yaml").strategy.warm_start.is_loaded
 
 

@@ -52,7 +52,7 @@ def test_a_worker_elsewhere_scores_as_one_here(problem, sent):
     expected = local_worker(problem).ready().evaluate(request_of(problem))
     assert found.status == expected.status == "ok"
     assert np.array_equal(found.scores, expected.scores)
-    assert actor.heartbeat() == "idle, 1 candidates scored"
+    assert actor.heartbeat() == "idle, 1 candidate scored"
 
 
 def other_sources(environment):

@@ -85,7 +85,7 @@ def test_every_strategy_begins_with_the_best(name, folder, history, problem):
     start = load_warm_start(named, problem.config, problem.space, strategy)
     found = expressed(read_rows(folder / "former")["found"], problem.config.models, problem.layout, problem.space)
     if name == "cma_es":  # a tenth of eight: the best alone
-        assert start.message.startswith("warm start: 1 candidates of ")
+        assert start.message.startswith("warm start: 1 candidate of ")
         width = problem.space.high - problem.space.low
         assert start.strategy.warm_start.mean == pytest.approx((found - problem.space.low) / width)
         return

@@ -61,7 +61,7 @@ def test_the_budget_must_hold_every_option_of_a_choice():
         ):
             config.resolved(PlantedSpace([ten]), noise=0.0, evaluations=5)
         with pytest.raises(
-            ValueError, match=r"a grid of 2 values for each of 1 genes and all options of each choice has"
+            ValueError, match=r"a grid of 2 values for each of 1 gene and all options of each choice has"
         ):
             config.resolved(PlantedSpace([x, ten]), noise=0.0, evaluations=19)
     assert GridConfig(points=5).resolved(PlantedSpace([x, two]), noise=0.0, evaluations=10).points == 5
