@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.cli.printing import PrintableConsole
-from evomerge.files.messages import printable
+from evomerge.files.messages import counted, printable
 from evomerge.runs.held_out import HeldOut
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Run, RunError
@@ -94,7 +94,7 @@ def answers(path: Path, row: str, selection: Selection, as_json: bool) -> None:
         return
     out = PrintableConsole(highlight=False, markup=False, emoji=False)
     out.width = min(out.width, WIDTH) if out.is_terminal else WIDTH
-    out.print(f"{row}: {len(found)} of {len(rows[row].items)} held-out items")
+    out.print(f"{row}: {len(found)} of {counted(len(rows[row].items), 'held-out item')}")
     for one in shown:
         out.print(_table(one, row))
     if len(shown) < len(found):

@@ -12,9 +12,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Final, Literal, TypeVar
 
-from evomerge.cli.printing import counted
 from evomerge.files.atomic import atomic_file, atomic_folder, write_text
-from evomerge.files.messages import print_file, printable, say
+from evomerge.files.messages import counted, print_file, printable, say
 from evomerge.runs import frames, optuna_study
 from evomerge.runs.history import RunHistory
 from evomerge.runs.report import population

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge.files.messages import one_line, printable, reason
+from evomerge.files.messages import counted, one_line, printable, reason
 
 OURS = ("evomerge", "search_spaces", "fitness")
 LONGEST_MESSAGE = 1_700
@@ -41,7 +41,7 @@ def _cut(lines: Sequence[str]) -> list[str]:
         cut = printable(line, LONGEST_LINE)
         if shown and sum(len(other) + BESIDE for other in (*shown, cut)) > LONGEST_MESSAGE:
             more = len(lines) - number
-            return [*shown, f"... and {more} more mistake{'s' if more > 1 else ''} of this kind; fix these first"]
+            return [*shown, f"... and {counted(more, 'more mistake')} of this kind; fix these first"]
         shown.append(cut)
     return shown
 

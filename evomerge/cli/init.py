@@ -22,7 +22,7 @@ from evomerge.config.genome import from_genome
 from evomerge.config.load import load_mapping
 from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
-from evomerge.files.messages import reason, say
+from evomerge.files.messages import counted, reason, say
 from evomerge.files.references import local_or_hub, named_twice
 from evomerge.merging.checks import preflight
 from evomerge.merging.sources.open_sources import open_sources, typed
@@ -129,7 +129,7 @@ def init(
         why_budget=why_budget,
     )
     write_text(output, text)
-    say(f"wrote {output}: {genes.count} genes, {evaluations} evaluations ({why_budget})")
+    say(f"wrote {output}: {counted(genes.count, 'gene')}, {counted(evaluations, 'evaluation')} ({why_budget})")
     say(f"next: evomerge plan {quote(str(output))}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evomerge.files.messages import say
+from evomerge.files.messages import counted, say
 from evomerge.merging.checks.similarity import UNRELATED
 from evomerge.merging.matching.reordered import write_matched
 
@@ -19,7 +19,10 @@ def match(model: str, reference: str, out: Path) -> None:
             f"{model} has its units in the order of {reference} already (cosine {found.before:.4f}); nothing is written"
         )
         return
-    say(f"wrote {out}: {moved} units moved, cosine with {reference} {found.before:.4f} before, {found.after:.4f} after")
+    say(
+        f"wrote {out}: {counted(moved, 'unit')} moved, cosine with {reference} {found.before:.4f} before, "
+        f"{found.after:.4f} after"
+    )
     if found.after < UNRELATED:
         say(
             "it is still unrelated: models from separate trainings rarely have units that match one to one; a merge of "

@@ -17,7 +17,7 @@ from evomerge.cli.printing import console, duration, grid, size
 from evomerge.config.keyed import keyed
 from evomerge.config.load import load, located
 from evomerge.config.search_file import SearchConfig
-from evomerge.files.messages import printable
+from evomerge.files.messages import counted, printable
 from evomerge.merging.engine.placement import Choice
 from evomerge.runs.bill import TIMED
 from evomerge.search.forecast.rehearsal import forecast
@@ -77,18 +77,19 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
         out.print(sentence, soft_wrap=True)
     out.print(summary["chosen"] or f"strategy {summary['strategy']}", soft_wrap=True)
     out.print(f"scored before it: {', '.join(summary['founders'])}", soft_wrap=True)
-    out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {items['asked']} items asked")
+    out.print(f"per candidate: {size(footprint['touched_bytes'])} touched, {counted(items['asked'], 'item')} asked")
     steps = summary["steps"]
     if steps["count"]:
         seconds = duration(steps["seconds"])
-        out.print(f"per gradient step: {steps['items']} items asked, {seconds}; {steps['count']} steps")
+        asked, count = counted(steps["items"], "item"), counted(steps["count"], "step")
+        out.print(f"per gradient step: {asked} asked, {seconds}; {count}")
         out.print(
             f"a step needs at most {size(steps['peak_bytes'])}: the memory of merging, one tensor's gradient at a time "
             f"({size(steps['gradient_bytes'])}), and {size(steps['activation_bytes'])} of activations ({steps['how']})"
         )
     out.print(
         f"measured: merge {duration(summary['seconds']['merge'])}, scoring {duration(summary['seconds']['score'])}; "
-        f"{summary['evaluations']} evaluations take about {duration(summary['search_seconds'])}"
+        f"about {duration(summary['search_seconds'])} for {counted(summary['evaluations'], 'evaluation')}"
     )
     print_bill(out, summary)
     out.print(f"items: {items['search']} for searching, {items['held_out']} held out")
@@ -110,7 +111,7 @@ def genes_of(space: SearchSpace) -> list[dict[str, Any]]:
 def print_genes(out: Console, genes: Sequence[Mapping[str, Any]]) -> None:
     """Print the number of genes, and the first of them."""
     rows = [[g["name"], f"{g['low']:g}", f"{g['high']:g}", f"{g['start']:g}"] for g in genes[:SHOWN_GENES]]
-    out.print(f"{len(genes)} genes")
+    out.print(counted(len(genes), "gene"))
     out.print(grid(["gene", "low", "high", "start"], rows))
     if len(genes) > SHOWN_GENES:
         out.print(f"... and {len(genes) - SHOWN_GENES} more (--json has all)")
@@ -217,7 +218,7 @@ def too_few(evaluations: int, population: int) -> list[str]:
     if evaluations >= wanted:
         return []
     return [
-        f"{evaluations} evaluations are fewer than {GENERATIONS} generations of {population}; set "
+        f"{counted(evaluations, 'evaluation')}: fewer than {GENERATIONS} generations of {population}; set "
         f"budget.evaluations to {wanted} or more, or reduce the genes (space.layers_per_group, space.modules)"
     ]
 
@@ -249,5 +250,6 @@ def _budget_notes(population: int, problem: Problem, seconds: float) -> list[str
     notes = [] if takes_steps else too_few(budget.evaluations, population)
     enough = reached(problem.config, seconds)
     if enough < budget.evaluations:
-        notes.append(f"{budget.hours:g} hours end the search after about {enough} of {budget.evaluations} evaluations")
+        of = counted(budget.evaluations, "evaluation")
+        notes.append(f"budget.hours {budget.hours:g} ends the search after about {enough} of {of}")
     return notes

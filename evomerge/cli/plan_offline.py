@@ -17,7 +17,7 @@ from evomerge.config.keyed import keyed
 from evomerge.config.load import load, located
 from evomerge.config.names import check_names, check_tasks
 from evomerge.config.search_file import SearchConfig
-from evomerge.files.messages import reason
+from evomerge.files.messages import counted, reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import layout_of_module, meta_module
 from evomerge.search.auto_strategy import choose
@@ -50,10 +50,12 @@ def plan_offline(config_file: Path, overrides: Sequence[str], architecture: Path
     out = console()
     print_genes(out, summary["genes"])
     out.print(f"\nmodels: {summary['parameters']:,} parameters each, if they are like {summary['architecture']}")
-    asked = "all search items" if summary["items"] is None else f"{summary['items']} items"
-    answers = "" if summary["answers"] is None else f", {summary['answers']:,} answers of candidates"
+    asked = "all search items" if summary["items"] is None else counted(summary["items"], "item")
+    answers = "" if summary["answers"] is None else f", {counted(summary['answers'], 'answer')} of candidates"
     out.print(summary["chosen"] or f"strategy {summary['strategy']}", soft_wrap=True)
-    out.print(f"{summary['evaluations']} evaluations, {summary['population']} at a time, of {asked} each{answers}")
+    out.print(
+        f"{counted(summary['evaluations'], 'evaluation')}, {summary['population']} at a time, of {asked} each{answers}"
+    )
     out.print(
         "what sources, finalists and held-out rows answer, and how long all takes, depends on the tasks' data and the "
         "models' weights: `evomerge plan` without --offline says it",

@@ -77,11 +77,6 @@ def print_next(out: Console, run: Path) -> None:
         out.print(line, soft_wrap=True)
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number of things with their name."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def size(count: float) -> str:
     """Return a number of bytes in a readable unit."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from evomerge.cli.printing import console, grid, size
-from evomerge.files.messages import reason, say
+from evomerge.files.messages import counted, reason, say
 from evomerge.merging.output.publishing import PublishError, Upload, check_repository, checked_upload
 
 
@@ -38,7 +38,7 @@ def push(
     if as_json:
         print(json.dumps({"url": url}))
     else:
-        say(f"pushed {len(upload.files)} files to {url}")
+        say(f"pushed {counted(len(upload.files), 'file')} to {url}")
 
 
 def _pair(option: str) -> tuple[str, str]:
@@ -65,11 +65,11 @@ def _show(upload: Upload, repository: str, private: bool, revision: str | None, 
     for name in upload.left_out:
         say(f"{name} is hidden and is left out")
     base = data.base_model or "none on the hub"
-    results = f"{len(data.eval_results or [])} held-out scores"
+    results = counted(len(data.eval_results or []), "held-out score")
     said = f"base models {base if isinstance(base, str) else ', '.join(base)}, licence {data.license or 'not stated'}"
     say(f"the model card is valid: {results}, {said}")
     where = f"{'private ' if private else ''}{repository}" + (f" at {revision}" if revision else "")
-    say(f"dry run: {len(upload.files)} files, {size(total)}, would go to {where}")
+    say(f"dry run: {counted(len(upload.files), 'file')}, {size(total)}, would go to {where}")
 
 
 def _upload(upload: Upload, repository: str, private: bool, revision: str | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evomerge.config.errors import ConfigError
 from evomerge.files.atomic import PlaceError, write_text
-from evomerge.files.messages import say
+from evomerge.files.messages import counted, say
 from evomerge.runs.report.html import render, write_figures
 from evomerge.search.warm_start import space_of
 from search_spaces.recipes.errors import RecipeError
@@ -25,7 +25,7 @@ def report(path: Path, out: Path | None, figures: Path | None = None) -> None:
         say(f"warning: candidates are shown without their recipes: {obstacle}", stderr=True)
     if figures is not None:
         written = write_figures(path, figures, space)
-        say(f"wrote {len(written)} files to {figures}")
+        say(f"wrote {counted(len(written), 'file')} to {figures}")
 
 
 def _space(path: Path) -> tuple[SearchSpace | None, str]:

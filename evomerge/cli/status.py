@@ -16,6 +16,7 @@ from evomerge.cli.progress import best_so_far
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.config.search_file import BudgetConfig
+from evomerge.files.messages import counted
 from evomerge.runs.bill import Bill
 from evomerge.runs.history import RunHistory
 from evomerge.runs.result import Result
@@ -34,8 +35,8 @@ def print_summary(out: Console, path: Path) -> None:
     """Print the state of a run for people."""
     summary, history, result = summarised(path)
     out.print(
-        f"{path}: {summary['state']}, {summary['evaluations']}/{summary['budget']} evaluations "
-        f"({history.failed} failed, {history.cached} repeated), {history.item_evaluations} item evaluations"
+        f"{path}: {summary['state']}, {summary['evaluations']}/{counted(summary['budget'], 'evaluation')} "
+        f"({history.failed} failed, {history.cached} repeated), {counted(history.item_evaluations, 'item evaluation')}"
     )
     if history.best is not None:
         out.print(f"best search score {best_so_far(history)} (candidate {history.best})")

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from evomerge.cli.printing import console, duration
 from evomerge.cli.status import print_summary, summarised
-from evomerge.files.messages import printable
+from evomerge.files.messages import counted, printable
 
 INTERVAL = 2.0
 """Seconds between two looks at a run."""
@@ -59,7 +59,7 @@ def _looks(path: Path, interval: float, sleep: Callable[[float], None]) -> Itera
 def line(summary: dict[str, Any]) -> str:
     """Return a run's state on one line."""
     parts = [
-        f"{summary['stage'] or 'opening'}: {summary['evaluations']}/{summary['budget']} evaluations",
+        f"{summary['stage'] or 'opening'}: {summary['evaluations']}/{counted(summary['budget'], 'evaluation')}",
         f"{_answers(summary)} answers",
         f"best {_best(summary)}",
     ]
@@ -83,9 +83,9 @@ def dashboard(summary: dict[str, Any], width: int) -> Group:
         ("time", f"{duration(summary['elapsed_seconds'])} searched, {_left(summary)}"),
         ("best", _best(summary)),
         ("generation", "-" if generation is None else _generation(generation)),
-        ("workers", f"{summary['in_flight']} candidates in flight{_shares(summary)}"),
+        ("workers", f"{counted(summary['in_flight'], 'candidate')} in flight{_shares(summary)}"),
         ("failures", _failures(summary)),
-        ("repeated", f"{summary['cached']} candidates with known scores"),
+        ("repeated", f"{counted(summary['cached'], 'candidate')} with known scores"),
     ]
     for name, text in rows:
         table.add_row(name, printable(text, 200))

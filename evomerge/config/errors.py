@@ -22,7 +22,7 @@ from evomerge.config.schema import (
     sections_for,
     step,
 )
-from evomerge.files.messages import nearest, printable
+from evomerge.files.messages import counted, nearest, printable
 
 Key: TypeAlias = str | int
 Keys: TypeAlias = tuple[Key, ...]
@@ -73,7 +73,7 @@ def explain(error: ValidationError, section: Section, values: Mapping[str, Any],
         _line(keys, _message(found, keys, section, values), section, origin) for keys, found in inner[:MOST_MISTAKES]
     ]
     if len(inner) > MOST_MISTAKES:
-        lines.append(f"... and {len(inner) - MOST_MISTAKES} more mistakes")
+        lines.append(f"... and {counted(len(inner) - MOST_MISTAKES, 'more mistake')}")
     return "\n".join(dict.fromkeys(lines))
 
 

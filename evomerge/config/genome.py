@@ -15,6 +15,7 @@ from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
+from evomerge.files.messages import counted
 from evomerge.files.references import local_or_hub
 from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.references import parse_reference, parts, with_parts
@@ -207,7 +208,9 @@ def _groups(genome: _Genome, models: dict[str, str]) -> dict[str, Any]:
     if depth is None:
         return {"layers_per_group": size} | ({"smooth": True} if genome.smooth else {})
     if depth % size:
-        raise ConfigError(f"genome.layer_granularity: {size} does not divide the models' {depth} layers; correct it")
+        raise ConfigError(
+            f"genome.layer_granularity: {size} does not divide the models' {counted(depth, 'layer')}; correct it"
+        )
     runs: list[list[int | str]] = [
         [f"{first}-{first + size - 1}" if size > 1 else first] for first in range(0, depth, size)
     ]

@@ -98,6 +98,11 @@ def as_line(text: str) -> str:
     return "\n" * (len(text) - len(line)) + printable(line)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things with their name."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """Return the known name that a wrong one was probably meant to be; None when none is similar."""
     return next(iter(get_close_matches(name, list(known), n=1)), None) if isinstance(name, str) else None

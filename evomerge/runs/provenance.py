@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evomerge.files.messages import counted
 from evomerge.merging.output.provenance import Provenance, TaskFacts
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
@@ -81,7 +82,8 @@ def _origin_of_candidate(history: RunHistory, recipe: Recipe) -> str:
     evaluation = history.evaluation(ranking[place])
     return (
         f"candidate {ranking[place]}, rank {place + 1} of {len(ranking)} by the score on search items "
-        f"({evaluation.value:.3f} with standard error {evaluation.standard_error:.3f}, {len(evaluation.items)} items). "
+        f"({evaluation.value:.3f} with standard error {evaluation.standard_error:.3f}, "
+        f"{counted(len(evaluation.items), 'item')}). "
         "The rank follows from this score, which is therefore biased upward; the recipe was not scored on held-out "
         "items."
     )

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter
 
+from evomerge.files.messages import counted
 from evomerge.runs.event_rows import first_mistake
 from evomerge.runs.run import LogError
 from evomerge.runs.verdict import Verdict, verdict, verdict_without_test
@@ -228,7 +229,7 @@ def _flaw_notes(rows: Sequence[Row]) -> Iterator[str]:
             if counts:
                 items = next(row.items for row in rows if row.task == task)
                 named = ", ".join(f"{name} {count}" for name, count in counts.items())
-                yield f"{task}, {items} items: {meaning} ({named})."
+                yield f"{task}, {counted(items, 'item')}: {meaning} ({named})."
 
 
 def _recipe(entry: Contender) -> Recipe | None:

@@ -17,7 +17,7 @@ from evomerge.config.errors import ConfigError
 from evomerge.config.keyed import keyed
 from evomerge.config.load import load, load_mapping, load_recorded
 from evomerge.config.search_file import SearchConfig
-from evomerge.files.messages import PrintableFormatter, reason
+from evomerge.files.messages import PrintableFormatter, counted, reason
 from evomerge.runs.bill import BILL, Bill
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
@@ -217,7 +217,7 @@ def _open(
 ) -> tuple[Problem, Environment]:
     tasks = len(config.fitness.tasks)
     word, rest = ("score", " of a function") if config.fitness.kind == "python" else ("task", "")
-    say(f"checking {len(config.models)} models and {tasks} {word}{'s' if tasks > 1 else ''}{rest}")
+    say(f"checking {len(config.models)} models and {counted(tasks, word)}{rest}")
     problem = Problem(config, task_code=task_code, recorded=recorded, opening=reports.opening, function=function)
     reports.opening("prompts")
     for warning in problem.warnings:
@@ -244,7 +244,7 @@ def _go_on(run: Run, problem: Problem, pool: Pool, reports: ProgressReports, say
         try:
             reports.bill = _bill(run, problem, reports)
             search = _search(run, problem, pool, reports, trackers, say)
-            say(f"scoring the finalists on {len(problem.held_out_items)} held-out items")
+            say(f"scoring the finalists on {counted(len(problem.held_out_items), 'held-out item')}")
             reports.enter("finalists")
             result = FinalEvaluation(run, problem, search, pool, reports.bill, notify=reports).evaluate()
             run.write("report.html", render(run.path, problem.space))
@@ -280,7 +280,7 @@ def _search(
     done = history.evaluations
     reports.follow(history)
     if problem.needs_sources:
-        say(f"scoring the sources on {len(problem.search_items)} search items")
+        say(f"scoring the sources on {counted(len(problem.search_items), 'search item')}")
         reports.enter("sources")
     plan = problem.evaluation_plan(RecordedScorer(run, history, pool, problem.recipe_hash, reports))
 
@@ -290,8 +290,9 @@ def _search(
 
     search = problem.begin(run, plan, budget, notify)
     say(
-        f"{run.path}: {problem.space.dimension} genes, {len(problem.subset)} items per candidate, "
-        f"{budget.evaluations} evaluations" + (f", {done} of them done" if done else "")
+        f"{run.path}: {counted(problem.space.dimension, 'gene')}, {counted(len(problem.subset), 'item')} per "
+        "candidate, "
+        f"{counted(budget.evaluations, 'evaluation')}" + (f", {done} of them done" if done else "")
     )
     log.info("searching from evaluation %d", done)
     reports.follow(search.history)

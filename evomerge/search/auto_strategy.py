@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from evomerge.config.search_file import SearchConfig
+from evomerge.files.messages import counted
 from evomerge.strategies import CmaEsConfig, EdaConfig, Nsga2Config, StagedConfig, StrategyConfig
 from evomerge.strategies.auto import AutoConfig
 from evomerge.strategies.gradient import GradientConfig
@@ -89,4 +90,4 @@ def _strategy(
     if not space.discrete.any():
         evolution = CmaEsConfig(sigma=SIGMA_AFTER)
         about = f"cma_es around their result (sigma {SIGMA_AFTER:g})"
-    return GradientConfig(steps=steps, items=ITEMS, then=evolution), f"{steps} gradient steps, then {about}"
+    return GradientConfig(steps=steps, items=ITEMS, then=evolution), f"{counted(steps, 'gradient step')}, then {about}"

@@ -16,6 +16,7 @@ from shlex import quote
 import numpy as np
 
 from evomerge.config.search_file import BudgetConfig
+from evomerge.files.messages import counted
 from evomerge.runs.history import RunHistory
 from evomerge.runs.run import Asked, EventLog, Told
 from evomerge.strategies.base import Candidate, Evaluated, Strategy
@@ -222,7 +223,7 @@ class Search:
         evaluation = self.history.evaluation(identity)
         score = f"{evaluation.value:.4f} +- {evaluation.standard_error:.4f}"
         log.info("candidate %d is the best so far: %s", identity, score)
-        header = f"best of {len(self.history.told)} candidates: {score}\n{self.run.origin}"
+        header = f"best of {counted(len(self.history.told), 'candidate')}: {score}\n{self.run.origin}"
         self.run.write("best.yaml", mergekit_yaml.dump(recipe, header))
 
     def _first_unjudged(self) -> int:

@@ -14,6 +14,7 @@ from evomerge.config.calibration import asks_for_tasks, check_texts, with_task_t
 from evomerge.config.errors import ConfigError
 from evomerge.config.names import check_names, check_tasks
 from evomerge.config.search_file import BudgetConfig, SearchConfig
+from evomerge.files.messages import counted
 from evomerge.merging.checks import behaviour, preflight
 from evomerge.merging.checks.similarity import squared_norms
 from evomerge.merging.engine.gram import gram_matrices
@@ -183,12 +184,12 @@ class Problem:
             *self.report.warnings,
             *self.space.notes,
             *(
-                f"{task}: {count} held-out items are left out, because search items have the same question"
+                f"{task}: {counted(count, 'held-out item')} left out, because search items have the same question"
                 for task, count in self.suite.pool.dropped.items()
                 if count
             ),
             *(
-                f"{task}: {count} held-out items are left out, because {self._seen_where} has seen them"
+                f"{task}: {counted(count, 'held-out item')} left out, because {self._seen_where} has seen them"
                 for task, count in self.suite.pool.dropped_seen.items()
                 if count
             ),
@@ -464,7 +465,7 @@ def _idle_workers(config: SearchConfig) -> list[str]:
     if limit >= (2 if workers.count == "auto" else workers.count):
         return []
     wanted = "the number of workers" if workers.count == "auto" else workers.count
-    return [f"strategy.parallel is {limit}: at most {limit} workers are busy at a time; write {wanted}"]
+    return [f"strategy.parallel is {limit}: it keeps at most {counted(limit, 'worker')} busy; write {wanted}"]
 
 
 def _item_banks(fitness: FitnessConfig) -> ItemBanks | None:

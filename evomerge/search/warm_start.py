@@ -12,6 +12,7 @@ import numpy as np
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.config.search_file import SearchConfig
+from evomerge.files.messages import counted
 from evomerge.runs.environment import Environment
 from evomerge.runs.history import RunHistory
 from evomerge.runs.log_file import run_of
@@ -83,7 +84,7 @@ def load_warm_start(
             f"strategy.warm_start: this space can express none of the candidates of {path} ({left_out[0]}); "
             "name another run, or begin without one"
         )
-    message = f"warm start: {len(points)} candidates of {path}"
+    message = f"warm start: {counted(len(points), 'candidate')} of {path}"
     if left_out:
         message += f"; {len(left_out)} are left out, because this space cannot express them ({left_out[0]})"
     if moved:

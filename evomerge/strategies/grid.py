@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
+from evomerge.files.messages import counted
 from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.generation import resolved_number
 from evomerge.strategies.registry import register_strategy
@@ -107,7 +108,11 @@ def grid_axes(genes: Sequence[Gene], points: int) -> list[NDArray[np.float64]]:
 
 def _described(genes: Sequence[Gene], points: int) -> str:
     choices = sum(isinstance(gene, Choice) for gene in genes)
-    numbers = [f"{points} values for each of {len(genes) - choices} genes"] if choices < len(genes) else []
+    numbers = (
+        [f"{counted(points, 'value')} for each of {counted(len(genes) - choices, 'gene')}"]
+        if choices < len(genes)
+        else []
+    )
     return " and ".join([*numbers, *(["all options of each choice"] if choices else [])])
 
 

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import Self
 
+from evomerge.files.messages import counted
 from evomerge.strategies.base import Candidate, Genotype, Proposal, Strategy, StrategyConfig
 from evomerge.strategies.generation import Generation, resolved_number
 from evomerge.strategies.initial_population import initial_population
@@ -139,7 +140,8 @@ class MapConfig(StrategyConfig):
         if share <= points:
             missing = (points + 1) * math.ceil(planned / max(share, 1)) - planned
             raise ValueError(
-                f"strategy.kind map: {points} points for a quadratic form of {coordinates} genes, and a check, are "
+                f"strategy.kind map: {counted(points, 'point')} for a quadratic form of "
+                f"{counted(coordinates, 'gene')}, and a check, are "
                 f"more than budget.evaluations allows; raise it by {missing} or more, write fewer genes, or "
                 "strategy.nested: true with a smaller strategy.block"
             )

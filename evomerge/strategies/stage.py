@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
+from evomerge.files.messages import counted
 from evomerge.strategies.base import Archiving, Candidate, Evaluated, Genotype, Proposal, Strategy, StrategyConfig
 from fitness.results import Evaluation
 
@@ -159,7 +160,7 @@ def rest_of_budget(first: int, evaluations: int) -> int:
     """
     if first >= evaluations:
         raise ValueError(
-            f"strategy.evaluations: the first stage takes {first} candidates, and budget.evaluations is "
+            f"strategy.evaluations: the first stage takes {counted(first, 'candidate')}, and budget.evaluations is "
             f"{evaluations}; write strategy.evaluations below {evaluations}, or raise budget.evaluations"
         )
     return evaluations - first

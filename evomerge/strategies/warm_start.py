@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import Self
 
+from evomerge.files.messages import counted
 from evomerge.strategies.unit_box import UnitBox
 from search_spaces.spaces.space import Genotype, SearchSpace
 
@@ -130,7 +131,8 @@ class WarmStartPopulation(WarmStart):
             raise ValueError(_not_loaded(self))
         if any(len(genotype) != space.dimension for genotype in self.genotypes):
             raise ValueError(
-                f"strategy.warm_start.genotypes: the space has {space.dimension} genes and these points have not; "
+                f"strategy.warm_start.genotypes: the space has {counted(space.dimension, 'gene')} and these "
+                "points have not; "
                 "remove warm_start.genotypes and keep warm_start.run"
             )
         return [space.settled(np.array(genotype)) for genotype in self.genotypes]

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from evomerge.files.messages import reason
+from evomerge.files.messages import counted, reason
 from evomerge.plugins import load_plugins
 from evomerge.workers.base import Request, Worker, WorkerError
 from fitness.results import Evaluation
@@ -56,4 +56,4 @@ class Actor:
         """Say what this worker is doing."""
         since = self._busy_since
         doing = "idle" if since is None else f"busy for {time.monotonic() - since:.0f} s"
-        return f"{doing}, {self._scored} candidates scored"
+        return f"{doing}, {counted(self._scored, 'candidate')} scored"

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from evomerge.files.messages import counted
 from evomerge.workers.base import OUT_OF_MEMORY, Request, WorkerError
 from fitness.results import Evaluation, no_seconds
 
@@ -240,7 +241,7 @@ class RayPool:
             task.deaths += 1
             if task.deaths >= ATTEMPTS or task.hangs >= HANGS:
                 times = task.hangs if task.hangs >= HANGS else task.deaths
-                reason = f"given up after {times} workers: {reason}"
+                reason = f"given up after {counted(times, 'worker')}: {reason}"
                 self._done.append((task.tag, Evaluation.failed(reason, no_seconds())))
                 slot.deaths = 0  # the candidate is the cause
             else:

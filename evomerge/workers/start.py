@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from evomerge.files.messages import counted
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.footprint import Footprint
 from evomerge.merging.engine.placement import (
@@ -263,7 +264,7 @@ def devices_of(device: str, settings: WorkerSettings, inputs: WorkerInputs) -> t
     seen = torch.cuda.device_count()
     if seen < settings.gpus:
         raise DeviceError(
-            f"workers.gpus_per_worker is {settings.gpus}, and this process sees {seen} GPU{'s' if seen > 1 else ''}; "
+            f"workers.gpus_per_worker is {settings.gpus}, and this process sees {counted(seen, 'GPU')}; "
             "write a lower one, or ask where workers run"
         )
     if inputs.steps is not None:

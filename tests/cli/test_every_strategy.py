@@ -219,8 +219,8 @@ def test_a_grid_with_more_options_than_the_budget_is_refused_before_the_search(t
 @pytest.mark.parametrize(
     ("parallel", "workers", "warned"),
     [
-        (1, {"kind": "ray", "count": 3}, "strategy.parallel is 1: at most 1 workers are busy at a time; write 3$"),
-        (2, {"kind": "ray", "count": 3}, "strategy.parallel is 2: at most 2 workers are busy at a time; write 3$"),
+        (1, {"kind": "ray", "count": 3}, "strategy.parallel is 1: it keeps at most 1 worker busy; write 3$"),
+        (2, {"kind": "ray", "count": 3}, "strategy.parallel is 2: it keeps at most 2 workers busy; write 3$"),
         (1, {"kind": "ray"}, "write the number of workers$"),
         (3, {"kind": "ray", "count": 3}, None),
         (1, {"threads": 1}, None),

@@ -10,9 +10,9 @@ import pytest
 from evomerge.cli import main as command_line
 from evomerge.cli.failures import LONGEST_MESSAGE, explained
 from evomerge.cli.main import main
-from evomerge.cli.printing import console, counted, grid
+from evomerge.cli.printing import console, grid
 from evomerge.config.errors import ConfigError
-from evomerge.files.messages import say
+from evomerge.files.messages import counted, say
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\u202eevil\u2066\n\rfaked"
 SHOWN = "\\x1b]0;owned\\x07\\x1b[2J\\u202eevil\\u2066\\n\\rfaked"

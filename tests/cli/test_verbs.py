@@ -104,7 +104,7 @@ def test_plan_says_what_a_search_costs(tmp_path, evomerge, write):
         "sources mapped",
         "placement auto",
         "per candidate",
-        "evaluations take",
+        "measured: merge",
         "note:",
     ):
         assert words in text

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from evomerge.files.messages import counted
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.source import Source
 
@@ -71,7 +72,8 @@ def windows_of(checkpoint: Source, content: bytes, text: Path) -> Tensor:
             break
     if count < SHORTEST:
         raise CheckpointError(
-            f"{text}: the calibration text has {count} tokens of {checkpoint.reference}, and {SHORTEST} are the "
+            f"{text}: the calibration text has {counted(count, 'token')} of {checkpoint.reference}, and "
+            f"{SHORTEST} are the "
             "least that say something; write some pages"
         )
     windows = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=-1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evomerge.files.messages import counted
 from evomerge.merging.checks.behaviour import behaviour, differing_statements
 from evomerge.merging.checks.licences import conflicts, licence
 from evomerge.merging.checks.similarity import Similarity, measure_similarity
@@ -156,7 +157,8 @@ def _check_architecture(name: str, checkpoint: Source, base: str, reference: Sou
 def _check_shapes(name: str, checkpoint: Source, base: str, reference: Source) -> None:
     if checkpoint.layout.num_layers != reference.layout.num_layers:
         raise CheckpointError(
-            f"{name}: it has {checkpoint.layout.num_layers} layers, and {base} has {reference.layout.num_layers}; "
+            f"{name}: it has {counted(checkpoint.layout.num_layers, 'layer')}, and {base} has "
+            f"{reference.layout.num_layers}; "
             "name models of the same depth"
         )
     different = set(checkpoint.names) ^ set(reference.names)
@@ -212,7 +214,8 @@ def check_tokenizers(name: str, checkpoint: Source, base: str, reference: Source
             place = min(renamed)
             raise CheckpointError(
                 f"{name}: its tokenizer calls row {place} {renamed[place]!r}, and that of {base} calls it "
-                f"{theirs[place]!r} ({len(renamed)} rows have other names); set vocabulary: pad to merge them row by "
+                f"{theirs[place]!r} (other names in {counted(len(renamed), 'row')}); set vocabulary: pad to "
+                "merge them row by "
                 f"row under the names of {base}, or vocabulary: first for those of the first model after {base} (in a "
                 "recipe evomerge: {vocabulary: pad} or {vocabulary: first}; in init and inspect --vocabulary pad or "
                 "first)"

@@ -2,8 +2,9 @@
 
 θ = sin((1−t)Ω)/sin Ω · θ_0 + sin(tΩ)/sin Ω · θ_1 with Ω the angle between the tensors, both keeping their
 magnitudes; linear interpolation when they are nearly parallel or opposite (|cos Ω| > 0.9995). The angle does
-not depend on t and is prepared once. Its sums run over spans of 2^20 entries, as in mergekit 0.1.5, so
-that the last bits agree.
+not depend on t and is prepared once. Its sums run over spans of 2^20 entries, as in mergekit 0.1.5, so that the last
+bits agree where both use one thread: with more, torch sums each span in parts, one per thread, and some angles differ
+in the last place.
 
 `whole_model`, which mergekit lacks, takes all tensors of a model together as one vector: one angle for all.
 """
@@ -66,8 +67,8 @@ def _cosine(base: Tensor, values: Tensor, wide: torch.dtype) -> Tensor:
         for x, y in pairs:
             yield buffers[0, : len(x)].copy_(x), buffers[1, : len(y)].copy_(y)
 
-    norms = torch.stack([torch.stack([_norm(x), _norm(y)]) for x, y in widened()])
-    base_norm, norm = torch.linalg.vector_norm(norms, dim=0)
+    norms = [(_norm(x), _norm(y)) for x, y in widened()]
+    base_norm, norm = (_norm(torch.stack(parts)) for parts in zip(*norms, strict=True))
     base_norm = torch.where(base_norm > SMALLEST_NORM, base_norm, 1)
     norm = torch.where(norm > SMALLEST_NORM, norm, 1)
     # normalised before multiplying, so that the product cannot overflow

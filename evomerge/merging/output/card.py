@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from evomerge.files.messages import counted
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks.licences import card_metadata, conflicts, licence, licence_fields
 from evomerge.merging.output import markdown
@@ -227,7 +228,8 @@ def _eval_results(provenance: Provenance | None) -> list[EvalResult]:
                 dataset_name=row.task,
                 metric_type=metric,
                 metric_value=round(sign * row.score, 6),
-                metric_name=f"{metric} on {row.items} held-out items (95 % interval {low:.3f} to {high:.3f})",
+                metric_name=f"{metric} on {counted(row.items, 'held-out item')} (95 % interval {low:.3f} to "
+                f"{high:.3f})",
             )
         )
     return results
@@ -274,7 +276,7 @@ def _score_rows(provenance: Provenance, tasks: Sequence[str]) -> list[list[str]]
 def _score(row: ScoreRow) -> str:
     if row.low == row.high and row.items == 1:
         return f"{row.score:.3f} (of the model as a whole)"
-    return f"{row.score:.3f} ({row.low:.3f} to {row.high:.3f}, {row.items} items)"
+    return f"{row.score:.3f} ({row.low:.3f} to {row.high:.3f}, {counted(row.items, 'item')})"
 
 
 def _source_lines(

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from evomerge.files.messages import reason
+from evomerge.files.messages import counted, reason
 from evomerge.merging.sources.errors import CheckpointError
 from evomerge.merging.sources.limits import read_json
 from evomerge.merging.sources.source import Source
@@ -409,7 +409,7 @@ class AdapterSource:
         line = f"{self.reference}: {name} has shape {own} here and {base} in {self.base.reference}"
         if name in self.outline.rows_by_token and own[1:] == base[1:]:
             return (
-                f"{line}: the adapter was trained with a vocabulary of {own[0]} rows; load the base, call "
+                f"{line}: the adapter was trained with a vocabulary of {counted(own[0], 'row')}; load the base, call "
                 f"model.resize_token_embeddings({own[0]}), put the adapter on it, save the result of "
                 "merge_and_unload() with the adapter's tokenizer, name that folder, and set vocabulary: first or union"
             )

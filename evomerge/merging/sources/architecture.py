@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from evomerge.files.messages import reason
+from evomerge.files.messages import counted, reason
 from evomerge.merging.well_known.architectures import EMBEDDINGS, HEAD, Shape, WellKnownModel
 from search_spaces.recipes.layout import ModelLayout
 
@@ -297,7 +297,7 @@ def _layer_list(module: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
     ]
     if not found:
         raise ArchitectureError(
-            f"{type(module).__name__}: no list of {count} layers found; name a decoder-only text model"
+            f"{type(module).__name__}: no list of {counted(count, 'layer')} found; name a decoder-only text model"
         )
     return min(found, key=lambda entry: entry[0].count("."))
 

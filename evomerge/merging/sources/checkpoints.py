@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from evomerge.files.messages import reason
+from evomerge.files.messages import counted, reason
 from evomerge.files.references import local_or_hub
 from evomerge.merging.sources.architecture import ArchitectureError, Outline, WellKnownOutline, quiet
 from evomerge.merging.sources.errors import CheckpointError
@@ -303,7 +303,7 @@ class Checkpoint:
         quantised = quantised_by_files(self.path, unused)
         if quantised is not None:
             return f"config.json does not describe how its weights are stored, but {quantised}"
-        others = f" and {len(unused) - 1} others" if len(unused) > 1 else ""
+        others = f" and {counted(len(unused) - 1, 'other')}" if len(unused) > 1 else ""
         return (
             f"its files contain {unused[0]}{others}, for which {self.outline.architecture} has no place, so a merge "
             "would lose it; use the config.json that was saved with the weights, or save the model again with "

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from evomerge.files.messages import counted
 from evomerge.runs.history import StageCost
 from evomerge.runs.report.coefficients import Cell, Step, varying
 from evomerge.runs.report.convergence import Point, Span, Z, thinned
@@ -41,7 +42,7 @@ def held_out(tables: Sequence[tuple[str, Sequence[Row]]]) -> Figure:
     best = max(rows, key=lambda row: row.score)
     found = next(row for row in rows if row.kind == "found")
     description = (
-        f"Held-out scores with 95 % intervals of {len(rows)} models. The found recipe has {found.score:.3f} "
+        f"Held-out scores with 95 % intervals of {counted(len(rows), 'model')}. The found recipe has {found.score:.3f} "
         f"({found.low:.3f} to {found.high:.3f}); the highest score is that of {best.name}, {best.score:.3f}."
     )
     views = tuple(View(task, _forest(rows)) for task, rows in tables)
@@ -113,8 +114,9 @@ def convergence(points: Sequence[Point], stages: Sequence[Span]) -> Figure | Non
     first, last = scored[0], scored[-1]
     assert first.best is not None and last.best is not None
     description = (
-        f"The best search score of {len(scored)} candidates rises from {first.best:.3f} to {last.best:.3f} "
-        f"(standard error {last.best_error or 0:.3f}) over {last.answers:,} answers and {last.seconds:.0f} seconds. "
+        f"The best search score of {counted(len(scored), 'candidate')} rises from {first.best:.3f} to {last.best:.3f} "
+        f"(standard error {last.best_error or 0:.3f}) over {counted(last.answers, 'answer')} and "
+        f"{last.seconds:.0f} seconds. "
         f"Stages: {', '.join(dict.fromkeys(span.stage for span in stages))}."
     )
     caption = (
@@ -189,7 +191,8 @@ def steps(points: Sequence[Point]) -> Figure | None:
         smooth = base.transform_window(mean="mean(score)", frame=[-4, 4]).mark_line(strokeWidth=2.5).encode(y="mean:Q")
         views.append(View(f"against {against}", spec_of(base.mark_circle(opacity=0.4) + smooth, 220)))
     description = (
-        f"The loss of {len(taken)} gradient steps, from {taken[0].score:.3f} to {taken[-1].score:.3f}; each step "
+        f"The loss of {counted(len(taken), 'gradient step')}, from {taken[0].score:.3f} to "
+        f"{taken[-1].score:.3f}; each step "
         "has other items."
     )
     caption = "Points: the loss of each step on its own items. Line: the mean of nine."
@@ -208,7 +211,7 @@ def heat_maps(cells: Sequence[Cell], of: str) -> list[Figure]:
         low, high = min(cell.value for cell in own), max(cell.value for cell in own)
         top = max(own, key=lambda cell: cell.value)
         description = (
-            f"{parameter} of {of} by layer and model in {len(modules)} modules, from {low:.2f} to "
+            f"{parameter} of {of} by layer and model in {counted(len(modules), 'module')}, from {low:.2f} to "
             f"{high:.2f}; the largest is that of {top.model}, {top.module}, {top.place}."
         )
         views = tuple(
@@ -265,7 +268,9 @@ def path(steps: Sequence[Step], of: str) -> Figure:
     tips = ["position:O", "model:N", "layer:Q", alt.Tooltip("scale:Q", format=".3f")]
     dots = base.mark_circle(size=160, opacity=1).encode(color=alt.Color("model:N", title=None), tooltip=tips)
     words = ", ".join(f"{step.model} {step.layer}" for step in steps[:40])
-    description = f"The path of {of} has {len(steps)} layers: {words}{' and more' if len(steps) > 40 else ''}."
+    description = (
+        f"The path of {of} has {counted(len(steps), 'layer')}: {words}{' and more' if len(steps) > 40 else ''}."
+    )
     caption = (
         "Each point is a layer of the result, in order; its height is the layer's place in the model that it is from."
     )
@@ -295,7 +300,8 @@ def spread(found: Sequence[Spread]) -> Figure:
     )
     scores = band + base.mark_line(point=True, strokeWidth=2).encode(y="median:Q")
     description = (
-        f"Over {len(found)} generations the mean distance of two candidates changes from {found[0].distance:.3f} to "
+        f"Over {counted(len(found), 'generation')} the mean distance of two candidates changes from "
+        f"{found[0].distance:.3f} to "
         f"{found[-1].distance:.3f} of the genes' range, and their median score from {found[0].median:.3f} to "
         f"{found[-1].median:.3f}."
     )
@@ -381,7 +387,8 @@ def front(found: Front) -> Figure:
     pairs = list(combinations(range(len(found.tasks)), 2))
     views = tuple(View(f"{found.tasks[a]} and {found.tasks[b]}", _front(found, a, b)) for a, b in pairs)
     description = (
-        f"{len(found.members)} recipes that no other candidate dominates, over {len(found.tasks)} objectives; "
+        f"{counted(len(found.members), 'recipe')} that no other candidate dominates, over "
+        f"{counted(len(found.tasks), 'objective')}; "
         f"hypervolume {found.volume:.4f}. The table below has their numbers."
     )
     caption = "Numbers as in the table. Choose a point to copy its recipe."
@@ -433,7 +440,8 @@ def lineage(found: Sequence[Ancestor]) -> Figure | None:
     chart = dots.encode(x=x, y=y, color=alt.Color("kind:N", title=None), tooltip=tips)
     best = found[0]
     description = (
-        f"Candidate {best.candidate} has {len(found) - 1} recorded ancestors over {max(one.distance for one in found)} "
+        f"Candidate {best.candidate} has {counted(len(found) - 1, 'recorded ancestor')} over "
+        f"{max(one.distance for one in found)} "
         f"generations; its parents are {', '.join(map(str, best.parents))}."
     )
     caption = "Lines lead from a candidate to its parents. The best one is at the right."

@@ -34,6 +34,21 @@ def pair(size: int = 50) -> tuple[Tensor, Tensor]:
     return torch.randn(size, generator=generator), torch.randn(size, generator=generator)
 
 
+def test_norms_of_spans_are_added_up_as_in_mergekit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norm of each tensor's norms by itself: torch adds up those of two tensors side by side in another order."""
+    monkeypatch.setattr(module, "STRETCH", 64)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        a, b = torch.randn(2, 640, generator=generator)
+        spans = list(zip(a.split(64), b.split(64), strict=True))
+        norms = [
+            torch.stack([torch.linalg.vector_norm(x[None], dim=1) for x in each]) for each in zip(*spans, strict=True)
+        ]
+        norm_a, norm_b = (torch.linalg.vector_norm(each[..., None], dim=0) for each in norms)
+        dot = torch.stack([(x[None] / norm_a * (y[None] / norm_b)).sum(dim=1) for x, y in spans]).sum(dim=0)
+        assert torch.equal(module._cosine(a, b, torch.float32), dot.squeeze())
+
+
 def test_published_example(merge: Merge) -> None:
     case = json.loads(GOLDEN.read_text())["slerp"]
     a, b = torch.tensor(case["a"]), torch.tensor(case["b"])
