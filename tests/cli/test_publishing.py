@@ -107,7 +107,7 @@ def test_a_dry_run_lists_the_files_and_needs_no_network(merged, hub, evomerge, t
     assert not hub
     for place in merged[0].iterdir():
         assert place.name in printed
-    assert "the model card is valid: 1 held-out scores, base models me/" in printed
+    assert "the model card is valid: 1 held-out score, base models me/" in printed
     assert "dry run: 8 files, 1.4 MB, would go to private me/merge" in printed
     listed = json.loads(evomerge("push", merged[0], "me/merge", "--dry-run", "--json", *NAMES, cwd=tmp_path))
     assert listed["files"]["model.safetensors"] == (merged[0] / "model.safetensors").stat().st_size
