@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from evomerge.config.errors import ConfigError
 from evomerge.config.search_file import SearchConfig
 from evomerge.runs.result import ALL_TASKS, FOUND, START
-from fitness.tasks.offline import names_of_tasks
 
 
 def check_names(config: SearchConfig) -> None:
@@ -50,7 +49,11 @@ def check_tasks(config: SearchConfig, tasks: Sequence[str] | None = None) -> Non
     try:
         config.check_tasks(checked)
     except ValueError as error:
-        scored = names_of_tasks(config.fitness) if tasks is None and config.fitness.kind == "lm_eval" else checked
+        scored = checked
+        if tasks is None and config.fitness.kind == "lm_eval":
+            from fitness.tasks.offline import names_of_tasks  # imports lm-eval, which own functions do without
+
+            scored = names_of_tasks(config.fitness)
         if scored == checked:
             raise ConfigError(str(error)) from None
         check_tasks(config, scored)

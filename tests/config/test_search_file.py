@@ -139,7 +139,7 @@ def test_tasks_are_those_that_are_scored(write, monkeypatch):
     text = MINIMAL + "  objectives: per_task\nstrategy: nsga2\n"
     grid = MINIMAL + "strategy: {kind: map_elites, axes: [[arithmetic], [c]]}\n"
     for scored, refused in ((["a", "b"], False), (["arithmetic"], True)):
-        monkeypatch.setattr("evomerge.config.names.names_of_tasks", lambda fitness, names=scored: names)
+        monkeypatch.setattr("fitness.tasks.offline.names_of_tasks", lambda fitness, names=scored: names)
         with pytest.raises(ConfigError, match="only one objective") if refused else nullcontext():
             check_tasks(load(write(text)))
     with pytest.raises(ConfigError, match="name tasks among a, b, c"):
