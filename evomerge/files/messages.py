@@ -105,7 +105,8 @@ def counted(count: int, noun: str) -> str:
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """Return the known name that a wrong one was probably meant to be; None when none is similar."""
-    return next(iter(get_close_matches(name, list(known), n=1)), None) if isinstance(name, str) else None
+    similar = get_close_matches(name, list(known)) if isinstance(name, str) else []
+    return next((each for each in similar if each.startswith(str(name))), similar[0] if similar else None)
 
 
 def _flat(error: BaseException) -> str:

@@ -37,6 +37,7 @@ def test_the_nearest_name():
     assert nearest("tie", ["linear", "ties"]) == "ties"
     assert nearest("xyz", ["linear", "ties"]) is None
     assert nearest(3, ["linear"]) is None
+    assert nearest("cma", ["map", "cma_es"]) == "cma_es"  # which begins so
 
 
 @pytest.mark.parametrize(
