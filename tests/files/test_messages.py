@@ -26,6 +26,7 @@ def test_a_file_is_named_once(error):
     assert reason(error, Path("/a/b")) == "None there"
     assert "/a/b" in reason(error)
     assert "/a/b" in reason(error, "/a/other")
+    assert reason(ValueError("a choice is empty: ''")) == "a choice is empty: ''"
 
 
 def test_long_texts_are_cut():
