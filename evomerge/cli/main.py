@@ -354,7 +354,8 @@ def merge(
 
     The folder gets the weights, the tokenizer, the config and a model card, with the scores of the run that found it.
     """
-    check_place(out.expanduser())  # before the seconds that importing torch takes
+    out = out.expanduser()
+    check_place(out)  # before the seconds that importing torch takes
     if recipe.is_file():  # otherwise it is refused at once
         from evomerge.cli.early import load_torch_library
 
@@ -501,10 +502,11 @@ def match(
 
     Hidden units, heads and channels change places; the written model computes what MODEL computes.
     """
-    check_place(out.expanduser())  # before the seconds that importing torch takes
+    out = out.expanduser()
+    check_place(out)  # before the seconds that importing torch takes
     from evomerge.cli.match import match as run
 
-    run(model, reference, out.expanduser())
+    run(model, reference, out)
 
 
 @app.command("fit-items")

@@ -108,7 +108,7 @@ def merge_documents(
 
 def _say_written(out: Path) -> None:
     say(f"wrote {out}; next: evomerge push {quote(str(out))} OWNER/NAME --dry-run")
-    place = out.expanduser().absolute()
+    place = out.absolute()
     command = gguf_command(quote(str(place)), quote(f"{place}.gguf"))
     say(f"as one GGUF file, with the converter of llama.cpp: {command}")
 
