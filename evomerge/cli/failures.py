@@ -53,6 +53,8 @@ def _of_others(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         path = printable(str(error.filename), LONGEST_PATH)
         return f"{path}: {error.strerror}; check the path, its permissions and its disk"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "no space is left where the output goes; free some, or write it elsewhere"
     package = _package(error)
     if package is None:
         return f"unexpected {one_line(error)}; {DEBUG}"

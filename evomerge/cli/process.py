@@ -20,7 +20,8 @@ def process() -> None:
     try:
         main()
     except SystemExit as end:
-        if not end.code and threading.active_count() == 1:
+        # a stream is None where the shell has closed it
+        if not end.code and threading.active_count() == 1 and sys.stdout is not None and sys.stderr is not None:
             atexit._run_exitfuncs()
             with suppress(OSError, ValueError):  # standard output is closed: Python says so
                 sys.stdout.flush()

@@ -44,6 +44,12 @@ def test_a_process_that_has_done_its_work_frees_nothing(
     assert done.stdout.startswith("evomerge ") == (code == 0)
 
 
+def test_a_shell_may_close_the_output() -> None:
+    command = ["sh", "-c", '"$0" -m evomerge --version >&-', sys.executable]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries have other names elsewhere")
 def test_the_library_that_torch_loads_is_loaded_without_torch() -> None:
     import torch  # in this process
