@@ -84,7 +84,7 @@ def _misread(node: yaml.Node | None, keys: tuple[str | int, ...]) -> Iterator[Mi
 def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:
     """Return the line and the value of an entry; those of a mapping may come from another one merged into it."""
     if isinstance(node, yaml.SequenceNode):
-        index = int(key) if str(key).isdigit() else -1
+        index = int(key) if str(key).isdecimal() else -1
         if not 0 <= index < len(node.value):
             return None
         return node.value[index].start_mark.line + 1, node.value[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from itertools import islice
 
 import typer
 
@@ -19,17 +20,19 @@ REPEATED = ("--models", "--tasks", "--include-path")
 def written_out(arguments: list[str]) -> list[str]:
     """Write out what the command line abbreviates.
 
-    `--models A B` stands for `--models A --models B`; `--budget.hours=2`, and in verbs that read a search file
-    `--strategy=m2n2`, for `--set budget.hours=2` and `--set strategy=m2n2`. The `~` of `--run=~/runs`, which shells
-    leave as it is, is the user's home.
+    `--models A B` stands for `--models A --models B`; in verbs that read a search file, `--budget.hours=2` and
+    `--strategy m2n2` stand for `--set budget.hours=2` and `--set strategy=m2n2`. The `~` of `--run=~/runs`, which
+    shells leave as it is, is the user's home.
     """
     expanded: list[str] = []
     option, taken = None, 0
     sets = next((argument for argument in arguments if not argument.startswith("-")), None) in SETTING_VERBS
-    for argument in arguments:
+    rest = iter(arguments)
+    for argument in rest:
         key, equals, value = argument.partition("=")
-        if key.startswith("--") and equals and ("." in key or (sets and key[2:] in SECTIONS)):
-            expanded += ["--set", argument[2:]]
+        if sets and key.startswith("--") and ("." in key or key[2:] in SECTIONS):
+            set_ = argument[2:] if equals else "=".join((key[2:], *islice(rest, 1)))
+            expanded += ["--set", set_]
             option = None
             continue
         if key.startswith("--") and value.startswith("~"):

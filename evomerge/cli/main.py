@@ -12,6 +12,7 @@ import typer
 
 from evomerge.cli.arguments import refuse_unused, written_out
 from evomerge.cli.failures import explained
+from evomerge.cli.surroundings import end_like_ctrl_c, open_closed_streams
 from evomerge.files.atomic import check_parent, check_place
 from evomerge.files.messages import PrintableFormatter
 from evomerge.version import VERSION
@@ -353,7 +354,8 @@ def merge(
 
     The folder gets the weights, the tokenizer, the config and a model card, with the scores of the run that found it.
     """
-    check_place(out.expanduser())  # before the seconds that importing torch takes
+    out = out.expanduser()
+    check_place(out)  # before the seconds that importing torch takes
     if recipe.is_file():  # otherwise it is refused at once
         from evomerge.cli.early import load_torch_library
 
@@ -500,10 +502,11 @@ def match(
 
     Hidden units, heads and channels change places; the written model computes what MODEL computes.
     """
-    check_place(out.expanduser())  # before the seconds that importing torch takes
+    out = out.expanduser()
+    check_place(out)  # before the seconds that importing torch takes
     from evomerge.cli.match import match as run
 
-    run(model, reference, out.expanduser())
+    run(model, reference, out)
 
 
 @app.command("fit-items")
@@ -569,6 +572,8 @@ def plugins(json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
+    open_closed_streams()
+    end_like_ctrl_c()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal has no characters for

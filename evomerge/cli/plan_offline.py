@@ -129,6 +129,8 @@ def offline_plan(config: SearchConfig, architecture: Path | None) -> OfflinePlan
 
 
 def _architecture(config: SearchConfig, path: Path | None) -> PretrainedConfig:
+    if path is not None and not path.exists():
+        raise ConfigError(f"--architecture {path}: no such file; name a config.json like the models'")
     base = parts(config.models[config.base])[0] if path is None else str(path)
     place = local_or_hub(base)
     name, _, revision = place.partition("@") if isinstance(place, str) else (str(place), "", "")

@@ -62,11 +62,11 @@ def check_texts(space: SpaceSettings, suite: Suite) -> None:
 
 def _content(file: Path) -> str:
     """Return a text; of a JSONL file, its documents without JSON's marks, where a line has any."""
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
     if file.suffix != ".jsonl":
         return text
     with suppress(ValueError):
-        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
         return "\n".join(str(line.get("text")) if isinstance(line, dict) else str(line) for line in lines)
     return text
 

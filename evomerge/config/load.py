@@ -181,13 +181,16 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
 
 
 def _origin(path: Path, text: str, overrides: Sequence[str], keys: Keys) -> str:
-    """Return where a key was set: the option of the command line, or the file and line."""
+    """Return where a key was set: the option of the command line, or the file and line, with an option inside it."""
     names = [str(key) for key in keys]
+    inside = ""
     for wanted in reversed(overrides):
         place = wanted.partition("=")[0].split(".")
         if names[: len(place)] == place:
             return f"--set {wanted}"
-    return _place(path, line_of(text, keys))
+        if not inside and names and names == place[: len(names)]:
+            inside = f" with --set {wanted}"
+    return f"{_place(path, line_of(text, keys))}{inside}"
 
 
 def _place(path: Path, line: int | None) -> str:

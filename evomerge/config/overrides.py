@@ -28,7 +28,7 @@ def override(values: dict[str, Any], text: str) -> None:
         If the text or the place is not valid.
     """
     key, equals, wanted = text.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {text}: write it as key.path=value, such as budget.evaluations=100")
     *parents, last = key.split(".")
     target: Any = values
@@ -40,7 +40,7 @@ def override(values: dict[str, Any], text: str) -> None:
     if wanted.startswith("+"):
         value = _added(text, target, last, value)
     if isinstance(target, list):
-        if not last.isdigit() or int(last) >= len(target):
+        if not last.isdecimal() or int(last) >= len(target):
             raise ConfigError(f"--set {text}: name a list entry from 0 to {len(target) - 1}")
         target[int(last)] = value
     else:
@@ -49,7 +49,7 @@ def override(values: dict[str, Any], text: str) -> None:
 
 def _section(target: Any, part: str, text: str) -> Any:
     """Return the mapping or list under a key, made where there is none; a range of two numbers becomes a mapping."""
-    if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+    if isinstance(target, list) and part.isdecimal() and int(part) < len(target):
         return target[int(part)]
     if not isinstance(target, dict):
         raise ConfigError(f"--set {text}: the file has no `{part}` to set a key in; name a key that it has")

@@ -90,7 +90,7 @@ def step(hint: Hint, key: str | int, value: Any) -> Hint | None:
         origin, arguments = typing.get_origin(member), typing.get_args(member)
         if origin is dict:
             hints.append(arguments[1])
-        elif origin in (tuple, list) and (isinstance(key, int) or key.isdigit()):
+        elif origin in (tuple, list) and (isinstance(key, int) or key.isdecimal()):
             hints.append(arguments[0])
     return typing.Union[tuple(hints)] if hints else None  # noqa: UP007
 

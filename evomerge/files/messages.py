@@ -59,7 +59,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {_flat(error) or 'no message'}"
 
 
-def reason(error: BaseException, named: str | Path = "") -> str:
+def reason(error: BaseException, named: str | Path | None = None) -> str:
     """Return an exception's text, on one line and cut to `LONGEST` characters; its type where it has no text.
 
     Parameters
@@ -67,13 +67,14 @@ def reason(error: BaseException, named: str | Path = "") -> str:
     error
         The exception. An `OSError` has its number and its file in its text.
     named
-        The file that the message names already; the text is then without both.
+        The file that the message names already; the text is then without both. None: it names none.
     """
     text = _flat(error)
-    if isinstance(error, OSError) and error.strerror and str(error.filename) == str(named):
-        text = error.strerror
-    for quote in "'\"":
-        text = text.replace(f": {quote}{named}{quote}", "")
+    if named is not None:
+        if isinstance(error, OSError) and error.strerror and str(error.filename) == str(named):
+            text = error.strerror
+        for quote in "'\"":
+            text = text.replace(f": {quote}{named}{quote}", "")
     return printable(text) or type(error).__name__
 
 
@@ -105,7 +106,8 @@ def counted(count: int, noun: str) -> str:
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """Return the known name that a wrong one was probably meant to be; None when none is similar."""
-    return next(iter(get_close_matches(name, list(known), n=1)), None) if isinstance(name, str) else None
+    similar = get_close_matches(name, list(known)) if isinstance(name, str) else []
+    return next((each for each in similar if each.startswith(str(name))), similar[0] if similar else None)
 
 
 def _flat(error: BaseException) -> str:

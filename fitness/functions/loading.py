@@ -201,7 +201,8 @@ def _lines(file: Path) -> list[Any]:
             raise TaskError(
                 f"fitness.function_items: {file} is not a file of at most {LARGEST_ITEMS:,} bytes; name a .jsonl file"
             )
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # not splitlines(), which also ends a line at characters that JSON's texts may contain, such as U+2028
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(
             f"fitness.function_items: {file} cannot be read ({getattr(error, 'strerror', None) or one_line(error)}); "

@@ -232,7 +232,8 @@ class TaskScores:
         except Exception as error:  # the author's code can raise anything
             raise TaskError(
                 f"task {self._name!r}: its metric fails on an answer to item {index} of its {split} split "
-                f"({one_line(error)}): correct the code of the task"
+                f"({one_line(error)}): correct the code of the task",
+                task=self._name,
             ) from error
 
     def _choices(self, items: Sequence[Item], first: Sequence[int]) -> _Choices:

@@ -100,13 +100,15 @@ class LoadedTask:
         except Exception as error:  # the author's templates can raise anything, and give a label of any type
             raise TaskError(
                 f"task {self.name!r}: the right answer of an item of its {items[0].split} split cannot be read "
-                f"({one_line(error)}): correct doc_to_target in the task's YAML"
+                f"({one_line(error)}): correct doc_to_target in the task's YAML",
+                task=self.name,
             ) from error
         if unlabelled and len(unlabelled) == len(items):
             raise TaskError(
                 f"task {self.name!r}: none of {len(items)} items of its {items[0].split} split has a right answer "
                 "(published test splits often lack them), so all models score 0: use another split, or correct "
-                "doc_to_target in the task's YAML"
+                "doc_to_target in the task's YAML",
+                task=self.name,
             )
 
     def _has_score(self, item: Item) -> bool:

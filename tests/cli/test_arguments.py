@@ -19,6 +19,11 @@ def test_keys_are_options():
     written = ["--debug", "search", "s.yaml", "--set", "strategy=m2n2", "--set", "budget.hours=2", "--set", "seed=1"]
     assert written_out(given) == written
     assert written_out(["init", "--models=a"]) == ["init", "--models=a"]
+    spaced = ["--debug", "search", "s.yaml", "--strategy", "m2n2", "--budget.hours", "2", "--set", "seed=1"]
+    assert written_out(spaced) == written
+    assert written_out(["search", "s.yaml", "--space.weight.low", "-1"])[2:] == ["--set", "space.weight.low=-1"]
+    assert written_out(["search", "s.yaml", "--budget"])[2:] == ["--set", "budget"]  # which says how to write it
+    assert written_out(["merge", "--a.b=1"]) == ["merge", "--a.b=1"]  # there are no keys to set
 
 
 def test_the_home_is_found_where_the_shell_does_not_look(monkeypatch):

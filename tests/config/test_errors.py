@@ -146,6 +146,9 @@ def test_a_mistake_on_the_command_line_names_the_option(write):
     assert said(path, "budget.evaluatons=2") == [
         "--set budget.evaluatons=2: budget.evaluatons: unknown key; did you mean `evaluations`?"
     ]
+    assert said(path, "models.Qwen2.5=x") == [
+        "search.yaml:1 with --set models.Qwen2.5=x: models: models.Qwen2: unknown key '5'; use one of lora, model"
+    ]
 
 
 def test_not_yaml_has_a_line(write):

@@ -1,6 +1,8 @@
 """Errors about models and tasks begin with the key of the search file that names these."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from evomerge.merging.engine.placement import DeviceError
 from evomerge.merging.sources.errors import CheckpointError
 from fitness.results import TaskError
 
+ROOT = Path(__file__).parents[2]
 CONFIG = load_mapping(
     {"models": {"base": "org/base", "ops": "org/expert"}, "fitness": {"tasks": ["arithmetic", "group"]}}
 )
@@ -47,3 +50,15 @@ def test_the_key_comes_first(error, said):
 def test_an_error_gets_one_key():
     with pytest.raises(TaskError, match=r"^fitness.tasks: no prompt$"), keyed(CONFIG), keyed(CONFIG):
         raise TaskError("no prompt")
+
+
+def test_every_error_that_begins_with_a_tasks_name_carries_it():
+    """Or its key in the search file is not found, since the text is not looked at."""
+    without = []
+    for file in sorted((ROOT / "fitness").rglob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "TaskError":
+                begins = ast.unparse(call.args[0]).lstrip("f'\"").startswith("task {")
+                if begins and "task" not in {keyword.arg for keyword in call.keywords}:
+                    without.append(f"{file.relative_to(ROOT)}:{call.lineno}")
+    assert not without

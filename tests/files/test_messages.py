@@ -26,6 +26,7 @@ def test_a_file_is_named_once(error):
     assert reason(error, Path("/a/b")) == "None there"
     assert "/a/b" in reason(error)
     assert "/a/b" in reason(error, "/a/other")
+    assert reason(ValueError("a choice is empty: ''")) == "a choice is empty: ''"
 
 
 def test_long_texts_are_cut():
@@ -37,6 +38,7 @@ def test_the_nearest_name():
     assert nearest("tie", ["linear", "ties"]) == "ties"
     assert nearest("xyz", ["linear", "ties"]) is None
     assert nearest(3, ["linear"]) is None
+    assert nearest("cma", ["map", "cma_es"]) == "cma_es"  # which begins so
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,8 @@ def documents(content: bytes, text: Path) -> list[str]:
     if not is_jsonl(text):
         return [content.decode("utf-8")]
     found = []
-    for number, line in enumerate(content.decode("utf-8").splitlines(), start=1):
+    # not splitlines(), which also ends a line at characters that JSON's texts may contain, such as U+2028
+    for number, line in enumerate(content.decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:

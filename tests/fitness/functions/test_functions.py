@@ -98,8 +98,8 @@ def test_a_file_with_what_it_imports_and_its_items(write: Callable[..., FitnessC
 
 
 def test_items_of_other_places(write: Callable[..., FitnessConfig], tmp_path: Path) -> None:
-    (tmp_path / "items.jsonl").write_text('"a"\n\n["b", 2]\n')
-    assert load_function(write(SCORE, f"{tmp_path}/items.jsonl")).items == {"validation": ("a", ["b", 2])}
+    (tmp_path / "items.jsonl").write_text('\ufeff"a\u2028\x85"\r\n\n["b", 2]\n', encoding="utf-8")
+    assert load_function(write(SCORE, f"{tmp_path}/items.jsonl")).items == {"validation": ("a\u2028\x85", ["b", 2])}
     splits = "def all():\n    return {'validation': ['a'], 'test': ['b', 'c']}\n"
     found = load_function(write(SCORE, f"{tmp_path}/other.py:all", other=splits))
     assert found.items == {"validation": ("a",), "test": ("b", "c")} and "other.py" in found.code

@@ -229,7 +229,8 @@ def test_texts_that_cannot_be_used(zoo: dict[str, Any], text: Path, tmp_path: Pa
 
 def test_documents_are_read_apart(zoo: dict[str, Any], tmp_path: Path) -> None:
     text = tmp_path / "text.jsonl"
-    text.write_text('{"text": "sort one two = 1 2"}\n\n"reverse three two one = 1 2 3"\n' * 3, encoding="utf-8")
+    lines = '{"text": "sort one two = 1 2", "title": "a\u2028b"}\r\n\n"reverse three two one = 1 2 3"\n'
+    text.write_text("\ufeff" + 3 * lines, encoding="utf-8")
     windows = windows_of(zoo[OPS], text.read_bytes(), text)
     tokenizer = zoo[OPS].tokenizer.load()
     assert [window[window >= 0].tolist() for window in windows[:2]] == [
