@@ -173,8 +173,9 @@ class FixedGenesSpace(WrappedSpace):
     def _fix(self, genes: tuple[Gene, ...], pattern: str, value: Any) -> None:
         for index in _called(pattern, genes, "space.fixed"):
             gene = genes[index]
-            named = isinstance(gene, Choice) and isinstance(value, bool)
-            wanted = ("on" if value else "off") if named else value  # YAML reads on and off as truth values
+            wanted: Any = value
+            if isinstance(gene, Choice) and isinstance(value, bool):
+                wanted = "on" if value else "off"  # YAML reads on and off as truth values
             try:
                 x: float = gene.coordinate(wanted)
                 fits = gene.value(x) == wanted
