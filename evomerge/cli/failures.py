@@ -18,6 +18,13 @@ LONGEST_PATH = 300
 BESIDE = 12
 """Characters that are printed with a line."""
 _WRONG_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.EISDIR)
+_ADVICE = {
+    errno.EMFILE: "raise the number of open files (`ulimit -n 4096`)",
+    errno.ENFILE: "close other programs, or raise the system's number of open files",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+}
+"""What a user does about errors of the system that are not about one path."""
 LIBRARIES = (
     *("transformers", "tokenizers", "safetensors", "huggingface_hub", "peft", "gguf"),
     *("lm_eval", "datasets", "pyarrow", "jinja2", "ray"),
@@ -52,9 +59,11 @@ def _of_others(error: Exception) -> str:
         return "memory ran out; lower fitness.batch_size or the number of workers, or use a machine with more memory"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         path = printable(str(error.filename), LONGEST_PATH)
-        return f"{path}: {error.strerror}; check the path, its permissions and its disk"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "no space is left where the output goes; free some, or write it elsewhere"
+        return (
+            f"{path}: {error.strerror}; {_ADVICE.get(error.errno or 0, 'check the path, its permissions and its disk')}"
+        )
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        return f"{error.strerror} (standard output or a temporary file); {_ADVICE[error.errno]}"
     package = _package(error)
     if package is None:
         return f"unexpected {one_line(error)}; {DEBUG}"

@@ -12,6 +12,7 @@ import typer
 
 from evomerge.cli.arguments import refuse_unused, written_out
 from evomerge.cli.failures import explained
+from evomerge.cli.surroundings import end_like_ctrl_c, open_closed_streams
 from evomerge.files.atomic import check_parent, check_place
 from evomerge.files.messages import PrintableFormatter
 from evomerge.version import VERSION
@@ -571,6 +572,8 @@ def plugins(json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line; errors of ours become one line and exit code 1 (failed) or 2 (wrong request)."""
+    open_closed_streams()
+    end_like_ctrl_c()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal has no characters for

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
 from evomerge.cli.recipe_file import read, warn
-from evomerge.files.atomic import check_place
+from evomerge.files.atomic import check_place, scratch_folder
 from evomerge.files.messages import say
 from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
@@ -89,9 +88,8 @@ def merge_documents(
     for document in (*earlier, last):
         for model in document.recipe.models:
             with_parts(model, lambda part: part if part in names else str(folder_of(part)))  # before hours of merging
-    folder = intermediates or out.with_name(f".{out.name}.{os.getpid()}.stages")
     results: dict[str, str] = {}
-    try:
+    with nullcontext(intermediates) if intermediates is not None else scratch_folder(out) as folder:
         for document in (*earlier, last):
             place = out if document is last else folder / str(document.name)
             checkpoints, base, recipe = _opened(
@@ -106,9 +104,6 @@ def merge_documents(
                 results[document.name] = str(write_checkpoint(engine, recipe, folder / document.name))
                 kept = f"wrote {folder / document.name}" if intermediates else f"merged {document.name}"
                 say(f"{kept}: {recipe.methods} of {', '.join(document.recipe.models)}")
-    finally:
-        if intermediates is None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _say_written(out: Path) -> None:

@@ -20,8 +20,7 @@ def process() -> None:
     try:
         main()
     except SystemExit as end:
-        # a stream is None where the shell has closed it
-        if not end.code and threading.active_count() == 1 and sys.stdout is not None and sys.stderr is not None:
+        if not end.code and threading.active_count() == 1:
             atexit._run_exitfuncs()
             with suppress(OSError, ValueError):  # standard output is closed: Python says so
                 sys.stdout.flush()

@@ -19,7 +19,7 @@ def report(path: Path, out: Path | None, figures: Path | None = None) -> None:
         raise PlaceError(f"--figures {figures}: a file of that name exists; name a folder")
     space, obstacle = _space(path)
     target = out or path / "report.html"
-    write_text(target, render(path, space))
+    write_text(target, render(path, space), elsewhere="name another file with -o")
     say(f"wrote {target}")
     if obstacle:
         say(f"warning: candidates are shown without their recipes: {obstacle}", stderr=True)

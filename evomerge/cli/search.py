@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +43,6 @@ def _shown(out: Console, run: Path) -> Iterator[SearchProgress]:
     """Show a search's progress; end with a sentence and exit code 130 on Ctrl-C or SIGTERM."""
     existed = is_run(run)
     resumable = f"stopped; nothing scored is lost. Continue with: evomerge resume {quote(str(run))}"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with SearchProgress(out) as progress:
             yield progress

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from evomerge.files.messages import reason
+
+if sys.platform != "win32":
+    import fcntl
 
 ELSEWHERE = "name another place"
 """What a user does when a place is full or refuses to be written to; the end of most messages."""
@@ -57,6 +63,7 @@ def atomic_file(
             raise PlaceError(f"{path}: it is a folder; name a file")
         if path.exists() and not path.is_file():
             raise PlaceError(f"{path}: it is a device or a pipe, which a file would replace; name a file")
+        _remove_abandoned(path)
         _check_space(path, size, elsewhere)
         if parents:
             _make_folder(path.parent)
@@ -64,10 +71,11 @@ def atomic_file(
         try:
             temporary.touch(exist_ok=False)
             mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes its files private
-            yield temporary
-            temporary.chmod(mode)
-            _sync(temporary)
-            os.replace(temporary, path)
+            with _held(temporary):
+                yield temporary
+                temporary.chmod(mode)
+                _sync(temporary)
+                os.replace(temporary, path)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -104,25 +112,46 @@ def atomic_folder(path: Path, *, size: int | None = None, elsewhere: str = ELSEW
         try:
             temporary.mkdir()
             mode = temporary.stat().st_mode & 0o666  # the umask's, without the right to enter
-            yield temporary
-            _sync_tree(temporary, mode)
-            if path.is_dir():
-                path.rmdir()  # empty, or it fails
-            os.replace(temporary, path)
+            with _held(temporary):
+                yield temporary
+                _sync_tree(temporary, mode)
+                if path.is_dir():
+                    path.rmdir()  # empty, or it fails
+                os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         _sync_entries(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8) in one step.
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`, for what is needed while that is written; it is removed at the end.
+
+    Raises
+    ------
+    FileError
+        If it cannot be made.
+    """
+    temporary = _temporary(path)
+    with disk_errors(path):
+        _make_folder(path.parent)
+        temporary.mkdir()
+    try:
+        with _held(temporary):
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str, elsewhere: str = ELSEWHERE) -> None:
+    """Replace `path` by `text` (UTF-8) in one step; `elsewhere` as for `atomic_file`.
 
     Raises
     ------
     FileError
         If the disk or the folder refuses; the old file is then as it was.
     """
-    with atomic_file(path) as temporary:
+    with atomic_file(path, elsewhere=elsewhere) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -168,6 +197,7 @@ def check_place(path: Path, elsewhere: str = ELSEWHERE, *, size: int | None = No
                 f"{path}: cannot be written ({above} is read-only); check the folder's permissions and its disk, or "
                 f"{elsewhere}"
             )
+        _remove_abandoned(path)
         probe = _temporary(above / "probe")  # access() knows nothing of quotas and of file systems without folders
         probe.mkdir()
         probe.rmdir()
@@ -177,6 +207,42 @@ def check_place(path: Path, elsewhere: str = ELSEWHERE, *, size: int | None = No
 def _temporary(path: Path) -> Path:
     """Return a hidden path beside `path` that no other writer has, in this process or another."""
     return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.tmp")
+
+
+@contextmanager
+def _held(temporary: Path) -> Iterator[None]:
+    """Lock a temporary file or folder, by which other writers see that it is in use; a killed process unlocks it."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+JUST_MADE = 60.0
+"""Seconds in which a temporary file may not be locked yet."""
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of `path` have left beside it: temporary files and folders that nobody locks."""
+    if sys.platform == "win32":
+        return
+    pattern = f".{glob.escape(path.name[:40])}.{'[0-9a-f]' * 12}.tmp"
+    for left in path.parent.glob(pattern):
+        with suppress(OSError):  # it is in use or gone, or the file system has no locks
+            if time.time() - left.lstat().st_mtime < JUST_MADE:
+                continue
+            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _make_folder(folder: Path) -> None:

@@ -128,9 +128,25 @@ class _Damage(Exception):
     """Why a log is damaged."""
 
 
+_OF_THE_DISK = (
+    "disk is full",
+    "disk I/O error",
+    "unable to open database file",
+    "readonly database",
+    "database is locked",
+    "access permission denied",
+)
+"""Parts of SQLite's messages about a file that it cannot use and that may be intact."""
+
+
 def damaged(path: Path, reason: object) -> LogError:
-    """Return the error for a damaged log of the run directory `path`."""
+    """Return the error for a damaged log of the run directory `path`, or for an intact one that the disk refuses."""
     file = path / "events.sqlite"
+    if isinstance(reason, sqlite3.Error) and any(part in str(reason) for part in _OF_THE_DISK):
+        return LogError(
+            f"{file}: cannot be used ({reason}); what it holds is kept: check the permissions of the run directory "
+            "and the free space on its disk, or copy the run to another place"
+        )
     return LogError(
         f"{file} is damaged ({reason}); restore it from a backup, or save what is left with "
         f"`sqlite3 {quote(str(file))} .recover`; best.yaml beside it is not affected"

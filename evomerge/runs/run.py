@@ -109,6 +109,7 @@ class Run:
         self._db = connection
         self._lock = lock
         self._item_sets: dict[tuple[str, ...], tuple[int, bytes]] = {}  # number and checksum
+        self._file = self._file_now()
 
     @classmethod
     def create(cls, path: Path, config_yaml: str, environment: Environment | Mapping[str, Any]) -> Run:
@@ -196,6 +197,11 @@ class Run:
         LogError
             If it cannot be written (disk full); what was recorded before is kept.
         """
+        if self._file_now() != self._file:  # SQLite would go on writing to the file, which has no name any more
+            raise LogError(
+                f"{self.path}: the run directory was moved, removed or replaced during the search; put it back, then "
+                f"`evomerge resume {quote(str(self.path))}`"
+            )
         try:
             self._db.execute("BEGIN IMMEDIATE")
             number, checksum = (None, b"") if isinstance(event, Asked) else self._item_set(event.evaluation.items)
@@ -234,7 +240,7 @@ class Run:
         try:
             yield from self._events()
         except (sqlite3.Error, TypeError, ValueError, RecursionError) as error:
-            raise damaged(self.path, first_mistake(error)) from error
+            raise damaged(self.path, error if isinstance(error, sqlite3.Error) else first_mistake(error)) from error
 
     def _events(self) -> Iterator[tuple[float, Event]]:
         # One statement: the end of the log belongs to the same moment as its events, also while another process writes.
@@ -294,7 +300,7 @@ class Run:
             (count,) = self._db.execute("SELECT COUNT(*) FROM events").fetchone()
             return int(count)
         except sqlite3.Error as error:
-            raise damaged(self.path, first_mistake(error)) from error
+            raise damaged(self.path, error) from error
 
     @property
     def origin(self) -> str:
@@ -302,8 +308,23 @@ class Run:
         return origin_of(self.path)
 
     def write(self, name: str, text: str) -> None:
-        """Replace one of the run's text files in one step."""
-        write_text(self.path / name, text)
+        """Replace one of the run's text files in one step.
+
+        Raises
+        ------
+        FileError
+            If the disk or the folder refuses; the events are kept.
+        """
+        resume = f"move the run to another disk, then `evomerge resume {quote(str(self.path))}`; all scores are kept"
+        write_text(self.path / name, text, elsewhere=resume)
+
+    def _file_now(self) -> tuple[int, int] | None:
+        """Return device and inode of the event log; None if there is none at its path."""
+        try:
+            status = (self.path / "events.sqlite").stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def _item_set(self, items: tuple[str, ...]) -> tuple[int, bytes]:
         """Return the number and the checksum of an item set, which is stored once."""

@@ -17,6 +17,7 @@ from evomerge.config.keyed import keyed
 from evomerge.config.load import load, load_mapping, load_recorded
 from evomerge.config.overrides import listed, setting
 from evomerge.config.search_file import SearchConfig
+from evomerge.files.atomic import FileError
 from evomerge.files.messages import PrintableFormatter, counted, reason
 from evomerge.runs.bill import BILL, Bill
 from evomerge.runs.environment import Environment
@@ -250,14 +251,22 @@ def _go_on(run: Run, problem: Problem, pool: Pool, reports: ProgressReports, say
             say(f"scoring the finalists on {counted(len(problem.held_out_items), 'held-out item')}")
             reports.enter("finalists")
             result = FinalEvaluation(run, problem, search, pool, reports.bill, notify=reports).evaluate()
-            run.write("report.html", render(run.path, problem.space))
             ended = result
+            _write_report(run, problem, say)
         except KeyboardInterrupt:
             log.info("stopped")
             raise
         finally:
             trackers.end(ended)
         return result
+
+
+def _write_report(run: Run, problem: Problem, say: Say) -> None:
+    """Write the page about the run; a disk without room for it does not withhold the result."""
+    try:
+        run.write("report.html", render(run.path, problem.space))
+    except FileError as error:
+        say(f"warning: {error}")
 
 
 def _bill(run: Run, problem: Problem, reports: ProgressReports) -> Bill | None:
@@ -305,10 +314,17 @@ def _search(
     return search
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may become full: the event log says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop what cannot be written, in place of a traceback on the terminal."""
+
+
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Write what the search logs to a file, and not to the terminal."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     before = log.level, log.propagate
     log.setLevel(logging.INFO)

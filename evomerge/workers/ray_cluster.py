@@ -231,6 +231,9 @@ def _has_token() -> bool:
     """
     if TOKEN in os.environ or TOKEN_PATH in os.environ:
         return True
-    token = Path.home() / ".ray" / "auth_token"
+    try:
+        token = Path.home() / ".ray" / "auth_token"
+    except RuntimeError:  # a user without a home, as in some containers
+        return False
     keep_private(token)
     return token.is_file()

@@ -190,8 +190,7 @@ class LocalWorker:
         for structure in self._preparation.structures:
             engine.prepare(structure)
         self.worker.prepare(self._preparation.start, self._preparation.items)
-        if self.worker.steps is not None:
-            assert self.step_memory is not None
+        _ = self.step_memory  # fits the steps to it
         return self.worker
 
     @cached_property

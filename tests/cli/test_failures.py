@@ -45,8 +45,13 @@ def test_errors_of_the_file_system_are_sentences():
     assert code == 2 and "File name too long; check the path" in lines[0]
     lines, code = explained(OSError(errno.EACCES, "Permission denied", "/a/b"))
     assert (lines, code) == (["/a/b: Permission denied; check the path, its permissions and its disk"], 1)
-    full = OSError(errno.ENOSPC, "No space left on device")
-    assert explained(full) == (["no space is left where the output goes; free some, or write it elsewhere"], 1)
+
+
+def test_errors_of_the_system_say_what_to_do():
+    many = "/a/b: Too many open files; raise the number of open files (`ulimit -n 4096`)"
+    assert explained(OSError(errno.EMFILE, "Too many open files", "/a/b")) == ([many], 1)
+    full = "No space left on device (standard output or a temporary file); free some space"
+    assert explained(OSError(errno.ENOSPC, "No space left on device")) == ([full], 1)
 
 
 def test_errors_of_libraries_name_them():

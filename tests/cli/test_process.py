@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from evomerge.cli.surroundings import end_like_ctrl_c
 
 PROGRAM = """
 import atexit, sys, threading, time
@@ -44,10 +48,30 @@ def test_a_process_that_has_done_its_work_frees_nothing(
     assert done.stdout.startswith("evomerge ") == (code == 0)
 
 
-def test_a_shell_may_close_the_output() -> None:
-    command = ["sh", "-c", '"$0" -m evomerge --version >&-', sys.executable]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("", "")
+def test_closed_streams_lead_nowhere() -> None:
+    program = (
+        "import sys, os\n"
+        "from evomerge.cli.surroundings import open_closed_streams\n"
+        "open_closed_streams()\n"
+        "print('nowhere'); print('nowhere', file=sys.stderr); assert sys.stdin.read() == ''\n"
+        "with open(sys.argv[1], 'w') as file: assert file.fileno() > 2"
+    )
+    command = ["sh", "-c", '"$0" "$@" <&- >&- 2>&-', sys.executable, "-c", program, os.devnull]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_ending_a_command_is_like_ctrl_c() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        end_like_ctrl_c()
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries have other names elsewhere")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import threading
@@ -15,7 +16,15 @@ from typing import Any
 import pytest
 
 from evomerge.files import atomic
-from evomerge.files.atomic import FileError, PlaceError, atomic_file, atomic_folder, check_place, write_text
+from evomerge.files.atomic import (
+    FileError,
+    PlaceError,
+    atomic_file,
+    atomic_folder,
+    check_place,
+    scratch_folder,
+    write_text,
+)
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -146,6 +155,46 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert path.read_text() == "old"
+
+
+def left_by_a_killed_writer(kind: str, path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with opened(kind, path) as temporary:
+            fill(kind, temporary)
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+@both
+def test_the_next_writer_removes_what_a_killed_one_has_left(tmp_path: Path, kind: str) -> None:
+    with opened(kind, tmp_path / "out") as running:
+        os.utime(running, (0, 0))
+        left_by_a_killed_writer(kind, tmp_path / "out")
+        left_by_a_killed_writer(kind, tmp_path / "other")
+        left, *_ = set(tmp_path.glob(".out.*")) - {running}
+        just_made = tmp_path / ".out.0123456789ab.tmp"
+        just_made.touch()
+        os.utime(left, (0, 0))
+        with opened(kind, tmp_path / "out") as temporary:
+            assert running.exists(), "it is locked by its writer"
+            assert just_made.exists(), "its writer may not have locked it yet"
+            assert not left.exists()
+            fill(kind, temporary)
+        assert len(list(tmp_path.glob(".other.*"))) == 1, "of another file"
+        if kind == "folder":
+            shutil.rmtree(tmp_path / "out")
+        fill(kind, running)
+
+
+def test_a_scratch_folder_is_gone_afterwards(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path / "new" / "out") as folder:
+        fill("folder", folder)
+        os.utime(folder, (0, 0))
+        with atomic_folder(tmp_path / "new" / "out") as temporary:
+            fill("folder", temporary)
+        assert folder.is_dir()
+    assert names(tmp_path / "new") == ["out"]
 
 
 # --- what goes wrong ---

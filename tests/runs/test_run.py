@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evomerge.runs import log_file
 from evomerge.runs.run import SCHEMA_VERSION, Asked, LogError, ReferenceScore, Run, RunError, Told, check_new
 from evomerge.strategies import Candidate
 from fitness.results import Evaluation
@@ -151,6 +152,36 @@ def test_a_full_disk_keeps_what_was_recorded(run):
     run.record(events[2])
     kinds = [type(event) for event in run.events()]
     assert kinds[0] is Asked and kinds[-1] is Asked
+
+
+@pytest.mark.parametrize("change", ["removed", "moved", "replaced"])
+def test_a_run_that_is_no_longer_there_records_nothing(run, tmp_path, change):
+    run.record(some_events()[0])
+    (shutil.rmtree if change == "removed" else lambda path: path.rename(tmp_path / "elsewhere"))(run.path)
+    if change == "replaced":
+        shutil.copytree(tmp_path / "elsewhere", run.path)
+    with pytest.raises(LogError, match=r"was moved, removed or replaced during the search; put it back, then `evomerg"):
+        run.record(some_events()[1])
+    if change == "moved":
+        (tmp_path / "elsewhere").rename(run.path)
+        run.record(some_events()[1])
+        assert run.count() == 2
+
+
+@pytest.mark.parametrize(
+    "refused", ["database or disk is full", "unable to open database file", "attempt to write a readonly database"]
+)
+def test_a_log_that_the_disk_refuses_is_not_called_damaged(run, monkeypatch, refused):
+    def refuse(*_):
+        raise sqlite3.OperationalError(refused)
+
+    run.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(log_file, "connect", refuse)
+        for opened in (Run.open, Run.read):
+            with pytest.raises(LogError, match=rf"cannot be used \({refused}\); what it holds is kept: check the perm"):
+                opened(run.path)
+    Run.open(run.path).close()
 
 
 def test_an_uncommitted_event_is_not_seen(run):

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import shutil
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ import evomerge
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
 from evomerge.extras import MissingExtraError
+from evomerge.files.atomic import FileError
 from evomerge.runs.result import Result
 from evomerge.runs.run import Run, RunError
 from tests.cli.test_every_strategy import run, write
@@ -34,6 +36,21 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(folder):
     return Result.read(folder / "cli" / "result.json")
+
+
+def test_a_disk_without_room_for_the_page_does_not_withhold_the_result(folder, expected, monkeypatch):
+    shutil.copytree(folder / "cli", folder / "full")
+    write = Run.write
+
+    def full(run, name, text):
+        if name == "report.html":
+            raise FileError("report.html: the disk became full")
+        write(run, name, text)
+
+    monkeypatch.setattr(Run, "write", full)
+    said = []
+    assert evomerge.resume(folder / "full", say=said.append).held_out == expected.held_out
+    assert "warning: report.html: the disk became full" in said
 
 
 def test_a_search_in_python_finds_what_the_command_line_finds(folder, expected):
