@@ -34,13 +34,14 @@ from evomerge.workers.base import Request
 from fitness.config import FitnessConfig
 from fitness.results import TaskError
 from fitness.tasks.suite import TaskSuite
+from search_spaces.recipes.layout import ModelLayout
 from search_spaces.recipes.references import with_parts
 
 GENES = 60
 """About as many genes as a few hundred evaluations can search."""
 GENES_BY_GRADIENTS = 200
 """As many as gradient steps can: they find more with more genes, but each group of few tensors gains little."""
-MODULES = ("attention", "mlp", "other")
+NO_MODULES = "these layers have no attention or mlp that is known by name"
 METHODS = ("task_arithmetic", "pcb", "multislerp", "consensus", "r_tsv_m", "doge", "cabs")
 """Methods worth searching together: those that beat task arithmetic in `experiments/operators`."""
 EVALUATIONS = (60, 300)
@@ -56,8 +57,8 @@ space:
   kind: layer_coefficients  # one weight per expert, group of layers and group of modules: {genes} genes, since
   method: task_arithmetic  # {why_genes}
   # or method: [{methods}], the method itself as a gene: the best on two experts
-  layers_per_group: {layers_per_group}  # the models have {num_layers} layers; 1: each has weights of its own
-  modules: {modules}  # or all, or a list of attention, mlp, other: a weight for each
+  layers_per_group: {layers_per_group}  # the models have {num_layers}; 1: each has weights of its own
+  modules: {modules}  # {why_modules}
   weight: {{low: -0.5, high: 1.5, start: 0.5}}
 strategy: auto  # {why_strategy}
 fitness:
@@ -91,7 +92,8 @@ def init(
     checkpoints = open_sources(dict(zip(names, models, strict=True)), names[0], vocabulary=vocabulary)
     preflight.check(checkpoints, names[0], scan=False, allow_unrelated=allow_unrelated)
     of_tasks(tasks, include_path, split=None)  # checks that they exist
-    num_layers, experts = checkpoints[names[0]].layout.num_layers, len(models) - 1
+    layout, experts = checkpoints[names[0]].layout, len(models) - 1
+    num_layers, modules = layout.num_layers, modules_of(layout)
     included = [str(path.resolve()) for path in include_path]
     draft: dict[str, Any] = {
         "models": dict(zip(names, references, strict=True)),
@@ -99,9 +101,10 @@ def init(
         "allow_unrelated": allow_unrelated,
         "fitness": {"tasks": list(tasks), "include_path": included, **_held_out(tasks, included)},
     }
-    problem = _problem(draft, Genes.of(num_layers, experts, MODULES, GENES_BY_GRADIENTS))
+    problem = _problem(draft, Genes.of(num_layers, experts, modules, GENES_BY_GRADIENTS))
     by_gradients = isinstance(problem.config.strategy, GradientConfig)
-    genes = Genes.of(num_layers, experts, *((MODULES, GENES_BY_GRADIENTS) if by_gradients else ((), GENES)))
+    genes = Genes.of(num_layers, experts, *((modules, GENES_BY_GRADIENTS) if by_gradients else ((), GENES)))
+    count = problem.space.dimension if by_gradients else genes.count  # not all layers need to have all modules
     evaluations, why_budget = _budget(problem)
     fewest = min(len(items) for items in problem.suite.pool.search.values())
     few = fewest > 2 * ITEMS
@@ -109,12 +112,13 @@ def init(
     text = TEMPLATE.format(
         file=quote(str(output)),
         models="\n".join(f"  {_text(name)}: {_text(path)}" for name, path in zip(names, references, strict=True)),
-        genes=genes.count,
+        genes=count,
         methods=", ".join(METHODS),
         why_genes="gradient steps search many genes at once" if by_gradients else "evolution searches few genes",
         layers_per_group=genes.layers_per_group,
-        num_layers=num_layers,
+        num_layers=counted(num_layers, "layer"),
         modules=_text(list(genes.modules)) if genes.modules else "all",
+        why_modules=f"or all, or a list of {', '.join(modules)}: a weight for each" if modules else NO_MODULES,
         why_strategy=problem.chosen.removeprefix("strategy auto: ").partition("; each candidate")[0],
         tasks=_text(list(tasks)),
         include="".join(_include(include_path)),
@@ -129,7 +133,7 @@ def init(
         why_budget=why_budget,
     )
     write_text(output, text)
-    say(f"wrote {output}: {counted(genes.count, 'gene')}, {counted(evaluations, 'evaluation')} ({why_budget})")
+    say(f"wrote {output}: {counted(count, 'gene')}, {counted(evaluations, 'evaluation')} ({why_budget})")
     say(f"next: evomerge plan {quote(str(output))}")
 
 
@@ -144,7 +148,7 @@ class Genes:
     modules
         Groups of modules with weights of their own; empty: none.
     count
-        Genes in all.
+        Genes in all, if each layer has all modules.
     """
 
     layers_per_group: int
@@ -158,6 +162,12 @@ class Genes:
         groups = max(1, min(num_layers, (most - 2 * experts) // per_group))  # embeddings and head have weights, too
         layers = math.ceil(num_layers / groups)
         return cls(layers, modules, per_group * math.ceil(num_layers / layers) + 2 * experts)
+
+
+def modules_of(layout: ModelLayout) -> tuple[str, ...]:
+    """Return the modules that a layer's weights can be divided into; empty where none is known by name."""
+    known = [name for name, child in (("attention", layout.attention), ("mlp", layout.mlp)) if child is not None]
+    return (*known, "other") if known else ()
 
 
 def _held_out(tasks: Sequence[str], include_path: Sequence[str]) -> dict[str, Any]:
@@ -180,7 +190,8 @@ def _why_held_out(fitness: Mapping[str, Any]) -> str:
 
 
 def _problem(draft: Mapping[str, Any], genes: Genes) -> Problem:
-    space = {"method": "task_arithmetic", "layers_per_group": genes.layers_per_group, "modules": list(genes.modules)}
+    modules = list(genes.modules) or "all"
+    space = {"method": "task_arithmetic", "layers_per_group": genes.layers_per_group, "modules": modules}
     return Problem(load_mapping({**draft, "space": space}, ()), scan=False)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
+from evomerge.config.overrides import setting
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import counted
 from evomerge.runs.environment import Environment
@@ -28,8 +29,9 @@ from search_spaces.recipes.resolve import Difference, difference
 from search_spaces.spaces.context import SpaceContext
 from search_spaces.spaces.data_flow import DataFlowConfig
 from search_spaces.spaces.layer_coefficients import CoefficientConfig
-from search_spaces.spaces.registry import RECIPE_KEYS, build_space
+from search_spaces.spaces.registry import RECIPE_KEYS, SpaceSettings, build_space
 from search_spaces.spaces.space import SearchSpace
+from search_spaces.spaces.two_stage import TwoStageConfig
 
 NUMBERS = 20_000
 """Most genes that a warm start writes into the new run's config, all candidates together: about half a megabyte."""
@@ -109,7 +111,7 @@ def warm_start_override(config: SearchConfig, path: Path) -> str:
             f"--warm-start: strategy.kind {config.strategy.named_kind} cannot use an earlier run; write another "
             "strategy.kind, or leave --warm-start out"
         )
-    return f"strategy.warm_start={path.resolve()}"
+    return setting("strategy.warm_start", str(path.resolve()))
 
 
 def space_of(path: Path, models: Mapping[str, str] | None = None) -> SearchSpace:
@@ -125,13 +127,19 @@ def space_of(path: Path, models: Mapping[str, str] | None = None) -> SearchSpace
     config = load(path / "config.yaml")
     with Run.read(path) as run:
         environment = run.environment()
-    settings = config.space
-    if isinstance(settings, CoefficientConfig | DataFlowConfig):
-        settings = settings.model_copy(update={"start": None})  # decoding does not depend on it
     context = SpaceContext(
         models or config.models, environment.layout, environment.sizes, out_dtype=config.out_dtype, seed=config.seed
     )
-    return config.stamped(build_space(settings, context))
+    return config.stamped(build_space(_without_start(config.space), context))
+
+
+def _without_start(settings: SpaceSettings) -> SpaceSettings:
+    """Return a space's settings, and those of its parts, without a start, on which decoding does not depend."""
+    if isinstance(settings, TwoStageConfig):
+        return settings.model_copy(update={"parameters": _without_start(settings.parameters)})
+    if isinstance(settings, CoefficientConfig | DataFlowConfig):
+        return settings.model_copy(update={"start": None})
+    return settings
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class M2n2Config(StrategyConfig):
     kind: Literal["m2n2"] = "m2n2"
     archive: int = Field(default=20, ge=2, le=10_000)
     """Members of the archive, at least 2. A larger archive keeps diversity longer and converges more slowly."""
-    alpha: float = Field(default=1.0, ge=0, le=1000)
+    alpha: float = Field(default=1.0, ge=0, le=50)
     """Strength of the competition for items. 0: no competition, members are ranked by their mean score."""
     attraction: bool = True
     """Whether the second parent is chosen to complement the first. Otherwise both are drawn by fitness."""

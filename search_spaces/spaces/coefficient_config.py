@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from search_spaces.recipes.errors import RecipeError, did_you_mean
 from search_spaces.recipes.fields import CalibrationText
@@ -17,6 +17,19 @@ from search_spaces.spaces.genes import Real, low_and_high
 from search_spaces.spaces.layer_groups import Groups, LayerGroup, layer_groups
 
 Modules: TypeAlias = tuple[str, ...] | Literal["all"]
+
+
+def _not_a_number(text: str) -> str:
+    """Return text that is an option of a choice; `1e-3`, which YAML reads as text, becomes a number elsewhere."""
+    try:
+        float(text)
+    except ValueError:
+        return text
+    raise ValueError("it is a number")
+
+
+FixedValue: TypeAlias = float | bool | Annotated[str, AfterValidator(_not_a_number)]
+"""Value of a parameter, or of a gene: a number, a truth value, or a choice's option."""
 
 _SEARCHED = ("weight", "density", "t")
 """Parameters that are searched by default and have their own keys in the config."""
@@ -107,17 +120,17 @@ class CoefficientSettings(BaseModel):
     ranges: dict[str, Range] = Field(default_factory=dict)
     """Ranges of further parameters of the method, by name: `gamma: {low: 0.0, high: 0.05}`, `lambda: {low: 0.5, high:
     1.5}`. A method without weight, density and t has all its parameters searched in their default ranges."""
-    fixed: dict[str, float | bool] = Field(default_factory=dict)
+    fixed: dict[str, FixedValue] = Field(default_factory=dict)
     """Fixed values, which are not searched: parameters of the whole merge by name (`lambda: 0.8`, `normalize: true`),
-    or single genes by the names that `evomerge plan` prints (`"ops.weight[embeddings]": 0`), where `*` matches any
-    text (`"*[final]": 0.5`)."""
+    or single genes by the names that `evomerge plan` prints (`"ops.weight[embeddings]": 0`, `ops.mask: on`), where `*`
+    matches any text (`"*[final]": 0.5`)."""
     tie: tuple[str, ...] | dict[str, str | tuple[str, ...]] = ()
     """Genes that share one value, and so are one gene: patterns of the names that `evomerge plan` prints, where `*`
     matches any text (`["*.weight[*]"]`: one weight for all models), or a mapping from a name for the joint gene to one
     pattern or several."""
     masks: Literal["none", "on_off", "signed"] = "none"
     """Genes that turn each expert's task vector on or off (`on_off`), or add it, leave it out or subtract it
-    (`signed`). An expert that is off keeps its weights for when it is on again."""
+    (`signed`). An expert that is off keeps its coefficients for when it is on again."""
     mask_scope: Literal["merge", "layers"] = "merge"
     """One such gene per expert for the whole `merge`, or one for each group of `layers`."""
 
@@ -192,8 +205,22 @@ class CoefficientSettings(BaseModel):
         modules = () if self.modules == "all" else tuple(name for name in self.modules if name != "other")
         return layer_groups(layout, groups=self.groups, layers_per_group=self.layers_per_group, modules=modules)
 
+    @field_validator("fixed")
+    @classmethod
+    def _values_that_can_be(cls, fixed: dict[str, FixedValue]) -> dict[str, FixedValue]:
+        for name, value in fixed.items():
+            if isinstance(value, str) and not _names_genes(name):
+                raise ValueError(f"{name}: {value!r} does not fit; write a number, or true or false")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}: {value} is not finite; write a number such as 0.5")
+        return fixed
+
     @model_validator(mode="after")
     def _parameters_of_methods(self) -> CoefficientSettings:
+        if self.smooth and self.method_scope == "layers":
+            raise ValueError(
+                "smooth: there is no line between two methods; write method_scope: merge, or remove smooth"
+            )
         if isinstance(self.method, tuple):
             _check_list(self)
         else:
@@ -232,12 +259,13 @@ class CoefficientSettings(BaseModel):
     @property
     def fixed_parameters(self) -> dict[str, Scalar]:
         """The entries of `fixed` that name parameters."""
-        return {name: value for name, value in self.fixed.items() if not _names_genes(name)}
+        named = self.fixed.items()
+        return {name: value for name, value in named if not _names_genes(name) and not isinstance(value, str)}
 
     @property
-    def fixed_genes(self) -> dict[str, float]:
+    def fixed_genes(self) -> dict[str, FixedValue]:
         """The entries of `fixed` that name genes, by name or pattern."""
-        return {name: float(value) for name, value in self.fixed.items() if _names_genes(name)}
+        return {name: value for name, value in self.fixed.items() if _names_genes(name)}
 
     def only(self, method: str) -> CoefficientSettings:
         """Return the settings for one method of the list, without parameters that it does not have.
@@ -324,7 +352,7 @@ def _specs_in(values: dict[str, Any]) -> list[MethodSpec]:
 
 
 def _names_genes(key: str) -> bool:
-    return "[" in key or "*" in key
+    return any(sign in key for sign in "[*.")  # no parameter's name has one of them
 
 
 def _check_single(config: CoefficientSettings) -> None:
@@ -403,7 +431,7 @@ def _check_bounds(config: CoefficientSettings) -> None:
     averages = isinstance(config.method, str) and config.spec.weighted_average
     if averages and config.weight is not None and config.weight.low != 0:
         raise ValueError(f"weight: {config.method} weights are divided by their sum and begin at zero; write low: 0")
-    densities = [config.fixed["density"]] if "density" in config.fixed else []
+    densities = [config.fixed_parameters["density"]] if "density" in config.fixed else []
     densities += [config.density.low, config.density.high] if config.density is not None else []
     if any(not 0 < density <= 1 for density in densities):
         raise ValueError("density: it is a fraction; write numbers above 0 and up to 1")

@@ -24,7 +24,7 @@ from search_spaces.recipes.fields import Slice, Source
 from search_spaces.recipes.parameter_values import Condition, Parameters, Setting, find
 from search_spaces.recipes.recipe import Recipe
 from search_spaces.spaces.genes import Choice
-from search_spaces.spaces.layer_groups import LayerGroup, group_label, is_weight_of
+from search_spaces.spaces.layer_groups import LayerGroup, belongs_to, group_label, is_weight_of
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 OPTIONS = {"on_off": ("on", "off"), "signed": ("plus", "off", "minus")}
@@ -72,19 +72,20 @@ class ExpertMaskSpace(SearchSpace):
             for name, _ in experts
         )
         self.genes = (*self._masks, *inner.genes)
-        self._owned = self._weights_of(labels)
+        self._owned = self._genes_of(labels, is_weight_of)
+        self._all_owned = self._genes_of(labels, belongs_to)
         if not any(len(own) for own in self._owned):
             raise RecipeError("space.masks: no weight is searched that a mask could turn off; remove it")
 
-    def _weights_of(self, labels: Sequence[str]) -> list[npt.NDArray[np.int_]]:
-        """Return the inner genes that each mask makes inactive when it is off."""
+    def _genes_of(self, labels: Sequence[str], has: Callable[[str, str], bool]) -> list[npt.NDArray[np.int_]]:
+        """Return the inner genes that each mask's expert has in the mask's group, by expert and name."""
         owned = []
         for label in labels:
             for name, _ in self._experts:
                 own = [
                     index
                     for index, gene in enumerate(self.inner.genes)
-                    if is_weight_of(name, gene.name) and (not label or group_label(gene.name) == label)
+                    if has(name, gene.name) and (not label or group_label(gene.name) == label)
                 ]
                 owned.append(np.array(own, dtype=np.int_))
         return owned
@@ -99,9 +100,11 @@ class ExpertMaskSpace(SearchSpace):
         point = self._checked(genotype)
         masks, inner = point[: len(self._masks)], point[len(self._masks) :].copy()
         factors = [FACTORS[gene.value(x)] for gene, x in zip(self._masks, masks, strict=True)]
-        for own, factor in zip(self._owned, factors, strict=True):
+        for own, weights, factor in zip(self._all_owned, self._owned, factors, strict=True):
             if factor == 0.0:
-                inner[own] = np.clip(0.0, self.inner.low[own], self.inner.high[own])
+                # Beside a weight of 0, densities count only where experts exclude each other: there the least is taken.
+                inner[own] = self.inner.low[own]
+                inner[weights] = np.clip(0.0, self.inner.low[weights], self.inner.high[weights])
         recipe = self.inner.decode(inner)
         return _multiplied(recipe, lambda index, model: self._factor(factors, index, model)).canonical()
 
@@ -140,8 +143,13 @@ class ExpertMaskSpace(SearchSpace):
         options, own = self._masks[mask].options, self._owned[mask]
         if not any(weights):
             return "off"
-        below = len(own) > 0 and min(weights) < self.inner.low[own].min()
-        return "minus" if "minus" in options and below and sum(weights) < 0 else options[0]
+        if "minus" not in options or not len(own):
+            return options[0]
+        low, high = self.inner.low[own].min(), self.inner.high[own].max()
+        plus, minus = (
+            np.abs(found - np.clip(found, low, high)).sum() for found in (np.array(weights), -np.array(weights))
+        )
+        return "minus" if minus < plus else options[0]
 
     # --- the rest of the interface ---
 
@@ -149,7 +157,7 @@ class ExpertMaskSpace(SearchSpace):
         """Return which genes take part, bool[G]: the masks, and the coefficients of experts that are on."""
         masks, inner = genotype[: len(self._masks)], genotype[len(self._masks) :]
         active = np.array(self.inner.active(inner))
-        for gene, x, own in zip(self._masks, masks, self._owned, strict=True):
+        for gene, x, own in zip(self._masks, masks, self._all_owned, strict=True):
             if gene.value(x) == "off":
                 active[own] = False
         return np.concatenate([np.ones(len(self._masks), dtype=np.bool_), active])

@@ -92,6 +92,12 @@ def is_weight_of(model: str, gene: str) -> bool:
     return f".{gene}".partition("[")[0].endswith(f".{model}.weight")
 
 
+def belongs_to(model: str, gene: str) -> bool:
+    """Whether a gene's name, ``owner.parameter[group, part]``, is that of a model's coefficient, under any method."""
+    owner = f".{gene}".partition("[")[0].rpartition(".")[0]
+    return owner.endswith(f".{model}")
+
+
 def weights_by_part(genes: Iterable[str]) -> dict[str, list[int]]:
     """Return the positions of the models' weights among genes' names, by the part of the model that they merge."""
     found: dict[str, list[int]] = {}
@@ -188,6 +194,8 @@ def _written(groups: Groups, layout: ModelLayout) -> Iterator[tuple[str, tuple[i
     for at, (name, members) in enumerate(named):
         place = f"space.groups.{at if name is None else name}"
         slices = sorted(index for member in members for index in _slices(member, place, depth))
+        if not slices:
+            raise RecipeError(f"{place}: the group is empty; name layers, embeddings or final, or remove it")
         for index in slices:
             if index in taken or slices.count(index) > 1:
                 raise RecipeError(f"{place}: {_name(index, depth)} is in two groups; name it once")

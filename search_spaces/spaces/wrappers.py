@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.recipe import Recipe
-from search_spaces.spaces.genes import Gene
+from search_spaces.spaces.genes import Choice, Gene
 from search_spaces.spaces.space import Genotype, SearchSpace
 
 Value = TypeVar("Value", bound=np.generic)
@@ -173,11 +173,19 @@ class FixedGenesSpace(WrappedSpace):
     def _fix(self, genes: tuple[Gene, ...], pattern: str, value: Any) -> None:
         for index in _called(pattern, genes, "space.fixed"):
             gene = genes[index]
-            x: float = gene.coordinate(value)
-            if gene.value(x) != value:
-                raise RecipeError(
-                    f"space.fixed: {value} is not in {gene.name}'s range; write one from {gene.low} to {gene.high}"
+            wanted: Any = value
+            if isinstance(gene, Choice) and isinstance(value, bool):
+                wanted = "on" if value else "off"  # YAML reads on and off as truth values
+            try:
+                x: float = gene.coordinate(wanted)
+                fits = gene.value(x) == wanted
+            except (TypeError, ValueError):  # text for a number, or no option of a choice
+                fits = False
+            if not fits:
+                known = (
+                    f"of {', '.join(gene.options)}" if isinstance(gene, Choice) else f"from {gene.low} to {gene.high}"
                 )
+                raise RecipeError(f"space.fixed: {wanted} is not in {gene.name}'s range; write one {known}")
             self._fixed[index], self._values[index] = True, x
 
     def _outer_genes(self, genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
@@ -215,9 +223,8 @@ class TiedGenesSpace(WrappedSpace):
             place = f"space.tie.{name}"
             found = [index for pattern in patterns for index in _called(pattern, inner.genes, place)]
             if len(found) < 2:
-                raise RecipeError(
-                    f"{place}: only {inner.genes[found[0]].name} is called so; write a pattern of several"
-                )
+                only = f"only {inner.genes[found[0]].name} is called so" if found else "there is no pattern"
+                raise RecipeError(f"{place}: {only}; write a pattern of several")
             for index in found:
                 if owners[index] >= 0:
                     raise RecipeError(f"{place}: {inner.genes[index].name} is tied twice; name it in one tie")
@@ -230,6 +237,10 @@ class TiedGenesSpace(WrappedSpace):
         self._set_of = np.searchsorted(self._heads, firsts)
         super().__init__(inner)
         self.genes = self._outer_genes(inner.starting_at(self._inward(self._means(inner.start))).genes)
+        names = [gene.name for gene in self.genes]
+        taken = next((name for name in ties if not name or names.count(name) > 1), None)
+        if taken is not None:
+            raise RecipeError(f"space.tie: '{taken}' is the name of another gene or empty; give the joint gene its own")
 
     def _outer_genes(self, genes: tuple[Gene, ...]) -> tuple[Gene, ...]:
         return tuple(replace(genes[head], name=self._names.get(head, genes[head].name)) for head in self._heads)
@@ -266,7 +277,9 @@ class TiedGenesSpace(WrappedSpace):
 def _called(pattern: str, genes: Sequence[Gene], place: str) -> list[int]:
     """Return the indices of the genes whose names fit a pattern; `RecipeError` if there is none."""
     matches = re.compile(".*".join(map(re.escape, pattern.split("*")))).fullmatch
-    found = [index for index, gene in enumerate(genes) if matches(gene.name)]
+    names = [gene.name for gene in genes]
+    # A joint gene without a name of its own is called like its pattern, which fits others, too.
+    found = [index for index, name in enumerate(names) if (name == pattern if pattern in names else matches(name))]
     if not found:
         raise RecipeError(f"{place}: no gene is called '{pattern}'; write a name such as {genes[0].name}")
     return found

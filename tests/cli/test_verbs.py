@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from evomerge.cli.init import modules_of
 from evomerge.config.load import load as load_config
 from evomerge.runs.run import Run
 from evomerge.strategies import M2n2Config
 from search_spaces.recipes import mergekit_yaml
+from search_spaces.recipes.layout import ModelLayout
 from tests import command
 
 ZOO = Path(__file__).parent.parent.parent / "experiments" / "zoo"
@@ -161,10 +164,19 @@ def test_init_writes_a_file_that_plan_accepts(tmp_path, refuse, evomerge):
     assert "# " in text
     plan = json.loads(evomerge("plan", "search.yaml", "--json", cwd=tmp_path))
     assert len(plan["genes"]) <= 60
+    assert f"group of modules: {len(plan['genes'])} genes, since" in text
     assert plan["notes"] == []
     refuse("init", "--models", *models, "--tasks", "t", words=["search.yaml exists already"])
     refuse("init", "--models", *models, "--tasks", "t", "-o", "no/x.yaml", words=["no/x.yaml: there is no folder no"])
     refuse("init", "--models", *models[:2], models[1], "--tasks", "t", "-o", "b.yaml", words=["is named twice"])
+
+
+def test_init_divides_layers_into_the_modules_that_they_have():
+    """Mamba has no attention and no mlp, and attention and linear attention have two names in a hybrid's layers."""
+    mamba = ModelLayout(("embed",), (("norm.w", "mixer.w"),), "layers.{}.", ("norm",))
+    assert modules_of(mamba) == ()
+    assert modules_of(replace(mamba, mlp="mlp")) == ("mlp", "other")
+    assert modules_of(replace(mamba, mlp="mlp", attention="attn")) == ("attention", "mlp", "other")
 
 
 @pytest.mark.slow

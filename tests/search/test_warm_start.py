@@ -15,7 +15,7 @@ from evomerge.runs.run import Asked, Run, Told
 from evomerge.search.founders import expressed
 from evomerge.search.problem import Problem
 from evomerge.search.scoring_workers import local_worker
-from evomerge.search.warm_start import NUMBERS, load_warm_start
+from evomerge.search.warm_start import NUMBERS, load_warm_start, space_of
 from evomerge.strategies import (
     CatCmaConfig,
     CmaEsConfig,
@@ -112,6 +112,15 @@ def test_other_spaces_say_the_same_recipes(name, folder, history, problem):
     )
     for key, value in wanted.items():
         np.testing.assert_allclose(said[key].float(), value.float(), atol=2e-2, err_msg=key)  # one bfloat16 step
+
+
+def test_a_run_is_read_without_the_start_of_its_first_stage(folder, tmp_path):
+    """`metagpt` follows from the models' weights, which an export does not open."""
+    run = shutil.copytree(folder / "former", tmp_path / "staged")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["space"] = {"kind": "two_stage", "parameters": {"start": "metagpt"}, "flow": {"repeats": 1}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert space_of(run).parameters.dimension > 0
 
 
 def test_what_a_space_cannot_say_is_refused(folder):

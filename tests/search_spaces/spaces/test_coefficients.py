@@ -364,6 +364,8 @@ def test_ranges_of_the_config_and_of_the_method(layout, models):
         ({"fixed": {"int8_mask": True}}, "fixed: task_arithmetic has no parameter 'int8_mask'; remove it"),
         ({"fixed": {"lambda": True}}, "fixed.lambda: True does not fit; write a number such as 0.5"),
         ({"fixed": {"normalize": 0.5}}, "fixed.normalize: 0.5 does not fit; write true or false"),
+        ({"fixed": {"lambda": "much"}}, "lambda: 'much' does not fit; write a number, or true or false"),
+        ({"fixed": {"lambda": float("nan")}}, "lambda: nan is not finite; write a number such as 0.5"),
         ({"fixed": {"weight": 1.0}, "weight": {"low": 0, "high": 1}}, "weight is both searched and fixed;"),
         ({"method": "linear", "fixed": {"normalize": True}}, "linear weights are searched and divided by"),
         ({"method": "linear", "weight": {"low": -1, "high": 1}}, "divided by their sum and begin at zero;"),
@@ -391,6 +393,7 @@ def test_configs_do_not_change():
     with pytest.raises(ValidationError, match="frozen"):
         Range(low=0, high=1).low = 3
     assert CoefficientConfig(fixed={"lambda": 1}).fixed == {"lambda": 1.0}
+    assert CoefficientConfig(fixed={"lambda": "1e-3"}).fixed == {"lambda": 0.001}  # as YAML reads 1e-3
 
 
 @pytest.mark.parametrize(

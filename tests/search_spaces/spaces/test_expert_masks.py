@@ -37,6 +37,31 @@ def test_an_expert_that_is_off_keeps_its_inactive_weight(make):
     assert space.decode(point).hash == space.decode([*point[:3], 0.9, 0.6, 0.7]).hash
 
 
+def test_all_coefficients_of_an_expert_that_is_off_are_inactive(make):
+    space = make(masks="on_off", method="della", ranges={"epsilon": [0.0, 0.2]})
+    point = np.array([space.genes[0].coordinate("off"), *space.start[1:]])
+    off = [gene.name for gene, active in zip(space.genes, space.active(point), strict=True) if not active]
+    assert off == ["ops.weight[model]", "ops.density[model]", "ops.epsilon[model]"]
+    assert space.decode(point).hash == space.decode(np.where(space.active(point), point, space.low)).hash
+
+
+def test_a_subtracted_expert_with_a_negative_weight_is_encoded_as_it_was(make):
+    space = make(masks="signed", modules=["mlp", "other"])
+    point = [space.genes[0].coordinate("minus"), *space.start[1:3], 0.55, 0.5, 0.5, -0.5, 0.5, 0.5]
+    recipe = space.decode(np.array(point))
+    assert space.decode(space.encode(recipe)).hash == recipe.hash
+
+
+def test_masks_can_be_fixed(make, layout):
+    space = make(masks="signed", fixed={"ops.mask": "minus", "x.mask": False, "y.weight*": 0.5})
+    assert [gene.name for gene in space.genes] == ["y.mask", "ops.weight[model]", "x.weight[model]"]
+    assert weights(space, [space.start[0], 0.2, 0.3], layout) == [[-0.2, 0.0, 0.5]] * 2
+    with pytest.raises(RecipeError, match=r"space.fixed: minus is not in ops.mask's range; write one of on, off"):
+        make(masks="on_off", fixed={"ops.mask": "minus"})
+    with pytest.raises(RecipeError, match=r"some is not in ops.weight\[model\]'s range; write one from -0.5 to 1.5"):
+        make(fixed={"ops.weight[model]": "some"})
+
+
 def test_a_range_without_zero_can_be_turned_off(make, layout):
     space = make(masks="on_off", weight={"low": 0.5, "high": 1.0})
     off = space.genes[0].coordinate("off")

@@ -77,6 +77,7 @@ def test_parts_without_tensors_have_no_genes(make):
         ({"a": ["embedding", "0-3", "final"]}, "space.groups.a: 'embedding' is not a layer; write embeddings, final"),
         ([["embeddings", "3-0", "final"]], "space.groups.0: '3-0' does not fit"),
         ([["embeddings", -1, "final"]], "space.groups.0: '-1' is not a layer"),
+        ([["embeddings", "0-3", "final"], []], "space.groups.1: the group is empty; name layers, embeddings or final"),
     ],
 )
 def test_groups_that_do_not_fit_the_models(make, groups, message):
@@ -90,6 +91,7 @@ def test_groups_that_do_not_fit_the_models(make, groups, message):
         ({"groups": "model", "layers_per_group": 2}, "both define which layers share coefficients; remove one"),
         ({"groups": {"a, b": [0]}}, "has a name with one of"),
         ({"modules": ["q[", "other"]}, "has a name that no tensor can have"),
+        ({"smooth": True, "method": ["ties", "slerp"], "method_scope": "layers"}, "no line between two methods; write"),
     ],
 )
 def test_what_no_config_says(config, message):
@@ -174,6 +176,8 @@ def test_ties_encode_and_begin_at_the_mean(make):
         (["ops.weight*"], "space.tie.ops.weight*: only ops.weight[model] is called so; write a pattern of several"),
         (["*.weight*", "*.density*", "x.*"], "space.tie.x.*: x.weight[model] is tied twice; name it in one tie"),
         (["ops.*"], "space.tie.ops.*: ops.weight[model] and ops.density[model] have different ranges"),
+        ({"all": []}, "space.tie.all: there is no pattern; write a pattern of several"),
+        ({"x.density[model]": "*.weight*"}, "space.tie: 'x.density[model]' is the name of another gene or empty"),
     ],
 )
 def test_ties_that_do_not_fit(make, tie, message):

@@ -14,7 +14,7 @@ from search_spaces.spaces.mixture import MixtureConfig
 from search_spaces.spaces.registry import build_space
 from search_spaces.spaces.space import SearchSpace
 from search_spaces.spaces.two_stage import TwoStageConfig
-from search_spaces.spaces.wrappers import FixedGenesSpace, RecipeSettingsSpace, WrappedSpace
+from search_spaces.spaces.wrappers import FixedGenesSpace, RecipeSettingsSpace, TiedGenesSpace, WrappedSpace
 
 NOISY = MixtureConfig(chunks=4, crossover="linear", noise={"terms": 2, "sigma": 0.1})
 
@@ -111,6 +111,13 @@ def test_fixed_genes_have_their_values_wherever_the_search_begins(layout, models
     assert (moved.start == 1.0).all()
     found = dict(zip([gene.name for gene in inner.genes], inner.encode(moved.decode(moved.start)), strict=True))
     assert (found["ops.weight[final]"], found["x.weight[final]"], found["x.weight[embeddings]"]) == (0.75, 0.25, 1.0)
+
+
+def test_a_gene_that_is_called_like_a_pattern_is_fixed_alone(layout, models):
+    """A tied gene has the name of its pattern, which `evo_merging` fixes by name."""
+    tied = TiedGenesSpace(CoefficientSpace(CoefficientConfig(), models, layout), {"*[final]": ["x.*"]})
+    space = FixedGenesSpace(tied, {"*[final]": 0.25})
+    assert [gene.name for gene in space.genes] == [gene.name for gene in tied.genes if gene.name != "*[final]"]
 
 
 def test_fixed_genes_that_do_not_fit(layout, models):
