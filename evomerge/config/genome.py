@@ -17,6 +17,7 @@ from evomerge.config.paths import names_of
 from evomerge.files.atomic import write_text
 from evomerge.files.messages import counted
 from evomerge.files.references import local_or_hub
+from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.methods import METHODS
 from search_spaces.recipes.references import parse_reference, parts, with_parts
 from search_spaces.recipes.yaml_text import documents, read_text
@@ -114,7 +115,12 @@ def from_genome(file: Path, output: Path, include_path: Sequence[Path] = ()) -> 
 
 
 def _read(file: Path) -> _File:
-    data, *others = documents(read_text(file), str(file))
+    try:
+        text = read_text(file)
+    except RecipeError as error:  # it names the file, and what a recipe needs
+        said = str(error).rpartition("; ")[0]
+        raise ConfigError(f"--from {said}; name a file of mergekit-evolve") from None
+    data, *others = documents(text, str(file))
     if others or not isinstance(data, dict) or "genome" not in data:
         raise ConfigError(f"--from {file}: is not a file of mergekit-evolve; it has `genome:` and `tasks:` at its top")
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -10,6 +12,26 @@ from evomerge.config.errors import ConfigError
 from evomerge.config.shorthands import MAIN_KEYS
 from search_spaces.recipes.yaml_text import load_yaml
 from search_spaces.yaml_lines import misread_numbers
+
+
+def listed(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that a program has given, as a list.
+
+    Raises
+    ------
+    ConfigError
+        If they are one text, or a mapping, or not texts.
+    """
+    if isinstance(overrides, str | Mapping) or not all(isinstance(wanted, str) for wanted in overrides):
+        raise ConfigError(
+            f"overrides: give a list of texts such as ['budget.evaluations=100', 'seed=1'] (got {overrides!r})"
+        )
+    return list(overrides)
+
+
+def setting(key: str, value: str | int | None) -> str:
+    """Return the override that gives a key a value, whatever marks of YAML are in it."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def override(values: dict[str, Any], text: str) -> None:

@@ -81,7 +81,7 @@ class HeldOut:
             If the log has no scores of it.
         """
         if row not in self.rows:
-            raise RunError(f"--row {row}: the final table has no such row; write {', '.join(self.rows)}")
+            raise RunError(f"{row}: the final table has no row of this name; write {', '.join(self.rows)}")
         found = [scores.get(("held_out", recipe)) or scores.get(("vote", recipe)) for recipe in self.rows[row]]
         if not found or None in found:
             raise LogError(f"the event log has no held-out scores of row {row}; resume the run to ask again")

@@ -6,7 +6,6 @@ held-out items. `resume_search` continues a stopped run exactly.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from evomerge.config.errors import ConfigError
 from evomerge.config.keyed import keyed
 from evomerge.config.load import load, load_mapping, load_recorded
+from evomerge.config.overrides import listed, setting
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.atomic import FileError
 from evomerge.files.messages import PrintableFormatter, counted, reason
@@ -69,7 +69,8 @@ def run_search(
         A search file; or its contents as a mapping, whose relative folders are relative to the current one; or a
         config that has been read before.
     run
-        The run directory to make; by default `runs/NAME` with the name of the search file, or the next free name.
+        The run directory to make; by default `runs/NAME` with the name of the search file, or the next free name. In
+        this and the other paths, `~` is the user's home.
     progress
         Called with a `Progress` when a phase begins, and after every evaluation and every other recipe that is scored.
     overrides
@@ -108,13 +109,14 @@ def run_search(
     `resume_search` continues it.
     """
     say = say or _say_nothing
-    path = Path(run) if run is not None else default_run(config)
+    path = Path(run).expanduser() if run is not None else default_run(config)
     check_new(path)
+    overrides = listed(overrides)
     function, changes = _given_function(evaluate, items)
     overrides = [*changes, *overrides]
     read = _read(config, overrides)
     if warm_start is not None:
-        read = _read(config, [*overrides, warm_start_override(read, Path(warm_start))])
+        read = _read(config, [*overrides, warm_start_override(read, Path(warm_start).expanduser())])
     reports = ProgressReports(progress, read.budget)
     with keyed(read):
         problem, environment = _open(read, say, trusted, reports, function=function)
@@ -157,7 +159,8 @@ def resume_search(
         As `run_search` does; `ConfigError` also if a task of the run would run code that is not trusted.
     """
     say = say or _say_nothing
-    path = Path(run)
+    path = Path(run).expanduser()
+    overrides = listed(overrides)
     function, changes = _given_function(evaluate, items)
     with Run.open(path) as opened, keyed(config := load_recorded(path, [*changes, *overrides])):
         recorded, code = opened.environment(), check_for(path, trust_tasks, overrides)
@@ -189,7 +192,7 @@ def _read(config: SearchConfig | Mapping[str, Any] | str | Path, overrides: Sequ
     if isinstance(config, SearchConfig):
         return load_mapping(config.model_dump(mode="json"), overrides) if overrides else config
     if isinstance(config, str | Path):
-        return load(Path(config), overrides)
+        return load(Path(config).expanduser(), overrides)
     return load_mapping(config, overrides)
 
 
@@ -204,7 +207,7 @@ def _given_function(evaluate: Callable[..., Any] | None, items: Any) -> tuple[Fi
         trusted(code_of_function(reference, function.code, (reference,)))  # so that the command line may continue
     named = None if items is None else GIVEN
     values = {"kind": "python", "function": reference, "function_items": named}
-    return function, [f"fitness.{key}={json.dumps(value)}" for key, value in values.items()]
+    return function, [setting(f"fitness.{key}", value) for key, value in values.items()]
 
 
 def _open(

@@ -11,6 +11,7 @@ import numpy as np
 
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load
+from evomerge.config.overrides import setting
 from evomerge.config.search_file import SearchConfig
 from evomerge.files.messages import counted
 from evomerge.runs.environment import Environment
@@ -110,7 +111,7 @@ def warm_start_override(config: SearchConfig, path: Path) -> str:
             f"--warm-start: strategy.kind {config.strategy.named_kind} cannot use an earlier run; write another "
             "strategy.kind, or leave --warm-start out"
         )
-    return f"strategy.warm_start={path.resolve()}"
+    return setting("strategy.warm_start", str(path.resolve()))
 
 
 def space_of(path: Path, models: Mapping[str, str] | None = None) -> SearchSpace:

@@ -83,7 +83,7 @@ def test_texts_of_others_are_harmless(finished, tmp_path, evomerge):
 
 def test_what_cannot_be_shown_is_refused(finished, tmp_path, refuse):
     folder, _ = finished
-    refuse("answers", folder / "run", "--row", "nobody", words=["--row nobody", "found", "ops"])
+    refuse("answers", folder / "run", "--row", "nobody", words=["nobody: the final table has no row", "found", "ops"])
     refuse("answers", folder / "run", "--lost", "nobody", words=["nobody"])
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)

@@ -146,7 +146,7 @@ def test_a_warm_start_begins_at_what_a_former_run_found(finished, tmp_path, kind
     former = finished[0] / "run"
     write(tmp_path, strategy={"kind": kind})
     assert warm_start_override(load_config(tmp_path / "search.yaml"), former) == (
-        f"strategy.warm_start={former.resolve()}"
+        f'strategy.warm_start="{former.resolve()}"'
     )
     evomerge("search", "search.yaml", "--warm-start", former, "--run", "warm", "--budget.evaluations=2", cwd=tmp_path)
     with Run.read(tmp_path / "warm") as run:

@@ -65,7 +65,18 @@ def test_an_odd_value_at_each_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["x.y.z=1", "budget=+1", "space.weight.low=a", "fitness=3", "models.b.c=1", "a.0=1", "=", "=="]
+    "text",
+    [
+        "x.y.z=1",
+        "budget=+1",
+        "space.weight.low=a",
+        "fitness=3",
+        "models.b.c=1",
+        "a.0=1",
+        "=",
+        "==",
+        "fitness.tasks.²=b",
+    ],
 )
 def test_odd_overrides(tmp_path, text):
     file = tmp_path / "search.yaml"

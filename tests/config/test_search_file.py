@@ -8,6 +8,7 @@ import pytest
 from evomerge.config.errors import ConfigError
 from evomerge.config.load import load, load_mapping
 from evomerge.config.names import check_tasks
+from evomerge.config.overrides import override, setting
 
 MINIMAL = """
 models: {base: org/base, expert: org/expert}
@@ -176,6 +177,18 @@ def test_what_is_not_a_mapping_is_named(values):
 
 def test_nothing_may_follow_the_last_three_dashes(write):
     assert load(write(f"---\n{MINIMAL}---\n")).budget.evaluations == load(write(MINIMAL)).budget.evaluations
+
+
+def test_a_value_of_any_marks_is_set_as_it_is():
+    values: dict[str, object] = {}
+    override(values, setting("strategy.warm_start", "/runs: #2/[a] \U0001f600"))
+    assert values == {"strategy": {"warm_start": "/runs: #2/[a] \U0001f600"}}
+
+
+@pytest.mark.parametrize("text", [".=5", "budget..hours=5", "=5"])
+def test_a_key_has_no_empty_part(text):
+    with pytest.raises(ConfigError, match=r"^--set .*: write it as key\.path=value"):
+        override({"budget": {}}, text)
 
 
 def test_what_is_added_is_a_number(write):

@@ -130,10 +130,23 @@ def test_logging_is_as_it_was_after_a_search(folder):
     assert not logging.getLogger("evomerge").handlers
 
 
+def test_a_tilde_is_the_home_and_no_folder_of_that_name(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    with pytest.raises(RunError, match=f"^{folder / 'cli'} exists already"):
+        evomerge.search("~/search.yaml", run="~/cli")
+    with pytest.raises(ConfigError, match=f"^{folder / 'none.yaml'}: "):
+        evomerge.search("~/none.yaml", run=folder / "none")
+    with pytest.raises(RunError, match=f"^{folder / 'none'} is not a run directory"):
+        evomerge.resume("~/none")
+
+
 def test_what_cannot_be_used_is_refused(folder):
     config = load(folder / "search.yaml")
     with pytest.raises(ConfigError, match=r"budget\.evaluations"):
         evomerge.search(config, overrides=["budget.evaluations=none"])
+    for wrong in ("budget=1", {"budget": 1}, [3]):
+        with pytest.raises(ConfigError, match=r"^overrides: give a list of texts such as"):
+            evomerge.search(config, overrides=wrong)
     with pytest.raises(ConfigError, match=r"config: models: "):
         evomerge.search({"models": {"one": "a"}, "fitness": {"tasks": [{"task": "t"}]}})
     with pytest.raises(RunError, match="exists already"):
