@@ -12,6 +12,7 @@ from rich.console import Console
 from evomerge.cli.printing import console, only_json, print_held_out, print_next
 from evomerge.cli.progress import SearchProgress
 from evomerge.config.load import located
+from evomerge.files.messages import say
 from evomerge.runs.result import Result
 from evomerge.runs.run import is_run
 from evomerge.search.api import default_run, resume_search, run_search
@@ -50,6 +51,10 @@ def _shown(out: Console, run: Path) -> Iterator[SearchProgress]:
         began = existed or is_run(run)
         out.print(resumable if began else "stopped before the search began; nothing was saved", soft_wrap=True)
         raise SystemExit(130) from None
+    except SystemExit:  # nobody reads the output any more, or Ray ends this process
+        if existed or is_run(run):
+            say(resumable, stderr=True)
+        raise
 
 
 def _print_end(path: Path, result: Result, out: Console, as_json: bool) -> None:

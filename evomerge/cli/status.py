@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
@@ -73,13 +74,17 @@ def runs(folder: Path, as_json: bool) -> None:
     """Print one line per run in a folder; a damaged one does not hide the others."""
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; name the folder with your run directories")
-    found = sorted(path for path in folder.iterdir() if is_run(path))
+    found = sorted(path for path in folder.iterdir() if _may_be_read(path) and is_run(path))
     summaries = [_summary_or_reason(path) for path in found]
     if as_json:
         print(json.dumps(summaries, indent=1))
         return
     rows = [[s["run"], s["state"], f"{s.get('evaluations', '?')}/{s.get('budget', '?')}", _score(s)] for s in summaries]
     console().print(grid(["run", "state", "evaluations", "score"], rows))
+
+
+def _may_be_read(folder: Path) -> bool:
+    return os.access(folder, os.X_OK)
 
 
 def _score(summary: dict[str, Any]) -> str:

@@ -7,16 +7,13 @@ import glob
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from evomerge.files.locks import held, is_locked
 from evomerge.files.messages import reason
-
-if sys.platform != "win32":
-    import fcntl
 
 ELSEWHERE = "name another place"
 """What a user does when a place is full or refuses to be written to; the end of most messages."""
@@ -71,7 +68,7 @@ def atomic_file(
         try:
             temporary.touch(exist_ok=False)
             mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes its files private
-            with _held(temporary):
+            with held(temporary):
                 yield temporary
                 temporary.chmod(mode)
                 _sync(temporary)
@@ -112,7 +109,7 @@ def atomic_folder(path: Path, *, size: int | None = None, elsewhere: str = ELSEW
         try:
             temporary.mkdir()
             mode = temporary.stat().st_mode & 0o666  # the umask's, without the right to enter
-            with _held(temporary):
+            with held(temporary):
                 yield temporary
                 _sync_tree(temporary, mode)
                 if path.is_dir():
@@ -137,7 +134,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         _make_folder(path.parent)
         temporary.mkdir()
     try:
-        with _held(temporary):
+        with held(temporary):
             yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -209,40 +206,18 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.tmp")
 
 
-@contextmanager
-def _held(temporary: Path) -> Iterator[None]:
-    """Lock a temporary file or folder, by which other writers see that it is in use; a killed process unlocks it."""
-    if sys.platform == "win32":
-        yield
-        return
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 JUST_MADE = 60.0
 """Seconds in which a temporary file may not be locked yet."""
 
 
 def _remove_abandoned(path: Path) -> None:
     """Remove what killed writers of `path` have left beside it: temporary files and folders that nobody locks."""
-    if sys.platform == "win32":
-        return
     pattern = f".{glob.escape(path.name[:40])}.{'[0-9a-f]' * 12}.tmp"
     for left in path.parent.glob(pattern):
-        with suppress(OSError):  # it is in use or gone, or the file system has no locks
-            if time.time() - left.lstat().st_mtime < JUST_MADE:
-                continue
-            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # its writer has finished
+            just_made = time.time() - left.lstat().st_mtime < JUST_MADE
+            if not just_made and is_locked(left, by_anybody=True) is False:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-            finally:
-                os.close(descriptor)
 
 
 def _make_folder(folder: Path) -> None:

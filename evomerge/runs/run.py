@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from filelock import FileLock, Timeout
 
 from evomerge.files.atomic import FileError, PlaceError, atomic_folder, check_place, write_text
+from evomerge.files.locks import is_locked
 from evomerge.runs import frames, held_out
 from evomerge.runs.environment import Environment, read, to_json
 from evomerge.runs.event_rows import (
@@ -392,12 +393,5 @@ def origin_of(run: Path) -> str:
 
 
 def in_use(path: Path) -> bool:
-    """Return whether another process has a run open for writing."""
-    lock = FileLock(path / ".lock")
-    try:
-        with lock.acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # a read-only folder
-        return False
+    """Return whether another process has a run open for writing; those who may only read it can ask, too."""
+    return is_locked(path / ".lock", by_anybody=False) is True
