@@ -118,7 +118,7 @@ def of_tasks(
     tasks: Sequence[str], include_path: Sequence[Path], split: Split | None, asking: Asking = Asking()
 ) -> Questions:
     """Return all items of a split of each task, asked as the tasks say and `asking` adds."""
-    if not tasks:
+    if not tasks or not all(tasks):
         raise ConfigError("--tasks: name at least one lm-eval task, or a run with --like")
     try:
         fitness = FitnessConfig(

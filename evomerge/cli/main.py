@@ -474,10 +474,8 @@ def evaluate(
 
     asking = Asking(num_fewshot, limit, apply_chat_template, allow_code)
     with only_json(json):
-        questions = (
-            of_run(like, trust_tasks, asking) if like else of_tasks(tasks or [], include_path or [], split, asking)
-        )
-    run(models, questions, device, json, batch_size, allow_unrelated=allow_unrelated)
+        asked = of_run(like, trust_tasks, asking) if like else of_tasks(tasks or [], include_path or [], split, asking)
+    run(models, asked, device, json, batch_size, allow_unrelated=allow_unrelated)
 
 
 @app.command()
