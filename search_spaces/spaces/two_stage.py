@@ -108,6 +108,11 @@ class TwoStageSpace(SearchSpace):
         self.context = context
         self.genes = (*parameters.genes, *self.flow.genes)
 
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """What each gene is in its own space."""
+        return (*self.parameters.coefficients, *self.flow.coefficients)
+
     def split(self, genotype: Genotype) -> tuple[Genotype, Genotype]:
         """Return the genes of both spaces, float64[P] and float64[F]."""
         return genotype[: self.parameters.dimension], genotype[self.parameters.dimension :]
