@@ -7,7 +7,8 @@ registrations check what they are given. One that fails is reported in a line an
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -68,6 +69,7 @@ def _load(entry: EntryPoint) -> Plugin:
     error = None
     try:
         with ExitStack() as stack:
+            stack.enter_context(redirect_stdout(sys.stderr))  # a command's output may be JSON, or a recipe
             stack.enter_context(registering(package))
             stack.enter_context(registering_estimators(package))
             entry.load()

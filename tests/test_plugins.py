@@ -111,6 +111,11 @@ def test_one_that_fails_is_one_line_and_the_others_work(installed, caplog):
     ]
 
 
+def test_what_one_prints_is_not_a_commands_output(installed, capsys):
+    installed(loud="print('hello')\n")
+    assert capsys.readouterr() == ("", "hello\n")
+
+
 def test_they_are_loaded_once(installed):
     assert installed(good=GOOD) is load_plugins()
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from evomerge.cli.merging import open_recipe
-from evomerge.cli.printing import console, grid
+from evomerge.cli.printing import console, grid, only_json
 from evomerge.config.errors import ConfigError
 from evomerge.config.keyed import keyed
 from evomerge.config.load import load_recorded, located
@@ -118,7 +118,7 @@ def of_tasks(
     tasks: Sequence[str], include_path: Sequence[Path], split: Split | None, asking: Asking = Asking()
 ) -> Questions:
     """Return all items of a split of each task, asked as the tasks say and `asking` adds."""
-    if not tasks:
+    if not tasks or not all(tasks):
         raise ConfigError("--tasks: name at least one lm-eval task, or a run with --like")
     try:
         fitness = FitnessConfig(
@@ -172,7 +172,8 @@ def evaluate(
     if twice is not None:
         raise ConfigError(f"evaluate: {twice}; name each model once")
     size = batch_size or questions.fitness.batch_size
-    scored = [_scored(model, questions, device, size, allow_unrelated) for model in models]
+    with only_json(as_json):
+        scored = [_scored(model, questions, device, size, allow_unrelated) for model in models]
     weights = {task: questions.suite.weights[task] for task in scored[0].scores}
     if len(scored) == 1:
         _print_one(scored[0], as_json)

@@ -470,10 +470,12 @@ def evaluate(
         refuse_unused(context, ["tasks", "include_path", "split"], "beside --like")
     from evomerge.cli.evaluate import Asking, of_run, of_tasks
     from evomerge.cli.evaluate import evaluate as run
+    from evomerge.cli.printing import only_json
 
     asking = Asking(num_fewshot, limit, apply_chat_template, allow_code)
-    questions = of_run(like, trust_tasks, asking) if like else of_tasks(tasks or [], include_path or [], split, asking)
-    run(models, questions, device, json, batch_size, allow_unrelated=allow_unrelated)
+    with only_json(json):
+        asked = of_run(like, trust_tasks, asking) if like else of_tasks(tasks or [], include_path or [], split, asking)
+    run(models, asked, device, json, batch_size, allow_unrelated=allow_unrelated)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
-from evomerge.cli.printing import console, duration, grid, size
+from evomerge.cli.printing import console, duration, grid, only_json, size
 from evomerge.config.keyed import keyed
 from evomerge.config.load import load, located
 from evomerge.config.search_file import SearchConfig
@@ -37,7 +37,7 @@ def plan(config_file: Path, overrides: Sequence[str], as_json: bool) -> None:
     shown = console(stderr=True)
     started = time.perf_counter()
     config = load(config_file, overrides)
-    with located(config_file, overrides), keyed(config), shown.status("opening") as status:
+    with only_json(as_json), located(config_file, overrides), keyed(config), shown.status("opening") as status:
         problem = Problem(config, opening=lambda what: status.update(f"opening {printable(what)}"))
         worker = local_worker(problem)
         status.update("preparing a worker")

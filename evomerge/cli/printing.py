@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,13 @@ def console(stderr: bool = False) -> Console:
     """Return a console; if the output is not a terminal, a plain one that is wide enough for tables."""
     out = PrintableConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
     return out if out.is_terminal else PrintableConsole(stderr=stderr, highlight=False, markup=False, width=PLAIN_WIDTH)
+
+
+@contextmanager
+def only_json(as_json: bool) -> Iterator[None]:
+    """Send what others print (a user's functions, code of tasks) to standard error, where the output is JSON."""
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield
 
 
 def grid(columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> Table:

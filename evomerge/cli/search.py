@@ -9,7 +9,7 @@ from shlex import quote
 
 from rich.console import Console
 
-from evomerge.cli.printing import console, print_held_out, print_next
+from evomerge.cli.printing import console, only_json, print_held_out, print_next
 from evomerge.cli.progress import SearchProgress
 from evomerge.config.load import located
 from evomerge.files.messages import say
@@ -24,7 +24,7 @@ def search(
     """Create a run and search, from the results of another run if one is given."""
     out = console(stderr=as_json)
     path = path or default_run(config_file)
-    with _shown(out, path) as progress, located(config_file, overrides):
+    with only_json(as_json), _shown(out, path) as progress, located(config_file, overrides):
         result = run_search(
             config_file, path, progress, overrides=overrides, warm_start=warm_start, say=progress.message
         )
@@ -34,7 +34,7 @@ def search(
 def resume(path: Path, overrides: Sequence[str], trust_tasks: bool, as_json: bool) -> None:
     """Continue a run; the budget, the workers, the table and places of files may change."""
     out = console(stderr=as_json)
-    with _shown(out, path) as progress, located(path / "config.yaml", overrides):
+    with only_json(as_json), _shown(out, path) as progress, located(path / "config.yaml", overrides):
         result = resume_search(path, progress, overrides=overrides, trust_tasks=trust_tasks, say=progress.message)
     _print_end(path, result, out, as_json)
 

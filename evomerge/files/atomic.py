@@ -54,10 +54,10 @@ def atomic_file(
     """
     if path.is_symlink():  # the link stays, and what it leads to is replaced
         path = path.resolve()
-    temporary = _temporary(path)
     with disk_errors(path, elsewhere):
         if path.is_dir():
             raise PlaceError(f"{path}: it is a folder; name a file")
+        temporary = _temporary(path)
         if path.exists() and not path.is_file():
             raise PlaceError(f"{path}: it is a device or a pipe, which a file would replace; name a file")
         _remove_abandoned(path)
@@ -102,9 +102,9 @@ def atomic_folder(path: Path, *, size: int | None = None, elsewhere: str = ELSEW
     FileError
         If the disk or the parent folder refuses; also for such errors raised inside the block.
     """
-    temporary = _temporary(path)
     with disk_errors(path, elsewhere):
         check_place(path, elsewhere, size=size)
+        temporary = _temporary(path)
         _make_folder(path.parent)
         try:
             temporary.mkdir()
@@ -203,7 +203,7 @@ def check_place(path: Path, elsewhere: str = ELSEWHERE, *, size: int | None = No
 
 def _temporary(path: Path) -> Path:
     """Return a hidden path beside `path` that no other writer has, in this process or another."""
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.tmp")
+    return path.absolute().with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.tmp")
 
 
 JUST_MADE = 60.0

@@ -54,8 +54,9 @@ class Penalty:
 def genes_of(space: SearchSpace, parameter: str) -> list[int]:
     """Return the positions of the real genes for a parameter.
 
-    It is part of their names, as in `ops.weight[layers 0]`; the weights of a mixture in numbered chunks are called as
-    `ops[0]`, its noise as `noise 0[0]`.
+    It is part of their names, as in `ops.weight[layers 0]`, whatever a tied gene is called; the weights of a mixture in
+    numbered chunks are called as `ops[0]`, its noise as `noise 0[0]`.
     """
     called = re.compile(rf"(.*\.)?{parameter}(\[.*\])?" + (r"|[\w-]+\[\d+\]" if parameter == "weight" else ""))
-    return [at for at, gene in enumerate(space.genes) if isinstance(gene, Real) and called.fullmatch(gene.name)]
+    named = enumerate(zip(space.genes, space.coefficients, strict=True))
+    return [at for at, (gene, name) in named if isinstance(gene, Real) and called.fullmatch(name)]

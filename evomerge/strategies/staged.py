@@ -10,6 +10,7 @@ both and is resumed by replay like any other.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -79,13 +80,24 @@ class StagedConfig(RelayConfig):
         ValueError
             If the space does not have two stages.
         """
-        return Staged(_two_stage(space), seed, self)
+        founders = space.initial_population() if isinstance(space, FoundedSpace) else ()
+        return Staged(_two_stage(space), seed, self, founders)
 
 
 class Staged(Relay):
-    """Runs one strategy on the parameter space, then another on the paths."""
+    """Runs one strategy on the parameter space, then another on the paths.
 
-    def __init__(self, space: TwoStageSpace, seed: int, config: StagedConfig) -> None:
+    Parameters
+    ----------
+    space, seed, config
+        As for every strategy.
+    founders
+        Points, float64[G] each, whose merges are in the first population of the first strategy if it has one.
+    """
+
+    def __init__(
+        self, space: TwoStageSpace, seed: int, config: StagedConfig, founders: Sequence[Genotype] = ()
+    ) -> None:
         super().__init__(space, seed)
         self.config = config
         self.two_stage = space
@@ -93,7 +105,9 @@ class Staged(Relay):
         self._earlier = [space.split(point) for point in earlier]
         first = _warm_started(config.first, space.parameters, [parameters for parameters, _ in self._earlier])
         self._kept: Genotype | None = None  # the first stage's merge, after that stage
-        self._enter(Stage(first.build(space.parameters, seed), whole=self._whole))
+        merges = [space.split(founder)[0] for founder in founders]
+        parameters = FoundedSpace(space.parameters, merges) if merges else space.parameters
+        self._enter(Stage(first.build(parameters, seed), whole=self._whole))
         self._best: tuple[float, Genotype] = (-math.inf, np.array(space.parameters.start))
 
     def _propose(self, n: int) -> list[Proposal]:

@@ -89,6 +89,11 @@ class SearchSpace(ABC):
         """Which genes are whole numbers or choices, bool[G], read-only."""
         return _read_only(np.array([gene.discrete for gene in self.genes], dtype=np.bool_))
 
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """What each gene is, as ``owner.parameter[group]``: its name, or that of the first of several joined in it."""
+        return tuple(gene.name for gene in self.genes)
+
     def starting_at(self, genotype: Genotype) -> Self:
         """Return the same space with its searches beginning at `genotype` (float64[G], inside the box)."""
         moved = copy(self)

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, field_validator
+from typing_extensions import Self
 
 from search_spaces.recipes.errors import RecipeError
 from search_spaces.recipes.fields import PathLayer
@@ -107,6 +108,11 @@ class TwoStageSpace(SearchSpace):
         self.context = context
         self.genes = (*parameters.genes, *self.flow.genes)
 
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """What each gene is in its own space."""
+        return (*self.parameters.coefficients, *self.flow.coefficients)
+
     def split(self, genotype: Genotype) -> tuple[Genotype, Genotype]:
         """Return the genes of both spaces, float64[P] and float64[F]."""
         return genotype[: self.parameters.dimension], genotype[self.parameters.dimension :]
@@ -125,6 +131,13 @@ class TwoStageSpace(SearchSpace):
         depth = self.context.layout.num_layers
         path = recipe.path or tuple(PathLayer(None, layer) for layer in range(depth))
         return self.join(self.parameters.encode(replace(recipe, path=None)), self.flow.genotype_of(path))
+
+    def starting_at(self, genotype: Genotype) -> Self:
+        """Return the same space with its searches, and those of both spaces, beginning at `genotype` (float64[G])."""
+        moved = super().starting_at(genotype)
+        parameters, flow = self.split(self._checked(genotype))
+        moved.parameters, moved.flow = self.parameters.starting_at(parameters), self.flow.starting_at(flow)
+        return moved
 
     def active(self, genotype: Genotype) -> npt.NDArray[np.bool_]:
         """Return which genes take part in the recipe, bool[G]."""

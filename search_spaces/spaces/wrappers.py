@@ -66,6 +66,11 @@ class WrappedSpace(SearchSpace):
 
     # --- the interface, forwarded ---
 
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """What each gene is in the inner space."""
+        return tuple(self._outward(np.array(self.inner.coefficients, dtype=np.str_)).tolist())
+
     def decode(self, genotype: Genotype) -> Recipe:
         """Return the recipe of the inner space's point, as the wrapper has it."""
         return self._dressed(self.inner.decode(self._inward(self._checked(genotype))))

@@ -10,7 +10,7 @@ import pytest
 from evomerge.cli import main as command_line
 from evomerge.cli.failures import LONGEST_MESSAGE, explained
 from evomerge.cli.main import main
-from evomerge.cli.printing import console, grid
+from evomerge.cli.printing import console, grid, only_json
 from evomerge.config.errors import ConfigError
 from evomerge.files.messages import counted, say
 
@@ -27,6 +27,13 @@ def raised(work):
 def test_errors_of_ours_are_their_lines():
     assert explained(ConfigError("one\ntwo")) == (["one", "two"], 2)
     assert explained(type("SomeError", (RuntimeError,), {"__module__": "evomerge.x"})("it"))[1] == 1
+
+
+def test_what_others_print_is_not_in_json(capsys):
+    for as_json in (True, False):
+        with only_json(as_json):
+            print(f"json: {as_json}")
+    assert capsys.readouterr() == ("json: False\n", "json: True\n")
 
 
 def test_many_and_long_lines_are_cut():

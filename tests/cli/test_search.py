@@ -162,6 +162,19 @@ def test_a_grid_has_no_warm_start(finished, tmp_path, write):
         warm_start_override(grid, finished[0] / "run")
 
 
+@pytest.mark.slow
+def test_what_a_function_prints_is_not_in_the_json(tmp_path, evomerge):
+    code = "print('imported')\nITEMS = list(range(9))\ndef score(model, tokenizer, items):\n    print('called')\n"
+    (tmp_path / "loud.py").write_text(f"{code}    return [1.0 for _ in items]\n")
+    models = {name: str(ZOO / "models" / name) for name in ("base", "ops")}
+    fitness = {"kind": "python", "function": "loud.py:score", "function_items": "ITEMS"}
+    values = {"models": models, "fitness": fitness, "strategy": "random", "budget": 1}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(values))
+    assert json.loads(evomerge("search", "search.yaml", "--run", "run", "--json", cwd=tmp_path))["evaluations"] == 1
+    model = models["ops"]
+    assert json.loads(evomerge("evaluate", model, "--like", "run", "--json", cwd=tmp_path))["model"] == model
+
+
 def test_a_quantised_expert_is_searched_and_merged(tmp_path, refuse, evomerge, write):
     """`dequantize: true` holds from the search file to the merged folder; without it the message says what to write."""
     ops = quantised(str(ZOO / "models" / "ops"), tmp_path / "ops", CHANNELS, by_rows, "_scale")

@@ -216,6 +216,8 @@ def test_a_taken_place_is_a_wrong_request(tmp_path: Path) -> None:
         atomic_folder(tmp_path / "file").__enter__()
     with pytest.raises(PlaceError, match=r"the folder exists and is not empty; name a new one or remove it"):
         atomic_folder(tmp_path / "folder").__enter__()
+    with pytest.raises(PlaceError, match=r"^\.: it is a folder; name a file"), atomic_file(Path("")):  # as -o "" does
+        pass
     with pytest.raises(PlaceError, match=r"it is a folder; name a file"):
         atomic_file(tmp_path / "folder").__enter__()
     assert issubclass(PlaceError, ValueError)  # the command line's code 2

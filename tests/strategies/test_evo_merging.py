@@ -8,6 +8,7 @@ from evomerge.strategies.penalty import Penalty, genes_of
 from evomerge.testing.planted import PlantedSpace, reals
 from fitness.results import Evaluation
 from search_spaces.spaces.genes import Choice, Real
+from search_spaces.spaces.wrappers import RecipeSettingsSpace, TiedGenesSpace
 
 NAMES = ("a.weight[model]", "a.density[model]", "b.weight[model]", "b.density[model]", "lambda")
 SPACE = PlantedSpace(
@@ -61,6 +62,14 @@ def test_the_penalty_is_the_mean_size_of_the_weights():
     assert Penalty(space, 0.5)(space.start, failed) is failed
     others = [Real("scale[base.1 #1]", 0, 1, 0.5), Real("lambda[model]", 0, 1, 0.5), Choice("weight", ("x", "y"), "x")]
     assert genes_of(PlantedSpace(others), "weight") == []
+
+
+def test_tied_genes_are_what_they_join_whatever_their_name():
+    tied = TiedGenesSpace(SPACE, {"all": ["*.weight[*]"], "kept": ["*.density[*]"]})
+    assert [gene.name for gene in tied.genes] == ["all", "kept", "lambda"]
+    assert [genes_of(RecipeSettingsSpace(tied), kind) for kind in ("weight", "density", "lambda")] == [[0], [1], [2]]
+    asked, _ = search(EvoMergingConfig(evaluations=20), lambda x: 0.0, count=24, space=tied)
+    assert (asked[:20, 0] == 0.5).all() and np.ptp(asked[:20, 1]) > 0
 
 
 @pytest.mark.parametrize("config", [CmaEsConfig(l1=1.0), NevergradConfig(optimizer="OnePlusOne", l1=1.0)])

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from evomerge.strategies import CmaEsConfig, EdaConfig, Evaluated, RandomConfig, StagedConfig
+from evomerge.strategies import CmaEsConfig, EdaConfig, Evaluated, GeneticConfig, RandomConfig, StagedConfig
+from evomerge.strategies.founded import Founded
 from fitness.results import Evaluation
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.coefficients import CoefficientSpace
@@ -156,3 +157,19 @@ def test_a_budget_without_a_second_stage_is_refused(space, budget):
     with pytest.raises(ValueError, match=rf"takes 150 candidates, .*; write strategy.evaluations below {budget}, or"):
         StagedConfig().resolved(space, noise=0.1, evaluations=budget)
     StagedConfig().resolved(space, noise=0.1, evaluations=151)
+
+
+def test_the_first_stage_begins_at_the_best_founder(space):
+    """As a search of the merge alone: CMA-ES around it, a population with all of them."""
+    better = [space.join(np.full(space.parameters.dimension, weight), space.flow.start) for weight in (0.9, 0.2)]
+    founders = [*better, np.array(space.start)]
+    for first in (CmaEsConfig(population=6, sigma=1e-6), GeneticConfig(population=4)):
+        config = CONFIG.model_copy(update={"first": first})
+        strategy = Founded(RecipeSettingsSpace(space, tokenizer_source="union"), 0, config, founders)
+        asked, _ = drive(strategy, space, 9)
+        assert [candidate.kind for candidate in asked[:3]] == ["founder"] * 3
+        if isinstance(first, CmaEsConfig):
+            assert np.allclose(asked[3].genotype, better[0], atol=1e-4)
+        else:
+            ids = {founder for candidate in asked[4:] for founder in candidate.parents}
+            assert {0, 1} < ids
