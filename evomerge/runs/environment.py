@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evomerge.files.messages import reason
 from evomerge.runs.log_file import MAX_CELL, LogError
+from evomerge.version import VERSION
 from fitness.tasks.identity import TaskIdentity
 from search_spaces.recipes.layout import ModelLayout
 from search_spaces.spaces.genes import Choice, Gene, Integer, Real
@@ -142,6 +143,7 @@ def read(file: Path) -> Environment:
     LogError
         If it is missing or damaged.
     """
+    otherwise = "restore it from a backup, or start a new run"
     try:
         if file.exists() and not file.is_file():
             raise ValueError("it is not a regular file")
@@ -154,9 +156,11 @@ def read(file: Path) -> Environment:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        if values.get("evomerge") != VERSION:  # with a checksum that is right
+            otherwise = f"use evomerge {values.get('evomerge')}, which wrote it (this is {VERSION})"
     except (OSError, ValueError, RecursionError) as error:
         why = reason(error, file)
-    raise LogError(f"{file} cannot be read ({why}); restore it from a backup, or start a new run")
+    raise LogError(f"{file} cannot be read ({why}); {otherwise}")
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -181,8 +183,11 @@ class RayCluster:
                 "object_store_memory": OBJECT_STORE,
                 "num_cpus": max(needed, os.cpu_count() or 1),
             }
+        ending = signal.getsignal(signal.SIGTERM)
         try:
             self._ray.init(address=address, **options)
+            if callable(ending) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, ending)  # Ray's own prints the stack and aborts the process
         except Exception as error:  # Ray raises a bare one where a node takes more than 30 s to start
             if self._local is not None:
                 self._local.close()

@@ -60,6 +60,8 @@ class CoefficientConfig(CoefficientSettings):
             space = ExpertMaskSpace(space, list(context.models.items())[1:], self.masks, groups)
         if self.fixed_genes:
             space = FixedGenesSpace(space, self.fixed_genes)
+            if not space.active(space.start).any():
+                raise RecipeError("space.fixed: all experts are off, so no other gene has an effect; remove an entry")
         return TiedGenesSpace(space, self.ties) if self.ties else space
 
 

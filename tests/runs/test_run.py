@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from evomerge.runs import log_file
+from evomerge.runs.environment import to_json
 from evomerge.runs.run import SCHEMA_VERSION, Asked, LogError, ReferenceScore, Run, RunError, Told, check_new
 from evomerge.strategies import Candidate
 from fitness.results import Evaluation
@@ -216,3 +217,10 @@ def test_a_copied_run_goes_on(run, tmp_path):
 def test_a_name_that_is_no_text_is_refused_before_the_work(tmp_path):
     with pytest.raises(RunError, match="is not text in UTF-8, as recipes are"):
         check_new(tmp_path / "r\udcfcn")
+
+
+def test_an_environment_with_keys_of_another_version_says_which_one_reads_it(run):
+    file = run.path / "environment.json"
+    file.write_text(to_json({"evomerge": "9.9", "temperature": 3}))
+    with pytest.raises(LogError, match=r"\(temperature: Extra inputs .*\); use evomerge 9.9, which wrote it \(this is"):
+        run.environment()

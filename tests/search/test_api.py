@@ -130,6 +130,12 @@ def test_logging_is_as_it_was_after_a_search(folder):
     assert not logging.getLogger("evomerge").handlers
 
 
+def test_scores_that_the_forecast_makes_up_are_not_in_the_log(folder):
+    first, *others = (folder / "cli" / "log.txt").read_text().splitlines()
+    assert first.endswith("searching from evaluation 0")
+    assert any("is the best so far" in line for line in others)
+
+
 def test_a_tilde_is_the_home_and_no_folder_of_that_name(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     with pytest.raises(RunError, match=f"^{folder / 'cli'} exists already"):

@@ -11,8 +11,10 @@ the range.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
@@ -100,6 +102,18 @@ class Rehearsal:
     ends: tuple[RunHistory, RunHistory]
 
 
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep made-up scores out of the search's log."""
+    logger = logging.getLogger("evomerge")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@_unlogged()
 def rehearse(problem: Problem, events: Sequence[Event], evaluations: int, seed: int) -> Rehearsal:
     """Rehearse a whole search with made-up answers, after the events of earlier sessions."""
     log, worker = _InMemory(events), _MadeUpAnswers(problem, seed)

@@ -56,6 +56,8 @@ def test_masks_can_be_fixed(make, layout):
     space = make(masks="signed", fixed={"ops.mask": "minus", "x.mask": False, "y.weight*": 0.5})
     assert [gene.name for gene in space.genes] == ["y.mask", "ops.weight[model]", "x.weight[model]"]
     assert weights(space, [space.start[0], 0.2, 0.3], layout) == [[-0.2, 0.0, 0.5]] * 2
+    with pytest.raises(RecipeError, match=r"space\.fixed: all experts are off, so no other gene has an effect"):
+        make(masks="on_off", fixed={"*.mask": False})
     with pytest.raises(RecipeError, match=r"space.fixed: minus is not in ops.mask's range; write one of on, off"):
         make(masks="on_off", fixed={"ops.mask": "minus"})
     with pytest.raises(RecipeError, match=r"some is not in ops.weight\[model\]'s range; write one from -0.5 to 1.5"):
