@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -15,6 +15,7 @@ from evomerge.files.references import local_or_hub
 from evomerge.merging.checks import preflight
 from evomerge.merging.engine.engine import MergeEngine
 from evomerge.merging.engine.placement import torch_device
+from evomerge.merging.methods import MethodError
 from evomerge.merging.output.adapter_writer import write_adapter
 from evomerge.merging.output.card import gguf_command
 from evomerge.merging.output.provenance import Provenance
@@ -51,10 +52,12 @@ def merge_recipe(
     checkpoints, base, recipe = _opened(local, file, within, allow_unrelated=allow_unrelated, out=whole)
     engine = MergeEngine(checkpoints, base=base, device=torch_device(device))
     if not adapter:
-        write_checkpoint(engine, recipe, out, provenance=found)
+        with _about(file):
+            write_checkpoint(engine, recipe, out, provenance=found)
         _say_written(out)
         return
-    written = write_adapter(engine, recipe, out, rank=rank, provenance=found)
+    with _about(file):
+        written = write_adapter(engine, recipe, out, rank=rank, provenance=found)
     say(
         f"wrote {out}: an adapter of rank {written.rank}, {written.parameters:,} parameters; "
         f"the rank leaves out {written.error:.2%} of the merged task vectors (Frobenius norm)"
@@ -104,6 +107,15 @@ def merge_documents(
                 results[document.name] = str(write_checkpoint(engine, recipe, folder / document.name))
                 kept = f"wrote {folder / document.name}" if intermediates else f"merged {document.name}"
                 say(f"{kept}: {recipe.methods} of {', '.join(document.recipe.models)}")
+
+
+@contextmanager
+def _about(file: Path) -> Iterator[None]:
+    """Begin what a method says about a recipe's values with the recipe's file."""
+    try:
+        yield
+    except MethodError as error:
+        raise RecipeError(f"{file}: {error}") from error
 
 
 def _say_written(out: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from evomerge.cli.merge import merge, uncollected
+from search_spaces.recipes.errors import RecipeError
 from tests.merging.sources.test_vocabulary import BASE, save
 
 
@@ -55,3 +56,7 @@ def test_what_a_recipe_names_twice_or_nowhere_is_said(tmp_path: Path, capsys: py
     said = capsys.readouterr().err
     assert f"{tmp_path}/link and {base} are the same folder, and so one model" in said
     assert "no tensor's name contains the filter 'self_atn', so its value is not used" in said
+    recipe = {"merge_method": "linear", "models": [{"model": str(base), "parameters": {"weight": 0.0}}]}
+    file.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(RecipeError, match=f"^{file}: linear: the weights sum to 0.*; set normalize: false"):
+        merge(file, tmp_path / "zero", "cpu")

@@ -16,7 +16,16 @@ with registering("evomerge"):  # even where another package's import is the firs
         if not _module.name.startswith("_"):
             import_module(f"{__name__}.{_module.name}")
 
-from evomerge.merging.methods.parameters import Flag, OptionalPerModel, PerModel, Real
+from evomerge.merging.methods.parameters import Flag, MethodError, OptionalPerModel, PerModel, Real
 from evomerge.merging.methods.registry import MergeMethod, implementation, merge_method
 
-__all__ = ["Flag", "MergeMethod", "OptionalPerModel", "PerModel", "Real", "implementation", "merge_method"]
+__all__ = [
+    "Flag",
+    "MergeMethod",
+    "MethodError",
+    "OptionalPerModel",
+    "PerModel",
+    "Real",
+    "implementation",
+    "merge_method",
+]

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.parameters import PerModel, Real, check_shares
+from evomerge.merging.methods.parameters import MethodError, PerModel, Real, check_shares
 from evomerge.merging.methods.registry import SourceTensor, merge_method
 
 
@@ -58,7 +58,7 @@ def fisher(
     """Average of the models, each weight by its Fisher information on the calibration text (arXiv:2111.09832)."""
     check_shares(weight, "fisher")
     if floor <= 0:
-        raise ValueError("fisher: a floor of 0 leaves weights without any information; write one such as 0.001")
+        raise MethodError("fisher: a floor of 0 leaves weights without any information; write one such as 0.001")
     total_E, share_E = block.spare("total").zero_(), block.spare("share")
     out_E = block.out.zero_()
     for values_E, state, w in zip(block.models(), block.prepared, weight, strict=True):

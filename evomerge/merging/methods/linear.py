@@ -22,6 +22,7 @@ from evomerge.merging.methods.parameters import (
     INT8_MASK,
     Flag,
     Lambda,
+    MethodError,
     Normalize,
     OptionalPerModel,
     PerModel,
@@ -100,7 +101,7 @@ def metrics_weighted(
     θ = Σ m_t^p θ_t / Σ m_t^p. With losses, p = −γ of the paper; with steps, p = γ.
     """
     if min(metric) <= 0:
-        raise ValueError("metrics_weighted: every model needs a metric above 0, such as its loss; write metric: 1.37")
+        raise MethodError("metrics_weighted: every model needs a metric above 0, such as its loss; write metric: 1.37")
     shares = [(value / max(metric)) ** power for value in metric]
     return WeightedSum(shares, "models", divisor=_checked(_sum(shares)), fused=True)
 
@@ -273,7 +274,7 @@ TotalWeight = TypeVar("TotalWeight", float, Tensor)
 
 def _checked(total: TotalWeight) -> TotalWeight:
     if abs(total) < SMALLEST_SUM:
-        raise ValueError("linear: the weights sum to 0, so they cannot be normalised; set normalize: false")
+        raise MethodError("linear: the weights sum to 0, so they cannot be normalised; set normalize: false")
     return total
 
 

@@ -21,7 +21,7 @@ from typing import Annotated
 from torch import Tensor
 
 from evomerge.merging.methods.formulas import TensorContext, WeightedSum
-from evomerge.merging.methods.parameters import PerModel, Real, check_shares
+from evomerge.merging.methods.parameters import MethodError, PerModel, Real, check_shares
 from evomerge.merging.methods.registry import SourceTensor, WholeTensorState, merge_method
 
 
@@ -48,7 +48,7 @@ def lm_cocktail(
     """Average of the models, each by how well it predicts the text (arXiv:2311.13534)."""
     check_shares(weight, "lm_cocktail")
     if temperature <= 0:
-        raise ValueError("lm_cocktail: the temperature divides losses; write a number above 0 such as 1")
+        raise MethodError("lm_cocktail: the temperature divides losses; write a number above 0 such as 1")
     losses = [state.loss for state in tensor.prepared]
     factors = [w * math.exp((min(losses) - own) / temperature) for w, own in zip(weight, losses, strict=True)]
     shares = [(1 - target) * factor / sum(factors) for factor in factors]

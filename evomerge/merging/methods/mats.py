@@ -29,7 +29,7 @@ from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.matrices import Nothing, average, precise
-from evomerge.merging.methods.parameters import PerModel, Real, check_shares
+from evomerge.merging.methods.parameters import MethodError, PerModel, Real, check_shares
 from evomerge.merging.methods.registry import Prepared, SourceTensor, WholeTensorState, merge_method
 
 
@@ -68,7 +68,7 @@ def mats(
     """Nearest to all models by their K-FAC information, by conjugate gradients from the average (arXiv:2312.04339)."""
     check_shares(weight, "mats")
     if ridge <= 0:
-        raise ValueError(
+        raise MethodError(
             "mats: without a ridge, directions that no text reaches have no solution; write a number above 0 such as "
             "0.0001"
         )

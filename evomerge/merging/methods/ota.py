@@ -25,7 +25,7 @@ from typing import Annotated
 from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
-from evomerge.merging.methods.parameters import Lambda, PerModel, Real, check_shares, kept_fraction
+from evomerge.merging.methods.parameters import Lambda, MethodError, PerModel, Real, check_shares, kept_fraction
 from evomerge.merging.methods.ranking import largest_first
 from evomerge.merging.methods.registry import SourceTensor, merge_method
 
@@ -61,7 +61,7 @@ def ota(
     """Task vectors weighed by a power of their curvature, the least important entries left out (OTA, FFG)."""
     check_shares(weight, "ota")
     if floor <= 0:
-        raise ValueError("ota: a floor of 0 leaves weights without any curvature; write one such as 0.001")
+        raise MethodError("ota: a floor of 0 leaves weights without any curvature; write one such as 0.001")
     base_E, deltas = block.deltas()
     total_E, share_E = block.spare("total").zero_(), block.spare("share")
     out_E = block.out.zero_()

@@ -18,6 +18,11 @@ from typing import Annotated, Any, TypeAlias
 
 from search_spaces.recipes.method_spec import Parameter
 
+
+class MethodError(ValueError):
+    """Values in a recipe that a merge method cannot use; the text says what to write instead."""
+
+
 PerModel: TypeAlias = Sequence[float]
 """A parameter with one value per model, in the order of the block's models."""
 
@@ -163,8 +168,8 @@ def check_shares(weight: Sequence[float], method: str) -> None:
 
     Raises
     ------
-    ValueError
+    MethodError
         If one is below 0, or none is above.
     """
     if min(weight) < 0 or max(weight) == 0:
-        raise ValueError(f"{method}: the weights are shares; write numbers of at least 0, one of them above")
+        raise MethodError(f"{method}: the weights are shares; write numbers of at least 0, one of them above")

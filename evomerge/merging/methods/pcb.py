@@ -27,7 +27,7 @@ from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block
 from evomerge.merging.methods.last_value_cache import LastValueCache
-from evomerge.merging.methods.parameters import Factor, Lambda, Real
+from evomerge.merging.methods.parameters import Factor, Lambda, MethodError, Real
 from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 PERCENTILE = 0.01  # q
@@ -91,7 +91,7 @@ def pcb(
 
 def _compete(deltas: tuple[Tensor, ...], percentile: float) -> Scores:
     if not 0 <= percentile < 0.5:
-        raise ValueError(f"pcb: percentile is {percentile:g}; write a number from 0 to below 0.5, such as 0.01")
+        raise MethodError(f"pcb: percentile is {percentile:g}; write a number from 0 to below 0.5, such as 0.01")
     bounds = [_bounds(delta, percentile) for delta in deltas]
     signed = [_signed_shares(delta, *limits) for delta, limits in zip(deltas, bounds, strict=True)]
     return Scores([_score(own, signed) for own in signed], bounds)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from evomerge.merging.methods.blocks import Block, TensorInfo
 from evomerge.merging.methods.matrices import Nothing, average, precise
-from evomerge.merging.methods.parameters import PerModel, Real, check_shares
+from evomerge.merging.methods.parameters import MethodError, PerModel, Real, check_shares
 from evomerge.merging.methods.registry import Prepared, SourceTensor, WholeTensorState, merge_method
 
 SMALLEST = 1e-30  # ridge of a map whose inputs are all 0
@@ -74,7 +74,7 @@ def least_squares(
 
     Raises
     ------
-    ValueError
+    MethodError
         If the system is singular to rounding.
     """
     shares = [1.0] * len(models) if weight is None else weight
@@ -88,7 +88,7 @@ def least_squares(
     left_NN.diagonal().add_(ridge * float(left_NN.trace()) / len(left_NN) or SMALLEST)
     factor, failed = torch.linalg.cholesky_ex(left_NN)
     if int(failed):
-        raise ValueError(f"the Gram matrices are singular to rounding with ridge {ridge}; write a larger one")
+        raise MethodError(f"the Gram matrices are singular to rounding with ridge {ridge}; write a larger one")
     return mean_MN + torch.cholesky_solve(right_MN.T, factor).T
 
 
@@ -160,12 +160,12 @@ def solve(block: Block, weight: PerModel, reduction: float, ridge: float, method
 
     Raises
     ------
-    ValueError
+    MethodError
         If the weights are not shares, or the ridge is 0.
     """
     check_shares(weight, method)
     if ridge <= 0:
-        raise ValueError(
+        raise MethodError(
             f"{method}: without a ridge, the Gram matrices of channels that are idle or depend on each other are "
             "singular; write a number above 0 such as 0.0001"
         )
@@ -177,5 +177,5 @@ def solve(block: Block, weight: PerModel, reduction: float, ridge: float, method
     grams = [reduced(state.gram_NN, reduction) for state in block.prepared]
     try:
         block.out.copy_(least_squares(values, grams, ridge, weight).reshape(-1))
-    except ValueError as error:
-        raise ValueError(f"{method}: {error}") from None
+    except MethodError as error:
+        raise MethodError(f"{method}: {error}") from None

@@ -20,7 +20,7 @@ import math
 from typing import Annotated
 
 from evomerge.merging.methods.formulas import TensorContext, WeightedSum
-from evomerge.merging.methods.parameters import Lambda, PerModel, Real, optional_weight
+from evomerge.merging.methods.parameters import Lambda, MethodError, PerModel, Real, optional_weight
 from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 
 SMALLEST = 1e-30  # to divide by
@@ -45,7 +45,7 @@ def sens(
 ) -> WeightedSum:
     """Task vectors weighed by their layers' sensitivity and by how far their logits differ (arXiv:2502.12420)."""
     if temperature <= 0:
-        raise ValueError("sens: the temperature divides sensitivities; write a number above 0 such as 0.2")
+        raise MethodError("sens: the temperature divides sensitivities; write a number above 0 such as 0.2")
     products = tensor.shared.products
     factors = [math.exp((own - max(products)) / temperature) for own in products]
     scale = len(factors) / sum(factors)

@@ -26,7 +26,15 @@ from torch import Tensor
 
 from evomerge.merging.methods.formulas import TensorContext, WeightedSum
 from evomerge.merging.methods.last_value_cache import LastValueCache
-from evomerge.merging.methods.parameters import Flag, Lambda, PerModel, Real, optional_weight, required_weight
+from evomerge.merging.methods.parameters import (
+    Flag,
+    Lambda,
+    MethodError,
+    PerModel,
+    Real,
+    optional_weight,
+    required_weight,
+)
 from evomerge.merging.methods.registry import SourceGroup, WholeTensorState, merge_method
 from evomerge.merging.methods.spherical_steps import (
     OPPOSED,
@@ -176,7 +184,7 @@ def _multislerp_coefficients(gram: Tensor, w_T: Tensor, eps: float) -> Tensor:
     mean_norm = _length(gram, mean_T)
     if mean_norm < eps:
         if len(w_T) > 2 and bool((norms_T > eps).any()):
-            raise ValueError(OPPOSED)
+            raise MethodError(OPPOSED)
         return w_T[None]
     mean_T = mean_T / mean_norm
     cosines_T = unit_T * (gram @ mean_T)  # ⟨u_t, m⟩
@@ -328,5 +336,5 @@ def _vector(weight: PerModel) -> Tensor:
 def _shares(weight: PerModel) -> Tensor:
     w_T = _vector(weight)
     if abs(float(w_T.sum())) < SMALLEST_SUM:
-        raise ValueError("the weights sum to 0, so they cannot be normalised; use weights above 0")
+        raise MethodError("the weights sum to 0, so they cannot be normalised; use weights above 0")
     return w_T / w_T.sum()

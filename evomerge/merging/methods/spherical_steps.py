@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evomerge.merging.methods.parameters import PerModel
+from evomerge.merging.methods.parameters import MethodError, PerModel
 from evomerge.merging.methods.registry import WholeTensor
 
 SMALLEST_NORM = 1e-7  # to divide by
@@ -84,7 +84,7 @@ def _barycentre(vector_Tn: Tensor, weight_T1: Tensor, eps: float) -> Tensor:
     length = torch.norm(mean_n)
     if bool(length < eps):
         if len(vector_Tn) > 2 and bool((norm_T1 > eps).any()):
-            raise ValueError(OPPOSED)
+            raise MethodError(OPPOSED)
         return (vector_Tn * weight_T1).sum(0)
     mean_n = mean_n / length
     tangent_Tn = unit_Tn - (unit_Tn * mean_n).sum(-1, keepdim=True) * mean_n
