@@ -229,6 +229,7 @@ def test_a_damaged_run_does_not_hide_the_others(finished, tmp_path, evomerge):
     for name in ("good", "torn"):
         shutil.copytree(folder / "run", tmp_path / name)
     (tmp_path / "torn" / "events.sqlite").write_bytes(b"SQLite format 3")
+    (tmp_path / "private").mkdir(mode=0)  # of somebody else
     text = evomerge("runs", ".", cwd=tmp_path)
     assert "good" in text and "held out" in text and "damaged" in text
 
