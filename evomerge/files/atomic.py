@@ -247,17 +247,22 @@ def disk_errors(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
     except FileError:
         raise
     except Exception as error:
-        # safetensors reports a failing disk in an exception of its own
-        if isinstance(error, OSError) or "os error" in str(error).lower() or "No space left" in str(error):
+        # safetensors and databases report a failing disk in exceptions of their own
+        if isinstance(error, OSError) or "os error" in str(error).lower() or _is_full(error):
             raise FileError(_failure(path, error, elsewhere)) from error
         raise
 
 
 def _failure(path: Path, error: Exception, elsewhere: str) -> str:
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+    if _is_full(error):
         return f"{path}: the disk became full while writing; free some space or {elsewhere}"
     said = getattr(error, "strerror", None) or reason(error, path)
     return f"{path}: cannot be written ({said}); check the folder's permissions and its disk, or {elsewhere}"
+
+
+def _is_full(error: Exception) -> bool:
+    text = str(error)
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "disk is full" in text
 
 
 def _sync_tree(folder: Path, mode: int) -> None:

@@ -186,8 +186,6 @@ class RayCluster:
         ending = signal.getsignal(signal.SIGTERM)
         try:
             self._ray.init(address=address, **options)
-            if callable(ending) and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, ending)  # Ray's own prints the stack and aborts the process
         except Exception as error:  # Ray raises a bare one where a node takes more than 30 s to start
             if self._local is not None:
                 self._local.close()
@@ -199,6 +197,9 @@ class RayCluster:
                 f"workers.address {address!r}: Ray cannot be reached ({one_line(error)}); start it there with `ray "
                 "start --head`, copy that machine's ~/.ray/auth_token to this one if it has one, or write local"
             ) from None
+        finally:
+            if callable(ending) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, ending)  # Ray's own prints the stack and aborts the process
 
     def _gpus_per_worker(self) -> float:
         if self._settings.gpus == "auto":

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import sqlite3
 import stat
 import threading
 from collections import namedtuple
@@ -290,8 +291,9 @@ def test_too_little_space_is_noticed_before_writing(tmp_path: Path, monkeypatch:
         (OSError(errno.ENOSPC, "No space left on device"), "the disk became full while writing; free some space or go"),
         (PermissionError(errno.EACCES, "Permission denied"), r"cannot be written \(Permission denied\); check the fol"),
         (RuntimeError('I/O error: Os { code: 28, message: "No space left on device" }'), "the disk became full"),
+        (sqlite3.OperationalError("database or disk is full"), "the disk became full while writing"),
     ],
-    ids=["full", "refused", "safetensors"],
+    ids=["full", "refused", "safetensors", "database"],
 )
 def test_a_failing_disk_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kind: str, step: str, error: Exception, text: str

@@ -1,6 +1,7 @@
 """Reaching Ray: what is said when that fails, and the token that a cluster may ask for."""
 
 import os
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ def connect(monkeypatch, tmp_path):
 
     def connect(address, error):
         def init(**options):
-            raise error
+            raise error() if callable(error) else error
 
         # Not the real one: it reads these variables once, and others in this process need it as it is.
         monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False))
@@ -35,6 +36,19 @@ def connect(monkeypatch, tmp_path):
 def test_a_node_that_does_not_start_is_an_error_in_one_line(connect):
     said = connect("local", Exception("The current node timed out during startup."))
     assert "Ray did not start on this machine" in said and "timed out" in said and said.endswith("inline")
+
+
+def test_a_search_ends_with_sigterm_as_before(connect):
+    def replaces_the_handler():
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as `ray.init` does
+        return Exception("no")
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        connect("local", replaces_the_handler)
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_cluster_that_is_not_reached_is_an_error_that_speaks_of_the_token(connect):
