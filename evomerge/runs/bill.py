@@ -75,7 +75,7 @@ class Bill:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
-    def read(cls, folder: Path) -> Bill | None:
+    def read(cls, folder: str | Path) -> Bill | None:
         """Return the bill of a run directory; None: it has none.
 
         Raises
@@ -83,7 +83,7 @@ class Bill:
         LogError
             If the file is damaged.
         """
-        file = folder / BILL
+        file = Path(folder) / BILL
         if not file.is_file():
             return None
         try:

@@ -170,7 +170,7 @@ def write(frame: pd.DataFrame, file: Path, kind: Literal["csv", "parquet"]) -> N
     texts.to_csv(file, index=False, lineterminator="\n")
 
 
-def read(file: Path, of: Name) -> pd.DataFrame:
+def read(file: str | Path, of: Name) -> pd.DataFrame:
     """Read back what `write` wrote to a `.csv` or a `.parquet` file: the same columns, types and values.
 
     Parameters
@@ -182,6 +182,7 @@ def read(file: Path, of: Name) -> pd.DataFrame:
     """
     import pandas as pd
 
+    file = Path(file)
     if file.suffix == ".parquet":
         frame = pd.read_parquet(file)
         for name in frame.columns:

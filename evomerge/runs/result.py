@@ -138,7 +138,7 @@ class Result:
         return f'{{\n "held_out": [\n  {lines}\n ],{head}\n'
 
     @classmethod
-    def read(cls, file: Path) -> Result:
+    def read(cls, file: str | Path) -> Result:
         """Return the result that `to_json` wrote.
 
         Raises
@@ -147,7 +147,7 @@ class Result:
             If the file is damaged.
         """
         try:
-            return _RESULT.validate_json(file.read_bytes())
+            return _RESULT.validate_json(Path(file).read_bytes())
         except (OSError, ValueError) as error:
             raise LogError(
                 f"{file} cannot be read ({first_mistake(error)}); remove it, and resume the run to write it again"

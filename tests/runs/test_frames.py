@@ -147,7 +147,7 @@ def test_texts_lists_and_numbers_of_all_kinds_survive_a_file(tmp_path_factory, r
     for kind in ("csv", "parquet"):
         file = tmp_path_factory.mktemp("round") / f"table.{kind}"
         frames.write(frame, file, kind)
-        assert_frame_equal(frames.read(file, "answers"), frame, check_exact=True)
+        assert_frame_equal(frames.read(str(file), "answers"), frame, check_exact=True)
 
 
 def test_what_no_file_can_hold_becomes_a_question_mark(tmp_path):

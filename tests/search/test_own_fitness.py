@@ -71,7 +71,7 @@ def evaluations(run):
 def test_a_function_of_models_says_what_it_cannot_say(write, tmp_path, evomerge):
     write({"kind": "python", "function": "score.py:weight"})
     printed = evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
-    result = Result.read(tmp_path / "run" / "result.json")
+    result = Result.read(str(tmp_path / "run" / "result.json"))
     history, told = evaluations(tmp_path / "run")
     assert all(one.items == ("weight/model/0",) and one.standard_error == 0 for one in told)
     assert result.search_score == pytest.approx(result.held_out[0].score) and result.selection_bias == 0
@@ -96,7 +96,7 @@ def test_minimums_that_nothing_keeps_change_no_number_of_the_result(write, tmp_p
     bound = {"task": "weight", "min_share_of_best_source": 2}
     write({"kind": "python", "function": "score.py:positive", "tasks": [bound]}, budget={"evaluations": 1})
     evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
-    result = Result.read(tmp_path / "run" / "result.json")
+    result = Result.read(str(tmp_path / "run" / "result.json"))
     assert result.selection_bias == 0 and result.verdict.outcome == "indistinguishable"
     header = (tmp_path / "run" / "best.yaml").read_text().splitlines()[0]
     assert header == f"# found by evomerge, score {result.held_out[0].score:.4f}"
@@ -107,7 +107,7 @@ def test_a_function_of_items_has_few_items_held_out_ones_and_a_verdict(write, tm
     subset = {"items": 6, "estimator": estimator, "rotate": True}
     write({"function": "score:likely", "function_items": "TEXTS", "subset": subset})
     evomerge("search", "search.yaml", "--run", "run", cwd=tmp_path)
-    result = Result.read(tmp_path / "run" / "result.json")
+    result = Result.read(str(tmp_path / "run" / "result.json"))
     history, _ = evaluations(tmp_path / "run")
     candidates = [event for event in history.asked.values() if event.candidate.kind not in ("founder", "again")]
     asked = [history.told[event.candidate.id].evaluation.items for event in candidates]
