@@ -136,6 +136,11 @@ class AdapterSource:
         return first.dtype
 
     @property
+    def buffer_dtype(self) -> torch.dtype | None:
+        """The base's."""
+        return self.base.buffer_dtype
+
+    @property
     def merged_in(self) -> torch.dtype | None:
         """Its dtype, to which sums of weights and deltas are rounded."""
         return self.dtype

@@ -92,6 +92,11 @@ class AlignedSource:
         return self.inner.dtype
 
     @property
+    def buffer_dtype(self) -> torch.dtype | None:
+        """The source's."""
+        return self.inner.buffer_dtype
+
+    @property
     def merged_in(self) -> torch.dtype | None:
         """The source's."""
         return self.inner.merged_in

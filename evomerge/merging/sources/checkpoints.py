@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,13 +137,21 @@ class Checkpoint:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype that holds every weight without loss: the common one, or a wider one where they differ."""
+        # stored buffers have a dtype of their own: a model in bfloat16 has router biases in float32
+        result = self._common_dtype(name for name in self.names if name not in self.outline.stored_buffers)
+        assert result is not None, "a model has tensors"
+        return result
+
+    @cached_property
+    def buffer_dtype(self) -> torch.dtype | None:
+        """The dtype that holds every stored buffer without loss; None where there are none."""
+        return self._common_dtype(self.outline.stored_buffers)
+
+    def _common_dtype(self, names: Iterable[str]) -> torch.dtype | None:
         result: torch.dtype | None = None
-        for name in self.names:
-            if name in self.outline.stored_buffers:
-                continue  # they have a dtype of their own: a model in bfloat16 has router biases in float32
+        for name in names:
             own = self.tensor(name).dtype
             result = own if result is None else torch.promote_types(result, own)
-        assert result is not None, "a model has tensors"
         return result
 
     @property

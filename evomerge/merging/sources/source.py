@@ -57,6 +57,10 @@ class Source(Protocol):
         """The dtype that a checkpoint of this model is stored in."""
 
     @property
+    def buffer_dtype(self) -> torch.dtype | None:
+        """The dtype of its stored buffers (see `StoredBuffer`); None where there are none."""
+
+    @property
     def merged_in(self) -> torch.dtype | None:
         """The dtype that the sums of a base and an adapter are rounded to; None for stored weights."""
 
@@ -120,9 +124,7 @@ def with_buffers(dtype: torch.dtype, source: Source) -> torch.dtype:
 
     transformers, too, keeps router biases in float32 where the weights are bfloat16.
     """
-    for name in source.outline.stored_buffers:
-        dtype = torch.promote_types(dtype, source.tensor(name).dtype)
-    return dtype
+    return dtype if source.buffer_dtype is None else torch.promote_types(dtype, source.buffer_dtype)
 
 
 def fingerprint(source: Source) -> dict[str, Any]:

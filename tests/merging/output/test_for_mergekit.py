@@ -46,7 +46,7 @@ def test_vocabularies(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "out_dtype"), [("float32", "bfloat16"), ("bfloat16", None), ("float32", None)])
 def test_buffers_that_mergekit_rounds(dtype: str, out_dtype: str | None) -> None:
     outline = SimpleNamespace(stored_buffers=frozenset({"gate.bias"}))
-    source = cast("Source", SimpleNamespace(outline=outline, tensor=lambda _: torch.zeros(2)))
+    source = cast("Source", SimpleNamespace(outline=outline, buffer_dtype=torch.float32))
     data: dict[str, Any] = {"merge_method": "passthrough", "models": [{"model": "a"}], "dtype": dtype}
     found = [*_buffers(source, mergekit_yaml.build(data | ({"out_dtype": out_dtype} if out_dtype else {})))]
     half = "bfloat16" in (dtype, out_dtype)
